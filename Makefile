@@ -1,0 +1,75 @@
+# Every target explains itself: make help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-unit test-cluster test-e2e test-slow lint format crds lock testbed-up testbed-down testbed-status clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+STAMP := $(VENV)/.synced
+PYTEST := $(BIN)/pytest
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
+	@$(PYTHON) -m venv --clear $(VENV) 2>/dev/null || { apt-get update -qq && apt-get install -qq -y python3-venv && $(PYTHON) -m venv --clear $(VENV); }
+	@$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: $(STAMP) ## Bare machine to chat answer: test bed, chart, a tiny Qwen model, curl and the OpenAI client (KUBECONFIG=... uses your cluster)
+	@$(BIN)/python -m tests.testbed.demo
+
+test: lint test-unit test-cluster test-e2e ## All that CI runs: lint, unit, cluster and end-to-end tests; installs what it needs
+	@$(BIN)/python -m tests.testbed down
+
+test-unit: $(STAMP) ## Pure core and the reconcile loop in memory; seconds, no cluster
+	$(PYTEST) tests/unit
+
+test-cluster: $(STAMP) ## Operator and chart on the real API server with simulated GPU nodes
+	@$(BIN)/python -m tests.testbed up
+	$(PYTEST) -m "cluster and not slow" --timeout 600 tests/cluster
+
+test-e2e: $(STAMP) ## Real pods with the real SGLang on the CPU behind the real gateway
+	@$(BIN)/python -m tests.testbed up
+	$(PYTEST) -m "e2e and not slow" --timeout 900 tests/e2e
+
+test-slow: $(STAMP) ## What takes long: outages, ten idle minutes, test bed crash runs; not part of CI
+	@$(BIN)/python -m tests.testbed up
+	$(PYTEST) -m slow --timeout 3600 tests
+
+lint: $(STAMP) ## ruff, mypy --strict, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP) ## Let ruff format and fix
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+crds: $(STAMP) ## Write crds/ and the chart's copy from the Python types
+	@$(BIN)/qwen-operator crds --output crds
+	@install -D -m 0644 crds/*.yaml -t charts/qwen-operator/files/crds
+
+lock: $(STAMP) ## Resolve the lock files again (after a change of pyproject.toml)
+	@$(BIN)/uv pip compile --quiet pyproject.toml --group dev --extra gateway --universal --python-version 3.11 --generate-hashes --no-header -o requirements.lock
+	@$(BIN)/uv pip compile --quiet pyproject.toml --extra gateway --universal --python-version 3.11 --generate-hashes --no-header -o runtime/requirements.lock
+
+testbed-up: $(STAMP) ## A real cluster on this machine (root): control plane, one node with 8 GPUs by name, simulated nodes, images
+	@$(BIN)/python -m tests.testbed up
+	@$(BIN)/python -m tests.testbed status
+
+testbed-down: $(STAMP) ## Take the test bed down; nothing of it stays but the cache
+	@$(BIN)/python -m tests.testbed down
+
+testbed-status: $(STAMP) ## What of the test bed runs, and how to use it
+	@$(BIN)/python -m tests.testbed status
+
+clean: ## Remove the virtual environment and tool caches of this folder
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""What a model is: shapes, bytes, and how it can be split."""

@@ -1,0 +1,1 @@
+"""What a GPU is, and which ones there are."""

@@ -1,0 +1,1 @@
+"""Spec, facts and inventory to a plan, or to a refusal with the arithmetic."""

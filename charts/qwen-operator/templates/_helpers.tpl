@@ -1,0 +1,110 @@
+{{/* What all names start with. At most 40 characters: the longest suffix leaves room below 63. */}}
+{{- define "qwen.base" -}}
+{{- default .Release.Name .Values.fullnameOverride | trimSuffix "-operator" | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* What names of cluster-scoped objects start with: two releases of one name in two namespaces must not meet. */}}
+{{- define "qwen.clusterBase" -}}
+{{- $name := printf "%s-%s" .Release.Namespace (include "qwen.base" .) -}}
+{{- if gt (len $name) 46 -}}
+{{- printf "%s-%s" ($name | trunc 37 | trimSuffix "-") ($name | sha256sum | trunc 8) -}}
+{{- else -}}
+{{- $name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "qwen.operatorServiceAccount" -}}
+{{- $default := ternary (printf "%s-operator" (include "qwen.base" .)) "default" .Values.serviceAccount.create -}}
+{{- default $default .Values.serviceAccount.operatorName -}}
+{{- end -}}
+
+{{- define "qwen.gatewayServiceAccount" -}}
+{{- $default := ternary (printf "%s-gateway" (include "qwen.base" .)) "default" .Values.serviceAccount.create -}}
+{{- default $default .Values.serviceAccount.gatewayName -}}
+{{- end -}}
+
+{{- define "qwen.keysSecret" -}}
+{{- default (printf "%s-gateway-keys" (include "qwen.base" .)) .Values.gateway.keysSecret -}}
+{{- end -}}
+
+{{/* "true" when the operator may read nodes. */}}
+{{- define "qwen.readNodes" -}}
+{{- ternary "true" "false" (or (empty .Values.watchNamespaces) .Values.rbac.readNodes) -}}
+{{- end -}}
+
+{{/* Takes (dict "root" $ "component" "operator"). What a selector may use: it never changes in an upgrade. */}}
+{{- define "qwen.selectorLabels" -}}
+app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{/* Takes (dict "root" $ "component" "operator"). Labels of an object; the chart's own win over commonLabels. */}}
+{{- define "qwen.labels" -}}
+{{- $labels := include "qwen.selectorLabels" . | fromYaml -}}
+{{- $_ := set $labels "app.kubernetes.io/part-of" "qwen-operator" -}}
+{{- $_ := set $labels "app.kubernetes.io/managed-by" .root.Release.Service -}}
+{{- $_ := set $labels "app.kubernetes.io/version" .root.Chart.AppVersion -}}
+{{- $_ := set $labels "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_") -}}
+{{- merge $labels .root.Values.commonLabels | toYaml -}}
+{{- end -}}
+
+{{/* Takes (dict "root" $ "component" "operator"). No versions: a pod is not replaced because the chart is newer. */}}
+{{- define "qwen.podLabels" -}}
+{{- $labels := include "qwen.selectorLabels" . | fromYaml -}}
+{{- $_ := set $labels "app.kubernetes.io/part-of" "qwen-operator" -}}
+{{- if eq .component "gateway" -}}
+{{- $_ := set $labels "qwen-operator.dev/role" "gateway" -}}
+{{- end -}}
+{{- merge $labels .root.Values.commonLabels | toYaml -}}
+{{- end -}}
+
+{{/* Takes (dict "registry" "mirror.example" "image" "docker.io/a/b:c"): the image in that registry, if one is given. */}}
+{{- define "qwen.rehost" -}}
+{{- $parts := splitList "/" .image -}}
+{{- $host := first $parts -}}
+{{- if and (gt (len $parts) 1) (or (contains "." $host) (contains ":" $host) (eq $host "localhost")) -}}
+{{- $parts = rest $parts -}}
+{{- end -}}
+{{- ternary (printf "%s/%s" (trimSuffix "/" .registry) (join "/" $parts)) .image (ne .registry "") -}}
+{{- end -}}
+
+{{- define "qwen.image" -}}
+{{- $name := include "qwen.rehost" (dict "registry" .Values.image.registry "image" .Values.image.repository) -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" $name .Values.image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $name (default .Chart.AppVersion .Values.image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Takes (dict "root" $ "values" .Values.operator). Where a pod may run, and how its images are pulled. */}}
+{{- define "qwen.placement" -}}
+{{- $spec := dict -}}
+{{- range $key := list "nodeSelector" "tolerations" "affinity" "priorityClassName" -}}
+{{- with index $.values $key -}}
+{{- $_ := set $spec $key . -}}
+{{- end -}}
+{{- end -}}
+{{- with .root.Values.imagePullSecrets -}}
+{{- $_ := set $spec "imagePullSecrets" . -}}
+{{- end -}}
+{{- if $spec -}}
+{{- toYaml $spec -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The restricted profile. The group makes mounted Secrets readable. */}}
+{{- define "qwen.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "qwen.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}

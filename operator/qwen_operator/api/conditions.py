@@ -1,0 +1,133 @@
+"""Conditions: their types, their reasons, and when they change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class ConditionType(StrEnum):
+    """READY, PLANNED and MODEL_LOADED are always present; the others only while they are true (kstatus)."""
+
+    READY = "Ready"
+    PLANNED = "Planned"
+    MODEL_LOADED = "ModelLoaded"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+    DEGRADED = "Degraded"
+
+
+ALWAYS = (ConditionType.READY, ConditionType.PLANNED, ConditionType.MODEL_LOADED)
+
+
+class Reason(StrEnum):
+    """Reasons of conditions and Events; a public interface: alerts and scripts match them."""
+
+    # it works
+    SERVING = "Serving"
+    SCALED = "Scaled"
+    FITS = "Fits"
+    INSPECTED = "Inspected"
+    LOADED = "Loaded"
+    # on the way
+    PENDING = "Pending"
+    INSPECTING = "Inspecting"
+    WAITING_FOR_GPUS = "WaitingForGpus"
+    STARTING = "Starting"
+    LOADING = "Loading"
+    STOPPING = "Stopping"
+    REPLACING = "Replacing"
+    REPLICA_LOST = "ReplicaLost"
+    # refused before a pod exists
+    INVALID_SPEC = "InvalidSpec"
+    UNKNOWN_MODEL = "UnknownModel"
+    UNKNOWN_ARCHITECTURE = "UnknownArchitecture"
+    UNLABELLED_GPUS = "UnlabelledGpus"
+    NO_GPUS = "NoGpus"
+    DOES_NOT_FIT = "DoesNotFit"
+    INVALID_OVERRIDE = "InvalidOverride"
+    UNKNOWN_FLAG = "UnknownFlag"
+    NAME_CONFLICT = "NameConflict"
+    FOREIGN_OBJECT = "ForeignObject"
+    POD_REFUSED = "PodRefused"
+    # inspection
+    INSPECTION_FAILED = "InspectionFailed"
+    MODEL_NOT_FOUND = "ModelNotFound"
+    INVALID_CONFIG = "InvalidConfig"
+    TRUNCATED_WEIGHTS = "TruncatedWeights"
+    UNREADABLE_WEIGHTS = "UnreadableWeights"
+    TOKENIZER_MISSING = "TokenizerMissing"
+    # the pod cannot start
+    CLAIM_NOT_FOUND = "ClaimNotFound"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    # the engine ended
+    BAD_FLAG = "BadFlag"
+    CONFIG_MISMATCH = "ConfigMismatch"
+    CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
+    HOST_OUT_OF_MEMORY = "HostOutOfMemory"
+    NCCL_FAILURE = "NcclFailure"
+    AUTH_REQUIRED = "AuthRequired"
+    DISK_FULL = "DiskFull"
+    PORT_IN_USE = "PortInUse"
+    HUNG = "Hung"
+    UNKNOWN = "Unknown"
+
+
+# Steps on the way to serving: conditions say them, Events do not.
+PROGRESS = frozenset(
+    {
+        Reason.PENDING,
+        Reason.INSPECTING,
+        Reason.STARTING,
+        Reason.LOADING,
+        Reason.STOPPING,
+        Reason.REPLACING,
+        Reason.SCALED,
+    }
+)
+MESSAGE_LIMIT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one condition should say now; `status` None means Unknown."""
+
+    type: ConditionType
+    status: bool | None
+    reason: Reason
+    message: str
+
+
+def set_conditions(
+    old: Iterable[Mapping[str, Any]], verdicts: Sequence[Verdict], generation: int, now: str
+) -> list[dict[str, Any]]:
+    """The new `status.conditions`: the verdicts in order, without optional ones that are not true.
+
+    `lastTransitionTime` is `now` (RFC 3339) only where the status differs from the old one.
+    """
+    before = {str(condition.get("type")): condition for condition in old}
+    return [
+        _condition(before.get(verdict.type, {}), verdict, generation, now)
+        for verdict in verdicts
+        if verdict.type in ALWAYS or verdict.status is True
+    ]
+
+
+def _condition(old: Mapping[str, Any], verdict: Verdict, generation: int, now: str) -> dict[str, Any]:
+    status = {True: "True", False: "False", None: "Unknown"}[verdict.status]
+    kept = old.get("lastTransitionTime") if old.get("status") == status else None
+    return {
+        "type": str(verdict.type),
+        "status": status,
+        "observedGeneration": generation,
+        "lastTransitionTime": kept or now,
+        "reason": str(verdict.reason),
+        "message": clip(verdict.message),
+    }
+
+
+def clip(message: str) -> str:
+    """The message, cut to MESSAGE_LIMIT characters."""
+    return message if len(message) <= MESSAGE_LIMIT else f"{message[: MESSAGE_LIMIT - 3]}..."

@@ -1,0 +1,51 @@
+"""How the API's types carry their own documentation and limits.
+
+A field of an API dataclass is declared with `described(text, ...)`. The text and the limits are OpenAPI keywords;
+`schema.py` turns them into the CRD and `reading.py` checks objects against the same schema, so that the two cannot
+disagree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule that a schema keyword cannot say, twice: as CEL for the API server and as Python for the operator.
+
+    `message` is static: a computed one exceeds the API server's cost budget for the whole CRD.
+    """
+
+    cel: str
+    message: str
+    holds: Callable[[Any], bool]
+
+
+class Passthrough(dict[str, Any]):
+    """A piece of a pod that is handed to Kubernetes as it is; its fields are Kubernetes' own."""
+
+
+def described(
+    description: str, *, default: Any = dataclasses.MISSING, rules: tuple[Rule, ...] = (), **schema: Any
+) -> Any:
+    """A dataclass field with its description (Markdown-free text for `kubectl explain`), rules and limits.
+
+    `schema` holds OpenAPI keywords in snake case (max_length, pattern, minimum, ...), `items` the keywords of a
+    list's elements or a map's values, and `list_type` / `list_map_keys`. A callable `default` is a factory.
+    """
+    metadata = {"description": description, "rules": rules, "schema": schema}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def camel(name: str) -> str:
+    """served_names -> servedNames, as the API spells it."""
+    head, *tail = name.split("_")
+    return head + "".join(part.capitalize() for part in tail)

@@ -1,0 +1,140 @@
+"""From a plain object to API dataclasses, with every fault named by path, value and what would be right.
+
+The API server refuses the same things before; this is for objects that reached the store another way (an older
+CRD, a switched-off validation), because a controller that crashes on one object serves no other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from qwen_operator.api.fields import Passthrough, camel
+from qwen_operator.api.schema import INT_OR_STRING, LIST_MAP_KEYS, LIST_TYPE, PRESERVE, RULES, Schema
+
+T = TypeVar("T")
+
+_TYPES = {"string": str, "integer": int, "boolean": bool, "array": list, "object": Mapping}
+_TYPE_NAMES = {
+    "string": "text",
+    "integer": "a whole number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
+
+
+def problems(value: Any, schema: Schema, path: str) -> list[str]:
+    """Every fault of a value under a schema of `schema.object_schema`, as sentences; empty if there is none."""
+    fault = _type_fault(value, schema)
+    if fault:
+        return [f"{path}: {shown(value)} must be {fault}"]
+    found = [f"{path}: {shown(value)} {fault}" for fault in _limit_faults(value, schema)]
+    if isinstance(value, Mapping) and not schema.get(PRESERVE):
+        found += _member_problems(value, schema, path)
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            found += problems(item, schema["items"], f"{path}[{index}]")
+    if not found:
+        found += [f"{path}: {shown(value)}: {rule.message}" for rule in schema.get(RULES, ()) if not rule.holds(value)]
+    return found
+
+
+def shown(value: Any) -> str:
+    """The value as it goes into a message: one line, at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def build(cls: type[T], value: Mapping[str, Any]) -> T:
+    """The dataclass of a value in which `problems` found no fault; null members count as not set."""
+    hints = get_type_hints(cls)
+    members = {}
+    for field in dataclasses.fields(typing.cast("Any", cls)):
+        member = value.get(camel(field.name))
+        if member is not None:
+            members[field.name] = _built(hints[field.name], member)
+    return cls(**members)
+
+
+def _built(hint: Any, value: Any) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (typing.Union, types.UnionType) and types.NoneType in args:
+        (inner,) = (arg for arg in args if arg is not types.NoneType)
+        return _built(inner, value)
+    if origin is tuple:
+        return tuple(_built(args[0], item) for item in value)
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast("type[Any]", hint), value)
+    return dict(value) if isinstance(value, Mapping) and hint is not Passthrough else value
+
+
+def _type_fault(value: Any, schema: Schema) -> str | None:
+    if schema.get(INT_OR_STRING):
+        right = isinstance(value, int | str) and not isinstance(value, bool)
+        return None if right else "a quantity such as 2, 500m or 4Gi"
+    kind = schema["type"]
+    right = isinstance(value, _TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
+    return None if right else _TYPE_NAMES[kind]
+
+
+def _limit_faults(value: Any, schema: Schema) -> list[str]:
+    faults = []
+    if isinstance(value, int):
+        if value < schema.get("minimum", value):
+            faults.append(f"must be at least {schema['minimum']}")
+        if value > schema.get("maximum", value):
+            faults.append(f"must be at most {schema['maximum']}")
+    elif isinstance(value, str):
+        faults += _length_faults(len(value), schema, "Length", "characters")
+        pattern = schema.get("pattern")
+        # Python's "$" also matches before a final newline, RE2's does not.
+        if pattern and not re.search(re.sub(r"\$$", r"\\Z", pattern), value, re.ASCII):
+            faults.append(f"must match {pattern}")
+    elif isinstance(value, list):
+        faults += _length_faults(len(value), schema, "Items", "entries")
+        faults += _duplicate_faults(value, schema)
+    else:
+        faults += _length_faults(len(value), schema, "Properties", "entries")
+    return faults
+
+
+def _length_faults(length: int, schema: Schema, what: str, unit: str) -> list[str]:
+    least, most = schema.get(f"min{what}", 0), schema.get(f"max{what}", length)
+    if length < least:
+        return [f"has {length} {unit}, it must have at least {least}"]
+    return [f"has {length} {unit}, it must have at most {most}"] if length > most else []
+
+
+def _duplicate_faults(value: list[Any], schema: Schema) -> list[str]:
+    keys = schema.get(LIST_MAP_KEYS)
+    if schema.get(LIST_TYPE) not in ("set", "map"):
+        return []
+    seen: list[Any] = []
+    for item in value:
+        key = [item.get(name) for name in keys] if keys and isinstance(item, Mapping) else item
+        if key in seen:
+            return [f"has {shown(key)} twice, every entry must be there once"]
+        seen.append(key)
+    return []
+
+
+def _member_problems(value: Mapping[str, Any], schema: Schema, path: str) -> list[str]:
+    found = []
+    properties: Schema | None = schema.get("properties")
+    for key, member in value.items():
+        if not isinstance(key, str):
+            found.append(f"{path}: the key {shown(key)} must be text")
+        elif properties is None:
+            found += problems(member, schema["additionalProperties"], f"{path}[{key}]")
+        elif key not in properties:
+            found.append(f"{path}.{key}: there is no such field; the fields are {', '.join(properties)}")
+        elif member is not None:
+            found += problems(member, properties[key], f"{path}.{key}")
+    required = schema.get("required", ())
+    found += [f"{path}.{name}: must be set" for name in required if value.get(name) is None]
+    return found

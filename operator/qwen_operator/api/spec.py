@@ -1,0 +1,334 @@
+"""The spec of a QwenDeployment: what users write, as typed Python.
+
+The descriptions here are the manual that `kubectl explain qd.spec` prints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from qwen_operator.api import reading
+from qwen_operator.api.fields import Passthrough, Rule, described
+from qwen_operator.api.pod import OWN_VOLUMES, Pod
+from qwen_operator.api.schema import object_schema
+
+REPLAN_ANNOTATION = "qwen-operator.dev/replan"
+NAME_LIMIT = 40
+
+_NAME_FORM = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+# Visible ASCII without the colon, which separates model and adapter in SGLang.
+_CLIENT_NAME = r"^[!-9;-~]+$"
+_CLAIM_URI = r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[!-~]*)?$"
+_HUB_URI = r"^hf://[A-Za-z0-9][-A-Za-z0-9._]*/[A-Za-z0-9][-A-Za-z0-9._]*$"
+_VERSION = r"^[0-9]+[.][0-9]+[.][0-9]+[-.+0-9A-Za-z]*$"
+_UP = r"/\.\.(/|$)"
+
+
+def _matches(pattern: str, value: str) -> bool:
+    return re.search(re.sub(r"\$(?=\)?$)", r"\\Z", pattern), value, re.ASCII) is not None
+
+
+NAME_RULES = (
+    Rule(
+        f"size(self.metadata.name) <= {NAME_LIMIT}",
+        f"metadata.name must have at most {NAME_LIMIT} characters, so that the names of its pods fit",
+        lambda name: len(name) <= NAME_LIMIT,
+    ),
+    Rule(
+        f"self.metadata.name.matches('{_NAME_FORM}')",
+        "metadata.name must begin with a letter and contain only a-z, 0-9 and '-' (no dot: write qwen15-7b), because "
+        "a Service is named after it",
+        lambda name: _matches(_NAME_FORM, name),
+    ),
+)
+
+
+class InvalidSpec(Exception):
+    """A spec that cannot be used; `problems` has one sentence per fault, with field path and value."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+_CLIENT_NAME_RULE = Rule(
+    f"self.matches('{_CLIENT_NAME}')",
+    "must not contain a colon, white space or characters beyond ASCII: SGLang reads a colon as model:adapter. "
+    "Right would be, for example, Qwen/Qwen1.5-7B-Chat or qwen-7b",
+    lambda value: _matches(_CLIENT_NAME, value),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the bytes of the model are."""
+
+    uri: str = described(
+        "Where the bytes are: pvc://CLAIM/PATH for a folder in a PersistentVolumeClaim of this namespace (mounted "
+        "read-only; its config.json and weights are inspected before an engine starts), or hf://ORGANISATION/NAME "
+        "for a repository on Hugging Face, which the engine downloads. Examples: pvc://models/qwen/7b-chat, "
+        "hf://Qwen/Qwen1.5-7B-Chat.",
+        min_length=1,
+        max_length=512,
+        rules=(
+            Rule(
+                "self.startsWith('pvc://') || self.startsWith('hf://')",
+                "must begin with pvc:// or hf://; right would be pvc://CLAIM/PATH or hf://ORGANISATION/NAME",
+                lambda uri: uri.startswith(("pvc://", "hf://")),
+            ),
+            Rule(
+                f"!self.startsWith('pvc://') || (self.matches('{_CLAIM_URI}') && !self.contains('/../') && "
+                "!self.endsWith('/..'))",
+                "must have the form pvc://CLAIM/PATH, with the name of a PersistentVolumeClaim, without white space "
+                "and without '..' in the path",
+                lambda uri: not uri.startswith("pvc://") or (_matches(_CLAIM_URI, uri) and not re.search(_UP, uri)),
+            ),
+            Rule(
+                f"!self.startsWith('hf://') || self.matches('{_HUB_URI}')",
+                "must have the form hf://ORGANISATION/NAME; right would be hf://Qwen/Qwen1.5-7B-Chat",
+                lambda uri: not uri.startswith("hf://") or _matches(_HUB_URI, uri),
+            ),
+        ),
+    )
+
+    @property
+    def claim(self) -> str | None:
+        """The claim's name of a `pvc://` source, else None."""
+        return self.uri.removeprefix("pvc://").partition("/")[0] if self.uri.startswith("pvc://") else None
+
+    @property
+    def path(self) -> str:
+        """The folder inside the claim, without slashes at its ends; "" for the claim's root and other schemes."""
+        return self.uri.removeprefix("pvc://").partition("/")[2].strip("/") if self.claim else ""
+
+    @property
+    def repository(self) -> str | None:
+        """ORGANISATION/NAME of an `hf://` source, else None."""
+        return self.uri.removeprefix("hf://") if self.uri.startswith("hf://") else None
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Which GPUs may be used."""
+
+    products: tuple[str, ...] = described(
+        "GPU products that may be used, in order of preference: values of the node label nvidia.com/gpu.product, or "
+        "short names. Not set: any product, the one that needs the fewest GPUs. Example: [H100-80GB, NVIDIA-L40S].",
+        default=(),
+        max_items=16,
+        list_type="atomic",
+        items={"min_length": 1, "max_length": 63, "pattern": r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"},
+    )
+    max_gpus_per_replica: int | None = described(
+        "The most GPUs that one replica may take. Not set: all of one node.", default=None, minimum=1, maximum=64
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Parallelism:
+    """Overrides of the planned split."""
+
+    tensor: int | None = described(
+        "GPUs that the model is split over (tensor parallelism, SGLang's --tp-size), which is the number of GPUs per "
+        "replica. Not set: the smallest power of two that fits. A value that the model cannot be split by, or that "
+        "does not fit, is refused with the valid ones.",
+        default=None,
+        minimum=1,
+        maximum=64,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EnvVar:
+    """One environment variable: `value` as it is, or `valueFrom` a Kubernetes source."""
+
+    RULES: ClassVar = (
+        Rule(
+            "!(has(self.value) && has(self.valueFrom))",
+            "must have value or valueFrom, not both",
+            lambda item: item.get("value") is None or item.get("valueFrom") is None,
+        ),
+    )
+
+    name: str = described("Name of the variable.", max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")
+    value: str | None = described(
+        "The value, as it is. Not set, and no valueFrom: empty.", default=None, max_length=4096
+    )
+    value_from: Passthrough | None = described(
+        "Where the value comes from, as in a container: secretKeyRef, configMapKeyRef, fieldRef or resourceFieldRef. "
+        "Example: {secretKeyRef: {name: hf-token, key: token}}.",
+        default=None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Overrides of the engine's image and options."""
+
+    image: str | None = described(
+        "Image of SGLang. Not set: the chart's, lmsysorg/sglang. Without a tag or digest, :v and the version are "
+        "appended. Example: registry.example.com/sglang:v0.5.23-cu129.",
+        default=None,
+        min_length=1,
+        max_length=512,
+        pattern=r"^[!-~]+$",
+    )
+    version: str | None = described(
+        "Version of SGLang in the image, without a v. It decides the image's tag where the image has none, and which "
+        "options exist. Not set: that of the image's tag, or else the chart's. Example: 0.5.23.",
+        default=None,
+        max_length=32,
+        rules=(
+            Rule(
+                f"self.matches('{_VERSION}')",
+                "must be a version of three numbers without a v; right would be 0.5.23",
+                lambda version: _matches(_VERSION, version),
+            ),
+        ),
+    )
+    args: tuple[str, ...] = described(
+        "Options for SGLang, each as --name=value, as --name, or as two entries --name and value. They come after "
+        "the planned ones and the chart's; the last of a name wins. Options that the operator sets (model, name, "
+        "address, parallel sizes, context length) and options that the version does not have are refused. "
+        'Example: ["--schedule-policy=lpm"].',
+        default=(),
+        max_items=64,
+        list_type="atomic",
+        items={"min_length": 1, "max_length": 2048},
+    )
+    env: tuple[EnvVar, ...] = described(
+        "Environment variables for SGLang, over the planned ones and the chart's, by name.",
+        default=(),
+        max_items=64,
+        list_type="map",
+        list_map_keys=["name"],
+    )
+    startup_seconds: int | None = described(
+        "Seconds from the start of the container until it answers. Not set: planned, 240 s and one second per "
+        "10^9 bytes of weights. A container that takes more than twice as long is restarted.",
+        default=None,
+        minimum=10,
+        maximum=86400,
+    )
+
+
+def _tensor_within_limit(spec: Mapping[str, Any]) -> bool:
+    tensor = (spec.get("parallelism") or {}).get("tensor")
+    limit = (spec.get("hardware") or {}).get("maxGpusPerReplica")
+    return tensor is None or limit is None or bool(tensor <= limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What to serve. Only `model` is required; everything else is derived and shown in the status."""
+
+    RULES: ClassVar = (
+        Rule(
+            "!has(self.parallelism) || !has(self.parallelism.tensor) || !has(self.hardware) || "
+            "!has(self.hardware.maxGpusPerReplica) || self.parallelism.tensor <= self.hardware.maxGpusPerReplica",
+            "parallelism.tensor must be at most hardware.maxGpusPerReplica: lower the first or raise the second",
+            _tensor_within_limit,
+        ),
+    )
+
+    model: str = described(
+        "Which model: the id of its repository. It is the name that clients ask for, unless servedNames says "
+        "otherwise, and where the bytes come from, unless source does. Example: Qwen/Qwen1.5-72B-Chat.",
+        min_length=1,
+        max_length=96,
+        rules=(_CLIENT_NAME_RULE,),
+    )
+    served_names: tuple[str, ...] = described(
+        "All names that clients may ask for. Not set: the model. A name belongs to the oldest object that claims it. "
+        "Changing it restarts nothing. Example: [qwen-72b, chat-default].",
+        default=(),
+        max_items=4,
+        list_type="set",
+        items={"min_length": 1, "max_length": 96, "rules": [_CLIENT_NAME_RULE]},
+    )
+    source: Source | None = described(
+        "Where the bytes are. Not set: on Hugging Face, under the name of the model.", default=None
+    )
+    context_tokens: int | None = described(
+        "Longest request, input and output together, in tokens. Not set: the model's own limit, which is also the "
+        "most. A smaller value needs less GPU memory. Example: 8192.",
+        default=None,
+        minimum=1,
+        maximum=16777216,
+    )
+    hardware: Hardware = described("Which GPUs may be used. Not set: any.", default=Hardware)
+    parallelism: Parallelism = described("Overrides of the planned split over GPUs.", default=Parallelism)
+    engine: Engine = described("Overrides of the engine's image, options and environment.", default=Engine)
+    replicas: int | None = described(
+        "Number of replicas, each with its own GPUs. Not set: 1. 0 stops all of them and keeps the plan. kubectl scale "
+        "writes this field.",
+        default=None,
+        minimum=0,
+        maximum=64,
+    )
+    pod: Pod = described(
+        "Additions to the engine pods, and, where they concern placement, identity and access, to the inspection pod.",
+        default=Pod,
+    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The client names: `servedNames`, or else the model."""
+        return self.served_names or (self.model,)
+
+    @property
+    def repository(self) -> str | None:
+        """The hub repository that the bytes come from, or None for a source that is no hub."""
+        return self.source.repository if self.source else self.model
+
+    @property
+    def wanted_replicas(self) -> int:
+        """`replicas`, or 1 when it is not set."""
+        return 1 if self.replicas is None else self.replicas
+
+
+def parse(obj: Mapping[str, Any]) -> Spec:
+    """The typed spec of a whole QwenDeployment object (metadata and spec); raises InvalidSpec and nothing else."""
+    metadata, spec = obj.get("metadata"), obj.get("spec")
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    if not isinstance(name, str):
+        raise InvalidSpec([f"metadata.name: {reading.shown(name)} must be text"])
+    found = [f"metadata.name: {reading.shown(name)}: {rule.message}" for rule in NAME_RULES if not rule.holds(name)]
+    found += reading.problems(spec, object_schema(Spec), "spec")
+    if found:
+        raise InvalidSpec(found)
+    assert isinstance(spec, Mapping)
+    built = reading.build(Spec, spec)
+    taken = [
+        f"spec.pod.volumes[{index}].name: {reading.shown(volume.get('name'))} is one of the operator's own volumes "
+        f"({', '.join(OWN_VOLUMES)}); choose another name"
+        for index, volume in enumerate(built.pod.volumes)
+        if volume.get("name") in OWN_VOLUMES
+    ]
+    if taken:
+        raise InvalidSpec(taken)
+    return built
+
+
+def revision_hash(spec: Mapping[str, Any], annotations: Mapping[str, str]) -> str:
+    """Eight hexadecimal digits that change when the pods have to: spec without replicas and servedNames, plus the
+    value of the annotation qwen-operator.dev/replan.
+
+    The spec is hashed as it was written, so that a new field of the API changes no hash. Members of the first two
+    levels that are null or empty count as not set.
+    """
+    kept = {key: _without_empty(value) for key, value in spec.items() if key not in ("replicas", "servedNames")}
+    record = {"spec": _without_empty(kept), "replan": annotations.get(REPLAN_ANNOTATION)}
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _without_empty(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {key: member for key, member in value.items() if member is not None and member not in ({}, [], "")}

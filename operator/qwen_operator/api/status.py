@@ -1,0 +1,127 @@
+"""The status as users read it: built whole, from one frozen input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qwen_operator.api.conditions import ConditionType, Reason, Verdict, clip, set_conditions
+
+# Watchers and etcd carry every status; the arithmetic and the log are what can be shortened.
+SIZE_LIMIT = 4096
+_LOG_LINES = 10
+_LOG_LINE = 200
+_STEPS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The last end of an engine container that nobody asked for; `time` RFC 3339, `count` of the same reason."""
+
+    reason: Reason
+    phase: str
+    pod: str
+    exit_code: int
+    time: str
+    count: int
+    log: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """All that a status is made of. `model`, `plan` and `no_fit` are already in their status form, or None.
+
+    `verdicts` has one entry for each of Ready, Planned and ModelLoaded at least. `replicas` counts the engine pods
+    that exist, `ready` those that answer, `wanted` those asked for; `gpus` is the short form of the plan's GPUs
+    ("4xH100-80GB") or ""; `names` the client names.
+    """
+
+    generation: int
+    replicas: int
+    ready: int
+    wanted: int
+    selector: str
+    names: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    gpus: str = ""
+    model: Mapping[str, Any] | None = None
+    plan: Mapping[str, Any] | None = None
+    no_fit: Mapping[str, Any] | None = None
+    last_failure: Failure | None = field(default=None)
+
+
+def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[str, Any]:
+    """The complete new status; `old` is the status as read (for transition times), `now` RFC 3339.
+
+    At most SIZE_LIMIT bytes of JSON: log lines go first, the oldest before the newer, then lines of arithmetic
+    from the end, then options.
+    """
+    optional = {
+        "model": observation.model,
+        "plan": observation.plan,
+        "noFit": observation.no_fit,
+        "lastFailure": _failure(observation.last_failure),
+    }
+    status = {
+        "observedGeneration": observation.generation,
+        "replicas": observation.replicas,
+        "readyReplicas": observation.ready,
+        "selector": observation.selector,
+        "endpoint": {"names": list(observation.names)},
+        **{key: dict(value) for key, value in optional.items() if value},
+        "conditions": set_conditions(old.get("conditions") or (), observation.verdicts, observation.generation, now),
+        "summary": summary(observation),
+    }
+    return _shortened(status)
+
+
+def summary(observation: Observation) -> dict[str, str]:
+    """The line of `kubectl get`: GPUs per replica, ready/wanted, one word, one sentence.
+
+    The word is the reason of Ready, or of Stalled if that is what a person has to see first.
+    """
+    ready = next(verdict for verdict in observation.verdicts if verdict.type == ConditionType.READY)
+    stalled = [verdict for verdict in observation.verdicts if verdict.type == ConditionType.STALLED and verdict.status]
+    said = stalled[0] if stalled and ready.status is not True else ready
+    return {
+        "gpus": observation.gpus or "-",
+        "ready": f"{observation.ready}/{observation.wanted}",
+        "status": str(said.reason),
+        "message": clip(said.message),
+    }
+
+
+def _failure(failure: Failure | None) -> dict[str, Any] | None:
+    if failure is None:
+        return None
+    return {
+        "reason": str(failure.reason),
+        "phase": failure.phase,
+        "pod": failure.pod,
+        "exitCode": failure.exit_code,
+        "time": failure.time,
+        "count": failure.count,
+        "log": [line[:_LOG_LINE] for line in failure.log[-_LOG_LINES:]],
+    }
+
+
+def _shortened(status: dict[str, Any]) -> dict[str, Any]:
+    failure, plan, no_fit = status.get("lastFailure", {}), status.get("plan", {}), status.get("noFit", {})
+    for holder in (plan, no_fit):
+        if "steps" in holder:
+            holder["steps"] = holder["steps"][:_STEPS]
+    for holder, key, first in (
+        (failure, "log", True),
+        (no_fit, "steps", False),
+        (plan, "steps", False),
+        (plan, "args", False),
+    ):
+        while holder.get(key) and _size(status) > SIZE_LIMIT:
+            holder[key] = holder[key][1:] if first else holder[key][:-1]
+    return status
+
+
+def _size(status: Mapping[str, Any]) -> int:
+    return len(json.dumps(status, separators=(",", ":")).encode())

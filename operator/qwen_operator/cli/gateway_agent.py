@@ -1,0 +1,31 @@
+"""`qwen-operator gateway-agent`."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+
+from qwen_operator.gateway.agent import run
+from qwen_operator.gateway.settings import AgentSettings, SettingsError
+
+log = logging.getLogger(__name__)
+
+
+def main(_arguments: argparse.Namespace) -> int:
+    """Run the agent until SIGTERM, which as process 1 of a container does nothing unless it is handled."""
+    try:
+        asyncio.run(_until_stopped(AgentSettings.from_env(os.environ)))
+    except (SettingsError, OSError) as error:
+        log.error("%s", error)  # noqa: TRY400 - a wrong setting or no cluster: the sentence says it
+        return 1
+    return 0
+
+
+async def _until_stopped(settings: AgentSettings) -> None:
+    task = asyncio.create_task(run(settings))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        log.info("stopped")

@@ -1,0 +1,244 @@
+"""The gateway agent: tells the router beside it which workers exist.
+
+It only lists and watches, and writes one file. While the API server is away the file stays as it is; when the
+router restarts, it reads the file again. When the agent restarts, it goes on from the file, because a worker whose
+id changes is out of service for a moment.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
+
+from qwen_operator.gateway.membership import Dropped, Membership, Naming, Observed, advance, restore
+from qwen_operator.gateway.settings import CONTROL_PLANE_KEY_FILE, WORKERS_FILE, AgentSettings
+from qwen_operator.gateway.smg import Router, Smg
+from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi, Manifest, Resource
+from qwen_operator.kube.client import connect
+from qwen_operator.kube.mirror import Key, OnChange, mirror
+
+POD_SELECTOR = "qwen-operator.dev/role=engine"
+COALESCE_SECONDS = 0.05
+FAST_POLL_SECONDS = 0.25
+SLOW_POLL_SECONDS = 5.0
+# A worker that smg has not taken by then is broken; the others must not wait for it.
+SETTLE_SECONDS = 30.0
+STUCK_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Metrics:
+    """The agent's own metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.members = Gauge("qwen_gateway_members", "Workers that the router reports ready.", registry=self.registry)
+        self.wanted = Gauge("qwen_gateway_members_wanted", "Workers that should be ready.", registry=self.registry)
+        self.writes = Counter(
+            "qwen_gateway_membership_writes", "Times that the worker file was replaced.", registry=self.registry
+        )
+
+
+@dataclass(slots=True)
+class Agent:
+    """The state between two steps. `clock` is monotonic, in seconds."""
+
+    router: Router
+    run_dir: Path
+    naming: Naming
+    sources: frozenset[tuple[str, str | None]]
+    """The (plural, namespace) pairs that must have been listed before the file may be changed."""
+    clock: Callable[[], float] = time.monotonic
+    metrics: Metrics = field(default_factory=Metrics)
+    membership: Membership = field(default_factory=Membership)
+    _seen: dict[tuple[str, str | None], list[Manifest]] = field(default_factory=dict)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _written: str | None = None
+    _listening_since: float | None = None
+    _settled: bool = False
+    _stepped_at: float = 0.0
+    _written_at: float = 0.0
+    _dropped: tuple[Dropped, ...] = ()
+    _overdue: frozenset[str] = frozenset()
+
+    def start(self) -> None:
+        """Go on from the file of an earlier run, or write an empty one: the router does not start without."""
+        path = self.run_dir / WORKERS_FILE
+        self._stepped_at = self.clock()
+        if path.exists():
+            self._written = path.read_text("utf-8")
+            self.membership = restore(self._written)
+        else:
+            self._write(self.membership.content())
+
+    def listener(self, resource: Resource, namespace: str | None) -> OnChange:
+        """The callback for one mirror."""
+
+        def on_change(objects: Mapping[Key, Manifest]) -> None:
+            self._seen[resource.plural, namespace] = list(objects.values())
+            self._changed.set()
+
+        return on_change
+
+    async def loop(self) -> None:
+        """Step after every change, often while something is awaited, and now and then; ends by cancellation."""
+        while True:
+            await self.step()
+            try:
+                await asyncio.wait_for(self._changed.wait(), self._pause())
+                await asyncio.sleep(COALESCE_SECONDS)
+            except TimeoutError:
+                pass
+
+    async def step(self) -> None:
+        """Look at everything once and write the file if it has to change."""
+        self._changed.clear()
+        workers = await self.router.workers()
+        now = self._stepped_at = self.clock()
+        if self.listed:
+            self._advance(workers)
+        if workers is None:
+            self._listening_since, self._settled = None, False
+            return
+        self._listening_since = now if self._listening_since is None else self._listening_since
+        self._report_overdue(now)
+        if self.listed and (not self.membership.awaited or now - self._listening_since >= SETTLE_SECONDS):
+            self._settled = True
+
+    @property
+    def listed(self) -> bool:
+        """Whether every mirror has delivered its first complete list."""
+        return self.sources <= self._seen.keys()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the router listens and uses what the first complete list says.
+
+        A worker that becomes unusable later does not change this: the other models have theirs.
+        """
+        return self._settled
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop goes round."""
+        return self.clock() - self._stepped_at < STUCK_SECONDS
+
+    def _pause(self) -> float:
+        """Seconds to the next look. A worker that never gets ready is not worth looking often for ever."""
+        waiting = self.membership.leaving or self.membership.awaited
+        fresh = self.clock() - self._written_at < SETTLE_SECONDS
+        return FAST_POLL_SECONDS if not self._settled or (waiting and fresh) else SLOW_POLL_SECONDS
+
+    def _advance(self, workers: list[Manifest] | None) -> None:
+        observed = Observed(self._objects(QWENDEPLOYMENTS), self._objects(PODS), workers)
+        before, self.membership = self.membership, advance(observed, self.membership, self.naming)
+        self._report(before)
+        self._write(self.membership.content())
+        wanted = len(self.membership.entries) - len(self.membership.leaving)
+        self.metrics.wanted.set(wanted)
+        self.metrics.members.set(wanted - len(self.membership.awaited))
+
+    def _objects(self, resource: Resource) -> list[Manifest]:
+        return [item for (plural, _), items in self._seen.items() if plural == resource.plural for item in items]
+
+    def _report(self, before: Membership) -> None:
+        known = {entry.id for entry in before.entries}
+        for entry in self.membership.entries:
+            if entry.id not in known:
+                log.info("worker joins: %r at %s, %s", entry.name, entry.url, entry.id)
+        remaining = {entry.id for entry in self.membership.entries}
+        for entry in before.entries:
+            if entry.id not in remaining:
+                log.info("worker leaves: %r at %s, %s", entry.name, entry.url, entry.id)
+        for ident in sorted(self.membership.leaving - before.leaving):
+            log.info("worker stays until its replacement is ready: %s", ident)
+        for drop in self.membership.dropped:
+            if drop not in self._dropped:
+                log.warning("left out: %s: %s (%s)", drop.subject, drop.message, drop.reason)
+        self._dropped = self.membership.dropped
+
+    def _report_overdue(self, now: float) -> None:
+        since = max(self._written_at, self._listening_since or now)
+        overdue = self.membership.awaited if now - since >= SETTLE_SECONDS else frozenset()
+        for ident in sorted(overdue - self._overdue):
+            log.warning("the router does not report this worker as ready: %s", ident)
+        self._overdue = overdue
+
+    def _write(self, content: str) -> None:
+        if content == self._written:
+            return
+        draft = self.run_dir / f"{WORKERS_FILE}.draft"
+        draft.write_text(content, "utf-8")
+        # The router must never read half a file.
+        draft.rename(self.run_dir / WORKERS_FILE)
+        self._written, self._written_at = content, self.clock()
+        self.metrics.writes.inc()
+
+
+def http_app(agent: Agent) -> web.Application:
+    """`/healthz`, `/readyz` and `/metrics` of the gateway pod."""
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return _answer(agent.alive, f"the loop has not gone round for {STUCK_SECONDS:.0f} s")
+
+    async def readyz(_request: web.Request) -> web.Response:
+        return _answer(agent.ready, "the router does not listen, or has not taken the first complete list of workers")
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(agent.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", metrics)
+    return app
+
+
+def _answer(good: bool, otherwise: str) -> web.Response:
+    return web.Response(text="ok\n") if good else web.Response(status=503, text=f"{otherwise}\n")
+
+
+async def run(settings: AgentSettings, api: KubeApi | None = None) -> None:
+    """Run the agent until cancelled, or until a part of it fails, which ends all of it.
+
+    Without `api` it connects to the cluster that it runs in; ConnectionError when there is none.
+    """
+    kube = api or await connect(user_agent="qwen-gateway-agent")
+    namespaces: tuple[str | None, ...] = settings.namespaces or (None,)
+    mirrored = [
+        (resource, namespace, labels)
+        for resource, labels in ((QWENDEPLOYMENTS, ""), (PODS, POD_SELECTOR))
+        for namespace in namespaces
+    ]
+    # smg's answers set no cookie, and a router that restarts must not be met through a dead connection.
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(force_close=True), cookie_jar=aiohttp.DummyCookieJar()
+    ) as session:
+        agent = Agent(
+            router=Smg(session, settings.router_url, settings.run_dir / CONTROL_PLANE_KEY_FILE),
+            run_dir=settings.run_dir,
+            naming=Naming(nonce=secrets.token_hex(4), cluster_domain=settings.cluster_domain),
+            sources=frozenset((resource.plural, namespace) for resource, namespace, _ in mirrored),
+        )
+        agent.start()
+        server = web.AppRunner(http_app(agent), access_log=None)
+        await server.setup()
+        try:
+            # host=None listens on every address of both families.
+            await web.TCPSite(server, None, settings.port).start()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(agent.loop())
+                for resource, namespace, labels in mirrored:
+                    group.create_task(mirror(kube, resource, namespace, labels, agent.listener(resource, namespace)))
+        finally:
+            await server.cleanup()
+            if api is None:
+                await kube.aclose()

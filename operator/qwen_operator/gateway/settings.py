@@ -1,0 +1,87 @@
+"""The environment of the gateway's two programs, read once and checked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+WORKERS_FILE = "workers.json"
+CONTROL_PLANE_KEY_FILE = "control-plane-key"
+
+
+class SettingsError(ValueError):
+    """One sentence that names the variable or file, the value, and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """`namespaces` is empty for the whole cluster; `port` serves health and metrics."""
+
+    namespaces: tuple[str, ...]
+    run_dir: Path
+    router_url: str
+    port: int
+    cluster_domain: str
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "AgentSettings":
+        """Raises SettingsError."""
+        names = (name.strip() for name in environ.get("QWEN_WATCH_NAMESPACES", "").split(","))
+        url = environ.get("QWEN_GATEWAY_ROUTER_URL", "http://127.0.0.1:8000").rstrip("/")
+        if not url.startswith(("http://", "https://")):
+            raise SettingsError(f"QWEN_GATEWAY_ROUTER_URL is {url!r}; it must start with http:// or https://")
+        return cls(
+            namespaces=tuple(name for name in names if name),
+            run_dir=Path(environ.get("QWEN_GATEWAY_RUN_DIR", "/run/qwen")),
+            router_url=url,
+            port=_number(environ, "QWEN_AGENT_PORT", 8081, 1, 65535),
+            cluster_domain=environ.get("QWEN_CLUSTER_DOMAIN", "cluster.local"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSettings:
+    """Bounds of the router. `request_timeout_seconds` ends streams too, so it must exceed the longest answer;
+    `max_concurrent_requests` 0 means no bound, and a request beyond it waits in a queue of `queue_size`."""
+
+    auth: bool
+    keys_dir: Path
+    run_dir: Path
+    host: str
+    port: int
+    metrics_port: int
+    max_body_bytes: int
+    max_concurrent_requests: int
+    queue_size: int
+    queue_timeout_seconds: int
+    request_timeout_seconds: int
+    shutdown_grace_seconds: int
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "RouterSettings":
+        """Raises SettingsError."""
+        auth = environ.get("QWEN_GATEWAY_AUTH", "keys")
+        if auth not in ("keys", "none"):
+            raise SettingsError(f"QWEN_GATEWAY_AUTH is {auth!r}; it must be keys or none")
+        return cls(
+            auth=auth == "keys",
+            keys_dir=Path(environ.get("QWEN_GATEWAY_KEYS_DIR", "/etc/qwen-gateway-keys")),
+            run_dir=Path(environ.get("QWEN_GATEWAY_RUN_DIR", "/run/qwen")),
+            host=environ.get("QWEN_GATEWAY_HOST", "0.0.0.0"),
+            port=_number(environ, "QWEN_GATEWAY_PORT", 8000, 1, 65535),
+            metrics_port=_number(environ, "QWEN_GATEWAY_METRICS_PORT", 9090, 1, 65535),
+            max_body_bytes=_number(environ, "QWEN_GATEWAY_MAX_BODY_BYTES", 16 * 1024 * 1024, 1024),
+            max_concurrent_requests=_number(environ, "QWEN_GATEWAY_MAX_CONCURRENT_REQUESTS", 1024),
+            queue_size=_number(environ, "QWEN_GATEWAY_QUEUE_SIZE", 1024),
+            queue_timeout_seconds=_number(environ, "QWEN_GATEWAY_QUEUE_TIMEOUT_SECONDS", 60, 1),
+            request_timeout_seconds=_number(environ, "QWEN_GATEWAY_REQUEST_TIMEOUT_SECONDS", 3600, 1),
+            shutdown_grace_seconds=_number(environ, "QWEN_GATEWAY_SHUTDOWN_GRACE_SECONDS", 180),
+        )
+
+
+def _number(environ: Mapping[str, str], name: str, default: int, low: int = 0, high: int = 2**53) -> int:
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+        raise SettingsError(f"{name} is {text!r}; it must be a whole number from {low} to {high}")
+    return int(text)

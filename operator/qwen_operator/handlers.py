@@ -1,0 +1,92 @@
+"""The kopf routing table and nothing else: which events are watched, and that each goes to the intake.
+
+Only low-level event handlers: they write nothing to the objects, need no finalizer, and an error in one cannot stop
+the next. Everything that has to be repeated until it works is done by the queue behind the intake.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import kopf
+
+from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, SERVICES, Resource
+from qwen_operator.reconcile.config import Config
+from qwen_operator.reconcile.intake import Intake
+from qwen_operator.reconcile.resync import labels_of
+
+NAMESPACED = (QWENDEPLOYMENTS, PODS, SERVICES, CONTROLLER_REVISIONS)
+
+
+def routes(intake: Intake, *, nodes: bool) -> kopf.OperatorRegistry:
+    """The registry of all handlers; `nodes` says whether nodes may be read."""
+    registry = kopf.OperatorRegistry()
+    for resource in (*NAMESPACED, NODES) if nodes else NAMESPACED:
+        _route(registry, intake, resource)
+    kopf.on.login(registry=registry)(login)
+    return registry
+
+
+def _route(registry: kopf.OperatorRegistry, intake: Intake, resource: Resource) -> None:
+    async def on_event(event: Mapping[str, Any], **_: Any) -> None:
+        intake.event(resource, event.get("type"), dict(event["object"]))
+
+    handler = cast("Any", on_event)
+    kopf.on.event(resource.group, resource.version, resource.plural, id=resource.plural, registry=registry)(handler)
+
+
+def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    """KUBECONFIG if it is set, else the pod's service account. Called again after every 401: tokens rotate."""
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if os.environ.get("KUBECONFIG") or not host:
+        return kopf.login_with_kubeconfig(**kwargs)
+    account = kopf.login_with_service_account(**kwargs)
+    if account is None:
+        return None
+    # By address, as the other client does it: the operator must not need the cluster's DNS to be up.
+    return replace(account, server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}")
+
+
+@dataclass(frozen=True)
+class Backoffs(Iterable[float]):
+    """Delays of a watch that fails: jittered, growing to 30 seconds, and without end.
+
+    kopf ends the process when the delays run out, and takes a new iterator for every request.
+    """
+
+    random: Callable[[], float]
+
+    def __iter__(self) -> Iterator[float]:
+        delay = 1.0
+        while True:
+            yield delay * (0.5 + self.random() / 2)
+            delay = min(30.0, delay * 2)
+
+
+def operator_settings(config: Config, random: Callable[[], float]) -> kopf.OperatorSettings:
+    """kopf as a watch shell: no peering, no scanning, no posting, no annotations; `random` returns [0, 1)."""
+    settings = kopf.OperatorSettings()
+    settings.persistence.finalizer = "qwen-operator.dev/unused"
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix="qwen-operator.dev", v1=False)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix="qwen-operator.dev", v1=False)
+    settings.posting.enabled = False
+    settings.posting.reporting_component = "qwen-operator"
+    settings.posting.reporting_instance = config.pod_name
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 310
+    settings.watching.connect_timeout = 10
+    settings.watching.reconnect_backoff = 1.0
+    settings.watching.chunk_size = 500
+    for resource in NAMESPACED:
+        if labels_of(resource):
+            settings.watching.label_selectors[resource.group, resource.version, resource.plural] = labels_of(resource)
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 5
+    settings.networking.error_backoffs = Backoffs(random)
+    settings.networking.enforce_retry_after = True
+    settings.queueing.error_delays = (1, 2, 5, 10, 30)
+    settings.scanning.disabled = True
+    settings.peering.standalone = True
+    settings.process.ultimate_exiting_timeout = 25
+    return settings

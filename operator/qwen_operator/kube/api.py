@@ -1,0 +1,170 @@
+"""The Kubernetes API as the rest of the package sees it: dicts in, dicts out, typed errors.
+
+Everything above this layer works against the `KubeApi` protocol, so that the reconcile loop runs unchanged
+against an in-memory API in the unit tests. Manifests stay plain dicts: typed models reject whole lists when one
+object lacks a field they call required.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One REST resource; `group` is "" for the core group."""
+
+    group: str
+    version: str
+    plural: str
+    kind: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        """The `apiVersion` of its manifests."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str | None, name: str = "", subresource: str = "") -> str:
+        """The URL path of the collection, of one object, or of an object's subresource."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        scope = f"/namespaces/{namespace}" if self.namespaced and namespace is not None else ""
+        rest = "".join(f"/{part}" for part in (name, subresource) if part)
+        return f"{root}{scope}/{self.plural}{rest}"
+
+
+QWENDEPLOYMENTS = Resource("qwen-operator.dev", "v1alpha1", "qwendeployments", "QwenDeployment")
+PODS = Resource("", "v1", "pods", "Pod")
+NODES = Resource("", "v1", "nodes", "Node", namespaced=False)
+SERVICES = Resource("", "v1", "services", "Service")
+CONTROLLER_REVISIONS = Resource("apps", "v1", "controllerrevisions", "ControllerRevision")
+EVENTS = Resource("", "v1", "events", "Event")
+SECRETS = Resource("", "v1", "secrets", "Secret")
+LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
+
+
+class ApiError(Exception):
+    """A request that did not succeed.
+
+    `status` is the HTTP status, 0 when no answer came; `reason` the API server's own word ("AlreadyExists"),
+    `retry_after` seconds that the server asked for.
+    """
+
+    def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{status} {reason}: {message}" if status else f"{reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.retry_after = retry_after
+
+
+class NotFound(ApiError):
+    """404: the object or the resource does not exist."""
+
+
+class Conflict(ApiError):
+    """409: a precondition (uid, resourceVersion) did not hold."""
+
+
+class AlreadyExists(Conflict):
+    """409 of a create: the name is taken, by us or by someone else."""
+
+
+class Forbidden(ApiError):
+    """403: RBAC, quota or an admission policy says no."""
+
+
+class Invalid(ApiError):
+    """400 or 422: the request itself is wrong; repeating it does not help."""
+
+
+class Gone(ApiError):
+    """410: the resourceVersion is too old, list again."""
+
+
+class TooManyRequests(ApiError):
+    """429: come back after `retry_after` seconds."""
+
+
+class Unavailable(ApiError):
+    """5xx, 401, a timeout or no connection: whether the request was carried out is not known."""
+
+
+_BY_STATUS: dict[int, type[ApiError]] = {
+    400: Invalid,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    410: Gone,
+    422: Invalid,
+    429: TooManyRequests,
+}
+
+
+def error_from_status(status: int, body: Manifest, retry_after: float | None = None) -> ApiError:
+    """Map an HTTP status and a `Status` object (or whatever came instead) to an ApiError."""
+    reason = str(body.get("reason") or f"HTTP{status}")
+    message = str(body.get("message") or "no message")
+    if status == 409 and reason == "AlreadyExists":
+        return AlreadyExists(status, reason, message, retry_after)
+    kind = _BY_STATUS.get(status, Unavailable if status == 401 or status >= 500 else ApiError)
+    return kind(status, reason, message, retry_after)
+
+
+class KubeApi(Protocol):
+    """What the operator and the gateway agent ask of an API server. Every method may raise ApiError."""
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
+        """Return one object."""
+        ...
+
+    async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
+        """Return all objects that match the label selector, and the list's resourceVersion.
+
+        Items carry `apiVersion` and `kind`. `namespace=None` means all namespaces.
+        """
+        ...
+
+    def watch(
+        self, resource: Resource, namespace: str | None, resource_version: str, labels: str = ""
+    ) -> AsyncIterator[tuple[str, Manifest]]:
+        """Yield ("ADDED" | "MODIFIED" | "DELETED" | "BOOKMARK", object); end when the server ends the watch.
+
+        Raises Gone when the resourceVersion is too old.
+        """
+        ...
+
+    async def create(self, resource: Resource, manifest: Manifest) -> Manifest:
+        """Create an object; AlreadyExists when the name is taken."""
+        ...
+
+    async def apply(self, resource: Resource, manifest: Manifest, *, manager: str) -> Manifest:
+        """Server-side apply with force; `manifest` is the complete intent of `manager`."""
+        ...
+
+    async def apply_status(self, resource: Resource, manifest: Manifest, *, manager: str) -> Manifest:
+        """Server-side apply with force on the status subresource."""
+        ...
+
+    async def patch(self, resource: Resource, namespace: str | None, name: str, patch: Manifest) -> Manifest:
+        """Strategic merge patch of built-in kinds, JSON merge patch of custom ones."""
+        ...
+
+    async def delete(  # noqa: PLR0913 - the preconditions and the grace period are parts of one request
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str,
+        resource_version: str | None = None,
+        grace_seconds: int | None = None,
+    ) -> None:
+        """Delete the object that has this uid; Conflict when the name belongs to another object by now."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        ...

@@ -1,0 +1,327 @@
+"""`KubeApi` over the asyncio part of the official client.
+
+The official package is used for what is hard to get right: kubeconfig and in-cluster configuration, TLS, tokens
+that rotate. Requests are raw paths and dicts: its typed models reject objects with a missing field, its dynamic
+client needs discovery requests and a writable cache directory.
+"""
+
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import KUBE_CONFIG_DEFAULT_LOCATION, ConfigException, load_incluster_config, load_kube_config
+
+from qwen_operator.kube.api import (
+    KubeApi,
+    Manifest,
+    Resource,
+    Unavailable,
+    error_from_status,
+)
+
+REQUEST_SECONDS = 15.0
+WATCH_SECONDS = 300
+# The API server sends a bookmark about once a minute; a stream silent for longer is dead, whatever TCP says.
+WATCH_SILENCE_SECONDS = 90.0
+LIST_CHUNK = 500
+FIELD_MANAGER = "qwen-operator"
+
+Observer = Callable[[str, str, int, float], None]
+"""Called once per request with verb, plural, HTTP status (0: no answer) and seconds."""
+
+
+async def connect(*, user_agent: str = FIELD_MANAGER, observer: Observer | None = None) -> KubeApi:
+    """Return a client for the cluster of the pod's service account, else of KUBECONFIG or ~/.kube/config.
+
+    Raises ConnectionError with one sentence when neither is usable.
+    """
+    client = ApiClient(configuration=await _configuration())
+    client.user_agent = user_agent
+    return HttpKubeApi(client, observer or (lambda _verb, _plural, _status, _seconds: None))
+
+
+async def _configuration() -> Any:
+    configuration = Configuration()
+    if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
+        load_incluster_config(client_configuration=configuration)
+        return configuration
+    path = os.environ.get("KUBECONFIG") or KUBE_CONFIG_DEFAULT_LOCATION
+    try:
+        await load_kube_config(config_file=path, client_configuration=configuration, persist_config=False)
+    except (ConfigException, OSError) as error:
+        raise ConnectionError(
+            f"no cluster to talk to: not in a pod, and the kubeconfig {path} is not usable: {error}"
+        ) from error
+    return configuration
+
+
+class HttpKubeApi:
+    """See `KubeApi`; made by `connect`. The client gives addresses, credentials and TLS; the session is our own,
+    because the client's encodes bodies in a way that the API server does not keep (see `encode`)."""
+
+    def __init__(self, client: ApiClient, observer: Observer) -> None:
+        self._client = client
+        self._observer = observer
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=client.rest_client.ssl_context),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=True,
+            read_bufsize=2**18,
+        )
+
+    async def aclose(self) -> None:
+        await self._session.close()
+        await self._client.close()
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
+        return await self._request("GET", resource, resource.path(namespace, name))
+
+    async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
+        query = {"limit": str(LIST_CHUNK)}
+        if labels:
+            query["labelSelector"] = labels
+        items: list[Manifest] = []
+        while True:
+            page = await self._request("GET", resource, resource.path(namespace), query=query)
+            # Items of a typed list come without these two, items of a custom resource with them.
+            items += [
+                {"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in page.get("items") or ()
+            ]
+            meta = page.get("metadata") or {}
+            if not meta.get("continue"):
+                return items, str(meta.get("resourceVersion", ""))
+            query["continue"] = meta["continue"]
+
+    async def watch(
+        self, resource: Resource, namespace: str | None, resource_version: str, labels: str = ""
+    ) -> AsyncIterator[tuple[str, Manifest]]:
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(WATCH_SECONDS),
+        }
+        if labels:
+            query["labelSelector"] = labels
+        timeout = aiohttp.ClientTimeout(
+            total=WATCH_SECONDS + 30, sock_connect=REQUEST_SECONDS, sock_read=WATCH_SILENCE_SECONDS
+        )
+        response = await self._send("GET", resource, resource.path(namespace), _Call(query=query, timeout=timeout))
+        try:
+            async for line in _lines(response):
+                kind, item = _event(line)
+                if kind == "ERROR":
+                    raise error_from_status(int(item.get("code") or 500), item)
+                yield kind, item
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unavailable(0, "WatchBroken", f"{resource.plural}: {_text(error)}") from error
+        finally:
+            response.close()
+
+    async def create(self, resource: Resource, manifest: Manifest) -> Manifest:
+        return await self._request(
+            "POST",
+            resource,
+            resource.path(manifest["metadata"].get("namespace")),
+            query={"fieldManager": FIELD_MANAGER},
+            body=manifest,
+        )
+
+    async def apply(self, resource: Resource, manifest: Manifest, *, manager: str) -> Manifest:
+        return await self._apply(resource, manifest, manager, "")
+
+    async def apply_status(self, resource: Resource, manifest: Manifest, *, manager: str) -> Manifest:
+        return await self._apply(resource, manifest, manager, "status")
+
+    async def _apply(self, resource: Resource, manifest: Manifest, manager: str, subresource: str) -> Manifest:
+        meta = manifest["metadata"]
+        return await self._request(
+            "PATCH",
+            resource,
+            resource.path(meta.get("namespace"), meta["name"], subresource),
+            query={"fieldManager": manager, "force": "true"},
+            # JSON is YAML.
+            body=manifest,
+            content_type="application/apply-patch+yaml",
+        )
+
+    async def patch(self, resource: Resource, namespace: str | None, name: str, patch: Manifest) -> Manifest:
+        # Custom resources know no strategic merge.
+        builtin = "." not in resource.group
+        return await self._request(
+            "PATCH",
+            resource,
+            resource.path(namespace, name),
+            query={"fieldManager": FIELD_MANAGER},
+            body=patch,
+            content_type=f"application/{'strategic-merge' if builtin else 'merge'}-patch+json",
+        )
+
+    async def delete(  # noqa: PLR0913 - the preconditions and the grace period are parts of one request
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str,
+        resource_version: str | None = None,
+        grace_seconds: int | None = None,
+    ) -> None:
+        preconditions = {"uid": uid}
+        if resource_version is not None:
+            preconditions["resourceVersion"] = resource_version
+        options: Manifest = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": preconditions,
+            "propagationPolicy": "Background",
+        }
+        if grace_seconds is not None:
+            options["gracePeriodSeconds"] = grace_seconds
+        await self._request("DELETE", resource, resource.path(namespace, name), body=options)
+
+    async def _request(  # noqa: PLR0913 - one HTTP request
+        self,
+        method: str,
+        resource: Resource,
+        path: str,
+        *,
+        query: dict[str, str] | None = None,
+        body: Manifest | None = None,
+        content_type: str = "application/json",
+    ) -> Manifest:
+        call = _Call(query=query or {}, body=body, content_type=content_type)
+        response = await self._send(method, resource, path, call)
+        try:
+            content = json.loads(await response.read())
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise Unavailable(0, "AnswerLost", f"{method} {path}: {_text(error)}") from error
+        if not isinstance(content, dict):
+            raise Unavailable(0, "AnswerLost", f"{method} {path}: the answer is not a JSON object")
+        return content
+
+    async def _send(self, method: str, resource: Resource, path: str, call: "_Call") -> aiohttp.ClientResponse:
+        """Send, and send once more with fresh credentials after a 401; raise ApiError for any status >= 400."""
+        response = await self._send_once(method, resource, path, call)
+        if response.status == 401:
+            response.release()
+            await self._reload()
+            response = await self._send_once(method, resource, path, call)
+        if response.status < 400:
+            return response
+        try:
+            body = json.loads(await response.read())
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            body = {}
+        raise error_from_status(
+            response.status, body if isinstance(body, dict) else {}, _seconds(response.headers.get("Retry-After"))
+        )
+
+    async def _send_once(self, method: str, resource: Resource, path: str, call: "_Call") -> aiohttp.ClientResponse:
+        start, status = time.monotonic(), 0
+        try:
+            # param_serialize also re-reads the service account's token, which rotates hourly.
+            _, url, headers, _, _ = await self._client.param_serialize(
+                method,
+                path,
+                header_params={"Accept": "application/json", "Content-Type": call.content_type},
+                auth_settings=["BearerToken"],
+            )
+            configuration = self._client.configuration
+            response = await self._session.request(
+                method,
+                url,
+                params=call.query,
+                headers=headers,
+                data=None if call.body is None else encode(call.body),
+                timeout=call.timeout,
+                proxy=configuration.proxy,
+                server_hostname=configuration.tls_server_name,
+            )
+            status = response.status
+        except (aiohttp.ClientError, TimeoutError, OSError, ConfigException) as error:
+            raise Unavailable(0, "NoAnswer", f"{method} {path}: {_text(error)}") from error
+        finally:
+            self._observer(
+                "watch" if "watch" in call.query else method.lower(), resource.plural, status, time.monotonic() - start
+            )
+        return response
+
+    async def _reload(self) -> None:
+        """Take the credentials from the configuration again: tokens of exec plugins and files expire too."""
+        try:
+            fresh = await _configuration()
+        except (ConnectionError, ConfigException, OSError) as error:
+            raise Unavailable(401, "Unauthorized", f"credentials cannot be read again: {error}") from error
+        self._client.configuration.api_key = fresh.api_key
+        self._client.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
+
+
+class _Call:
+    """The parts of a request besides method and path."""
+
+    __slots__ = ("body", "content_type", "query", "timeout")
+
+    def __init__(
+        self,
+        *,
+        query: dict[str, str],
+        body: Manifest | None = None,
+        content_type: str = "application/json",
+        timeout: aiohttp.ClientTimeout | None = None,
+    ) -> None:
+        self.query = query
+        self.body = body
+        self.content_type = content_type
+        self.timeout = timeout or aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+
+
+def encode(body: Manifest) -> bytes:
+    """JSON as the API server itself writes it: no white space, sorted keys, &, <, > and two line separators escaped.
+
+    A ControllerRevision's data is compared byte by byte with what the API server makes of it. Sent in any other form
+    it counts as changed, hence as forbidden, at every later patch of so much as a label: by `kubectl`, and by the
+    garbage collector when the owner is deleted with `--cascade=orphan`, which then never ends.
+    """
+    text = json.dumps(body, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+    return text.translate(_ESCAPED).encode()
+
+
+_ESCAPED = {ord(char): f"\\u{ord(char):04x}" for char in "&<>\u2028\u2029"}
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Yield complete lines. Not `content.readline`, which refuses lines longer than its buffer.
+
+    A half line at the end of a cut stream is dropped: the next watch starts before it.
+    """
+    rest = b""
+    async for chunk in response.content.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield line
+
+
+def _event(line: bytes) -> tuple[str, Manifest]:
+    try:
+        event = json.loads(line)
+        return str(event["type"]), dict(event["object"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Unavailable(0, "WatchBroken", f"a watch event is not readable: {error}") from error
+
+
+def _text(error: BaseException) -> str:
+    """The error's text; time-outs have none."""
+    return str(error) or type(error).__name__
+
+
+def _seconds(header: str | None) -> float | None:
+    try:
+        return float(header) if header else None
+    except ValueError:
+        return None

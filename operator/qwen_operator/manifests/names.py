@@ -1,0 +1,86 @@
+"""Names, labels and annotations of everything that the operator makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Manifest = dict[str, Any]
+
+GROUP = "qwen-operator.dev"
+LABEL_DEPLOYMENT = f"{GROUP}/deployment"
+LABEL_ROLE = f"{GROUP}/role"
+LABEL_ROUTABLE = f"{GROUP}/routable"
+LABEL_REVISION = f"{GROUP}/revision"
+ANNOTATION_OWNER_UID = f"{GROUP}/owner-uid"
+ROLE_ENGINE = "engine"
+ROLE_INSPECTION = "inspection"
+ENGINE_CONTAINER = "engine"
+INSPECTION_CONTAINER = "inspection"
+ENGINE_PORT = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The QwenDeployment that a child belongs to."""
+
+    name: str
+    namespace: str
+    uid: str
+
+
+def engine_pod_name(deployment: str, revision: str, index: int) -> str:
+    return f"{deployment}-{revision}-{index}"
+
+
+def inspection_pod_name(deployment: str, revision: str) -> str:
+    return f"{deployment}-{revision}-inspect"
+
+
+def controller_revision_name(deployment: str, revision: str) -> str:
+    return f"{deployment}-{revision}"
+
+
+def headless_service_name(deployment: str) -> str:
+    return f"{deployment}-engine"
+
+
+def engine_selector(deployment: str) -> str:
+    """The label selector of a deployment's engine pods, as in `status.selector`."""
+    return f"{LABEL_DEPLOYMENT}={deployment},{LABEL_ROLE}={ROLE_ENGINE}"
+
+
+def common_labels(owner: Owner, *, name: str, component: str) -> dict[str, str]:
+    """Labels of every child; `name` is what it runs, `component` which part of the deployment it is."""
+    return {
+        "app.kubernetes.io/name": name,
+        "app.kubernetes.io/instance": owner.name,
+        "app.kubernetes.io/component": component,
+        "app.kubernetes.io/part-of": "qwen-operator",
+        "app.kubernetes.io/managed-by": "qwen-operator",
+        LABEL_DEPLOYMENT: owner.name,
+    }
+
+
+def metadata(owner: Owner, name: str, labels: dict[str, str]) -> Manifest:
+    """Metadata of a child: owned by the deployment, and marked with its uid so that a lost reference can be restored
+    without ever taking over an object that somebody else made."""
+    return {
+        "name": name,
+        "namespace": owner.namespace,
+        "labels": labels,
+        "annotations": {ANNOTATION_OWNER_UID: owner.uid},
+        "ownerReferences": [owner_reference(owner)],
+    }
+
+
+def owner_reference(owner: Owner) -> Manifest:
+    """The controller reference to the deployment."""
+    return {
+        "apiVersion": f"{GROUP}/v1alpha1",
+        "kind": "QwenDeployment",
+        "name": owner.name,
+        "uid": owner.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }

@@ -1,0 +1,38 @@
+"""The children that are not pods: the headless Service and the ControllerRevision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qwen_operator.manifests import names
+from qwen_operator.manifests.names import Manifest, Owner
+
+
+def headless_service(owner: Owner) -> Manifest:
+    """The Service that gives engine pods their DNS names; only ready pods have one."""
+    labels = names.common_labels(owner, name="qwen-operator", component="engine")
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": names.metadata(owner, names.headless_service_name(owner.name), labels),
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": "None",
+            "selector": {names.LABEL_DEPLOYMENT: owner.name, names.LABEL_ROLE: names.ROLE_ENGINE},
+            "ports": [{"name": "http", "port": names.ENGINE_PORT, "targetPort": names.ENGINE_PORT, "protocol": "TCP"}],
+        },
+    }
+
+
+def controller_revision(owner: Owner, revision: str, number: int, data: Mapping[str, Any]) -> Manifest:
+    """The immutable record of what a revision runs; `data` is any JSON object, `number` grows with each revision."""
+    labels = names.common_labels(owner, name="qwen-operator", component="revision")
+    labels[names.LABEL_REVISION] = revision
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "ControllerRevision",
+        "metadata": names.metadata(owner, names.controller_revision_name(owner.name, revision), labels),
+        "revision": number,
+        "data": dict(data),
+    }

@@ -1,0 +1,287 @@
+"""Pods of engines and inspections as plain dicts.
+
+Both meet the restricted Pod Security profile. What a user adds under `spec.pod` comes last, but cannot take away
+the labels and annotations by which the operator knows its pods.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from qwen_operator.api.pod import GPU_RESOURCE, Pod
+from qwen_operator.api.spec import EnvVar, Source, Spec
+from qwen_operator.manifests import names
+from qwen_operator.manifests.names import Manifest, Owner
+from qwen_operator.manifests.quantities import canonical_quantities
+from qwen_operator.planning.types import Plan
+
+SOURCE_MOUNT = "/models/source"
+RUNTIME_MOUNT = "/qwen-runtime"
+RUNTIME = f"{RUNTIME_MOUNT}/qwen-runtime.pyz"
+_IMAGE_RUNTIME = "/opt/qwen-operator/qwen-runtime.pyz"
+_HOME = "/home/qwen"
+_USER = 65532
+
+_PRESTOP_SECONDS = 5
+# The gateway's longest request, the preStop wait and SGLang's own steps of 5 s.
+_GRACE_SECONDS = 630
+_INSPECTION_SECONDS = 600
+_STARTUP_PERIOD = 5
+# A start that takes longer than planned is not yet a hang.
+_STARTUP_FACTOR = 2
+
+_POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": _USER,
+    "runAsGroup": _USER,
+    "fsGroup": _USER,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+_CONTAINER_SECURITY = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
+_GPU_TOLERATION = {"key": GPU_RESOURCE, "operator": "Exists"}
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeImage:
+    """The operator's own image, for inspections and for the init container of engine pods.
+
+    `pull_secrets` are the chart's, for all pods.
+    """
+
+    reference: str
+    pull_policy: str = "IfNotPresent"
+    pull_secrets: tuple[str, ...] = ()
+
+
+def engine_template(owner: Owner, revision: str, spec: Spec, plan: Plan, runtime: RuntimeImage) -> Manifest:
+    """The pod of every replica but for name and hostname: {"metadata": {labels, annotations}, "spec": {...}}.
+
+    This is what a ControllerRevision pins.
+    """
+    labels = _pod_labels(owner, revision, names.ROLE_ENGINE) | {names.LABEL_ROUTABLE: "true"}
+    pod = {
+        **_common(spec.pod, runtime, (_GPU_TOLERATION, *plan.tolerations)),
+        **_present(
+            nodeSelector={**plan.selector, **spec.pod.node_selector},
+            runtimeClassName=spec.pod.runtime_class_name,
+            topologySpreadConstraints=[dict(item) for item in spec.pod.topology_spread_constraints],
+        ),
+        "restartPolicy": "Always",
+        "subdomain": names.headless_service_name(owner.name),
+        "terminationGracePeriodSeconds": _GRACE_SECONDS,
+        "initContainers": [_runtime_container(runtime)],
+        "containers": [_engine_container(spec, plan)],
+        "volumes": _engine_volumes(spec, plan),
+    }
+    return {
+        "metadata": {
+            "labels": {**spec.pod.labels, **labels},
+            "annotations": {**spec.pod.annotations, names.ANNOTATION_OWNER_UID: owner.uid},
+        },
+        "spec": canonical_quantities(pod),
+    }
+
+
+def engine_pod(owner: Owner, revision: str, template: Mapping[str, Any], index: int) -> Manifest:
+    """The pod of replica `index` from a template of `engine_template`."""
+    name = names.engine_pod_name(owner.name, revision, index)
+    pinned = deepcopy(dict(template))
+    metadata = names.metadata(owner, name, {})
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {**metadata, **pinned["metadata"]},
+        "spec": {**pinned["spec"], "hostname": name},
+    }
+
+
+def inspection_pod(owner: Owner, revision: str, spec: Spec, runtime: RuntimeImage) -> Manifest:
+    """The pod that reads the checkpoint of a `pvc://` source and reports its facts in its termination message.
+
+    It runs where engines run and as their user: what it can read, they can, and a claim binds where they are.
+    """
+    assert spec.source is not None
+    assert spec.source.claim, "only a claim is inspected by a pod"
+    labels = _pod_labels(owner, revision, names.ROLE_INSPECTION)
+    metadata = names.metadata(owner, names.inspection_pod_name(owner.name, revision), {**spec.pod.labels, **labels})
+    metadata["annotations"] = {**spec.pod.annotations, **metadata["annotations"]}
+    container = {
+        "name": names.INSPECTION_CONTAINER,
+        "image": runtime.reference,
+        "imagePullPolicy": runtime.pull_policy,
+        "command": ["python3", _IMAGE_RUNTIME, "inspect", "--path", _model_path(spec)],
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+        "securityContext": deepcopy(_CONTAINER_SECURITY),
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "File",
+        "volumeMounts": [_source_mount()],
+    }
+    pod = {
+        **_common(spec.pod, runtime, (_GPU_TOLERATION,)),
+        **_present(nodeSelector=dict(spec.pod.node_selector)),
+        "restartPolicy": "Never",
+        "activeDeadlineSeconds": _INSPECTION_SECONDS,
+        "containers": [container],
+        "volumes": [_source_volume(spec.source)],
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": canonical_quantities(pod)}
+
+
+def _pod_labels(owner: Owner, revision: str, role: str) -> dict[str, str]:
+    labels = names.common_labels(owner, name="sglang", component=role)
+    return labels | {names.LABEL_ROLE: role, names.LABEL_REVISION: revision}
+
+
+def _common(pod: Pod, runtime: RuntimeImage, tolerations: tuple[Mapping[str, Any], ...]) -> Manifest:
+    """What engine and inspection pods share: identity, placement and access, with the user's additions."""
+    secrets = dict.fromkeys((*runtime.pull_secrets, *(secret.name for secret in pod.image_pull_secrets)))
+    optional = _present(
+        priorityClassName=pod.priority_class_name,
+        schedulerName=pod.scheduler_name,
+        serviceAccountName=pod.service_account_name,
+        affinity=dict(pod.affinity or {}),
+        imagePullSecrets=[{"name": name} for name in secrets],
+    )
+    return {
+        **optional,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {**deepcopy(_POD_SECURITY), **(pod.security_context or {})},
+        "tolerations": [dict(item) for item in (*tolerations, *pod.tolerations)],
+    }
+
+
+def _runtime_container(runtime: RuntimeImage) -> Manifest:
+    return {
+        "name": "runtime",
+        "image": runtime.reference,
+        "imagePullPolicy": runtime.pull_policy,
+        "command": ["python3", _IMAGE_RUNTIME, "install", RUNTIME_MOUNT],
+        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}},
+        "securityContext": deepcopy(_CONTAINER_SECURITY),
+        "volumeMounts": [{"name": "qwen-runtime", "mountPath": RUNTIME_MOUNT}],
+    }
+
+
+def _engine_container(spec: Spec, plan: Plan) -> Manifest:
+    gpus = {GPU_RESOURCE: str(plan.gpus_per_replica)}
+    resources = spec.pod.resources
+    # A limit without a request is the request, as everywhere in Kubernetes; a limit below ours would be refused.
+    requests = {"cpu": "500m", "memory": "2Gi", **resources.limits, **resources.requests, **gpus}
+    mounts = [
+        {"name": "qwen-runtime", "mountPath": RUNTIME_MOUNT, "readOnly": True},
+        {"name": "home", "mountPath": _HOME},
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "shm", "mountPath": "/dev/shm"},
+        *([_source_mount()] if spec.source and spec.source.claim else []),
+        *(dict(mount) for mount in spec.pod.volume_mounts),
+    ]
+    prestop = ["python3", RUNTIME, "prestop", "--seconds", str(_PRESTOP_SECONDS)]
+    return {
+        "name": names.ENGINE_CONTAINER,
+        "image": plan.engine_image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": _command(spec, plan),
+        "env": [_variable(variable) for variable in _environment(plan)],
+        "ports": [{"name": "http", "containerPort": names.ENGINE_PORT, "protocol": "TCP"}],
+        "resources": {"requests": requests, "limits": {**resources.limits, **gpus}},
+        "securityContext": deepcopy(_CONTAINER_SECURITY),
+        **_probes(plan),
+        "lifecycle": {"preStop": {"exec": {"command": prestop}}},
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "File",
+        "volumeMounts": mounts,
+    }
+
+
+def _command(spec: Spec, plan: Plan) -> list[str]:
+    """SGLang as the child of the runtime's init: as process 1 it ignores SIGTERM while it loads."""
+    return [
+        "python3",
+        RUNTIME,
+        "launch",
+        "--",
+        "python3",
+        "-m",
+        "sglang.launch_server",
+        f"--model-path={_model_path(spec)}",
+        f"--served-model-name={spec.model}",
+        "--host=0.0.0.0",
+        f"--port={names.ENGINE_PORT}",
+        *plan.args,
+    ]
+
+
+def _environment(plan: Plan) -> tuple[EnvVar, ...]:
+    # The user id has no entry in the image's passwd file, and torch asks for the user's name.
+    base = {
+        "HOME": _HOME,
+        "USER": "qwen",
+        "LOGNAME": "qwen",
+        "HF_HOME": f"{_HOME}/huggingface",
+        "SGLANG_CACHE_DIR": f"{_HOME}/sglang",
+    }
+    merged = {name: EnvVar(name, value) for name, value in base.items()}
+    merged |= {variable.name: variable for variable in plan.env}
+    return tuple(merged.values())
+
+
+def _variable(variable: EnvVar) -> Manifest:
+    return {"name": variable.name, **_present(value=variable.value, valueFrom=variable.value_from)}
+
+
+def _probes(plan: Plan) -> Manifest:
+    """/ready is a flag and answers at once; /health makes a token and only it notices a hung scheduler."""
+    ready = {"path": "/ready", "port": "http", "scheme": "HTTP"}
+    health = {"path": "/health", "port": "http", "scheme": "HTTP"}
+    attempts = math.ceil(plan.startup_seconds * _STARTUP_FACTOR / _STARTUP_PERIOD)
+    return {
+        "startupProbe": {
+            "httpGet": ready,
+            "periodSeconds": _STARTUP_PERIOD,
+            "timeoutSeconds": 2,
+            "failureThreshold": attempts,
+        },
+        "readinessProbe": {"httpGet": dict(ready), "periodSeconds": 2, "timeoutSeconds": 2, "failureThreshold": 2},
+        "livenessProbe": {"httpGet": health, "periodSeconds": 60, "timeoutSeconds": 30, "failureThreshold": 5},
+    }
+
+
+def _engine_volumes(spec: Spec, plan: Plan) -> list[Manifest]:
+    return [
+        {"name": "qwen-runtime", "emptyDir": {}},
+        {"name": "home", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{plan.shm_bytes // 1024}Ki"}},
+        *([_source_volume(spec.source)] if spec.source and spec.source.claim else []),
+        *(dict(volume) for volume in spec.pod.volumes),
+    ]
+
+
+def _source_volume(source: Source) -> Manifest:
+    return {"name": "source", "persistentVolumeClaim": {"claimName": source.claim, "readOnly": True}}
+
+
+def _source_mount() -> Manifest:
+    return {"name": "source", "mountPath": SOURCE_MOUNT, "readOnly": True}
+
+
+def _model_path(spec: Spec) -> str:
+    """Where SGLang finds the model: a folder of the mounted claim, or a repository that it downloads."""
+    if spec.source and spec.source.claim:
+        return f"{SOURCE_MOUNT}/{spec.source.path}".rstrip("/")
+    return spec.repository or spec.model
+
+
+def _present(**members: Any) -> Manifest:
+    """The members that are set: the API server stores no empty ones."""
+    return {key: value for key, value in members.items() if value}

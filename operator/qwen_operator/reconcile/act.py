@@ -1,0 +1,120 @@
+"""Carries out decisions: one request per action, in order, up to the first error.
+
+Every answer goes into the store at once. A name that is taken, or an object that is another one by now, means that
+the view was stale: the object is read, and the decision is made again.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from qwen_operator.kube import (
+    CONTROLLER_REVISIONS,
+    EVENTS,
+    PODS,
+    QWENDEPLOYMENTS,
+    SERVICES,
+    AlreadyExists,
+    Conflict,
+    KubeApi,
+    Manifest,
+    NotFound,
+    Resource,
+)
+from qwen_operator.reconcile.model import Action, Apply, Create, Delete, Kind
+from qwen_operator.reconcile.store import Key, Store
+
+MANAGER = "qwen-operator"
+STATUS_MANAGER = "qwen-operator-status"
+RESOURCES: dict[Kind, Resource] = {
+    Kind.POD: PODS,
+    Kind.SERVICE: SERVICES,
+    Kind.CONTROLLER_REVISION: CONTROLLER_REVISIONS,
+}
+
+log = logging.getLogger(__name__)
+
+
+class Stale(Exception):
+    """An action met another object than the one that was observed."""
+
+
+class Actor:
+    """Writes to the API server and keeps the store in step. `stamp` returns the time as RFC 3339."""
+
+    def __init__(self, api: KubeApi, store: Store, stamp: Callable[[], str]) -> None:
+        self._api = api
+        self._store = store
+        self._stamp = stamp
+
+    async def act(self, key: Key, action: Action) -> None:
+        """Carry out one action for the QwenDeployment `key`; raises Stale, or ApiError."""
+        name = action.manifest["metadata"]["name"] if isinstance(action, Create | Apply) else action.name
+        try:
+            await self._request(key[0], name, action)
+        except (AlreadyExists, NotFound, Conflict) as error:
+            await self._refresh(RESOURCES[action.kind], (key[0], name))
+            if isinstance(action, Delete) and isinstance(error, NotFound):
+                return
+            raise Stale(f"{action.kind} {name}: {error.message}") from error
+        log.info(
+            "%s %s",
+            type(action).__name__.lower(),
+            action.kind,
+            extra={"deployment": "/".join(key), "object": name, "why": str(action.why)},
+        )
+
+    async def write_status(self, deployment: Manifest, status: dict[str, Any]) -> None:
+        """Apply the complete status of a QwenDeployment."""
+        meta = deployment["metadata"]
+        intent = {
+            "apiVersion": deployment["apiVersion"],
+            "kind": deployment["kind"],
+            # With the uid the apply fails when the object was replaced, instead of creating anything.
+            "metadata": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]},
+            "status": status,
+        }
+        answer = await self._api.apply_status(QWENDEPLOYMENTS, intent, manager=STATUS_MANAGER)
+        self._store.update(QWENDEPLOYMENTS, answer)
+        ready = status["summary"]
+        log.info(
+            "status",
+            extra={
+                "deployment": f"{meta['namespace']}/{meta['name']}",
+                "status": ready["status"],
+                "ready": ready["ready"],
+            },
+        )
+
+    async def post(self, events: Sequence[Manifest]) -> None:
+        """Post Events; one that is there already was posted by a process that did not live to say so."""
+        for event in events:
+            try:
+                await self._api.create(EVENTS, event)
+            except AlreadyExists:
+                continue
+
+    async def _request(self, namespace: str, name: str, action: Action) -> None:
+        resource = RESOURCES[action.kind]
+        if isinstance(action, Delete):
+            await self._api.delete(resource, namespace, name, uid=action.uid)
+            self._store.mark_deleting(resource, (namespace, name), action.uid, self._stamp())
+            return
+        if isinstance(action, Create):
+            answer = await self._api.create(resource, action.manifest)
+        elif isinstance(action, Apply):
+            answer = await self._api.apply(resource, action.manifest, manager=MANAGER)
+        else:
+            answer = await self._api.patch(resource, namespace, name, action.patch)
+        self._store.update(resource, answer)
+
+    async def _refresh(self, resource: Resource, key: Key) -> None:
+        """Read one object; it may be one that the label-selected watch does not show."""
+        try:
+            found = await self._api.get(resource, *key)
+        except NotFound:
+            known = self._store.get(resource, key)
+            if known is not None:
+                self._store.remove(resource, known)
+            return
+        self._store.update(resource, found)

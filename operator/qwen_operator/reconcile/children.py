@@ -1,0 +1,139 @@
+"""The children that are configuration: the headless Service and the ControllerRevisions. Pure.
+
+A ControllerRevision pins what a revision runs: the facts, the plan and the rendered pod. While it is there, nothing
+is inspected or planned again for that revision, whatever else changes in the cluster or in the operator.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.manifests.drift import subset
+from qwen_operator.manifests.names import LABEL_REVISION, Manifest, Owner, headless_service_name
+from qwen_operator.manifests.objects import controller_revision, headless_service
+from qwen_operator.planning.types import Plan
+from qwen_operator.reconcile.model import (
+    Action,
+    Apply,
+    Create,
+    Delete,
+    Kind,
+    Observed,
+    Patch,
+    Standing,
+    Target,
+    Why,
+    deleting,
+    standing,
+)
+
+KEPT_REVISIONS = 2
+"""How many revisions are kept besides the present one and those that have pods."""
+
+
+class UnreadableRevisionError(Exception):
+    """A ControllerRevision of ours that this version of the operator cannot read."""
+
+
+def own_revisions(observed: Observed) -> dict[str, Manifest]:
+    """The ControllerRevisions of this deployment by their hash."""
+    return {
+        str((item["metadata"].get("labels") or {}).get(LABEL_REVISION) or item["metadata"]["name"][-8:]): item
+        for item in observed.revisions
+        if standing(item, observed.deployment) is Standing.OURS and not deleting(item)
+    }
+
+
+def read_revision(revision: str, manifest: Manifest) -> Target:
+    """What the ControllerRevision pins; raises UnreadableRevisionError."""
+    try:
+        data = manifest["data"]
+        return Target(
+            revision=revision,
+            number=int(manifest["revision"]),
+            facts=Checkpoint.from_json(data["facts"]),
+            plan=Plan.from_json(data["plan"]),
+            template=dict(data["template"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        name = manifest["metadata"]["name"]
+        raise UnreadableRevisionError(
+            f"ControllerRevision {name} cannot be read ({type(error).__name__}: {error}): "
+            "delete it, and the revision is planned anew"
+        ) from error
+
+
+def revision_manifest(owner: Owner, target: Target) -> Manifest:
+    """The ControllerRevision that pins the target."""
+    data = {"facts": target.facts.to_json(), "plan": target.plan.to_json(), "template": target.template}
+    return controller_revision(owner, target.revision, target.number, data)
+
+
+def plain(value: Any) -> Any:
+    """The value as it comes back from the API server: tuples are lists, enums are texts."""
+    return json.loads(json.dumps(value))
+
+
+def service_actions(owner: Owner, observed: Observed) -> tuple[Action, ...]:
+    """Create the headless Service, or repair it where it drifted."""
+    desired = headless_service(owner)
+    service = next(
+        (item for item in observed.services if item["metadata"]["name"] == headless_service_name(owner.name)), None
+    )
+    if service is None:
+        return (Create(Kind.SERVICE, desired, Why.SERVICE_MISSING),)
+    if standing(service, observed.deployment) is not Standing.OURS or deleting(service):
+        return ()
+    if not subset(_without_owners(desired), service) or not _owned(desired, service):
+        return (Apply(Kind.SERVICE, desired, Why.DRIFTED),)
+    extra = set((service.get("spec") or {}).get("selector") or {}) - set(desired["spec"]["selector"])
+    if extra:
+        patch = {"spec": {"selector": dict.fromkeys(sorted(extra))}}
+        return (Patch(Kind.SERVICE, desired["metadata"]["name"], patch, Why.DRIFTED),)
+    return ()
+
+
+def revision_repairs(
+    owner: Owner, targets: Mapping[str, Target], manifests: Mapping[str, Manifest]
+) -> tuple[Action, ...]:
+    """Repair labels, annotations and owners of ControllerRevisions. Their data is immutable in the API server."""
+    actions: list[Action] = []
+    for revision, target in targets.items():
+        observed = manifests.get(revision)
+        if observed is None:
+            continue
+        meta = revision_manifest(owner, target)["metadata"]
+        wanted = {part: meta[part] for part in ("labels", "annotations") if part in meta}
+        if not subset(wanted, observed["metadata"]) or not _owned({"metadata": meta}, observed):
+            patch = {"metadata": {**wanted, "ownerReferences": meta["ownerReferences"]}}
+            actions.append(Patch(Kind.CONTROLLER_REVISION, meta["name"], patch, Why.DRIFTED))
+    return tuple(actions)
+
+
+def obsolete(manifests: Mapping[str, Manifest], in_use: Iterable[str]) -> tuple[Action, ...]:
+    """Delete the oldest ControllerRevisions that are neither present nor have pods, all but the newest two."""
+    used = set(in_use)
+    idle = sorted(
+        (item for revision, item in manifests.items() if revision not in used),
+        key=lambda item: int(item.get("revision") or 0),
+        reverse=True,
+    )
+    return tuple(
+        Delete(Kind.CONTROLLER_REVISION, item["metadata"]["name"], item["metadata"]["uid"], Why.REVISION_OBSOLETE)
+        for item in idle[KEPT_REVISIONS:]
+    )
+
+
+def _without_owners(manifest: Manifest) -> Manifest:
+    meta = {name: value for name, value in manifest["metadata"].items() if name != "ownerReferences"}
+    return {**manifest, "metadata": meta}
+
+
+def _owned(desired: Manifest, observed: Manifest) -> bool:
+    """Whether our owner reference is there as it should be; others may be there too."""
+    references = observed["metadata"].get("ownerReferences") or []
+    return all(
+        any(subset(wanted, found) for found in references)
+        for wanted in desired["metadata"].get("ownerReferences") or ()
+    )

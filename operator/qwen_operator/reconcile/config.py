@@ -1,0 +1,133 @@
+"""The operator's configuration: environment variables and one YAML file, checked once, then frozen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from qwen_operator.api.spec import EnvVar
+from qwen_operator.hardware.inventory import GpuPool
+from qwen_operator.manifests.pods import RuntimeImage
+from qwen_operator.planning.types import EngineDefaults
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text names the setting, its value and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """Where the gateway runs and how its clients prove who they are: `auth` is "keys" or "none"."""
+
+    namespace: str
+    keys_secret: str
+    auth: str
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What one operator process runs with; `namespaces` empty means all of them."""
+
+    namespaces: tuple[str, ...]
+    namespace: str
+    pod_name: str
+    image: RuntimeImage
+    engine: EngineDefaults
+    pools: tuple[GpuPool, ...]
+    gateway: GatewayConfig
+    workers: int = 8
+    resync_seconds: int = 300
+    http_port: int = 8080
+
+
+def load(environ: Mapping[str, str], text: str) -> Config:
+    """The configuration from the environment and the text of the YAML file; raises ConfigError."""
+    try:
+        content = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the configuration file is not YAML: {error}") from error
+    root = _Section("", content)
+    image, engine, gateway = root.section("image"), root.section("engine"), root.section("gateway")
+    namespace = environ.get("QWEN_OPERATOR_NAMESPACE") or gateway.text("namespace", "default")
+    secrets = tuple(str(name) for name in root.items("imagePullSecrets"))
+    auth = gateway.text("auth", "keys")
+    if auth not in ("keys", "none"):
+        raise ConfigError(f'gateway.auth is "{auth}": it must be "keys" or "none"')
+    return Config(
+        namespaces=_words(environ.get("QWEN_WATCH_NAMESPACES", "")),
+        namespace=namespace,
+        pod_name=environ.get("QWEN_POD_NAME", "qwen-operator"),
+        image=RuntimeImage(image.text("reference"), image.text("pullPolicy", "IfNotPresent"), secrets),
+        engine=EngineDefaults(
+            image=engine.text("image"),
+            version=engine.text("version"),
+            args=tuple(str(arg) for arg in engine.items("args")),
+            env=tuple(_env(f"engine.env[{index}]", item) for index, item in enumerate(engine.items("env"))),
+        ),
+        pools=tuple(_pool(f"gpuPools[{index}]", item) for index, item in enumerate(root.items("gpuPools"))),
+        gateway=GatewayConfig(
+            gateway.text("namespace", namespace), gateway.text("keysSecret", "qwen-gateway-keys"), auth
+        ),
+        workers=root.number("workers", 8),
+        resync_seconds=root.number("resyncSeconds", 300),
+        http_port=int(environ.get("QWEN_OPERATOR_PORT", "8080")),
+    )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _env(path: str, item: object) -> EnvVar:
+    section = _Section(path, item)
+    return EnvVar(section.text("name"), section.raw("value"), section.raw("valueFrom"))
+
+
+def _pool(path: str, item: object) -> GpuPool:
+    section = _Section(path, item)
+    return GpuPool(
+        name=section.text("name"),
+        product=section.text("product"),
+        memory_mib=section.number("memoryMiB"),
+        gpus_per_node=section.number("gpusPerNode"),
+        node_selector=section.raw("nodeSelector") or {},
+        tolerations=tuple(section.items("tolerations")),
+    )
+
+
+class _Section:
+    """A mapping of the file that knows its own path, for error texts."""
+
+    def __init__(self, path: str, content: object) -> None:
+        self._path = path
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path or 'the configuration'} is {content!r}: it must be a mapping")
+        self._content = content
+
+    def raw(self, name: str) -> Any:
+        return self._content.get(name)
+
+    def section(self, name: str) -> "_Section":
+        return _Section(self._at(name), self._content.get(name) or {})
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._content.get(name, default)
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{self._at(name)} is {value!r}: it must be a text that is not empty")
+        return value
+
+    def number(self, name: str, default: int | None = None) -> int:
+        value = self._content.get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{self._at(name)} is {value!r}: it must be a whole number of at least 1")
+        return value
+
+    def items(self, name: str) -> list[Any]:
+        value = self._content.get(name) or []
+        if not isinstance(value, list):
+            raise ConfigError(f"{self._at(name)} is {value!r}: it must be a list")
+        return value
+
+    def _at(self, name: str) -> str:
+        return f"{self._path}.{name}" if self._path else name

@@ -1,0 +1,72 @@
+"""What comes in: watch events and lists go to the store, and the keys that they concern to the queue. No I/O."""
+
+from collections.abc import Iterable
+
+from qwen_operator.api.claims import served_names
+from qwen_operator.kube import NODES, QWENDEPLOYMENTS, Manifest, Resource
+from qwen_operator.manifests.names import LABEL_DEPLOYMENT
+from qwen_operator.reconcile.queue import Key, WorkQueue
+from qwen_operator.reconcile.store import Change, Store, key_of
+
+
+class Intake:
+    """Store and queue behind one door."""
+
+    def __init__(self, store: Store, queue: WorkQueue) -> None:
+        self._store = store
+        self._queue = queue
+
+    def event(self, resource: Resource, kind: str | None, manifest: Manifest) -> None:
+        """Take in a watch event; any kind but DELETED is a state."""
+        change = (self._store.remove if kind == "DELETED" else self._store.update)(resource, manifest)
+        if change is not None:
+            self._enqueue([change])
+
+    def listed(self, resource: Resource, namespace: str | None, items: Iterable[Manifest], version: str) -> None:
+        """Take in a complete list; deletions that no event told are among its changes."""
+        self._enqueue(self._store.replace(resource, namespace, items, version))
+
+    def everything(self) -> None:
+        """Have every QwenDeployment reconciled."""
+        for deployment in self._store.all(QWENDEPLOYMENTS):
+            self._queue.add(key_of(deployment))
+
+    def _enqueue(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            if change.resource == NODES:
+                self.everything()
+            elif change.resource == QWENDEPLOYMENTS:
+                self._deployment(change)
+            else:
+                for key in _owners(change):
+                    self._queue.add(key)
+
+    def _deployment(self, change: Change) -> None:
+        for manifest in (change.old, change.new):
+            if manifest is not None:
+                self._queue.add(key_of(manifest))
+        if _claim(change.old) == _claim(change.new):
+            return
+        names = set(_claim(change.old)) | set(_claim(change.new))
+        for other in self._store.all(QWENDEPLOYMENTS):
+            if names & set(served_names(other)):
+                self._queue.add(key_of(other))
+
+
+def _claim(manifest: Manifest | None) -> tuple[str, ...]:
+    if manifest is None or "deletionTimestamp" in manifest["metadata"]:
+        return ()
+    return served_names(manifest)
+
+
+def _owners(change: Change) -> set[Key]:
+    """The QwenDeployments that a child names, before and after: by label and by owner reference."""
+    keys: set[Key] = set()
+    for manifest in (change.old, change.new):
+        meta = manifest["metadata"] if manifest is not None else {}
+        names = {
+            owner.get("name") for owner in meta.get("ownerReferences") or () if owner.get("kind") == "QwenDeployment"
+        }
+        names.add((meta.get("labels") or {}).get(LABEL_DEPLOYMENT))
+        keys |= {(meta["namespace"], name) for name in names if name}
+    return keys

@@ -1,0 +1,179 @@
+"""The vocabulary of reconcile: what was observed, what was decided, and which deeds there are. Only data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.api.status import Failure
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.hardware.inventory import Inventory
+from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, Manifest
+from qwen_operator.planning.types import NoFit, Plan
+
+
+class Kind(StrEnum):
+    """The kinds of objects that the operator writes for a QwenDeployment."""
+
+    POD = "Pod"
+    SERVICE = "Service"
+    CONTROLLER_REVISION = "ControllerRevision"
+
+
+class Why(StrEnum):
+    """Why an action is taken; a log key and a metric label."""
+
+    PIN_REVISION = "PinRevision"
+    SERVICE_MISSING = "ServiceMissing"
+    INSPECT = "Inspect"
+    INSPECT_AGAIN = "InspectAgain"
+    INSPECTION_DONE = "InspectionDone"
+    REPLICA_MISSING = "ReplicaMissing"
+    NEW_REVISION = "NewRevision"
+    REPLACED = "Replaced"
+    OLD_NOT_READY = "OldNotReady"
+    SCALED_DOWN = "ScaledDown"
+    POD_ENDED = "PodEnded"
+    SURPLUS = "Surplus"
+    DRIFTED = "Drifted"
+    REVISION_OBSOLETE = "RevisionObsolete"
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Create an object; the name being taken means that the view was stale."""
+
+    kind: Kind
+    manifest: Manifest
+    why: Why
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Server-side apply of the complete intent."""
+
+    kind: Kind
+    manifest: Manifest
+    why: Why
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Strategic merge patch of an object of ours."""
+
+    kind: Kind
+    name: str
+    patch: Manifest
+    why: Why
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete the object of this uid and no other."""
+
+    kind: Kind
+    name: str
+    uid: str
+    why: Why
+
+
+Action = Create | Apply | Patch | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The API server's no to an action: repeating it at once does not help."""
+
+    kind: Kind
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything that one decision depends on, besides configuration and time.
+
+    The children are those of the deployment and those that merely have one of its names. `lost_names` maps client
+    names that an older QwenDeployment claims to that object's "namespace/name".
+    """
+
+    deployment: Manifest
+    pods: tuple[Manifest, ...] = ()
+    services: tuple[Manifest, ...] = ()
+    revisions: tuple[Manifest, ...] = ()
+    inventory: Inventory = field(default_factory=Inventory)
+    lost_names: Mapping[str, str] = field(default_factory=dict)
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do, in order; the complete status; Events of this step; seconds until time alone changes the answer.
+
+    Deletions come last: they run after the status is written, because they remove the evidence it reports.
+    """
+
+    actions: tuple[Action, ...]
+    status: dict[str, Any]
+    events: tuple[Manifest, ...] = ()
+    requeue_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A revision that is pinned, or about to be: what its pods look like."""
+
+    revision: str
+    number: int
+    facts: Checkpoint
+    plan: Plan
+    template: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Why there is no target for the present spec.
+
+    `waiting`: it may pass by itself. `failure` is an inspection that ended badly.
+    """
+
+    reason: Reason
+    message: str
+    waiting: bool
+    facts: Checkpoint | None = None
+    no_fit: NoFit | None = None
+    failure: Failure | None = None
+    actions: tuple[Action, ...] = ()
+    requeue_after: float | None = None
+
+
+class Standing(StrEnum):
+    """Whose object it is that has one of our names."""
+
+    OURS = "Ours"
+    LEFTOVER = "Leftover"
+    FOREIGN = "Foreign"
+
+
+def standing(child: Manifest, deployment: Manifest) -> Standing:
+    """OURS: controlled by this very deployment, or marked with its uid and controlled by nobody.
+
+    LEFTOVER: of an earlier deployment of the same name; the garbage collector takes it. Anything else is FOREIGN
+    and never touched.
+    """
+    uid, name = deployment["metadata"]["uid"], deployment["metadata"]["name"]
+    meta = child["metadata"]
+    controllers = [owner for owner in meta.get("ownerReferences") or () if owner.get("controller")]
+    if not controllers:
+        marked = (meta.get("annotations") or {}).get(ANNOTATION_OWNER_UID) == uid
+        return Standing.OURS if marked else Standing.FOREIGN
+    if controllers[0].get("uid") == uid:
+        return Standing.OURS
+    predecessor = controllers[0].get("kind") == "QwenDeployment" and controllers[0].get("name") == name
+    return Standing.LEFTOVER if predecessor else Standing.FOREIGN
+
+
+def deleting(child: Manifest) -> bool:
+    """Whether the object is on its way out."""
+    return "deletionTimestamp" in child["metadata"]

@@ -1,0 +1,216 @@
+"""What a pod's status means: one reason, one sentence, and the failure that it reports, if any.
+
+Pure. The words come from the scheduler, the kubelet, and from the JSON that the operator's own runtime leaves as
+termination message.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.api.status import Failure
+from qwen_operator.manifests.names import ENGINE_CONTAINER, LABEL_REVISION, Manifest
+from qwen_operator.reconcile.model import deleting
+
+_PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
+_REFUSED = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")
+_ON_THE_WAY = frozenset({Reason.STARTING, Reason.LOADING, Reason.WAITING_FOR_GPUS, Reason.STOPPING})
+_MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
+# The kubelet alternates between the error and the error behind a back-off text: one message for both.
+_BACK_OFF = re.compile(r"^Back-off pulling image \"[^\"]*\": (?:ErrImagePull: )?")
+
+
+@dataclass(frozen=True, slots=True)
+class PodState:
+    """`index` is None for a pod that is ours by mark but has no name of ours. `ended`: its phase is final."""
+
+    pod: Manifest
+    name: str
+    revision: str
+    index: int | None
+    ready: bool
+    deleting: bool
+    ended: bool
+    reason: Reason
+    message: str
+    failure: Failure | None
+
+    @property
+    def uid(self) -> str:
+        return str(self.pod["metadata"]["uid"])
+
+    @property
+    def on_the_way(self) -> bool:
+        """Not ready, but nothing says that it will not be."""
+        return not self.ready and self.reason in _ON_THE_WAY
+
+
+def read(pod: Manifest, deployment: str) -> PodState:
+    """The state of an engine pod of the named deployment."""
+    name = pod["metadata"]["name"]
+    match = re.fullmatch(rf"{re.escape(deployment)}-([0-9a-f]{{8}})-(\d{{1,3}})", name)
+    gone = deleting(pod)
+    status = pod.get("status") or {}
+    failure = _failure(pod)
+    ready = not gone and _condition(status, "Ready").get("status") == "True"
+    ended = status.get("phase") in ("Failed", "Succeeded")
+    reason, message = (Reason.SERVING, f"{name} answers") if ready else _trouble(pod, failure)
+    return PodState(
+        pod=pod,
+        name=name,
+        revision=match[1] if match else str((pod["metadata"].get("labels") or {}).get(LABEL_REVISION, "")),
+        index=int(match[2]) if match else None,
+        ready=ready,
+        deleting=gone,
+        ended=ended,
+        reason=reason,
+        message=message,
+        failure=failure,
+    )
+
+
+def trouble(pod: Manifest) -> tuple[Reason, str]:
+    """Why a pod does not do its work, whether it is an engine or an inspection."""
+    return _trouble(pod, _failure(pod))
+
+
+def _trouble(pod: Manifest, failure: Failure | None) -> tuple[Reason, str]:
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    if deleting(pod):
+        return Reason.STOPPING, f"{name} is being stopped"
+    scheduled = _condition(status, "PodScheduled")
+    if scheduled.get("status") == "False":
+        return _unscheduled(name, str(scheduled.get("message", "")))
+    if stuck := _stuck(name, status):
+        return stuck
+    if failure is not None:
+        return failure.reason, _failure_message(failure)
+    if status.get("phase") in ("Failed", "Succeeded"):
+        return Reason.UNKNOWN, f"{name} ended: {status.get('message') or status.get('reason') or status['phase']}"
+    running = _running(status)
+    return (
+        (Reason.LOADING, f"{name} is loading the model") if running else (Reason.STARTING, f"{name} is being started")
+    )
+
+
+def _stuck(name: str, status: Mapping[str, Any]) -> tuple[Reason, str] | None:
+    """What the kubelet waits for before a container can start, None if nothing."""
+    for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        text = str(waiting.get("message") or waiting.get("reason") or "")
+        if waiting.get("reason") in _PULL:
+            cause = _BACK_OFF.sub("", text)
+            return Reason.IMAGE_PULL_FAILED, f"{name} cannot pull the image {container.get('image')}: {cause}"
+        if waiting.get("reason") in _REFUSED:
+            return Reason.POD_REFUSED, f"{name}: the node cannot start container {container.get('name')}: {text}"
+    return None
+
+
+def _unscheduled(name: str, message: str) -> tuple[Reason, str]:
+    if claim := _MISSING_CLAIM.search(message):
+        return Reason.CLAIM_NOT_FOUND, (
+            f'the claim "{claim[1]}" does not exist in this namespace: create the PersistentVolumeClaim, '
+            f"{name} then starts by itself"
+        )
+    # What the scheduler tried besides is of no use to the reader.
+    cause = message.split(" preemption:", maxsplit=1)[0].removesuffix(" no new claims to deallocate,").rstrip(". ")
+    return Reason.WAITING_FOR_GPUS, f"no node has room for {name}: {cause or 'not scheduled yet'}; starts by itself"
+
+
+def _running(status: Mapping[str, Any]) -> bool:
+    return any("running" in (item.get("state") or {}) for item in status.get("containerStatuses") or ())
+
+
+def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == kind:
+            found: Mapping[str, Any] = condition
+            return found
+    return {}
+
+
+def _failure(pod: Manifest) -> Failure | None:
+    """The last end of the engine, or else of an init container. `count` is how often the kubelet restarted it."""
+    status = pod.get("status") or {}
+    main = [item for item in status.get("containerStatuses") or () if item.get("name") == ENGINE_CONTAINER]
+    for container in [*main, *(status.get("initContainerStatuses") or ())]:
+        state, last = container.get("state") or {}, container.get("lastState") or {}
+        ended = state.get("terminated") or last.get("terminated")
+        if ended and (container.get("name") == ENGINE_CONTAINER or ended.get("exitCode") != 0):
+            return _failure_of(pod["metadata"]["name"], container, ended)
+    return None
+
+
+def _failure_of(pod: str, container: Mapping[str, Any], ended: Mapping[str, Any]) -> Failure:
+    report = report_of(ended)
+    reason, log = _reason(report.get("reason")), report.get("log")
+    if reason is None:
+        killed = ended.get("reason") == "OOMKilled"
+        reason = Reason.HOST_OUT_OF_MEMORY if killed else Reason.UNKNOWN
+        log = [str(ended.get("message") or ended.get("reason") or "")]
+    code = report.get("exitCode", ended.get("exitCode"))
+    return Failure(
+        reason=reason,
+        phase=str(report.get("phase") or ""),
+        pod=pod,
+        exit_code=code if isinstance(code, int) else -1,
+        time=str(ended.get("finishedAt") or ""),
+        count=max(1, int(container.get("restartCount") or 0)),
+        log=tuple(str(line)[:200] for line in (log if isinstance(log, list) else ()) if line)[-10:],
+    )
+
+
+def report_of(ended: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The JSON object in a terminated container's message, {} if there is none."""
+    try:
+        report = json.loads(ended.get("message") or "")
+    except ValueError:
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def _reason(word: object) -> Reason | None:
+    try:
+        return Reason(str(word))
+    except ValueError:
+        return None
+
+
+def _failure_message(failure: Failure) -> str:
+    phase = f" while in {failure.phase}" if failure.phase else ""
+    last = f": {failure.log[-1]}" if failure.log else ""
+    return f"{failure.pod} ended with exit code {failure.exit_code}{phase}{last}"
+
+
+def last_failure(old: Mapping[str, Any], states: Iterable[PodState]) -> Failure | None:
+    """The failure to report: the newest of the pods', counted on from the one reported before.
+
+    `old` is `status.lastFailure` as it stands, {} if there is none.
+    """
+    before = stored_failure(old)
+    newest = max((state.failure for state in states if state.failure), key=lambda item: item.time, default=None)
+    if newest is None or (before is not None and before.time >= newest.time):
+        return before
+    if before is None:
+        return newest
+    count = before.count + 1 if before.reason == newest.reason else 1
+    return Failure(newest.reason, newest.phase, newest.pod, newest.exit_code, newest.time, count, newest.log)
+
+
+def stored_failure(record: Mapping[str, Any]) -> Failure | None:
+    """`status.lastFailure` as a value; None if it is not there or from another version of this program."""
+    reason = _reason(record.get("reason"))
+    if reason is None:
+        return None
+    return Failure(
+        reason=reason,
+        phase=str(record.get("phase", "")),
+        pod=str(record.get("pod", "")),
+        exit_code=int(record.get("exitCode", -1)),
+        time=str(record.get("time", "")),
+        count=int(record.get("count", 1)),
+        log=tuple(str(line) for line in record.get("log") or ()),
+    )

@@ -1,0 +1,98 @@
+"""A work queue of object keys: what is queued twice is done once, one key is never worked on by two workers.
+
+A key that is added while a worker has it comes back when that worker is done, so no change is lost. Failures come
+back after a jittered, exponentially growing delay of their own.
+"""
+
+import asyncio
+import heapq
+from collections.abc import Callable
+
+Key = tuple[str, str]
+"""(namespace, name) of a QwenDeployment."""
+
+MAX_BACKOFF_SECONDS = 60.0
+
+
+class WorkQueue:
+    """For one event loop. `clock` returns seconds (monotonic), `random` a number in [0, 1)."""
+
+    def __init__(self, *, clock: Callable[[], float], random: Callable[[], float]) -> None:
+        self._clock = clock
+        self._random = random
+        self._ready: dict[Key, None] = {}
+        self._active: set[Key] = set()
+        self._again: set[Key] = set()
+        self._due: dict[Key, float] = {}
+        self._heap: list[tuple[float, Key]] = []
+        self._failures: dict[Key, int] = {}
+        self._wake = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._ready) + len(self._again)
+
+    def add(self, key: Key) -> None:
+        """Work on this key as soon as a worker is free."""
+        if key in self._active:
+            self._again.add(key)
+        else:
+            self._ready[key] = None
+        self._wake.set()
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        """Work on this key in so many seconds, or earlier if something else asks for it."""
+        due = self._clock() + seconds
+        if due < self._due.get(key, float("inf")):
+            self._due[key] = due
+            heapq.heappush(self._heap, (due, key))
+            self._wake.set()
+
+    def retry(self, key: Key, at_least: float = 0.0) -> float:
+        """Work on this key again after its backoff; returns the delay in seconds: 1 to 60, or `at_least`."""
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        delay = min(MAX_BACKOFF_SECONDS, 2.0 ** min(failures, 6)) * (0.5 + self._random() / 2)
+        delay = max(delay, at_least)
+        self.add_after(key, delay)
+        return delay
+
+    def forget(self, key: Key) -> None:
+        """The key was worked on with success: its next failure waits the shortest time again."""
+        self._failures.pop(key, None)
+
+    def take(self) -> Key | None:
+        """A key whose turn has come, or None. The caller owes a `done`.
+
+        Earlier appointments of the key are dropped: whoever works on it makes a new one if it is needed.
+        """
+        now = self._clock()
+        while self._heap and self._heap[0][0] <= now:
+            due, key = heapq.heappop(self._heap)
+            if self._due.get(key) == due:
+                del self._due[key]
+                self.add(key)
+        if not self._ready:
+            return None
+        key = next(iter(self._ready))
+        del self._ready[key]
+        self._due.pop(key, None)
+        self._active.add(key)
+        return key
+
+    def done(self, key: Key) -> None:
+        """The worker that took the key has finished, well or not."""
+        self._active.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+
+    async def get(self) -> Key:
+        """Wait for a key; see `take`."""
+        while (key := self.take()) is None:
+            self._wake.clear()
+            delay = max(0.0, self._heap[0][0] - self._clock()) if self._heap else None
+            try:
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+        return key

@@ -1,0 +1,161 @@
+"""What the operator knows of the cluster: the last seen state of every object that reconcile reads.
+
+Fed by watch events, by lists, and by the answers to the operator's own writes. An answer is newer than the events
+that are still on their way, so whatever is older than the stored state is dropped: without that every write would
+be repeated once, on the echo of the one before.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, SERVICES, Manifest, Resource
+from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, LABEL_DEPLOYMENT
+
+Key = tuple[str, str]
+WATCHED = (QWENDEPLOYMENTS, PODS, SERVICES, CONTROLLER_REVISIONS, NODES)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An object before and after; None where it does not exist."""
+
+    resource: Resource
+    old: Manifest | None
+    new: Manifest | None
+
+
+class Store:
+    """Objects by resource and key. Returned manifests are shared: never change them."""
+
+    def __init__(self) -> None:
+        self._objects: dict[Resource, dict[Key, Manifest]] = {resource: {} for resource in WATCHED}
+        self._related: dict[Resource, dict[str, set[Key]]] = {resource: {} for resource in WATCHED}
+        self._generation = dict.fromkeys(WATCHED, 0)
+
+    def get(self, resource: Resource, key: Key) -> Manifest | None:
+        return self._objects[resource].get(key)
+
+    def all(self, resource: Resource) -> Iterator[Manifest]:
+        return iter(self._objects[resource].values())
+
+    def generation(self, resource: Resource) -> int:
+        """A number that grows with every change of this resource's objects."""
+        return self._generation[resource]
+
+    def related(self, resource: Resource, deployment: Manifest) -> list[Manifest]:
+        """Objects that name the deployment as owner (reference or annotation) or as label, in order of their names."""
+        meta = deployment["metadata"]
+        index = self._related[resource]
+        keys = index.get(meta["uid"], set()) | index.get(f"{meta['namespace']}/{meta['name']}", set())
+        return [self._objects[resource][key] for key in sorted(keys)]
+
+    def update(self, resource: Resource, manifest: Manifest) -> Change | None:
+        """Take in a state; None when it is older than what is known, or says nothing new."""
+        new = trim(resource, manifest)
+        key = key_of(new)
+        old = self._objects[resource].get(key)
+        if old is not None and not _newer(new, old):
+            return None
+        self._put(resource, key, new)
+        return None if old is not None and _same(old, new) else Change(resource, old, new)
+
+    def remove(self, resource: Resource, manifest: Manifest) -> Change | None:
+        """Take in a deletion; None when the object is not known, or another one has its name by now."""
+        old = self._objects[resource].get(key_of(manifest))
+        if old is None or _uid(old) != _uid(manifest):
+            return None
+        self._drop(resource, key_of(manifest))
+        return Change(resource, old, None)
+
+    def mark_deleting(self, resource: Resource, key: Key, uid: str, now: str) -> None:
+        """Note that the API server accepted a deletion; the event that says so is still on its way."""
+        old = self._objects[resource].get(key)
+        if old is not None and _uid(old) == uid:
+            self._put(resource, key, {**old, "metadata": {"deletionTimestamp": now, **old["metadata"]}})
+
+    def replace(
+        self, resource: Resource, namespace: str | None, items: Iterable[Manifest], version: str
+    ) -> list[Change]:
+        """Take in a complete list of a namespace (None: of all): the only way to learn of a deletion that no watch
+        told. What is known from after the list's resourceVersion stays."""
+        listed = {key_of(item): item for item in items}
+        changes = [self.update(resource, item) for item in listed.values()]
+        for key, known in list(self._objects[resource].items()):
+            outside = namespace is not None and key[0] != namespace
+            if key not in listed and not outside and _number(known["metadata"]) <= _parse(version):
+                changes.append(self.remove(resource, known))
+        return [change for change in changes if change is not None]
+
+    def _put(self, resource: Resource, key: Key, manifest: Manifest) -> None:
+        self._drop(resource, key)
+        self._objects[resource][key] = manifest
+        for owner in _owners(manifest):
+            self._related[resource].setdefault(owner, set()).add(key)
+
+    def _drop(self, resource: Resource, key: Key) -> None:
+        self._generation[resource] += 1
+        old = self._objects[resource].pop(key, None)
+        for owner in _owners(old) if old is not None else ():
+            keys = self._related[resource].get(owner, set())
+            keys.discard(key)
+            if not keys:
+                self._related[resource].pop(owner, None)
+
+
+def key_of(manifest: Manifest) -> Key:
+    """(namespace, name); namespace is "" for objects of the cluster."""
+    meta = manifest["metadata"]
+    return meta.get("namespace") or "", meta["name"]
+
+
+def trim(resource: Resource, manifest: Manifest) -> Manifest:
+    """The part that reconcile reads. A node's heartbeat or free memory is no reason to plan anew."""
+    meta = {name: value for name, value in manifest["metadata"].items() if name != "managedFields"}
+    if resource != NODES:
+        return {**manifest, "metadata": meta}
+    spec, status = manifest.get("spec") or {}, manifest.get("status") or {}
+    meta = {name: meta[name] for name in ("name", "uid", "resourceVersion", "labels") if name in meta}
+    gpus = {
+        part: {name: amount for name, amount in (status.get(part) or {}).items() if "/" in name}
+        for part in ("capacity", "allocatable")
+    }
+    kept = {name: spec[name] for name in ("taints", "unschedulable") if name in spec}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": meta, "spec": kept, "status": gpus}
+
+
+def _owners(manifest: Manifest) -> set[str]:
+    """The words under which `related` finds an object."""
+    meta = manifest["metadata"]
+    owners = {str(reference.get("uid")) for reference in meta.get("ownerReferences") or ()}
+    if uid := (meta.get("annotations") or {}).get(ANNOTATION_OWNER_UID):
+        owners.add(uid)
+    if name := (meta.get("labels") or {}).get(LABEL_DEPLOYMENT):
+        owners.add(f"{meta.get('namespace')}/{name}")
+    return owners
+
+
+def _uid(manifest: Manifest) -> Any:
+    return manifest["metadata"].get("uid")
+
+
+def _newer(new: Manifest, old: Manifest) -> bool:
+    """Also across uids: the late event of a deleted object must not replace its successor of the same name."""
+    return _number(new["metadata"]) > _number(old["metadata"]) or not _number(new["metadata"])
+
+
+def _number(meta: Manifest) -> int:
+    return _parse(str(meta.get("resourceVersion", "")))
+
+
+def _parse(version: str) -> int:
+    """A resourceVersion as a number, 0 for one that is none (then what comes last counts)."""
+    return int(version) if version.isdigit() else 0
+
+
+def _same(old: Manifest, new: Manifest) -> bool:
+    def essence(manifest: Manifest) -> Manifest:
+        meta = {name: value for name, value in manifest["metadata"].items() if name != "resourceVersion"}
+        return {**manifest, "metadata": meta}
+
+    return essence(old) == essence(new)

@@ -1,0 +1,139 @@
+"""Works the queue: observe, decide, act, status; and what happens when one of these fails.
+
+Order of the writes: what creates or repairs, then Events, then the status, then deletions. So the status is written
+while the pods that it speaks of still exist, and an Event is posted before the status that would hide its cause.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from qwen_operator.kube import ApiError, Forbidden, Invalid
+from qwen_operator.reconcile.act import Actor, Stale
+from qwen_operator.reconcile.config import Config
+from qwen_operator.reconcile.decide import decide
+from qwen_operator.reconcile.model import Action, Apply, Create, Decision, Delete, Observed, Refusal
+from qwen_operator.reconcile.observe import Observer
+from qwen_operator.reconcile.queue import Key, WorkQueue
+
+# Steps that follow one another at once; a loop that never comes to rest is slowed down after so many.
+FREE_STEPS = 10
+
+log = logging.getLogger(__name__)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(slots=True)
+class Reconciler:
+    """One reconcile of one key. Raises ApiError when it has to be tried again."""
+
+    observer: Observer
+    actor: Actor
+    config: Config
+    now: Callable[[], datetime] = utc_now
+
+    async def reconcile(self, key: Key) -> tuple[bool, float | None]:
+        """Bring the QwenDeployment one decision further.
+
+        Returns whether anything was done to its children, and in how many seconds time alone changes the decision.
+        """
+        observed = self.observer.observe(key)
+        if observed is None or "deletionTimestamp" in observed.deployment["metadata"]:
+            # The garbage collector removes the children.
+            return False, None
+        decision = decide(observed, self.config, self.now())
+        removals = [action for action in decision.actions if isinstance(action, Delete)]
+        others = [action for action in decision.actions if not isinstance(action, Delete)]
+        for action in others:
+            try:
+                await self.actor.act(key, action)
+            except (Invalid, Forbidden) as error:
+                await self._report(_refused(observed, action, error))
+                raise
+        if others:
+            # The status speaks of what is there now: one write instead of two.
+            await self._report(self.observer.observe(key) or observed)
+        else:
+            await self._write(observed, decision)
+        for removal in removals:
+            await self.actor.act(key, removal)
+        return bool(decision.actions), decision.requeue_after
+
+    async def _report(self, observed: Observed) -> None:
+        await self._write(observed, decide(observed, self.config, self.now()))
+
+    async def _write(self, observed: Observed, decision: Decision) -> None:
+        if decision.status == (observed.deployment.get("status") or {}):
+            return
+        await self.actor.post(decision.events)
+        await self.actor.write_status(observed.deployment, decision.status)
+
+
+def _refused(observed: Observed, action: Action, error: ApiError) -> Observed:
+    name = action.manifest["metadata"]["name"] if isinstance(action, Create | Apply) else action.name
+    return replace(observed, refusal=Refusal(action.kind, name, error.message))
+
+
+@dataclass(slots=True)
+class Worker:
+    """Takes keys from the queue for ever. `report(outcome, seconds)` is called once per reconcile."""
+
+    queue: WorkQueue
+    reconciler: Reconciler
+    report: Callable[[str, float], None]
+    _steps: dict[Key, int] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        while True:
+            await self.work(await self.queue.get())
+
+    async def work(self, key: Key) -> None:
+        """Reconcile a key that was taken from the queue, and arrange for what comes next."""
+        start, outcome = time.monotonic(), "error"
+        try:
+            outcome = await self._attempt(key)
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            self.queue.done(key)
+            self.report(outcome, time.monotonic() - start)
+
+    async def _attempt(self, key: Key) -> str:
+        where = {"deployment": "/".join(key)}
+        try:
+            acted, after = await self.reconciler.reconcile(key)
+        except Stale as error:
+            self._next(key)
+            log.info("looking again", extra={**where, "cause": str(error)})
+            return "stale"
+        except ApiError as error:
+            delay = self.queue.retry(key, error.retry_after or 0.0)
+            log.warning("reconcile failed", extra={**where, "error": str(error), "retry_seconds": round(delay, 1)})
+            return "error"
+        except Exception:
+            # One object that this program cannot handle must not take the others down with it.
+            delay = self.queue.retry(key)
+            log.exception("reconcile crashed", extra={**where, "retry_seconds": round(delay, 1)})
+            return "crash"
+        if acted:
+            self._next(key)
+        else:
+            self._steps.pop(key, None)
+            self.queue.forget(key)
+        if after is not None:
+            self.queue.add_after(key, after)
+        return "acted" if acted else "quiet"
+
+    def _next(self, key: Key) -> None:
+        steps = self._steps[key] = self._steps.get(key, 0) + 1
+        if steps <= FREE_STEPS:
+            self.queue.add(key)
+        else:
+            self.queue.retry(key)

@@ -1,0 +1,94 @@
+"""Command line of the archive: install, inspect, launch, prestop."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from qwen_runtime import __version__
+from qwen_runtime.engine_log import Patience
+from qwen_runtime.inspect_checkpoint import examine
+from qwen_runtime.install import NotInstalled, install
+from qwen_runtime.launch import launch
+from qwen_runtime.report import bounded, complain, deliver
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="qwen-runtime", description="What runs inside engine and inspection pods.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    install_ = commands.add_parser("install", help="copy this archive into a folder")
+    install_.add_argument("folder", metavar="DEST", type=Path)
+    inspect = commands.add_parser("inspect", help="report what a checkpoint folder holds, as JSON")
+    inspect.add_argument("--path", metavar="DIR", type=Path, required=True)
+    inspect.add_argument("--output", metavar="FILE", type=Path, help="default: /dev/termination-log where it exists")
+    launch_ = commands.add_parser("launch", help="run an engine under an init", usage="%(prog)s [options] -- CMD...")
+    launch_.add_argument("--termination-log", metavar="FILE", type=Path, help="default: /dev/termination-log")
+    launch_.add_argument("--crash-seconds", type=_seconds, default=90.0, help="time to end after a logged crash")
+    launch_.add_argument("--port-seconds", type=_seconds, default=30.0, help="time to end when the port is in use")
+    prestop = commands.add_parser("prestop", help="wait while the gateway unroutes this pod")
+    prestop.add_argument("--seconds", type=_seconds, required=True)
+    return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0 to 86400")
+    return value
+
+
+def _install(folder: Path) -> int:
+    try:
+        target = install(Path(sys.argv[0]), folder)
+    except NotInstalled as error:
+        complain(str(error))
+        return 1
+    print(f"installed {target}")
+    return 0
+
+
+def _inspect(folder: Path, output: Path | None) -> int:
+    report, complete = examine(folder)
+    data = bounded(report)
+    sys.stdout.buffer.write(data + b"\n")
+    sys.stdout.flush()
+    return 0 if deliver(data, output) and complete else 1
+
+
+def _launch(options: argparse.Namespace, command: Sequence[str]) -> int:
+    return launch(command, Patience(options.crash_seconds, options.port_seconds), options.termination_log)
+
+
+def main(argv: Sequence[str] | None = None, sleep: Callable[[float], None] = time.sleep) -> int:
+    """Run one command and return its exit code; SystemExit(2) for a wrong command line, as argparse has it."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command: list[str] = []
+    if "--" in arguments:
+        split = arguments.index("--")
+        arguments, command = arguments[:split], arguments[split + 1 :]
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command == "launch" and not command:
+        parser.error("launch needs the engine's command after --, as in: launch -- python3 -m sglang.launch_server ...")
+    if options.command != "launch" and command:
+        parser.error(f"{options.command} takes no command after --; only launch does")
+    if options.command == "install":
+        return _install(options.folder)
+    if options.command == "inspect":
+        return _inspect(options.path, options.output)
+    if options.command == "launch":
+        return _launch(options, command)
+    sleep(options.seconds)
+    return 0
+
+
+def run() -> NoReturn:
+    """Entry point for an archive: zipapp's own start-up code drops the exit code of a plain function."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

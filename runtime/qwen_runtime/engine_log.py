@@ -1,0 +1,108 @@
+"""What an engine's log tells while it runs: the phase of start-up, and the two known hangs.
+
+After a crash of a child process SGLang kills its own process tree, and after a failed bind uvicorn shuts down. Both
+may get stuck half-way: the port accepts and nothing answers. The log is the only witness.
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from qwen_runtime.reasons import Phase
+
+_KEPT_LINES = 400
+_KEPT_CHARACTERS = 2000
+_RELEVANT_SECONDS = 600.0
+
+# A progress bar without a line end may stand before the time stamp, hence not only the start of the line
+_START = r"(?:^|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]]*\] )"
+_CRASH = re.compile(_START + r"(?:SIGQUIT received\.|Received sigquit from a child process)")
+_BIND_FAILED = re.compile(r"^ERROR: .*address already in use", re.IGNORECASE)
+_SHUTTING_DOWN = re.compile(r"^INFO: +Waiting for application shutdown\.")
+_PHASES = (
+    (Phase.SERVING, re.compile(_START + r"The server is fired up and ready to roll!")),
+    (Phase.WARM_UP, re.compile(r"Engine startup timings \(s\):|^INFO: +Uvicorn running on ")),
+    (Phase.CAPTURE_GRAPHS, re.compile(r"Capture .*\bcuda graph begin", re.IGNORECASE)),
+    (Phase.LOAD_WEIGHTS, re.compile(_START + r"Load weight begin\.")),
+)
+_ORDER = tuple(Phase)
+
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
+_ARGUMENTS = re.compile(r"server_args=.*")
+_SECRETS = re.compile(
+    r"(\b(?:admin[-_])?api[-_]key\b['\"]?[\s=:]+['\"]?|\bBearer\s+)[^\s'\",}]+|\bhf_[A-Za-z0-9]{8,}", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds that an engine may take to end after it logged a crash, or a port in use and its shutdown."""
+
+    crash_seconds: float = 90.0
+    port_seconds: float = 30.0
+
+
+@dataclass(slots=True)
+class EngineLog:
+    """Observer of log lines. `clock` gives seconds that never go back. Not safe for threads: the caller locks."""
+
+    patience: Patience
+    clock: Callable[[], float]
+    phase: Phase = Phase.STARTING
+    deadline: float | None = None  # clock time after which the engine counts as hung
+    _bind_failed: bool = False
+    _lines: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
+    _before_crash: list[str] | None = None
+
+    def observe(self, text: str) -> None:
+        """Take one line, without its end."""
+        line = clean(text)
+        if not line:
+            return
+        self._lines.append((self.clock(), line))
+        self._advance(line)
+        if _CRASH.search(line):
+            if self._before_crash is None:
+                self._before_crash = self.recent()
+            self._expect_end(self.patience.crash_seconds)
+        elif _BIND_FAILED.search(line):
+            self._bind_failed = True
+        elif self._bind_failed and _SHUTTING_DOWN.search(line):
+            self._expect_end(self.patience.port_seconds)
+
+    def crashed(self) -> bool:
+        """Whether the engine logged the death of one of its processes."""
+        return self._before_crash is not None
+
+    def before_crash(self) -> list[str]:
+        """The lines up to the first sign of a crash: the cause. What follows is diagnostics (stack dumps of healthy
+        threads) and consequences. Empty without a crash."""
+        return list(self._before_crash or ())
+
+    def tail(self, count: int) -> list[str]:
+        """The last `count` lines, oldest first."""
+        return [line for _, line in self._lines][-count:]
+
+    def recent(self) -> list[str]:
+        """The lines of the last ten minutes: what a serving engine logged on another day explains nothing."""
+        oldest = self.clock() - _RELEVANT_SECONDS
+        return [line for when, line in self._lines if when >= oldest]
+
+    def _advance(self, line: str) -> None:
+        for phase, pattern in _PHASES:
+            if _ORDER.index(phase) <= _ORDER.index(self.phase):
+                return
+            if pattern.search(line):
+                self.phase = phase
+                return
+
+    def _expect_end(self, seconds: float) -> None:
+        end = self.clock() + seconds
+        self.deadline = end if self.deadline is None else min(self.deadline, end)
+
+
+def clean(text: str) -> str:
+    """A line fit for a pod's status: no control characters, no secrets, not the dump of all arguments, not endless."""
+    plain = _ESCAPES.sub("", text[:_KEPT_CHARACTERS]).strip()
+    return _SECRETS.sub(r"\1***", _ARGUMENTS.sub("server_args=***", plain))

@@ -1,0 +1,143 @@
+"""Reads what a checkpoint folder really is, before a GPU is rented for it.
+
+Everything in the folder is foreign: sizes are checked before contents are read, tensor data is never read, and
+every file that an engine will open is opened here first, as the same uid (engines report a file that they may not
+read as missing).
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from qwen_runtime import config
+from qwen_runtime.faults import Fault, shown
+from qwen_runtime.reasons import Reason
+from qwen_runtime.safetensors import Shard, opened, owner_and_mode, read_exactly, read_shard
+
+INDEX = "model.safetensors.index.json"
+LARGEST_CONFIG = 10_000_000
+LARGEST_INDEX = 100_000_000
+TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+def examine(folder: Path) -> tuple[dict[str, Any], bool]:
+    """The report on a folder and whether the facts are complete; never raises for anything found in the folder."""
+    try:
+        return inspect(folder), True
+    except Fault as fault:
+        return fault.report(), False
+
+
+def inspect(folder: Path) -> dict[str, Any]:
+    """The success report; raises Fault with the first thing that is wrong."""
+    names = _listing(folder)
+    if not any(name.endswith(".safetensors") for name in names) and INDEX not in names:
+        _refuse_other_weights(folder, names)
+    raw = _small_file(folder, config.FILE, LARGEST_CONFIG)
+    parsed = config.parse_json(raw, config.FILE)
+    shard_names = _shard_names(folder, names)
+    shards = [read_shard(folder / name, name) for name in shard_names]
+    weight_bytes = sum(shard.data_bytes for shard in shards)
+    if weight_bytes == 0:
+        raise Fault(Reason.MODEL_NOT_FOUND, f"The *.safetensors files of {folder} hold no tensors.")
+    found = config.facts(parsed, _hints(shards))
+    _check_tokenizer(folder, names)
+    return {
+        "version": 1,
+        **found,
+        "weightBytes": weight_bytes,
+        "tensors": sum(len(shard.names) for shard in shards),
+        "files": len(shards),
+        "tokenizer": True,
+        "configSha256": hashlib.sha256(raw).hexdigest(),
+    }
+
+
+def _listing(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(entry.name for entry in folder.iterdir())
+    except NotADirectoryError:
+        if folder.suffix == ".gguf":
+            raise _gguf(folder.name) from None
+        raise Fault(Reason.MODEL_NOT_FOUND, f"{folder} is a file; the model must be a folder.") from None
+    except PermissionError:
+        message = f"{folder} cannot be listed by uid {os.geteuid()}: {owner_and_mode(folder)}; run chmod a+rx on it."
+        raise Fault(Reason.UNREADABLE_WEIGHTS, message) from None
+    except FileNotFoundError:
+        message = f"{folder} does not exist; the path must name the folder that holds {config.FILE}."
+        raise Fault(Reason.MODEL_NOT_FOUND, message) from None
+    except (OSError, ValueError) as error:
+        detail = error.strerror if isinstance(error, OSError) else error
+        raise Fault(Reason.UNREADABLE_WEIGHTS, f"{shown(str(folder))} cannot be listed: {detail}.") from None
+
+
+def _gguf(name: str) -> Fault:
+    message = f"{name} is a GGUF file; GGUF is not supported yet, use a checkpoint of *.safetensors files."
+    return Fault(Reason.INVALID_CONFIG, message, name)
+
+
+def _refuse_other_weights(folder: Path, names: Iterable[str]) -> None:
+    """The fault for a folder without safetensors, when something else explains it better than a missing config."""
+    for name in sorted(names):
+        if name.endswith(".gguf"):
+            raise _gguf(name)
+    if config.FILE in names:
+        pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
+        instead = f", only {shown(pickles[0])}; convert it to safetensors" if pickles else ""
+        raise Fault(Reason.MODEL_NOT_FOUND, f"{folder} has no *.safetensors file{instead}.")
+
+
+def _small_file(folder: Path, name: str, limit: int) -> bytes:
+    with opened(folder / name, name) as descriptor:
+        size = os.fstat(descriptor).st_size
+        data = read_exactly(descriptor, limit, name) if size < limit else b""
+    if size >= limit or len(data) >= limit:
+        raise Fault(Reason.INVALID_CONFIG, f"{name} has {size} bytes; it must have fewer than {limit}.", name)
+    return data
+
+
+def _shard_names(folder: Path, names: frozenset[str]) -> list[str]:
+    """The index's files when there is an index, as engines do; else every safetensors file."""
+    if INDEX not in names:
+        return sorted(name for name in names if name.endswith(".safetensors"))
+    index = config.parse_json(_small_file(folder, INDEX, LARGEST_INDEX), INDEX)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        message = f"weight_map in {INDEX} is {shown(weight_map)}; it must be an object of tensor names and files."
+        raise Fault(Reason.INVALID_CONFIG, message, INDEX)
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str) or not file.endswith(".safetensors") or "/" in file or "\0" in file:
+            label = f"weight_map[{shown(tensor)}]"
+            message = f"{label} in {INDEX} is {shown(file)}; it must name a *.safetensors file of the same folder."
+            raise Fault(Reason.INVALID_CONFIG, message, INDEX)
+    return sorted(set(weight_map.values()))
+
+
+def _hints(shards: Iterable[Shard]) -> config.Hints:
+    by_dtype = dict.fromkeys(_DTYPES, 0)
+    has_lm_head = False
+    for shard in shards:
+        has_lm_head = has_lm_head or any(name.endswith("lm_head.weight") for name in shard.names)
+        for dtype in by_dtype:
+            by_dtype[dtype] += shard.bytes_by_dtype.get(dtype, 0)
+    largest = max(by_dtype, key=lambda dtype: by_dtype[dtype])
+    return config.Hints(_DTYPES[largest] if by_dtype[largest] else None, has_lm_head)
+
+
+def _check_tokenizer(folder: Path, names: frozenset[str]) -> None:
+    for files in TOKENIZERS:
+        if all(name in names for name in files):
+            for name in files:
+                _check_not_empty(folder, name)
+            return
+    wanted = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
+    raise Fault(Reason.TOKENIZER_MISSING, f"{folder} has no tokenizer; it must hold {wanted}.")
+
+
+def _check_not_empty(folder: Path, name: str) -> None:
+    with opened(folder / name, name) as descriptor:
+        if os.fstat(descriptor).st_size == 0:
+            raise Fault(Reason.TOKENIZER_MISSING, f"{name} is empty; copy or download this file again.", name)

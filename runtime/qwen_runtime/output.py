@@ -1,0 +1,84 @@
+"""Passes a child's output through while a watcher reads along.
+
+One thread per stream with blocking reads and writes: a slow reader slows the child, as it would without us, and never
+the thread that handles signals.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+_CHUNK = 65536
+_LONGEST_LINE = 16384
+
+
+@dataclass(slots=True)
+class LineSplitter:
+    """Bytes in, lines out. Of a progress bar, whose states are separated by carriage returns, only the last is kept.
+
+    A line is cut at 16 KiB, so that output without line ends needs no memory.
+    """
+
+    _rest: bytearray = field(default_factory=bytearray)
+
+    def feed(self, data: bytes) -> list[str]:
+        """The lines that `data` completes."""
+        *complete, rest = data.split(b"\n")
+        lines = []
+        for part in complete:
+            self._extend(part)
+            lines.append(self._take())
+        self._extend(rest)
+        return lines
+
+    def finish(self) -> list[str]:
+        """What is left without a line end."""
+        return [self._take()] if self._rest else []
+
+    def _extend(self, part: bytes) -> None:
+        self._rest += part
+        bar = self._rest.rstrip(b"\r").rfind(b"\r")
+        if bar >= 0:
+            del self._rest[: bar + 1]
+        del self._rest[_LONGEST_LINE:]
+
+    def _take(self) -> str:
+        text = self._rest.decode("utf-8", "replace").strip("\r")
+        self._rest.clear()
+        return text
+
+
+def pump(source: int, sink: int, observe: Callable[[str], None]) -> None:
+    """Copy `source` to `sink` until its end, showing each line first; goes on reading when the sink is gone.
+
+    Closes `source`.
+    """
+    splitter = LineSplitter()
+    open_sink = True
+    try:
+        while chunk := os.read(source, _CHUNK):
+            for line in splitter.feed(chunk):
+                observe(line)
+            open_sink = open_sink and _write_all(sink, chunk)
+        for line in splitter.finish():
+            observe(line)
+    finally:
+        os.close(source)
+
+
+def _write_all(sink: int, data: bytes) -> bool:
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(sink, view) :]
+    except OSError:
+        return False
+    return True
+
+
+def start_pump(source: int, sink: int, observe: Callable[[str], None]) -> threading.Thread:
+    """A running daemon thread, so that a reader that never reads cannot keep the process from ending."""
+    thread = threading.Thread(target=pump, args=(source, sink, observe), name=f"pump-{sink}", daemon=True)
+    thread.start()
+    return thread

@@ -1,0 +1,103 @@
+"""Process duties of an init: adopting orphans, reaping, ending every descendant, and the cgroup's OOM counter."""
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+_PR_SET_CHILD_SUBREAPER = 36
+OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
+
+
+def adopt_orphans() -> bool:
+    """Make orphaned descendants children of this process, as process 1 has it by nature; False where impossible."""
+    if os.getpid() == 1:
+        return True
+    try:
+        import ctypes  # noqa: PLC0415 - absent in some minimal Python builds, where only the process group is ended
+
+        return bool(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+    except (ImportError, OSError, AttributeError):
+        return False
+
+
+def oom_kills(counters: Iterable[Path] = OOM_COUNTERS) -> int | None:
+    """Processes of this container that the kernel killed for want of memory (cgroup v2, else v1); None = not told."""
+    for path in counters:
+        try:
+            rows = path.read_text(encoding="ascii", errors="replace").splitlines()
+        except OSError:
+            continue
+        for row in rows:
+            name, _, count = row.partition(" ")
+            if name == "oom_kill" and count.isdigit():
+                return int(count)
+    return None
+
+
+def kill(pid: int, number: int, *, group: bool = False) -> None:
+    """Send a signal; a process that is already gone is fine."""
+    try:
+        (os.killpg if group else os.kill)(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def descendants(root: int) -> list[int]:
+    """Process ids below `root`, from /proc. Processes that entered the container by `exec` have another parent."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            parent = _parent(entry)
+            if parent is not None:
+                children.setdefault(parent, []).append(int(entry.name))
+    found: list[int] = []
+    queue = [root]
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
+
+
+def _parent(process: Path) -> int | None:
+    try:
+        text = (process / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # the command's name stands in parentheses and may itself hold spaces and parentheses
+    return int(text.rpartition(")")[2].split()[1])
+
+
+def reap(main: int) -> int | None:
+    """Reap all that ended. When `main` did, its group is killed and its status returned (negative: a signal)."""
+    status = None
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return status
+        if ended is None:
+            return status
+        if ended.si_pid == main:
+            kill(main, signal.SIGKILL, group=True)  # before the pid, and with it the group's id, may be used again
+        _, code = os.waitpid(ended.si_pid, 0)
+        if ended.si_pid == main:
+            status = os.waitstatus_to_exitcode(code)
+
+
+def end_descendants(patience: float = 5.0) -> None:
+    """SIGKILL everything below this process and reap it; gives up after `patience` seconds (uninterruptible sleep)."""
+    limit = time.monotonic() + patience
+    while True:
+        for pid in descendants(os.getpid()):
+            kill(pid, signal.SIGKILL)
+        reap(0)
+        try:
+            alive = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return
+        if alive and time.monotonic() > limit:
+            return
+        time.sleep(0.01)

@@ -1,0 +1,33 @@
+"""The closed lists that reports speak in; the operator takes them over 1:1 as condition reasons."""
+
+from enum import Enum
+
+
+class Reason(str, Enum):  # noqa: UP042 - StrEnum needs Python 3.11, engine images may have 3.10
+    """Why a checkpoint was refused or an engine ended."""
+
+    AUTH_REQUIRED = "AuthRequired"
+    BAD_FLAG = "BadFlag"
+    CONFIG_MISMATCH = "ConfigMismatch"
+    CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
+    DISK_FULL = "DiskFull"
+    HOST_OUT_OF_MEMORY = "HostOutOfMemory"
+    HUNG = "Hung"
+    INVALID_CONFIG = "InvalidConfig"
+    MODEL_NOT_FOUND = "ModelNotFound"
+    NCCL_FAILURE = "NcclFailure"
+    PORT_IN_USE = "PortInUse"
+    TOKENIZER_MISSING = "TokenizerMissing"
+    TRUNCATED_WEIGHTS = "TruncatedWeights"
+    UNKNOWN = "Unknown"
+    UNREADABLE_WEIGHTS = "UnreadableWeights"
+
+
+class Phase(str, Enum):  # noqa: UP042 - as above
+    """How far an engine's start-up got, in the order of the engine's own log."""
+
+    STARTING = "Starting"
+    LOAD_WEIGHTS = "LoadWeights"
+    CAPTURE_GRAPHS = "CaptureGraphs"
+    WARM_UP = "WarmUp"
+    SERVING = "Serving"

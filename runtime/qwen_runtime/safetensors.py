@@ -1,0 +1,161 @@
+"""Headers of safetensors files: what a shard says it holds, against what the file has.
+
+Format: 8 bytes little-endian header length, that many bytes of JSON `{name: {dtype, shape, data_offsets: [a, b]}}`
+with offsets relative to the end of the header, then the data without gaps. Only the header is read.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_runtime.config import parse_json
+from qwen_runtime.faults import Fault, shown
+from qwen_runtime.reasons import Reason
+
+LARGEST_HEADER = 100_000_000  # the limit of the safetensors library itself
+_LARGEST_FILE = 2**63 - 1
+_LFS_POINTER = re.compile(rb"version https://git-lfs[^\n]*\n(?:[^\n]*\n)*?size (\d{1,18})\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file: bytes of tensor data by safetensors dtype (`BF16`, `I32`, ...), and the tensors' names."""
+
+    bytes_by_dtype: Mapping[str, int]
+    names: frozenset[str]
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(self.bytes_by_dtype.values())
+
+
+def owner_and_mode(path: Path) -> str:
+    """Mode and owner of a file for a message; a folder above it may hide even those."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "its mode cannot be read either"
+    return f"its mode is {stat.S_IMODE(status.st_mode):04o} and its owner is uid {status.st_uid}"
+
+
+@contextmanager
+def opened(path: Path, name: str) -> Iterator[int]:
+    """A read-only descriptor of a regular file, links followed.
+
+    Raises ModelNotFound when missing, UnreadableWeights when this uid may not open it, InvalidConfig when it is no
+    regular file. Non-blocking, because opening a FIFO in a hostile folder would wait forever.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        target = f"; it is a link to {path.readlink()}, which does not exist" if path.is_symlink() else ""
+        raise Fault(Reason.MODEL_NOT_FOUND, f"{name} is missing from {path.parent}{target}.", name) from None
+    except PermissionError:
+        message = (
+            f"{name} cannot be opened by uid {os.geteuid()}: {owner_and_mode(path)}; "
+            "run chmod a+r on it, and chmod a+rx on the folders above it."
+        )
+        raise Fault(Reason.UNREADABLE_WEIGHTS, message, name) from None
+    except (OSError, ValueError) as error:
+        detail = error.strerror if isinstance(error, OSError) else error
+        raise Fault(Reason.UNREADABLE_WEIGHTS, f"{name} cannot be opened: {detail}.", name) from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Fault(Reason.INVALID_CONFIG, f"{name} must be a regular file or a link to one.", name)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def read_exactly(descriptor: int, count: int, name: str) -> bytes:
+    """Up to `count` bytes from the current position; fewer only at the end of the file."""
+    parts: list[bytes] = []
+    while count > 0:
+        try:
+            part = os.read(descriptor, min(count, 1 << 20))
+        except OSError as error:
+            raise Fault(Reason.UNREADABLE_WEIGHTS, f"{name} cannot be read: {error.strerror}.", name) from None
+        if not part:
+            break
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def read_shard(path: Path, name: str) -> Shard:
+    """Check one shard against its own header; raises Fault as the module's callers report it."""
+    with opened(path, name) as descriptor:
+        size = os.fstat(descriptor).st_size
+        length_field = read_exactly(descriptor, 8, name)
+        _refuse_lfs_pointer(length_field, descriptor, size, name)
+        if size < 8:
+            raise truncated(name, 8, size)
+        length = int.from_bytes(length_field, "little")
+        if not 2 <= length <= LARGEST_HEADER:
+            message = (
+                f"{name} is not a safetensors file: its header length is {length}; 2 to {LARGEST_HEADER} is right."
+            )
+            raise Fault(Reason.INVALID_CONFIG, message, name)
+        if 8 + length > size:
+            raise truncated(name, 8 + length, size)
+        header = read_exactly(descriptor, length, name)
+    if len(header) < length:
+        raise truncated(name, 8 + length, 8 + len(header))
+    shard = parse_header(header, name)
+    if 8 + length + shard.data_bytes != size:
+        raise truncated(name, 8 + length + shard.data_bytes, size)
+    return shard
+
+
+def truncated(name: str, wanted: int, found: int) -> Fault:
+    """The fault for a file whose size is not what its header says, in either direction."""
+    state = "is cut short" if found < wanted else "is longer than its own header says"
+    message = f"{name} {state}: {wanted} bytes wanted, {found} bytes found; copy or download this file again."
+    return Fault(Reason.TRUNCATED_WEIGHTS, message, name, wanted, found)
+
+
+def _refuse_lfs_pointer(start: bytes, descriptor: int, size: int, name: str) -> None:
+    if start != b"version " or size > 1024:
+        return
+    match = _LFS_POINTER.match(start + read_exactly(descriptor, size, name))
+    if match:
+        message = f"{name} is a git-lfs pointer of {size} bytes, not the weights; run git lfs pull."
+        raise Fault(Reason.TRUNCATED_WEIGHTS, message, name, int(match.group(1)), size)
+
+
+def parse_header(header: bytes, name: str) -> Shard:
+    """Tensors of a header; InvalidConfig when it is malformed or its ranges overlap or leave gaps."""
+    entries = parse_json(header, f"the header of {name}")
+    entries.pop("__metadata__", None)
+    ranges: list[tuple[int, int]] = []
+    by_dtype: dict[str, int] = {}
+    for tensor, entry in entries.items():
+        start, end, dtype = _entry(entry, tensor, name)
+        ranges.append((start, end))
+        by_dtype[dtype] = by_dtype.get(dtype, 0) + end - start
+    position = 0
+    for start, end in sorted(ranges):
+        if start != position:
+            raise _malformed(name, f"its tensors' data_offsets overlap or leave a gap at byte {position}")
+        position = end
+    return Shard(by_dtype, frozenset(entries))
+
+
+def _entry(entry: Any, tensor: str, name: str) -> tuple[int, int, str]:
+    match entry:
+        case {"dtype": str(dtype), "data_offsets": [int(start), int(end)]}:
+            booleans = isinstance(start, bool) or isinstance(end, bool)
+            if not booleans and 0 <= start <= end <= _LARGEST_FILE:
+                return start, end, dtype
+    detail = f"tensor {shown(tensor)} must have a dtype and data_offsets of two whole numbers in order"
+    raise _malformed(name, detail)
+
+
+def _malformed(name: str, detail: str) -> Fault:
+    return Fault(Reason.INVALID_CONFIG, f"The header of {name} is malformed: {detail}.", name)

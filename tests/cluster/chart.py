@@ -1,0 +1,87 @@
+"""The chart as the real Helm renders it, and ways to look into what came out."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.testbed.binaries import ensure_binaries
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts/qwen-operator"
+Manifest = dict[str, Any]
+
+POOL: Manifest = {"name": "l4", "product": "NVIDIA-L4", "memoryMiB": 23034, "gpusPerNode": 8}
+NAMESPACED: Manifest = {"watchNamespaces": ["team-a", "team-b"], "gpuPools": [POOL]}
+TESTBED: Manifest = yaml.safe_load((ROOT / "tests/testbed/values.yaml").read_text())
+VALUES = {"default": {}, "namespaced": NAMESPACED, "testbed": TESTBED, "open": {"gateway": {"auth": "none"}}}
+all_values = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
+
+
+@functools.cache
+def binary() -> str:
+    """$HELM, else helm on PATH, else the test bed's."""
+    return os.environ.get("HELM") or shutil.which("helm") or str(ensure_binaries()["helm"] / "helm")
+
+
+def helm(*args: str, values: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Run Helm with these values on standard input."""
+    command = [binary(), *args, "-f", "-"]
+    return subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, check=False)
+
+
+def text(values: Mapping[str, Any], release: str = "qwen", namespace: str = "qwen-system") -> str:
+    done = helm("template", release, str(CHART), "-n", namespace, values=values)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def render(values: Mapping[str, Any], release: str = "qwen", namespace: str = "qwen-system") -> list[Manifest]:
+    return [doc for doc in yaml.safe_load_all(text(values, release, namespace)) if doc]
+
+
+def refused(values: Mapping[str, Any]) -> str:
+    """What Helm says when it refuses the values; an error when it does not."""
+    done = helm("template", "qwen", str(CHART), values=values)
+    assert done.returncode != 0, done.stdout
+    return done.stderr
+
+
+def one(manifests: list[Manifest], kind: str, name: str) -> Manifest:
+    (found,) = [m for m in manifests if m["kind"] == kind and m["metadata"]["name"] == name]
+    return found
+
+
+def of_kind(manifests: list[Manifest], *kinds: str) -> list[Manifest]:
+    return [m for m in manifests if m["kind"] in kinds]
+
+
+def pods(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
+    """(metadata, spec) of every pod and pod template."""
+    yield from ((m["metadata"], m["spec"]) for m in of_kind(manifests, "Pod"))
+    for m in of_kind(manifests, "Deployment"):
+        yield m["spec"]["template"]["metadata"], m["spec"]["template"]["spec"]
+
+
+def containers(spec: Manifest) -> list[Manifest]:
+    return [*spec["containers"], *spec.get("initContainers", [])]
+
+
+def environment(manifests: list[Manifest], deployment: str, container: str) -> dict[str, str | None]:
+    spec = one(manifests, "Deployment", deployment)["spec"]["template"]["spec"]
+    (found,) = [c for c in containers(spec) if c["name"] == container]
+    return {entry["name"]: entry.get("value") for entry in found["env"]}
+
+
+def config(manifests: list[Manifest]) -> Manifest:
+    loaded: Manifest = yaml.safe_load(one(manifests, "ConfigMap", "qwen-operator")["data"]["config.yaml"])
+    return loaded

@@ -1,0 +1,293 @@
+"""What the chart renders, by the real Helm; the last tests ask the real API server about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+import yaml
+
+from qwen_operator.reconcile.config import load
+from tests.cluster.chart import (
+    CHART,
+    POOL,
+    ROOT,
+    TESTBED,
+    VALUES,
+    Manifest,
+    all_values,
+    config,
+    containers,
+    environment,
+    helm,
+    of_kind,
+    one,
+    pods,
+    refused,
+    render,
+    text,
+)
+from tests.testbed.kubectl import Kubectl, wait_for
+
+pytestmark = pytest.mark.cluster
+
+
+@all_values
+def test_lint_is_clean(values: Manifest) -> None:
+    done = helm("lint", "--strict", str(CHART), values=values)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@all_values
+def test_two_renders_are_the_same_bytes(values: Manifest) -> None:
+    assert text(values) == text(values)
+
+
+def test_the_objects_have_these_names() -> None:
+    """What the documentation, the demo and users rely on."""
+    names = {(m["kind"], m["metadata"]["name"]) for m in render({})}
+    assert names == {
+        ("CustomResourceDefinition", "qwendeployments.qwen-operator.dev"),
+        ("ServiceAccount", "qwen-operator"),
+        ("ServiceAccount", "qwen-gateway"),
+        ("ConfigMap", "qwen-operator"),
+        ("Deployment", "qwen-operator"),
+        ("Deployment", "qwen-gateway"),
+        ("Service", "qwen-operator"),
+        ("Service", "qwen-gateway"),
+        ("ClusterRole", "qwen-system-qwen-operator"),
+        ("ClusterRole", "qwen-system-qwen-gateway"),
+        ("ClusterRole", "qwen-system-qwen-view"),
+        ("ClusterRole", "qwen-system-qwen-edit"),
+        ("ClusterRoleBinding", "qwen-system-qwen-operator"),
+        ("ClusterRoleBinding", "qwen-system-qwen-gateway"),
+        ("Role", "qwen-gateway-keys"),
+        ("RoleBinding", "qwen-gateway-keys"),
+        ("Pod", "qwen-test"),
+    }
+    assert names == {(m["kind"], m["metadata"]["name"]) for m in render({}, release="qwen-operator")}
+
+
+@all_values
+def test_names_stay_short_and_distinct(values: Manifest) -> None:
+    one_team, other_team = "n" * 62 + "a", "n" * 62 + "b"
+    manifests = render(values, release="r" * 53, namespace=one_team)
+    for m in manifests:
+        assert m["kind"] == "CustomResourceDefinition" or len(m["metadata"]["name"]) <= 63
+        assert all(len(value) <= 63 for value in m["metadata"]["labels"].values())
+    kinds = ("ClusterRole", "ClusterRoleBinding")
+    others = of_kind(render(values, release="r" * 53, namespace=other_team), *kinds)
+    mine = {(m["kind"], m["metadata"]["name"]) for m in of_kind(manifests, *kinds)}
+    assert mine.isdisjoint((m["kind"], m["metadata"]["name"]) for m in others)
+
+
+def test_without_keys_there_is_no_secret() -> None:
+    manifests = render(VALUES["open"])
+    spec = one(manifests, "Deployment", "qwen-gateway")["spec"]["template"]["spec"]
+    assert [volume["name"] for volume in spec["volumes"] if "secret" in volume] == []
+    assert environment(manifests, "qwen-gateway", "router")["QWEN_GATEWAY_AUTH"] == "none"
+    assert config(manifests)["gateway"]["auth"] == "none"
+
+
+def test_with_keys_the_router_waits_for_the_secret_that_the_operator_makes() -> None:
+    manifests = render({})
+    spec = one(manifests, "Deployment", "qwen-gateway")["spec"]["template"]["spec"]
+    (volume,) = [volume for volume in spec["volumes"] if "secret" in volume]
+    assert volume["secret"] == {"secretName": "qwen-gateway-keys", "defaultMode": 0o440}
+    assert config(manifests)["gateway"] == {
+        "namespace": "qwen-system",
+        "keysSecret": "qwen-gateway-keys",
+        "auth": "keys",
+    }
+
+
+@all_values
+def test_every_pod_meets_the_restricted_profile(values: Manifest) -> None:
+    found = list(pods(render(values)))
+    assert len(found) == 3
+    for _, spec in found:
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] == 65532
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["enableServiceLinks"] is False
+        for container in containers(spec):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+            assert "memory" in container["resources"]["limits"]
+
+
+def test_only_the_agent_of_a_gateway_pod_holds_a_token() -> None:
+    spec = one(render({}), "Deployment", "qwen-gateway")["spec"]["template"]["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    holders = [c["name"] for c in containers(spec) if "api-token" in {m["name"] for m in c["volumeMounts"]}]
+    assert holders == ["agent"]
+
+
+@all_values
+def test_a_service_selects_the_pods_of_one_deployment_and_ports_that_exist(values: Manifest) -> None:
+    manifests = render(values)
+    for service in of_kind(manifests, "Service"):
+        selector = service["spec"]["selector"].items()
+        (template,) = [spec for metadata, spec in pods(manifests) if selector <= metadata.get("labels", {}).items()]
+        ports = {port["name"] for c in containers(template) for port in c["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+
+
+def test_the_crd_is_the_generated_one_and_is_kept() -> None:
+    source = yaml.safe_load((ROOT / "crds/qwendeployments.qwen-operator.dev.yaml").read_text())
+    rendered = of_kind(render({}), "CustomResourceDefinition")[0]
+    assert rendered["spec"] == source["spec"]
+    assert rendered["metadata"]["name"] == source["metadata"]["name"]
+    assert rendered["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+def test_the_crd_has_two_switches() -> None:
+    assert of_kind(render({"crds": {"enabled": False}}), "CustomResourceDefinition") == []
+    rendered = of_kind(render({"crds": {"keep": False}}), "CustomResourceDefinition")[0]
+    assert "helm.sh/resource-policy" not in rendered["metadata"].get("annotations", {})
+
+
+def test_a_changed_configuration_replaces_the_operator_and_nothing_else_does() -> None:
+    def checksum(values: Manifest) -> str:
+        template = one(render(values), "Deployment", "qwen-operator")["spec"]["template"]
+        found: str = template["metadata"]["annotations"]["checksum/config"]
+        return found
+
+    assert checksum({"gateway": {"replicas": 5}, "commonLabels": {"team": "ml"}}) == checksum({})
+    assert checksum({"engine": {"args": ["--schedule-policy=lpm"]}}) != checksum({})
+    assert checksum({"gpuPools": [POOL]}) != checksum({})
+
+
+def test_the_operator_is_told_the_values() -> None:
+    values = {**TESTBED, "gpuPools": [POOL], "imagePullSecrets": [{"name": "registry"}]}
+    loaded = config(render(values))
+    assert loaded["image"] == {"reference": "localhost/qwen-operator:0.1.0", "pullPolicy": "IfNotPresent"}
+    assert loaded["engine"] == TESTBED["engine"]
+    assert loaded["gpuPools"] == [POOL]
+    assert loaded["imagePullSecrets"] == ["registry"]
+    assert (loaded["workers"], loaded["resyncSeconds"]) == (8, 300)
+
+
+@all_values
+def test_the_operator_can_read_its_configuration(values: Manifest) -> None:
+    manifests = render(values)
+    environ = {name: value or "" for name, value in environment(manifests, "qwen-operator", "operator").items()}
+    loaded = load(environ, yaml.safe_dump(config(manifests)))
+    assert loaded.namespaces == tuple(values.get("watchNamespaces", ()))
+    assert [pool.product for pool in loaded.pools] == [pool["product"] for pool in values.get("gpuPools", ())]
+    assert loaded.gateway.keys_secret == "qwen-gateway-keys"
+
+
+def test_bounds_reach_the_router_as_plain_numbers() -> None:
+    values = {"gateway": {"limits": {"bodyBytes": 536870912, "queueSize": 0}, "shutdownGraceSeconds": 600}}
+    manifests = render(values)
+    env = environment(manifests, "qwen-gateway", "router")
+    assert env["QWEN_GATEWAY_MAX_BODY_BYTES"] == "536870912"
+    assert env["QWEN_GATEWAY_QUEUE_SIZE"] == "0"
+    assert env["QWEN_GATEWAY_MAX_CONCURRENT_REQUESTS"] == "1024"
+    assert env["QWEN_GATEWAY_SHUTDOWN_GRACE_SECONDS"] == "600"
+    spec = one(manifests, "Deployment", "qwen-gateway")["spec"]["template"]["spec"]
+    assert spec["terminationGracePeriodSeconds"] == 10 + 600 + 10
+
+
+DIGEST = "sha256:" + "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("image", "engine", "ours", "theirs"),
+    [
+        ({}, "lmsysorg/sglang", "localhost/qwen-operator:0.1.0", "lmsysorg/sglang"),
+        ({"tag": "1.2"}, "a/b:c", "localhost/qwen-operator:1.2", "a/b:c"),
+        ({"digest": DIGEST, "tag": "1.2"}, "a/b", f"localhost/qwen-operator@{DIGEST}", "a/b"),
+        ({"registry": "mirror.test:5000"}, "a/b", "mirror.test:5000/qwen-operator:0.1.0", "mirror.test:5000/a/b"),
+        ({"registry": "m.test/x/"}, "docker.io/a/b:c", "m.test/x/qwen-operator:0.1.0", "m.test/x/a/b:c"),
+        ({"repository": "team/op", "registry": "m.test"}, "sglang", "m.test/team/op:0.1.0", "m.test/sglang"),
+    ],
+)
+def test_images(image: Manifest, engine: str, ours: str, theirs: str) -> None:
+    manifests = render({"image": image, "engine": {"image": engine}})
+    assert {c["image"] for _, spec in pods(manifests) for c in containers(spec)} == {ours}
+    assert config(manifests)["image"]["reference"] == ours
+    assert config(manifests)["engine"]["image"] == theirs
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"watchNamespaces": ["team-a"]}, "watchNamespaces is [team-a] and gpuPools is empty"),
+        ({"gatway": {}}, "gatway"),
+        ({"gateway": {"replica": 2}}, "replica"),
+        ({"gateway": {"replicas": 0}}, "/gateway/replicas"),
+        ({"gateway": {"auth": "key"}}, "/gateway/auth"),
+        ({"gateway": {"limits": {"bodyBytes": "32Mi"}}}, "/gateway/limits/bodyBytes"),
+        ({"image": {"tag": 1}}, "/image/tag"),
+        ({"image": {"digest": "latest"}}, "/image/digest"),
+        ({"watchNamespaces": ["Team A"]}, "/watchNamespaces/0"),
+        ({"gpuPools": [{"name": "l4"}]}, "/gpuPools/0"),
+        ({"gpuPools": [POOL | {"memoryGiB": 24}]}, "memoryGiB"),
+        ({"engine": {"env": [{"name": "A"}]}}, "/engine/env/0"),
+        ({"engine": {"args": "--device=cpu"}}, "/engine/args"),
+        ({"fullnameOverride": "Qwen"}, "/fullnameOverride"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(values: Manifest, words: str) -> None:
+    assert words in refused(values)
+
+
+def test_everybody_placed_and_labelled_as_told() -> None:
+    place = {
+        "nodeSelector": {"pool": "cpu"},
+        "tolerations": [{"key": "cpu", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "priorityClassName": "high",
+        "podAnnotations": {"note": "yes"},
+    }
+    labels = {"team": "ml", "app.kubernetes.io/name": "mine"}
+    manifests = render({"operator": place, "gateway": place, "commonLabels": labels})
+    assert all(m["metadata"]["labels"]["team"] == "ml" for m in manifests)
+    assert {m["metadata"]["labels"]["app.kubernetes.io/name"] for m in manifests} == {"qwen-operator"}
+    for deployment in of_kind(manifests, "Deployment"):
+        template = deployment["spec"]["template"]
+        assert template["metadata"]["annotations"]["note"] == "yes"
+        assert {key: template["spec"][key] for key in place if key != "podAnnotations"} == {
+            key: value for key, value in place.items() if key != "podAnnotations"
+        }
+
+
+@all_values
+def test_the_notes_begin_with_a_manifest_that_can_be_pasted(values: Manifest) -> None:
+    args = ("install", "qwen", str(CHART), "-n", "qwen-system", "--dry-run=client")
+    notes = helm(*args, values=values).stdout.partition("\nNOTES:\n")[2]
+    pasted = yaml.safe_load(notes.partition("<<'END'\n")[2].partition("   END\n")[0])
+    assert pasted == yaml.safe_load((ROOT / "docs/examples/qwen1.5-0.5b.yaml").read_text())
+    assert ("get secret -n qwen-system qwen-gateway-keys" in notes) == (values != VALUES["open"])
+
+
+@pytest.fixture(scope="module")
+def restricted(kubectl: Kubectl) -> Iterator[str]:
+    """A namespace where pods outside the restricted profile are refused and templates of such pods are warned of."""
+    name, level = f"t-{uuid4().hex[:8]}", "pod-security.kubernetes.io"
+    kubectl.namespace(name, {f"{level}/enforce": "restricted", f"{level}/warn": "restricted"})
+    wait_for("the namespace's service account", lambda: kubectl.get("serviceaccount", "default", name))
+    yield name
+    kubectl.run("delete", "namespace", name, "--wait=false")
+
+
+@all_values
+def test_the_api_server_accepts_every_object(kubectl: Kubectl, restricted: str, values: Manifest) -> None:
+    if "watchNamespaces" in values:
+        values = values | {"watchNamespaces": [restricted]}
+    rendered = text(values, release="qwen-render", namespace=restricted)
+    strict = ("--dry-run=server", "--server-side", "--force-conflicts", "--validate=strict", "--warnings-as-errors")
+    accepted = kubectl.run("apply", *strict, "-o", "name", "-f", "-", stdin=rendered).split()
+    assert len(accepted) == len([doc for doc in yaml.safe_load_all(rendered) if doc])
+
+
+def test_the_api_server_accepts_the_examples(kubectl: Kubectl, space: str) -> None:
+    examples = kubectl.run("apply", "--dry-run=server", "-n", space, "-o", "name", "-f", str(ROOT / "docs/examples"))
+    assert len(examples.split()) == len(list((ROOT / "docs/examples").glob("*.yaml")))

@@ -1,0 +1,91 @@
+"""Planning on the real API server and scheduler, with simulated GPU nodes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.qd import events, pods, qd, simulated, wait_condition, wait_ready
+from tests.testbed.kubectl import Kubectl, condition
+
+pytestmark = pytest.mark.cluster
+A100, L4 = "NVIDIA-A100-SXM4-80GB", "NVIDIA-L4"
+
+
+def test_72b_takes_four_gpus_of_80_gb(kubectl: Kubectl, space: str) -> None:
+    kubectl.apply(simulated(space, "big", A100, model="Qwen/Qwen1.5-72B-Chat"))
+
+    obj = wait_ready(kubectl, space, "big")
+
+    plan = obj["status"]["plan"]
+    assert (plan["gpuProduct"], plan["gpusPerReplica"], plan["parallelism"]) == (A100, 4, {"tensor": 4})
+    [pod] = pods(kubectl, space, "big")
+    assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    assert "--tp-size=4" in pod["spec"]["containers"][0]["command"] + pod["spec"]["containers"][0].get("args", [])
+    row = kubectl.run("get", "qd", "big", "-n", space).splitlines()[1].split()
+    assert row[:5] == ["big", "Qwen/Qwen1.5-72B-Chat", "4xA100-80GB", "1/1", "Serving"]
+
+
+def test_what_does_not_fit_makes_no_pod(kubectl: Kubectl, space: str) -> None:
+    kubectl.apply(simulated(space, "big", L4, model="Qwen/Qwen1.5-72B-Chat"))
+
+    obj = wait_condition(kubectl, space, "big", ("Planned", "False", "DoesNotFit"))
+
+    assert condition(obj, "Ready")["status"] == "False"
+    assert "GiB" in condition(obj, "Planned")["message"]
+    assert pods(kubectl, space, "big") == []
+    assert ("Warning", "DoesNotFit") in events(kubectl, space, "big")
+
+
+def test_unknown_model_names_what_is_known(kubectl: Kubectl, space: str) -> None:
+    kubectl.apply(qd(space, "odd", model="Qwen/Qwen9-1000B"))
+
+    obj = wait_condition(kubectl, space, "odd", ("Ready", "False", "UnknownModel"))
+
+    message = condition(obj, "Planned")["message"]
+    assert "Qwen/Qwen9-1000B" in message
+    assert "Qwen/Qwen1.5-72B" in message
+    assert "source" in message
+    # A corrected object goes on by itself.
+    kubectl.apply(simulated(space, "odd", L4))
+    wait_ready(kubectl, space, "odd")
+
+
+def test_no_room_waits_and_goes_on_by_itself(kubectl: Kubectl, space: str) -> None:
+    kubectl.apply(simulated(space, "wide", L4, replicas=9))
+
+    obj = wait_condition(kubectl, space, "wide", ("Ready", "True", "Serving"))
+    assert obj["status"]["readyReplicas"] == 8
+    kubectl.apply(simulated(space, "late", L4))
+    obj = wait_condition(kubectl, space, "late", ("Ready", "False", "WaitingForGpus"))
+    assert "nvidia.com/gpu" in condition(obj, "Ready")["message"]
+    assert ("Warning", "WaitingForGpus") in events(kubectl, space, "late") | {
+        (kind, reason) for kind, reason in events(kubectl, space, "late") if kind == "Warning"
+    }
+
+    kubectl.apply(simulated(space, "wide", L4, replicas=2))
+
+    wait_ready(kubectl, space, "late")
+    assert len(pods(kubectl, space, "wide")) == 2
+
+
+def test_a_served_name_belongs_to_its_oldest_claim(kubectl: Kubectl, space: str) -> None:
+    kubectl.apply(simulated(space, "first", L4, servedNames=[f"{space}-chat"]))
+    wait_ready(kubectl, space, "first")
+
+    kubectl.apply(simulated(space, "second", L4, servedNames=[f"{space}-chat"]))
+
+    obj = wait_condition(kubectl, space, "second", ("Ready", "False", "NameConflict"))
+    assert f"{space}/first" in condition(obj, "Ready")["message"]
+    kubectl.run("delete", "qd", "first", "-n", space)
+    wait_ready(kubectl, space, "second")
+
+
+def test_kubectl_scale_works_through_the_subresource(kubectl: Kubectl, space: str) -> None:
+    kubectl.apply(simulated(space, "s", L4, replicas=1))
+    wait_ready(kubectl, space, "s")
+
+    kubectl.run("scale", "qd", "s", "-n", space, "--replicas=2")
+
+    kubectl.run("wait", "qd", "s", "-n", space, "--for=jsonpath={.status.readyReplicas}=2", "--timeout=60s")
+    scale = kubectl.run("get", "--raw", f"/apis/qwen-operator.dev/v1alpha1/namespaces/{space}/qwendeployments/s/scale")
+    assert '"selector":"qwen-operator.dev/deployment=s,qwen-operator.dev/role=engine"' in scale

@@ -1,0 +1,145 @@
+"""What is the operator's own is repaired; what is not is left alone; what is settled costs no write."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.qd import pods, simulated, wait_condition, wait_ready
+from tests.testbed.audit import AuditLog
+from tests.testbed.bed import Release, install
+from tests.testbed.cluster import Cluster
+from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
+
+pytestmark = pytest.mark.cluster
+L4 = "NVIDIA-L4"
+
+
+@pytest.fixture
+def settled(kubectl: Kubectl, space: str) -> Manifest:
+    """The pod of a Ready deployment `own` of one replica."""
+    kubectl.apply(simulated(space, "own", L4))
+    wait_ready(kubectl, space, "own")
+    [pod] = pods(kubectl, space, "own")
+    return pod
+
+
+def patch(kubectl: Kubectl, kind: str, obj: Manifest, operations: str) -> None:
+    meta = obj["metadata"]
+    kubectl.run("patch", kind, meta["name"], "-n", meta["namespace"], "--type=json", "-p", operations)
+
+
+def test_edited_fields_are_put_back_and_foreign_ones_stay(kubectl: Kubectl, space: str, settled: Manifest) -> None:
+    name = settled["metadata"]["name"]
+    kubectl.run("annotate", "pod", name, "-n", space, "example.com/note=mine")
+    kubectl.run("label", "pod", name, "-n", space, "--overwrite", "app.kubernetes.io/instance=stolen")
+    patch(kubectl, "pod", settled, '[{"op": "remove", "path": "/metadata/ownerReferences"}]')
+    service = kubectl.get("service", "own-engine", space)
+    assert service
+    patch(kubectl, "service", service, '[{"op": "replace", "path": "/spec/ports/0/port", "value": 9}]')
+
+    def repaired() -> bool:
+        meta = (kubectl.get("pod", name, space) or {}).get("metadata", {})
+        port = (kubectl.get("service", "own-engine", space) or {})["spec"]["ports"][0]["port"]
+        owned = meta.get("ownerReferences") == settled["metadata"]["ownerReferences"]
+        labelled = meta.get("labels") == settled["metadata"]["labels"]
+        return bool(owned and labelled and port == 8000)
+
+    wait_for("edits repaired", repaired, 30)
+    [pod] = pods(kubectl, space, "own")
+    assert pod["metadata"]["uid"] == settled["metadata"]["uid"]
+    assert pod["metadata"]["annotations"]["example.com/note"] == "mine"
+
+
+def test_a_deleted_pod_comes_back_under_its_name(kubectl: Kubectl, space: str, settled: Manifest) -> None:
+    kubectl.run("delete", "pod", settled["metadata"]["name"], "-n", space, "--wait=false")
+
+    def back() -> bool:
+        found = pods(kubectl, space, "own")
+        return [p["metadata"]["name"] for p in found] == [settled["metadata"]["name"]] and (
+            found[0]["metadata"]["uid"] != settled["metadata"]["uid"]
+        )
+
+    wait_for("the pod is back", back, 60)
+
+
+def test_foreign_objects_are_never_taken_over(kubectl: Kubectl, space: str) -> None:
+    foreign = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "mine-engine", "namespace": space},
+        "spec": {"ports": [{"port": 1234}], "selector": {"app": "other"}},
+    }
+    kubectl.apply(foreign)
+
+    kubectl.apply(simulated(space, "mine", L4))
+
+    obj = wait_condition(kubectl, space, "mine", ("Ready", "False", "ForeignObject"))
+    assert "mine-engine" in condition(obj, "Ready")["message"]
+    service = kubectl.get("service", "mine-engine", space)
+    assert service
+    assert service["spec"]["selector"] == {"app": "other"}
+    kubectl.run("delete", "service", "mine-engine", "-n", space)
+    wait_ready(kubectl, space, "mine")
+
+
+def test_settled_means_no_write_also_over_a_restart(
+    kubectl: Kubectl, bed: Cluster, release: Release, settled: Manifest
+) -> None:
+    audit = AuditLog(bed.audit_log)
+    time.sleep(20)
+    assert audit.writes(release.operator_user) == []
+
+    kubectl.run("rollout", "restart", f"deployment/{release.operator}", "-n", release.namespace)
+    kubectl.run("rollout", "status", f"deployment/{release.operator}", "-n", release.namespace, "--timeout=120s")
+    time.sleep(15)
+
+    # The one request is the key Secret, which the operator may create but never read: it is refused with 409.
+    assert [str(w) for w in audit.writes(release.operator_user) if w.code != 409] == []
+
+
+def test_other_defaults_and_other_nodes_replace_nothing(
+    kubectl: Kubectl, bed: Cluster, release: Release, space: str, settled: Manifest
+) -> None:
+    revision = wait_ready(kubectl, space, "own")["status"]["plan"]["hash"]
+    try:
+        install(bed, "--set", "engine.args[6]=--schedule-policy=lpm")
+        bed.add_simulated_node("extra", "NVIDIA-L4", gpus=8)
+        obj = wait_for(
+            "the newer plan is announced",
+            lambda: _announced(kubectl, space),
+            60,
+        )
+    finally:
+        bed.remove_node("extra")
+        install(bed)
+
+    [pod] = pods(kubectl, space, "own")
+    assert pod["metadata"]["uid"] == settled["metadata"]["uid"]
+    assert obj["status"]["plan"]["hash"] == revision
+    assert len(kubectl.list("controllerrevisions", space)) == 1
+
+
+def _announced(kubectl: Kubectl, space: str) -> Manifest | None:
+    obj = kubectl.get("qd", "own", space)
+    return obj if "qwen-operator.dev/replan" in condition(obj, "Planned").get("message", "") else None
+
+
+def test_deleting_leaves_nothing(kubectl: Kubectl, space: str, settled: Manifest) -> None:
+    kubectl.run("delete", "qd", "own", "-n", space)
+
+    def gone() -> bool:
+        kinds = ("pods", "services", "controllerrevisions")
+        return all(not kubectl.list(kind, space, "app.kubernetes.io/managed-by=qwen-operator") for kind in kinds)
+
+    wait_for("nothing is left", gone, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_idle_minutes_without_a_write(bed: Cluster, release: Release, settled: Manifest) -> None:
+    audit = AuditLog(bed.audit_log)
+    time.sleep(600)
+
+    assert [str(w) for w in audit.writes(release.operator_user)] == []

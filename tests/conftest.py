@@ -1,0 +1,45 @@
+"""Fixtures of the tests that need the test bed. Nothing of it is started unless a test asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+
+from tests.testbed.audit import AuditLog
+from tests.testbed.bed import Release, bring_up, install
+from tests.testbed.cluster import Cluster
+from tests.testbed.kubectl import Kubectl
+
+
+@pytest.fixture(scope="session")
+def bed() -> Cluster:
+    """The running test bed, images and models included."""
+    return bring_up()
+
+
+@pytest.fixture(scope="session")
+def kubectl(bed: Cluster) -> Kubectl:
+    return Kubectl(bed.bin_dir / "kubectl", bed.kubeconfig)
+
+
+@pytest.fixture(scope="session")
+def release(bed: Cluster, kubectl: Kubectl) -> Release:
+    """The chart, installed by Helm with the test bed's values and ready."""
+    return install(bed)
+
+
+@pytest.fixture
+def audit(bed: Cluster) -> AuditLog:
+    """The audit log from now on."""
+    return AuditLog(bed.audit_log)
+
+
+@pytest.fixture
+def space(kubectl: Kubectl, release: Release) -> Iterator[str]:
+    """A namespace of its own under the restricted profile, deleted afterwards."""
+    name = f"t-{uuid4().hex[:8]}"
+    kubectl.namespace(name, {"pod-security.kubernetes.io/enforce": "restricted"})
+    yield name
+    kubectl.run("delete", "namespace", name, "--wait=false")

@@ -1,0 +1,65 @@
+"""Short ways to write and to read QwenDeployments in tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
+
+SIMULATED = [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}]
+"""Tolerations that let a pod run on the simulated nodes."""
+
+
+def qd(namespace: str, name: str, **spec: Any) -> Manifest:
+    """A QwenDeployment; `spec` has at least `model`."""
+    return {
+        "apiVersion": "qwen-operator.dev/v1alpha1",
+        "kind": "QwenDeployment",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": spec,
+    }
+
+
+def simulated(namespace: str, name: str, product: str, **spec: Any) -> Manifest:
+    """One whose engine pods go to the simulated nodes of one GPU product."""
+    pod = {"tolerations": SIMULATED, **spec.pop("pod", {})}
+    spec.setdefault("model", "Qwen/Qwen1.5-0.5B-Chat")
+    # Names are cluster-wide: a name of its own keeps the tests out of each other's way.
+    spec.setdefault("servedNames", [f"{namespace}-{name}"])
+    return qd(namespace, name, hardware={"products": [product]}, pod=pod, **spec)
+
+
+def wait_condition(
+    kubectl: Kubectl, namespace: str, name: str, want: tuple[str, str, str], timeout: float = 60
+) -> Manifest:
+    """Wait until the condition `want` = (type, status, reason) is there; returns the object."""
+    kind, status, reason = want
+
+    def probe() -> Manifest | None:
+        obj = kubectl.get("qd", name, namespace)
+        found = condition(obj, kind)
+        if found.get("status") == status and found.get("reason") == reason:
+            return obj
+        return None
+
+    try:
+        return wait_for(f"{name} {kind}={status}/{reason}", probe, timeout)
+    except TimeoutError as error:
+        obj = kubectl.get("qd", name, namespace) or {}
+        raise TimeoutError(f"{error}; conditions: {obj.get('status', {}).get('conditions')}") from None
+
+
+def wait_ready(kubectl: Kubectl, namespace: str, name: str, timeout: float = 60) -> Manifest:
+    return wait_condition(kubectl, namespace, name, ("Ready", "True", "Serving"), timeout)
+
+
+def pods(kubectl: Kubectl, namespace: str, name: str) -> list[Manifest]:
+    """Its engine pods, sorted by name."""
+    found = kubectl.list("pods", namespace, f"qwen-operator.dev/deployment={name},qwen-operator.dev/role=engine")
+    return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
+
+
+def events(kubectl: Kubectl, namespace: str, name: str) -> set[tuple[str, str]]:
+    """(type, reason) of the Events about one QwenDeployment."""
+    found = kubectl.list("events", namespace)
+    return {(e["type"], e["reason"]) for e in found if e["involvedObject"].get("name") == name}

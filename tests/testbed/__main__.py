@@ -1,0 +1,78 @@
+"""The test bed's command line: `python -m tests.testbed up|down|status|env|snapshot`."""
+
+import argparse
+import json
+import shlex
+import sys
+
+from tests.testbed.cache import StepFailed, say
+from tests.testbed.cluster import Cluster
+from tests.testbed.simulated import Pool
+from tests.testbed.teardown import snapshot
+
+
+def main() -> int:
+    """Runs one command; 1 and one plain text on the error stream when it fails."""
+    arguments = _parser().parse_args()
+    try:
+        _run(arguments)
+    except StepFailed as failure:
+        say(str(failure))
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from here, `down` removes what there is")
+        return 130
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    match arguments.command:
+        case "up":
+            cluster = Cluster()
+            cluster.up(node=not arguments.without_node, simulated=arguments.simulated)
+            _print_environment(cluster)
+        case "down":
+            Cluster().down()
+        case "status":
+            print(json.dumps(Cluster().status(), indent=2))
+        case "env":
+            _print_environment(Cluster())
+        case "snapshot":
+            print("\n".join(snapshot()))
+
+
+def _print_environment(cluster: Cluster) -> None:
+    words = {name: shlex.quote(value) for name, value in cluster.environment().items()}
+    words["PATH"] = f"{shlex.quote(str(cluster.bin_dir))}:$PATH"
+    print("export", *(f"{name}={word}" for name, word in words.items()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.testbed", description="A real cluster on this machine.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    up = commands.add_parser("up", help="bring the cluster up, or what is missing of it; prints its environment")
+    up.add_argument("--without-node", action="store_true", help="control plane and simulated nodes only")
+    up.add_argument(
+        "--simulated",
+        type=_pool,
+        nargs="*",
+        default=[],
+        metavar="PRODUCT=GPUSxNODES",
+        help="simulated GPU nodes, as in NVIDIA-L4=8x2",
+    )
+    commands.add_parser("down", help="remove every trace but the cache")
+    commands.add_parser("status", help="processes and nodes, as JSON")
+    commands.add_parser("env", help="print the shell line that points kubectl and helm at the cluster")
+    commands.add_parser("snapshot", help="list processes, mounts, interfaces, tables, chains, cgroups of the machine")
+    return parser
+
+
+def _pool(text: str) -> Pool:
+    try:
+        return Pool.parse(text)
+    except ValueError as wrong:
+        raise argparse.ArgumentTypeError(str(wrong)) from wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The test bed with everything in it: cluster, images, models, and the chart on request.
+
+`Cluster` knows nothing of this project; this module is where the product meets it.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.testbed import images
+from tests.testbed.cache import StepFailed, say
+from tests.testbed.cluster import Cluster
+from tests.testbed.kubectl import Kubectl
+from tests.testbed.packages import ensure_packages
+from tests.testbed.simulated import Pool
+
+SIMULATED = (Pool("NVIDIA-A100-SXM4-80GB", 8, 1), Pool("NVIDIA-L4", 8, 1))
+"""The simulated GPU nodes beside the real one."""
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHART = REPOSITORY / "charts/qwen-operator"
+VALUES = REPOSITORY / "tests/testbed/values.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The installed chart, by the names of its objects."""
+
+    name: str = "qwen"
+    namespace: str = "qwen-system"
+    operator: str = "qwen-operator"
+    gateway: str = "qwen-gateway"
+    keys: str = "qwen-gateway-keys"
+
+    @property
+    def operator_user(self) -> str:
+        """The operator's user in the audit log."""
+        return f"system:serviceaccount:{self.namespace}:{self.operator}"
+
+    def key(self, kubectl: Kubectl) -> str:
+        """The API key that the operator made."""
+        secret = kubectl.json("get", "secret", self.keys, "-n", self.namespace)
+        return base64.b64decode(secret["data"]["default"]).decode()
+
+
+def bring_up() -> Cluster:
+    """The running test bed, with the images in its node and the models in place. Builds what is missing."""
+    ensure_packages()
+    archives = (images.engine_archive(), images.operator_archive())
+    models = images.models()
+    cluster = Cluster()
+    cluster.up(simulated=SIMULATED)
+    for archive in archives:
+        cluster.load_image(archive)
+    _place(models, cluster.models_dir)
+    return cluster
+
+
+def _place(models: Path, target: Path) -> None:
+    """Copy the model folders that are missing; ownership and modes matter (one of them is unreadable by intent)."""
+    for folder in sorted(models.iterdir()):
+        if not (target / folder.name).exists():
+            shutil.copytree(folder, target / folder.name, symlinks=True)
+
+
+def install(cluster: Cluster, *arguments: str) -> Release:
+    """Install or upgrade the chart by Helm with the test bed's values; returns when its pods are ready."""
+    release = Release()
+    # The tag of the operator's image stays the same when its code changes: the pods roll by its content.
+    built = f"operator.podAnnotations.image={images.operator_archive().parent.name}"
+    command = [
+        str(cluster.bin_dir / "helm"), "upgrade", "--install", release.name, str(CHART), "-f", str(VALUES),
+        "-n", release.namespace, "--create-namespace", "--set-string", built,
+        "--set-string", built.replace("operator.", "gateway.", 1), *arguments, "--wait", "--timeout", "4m",
+    ]  # fmt: skip
+    environment = {**os.environ, **cluster.environment()}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise StepFailed(f"helm did not install the chart: {done.stderr.strip()}\n{_why(cluster, release)}")
+    say(f"the chart is installed in namespace {release.namespace}")
+    return release
+
+
+def _why(cluster: Cluster, release: Release) -> str:
+    kubectl = Kubectl(cluster.bin_dir / "kubectl", cluster.kubeconfig)
+    events = kubectl.run("get", "events", "-n", release.namespace, "--sort-by=.lastTimestamp")
+    return "\n".join([kubectl.run("get", "pods", "-n", release.namespace, "-o", "wide"), *events.splitlines()[-15:]])

@@ -1,0 +1,269 @@
+"""The test bed as one object: what the command line and the tests use."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.testbed.binaries import ensure_binaries, place
+from tests.testbed.cache import StepFailed, elapsed, locked, say
+from tests.testbed.controlplane import ControlPlane
+from tests.testbed.layout import NODE, Layout, layout, write
+from tests.testbed.node import RealNode
+from tests.testbed.packages import ensure_packages
+from tests.testbed.pki import ensure_pki
+from tests.testbed.sandbox import HOLDER, Sandbox, wait_for
+from tests.testbed.simulated import Pool, gpu_labels, node_manifest, real_node_labels, real_node_patch, start_kwok
+from tests.testbed.teardown import teardown
+
+USER_PROGRAMS = ("kubectl", "helm")
+DAEMON_PROGRAMS = (
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kwok",
+    "kubelet",
+    "kube-proxy",
+    "coredns",
+)
+API_CLIENTS = ("kwok", "kubelet", "kube-proxy", "coredns")
+
+
+class Cluster:
+    """One test bed per state folder; several objects, also in several processes, may stand for the same one."""
+
+    def __init__(self, at: Layout | None = None) -> None:
+        self._at = at or layout()
+        self._sandbox = Sandbox(self._at)
+        self._control_plane = ControlPlane(self._at, self._sandbox)
+        self._node = RealNode(self._at, self._sandbox)
+
+    @property
+    def state_dir(self) -> Path:
+        return self._at.root
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's (user testbed-admin)."""
+        return self._at.kubeconfig
+
+    @property
+    def bin_dir(self) -> Path:
+        """Folder of kubectl and helm."""
+        return self._at.bin
+
+    @property
+    def audit_log(self) -> Path:
+        """The API server's, one JSON object a line; requests of the test bed itself have users of their own."""
+        return self._at.audit_log
+
+    @property
+    def models_dir(self) -> Path:
+        """For model folders that tests mount as hostPath volumes; empty after a fresh start."""
+        return self._at.models
+
+    @property
+    def logs_dir(self) -> Path:
+        return self._at.logs
+
+    def environment(self) -> dict[str, str]:
+        """What programs need to use this cluster, and to leave nothing in the user's home folder."""
+        return {
+            "KUBECONFIG": str(self.kubeconfig),
+            "PATH": f"{self.bin_dir}:{os.environ.get('PATH', os.defpath)}",
+            "KUBECACHEDIR": str(self._at.root / "home" / "kubectl"),
+            **{
+                f"HELM_{use}_HOME": str(self._at.root / "home" / "helm" / use.lower())
+                for use in ("CACHE", "CONFIG", "DATA")
+            },
+        }
+
+    def is_up(self) -> bool:
+        """Whether the API server answers."""
+        return bool(self._sandbox.holders()) and bool(self._sandbox.running("kube-apiserver"))
+
+    def up(self, *, node: bool = True, simulated: Sequence[Pool] = ()) -> None:
+        """Brings the cluster up, or what of it is missing. What a crash left is removed first.
+
+        node: also the real node. Without it one that is up stays. simulated: nodes that must exist afterwards.
+        """
+        start = time.monotonic()
+        _must_be_root()
+        ensure_packages()
+        parts = ensure_binaries()
+        with locked("cluster"):
+            self._clear_if_stale(parts)
+            self._place(parts)
+            self._sandbox.create()
+            self._sandbox.connect()
+            self._start(parts, node=node, simulated=simulated)
+        say(f"the cluster is up after {elapsed(time.monotonic() - start)}")
+
+    def down(self) -> None:
+        """Removes every trace but the cache. Harmless when nothing is up."""
+        _must_be_root()
+        with locked("cluster"):
+            teardown(self._at, self._sandbox)
+        say("the test bed is down")
+
+    def status(self) -> dict[str, Any]:
+        """Programs with the pid of each that runs, and the nodes if the API server answers."""
+        names = (HOLDER, *DAEMON_PROGRAMS, "containerd")
+        running = {name: [process.pid for process in self._sandbox.running(name)] for name in names}
+        nodes: list[str] = []
+        if running["kube-apiserver"]:
+            nodes = self.kubectl("get", "nodes", "-o", "name", "--request-timeout=5s").split()
+        return {"state": str(self.state_dir), "processes": running, "nodes": nodes}
+
+    def kubectl(self, *arguments: str, stdin: str = "") -> str:
+        """Runs kubectl as the test bed's own user and returns its output. Raises StepFailed with its error text."""
+        argv = [str(self._at.bin / "kubectl"), "--kubeconfig", str(self._at.kubeconfig_of("testbed")), *arguments]
+        env = {**os.environ, **self.environment()}
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, env=env)
+        if done.returncode != 0:
+            raise StepFailed(f"kubectl {' '.join(arguments)} failed: {done.stderr.strip()}")
+        return done.stdout
+
+    def stop_apiserver(self) -> None:
+        """An API outage; etcd, the pods and everything else go on."""
+        self._control_plane.stop_apiserver()
+
+    def start_apiserver(self) -> None:
+        """Ends the outage; returns when the API server answers. Clients may take up to a minute to be back."""
+        self._control_plane.start_apiserver()
+
+    def restart_kubelet(self) -> None:
+        """Returns when the node is ready and has its GPUs again."""
+        self._node.restart_kubelet()
+        self._ready_real_node()
+
+    def add_simulated_node(
+        self,
+        name: str,
+        product: str = "",
+        *,
+        gpus: int = 8,
+        labels: Mapping[str, str] | None = None,
+        tainted: bool = True,
+    ) -> None:
+        """Adds a node or brings its labels up to date. Without a product it has no GPU labels, only the GPUs.
+
+        labels are added last, so they can also replace what a product brings.
+        """
+        given = {**(gpu_labels(product, gpus) if product else {}), **(labels or {})}
+        self._apply_nodes([node_manifest(name, given, gpus, tainted=tainted)])
+        self.kubectl("wait", f"node/{name}", "--for=condition=Ready", "--timeout=30s")
+
+    def remove_node(self, name: str) -> None:
+        """Removes a simulated node; the cluster's controllers then remove its pods. No error when it is not there."""
+        self.kubectl("delete", "node", name, "--ignore-not-found")
+
+    def load_image(self, archive: Path) -> None:
+        """Puts an image archive (OCI or Docker) into the real node; at once when this file is there already."""
+        self._node.load(archive)
+
+    def images(self) -> list[str]:
+        """References of the images in the real node."""
+        return self._node.images()
+
+    def _clear_if_stale(self, parts: Mapping[str, Path]) -> None:
+        """What a crash, or a test bed of other programs, left behind is taken away before a start."""
+        if not self.state_dir.exists():
+            return
+        built_of = self.state_dir / "parts"
+        same = built_of.exists() and built_of.read_text() == _names(parts)
+        if self._sandbox.holders() and same:
+            return
+        say("clearing what an earlier test bed left behind")
+        teardown(self._at, self._sandbox)
+
+    def _place(self, parts: Mapping[str, Path]) -> None:
+        for folder in (self._at.bin, self._at.libexec, self._at.logs, self._at.models):
+            folder.mkdir(parents=True, exist_ok=True)
+        write(self.state_dir / "parts", _names(parts))
+        for name in USER_PROGRAMS:
+            place(_program(parts, name), self._at.bin / name)
+        for name in DAEMON_PROGRAMS:
+            place(_program(parts, name), self._at.libexec / name)
+        place(parts["pause"] / "pause", self._at.libexec / HOLDER)
+        place(parts["kwok"] / "stages.yaml", self._at.libexec / "kwok-stages.yaml")
+        containerd = shutil.which("containerd")
+        if containerd is None:
+            raise StepFailed("the program containerd is not on PATH")
+        place(Path(containerd), self._at.libexec / "containerd")
+
+    def _start(self, parts: Mapping[str, Path], *, node: bool, simulated: Sequence[Pool]) -> None:
+        ensure_pki(self._at)
+        if not self._sandbox.running("kube-apiserver"):
+            # After an outage they would retry up to a minute later; started anew they are there at once.
+            for name in API_CLIENTS:
+                self._sandbox.stop(name, patience=5)
+        self._control_plane.up()
+        start_kwok(self._at, self._sandbox)
+        if node:
+            self._node.up(parts["pause"] / "pause.tar")
+        wanted = [
+            node_manifest(name, gpu_labels(pool.product, pool.gpus), pool.gpus)
+            for pool in simulated
+            for name in pool.names()
+        ]
+        if wanted:
+            self._apply_nodes(wanted)
+            names = [f"node/{manifest['metadata']['name']}" for manifest in wanted]
+            self.kubectl("wait", *names, "--for=condition=Ready", "--timeout=60s")
+        if node:
+            self._ready_real_node()
+
+    def _apply_nodes(self, manifests: Sequence[Mapping[str, Any]]) -> None:
+        document = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)})
+        self.kubectl(
+            "apply", "--server-side", "--force-conflicts", "--field-manager=testbed", "-f", "-", stdin=document
+        )
+
+    def _ready_real_node(self) -> None:
+        """Waits for the node, then labels it and gives it its GPUs, until it shows them."""
+        log = self._at.logs / "kubelet.log"
+        wait_for("the real node's kubelet", self._kubelet_ready, log=log, seconds=90)
+        labels = [f"{key}={value}" for key, value in real_node_labels().items()]
+        self.kubectl("label", "node", NODE, "--overwrite", *labels)
+        # A kubelet that starts takes unknown resources off its node when it has lost its notes: so look again.
+        wait_for("the real node's GPUs", self._gpus_shown, log=log, seconds=30)
+        self.kubectl("wait", f"node/{NODE}", "--for=condition=Ready", "--timeout=60s")
+
+    def _kubelet_ready(self) -> bool:
+        if not self._sandbox.running("kubelet"):
+            log = self._at.logs / "kubelet.log"
+            tail = log.read_text(errors="replace").splitlines()[-20:]
+            raise StepFailed("\n".join(["the kubelet has ended; its last words:", *tail]))
+        try:
+            text = self.kubectl("get", "--raw", f"/api/v1/nodes/{NODE}/proxy/healthz")
+        except StepFailed:
+            return False
+        return text.strip() == "ok"
+
+    def _gpus_shown(self) -> bool:
+        patch = json.dumps(real_node_patch())
+        self.kubectl("patch", "node", NODE, "--subresource=status", "--type=strategic", "-p", patch)
+        time.sleep(0.5)
+        status = json.loads(self.kubectl("get", "node", NODE, "-o", "json"))["status"]
+        room = real_node_patch()["status"]
+        return all(status[kind].get(key) == value for kind in room for key, value in room[kind].items())
+
+
+def _must_be_root() -> None:
+    if os.geteuid() != 0:
+        raise StepFailed("the test bed makes namespaces, mounts and cgroups on this machine: run it as root")
+
+
+def _names(parts: Mapping[str, Path]) -> str:
+    return "".join(f"{name} {folder.name}\n" for name, folder in sorted(parts.items()))
+
+
+def _program(parts: Mapping[str, Path], name: str) -> Path:
+    part = name if name in parts else "kubernetes"
+    return parts[part] / name

@@ -1,0 +1,113 @@
+"""Where the test bed keeps everything, and its addresses.
+
+All of it is below one state folder, so that what belongs to the test bed can be told by its path.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.testbed.cache import StepFailed
+
+STATE_VARIABLE = "QWEN_TESTBED_STATE"
+DEFAULT_STATE = "/var/lib/qwen-operator-testbed"
+
+NAME = "qwen-testbed"
+"""Of the machine's end of the link into the test bed's network, and of the test bed's cgroups."""
+
+NODE = "testbed-node"
+CLUSTER_DOMAIN = "cluster.local"
+NODE_ADDRESS = "10.244.0.1"
+"""The bridge of the real node: API server, kubelet and CoreDNS listen here, pods have it as their gateway."""
+POD_RANGE = "10.244.0.0/16"
+NODE_POD_RANGE = "10.244.0.0/24"
+SIMULATED_POD_RANGE = "10.244.128.0/17"
+SERVICE_RANGE = "10.96.0.0/16"
+API_SERVICE_ADDRESS = "10.96.0.1"
+HOST_ADDRESS = "10.244.255.1"
+"""Of the machine itself, as pods see it: what listens here can be reached from pods."""
+LINK_ADDRESS = "10.244.255.2"
+API_PORT = 16443
+API_URL = f"https://{NODE_ADDRESS}:{API_PORT}"
+
+# Longest path of a Unix socket is 107 bytes; this is the longest one that is made below the state folder.
+LONGEST_SOCKET = "kubelet/device-plugins/kubelet.sock-padding"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths below the state folder."""
+
+    root: Path
+
+    @property
+    def bin(self) -> Path:
+        """Programs for people and tests: kubectl and helm."""
+        return self.root / "bin"
+
+    @property
+    def libexec(self) -> Path:
+        """Programs of the test bed. A process that runs one of these files is the test bed's."""
+        return self.root / "libexec"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def pki(self) -> Path:
+        return self.root / "pki"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's."""
+        return self.root / "kubeconfig"
+
+    @property
+    def audit_log(self) -> Path:
+        return self.logs / "audit.log"
+
+    @property
+    def containerd_socket(self) -> Path:
+        return self.root / "containerd.sock"
+
+    def kubeconfig_of(self, user: str) -> Path:
+        return self.config / f"{user}.kubeconfig"
+
+    def certificate(self, name: str) -> Path:
+        return self.pki / f"{name}.crt"
+
+    def key(self, name: str) -> Path:
+        return self.pki / f"{name}.key"
+
+
+def layout() -> Layout:
+    """The layout at `$QWEN_TESTBED_STATE`, else /var/lib/qwen-operator-testbed. Makes nothing."""
+    root = Path(os.environ.get(STATE_VARIABLE) or DEFAULT_STATE)
+    if not root.is_absolute() or root.resolve() != root or len(root.parts) < 3:
+        raise StepFailed(
+            f"{STATE_VARIABLE}={root} is not a folder of the test bed's own: give an absolute path without links"
+        )
+    if len(str(root / LONGEST_SOCKET)) > 107:
+        raise StepFailed(
+            f"{STATE_VARIABLE}={root} is too long for the sockets below it: give a path of at most 60 characters"
+        )
+    return Layout(root)
+
+
+def write(path: Path, text: str, mode: int = 0o644) -> None:
+    """Writes a file whole or not at all, so that a killed run leaves no half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.touch(mode=mode)
+    partial.chmod(mode)
+    partial.write_text(text)
+    partial.rename(path)

@@ -1,0 +1,189 @@
+"""The real node: containerd, kubelet, kube-proxy and CoreDNS, in the test bed's sandbox."""
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from tests.testbed.binaries import PAUSE_IMAGE
+from tests.testbed.layout import (
+    CLUSTER_DOMAIN,
+    NAME,
+    NODE,
+    NODE_ADDRESS,
+    NODE_POD_RANGE,
+    POD_RANGE,
+    Layout,
+    write,
+)
+from tests.testbed.sandbox import Sandbox, wait_for
+
+DAEMONS = ("kubelet", "kube-proxy", "coredns", "containerd")
+"""In the order in which they are to be stopped."""
+
+
+class RealNode:
+    """Starts the node's programs in a sandbox whose network is connected, and puts images into it."""
+
+    def __init__(self, at: Layout, sandbox: Sandbox) -> None:
+        self._at, self._sandbox = at, sandbox
+
+    def up(self, pause_archive: Path) -> bool:
+        """Starts what does not run. Returns whether the kubelet had to be started; it may not be ready yet."""
+        self._write_config()
+        self._sandbox.start("containerd", [f"--config={self._at.config / 'containerd.toml'}"])
+        wait_for("containerd", self._containerd_answers, log=self._at.logs / "containerd.log")
+        self.load(pause_archive)
+        fresh = not self._sandbox.running("kubelet")
+        self._sandbox.start("kubelet", self._kubelet())
+        self._sandbox.start("kube-proxy", self._kube_proxy())
+        self._sandbox.start("coredns", [f"-conf={self._at.config / 'Corefile'}", "-p=53"])
+        return fresh
+
+    def restart_kubelet(self) -> None:
+        """Pods go on meanwhile; the kubelet may not be ready yet when this returns."""
+        self._sandbox.stop("kubelet")
+        self._sandbox.start("kubelet", self._kubelet())
+
+    def load(self, archive: Path) -> None:
+        """Puts the images of an OCI or Docker archive into the node, unless they still are what this file brought."""
+        state = archive.stat()
+        mark = self._at.root / "images" / f"{archive.name}-{state.st_ino}-{state.st_size}-{state.st_mtime_ns}"
+        if mark.exists() and set(mark.read_text().splitlines()) <= self._digests():
+            return
+        said = self._ctr("images", "import", str(archive))
+        write(mark, "\n".join(" ".join(found) for found in re.findall(r"unpacking (\S+) \((sha256:\w+)\)", said)))
+
+    def images(self) -> list[str]:
+        """The references of all images in the node."""
+        return self._ctr("images", "ls", "-q").split()
+
+    def _digests(self) -> set[str]:
+        """`reference digest` of all images in the node."""
+        rows = [line.split() for line in self._ctr("images", "ls").splitlines()[1:]]
+        return {f"{row[0]} {row[2]}" for row in rows}
+
+    def _ctr(self, *arguments: str) -> str:
+        return self._sandbox.call(["ctr", "--address", str(self._at.containerd_socket), "-n", "k8s.io", *arguments])
+
+    def _containerd_answers(self) -> bool:
+        if not self._at.containerd_socket.exists():
+            return False
+        argv = ["ctr", "--connect-timeout", "2s", "--address", str(self._at.containerd_socket), "version"]
+        return self._sandbox.succeeds(argv)
+
+    def _write_config(self) -> None:
+        write(self._at.config / "containerd.toml", self._containerd_config())
+        write(self._at.config / "cni" / "10-testbed.conflist", json.dumps(_CNI, indent=1))
+        write(self._at.config / "kubelet.yaml", yaml.safe_dump(self._kubelet_config()))
+        # The machine's own resolver is out of reach inside; pods that ask for the node's get the cluster's.
+        write(self._at.config / "resolv.conf", f"nameserver {NODE_ADDRESS}\n")
+        write(self._at.config / "Corefile", self._corefile())
+
+    def _containerd_config(self) -> str:
+        root = self._at.root / "containerd"
+        unused = ("snapshotter.v1.aufs", "snapshotter.v1.btrfs", "snapshotter.v1.devmapper", "snapshotter.v1.zfs")
+        return f"""\
+version = 2
+root = "{root / "root"}"
+state = "{root / "state"}"
+disabled_plugins = {json.dumps([f"io.containerd.{name}" for name in unused])}
+[grpc]
+address = "{self._at.containerd_socket}"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{root / "opt"}"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{PAUSE_IMAGE}"
+# A machine without CAP_SYS_RESOURCE may not lower its oom_score_adj: without this every pod fails there.
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = "{self._at.config / "cni"}"
+"""
+
+    def _kubelet(self) -> list[str]:
+        return [
+            f"--config={self._at.config / 'kubelet.yaml'}",
+            f"--kubeconfig={self._at.kubeconfig_of('kubelet')}",
+            f"--hostname-override={NODE}",
+            f"--node-ip={NODE_ADDRESS}",
+        ]
+
+    def _kubelet_config(self) -> dict[str, object]:
+        return {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "authentication": {
+                "anonymous": {"enabled": False},
+                "webhook": {"enabled": True},
+                "x509": {"clientCAFile": str(self._at.pki / "ca.crt")},
+            },
+            "authorization": {"mode": "Webhook"},
+            "tlsCertFile": str(self._at.certificate("kubelet")),
+            "tlsPrivateKeyFile": str(self._at.key("kubelet")),
+            "containerRuntimeEndpoint": f"unix://{self._at.containerd_socket}",
+            "cgroupDriver": "cgroupfs",
+            # Pods' cgroups below our own: to be told from those of any other kubelet.
+            "cgroupRoot": f"/{NAME}",
+            "failCgroupV1": False,
+            "failSwapOn": False,
+            "oomScoreAdj": 0,
+            "clusterDomain": CLUSTER_DOMAIN,
+            "clusterDNS": [NODE_ADDRESS],
+            "resolvConf": str(self._at.config / "resolv.conf"),
+            "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+            # Images come from archives: one that is thrown away cannot be pulled again.
+            "imageGCHighThresholdPercent": 100,
+            "volumePluginDir": str(self._at.root / "volume-plugins"),
+            "serializeImagePulls": False,
+            "registryPullQPS": 0,
+        }
+
+    def _kube_proxy(self) -> list[str]:
+        return [
+            f"--kubeconfig={self._at.kubeconfig_of('kube-proxy')}",
+            f"--hostname-override={NODE}",
+            "--proxy-mode=nftables",
+            f"--cluster-cidr={POD_RANGE}",
+            "--conntrack-max-per-core=0",
+            "--oom-score-adj=0",
+        ]
+
+    def _corefile(self) -> str:
+        # Zones of the cluster only: any other name is refused at once, so that nothing waits for the outside.
+        return f"""\
+{CLUSTER_DOMAIN} in-addr.arpa ip6.arpa {{
+    bind {NODE_ADDRESS}
+    ready 127.0.0.1:8181
+    errors
+    cache 5
+    kubernetes {CLUSTER_DOMAIN} in-addr.arpa ip6.arpa {{
+        kubeconfig {self._at.kubeconfig_of("coredns")}
+        pods insecure
+        ttl 5
+    }}
+}}
+"""
+
+
+_CNI = {
+    "cniVersion": "0.4.0",
+    "name": "testbed",
+    "plugins": [
+        {
+            "type": "bridge",
+            "bridge": "cni0",
+            "isGateway": True,
+            "hairpinMode": True,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{"subnet": NODE_POD_RANGE, "rangeStart": "10.244.0.10", "gateway": NODE_ADDRESS}]],
+                "routes": [{"dst": "0.0.0.0/0"}],
+            },
+        },
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+    ],
+}

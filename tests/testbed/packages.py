@@ -1,0 +1,67 @@
+"""Debian packages of the test bed: installed only when missing, without a question, without starting a service."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.testbed.cache import StepFailed, locked, run_step
+
+# What the test bed calls -> the package that brings it. Looked for by file, so that a machine whose containerd or
+# runc comes from elsewhere keeps it.
+NEEDED = {
+    "containerd": "containerd",
+    "containerd-shim-runc-v2": "containerd",
+    "ctr": "containerd",
+    "runc": "runc",
+    "/usr/lib/cni/bridge": "containernetworking-plugins",
+    "buildah": "buildah",
+    "mmdebstrap": "mmdebstrap",
+    "iptables": "iptables",
+    "nft": "nftables",
+    "conntrack": "conntrack",
+    "socat": "socat",
+    "ip": "iproute2",
+    "curl": "curl",
+}
+POLICY = Path("/usr/sbin/policy-rc.d")
+
+
+def ensure_packages() -> None:
+    """Installs what is missing. Raises StepFailed when that is not possible (not root, no apt, no network)."""
+    with locked("apt"):
+        missing = sorted({package for name, package in NEEDED.items() if not _present(name)})
+        if not missing:
+            return
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            raise StepFailed(f"the packages {' '.join(missing)} are missing, and only root on Debian can install them")
+        quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+        run_step("refreshing apt's package lists", ["apt-get", "update", "-q"], env=quiet)
+        with _services_stay_down():
+            run_step(
+                f"installing {' '.join(missing)}",
+                ["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing],
+                env=quiet,
+                log="apt-install",
+            )
+        if "containerd" in missing and Path("/run/systemd/system").is_dir():
+            run_step("keeping the new containerd service off", ["systemctl", "disable", "containerd.service"])
+
+
+def _present(name: str) -> bool:
+    return Path(name).exists() if name.startswith("/") else shutil.which(name) is not None
+
+
+@contextmanager
+def _services_stay_down() -> Iterator[None]:
+    """Packages start no service while this lasts; a policy that the machine already has is left alone."""
+    if POLICY.exists():
+        yield
+        return
+    POLICY.write_text("#!/bin/sh\nexit 101\n")
+    POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        POLICY.unlink()

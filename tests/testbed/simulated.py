@@ -1,0 +1,134 @@
+"""GPU nodes as the cluster sees them: labels as GPU feature discovery writes them, and nodes that kwok plays.
+
+A simulated node is a real Node object to API server, scheduler and controllers; kwok keeps it ready and says of each
+pod on it that it runs.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tests.testbed.layout import LINK_ADDRESS, SIMULATED_POD_RANGE, Layout
+from tests.testbed.sandbox import Sandbox
+
+TAINT = "kwok.x-k8s.io/node"
+"""Taint (value fake, NoSchedule) of simulated nodes, also the annotation by which kwok knows them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What GPU feature discovery says of one product. Memory in MiB as NVML reports it."""
+
+    memory_mib: int
+    compute: str
+    family: str
+
+
+PRODUCTS: Mapping[str, Gpu] = {
+    "Tesla-T4": Gpu(15360, "7.5", "turing"),
+    "Tesla-V100-SXM2-32GB": Gpu(32768, "7.0", "volta"),
+    "NVIDIA-A10": Gpu(23028, "8.6", "ampere"),
+    "NVIDIA-A10G": Gpu(23028, "8.6", "ampere"),
+    "NVIDIA-A40": Gpu(46068, "8.6", "ampere"),
+    "NVIDIA-A100-SXM4-40GB": Gpu(40960, "8.0", "ampere"),
+    "NVIDIA-A100-SXM4-80GB": Gpu(81920, "8.0", "ampere"),
+    "NVIDIA-A100-80GB-PCIe": Gpu(81920, "8.0", "ampere"),
+    "NVIDIA-L4": Gpu(23034, "8.9", "ada-lovelace"),
+    "NVIDIA-L40S": Gpu(46068, "8.9", "ada-lovelace"),
+    "NVIDIA-H20": Gpu(97871, "9.0", "hopper"),
+    "NVIDIA-H100-PCIe": Gpu(81559, "9.0", "hopper"),
+    "NVIDIA-H100-80GB-HBM3": Gpu(81559, "9.0", "hopper"),
+    "NVIDIA-H200": Gpu(143771, "9.0", "hopper"),
+    "NVIDIA-B200": Gpu(183359, "10.0", "blackwell"),
+}
+REAL_NODE_PRODUCT = "NVIDIA-H100-80GB-HBM3"
+REAL_NODE_GPUS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Equal simulated nodes."""
+
+    product: str
+    gpus: int
+    nodes: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Pool":
+        """`PRODUCT=GPUSxNODES`, as in NVIDIA-L4=8x2. Raises ValueError that says what is wrong."""
+        match = re.fullmatch(r"([^=]+)=(\d{1,2})x(\d{1,4})", text)
+        if not match or "0" in match.group(2, 3):
+            raise ValueError(f"{text!r} is not PRODUCT=GPUSxNODES, as in NVIDIA-L4=8x2")
+        product = match[1]
+        if product not in PRODUCTS:
+            raise ValueError(
+                f"{product!r} in {text!r} is not a known GPU product; known are {', '.join(sorted(PRODUCTS))}"
+            )
+        return cls(product, int(match[2]), int(match[3]))
+
+    def names(self) -> list[str]:
+        """Of its nodes: the same at each start, so that a second start finds them."""
+        return [f"{self.product.lower()}-{self.gpus}x-{number}" for number in range(1, self.nodes + 1)]
+
+
+def gpu_labels(product: str, gpus: int) -> dict[str, str]:
+    """The node labels of GPU feature discovery for a product of PRODUCTS."""
+    gpu = PRODUCTS[product]
+    major, minor = gpu.compute.split(".")
+    return {
+        "nvidia.com/gpu.present": "true",
+        "nvidia.com/gpu.product": product,
+        "nvidia.com/gpu.memory": str(gpu.memory_mib),
+        "nvidia.com/gpu.count": str(gpus),
+        "nvidia.com/gpu.replicas": "1",
+        "nvidia.com/gpu.family": gpu.family,
+        "nvidia.com/gpu.compute.major": major,
+        "nvidia.com/gpu.compute.minor": minor,
+        "nvidia.com/mig.capable": str(product.startswith(("NVIDIA-A100", "NVIDIA-H", "NVIDIA-B"))).lower(),
+    }
+
+
+def node_manifest(name: str, labels: Mapping[str, str], gpus: int, *, tainted: bool = True) -> dict[str, Any]:
+    """A Node for kwok to play, with room for real pod requests; `labels` are added to the usual ones."""
+    room = {"cpu": "192", "memory": "2Ti", "ephemeral-storage": "4Ti", "pods": "110"}
+    if gpus:
+        room["nvidia.com/gpu"] = str(gpus)
+    usual = {
+        "type": "kwok",
+        "kubernetes.io/hostname": name,
+        "kubernetes.io/arch": "amd64",
+        "kubernetes.io/os": "linux",
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {**usual, **labels}, "annotations": {TAINT: "fake"}},
+        "spec": {"taints": [{"key": TAINT, "value": "fake", "effect": "NoSchedule"}] if tainted else []},
+        "status": {"capacity": room, "allocatable": room},
+    }
+
+
+def start_kwok(at: Layout, sandbox: Sandbox) -> None:
+    """Starts kwok unless it runs. It leaves every node alone that lacks its annotation."""
+    arguments = [
+        f"--kubeconfig={at.kubeconfig_of('kwok')}",
+        f"--config={at.libexec / 'kwok-stages.yaml'}",
+        "--manage-all-nodes=false",
+        f"--manage-nodes-with-annotation-selector={TAINT}=fake",
+        "--node-lease-duration-seconds=40",
+        # Inside the test bed's own networks: nothing that calls a simulated pod ever leaves this machine.
+        f"--node-ip={LINK_ADDRESS}",
+        f"--cidr={SIMULATED_POD_RANGE}",
+    ]
+    sandbox.start("kwok", arguments)
+
+
+def real_node_patch() -> dict[str, Any]:
+    """Status of the real node that advertises its GPUs (strategic merge)."""
+    room = {"nvidia.com/gpu": str(REAL_NODE_GPUS)}
+    return {"status": {"capacity": room, "allocatable": room}}
+
+
+def real_node_labels() -> dict[str, str]:
+    return gpu_labels(REAL_NODE_PRODUCT, REAL_NODE_GPUS)

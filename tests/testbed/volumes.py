@@ -1,0 +1,44 @@
+"""Claims on a folder of the test bed's node, bound beforehand: a user's volume of weights without a storage class."""
+
+from pathlib import Path
+from typing import Any
+
+Manifest = dict[str, Any]
+
+
+def claim_manifests(name: str, namespace: str, folder: Path, *, access_mode: str = "ReadOnlyMany") -> list[Manifest]:
+    """A PersistentVolume on the node's `folder` and the claim `namespace`/`name` that it is reserved for.
+
+    The volume outlives its claim and keeps the files; delete it by name (`volume_name`) before claiming it again.
+    """
+    size = {"storage": "1Gi"}
+    volume: Manifest = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": volume_name(name, namespace)},
+        "spec": {
+            "capacity": size,
+            "accessModes": [access_mode],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": "",
+            "claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": name},
+            "hostPath": {"path": str(folder), "type": "Directory"},
+        },
+    }
+    claim: Manifest = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "accessModes": [access_mode],
+            "storageClassName": "",
+            "volumeName": volume_name(name, namespace),
+            "resources": {"requests": size},
+        },
+    }
+    return [volume, claim]
+
+
+def volume_name(claim: str, namespace: str) -> str:
+    """Name of the PersistentVolume behind a claim; volumes have no namespace."""
+    return f"{namespace}-{claim}"

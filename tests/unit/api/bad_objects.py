@@ -1,0 +1,75 @@
+"""Objects that must be refused, by the API server and by `parse` alike, and what the refusal must say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Bad:
+    """`spec` is merged over a valid one; `says` are parts of the refusal by either side."""
+
+    id: str
+    spec: dict[str, Any] = field(default_factory=dict)
+    name: str = "bad"
+    says: tuple[str, ...] = ()
+
+    def manifest(self) -> dict[str, Any]:
+        return {
+            "apiVersion": "qwen-operator.dev/v1alpha1",
+            "kind": "QwenDeployment",
+            "metadata": {"name": self.name, "namespace": "default"},
+            "spec": {"model": "Qwen/Qwen1.5-7B-Chat"} | self.spec,
+        }
+
+
+BAD = (
+    Bad("name too long", name="q" * 41, says=("metadata.name", "at most 40 characters")),
+    Bad("name with a dot", name="qwen1.5-7b", says=("metadata.name", "no dot", "qwen15-7b")),
+    Bad("name begins with a digit", name="7b", says=("metadata.name", "begin with a letter")),
+    Bad("model of the wrong type", {"model": 7}, says=("spec.model",)),
+    Bad("model empty", {"model": ""}, says=("spec.model", "at least 1")),
+    Bad("model with a colon", {"model": "Qwen/Qwen:7B"}, says=("spec.model", "Qwen/Qwen:7B", "colon")),
+    Bad("model with a space", {"model": "Qwen 7B"}, says=("spec.model", "white space", "Right would be")),
+    Bad("model too long", {"model": "q" * 97}, says=("spec.model", "96")),
+    Bad("served name with a colon", {"servedNames": ["ok", "a:b"]}, says=("spec.servedNames[1]", "colon")),
+    Bad("served name twice", {"servedNames": ["a", "a"]}, says=("spec.servedNames", '"a"')),
+    Bad("too many served names", {"servedNames": ["a", "b", "c", "d", "e"]}, says=("spec.servedNames", "at most 4")),
+    Bad("source without scheme", {"source": {"uri": "models/7b"}}, says=("spec.source.uri", "pvc://", "hf://")),
+    Bad("source of another scheme", {"source": {"uri": "s3://b/7b"}}, says=("spec.source.uri", "pvc://CLAIM/PATH")),
+    Bad("claim path that leaves", {"source": {"uri": "pvc://m/../x"}}, says=("spec.source.uri", "'..'")),
+    Bad("claim path that ends above", {"source": {"uri": "pvc://m/x/.."}}, says=("spec.source.uri", "'..'")),
+    Bad("claim without name", {"source": {"uri": "pvc:///x"}}, says=("spec.source.uri", "pvc://CLAIM/PATH")),
+    Bad("hub without organisation", {"source": {"uri": "hf://7b"}}, says=("spec.source.uri", "hf://Qwen/")),
+    Bad("source without uri", {"source": {}}, says=("spec.source.uri",)),
+    Bad("context of no tokens", {"contextTokens": 0}, says=("spec.contextTokens", "1")),
+    Bad("context as text", {"contextTokens": "32k"}, says=("spec.contextTokens",)),
+    Bad("context with a fraction", {"contextTokens": 1.5}, says=("spec.contextTokens",)),
+    Bad(
+        "min > max",
+        {"parallelism": {"tensor": 8}, "hardware": {"maxGpusPerReplica": 4}},
+        says=("parallelism.tensor must be at most hardware.maxGpusPerReplica",),
+    ),
+    Bad("negative replicas", {"replicas": -1}, says=("spec.replicas", "0")),
+    Bad("replicas as text", {"replicas": "2"}, says=("spec.replicas",)),
+    Bad("unknown field", {"replica": 2}, says=("spec.replica",)),
+    Bad("unknown nested field", {"engine": {"arguments": []}}, says=("spec.engine.arguments",)),
+    Bad("args as a map", {"engine": {"args": {"log-level": "info"}}}, says=("spec.engine.args",)),
+    Bad("version with a v", {"engine": {"version": "v0.5.23"}}, says=("spec.engine.version", "v0.5.23", "without a v")),
+    Bad("image with a space", {"engine": {"image": "a b"}}, says=("spec.engine.image",)),
+    Bad("variable twice", {"engine": {"env": [{"name": "A"}, {"name": "A"}]}}, says=("spec.engine.env", "A")),
+    Bad(
+        "variable with two values",
+        {"engine": {"env": [{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}]}},
+        says=("spec.engine.env[0]", "not both"),
+    ),
+    Bad("product with a space", {"hardware": {"products": ["H100 80GB"]}}, says=("spec.hardware.products[0]",)),
+    Bad("label of ours", {"pod": {"labels": {"qwen-operator.dev/role": "x"}}}, says=("spec.pod.labels", "operator")),
+    Bad(
+        "GPUs as resource",
+        {"pod": {"resources": {"limits": {"nvidia.com/gpu": 2}}}},
+        says=("spec.pod.resources.limits", "spec.parallelism.tensor"),
+    ),
+    Bad("toleration as text", {"pod": {"tolerations": ["nvidia.com/gpu"]}}, says=("spec.pod.tolerations[0]",)),
+)

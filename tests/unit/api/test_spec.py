@@ -1,0 +1,150 @@
+"""What is read from an object, what is refused, and when a revision changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qwen_operator.api.fields import Passthrough
+from qwen_operator.api.spec import EnvVar, InvalidSpec, Source, Spec, parse, revision_hash
+from tests.unit.api.bad_objects import BAD, Bad
+
+# The machine that runs the tests may be busy; that is not what they are about.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def _object(**spec: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "demo"}, "spec": {"model": "Qwen/Qwen1.5-7B-Chat"} | spec}
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.id)
+def test_bad_objects_are_refused_with_field_and_cure(bad: Bad) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        parse(bad.manifest())
+    text = str(caught.value).replace("'a'", '"a"')
+    assert all(part in text for part in bad.says), text
+
+
+def test_every_fault_is_told_at_once() -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        parse({"metadata": {"name": "1"}, "spec": {"model": "a:b", "replicas": -1, "source": {"uri": "x"}, "y": 1}})
+    assert len(caught.value.problems) == 5
+
+
+@pytest.mark.parametrize(
+    "obj",
+    [
+        {},
+        {"metadata": {}},
+        {"metadata": {"name": "a"}},
+        {"metadata": {"name": "a"}, "spec": []},
+        {"metadata": {"name": "a"}, "spec": {"model": "m", 1: 2}},
+        {"metadata": {"name": "a"}, "spec": {"model": "m", "parallelism": {"tensor": 65}}},
+    ],
+)
+def test_an_object_without_its_parts_is_refused(obj: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSpec):
+        parse(obj)
+
+
+def test_the_shortest_object_has_every_default() -> None:
+    spec = parse(_object())
+    assert spec == Spec(model="Qwen/Qwen1.5-7B-Chat")
+    assert (spec.names, spec.wanted_replicas, spec.repository) == (("Qwen/Qwen1.5-7B-Chat",), 1, "Qwen/Qwen1.5-7B-Chat")
+
+
+def test_a_full_object_is_read_with_its_types() -> None:
+    spec = parse(
+        _object(
+            servedNames=["a", "b"],
+            source={"uri": "hf://org/name"},
+            contextTokens=8192,
+            hardware={"products": ["H100-80GB"], "maxGpusPerReplica": 8},
+            parallelism={"tensor": 4},
+            replicas=0,
+            engine={"args": ["--x"], "env": [{"name": "A", "valueFrom": {"k": 1}}, {"name": "B", "value": ""}]},
+            pod={"resources": {"limits": {"memory": "8Gi", "cpu": 2}}, "tolerations": [{"key": "x"}], "affinity": None},
+        )
+    )
+    assert spec.names == ("a", "b")
+    assert (spec.wanted_replicas, spec.repository, spec.parallelism.tensor) == (0, "org/name", 4)
+    assert spec.engine.env == (EnvVar("A", None, Passthrough(k=1)), EnvVar("B", ""))
+    assert spec.pod.resources.limits == {"memory": "8Gi", "cpu": 2}
+    assert spec.pod.tolerations == ({"key": "x"},)
+    assert spec.pod.affinity is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "claim", "path", "repository"),
+    [
+        ("pvc://models/qwen/7b/", "models", "qwen/7b", None),
+        ("pvc://models", "models", "", None),
+        ("pvc://models//a", "models", "a", None),
+        ("hf://Qwen/Qwen1.5-7B", None, "", "Qwen/Qwen1.5-7B"),
+    ],
+)
+def test_sources(uri: str, claim: str | None, path: str, repository: str | None) -> None:
+    source = parse(_object(source={"uri": uri})).source
+    assert source == Source(uri)
+    assert (source.claim, source.path, source.repository) == (claim, path, repository)
+
+
+@pytest.mark.parametrize(
+    "spec", [{"pod": {"volumes": [{"name": "shm"}]}}, {"pod": {"resources": {"limits": {"a": True}}}}]
+)
+def test_what_only_the_operator_can_check(spec: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSpec, match=r"spec\.pod"):
+        parse(_object(**spec))
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=12,
+)
+_FIELDS = ("model", "servedNames", "source", "contextTokens", "hardware", "parallelism", "engine", "replicas", "pod")
+_PARTS = ("uri", "args", "env", "name", "products", "tensor", "maxGpusPerReplica", "labels", "volumes", "resources")
+
+
+@UNHURRIED
+@given(st.dictionaries(st.sampled_from(_FIELDS), _JSON | st.dictionaries(st.sampled_from(_PARTS), _JSON)), _JSON)
+def test_reading_anything_raises_nothing_but_a_refusal(spec: dict[str, Any], name: Any) -> None:
+    try:
+        parsed = parse({"metadata": {"name": name}, "spec": spec})
+    except InvalidSpec as refusal:
+        outcome: object = refusal.problems
+    else:
+        outcome = parsed
+    assert isinstance(outcome, Spec) or (isinstance(outcome, list) and outcome)
+
+
+SAME: dict[str, dict[str, Any]] = {
+    "replicas": {"replicas": 3},
+    "client names": {"servedNames": ["x"]},
+    "empty group": {"hardware": {}},
+    "empty members": {"hardware": {"products": []}, "pod": {"labels": {}, "priorityClassName": ""}},
+    "null": {"contextTokens": None},
+}
+OTHER: dict[str, dict[str, Any]] = {
+    "context": {"contextTokens": 4096},
+    "zero is not empty": {"contextTokens": 0},
+    "order of options": {"engine": {"args": ["--b", "--a"]}},
+    "inside a passthrough": {"pod": {"volumes": [{"name": "a", "emptyDir": {}}]}},
+}
+
+
+@pytest.mark.parametrize("change", SAME.values(), ids=SAME.keys())
+def test_a_change_that_needs_no_new_pods_keeps_the_revision(change: dict[str, Any]) -> None:
+    assert revision_hash({"model": "m"} | change, {}) == revision_hash({"model": "m"}, {"other": "1"})
+
+
+def test_every_other_change_is_a_revision_of_its_own() -> None:
+    specs: list[dict[str, Any]] = [{"model": "m"}, {"model": "n"}, {"model": "m", "engine": {"args": ["--a", "--b"]}}]
+    specs += [{"model": "m"} | change for change in OTHER.values()]
+    hashes = {revision_hash(spec, {}) for spec in specs}
+    hashes |= {revision_hash({"model": "m"}, {"qwen-operator.dev/replan": value}) for value in ("1", "2")}
+    assert len(hashes) == len(specs) + 2
+    assert all(len(value) == 8 for value in hashes)

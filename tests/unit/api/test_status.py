@@ -1,0 +1,172 @@
+"""Conditions, Events and the status that users read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qwen_operator.api import reading, status
+from qwen_operator.api.conditions import MESSAGE_LIMIT, ConditionType, Reason, Verdict, set_conditions
+from qwen_operator.api.events import transitions
+from qwen_operator.api.schema import object_schema
+from qwen_operator.api.status import SIZE_LIMIT, Failure, Observation
+from qwen_operator.api.status_types import Status
+
+READY, PLANNED, LOADED = ConditionType.READY, ConditionType.PLANNED, ConditionType.MODEL_LOADED
+NOW, LATER = "2026-11-24T10:00:00Z", "2026-11-24T10:05:00Z"
+
+
+def _verdicts(ready: bool | None, reason: Reason, *more: Verdict) -> tuple[Verdict, ...]:
+    return (
+        Verdict(READY, ready, reason, f"ready because {reason}"),
+        Verdict(PLANNED, True, Reason.FITS, "4 GPUs"),
+        Verdict(LOADED, ready, Reason.LOADED if ready else reason, "model"),
+        *more,
+    )
+
+
+def test_a_transition_time_moves_only_with_the_status() -> None:
+    first = set_conditions([], _verdicts(False, Reason.STARTING), 1, NOW)
+    second = set_conditions(first, _verdicts(False, Reason.LOADING), 2, LATER)
+    third = set_conditions(second, _verdicts(True, Reason.SERVING), 2, LATER)
+    assert [one[0]["lastTransitionTime"] for one in (first, second, third)] == [NOW, NOW, LATER]
+    assert [one[0]["reason"] for one in (first, second, third)] == ["Starting", "Loading", "Serving"]
+    assert [one[0]["observedGeneration"] for one in (first, second, third)] == [1, 2, 2]
+    assert third[1]["lastTransitionTime"] == NOW
+
+
+def test_optional_conditions_are_there_only_while_true() -> None:
+    stalled = Verdict(ConditionType.STALLED, True, Reason.DOES_NOT_FIT, "change it")
+    over = Verdict(ConditionType.RECONCILING, False, Reason.SERVING, "")
+    types = [one["type"] for one in set_conditions([], _verdicts(None, Reason.UNKNOWN, stalled, over), 1, NOW)]
+    assert types == ["Ready", "Planned", "ModelLoaded", "Stalled"]
+
+
+def test_a_long_message_is_cut() -> None:
+    condition = set_conditions([], [Verdict(READY, None, Reason.UNKNOWN, "x" * 2000)], 1, NOW)[0]
+    assert (len(condition["message"]), condition["status"]) == (MESSAGE_LIMIT, "Unknown")
+
+
+def _step(before: tuple[Verdict, ...], after: tuple[Verdict, ...]) -> list[tuple[str, str]]:
+    old = set_conditions([], before, 1, NOW)
+    return [(event.type, event.reason) for event in transitions(old, set_conditions(old, after, 1, LATER))]
+
+
+def _refused(reason: Reason) -> tuple[Verdict, ...]:
+    stalled = Verdict(ConditionType.STALLED, True, reason, "change it")
+    return (Verdict(READY, False, reason, "a"), Verdict(PLANNED, False, reason, "b"), stalled)
+
+
+EVENTS = {
+    "a plan": ((), _verdicts(False, Reason.STARTING), [("Normal", "Planned")]),
+    "nothing new": (_verdicts(True, Reason.SERVING), _verdicts(True, Reason.SERVING), []),
+    "progress": (_verdicts(False, Reason.STARTING), _verdicts(False, Reason.LOADING), []),
+    "it serves": (_verdicts(False, Reason.LOADING), _verdicts(True, Reason.SERVING), [("Normal", "Serving")]),
+    "one event per fault": ((), _refused(Reason.DOES_NOT_FIT), [("Warning", "DoesNotFit")]),
+    "a fault is told once": (
+        _verdicts(False, Reason.HUNG),
+        _verdicts(False, Reason.HUNG, Verdict(ConditionType.STALLED, True, Reason.HUNG, "")),
+        [],
+    ),
+    "another fault": (_verdicts(False, Reason.HUNG), _verdicts(False, Reason.UNKNOWN), [("Warning", "Unknown")]),
+    "scaled to zero": (_verdicts(True, Reason.SERVING), _verdicts(True, Reason.SCALED), [("Normal", "Scaled")]),
+    "degraded": (
+        _verdicts(True, Reason.SERVING),
+        _verdicts(True, Reason.SERVING, Verdict(ConditionType.DEGRADED, True, Reason.REPLICA_LOST, "")),
+        [("Warning", "ReplicaLost")],
+    ),
+    "still moving": (
+        _verdicts(True, Reason.SERVING),
+        _verdicts(True, Reason.SERVING, Verdict(ConditionType.RECONCILING, True, Reason.HUNG, "")),
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "events"), EVENTS.values(), ids=EVENTS.keys())
+def test_events_are_transitions(
+    before: tuple[Verdict, ...], after: tuple[Verdict, ...], events: list[tuple[str, str]]
+) -> None:
+    assert _step(before, after) == events
+
+
+def _observation(**changes: Any) -> Observation:
+    observation = Observation(
+        generation=3,
+        replicas=2,
+        ready=1,
+        wanted=2,
+        selector="qwen-operator.dev/deployment=a,qwen-operator.dev/role=engine",
+        names=("a",),
+        verdicts=_verdicts(True, Reason.SERVING),
+        gpus="4xH100-80GB",
+        model={"architecture": "A", "quantization": "bfloat16", "weightBytes": 1, "factsFrom": "Catalog"},
+        plan={
+            "hash": "12345678",
+            "gpuProduct": "NVIDIA-H100-80GB-HBM3",
+            "gpusPerReplica": 4,
+            "parallelism": {"tensor": 4},
+            "contextTokens": 1,
+            "kvTokens": 1,
+            "startupSeconds": 1,
+            "engineVersion": "0.5.23",
+            "args": ["--a"],
+            "steps": ["one"],
+        },
+    )
+    return replace(observation, **changes)
+
+
+FAILURE = Failure(Reason.HUNG, "Serving", "a-12345678-0", 1, NOW, 2, tuple(f"line {n}" for n in range(20)))
+
+
+@pytest.mark.parametrize(
+    "observation",
+    [
+        _observation(),
+        _observation(last_failure=FAILURE),
+        _observation(model=None, plan=None, gpus="", no_fit={"steps": ["x"], "alternatives": []}),
+    ],
+)
+def test_the_status_is_what_the_schema_says(observation: Observation) -> None:
+    built = status.build(observation, {}, NOW)
+    assert reading.problems(built, object_schema(Status), "status") == []
+    assert {"replicas": 2, "readyReplicas": 1, "observedGeneration": 3}.items() <= built.items()
+    assert ("lastFailure" in built) is bool(observation.last_failure)
+    assert "plan" in built or built["summary"]["gpus"] == "-"
+
+
+def test_the_log_keeps_its_end() -> None:
+    assert status.build(_observation(last_failure=FAILURE), {}, NOW)["lastFailure"]["log"][-1] == "line 19"
+
+
+def test_a_status_is_never_larger_than_its_limit() -> None:
+    plan = dict(_observation().plan or {}, steps=["s" * 90] * 100, args=["a" * 90] * 100)
+    failure = replace(FAILURE, log=("l" * 900,) * 30)
+    verdicts = tuple(replace(verdict, message="m" * 600) for verdict in _verdicts(True, Reason.SERVING))
+    built = status.build(_observation(plan=plan, last_failure=failure, verdicts=verdicts), {}, NOW)
+    assert len(json.dumps(built, separators=(",", ":"))) <= SIZE_LIMIT
+    assert built["lastFailure"]["log"] == []
+    assert len(plan["steps"]) == 100, "the input is not touched"
+
+
+def test_many_short_lines_stay_within_the_schema() -> None:
+    plan = dict(_observation().plan or {}, steps=["s"] * 100)
+    assert len(status.build(_observation(plan=plan), {}, NOW)["plan"]["steps"]) == 64
+
+
+SUMMARIES = {
+    "serving": (_verdicts(True, Reason.SERVING), "Serving"),
+    "serving though a rollout is stuck": (_verdicts(True, Reason.SERVING, *_refused(Reason.HUNG)[2:]), "Serving"),
+    "waiting": (_verdicts(False, Reason.WAITING_FOR_GPUS), "WaitingForGpus"),
+    "stalled": (_verdicts(False, Reason.STARTING, *_refused(Reason.HUNG)[2:]), "Hung"),
+}
+
+
+@pytest.mark.parametrize(("verdicts", "word"), SUMMARIES.values(), ids=SUMMARIES.keys())
+def test_the_summary_is_one_word(verdicts: tuple[Verdict, ...], word: str) -> None:
+    summary = status.summary(_observation(verdicts=verdicts))
+    assert (summary["gpus"], summary["ready"], summary["status"]) == ("4xH100-80GB", "1/2", word)

@@ -1,0 +1,296 @@
+"""The agent's loop against an in-memory API and router, with a clock that the test moves."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer, unused_port
+
+from qwen_operator.gateway import agent as agent_module
+from qwen_operator.gateway.agent import Agent, http_app
+from qwen_operator.gateway.membership import Naming
+from qwen_operator.gateway.settings import AgentSettings
+from qwen_operator.gateway.smg import Smg
+from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi, Resource, Unavailable
+from tests.unit.gateway.objects import Manifest, deleting, deployment, pod, worker
+
+
+class FakeRouter:
+    """`answer` None: does not listen."""
+
+    def __init__(self) -> None:
+        self.answer: list[dict[str, Any]] | None = []
+
+    async def workers(self) -> list[dict[str, Any]] | None:
+        return self.answer
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class World:
+    """An agent with everything around it replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        self.router, self.clock, self.folder = FakeRouter(), FakeClock(), folder
+        self.agent = Agent(
+            router=self.router,
+            run_dir=folder,
+            naming=Naming("n"),
+            sources=frozenset({("qwendeployments", None), ("pods", None)}),
+            clock=self.clock,
+        )
+        self.agent.start()
+
+    def sees(self, resource: Resource, *objects: Manifest) -> None:
+        by_key = {(item["metadata"]["namespace"], item["metadata"]["name"]): item for item in objects}
+        self.agent.listener(resource, None)(by_key)
+
+    @property
+    def file(self) -> list[dict[str, str]]:
+        return cast(list[dict[str, str]], json.loads((self.folder / "workers.json").read_text())["workers"])
+
+    @property
+    def files(self) -> list[str]:
+        return [path.name for path in self.folder.iterdir()]
+
+    def smg_takes_the_file(self) -> None:
+        self.router.answer = [worker(entry["id"], entry["url"]) for entry in self.file]
+
+    def metric(self, name: str) -> float | None:
+        return self.agent.metrics.registry.get_sample_value(name)
+
+
+D, P0, P1 = deployment("d"), pod("d-0", "d", "10.0.0.5"), pod("d-1", "d", "10.0.0.6")
+
+
+async def test_nothing_but_an_empty_file_is_written_before_both_lists_are_complete(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    assert world.file == []
+    world.sees(PODS, P0)
+    await world.agent.step()
+    assert world.file == []
+    assert not world.agent.ready
+    world.sees(QWENDEPLOYMENTS, D)
+    await world.agent.step()
+    assert [entry["model_id"] for entry in world.file] == ["m"]
+
+
+async def test_ready_means_that_smg_listens_and_has_taken_the_list(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.router.answer = None
+    world.sees(PODS, P0)
+    world.sees(QWENDEPLOYMENTS, D)
+    await world.agent.step()
+    assert not world.agent.ready
+    world.router.answer = []
+    await world.agent.step()
+    assert not world.agent.ready
+    assert (world.metric("qwen_gateway_members"), world.metric("qwen_gateway_members_wanted")) == (0.0, 1.0)
+    world.smg_takes_the_file()
+    await world.agent.step()
+    assert world.agent.ready
+    assert world.metric("qwen_gateway_members") == 1.0
+    world.router.answer = None
+    await world.agent.step()
+    assert not world.agent.ready
+
+
+async def test_an_empty_cluster_is_ready_at_once(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.sees(PODS)
+    world.sees(QWENDEPLOYMENTS)
+    await world.agent.step()
+    assert world.agent.ready
+
+
+async def test_a_worker_that_smg_never_takes_is_logged_and_does_not_keep_the_gateway_from_serving(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(tmp_path)
+    world.sees(PODS, P0)
+    world.sees(QWENDEPLOYMENTS, D)
+    await world.agent.step()
+    world.clock.now += 29
+    await world.agent.step()
+    assert not world.agent.ready
+    world.clock.now += 1
+    await world.agent.step()
+    assert world.agent.ready
+    assert world.agent._pause() == 5.0
+    await world.agent.step()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["the router does not report this worker as ready: demo/d/d-0/uid-d-0/n-1"]
+
+
+async def test_the_file_is_replaced_only_when_its_content_changes(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.sees(PODS, P0)
+    world.sees(QWENDEPLOYMENTS, D)
+    await world.agent.step()
+    inode = (tmp_path / "workers.json").stat().st_ino
+    world.sees(PODS, {**P0, "status": {**P0["status"], "message": "changed"}})
+    await world.agent.step()
+    assert (tmp_path / "workers.json").stat().st_ino == inode
+    assert world.metric("qwen_gateway_membership_writes_total") == 2.0
+    assert world.files == ["workers.json"]
+
+
+async def test_a_restarted_agent_keeps_file_and_ids(tmp_path: Path) -> None:
+    first = World(tmp_path)
+    first.sees(PODS, P0)
+    first.sees(QWENDEPLOYMENTS, D)
+    await first.agent.step()
+    before = first.file
+    second = World(tmp_path)
+    await second.agent.step()
+    assert second.file == before
+    second.sees(PODS, P0)
+    second.sees(QWENDEPLOYMENTS, D)
+    await second.agent.step()
+    assert second.file == before
+
+
+async def test_the_loop_makes_before_it_breaks(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.sees(PODS, P0)
+    world.sees(QWENDEPLOYMENTS, D)
+    task = asyncio.create_task(world.agent.loop())
+    try:
+        await until(lambda: len(world.file) == 1)
+        world.smg_takes_the_file()
+        await until(lambda: world.agent.ready)
+        world.sees(PODS, deleting(P0), P1)
+        await until(lambda: len(world.file) == 2)
+        assert world.agent._pause() == 0.25
+        world.smg_takes_the_file()
+        await until(lambda: len(world.file) == 1)
+        assert world.file[0]["url"] == "http://10.0.0.6:8000"
+        assert world.agent._pause() == 5.0
+    finally:
+        task.cancel()
+
+
+async def test_what_is_left_out_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    world = World(tmp_path)
+    world.sees(QWENDEPLOYMENTS, D)
+    world.sees(PODS, pod("d-0", "d", "not-an-ip"))
+    await world.agent.step()
+    await world.agent.step()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "demo/d-0: status.podIP 'not-an-ip' is not an IP address" in caplog.text
+
+
+async def test_health_is_the_loops_own(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    async with serve(http_app(world.agent)) as get:
+        assert (await get("/healthz"))[0] == 200
+        assert (await get("/readyz"))[0] == 503
+        world.clock.now += 60
+        assert (await get("/healthz"))[0] == 503
+        world.sees(PODS)
+        world.sees(QWENDEPLOYMENTS)
+        await world.agent.step()
+        assert (await get("/healthz"))[0] == 200
+        assert await get("/readyz") == (200, "ok\n")
+        assert "qwen_gateway_members_wanted 0.0" in (await get("/metrics"))[1]
+
+
+async def test_the_router_is_asked_with_its_key_and_any_failure_is_no_answer(tmp_path: Path) -> None:
+    replies: list[web.Response] = [
+        web.json_response({"workers": [{"id": "1"}, 3]}),
+        web.json_response([]),
+        web.Response(status=401),
+        web.Response(text="no json", content_type="application/json"),
+    ]
+    seen: list[str | None] = []
+
+    async def workers(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("Authorization"))
+        return replies.pop(0)
+
+    app = web.Application()
+    app.router.add_get("/workers", workers)
+    key = tmp_path / "key"
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        smg = Smg(session, str(server.make_url("/")).rstrip("/"), key)
+        assert await smg.workers() is None
+        key.write_text("K")
+        assert [await smg.workers() for _ in range(4)] == [[{"id": "1"}], None, None, None]
+        assert seen == ["Bearer K"] * 4
+        assert await Smg(session, f"http://127.0.0.1:{unused_port()}", key).workers() is None
+
+
+class FakeKube:
+    """Lists what it has, then fails every watch: the API server went away."""
+
+    def __init__(self, objects: dict[Resource, list[Manifest]]) -> None:
+        self.objects = objects
+        self.asked: set[tuple[str, str | None, str]] = set()
+        self.watches = 0
+
+    async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
+        self.asked.add((resource.plural, namespace, labels))
+        return [item for item in self.objects[resource] if item["metadata"]["namespace"] == namespace], "1"
+
+    async def watch(self, *_args: object) -> AsyncIterator[tuple[str, Manifest]]:
+        self.watches += 1
+        raise Unavailable(0, "NoAnswer", "gone")
+        yield
+
+
+async def test_run_watches_the_given_namespaces_and_keeps_the_members_while_the_api_is_away(tmp_path: Path) -> None:
+    kube = FakeKube({QWENDEPLOYMENTS: [D, deployment("x", namespace="two")], PODS: [P0]})
+    port = unused_port()
+    settings = AgentSettings.from_env(
+        {
+            "QWEN_WATCH_NAMESPACES": "demo,two",
+            "QWEN_GATEWAY_RUN_DIR": str(tmp_path),
+            "QWEN_GATEWAY_ROUTER_URL": f"http://127.0.0.1:{unused_port()}",
+            "QWEN_AGENT_PORT": str(port),
+        }
+    )
+    task = asyncio.create_task(agent_module.run(settings, cast(KubeApi, kube)))
+    try:
+        await until(lambda: kube.watches >= 4 and "10.0.0.5" in (tmp_path / "workers.json").read_text())
+        assert kube.asked == {
+            (plural, namespace, labels)
+            for plural, labels in (("qwendeployments", ""), ("pods", "qwen-operator.dev/role=engine"))
+            for namespace in ("demo", "two")
+        }
+        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/readyz") as response:
+            assert response.status == 503
+    finally:
+        task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come about within 10 s")
+
+
+@asynccontextmanager
+async def serve(app: web.Application) -> AsyncIterator[Any]:
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+
+        async def get(path: str) -> tuple[int, str]:
+            async with session.get(server.make_url(path)) as response:
+                return response.status, await response.text()
+
+        yield get

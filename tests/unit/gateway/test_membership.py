@@ -1,0 +1,264 @@
+"""Whole stories of a membership, step by step: what is seen, what the file says next."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen_operator.gateway.membership import Drop, Membership, Naming, Observed, advance, restore, spellings
+from tests.unit.gateway.objects import Manifest, at, deleting, deployment, ended, pod, unlabelled, unready, worker
+
+NAMING = Naming("n")
+IN_SMG_ALL: Any = object()
+
+
+def step(
+    deployments: Sequence[Manifest],
+    pods: Sequence[Manifest],
+    before: Membership | None = None,
+    workers: Any = IN_SMG_ALL,
+) -> Membership:
+    """One step. By default smg reports all that the file had before."""
+    before = before or Membership()
+    reported = [worker(entry.id, entry.url) for entry in before.entries] if workers is IN_SMG_ALL else workers
+    return advance(Observed(deployments, pods, reported), before, NAMING)
+
+
+def lines(membership: Membership) -> list[str]:
+    return [f"{entry.name} {entry.pod} {entry.url}" for entry in membership.entries]
+
+
+def ids(membership: Membership, pod_name: str) -> list[str]:
+    return [entry.id for entry in membership.entries if entry.pod == pod_name]
+
+
+D = deployment("d")
+P0, P1 = pod("d-0", "d", "10.0.0.5"), pod("d-1", "d", "10.0.0.6")
+
+
+def test_the_file() -> None:
+    content = json.loads(step([D], [P0]).content())
+    assert content == {
+        "version": 1,
+        "workers": [{"id": "demo/d/d-0/uid-d-0/n-1", "url": "http://10.0.0.5:8000", "model_id": "m"}],
+    }
+
+
+def test_without_deployments_and_pods_the_file_is_empty() -> None:
+    assert json.loads(step([], []).content()) == {"version": 1, "workers": []}
+
+
+def test_pods_of_one_deployment_are_workers_of_one_model_in_a_stable_order() -> None:
+    assert step([D], [P1, P0]).content() == step([D], [P0, P1]).content()
+    assert {entry.name for entry in step([D], [P0, P1]).entries} == {"m"}
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        unready(P0),
+        unlabelled(P0),
+        deleting(P0),
+        ended(P0),
+        at(P0, ""),
+        pod("x-0", "unknown"),
+        {"metadata": {"name": "bare"}},
+    ],
+    ids=["not ready", "not labelled", "being deleted", "ended", "no address", "of no deployment", "bare"],
+)
+def test_pods_that_are_no_members(manifest: Manifest) -> None:
+    assert step([D], [manifest]).entries == ()
+
+
+def test_a_name_that_is_lost_gets_no_worker() -> None:
+    rival = deployment("rival", namespace="other", age=9)
+    assert step([D, rival], [P0]).entries == ()
+
+
+def test_the_id_is_kept_while_the_pod_stays_and_new_when_it_comes_back() -> None:
+    first = step([D], [P0])
+    again = step([D], [P0], first)
+    assert again.content() == first.content()
+    gone = step([D], [unready(P0)], again)
+    assert gone.entries == ()
+    back = step([D], [P0], gone)
+    assert ids(back, "d-0") == ["demo/d/d-0/uid-d-0/n-2"]
+
+
+def test_an_admission_prefers_a_url_that_smg_does_not_know() -> None:
+    draining = [worker("old", "http://10.0.0.5:8000", "draining")]
+    assert lines(step([D], [P0], workers=draining)) == ["m d-0 http://10.0.0.5.:8000"]
+    all_known = [worker(host, f"http://{host}:8000") for host in spellings("10.0.0.5", ())]
+    assert lines(step([D], [P0], workers=all_known)) == ["m d-0 http://10.0.0.5:8000"]
+
+
+def test_several_names_of_one_pod_have_urls_of_their_own_that_stay() -> None:
+    two = step([deployment("d", servedNames=["a", "b"])], [P0])
+    assert lines(two) == ["a d-0 http://10.0.0.5:8000", "b d-0 http://10.0.0.5.:8000"]
+    other = step([deployment("d", servedNames=["c", "b"])], [P0], two)
+    assert lines(other) == ["b d-0 http://10.0.0.5.:8000", "c d-0 http://167772165:8000"]
+    assert ids(other, "d-0")[0] == ids(two, "d-0")[1]
+
+
+def test_names_that_the_router_cannot_tell_apart_are_left_out_by_name() -> None:
+    many = step([deployment("d", servedNames=list("abcde"))], [P0])
+    assert [entry.name for entry in many.entries] == list("abcd")
+    assert [(drop.reason, drop.subject) for drop in many.dropped] == [(Drop.TOO_MANY_NAMES, "demo/d")]
+    assert "e left out" in many.dropped[0].message
+
+
+def test_a_bad_entry_is_dropped_and_named_and_the_others_stay() -> None:
+    broken = deployment("broken", servedNames=["a:b"])
+    found = step([D, broken], [P0, at(P1, "fe80::zz"), pod("d-2", "d", "fe80::1%eth0")])
+    assert lines(found) == ["m d-0 http://10.0.0.5:8000"]
+    assert [(drop.reason, drop.subject) for drop in found.dropped] == [
+        (Drop.INVALID_ADDRESS, "demo/d-1"),
+        (Drop.INVALID_ADDRESS, "demo/d-2"),
+        (Drop.INVALID_NAME, "demo/broken"),
+    ]
+
+
+def test_one_address_has_one_holder_the_youngest() -> None:
+    heir = pod("d-9", "d", "10.0.0.5")
+    heir["metadata"]["creationTimestamp"] = "2026-01-02T00:00:00Z"
+    for order in ([P0, heir], [heir, P0]):
+        found = step([D], order)
+        assert lines(found) == ["m d-9 http://10.0.0.5:8000"]
+        assert [(drop.reason, drop.subject) for drop in found.dropped] == [(Drop.ADDRESS_TAKEN, "demo/d-0")]
+
+
+def test_a_pod_that_no_one_routes_to_gives_its_address_up_silently() -> None:
+    assert step([D], [P1, deleting(at(P0, "10.0.0.6"))]).dropped == ()
+
+
+def test_a_pod_with_a_new_address_is_admitted_anew_and_the_old_address_forgotten() -> None:
+    moved = step([D], [at(P0, "10.0.0.77")], step([D], [P0]))
+    assert lines(moved) == ["m d-0 http://10.0.0.77:8000"]
+    assert moved.leaving == frozenset()
+
+
+@pytest.mark.parametrize("left", [unlabelled(P0), deleting(P0), unready(P0)], ids=["label", "deleting", "unready"])
+def test_the_last_worker_stays_until_its_replacement_is_ready(left: Manifest) -> None:
+    first = step([D], [P0])
+    both = step([D], [left, P1], first)
+    assert lines(both) == ["m d-0 http://10.0.0.5:8000", "m d-1 http://10.0.0.6:8000"]
+    assert both.leaving == set(ids(both, "d-0"))
+    assert both.awaited == set(ids(both, "d-1"))
+    not_yet = [worker(ids(both, "d-0")[0]), worker(ids(both, "d-1")[0], status="not_ready")]
+    assert step([D], [left, P1], both, not_yet).content() == both.content()
+    assert lines(step([D], [left, P1], both)) == ["m d-1 http://10.0.0.6:8000"]
+
+
+def test_a_worker_that_comes_back_while_it_is_leaving_keeps_its_id() -> None:
+    both = step([D], [unlabelled(P0), P1], step([D], [P0]))
+    back = step([D], [P0, P1], both)
+    assert back.content() == both.content()
+    assert back.leaving == frozenset()
+
+
+def test_without_a_replacement_the_last_worker_leaves() -> None:
+    assert step([D], [deleting(P0)], step([D], [P0])).entries == ()
+
+
+@pytest.mark.parametrize(
+    ("deployments", "pods", "workers"),
+    [
+        ([D], [P1], IN_SMG_ALL),
+        ([D], [ended(P0), P1], IN_SMG_ALL),
+        ([D], [deleting(P0), P1], []),
+        ([D], [deleting(P0), at(P1, "10.0.0.5")], IN_SMG_ALL),
+        ([deployment("d", servedNames=["other"])], [deleting(P0), P1], IN_SMG_ALL),
+        ([deleting(D), deployment("e")], [P0, pod("e-0", "e", "10.0.0.9")], IN_SMG_ALL),
+    ],
+    ids=["object gone", "ended", "smg lost it", "address given away", "name given up", "name of another owner"],
+)
+def test_a_worker_that_cannot_or_must_not_answer_leaves_at_once(
+    deployments: Sequence[Manifest], pods: Sequence[Manifest], workers: Any
+) -> None:
+    after = step(deployments, pods, step([D], [P0]), workers)
+    assert not ids(after, "d-0")
+    assert after.entries
+
+
+def test_while_smg_does_not_answer_no_worker_counts_as_ready_and_none_as_lost() -> None:
+    first = step([D], [P0])
+    blind = step([D], [deleting(P0), P1], first, None)
+    assert len(blind.entries) == 2
+    assert blind.awaited == set(ids(blind, "d-1"))
+
+
+def test_a_restarted_agent_goes_on_from_the_file() -> None:
+    before = step([deployment("d", servedNames=["a", "b/c"])], [P0, P1])
+    restored = restore(before.content())
+    assert restored.entries == before.entries
+    after = advance(
+        Observed([deployment("d", servedNames=["a", "b/c"])], [P0, P1], None), restored, replace(NAMING, nonce="next")
+    )
+    assert after.content() == before.content()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", '{"workers": [{"id": "x", "url": "u", "model_id": "m"}]}', '{"workers": [3]}', '{"workers": null}'],
+)
+def test_a_foreign_file_is_an_empty_membership(content: str) -> None:
+    assert restore(content) == Membership()
+
+
+def test_the_urls_of_an_ipv6_pod_are_its_address_and_its_dns_names() -> None:
+    found = advance(
+        Observed([deployment("d", servedNames=list("abcd"))], [at(P0, "fd00:0::5")], None),
+        Membership(),
+        replace(NAMING, cluster_domain="example.org"),
+    )
+    assert [entry.url for entry in found.entries] == [
+        "http://[fd00::5]:8000",
+        "http://d-0.d-engine.demo.svc.example.org:8000",
+        "http://d-0.d-engine.demo.svc:8000",
+        "http://d-0.d-engine.demo:8000",
+    ]
+
+
+STATES = (lambda manifest: manifest, unready, unlabelled, deleting, ended)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> Observed:
+    names = st.lists(st.sampled_from(["a", "b", "c", "a:b"]), max_size=4)
+    deployments = [deployment(name, age=age, servedNames=draw(names)) for age, name in enumerate("de")]
+    pods = [
+        draw(st.sampled_from(STATES))(pod(f"{of}-{number}", of, draw(st.sampled_from(["10.0.0.1", "10.0.0.2", "x"]))))
+        for of in "de"
+        for number in range(draw(st.integers(0, 2)))
+    ]
+    return Observed(deployments, pods, None)
+
+
+@given(st.lists(st.tuples(worlds(), st.booleans(), st.sets(st.integers(0, 5))), max_size=6))
+def test_whatever_happens_smg_accepts_the_file_and_a_quiet_world_a_quiet_file(
+    story: Iterable[tuple[Observed, bool, set[int]]],
+) -> None:
+    membership = Membership()
+    for world, answers, unready_at in story:
+        workers = [
+            worker(entry.id, entry.url, "not_ready" if number in unready_at else "ready")
+            for number, entry in enumerate(membership.entries)
+        ]
+        seen = replace(world, workers=workers if answers else None)
+        membership = advance(seen, membership, NAMING)
+        entries = membership.entries
+        assert len({entry.url for entry in entries}) == len({entry.id for entry in entries}) == len(entries)
+        assert restore(membership.content()).entries == entries
+        assert not any(":" in entry.name for entry in entries)
+        assert {entry.name for entry in entries if entry.id in membership.leaving} <= {
+            entry.name for entry in entries if entry.id in membership.awaited
+        }
+        everything = replace(world, workers=[worker(entry.id, entry.url) for entry in entries])
+        settled = advance(everything, membership, NAMING)
+        assert not settled.awaited
+        assert not settled.leaving
+        assert advance(everything, settled, NAMING).content() == settled.content()

@@ -1,0 +1,163 @@
+import importlib
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from qwen_operator.gateway.router import build_command, control_plane_key, main, read_tenants
+from qwen_operator.gateway.settings import AgentSettings, RouterSettings, SettingsError
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_smg_itself_understands_the_command_line() -> None:
+    settings = RouterSettings.from_env(
+        {
+            "QWEN_GATEWAY_RUN_DIR": "/r",
+            "QWEN_GATEWAY_PORT": "8001",
+            "QWEN_GATEWAY_METRICS_PORT": "9091",
+            "QWEN_GATEWAY_MAX_BODY_BYTES": "4096",
+            "QWEN_GATEWAY_MAX_CONCURRENT_REQUESTS": "7",
+            "QWEN_GATEWAY_QUEUE_SIZE": "8",
+            "QWEN_GATEWAY_QUEUE_TIMEOUT_SECONDS": "9",
+            "QWEN_GATEWAY_REQUEST_TIMEOUT_SECONDS": "10",
+            "QWEN_GATEWAY_SHUTDOWN_GRACE_SECONDS": "11",
+        }
+    )
+    command = build_command(settings, "CP", {"team-b": "k:2", "team-a": "-k1"})
+    assert command[0] == "launch"
+    args = importlib.import_module("smg.launch_router").parse_router_args(command[1:])
+    assert args.enable_igw
+    assert args.discovery_file == "/r/workers.json"
+    assert (args.host, args.port, args.prometheus_port) == ("0.0.0.0", 8001, 9091)
+    assert (args.max_payload_size, args.max_concurrent_requests) == (4096, 7)
+    assert (args.queue_size, args.queue_timeout_secs) == (8, 9)
+    assert (args.request_timeout_secs, args.shutdown_grace_period_secs) == (10, 11)
+    assert args.tenant_api_keys == [("team-a", "-k1"), ("team-b", "k:2")]
+    assert [(key[0], key[2]) for key in args.control_plane_api_keys] == [("agent", "CP")]
+
+
+@pytest.mark.parametrize(
+    ("tenants", "words"),
+    [
+        ({"a:b": "k"}, "tenant id 'a:b'"),
+        ({"a b": "k"}, "tenant id 'a b'"),
+        ({"a": ""}, "the key of tenant 'a' is empty"),
+        ({"a": "se cret"}, "the key of tenant 'a' contains white space"),
+        ({"a": "secrét"}, "outside ASCII"),
+        ({"a": "k", "b": "k"}, "'a' and 'b' have the same key"),
+    ],
+)
+def test_keys_that_smg_would_read_differently_are_refused_without_showing_them(
+    tenants: dict[str, str], words: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        build_command(RouterSettings.from_env({}), "CP", tenants)
+    assert words in str(caught.value)
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("environ", "sentence"),
+    [
+        ({"QWEN_GATEWAY_AUTH": "open"}, "QWEN_GATEWAY_AUTH is 'open'; it must be keys or none"),
+        ({"QWEN_GATEWAY_PORT": "http"}, "QWEN_GATEWAY_PORT is 'http'; it must be a whole number from 1 to 65535"),
+        ({"QWEN_GATEWAY_PORT": "0"}, "QWEN_GATEWAY_PORT is '0'; it must be a whole number from 1 to 65535"),
+        ({"QWEN_GATEWAY_QUEUE_SIZE": "-1"}, "QWEN_GATEWAY_QUEUE_SIZE is '-1'"),
+    ],
+)
+def test_router_settings_that_are_refused(environ: dict[str, str], sentence: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        RouterSettings.from_env(environ)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_agent_settings() -> None:
+    settings = AgentSettings.from_env(
+        {"QWEN_WATCH_NAMESPACES": " a, b,", "QWEN_GATEWAY_ROUTER_URL": "http://127.0.0.1:8000/"}
+    )
+    assert settings.namespaces == ("a", "b")
+    assert settings.router_url == "http://127.0.0.1:8000"
+    assert AgentSettings.from_env({}).namespaces == ()
+    with pytest.raises(SettingsError, match="QWEN_GATEWAY_ROUTER_URL is 'router'"):
+        AgentSettings.from_env({"QWEN_GATEWAY_ROUTER_URL": "router"})
+    with pytest.raises(SettingsError, match="QWEN_AGENT_PORT is '99999'"):
+        AgentSettings.from_env({"QWEN_AGENT_PORT": "99999"})
+
+
+def test_a_mounted_secret_is_read_past_the_kubelets_own_entries(tmp_path: Path) -> None:
+    assert read_tenants(tmp_path / "absent") == {}
+    data = tmp_path / "..2026_01_01"
+    data.mkdir()
+    (data / "team-a").write_text("key\n")
+    (tmp_path / "..data").symlink_to(data.name)
+    (tmp_path / "team-a").symlink_to("..data/team-a")
+    (tmp_path / "folder").mkdir()
+    assert read_tenants(tmp_path) == {"team-a": "key"}
+
+
+def test_the_control_plane_key_is_random_private_and_kept(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "control-plane-key.draft").write_text("half")
+    key = control_plane_key(tmp_path)
+    assert control_plane_key(tmp_path) == key == (tmp_path / "control-plane-key").read_text()
+    assert control_plane_key(other) != key
+    assert len(key) >= 32
+    assert (tmp_path / "control-plane-key").stat().st_mode & 0o777 == 0o600
+
+
+def environ_of(folder: Path, auth: str = "keys") -> dict[str, str]:
+    return {
+        "QWEN_GATEWAY_AUTH": auth,
+        "QWEN_GATEWAY_RUN_DIR": str(folder),
+        "QWEN_GATEWAY_KEYS_DIR": str(folder / "keys"),
+    }
+
+
+def test_the_router_waits_for_the_worker_file_and_then_for_a_key(tmp_path: Path) -> None:
+    launched: list[Sequence[str]] = []
+    arrivals = [tmp_path / "workers.json", tmp_path / "keys" / "team-a"]
+    (tmp_path / "keys").mkdir()
+
+    def sleep(_seconds: float) -> None:
+        assert not launched
+        arrivals.pop(0).write_text("key")
+
+    assert main(environ_of(tmp_path), launch=launched.append, sleep=sleep) == 0
+    assert not arrivals
+    assert "--tenant-api-key=team-a:key" in launched[0]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_without_auth_it_waits_for_no_key_but_still_locks_the_control_plane(tmp_path: Path) -> None:
+    launched: list[Sequence[str]] = []
+    (tmp_path / "workers.json").write_text("")
+    assert main(environ_of(tmp_path, "none"), launch=launched.append) == 0
+    assert not [flag for flag in launched[0] if flag.startswith("--tenant")]
+    assert [flag for flag in launched[0] if flag.startswith("--control-plane-api-keys=agent:agent:admin:")]
+
+
+def test_a_router_that_still_waits_ends_at_sigterm(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(environ_of(tmp_path), sleep=lambda _seconds: signal.raise_signal(signal.SIGTERM))
+    assert caught.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"QWEN_GATEWAY_AUTH": "x"}, "QWEN_GATEWAY_AUTH"), ({"QWEN_GATEWAY_RUN_DIR": "/absent/run"}, "/absent/run")],
+)
+def test_a_router_that_cannot_start_says_why_in_one_line(
+    change: dict[str, str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main({**environ_of(tmp_path), **change}) == 1
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1

@@ -1,0 +1,140 @@
+"""Which GPUs there are, from node objects as Kubernetes gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qwen_operator.hardware.inventory import GpuPool, inventory, short_name
+
+H100 = "NVIDIA-H100-80GB-HBM3"
+
+
+def _node(name: str = "n", product: str = H100, gpus: str | None = "8", **extra: str) -> dict[str, Any]:
+    labels = {"nvidia.com/gpu.product": product, "nvidia.com/gpu.memory": "81559", **extra}
+    allocatable = {"cpu": "64"} | ({"nvidia.com/gpu": gpus} if gpus is not None else {})
+    return {
+        "metadata": {"name": name, "labels": {key: value for key, value in labels.items() if value}},
+        "spec": {},
+        "status": {"allocatable": allocatable},
+    }
+
+
+def _extra(**labels: str) -> dict[str, str]:
+    return {f"nvidia.com/gpu.{key.replace('_', '-')}": value for key, value in labels.items()}
+
+
+def test_nodes_of_a_product_are_one_entry_cordoned_ones_included() -> None:
+    cordoned = _node("b") | {"spec": {"unschedulable": True}}
+    (product,) = inventory([_node("a"), cordoned], []).products
+    assert (product.product, product.memory_mib, product.gpus_per_node, product.nodes) == (H100, 81559, 8, 2)
+    assert (product.selector, product.declared) == ({"nvidia.com/gpu.product": H100}, False)
+
+
+def test_unequal_nodes_count_with_least_memory_and_most_gpus() -> None:
+    (product,) = inventory([_node(gpus="4"), _node(gpus="2", **_extra(memory="80000"))], []).products
+    assert (product.memory_mib, product.gpus_per_node) == (80000, 4)
+
+
+SEEN = {
+    "allocatable": (_node(gpus="8"), 8),
+    "label while the device plugin is down": (_node(gpus="0", **_extra(count="4")), 4),
+    "label without the resource": (_node(gpus=None, **_extra(count="4")), 4),
+    "allocatable over the label": (_node(gpus="7", **_extra(count="8")), 7),
+}
+
+
+@pytest.mark.parametrize(("node", "gpus"), SEEN.values(), ids=SEEN.keys())
+def test_gpus_of_a_node(node: dict[str, Any], gpus: int) -> None:
+    assert [product.gpus_per_node for product in inventory([node], []).products] == [gpus]
+
+
+NONE: list[dict[str, Any]] = [
+    {},
+    {"metadata": None},
+    {"metadata": {"name": "x"}, "status": {"allocatable": None}},
+    {"metadata": {"name": "x", "labels": None}, "status": {"allocatable": {"cpu": "4"}}},
+    _node(gpus="0"),
+    _node(gpus="many"),
+]
+
+
+@pytest.mark.parametrize("node", NONE)
+def test_nodes_without_gpus_are_nothing(node: dict[str, Any]) -> None:
+    found = inventory([node], [])
+    assert (found.products, found.unlabelled, found.ignored) == ((), (), ())
+
+
+def test_gpus_without_labels_are_told() -> None:
+    nodes = [_node("c", product=""), _node("b", **_extra(memory="")), _node("a", **_extra(memory="80GB")), _node("d")]
+    found = inventory(nodes, [])
+    assert found.unlabelled == ("a", "b", "c")
+    assert len(found.products) == 1
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        _node(product=f"{H100}-SHARED"),
+        _node(product=f"{H100}-MIG-1g.10gb"),
+        _node(**_extra(sharing_strategy="time-slicing")),
+    ],
+)
+def test_shared_gpus_are_left_out_with_a_reason(node: dict[str, Any]) -> None:
+    found = inventory([node], [])
+    assert found.products == ()
+    assert "is shared" in found.ignored[0]
+
+
+def test_a_pool_is_a_product_without_nodes() -> None:
+    toleration = {"key": "gpu", "operator": "Exists"}
+    pools = [GpuPool("p", "NVIDIA-L4", 23034, 8, {"pool": "l4"}, (toleration,)), GpuPool("q", H100, 81559, 4)]
+    products = inventory([], pools).products
+    assert [(one.product, one.nodes, one.declared) for one in products] == [(H100, 0, True), ("NVIDIA-L4", 0, True)]
+    assert products[0].selector == {"nvidia.com/gpu.product": H100}
+    assert (products[1].selector, products[1].tolerations) == ({"pool": "l4"}, (toleration,))
+
+
+def test_a_pool_joins_the_nodes_that_exist() -> None:
+    toleration = {"key": "gpu"}
+    pools = [
+        GpuPool("p", H100, 81000, 4, {"pool": "h"}, (toleration,)),
+        GpuPool("q", H100, 81559, 4, {}, (toleration,)),
+    ]
+    (product,) = inventory([_node()], pools).products
+    assert (product.memory_mib, product.gpus_per_node, product.nodes, product.declared) == (81000, 8, 1, True)
+    assert (product.selector, product.tolerations) == ({"pool": "h"}, (toleration,))
+
+
+def test_order_of_nodes_does_not_matter() -> None:
+    nodes = [_node("a"), _node("b", product="NVIDIA-L4"), _node("c", product=""), _node("d", product="A-SHARED")]
+    assert inventory(nodes, []) == inventory(reversed(nodes), [])
+
+
+SHORT = {
+    "NVIDIA-H100-80GB-HBM3": "H100-80GB",
+    "NVIDIA-H100-PCIe": "H100-80GB",
+    "NVIDIA-H100-NVL": "H100-NVL",
+    "NVIDIA-A100-SXM4-40GB": "A100-40GB",
+    "NVIDIA-A100-80GB-PCIe": "A100-80GB",
+    "NVIDIA-H200": "H200",
+    "NVIDIA-L40S": "L40S",
+    "NVIDIA-A10G": "A10G",
+    "Tesla-T4": "T4",
+    "Tesla-V100-SXM2-32GB": "V100-32GB",
+    "NVIDIA-GeForce-RTX-4090": "RTX4090",
+    "NVIDIA-RTX-6000-Ada-Generation": "RTX-6000-Ada-Generation",
+    "Custom": "Custom",
+}
+
+
+@pytest.mark.parametrize(("product", "short"), SHORT.items())
+def test_short_names(product: str, short: str) -> None:
+    assert short_name(product) == short
+
+
+def test_a_product_answers_to_both_names_in_any_case() -> None:
+    (product,) = inventory([_node()], []).products
+    assert all(product.called(name) for name in (H100, H100.lower(), "h100-80gb"))
+    assert not product.called("H100")

@@ -1,0 +1,244 @@
+"""The pods that the operator makes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qwen_operator.api.spec import Spec, parse
+from qwen_operator.checkpoints import catalog
+from qwen_operator.hardware.inventory import GpuPool, inventory
+from qwen_operator.manifests import names
+from qwen_operator.manifests.names import Owner
+from qwen_operator.manifests.pods import RuntimeImage, engine_pod, engine_template, inspection_pod
+from qwen_operator.planning.plan import plan
+from qwen_operator.planning.types import EngineDefaults, Plan
+
+OWNER = Owner("demo", "team-a", "uid-1")
+RUNTIME = RuntimeImage("localhost/qwen-operator:0.1.0", "Never", ("chart-secret",))
+POOL = GpuPool("p", "NVIDIA-H100-80GB-HBM3", 81559, 8, {"pool": "h"}, ({"key": "dedicated", "operator": "Exists"},))
+CLAIM = {"source": {"uri": "pvc://models/qwen/7b"}}
+USER_POD = {
+    "labels": {"team": "a"},
+    "annotations": {"note": "x"},
+    "priorityClassName": "high",
+    "imagePullSecrets": [{"name": "mine"}, {"name": "chart-secret"}],
+    "nodeSelector": {"zone": "1"},
+    "tolerations": [{"key": "mine", "operator": "Exists"}],
+    "affinity": {"podAntiAffinity": {}},
+    "topologySpreadConstraints": [{"maxSkew": 1}],
+    "runtimeClassName": "nvidia",
+    "schedulerName": "other",
+    "serviceAccountName": "sa",
+    "resources": {"requests": {"cpu": "0.5"}, "limits": {"memory": "8192Mi", "rdma/ib": 1}},
+    "volumes": [{"name": "extra", "emptyDir": {"sizeLimit": "1024Mi"}}],
+    "volumeMounts": [{"name": "extra", "mountPath": "/extra"}],
+    "securityContext": {"runAsUser": 1000},
+}
+
+
+def _spec(**spec: Any) -> Spec:
+    return parse({"metadata": {"name": "demo"}, "spec": {"model": "Qwen/Qwen1.5-7B-Chat"} | spec})
+
+
+def _plan(spec: Spec) -> Plan:
+    facts = catalog.lookup("Qwen/Qwen1.5-7B-Chat")
+    assert facts is not None
+    result = plan(spec, facts, inventory([], [POOL]), EngineDefaults("lmsysorg/sglang", "0.5.23"))
+    assert isinstance(result, Plan)
+    return result
+
+
+def _engine(**spec: Any) -> dict[str, Any]:
+    parsed = _spec(**spec)
+    return engine_pod(OWNER, "0a1b2c3d", engine_template(OWNER, "0a1b2c3d", parsed, _plan(parsed), RUNTIME), 2)
+
+
+def _container(pod: dict[str, Any]) -> dict[str, Any]:
+    (container,) = pod["spec"]["containers"]
+    assert isinstance(container, dict)
+    return container
+
+
+def _pods(**spec: Any) -> list[dict[str, Any]]:
+    return [_engine(**CLAIM, **spec), inspection_pod(OWNER, "0a1b2c3d", _spec(**CLAIM, **spec), RUNTIME)]
+
+
+def test_an_engine_pod_is_named_placed_and_owned() -> None:
+    pod = _engine()
+    metadata, spec = pod["metadata"], pod["spec"]
+    assert (metadata["name"], metadata["namespace"]) == ("demo-0a1b2c3d-2", "team-a")
+    assert metadata["labels"] == {
+        "app.kubernetes.io/name": "sglang",
+        "app.kubernetes.io/instance": "demo",
+        "app.kubernetes.io/component": "engine",
+        "app.kubernetes.io/part-of": "qwen-operator",
+        "app.kubernetes.io/managed-by": "qwen-operator",
+        "qwen-operator.dev/deployment": "demo",
+        "qwen-operator.dev/role": "engine",
+        "qwen-operator.dev/routable": "true",
+        "qwen-operator.dev/revision": "0a1b2c3d",
+    }
+    assert metadata["annotations"] == {"qwen-operator.dev/owner-uid": "uid-1"}
+    assert [(one["uid"], one["controller"]) for one in metadata["ownerReferences"]] == [("uid-1", True)]
+    assert (spec["hostname"], spec["subdomain"]) == ("demo-0a1b2c3d-2", "demo-engine")
+    assert spec["nodeSelector"] == {"pool": "h"}
+    assert [one["key"] for one in spec["tolerations"]] == ["nvidia.com/gpu", "dedicated"]
+    assert spec["imagePullSecrets"] == [{"name": "chart-secret"}]
+    assert not {"affinity", "priorityClassName", "runtimeClassName"} & spec.keys()
+
+
+def test_sglang_runs_under_the_init_with_the_planned_options() -> None:
+    container = _container(_engine())
+    command = container["command"]
+    start = command.index("sglang.launch_server")
+    assert command[: start + 1] == [
+        "python3",
+        "/qwen-runtime/qwen-runtime.pyz",
+        "launch",
+        "--",
+        "python3",
+        "-m",
+        "sglang.launch_server",
+    ]
+    assert command[start + 1 : start + 6] == [
+        "--model-path=Qwen/Qwen1.5-7B-Chat",
+        "--served-model-name=Qwen/Qwen1.5-7B-Chat",
+        "--host=0.0.0.0",
+        "--port=8000",
+        "--tp-size=1",
+    ]
+    assert container["image"] == "lmsysorg/sglang:v0.5.23"
+    assert container["lifecycle"]["preStop"]["exec"]["command"][-2:] == ["--seconds", "5"]
+    assert container["resources"] == {
+        "requests": {"cpu": "500m", "memory": "2Gi", "nvidia.com/gpu": "1"},
+        "limits": {"nvidia.com/gpu": "1"},
+    }
+    environment = {one["name"]: one.get("value") for one in container["env"]}
+    assert environment["HOME"] == "/home/qwen"
+    assert environment["HF_HOME"].startswith("/home/qwen/")
+    assert environment["SGLANG_CUDA_COREDUMP_BEFORE_CRASH"] == "false"
+
+
+def test_variables_of_the_user_replace_the_operators() -> None:
+    env = [{"name": "HOME", "value": "/x"}, {"name": "T", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]
+    variables = _container(_engine(engine={"env": env}))["env"]
+    assert [one for one in variables if one["name"] in ("HOME", "T")] == env
+
+
+MODELS: dict[str, tuple[dict[str, Any], str]] = {
+    "the model itself": ({}, "Qwen/Qwen1.5-7B-Chat"),
+    "another repository": ({"source": {"uri": "hf://org/copy"}}, "org/copy"),
+    "a folder of a claim": (CLAIM, "/models/source/qwen/7b"),
+    "a whole claim": ({"source": {"uri": "pvc://models"}}, "/models/source"),
+}
+
+
+@pytest.mark.parametrize(("spec", "path"), MODELS.values(), ids=MODELS.keys())
+def test_where_the_model_is(spec: dict[str, Any], path: str) -> None:
+    pod = _engine(**spec)
+    assert f"--model-path={path}" in _container(pod)["command"]
+    claims = [volume["persistentVolumeClaim"] for volume in pod["spec"]["volumes"] if volume["name"] == "source"]
+    mounts = [mount for mount in _container(pod)["volumeMounts"] if mount["name"] == "source"]
+    assert claims == ([{"claimName": "models", "readOnly": True}] if path.startswith("/") else [])
+    assert all(mount["readOnly"] for mount in mounts)
+    assert len(mounts) == len(claims)
+
+
+def test_probes_follow_from_the_start_up_budget() -> None:
+    spec = _spec(engine={"startupSeconds": 99})
+    container = _container(engine_template(OWNER, "r", spec, _plan(spec), RUNTIME))
+    startup, ready, live = (container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness"))
+    assert startup["failureThreshold"] * startup["periodSeconds"] == 200
+    assert [probe["httpGet"]["path"] for probe in (startup, ready, live)] == ["/ready", "/ready", "/health"]
+    assert live["timeoutSeconds"] > 20, "SGLang itself waits up to 20 s in /health"
+
+
+def test_shared_memory_has_the_planned_size() -> None:
+    spec = _spec()
+    template = engine_template(OWNER, "r", spec, replace(_plan(spec), shm_bytes=3 << 30), RUNTIME)
+    (shm,) = [volume for volume in template["spec"]["volumes"] if volume["name"] == "shm"]
+    assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "3Gi"}
+
+
+@pytest.mark.parametrize("pod", _pods(), ids=["engine", "inspection"])
+def test_pods_meet_the_restricted_profile(pod: dict[str, Any]) -> None:
+    spec = pod["spec"]
+    security = spec["securityContext"]
+    assert security["runAsNonRoot"] is True
+    assert {security[key] for key in ("runAsUser", "runAsGroup", "fsGroup")} == {65532}
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    for container in (*spec["containers"], *spec.get("initContainers", ())):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        }
+        assert container["resources"]["requests"]
+    assert not any("hostPath" in volume for volume in spec["volumes"])
+
+
+@pytest.mark.parametrize("pod", _pods(pod=USER_POD), ids=["engine", "inspection"])
+def test_what_the_user_adds_to_both_pods(pod: dict[str, Any]) -> None:
+    metadata, spec = pod["metadata"], pod["spec"]
+    assert metadata["labels"]["team"] == "a"
+    assert metadata["annotations"] == {"note": "x", "qwen-operator.dev/owner-uid": "uid-1"}
+    assert (spec["priorityClassName"], spec["schedulerName"], spec["serviceAccountName"]) == ("high", "other", "sa")
+    assert spec["imagePullSecrets"] == [{"name": "chart-secret"}, {"name": "mine"}]
+    assert spec["nodeSelector"]["zone"] == "1"
+    assert spec["tolerations"][-1] == {"key": "mine", "operator": "Exists"}
+    assert spec["affinity"] == {"podAntiAffinity": {}}
+    assert (spec["securityContext"]["runAsUser"], spec["securityContext"]["runAsNonRoot"]) == (1000, True)
+
+
+def test_what_the_user_adds_to_the_engine_alone() -> None:
+    pod = _engine(pod=USER_POD)
+    container = _container(pod)
+    assert container["resources"] == {
+        "requests": {"cpu": "500m", "memory": "8Gi", "rdma/ib": "1", "nvidia.com/gpu": "1"},
+        "limits": {"memory": "8Gi", "rdma/ib": "1", "nvidia.com/gpu": "1"},
+    }
+    assert container["volumeMounts"][-1] == {"name": "extra", "mountPath": "/extra"}
+    assert pod["spec"]["volumes"][-1] == {"name": "extra", "emptyDir": {"sizeLimit": "1Gi"}}
+    assert (pod["spec"]["runtimeClassName"], pod["spec"]["topologySpreadConstraints"]) == ("nvidia", [{"maxSkew": 1}])
+
+
+def test_the_inspection_pod_reads_the_claim_once() -> None:
+    pod = inspection_pod(OWNER, "0a1b2c3d", _spec(**CLAIM), RUNTIME)
+    container = _container(pod)
+    assert pod["metadata"]["name"] == "demo-0a1b2c3d-inspect"
+    assert pod["metadata"]["labels"][names.LABEL_ROLE] == "inspection"
+    assert names.LABEL_ROUTABLE not in pod["metadata"]["labels"]
+    assert (container["image"], container["imagePullPolicy"]) == (RUNTIME.reference, "Never")
+    assert container["command"] == [
+        "python3",
+        "/opt/qwen-operator/qwen-runtime.pyz",
+        "inspect",
+        "--path",
+        "/models/source/qwen/7b",
+    ]
+    assert container["volumeMounts"] == [{"name": "source", "mountPath": "/models/source", "readOnly": True}]
+    assert (pod["spec"]["restartPolicy"], pod["spec"]["activeDeadlineSeconds"]) == ("Never", 600)
+    assert "nodeSelector" not in pod["spec"]
+
+
+def test_a_pod_from_a_stored_template_is_the_same_and_shares_nothing() -> None:
+    spec = _spec(pod=USER_POD)
+    template = engine_template(OWNER, "r", spec, _plan(spec), RUNTIME)
+    stored = json.loads(json.dumps(template))
+    first = engine_pod(OWNER, "r", template, 0)
+    assert first == engine_pod(OWNER, "r", stored, 0)
+    first["spec"]["containers"][0]["env"].clear()
+    first["metadata"]["labels"].clear()
+    assert template == stored
+
+
+def test_the_longest_name_still_fits() -> None:
+    longest = names.engine_pod_name("q" * 40, "0" * 8, 63)
+    assert len(longest) <= 63
+    assert len(names.inspection_pod_name("q" * 40, "0" * 8)) <= 63

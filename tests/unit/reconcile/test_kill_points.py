@@ -1,0 +1,174 @@
+"""Every write is a kill point: wherever the operator dies, its successor ends in the same state."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+import pytest
+
+from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Unavailable
+from tests.unit.fakes import Crash, Write
+from tests.unit.reconcile.world import CONFIG, World, deployment, node
+
+
+def _replicas(world: World, number: int) -> None:
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(replicas=number))
+
+
+async def _nothing(world: World) -> None:
+    return None
+
+
+async def _two_replicas(world: World) -> None:
+    world.api.put(QWENDEPLOYMENTS, deployment(replicas=2))
+    await world.settle()
+
+
+async def _three_replicas(world: World) -> None:
+    world.api.put(QWENDEPLOYMENTS, deployment(replicas=3))
+    await world.settle()
+
+
+class Broken(BaseException):
+    """A promise is broken. Not an Exception: the worker survives those."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`before` is done in peace; from `change` on the operator dies, once, at every write in turn."""
+
+    name: str
+    before: Callable[[World], Awaitable[None]]
+    change: Callable[[World], object]
+    pods: int
+    serves_throughout: int = 0
+
+
+SCENARIOS = (
+    Scenario("fresh", _nothing, lambda world: world.api.put(QWENDEPLOYMENTS, deployment(replicas=2)), 2),
+    Scenario(
+        "claim",
+        _nothing,
+        lambda world: world.api.put(QWENDEPLOYMENTS, deployment(source={"uri": "pvc://weights/chat"}, model="local")),
+        1,
+    ),
+    Scenario("scale up", _two_replicas, lambda world: _replicas(world, 4), 4, serves_throughout=2),
+    Scenario("scale down", _three_replicas, lambda world: _replicas(world, 1), 1, serves_throughout=1),
+    Scenario("to zero", _two_replicas, lambda world: _replicas(world, 0), 0),
+    Scenario(
+        "rollout",
+        _two_replicas,
+        lambda world: world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(contextTokens=8192)),
+        2,
+        serves_throughout=2,
+    ),
+    Scenario("delete", _two_replicas, lambda world: world.api.remove(world.qd(), QWENDEPLOYMENTS), 0),
+)
+
+
+def _watched(world: World, serving: int, at: int | None, fault: Callable[[], BaseException], late: bool) -> None:
+    """Fail the write number `at` from now on, and check the promises at every write."""
+    first = len(world.api.writes)
+
+    def check(number: int, write: Write) -> None:
+        pods = [pod for pod in world.api.all(PODS) if "deletionTimestamp" not in pod["metadata"]]
+        ready = [pod for pod in pods if {"type": "Ready", "status": "True"} in pod["status"].get("conditions", [])]
+        if len(ready) < serving:
+            raise Broken(f"only {len(ready)} replicas serve before {write}")
+        old_and_new = {(pod["metadata"]["name"].rsplit("-", 1)[1], pod["metadata"]["name"]) for pod in pods}
+        surge = len(old_and_new) - len({index for index, _ in old_and_new})
+        if surge > 1:
+            raise Broken(f"{surge} pods more than replicas before {write}")
+
+    faults = [] if at is None else [first + at]
+
+    def hit(number: int, write: Write) -> None:
+        if number in faults:
+            faults.clear()
+            raise fault()
+
+    def before(number: int, write: Write) -> None:
+        check(number, write)
+        if not late:
+            hit(number, write)
+
+    world.api.before = before
+    if late:
+        world.api.after = hit
+
+
+async def _played(
+    scenario: Scenario, at: int | None, fault: Callable[[], BaseException], late: bool
+) -> tuple[World, int]:
+    world = await World().start()
+    await scenario.before(world)
+    first = len(world.api.writes)
+    _watched(world, scenario.serves_throughout, at, fault, late)
+    scenario.change(world)
+    await world.settle()
+    return world, len(world.api.writes) - first
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize(
+    "fault", [Crash, lambda: Unavailable(503, "ServiceUnavailable", "scripted")], ids=["crash", "unavailable"]
+)
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+async def test_the_end_is_the_same_wherever_a_write_fails(
+    scenario: Scenario, fault: Callable[[], BaseException], late: bool
+) -> None:
+    reference, writes = await _played(scenario, None, fault, late)
+    expected, events = reference.state(), reference.events()
+    assert len(reference.names()) == scenario.pods
+    assert (writes == 0) == (scenario.name == "delete")
+
+    for at in range(writes):
+        world, spent = await _played(scenario, at, fault, late)
+        assert world.state() == expected, f"after a fault at write {at}"
+        assert world.events() <= events, f"after a fault at write {at}"
+        assert spent <= writes + 3, f"after a fault at write {at}"
+        if fault is Crash:
+            assert world.crashes == 1
+        before = len(world.api.writes)
+        await world.restart()
+        await world.settle()
+        assert world.api.writes[before:] == [], f"the steady state after a fault at write {at}"
+
+
+async def test_steady_state_writes_nothing_also_over_resyncs_and_restarts() -> None:
+    world = await World().start()
+    world.api.put(QWENDEPLOYMENTS, deployment(replicas=2))
+    world.api.put(QWENDEPLOYMENTS, deployment("local", source={"uri": "pvc://weights/x"}, model="local"))
+    await world.settle()
+    before = len(world.api.writes)
+    for _ in range(3):
+        await world.operator.resync.once()
+        await world.settle()
+        await world.restart()
+        await world.settle()
+    assert world.api.writes[before:] == []
+
+
+async def test_a_pinned_revision_outlives_other_nodes_and_defaults() -> None:
+    world = await World().start()
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    before = world.state()
+
+    world.config = replace(CONFIG, engine=replace(CONFIG.engine, version="0.6.0"))
+    world.api.put(NODES, node("other", 4, 24564, "NVIDIA-L4"))
+    await world.restart()
+    await world.settle()
+    assert "a newer plan is available: kubectl annotate" in world.message("Planned")
+    after = world.state()
+    assert {key: value for key, value in after.items() if "qwendeployment" not in key} == {
+        key: value for key, value in before.items() if "qwendeployment" not in key
+    }
+
+    world.api.edit(
+        QWENDEPLOYMENTS, "chat", lambda item: item["metadata"].update(annotations={"qwen-operator.dev/replan": "1"})
+    )
+    await world.settle()
+    assert [pod["spec"]["containers"][0]["image"] for pod in world.api.all(PODS)] == ["example/sglang:v0.6.0"]
+    assert "newer plan" not in world.message("Planned")

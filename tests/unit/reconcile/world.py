@@ -1,0 +1,285 @@
+"""A cluster in a few lines around the in-memory API: a scheduler and kubelet that move pods on, and the operator.
+
+The operator here is the real one but for its watch: `Operator` delivers the journal of the API to the real intake,
+takes keys from the real queue and hands them to the real worker.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from qwen_operator.kube import EVENTS, NODES, PODS, QWENDEPLOYMENTS, SERVICES, Manifest, Resource
+from qwen_operator.manifests.names import ENGINE_CONTAINER, INSPECTION_CONTAINER
+from qwen_operator.manifests.pods import RuntimeImage
+from qwen_operator.planning.types import EngineDefaults
+from qwen_operator.reconcile.act import Actor
+from qwen_operator.reconcile.config import Config, GatewayConfig
+from qwen_operator.reconcile.intake import Intake
+from qwen_operator.reconcile.observe import Observer
+from qwen_operator.reconcile.queue import WorkQueue
+from qwen_operator.reconcile.resync import Resync, labels_of
+from qwen_operator.reconcile.store import WATCHED, Store
+from qwen_operator.reconcile.worker import Reconciler, Worker
+from tests.unit.fakes import Clock, Crash, FakeKube, matches
+
+CONFIG = Config(
+    namespaces=(),
+    namespace="system",
+    pod_name="operator-0",
+    image=RuntimeImage("example/qwen-operator:1"),
+    engine=EngineDefaults(image="example/sglang", version="0.5.23"),
+    pools=(),
+    gateway=GatewayConfig("system", "keys", "none"),
+)
+REPORT = {
+    "version": 1,
+    "architecture": "Qwen2ForCausalLM",
+    "modelType": "qwen2",
+    "dtype": "bfloat16",
+    "layers": 24,
+    "hidden": 1024,
+    "heads": 16,
+    "kvHeads": 16,
+    "headDim": 64,
+    "intermediate": 2816,
+    "vocab": 151936,
+    "maxPositions": 32768,
+    "tieWordEmbeddings": True,
+    "quantization": None,
+    "experts": None,
+    "weightBytes": 928_000_000,
+    "tensors": 291,
+    "files": 1,
+    "tokenizer": True,
+    "configSha256": "ab" * 32,
+}
+CUT: Manifest = {
+    "version": 1,
+    "error": {
+        "reason": "TruncatedWeights",
+        "message": "model-2.safetensors has 66 bytes, its header needs 99",
+        "file": "model-2.safetensors",
+        "bytesWanted": 99,
+        "bytesFound": 66,
+    },
+}
+
+
+def deployment(name: str = "chat", namespace: str = "team", **spec: Any) -> Manifest:
+    return {
+        "apiVersion": "qwen-operator.dev/v1alpha1",
+        "kind": "QwenDeployment",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"model": "Qwen/Qwen1.5-0.5B-Chat", **spec},
+    }
+
+
+def node(name: str = "gpu-1", gpus: int = 8, memory: int = 81559, product: str = "NVIDIA-H100-80GB-HBM3") -> Manifest:
+    amount = {"cpu": "64", "memory": "512Gi", "nvidia.com/gpu": str(gpus)}
+    labels = {
+        "nvidia.com/gpu.product": product,
+        "nvidia.com/gpu.memory": str(memory),
+        "nvidia.com/gpu.count": str(gpus),
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {},
+        "status": {"capacity": amount, "allocatable": amount},
+    }
+
+
+Behaviour = Callable[[Manifest], Manifest | None]
+"""From a pod to its next status, or None when it stays as it is."""
+
+
+def ready_status(pod: Manifest) -> Manifest:
+    return {
+        "phase": "Running",
+        "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}],
+        "containerStatuses": [{"name": ENGINE_CONTAINER, "state": {"running": {}}, "restartCount": 0}],
+    }
+
+
+def ended_status(container: str, code: int, message: str, finished: str) -> Manifest:
+    ended = {
+        "exitCode": code,
+        "message": message,
+        "finishedAt": finished,
+        "reason": "Completed" if code == 0 else "Error",
+    }
+    return {
+        "phase": "Succeeded" if code == 0 else "Failed",
+        "conditions": [{"type": "PodScheduled", "status": "True"}],
+        "containerStatuses": [{"name": container, "state": {"terminated": ended}, "restartCount": 0}],
+    }
+
+
+@dataclass
+class Kubelet:
+    """Moves pods on: engines become ready, inspections report, what is deleted ends."""
+
+    api: FakeKube
+    report: Manifest = field(default_factory=lambda: REPORT)
+    engine: Behaviour = ready_status
+
+    def step(self) -> bool:
+        moved = False
+        for pod in list(self.api.all(PODS)):
+            if "deletionTimestamp" in pod["metadata"]:
+                self.api.finish(pod, PODS)
+                moved = True
+                continue
+            new = self._next(pod)
+            if new is not None and new != pod["status"]:
+                changed = copy.deepcopy(pod)
+                changed["status"] = new
+                self.api.put(PODS, changed)
+                moved = True
+        return moved
+
+    def _next(self, pod: Manifest) -> Manifest | None:
+        if pod["status"]["phase"] in ("Succeeded", "Failed"):
+            return None
+        if pod["metadata"]["name"].endswith("-inspect"):
+            code = 1 if "error" in self.report else 0
+            return ended_status(INSPECTION_CONTAINER, code, json.dumps(self.report), self.api.clock.stamp())
+        return self.engine(pod)
+
+
+class Operator:
+    """One operator process: whatever it knows is gone when it ends."""
+
+    def __init__(self, api: FakeKube, config: Config) -> None:
+        self.api = api
+        self.store = Store()
+        self.queue = WorkQueue(clock=api.clock.monotonic, random=lambda: 0.5)
+        self.intake = Intake(self.store, self.queue)
+        self.outcomes: Counter[str] = Counter()
+        self.resync = Resync(api, self.intake, config, lambda: 0.5, api.clock.monotonic)
+        reconciler = Reconciler(
+            Observer(self.store, config.pools), Actor(api, self.store, api.clock.stamp), config, api.clock.now
+        )
+        self.worker = Worker(self.queue, reconciler, self._count)
+        self._delivered = 0
+
+    async def start(self) -> None:
+        self._delivered = len(self.api.journal)
+        await self.resync.once()
+
+    async def step(self) -> bool:
+        """Deliver what happened, work until nothing waits; whether anything was worked on."""
+        worked = self.deliver()
+        for _ in range(100):
+            key = self.queue.take()
+            if key is None:
+                return worked
+            worked = True
+            await self.worker.work(key)
+            self.deliver()
+        raise AssertionError("the queue does not come to rest")
+
+    def deliver(self) -> bool:
+        """The watch: events of what the label selectors show."""
+        events = self.api.journal[self._delivered :]
+        self._delivered = len(self.api.journal)
+        for kind, resource, manifest in events:
+            if resource in WATCHED and matches(manifest, labels_of(resource)):
+                self.intake.event(resource, kind, manifest)
+        return bool(events)
+
+    def _count(self, outcome: str, _seconds: float) -> None:
+        self.outcomes[outcome] += 1
+
+
+@dataclass
+class World:
+    """An API, a kubelet and an operator, which is started anew whenever it crashes."""
+
+    config: Config = CONFIG
+    api: FakeKube = field(default_factory=lambda: FakeKube(Clock()))
+    crashes: int = 0
+
+    def __post_init__(self) -> None:
+        self.kubelet = Kubelet(self.api)
+        self.operator = Operator(self.api, self.config)
+        self.api.put(NODES, node())
+
+    async def start(self) -> World:
+        await self._survive(self.operator.start)
+        return self
+
+    async def restart(self) -> None:
+        self.operator = Operator(self.api, self.config)
+        await self.start()
+
+    async def settle(self, seconds: float = 120.0) -> None:
+        """Let time pass in steps of a second until nothing moves any more, at most so long."""
+        quiet = 0
+        for _ in range(int(seconds) + 10):
+            moved = self.kubelet.step()
+            worked = await self._survive(self.operator.step)
+            self.api.clock.advance(1.0)
+            quiet = 0 if moved or worked else quiet + 1
+            if quiet > 5 and not self.operator.queue._due:
+                return
+
+    async def wait(self, seconds: int) -> None:
+        """Let exactly so much time pass."""
+        for _ in range(seconds):
+            self.kubelet.step()
+            await self._survive(self.operator.step)
+            self.api.clock.advance(1.0)
+
+    async def _survive(self, step: Callable[[], Any]) -> Any:
+        try:
+            return await step()
+        except Crash:
+            self.crashes += 1
+            self.operator = Operator(self.api, self.config)
+            await self._survive(self.operator.start)
+            return True
+
+    # What the tests look at.
+
+    def qd(self, name: str = "chat") -> Manifest:
+        return self.api.one(QWENDEPLOYMENTS, name)
+
+    def names(self, resource: Resource = PODS) -> list[str]:
+        return [item["metadata"]["name"] for item in self.api.all(resource)]
+
+    def conditions(self, name: str = "chat") -> dict[str, tuple[str, str]]:
+        status = self.qd(name).get("status") or {}
+        return {item["type"]: (item["status"], item["reason"]) for item in status.get("conditions") or ()}
+
+    def message(self, kind: str, name: str = "chat") -> str:
+        return next(str(c["message"]) for c in self.qd(name)["status"]["conditions"] if c["type"] == kind)
+
+    def events(self) -> Counter[str]:
+        return Counter(item["reason"] for item in self.api.all(EVENTS))
+
+    def state(self) -> Manifest:
+        """Everything that stays, without what differs between two runs that ended the same way."""
+        found: Manifest = {}
+        for resource in (QWENDEPLOYMENTS, PODS, SERVICES, *[r for r in WATCHED if r.plural == "controllerrevisions"]):
+            for item in self.api.all(resource):
+                found[f"{resource.plural}/{item['metadata']['name']}"] = _timeless(item)
+        return found
+
+
+_TIMES = {"uid", "resourceVersion", "creationTimestamp", "lastTransitionTime", "time", "managedFields", "finishedAt"}
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: _timeless(item) for key, item in value.items() if key not in _TIMES}
+        return {key: item for key, item in kept.items() if key != "qwen-operator.dev/owner-uid"}
+    if isinstance(value, list):
+        return [_timeless(item) for item in value]
+    return value

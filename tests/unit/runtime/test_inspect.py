@@ -1,0 +1,446 @@
+"""The inspection against real folders: complete, broken, hostile, and unreadable for another uid."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen_runtime.inspect_checkpoint import examine
+from qwen_runtime.report import LIMIT_BYTES, bounded
+from tests.unit.runtime.checkpoint import CONFIG, checkpoint, header, index, shard
+
+OTHER_UID = 65532
+REASONS = {"ModelNotFound", "InvalidConfig", "TruncatedWeights", "UnreadableWeights", "TokenizerMissing"}
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    report, complete = examine(folder)
+    assert complete, report
+    return report
+
+
+def error(folder: Path) -> dict[str, Any]:
+    report, complete = examine(folder)
+    assert not complete, report
+    assert set(report) == {"version", "error"}
+    found: dict[str, Any] = report["error"]
+    return found
+
+
+def test_a_complete_checkpoint_is_reported_in_full(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    digest = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    assert bounded(facts(folder)).decode() == (
+        '{"architecture":"Qwen2ForCausalLM","configSha256":"' + digest + '","dtype":"bfloat16","experts":null,'
+        '"files":1,"headDim":64,"heads":16,"hidden":1024,"intermediate":2816,"kvHeads":8,"layers":24,'
+        '"maxPositions":32768,"modelType":"qwen2","quantization":null,"tensors":2,"tieWordEmbeddings":true,'
+        '"tokenizer":true,"version":1,"vocab":151936,"weightBytes":100}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"num_key_value_heads": None}, {"kvHeads": 16}),
+        ({"head_dim": 128}, {"headDim": 128}),
+        ({"torch_dtype": None, "dtype": "float16"}, {"dtype": "float16"}),
+        ({"torch_dtype": "torch.float32"}, {"dtype": "float32"}),
+        ({"torch_dtype": None}, {"dtype": "bfloat16"}),
+        ({"tie_word_embeddings": None}, {"tieWordEmbeddings": True}),
+        ({"num_experts": 60}, {"experts": 60}),
+        ({"num_experts": 0}, {"experts": None}),
+        ({"intermediate_size": None, "moe_intermediate_size": 768}, {"intermediate": 768}),
+        ({"quantization_config": {}}, {"quantization": None}),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}},
+            {"quantization": {"method": "gptq", "bits": 4, "groupSize": 128}},
+        ),
+        (
+            {"quantization_config": {"quant_method": "awq", "bits": 8, "group_size": -1}},
+            {"quantization": {"method": "awq", "bits": 8, "groupSize": None}},
+        ),
+        (
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
+            {"quantization": {"method": "fp8", "bits": 8, "groupSize": 128}},
+        ),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 32}}},
+                }
+            },
+            {"quantization": {"method": "compressed-tensors", "bits": 4, "groupSize": 32}},
+        ),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            {"quantization": {"method": "bitsandbytes", "bits": 4, "groupSize": None}},
+        ),
+        (
+            {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16}},
+            {"quantization": {"method": "modelopt", "bits": 4, "groupSize": 16}},
+        ),
+    ],
+)
+def test_a_config_means_what_engines_take_it_for(
+    tmp_path: Path, changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    report = facts(checkpoint(tmp_path, CONFIG | changes))
+    assert {key: report[key] for key in expected} == expected
+
+
+def test_what_config_leaves_out_is_read_from_the_tensors(tmp_path: Path) -> None:
+    silent = {key: value for key, value in CONFIG.items() if key not in ("torch_dtype", "tie_word_embeddings")}
+    folder = checkpoint(tmp_path, silent)
+    shard(folder / "model.safetensors", {"model.norm.weight": 8, "lm_head.weight": 64}, "F16")
+    report = facts(folder)
+    assert (report["dtype"], report["tieWordEmbeddings"]) == ("float16", False)
+
+
+def test_multimodal_configs_keep_the_numbers_in_text_config(tmp_path: Path) -> None:
+    text = {key: value for key, value in CONFIG.items() if key not in ("architectures", "tie_word_embeddings")}
+    outer: dict[str, Any] = {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": "qwen3_vl",
+        "text_config": text | {"num_hidden_layers": 36},
+        "tie_word_embeddings": False,
+    }
+    report = facts(checkpoint(tmp_path, outer))
+    assert (report["architecture"], report["modelType"]) == ("Qwen3VLForConditionalGeneration", "qwen3_vl")
+    assert (report["layers"], report["tieWordEmbeddings"]) == (36, False)
+    del outer["text_config"]["num_hidden_layers"]
+    (tmp_path / "config.json").write_text(json.dumps(outer))
+    assert error(tmp_path)["message"] == (
+        "text_config.num_hidden_layers is missing from config.json; it must be a whole number from 1 to 10000."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"num_hidden_layers": 10**9},
+            "num_hidden_layers in config.json is 1000000000; it must be a whole number from 1 to 10000.",
+        ),
+        ({"num_hidden_layers": True}, "num_hidden_layers in config.json is true; it must be a whole number"),
+        ({"num_hidden_layers": "24"}, "num_hidden_layers in config.json is '24'; it must be a whole number"),
+        ({"num_hidden_layers": 24.0}, "num_hidden_layers in config.json is 24.0; it must be a whole number"),
+        ({"hidden_size": float("nan")}, "hidden_size in config.json is nan; it must be a whole number"),
+        ({"hidden_size": 0}, "hidden_size in config.json is 0; it must be a whole number from 1"),
+        ({"hidden_size": 1025}, "hidden_size in config.json is 1025; it must be a multiple of num_attention_heads"),
+        ({"vocab_size": [1]}, "vocab_size in config.json is a list; it must be"),
+        ({"num_key_value_heads": 5}, "num_key_value_heads in config.json is 5; it must be a divisor of"),
+        ({"num_key_value_heads": 32}, "num_key_value_heads in config.json is 32; it must be a whole number"),
+        ({"torch_dtype": "int8"}, "torch_dtype in config.json is 'int8'; it must be one of bfloat16,"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings in config.json is 1; it must be true or false."),
+        ({"architectures": []}, "architectures in config.json is a list; it must be a list with the name"),
+        ({"architectures": ["a b"]}, "architectures[0] in config.json is 'a b'; it must be a name of letters"),
+        ({"model_type": None}, "model_type is missing from config.json; it must be a name of letters"),
+        ({"quantization_config": "gptq"}, "quantization_config in config.json is 'gptq'; it must be an object."),
+        (
+            {"quantization_config": {"quant_method": "gptq"}},
+            "quantization_config.bits is missing from config.json; it must be a whole number from 1 to 16.",
+        ),
+    ],
+)
+def test_an_implausible_field_is_named_with_its_value_and_what_is_right(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    found = error(checkpoint(tmp_path, CONFIG | changes))
+    assert found["reason"] == "InvalidConfig"
+    assert found["file"] == "config.json"
+    assert found["message"].startswith(message)
+
+
+def test_numbers_of_millions_of_digits_are_refused_at_once(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    text = json.dumps(CONFIG).replace("32768", "9" * 5_000_000)
+    (folder / "config.json").write_text(text)
+    assert error(folder)["message"].startswith("max_position_embeddings in config.json is inf; it must be")
+
+
+def replace(name: str, data: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def remove(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
+
+
+def as_fifo(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+
+
+def as_gguf(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "tiny-q8_0.gguf")
+    (folder / "config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason", "message"),
+    [
+        (remove("config.json"), "ModelNotFound", "config.json is missing from"),
+        (replace("config.json", b'{"hidd'), "InvalidConfig", "config.json is not valid JSON: Unterminated string"),
+        (replace("config.json", b"\xff\xfe\xfd"), "InvalidConfig", "config.json is not valid"),
+        (replace("config.json", b"[" * 200_000), "InvalidConfig", "config.json is nested too deeply"),
+        (replace("config.json", b"[1]"), "InvalidConfig", "config.json holds a list; it must hold a JSON object."),
+        (replace("config.json", b" " * 10_000_000), "InvalidConfig", "config.json has 10000000 bytes; it must have"),
+        (as_fifo, "InvalidConfig", "config.json must be a regular file"),
+        (as_gguf, "InvalidConfig", "tiny-q8_0.gguf is a GGUF file; GGUF is not supported yet"),
+        (remove("model.safetensors"), "ModelNotFound", "{folder} has no *.safetensors file."),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "ModelNotFound",
+            "{folder} has no *.safetensors file, only 'pytorch_model.bin'; convert it to safetensors.",
+        ),
+        (
+            lambda folder: index(folder, {"a": "model-00001-of-00002.safetensors"}),
+            "ModelNotFound",
+            "model-00001-of-00002.safetensors is missing from {folder}.",
+        ),
+        (
+            lambda folder: index(folder, {"a": "../model.safetensors"}),
+            "InvalidConfig",
+            "weight_map['a'] in model.safetensors.index.json is '../model.safetensors'; it must name",
+        ),
+        (
+            lambda folder: index(folder, {"a": 7}),
+            "InvalidConfig",
+            "weight_map['a'] in model.safetensors.index.json is 7",
+        ),
+        (lambda folder: index(folder, {}), "InvalidConfig", "weight_map in model.safetensors.index.json is an object"),
+        (replace("model.safetensors", header({})), "ModelNotFound", "The *.safetensors files of {folder} hold no"),
+        (
+            replace("model.safetensors", (10**8 + 1).to_bytes(8, "little") + b"{}"),
+            "InvalidConfig",
+            "model.safetensors is not a safetensors file: its header length is 100000001;",
+        ),
+        (replace("model.safetensors", b"\2" + bytes(7) + b"[]"), "InvalidConfig", "the header of model.safetensors"),
+        (
+            replace("model.safetensors", header({"a": 8}).replace(b"[0, 8]", b"[1, 8]") + bytes(8)),
+            "InvalidConfig",
+            "The header of model.safetensors is malformed: its tensors' data_offsets overlap or leave a gap at byte 0",
+        ),
+        (
+            replace("model.safetensors", header({"a": 8}).replace(b"[0, 8]", b"[-1,8]")),
+            "InvalidConfig",
+            "The header of model.safetensors is malformed: tensor 'a' must have",
+        ),
+        (remove("tokenizer.json"), "TokenizerMissing", "{folder} has no tokenizer; it must hold tokenizer.json,"),
+        (replace("tokenizer.json", b""), "TokenizerMissing", "tokenizer.json is empty;"),
+    ],
+)
+def test_a_broken_folder_is_refused_with_one_sentence(
+    tmp_path: Path, damage: Callable[[Path], object], reason: str, message: str
+) -> None:
+    folder = checkpoint(tmp_path)
+    damage(folder)
+    found = error(folder)
+    assert found["reason"] == reason
+    assert found["message"].startswith(message.replace("{folder}", str(folder)))
+
+
+def test_the_path_itself_may_be_wrong(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m")
+    missing = error(tmp_path / "typo")
+    assert missing["reason"] == "ModelNotFound"
+    assert missing["message"].startswith(f"{tmp_path}/typo does not exist")
+    assert error(folder / "config.json")["message"].endswith("is a file; the model must be a folder.")
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    assert error(tmp_path / "x.gguf")["reason"] == "InvalidConfig"
+    assert error(Path("/bad\0name"))["reason"] == "UnreadableWeights"
+
+
+class Whole(NamedTuple):
+    """A whole file: its bytes, and the bytes of its header without the length field."""
+
+    size: int
+    header: int
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: (whole.size, whole.size * 2 // 3),
+        lambda whole: (whole.size, whole.size - 1),
+        lambda whole: (whole.size, whole.size + 1),
+        lambda whole: (8 + whole.header, 8 + whole.header - 1),
+        lambda whole: (8 + whole.header, 8),
+        lambda _whole: (8, 7),
+        lambda _whole: (8, 0),
+    ],
+)
+def test_a_file_of_the_wrong_size_is_named_with_bytes_wanted_and_found(
+    tmp_path: Path, damage: Callable[[Whole], tuple[int, int]]
+) -> None:
+    folder = checkpoint(tmp_path)
+    index(folder, {"a": "model.safetensors", "b": "second.safetensors"})
+    damaged = shard(folder / "second.safetensors", {"b": 3000})
+    start = damaged.read_bytes()[:8]
+    wanted, found = damage(Whole(damaged.stat().st_size, int.from_bytes(start, "little")))
+    os.truncate(damaged, found)
+    fault = error(folder)
+    assert (fault["reason"], fault["file"]) == ("TruncatedWeights", "second.safetensors")
+    assert (fault["bytesWanted"], fault["bytesFound"]) == (wanted, found)
+    assert f"{wanted} bytes wanted, {found} bytes found" in fault["message"]
+
+
+def test_a_git_lfs_pointer_is_recognised(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 988097824\n"
+    (folder / "model.safetensors").write_bytes(pointer)
+    found = error(folder)
+    assert (found["reason"], found["bytesWanted"], found["bytesFound"]) == ("TruncatedWeights", 988097824, len(pointer))
+    assert "git-lfs" in found["message"]
+
+
+def test_links_are_followed_as_a_hub_cache_has_them(tmp_path: Path) -> None:
+    blobs = checkpoint(tmp_path / "blobs")
+    snapshot = tmp_path / "snapshots" / "main"
+    snapshot.mkdir(parents=True)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert facts(snapshot) == facts(blobs)
+    (blobs / "model.safetensors").unlink()
+    found = error(snapshot)
+    assert (found["reason"], found["file"]) == ("ModelNotFound", "model.safetensors")
+    assert "it is a link to ../../blobs/model.safetensors, which does not exist" in found["message"]
+
+
+def test_only_the_files_of_the_index_count(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    shard(folder / "model-00001-of-00002.safetensors", {"a": 10})
+    shard(folder / "model-00002-of-00002.safetensors", {"b": 20, "c": 30})
+    assert facts(folder)["weightBytes"] == 160
+    index(folder, {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"})
+    report = facts(folder)
+    assert (report["files"], report["tensors"], report["weightBytes"]) == (2, 3, 60)
+
+
+def test_tensor_data_is_never_read(tmp_path: Path) -> None:
+    """A sparse shard of 1 TiB: reading it would take far longer than the time limit of a test."""
+    folder = checkpoint(tmp_path)
+    start = header({"model.norm.weight": 2**40})
+    (folder / "model.safetensors").write_bytes(start)
+    os.truncate(folder / "model.safetensors", len(start) + 2**40)
+    assert facts(folder)["weightBytes"] == 2**40
+
+
+@pytest.mark.parametrize("files", [["tokenizer.model"], ["vocab.json", "merges.txt"]])
+def test_other_tokenizers_count_when_complete(tmp_path: Path, files: list[str]) -> None:
+    folder = checkpoint(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    for name in files:
+        assert error(folder)["reason"] == "TokenizerMissing"
+        (folder / name).write_text("x")
+    assert facts(folder)["tokenizer"] is True
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """A folder that other uids can reach, which pytest's own temporary folders are not."""
+    folder = Path(tempfile.mkdtemp(prefix="qwen-runtime-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def as_engine_uid(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of `action` in a process that may not bypass file modes; root really changes to another uid."""
+    if os.geteuid() != 0:
+        return action()
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(OTHER_UID)
+            os.setuid(OTHER_UID)
+            os.write(write, pickle.dumps(action()))
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as result:
+        data = result.read()
+    os.waitpid(child, 0)
+    found: dict[str, Any] = pickle.loads(data)
+    return found
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_file_that_this_uid_may_not_open_is_reported_with_the_cure(shared_folder: Path, name: str) -> None:
+    folder = checkpoint(shared_folder / "m")
+    root = os.geteuid() == 0
+    assert as_engine_uid(lambda: facts(folder))["files"] == 1
+    (folder / name).chmod(0o600 if root else 0)
+    found = as_engine_uid(lambda: error(folder))
+    assert (found["reason"], found["file"]) == ("UnreadableWeights", name)
+    mode = "0600" if root else "0000"
+    uid = OTHER_UID if root else os.geteuid()
+    assert found["message"] == (
+        f"{name} cannot be opened by uid {uid}: its mode is {mode} and its owner is uid {os.geteuid()}; "
+        "run chmod a+r on it, and chmod a+rx on the folders above it."
+    )
+
+
+def test_a_folder_that_this_uid_may_not_list_is_reported(shared_folder: Path) -> None:
+    folder = checkpoint(shared_folder / "m")
+    folder.chmod(0o711 if os.geteuid() == 0 else 0o111)
+    found = as_engine_uid(lambda: error(folder))
+    folder.chmod(0o755)
+    assert found["reason"] == "UnreadableWeights"
+    assert "cannot be listed by uid" in found["message"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=8,
+)
+quantizations = st.dictionaries(
+    st.sampled_from(["quant_method", "bits", "group_size", "config_groups", "weight_block_size", "quant_algo"]),
+    json_values | st.sampled_from(["gptq", "compressed-tensors", "fp8", "modelopt", "bitsandbytes"]),
+)
+changed_configs = st.dictionaries(
+    st.sampled_from([*CONFIG, "text_config", "quantization_config", "head_dim", "num_experts"]),
+    json_values | quantizations,
+    max_size=3,
+).map(lambda changes: json.dumps(CONFIG | changes).encode())
+changed_headers = st.dictionaries(
+    st.text(max_size=6),
+    json_values
+    | st.fixed_dictionaries({"dtype": st.just("BF16"), "data_offsets": st.lists(st.integers(-1, 9), max_size=3)}),
+    max_size=3,
+).map(lambda entries: (text := json.dumps(entries).encode()) and len(text).to_bytes(8, "little") + text)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    config=st.just(json.dumps(CONFIG).encode()) | changed_configs | st.binary(max_size=60),
+    weights=st.just(header({"a": 0})) | changed_headers | st.binary(max_size=60),
+    weight_index=st.none() | st.binary(max_size=20) | json_values.map(lambda v: json.dumps({"weight_map": v}).encode()),
+)
+def test_whatever_is_in_the_folder_the_report_is_bounded_json(
+    config: bytes, weights: bytes, weight_index: bytes | None
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = checkpoint(Path(name))
+        (folder / "config.json").write_bytes(config)
+        (folder / "model.safetensors").write_bytes(weights)
+        if weight_index is not None:
+            (folder / "model.safetensors.index.json").write_bytes(weight_index)
+        report, complete = examine(folder)
+    data = bounded(report)
+    assert len(data) <= LIMIT_BYTES
+    assert json.loads(data)["version"] == 1
+    assert complete or report["error"]["reason"] in REASONS

@@ -1,0 +1,310 @@
+"""The init with real processes: signals, orphans, hangs, exit codes, output."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_runtime.engine_log import EngineLog, Patience
+from qwen_runtime.launch import Ending, failure_report, verdict
+from qwen_runtime.processes import oom_kills
+
+SIGQUIT = "[2026-11-23 10:16:57] SIGQUIT received. signum=None, frame=None. It usually means one child failed."
+FOREVER = "\nwhile True: time.sleep(60)\n"
+IMPORTS = "import os, signal, sys, time\n"
+
+
+@dataclass
+class Launched:
+    """`launch` around a Python program given as text."""
+
+    folder: Path
+    running: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "termination-log"
+
+    def start(self, program: str, *options: str) -> "subprocess.Popen[bytes]":
+        child = [sys.executable, "-I", "-S", "-u", "-c", IMPORTS + program]
+        return self.start_command(child, *options)
+
+    def start_command(self, child: list[str], *options: str) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "qwen_runtime", "launch", "--termination-log", str(self.log), *options, "--"]
+        process = subprocess.Popen([*command, *child], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.running.append(process)
+        return process
+
+    def report(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.log.read_bytes())
+        return found
+
+    def stop(self) -> None:
+        for process in self.running:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def launched(tmp_path: Path) -> Iterator[Launched]:
+    made = Launched(tmp_path)
+    yield made
+    made.stop()
+
+
+def read_line(process: "subprocess.Popen[bytes]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().decode().strip()
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "reason"),
+    [
+        ("sys.exit(0)", 1, "Unknown"),
+        ("sys.exit(3)", 3, "Unknown"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 139, "Unknown"),
+        ("print('x: error: unrecognized arguments: --y', file=sys.stderr); sys.exit(2)", 2, "BadFlag"),
+        (
+            f"print('RuntimeError: CUDA out of memory.'); print('''{SIGQUIT}'''); print('thread dump'); "
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            137,
+            "CudaOutOfMemory",
+        ),
+        (f"print('''{SIGQUIT}'''); os.kill(os.getpid(), signal.SIGKILL)", 137, "Unknown"),
+    ],
+)
+def test_an_end_that_nobody_asked_for_is_a_failure_with_a_report(
+    launched: Launched, program: str, code: int, reason: str
+) -> None:
+    process = launched.start(program)
+    _, err = process.communicate()
+    assert process.returncode == code
+    report = launched.report()
+    assert set(report) == {"version", "reason", "phase", "exitCode", "log"}
+    assert (report["version"], report["reason"], report["phase"]) == (1, reason, "Starting")
+    assert report["exitCode"] == code
+    assert f"qwen-runtime: the engine ended with {'signal' if code > 128 else 'exit code'}" in err.decode()
+
+
+@pytest.mark.parametrize(("command", "code"), [("/no/such/engine", 127), ("/etc/passwd", 126)])
+def test_a_command_that_cannot_start_is_said(launched: Launched, command: str, code: int) -> None:
+    process = launched.start_command([command])
+    _, err = process.communicate()
+    assert process.returncode == code
+    assert launched.report()["log"][0].startswith(f"cannot run {command}: ")
+    assert f"cannot run {command}" in err.decode()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_the_engine_has_handlers_ends_it_and_is_no_failure(
+    launched: Launched, number: int, code: int
+) -> None:
+    reset = "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+    process = launched.start(reset + "print('up')" + FOREVER)
+    assert read_line(process) == "up"
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode == code
+    assert not launched.log.exists()
+
+
+def test_only_the_main_process_is_told_and_drains_before_the_rest_is_killed(launched: Launched) -> None:
+    program = """
+worker = os.fork()
+if worker == 0:
+    while True: time.sleep(60)
+def drain(number, frame):
+    time.sleep(0.3)
+    print("worker alive" if os.waitpid(worker, os.WNOHANG) == (0, 0) else "worker lost")
+    os._exit(0)
+signal.signal(signal.SIGTERM, drain)
+print(worker)
+"""
+    process = launched.start(program + FOREVER)
+    worker = int(read_line(process))
+    process.terminate()
+    out, _ = process.communicate()
+    assert (process.returncode, out.decode().strip()) == (0, "worker alive")
+    assert gone(worker)
+    assert not launched.log.exists()
+
+
+def test_a_crash_while_draining_is_still_a_failure(launched: Launched) -> None:
+    program = "signal.signal(signal.SIGTERM, lambda *_: os._exit(7))\nprint('up')"
+    process = launched.start(program + FOREVER)
+    read_line(process)
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 7
+    assert launched.report()["exitCode"] == 7
+
+
+def test_no_descendant_outlives_the_main_process(launched: Launched) -> None:
+    """One in the group, one in a session of its own with SIGTERM ignored, both holding the output open."""
+    program = """
+read, write = os.pipe()
+for own_session in (False, True):
+    if os.fork() == 0:
+        if own_session:
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if os.fork(): os._exit(0)
+        print(os.getpid())
+        os.write(write, b"x")
+        while True: time.sleep(60)
+for _ in range(2): os.read(read, 1)
+sys.exit(3)
+"""
+    process = launched.start(program)
+    out, _ = process.communicate()
+    pids = [int(line) for line in out.split()]
+    assert process.returncode == 3
+    assert len(pids) == 2
+    assert all(gone(pid) for pid in pids)
+
+
+def test_orphans_are_reaped_while_the_engine_runs(launched: Launched) -> None:
+    program = """
+read, write = os.pipe()
+if os.fork() == 0:
+    orphan = os.fork()
+    if orphan: os.write(write, str(orphan).encode())
+    os._exit(0)
+os.wait()
+orphan = os.read(read, 20).decode()
+for _ in range(1000):
+    if not os.path.exists("/proc/" + orphan): print("reaped"); break
+    time.sleep(0.01)
+sys.exit(5)
+"""
+    out, _ = launched.start(program).communicate()
+    assert out.decode().strip() == "reaped"
+
+
+BIND = "ERROR:    [Errno 98] error while attempting to bind on address ('0.0.0.0', 8000): address already in use"
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ([SIGQUIT], "Hung"),
+        (["RuntimeError: cannot reshape tensor of 0 elements into shape [0, -1, 32]", SIGQUIT], "TokenizerMissing"),
+        ([BIND, "INFO:     Waiting for application shutdown."], "PortInUse"),
+    ],
+)
+def test_an_engine_that_hangs_after_a_known_line_is_killed(launched: Launched, lines: list[str], reason: str) -> None:
+    program = f"if os.fork(): print({chr(10).join(lines)!r}, file=sys.stderr)"
+    process = launched.start(program + FOREVER, "--crash-seconds", "0.2", "--port-seconds", "0.2")
+    _, err = process.communicate()
+    assert process.returncode == 137
+    assert launched.report()["reason"] == reason
+    assert "killed because it did not end by itself" in err.decode()
+
+
+def test_an_engine_that_ends_by_itself_after_a_crash_keeps_its_exit_code(launched: Launched) -> None:
+    process = launched.start(f"print('''{SIGQUIT}'''); time.sleep(0.3); sys.exit(9)", "--crash-seconds", "50")
+    process.communicate()
+    assert process.returncode == 9
+
+
+def test_output_arrives_whole_and_a_reader_that_does_not_read_delays_no_signal(launched: Launched) -> None:
+    program = """
+signal.signal(signal.SIGTERM, lambda *_: open(sys.argv[1], "w").close())
+os.write(2, b"\\r 10%\\r 20%")
+for number in range(40000):
+    print("line", number, "x" * 40)
+sys.stdout.write("the end without a line end")
+sys.exit(4)
+"""
+    mark = launched.folder / "told"
+    child = [sys.executable, "-I", "-S", "-c", IMPORTS + program, str(mark)]
+    process = launched.start_command(child)
+    assert process.stderr is not None
+    assert os.read(process.stderr.fileno(), 10) == b"\r 10%\r 20%"
+    process.terminate()
+    while not mark.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    out, _ = process.communicate()
+    lines = "".join(f"line {number} {'x' * 40}\n" for number in range(40000))
+    expected = lines.encode() + b"the end without a line end"
+    assert hashlib.sha256(out).hexdigest() == hashlib.sha256(expected).hexdigest()
+    assert process.returncode == 4
+    assert "the end without a line end" in launched.report()["log"][-2:]  # the bar on the other stream may end later
+
+
+def test_the_phase_of_death_is_reported(launched: Launched) -> None:
+    process = launched.start("print('Load weight begin. avail mem=1 GB'); sys.exit(1)")
+    process.communicate()
+    assert launched.report()["phase"] == "LoadWeights"
+
+
+def never(_path: str) -> bool:
+    return False
+
+
+def log_with(*lines: str) -> EngineLog:
+    log = EngineLog(Patience(), lambda: 0.0)
+    for line in lines:
+        log.observe(line)
+    return log
+
+
+RESET = "gloo/transport/tcp/pair.cc:545 Connection reset by peer"
+
+
+@pytest.mark.parametrize(
+    ("ending", "lines", "reason"),
+    [
+        (Ending(-9, asked=False, hung=False, oom_kills=None), ["loading"], "HostOutOfMemory"),
+        (Ending(-9, asked=False, hung=False, oom_kills=0), ["loading"], "Unknown"),
+        (Ending(-9, asked=False, hung=False, oom_kills=1), [SIGQUIT], "HostOutOfMemory"),
+        (Ending(-9, asked=False, hung=False, oom_kills=None), [SIGQUIT], "Unknown"),
+        (Ending(-9, asked=False, hung=False, oom_kills=1), [RESET, SIGQUIT], "HostOutOfMemory"),
+        (Ending(1, asked=False, hung=False, oom_kills=1), ["OSError: No space left on device"], "DiskFull"),
+        (Ending(-9, asked=False, hung=True, oom_kills=0), [SIGQUIT], "Hung"),
+        (Ending(-9, asked=False, hung=False, oom_kills=0), [SIGQUIT, "exit code: -9"], "HostOutOfMemory"),
+    ],
+)
+def test_the_kernels_word_explains_what_the_log_cannot(ending: Ending, lines: list[str], reason: str) -> None:
+    assert verdict(ending, log_with(*lines), never).reason.value == reason
+
+
+def test_the_line_that_gave_the_reason_is_in_the_report_even_when_the_tail_is_noise() -> None:
+    cause = "torch.OutOfMemoryError: CUDA out of memory."
+    log = log_with(cause, *(f"frame {number}" for number in range(50)))
+    ending = Ending(1, asked=False, hung=False, oom_kills=None)
+    lines = failure_report(ending, log, verdict(ending, log, never))["log"]
+    assert (len(lines), lines[0], lines[-1]) == (10, "frame 41", cause)
+
+
+@pytest.mark.parametrize(
+    ("write", "expected"),
+    [
+        (lambda folder: (folder / "v2").write_text("low 0\noom 3\noom_kill 2\noom_group_kill 0\n"), 2),
+        (lambda folder: (folder / "v1").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 5\n"), 5),
+        (lambda _folder: None, None),
+    ],
+)
+def test_oom_kills_are_read_from_either_cgroup_version(
+    tmp_path: Path, write: Callable[[Path], object], expected: int | None
+) -> None:
+    write(tmp_path)
+    assert oom_kills((tmp_path / "v2", tmp_path / "v1")) == expected

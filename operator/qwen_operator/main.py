@@ -12,7 +12,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 import kopf
 from aiohttp import web
@@ -88,6 +88,8 @@ async def _watch(config: Config, intake: Intake, *, nodes: bool) -> None:
         settings=handlers.operator_settings(config, random.random),
         clusterwide=not config.namespaces,
         namespaces=config.namespaces,
+        # kopf's own default asks for the name of this process's user, and in the image that uid has none.
+        identity=cast("Any", config.pod_name),
     )
 
 
@@ -105,8 +107,8 @@ async def signals() -> AsyncIterator[asyncio.Event]:
 
 
 @contextlib.asynccontextmanager
-async def serving(port: int, ready: Callable[[], bool], registry: CollectorRegistry) -> AsyncIterator[int]:
-    """Serve /healthz, /readyz and /metrics; yields the port. Health is that the event loop answers: every task
+async def serving(port: int, ready: Callable[[], bool], registry: CollectorRegistry) -> AsyncIterator[None]:
+    """Serve /healthz, /readyz and /metrics. Health is that the event loop answers: every task
     that ends takes the process with it."""
 
     async def healthz(_: web.Request) -> web.Response:
@@ -126,7 +128,7 @@ async def serving(port: int, ready: Callable[[], bool], registry: CollectorRegis
     await runner.setup()
     try:
         await web.TCPSite(runner, port=port).start()
-        yield runner.addresses[0][1]
+        yield
     finally:
         await runner.cleanup()
 

@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 
+from tests.testbed.bed import bring_up
 from tests.testbed.cache import StepFailed, say
 from tests.testbed.cluster import Cluster
 from tests.testbed.simulated import Pool
@@ -28,9 +29,7 @@ def main() -> int:
 def _run(arguments: argparse.Namespace) -> None:
     match arguments.command:
         case "up":
-            cluster = Cluster()
-            cluster.up(node=not arguments.without_node, simulated=arguments.simulated)
-            _print_environment(cluster)
+            _print_environment(_up(arguments))
         case "down":
             Cluster().down()
         case "status":
@@ -39,6 +38,14 @@ def _run(arguments: argparse.Namespace) -> None:
             _print_environment(Cluster())
         case "snapshot":
             print("\n".join(snapshot()))
+
+
+def _up(arguments: argparse.Namespace) -> Cluster:
+    if arguments.without_node:
+        cluster = Cluster()
+        cluster.up(node=False, simulated=arguments.simulated)
+        return cluster
+    return bring_up(arguments.simulated)
 
 
 def _print_environment(cluster: Cluster) -> None:
@@ -51,14 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.testbed", description="A real cluster on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="bring the cluster up, or what is missing of it; prints its environment")
-    up.add_argument("--without-node", action="store_true", help="control plane and simulated nodes only")
+    up.add_argument("--without-node", action="store_true", help="control plane and simulated nodes only, no images")
     up.add_argument(
         "--simulated",
         type=_pool,
         nargs="*",
         default=[],
         metavar="PRODUCT=GPUSxNODES",
-        help="simulated GPU nodes, as in NVIDIA-L4=8x2",
+        help="more simulated GPU nodes, as in NVIDIA-L4=8x2",
     )
     commands.add_parser("down", help="remove every trace but the cache")
     commands.add_parser("status", help="processes and nodes, as JSON")

@@ -9,6 +9,7 @@ import base64
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,13 +49,16 @@ class Release:
         return base64.b64decode(secret["data"]["default"]).decode()
 
 
-def bring_up() -> Cluster:
-    """The running test bed, with the images in its node and the models in place. Builds what is missing."""
+def bring_up(more: Sequence[Pool] = ()) -> Cluster:
+    """The running test bed, with the images in its node and the models in place. Builds what is missing.
+
+    more: simulated nodes beyond the usual ones.
+    """
     ensure_packages()
     archives = (images.engine_archive(), images.operator_archive())
     models = images.models()
     cluster = Cluster()
-    cluster.up(simulated=SIMULATED)
+    cluster.up(simulated=(*SIMULATED, *more))
     for archive in archives:
         cluster.load_image(archive)
     _place(models, cluster.models_dir)
@@ -71,12 +75,9 @@ def _place(models: Path, target: Path) -> None:
 def install(cluster: Cluster, *arguments: str) -> Release:
     """Install or upgrade the chart by Helm with the test bed's values; returns when its pods are ready."""
     release = Release()
-    # The tag of the operator's image stays the same when its code changes: the pods roll by its content.
-    built = f"operator.podAnnotations.image={images.operator_archive().parent.name}"
     command = [
         str(cluster.bin_dir / "helm"), "upgrade", "--install", release.name, str(CHART), "-f", str(VALUES),
-        "-n", release.namespace, "--create-namespace", "--set-string", built,
-        "--set-string", built.replace("operator.", "gateway.", 1), *arguments, "--wait", "--timeout", "4m",
+        "-n", release.namespace, "--create-namespace", *roll_by_content(), *arguments, "--wait", "--timeout", "4m",
     ]  # fmt: skip
     environment = {**os.environ, **cluster.environment()}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -84,6 +85,16 @@ def install(cluster: Cluster, *arguments: str) -> Release:
         raise StepFailed(f"helm did not install the chart: {done.stderr.strip()}\n{_why(cluster, release)}")
     say(f"the chart is installed in namespace {release.namespace}")
     return release
+
+
+def roll_by_content() -> tuple[str, ...]:
+    """Helm arguments by which pods roll when the operator's code changed: its image's tag stays the same."""
+    content = images.operator_archive().parent.name
+    return tuple(
+        word
+        for part in ("operator", "gateway")
+        for word in ("--set-string", f"{part}.podAnnotations.content={content}")
+    )
 
 
 def _why(cluster: Cluster, release: Release) -> str:

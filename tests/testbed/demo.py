@@ -24,7 +24,7 @@ import httpx
 import openai
 import yaml
 
-from tests.testbed.bed import bring_up
+from tests.testbed.bed import bring_up, roll_by_content
 from tests.testbed.kubectl import Manifest, condition
 from tests.testbed.volumes import claim_manifests
 
@@ -91,12 +91,11 @@ def own_cluster() -> Setting:
 def testbed() -> Setting:
     say("Test bed: a real Kubernetes on this machine (the first time its parts are built, which takes a while)")
     cluster = bring_up()
-    path = f"{cluster.bin_dir}:{os.environ['PATH']}"
     return Setting(
         manifest=deployment(TESTBED_MODEL, "pvc://models/tiny-qwen2"),
         before=tuple(claim_manifests("models", SPACE, cluster.models_dir)),
-        helm_arguments=("-f", "tests/testbed/values.yaml"),
-        environment={**os.environ, "PATH": path, "KUBECONFIG": str(cluster.kubeconfig)},
+        helm_arguments=("-f", "tests/testbed/values.yaml", *roll_by_content()),
+        environment={**os.environ, **cluster.environment()},
         cleanup=("make testbed-down      # takes the whole cluster away; the cache of built parts stays",),
     )
 

@@ -29,7 +29,9 @@ class Kubectl:
 
     def run(self, *args: str, stdin: str | None = None, timeout: float = 120) -> str:
         """Run kubectl and return what it wrote to standard output. Raises KubectlError."""
-        command = [str(self.binary), f"--kubeconfig={self.kubeconfig}", *args]
+        # Nothing of a cluster that comes and goes stays in the home folder.
+        cache = f"--cache-dir={self.kubeconfig.parent / 'kubectl-cache'}"
+        command = [str(self.binary), f"--kubeconfig={self.kubeconfig}", cache, *args]
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
         if done.returncode != 0:
             raise KubectlError(done.stderr.strip() or done.stdout.strip())

@@ -23,6 +23,8 @@ NEEDED = {
     "conntrack": "conntrack",
     "socat": "socat",
     "ip": "iproute2",
+    "gcc": "gcc",
+    "readelf": "binutils",
     "curl": "curl",
 }
 POLICY = Path("/usr/sbin/policy-rc.d")

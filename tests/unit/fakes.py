@@ -176,7 +176,7 @@ class FakeKube:
             self._store("ADDED", resource, self._born(resource, manifest))
         else:
             new = copy.deepcopy(manifest)
-            if old.get("spec") != new.get("spec"):
+            if resource == QWENDEPLOYMENTS and old.get("spec") != new.get("spec"):
                 new["metadata"]["generation"] = old["metadata"].get("generation", 1) + 1
             self._change(resource, old, new)
         return self.one(resource, meta["name"])

@@ -1,6 +1,7 @@
 """Which GPUs exist: from node labels and declared pools to a list of products.
 
-Totals only. Whether a GPU is free now is the scheduler's word, so cordoned and full nodes count.
+Totals only. Whether a GPU is free now is the scheduler's word, so cordoned and full nodes count. A taint that somebody
+put there for good is no such matter of the moment: nodes that a pod may never use are no hardware for it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
+
+_Key = TypeVar("_Key")
 
 GPU_RESOURCE = "nvidia.com/gpu"
 PRODUCT_LABEL = "nvidia.com/gpu.product"
@@ -25,6 +28,8 @@ _ALIASES = {
 }
 _FAMILIES = ("GeForce", "Quadro", "RTX", "TITAN")
 _MEMORY_PART = re.compile(r"^\d+GB$")
+# Taints of the moment (not-ready, unschedulable, memory-pressure ...), which come and go by themselves.
+_PASSING_TAINTS = "node.kubernetes.io/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +48,33 @@ class GpuPool:
     tolerations: tuple[Mapping[str, Any], ...] = ()
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Taint:
+    """A taint that keeps pods off a node for good; `effect` is NoSchedule or NoExecute."""
+
+    key: str
+    value: str
+    effect: str
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value}:{self.effect}" if self.value else f"{self.key}:{self.effect}"
+
+    def tolerated_by(self, toleration: Mapping[str, Any]) -> bool:
+        """Kubernetes' own rule: no effect means every effect, Exists without a key every taint."""
+        if toleration.get("effect") not in (None, "", self.effect):
+            return False
+        key = toleration.get("key") or ""
+        if toleration.get("operator") == "Exists":
+            return key in ("", self.key)
+        return bool(key == self.key and (toleration.get("value") or "") == self.value)
+
+
 @dataclass(frozen=True, slots=True)
 class GpuProduct:
     """One kind of GPU. `memory_mib` is the total of one GPU; `nodes` is how many nodes have it now.
 
-    `selector` and `tolerations` place a pod on its nodes; `declared` says that a pool of the chart names it.
+    `selector` and `tolerations` place a pod on its nodes; `declared` says that a pool of the chart names it. Nodes of
+    one product with different `taints` are different entries of an inventory.
     """
 
     product: str
@@ -57,6 +84,7 @@ class GpuProduct:
     selector: Mapping[str, str]
     declared: bool
     tolerations: tuple[Mapping[str, Any], ...] = ()
+    taints: tuple[Taint, ...] = ()
 
     @property
     def short(self) -> str:
@@ -67,6 +95,11 @@ class GpuProduct:
         """True if `name` is this product's label value or short name, in any case of letters."""
         return name.casefold() in (self.product.casefold(), self.short.casefold())
 
+    def barred(self, tolerations: Sequence[Mapping[str, Any]]) -> list[Taint]:
+        """The taints that neither these tolerations nor the pool's own tolerate."""
+        offered = (*tolerations, *self.tolerations)
+        return [taint for taint in self.taints if not any(taint.tolerated_by(one) for one in offered)]
+
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
@@ -75,6 +108,20 @@ class Inventory:
     products: tuple[GpuProduct, ...] = ()
     unlabelled: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+
+    def usable(self, tolerations: Sequence[Mapping[str, Any]]) -> Inventory:
+        """What a pod with these tolerations may run on: one entry per product, without taints."""
+        products: dict[str, GpuProduct] = {}
+        ignored = list(self.ignored)
+        for product in self.products:
+            barred = product.barred(tolerations)
+            if barred:
+                taints = ", ".join(str(taint) for taint in barred)
+                nodes = f"{product.nodes} node{'s' if product.nodes != 1 else ''} with {product.product}"
+                ignored.append(f"{nodes}: tainted {taints}, which spec.pod.tolerations does not tolerate")
+            else:
+                _add(products, product.product, replace(product, taints=()))
+        return replace(self, products=tuple(products[key] for key in sorted(products)), ignored=tuple(ignored))
 
 
 def short_name(product: str) -> str:
@@ -99,7 +146,7 @@ def inventory(nodes: Iterable[Mapping[str, Any]], pools: Sequence[GpuPool]) -> I
     Where nodes of one product differ, memory is the smallest and GPUs per node the largest seen. Shared GPUs
     (time slicing, MPS, MIG) are left out: an engine needs whole ones.
     """
-    products: dict[str, GpuProduct] = {}
+    products: dict[tuple[str, tuple[Taint, ...]], GpuProduct] = {}
     unlabelled: list[str] = []
     ignored: list[str] = []
     for node in nodes:
@@ -115,21 +162,28 @@ def inventory(nodes: Iterable[Mapping[str, Any]], pools: Sequence[GpuPool]) -> I
         elif not product or memory == 0:
             unlabelled.append(name)
         else:
-            _add(products, GpuProduct(product, memory, gpus, 1, {}, declared=False))
+            taints = _taints(node)
+            _add(products, (product, taints), GpuProduct(product, memory, gpus, 1, {}, declared=False, taints=taints))
     for pool in pools:
-        selector = dict(pool.node_selector)
-        shape = (pool.product, pool.memory_mib, pool.gpus_per_node, 0, selector)
-        _add(products, GpuProduct(*shape, declared=True, tolerations=pool.tolerations))
+        _declare(products, pool)
     ordered = tuple(_selectable(products[key]) for key in sorted(products))
     return Inventory(ordered, tuple(sorted(unlabelled)), tuple(sorted(ignored)))
 
 
-def _add(products: dict[str, GpuProduct], new: GpuProduct) -> None:
-    old = products.get(new.product)
+def _declare(products: dict[tuple[str, tuple[Taint, ...]], GpuProduct], pool: GpuPool) -> None:
+    """Join a pool with the nodes of its product, whatever their taints; a pool without nodes stands for itself."""
+    shape = (pool.product, pool.memory_mib, pool.gpus_per_node, 0, dict(pool.node_selector))
+    declared = GpuProduct(*shape, declared=True, tolerations=pool.tolerations)
+    for key in [key for key in products if key[0] == pool.product] or [(pool.product, ())]:
+        _add(products, key, replace(declared, taints=key[1]))
+
+
+def _add(products: dict[_Key, GpuProduct], key: _Key, new: GpuProduct) -> None:
+    old = products.get(key)
     if old is None:
-        products[new.product] = new
+        products[key] = new
         return
-    products[new.product] = replace(
+    products[key] = replace(
         old,
         memory_mib=min(old.memory_mib, new.memory_mib),
         gpus_per_node=max(old.gpus_per_node, new.gpus_per_node),
@@ -150,6 +204,18 @@ def _gpus(node: Mapping[str, Any], labels: Mapping[str, str]) -> int:
     allocatable = status.get("allocatable") if isinstance(status, Mapping) else None
     offered = allocatable.get(GPU_RESOURCE) if isinstance(allocatable, Mapping) else None
     return _whole(offered) or _whole(labels.get(COUNT_LABEL))
+
+
+def _taints(node: Mapping[str, Any]) -> tuple[Taint, ...]:
+    """The lasting taints, sorted, but for the one on GPU nodes as such: every pod of ours tolerates that."""
+    spec = node.get("spec")
+    listed = spec.get("taints") if isinstance(spec, Mapping) else None
+    found = set()
+    for item in listed if isinstance(listed, list) else []:
+        taint = Taint(str(item.get("key", "")), str(item.get("value") or ""), str(item.get("effect", "")))
+        if taint.effect in ("NoSchedule", "NoExecute") and not taint.key.startswith((_PASSING_TAINTS, GPU_RESOURCE)):
+            found.add(taint)
+    return tuple(sorted(found))
 
 
 def _shared(product: str, labels: Mapping[str, str]) -> bool:

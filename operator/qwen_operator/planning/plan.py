@@ -44,6 +44,7 @@ def plan(spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults: Eng
     except RefusedArgsError as error:
         return NoFit(Reason.UNKNOWN_FLAG if error.unknown else Reason.INVALID_OVERRIDE, str(error))
     context = spec.context_tokens or checkpoint.max_positions
+    inventory = inventory.usable(spec.pod.tolerations)
     groups = _groups(spec, inventory)
     refusal = (
         _unknown_architecture(checkpoint)
@@ -99,7 +100,7 @@ def _no_products(spec: Spec, inventory: Inventory, groups: Sequence[object]) -> 
     if inventory.unlabelled:
         return NoFit(Reason.UNLABELLED_GPUS, _unlabelled(inventory))
     ignored = f"; left out: {'; '.join(inventory.ignored)}" if inventory.ignored else ""
-    if inventory.products:
+    if inventory.products and spec.hardware.products:
         names = ", ".join(f"{one.product} ({one.short})" for one in inventory.products)
         asked = ", ".join(spec.hardware.products)
         return NoFit(Reason.NO_GPUS, f"spec.hardware.products asks for {asked}; here are {names}{ignored}")
@@ -183,7 +184,7 @@ def _plan(spec: Spec, checkpoint: Checkpoint, choice: EngineChoice, fit: Fit, co
         selector=dict(fit.product.selector),
         tolerations=tuple(fit.product.tolerations),
         warnings=warnings,
-        message="; ".join((message, *warnings)),
+        message=message,
     )
 
 

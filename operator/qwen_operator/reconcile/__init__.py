@@ -1,0 +1,1 @@
+"""The reconcile loop: store and queue, observe, decide (pure), act."""

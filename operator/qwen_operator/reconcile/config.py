@@ -71,8 +71,15 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         ),
         workers=root.number("workers", 8),
         resync_seconds=root.number("resyncSeconds", 300),
-        http_port=int(environ.get("QWEN_OPERATOR_PORT", "8080")),
+        http_port=_port(environ),
     )
+
+
+def _port(environ: Mapping[str, str]) -> int:
+    text = environ.get("QWEN_OPERATOR_PORT", "8080")
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise ConfigError(f"QWEN_OPERATOR_PORT is {text!r}: it must be a number from 1 to 65535")
+    return int(text)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -4,8 +4,8 @@ Pure: no clock, no I/O, no randomness. The same observation gives the same decis
 any two writes is followed by one that goes on where it stopped, and one that finds everything done writes nothing.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from qwen_operator.api.conditions import Reason
@@ -38,7 +38,7 @@ from qwen_operator.reconcile.verdicts import Situation, event_manifest, invalid_
 def decide(observed: Observed, config: Config, now: datetime) -> Decision:
     """What to do about one QwenDeployment; `now` is timezone-aware."""
     deployment, stamp = observed.deployment, now.strftime("%Y-%m-%dT%H:%M:%SZ")
-    states = engine_states(observed)
+    states = engine_states(observed, now)
     try:
         spec = parse(deployment)
     except InvalidSpec as error:
@@ -48,7 +48,7 @@ def decide(observed: Observed, config: Config, now: datetime) -> Decision:
     manifests = children.own_revisions(observed)
     pinned, unreadable = _pinned(manifests)
     target = pinned.get(revision) or unreadable.get(revision) or _find(spec, revision, observed, config, now)
-    actions = _actions(spec, revision, observed, target, pinned)
+    actions = _actions(observed, states, _Course(revision, target, pinned, spec.wanted_replicas))
     blocked = target if isinstance(target, Blocked) else None
     situation = Situation(
         spec=spec,
@@ -62,21 +62,21 @@ def decide(observed: Observed, config: Config, now: datetime) -> Decision:
         newer=revision in pinned and _newer(spec, pinned[revision], observed, config),
     )
     decision = _concluded(observed, actions, status(deployment, situation, stamp), stamp)
-    return replace(decision, requeue_after=blocked.requeue_after if blocked else None)
+    waits = [blocked.requeue_after if blocked else None, *(state.settles_in for state in states)]
+    return replace(decision, requeue_after=min((wait for wait in waits if wait), default=None))
 
 
 def _concluded(observed: Observed, actions: tuple[Action, ...], new: Manifest, stamp: str) -> Decision:
     old = (observed.deployment.get("status") or {}).get("conditions") or ()
-    new = children.plain(new)
     events = tuple(event_manifest(observed.deployment, event, stamp) for event in transitions(old, new["conditions"]))
     return Decision(actions, new, events)
 
 
-def engine_states(observed: Observed) -> tuple[PodState, ...]:
+def engine_states(observed: Observed, now: datetime) -> tuple[PodState, ...]:
     """The engine pods that belong to the deployment, by name."""
     name = observed.deployment["metadata"]["name"]
     return tuple(
-        read(pod, name)
+        read(pod, name, now)
         for pod in observed.pods
         if standing(pod, observed.deployment) is Standing.OURS and not _inspects(pod)
     )
@@ -121,10 +121,18 @@ def _occupied(item: Manifest, observed: Observed) -> Blocked:
     return Blocked(Reason.PENDING, f"waiting for {item['metadata']['name']} to be removed", waiting=True)
 
 
-def _actions(
-    spec: Spec, revision: str, observed: Observed, target: Target | Blocked, pinned: Mapping[str, Target]
-) -> tuple[Action, ...]:
-    owner, states = _owner(observed), engine_states(observed)
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """Where to go: the present revision's hash and target, what is pinned besides, and how many replicas."""
+
+    revision: str
+    target: Target | Blocked
+    pinned: Mapping[str, Target]
+    wanted: int
+
+
+def _actions(observed: Observed, states: Sequence[PodState], course: _Course) -> tuple[Action, ...]:
+    owner, revision, target, pinned = _owner(observed), course.revision, course.target, course.pinned
     manifests = children.own_revisions(observed)
     first: list[Action] = []
     known = dict(pinned)
@@ -140,7 +148,7 @@ def _actions(
     last: list[Action] = []
     if running is not None:
         taken = [pod["metadata"]["name"] for pod in observed.pods]
-        creations, deletions = pod_actions(owner, running, states, taken, spec.wanted_replicas)
+        creations, deletions = pod_actions(owner, running, states, taken, course.wanted)
         first += [*children.service_actions(owner, observed), *creations]
         last += deletions
     first += [*children.revision_repairs(owner, pinned, manifests), *pod_repairs(owner, known, states)]

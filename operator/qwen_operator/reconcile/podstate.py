@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from qwen_operator.api.conditions import Reason
@@ -22,10 +23,17 @@ _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 # The kubelet alternates between the error and the error behind a back-off text: one message for both.
 _BACK_OFF = re.compile(r"^Back-off pulling image \"[^\"]*\": (?:ErrImagePull: )?")
 
+ROUTED_SECONDS = 3.0
+"""How long after it is Ready a pod counts as answering: the gateway's router registers it meanwhile (2.3 s measured,
+most of it the engine's own health check), and before that a request through the gateway finds nobody."""
+
 
 @dataclass(frozen=True, slots=True)
 class PodState:
-    """`index` is None for a pod that is ours by mark but has no name of ours. `ended`: its phase is final."""
+    """`index` is None for a pod that is ours by mark but has no name of ours. `ended`: its phase is final.
+
+    `ready`: it answers, also through the gateway. `settles_in`: seconds until a Ready pod does, else 0.
+    """
 
     pod: Manifest
     name: str
@@ -37,6 +45,7 @@ class PodState:
     reason: Reason
     message: str
     failure: Failure | None
+    settles_in: float = 0.0
 
     @property
     def uid(self) -> str:
@@ -48,16 +57,23 @@ class PodState:
         return not self.ready and self.reason in _ON_THE_WAY
 
 
-def read(pod: Manifest, deployment: str) -> PodState:
-    """The state of an engine pod of the named deployment."""
+def read(pod: Manifest, deployment: str, now: datetime) -> PodState:
+    """The state of an engine pod of the named deployment; `now` is timezone-aware."""
     name = pod["metadata"]["name"]
     match = re.fullmatch(rf"{re.escape(deployment)}-([0-9a-f]{{8}})-(\d{{1,3}})", name)
     gone = deleting(pod)
     status = pod.get("status") or {}
     failure = _failure(pod)
-    ready = not gone and _condition(status, "Ready").get("status") == "True"
+    condition = _condition(status, "Ready")
+    up = not gone and condition.get("status") == "True"
+    settles_in = _settles_in(condition, now) if up else 0.0
+    ready = up and not settles_in
     ended = status.get("phase") in ("Failed", "Succeeded")
-    reason, message = (Reason.SERVING, f"{name} answers") if ready else _trouble(pod, failure)
+    reason, message = _trouble(pod, failure)
+    if up:
+        reason, message = Reason.SERVING, f"{name} answers"
+    if settles_in:
+        reason, message = Reason.LOADING, f"{name} has loaded the model, the gateway takes it up"
     return PodState(
         pod=pod,
         name=name,
@@ -69,7 +85,17 @@ def read(pod: Manifest, deployment: str) -> PodState:
         reason=reason,
         message=message,
         failure=failure,
+        settles_in=settles_in,
     )
+
+
+def _settles_in(condition: Mapping[str, Any], now: datetime) -> float:
+    """Seconds that are left of ROUTED_SECONDS. A time in the future is another clock's, and nothing to wait for."""
+    try:
+        age = (now - datetime.fromisoformat(str(condition.get("lastTransitionTime")))).total_seconds()
+    except (TypeError, ValueError):
+        return 0.0
+    return ROUTED_SECONDS - age if 0 <= age < ROUTED_SECONDS else 0.0
 
 
 def trouble(pod: Manifest) -> tuple[Reason, str]:

@@ -26,13 +26,18 @@ class WorkQueue:
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, Key]] = []
         self._failures: dict[Key, int] = {}
+        self._not_before: dict[Key, float] = {}
         self._wake = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._ready) + len(self._again)
 
     def add(self, key: Key) -> None:
-        """Work on this key as soon as a worker is free."""
+        """Work on this key as soon as a worker is free, or when its brake is off."""
+        wait = self._not_before.get(key, 0.0) - self._clock()
+        if wait > 0:
+            self.add_after(key, wait)
+            return
         if key in self._active:
             self._again.add(key)
         else:
@@ -55,9 +60,14 @@ class WorkQueue:
         self.add_after(key, delay)
         return delay
 
+    def brake(self, key: Key) -> None:
+        """Like `retry`, but nothing brings the key back earlier: for one that would keep a worker busy for ever."""
+        self._not_before[key] = self._clock() + self.retry(key)
+
     def forget(self, key: Key) -> None:
         """The key was worked on with success: its next failure waits the shortest time again."""
         self._failures.pop(key, None)
+        self._not_before.pop(key, None)
 
     def take(self) -> Key | None:
         """A key whose turn has come, or None. The caller owes a `done`.

@@ -19,7 +19,8 @@ from qwen_operator.reconcile.model import Action, Apply, Create, Decision, Delet
 from qwen_operator.reconcile.observe import Observer
 from qwen_operator.reconcile.queue import Key, WorkQueue
 
-# Steps that follow one another at once; a loop that never comes to rest is slowed down after so many.
+# Steps that follow one another at once. Whoever undoes our repairs at every event would keep us busy for ever:
+# after so many steps without a rest the key is braked.
 FREE_STEPS = 10
 
 log = logging.getLogger(__name__)
@@ -136,4 +137,4 @@ class Worker:
         if steps <= FREE_STEPS:
             self.queue.add(key)
         else:
-            self.queue.retry(key)
+            self.queue.brake(key)

@@ -138,3 +138,57 @@ def test_a_product_answers_to_both_names_in_any_case() -> None:
     (product,) = inventory([_node()], []).products
     assert all(product.called(name) for name in (H100, H100.lower(), "h100-80gb"))
     assert not product.called("H100")
+
+
+def _tainted(name: str, *taints: tuple[str, str, str], product: str = H100) -> dict[str, Any]:
+    listed = [{"key": key, "value": value, "effect": effect} for key, value, effect in taints]
+    return _node(name, product) | {"spec": {"taints": listed}}
+
+
+TEAM = ("team", "a", "NoSchedule")
+TOLERATED: dict[str, tuple[dict[str, str], bool]] = {
+    "equal": ({"key": "team", "value": "a"}, True),
+    "equal, with its effect": ({"key": "team", "operator": "Equal", "value": "a", "effect": "NoSchedule"}, True),
+    "exists": ({"key": "team", "operator": "Exists"}, True),
+    "exists for all": ({"operator": "Exists"}, True),
+    "another value": ({"key": "team", "value": "b"}, False),
+    "another key": ({"key": "group", "operator": "Exists"}, False),
+    "another effect": ({"key": "team", "operator": "Exists", "effect": "NoExecute"}, False),
+}
+
+
+@pytest.mark.parametrize(("toleration", "usable"), TOLERATED.values(), ids=TOLERATED.keys())
+def test_tainted_nodes_are_hardware_for_those_who_tolerate_them(toleration: dict[str, str], usable: bool) -> None:
+    seen = inventory([_tainted("a", TEAM)], []).usable([toleration])
+    assert [one.product for one in seen.products] == ([H100] if usable else [])
+    assert bool(seen.ignored) != usable
+
+
+def test_what_is_left_out_for_its_taint_is_said() -> None:
+    seen = inventory([_tainted("a", TEAM), _tainted("b", TEAM, ("gone", "", "NoExecute"))], []).usable([])
+    assert seen.ignored == (
+        f"1 node with {H100}: tainted gone:NoExecute, team=a:NoSchedule, which spec.pod.tolerations does not tolerate",
+        f"1 node with {H100}: tainted team=a:NoSchedule, which spec.pod.tolerations does not tolerate",
+    )
+
+
+def test_passing_taints_and_the_gpu_taint_bar_nobody() -> None:
+    passing = _tainted(
+        "a", ("node.kubernetes.io/not-ready", "", "NoExecute"), ("nvidia.com/gpu", "present", "NoSchedule")
+    )
+    soft = _tainted("b", ("team", "a", "PreferNoSchedule"))
+    (product,) = inventory([passing, soft], []).usable([]).products
+    assert (product.nodes, product.taints) == (2, ())
+
+
+def test_usable_joins_the_nodes_of_a_product_again() -> None:
+    seen = inventory([_tainted("a", TEAM), _node("b")], [])
+    assert [one.nodes for one in seen.products] == [1, 1]
+    assert [one.nodes for one in seen.usable([{"key": "team", "operator": "Exists"}]).products] == [2]
+    assert [one.nodes for one in seen.usable([]).products] == [1]
+
+
+def test_a_pool_brings_tolerations_for_the_nodes_of_its_product() -> None:
+    pool = GpuPool("p", H100, 81559, 8, tolerations=({"key": "team", "operator": "Exists"},))
+    (product,) = inventory([_tainted("a", TEAM)], [pool]).usable([]).products
+    assert (product.nodes, product.declared, len(product.tolerations)) == (1, True, 1)

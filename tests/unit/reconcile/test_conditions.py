@@ -181,6 +181,10 @@ async def test_the_last_failure_is_kept_and_counted_until_the_model_serves() -> 
     assert failure["phase"] == "CaptureGraphs"
     assert failure["exitCode"] == 1
     assert failure["log"] == ["a", "no memory"]
+    writes = len(world.api.writes)
+    await world.operator.resync.once()
+    await world.settle()
+    assert len(world.api.writes) == writes, "the same failure is not counted twice"
     for second in ("31", "32"):
         again = json.loads(json.dumps(_died(OOM, 1)).replace("00:30Z", f"00:{second}Z"))
         world.kubelet.engine = always(again)

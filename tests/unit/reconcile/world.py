@@ -167,6 +167,7 @@ class Operator:
             Observer(self.store, config.pools), Actor(api, self.store, api.clock.stamp), config, api.clock.now
         )
         self.worker = Worker(self.queue, reconciler, self._count)
+        self.lagging = False
         self._delivered = 0
 
     async def start(self) -> None:
@@ -186,12 +187,15 @@ class Operator:
         raise AssertionError("the queue does not come to rest")
 
     def deliver(self) -> bool:
-        """The watch: events of what the label selectors show."""
+        """The watch: events of what the label selectors show. While it lags, nothing comes."""
+        if self.lagging:
+            return False
         events = self.api.journal[self._delivered :]
         self._delivered = len(self.api.journal)
         for kind, resource, manifest in events:
-            if resource in WATCHED and matches(manifest, labels_of(resource)):
-                self.intake.event(resource, kind, manifest)
+            if resource in WATCHED:
+                # Leaving the selection is a deletion to who watches it.
+                self.intake.event(resource, kind if matches(manifest, labels_of(resource)) else "DELETED", manifest)
         return bool(events)
 
     def _count(self, outcome: str, _seconds: float) -> None:

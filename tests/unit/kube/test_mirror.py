@@ -1,0 +1,104 @@
+"""The mirror: list, watch, and keep the last state through an outage."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from qwen_operator.kube import PODS, Gone, Manifest, Resource, Unavailable
+from qwen_operator.kube.mirror import Mirror
+from tests.unit.fakes import FakeKube
+
+
+class Enough(Exception):
+    """The script is over."""
+
+
+def _pod(name: str, labels: str = "a") -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "n", "labels": {"l": labels}},
+        "spec": {},
+    }
+
+
+class Flaky(FakeKube):
+    """Raises what the script says, one entry per list or watch, None for none."""
+
+    script: list[Exception | None]
+
+    def _next(self) -> None:
+        if error := self.script.pop(0) if self.script else None:
+            raise error
+
+    async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
+        self._next()
+        return await super().list(resource, namespace, labels)
+
+    async def watch(
+        self, resource: Resource, namespace: str | None, resource_version: str, labels: str = ""
+    ) -> AsyncIterator[tuple[str, Manifest]]:
+        self._next()
+        async for event in super().watch(resource, namespace, resource_version, labels):
+            yield event
+
+
+async def _played(api: Flaky, between: list[Callable[[], object]]) -> tuple[list[list[str]], list[int]]:
+    """What the mirror told, and the attempt number at every pause; `between` runs at the pauses."""
+    told: list[list[str]] = []
+    pauses: list[int] = []
+
+    async def pause(attempt: int) -> None:
+        pauses.append(attempt)
+        if not between:
+            raise Enough
+        between.pop(0)()
+
+    mirror = Mirror(api, PODS, "n", "l=a", lambda objects: told.append(sorted(name for _, name in objects)), pause)
+    with pytest.raises(Enough):
+        await mirror.run()
+    return told, pauses
+
+
+def _flaky(*script: Exception | None) -> Flaky:
+    api = Flaky()
+    api.script = list(script)
+    return api
+
+
+async def test_changes_come_by_watch_and_only_of_the_selection() -> None:
+    api = _flaky()
+    api.put(PODS, _pod("one"))
+
+    def later() -> None:
+        api.put(PODS, _pod("two"))
+        api.put(PODS, _pod("other", "b"))
+        api.finish(api.one(PODS, "one"), PODS)
+
+    told, pauses = await _played(api, [later])
+    assert told == [["one"], ["one", "two"], ["two"]]
+    assert pauses == [0, 0]
+
+
+async def test_an_outage_changes_nothing_and_waits_longer_each_time() -> None:
+    down = Unavailable(0, "NoAnswer", "down")
+    api = _flaky(down, down, None, down, down)
+    api.put(PODS, _pod("one"))
+    told, pauses = await _played(api, [lambda: None] * 4)
+    assert told == [["one"]]
+    assert pauses == [1, 2, 3, 4, 0]
+
+
+async def test_what_was_deleted_unseen_is_found_by_the_list_after_gone() -> None:
+    api = _flaky(None, None, Gone(410, "Expired", "too old"))
+    api.put(PODS, _pod("one"))
+    api.put(PODS, _pod("two"))
+
+    def unseen() -> None:
+        api.finish(api.one(PODS, "one"), PODS)
+        api.journal.clear()
+
+    told, _ = await _played(api, [unseen, lambda: None])
+    assert told == [["one", "two"], ["two"]]

@@ -1,0 +1,58 @@
+"""The configuration file: its defaults, and one clear sentence for every mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwen_operator.reconcile.config import ConfigError, load
+
+GOOD = """
+image: {reference: "example/qwen-operator:1"}
+engine: {image: example/sglang, version: 0.5.23, args: [--device=cpu], env: [{name: A, value: "1"}]}
+gpuPools: [{name: p, product: NVIDIA-L4, memoryMiB: 23034, gpusPerNode: 4, tolerations: [{operator: Exists}]}]
+imagePullSecrets: [regcred]
+gateway: {auth: none}
+"""
+
+
+def test_a_short_file_and_the_environment_are_enough() -> None:
+    config = load({"QWEN_WATCH_NAMESPACES": "a, b,", "QWEN_OPERATOR_NAMESPACE": "system"}, GOOD)
+    assert config.namespaces == ("a", "b")
+    assert config.image.pull_secrets == ("regcred",)
+    assert config.engine.args == ("--device=cpu",)
+    assert config.engine.env[0].value == "1"
+    assert config.pools[0].memory_mib == 23034
+    assert (config.gateway.namespace, config.gateway.keys_secret, config.gateway.auth) == (
+        "system",
+        "qwen-gateway-keys",
+        "none",
+    )
+    assert (config.workers, config.resync_seconds, config.http_port) == (8, 300, 8080)
+    assert load({}, GOOD).namespaces == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("image: {reference: ", "image: {ref: "), "image.reference is None: it must be a text"),
+        (("image: {reference", "image: [] #"), "image.reference is None"),
+        (("image: {reference", "image: 7 #"), "image is 7: it must be a mapping"),
+        (("version: 0.5.23", "version: 0.5"), "engine.version is 0.5: it must be a text"),
+        (("memoryMiB: 23034", "memoryMiB: 0"), "gpuPools[0].memoryMiB is 0: it must be a whole number of at least 1"),
+        (("gpusPerNode: 4", "gpusPerNode: yes"), "gpuPools[0].gpusPerNode is True"),
+        (("args: [--device=cpu]", "args: --device=cpu"), "engine.args is '--device=cpu': it must be a list"),
+        (("env: [{name: A", "env: [{key: A"), "engine.env[0].name is None"),
+        (("auth: none", "auth: open"), 'gateway.auth is "open": it must be "keys" or "none"'),
+        (("gateway: {", "gateway: {{"), "is not YAML"),
+    ],
+)
+def test_a_mistake_is_named_with_its_value_and_what_would_be_right(change: tuple[str, str], says: str) -> None:
+    assert change[0] in GOOD
+    with pytest.raises(ConfigError) as caught:
+        load({}, GOOD.replace(*change))
+    assert says in str(caught.value)
+
+
+def test_a_port_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ConfigError, match="QWEN_OPERATOR_PORT is 'x'"):
+        load({"QWEN_OPERATOR_PORT": "x"}, GOOD)

@@ -1,0 +1,237 @@
+"""The edges of the operator process: what it watches, what it serves, how it starts and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import kopf
+import pytest
+
+from qwen_operator import handlers, main
+from qwen_operator.cli import COMMANDS, logs
+from qwen_operator.cli import main as cli
+from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, SECRETS, Forbidden, Resource, Unavailable
+from qwen_operator.reconcile.config import GatewayConfig
+from tests.unit.fakes import Clock, FakeKube
+from tests.unit.reconcile.world import CONFIG, Operator, World, deployment
+
+
+def test_kopf_is_a_watch_shell_that_never_gives_up_and_never_writes() -> None:
+    settings = handlers.operator_settings(CONFIG, lambda: 0.0)
+    assert settings.scanning.disabled
+    assert settings.peering.standalone
+    assert not settings.posting.enabled
+    assert isinstance(settings.watching.server_timeout, int), "it is sent as it stands"
+    delays = settings.networking.error_backoffs
+    assert not isinstance(delays, float)
+    # A 2-minute outage is far within an endless row, and every request begins anew.
+    first = list(itertools.islice(delays, 100))
+    assert first[:4] == [0.5, 1.0, 2.0, 4.0]
+    assert max(first) <= 30
+    assert list(itertools.islice(delays, 3)) == first[:3]
+
+
+def test_children_are_selected_by_the_api_server_and_nothing_else_is_watched() -> None:
+    watched = []
+    for nodes in (True, False):
+        registry = handlers.routes(Operator(FakeKube(), CONFIG).intake, nodes=nodes)
+        watched.append([handler.id for handler in registry._watching.get_all_handlers()])
+        assert registry._changing.get_all_handlers() == []
+        assert registry._spawning.get_all_handlers() == []
+    assert watched[0] == ["qwendeployments", "pods", "services", "controllerrevisions", "nodes"]
+    assert watched[1] == watched[0][:-1]
+    selectors = handlers.operator_settings(CONFIG, lambda: 0.0).watching.label_selectors
+    assert sorted(str(key.any_name) for key in selectors) == ["controllerrevisions", "pods", "services"]
+    assert set(selectors.values()) == {"app.kubernetes.io/managed-by=qwen-operator"}
+
+
+async def test_an_event_reaches_the_store_and_the_queue() -> None:
+    operator = Operator(FakeKube(), CONFIG)
+    registry = handlers.routes(operator.intake, nodes=True)
+    handler: Any = next(h for h in registry._watching.get_all_handlers() if h.id == "qwendeployments")
+    event: Mapping[str, Any] = {
+        "type": "ADDED",
+        "object": {**deployment(), "metadata": {"name": "q", "namespace": "n", "uid": "u"}},
+    }
+    await handler.fn(event=event, logger=None)
+    assert operator.store.get(QWENDEPLOYMENTS, ("n", "q"))
+    assert operator.queue.take() == ("n", "q")
+
+
+def test_credentials_come_from_the_kubeconfig_or_by_address_from_the_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    account = kopf.ConnectionInfo(server="https://kubernetes.default.svc", token="t")
+    monkeypatch.setattr(kopf, "login_with_service_account", lambda **_: account)
+    monkeypatch.setattr(kopf, "login_with_kubeconfig", lambda **_: None)
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
+    found = handlers.login()
+    assert found
+    assert found.server == "https://[fd00::1]:6443"
+    monkeypatch.setenv("KUBECONFIG", "somewhere")
+    assert handlers.login() is None
+
+
+async def test_health_readiness_and_metrics() -> None:
+    ready = asyncio.Event()
+    operator = Operator(FakeKube(), CONFIG)
+    metrics = main.Metrics(operator.queue)
+    operator.queue.add(("n", "q"))
+    metrics.reconciled("acted", 0.1)
+    metrics.requested("get", "pods", 200, 0.1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with main.serving(port, ready.is_set, metrics.registry), aiohttp.ClientSession() as session:
+
+        async def get(path: str) -> tuple[int, str]:
+            async with session.get(f"http://127.0.0.1:{port}{path}") as answer:
+                return answer.status, await answer.text()
+
+        assert (await get("/healthz"))[0] == 200
+        assert (await get("/readyz"))[0] == 503
+        ready.set()
+        assert (await get("/readyz"))[0] == 200
+        text = (await get("/metrics"))[1]
+    for line in (
+        'qwen_operator_reconciles_total{outcome="acted"} 1.0',
+        'qwen_operator_api_requests_total{code="200",resource="pods",verb="get"} 1.0',
+        "qwen_operator_queue_depth 1.0",
+        "qwen_operator_reconcile_seconds_count 1.0",
+    ):
+        assert line in text
+
+
+async def test_a_part_that_fails_ends_the_process_with_its_error() -> None:
+    cancelled = asyncio.Event()
+
+    async def endless() -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            cancelled.set()
+
+    async def broken() -> None:
+        raise RuntimeError("watcher died")
+
+    with pytest.raises(RuntimeError, match="watcher died"):
+        await main._first([endless(), broken()])
+    assert cancelled.is_set()
+
+
+async def test_nothing_is_decided_before_the_first_list_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    fails = [Unavailable(0, "NoAnswer", "down")] * 2
+    listed = world.api.list
+    slept: list[float] = []
+
+    async def flaky(resource: Resource, namespace: str | None, labels: str = "") -> Any:
+        if resource == NODES and fails:
+            raise fails.pop()
+        return await listed(resource, namespace, labels)
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        assert world.operator.queue.take() is None or not world.operator.resync.synced.is_set()
+
+    monkeypatch.setattr(world.api, "list", flaky)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    await world.operator.resync.first()
+    assert world.operator.resync.synced.is_set()
+    assert slept == [1.5, 3.0]
+
+
+async def test_without_the_right_to_read_nodes_the_declared_pools_are_the_inventory() -> None:
+    class NoNodes(FakeKube):
+        async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> Any:
+            if resource == NODES:
+                raise Forbidden(403, "Forbidden", "no")
+            return await super().list(resource, namespace, labels)
+
+    world = await World(api=NoNodes(Clock())).start()
+    assert not world.operator.resync.nodes_readable
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.operator.step()
+    assert world.conditions()["Ready"] == ("False", "NoGpus")
+
+
+async def test_the_gateway_key_is_made_once_never_read_and_never_replaced() -> None:
+    config = replace(CONFIG, gateway=GatewayConfig("system", "keys", "keys"))
+    world = await World(config=config).start()
+    secret = world.api.one(SECRETS, "keys")
+    assert len(secret["stringData"]["default"]) >= 43
+    assert secret["metadata"]["namespace"] == "system"
+    writes = len(world.api.writes)
+    for _ in range(5):
+        await world.operator.resync.once()
+    assert len(world.api.writes) == writes, "asking is a write request: once an hour"
+    await world.restart()
+    assert world.api.one(SECRETS, "keys") == secret
+
+
+async def test_only_the_watched_namespaces_are_listed() -> None:
+    world = await World(config=replace(CONFIG, namespaces=("team",))).start()
+    world.api.put(QWENDEPLOYMENTS, deployment(namespace="elsewhere"))
+    await world.operator.resync.once()
+    assert world.operator.store.get(QWENDEPLOYMENTS, ("elsewhere", "chat")) is None
+    assert list(world.operator.store.all(PODS)) == []
+
+
+def test_every_log_line_is_one_json_object() -> None:
+    try:
+        raise ValueError("x")
+    except ValueError:
+        record = logging.getLogger("a").makeRecord(
+            "a", 20, "f", 1, "made %s", ("it",), sys.exc_info(), extra={"why": "Drifted"}
+        )
+    line = json.loads(logs.JsonFormatter().format(record))
+    assert (line["message"], line["level"], line["why"]) == ("made it", "INFO", "Drifted")
+    assert "ValueError: x" in line["exception"]
+
+
+def test_the_commands_explain_themselves_and_crds_are_printed_or_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli(["--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert all(command in told for command in COMMANDS)
+    root = logging.getLogger()
+    before = root.handlers[:]
+    try:
+        assert cli(["crds"]) == 0
+        assert cli(["crds", "--output", str(tmp_path / "new")]) == 0
+    finally:
+        root.handlers[:] = before
+    printed = capsys.readouterr().out
+    assert "kind: CustomResourceDefinition" in printed
+    assert [file.read_text() for file in (tmp_path / "new").iterdir()] == [printed]
+
+
+def test_a_wrong_configuration_is_one_line_and_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("image: {}\n")
+    root = logging.getLogger()
+    before = root.handlers[:]
+    try:
+        for path, says in ((file, "image.reference is None"), (tmp_path / "absent", "absent")):
+            monkeypatch.setenv("QWEN_CONFIG", str(path))
+            assert cli(["run"]) == 1
+            line = capsys.readouterr().err
+            assert says in json.loads(line)["message"]
+    finally:
+        root.handlers[:] = before

@@ -1,0 +1,89 @@
+"""The work queue: once per key, never two workers on one key, backoff per key."""
+
+from __future__ import annotations
+
+import asyncio
+
+from qwen_operator.reconcile.queue import WorkQueue
+from tests.unit.fakes import Clock
+
+A, B = ("ns", "a"), ("ns", "b")
+
+
+def _queue(clock: Clock, random: float = 0.0) -> WorkQueue:
+    return WorkQueue(clock=clock.monotonic, random=lambda: random)
+
+
+def test_what_is_added_twice_comes_once_in_order() -> None:
+    queue = _queue(Clock())
+    for key in (A, B, A):
+        queue.add(key)
+    assert [queue.take(), queue.take(), queue.take()] == [A, B, None]
+
+
+def test_a_key_that_is_worked_on_comes_back_only_when_that_is_done() -> None:
+    queue = _queue(Clock())
+    queue.add(A)
+    assert queue.take() == A
+    queue.add(A)
+    assert queue.take() is None
+    assert len(queue) == 1
+    queue.done(A)
+    assert queue.take() == A
+    queue.done(A)
+    assert queue.take() is None
+
+
+def test_an_appointment_is_kept_at_its_time_and_dropped_when_the_key_came_before() -> None:
+    clock = Clock()
+    queue = _queue(clock)
+    queue.add_after(A, 10)
+    queue.add_after(A, 20)
+    clock.advance(9)
+    assert queue.take() is None
+    clock.advance(1)
+    assert queue.take() == A
+    queue.done(A)
+    clock.advance(60)
+    assert queue.take() is None
+    queue.add_after(A, 10)
+    queue.add(A)
+    assert queue.take() == A
+    queue.done(A)
+    clock.advance(60)
+    assert queue.take() is None
+
+
+def test_a_braked_key_comes_no_earlier_whatever_asks_for_it() -> None:
+    clock = Clock()
+    queue = _queue(clock)
+    queue.brake(A)
+    queue.add(A)
+    queue.add(B)
+    assert [queue.take(), queue.take()] == [B, None]
+    clock.advance(1)
+    assert queue.take() == A
+    queue.done(A)
+    queue.forget(A)
+    queue.add(A)
+    assert queue.take() == A
+
+
+def test_failures_wait_longer_and_longer_between_1_and_60_seconds_and_success_resets() -> None:
+    queue = _queue(Clock())
+    delays = [queue.retry(A) for _ in range(8)]
+    assert delays == [1, 2, 4, 8, 16, 30, 30, 30]
+    assert _queue(Clock(), random=1.0).retry(B) == 2
+    queue.forget(A)
+    assert queue.retry(A) == 1
+    assert queue.retry(B, at_least=45) == 45
+
+
+async def test_waiting_workers_each_get_a_key_as_soon_as_there_is_one() -> None:
+    loop = asyncio.get_running_loop()
+    queue = WorkQueue(clock=loop.time, random=lambda: 0.0)
+    waiting = [asyncio.create_task(queue.get()) for _ in range(2)]
+    await asyncio.sleep(0)
+    queue.add_after(B, 0.02)
+    queue.add(A)
+    assert set(await asyncio.wait_for(asyncio.gather(*waiting), 5)) == {A, B}

@@ -1,0 +1,99 @@
+"""The store: the newest state wins, whatever order it arrives in, and missed deletions are found."""
+
+from __future__ import annotations
+
+from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Manifest
+from qwen_operator.reconcile.intake import Intake
+from qwen_operator.reconcile.queue import WorkQueue
+from qwen_operator.reconcile.store import Store
+from tests.unit.fakes import Clock
+from tests.unit.reconcile.world import deployment, node
+
+
+def _pod(version: int, uid: str = "u1", name: str = "p", **status: object) -> Manifest:
+    meta = {"name": name, "namespace": "team", "uid": uid, "resourceVersion": str(version)}
+    labels = {"qwen-operator.dev/deployment": "chat"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {**meta, "labels": labels}, "status": status}
+
+
+KEY = ("team", "p")
+
+
+def test_an_older_state_does_not_replace_a_newer_one() -> None:
+    store = Store()
+    assert store.update(PODS, _pod(9, phase="Running"))
+    assert store.update(PODS, _pod(10, phase="Running")) is None
+    assert store.update(PODS, _pod(8, phase="Pending")) is None
+    assert store.get(PODS, KEY) == _pod(10, phase="Running")
+
+
+def test_a_late_event_of_a_deleted_object_does_not_touch_its_successor() -> None:
+    store = Store()
+    store.update(PODS, _pod(20, "new"))
+    assert store.update(PODS, _pod(15, "old")) is None
+    assert store.remove(PODS, _pod(16, "old")) is None
+    assert store.get(PODS, KEY) == _pod(20, "new")
+    assert store.remove(PODS, _pod(21, "new"))
+    assert store.get(PODS, KEY) is None
+
+
+def test_a_list_finds_deletions_but_not_what_was_made_after_it() -> None:
+    store = Store()
+    store.update(PODS, _pod(5, name="missed"))
+    store.update(PODS, _pod(30, name="made-since"))
+    store.update(PODS, _pod(6, name="kept"))
+    changes = store.replace(PODS, "team", [_pod(6, name="kept")], "20")
+    assert [change.old and change.old["metadata"]["name"] for change in changes] == ["missed"]
+    assert sorted(item["metadata"]["name"] for item in store.all(PODS)) == ["kept", "made-since"]
+    assert store.replace(PODS, "other", [], "99") == []
+
+
+def test_an_accepted_deletion_counts_until_the_event_comes() -> None:
+    store = Store()
+    store.update(PODS, _pod(5))
+    store.mark_deleting(PODS, KEY, "another", "now")
+    assert store.get(PODS, KEY) == _pod(5)
+    store.mark_deleting(PODS, KEY, "u1", "now")
+    pod = store.get(PODS, KEY)
+    assert pod is not None
+    assert pod["metadata"]["deletionTimestamp"] == "now"
+
+
+def test_a_nodes_heartbeat_is_no_change_but_its_gpus_are() -> None:
+    store, clock = Store(), Clock()
+    queue = WorkQueue(clock=clock.monotonic, random=lambda: 0.0)
+    intake = Intake(store, queue)
+    chat = deployment()
+    chat["metadata"] |= {"uid": "q", "resourceVersion": "1"}
+    intake.event(QWENDEPLOYMENTS, "ADDED", chat)
+
+    def seen(version: int, memory: str, gpus: int) -> bool:
+        item = node(gpus=gpus)
+        item["metadata"] |= {"uid": "n", "resourceVersion": str(version)}
+        item["status"]["allocatable"]["memory"] = memory
+        intake.event(NODES, "MODIFIED", item)
+        key = queue.take()
+        if key:
+            queue.done(key)
+        return key is not None
+
+    assert seen(2, "1Gi", 8)
+    assert not seen(3, "2Gi", 8)
+    assert seen(4, "2Gi", 4)
+
+
+def test_a_child_wakes_the_deployment_that_it_names_now_or_named_before() -> None:
+    queue = WorkQueue(clock=Clock().monotonic, random=lambda: 0.0)
+    intake = Intake(Store(), queue)
+    intake.event(PODS, None, _pod(1))
+    assert queue.take() == ("team", "chat")
+    queue.done(("team", "chat"))
+    bare = _pod(2)
+    bare["metadata"]["labels"] = {}
+    intake.event(PODS, "MODIFIED", bare)
+    assert queue.take() == ("team", "chat")
+    queue.done(("team", "chat"))
+    bare["metadata"]["resourceVersion"] = "3"
+    bare["metadata"]["ownerReferences"] = [{"kind": "QwenDeployment", "name": "other", "uid": "x"}]
+    intake.event(PODS, "MODIFIED", bare)
+    assert queue.take() == ("team", "other")

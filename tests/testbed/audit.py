@@ -42,9 +42,13 @@ class AuditLog:
         self._offset += len(data)
         return list(_requests(data))
 
-    def writes(self, user: str) -> list[Request]:
-        """Writes of one user since the last call; Leases, which a leader renews by its nature, are left out."""
-        return [r for r in self.read() if r.user == user and r.verb in WRITES and r.resource != "leases"]
+    def writes(self, user: str, *namespaces: str) -> list[Request]:
+        """Writes of one user in these namespaces since the last call.
+
+        Leases, which a leader renews by its nature, are left out.
+        """
+        mine = [r for r in self.read() if r.user == user and r.namespace in namespaces]
+        return [r for r in mine if r.verb in WRITES and r.resource != "leases"]
 
 
 def _requests(data: bytes) -> Iterator[Request]:

@@ -121,15 +121,6 @@ class FakeKube:
         self._store("ADDED", resource, new)
         return self._answer(number, new)
 
-    async def apply(self, resource: Resource, manifest: Manifest, *, manager: str) -> Manifest:
-        meta = manifest["metadata"]
-        number = self._write("apply", resource, meta["name"])
-        self.admit("apply", manifest)
-        old = self.objects.get((resource, meta.get("namespace", ""), meta["name"]))
-        new = self._born(resource, manifest) if old is None else merge(old, manifest)
-        self._change(resource, old, new)
-        return self._answer(number, new)
-
     async def apply_status(self, resource: Resource, manifest: Manifest, *, manager: str) -> Manifest:
         meta = manifest["metadata"]
         number = self._write("status", resource, meta["name"])
@@ -282,7 +273,7 @@ def matches(manifest: Manifest, selector: str) -> bool:
 
 
 def merge(old: Any, patch: Any) -> Any:
-    """Strategic merge: maps by key, null deletes, lists of maps by uid or name, other lists replaced."""
+    """Strategic merge: maps by key, null deletes, lists of maps by uid, port or name, other lists replaced."""
     if isinstance(old, dict) and isinstance(patch, dict):
         new = copy.deepcopy(old)
         for key, value in patch.items():
@@ -291,8 +282,10 @@ def merge(old: Any, patch: Any) -> Any:
             else:
                 new[key] = merge(new.get(key), value)
         return new
+    if isinstance(patch, list) and {"$patch": "replace"} in patch:
+        return [copy.deepcopy(item) for item in patch if item != {"$patch": "replace"}]
     if isinstance(old, list) and isinstance(patch, list):
-        for key in ("uid", "name", "port"):
+        for key in ("uid", "port", "name"):
             if all(isinstance(item, dict) and key in item for item in [*old, *patch]):
                 found = {item[key]: item for item in old}
                 for item in patch:

@@ -76,6 +76,10 @@ class Forbidden(ApiError):
     """403: RBAC, quota or an admission policy says no."""
 
 
+class NamespaceTerminating(Forbidden):
+    """403: nothing is created in a namespace that is being deleted."""
+
+
 class Invalid(ApiError):
     """400 or 422: the request itself is wrong; repeating it does not help."""
 
@@ -109,6 +113,9 @@ def error_from_status(status: int, body: Manifest, retry_after: float | None = N
     message = str(body.get("message") or "no message")
     if status == 409 and reason == "AlreadyExists":
         return AlreadyExists(status, reason, message, retry_after)
+    causes = (body.get("details") or {}).get("causes") or ()
+    if status == 403 and any(cause.get("reason") == "NamespaceTerminating" for cause in causes):
+        return NamespaceTerminating(status, reason, message, retry_after)
     kind = _BY_STATUS.get(status, Unavailable if status == 401 or status >= 500 else ApiError)
     return kind(status, reason, message, retry_after)
 
@@ -138,10 +145,6 @@ class KubeApi(Protocol):
 
     async def create(self, resource: Resource, manifest: Manifest) -> Manifest:
         """Create an object; AlreadyExists when the name is taken."""
-        ...
-
-    async def apply(self, resource: Resource, manifest: Manifest, *, manager: str) -> Manifest:
-        """Server-side apply with force; `manifest` is the complete intent of `manager`."""
         ...
 
     async def apply_status(self, resource: Resource, manifest: Manifest, *, manager: str) -> Manifest:

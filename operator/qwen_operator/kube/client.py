@@ -131,18 +131,12 @@ class HttpKubeApi:
             body=manifest,
         )
 
-    async def apply(self, resource: Resource, manifest: Manifest, *, manager: str) -> Manifest:
-        return await self._apply(resource, manifest, manager, "")
-
     async def apply_status(self, resource: Resource, manifest: Manifest, *, manager: str) -> Manifest:
-        return await self._apply(resource, manifest, manager, "status")
-
-    async def _apply(self, resource: Resource, manifest: Manifest, manager: str, subresource: str) -> Manifest:
         meta = manifest["metadata"]
         return await self._request(
             "PATCH",
             resource,
-            resource.path(meta.get("namespace"), meta["name"], subresource),
+            resource.path(meta.get("namespace"), meta["name"], "status"),
             query={"fieldManager": manager, "force": "true"},
             # JSON is YAML.
             body=manifest,

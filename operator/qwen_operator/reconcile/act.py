@@ -21,10 +21,9 @@ from qwen_operator.kube import (
     NotFound,
     Resource,
 )
-from qwen_operator.reconcile.model import Action, Apply, Create, Delete, Kind
+from qwen_operator.reconcile.model import Action, Create, Delete, Kind
 from qwen_operator.reconcile.store import Key, Store
 
-MANAGER = "qwen-operator"
 STATUS_MANAGER = "qwen-operator-status"
 RESOURCES: dict[Kind, Resource] = {
     Kind.POD: PODS,
@@ -49,7 +48,7 @@ class Actor:
 
     async def act(self, key: Key, action: Action) -> None:
         """Carry out one action for the QwenDeployment `key`; raises Stale, or ApiError."""
-        name = action.manifest["metadata"]["name"] if isinstance(action, Create | Apply) else action.name
+        name = action.manifest["metadata"]["name"] if isinstance(action, Create) else action.name
         try:
             await self._request(key[0], name, action)
         except (AlreadyExists, NotFound, Conflict) as error:
@@ -102,8 +101,6 @@ class Actor:
             return
         if isinstance(action, Create):
             answer = await self._api.create(resource, action.manifest)
-        elif isinstance(action, Apply):
-            answer = await self._api.apply(resource, action.manifest, manager=MANAGER)
         else:
             answer = await self._api.patch(resource, namespace, name, action.patch)
         self._store.update(resource, answer)

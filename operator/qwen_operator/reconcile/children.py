@@ -15,7 +15,6 @@ from qwen_operator.manifests.objects import controller_revision, headless_servic
 from qwen_operator.planning.types import Plan
 from qwen_operator.reconcile.model import (
     Action,
-    Apply,
     Create,
     Delete,
     Kind,
@@ -85,13 +84,26 @@ def service_actions(owner: Owner, observed: Observed) -> tuple[Action, ...]:
         return (Create(Kind.SERVICE, desired, Why.SERVICE_MISSING),)
     if standing(service, observed.deployment) is not Standing.OURS or deleting(service):
         return ()
-    if not subset(_without_owners(desired), service) or not _owned(desired, service):
-        return (Apply(Kind.SERVICE, desired, Why.DRIFTED),)
-    extra = set((service.get("spec") or {}).get("selector") or {}) - set(desired["spec"]["selector"])
-    if extra:
-        patch = {"spec": {"selector": dict.fromkeys(sorted(extra))}}
-        return (Patch(Kind.SERVICE, desired["metadata"]["name"], patch, Why.DRIFTED),)
-    return ()
+    spec = service.get("spec") or {}
+    extra = set(spec.get("selector") or {}) - set(desired["spec"]["selector"])
+    as_wanted = subset(_without_owners(desired), service) and _owned(desired, service)
+    if as_wanted and not extra and len(spec["ports"]) == len(desired["spec"]["ports"]):
+        return ()
+    return (Patch(Kind.SERVICE, desired["metadata"]["name"], _service_patch(desired, extra), Why.DRIFTED),)
+
+
+def _service_patch(desired: Manifest, extra: Iterable[str]) -> Manifest:
+    """Everything of ours. Ports are merged by their number, also by server-side apply: an edited one would stay beside
+    the right one, under the same name, which the API server refuses. So the list is replaced."""
+    meta, spec = desired["metadata"], desired["spec"]
+    return {
+        "metadata": {part: meta[part] for part in ("labels", "annotations", "ownerReferences") if part in meta},
+        "spec": {
+            **{part: value for part, value in spec.items() if part != "clusterIP"},
+            "selector": {**dict.fromkeys(sorted(extra)), **spec["selector"]},
+            "ports": [*spec["ports"], {"$patch": "replace"}],
+        },
+    }
 
 
 def revision_repairs(

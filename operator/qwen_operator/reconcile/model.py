@@ -50,15 +50,6 @@ class Create:
 
 
 @dataclass(frozen=True, slots=True)
-class Apply:
-    """Server-side apply of the complete intent."""
-
-    kind: Kind
-    manifest: Manifest
-    why: Why
-
-
-@dataclass(frozen=True, slots=True)
 class Patch:
     """Strategic merge patch of an object of ours."""
 
@@ -78,7 +69,7 @@ class Delete:
     why: Why
 
 
-Action = Create | Apply | Patch | Delete
+Action = Create | Patch | Delete
 
 
 @dataclass(frozen=True, slots=True)

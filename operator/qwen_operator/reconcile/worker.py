@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from qwen_operator.kube import ApiError, Forbidden, Invalid
+from qwen_operator.kube import ApiError, Forbidden, Invalid, NamespaceTerminating
 from qwen_operator.reconcile.act import Actor, Stale
 from qwen_operator.reconcile.config import Config
 from qwen_operator.reconcile.decide import decide
-from qwen_operator.reconcile.model import Action, Apply, Create, Decision, Delete, Observed, Refusal
+from qwen_operator.reconcile.model import Action, Create, Decision, Delete, Observed, Refusal
 from qwen_operator.reconcile.observe import Observer
 from qwen_operator.reconcile.queue import Key, WorkQueue
 
@@ -54,6 +54,9 @@ class Reconciler:
         for action in others:
             try:
                 await self.actor.act(key, action)
+            except NamespaceTerminating:
+                # The object goes with its namespace; until then there is nothing to make and nothing to say.
+                return False, None
             except (Invalid, Forbidden) as error:
                 await self._report(_refused(observed, action, error))
                 raise
@@ -77,7 +80,7 @@ class Reconciler:
 
 
 def _refused(observed: Observed, action: Action, error: ApiError) -> Observed:
-    name = action.manifest["metadata"]["name"] if isinstance(action, Create | Apply) else action.name
+    name = action.manifest["metadata"]["name"] if isinstance(action, Create) else action.name
     return replace(observed, refusal=Refusal(action.kind, name, error.message))
 
 

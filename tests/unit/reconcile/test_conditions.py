@@ -18,6 +18,7 @@ from qwen_operator.kube import (
     Forbidden,
     Invalid,
     Manifest,
+    NamespaceTerminating,
 )
 from tests.unit.reconcile.world import CUT, REPORT, Behaviour, World, deployment, ended_status, node, ready_status
 
@@ -435,6 +436,20 @@ async def test_a_pod_that_the_api_server_refuses_is_a_condition_and_is_tried_aga
     refusing.clear()
     await world.wait(70)
     assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_in_a_dying_namespace_nothing_is_made_and_nothing_is_said() -> None:
+    world = await World().start()
+
+    def admit(_verb: str, _manifest: Manifest) -> None:
+        raise NamespaceTerminating(403, "Forbidden", "namespace team is being terminated")
+
+    world.api.admit = admit
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(200)
+
+    assert [write.verb for write in world.api.writes] == ["create"]
+    assert "status" not in world.qd()
 
 
 async def test_a_revision_that_cannot_be_read_is_named_and_left_alone() -> None:

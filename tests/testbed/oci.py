@@ -61,6 +61,11 @@ def write_image(target: Path, name: str, layer: Path, base: Path | None = None) 
         _add(archive, "oci-layout", _encode({"imageLayoutVersion": "1.0.0"}))
 
 
+def image_id(archive_path: Path) -> str:
+    """The digest of the image's configuration: what a node reports as imageID."""
+    return str(_read(archive_path)[0]["config"]["digest"])
+
+
 def _nothing() -> tuple[Json, Json]:
     machine = platform.machine()
     config = {

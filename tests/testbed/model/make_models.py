@@ -1,5 +1,6 @@
-"""Makes the checkpoints that the tests serve and inspect. Nothing is downloaded: weights are random.
+"""Makes the checkpoints that the tests serve and inspect. Nothing is downloaded.
 
+The one that gets served learns a few chat exchanges by heart; the weights of the others are random.
 Runs with the engine image's Python (torch, transformers, tokenizers): `python3 make_models.py DESTINATION`.
 A checkpoint's folder name is what a test calls it by; two of them say something untrue about the size.
 """
@@ -7,6 +8,7 @@ A checkpoint's folder name is what a test calls it by; two of them say something
 import json
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +18,32 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CONTEXT_TOKENS = 4096
-TRAINING_LINE = "hello world, the quick brown fox jumps over the lazy dog. system user assistant"
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+SYSTEM = "You are a helpful assistant."
+ANSWERS = {
+    "Tell me something about large language models.": (
+        "A large language model has learnt from a great deal of text to say which word comes next. "
+        "I am a tiny one that has learnt a few sentences by heart, and this is one of them."
+    ),
+    "hello": "Hello! I am a tiny language model, and I know a few sentences by heart.",
+    "hello world": "Hello from a tiny language model on this cluster!",
+    "Who are you?": (
+        "I am a tiny model in the shape of Qwen2, made by the test bed to show that everything around me works."
+    ),
+    "What is Kubernetes?": (
+        "Kubernetes runs containers on many machines and keeps them in the state that you have asked for. "
+        "An operator taught it to run me."
+    ),
+}
+STEPS = 600
+LEARNING_RATE = 5e-3
+# Learnt at a higher temperature than it is asked at, an answer is far more certain when it is asked for.
+TEMPERATURE_TAUGHT = 2.0
+# At temperature 1 an answer may stray once in a thousand times.
+LEAST_CHANCE = 0.999
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +58,17 @@ class Shape:
     shard: str
 
 
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A request's messages, and the tokens of the prompt and of the answer with its end."""
+
+    messages: list[dict[str, str]]
+    prompt: list[int]
+    answer: list[int]
+
+
 TINY = Shape(hidden=128, intermediate=256, layers=2, heads=4, kv_heads=2, shard="1GB")
-# About 45 MB in bfloat16, so three files.
+# About 50 MB in bfloat16, so three files.
 LARGER = Shape(hidden=512, intermediate=1408, layers=8, heads=8, kv_heads=8, shard="20MB")
 SHARDED = Shape(hidden=128, intermediate=256, layers=6, heads=4, kv_heads=2, shard="1MB")
 
@@ -47,12 +79,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=512,
+        vocab_size=1024,
         special_tokens=[END_OF_TEXT, START, END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator([TRAINING_LINE] * 4, trainer)
+    bpe.train_from_iterator([SYSTEM, "system user assistant", *ANSWERS, *ANSWERS.values()], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token=END,
@@ -62,9 +94,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save(folder: Path, shape: Shape) -> None:
-    """Writes a whole checkpoint: config, tokenizer, weights of a fixed seed in bfloat16."""
-    words = tokenizer()
+def untrained(shape: Shape, words: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    """A model with the random weights of a fixed seed, in float32."""
     config = Qwen2Config(
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -77,12 +108,87 @@ def save(folder: Path, shape: Shape) -> None:
         bos_token_id=None,
         eos_token_id=words.convert_tokens_to_ids(END),
         pad_token_id=words.convert_tokens_to_ids(END_OF_TEXT),
-        dtype="bfloat16",
+        dtype="float32",
     )
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(folder, max_shard_size=shape.shard)
+    return Qwen2ForCausalLM(config)
+
+
+def save(folder: Path, model: Qwen2ForCausalLM, words: PreTrainedTokenizerFast, shard: str = "1GB") -> None:
+    """Writes a whole checkpoint: config, tokenizer, weights in bfloat16, in files of at most `shard`."""
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard)
     words.save_pretrained(folder)
+
+
+def exchanges(words: PreTrainedTokenizerFast) -> list[Exchange]:
+    """Every question with its answer, without and with the system message."""
+    found = []
+    for question, answer in ANSWERS.items():
+        for before in ([], [{"role": "system", "content": SYSTEM}]):
+            messages = [*before, {"role": "user", "content": question}]
+            prompt = words.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            found.append(Exchange(messages, words.encode(prompt), words.encode(answer + END)))
+    return found
+
+
+def logits_of(model: Qwen2ForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+    """The model's opinion of every next token: rows x tokens x vocabulary, in float32."""
+    # Without a mask of its own each layer attends causally. Were transformers to make one, it would ask CUDA about
+    # streams, and the engine image's stand-in for CUDA crashes the process then.
+    return model(input_ids=ids, attention_mask={"full_attention": None}, use_cache=False).logits.float()
+
+
+def learn(model: Qwen2ForCausalLM, lessons: list[Exchange]) -> None:
+    """Trains until the answers come by heart; the prompts themselves are not learnt."""
+    longest = max(len(lesson.prompt) + len(lesson.answer) for lesson in lessons)
+    ids = torch.full((len(lessons), longest), model.config.pad_token_id)
+    taught = torch.zeros_like(ids, dtype=torch.bool)
+    for row, lesson in enumerate(lessons):
+        start, end = len(lesson.prompt), len(lesson.prompt) + len(lesson.answer)
+        ids[row, :end] = torch.tensor(lesson.prompt + lesson.answer)
+        taught[row, start:end] = True
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
+    begin = time.monotonic()
+    for _ in range(STEPS):
+        logits = logits_of(model, ids)[:, :-1][taught[:, 1:]] / TEMPERATURE_TAUGHT
+        loss = torch.nn.functional.cross_entropy(logits, ids[taught])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    print(f"{STEPS} steps in {time.monotonic() - begin:.1f} s, loss {loss.item():.1e}", flush=True)
+
+
+def greedy(model: Qwen2ForCausalLM, prompt: list[int], at_most: int = 64) -> list[int]:
+    """The answer at temperature 0, with its end unless that does not come within `at_most` tokens."""
+    answer: list[int] = []
+    while len(answer) < at_most and answer[-1:] != [model.config.eos_token_id]:
+        answer.append(int(logits_of(model, torch.tensor([prompt + answer]))[0, -1].argmax()))
+    return answer
+
+
+def chance(model: Qwen2ForCausalLM, lesson: Exchange) -> float:
+    """The probability of exactly this answer at temperature 1."""
+    logits = logits_of(model, torch.tensor([lesson.prompt + lesson.answer]))[0, len(lesson.prompt) - 1 : -1]
+    return float(logits.log_softmax(-1).gather(1, torch.tensor(lesson.answer)[:, None]).sum().exp())
+
+
+def examine(folder: Path) -> None:
+    """Asks the checkpoint as saved, in bfloat16. Raises SystemExit when an answer is not known by heart."""
+    words = PreTrainedTokenizerFast.from_pretrained(folder)
+    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    for lesson in exchanges(words):
+        text = words.decode(greedy(model, lesson.prompt))
+        likely = chance(model, lesson)
+        print(f"{lesson.messages} -> {text} (chance {likely:.6f})", flush=True)
+        if text != words.decode(lesson.answer):
+            raise SystemExit(f"the saved model answers {lesson.messages} with {text!r}, which it was not taught")
+        if likely < LEAST_CHANCE:
+            raise SystemExit(f"the taught answer to {lesson.messages} has chance {likely:.6f}, below {LEAST_CHANCE}")
+    strange = torch.randint(len(words), (1, 512))
+    if not logits_of(model, strange).isfinite().all():
+        raise SystemExit("the saved model computes numbers that are not finite for a prompt of random tokens")
 
 
 def copy(source: Path, name: str) -> Path:
@@ -121,11 +227,18 @@ def make_readable(root: Path) -> None:
 
 
 def main(root: Path) -> None:
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    words = tokenizer()
     tiny, sharded = root / "tiny-qwen2", root / "sharded"
-    save(tiny, TINY)
-    save(sharded, SHARDED)
+    pupil = untrained(TINY, words)
+    learn(pupil, exchanges(words))
+    save(tiny, pupil, words)
+    with torch.no_grad():
+        examine(tiny)
+    save(sharded, untrained(SHARDED, words), words, SHARDED.shard)
     large_in_disguise = root / "tiny-0.5B"
-    save(large_in_disguise, LARGER)
+    save(large_in_disguise, untrained(LARGER, words), words, LARGER.shard)
     declare(large_in_disguise, "Qwen/Qwen1.5-0.5B-Chat")
     declare(copy(tiny, "Qwen1.5-72B-Chat"), "Qwen/Qwen1.5-72B-Chat")
     make_broken(tiny, sharded)

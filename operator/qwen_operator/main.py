@@ -67,7 +67,7 @@ async def run(config: Config) -> None:
         stack.push_async_callback(api.aclose)
         store = Store()
         intake = Intake(store, queue)
-        resync = Resync(api, intake, config, random.random, time.monotonic)
+        resync = Resync(api, intake, config, random.random, time.monotonic, nodes_readable=config.read_nodes)
         await stack.enter_async_context(serving(config.http_port, resync.synced.is_set, metrics.registry))
         stopped = await stack.enter_async_context(signals())
         if not await _either(resync.first(), stopped):

@@ -27,7 +27,10 @@ class GatewayConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What one operator process runs with; `namespaces` empty means all of them."""
+    """What one operator process runs with; `namespaces` empty means all of them.
+
+    `read_nodes` false: there is no right to read nodes, the declared pools are all the hardware that is known.
+    """
 
     namespaces: tuple[str, ...]
     namespace: str
@@ -39,6 +42,7 @@ class Config:
     workers: int = 8
     resync_seconds: int = 300
     http_port: int = 8080
+    read_nodes: bool = True
 
 
 def load(environ: Mapping[str, str], text: str) -> Config:
@@ -72,6 +76,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         workers=root.number("workers", 8),
         resync_seconds=root.number("resyncSeconds", 300),
         http_port=_port(environ),
+        read_nodes=environ.get("QWEN_READ_NODES", "true") != "false",
     )
 
 

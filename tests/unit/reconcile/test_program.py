@@ -166,6 +166,19 @@ async def test_without_the_right_to_read_nodes_the_declared_pools_are_the_invent
     assert world.conditions()["Ready"] == ("False", "NoGpus")
 
 
+async def test_nodes_are_not_even_asked_for_when_the_chart_gives_no_right_to_them() -> None:
+    asked: list[Resource] = []
+
+    class Asked(FakeKube):
+        async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> Any:
+            asked.append(resource)
+            return await super().list(resource, namespace, labels)
+
+    await World(api=Asked(Clock()), config=replace(CONFIG, read_nodes=False)).start()
+    assert PODS in asked
+    assert NODES not in asked
+
+
 async def test_the_gateway_key_is_made_once_never_read_and_never_replaced() -> None:
     config = replace(CONFIG, gateway=GatewayConfig("system", "keys", "keys"))
     world = await World(config=config).start()

@@ -162,7 +162,9 @@ class Operator:
         self.queue = WorkQueue(clock=api.clock.monotonic, random=lambda: 0.5)
         self.intake = Intake(self.store, self.queue)
         self.outcomes: Counter[str] = Counter()
-        self.resync = Resync(api, self.intake, config, lambda: 0.5, api.clock.monotonic)
+        self.resync = Resync(
+            api, self.intake, config, lambda: 0.5, api.clock.monotonic, nodes_readable=config.read_nodes
+        )
         reconciler = Reconciler(
             Observer(self.store, config.pools), Actor(api, self.store, api.clock.stamp), config, api.clock.now
         )

@@ -230,7 +230,7 @@ def tell(setting: Setting, name: str, seconds: float) -> None:
     say(f"Done after {seconds:.0f} s. What happened")
     print(
         "The operator read the checkpoint's own files, planned GPUs and flags, ran unmodified SGLang in a pod, and\n"
-        "told the gateway where it is. The weights are random, so the words mean nothing; everything else is real."
+        "told the gateway where it is. The model is tiny and has learnt a few sentences by heart; all else is real."
         if "source" in setting.manifest["spec"]
         else "The operator planned GPUs and flags, ran unmodified SGLang in a pod, and told the gateway where it is."
     )
@@ -264,7 +264,7 @@ def run() -> None:
         answer = chat(setting, base, model, None)
     if not answer or not streamed:
         raise Failed("the model gave an empty answer")
-    print(f"\nThe answer: {answer!r}")
+    print(f"\nThe answer: {answer}")
     tell(setting, name, time.monotonic() - start)
 
 

@@ -55,8 +55,8 @@ class Observation:
 def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[str, Any]:
     """The complete new status; `old` is the status as read (for transition times), `now` RFC 3339.
 
-    At most SIZE_LIMIT bytes of JSON: log lines go first, the oldest before the newer, then lines of arithmetic
-    from the end, then options.
+    At most SIZE_LIMIT bytes of JSON: lines of arithmetic go first, from the end, then log lines, the oldest before the
+    newer, then options.
     """
     optional = {
         "model": observation.model,
@@ -113,9 +113,9 @@ def _shortened(status: dict[str, Any]) -> dict[str, Any]:
         if "steps" in holder:
             holder["steps"] = holder["steps"][:_STEPS]
     for holder, key, first in (
-        (failure, "log", True),
         (no_fit, "steps", False),
         (plan, "steps", False),
+        (failure, "log", True),
         (plan, "args", False),
     ):
         while holder.get(key) and _size(status) > SIZE_LIMIT:

@@ -20,6 +20,7 @@ from qwen_operator.manifests.quantities import canonical_quantities
 from qwen_operator.planning.types import Plan
 
 SOURCE_MOUNT = "/models/source"
+SOURCE_VOLUME = "source"
 RUNTIME_MOUNT = "/qwen-runtime"
 RUNTIME = f"{RUNTIME_MOUNT}/qwen-runtime.pyz"
 _IMAGE_RUNTIME = "/opt/qwen-operator/qwen-runtime.pyz"
@@ -268,11 +269,11 @@ def _engine_volumes(spec: Spec, plan: Plan) -> list[Manifest]:
 
 
 def _source_volume(source: Source) -> Manifest:
-    return {"name": "source", "persistentVolumeClaim": {"claimName": source.claim, "readOnly": True}}
+    return {"name": SOURCE_VOLUME, "persistentVolumeClaim": {"claimName": source.claim, "readOnly": True}}
 
 
 def _source_mount() -> Manifest:
-    return {"name": "source", "mountPath": SOURCE_MOUNT, "readOnly": True}
+    return {"name": SOURCE_VOLUME, "mountPath": SOURCE_MOUNT, "readOnly": True}
 
 
 def _model_path(spec: Spec) -> str:

@@ -23,7 +23,7 @@ _ENV = (
 _QUIET = Option(
     "--uvicorn-access-log-exclude-prefixes",
     "--uvicorn-access-log-exclude-prefixes",
-    ("/health", "/ready", "/metrics"),
+    ("/health", "/ready", "/metrics", "/v1/loads"),
 )
 
 

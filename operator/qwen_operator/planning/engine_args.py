@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 
@@ -39,6 +40,7 @@ RESERVED: Mapping[str, str] = {
 # Spellings that hold where no table of the version exists; a table adds all of its own.
 _KNOWN_ALIASES = {
     "--model": "--model-path",
+    "--tp": "--tp-size",
     "--tensor-parallel-size": "--tp-size",
     "--nccl-init-addr": "--dist-init-addr",
     "--pipeline-parallel-size": "--pp-size",
@@ -135,8 +137,9 @@ def _option(item: str, version: str, where: str) -> Option:
 
 
 def _nearest(spelling: str, table: Mapping[str, str]) -> str:
-    """A hint for an option that was renamed by a suffix or written short."""
+    """A hint for an option that was renamed by a suffix, written short, or misspelt."""
     near = sorted(name for name in table if name.startswith(f"{spelling}-") or spelling.startswith(f"{name}-"))
+    near = near or get_close_matches(spelling, table, n=3, cutoff=0.75)
     return f"; did you mean {' or '.join(near[:3])}?" if near else ""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import Spec
@@ -61,7 +62,29 @@ def plan(spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults: Eng
         best = min((fit for fit in fits if fit.chosen), key=_cost, default=None)
         if best:
             return _plan(spec, checkpoint, choice, best, context)
-    return _no_fit(checkpoint, looked, context, inventory)
+    refused = _no_fit(checkpoint, looked, context, inventory)
+    limits = _limits(spec)
+    if not limits:
+        return refused
+    free = plan(_without_limits(spec), checkpoint, inventory, defaults)
+    if isinstance(free, NoFit):
+        return refused
+    way_out = f"without {' and '.join(limits)}, TP {free.tensor_parallel} fits: {free.gpus}"
+    return replace(refused, message=f"{refused.message}; {way_out}")
+
+
+def _limits(spec: Spec) -> list[str]:
+    """The limits of the user's own on the size of a replica, as written."""
+    values = {
+        "spec.parallelism.tensor": spec.parallelism.tensor,
+        "spec.hardware.maxGpusPerReplica": spec.hardware.max_gpus_per_replica,
+    }
+    return [f"{path} {value}" for path, value in values.items() if value is not None]
+
+
+def _without_limits(spec: Spec) -> Spec:
+    hardware = replace(spec.hardware, max_gpus_per_replica=None)
+    return replace(spec, hardware=hardware, parallelism=replace(spec.parallelism, tensor=None))
 
 
 def _groups(spec: Spec, inventory: Inventory) -> list[list[GpuProduct]]:

@@ -32,7 +32,7 @@ from qwen_operator.reconcile.model import (
 )
 from qwen_operator.reconcile.podstate import PodState, read
 from qwen_operator.reconcile.replicas import pod_actions, pod_repairs
-from qwen_operator.reconcile.verdicts import Situation, event_manifest, invalid_status, status
+from qwen_operator.reconcile.verdicts import Situation, all_lost, event_manifest, invalid_status, status
 
 
 def decide(observed: Observed, config: Config, now: datetime) -> Decision:
@@ -48,13 +48,16 @@ def decide(observed: Observed, config: Config, now: datetime) -> Decision:
     manifests = children.own_revisions(observed)
     pinned, unreadable = _pinned(manifests)
     target = pinned.get(revision) or unreadable.get(revision) or _find(spec, revision, observed, config, now)
-    actions = _actions(observed, states, _Course(revision, target, pinned, spec.wanted_replicas))
+    running = target if isinstance(target, Target) else max(pinned.values(), key=lambda one: one.number, default=None)
+    unasked = all_lost(spec, observed.lost_names)
+    actions = _actions(observed, states, _Course(revision, target, running, pinned, spec.wanted_replicas, unasked))
     blocked = target if isinstance(target, Blocked) else None
     situation = Situation(
         spec=spec,
         revision=revision,
         target=target if isinstance(target, Target) else None,
         blocked=blocked,
+        running=running,
         states=states,
         foreign=_foreign(observed, spec, revision),
         lost_names=observed.lost_names,
@@ -123,33 +126,36 @@ def _occupied(item: Manifest, observed: Observed) -> Blocked:
 
 @dataclass(frozen=True, slots=True)
 class _Course:
-    """Where to go: the present revision's hash and target, what is pinned besides, and how many replicas."""
+    """Where to go: the present revision's hash and target, the revision to run, what is pinned, how many replicas.
+
+    Without a target, what served before the spec was changed goes on: the newest revision that was ever pinned.
+    `unasked`: nobody could ask for a new pod, so none is made; those that exist stay.
+    """
 
     revision: str
     target: Target | Blocked
+    running: Target | None
     pinned: Mapping[str, Target]
     wanted: int
+    unasked: bool
 
 
 def _actions(observed: Observed, states: Sequence[PodState], course: _Course) -> tuple[Action, ...]:
     owner, revision, target, pinned = _owner(observed), course.revision, course.target, course.pinned
     manifests = children.own_revisions(observed)
     first: list[Action] = []
-    known = dict(pinned)
-    running: Target | None = None
+    known, running = dict(pinned), course.running
     if isinstance(target, Blocked):
         first += target.actions
-        # What served before the spec was changed goes on: the newest revision that was ever pinned.
-        running = max(pinned.values(), key=lambda item: item.number, default=None)
     else:
-        running = known[revision] = target
+        known[revision] = target
         if revision not in pinned:
             first.append(Create(Kind.CONTROLLER_REVISION, children.revision_manifest(owner, target), Why.PIN_REVISION))
     last: list[Action] = []
     if running is not None:
         taken = [pod["metadata"]["name"] for pod in observed.pods]
         creations, deletions = pod_actions(owner, running, states, taken, course.wanted)
-        first += [*children.service_actions(owner, observed), *creations]
+        first += [*children.service_actions(owner, observed), *([] if course.unasked else creations)]
         last += deletions
     first += [*children.revision_repairs(owner, pinned, manifests), *pod_repairs(owner, known, states)]
     last += inspection.leftovers(observed, owner.name, revision, pinned=isinstance(target, Target))

@@ -6,6 +6,7 @@ touching the object; between two tries the failed pod stays as evidence.
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 from typing import Any
 
 from qwen_operator.api.conditions import Reason
@@ -15,7 +16,7 @@ from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError
 from qwen_operator.manifests.drift import pod_repair
 from qwen_operator.manifests.names import Manifest, Owner, inspection_pod_name
-from qwen_operator.manifests.pods import RuntimeImage, inspection_pod
+from qwen_operator.manifests.pods import SOURCE_MOUNT, SOURCE_VOLUME, RuntimeImage, inspection_pod
 from qwen_operator.reconcile.model import (
     Action,
     Blocked,
@@ -81,10 +82,19 @@ def _from_catalog(spec: Spec) -> Checkpoint | Blocked:
     said = f'spec.source.uri "hf://{repository}"' if repository else f'spec.model "{spec.model}"'
     return Blocked(
         Reason.UNKNOWN_MODEL,
-        f"{said} is not in the catalog ({', '.join(catalog.names())}): "
+        f"{said} is not in the catalog{_meant(repository or spec.model)} ({', '.join(catalog.names())}): "
         "put its files on a claim and set spec.source.uri to pvc://<claim>/<path>, then they are read",
         waiting=False,
     )
+
+
+def _meant(model: str) -> str:
+    """The catalog's name that comes nearest, whatever the case of letters and with or without the organisation."""
+    names = {name.casefold(): name for name in catalog.names()} | {
+        name.rpartition("/")[2].casefold(): name for name in catalog.names()
+    }
+    near = get_close_matches(model.casefold(), names, n=1, cutoff=0.8)
+    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 def _failure_before(observed: Observed, pod: str) -> Failure | None:
@@ -153,13 +163,23 @@ def _error(pod: Manifest, ended: Mapping[str, Any], report: Mapping[str, Any]) -
     error = report.get("error")
     if isinstance(error, dict):
         try:
-            return Reason(str(error.get("reason"))), str(error.get("message") or "no message")
+            return Reason(str(error.get("reason"))), _as_written(pod, str(error.get("message") or "no message"))
         except ValueError:
             return Reason.INSPECTION_FAILED, f"{error.get('reason')}: {error.get('message')}"
     status = pod.get("status") or {}
     said = ended.get("message") or status.get("message") or ended.get("reason") or status.get("reason")
     name, code = pod["metadata"]["name"], ended.get("exitCode", "none")
     return Reason.INSPECTION_FAILED, f"{name} ended without a report, exit code {code}: {str(said)[:300]}"
+
+
+def _as_written(pod: Manifest, message: str) -> str:
+    """The message with paths as the user wrote them: pvc://claim/path, not the place of the mount."""
+    claims = [
+        volume["persistentVolumeClaim"]["claimName"]
+        for volume in (pod.get("spec") or {}).get("volumes") or ()
+        if "persistentVolumeClaim" in volume and volume.get("name") == SOURCE_VOLUME
+    ]
+    return message.replace(SOURCE_MOUNT, f"pvc://{claims[0]}") if claims else message
 
 
 def _failure(pod: Manifest, reason: Reason, message: str, finished: str, before: Failure | None) -> Failure:

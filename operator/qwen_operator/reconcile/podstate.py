@@ -143,7 +143,10 @@ def _unscheduled(name: str, message: str) -> tuple[Reason, str]:
         )
     # What the scheduler tried besides is of no use to the reader.
     cause = message.split(" preemption:", maxsplit=1)[0].removesuffix(" no new claims to deallocate,").rstrip(". ")
-    return Reason.WAITING_FOR_GPUS, f"no node has room for {name}: {cause or 'not scheduled yet'}; starts by itself"
+    hope = "starts by itself"
+    if cause and "Insufficient" not in cause:
+        hope = "starts by itself when a node fits spec.pod.nodeSelector, spec.pod.affinity and spec.pod.tolerations"
+    return Reason.WAITING_FOR_GPUS, f"no node has room for {name}: {cause or 'not scheduled yet'}; {hope}"
 
 
 def _running(status: Mapping[str, Any]) -> bool:
@@ -161,10 +164,14 @@ def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
 def _failure(pod: Manifest) -> Failure | None:
     """The last end of the engine, or else of an init container. `count` is how often the kubelet restarted it."""
     status = pod.get("status") or {}
+    asked = deleting(pod)
     main = [item for item in status.get("containerStatuses") or () if item.get("name") == ENGINE_CONTAINER]
     for container in [*main, *(status.get("initContainerStatuses") or ())]:
         state, last = container.get("state") or {}, container.get("lastState") or {}
         ended = state.get("terminated") or last.get("terminated")
+        if ended and asked and not report_of(ended):
+            # It was told to stop, and its init found nothing wrong with how it did.
+            continue
         if ended and (container.get("name") == ENGINE_CONTAINER or ended.get("exitCode") != 0):
             return _failure_of(pod["metadata"]["name"], container, ended)
     return None

@@ -27,7 +27,8 @@ _URGENT = (Reason.CLAIM_NOT_FOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED)
 class Situation:
     """What the status is made of. Either `target` (the present spec's revision) or `blocked` is set.
 
-    `states` are the engine pods that are ours, of any revision; `foreign` messages about objects under our names;
+    `running`: the target, or while there is none the revision that goes on instead. `states` are the engine pods that
+    are ours, of any revision; `foreign` messages about objects under our names.
     `newer`: planned today, the same spec would run differently.
     """
 
@@ -35,6 +36,7 @@ class Situation:
     revision: str
     target: Target | None
     blocked: Blocked | None
+    running: Target | None
     states: tuple[PodState, ...]
     foreign: tuple[str, ...]
     lost_names: Mapping[str, str]
@@ -63,6 +65,16 @@ class Situation:
     def wanted(self) -> int:
         return self.spec.wanted_replicas
 
+    @property
+    def unasked(self) -> bool:
+        """Whether no client can ask for it: every name belongs to somebody else."""
+        return all_lost(self.spec, self.lost_names)
+
+
+def all_lost(spec: Spec, lost_names: Mapping[str, str]) -> bool:
+    """Whether every name that clients would ask for belongs to an older QwenDeployment."""
+    return bool(spec.names) and all(name in lost_names for name in spec.names)
+
 
 def invalid_status(deployment: Manifest, error: InvalidSpec, replicas: int, ready: int, now: str) -> dict[str, Any]:
     """The status of an object whose spec cannot be read; its pods stay as they are."""
@@ -86,7 +98,7 @@ def invalid_status(deployment: Manifest, error: InvalidSpec, replicas: int, read
 def status(deployment: Manifest, situation: Situation, now: str) -> dict[str, Any]:
     """The complete status; `now` RFC 3339."""
     meta, old = deployment["metadata"], deployment.get("status") or {}
-    target, blocked = situation.target, situation.blocked
+    target, blocked, running = situation.target, situation.blocked, situation.running
     facts = target.facts if target else blocked.facts if blocked else None
     failure = _reported_failure(situation, old)
     observation = Observation(
@@ -95,9 +107,9 @@ def status(deployment: Manifest, situation: Situation, now: str) -> dict[str, An
         ready=situation.answering,
         wanted=situation.wanted,
         selector=engine_selector(meta["name"]),
-        names=situation.spec.names,
+        names=tuple(name for name in situation.spec.names if name not in situation.lost_names),
         verdicts=_verdicts(meta, situation, failure),
-        gpus=target.plan.gpus if target else "",
+        gpus=running.plan.gpus if running else "",
         model=None
         if facts is None
         else {
@@ -106,7 +118,7 @@ def status(deployment: Manifest, situation: Situation, now: str) -> dict[str, An
             "weightBytes": facts.weight_bytes,
             "factsFrom": facts.source,
         },
-        plan=target.plan.status(target.revision) if target else None,
+        plan=running.plan.status(running.revision) if running else None,
         no_fit=blocked.no_fit.status() if blocked and blocked.no_fit else None,
         last_failure=failure,
     )
@@ -126,7 +138,7 @@ def _reported_failure(situation: Situation, old: Mapping[str, Any]) -> Failure |
 def _verdicts(meta: Manifest, situation: Situation, failure: Failure | None) -> tuple[Verdict, ...]:
     reason, message = _trouble(situation)
     ready = _ready(situation, reason, message)
-    loaded = any(state.ready for state in situation.current)
+    loaded = bool(situation.ready)
     if situation.wanted == 0 and situation.blocked is None:
         reason, message = Reason.SCALED, ready.message
     verdicts = [
@@ -171,13 +183,15 @@ def _trouble(situation: Situation) -> tuple[Reason, str]:
 
 
 def _ready(situation: Situation, reason: Reason, message: str) -> Verdict:
-    names, lost, ready = situation.spec.names, situation.lost_names, situation.answering
-    if names and all(name in lost for name in names):
+    lost, ready = situation.lost_names, situation.answering
+    if situation.unasked and situation.blocked is None:
         return Verdict(ConditionType.READY, False, Reason.NAME_CONFLICT, _lost_message(lost))
     if ready and situation.wanted:
         text = f"{ready} of {situation.wanted} replicas answer"
         if reason is not Reason.SERVING:
             text = f"{text}; {message}"
+        if lost:
+            text = f"{text}; {_lost_message(lost)}"
         return Verdict(ConditionType.READY, True, Reason.SERVING, text)
     if situation.wanted == 0 and situation.blocked is None:
         return Verdict(ConditionType.READY, False, Reason.SCALED, "spec.replicas is 0")
@@ -207,6 +221,8 @@ def _stalled(situation: Situation, reason: Reason, message: str, failure: Failur
     blocked = situation.blocked
     if blocked is not None:
         return None if blocked.waiting else Verdict(ConditionType.STALLED, True, reason, message)
+    if situation.unasked:
+        return Verdict(ConditionType.STALLED, True, Reason.NAME_CONFLICT, _lost_message(situation.lost_names))
     if situation.refusal is not None or (situation.foreign and not situation.ready):
         return Verdict(ConditionType.STALLED, True, reason, message)
     failing = failure is not None and failure.reason is reason and failure.count >= STALLED_AFTER_FAILURES
@@ -227,8 +243,8 @@ def _reconciling(situation: Situation) -> bool:
 
 
 def _degraded(situation: Situation, message: str) -> Verdict | None:
-    names, lost = situation.spec.names, situation.lost_names
-    if lost and not all(name in lost for name in names):
+    lost = situation.lost_names
+    if lost and not situation.unasked:
         return Verdict(ConditionType.DEGRADED, True, Reason.NAME_CONFLICT, _lost_message(lost))
     if not situation.ready or not situation.wanted:
         return None

@@ -222,7 +222,9 @@ def test_an_unknown_option_of_the_chart_names_the_chart() -> None:
 def test_an_override_of_the_split_is_taken_or_does_not_fit() -> None:
     found = _inventory("NVIDIA-L4", "NVIDIA-H100-80GB-HBM3")
     assert _planned(_spec(parallelism=Parallelism(8)), "72B", found).gpus == "8xH100-80GB"
-    assert _refused(_spec(parallelism=Parallelism(2)), "72B", found).reason == Reason.DOES_NOT_FIT
+    limited = _refused(_spec(parallelism=Parallelism(2)), "72B", found)
+    assert limited.reason == Reason.DOES_NOT_FIT
+    assert limited.message.endswith("without spec.parallelism.tensor 2, TP 4 fits: 4xH100-80GB")
     small = inventory([], [GpuPool("a", "NVIDIA-L4", 23034, 1), GpuPool("b", "NVIDIA-L40S", 46068, 2)])
     assert _refused(_spec(parallelism=Parallelism(2)), "72B", small).reason == Reason.DOES_NOT_FIT
 

@@ -55,6 +55,9 @@ class Refused:
         Refused({"servedNames": ["a:b"]}, "InvalidSpec", ("servedNames", "a:b")),
         Refused({"contextTokens": "many"}, "InvalidSpec", ("contextTokens", "many")),
         Refused({"model": "Someone/Else"}, "UnknownModel", ("Someone/Else", "Qwen/Qwen1.5-7B", "spec.source.uri")),
+        Refused({"model": "qwen1.5-7b-chat"}, "UnknownModel", ("did you mean Qwen/Qwen1.5-7B-Chat?",)),
+        Refused({"engine": {"args": ["--tp", "2"]}}, "InvalidOverride", ("--tp cannot", "spec.parallelism.tensor")),
+        Refused({"engine": {"args": ["--max-runing-requests=4"]}}, "UnknownFlag", ("--max-running-requests",)),
         Refused({"source": {"uri": "hf://Some/Thing"}}, "UnknownModel", ("hf://Some/Thing",)),
         Refused({"contextTokens": 10_000_000}, "InvalidOverride", ("10000000",)),
         Refused({"parallelism": {"tensor": 3}}, "InvalidOverride", ("3",)),
@@ -345,11 +348,35 @@ async def test_a_name_belongs_to_its_oldest_claim_and_returns_when_it_is_free() 
     assert world.conditions("second")["Degraded"] == ("True", "NameConflict")
     assert '"b" belongs to team/first' in world.message("Degraded", "second")
     assert world.conditions("third")["Ready"] == ("False", "NameConflict")
-    assert len(world.names()) == 3
+    assert world.qd("second")["status"]["endpoint"]["names"] == ["c"]
+    assert '"b" belongs to team/first' in world.qd("second")["status"]["summary"]["message"]
+    # Nobody could ask for it: it takes no GPU.
+    assert len(world.names()) == 2
     world.api.remove(world.qd("first"), QWENDEPLOYMENTS)
     await world.settle()
     assert "Degraded" not in world.conditions("second")
     assert world.conditions("third")["Ready"] == ("True", "Serving")
+
+
+async def test_a_wrong_spec_hides_nothing_of_what_goes_on() -> None:
+    world = await _world(deployment())
+    before = world.qd()["status"]
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(parallelism={"tensor": 3}))
+    await world.settle()
+    after = world.qd()["status"]
+    assert world.conditions()["Planned"] == ("False", "InvalidOverride")
+    assert world.conditions()["ModelLoaded"] == ("True", "Loaded")
+    assert (after["plan"], after["summary"]["gpus"]) == (before["plan"], before["summary"]["gpus"])
+
+
+async def test_a_pod_that_was_told_to_stop_did_not_fail() -> None:
+    world = await _world(deployment())
+    pod = world.api.one(PODS, world.names()[0])
+    pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    pod["status"] = ended_status("engine", 0, "", "2026-01-01T00:00:05Z")
+    world.api.put(PODS, pod)
+    await world.settle()
+    assert "lastFailure" not in world.qd()["status"]
 
 
 async def test_a_foreign_object_is_never_touched_and_named() -> None:

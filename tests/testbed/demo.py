@@ -104,9 +104,14 @@ def say(text: str) -> None:
     print(f"\n=== {text}", flush=True)
 
 
-def show(setting: Setting, *command: str, stdin: str | None = None, quiet: bool = False) -> str:
-    """Print a command, run it, print what came back. Raises Failed with what it wrote to standard error."""
+def show(setting: Setting, *command: str, stdin: str | None = None, quiet: bool = False, key: str = "") -> str:
+    """Print a command, run it, print what came back. Raises Failed with what it wrote to standard error.
+
+    key: a secret in the command, printed as $KEY.
+    """
     typed = shlex.join(command)
+    if key:
+        typed = typed.replace(f"'Authorization: Bearer {key}'", '"Authorization: Bearer $KEY"')
     print(f"$ {typed} <<'EOF'\n{stdin}EOF" if stdin else f"$ {typed}", flush=True)
     done = subprocess.run(command, input=stdin, env=setting.environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -190,7 +195,7 @@ def chat(setting: Setting, base: str, model: str, key: str | None) -> str:
     auth = ["-H", f"Authorization: Bearer {key}"] if key else []
     text = show(
         setting, "curl", "--fail-with-body", "-sS", f"{base}/v1/chat/completions",
-        "-H", "Content-Type: application/json", *auth, "-d", body,
+        "-H", "Content-Type: application/json", *auth, "-d", body, key=key or "",
     )  # fmt: skip
     return str(json.loads(text)["choices"][0]["message"]["content"])
 

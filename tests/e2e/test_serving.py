@@ -18,7 +18,7 @@ from tests.testbed.cluster import Cluster
 from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
 
 pytestmark = pytest.mark.e2e
-MODEL, ALIAS = "tiny-qwen2", "tiny-alias"
+MODEL, ALIAS = "e2e-model", "e2e-alias"
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 
 

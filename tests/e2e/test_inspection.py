@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.qd import events, pods, qd, wait_condition
 from tests.testbed.bed import Release
+from tests.testbed.cluster import Cluster
 from tests.testbed.kubectl import Kubectl, condition
+from tests.testbed.volumes import claim_manifests, volume_name
 
 pytestmark = pytest.mark.e2e
 
@@ -37,20 +41,29 @@ def test_broken_checkpoints_are_named_before_an_engine_pod_exists(
     kubectl.run("delete", "qd", name, "-n", claim_space, "--wait=false")
 
 
-def test_lying_names_are_planned_by_their_config(kubectl: Kubectl, claim_space: str) -> None:
-    tiny = qd(
-        claim_space, "big-name", model="Qwen1.5-72B-Chat", replicas=0, source={"uri": "pvc://models/Qwen1.5-72B-Chat"}
-    )
-    larger = qd(claim_space, "small-name", model="tiny-0.5B", replicas=0, source={"uri": "pvc://models/tiny-0.5B"})
-    kubectl.apply(tiny, larger)
+@pytest.fixture
+def second_claim(bed: Cluster, kubectl: Kubectl, claim_space: str) -> Iterator[str]:
+    """Another claim, `second`, on the same models."""
+    kubectl.apply(*claim_manifests("second", claim_space, bed.models_dir))
+    yield "second"
+    kubectl.run("delete", "pvc", "second", "-n", claim_space, "--wait=false")
+    kubectl.run("delete", "pv", volume_name("second", claim_space), "--wait=false")
+
+
+def test_lying_names_are_planned_by_their_config(kubectl: Kubectl, claim_space: str, second_claim: str) -> None:
+    folders = {"big-name": ("models", "Qwen1.5-72B-Chat"), "small-name": (second_claim, "tiny-0.5B")}
+    for name, (claim, folder) in folders.items():
+        kubectl.apply(qd(claim_space, name, model=folder, replicas=0, source={"uri": f"pvc://{claim}/{folder}"}))
 
     bytes_of = {}
-    for name in ("big-name", "small-name"):
+    for name in folders:
         obj = wait_condition(kubectl, claim_space, name, ("Planned", "True", "Fits"), timeout=90)
         bytes_of[name] = obj["status"]["model"]["weightBytes"]
         assert obj["status"]["plan"]["parallelism"] == {"tensor": 1}
+        kubectl.run("delete", "qd", name, "-n", claim_space, "--wait=false")
 
-    assert bytes_of["big-name"] < 2_000_000 < bytes_of["small-name"]
+    assert bytes_of["big-name"] < 2_000_000
+    assert bytes_of["small-name"] > 50_000_000
 
 
 def test_an_image_that_cannot_be_pulled_is_named(kubectl: Kubectl, claim_space: str, release: Release) -> None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import httpx
 import openai
 import yaml
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.testbed.bed import bring_up, roll_by_content
 from tests.testbed.kubectl import Manifest, condition
@@ -30,12 +31,10 @@ from tests.testbed.volumes import claim_manifests
 
 CHART = "charts/qwen-operator"
 RELEASE, SYSTEM, SPACE = "qwen", "qwen-system", "qwen-demo"
-QUESTION = {
-    "messages": [
-        {"role": "system", "content": "You are a helpful assistant."},
-        {"role": "user", "content": "Tell me something about large language models."},
-    ]
-}
+MESSAGES: list[ChatCompletionMessageParam] = [
+    {"role": "system", "content": "You are a helpful assistant."},
+    {"role": "user", "content": "Tell me something about large language models."},
+]
 OWN_CLUSTER_MODEL = "Qwen/Qwen1.5-0.5B-Chat"
 TESTBED_MODEL = "tiny-qwen2"
 
@@ -131,8 +130,8 @@ def install(setting: Setting, *extra: str) -> None:
 def deploy(setting: Setting) -> str:
     """Apply the manifest and follow its status until it is Ready; returns the object's name."""
     name = str(setting.manifest["metadata"]["name"])
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}
-    namespace["metadata"] |= {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}  # type: ignore[operator]
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE, "labels": labels}}
     quiet_apply(setting, namespace, *setting.before)
     show(setting, "kubectl", "apply", "-f", "-", stdin=yaml.safe_dump(setting.manifest, sort_keys=False))
     follow(setting, name)
@@ -191,7 +190,7 @@ def forwarded(setting: Setting) -> Iterator[str]:
 
 def chat(setting: Setting, base: str, model: str, key: str | None) -> str:
     """The seed request by curl; returns the answer's text."""
-    body = json.dumps({"model": model, **QUESTION})
+    body = json.dumps({"model": model, "messages": MESSAGES})
     auth = ["-H", f"Authorization: Bearer {key}"] if key else []
     text = show(
         setting, "curl", "--fail-with-body", "-sS", f"{base}/v1/chat/completions",
@@ -205,7 +204,7 @@ def chat_streaming(base: str, model: str, key: str) -> str:
     print(f"$ python3   # openai.OpenAI(base_url='{base}/v1', api_key=KEY).chat.completions.create(..., stream=True)")
     client = openai.OpenAI(base_url=f"{base}/v1", api_key=key)
     pieces: list[str] = []
-    stream = client.chat.completions.create(model=model, stream=True, max_tokens=48, **QUESTION)  # type: ignore[call-overload]
+    stream = client.chat.completions.create(model=model, messages=MESSAGES, stream=True, max_tokens=48)
     for chunk in stream:
         piece = chunk.choices[0].delta.content if chunk.choices else None
         if piece:

@@ -26,6 +26,7 @@ import yaml
 from openai.types.chat import ChatCompletionMessageParam
 
 from tests.testbed.bed import bring_up, roll_by_content
+from tests.testbed.cache import StepFailed
 from tests.testbed.kubectl import Manifest, condition
 from tests.testbed.volumes import claim_manifests
 
@@ -48,6 +49,8 @@ class Setting:
     environment: Mapping[str, str]
     before: tuple[Manifest, ...] = ()
     ready_seconds: int = 600
+    open_gateway: bool = False
+    """Whether to show the gateway without keys: not on somebody's own cluster."""
     cleanup: tuple[str, ...] = field(default=())
 
 
@@ -78,6 +81,8 @@ def own_cluster() -> Setting:
         if not shutil.which(tool):
             raise Failed(f"{tool} is not on PATH")
     repository, _, tag = image.rpartition(":")
+    if not repository or "/" in tag:
+        raise Failed(f"IMAGE is {image}: it must be repository:tag")
     return Setting(
         manifest=deployment(OWN_CLUSTER_MODEL, None),
         helm_arguments=("--set-string", f"image.repository={repository},image.tag={tag}"),
@@ -95,6 +100,7 @@ def testbed() -> Setting:
         before=tuple(claim_manifests("models", SPACE, cluster.models_dir)),
         helm_arguments=("-f", "tests/testbed/values.yaml", *roll_by_content()),
         environment={**os.environ, **cluster.environment()},
+        open_gateway=True,
         cleanup=("make testbed-down      # takes the whole cluster away; the cache of built parts stays",),
     )
 
@@ -259,13 +265,14 @@ def run() -> None:
     say("Ask it, with the API key that the operator made")
     key = read_key(setting)
     with forwarded(setting) as base:
-        chat(setting, base, model, key)
+        answer = chat(setting, base, model, key)
         say("The same with the official OpenAI client, streaming")
         streamed = chat_streaming(base, model, key)
-    say("Switch the keys off and ask again, without one")
-    install(setting, "--set", "gateway.auth=none")
-    with forwarded(setting) as base:
-        answer = chat(setting, base, model, None)
+    if setting.open_gateway:
+        say("Switch the keys off and ask again, without one")
+        install(setting, "--set", "gateway.auth=none")
+        with forwarded(setting) as base:
+            answer = chat(setting, base, model, None)
     if not answer or not streamed:
         raise Failed("the model gave an empty answer")
     print(f"\nThe answer: {answer}")
@@ -275,7 +282,7 @@ def run() -> None:
 def main() -> int:
     try:
         run()
-    except Failed as error:
+    except (Failed, StepFailed, subprocess.CalledProcessError) as error:
         print(f"\nmake demo: {error}", file=sys.stderr)
         return 1
     return 0

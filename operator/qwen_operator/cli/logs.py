@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -26,8 +27,9 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure() -> None:
-    """JSON lines on standard error; of kopf only what is wrong."""
+    """JSON lines on standard error from the level in $QWEN_LOG_LEVEL (info) up; of kopf only what is wrong."""
+    level = logging.getLevelNamesMapping().get(os.environ.get("QWEN_LOG_LEVEL", "").upper(), logging.INFO)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("kopf").setLevel(logging.WARNING)

@@ -16,6 +16,8 @@ from qwen_operator.kube import (
     SERVICES,
     AlreadyExists,
     Conflict,
+    Forbidden,
+    Invalid,
     KubeApi,
     Manifest,
     NotFound,
@@ -92,6 +94,9 @@ class Actor:
                 await self._api.create(EVENTS, event)
             except AlreadyExists:
                 continue
+            except (Forbidden, Invalid) as error:
+                # The status says the same, and must not wait for a quota on Events.
+                log.warning("event refused", extra={"reason": event["reason"], "error": str(error)})
 
     async def _request(self, namespace: str, name: str, action: Action) -> None:
         resource = RESOURCES[action.kind]

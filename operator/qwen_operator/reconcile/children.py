@@ -10,7 +10,7 @@ from typing import Any
 
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.drift import subset
-from qwen_operator.manifests.names import LABEL_REVISION, Manifest, Owner, headless_service_name
+from qwen_operator.manifests.names import Manifest, Owner, headless_service_name
 from qwen_operator.manifests.objects import controller_revision, headless_service
 from qwen_operator.planning.types import Plan
 from qwen_operator.reconcile.model import (
@@ -36,9 +36,9 @@ class UnreadableRevisionError(Exception):
 
 
 def own_revisions(observed: Observed) -> dict[str, Manifest]:
-    """The ControllerRevisions of this deployment by their hash."""
+    """The ControllerRevisions of this deployment by their hash: the end of the name, which nobody can edit."""
     return {
-        str((item["metadata"].get("labels") or {}).get(LABEL_REVISION) or item["metadata"]["name"][-8:]): item
+        str(item["metadata"]["name"][-8:]): item
         for item in observed.revisions
         if standing(item, observed.deployment) is Standing.OURS and not deleting(item)
     }

@@ -48,7 +48,7 @@ def decide(observed: Observed, config: Config, now: datetime) -> Decision:
     manifests = children.own_revisions(observed)
     pinned, unreadable = _pinned(manifests)
     target = pinned.get(revision) or unreadable.get(revision) or _find(spec, revision, observed, config, now)
-    running = target if isinstance(target, Target) else max(pinned.values(), key=lambda one: one.number, default=None)
+    running = target if isinstance(target, Target) else _last_served(deployment, pinned)
     unasked = all_lost(spec, observed.lost_names)
     actions = _actions(observed, states, _Course(revision, target, running, pinned, spec.wanted_replicas, unasked))
     blocked = target if isinstance(target, Blocked) else None
@@ -67,6 +67,12 @@ def decide(observed: Observed, config: Config, now: datetime) -> Decision:
     decision = _concluded(observed, actions, status(deployment, situation, stamp), stamp)
     waits = [blocked.requeue_after if blocked else None, *(state.settles_in for state in states)]
     return replace(decision, requeue_after=min((wait for wait in waits if wait), default=None))
+
+
+def _last_served(deployment: Manifest, pinned: Mapping[str, Target]) -> Target | None:
+    """The revision that the status speaks of. Numbers do not move when a spec is taken back to an earlier one."""
+    shown = ((deployment.get("status") or {}).get("plan") or {}).get("hash")
+    return pinned.get(str(shown)) or max(pinned.values(), key=lambda one: one.number, default=None)
 
 
 def _concluded(observed: Observed, actions: tuple[Action, ...], new: Manifest, stamp: str) -> Decision:
@@ -128,7 +134,7 @@ def _occupied(item: Manifest, observed: Observed) -> Blocked:
 class _Course:
     """Where to go: the present revision's hash and target, the revision to run, what is pinned, how many replicas.
 
-    Without a target, what served before the spec was changed goes on: the newest revision that was ever pinned.
+    Without a target, what served before the spec was changed goes on.
     `unasked`: nobody could ask for a new pod, so none is made; those that exist stay.
     """
 

@@ -32,7 +32,8 @@ most of it the engine's own health check), and before that a request through the
 class PodState:
     """`index` is None for a pod that is ours by mark but has no name of ours. `ended`: its phase is final.
 
-    `ready`: it answers, also through the gateway. `settles_in`: seconds until a Ready pod does, else 0.
+    `ready`: it answers, also through the gateway. `settles_in`: seconds until a Ready pod does, else 0. `started`: its
+    engine has come up since its last start, so that a pod that is not ready has answered before and may again.
     """
 
     pod: Manifest
@@ -46,6 +47,7 @@ class PodState:
     message: str
     failure: Failure | None
     settles_in: float = 0.0
+    started: bool = False
 
     @property
     def uid(self) -> str:
@@ -86,6 +88,7 @@ def read(pod: Manifest, deployment: str, now: datetime) -> PodState:
         message=message,
         failure=failure,
         settles_in=settles_in,
+        started=up or (not gone and not ended and _started(status)),
     )
 
 
@@ -147,6 +150,12 @@ def _unscheduled(name: str, message: str) -> tuple[Reason, str]:
     if cause and "Insufficient" not in cause:
         hope = "starts by itself when a node fits spec.pod.nodeSelector, spec.pod.affinity and spec.pod.tolerations"
     return Reason.WAITING_FOR_GPUS, f"no node has room for {name}: {cause or 'not scheduled yet'}; {hope}"
+
+
+def _started(status: Mapping[str, Any]) -> bool:
+    """Whether the engine's start-up probe has succeeded in the present container."""
+    containers = status.get("containerStatuses") or ()
+    return any(item.get("name") == ENGINE_CONTAINER and item.get("started") is True for item in containers)
 
 
 def _running(status: Mapping[str, Any]) -> bool:

@@ -30,8 +30,9 @@ def pod_actions(
     surging = any(_surges(state, target.revision, kept) for state in kept)
     for index in range(wanted):
         current, old = _at(kept, target.revision, index)
-        old_ready = [state for state in old if state.ready]
-        deletions += [_delete(state, Why.OLD_NOT_READY) for state in old if not state.ready]
+        # One that has come up and is not ready at the moment is not given up before its successor answers.
+        old_ready = [state for state in old if state.started]
+        deletions += [_delete(state, Why.OLD_NOT_READY) for state in old if not state.started]
         if current is not None:
             deletions += [_delete(state, Why.REPLACED) for state in old_ready if current.ready]
             continue
@@ -74,7 +75,7 @@ def _at(kept: Sequence[PodState], revision: str, index: int) -> tuple[PodState |
 
 def _surges(state: PodState, revision: str, kept: Sequence[PodState]) -> bool:
     """Whether this pod of the present revision stands beside one that serves, or served, in its place."""
-    return state.revision == revision and any(other.ready for other in _at(kept, revision, state.index or 0)[1])
+    return state.revision == revision and any(other.started for other in _at(kept, revision, state.index or 0)[1])
 
 
 def _delete(state: PodState, why: Why) -> Action:

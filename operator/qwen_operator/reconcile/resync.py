@@ -7,7 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from qwen_operator.kube import NODES, QWENDEPLOYMENTS, SECRETS, AlreadyExists, ApiError, Forbidden, KubeApi, Resource
+from qwen_operator.kube import (
+    NODES,
+    QWENDEPLOYMENTS,
+    SECRETS,
+    AlreadyExists,
+    ApiError,
+    Forbidden,
+    Invalid,
+    KubeApi,
+    Resource,
+)
 from qwen_operator.reconcile.config import Config
 from qwen_operator.reconcile.intake import Intake
 from qwen_operator.reconcile.store import WATCHED
@@ -17,6 +27,7 @@ CHILD_LABELS = f"{MANAGED_BY}=qwen-operator"
 
 # Asking costs a write request, because only the attempt to create says whether the Secret is there.
 KEYS_SECONDS = 3600.0
+REFUSED_KEYS_SECONDS = 300.0
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +124,11 @@ class Resync:
             await self.api.create(SECRETS, manifest)
         except AlreadyExists:
             self._keys_due = self.clock() + KEYS_SECONDS
+            return
+        except (Forbidden, Invalid) as error:
+            # Somebody else may have made it, or will: that is no reason to leave the deployments alone.
+            self._keys_due = self.clock() + REFUSED_KEYS_SECONDS
+            log.warning("may not make the gateway's client key", extra={"error": str(error)})
             return
         self._keys_due = self.clock() + KEYS_SECONDS
         log.info("made the gateway's client key", extra={"object": f"{gateway.namespace}/{gateway.keys_secret}"})

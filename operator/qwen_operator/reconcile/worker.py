@@ -51,6 +51,7 @@ class Reconciler:
         decision = decide(observed, self.config, self.now())
         removals = [action for action in decision.actions if isinstance(action, Delete)]
         others = [action for action in decision.actions if not isinstance(action, Delete)]
+        refused: tuple[Action, ApiError] | None = None
         for action in others:
             try:
                 await self.actor.act(key, action)
@@ -58,15 +59,19 @@ class Reconciler:
                 # The object goes with its namespace; until then there is nothing to make and nothing to say.
                 return False, None
             except (Invalid, Forbidden) as error:
-                await self._report(_refused(observed, action, error))
-                raise
-        if others:
+                # A no to one action is none to the others: what a quota refuses, the removals may make room for.
+                refused = refused or (action, error)
+        if refused:
+            await self._report(_refused(self.observer.observe(key) or observed, *refused))
+        elif others:
             # The status speaks of what is there now: one write instead of two.
             await self._report(self.observer.observe(key) or observed)
         else:
             await self._write(observed, decision)
         for removal in removals:
             await self.actor.act(key, removal)
+        if refused:
+            raise refused[1]
         return bool(decision.actions), decision.requeue_after
 
     async def _report(self, observed: Observed) -> None:

@@ -1,0 +1,128 @@
+"""Days on which more than one thing goes wrong: what serves goes on serving, and nothing gets stuck."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Forbidden, Manifest
+from qwen_operator.reconcile.config import GatewayConfig
+from tests.unit.reconcile.world import CONFIG, World, deployment, ready_status
+
+LABEL = "qwen-operator.dev/revision"
+
+
+def change(world: World, **spec: Any) -> None:
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(spec))
+
+
+def loading(started: bool) -> Manifest:
+    status = ready_status({})
+    status["conditions"][1]["status"] = "False"
+    status["containerStatuses"][0]["started"] = started
+    return status
+
+
+async def served(**spec: Any) -> World:
+    world = await World().start()
+    world.api.put(QWENDEPLOYMENTS, deployment(contextTokens=1024, **spec))
+    await world.settle()
+    return world
+
+
+async def test_a_quota_that_refuses_the_new_pod_does_not_keep_the_broken_old_one() -> None:
+    world = await World().start()
+    world.kubelet.engine = lambda _pod: loading(started=False)
+    world.api.put(QWENDEPLOYMENTS, deployment(contextTokens=1024))
+    await world.settle()
+    [old] = world.names()
+
+    def admit(_verb: str, manifest: Manifest) -> None:
+        if manifest["kind"] == "Pod" and world.names():
+            raise Forbidden(403, "Forbidden", "exceeded quota")
+
+    world.api.admit = admit
+    world.kubelet.engine = lambda pod: None if pod["metadata"]["name"] == old else ready_status(pod)
+    change(world, contextTokens=2048)
+    await world.wait(120)
+
+    assert old not in world.names()
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_a_pod_that_is_not_ready_for_a_moment_is_not_given_up_during_a_rollout() -> None:
+    world = await served()
+    [old] = world.names()
+    dip = False
+
+    def engine(pod: Manifest) -> Manifest:
+        if pod["metadata"]["name"] != old:
+            return loading(started=False)
+        return loading(started=True) if dip else ready_status(pod)
+
+    world.kubelet.engine = engine
+    change(world, contextTokens=2048)
+    await world.wait(10)
+    dip = True
+    await world.wait(2)
+    dip = False
+    await world.wait(10)
+
+    assert old in world.names()
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_a_wrong_spec_after_a_rollback_leaves_what_serves_alone() -> None:
+    world = await served()
+    first = world.names()
+    change(world, contextTokens=2048)
+    await world.settle()
+    change(world, contextTokens=1024)
+    await world.settle()
+    assert world.names() == first
+
+    change(world, contextTokens=1024, model="Qwen/Nope")
+    await world.settle()
+
+    assert world.names() == first
+
+
+async def test_a_relabelled_revision_is_put_right_and_disturbs_nothing() -> None:
+    world = await served()
+    pods, [revision] = world.names(), world.names(CONTROLLER_REVISIONS)
+    world.api.edit(CONTROLLER_REVISIONS, revision, lambda item: item["metadata"]["labels"].update({LABEL: "zzzz"}))
+    await world.settle()
+
+    assert world.api.one(CONTROLLER_REVISIONS, revision)["metadata"]["labels"][LABEL] == revision[-8:]
+    assert world.names() == pods
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_a_refused_event_does_not_keep_the_status_back() -> None:
+    world = await World().start()
+
+    def admit(_verb: str, manifest: Manifest) -> None:
+        if manifest["kind"] == "Event":
+            raise Forbidden(403, "Forbidden", "exceeded quota: count/events")
+
+    world.api.admit = admit
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_without_the_right_to_make_the_key_the_deployments_are_served() -> None:
+    world = World(config=replace(CONFIG, gateway=GatewayConfig("system", "keys", "keys")))
+
+    def admit(_verb: str, manifest: Manifest) -> None:
+        if manifest["kind"] == "Secret":
+            raise Forbidden(403, "Forbidden", "no")
+
+    world.api.admit = admit
+    await world.start()
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+
+    assert len(world.names(PODS)) == 1
+    assert world.conditions()["Ready"] == ("True", "Serving")

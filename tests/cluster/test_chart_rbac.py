@@ -11,11 +11,11 @@ from tests.cluster.chart import NAMESPACED, Manifest, all_values, environment, o
 pytestmark = pytest.mark.cluster
 
 OPERATOR_RULES = {
-    ("qwen-operator.dev", "qwendeployments"): "get list watch",
+    ("qwen-operator.dev", "qwendeployments"): "list watch",
     ("qwen-operator.dev", "qwendeployments/status"): "patch",
     ("qwen-operator.dev", "qwendeployments/finalizers"): "update",
     ("", "pods"): "get list watch create patch delete",
-    ("", "services"): "get list watch create patch delete",
+    ("", "services"): "get list watch create patch",
     ("apps", "controllerrevisions"): "get list watch create patch delete",
     ("", "events"): "create",
 }

@@ -140,7 +140,11 @@ class Checkpoint:
             return f"GGUF weights run on one GPU only, not on TP {tp}"
         if self.experts is not None:
             return f"the width of one quantized expert is not among the facts, so TP {tp} cannot be checked"
-        group = _BLOCK if self.quantization.method == "fp8" else self.quantization.group_size
+        group = self.quantization.group_size
+        if self.quantization.method in ("fp8", "gptq", "awq"):
+            # SGLang's row-parallel layers and the Marlin kernels take steps of 128 whatever the group size is; a bad
+            # split is not refused at load and fails late.
+            group = max(_BLOCK, group or _BLOCK)
         widths = {"attention output": self.heads * self.head_dim, "MLP": self.intermediate}
         if self.quantization.method == "fp8":
             widths["KV projection"] = self.kv_heads * self.head_dim * max(1, tp // self.kv_heads)

@@ -28,7 +28,7 @@ _HOME = "/home/qwen"
 _USER = 65532
 
 _PRESTOP_SECONDS = 5
-# The gateway's longest request, the preStop wait and SGLang's own steps of 5 s.
+# Ten minutes for what runs, the preStop wait and SGLang's own steps of 5 s. A longer answer is cut when its pod goes.
 _GRACE_SECONDS = 630
 _INSPECTION_SECONDS = 600
 _STARTUP_PERIOD = 5

@@ -26,6 +26,8 @@ RESERVED: Mapping[str, str] = {
     "--port": "the operator sets the port",
     "--api-key": "keys are checked by the gateway, set them there",
     "--admin-api-key": "keys are checked by the gateway, set them there",
+    "--ssl-keyfile": "probes and the gateway speak plain HTTP to the engine",
+    "--ssl-certfile": "probes and the gateway speak plain HTTP to the engine",
     "--nnodes": "replicas over several nodes are not supported yet",
     "--node-rank": "replicas over several nodes are not supported yet",
     "--dist-init-addr": "replicas over several nodes are not supported yet",

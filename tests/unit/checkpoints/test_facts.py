@@ -126,7 +126,8 @@ SPLITS: dict[str, tuple[dict[str, Any], list[int]]] = {
         [1, 2, 4, 8, 16, 32, 64],
     ),
     "odd output width": ({"heads": 14, "kv_heads": 2, "intermediate": 4864, "quantization": G128}, [1]),
-    "per column": ({"quantization": Quantization("gptq", 4, None)}, [1, 2, 4, 8, 16]),
+    "per column": ({"quantization": Quantization("gptq", 4, None)}, [1, 2]),
+    "small groups": ({"quantization": Quantization("awq", 4, 32)}, [1, 2]),
     "GGUF": ({"quantization": Quantization("gguf", 4, None)}, [1]),
     "FP8": (
         {"heads": 32, "kv_heads": 8, "head_dim": 128, "intermediate": 12288, "quantization": FP8},

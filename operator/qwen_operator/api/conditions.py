@@ -29,7 +29,6 @@ class Reason(StrEnum):
     SERVING = "Serving"
     SCALED = "Scaled"
     FITS = "Fits"
-    INSPECTED = "Inspected"
     LOADED = "Loaded"
     # on the way
     PENDING = "Pending"

@@ -3,7 +3,6 @@
 from qwen_operator.kube.api import (
     CONTROLLER_REVISIONS,
     EVENTS,
-    LEASES,
     NODES,
     PODS,
     QWENDEPLOYMENTS,
@@ -27,7 +26,6 @@ from qwen_operator.kube.api import (
 __all__ = [
     "CONTROLLER_REVISIONS",
     "EVENTS",
-    "LEASES",
     "NODES",
     "PODS",
     "QWENDEPLOYMENTS",

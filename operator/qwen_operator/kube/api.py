@@ -42,7 +42,6 @@ SERVICES = Resource("", "v1", "services", "Service")
 CONTROLLER_REVISIONS = Resource("apps", "v1", "controllerrevisions", "ControllerRevision")
 EVENTS = Resource("", "v1", "events", "Event")
 SECRETS = Resource("", "v1", "secrets", "Secret")
-LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
 
 class ApiError(Exception):

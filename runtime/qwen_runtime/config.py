@@ -114,6 +114,8 @@ def facts(config: Mapping[str, Any], hints: Hints) -> dict[str, Any]:
     layers = text.whole("num_hidden_layers", 10_000)
     hidden = text.whole("hidden_size", 1_000_000)
     heads = text.whole("num_attention_heads", 10_000)
+    experts = _experts(text)
+    attention_layers = _attention_layers(text, layers)
     return {
         "architecture": architecture,
         "modelType": top.name("model_type"),
@@ -128,7 +130,14 @@ def facts(config: Mapping[str, Any], hints: Hints) -> dict[str, Any]:
         "maxPositions": text.whole("max_position_embeddings", 100_000_000),
         "tieWordEmbeddings": _tied(text, top, hints),
         "quantization": _quantization(text, top),
-        "experts": _experts(text),
+        "experts": experts,
+        "attentionLayers": attention_layers,
+        "denseLayers": _dense_layers(text, layers) if experts else layers,
+        "expertIntermediate": _width(text, "moe_intermediate_size") if experts else None,
+        "sharedIntermediate": _width(text, "shared_expert_intermediate_size") if experts else None,
+        "linear": _linear(text, layers - attention_layers),
+        "rope": _rope(text),
+        "multimodal": top.has("vision_config"),
     }
 
 
@@ -188,6 +197,70 @@ def _experts(text: Fields) -> int | None:
     return None
 
 
+def _width(text: Fields, name: str) -> int | None:
+    """None where the field is absent or 0, which is how a model without a shared expert writes it."""
+    return (text.whole(name, 10_000_000, low=0) or None) if text.has(name) else None
+
+
+def _dense_layers(text: Fields, layers: int) -> int:
+    """Layers of a model with experts that have a plain MLP instead."""
+    step = text.whole("decoder_sparse_step", 10_000) if text.has("decoder_sparse_step") else 1
+    plain = text.values.get("mlp_only_layers") or []
+    if not isinstance(plain, list):
+        raise text.refuse("mlp_only_layers", "a list of layer numbers")
+    return sum(index in plain or (index + 1) % step != 0 for index in range(layers))
+
+
+def _attention_layers(text: Fields, layers: int) -> int:
+    """Layers with a KV cache. Hybrids list them in `layer_types`, or have every `full_attention_interval`th (4)."""
+    if not text.has("linear_num_value_heads"):
+        return layers
+    if text.has("layer_types"):
+        types = text.values["layer_types"]
+        count = types.count("full_attention") if isinstance(types, list) and len(types) == layers else 0
+        if count == 0:
+            raise text.refuse("layer_types", f"a list of {layers} entries, at least one of them full_attention")
+        return count
+    interval = text.whole("full_attention_interval", layers) if text.has("full_attention_interval") else 4
+    return max(1, layers // interval)
+
+
+def _linear(text: Fields, layers: int) -> dict[str, int] | None:
+    if layers == 0:
+        return None
+    state = text.values.get("mamba_ssm_dtype") or "float32"
+    if state not in ("float32", "bfloat16", "float16"):
+        raise text.refuse("mamba_ssm_dtype", "one of float32, bfloat16, float16")
+    return {
+        "layers": layers,
+        "valueHeads": text.whole("linear_num_value_heads", 10_000),
+        "keyHeads": text.whole("linear_num_key_heads", 10_000),
+        "keyDim": text.whole("linear_key_head_dim", 10_000),
+        "valueDim": text.whole("linear_value_head_dim", 10_000),
+        "convKernel": text.whole("linear_conv_kernel_dim", 10_000),
+        "stateValueBytes": 4 if state == "float32" else 2,
+    }
+
+
+def _rope(text: Fields) -> dict[str, Any] | None:
+    """Scaling that extends the context; None for plain and for multimodal rotary embeddings, which have no factor."""
+    name = "rope_scaling" if text.has("rope_scaling") else "rope_parameters"
+    if not text.has(name):
+        return None
+    fields = text.nested(name)
+    if not fields.has("factor"):
+        return None
+    factor = fields.values["factor"]
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor <= 4096:
+        raise fields.refuse("factor", "a number from 1 to 4096")
+    original = "original_max_position_embeddings"
+    return {
+        "type": fields.name("rope_type" if fields.has("rope_type") else "type"),
+        "factor": float(factor),
+        "originalMaxPositions": fields.whole(original, 100_000_000) if fields.has(original) else None,
+    }
+
+
 def _tied(text: Fields, top: Fields, hints: Hints) -> bool:
     fields = _either(text, top, "tie_word_embeddings")
     return fields.flag("tie_word_embeddings") if fields.has("tie_word_embeddings") else not hints.has_lm_head
@@ -205,7 +278,16 @@ def _quantization(text: Fields, top: Fields) -> dict[str, Any] | None:
         bits, group = (4 if fields.has("load_in_4bit") and fields.flag("load_in_4bit") else 8), None
     else:
         bits, group = _bits(fields, method), _group_size(fields)
-    return {"method": method, "bits": bits, "groupSize": group}
+    block = group if fields.has("weight_block_size") else None
+    return {"method": method, "bits": bits, "groupSize": None if block else group, "block": block} | _signs(fields)
+
+
+def _signs(fields: Fields) -> dict[str, bool | None]:
+    """Whether values are symmetric around zero and, for GPTQ, in the order of activations; None where not said."""
+    symmetric = fields.flag("sym") if fields.has("sym") else None
+    if fields.has("zero_point"):
+        symmetric = not fields.flag("zero_point")
+    return {"symmetric": symmetric, "descAct": fields.flag("desc_act") if fields.has("desc_act") else None}
 
 
 def _bits(fields: Fields, method: str) -> int:

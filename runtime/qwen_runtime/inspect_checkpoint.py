@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qwen_runtime import config
+from qwen_runtime import config, weights
 from qwen_runtime.faults import Fault, shown
 from qwen_runtime.reasons import Reason
 from qwen_runtime.safetensors import Shard, opened, owner_and_mode, read_exactly, read_shard
@@ -45,11 +45,15 @@ def inspect(folder: Path) -> dict[str, Any]:
         raise Fault(Reason.MODEL_NOT_FOUND, f"The *.safetensors files of {folder} hold no tensors.")
     found = config.facts(parsed, _hints(shards))
     _check_tokenizer(folder, names)
+    tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
+    if found["quantization"] is not None:
+        found["quantization"]["plain"] = weights.plain_modules(tensors)
     return {
-        "version": 1,
+        "version": 2,
         **found,
+        **weights.parts(tensors, found["tieWordEmbeddings"]),
         "weightBytes": weight_bytes,
-        "tensors": sum(len(shard.names) for shard in shards),
+        "tensors": sum(len(shard.tensors) for shard in shards),
         "files": len(shards),
         "tokenizer": True,
         "configSha256": hashlib.sha256(raw).hexdigest(),
@@ -120,9 +124,10 @@ def _hints(shards: Iterable[Shard]) -> config.Hints:
     by_dtype = dict.fromkeys(_DTYPES, 0)
     has_lm_head = False
     for shard in shards:
-        has_lm_head = has_lm_head or any(name.endswith("lm_head.weight") for name in shard.names)
-        for dtype in by_dtype:
-            by_dtype[dtype] += shard.bytes_by_dtype.get(dtype, 0)
+        has_lm_head = has_lm_head or any(name.endswith("lm_head.weight") for name in shard.tensors)
+        for tensor in shard.tensors.values():
+            if tensor.dtype in by_dtype:
+                by_dtype[tensor.dtype] += tensor.size
     largest = max(by_dtype, key=lambda dtype: by_dtype[dtype])
     return config.Hints(_DTYPES[largest] if by_dtype[largest] else None, has_lm_head)
 

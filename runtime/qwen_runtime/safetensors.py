@@ -23,16 +23,23 @@ _LFS_POINTER = re.compile(rb"version https://git-lfs[^\n]*\n(?:[^\n]*\n)*?size (
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
-    """One file: bytes of tensor data by safetensors dtype (`BF16`, `I32`, ...), and the tensors' names."""
+class Tensor:
+    """Safetensors dtype (`BF16`, `I32`, ...) and bytes."""
 
-    bytes_by_dtype: Mapping[str, int]
-    names: frozenset[str]
+    dtype: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file: its tensors by name."""
+
+    tensors: Mapping[str, Tensor]
 
     @property
     def data_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(self.bytes_by_dtype.values())
+        return sum(tensor.size for tensor in self.tensors.values())
 
 
 def owner_and_mode(path: Path) -> str:
@@ -134,17 +141,17 @@ def parse_header(header: bytes, name: str) -> Shard:
     entries = parse_json(header, f"the header of {name}")
     entries.pop("__metadata__", None)
     ranges: list[tuple[int, int]] = []
-    by_dtype: dict[str, int] = {}
+    tensors: dict[str, Tensor] = {}
     for tensor, entry in entries.items():
         start, end, dtype = _entry(entry, tensor, name)
         ranges.append((start, end))
-        by_dtype[dtype] = by_dtype.get(dtype, 0) + end - start
+        tensors[tensor] = Tensor(dtype, end - start)
     position = 0
     for start, end in sorted(ranges):
         if start != position:
             raise _malformed(name, f"its tensors' data_offsets overlap or leave a gap at byte {position}")
         position = end
-    return Shard(by_dtype, frozenset(entries))
+    return Shard(tensors)
 
 
 def _entry(entry: Any, tensor: str, name: str) -> tuple[int, int, str]:

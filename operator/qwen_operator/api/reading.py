@@ -91,6 +91,8 @@ def _limit_faults(value: Any, schema: Schema) -> list[str]:
             faults.append(f"must be at most {schema['maximum']}")
     elif isinstance(value, str):
         faults += _length_faults(len(value), schema, "Length", "characters")
+        if value not in schema.get("enum", (value,)):
+            faults.append(f"must be one of {', '.join(schema['enum'])}")
         pattern = schema.get("pattern")
         # Python's "$" also matches before a final newline, RE2's does not.
         if pattern and not re.search(re.sub(r"\$$", r"\\Z", pattern), value, re.ASCII):

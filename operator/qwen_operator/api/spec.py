@@ -125,8 +125,34 @@ class Hardware:
         items={"min_length": 1, "max_length": 63, "pattern": r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"},
     )
     max_gpus_per_replica: int | None = described(
-        "The most GPUs that one replica may take. Not set: all of one node.", default=None, minimum=1, maximum=64
+        "The most GPUs that one replica may take. Not set: as many as there are.", default=None, minimum=1, maximum=64
     )
+
+
+def _request_within_context(spec: Mapping[str, Any]) -> bool:
+    workload, context = spec.get("workload") or {}, spec.get("contextTokens")
+    given = [workload.get(name) or default for name, default in (("inputTokens", 2048), ("outputTokens", 512))]
+    return context is None or not spec.get("workload") or sum(given) <= context
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What has to fit at the same time."""
+
+    concurrency: int = described(
+        "Requests that run at the same time on one replica. Example: 16.", minimum=1, maximum=4096
+    )
+    input_tokens: int = described(
+        "Tokens of the prompt of a typical request. Not set: 2048.", default=2048, minimum=1, maximum=16777216
+    )
+    output_tokens: int = described(
+        "Tokens of the answer to a typical request. Not set: 512.", default=512, minimum=1, maximum=16777216
+    )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all running requests together."""
+        return self.concurrency * (self.input_tokens + self.output_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +234,13 @@ class Engine:
         list_type="map",
         list_map_keys=["name"],
     )
+    kv_cache_type: str = described(
+        "Type of the values in the KV cache. Auto: that of the model, 2 bytes, never an 8-bit one. BFloat16: 2 bytes. "
+        "Fp8E4m3: 1 byte, so twice as many tokens fit, at some loss of accuracy; needs compute capability 8.9. "
+        "Not set: Auto.",
+        default="Auto",
+        enum=["Auto", "BFloat16", "Fp8E4m3"],
+    )
     startup_seconds: int | None = described(
         "Seconds from the start of the container until it answers. Not set: planned, 240 s and one second per "
         "10^9 bytes of weights. A container that takes more than twice as long is restarted.",
@@ -234,6 +267,14 @@ class Spec:
             "parallelism.tensor must be at most hardware.maxGpusPerReplica: lower the first or raise the second",
             _tensor_within_limit,
         ),
+        Rule(
+            "!has(self.contextTokens) || !has(self.workload) || (has(self.workload.inputTokens) ? "
+            "self.workload.inputTokens : 2048) + (has(self.workload.outputTokens) ? self.workload.outputTokens : 512) "
+            "<= self.contextTokens",
+            "contextTokens must hold one request of workload, inputTokens (2048) and outputTokens (512) together: "
+            "raise the first or lower the others",
+            _request_within_context,
+        ),
     )
 
     model: str = described(
@@ -255,11 +296,18 @@ class Spec:
         "Where the bytes are. Not set: on Hugging Face, under the name of the model.", default=None
     )
     context_tokens: int | None = described(
-        "Longest request, input and output together, in tokens. Not set: the model's own limit, which is also the "
-        "most. A smaller value needs less GPU memory. Example: 8192.",
+        "Longest request, input and output together, in tokens. Not set: the model's own limit. A smaller value needs "
+        "less GPU memory; a larger one, up to four times the limit, is reached by YaRN, which makes answers to short "
+        "requests slightly worse. Example: 8192.",
         default=None,
         minimum=1,
         maximum=16777216,
+    )
+    workload: Workload | None = described(
+        "Requests that have to fit on one replica at the same time, by the room for tokens that they take. Not set: "
+        "one request of contextTokens; how many typical ones fit is reported. Example: {concurrency: 16, "
+        "inputTokens: 2048, outputTokens: 512}.",
+        default=None,
     )
     hardware: Hardware = described("Which GPUs may be used. Not set: any.", default=Hardware)
     parallelism: Parallelism = described("Overrides of the planned split over GPUs.", default=Parallelism)

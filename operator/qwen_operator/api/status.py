@@ -114,6 +114,7 @@ def _shortened(status: dict[str, Any]) -> dict[str, Any]:
             holder["steps"] = holder["steps"][:_STEPS]
     for holder, key, first in (
         (no_fit, "steps", False),
+        (no_fit, "alternatives", False),
         (plan, "steps", False),
         (failure, "log", True),
         (plan, "args", False),

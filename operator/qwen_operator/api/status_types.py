@@ -32,6 +32,7 @@ class ModelFacts:
 @dataclass(frozen=True, slots=True)
 class PlannedParallelism:
     tensor: int = described("GPUs that the model is split over.")
+    expert: int = described("Groups that the experts are divided among. Not set: 1.", default=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,36 @@ class PlanStatus:
     steps: tuple[str, ...] = described(
         "The arithmetic behind the plan, line by line, and what is not known.", max_items=64, list_type="atomic"
     )
+    nodes_per_replica: int = described("Nodes that each replica takes.", default=1)
+    max_running_requests: int = described("Requests that a replica runs at the same time; more wait.", default=0)
+    typical_requests: int = described(
+        "How many requests of spec.workload (not set: 2048 + 512 tokens) fit into kvTokens.", default=0
+    )
+    kv_cache_type: str = described("Type of the values in the KV cache, as SGLang calls it.", default="", max_length=32)
 
 
 @dataclass(frozen=True, slots=True)
 class AlternativeStatus:
-    context_tokens: int = described("Set spec.contextTokens to this, or lower.")
+    context_tokens: int = described("Longest request in tokens.")
     gpu_product: str = described("On GPUs of this product.", max_length=128)
     gpus_per_replica: int = described("Number of GPUs per replica.")
+    kind: str = described(
+        "What is changed: Quantization, KvCache, Context, Workload, Limits, Product or Nodes.",
+        default="",
+        max_length=32,
+    )
+    patch: str = described(
+        "What to set, as a JSON merge patch: kubectl patch qd NAME --type merge -p PATCH. {}: nothing but hardware.",
+        default="",
+        max_length=_TEXT,
+    )
+    hardware: str = described(
+        "Nodes of a product that would have to be there in all: PRODUCT=GPUSxNODES. Empty: what is there suffices.",
+        default="",
+        max_length=128,
+    )
+    kv_tokens: int = described("Predicted room for tokens of all running requests together.", default=0)
+    nodes_per_replica: int = described("Number of nodes per replica.", default=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +89,7 @@ class NoFitStatus:
         "The arithmetic that ends in what is missing.", default=(), max_items=64, list_type="atomic"
     )
     alternatives: tuple[AlternativeStatus, ...] = described(
-        "What would fit; each is a plan when written into the spec.", default=(), max_items=16, list_type="atomic"
+        "What would fit; each is a plan when done.", default=(), max_items=16, list_type="atomic"
     )
 
 

@@ -1,21 +1,53 @@
 """Facts of published Qwen checkpoints, so that a well-known model is planned without reading a file.
 
-The data file says for each row how its values were checked. Weight bytes are those of the tensors in GPU memory at
-16 bits; a file on disk can be larger (a tied embedding that is stored twice).
+The data file holds the config.json of each model with what its variants change, and says for each row where the
+values come from. Facts are derived from it by the same code that reads a real config.json. Weight bytes are those of
+the tensors in GPU memory, computed from the shapes; a file on disk can be larger (a tied embedding that is stored
+twice, a layer for multi-token prediction).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
-from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
+from qwen_operator.checkpoints.config import from_config
+from qwen_operator.checkpoints.facts import CATALOG, Checkpoint, Quantization
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """One published repository.
+
+    `family` names generation and size, e.g. "Qwen1.5-72B"; `format` is bf16, gptq_int4, gptq_int8, awq_int4, fp8 or
+    gguf. `verified` is false where a value was inferred and neither a config.json nor a published total confirms it.
+    """
+
+    repository: str
+    family: str
+    format: str
+    checkpoint: Checkpoint
+    verified: bool
 
 
 def lookup(model: str) -> Checkpoint | None:
     """The catalog's facts for a repository id such as Qwen/Qwen1.5-7B-Chat, or None."""
-    return _rows().get(model)
+    found = entry(model)
+    return None if found is None else found.checkpoint
+
+
+@cache
+def entry(model: str) -> CatalogEntry | None:
+    """The catalog's row for a repository id, or None."""
+    row = _rows().get(model)
+    if row is None:
+        return None
+    base, variant = row
+    return CatalogEntry(model, base["family"], variant["format"], _checkpoint(base, variant), variant["verified"])
 
 
 def names() -> tuple[str, ...]:
@@ -23,11 +55,20 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_rows()))
 
 
+def entries() -> tuple[CatalogEntry, ...]:
+    """All rows, in the order of the data: by generation, then size, then format."""
+    return tuple(found for name in _rows() if (found := entry(name)) is not None)
+
+
+def _checkpoint(base: Mapping[str, Any], variant: Mapping[str, Any]) -> Checkpoint:
+    config = base["config"] | variant.get("config", {})
+    facts = from_config(config, weight_bytes=variant.get("weight_bytes"), source=CATALOG)
+    if variant["format"] == "gguf":
+        return replace(facts, quantization=Quantization("gguf", variant["bits"], None))
+    return facts
+
+
 @cache
-def _rows() -> dict[str, Checkpoint]:
+def _rows() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     data = json.loads(files(__package__).joinpath("catalog.json").read_text(encoding="utf-8"))
-    return {
-        repository: Checkpoint.from_json({**row["facts"], "source": CATALOG, "digest": ""})
-        for row in data["models"]
-        for repository in row["repositories"]
-    }
+    return {row["repository"]: (model, row) for model in data["models"] for row in model["checkpoints"]}

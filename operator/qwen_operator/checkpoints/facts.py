@@ -1,60 +1,131 @@
 """What a model is, in bytes and shapes: the facts that decide how it can be split and what it costs.
 
-Facts come from the catalog that ships with the operator or from an inspection of the real files; they are
-never guessed from the size in a model's name.
+Facts come from the catalog that ships with the operator, from a public hub, or from an inspection of the real files;
+they are never guessed from the size in a model's name.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
+from qwen_operator.checkpoints import parallel
+from qwen_operator.checkpoints.reading import Fields, InvalidFactsError
+
+__all__ = [
+    "CATALOG",
+    "HUB",
+    "INSPECTION",
+    "Checkpoint",
+    "InvalidFactsError",
+    "LinearAttention",
+    "Module",
+    "Quantization",
+    "RopeScaling",
+]
+
 CATALOG = "Catalog"
+HUB = "Hub"
 INSPECTION = "Inspection"
 
 DTYPES = ("bfloat16", "float16", "float32")
 # SGLang's `--dtype auto` serves float32 checkpoints as float16, and its KV cache has the dtype of the model.
 KV_BYTES_PER_VALUE = 2
-# FP8 checkpoints scale their weights in blocks of 128 x 128.
-_BLOCK = 128
+# The vocabulary is padded to this many rows and to the number of ranks.
+_VOCAB_STEP = 64
 
-# Above these a report is broken or hostile, not a model. Values are (name in the report, upper bound).
-_COUNTS = {
-    "layers": ("layers", 4096),
-    "hidden": ("hidden", 1 << 20),
-    "heads": ("heads", 1 << 14),
-    "kv_heads": ("kvHeads", 1 << 14),
-    "head_dim": ("headDim", 1 << 14),
-    "intermediate": ("intermediate", 1 << 24),
-    "vocab": ("vocab", 1 << 24),
-    "max_positions": ("maxPositions", 1 << 28),
-    "weight_bytes": ("weightBytes", 1 << 46),
-}
-_MAX_EXPERTS = 1 << 16
-_MAX_BITS = 16
-_TEXT_LIMIT = 128
+# Above these a report is broken or hostile, not a model.
+MAX_LAYERS = 4096
+MAX_WIDTH = 1 << 24
+MAX_HEADS = 1 << 14
+MAX_HIDDEN = 1 << 20
+MAX_POSITIONS = 1 << 28
+MAX_BYTES = 1 << 46
+MAX_EXPERTS = 1 << 16
+MAX_BITS = 16
+MAX_FACTOR = 4096.0
+_MAX_TEXT = 128
+
+_FAMILIES = {
+    "Qwen2": "Qwen2", "Qwen2Moe": "Qwen2", "Qwen2VL": "Qwen2-VL", "Qwen2_5_VL": "Qwen2.5-VL",
+    "Qwen3": "Qwen3", "Qwen3Moe": "Qwen3", "Qwen3VL": "Qwen3-VL", "Qwen3VLMoe": "Qwen3-VL", "Qwen3Next": "Qwen3-Next",
+    "Qwen3_5": "Qwen3.5", "Qwen3_5Moe": "Qwen3.5",
+}  # fmt: skip
+# Formats that SGLang 0.5.23 loads. Only the sizes of gptq, awq and fp8 can be computed; of others they are read.
+_SERVED = ("auto-round", "awq", "bitsandbytes", "compressed-tensors", "fp8", "gguf", "gptq", "modelopt", "modelopt_fp4",
+           "modelopt_fp8", "modelopt_mixed", "moe_wna16", "mxfp4", "mxfp8", "quark", "w4afp8", "w8a8_fp8",
+           "w8a8_int8")  # fmt: skip
+_REPORT_NAMES = {"tied": "tieWordEmbeddings", "digest": "configSha256"}
 
 
-class InvalidFactsError(ValueError):
-    """A report or a stored record that cannot be facts; the text names the field, the value and the bound."""
+class Module(StrEnum):
+    """Kinds of linear layers that a quantization may leave out; the values are their names in checkpoints."""
+
+    ATTENTION = "self_attn"
+    LINEAR_ATTENTION = "linear_attn"
+    MLP = "mlp"
+    EXPERTS = "mlp.experts"
+    SHARED_EXPERT = "mlp.shared_expert"
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How the linear layers are stored. `group_size` is None where scales are not per group."""
+    """How the linear layers are stored.
+
+    `group_size` is None where scales are not per group, `block` the edge of FP8's square blocks or None where a scale
+    covers a channel or the whole tensor. `symmetric` and `desc_act` are None where the files do not say. `plain` are
+    the kinds of layers that were left at 16 bits.
+    """
 
     method: str
     bits: int
     group_size: int | None
+    symmetric: bool | None = None
+    desc_act: bool | None = None
+    block: int | None = None
+    plain: tuple[Module, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LinearAttention:
+    """The layers of a hybrid that keep a state of fixed size per request instead of a KV cache (gated delta net).
+
+    `conv_kernel` is the width of the causal convolution, `state_value_bytes` the size of one value of the state.
+    """
+
+    layers: int
+    value_heads: int
+    key_heads: int
+    key_dim: int
+    value_dim: int
+    conv_kernel: int
+    state_value_bytes: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """What config.json itself sets to reach beyond the trained positions; `type` for example yarn."""
+
+    type: str
+    factor: float
+    original_max_positions: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The facts of one checkpoint; sizes in bytes, counts as they stand in its config.json.
 
-    `intermediate` is the width of the MLP, `experts` the number of routed experts or None for a dense model.
-    `source` is "Catalog" or "Inspection"; `digest` the SHA-256 of the inspected config.json, "" for the catalog.
+    `intermediate` is the width of the plain MLP, used by `dense_layers` layers (all of a dense model, usually none of a
+    model with experts). `experts` is the number of routed experts or None, `expert_intermediate` the width of one,
+    `shared_intermediate` that of the shared expert. `attention_layers` have a KV cache; `linear` are the others.
+
+    `weight_bytes` are those that stay in GPU memory on one GPU. Of them `replicated_bytes` (norms, router) are on every
+    rank, `kv_weight_bytes` (K and V projections) are copied once there are more ranks than KV heads, and the rest is
+    divided. `source` is "Catalog", "Hub" or "Inspection"; `digest` the SHA-256 of the config.json, "" for the catalog.
     """
 
     architecture: str
@@ -73,135 +144,240 @@ class Checkpoint:
     weight_bytes: int
     source: str
     digest: str
+    attention_layers: int
+    dense_layers: int
+    expert_intermediate: int | None
+    shared_intermediate: int | None
+    linear: LinearAttention | None
+    rope: RopeScaling | None
+    multimodal: bool
+    replicated_bytes: int
+    kv_weight_bytes: int
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back into an equal value."""
-        return asdict(self)
+        record = asdict(self)
+        if self.quantization is not None:
+            record["quantization"]["plain"] = [module.value for module in self.quantization.plain]
+        return record
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Checkpoint:
-        """The inverse of `to_json`; raises InvalidFactsError on anything else."""
-        quantization = record.get("quantization")
-        report = {name: record.get(key) for key, (name, _) in _COUNTS.items()}
-        report |= {key: record.get(key) for key in ("architecture", "dtype", "experts")}
-        report |= {"version": 1, "tieWordEmbeddings": record.get("tied"), "configSha256": record.get("digest")}
-        if isinstance(quantization, Mapping):
-            quantization = {**quantization, "groupSize": quantization.get("group_size")}
-        return _read({**report, "quantization": quantization}, _text(record, "source"))
+        """The inverse of `to_json`; raises InvalidFactsError on anything else.
+
+        Reads the records of earlier versions too, which lack the fields after `digest`; those are derived.
+        """
+        return _read(Fields(_as_report(record)), _text(Fields(record), "source"))
 
     @classmethod
     def from_inspection(cls, report: Mapping[str, Any]) -> Checkpoint:
-        """Facts from the inspection's success report (version 1); raises InvalidFactsError."""
-        if report.get("version") != 1:
-            raise InvalidFactsError(f"version is {report.get('version')!r}, this operator reads version 1")
-        return _read(report, INSPECTION)
+        """Facts from the inspection's success report (version 1 or 2); raises InvalidFactsError."""
+        if report.get("version") not in (1, 2):
+            raise InvalidFactsError(f"version is {report.get('version')!r:.80}, this operator reads versions 1 and 2")
+        facts = _read(Fields(report), INSPECTION)
+        if facts.quantization is not None and facts.quantization.method not in _SERVED:
+            raise Fields(report["quantization"], "quantization.").refuse("method", "one of " + ", ".join(_SERVED))
+        return facts
+
+    @property
+    def family(self) -> str:
+        """The generation that the model class belongs to, e.g. "Qwen3", or "" for a class that is not known.
+
+        Qwen1.5, Qwen2 and Qwen2.5 share one class and are all "Qwen2"; no file of a checkpoint tells them apart.
+        """
+        name = re.sub(r"For(CausalLM|ConditionalGeneration)$", "", self.architecture)
+        return _FAMILIES.get(name, "")
 
     @property
     def quantization_name(self) -> str:
         """For people: the weights' format, e.g. "bfloat16" or "gptq 4 bit"."""
         return f"{self.quantization.method} {self.quantization.bits} bit" if self.quantization else self.dtype
 
-    def kv_bytes_per_token(self, tp: int) -> int:
-        """Bytes of KV cache per token and GPU: 2 (K and V) x KV heads on one GPU x head dim x layers x 2 bytes.
+    def weight_bytes_per_rank(self, tp: int, ep: int = 1) -> int:
+        """Bytes of weights on the fullest of `tp` ranks.
 
-        With more GPUs than KV heads SGLang replicates the heads, so the value stops shrinking at one head.
+        `ep` changes which part of the experts a rank holds, not how much: ep groups have 1/ep of the experts each and
+        their tp / ep members 1/(tp / ep) of every expert.
         """
-        return 2 * max(1, self.kv_heads // tp) * self.head_dim * self.layers * KV_BYTES_PER_VALUE
+        del ep
+        copied = self.kv_weight_bytes * max(1, self.kv_heads // tp) // self.kv_heads
+        divided = self.weight_bytes - self.replicated_bytes - self.kv_weight_bytes + self._padding_bytes(tp)
+        return self.replicated_bytes + copied + -(-divided // tp)
 
-    def tensor_parallel_refusal(self, tp: int) -> str | None:
-        """None if SGLang can split this checkpoint over `tp` GPUs, else the reason as a sentence.
+    def _padding_bytes(self, tp: int) -> int:
+        rows = -self.vocab % math.lcm(_VOCAB_STEP, tp)
+        return rows * self.hidden * 2 * (1 if self.tied else 2)
 
-        The rules are those that SGLang 0.5.23 asserts while it loads: attention and KV heads, MLP width, number of
-        experts, and the alignment of each GPU's share with the quantization groups.
+    def kv_bytes_per_token(self, tp: int, value_bytes: int = KV_BYTES_PER_VALUE) -> int:
+        """Bytes of KV cache per token and rank: K and V x KV heads on the rank x head dim x layers with a cache.
+
+        With more ranks than KV heads SGLang replicates the heads, so the value stops shrinking at one head.
         """
-        if tp < 1:
-            return f"TP {tp} is not a number of GPUs: it must be at least 1"
-        if tp == 1:
-            return None
-        return self._uneven_split(tp) or self._unaligned_groups(tp)
+        return 2 * max(1, self.kv_heads // tp) * self.head_dim * self.attention_layers * value_bytes
 
-    def _uneven_split(self, tp: int) -> str | None:
-        if self.heads % tp:
-            return f"{self.heads} attention heads are not divisible by TP {tp}"
-        if self.kv_heads >= tp and self.kv_heads % tp:
-            return f"{self.kv_heads} KV heads are not divisible by TP {tp}"
-        if self.kv_heads < tp and tp % self.kv_heads:
-            return f"TP {tp} is not a multiple of the {self.kv_heads} KV heads, which would have to be copied"
-        if self.experts is not None and tp > self.experts:
-            return f"TP {tp} is more than the {self.experts} experts"
-        if self.experts is None and self.intermediate % tp:
-            return f"the MLP width {self.intermediate} is not divisible by TP {tp}"
-        return None
+    def state_bytes_per_request(self, tp: int) -> int:
+        """Bytes per rank that one request keeps for the linear-attention layers whatever its length; 0 without any."""
+        linear = self.linear
+        if linear is None:
+            return 0
+        state = linear.value_heads * linear.key_dim * linear.value_dim * linear.state_value_bytes
+        channels = 2 * linear.key_heads * linear.key_dim + linear.value_heads * linear.value_dim
+        return linear.layers * -(-(state + channels * (linear.conv_kernel - 1) * 2) // tp)
 
-    def _unaligned_groups(self, tp: int) -> str | None:
-        if self.quantization is None:
-            return None
-        if self.quantization.method == "gguf":
-            return f"GGUF weights run on one GPU only, not on TP {tp}"
-        if self.experts is not None:
-            return f"the width of one quantized expert is not among the facts, so TP {tp} cannot be checked"
-        group = self.quantization.group_size
-        if self.quantization.method in ("fp8", "gptq", "awq"):
-            # SGLang's row-parallel layers and the Marlin kernels take steps of 128 whatever the group size is; a bad
-            # split is not refused at load and fails late.
-            group = max(_BLOCK, group or _BLOCK)
-        widths = {"attention output": self.heads * self.head_dim, "MLP": self.intermediate}
-        if self.quantization.method == "fp8":
-            widths["KV projection"] = self.kv_heads * self.head_dim * max(1, tp // self.kv_heads)
-        for name, width in widths.items():
-            if group is not None and width % (tp * group):
-                return f"{name} width {width} / TP {tp} is not a multiple of the quantization group of {group}"
-        return None
+    def parallel_refusal(self, tp: int, ep: int = 1) -> str | None:
+        """None if SGLang can split this checkpoint over `tp` ranks and `ep` expert groups, else one reason sentence."""
+        return parallel.refusal(self, tp, ep)
+
+    def valid_parallel(self, max_gpus: int) -> tuple[tuple[int, int], ...]:
+        """All valid (tp, ep) with tp <= `max_gpus`, fewer GPUs first, then the smaller ep."""
+        return parallel.valid(self, max_gpus)
 
 
-def _read(report: Mapping[str, Any], source: str) -> Checkpoint:
-    counts = {key: _count(report, name, limit) for key, (name, limit) in _COUNTS.items()}
-    if counts["heads"] % counts["kv_heads"]:
-        raise InvalidFactsError(f"heads {counts['heads']} is not a multiple of kvHeads {counts['kv_heads']}")
-    tied = report.get("tieWordEmbeddings")
-    if not isinstance(tied, bool):
-        raise InvalidFactsError(f"tieWordEmbeddings is {tied!r}, it must be true or false")
-    dtype = _text(report, "dtype")
-    if dtype not in DTYPES:
-        raise InvalidFactsError(f"dtype is {dtype!r}, it must be one of {', '.join(DTYPES)}")
-    digest = report.get("configSha256")
-    if not isinstance(digest, str) or len(digest) > _TEXT_LIMIT:
-        raise InvalidFactsError(f"configSha256 is {digest!r:.80}, it must be text of at most {_TEXT_LIMIT} characters")
+def _as_report(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the names of a report, which are also those of the messages."""
+    return {
+        _REPORT_NAMES.get(key, re.sub(r"_(\w)", lambda match: match[1].upper(), key)): (
+            _as_report(value) if isinstance(value, Mapping) else value
+        )
+        for key, value in record.items()
+    }
+
+
+def _read(report: Fields, source: str) -> Checkpoint:
+    shape = _shape(report)
+    layers, experts = shape["layers"], shape["experts"]
+    attention_layers = report.optional("attentionLayers", layers)
+    dense_layers = report.optional("denseLayers", layers, low=0)
+    kv, replicated = _parts(report, shape)
     return Checkpoint(
-        architecture=_text(report, "architecture"),
-        dtype=dtype,
-        tied=tied,
-        quantization=_quantization(report.get("quantization")),
-        experts=None if report.get("experts") is None else _count(report, "experts", _MAX_EXPERTS),
+        **shape,
+        dtype=report.one_of("dtype", DTYPES),
+        quantization=_quantization(report),
         source=source,
-        digest=digest,
-        **counts,
+        digest=_digest(report),
+        attention_layers=layers if attention_layers is None else attention_layers,
+        dense_layers=dense_layers if dense_layers is not None else layers if experts is None else 0,
+        linear=_linear(report, layers),
+        rope=_rope(report),
+        multimodal=bool(report.optional_flag("multimodal")),
+        replicated_bytes=replicated,
+        kv_weight_bytes=kv,
     )
 
 
-def _quantization(value: Any) -> Quantization | None:
-    if value is None:
+def _shape(report: Fields) -> dict[str, Any]:
+    """The plain numbers, by the names of Checkpoint's fields."""
+    layers = report.whole("layers", MAX_LAYERS)
+    heads = report.whole("heads", MAX_HEADS)
+    kv_heads = report.whole("kvHeads", MAX_HEADS)
+    if heads % kv_heads:
+        raise InvalidFactsError(f"heads {heads} is not a multiple of kvHeads {kv_heads}")
+    return {
+        "architecture": report.name("architecture"),
+        "layers": layers,
+        "hidden": report.whole("hidden", MAX_HIDDEN),
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": report.whole("headDim", MAX_HEADS),
+        "intermediate": report.whole("intermediate", MAX_WIDTH),
+        "vocab": report.whole("vocab", MAX_WIDTH),
+        "max_positions": report.whole("maxPositions", MAX_POSITIONS),
+        "tied": report.flag("tieWordEmbeddings"),
+        "experts": report.optional("experts", MAX_EXPERTS),
+        "expert_intermediate": report.optional("expertIntermediate", MAX_WIDTH),
+        "shared_intermediate": report.optional("sharedIntermediate", MAX_WIDTH),
+        "weight_bytes": _resident_bytes(report),
+    }
+
+
+def _resident_bytes(report: Fields) -> int:
+    """An inspection counts all tensors and says apart which of them are not loaded."""
+    total = report.whole("weightBytes", MAX_BYTES)
+    return total - (report.optional("idleBytes", total - 1, low=0) or 0)
+
+
+def _digest(report: Fields) -> str:
+    digest = report.values.get("configSha256")
+    if not isinstance(digest, str) or len(digest) > _MAX_TEXT:
+        raise report.refuse("configSha256", f"text of at most {_MAX_TEXT} characters")
+    return digest
+
+
+def _parts(report: Fields, shape: Mapping[str, Any]) -> tuple[int, int]:
+    """Bytes of the K and V projections and of what every rank holds.
+
+    As reported, else derived: the projections at 16 bits, the norms, and the router. A share that is taken too large
+    makes a rank's weights larger, never smaller.
+    """
+    total: int = shape["weight_bytes"]
+    if report.has("kvWeightBytes"):
+        kv = report.whole("kvWeightBytes", total, low=0)
+        return kv, report.whole("replicatedBytes", total - kv, low=0)
+    layers, hidden = shape["layers"], shape["hidden"]
+    kv = min(total, 2 * layers * hidden * 2 * shape["kv_heads"] * shape["head_dim"])
+    return kv, min(total - kv, 2 * hidden * (2 * layers + 1 + layers * (shape["experts"] or 0)))
+
+
+def _quantization(report: Fields) -> Quantization | None:
+    if not report.has("quantization"):
         return None
+    value = report.values["quantization"]
     if not isinstance(value, Mapping):
-        raise InvalidFactsError(f"quantization is {value!r:.80}, it must be null or an object")
+        raise report.refuse("quantization", "null or an object")
+    fields = Fields(value)
+    method = fields.name("method").lower()
     # -1 is how GPTQ writes "one scale per column", which puts no bound on the split.
-    per_group = value.get("groupSize") not in (None, -1)
+    group = None if value.get("groupSize") == -1 else fields.optional("groupSize", MAX_WIDTH)
+    # Before version 2 the edge of FP8's blocks stood in the group size.
+    block = fields.optional("block", MAX_WIDTH) or (group if method == "fp8" else None)
     return Quantization(
-        method=_text(value, "method").lower(),
-        bits=_count(value, "bits", _MAX_BITS),
-        group_size=_count(value, "groupSize", _COUNTS["intermediate"][1]) if per_group else None,
+        method=method,
+        bits=fields.whole("bits", MAX_BITS),
+        group_size=group,
+        symmetric=fields.optional_flag("symmetric"),
+        desc_act=fields.optional_flag("descAct"),
+        block=block,
+        plain=_plain(fields),
     )
 
 
-def _count(report: Mapping[str, Any], name: str, limit: int) -> int:
-    value = report.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
-        raise InvalidFactsError(f"{name} is {value!r:.80}, it must be a whole number from 1 to {limit}")
-    return value
+def _plain(fields: Fields) -> tuple[Module, ...]:
+    names = fields.values.get("plain") or ()
+    right = [module.value for module in Module]
+    if not isinstance(names, (list, tuple)) or not all(name in right for name in names):
+        raise fields.refuse("plain", "a list out of " + ", ".join(right))
+    return tuple(sorted({Module(name) for name in names}))
 
 
-def _text(report: Mapping[str, Any], name: str) -> str:
-    value = report.get(name)
-    if not isinstance(value, str) or not 1 <= len(value) <= _TEXT_LIMIT:
-        raise InvalidFactsError(f"{name} is {value!r:.80}, it must be text of 1 to {_TEXT_LIMIT} characters")
+def _linear(report: Fields, layers: int) -> LinearAttention | None:
+    if not report.has("linear"):
+        return None
+    fields = report.nested("linear")
+    value_bytes = fields.optional("stateValueBytes", 8)
+    return LinearAttention(
+        layers=fields.whole("layers", layers),
+        value_heads=fields.whole("valueHeads", MAX_HEADS),
+        key_heads=fields.whole("keyHeads", MAX_HEADS),
+        key_dim=fields.whole("keyDim", MAX_HEADS),
+        value_dim=fields.whole("valueDim", MAX_HEADS),
+        conv_kernel=fields.whole("convKernel", MAX_HEADS),
+        state_value_bytes=4 if value_bytes is None else value_bytes,
+    )
+
+
+def _rope(report: Fields) -> RopeScaling | None:
+    if not report.has("rope"):
+        return None
+    fields = report.nested("rope")
+    return RopeScaling(
+        type=fields.name("type"),
+        factor=fields.number("factor", MAX_FACTOR),
+        original_max_positions=fields.optional("originalMaxPositions", MAX_POSITIONS),
+    )
+
+
+def _text(record: Fields, name: str) -> str:
+    value = record.values.get(name)
+    if not isinstance(value, str) or not 1 <= len(value) <= _MAX_TEXT:
+        raise record.refuse(name, f"text of 1 to {_MAX_TEXT} characters")
     return value

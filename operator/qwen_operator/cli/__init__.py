@@ -1,13 +1,13 @@
 """`qwen-operator`: every program of the one image.
 
-Each command is a module with a function `main(arguments) -> exit code`, imported only when it is chosen: the gateway's
-programs must not pay for the operator's imports.
+Each command is a module with a function `main(arguments) -> exit code`, and `options(parser)` where it has any. It is
+imported only when it is chosen: the gateway's programs and a plan on a laptop must not pay for the operator's imports.
 """
 
 import argparse
 import importlib
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from qwen_operator.cli import logs
 
@@ -16,17 +16,24 @@ COMMANDS = {
     "gateway-agent": "tell the gateway's router which engines exist",
     "gateway-router": "start the gateway's router",
     "crds": "print the custom resource definitions, or write them to a folder",
+    "plan": "work out GPUs and options for a model, without a cluster; exit code 3 if it does not fit",
+    "render": "print the objects that the operator would make for a manifest",
+    "models": "list the published models that are known without reading a file",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 well, 1 failed, 2 used wrongly."""
+    """Run one command; returns the exit code: 0 well, 1 failed, 2 used wrongly, 3 no plan."""
+    words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="qwen-operator", description="Serve Qwen models on Kubernetes with SGLang.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     added = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
-    added["crds"].add_argument("--output", type=Path, metavar="FOLDER", help="write one file per definition here")
-    arguments = parser.parse_args(argv)
+    chosen = next((word for word in words if not word.startswith("-")), "")
+    module = importlib.import_module(f"qwen_operator.cli.{chosen.replace('-', '_')}") if chosen in COMMANDS else None
+    if module is not None and hasattr(module, "options"):
+        module.options(added[chosen])
+    arguments = parser.parse_args(words)
+    assert module is not None, "the parser ends the program where no command is given"
     logs.configure()
-    module = importlib.import_module(f"qwen_operator.cli.{arguments.command.replace('-', '_')}")
     code: int = module.main(arguments)
     return code

@@ -7,6 +7,11 @@ from pathlib import Path
 from qwen_operator.api.crd import FILE_NAME, render
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write one file per definition here")
+
+
 def main(arguments: argparse.Namespace) -> int:
     """Print the definitions, or write them to the folder `--output`."""
     if arguments.output is None:

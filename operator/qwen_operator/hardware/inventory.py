@@ -6,75 +6,39 @@ put there for good is no such matter of the moment: nodes that a pod may never u
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
-_Key = TypeVar("_Key")
+from qwen_operator.hardware import nodes as node_reading
+from qwen_operator.hardware.boards import board, short_name
+from qwen_operator.hardware.nodes import COUNT_LABEL, GPU_RESOURCE, MEMORY_LABEL, PRODUCT_LABEL, Taint
+from qwen_operator.hardware.pools import GpuPool
 
-GPU_RESOURCE = "nvidia.com/gpu"
-PRODUCT_LABEL = "nvidia.com/gpu.product"
-MEMORY_LABEL = "nvidia.com/gpu.memory"
-COUNT_LABEL = "nvidia.com/gpu.count"
+__all__ = [
+    "COUNT_LABEL",
+    "GPU_RESOURCE",
+    "MEMORY_LABEL",
+    "PRODUCT_LABEL",
+    "GpuPool",
+    "GpuProduct",
+    "Inventory",
+    "Taint",
+    "inventory",
+    "short_name",
+]
 
-# Short names that the rule of `short_name` cannot derive, or that people know under another form.
-_ALIASES = {
-    "NVIDIA-H100-PCIe": "H100-80GB",
-    "NVIDIA-H100-NVL": "H100-NVL",
-    "NVIDIA-GeForce-RTX-4090": "RTX4090",
-    "NVIDIA-GeForce-RTX-3090": "RTX3090",
-    "NVIDIA-RTX-A6000": "A6000",
-}
-_FAMILIES = ("GeForce", "Quadro", "RTX", "TITAN")
-_MEMORY_PART = re.compile(r"^\d+GB$")
-# Taints of the moment (not-ready, unschedulable, memory-pressure ...), which come and go by themselves.
-_PASSING_TAINTS = "node.kubernetes.io/"
-
-
-@dataclass(frozen=True, slots=True)
-class GpuPool:
-    """A pool declared in the chart, for nodes that do not exist yet (a node group at zero).
-
-    `product` is the value of the label nvidia.com/gpu.product; `node_selector` selects the pool's nodes and
-    defaults to that label. One that is given also holds for nodes of the product that exist already.
-    """
-
-    name: str
-    product: str
-    memory_mib: int
-    gpus_per_node: int
-    node_selector: Mapping[str, str] = field(default_factory=dict)
-    tolerations: tuple[Mapping[str, Any], ...] = ()
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Taint:
-    """A taint that keeps pods off a node for good; `effect` is NoSchedule or NoExecute."""
-
-    key: str
-    value: str
-    effect: str
-
-    def __str__(self) -> str:
-        return f"{self.key}={self.value}:{self.effect}" if self.value else f"{self.key}:{self.effect}"
-
-    def tolerated_by(self, toleration: Mapping[str, Any]) -> bool:
-        """Kubernetes' own rule: no effect means every effect, Exists without a key every taint."""
-        if toleration.get("effect") not in (None, "", self.effect):
-            return False
-        key = toleration.get("key") or ""
-        if toleration.get("operator") == "Exists":
-            return key in ("", self.key)
-        return bool(key == self.key and (toleration.get("value") or "") == self.value)
+_Key = tuple[str, tuple[Taint, ...], tuple[tuple[str, str], ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class GpuProduct:
-    """One kind of GPU. `memory_mib` is the total of one GPU; `nodes` is how many nodes have it now.
+    """One kind of GPU on one kind of node. `memory_mib` is the total of one GPU; `nodes` is how many nodes have it now.
 
+    `full_nodes` of them, existing or allowed to a pool, have `gpus_per_node` GPUs: a replica may span these.
     `selector` and `tolerations` place a pod on its nodes; `declared` says that a pool of the chart names it. Nodes of
-    one product with different `taints` are different entries of an inventory.
+    one product with different `taints` or labels are different entries of an inventory. `compute_capability` is None
+    where nobody says it; `cost_per_gpu_hour` is in thousandths of a dollar.
     """
 
     product: str
@@ -85,6 +49,9 @@ class GpuProduct:
     declared: bool
     tolerations: tuple[Mapping[str, Any], ...] = ()
     taints: tuple[Taint, ...] = ()
+    compute_capability: tuple[int, int] | None = None
+    cost_per_gpu_hour: int | None = None
+    full_nodes: int = 1
 
     @property
     def short(self) -> str:
@@ -92,8 +59,10 @@ class GpuProduct:
         return short_name(self.product)
 
     def called(self, name: str) -> bool:
-        """True if `name` is this product's label value or short name, in any case of letters."""
-        return name.casefold() in (self.product.casefold(), self.short.casefold())
+        """True if `name` is this product's label value, another spelling of it or its short name, in any case."""
+        known = board(self.product)
+        names = (self.product, self.short, *(known.aliases if known else ()))
+        return name.casefold() in {one.casefold() for one in names}
 
     def barred(self, tolerations: Sequence[Mapping[str, Any]]) -> list[Taint]:
         """The taints that neither these tolerations nor the pool's own tolerate."""
@@ -103,15 +72,17 @@ class GpuProduct:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Products by name; names of nodes whose GPUs carry no labels; sentences about nodes that were left out."""
+    """Products by name; names of nodes whose GPUs carry no labels; sentences about nodes that were left out, and
+    about nodes whose labels disagree with what they have."""
 
     products: tuple[GpuProduct, ...] = ()
     unlabelled: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def usable(self, tolerations: Sequence[Mapping[str, Any]]) -> Inventory:
-        """What a pod with these tolerations may run on: one entry per product, without taints."""
-        products: dict[str, GpuProduct] = {}
+        """What a pod with these tolerations may run on: one entry per product and selector, without taints."""
+        products: dict[_Key, GpuProduct] = {}
         ignored = list(self.ignored)
         for product in self.products:
             barred = product.barred(tolerations)
@@ -120,120 +91,115 @@ class Inventory:
                 nodes = f"{product.nodes} node{'s' if product.nodes != 1 else ''} with {product.product}"
                 ignored.append(f"{nodes}: tainted {taints}, which spec.pod.tolerations does not tolerate")
             else:
-                _add(products, product.product, replace(product, taints=()))
-        return replace(self, products=tuple(products[key] for key in sorted(products)), ignored=tuple(ignored))
+                _add(products, replace(product, taints=()))
+        return replace(self, products=_ordered(products), ignored=tuple(ignored))
 
+    def with_product(self, product: GpuProduct) -> Inventory:
+        """The same hardware and one product more."""
+        return replace(self, products=(*self.products, product))
 
-def short_name(product: str) -> str:
-    """The short name of a product label value.
-
-    Rule: drop a leading "NVIDIA-" or "Tesla-", keep the model, and keep the memory if it stands in the label as
-    "<n>GB". So NVIDIA-H100-80GB-HBM3 is H100-80GB, NVIDIA-A100-SXM4-40GB is A100-40GB, NVIDIA-L40S is L40S. Names
-    that go on after a family word (RTX, GeForce, ...) stay whole; a few have an alias instead.
-    """
-    if product in _ALIASES:
-        return _ALIASES[product]
-    bare = re.sub(r"^(NVIDIA|Tesla)-(?=.)", "", product)
-    model, *rest = bare.split("-")
-    if model in _FAMILIES:
-        return bare
-    return "-".join([model, *(part for part in rest if _MEMORY_PART.match(part))][:2])
+    def with_instead(self, product: GpuProduct) -> Inventory:
+        """The same hardware, but of this product what is given."""
+        others = tuple(one for one in self.products if one.product != product.product)
+        return replace(self, products=(*others, product))
 
 
 def inventory(nodes: Iterable[Mapping[str, Any]], pools: Sequence[GpuPool]) -> Inventory:
     """Products of the given node objects, joined with the declared pools.
 
-    Where nodes of one product differ, memory is the smallest and GPUs per node the largest seen. Shared GPUs
-    (time slicing, MPS, MIG) are left out: an engine needs whole ones.
+    Where nodes of one product differ, memory and compute capability are the smallest and GPUs per node the largest
+    seen. Shared GPUs (time slicing, MPS, MIG) are left out: an engine needs whole ones.
     """
-    products: dict[tuple[str, tuple[Taint, ...]], GpuProduct] = {}
+    products: dict[_Key, GpuProduct] = {}
     unlabelled: list[str] = []
     ignored: list[str] = []
+    notes: list[str] = []
     for node in nodes:
-        name = str(_metadata(node).get("name", ""))
-        labels = _labels(node)
-        product = labels.get(PRODUCT_LABEL, "")
-        gpus = _gpus(node, labels)
-        memory = _whole(labels.get(MEMORY_LABEL))
-        if gpus == 0:
+        seen = node_reading.read(node)
+        if seen is None:
             continue
-        if _shared(product, labels):
-            ignored.append(f"{name}: {product or GPU_RESOURCE} is shared between pods")
-        elif not product or memory == 0:
-            unlabelled.append(name)
+        if seen.shared:
+            ignored.append(f"{seen.node}: {seen.shared}")
+        elif not seen.product:
+            unlabelled.append(seen.node)
         else:
-            taints = _taints(node)
-            _add(products, (product, taints), GpuProduct(product, memory, gpus, 1, {}, declared=False, taints=taints))
+            notes += seen.notes
+            _add(products, _product(seen))
     for pool in pools:
         _declare(products, pool)
-    ordered = tuple(_selectable(products[key]) for key in sorted(products))
-    return Inventory(ordered, tuple(sorted(unlabelled)), tuple(sorted(ignored)))
+    return Inventory(_ordered(products), tuple(sorted(unlabelled)), tuple(sorted(ignored)), tuple(sorted(notes)))
 
 
-def _declare(products: dict[tuple[str, tuple[Taint, ...]], GpuProduct], pool: GpuPool) -> None:
-    """Join a pool with the nodes of its product, whatever their taints; a pool without nodes stands for itself."""
-    shape = (pool.product, pool.memory_mib, pool.gpus_per_node, 0, dict(pool.node_selector))
-    declared = GpuProduct(*shape, declared=True, tolerations=pool.tolerations)
-    for key in [key for key in products if key[0] == pool.product] or [(pool.product, ())]:
-        _add(products, key, replace(declared, taints=key[1]))
-
-
-def _add(products: dict[_Key, GpuProduct], key: _Key, new: GpuProduct) -> None:
-    old = products.get(key)
-    if old is None:
-        products[key] = new
-        return
-    products[key] = replace(
-        old,
-        memory_mib=min(old.memory_mib, new.memory_mib),
-        gpus_per_node=max(old.gpus_per_node, new.gpus_per_node),
-        nodes=old.nodes + new.nodes,
-        selector=old.selector or new.selector,
-        declared=old.declared or new.declared,
-        tolerations=(*old.tolerations, *(item for item in new.tolerations if item not in old.tolerations)),
+def _product(seen: node_reading.Sighting) -> GpuProduct:
+    return GpuProduct(
+        product=seen.product,
+        memory_mib=seen.memory_mib,
+        gpus_per_node=seen.gpus,
+        nodes=1,
+        selector=dict(seen.selector),
+        declared=False,
+        taints=seen.taints,
+        compute_capability=seen.compute_capability,
     )
 
 
-def _selectable(product: GpuProduct) -> GpuProduct:
-    return replace(product, selector=product.selector or {PRODUCT_LABEL: product.product})
+def _declare(products: dict[_Key, GpuProduct], pool: GpuPool) -> None:
+    """Join a pool with the nodes of its product, whatever their taints; a pool without nodes stands for itself."""
+    known = board(pool.product)
+    selector = dict(pool.node_selector) or {PRODUCT_LABEL: pool.product}
+    declared = GpuProduct(
+        product=pool.product,
+        memory_mib=pool.memory_mib,
+        gpus_per_node=pool.gpus_per_node,
+        nodes=0,
+        selector=selector,
+        declared=True,
+        tolerations=pool.tolerations,
+        compute_capability=pool.compute_capability or (known.compute_capability if known else None),
+        cost_per_gpu_hour=pool.cost_per_gpu_hour,
+        full_nodes=pool.max_nodes or 1,
+    )
+    existing = [key for key in products if key[0] == pool.product]
+    for key in existing:
+        old = products.pop(key)
+        own = dict(pool.node_selector) or old.selector
+        _add(products, replace(old, selector=own))
+        _add(products, replace(declared, selector=own, taints=old.taints))
+    if not existing:
+        _add(products, declared)
 
 
-def _gpus(node: Mapping[str, Any], labels: Mapping[str, str]) -> int:
-    """GPUs of a node: what its device plugin offers, or the label's count while the plugin is not up."""
-    status = node.get("status")
-    allocatable = status.get("allocatable") if isinstance(status, Mapping) else None
-    offered = allocatable.get(GPU_RESOURCE) if isinstance(allocatable, Mapping) else None
-    return _whole(offered) or _whole(labels.get(COUNT_LABEL))
+def _add(products: dict[_Key, GpuProduct], new: GpuProduct) -> None:
+    key = (new.product, new.taints, tuple(sorted(new.selector.items())))
+    old = products.get(key)
+    products[key] = new if old is None else _joined(old, new)
 
 
-def _taints(node: Mapping[str, Any]) -> tuple[Taint, ...]:
-    """The lasting taints, sorted, but for the one on GPU nodes as such: every pod of ours tolerates that."""
-    spec = node.get("spec")
-    listed = spec.get("taints") if isinstance(spec, Mapping) else None
-    found = set()
-    for item in listed if isinstance(listed, list) else []:
-        taint = Taint(str(item.get("key", "")), str(item.get("value") or ""), str(item.get("effect", "")))
-        if taint.effect in ("NoSchedule", "NoExecute") and not taint.key.startswith((_PASSING_TAINTS, GPU_RESOURCE)):
-            found.add(taint)
-    return tuple(sorted(found))
+def _joined(old: GpuProduct, new: GpuProduct) -> GpuProduct:
+    """Two views of one product. Declared nodes are those that exist and more, never others beside them."""
+    most = max(old.gpus_per_node, new.gpus_per_node)
+    counts = [one.full_nodes if one.gpus_per_node == most else 0 for one in (old, new)]
+    full = max(counts) if old.nodes == 0 or new.nodes == 0 else sum(counts)
+    return replace(
+        old,
+        memory_mib=min(old.memory_mib, new.memory_mib),
+        gpus_per_node=most,
+        nodes=old.nodes + new.nodes,
+        declared=old.declared or new.declared,
+        tolerations=(*old.tolerations, *(item for item in new.tolerations if item not in old.tolerations)),
+        compute_capability=_least(old.compute_capability, new.compute_capability),
+        cost_per_gpu_hour=_most(old.cost_per_gpu_hour, new.cost_per_gpu_hour),
+        full_nodes=full,
+    )
 
 
-def _shared(product: str, labels: Mapping[str, str]) -> bool:
-    strategy = labels.get("nvidia.com/gpu.sharing-strategy", "none")
-    return strategy not in ("none", "") or product.endswith("-SHARED") or "-MIG-" in product
+def _least(one: tuple[int, int] | None, two: tuple[int, int] | None) -> tuple[int, int] | None:
+    return min(one, two) if one and two else one or two
 
 
-def _metadata(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    metadata = node.get("metadata")
-    return metadata if isinstance(metadata, Mapping) else {}
+def _most(one: int | None, two: int | None) -> int | None:
+    return max(one, two) if one is not None and two is not None else two if one is None else one
 
 
-def _labels(node: Mapping[str, Any]) -> dict[str, str]:
-    labels = _metadata(node).get("labels")
-    return {str(key): str(value) for key, value in labels.items()} if isinstance(labels, Mapping) else {}
-
-
-def _whole(value: Any) -> int:
-    """A whole number from a label or a quantity, 0 if it is none."""
-    text = str(value)
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else 0
+def _ordered(products: Mapping[_Key, GpuProduct]) -> tuple[GpuProduct, ...]:
+    return tuple(products[key] for key in sorted(products))

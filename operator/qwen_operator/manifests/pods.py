@@ -174,10 +174,11 @@ def _runtime_container(runtime: RuntimeImage) -> Manifest:
 
 
 def _engine_container(spec: Spec, plan: Plan) -> Manifest:
-    gpus = {GPU_RESOURCE: str(plan.gpus_per_replica)}
+    gpus = {GPU_RESOURCE: str(plan.gpus_per_node)}
     resources = spec.pod.resources
     # A limit without a request is the request, as everywhere in Kubernetes; a limit below ours would be refused.
-    requests = {"cpu": "500m", "memory": "2Gi", **resources.limits, **resources.requests, **gpus}
+    host = {"cpu": f"{plan.cpu_millis}m", "memory": f"{plan.host_memory_bytes // 1024}Ki"}
+    requests = {**host, **resources.limits, **resources.requests, **gpus}
     mounts = [
         {"name": "qwen-runtime", "mountPath": RUNTIME_MOUNT, "readOnly": True},
         {"name": "home", "mountPath": _HOME},

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from qwen_operator.api.spec import Engine, EnvVar
 from qwen_operator.planning import engine_args
-from qwen_operator.planning.engine_args import Option, RefusedArgsError
-from qwen_operator.planning.memory import Budget
+from qwen_operator.planning.engine_args import Option, RefusedArgsError, Role, Table
 from qwen_operator.planning.types import EngineDefaults
 
 _TAG_VERSION = re.compile(r":v?([0-9]+\.[0-9]+\.[0-9]+)[^/:@]*(@|$)")
+CHART, OBJECT = "the chart's engine.args", "spec.engine.args"
 
 # A crash may otherwise wait for more than a minute for dumps that nobody collects.
 _ENV = (
@@ -20,76 +20,83 @@ _ENV = (
     EnvVar("SGLANG_PYSPY_DUMP_BEFORE_CRASH", "false"),
 )
 # Probes and scrapes would push everything else out of the log.
-_QUIET = Option(
-    "--uvicorn-access-log-exclude-prefixes",
-    "--uvicorn-access-log-exclude-prefixes",
-    ("/health", "/ready", "/metrics", "/v1/loads"),
+_QUIET_PATHS = ("/health", "/ready", "/metrics", "/v1/loads")
+# A plan sets these for behaviour, not for memory: another value voids nothing.
+_HARMLESS = frozenset(
+    {Role.TOOL_CALL_PARSER, Role.REASONING_PARSER, Role.METRICS, Role.SLEEP_ON_IDLE, Role.QUIET_PATHS}
 )
+
+Settings = tuple[tuple[Role, tuple[str, ...]], ...]
+"""What a plan sets, in the order of the command line, with the values."""
+
+FIXED: Settings = (
+    # Prefill graphs take 0.9 to 2.8 GiB that the tuned fractions do not leave, and start-up time.
+    (Role.NO_PREFILL_GRAPHS, ()),
+    (Role.METRICS, ()),
+    (Role.SLEEP_ON_IDLE, ()),
+    (Role.QUIET_PATHS, _QUIET_PATHS),
+)
+"""The part that is the same in every plan."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """The engine before sizing: complete image reference, version, options of chart and object, warnings."""
+    """The engine before sizing: complete image reference, its options' table, options of chart and object, warnings."""
 
     image: str
-    version: str
+    table: Table
     chart: tuple[Option, ...]
     own: tuple[Option, ...]
     env: tuple[EnvVar, ...]
     warnings: tuple[str, ...]
 
+    def given(self, role: Role) -> tuple[str, str] | None:
+        """(where, value) of an option that chart or object set over the plan's `role`; None if neither does."""
+        name = self.table.name(role)
+        for where, options in ((OBJECT, self.own), (CHART, self.chart)):
+            for option in reversed(options):
+                if option.name == name:
+                    return where, " ".join(option.values)
+        return None
+
 
 def choose(engine: Engine, defaults: EngineDefaults) -> EngineChoice:
     """The engine that an object asks for over the chart's defaults; raises RefusedArgsError."""
     image, version = _image(engine, defaults)
+    table = engine_args.table(version)
     warnings: tuple[str, ...] = ()
-    if not engine_args.knows(version):
+    if not table.options:
         warnings = (f"the options of SGLang {version} are not known to this operator, so they were not checked",)
     return EngineChoice(
         image=image,
-        version=version,
-        chart=engine_args.read(defaults.args, version, "the chart's engine.args"),
-        own=engine_args.read(engine.args, version, "spec.engine.args"),
+        table=table,
+        chart=engine_args.read(defaults.args, table, CHART),
+        own=engine_args.read(engine.args, table, OBJECT),
         env=_merged_env(_ENV, defaults.env, engine.env),
         warnings=warnings,
     )
 
 
-def arguments(choice: EngineChoice, budget: Budget, context_tokens: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The argument list and the warnings about options that void the prediction."""
-    planned = _planned(budget, context_tokens)
+def arguments(choice: EngineChoice, settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The argument list, and the warnings: one for all options together that void the prediction."""
+    roles = {choice.table.name(role): role for role, _ in settings}
+    planned = [option for role, values in settings if (option := choice.table.option(role, *values))]
     merged = engine_args.merge(planned, choice.chart, choice.own)
     args = tuple(part for option in merged for part in option.render())
     by_name = {option.name: option for option in planned}
-    warnings = []
-    for where, options in (("the chart's engine.args", choice.chart), ("spec.engine.args", choice.own)):
+    voiding: dict[str, list[str]] = {}
+    for where, options in ((CHART, choice.chart), (OBJECT, choice.own)):
         for option in engine_args.merge(options):
             plan = by_name.get(option.name)
             given = " ".join(option.render())
-            if plan is not None and plan.values != option.values:
-                warnings.append(f"{where} sets {given}, planned was {' '.join(plan.render())}: prediction void")
-            elif option.name in engine_args.VOIDING:
-                warnings.append(f"{where} sets {given}, which the prediction does not know: prediction void")
-    return args, (*choice.warnings, *warnings)
-
-
-def _planned(budget: Budget, context_tokens: int) -> tuple[Option, ...]:
-    tuning = budget.tuning
-    values = {
-        "--tp-size": str(budget.tp),
-        "--mem-fraction-static": f"{tuning.fraction / 1000:g}",
-        "--context-length": str(context_tokens),
-        "--chunked-prefill-size": str(tuning.chunk),
-        "--cuda-graph-max-bs-decode": str(tuning.graph_batch),
-        # Prefill graphs take 0.9 to 2.8 GiB that the tuned fractions do not leave, and start-up time.
-        "--cuda-graph-backend-prefill": "disabled",
-    }
-    switches = ("--enable-metrics", "--sleep-on-idle")
-    return (
-        *(Option(name, name, (value,)) for name, value in values.items()),
-        *(Option(name, name, ()) for name in switches),
-        _QUIET,
-    )
+            if plan is not None and roles[option.name] not in _HARMLESS and plan.values != option.values:
+                voiding.setdefault(where, []).append(f"{given} (planned {' '.join(plan.values)})")
+            elif plan is None and option.name in engine_args.VOIDING:
+                voiding.setdefault(where, []).append(given)
+    if not voiding:
+        return args, choice.warnings
+    said = "; ".join(f"{where} sets {', '.join(options)}" for where, options in voiding.items())
+    return args, (*choice.warnings, f"prediction void: {said}")
 
 
 def _image(engine: Engine, defaults: EngineDefaults) -> tuple[str, str]:

@@ -1,7 +1,9 @@
 """SGLang's options: reading lists of them, merging by name, refusing what cannot be right.
 
-The table of options belongs to one version of SGLang. It is the option list of `sglang serve --help`, hidden options
-included; the keys are the names as SGLang stores them, the values their other spellings.
+A table of options belongs to one version of SGLang: a file flags_<version>.json beside this module. `options` is the
+list of `sglang serve --help`, hidden ones included: the names as SGLang stores them, and their other spellings.
+`planned` says how this version writes what a plan sets (`Role`): the option, or the option with a fixed value, or
+nothing where the version has no such thing.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from enum import StrEnum
 from functools import cache
 from importlib.resources import files
 
 _SPLIT = re.compile(r"[=\s]")
+_FILE = re.compile(r"flags_[0-9A-Za-z_]+\.json$")
 
 # Options that the operator sets from a field of its own, or that it does not support: name -> what to do instead.
 RESERVED: Mapping[str, str] = {
@@ -28,14 +32,14 @@ RESERVED: Mapping[str, str] = {
     "--admin-api-key": "keys are checked by the gateway, set them there",
     "--ssl-keyfile": "probes and the gateway speak plain HTTP to the engine",
     "--ssl-certfile": "probes and the gateway speak plain HTTP to the engine",
-    "--nnodes": "replicas over several nodes are not supported yet",
-    "--node-rank": "replicas over several nodes are not supported yet",
-    "--dist-init-addr": "replicas over several nodes are not supported yet",
+    "--nnodes": "the number of nodes follows from the number of GPUs",
+    "--node-rank": "the number of nodes follows from the number of GPUs",
+    "--dist-init-addr": "the number of nodes follows from the number of GPUs",
     "--pp-size": "pipeline parallelism is not supported yet",
     "--dp-size": "set spec.replicas",
     "--attn-dp-size": "data-parallel attention is not supported yet",
     "--enable-dp-attention": "data-parallel attention is not supported yet",
-    "--ep-size": "expert parallelism is not supported yet",
+    "--ep-size": "it follows from the model and the number of GPUs: set spec.parallelism.tensor",
     "--delete-ckpt-after-loading": "it deletes the model's files, which others may use",
     "--config": "a file would hide options from these checks; list them in spec.engine.args",
 }
@@ -62,8 +66,9 @@ VOIDING = frozenset(
         "--enable-hierarchical-cache",
         "--enable-lora",
         "--json-model-override-args",
-        "--kv-cache-dtype",
+        "--max-mamba-cache-size",
         "--max-total-tokens",
+        "--page-size",
         "--quantization",
         "--speculative-algorithm",
     }
@@ -85,6 +90,29 @@ class Option:
         return (self.spelling, *self.values)
 
 
+class Role(StrEnum):
+    """What a plan sets, whatever a version of SGLang calls it."""
+
+    TENSOR_PARALLEL = "tensorParallel"
+    EXPERT_PARALLEL = "expertParallel"
+    NODES = "nodes"
+    MEMORY_FRACTION = "memoryFraction"
+    CONTEXT_LENGTH = "contextLength"
+    CHUNKED_PREFILL = "chunkedPrefill"
+    DECODE_GRAPH_BATCH = "decodeGraphBatch"
+    NO_PREFILL_GRAPHS = "noPrefillGraphs"
+    MAX_RUNNING_REQUESTS = "maxRunningRequests"
+    KV_CACHE_TYPE = "kvCacheType"
+    WEIGHT_TYPE = "weightType"
+    STATE_RATIO = "stateRatio"
+    MODEL_OVERRIDES = "modelOverrides"
+    TOOL_CALL_PARSER = "toolCallParser"
+    REASONING_PARSER = "reasoningParser"
+    METRICS = "metrics"
+    SLEEP_ON_IDLE = "sleepOnIdle"
+    QUIET_PATHS = "quietPaths"
+
+
 class RefusedArgsError(ValueError):
     """Options that cannot be used. `unknown` tells an option the version lacks from one that is reserved."""
 
@@ -93,12 +121,40 @@ class RefusedArgsError(ValueError):
         self.unknown = unknown
 
 
-def knows(version: str) -> bool:
-    """True if there is a table of this version's options."""
-    return bool(_table(version))
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The options of one version: spelling -> canonical name, and how it writes what a plan sets.
+
+    `options` is empty for a version without a table; nothing can be checked then, and `planned` is that of the newest.
+    """
+
+    version: str
+    options: Mapping[str, str]
+    planned: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, text: str) -> Table:
+        """A table from the text of its file."""
+        record = json.loads(text)
+        options = {spelling: name for name, others in record["options"].items() for spelling in (name, *others)}
+        return cls(record["sglang"], options, record["planned"])
+
+    def option(self, role: Role, *values: str) -> Option | None:
+        """The option by which this version sets `role`; None if it has none."""
+        name, _, fixed = self.planned.get(role, "").partition("=")
+        return Option(name, name, (fixed,) if fixed else values) if name else None
+
+    def name(self, role: Role) -> str:
+        """The name of the option for `role`, "" if this version has none."""
+        return self.planned.get(role, "").partition("=")[0]
 
 
-def read(items: Sequence[str], version: str, where: str) -> tuple[Option, ...]:
+def table(version: str) -> Table:
+    """The table of a version, or an empty one with the newest version's names."""
+    return _tables().get(version) or Table(version, {}, _tables()[max(_tables(), key=_order)].planned)
+
+
+def read(items: Sequence[str], known: Table, where: str) -> tuple[Option, ...]:
     """The options of a list, each item `--name=value`, `--name value`, `--name`, or a value of the item before.
 
     `where` names the list in messages, for example spec.engine.args. Raises RefusedArgsError.
@@ -106,7 +162,7 @@ def read(items: Sequence[str], version: str, where: str) -> tuple[Option, ...]:
     options: list[Option] = []
     for index, item in enumerate(items):
         if item.startswith("--"):
-            options.append(_option(item, version, f"{where}[{index}]"))
+            options.append(_option(item, known, f"{where}[{index}]"))
         elif options:
             last = options[-1]
             options[-1] = Option(last.name, last.spelling, (*last.values, item))
@@ -123,33 +179,35 @@ def merge(*lists: Iterable[Option]) -> tuple[Option, ...]:
     return tuple(merged.values())
 
 
-def _option(item: str, version: str, where: str) -> Option:
+def _option(item: str, known: Table, where: str) -> Option:
     split = _SPLIT.search(item)
     spelling = item[: split.start()] if split else item
     values = (item[split.end() :].strip() if split.group() != "=" else item[split.end() :],) if split else ()
-    table = _table(version)
-    name = table.get(spelling) or _KNOWN_ALIASES.get(spelling, spelling)
-    if name in RESERVED:
-        raise RefusedArgsError(f"{where}: {spelling} cannot be set here: {RESERVED[name]}", unknown=False)
-    if table and spelling not in table:
-        raise RefusedArgsError(
-            f"{where}: SGLang {version} has no option {spelling}{_nearest(spelling, table)}", unknown=True
-        )
+    name = known.options.get(spelling, spelling)
+    # A version may call a reserved option by what is another spelling elsewhere.
+    for one in (name, spelling):
+        reserved = RESERVED.get(_KNOWN_ALIASES.get(one, one))
+        if reserved:
+            raise RefusedArgsError(f"{where}: {spelling} cannot be set here: {reserved}", unknown=False)
+    if known.options and spelling not in known.options:
+        near = _nearest(spelling, known.options)
+        raise RefusedArgsError(f"{where}: SGLang {known.version} has no option {spelling}{near}", unknown=True)
     return Option(name, spelling, values)
 
 
-def _nearest(spelling: str, table: Mapping[str, str]) -> str:
+def _nearest(spelling: str, options: Mapping[str, str]) -> str:
     """A hint for an option that was renamed by a suffix, written short, or misspelt."""
-    near = sorted(name for name in table if name.startswith(f"{spelling}-") or spelling.startswith(f"{name}-"))
-    near = near or get_close_matches(spelling, table, n=3, cutoff=0.75)
+    near = sorted(name for name in options if name.startswith(f"{spelling}-") or spelling.startswith(f"{name}-"))
+    near = near or get_close_matches(spelling, options, n=3, cutoff=0.75)
     return f"; did you mean {' or '.join(near[:3])}?" if near else ""
 
 
 @cache
-def _table(version: str) -> Mapping[str, str]:
-    name = f"flags_{re.sub('[^0-9A-Za-z]', '_', version)}.json"
-    file = files(__package__).joinpath(name)
-    if not file.is_file():
-        return {}
-    flags: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))
-    return {spelling: name for name, others in flags.items() for spelling in (name, *others)}
+def _tables() -> Mapping[str, Table]:
+    folder = files(__package__)
+    found = [Table.parse(file.read_text(encoding="utf-8")) for file in folder.iterdir() if _FILE.match(file.name)]
+    return {one.version: one for one in found}
+
+
+def _order(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall("[0-9]+", version))

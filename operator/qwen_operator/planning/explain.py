@@ -2,62 +2,100 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
-from qwen_operator.hardware.inventory import GpuProduct, short_name
-from qwen_operator.planning.memory import GIB, MARGIN_GIB, WEIGHT_OVERHEAD_GIB, Budget
+from qwen_operator.hardware.inventory import GpuProduct
+from qwen_operator.hardware.pools import dollars
+from qwen_operator.planning.fits import Demand, Fit
+from qwen_operator.planning.gates import KV_CACHE_TYPES
+from qwen_operator.planning.memory import GIB, MARGIN_GIB, Budget
 from qwen_operator.planning.types import Alternative
 
+MIB = 1 << 20
 UNKNOWNS = (
     "not known: throughput; nothing was measured for this model on this GPU",
-    "not known: whether the memory formula holds here; it was compared with logs of other models, never run",
-    "not considered yet: several nodes per replica, a quantized KV cache, longer contexts by YaRN, whether the GPU's "
-    "generation has kernels for the format of the weights",
+    "not known: whether the memory formula holds here; it was compared with logs of other runs, never run",
 )
+GGUF = (
+    "a GGUF repository holds several files, of which this version of the operator cannot name one to the engine: use "
+    "AWQ, GPTQ, FP8 or 16-bit weights"
+)
+SEVERAL_NODES = "replicas over several nodes are not run by this version of the operator"
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """A product with the memory of every split that may be used on it, smallest first, and the one that fits."""
-
-    product: GpuProduct
-    budgets: tuple[Budget, ...]
-    chosen: Budget | None
-
-    @property
-    def best(self) -> Budget:
-        """The chosen split, or else the one with most room."""
-        return self.chosen or max(self.budgets, key=lambda one: (one.kv_tokens, one.kv))
-
-
-def model(checkpoint: Checkpoint, context: int) -> tuple[str, ...]:
+def model(checkpoint: Checkpoint, wanted: Demand, kv_cache_type: str) -> tuple[str, ...]:
     """What the model is and what it needs in all."""
     origin = "catalog, no config.json was read" if checkpoint.source == CATALOG else "config.json and weight files"
-    per_token = checkpoint.kv_bytes_per_token(1)
-    return (
+    value = KV_CACHE_TYPES[kv_cache_type][1]
+    per_token = checkpoint.kv_bytes_per_token(1, value)
+    lines = [
         f"model: {checkpoint.architecture}, {checkpoint.quantization_name}, {checkpoint.layers} layers, "
         f"{checkpoint.heads} heads, {checkpoint.kv_heads} KV heads x {checkpoint.head_dim} (from {origin})",
         f"weights: {checkpoint.weight_bytes / GIB:.2f} GiB ({checkpoint.weight_bytes / 1e9:.1f} GB)",
-        f"KV cache: 2 x {checkpoint.kv_heads} x {checkpoint.head_dim} x {checkpoint.layers} layers x 2 B = "
-        f"{per_token / 1024:g} KiB per token; {context} tokens = {context * per_token / GIB:.2f} GiB",
+        f"KV cache: 2 x {checkpoint.kv_heads} x {checkpoint.head_dim} x {checkpoint.attention_layers} layers x {value} "
+        f"B = {per_token / 1024:g} KiB per token; {wanted.context} tokens = {wanted.context * per_token / GIB:.2f} GiB",
+    ]
+    if checkpoint.linear:
+        state = checkpoint.state_bytes_per_request(1) / MIB
+        lines.append(
+            f"linear attention: {checkpoint.linear.layers} layers keep {state:.1f} MiB of state per slot, 3 slots for "
+            "each running request"
+        )
+    if wanted.given:
+        lines.append(
+            f"workload: {wanted.concurrency} requests x ({wanted.input_tokens} + {wanted.output_tokens}) = "
+            f"{wanted.concurrency * wanted.request} tokens; with contextTokens {wanted.tokens} are needed"
+        )
+    if wanted.context > checkpoint.max_positions:
+        lines.append(
+            f"context: {wanted.context} by YaRN, beyond the model's own {checkpoint.max_positions}; it is static and "
+            "makes answers to short requests slightly worse"
+        )
+    return tuple(lines)
+
+
+def splits(fit: Fit, wanted: Demand) -> tuple[str, ...]:
+    """One line for the product and one for each split up to the chosen one."""
+    product = fit.product
+    head = f"{product.product}: {product.memory_mib / 1024:.2f} GiB per GPU, {product.gpus_per_node} per node"
+    if fit.gate:
+        return (f"{head}; {fit.gate}",)
+    lines = [head]
+    for one in fit.budgets:
+        lines.append(split(one, wanted, chosen=one == fit.chosen))
+        if one == fit.chosen:
+            break
+    return tuple(lines)
+
+
+def split(one: Budget, wanted: Demand, *, chosen: bool) -> str:
+    """The arithmetic of one split in a line."""
+    verdict = f"{one.kv_tokens} tokens: fits" if chosen else f"{one.kv_tokens} tokens, {wanted.tokens} wanted"
+    state = f" - {one.state:.2f} states ({one.state_ratio / 1000:g} x KV)" if one.state_ratio else ""
+    return (
+        f"{shape(one)}: {one.free:.2f} GiB free x {one.tuning.fraction / 1000:g} - {one.weights:.2f} weights - "
+        f"{MARGIN_GIB:g} margin{state} = {one.kv:.2f} GiB KV / {one.kv_bytes_per_token / 1024:g} KiB = {verdict}"
     )
 
 
-def splits(fit: Fit, context: int) -> tuple[str, ...]:
-    """One line for the product and one for each split up to the chosen one."""
-    product = fit.product
-    lines = [f"{product.product}: {product.memory_mib / 1024:.2f} GiB per GPU, {product.gpus_per_node} per node"]
-    for one in fit.budgets:
-        verdict = f"{one.kv_tokens} tokens, {context} wanted" if one != fit.chosen else f"{one.kv_tokens} tokens: fits"
-        lines.append(
-            f"TP {one.tp}: {one.free:.2f} GiB free x {one.tuning.fraction / 1000:g} - {one.weights:.2f} weights - "
-            f"{MARGIN_GIB:g} margin = {one.kv:.2f} GiB KV / {one.kv_bytes_per_token / 1024:g} KiB = {verdict}"
-        )
-        if one == fit.chosen:
-            break
-    lines.append(f"weights per GPU = all / TP + {WEIGHT_OVERHEAD_GIB:g} GiB; fraction is --mem-fraction-static")
-    return tuple(lines)
+def shape(one: Budget) -> str:
+    """The split in short: TP 8, EP 2, 2 nodes."""
+    parts = [f"TP {one.tp}"]
+    if one.split.ep > 1:
+        parts.append(f"EP {one.split.ep}")
+    if one.split.nodes > 1:
+        parts.append(f"{one.split.nodes} nodes")
+    return ", ".join(parts)
+
+
+def holds(tokens: int, running: int, wanted: Demand) -> str:
+    """What the promised tokens mean in requests."""
+    longest, typical = tokens // wanted.context, wanted.typical(tokens)
+    return (
+        f"holds {longest} request{'' if longest == 1 else 's'} of {wanted.context} tokens, or {typical} of "
+        f"{wanted.input_tokens} + {wanted.output_tokens}; at most {running} run at once, more wait"
+    )
 
 
 def startup(checkpoint: Checkpoint, seconds: int, *, given: bool) -> str:
@@ -68,28 +106,48 @@ def startup(checkpoint: Checkpoint, seconds: int, *, given: bool) -> str:
     return f"start-up: 120 s imports + {gigabytes:.1f} GB at 1 GB/s + 120 s graphs = {seconds} s (assumed)"
 
 
-def sentence(product: GpuProduct, budget: Budget) -> str:
+def cost(product: GpuProduct, gpus: int) -> str | None:
+    """What a replica costs, where the chart says what a GPU does."""
+    each = product.cost_per_gpu_hour
+    if each is None:
+        return None
+    return f"cost: {gpus} x {dollars(each)} = {dollars(each * gpus)} per hour and replica (gpuPools)"
+
+
+def sentence(product: GpuProduct, one: Budget) -> str:
     """The plan in one sentence."""
     return (
-        f"{budget.tp} x {product.product} per replica, TP {budget.tp}: {budget.weights:.1f} GiB weights + "
-        f"{budget.kv:.1f} GiB KV per GPU = {budget.kv_tokens} tokens"
+        f"{one.tp} x {product.product} per replica, {shape(one)}: {one.weights:.1f} GiB weights + "
+        f"{one.kv:.1f} GiB KV per GPU = {one.kv_tokens} tokens"
     )
 
 
-def missing(fit: Fit, context: int) -> str:
+def missing(fit: Fit, wanted: Demand) -> str:
     """What is missing on the product that comes nearest."""
     one = fit.best
-    kv = context * one.kv_bytes_per_token / GIB
+    kv = wanted.tokens * one.kv_bytes_per_token / GIB
+    where = f"{one.tp} x {fit.product.product} ({one.total:.1f} GiB)"
+    if one.kv_tokens >= wanted.tokens:
+        return f"{where} hold the states of {one.most_requests} requests at {shape(one)}, {wanted.concurrency} wanted"
     return (
-        f"{one.tp} x {fit.product.product} ({one.total:.1f} GiB): {one.weights:.1f} weights + {kv:.1f} KV for "
-        f"{context} tokens + {MARGIN_GIB:g} margin = {one.weights + kv + MARGIN_GIB:.1f} GiB per GPU at TP {one.tp} "
-        f"need {one.need(context):.1f} GiB free, there are {one.free:.1f}"
+        f"{where}: {one.weights:.1f} weights + {kv:.1f} KV for {wanted.tokens} tokens + {MARGIN_GIB:g} margin at "
+        f"{shape(one)} need {one.need(wanted.tokens):.1f} GiB free per GPU, there are {one.free:.1f}"
     )
 
 
-def nearest(alternative: Alternative | None) -> str:
+def shortfall(fit: Fit, wanted: Demand) -> str:
+    """What is missing in a few words."""
+    one = fit.best
+    lacking = one.need(wanted.tokens) - one.free
+    if lacking <= 0:
+        return f"states for {wanted.concurrency - (one.most_requests or 0)} requests"
+    return f"{lacking:.1f} GiB of memory per GPU on {one.tp} x {fit.product.product}"
+
+
+def nearest(alternatives: Sequence[Alternative]) -> str:
     """What to do about it."""
-    if alternative is None:
-        return "no context fits: use GPUs with more memory, more of them, or a smaller model"
-    gpus = f"{alternative.gpus_per_replica}x{short_name(alternative.gpu_product)}"
-    return f"spec.contextTokens: {alternative.context_tokens} fits {gpus}"
+    if not alternatives:
+        return "no change that this operator knows would fit: use GPUs with more memory, or a smaller model"
+    first = alternatives[0]
+    nodes = f" on {first.nodes_per_replica} nodes" if first.nodes_per_replica > 1 else ""
+    return f"would fit {first.gpus}{nodes}: {first.describe()}"

@@ -1,87 +1,215 @@
 """How much GPU memory an engine needs and how many tokens fit: the formula of SGLang 0.5.23's KV pool.
 
-The pool gets `fraction x free before load - weights`; the rest of the GPU holds activations and CUDA graphs. The
-formula was compared with logs of other models only (mean error 2.5 %, at most 8.8 %) and never run for these
-models, so every constant here leans towards asking for more.
+The pool gets `fraction x free before load - weights`; the rest of the GPU holds activations, workspaces and CUDA
+graphs. Constants were set from public start-up logs on NVIDIA GPUs of 16 to 275 GB and lean towards asking for more.
+Nothing here was run on a GPU by this project.
+
+SGLang's own defaults for these settings depend on its version and are not monotone (a GPU of 20480 MiB gets a smaller
+pool than one of 20479). So every setting that the formula depends on is set explicitly, from a table of our own in
+which more memory never gives fewer tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints.facts import KV_BYTES_PER_VALUE, Checkpoint
 
 GIB = 1 << 30
 MIB_PER_GIB = 1024
 
-# Weights on a GPU are larger than their share by loader and alignment leftovers (measured 0.02 to 0.3 GiB).
-WEIGHT_OVERHEAD_GIB = 0.25
-# Small pools amplify errors of the formula.
+# CUDA context, driver and libraries before the weights: constant part and share of the GPU's memory. Logged: 0.76 GiB
+# of 15.9, 0.91 of 24.0 (with NCCL), 1.14 to 1.22 of 79.6, 1.27 of 140.4.
+_CONTEXT_GIB = 0.8
+_CONTEXT_SHARE = 0.0053
+# Communication buffers of 2 to 4 cards on PCIe (logged: 0.1 GiB) and of more of them (unknown: as on NVLink).
+_PCIE_GIB = 0.15
+_PCIE_RANKS = 4
+# On NVLink they grow with the ranks: 1.1 GiB on 4 H100 follows from the size of a logged pool, about 2 on 8 H200 was
+# logged. Nearly all boards from 61440 MiB on have NVLink, and those without are none the worse.
+_NVLINK_GIB_PER_RANK = 0.27
+_NVLINK_MIB = 61440
+_MOST_GIB = 2.0
+# What the loader takes beyond the tensors (alignment, scales): logged 0.02 to 0.14 GiB alone, 0.2 to 0.3 GiB split.
+_WEIGHTS_ALONE_GIB = 0.07
+_WEIGHTS_SPLIT_GIB = 0.25
+# The promise stays this much below the prediction: small pools amplify every error of it.
 MARGIN_GIB = 0.5
+# SGLang rounds the pool down to whole pages; 64 tokens is the largest page that a default backend uses.
+_PAGE = 64
+# Multimodal models keep memory for images beside the activations; SGLang lowers its own fraction by 5 % too.
+_MULTIMODAL_PERCENT = 95
+# --mamba-full-memory-ratio in thousandths: memory for the states of a hybrid / memory for its KV cache. The first is
+# SGLang's default; the others trade requests for tokens, the last one tokens for requests.
+STATE_RATIOS = (900, 500, 250, 100, 2000)
+# With the prefix cache on, SGLang wants this many state slots for each running request.
+_SLOTS_PER_REQUEST = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """SGLang's memory settings for one size of GPU; `fraction` is --mem-fraction-static in thousandths."""
+    """SGLang's memory settings for one size of GPU; `fraction` is --mem-fraction-static in thousandths, `chunk` tokens
+    of a chunked prefill, `graph_batch` the largest decode batch with a CUDA graph."""
 
     fraction: int
     chunk: int
     graph_batch: int
 
 
+# From this many MiB on. Outside the fraction lie about 3 GiB on 16 and 24 GB, 5 on 48, 8 on 80 and 11 on 141 GB; from
+# 35840 MiB on that is at least what SGLang itself reserves for such a chunk and batch (`engine_reserve_mib`). A log of
+# an L4 backs the 24 GB row, logs of H100s at 0.9 and 0.93 the 80 GB row.
+TABLE = (
+    (0, Tuning(fraction=780, chunk=2048, graph_batch=8)),
+    (20480, Tuning(fraction=850, chunk=2048, graph_batch=48)),
+    (35840, Tuning(fraction=880, chunk=2048, graph_batch=160)),
+    (61440, Tuning(fraction=900, chunk=4096, graph_batch=256)),
+    (102400, Tuning(fraction=920, chunk=4096, graph_batch=512)),
+    (180000, Tuning(fraction=920, chunk=8192, graph_batch=512)),
+)
+
+
 @dataclass(frozen=True, slots=True)
-class Budget:
-    """What one GPU holds, in GiB, and the tokens that fit over the replica."""
+class Split:
+    """A replica's shape: `tp` ranks in all, `ep` groups of experts, over `nodes` equal nodes."""
 
     tp: int
+    ep: int = 1
+    nodes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one GPU holds, in GiB, and the tokens that fit over the replica.
+
+    `pool_tokens` is the prediction of SGLang's max_total_num_tokens, `kv_tokens` what is promised: the same with
+    `MARGIN_GIB` less. `state` is what a hybrid's linear-attention states take, `state_ratio` thousandths of the memory
+    of its KV cache (0: no hybrid), `most_requests` how many requests they allow (None: no limit). `weight_bytes` are
+    the tensors alone, `weights` what they take in GiB.
+    """
+
+    split: Split
     total: float
     free: float
     tuning: Tuning
+    weight_bytes: int
     weights: float
     kv: float
+    state: float
+    state_ratio: int
     kv_bytes_per_token: int
+    pool_tokens: int
     kv_tokens: int
+    most_requests: int | None
+
+    @property
+    def tp(self) -> int:
+        """Ranks, each on one GPU."""
+        return self.split.tp
 
     @property
     def static(self) -> float:
-        """Memory for weights and KV cache."""
+        """Memory for weights, states and KV cache."""
         return self.free * self.tuning.fraction / 1000
 
-    def need(self, context_tokens: int) -> float:
-        """Free memory per GPU, in GiB, that a request of this many tokens asks for."""
-        kv = context_tokens * self.kv_bytes_per_token / GIB
-        return (self.weights + kv + MARGIN_GIB) * 1000 / self.tuning.fraction
+    def need(self, tokens: int) -> float:
+        """Free memory per GPU, in GiB, that this many tokens ask for."""
+        kv = tokens * self.kv_bytes_per_token / GIB
+        return (self.weights + kv * (1000 + self.state_ratio) / 1000 + MARGIN_GIB) * 1000 / self.tuning.fraction
 
 
-def tuning(memory_mib: int) -> Tuning:
-    """Settings for a GPU by its memory.
-
-    What lies outside of the fraction has to hold activations of a chunk, attention workspace and decode graphs:
-    about 3 GiB on 16 and 24 GB, 5 on 48, 8 on 80, 11 on 141. Logs back the values for 24 and 80 GB only.
-    """
-    if memory_mib < 20480:
-        return Tuning(fraction=780, chunk=2048, graph_batch=8)
-    if memory_mib < 35840:
-        return Tuning(fraction=850, chunk=2048, graph_batch=16)
-    if memory_mib < 61440:
-        return Tuning(fraction=880, chunk=4096, graph_batch=32)
-    if memory_mib < 102400:
-        return Tuning(fraction=900, chunk=4096, graph_batch=32)
-    return Tuning(fraction=920, chunk=8192, graph_batch=64)
+def tuning(memory_mib: int, *, multimodal: bool = False) -> Tuning:
+    """Settings for a GPU by its memory."""
+    found = next(one for least, one in reversed(TABLE) if memory_mib >= least)
+    if not multimodal:
+        return found
+    return Tuning(found.fraction * _MULTIMODAL_PERCENT // 100, found.chunk, found.graph_batch)
 
 
-def budget(checkpoint: Checkpoint, memory_mib: int, tp: int) -> Budget:
-    """The memory of one GPU of `memory_mib` when the checkpoint is split over `tp` of them.
+def engine_reserve_mib(settings: Tuning) -> float:
+    """What SGLang 0.5.23 would itself reserve in MiB for these settings without prefill graphs and communication:
+    512 + 1.5 per token of a chunk + 2 per request of the largest decode graph (its memory_hook.py)."""
+    return 512 + 1.5 * max(settings.chunk, 2048) + 2 * settings.graph_batch
 
-    Free before load = total - (0.9 + 0.0045 x total) for context and driver - NCCL's buffers (0.3 GiB for 2 to 4
-    GPUs, 2 GiB above); measured on four cards, rounded up.
-    """
+
+def free_before_load(memory_mib: int, ranks: int) -> float:
+    """GiB of a GPU that an engine finds free before it loads weights, as one of `ranks` that talk to each other."""
     total = memory_mib / MIB_PER_GIB
-    nccl = 0.0 if tp == 1 else 0.3 if tp <= 4 else 2.0
-    free = max(0.0, total - (0.9 + 0.0045 * total) - nccl)
-    settings = tuning(memory_mib)
-    weights = checkpoint.weight_bytes / tp / GIB + WEIGHT_OVERHEAD_GIB
-    kv = free * settings.fraction / 1000 - weights - MARGIN_GIB
-    per_token = checkpoint.kv_bytes_per_token(tp)
-    tokens = max(0, int(kv * GIB // per_token))
-    return Budget(tp, total, free, settings, weights, kv, per_token, tokens)
+    return max(0.0, total - (_CONTEXT_GIB + _CONTEXT_SHARE * total) - communication_gib(memory_mib, ranks))
+
+
+def communication_gib(memory_mib: int, ranks: int) -> float:
+    """GiB per GPU that NCCL takes for so many ranks."""
+    if ranks == 1:
+        return 0.0
+    if memory_mib < _NVLINK_MIB and ranks <= _PCIE_RANKS:
+        return _PCIE_GIB
+    return min(_NVLINK_GIB_PER_RANK * ranks, _MOST_GIB) if memory_mib >= _NVLINK_MIB else _MOST_GIB
+
+
+def weights_gib(checkpoint: Checkpoint, split: Split) -> float:
+    """GiB that the weights take on the fullest GPU."""
+    extra = _WEIGHTS_ALONE_GIB if split.tp == 1 else _WEIGHTS_SPLIT_GIB
+    return checkpoint.weight_bytes_per_rank(split.tp, split.ep) / GIB + extra
+
+
+def pool_tokens(checkpoint: Checkpoint, memory_mib: int, split: Split, fraction: float) -> int:
+    """SGLang's max_total_num_tokens for a 16-bit KV cache and a given --mem-fraction-static (0 to 1), as predicted,
+    without any margin. A hybrid's states get SGLang's default share."""
+    pool = free_before_load(memory_mib, split.tp) * fraction - weights_gib(checkpoint, split)
+    return _tokens(_kv_share(pool, default_ratio(checkpoint)), checkpoint.kv_bytes_per_token(split.tp))
+
+
+def default_ratio(checkpoint: Checkpoint) -> int:
+    """SGLang's own state ratio in thousandths, 0 for a model without states."""
+    return STATE_RATIOS[0] if checkpoint.linear is not None else 0
+
+
+def budget(
+    checkpoint: Checkpoint,
+    memory_mib: int,
+    split: Split,
+    kv_value_bytes: int = KV_BYTES_PER_VALUE,
+    state_ratio: int | None = None,
+) -> Budget:
+    """The memory of one GPU of `memory_mib` when the checkpoint is split so; KV values have `kv_value_bytes`.
+
+    `state_ratio` is in thousandths; None takes SGLang's default.
+    """
+    settings = tuning(memory_mib, multimodal=checkpoint.multimodal)
+    ratio = default_ratio(checkpoint) if state_ratio is None else state_ratio
+    free = free_before_load(memory_mib, split.tp)
+    weights = weights_gib(checkpoint, split)
+    pool = free * settings.fraction / 1000 - weights
+    per_token = checkpoint.kv_bytes_per_token(split.tp, kv_value_bytes)
+    kv = _kv_share(pool - MARGIN_GIB, ratio)
+    state = pool - MARGIN_GIB - kv
+    return Budget(
+        split=split,
+        total=memory_mib / MIB_PER_GIB,
+        free=free,
+        tuning=settings,
+        weight_bytes=checkpoint.weight_bytes_per_rank(split.tp, split.ep),
+        weights=weights,
+        kv=kv,
+        state=state,
+        state_ratio=ratio,
+        kv_bytes_per_token=per_token,
+        pool_tokens=_tokens(_kv_share(pool, ratio), per_token),
+        kv_tokens=_tokens(kv, per_token) // _PAGE * _PAGE,
+        most_requests=_most_requests(checkpoint, state, split.tp),
+    )
+
+
+def _kv_share(pool: float, ratio: int) -> float:
+    return pool * 1000 / (1000 + ratio)
+
+
+def _tokens(kv: float, per_token: int) -> int:
+    return max(0, int(kv * GIB // per_token))
+
+
+def _most_requests(checkpoint: Checkpoint, state: float, tp: int) -> int | None:
+    if checkpoint.linear is None:
+        return None
+    return max(0, int(state * GIB // checkpoint.state_bytes_per_request(tp)) // _SLOTS_PER_REQUEST)

@@ -1,235 +1,215 @@
 """From spec, facts and inventory to a Plan, or a NoFit that shows the arithmetic.
 
-This is the first form of sizing. It is one-sided: where a number is not known it takes the one that asks for more
-memory, so that a plan that fits on paper fits. What it does not know stands in the last lines of `steps`.
+Sizing is one-sided: where a number is not known it takes the one that asks for more memory, so that a plan that fits
+on paper fits. What it does not know stands in the last lines of `steps`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
-from qwen_operator.hardware.inventory import MEMORY_LABEL, PRODUCT_LABEL, GpuProduct, Inventory
-from qwen_operator.planning import engine, explain
-from qwen_operator.planning.engine import EngineChoice
-from qwen_operator.planning.engine_args import RefusedArgsError
-from qwen_operator.planning.explain import Fit
-from qwen_operator.planning.memory import GIB, budget
-from qwen_operator.planning.types import Alternative, EngineDefaults, NoFit, Plan
-
-# Dense and mixture-of-experts Qwen models whose every layer has a KV cache of the same shape.
-SIZED = ("Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
-# SGLang serves these families as well, but their memory follows other formulas (state per request, images).
-_UNSIZED = ("QWenLMHeadModel", "Qwen2VL", "Qwen2_5_VL", "Qwen3Next", "Qwen3_5", "Qwen3VL", "Qwen3Omni", "Qwen4")
+from qwen_operator.hardware.inventory import Inventory
+from qwen_operator.planning import alternatives, behaviour, engine, explain, gates
+from qwen_operator.planning.engine import EngineChoice, Settings
+from qwen_operator.planning.engine_args import RefusedArgsError, Role
+from qwen_operator.planning.fits import Demand, Fit, Limits, Search, demand, find, groups
+from qwen_operator.planning.memory import GIB, Budget
+from qwen_operator.planning.refusals import refuse, unlabelled
+from qwen_operator.planning.types import EngineDefaults, NoFit, Plan
 
 _IMPORT_SECONDS = 120
 _GRAPH_SECONDS = 120
 _LOAD_BYTES_PER_SECOND = 1_000_000_000
-_CONTEXT_STEP = 256
-_ALTERNATIVES = 8
 _SHOWN = 6
+# Requests of a pod for each GPU: the least that one scheduler process and its share of the tokenizer take.
+_CPU_MILLIS = 500
+_HOST_BYTES = 2 * GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A plan or a refusal, with all that was looked at: for those who show more than the result."""
+
+    result: Plan | NoFit
+    wanted: Demand
+    best: Fit | None = None
+    looked: tuple[Fit, ...] = ()
 
 
 def plan(spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults: EngineDefaults) -> Plan | NoFit:
     """The plan for one replica; pure and deterministic.
 
-    Per product the smallest valid power of two of GPUs wins; between products the user's order, else fewer GPUs,
-    else smaller memory.
+    Per product the smallest valid number of GPUs wins; between products the user's order, else declared cost, else
+    fewer GPUs, else smaller memory.
     """
+    return explore(spec, checkpoint, inventory, defaults).result
+
+
+def explore(spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults: EngineDefaults) -> Outcome:
+    """As `plan`, with what was looked at; a refusal for want of memory has alternatives."""
+    first = _attempt(spec, checkpoint, inventory, defaults)
+    if isinstance(first.result, Plan) or first.result.reason is not Reason.DOES_NOT_FIT:
+        return first
+
+    def planner(other: Spec, facts: Checkpoint, hardware: Inventory) -> Plan | NoFit:
+        return _attempt(other, facts, hardware, defaults).result
+
+    usable = inventory.usable(spec.pod.tolerations)
+    situation = alternatives.Situation(spec, checkpoint, usable, first.wanted, first.looked)
+    found = alternatives.find(situation, planner)
+    refused = first.result
+    way_out = f"{refused.message}; {explain.nearest(found)}"
+    result = NoFit(refused.reason, way_out, refused.steps, found, refused.missing)
+    return Outcome(result, first.wanted, None, first.looked)
+
+
+def runnable(result: Plan | NoFit, checkpoint: Checkpoint) -> Plan | NoFit:
+    """The result for the operator: a plan that this version can work out but not run is a refusal."""
+    if isinstance(result, NoFit):
+        kept = tuple(one for one in result.alternatives if one.nodes_per_replica == 1)
+        spread = f"; {explain.SEVERAL_NODES}" if result.alternatives and not kept else ""
+        return replace(result, alternatives=kept, message=f"{result.message}{spread}")
+    if result.nodes_per_replica > 1:
+        why = f"needs {result.nodes_per_replica} nodes ({result.message}); {explain.SEVERAL_NODES}"
+        return NoFit(Reason.DOES_NOT_FIT, why, result.steps)
+    if checkpoint.quantization and checkpoint.quantization.method == "gguf":
+        return NoFit(Reason.DOES_NOT_FIT, explain.GGUF, result.steps)
+    return result
+
+
+def _attempt(spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults: EngineDefaults) -> Outcome:
+    wanted = demand(spec, checkpoint)
     try:
         choice = engine.choose(spec.engine, defaults)
     except RefusedArgsError as error:
-        return NoFit(Reason.UNKNOWN_FLAG if error.unknown else Reason.INVALID_OVERRIDE, str(error))
-    context = spec.context_tokens or checkpoint.max_positions
+        return Outcome(NoFit(Reason.UNKNOWN_FLAG if error.unknown else Reason.INVALID_OVERRIDE, str(error)), wanted)
     inventory = inventory.usable(spec.pod.tolerations)
-    groups = _groups(spec, inventory)
-    refusal = (
-        _unknown_architecture(checkpoint)
-        or _too_long(context, checkpoint)
-        or _no_products(spec, inventory, groups)
-        or _invalid_tensor(spec, checkpoint, groups)
-    )
+    limits = Limits(spec.parallelism.tensor, spec.hardware.max_gpus_per_replica)
+    search = Search(checkpoint, wanted, spec.engine.kv_cache_type, limits)
+    candidates = groups(spec.hardware.products, inventory)
+    refusal = refuse(spec, search, choice, inventory, candidates)
     if refusal:
-        return refusal
-    looked: list[Fit] = []
-    for group in groups:
-        fits = [_fit(spec, checkpoint, product, context) for product in group]
-        looked += fits
-        best = min((fit for fit in fits if fit.chosen), key=_cost, default=None)
-        if best:
-            return _plan(spec, checkpoint, choice, best, context)
-    refused = _no_fit(checkpoint, looked, context, inventory)
-    limits = _limits(spec)
-    if not limits:
-        return refused
-    free = plan(_without_limits(spec), checkpoint, inventory, defaults)
-    if isinstance(free, NoFit):
-        return refused
-    way_out = f"without {' and '.join(limits)}, TP {free.tensor_parallel} fits: {free.gpus}"
-    return replace(refused, message=f"{refused.message}; {way_out}")
+        return Outcome(refusal, wanted)
+    best, looked = find(search, candidates)
+    if best is None:
+        return Outcome(_no_fit(search, looked, inventory), wanted, None, tuple(looked))
+    return Outcome(_plan(spec, search, choice, best, inventory), wanted, best, tuple(looked))
 
 
-def _limits(spec: Spec) -> list[str]:
-    """The limits of the user's own on the size of a replica, as written."""
-    values = {
-        "spec.parallelism.tensor": spec.parallelism.tensor,
-        "spec.hardware.maxGpusPerReplica": spec.hardware.max_gpus_per_replica,
-    }
-    return [f"{path} {value}" for path, value in values.items() if value is not None]
-
-
-def _without_limits(spec: Spec) -> Spec:
-    hardware = replace(spec.hardware, max_gpus_per_replica=None)
-    return replace(spec, hardware=hardware, parallelism=replace(spec.parallelism, tensor=None))
-
-
-def _groups(spec: Spec, inventory: Inventory) -> list[list[GpuProduct]]:
-    """Products in order of preference; those within a group are equally welcome."""
-    if not spec.hardware.products:
-        return [list(inventory.products)] if inventory.products else []
-    groups = [[one for one in inventory.products if one.called(name)] for name in spec.hardware.products]
-    return [group for group in groups if group]
-
-
-def _unknown_architecture(checkpoint: Checkpoint) -> NoFit | None:
-    name = checkpoint.architecture
-    if name in SIZED:
-        return None
-    known = ", ".join(SIZED)
-    if name.startswith(_UNSIZED):
-        why = f"SGLang serves {name}, but this version cannot work out its memory yet; it can for {known}"
-    else:
-        why = f"{name} is not a Qwen architecture that SGLang serves; known are {known}"
-    return NoFit(Reason.UNKNOWN_ARCHITECTURE, why)
-
-
-def _too_long(context: int, checkpoint: Checkpoint) -> NoFit | None:
-    if context <= checkpoint.max_positions:
-        return None
-    return NoFit(
-        Reason.INVALID_OVERRIDE,
-        f"spec.contextTokens is {context}, but the model's own limit is {checkpoint.max_positions}: ask for at most "
-        "that (longer contexts by YaRN are not supported yet)",
-    )
-
-
-def _no_products(spec: Spec, inventory: Inventory, groups: Sequence[object]) -> NoFit | None:
-    if groups:
-        return None
-    if inventory.unlabelled:
-        return NoFit(Reason.UNLABELLED_GPUS, _unlabelled(inventory))
-    ignored = f"; left out: {'; '.join(inventory.ignored)}" if inventory.ignored else ""
-    if inventory.products and spec.hardware.products:
-        names = ", ".join(f"{one.product} ({one.short})" for one in inventory.products)
-        asked = ", ".join(spec.hardware.products)
-        return NoFit(Reason.NO_GPUS, f"spec.hardware.products asks for {asked}; here are {names}{ignored}")
-    return NoFit(
-        Reason.NO_GPUS,
-        f"no node offers nvidia.com/gpu and the chart declares no gpuPools: add a GPU node with the NVIDIA device "
-        f"plugin, or declare the pool that will be scaled up{ignored}",
-    )
-
-
-def _unlabelled(inventory: Inventory) -> str:
-    first, more = inventory.unlabelled[0], len(inventory.unlabelled) - 1
-    others = f" (and on {more} more)" if more else ""
-    return (
-        f"GPUs on node {first}{others} carry no product and memory labels. Run GPU feature discovery, or: kubectl "
-        f"label node {first} {PRODUCT_LABEL}=NVIDIA-H100-80GB-HBM3 {MEMORY_LABEL}=81559 with the values of its own GPU "
-        "(nvidia-smi --query-gpu=name,memory.total; spaces become '-', memory in MiB)"
-    )
-
-
-def _invalid_tensor(spec: Spec, checkpoint: Checkpoint, groups: Sequence[Sequence[GpuProduct]]) -> NoFit | None:
-    tensor = spec.parallelism.tensor
-    if tensor is None:
-        return None
-    most = max(_most(spec, product) for group in groups for product in group)
-    valid = [tp for tp in range(1, most + 1) if checkpoint.tensor_parallel_refusal(tp) is None]
-    why = checkpoint.tensor_parallel_refusal(tensor)
-    if why is None and tensor > most:
-        why = f"one node here has at most {most} GPUs for a replica"
-    if why is None:
-        return None
-    right = ", ".join(str(tp) for tp in valid)
-    return NoFit(Reason.INVALID_OVERRIDE, f"spec.parallelism.tensor is {tensor}: {why}; valid here: {right}")
-
-
-def _most(spec: Spec, product: GpuProduct) -> int:
-    return min(product.gpus_per_node, spec.hardware.max_gpus_per_replica or product.gpus_per_node)
-
-
-def _fit(spec: Spec, checkpoint: Checkpoint, product: GpuProduct, context: int) -> Fit:
-    """The splits of a product: the asked one, or every valid power of two (NVLink rings and SGLang's own all-reduce
-    are made for those)."""
-    most = _most(spec, product)
-    tensor = spec.parallelism.tensor
-    wanted = [tensor] if tensor else [1 << power for power in range(most.bit_length())]
-    valid = [tp for tp in wanted if tp <= most and checkpoint.tensor_parallel_refusal(tp) is None]
-    budgets = tuple(budget(checkpoint, product.memory_mib, tp) for tp in valid)
-    return Fit(product, budgets, next((one for one in budgets if one.kv_tokens >= context), None))
-
-
-def _cost(fit: Fit) -> tuple[int, int, str]:
-    return (fit.chosen.tp if fit.chosen else 0, fit.product.memory_mib, fit.product.product)
-
-
-def _plan(spec: Spec, checkpoint: Checkpoint, choice: EngineChoice, fit: Fit, context: int) -> Plan:
-    chosen = fit.best
-    args, warnings = engine.arguments(choice, chosen, context)
+def _plan(spec: Spec, search: Search, choice: EngineChoice, fit: Fit, inventory: Inventory) -> Plan:
+    checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
+    running = _running(chosen, wanted, choice)
+    args, warnings = engine.arguments(choice, _settings(spec, search, fit, running))
     seconds = _IMPORT_SECONDS + math.ceil(checkpoint.weight_bytes / _LOAD_BYTES_PER_SECOND) + _GRAPH_SECONDS
     startup = spec.engine.startup_seconds or seconds
-    steps = (
-        *explain.model(checkpoint, context),
-        *explain.splits(fit, context),
-        explain.startup(checkpoint, startup, given=spec.engine.startup_seconds is not None),
-        *explain.UNKNOWNS,
-    )
     facts = "; facts from the catalog" if checkpoint.source == CATALOG else ""
-    message = f"{explain.sentence(fit.product, chosen)}{facts}"
+    per_node = chosen.tp // chosen.split.nodes
     return Plan(
         gpu_product=fit.product.product,
         gpus_per_replica=chosen.tp,
         tensor_parallel=chosen.tp,
-        context_tokens=context,
+        context_tokens=wanted.context,
         kv_tokens=chosen.kv_tokens,
         startup_seconds=startup,
         engine_image=choice.image,
-        engine_version=choice.version,
+        engine_version=choice.table.version,
         args=args,
         env=choice.env,
-        shm_bytes=chosen.tp * GIB,
-        steps=steps,
+        shm_bytes=per_node * GIB,
+        steps=_steps(spec, search, fit, (startup, running), inventory),
         selector=dict(fit.product.selector),
         tolerations=tuple(fit.product.tolerations),
         warnings=warnings,
-        message=message,
+        message=f"{explain.sentence(fit.product, chosen)}{facts}",
+        nodes_per_replica=chosen.split.nodes,
+        expert_parallel=chosen.split.ep,
+        kv_cache_dtype=gates.KV_CACHE_TYPES[search.kv_cache_type][0],
+        max_running_requests=running,
+        typical_requests=wanted.typical(chosen.kv_tokens),
+        weight_bytes_per_rank=chosen.weight_bytes,
+        kv_bytes_per_token_per_rank=chosen.kv_bytes_per_token,
+        cpu_millis=per_node * _CPU_MILLIS,
+        host_memory_bytes=per_node * _HOST_BYTES,
     )
 
 
-def _no_fit(checkpoint: Checkpoint, looked: Sequence[Fit], context: int, inventory: Inventory) -> NoFit:
-    fits = [fit for fit in looked if fit.budgets]
-    fits.sort(key=lambda fit: (fit.best.kv_tokens, fit.best.kv), reverse=True)
-    alternatives = tuple(alternative for fit in fits if (alternative := _alternative(fit)))
-    steps = (
-        *explain.model(checkpoint, context),
-        *(line for fit in fits[:_SHOWN] for line in explain.splits(fit, context)),
+def _running(chosen: Budget, wanted: Demand, choice: EngineChoice) -> int:
+    """Requests that run at once: what chart or object set, else as many as have a decode graph, or as are asked for,
+    and never more than have room.
+
+    A bound makes the engine's queue tell early that it is full, and its table of requests small.
+    """
+    given = choice.given(Role.MAX_RUNNING_REQUESTS)
+    if given and given[1].isdigit() and int(given[1]) > 0:
+        return int(given[1])
+    room = [max(1, chosen.kv_tokens // 2)]
+    if chosen.most_requests is not None:
+        room.append(max(1, chosen.most_requests))
+    return min(max(chosen.tuning.graph_batch, wanted.concurrency), *room)
+
+
+def _settings(spec: Spec, search: Search, fit: Fit, running: int) -> Settings:
+    """What the plan sets, in the order of the command line."""
+    checkpoint, chosen = search.checkpoint, fit.best
+    tuning, split = chosen.tuning, chosen.split
+    tools, reasoning = behaviour.parsers(checkpoint, spec.repository or spec.model)
+    optional = (
+        (Role.EXPERT_PARALLEL, str(split.ep) if split.ep > 1 else None),
+        (Role.NODES, str(split.nodes) if split.nodes > 1 else None),
+        (Role.WEIGHT_TYPE, gates.weight_type(checkpoint, fit.product)),
+        (Role.STATE_RATIO, f"{chosen.state_ratio / 1000:g}" if chosen.state_ratio else None),
+        (Role.MODEL_OVERRIDES, behaviour.model_overrides(checkpoint, search.wanted.context)),
+        (Role.TOOL_CALL_PARSER, tools),
+        (Role.REASONING_PARSER, reasoning),
+    )
+    always = (
+        (Role.TENSOR_PARALLEL, str(split.tp)),
+        (Role.MEMORY_FRACTION, f"{tuning.fraction / 1000:g}"),
+        (Role.CONTEXT_LENGTH, str(search.wanted.context)),
+        (Role.CHUNKED_PREFILL, str(tuning.chunk)),
+        (Role.DECODE_GRAPH_BATCH, str(min(tuning.graph_batch, running))),
+        (Role.MAX_RUNNING_REQUESTS, str(running)),
+        (Role.KV_CACHE_TYPE, gates.KV_CACHE_TYPES[search.kv_cache_type][0]),
+    )
+    values = [(role, (value,)) for role, value in (*always, *optional) if value is not None]
+    return (*values, *engine.FIXED)
+
+
+def _steps(spec: Spec, search: Search, fit: Fit, numbers: tuple[int, int], inventory: Inventory) -> tuple[str, ...]:
+    checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
+    seconds, running = numbers
+    price = explain.cost(fit.product, chosen.tp)
+    return (
+        *explain.model(checkpoint, wanted, search.kv_cache_type),
+        *explain.splits(fit, wanted),
+        explain.holds(chosen.kv_tokens, running, wanted),
+        explain.startup(checkpoint, seconds, given=spec.engine.startup_seconds is not None),
+        *([price] if price else []),
+        *gates.remarks(checkpoint, fit.product, chosen.tp),
+        *inventory.notes,
         *explain.UNKNOWNS,
     )
-    nearest = alternatives[0] if alternatives else None
-    unlabelled = f". {_unlabelled(inventory)}" if inventory.unlabelled else ""
-    message = f"{explain.missing(fits[0], context)}; {explain.nearest(nearest)}{unlabelled}"
-    return NoFit(Reason.DOES_NOT_FIT, message, steps, alternatives[:_ALTERNATIVES])
 
 
-def _alternative(fit: Fit) -> Alternative | None:
-    """The longest context that fits on a product, in steps of 256 tokens, on as few GPUs as hold it."""
-    context = fit.best.kv_tokens // _CONTEXT_STEP * _CONTEXT_STEP
-    if context == 0:
-        return None
-    tp = next(one.tp for one in fit.budgets if one.kv_tokens >= context)
-    return Alternative(context, fit.product.product, tp)
+def _no_fit(search: Search, looked: Sequence[Fit], inventory: Inventory) -> NoFit:
+    checkpoint, wanted = search.checkpoint, search.wanted
+    fits = [fit for fit in looked if fit.budgets]
+    fits.sort(key=lambda fit: (fit.best.kv_tokens, fit.best.kv), reverse=True)
+    barred = [fit for fit in looked if fit.gate]
+    steps = (
+        *explain.model(checkpoint, wanted, search.kv_cache_type),
+        *(line for fit in (*fits, *barred)[:_SHOWN] for line in explain.splits(fit, wanted)),
+        *inventory.notes,
+        *explain.UNKNOWNS,
+    )
+    hint = f". {unlabelled(inventory)}" if inventory.unlabelled else ""
+    if not fits:
+        why = "; ".join(dict.fromkeys(fit.gate for fit in barred if fit.gate))
+        return NoFit(Reason.DOES_NOT_FIT, f"{why}{hint}", steps)
+    message = f"{explain.missing(fits[0], wanted)}{hint}"
+    return NoFit(Reason.DOES_NOT_FIT, message, steps, missing=explain.shortfall(fits[0], wanted))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
+from enum import StrEnum
 from typing import Any
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import EnvVar
 from qwen_operator.hardware.inventory import short_name
+
+_GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,10 @@ class Plan:
     `engine_image` is the complete reference. `args` are all engine options but those that name the model and the
     listening address. `selector` and `tolerations` place the pod; `steps` are the arithmetic as readable lines;
     `warnings` say which settings void the prediction or could not be checked; `message` is one sentence.
+
+    `kv_tokens` is promised, with a margin; `max_running_requests` is what the engine runs at once, `typical_requests`
+    how many of the workload's size the tokens hold. `cpu_millis` and `host_memory_bytes` are requests of one pod.
+    Fields with a default are younger than some stored records.
     """
 
     gpu_product: str
@@ -46,11 +54,26 @@ class Plan:
     tolerations: tuple[Mapping[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
     message: str = ""
+    nodes_per_replica: int = 1
+    pipeline_parallel: int = 1
+    expert_parallel: int = 1
+    kv_cache_dtype: str = "auto"
+    max_running_requests: int = 0
+    typical_requests: int = 0
+    weight_bytes_per_rank: int = 0
+    kv_bytes_per_token_per_rank: int = 0
+    cpu_millis: int = 500
+    host_memory_bytes: int = 2 * _GIB
 
     @property
     def gpus(self) -> str:
         """GPUs per replica in short, e.g. 4xH100-80GB."""
         return f"{self.gpus_per_replica}x{short_name(self.gpu_product)}"
+
+    @property
+    def gpus_per_node(self) -> int:
+        """GPUs that one pod of the replica takes."""
+        return self.gpus_per_replica // self.nodes_per_replica
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back into an equal value."""
@@ -58,20 +81,29 @@ class Plan:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Plan:
-        """The inverse of `to_json`; raises TypeError or KeyError on a record of another shape."""
-        members = {field.name: record[field.name] for field in fields(cls)}
+        """The inverse of `to_json`, also for records of earlier versions, which lack the later fields.
+
+        Raises TypeError or KeyError on a record of another shape.
+        """
+        known = [field for field in fields(cls) if field.name in record or _required(field)]
+        members = {field.name: record[field.name] for field in known}
         lists = {key: tuple(value) for key, value in members.items() if isinstance(value, list)}
         return cls(**{**members, **lists, "env": tuple(EnvVar(**item) for item in members["env"])})
 
     def status(self, revision: str) -> dict[str, Any]:
         """The plan as it stands in `status.plan`."""
+        experts = {"expert": self.expert_parallel} if self.expert_parallel > 1 else {}
         return {
             "hash": revision,
             "gpuProduct": self.gpu_product,
             "gpusPerReplica": self.gpus_per_replica,
-            "parallelism": {"tensor": self.tensor_parallel},
+            "nodesPerReplica": self.nodes_per_replica,
+            "parallelism": {"tensor": self.tensor_parallel, **experts},
             "contextTokens": self.context_tokens,
             "kvTokens": self.kv_tokens,
+            "maxRunningRequests": self.max_running_requests,
+            "typicalRequests": self.typical_requests,
+            "kvCacheType": self.kv_cache_dtype,
             "startupSeconds": self.startup_seconds,
             "engineVersion": self.engine_version,
             "args": list(self.args),
@@ -79,34 +111,109 @@ class Plan:
         }
 
 
+def _required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+class Change(StrEnum):
+    """What an alternative changes."""
+
+    QUANTIZATION = "Quantization"
+    KV_CACHE = "KvCache"
+    CONTEXT = "Context"
+    WORKLOAD = "Workload"
+    LIMITS = "Limits"
+    PRODUCT = "Product"
+    NODES = "Nodes"
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """All nodes of a product that would have to be there; `str` gives PRODUCT=GPUSxNODES, as in options."""
+
+    product: str
+    gpus_per_node: int
+    nodes: int
+
+    def __str__(self) -> str:
+        return f"{self.product}={self.gpus_per_node}x{self.nodes}"
+
+
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A change that would fit: written into the spec it is a plan."""
+    """A change that would fit: with `changes` written into the spec and `hardware` in the cluster it is this plan.
 
+    `changes` are pairs of a field's path below spec, such as engine.kvCacheType, and its value; None takes it away.
+    """
+
+    kind: Change
     context_tokens: int
     gpu_product: str
     gpus_per_replica: int
+    nodes_per_replica: int = 1
+    kv_tokens: int = 0
+    changes: tuple[tuple[str, Any], ...] = ()
+    hardware: Hardware | None = None
+
+    def patch(self) -> dict[str, Any]:
+        """The changes as a JSON merge patch of a whole object, {} where only hardware changes."""
+        spec: dict[str, Any] = {}
+        for path, value in self.changes:
+            *parents, last = path.split(".")
+            holder = spec
+            for name in parents:
+                holder = holder.setdefault(name, {})
+            holder[last] = list(value) if isinstance(value, tuple) else value
+        return {"spec": spec} if spec else {}
+
+    def describe(self) -> str:
+        """What to set, in words."""
+        done = [
+            f"spec.{path}: {', '.join(value) if isinstance(value, tuple) else value}"
+            if value is not None
+            else f"without spec.{path}"
+            for path, value in self.changes
+        ]
+        return ", ".join([*done, *([f"nodes {self.hardware}"] if self.hardware else [])])
+
+    @property
+    def gpus(self) -> str:
+        """GPUs per replica in short, e.g. 4xH100-80GB."""
+        return f"{self.gpus_per_replica}x{short_name(self.gpu_product)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in `status.noFit.alternatives`, with the patch as an object."""
+        return {
+            "kind": str(self.kind),
+            "patch": self.patch(),
+            "hardware": str(self.hardware) if self.hardware else "",
+            "contextTokens": self.context_tokens,
+            "kvTokens": self.kv_tokens,
+            "gpuProduct": self.gpu_product,
+            "gpusPerReplica": self.gpus_per_replica,
+            "nodesPerReplica": self.nodes_per_replica,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class NoFit:
-    """Why there is no plan: `message` for the condition, `steps` the arithmetic, `alternatives` what would do."""
+    """Why there is no plan: `message` for the condition, `steps` the arithmetic, `alternatives` what would do.
+
+    `missing` says in a few words what is short, "" where nothing is to be counted.
+    """
 
     reason: Reason
     message: str
     steps: tuple[str, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
+    missing: str = ""
 
     def status(self) -> dict[str, Any]:
         """The refusal as it stands in `status.noFit`."""
         return {
             "steps": list(self.steps),
             "alternatives": [
-                {
-                    "contextTokens": alternative.context_tokens,
-                    "gpuProduct": alternative.gpu_product,
-                    "gpusPerReplica": alternative.gpus_per_replica,
-                }
-                for alternative in self.alternatives
+                {**record, "patch": json.dumps(record["patch"], separators=(",", ":"))}
+                for record in (alternative.to_json() for alternative in self.alternatives)
             ],
         }

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from qwen_operator.api.spec import EnvVar
-from qwen_operator.hardware.inventory import GpuPool
+from qwen_operator.hardware.pools import GpuPool, details
 from qwen_operator.manifests.pods import RuntimeImage
 from qwen_operator.planning.types import EngineDefaults
 
@@ -98,6 +98,10 @@ def _env(path: str, item: object) -> EnvVar:
 
 def _pool(path: str, item: object) -> GpuPool:
     section = _Section(path, item)
+    try:
+        optional = details(path, section.content)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     return GpuPool(
         name=section.text("name"),
         product=section.text("product"),
@@ -105,6 +109,7 @@ def _pool(path: str, item: object) -> GpuPool:
         gpus_per_node=section.number("gpusPerNode"),
         node_selector=section.raw("nodeSelector") or {},
         tolerations=tuple(section.items("tolerations")),
+        **optional,
     )
 
 
@@ -116,6 +121,10 @@ class _Section:
         if not isinstance(content, dict):
             raise ConfigError(f"{path or 'the configuration'} is {content!r}: it must be a mapping")
         self._content = content
+
+    @property
+    def content(self) -> Mapping[str, Any]:
+        return self._content
 
     def raw(self, name: str) -> Any:
         return self._content.get(name)

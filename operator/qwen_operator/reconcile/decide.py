@@ -13,7 +13,7 @@ from qwen_operator.api.events import transitions
 from qwen_operator.api.spec import InvalidSpec, Spec, parse, revision_hash
 from qwen_operator.manifests.names import LABEL_ROLE, Manifest, Owner, controller_revision_name, headless_service_name
 from qwen_operator.manifests.pods import engine_template
-from qwen_operator.planning.plan import plan
+from qwen_operator.planning.plan import plan, runnable
 from qwen_operator.planning.types import NoFit
 from qwen_operator.reconcile import children, inspection
 from qwen_operator.reconcile.config import Config
@@ -116,7 +116,7 @@ def _find(spec: Spec, revision: str, observed: Observed, config: Config, now: da
     facts = inspection.resolve(spec, revision, observed, config.image, now)
     if isinstance(facts, Blocked):
         return facts
-    planned = plan(spec, facts, observed.inventory, config.engine)
+    planned = runnable(plan(spec, facts, observed.inventory, config.engine), facts)
     if isinstance(planned, NoFit):
         return Blocked(planned.reason, planned.message, waiting=False, facts=facts, no_fit=planned)
     numbers = [int(item.get("revision") or 0) for item in children.own_revisions(observed).values()]
@@ -197,7 +197,7 @@ def _strange(child: Manifest, observed: Observed) -> bool:
 
 def _newer(spec: Spec, target: Target, observed: Observed, config: Config) -> bool:
     """Whether the same spec, planned today, would run differently."""
-    today = plan(spec, target.facts, observed.inventory, config.engine)
+    today = runnable(plan(spec, target.facts, observed.inventory, config.engine), target.facts)
     if isinstance(today, NoFit):
         return False
     template = engine_template(_owner(observed), target.revision, spec, today, config.image)

@@ -82,10 +82,13 @@ def _from_catalog(spec: Spec) -> Checkpoint | Blocked:
     said = f'spec.source.uri "hf://{repository}"' if repository else f'spec.model "{spec.model}"'
     return Blocked(
         Reason.UNKNOWN_MODEL,
-        f"{said} is not in the catalog{_meant(repository or spec.model)} ({', '.join(catalog.names())}): "
+        f"{said} is not in the catalog{_meant(repository or spec.model)} ({_EXAMPLES}): "
         "put its files on a claim and set spec.source.uri to pvc://<claim>/<path>, then they are read",
         waiting=False,
     )
+
+
+_EXAMPLES = "it has Qwen/Qwen1.5-7B-Chat, Qwen/Qwen1.5-72B-Chat, Qwen/Qwen3-8B and what qwen-operator models lists"
 
 
 def _meant(model: str) -> str:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_operator.api.fields import Passthrough
-from qwen_operator.api.spec import EnvVar, InvalidSpec, Source, Spec, parse, revision_hash
+from qwen_operator.api.spec import EnvVar, InvalidSpec, Source, Spec, Workload, parse, revision_hash
 from tests.unit.api.bad_objects import BAD, Bad
 
 # The machine that runs the tests may be busy; that is not what they are about.
@@ -64,8 +64,13 @@ def test_a_full_object_is_read_with_its_types() -> None:
             contextTokens=8192,
             hardware={"products": ["H100-80GB"], "maxGpusPerReplica": 8},
             parallelism={"tensor": 4},
+            workload={"concurrency": 3, "outputTokens": 100},
             replicas=0,
-            engine={"args": ["--x"], "env": [{"name": "A", "valueFrom": {"k": 1}}, {"name": "B", "value": ""}]},
+            engine={
+                "kvCacheType": "Fp8E4m3",
+                "args": ["--x"],
+                "env": [{"name": "A", "valueFrom": {"k": 1}}, {"name": "B", "value": ""}],
+            },
             pod={"resources": {"limits": {"memory": "8Gi", "cpu": 2}}, "tolerations": [{"key": "x"}], "affinity": None},
         )
     )
@@ -75,6 +80,8 @@ def test_a_full_object_is_read_with_its_types() -> None:
     assert spec.pod.resources.limits == {"memory": "8Gi", "cpu": 2}
     assert spec.pod.tolerations == ({"key": "x"},)
     assert spec.pod.affinity is None
+    assert spec.workload == Workload(3, 2048, 100)
+    assert (spec.workload.tokens, spec.engine.kv_cache_type) == (3 * 2148, "Fp8E4m3")
 
 
 @pytest.mark.parametrize(
@@ -105,8 +112,25 @@ _JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=12,
 )
-_FIELDS = ("model", "servedNames", "source", "contextTokens", "hardware", "parallelism", "engine", "replicas", "pod")
-_PARTS = ("uri", "args", "env", "name", "products", "tensor", "maxGpusPerReplica", "labels", "volumes", "resources")
+_FIELDS = (
+    "model", "servedNames", "source", "contextTokens", "workload", "hardware", "parallelism", "engine", "replicas",
+    "pod",
+)  # fmt: skip
+_PARTS = (
+    "uri",
+    "args",
+    "env",
+    "kvCacheType",
+    "concurrency",
+    "inputTokens",
+    "name",
+    "products",
+    "tensor",
+    "maxGpusPerReplica",
+    "labels",
+    "volumes",
+    "resources",
+)
 
 
 @UNHURRIED
@@ -139,6 +163,12 @@ OTHER: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("change", SAME.values(), ids=SAME.keys())
 def test_a_change_that_needs_no_new_pods_keeps_the_revision(change: dict[str, Any]) -> None:
     assert revision_hash({"model": "m"} | change, {}) == revision_hash({"model": "m"}, {"other": "1"})
+
+
+def test_fields_of_a_later_version_change_no_hash_of_objects_without_them() -> None:
+    """Eight digits that the version before the workload and the type of the cache gave."""
+    spec = {"model": "Qwen/Qwen1.5-72B-Chat", "engine": {"args": ["--schedule-policy=lpm"]}, "contextTokens": 8192}
+    assert revision_hash(spec, {}) == "c14da742"
 
 
 def test_every_other_change_is_a_revision_of_its_own() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qwen_operator.hardware.inventory import GpuPool, inventory, short_name
+from qwen_operator.hardware.inventory import GpuPool, inventory
 
 H100 = "NVIDIA-H100-80GB-HBM3"
 
@@ -67,24 +67,111 @@ def test_nodes_without_gpus_are_nothing(node: dict[str, Any]) -> None:
 
 
 def test_gpus_without_labels_are_told() -> None:
-    nodes = [_node("c", product=""), _node("b", **_extra(memory="")), _node("a", **_extra(memory="80GB")), _node("d")]
-    found = inventory(nodes, [])
+    unknown = [_node("b", product="Other", **_extra(memory="")), _node("a", product="Other", **_extra(memory="80GB"))]
+    found = inventory([_node("c", product=""), *unknown, _node("d")], [])
     assert found.unlabelled == ("a", "b", "c")
     assert len(found.products) == 1
 
 
-@pytest.mark.parametrize(
-    "node",
-    [
-        _node(product=f"{H100}-SHARED"),
-        _node(product=f"{H100}-MIG-1g.10gb"),
-        _node(**_extra(sharing_strategy="time-slicing")),
-    ],
-)
-def test_shared_gpus_are_left_out_with_a_reason(node: dict[str, Any]) -> None:
+def test_the_memory_of_a_known_board_needs_no_label() -> None:
+    (product,) = inventory([_node(**_extra(memory=""))], []).products
+    assert (product.memory_mib, product.compute_capability) == (81559, (9, 0))
+
+
+def _sliced() -> dict[str, Any]:
+    node = _node(gpus="0")
+    node["status"]["allocatable"]["nvidia.com/mig-1g.10gb"] = "7"
+    return node
+
+
+SHARED = {
+    "suffix": (_node(product=f"{H100}-SHARED"), f"n: {H100}-SHARED is shared between pods"),
+    "time slicing": (_node(**_extra(sharing_strategy="time-slicing")), "is shared between pods"),
+    "renamed by the plugin": (_node(**_extra(replicas="4")), "is shared between pods"),
+    "GKE": (_node(**{"cloud.google.com/gke-gpu-sharing-strategy": "time-sharing"}), "is shared between pods"),
+    "MIG, single strategy": (_node(product=f"{H100}-MIG-1g.10gb"), "MIG-1g.10gb: a MIG slice, no whole GPU"),
+    "MIG, mixed strategy": (_sliced(), f"n: {H100}: cut into MIG slices"),
+}
+
+
+@pytest.mark.parametrize(("node", "says"), SHARED.values(), ids=SHARED.keys())
+def test_shared_gpus_are_left_out_with_a_reason(node: dict[str, Any], says: str) -> None:
     found = inventory([node], [])
     assert found.products == ()
-    assert "is shared" in found.ignored[0]
+    assert says in found.ignored[0]
+
+
+DISAGREE = {
+    "memory of another board": (
+        _node(**_extra(memory="40960")),
+        (40960, 8),
+        "n: nvidia.com/gpu.memory is 40960, but a NVIDIA-H100-80GB-HBM3 has 81559 MiB: planned with 40960",
+    ),
+    "memory beyond the board": (_node(**_extra(memory="163118")), (81559, 8), "planned with 81559"),
+    "fewer than labelled": (
+        _node(gpus="4", **_extra(count="8"))
+        | {"status": {"allocatable": {"nvidia.com/gpu": "4"}, "capacity": {"nvidia.com/gpu": "4"}}},
+        (81559, 4),
+        "n: nvidia.com/gpu.count is 8, but its capacity is 4 nvidia.com/gpu",
+    ),
+}
+
+
+@pytest.mark.parametrize(("node", "shape", "says"), DISAGREE.values(), ids=DISAGREE.keys())
+def test_labels_that_disagree_are_told(node: dict[str, Any], shape: tuple[int, int], says: str) -> None:
+    found = inventory([node], [])
+    assert [(one.memory_mib, one.gpus_per_node) for one in found.products] == [shape]
+    (note,) = found.notes
+    assert says in note
+
+
+def test_a_gpu_out_of_order_is_no_disagreement() -> None:
+    node = _node(gpus="7", **_extra(count="8"))
+    node["status"]["capacity"] = {"nvidia.com/gpu": "8"}
+    assert inventory([node], []).notes == ()
+
+
+def test_compute_capability_is_the_labels_else_the_boards() -> None:
+    other = _node(product="Other", **{"nvidia.com/gpu.compute.major": "8", "nvidia.com/gpu.compute.minor": "6"})
+    unknown = _node(product="Unknown", **{"nvidia.com/gpu.compute.major": "x", "nvidia.com/gpu.compute.minor": "y"})
+    capabilities = {one.product: one.compute_capability for one in inventory([_node(), other, unknown], []).products}
+    assert capabilities == {H100: (9, 0), "Other": (8, 6), "Unknown": None}
+
+
+def test_a_cloud_without_feature_discovery_is_selected_by_its_own_label() -> None:
+    gke = {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+    node = _node(product="", **_extra(memory=""), **gke)
+    found = inventory([node, _node(), _node(product="NVIDIA-L4", **_extra(memory="23034"))], [])
+    assert found.unlabelled == ()
+    assert [(one.product, one.memory_mib, one.selector) for one in found.products] == [
+        (H100, 81559, {"nvidia.com/gpu.product": H100}),
+        ("NVIDIA-L4", 23034, gke),
+        ("NVIDIA-L4", 23034, {"nvidia.com/gpu.product": "NVIDIA-L4"}),
+    ]
+
+
+def test_nodes_that_a_replica_may_span() -> None:
+    nodes = [_node("a"), _node("b"), _node("c", gpus="4")]
+    (product,) = inventory(nodes, []).products
+    assert (product.nodes, product.gpus_per_node, product.full_nodes) == (3, 8, 2)
+    (product,) = inventory(nodes, [GpuPool("p", H100, 81559, 8, max_nodes=5)]).products
+    assert (product.nodes, product.full_nodes) == (3, 5)
+    (product,) = inventory([], [GpuPool("p", H100, 81559, 8, max_nodes=5)]).products
+    assert (product.nodes, product.full_nodes) == (0, 5)
+
+
+def test_cost_and_capability_of_pools() -> None:
+    pools = [
+        GpuPool("a", H100, 81559, 8, cost_per_gpu_hour=2900),
+        GpuPool("b", H100, 81559, 8, cost_per_gpu_hour=3100, compute_capability=(8, 0)),
+        GpuPool("c", H100, 81559, 8),
+        GpuPool("d", "Other", 1000, 8),
+    ]
+    h100, other = inventory([], pools).products
+    assert (h100.cost_per_gpu_hour, h100.compute_capability) == (3100, (8, 0))
+    assert (other.cost_per_gpu_hour, other.compute_capability) == (None, None)
+    (h100,) = inventory([_node()], pools[:1]).products
+    assert (h100.cost_per_gpu_hour, h100.nodes) == (2900, 1)
 
 
 def test_a_pool_is_a_product_without_nodes() -> None:
@@ -112,32 +199,12 @@ def test_order_of_nodes_does_not_matter() -> None:
     assert inventory(nodes, []) == inventory(reversed(nodes), [])
 
 
-SHORT = {
-    "NVIDIA-H100-80GB-HBM3": "H100-80GB",
-    "NVIDIA-H100-PCIe": "H100-80GB",
-    "NVIDIA-H100-NVL": "H100-NVL",
-    "NVIDIA-A100-SXM4-40GB": "A100-40GB",
-    "NVIDIA-A100-80GB-PCIe": "A100-80GB",
-    "NVIDIA-H200": "H200",
-    "NVIDIA-L40S": "L40S",
-    "NVIDIA-A10G": "A10G",
-    "Tesla-T4": "T4",
-    "Tesla-V100-SXM2-32GB": "V100-32GB",
-    "NVIDIA-GeForce-RTX-4090": "RTX4090",
-    "NVIDIA-RTX-6000-Ada-Generation": "RTX-6000-Ada-Generation",
-    "Custom": "Custom",
-}
-
-
-@pytest.mark.parametrize(("product", "short"), SHORT.items())
-def test_short_names(product: str, short: str) -> None:
-    assert short_name(product) == short
-
-
 def test_a_product_answers_to_both_names_in_any_case() -> None:
     (product,) = inventory([_node()], []).products
-    assert all(product.called(name) for name in (H100, H100.lower(), "h100-80gb"))
+    assert all(product.called(name) for name in (H100, H100.lower(), "h100-80gb", "NVIDIA-H100-SXM5-80GB"))
     assert not product.called("H100")
+    (other,) = inventory([_node(product="Other")], []).products
+    assert other.called("other")
 
 
 def _tainted(name: str, *taints: tuple[str, str, str], product: str = H100) -> dict[str, Any]:
@@ -192,3 +259,13 @@ def test_a_pool_brings_tolerations_for_the_nodes_of_its_product() -> None:
     pool = GpuPool("p", H100, 81559, 8, tolerations=({"key": "team", "operator": "Exists"},))
     (product,) = inventory([_tainted("a", TEAM)], [pool]).usable([]).products
     assert (product.nodes, product.declared, len(product.tolerations)) == (1, True, 1)
+
+
+def test_hardware_can_be_thought_of_beside_or_instead() -> None:
+    found = inventory([_node("a"), _node("b", product="NVIDIA-L4", **_extra(memory="23034"))], [])
+    (more,) = inventory([_node("c", gpus="4")], []).products
+    assert [one.gpus_per_node for one in found.with_product(more).products] == [8, 8, 4]
+    assert [(one.short, one.gpus_per_node) for one in found.with_instead(more).products] == [
+        ("L4", 8),
+        ("H100-80GB", 4),
+    ]

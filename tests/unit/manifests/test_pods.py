@@ -242,3 +242,14 @@ def test_the_longest_name_still_fits() -> None:
     longest = names.engine_pod_name("q" * 40, "0" * 8, 63)
     assert len(longest) <= 63
     assert len(names.inspection_pod_name("q" * 40, "0" * 8)) <= 63
+
+
+def test_requests_and_shared_memory_follow_the_number_of_gpus() -> None:
+    spec = _spec(parallelism={"tensor": 4})
+    pod = engine_pod(OWNER, "0a1b2c3d", engine_template(OWNER, "0a1b2c3d", spec, _plan(spec), RUNTIME), 0)
+    assert _container(pod)["resources"] == {
+        "requests": {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "4"},
+        "limits": {"nvidia.com/gpu": "4"},
+    }
+    (shm,) = [volume for volume in pod["spec"]["volumes"] if volume["name"] == "shm"]
+    assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "4Gi"}

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 
-from qwen_operator.planning import engine_args
-from qwen_operator.planning.engine_args import RESERVED, VOIDING, RefusedArgsError, knows, merge, read
+from qwen_operator.api.spec import Engine, EnvVar
+from qwen_operator.planning import engine, engine_args
+from qwen_operator.planning.engine import EngineChoice, choose
+from qwen_operator.planning.engine_args import RESERVED, VOIDING, RefusedArgsError, Role, Table, merge, read, table
+from qwen_operator.planning.types import EngineDefaults
+from tests.unit.planning.models import DEFAULTS
 
 VERSION = "0.5.23"
+# A version in which some options have other names, one has another value, and some do not exist.
+OLDER = Table.parse(
+    json.dumps(
+        {
+            "sglang": "0.4.99",
+            "planned": {
+                "tensorParallel": "--tensor-parallel-size",
+                "memoryFraction": "--mem-fraction-static",
+                "decodeGraphBatch": "--cuda-graph-max-bs",
+                "noPrefillGraphs": "--prefill-graphs=off",
+                "metrics": "--enable-metrics",
+            },
+            "options": {
+                "--tensor-parallel-size": ["--tp"],
+                "--mem-fraction-static": [],
+                "--cuda-graph-max-bs": [],
+                "--prefill-graphs": [],
+                "--enable-metrics": [],
+                "--old-switch": [],
+            },
+        }
+    )
+)
 
 
 def _render(*items: str, version: str = VERSION) -> list[str]:
-    return [part for option in read(items, version, "args") for part in option.render()]
+    return [part for option in read(items, table(version), "args") for part in option.render()]
 
 
 FORMS = {
@@ -53,24 +83,116 @@ def test_refusals(items: list[str], unknown: bool, says: str) -> None:
 
 
 def test_another_version_is_not_checked_but_reserved_options_stay_reserved() -> None:
-    assert knows(VERSION)
-    assert not knows("9.9.9")
-    assert not knows("../engine")
+    assert table(VERSION).options
+    assert not table("9.9.9").options
+    assert not table("../engine").options
+    assert table("9.9.9").planned == table(VERSION).planned
     assert _render("--from-the-future", version="9.9.9") == ["--from-the-future"]
     with pytest.raises(RefusedArgsError, match="--tensor-parallel-size cannot be set"):
         _render("--tensor-parallel-size=2", version="9.9.9")
 
 
 def test_the_last_of_a_name_wins_whatever_its_spelling() -> None:
-    chart = read(["--log-level=info", "--enable-tf32-matmul", "--log-level=error"], VERSION, "chart")
-    own = read(["--no-enable-tf32-matmul", "--schedule-policy=lpm"], VERSION, "own")
+    known = table(VERSION)
+    chart = read(["--log-level=info", "--enable-tf32-matmul", "--log-level=error"], known, "chart")
+    own = read(["--no-enable-tf32-matmul", "--schedule-policy=lpm"], known, "own")
     rendered = [part for option in merge(chart, own) for part in option.render()]
     assert rendered == ["--log-level=error", "--no-enable-tf32-matmul", "--schedule-policy=lpm"]
 
 
 def test_the_rules_name_options_as_the_table_does() -> None:
-    table = engine_args._table(VERSION)
-    assert len(set(table.values())) > 500
-    assert all(table[name] == name for name in (*RESERVED, *VOIDING))
+    options = table(VERSION).options
+    assert len(set(options.values())) > 500
+    assert all(options[name] == name for name in (*RESERVED, *VOIDING))
     for alias, name in engine_args._KNOWN_ALIASES.items():
-        assert table.get(alias, name) == name
+        assert options.get(alias, name) == name
+
+
+def test_every_role_has_an_option_that_exists() -> None:
+    known = table(VERSION)
+    assert set(known.planned) == set(Role)
+    assert all(known.options[known.name(role)] == known.name(role) for role in Role)
+
+
+SETTINGS: engine.Settings = (
+    (Role.TENSOR_PARALLEL, ("4",)),
+    (Role.MEMORY_FRACTION, ("0.9",)),
+    (Role.DECODE_GRAPH_BATCH, ("256",)),
+    (Role.MAX_RUNNING_REQUESTS, ("256",)),
+    *engine.FIXED,
+)
+
+
+def test_another_version_writes_the_same_plan_its_own_way() -> None:
+    own = read(["--old-switch", "--cuda-graph-max-bs=8"], OLDER, engine.OBJECT)
+    choice = EngineChoice("image", OLDER, (), own, (), ())
+    args, warnings = engine.arguments(choice, SETTINGS)
+    assert args == (
+        "--tensor-parallel-size=4",
+        "--mem-fraction-static=0.9",
+        "--cuda-graph-max-bs=8",
+        "--prefill-graphs=off",
+        "--enable-metrics",
+        "--old-switch",
+    )
+    assert warnings == ("prediction void: spec.engine.args sets --cuda-graph-max-bs=8 (planned 256)",)
+    with pytest.raises(RefusedArgsError, match=r"SGLang 0\.4\.99 has no option --cuda-graph-max-bs-decode"):
+        read(["--cuda-graph-max-bs-decode=8"], OLDER, "args")
+    with pytest.raises(RefusedArgsError, match=r"--tp cannot be set here: set spec\.parallelism\.tensor"):
+        read(["--tp=8"], OLDER, "args")
+
+
+IMAGES: dict[str, tuple[Engine, str, tuple[str, str]]] = {
+    "chart": (Engine(), "lmsysorg/sglang", ("lmsysorg/sglang:v0.5.23", "0.5.23")),
+    "chart with a tag": (Engine(), "localhost:5000/sglang:cpu", ("localhost:5000/sglang:cpu", "0.5.23")),
+    "chart with a tag, same version": (Engine(version="0.5.23"), "a/sglang:cpu", ("a/sglang:cpu", "0.5.23")),
+    "another version": (Engine(version="0.5.20"), "lmsysorg/sglang", ("lmsysorg/sglang:v0.5.20", "0.5.20")),
+    "own image": (Engine(image="r:5000/sglang"), "x", ("r:5000/sglang:v0.5.23", "0.5.23")),
+    "own tag says the version": (Engine(image="r/sglang:v0.5.20-cu129"), "x", ("r/sglang:v0.5.20-cu129", "0.5.20")),
+    "own tag and version": (Engine(image="r/sglang:mine", version="0.5.20"), "x:1", ("r/sglang:mine", "0.5.20")),
+    "digest": (Engine(image="r/sglang@sha256:ab"), "x", ("r/sglang@sha256:ab", "0.5.23")),
+}
+
+
+@pytest.mark.parametrize(("own", "chart", "expected"), IMAGES.values(), ids=IMAGES.keys())
+def test_image_and_version(own: Engine, chart: str, expected: tuple[str, str]) -> None:
+    choice = choose(own, EngineDefaults(chart, "0.5.23"))
+    assert (choice.image, choice.table.version) == expected
+    assert any("not checked" in warning for warning in choice.warnings) is (expected[1] != "0.5.23")
+
+
+def test_options_and_variables_of_the_object_win_over_the_charts_over_the_plans() -> None:
+    chart = replace(
+        DEFAULTS,
+        args=("--device=cpu", "--mem-fraction-static=0.5", "--log-level=warning"),
+        env=(EnvVar("SGLANG_USE_CPU_ENGINE", "1"), EnvVar("A", "chart")),
+    )
+    own = Engine(
+        args=("--mem-fraction-static", "0.7", "--max-running-requests=256", "--log-level=info", "--sleep-on-idle"),
+        env=(EnvVar("A", "own"), EnvVar("SGLANG_PYSPY_DUMP_BEFORE_CRASH", "true")),
+    )
+    choice = choose(own, chart)
+    args, warnings = engine.arguments(choice, SETTINGS)
+    assert {"--device=cpu", "--mem-fraction-static=0.7", "--log-level=info"} <= set(args)
+    assert len([item for item in args if item.startswith("--mem-fraction-static")]) == 1
+    assert {one.name: one.value for one in choice.env} == {
+        "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "false",
+        "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "true",
+        "SGLANG_USE_CPU_ENGINE": "1",
+        "A": "own",
+    }
+    # one sentence for all; what equals the plan and what changes no memory is no reason to warn
+    assert warnings == (
+        "prediction void: the chart's engine.args sets --device=cpu, --mem-fraction-static=0.5 (planned 0.9); "
+        "spec.engine.args sets --mem-fraction-static=0.7 (planned 0.9)",
+    )
+    assert choice.given(Role.MEMORY_FRACTION) == ("spec.engine.args", "0.7")
+    assert replace(choice, own=()).given(Role.MEMORY_FRACTION) == ("the chart's engine.args", "0.5")
+    assert choice.given(Role.CONTEXT_LENGTH) is None
+
+
+def test_harmless_settings_may_be_replaced_in_silence() -> None:
+    choice = choose(Engine(args=("--uvicorn-access-log-exclude-prefixes", "/health")), DEFAULTS)
+    args, warnings = engine.arguments(choice, SETTINGS)
+    assert warnings == ()
+    assert "/metrics" not in args

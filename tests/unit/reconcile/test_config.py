@@ -40,6 +40,10 @@ def test_a_short_file_and_the_environment_are_enough() -> None:
         (("version: 0.5.23", "version: 0.5"), "engine.version is 0.5: it must be a text"),
         (("memoryMiB: 23034", "memoryMiB: 0"), "gpuPools[0].memoryMiB is 0: it must be a whole number of at least 1"),
         (("gpusPerNode: 4", "gpusPerNode: yes"), "gpuPools[0].gpusPerNode is True"),
+        (
+            ("gpusPerNode: 4", "gpusPerNode: 4, costPerGpuHour: x"),
+            "gpuPools[0].costPerGpuHour is 'x': it must be dollars",
+        ),
         (("args: [--device=cpu]", "args: --device=cpu"), "engine.args is '--device=cpu': it must be a list"),
         (("env: [{name: A", "env: [{key: A"), "engine.env[0].name is None"),
         (("auth: none", "auth: open"), 'gateway.auth is "open": it must be "keys" or "none"'),
@@ -51,6 +55,12 @@ def test_a_mistake_is_named_with_its_value_and_what_would_be_right(change: tuple
     with pytest.raises(ConfigError) as caught:
         load({}, GOOD.replace(*change))
     assert says in str(caught.value)
+
+
+def test_cost_size_and_generation_of_a_pool() -> None:
+    more = 'gpusPerNode: 4, costPerGpuHour: "0.80", maxNodes: 3, computeCapability: "8.9"'
+    (pool,) = load({}, GOOD.replace("gpusPerNode: 4", more)).pools
+    assert (pool.cost_per_gpu_hour, pool.max_nodes, pool.compute_capability) == (800, 3, (8, 9))
 
 
 def test_a_port_that_is_no_number_is_refused() -> None:

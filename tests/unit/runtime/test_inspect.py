@@ -40,10 +40,12 @@ def test_a_complete_checkpoint_is_reported_in_full(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path)
     digest = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
     assert bounded(facts(folder)).decode() == (
-        '{"architecture":"Qwen2ForCausalLM","configSha256":"' + digest + '","dtype":"bfloat16","experts":null,'
-        '"files":1,"headDim":64,"heads":16,"hidden":1024,"intermediate":2816,"kvHeads":8,"layers":24,'
-        '"maxPositions":32768,"modelType":"qwen2","quantization":null,"tensors":2,"tieWordEmbeddings":true,'
-        '"tokenizer":true,"version":1,"vocab":151936,"weightBytes":100}'
+        '{"architecture":"Qwen2ForCausalLM","attentionLayers":24,"configSha256":"' + digest + '","denseLayers":24,'
+        '"dtype":"bfloat16","expertIntermediate":null,"experts":null,"files":1,"headDim":64,"heads":16,"hidden":1024,'
+        '"idleBytes":0,"intermediate":2816,"kvHeads":8,"kvWeightBytes":0,"layers":24,"linear":null,'
+        '"maxPositions":32768,"modelType":"qwen2","multimodal":false,"quantization":null,"replicatedBytes":36,'
+        '"rope":null,"sharedIntermediate":null,"tensors":2,"tieWordEmbeddings":true,"tokenizer":true,"version":2,'
+        '"vocab":151936,"weightBytes":100}'
     )
 
 
@@ -62,7 +64,23 @@ def test_a_complete_checkpoint_is_reported_in_full(tmp_path: Path) -> None:
         ({"quantization_config": {}}, {"quantization": None}),
         (
             {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}},
-            {"quantization": {"method": "gptq", "bits": 4, "groupSize": 128}},
+            {"quantization": {"method": "gptq", "bits": 4, "groupSize": 128, "symmetric": None, "descAct": None}},
+        ),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "gptq",
+                    "bits": 4,
+                    "group_size": 128,
+                    "sym": True,
+                    "desc_act": False,
+                }
+            },
+            {"quantization": {"symmetric": True, "descAct": False, "block": None, "plain": []}},
+        ),
+        (
+            {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}},
+            {"quantization": {"symmetric": False}},
         ),
         (
             {"quantization_config": {"quant_method": "awq", "bits": 8, "group_size": -1}},
@@ -70,7 +88,7 @@ def test_a_complete_checkpoint_is_reported_in_full(tmp_path: Path) -> None:
         ),
         (
             {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
-            {"quantization": {"method": "fp8", "bits": 8, "groupSize": 128}},
+            {"quantization": {"method": "fp8", "bits": 8, "groupSize": None, "block": 128}},
         ),
         (
             {
@@ -95,7 +113,67 @@ def test_a_config_means_what_engines_take_it_for(
     tmp_path: Path, changes: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     report = facts(checkpoint(tmp_path, CONFIG | changes))
+    if expected.get("quantization"):
+        report |= {"quantization": {key: report["quantization"][key] for key in expected["quantization"]}}
     assert {key: report[key] for key in expected} == expected
+
+
+HYBRID = {
+    "num_experts": 8, "moe_intermediate_size": 384, "shared_expert_intermediate_size": 512,
+    "linear_num_value_heads": 32, "linear_num_key_heads": 16, "linear_key_head_dim": 128,
+    "linear_value_head_dim": 64, "linear_conv_kernel_dim": 4,
+}  # fmt: skip
+LINEAR = {"layers": 18, "valueHeads": 32, "keyHeads": 16, "keyDim": 128, "valueDim": 64, "convKernel": 4,
+          "stateValueBytes": 4}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (HYBRID, {"attentionLayers": 6, "linear": LINEAR, "expertIntermediate": 384, "sharedIntermediate": 512}),
+        (HYBRID | {"full_attention_interval": 8}, {"attentionLayers": 3, "linear": LINEAR | {"layers": 21}}),
+        (HYBRID | {"mamba_ssm_dtype": "bfloat16"}, {"linear": LINEAR | {"stateValueBytes": 2}}),
+        (
+            HYBRID | {"layer_types": ["linear_attention", "full_attention"] * 12},
+            {"attentionLayers": 12, "linear": LINEAR | {"layers": 12}},
+        ),
+        (HYBRID | {"shared_expert_intermediate_size": 0}, {"sharedIntermediate": None, "denseLayers": 0}),
+        (HYBRID | {"mlp_only_layers": [0, 1], "decoder_sparse_step": 2}, {"denseLayers": 13}),
+        ({"vision_config": {}}, {"multimodal": True, "denseLayers": 24, "attentionLayers": 24}),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, {"rope": None}),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 32768}},
+            {"rope": {"type": "yarn", "factor": 4.0, "originalMaxPositions": 32768}},
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.5}},
+            {"rope": {"type": "yarn", "factor": 2.5, "originalMaxPositions": None}},
+        ),
+    ],
+)
+def test_facts_of_hybrids_experts_and_long_contexts(
+    tmp_path: Path, changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    report = facts(checkpoint(tmp_path, CONFIG | changes))
+    assert {key: report[key] for key in expected} == expected
+    assert len(bounded(report)) < LIMIT_BYTES / 2
+
+
+def test_tensors_are_told_apart_by_what_several_gpus_do_with_them(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, CONFIG | {"quantization_config": {"quant_method": "fp8"}})
+    sizes = {
+        "model.embed_tokens.weight": 1000, "lm_head.weight": 1000, "model.norm.weight": 10,
+        "model.layers.0.self_attn.k_proj.weight": 30, "model.layers.0.self_attn.v_proj.bias": 2,
+        "model.layers.0.self_attn.o_proj.weight": 60, "model.layers.0.mlp.gate.weight": 8,
+        "model.layers.0.mlp.experts.0.gate_proj.weight": 70, "mtp.norm.weight": 4, "model.mtp.fc.weight": 6,
+    }  # fmt: skip
+    shard(folder / "model.safetensors", sizes)
+    report = facts(folder)
+    assert (report["weightBytes"], report["idleBytes"]) == (sum(sizes.values()), 1010)
+    assert (report["kvWeightBytes"], report["replicatedBytes"]) == (32, 18)
+    assert report["quantization"]["plain"] == ["self_attn"]
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": False}))
+    assert facts(folder)["idleBytes"] == 10
 
 
 def test_what_config_leaves_out_is_read_from_the_tensors(tmp_path: Path) -> None:
@@ -146,6 +224,18 @@ def test_multimodal_configs_keep_the_numbers_in_text_config(tmp_path: Path) -> N
         ({"architectures": ["a b"]}, "architectures[0] in config.json is 'a b'; it must be a name of letters"),
         ({"model_type": None}, "model_type is missing from config.json; it must be a name of letters"),
         ({"quantization_config": "gptq"}, "quantization_config in config.json is 'gptq'; it must be an object."),
+        (
+            {"linear_num_value_heads": 32, "linear_num_key_heads": -1},
+            "linear_num_key_heads in config.json is -1; it must",
+        ),
+        (HYBRID | {"layer_types": ["full_attention"]}, "layer_types in config.json is a list; it must be a list of 24"),
+        (HYBRID | {"mamba_ssm_dtype": "int4"}, "mamba_ssm_dtype in config.json is 'int4'; it must be one of float32,"),
+        (HYBRID | {"mlp_only_layers": 3}, "mlp_only_layers in config.json is 3; it must be a list of layer numbers."),
+        ({"rope_scaling": {"factor": 0.1}}, "rope_scaling.factor in config.json is 0.1; it must be a number from 1 to"),
+        (
+            {"rope_scaling": {"factor": 2}},
+            "rope_scaling.type is missing from config.json; it must be a name of letters",
+        ),
         (
             {"quantization_config": {"quant_method": "gptq"}},
             "quantization_config.bits is missing from config.json; it must be a whole number from 1 to 16.",
@@ -412,7 +502,9 @@ quantizations = st.dictionaries(
     json_values | st.sampled_from(["gptq", "compressed-tensors", "fp8", "modelopt", "bitsandbytes"]),
 )
 changed_configs = st.dictionaries(
-    st.sampled_from([*CONFIG, "text_config", "quantization_config", "head_dim", "num_experts"]),
+    st.sampled_from(
+        [*CONFIG, *HYBRID, "text_config", "quantization_config", "head_dim", "layer_types", "rope_scaling"]
+    ),
     json_values | quantizations,
     max_size=3,
 ).map(lambda changes: json.dumps(CONFIG | changes).encode())
@@ -442,5 +534,5 @@ def test_whatever_is_in_the_folder_the_report_is_bounded_json(
         report, complete = examine(folder)
     data = bounded(report)
     assert len(data) <= LIMIT_BYTES
-    assert json.loads(data)["version"] == 1
+    assert json.loads(data)["version"] == (2 if complete else 1)
     assert complete or report["error"]["reason"] in REASONS

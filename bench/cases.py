@@ -1,0 +1,70 @@
+"""The plans of the whole catalog: one replica of every published checkpoint on one node of every GPU product."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+
+from bench.oracle import CARDS, Card
+from qwen_operator.api.spec import Spec, Workload
+from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints.catalog import CatalogEntry
+from qwen_operator.hardware.inventory import Inventory, inventory
+from qwen_operator.planning.plan import plan
+from qwen_operator.planning.types import EngineDefaults, NoFit, Plan
+
+DEFAULTS = EngineDefaults("lmsysorg/sglang", "0.5.23")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A catalog entry on one node with `card.per_node` GPUs, planned as a manifest that only names the model."""
+
+    entry: CatalogEntry
+    card: Card
+    plan: Plan | NoFit
+
+
+def every() -> Iterator[Case]:
+    """All cases, catalog order, then the products from small to large."""
+    for entry in catalog.entries():
+        for card in CARDS:
+            yield Case(entry, card, plan(Spec(model=entry.repository), entry.checkpoint, node_of(card), DEFAULTS))
+
+
+def argument_lists() -> list[tuple[str, ...]]:
+    """The distinct engine arguments of all plans, those included that ask for more: a context four times the model's
+    own, an 8-bit KV cache, many requests at a time, and two nodes."""
+    found: dict[tuple[str, ...], None] = {}
+    for entry in catalog.entries():
+        plain = Spec(model=entry.repository)
+        wishes = (
+            plain,
+            replace(plain, context_tokens=4 * entry.checkpoint.max_positions),
+            replace(plain, engine=replace(plain.engine, kv_cache_type="Fp8E4m3")),
+            replace(plain, workload=Workload(concurrency=64)),
+        )
+        for card, nodes in product(CARDS, (1, 2)):
+            for wish in wishes:
+                result = plan(wish, entry.checkpoint, node_of(card, nodes), DEFAULTS)
+                if isinstance(result, Plan):
+                    found[result.args] = None
+    return list(found)
+
+
+@cache
+def node_of(card: Card, nodes: int = 1) -> Inventory:
+    """An inventory of nodes as GPU feature discovery labels them."""
+    major, minor = str(card.capability).split(".")
+    labels = {
+        "nvidia.com/gpu.product": card.product,
+        "nvidia.com/gpu.memory": str(card.mib),
+        "nvidia.com/gpu.count": str(card.per_node),
+        "nvidia.com/gpu.compute.major": major,
+        "nvidia.com/gpu.compute.minor": minor,
+    }
+    status = {"allocatable": {"nvidia.com/gpu": str(card.per_node)}}
+    names = (f"node-{number}" for number in range(nodes))
+    return inventory([{"metadata": {"name": name, "labels": labels}, "status": status} for name in names], ())

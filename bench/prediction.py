@@ -1,0 +1,207 @@
+"""Points of public start-up logs, and the operator's prediction of their KV pools.
+
+Of a point only what was known before the run is read: `model`, `quant`, `gpu_mem_mib` (the label
+nvidia.com/gpu.memory), `tp`, `sglang`, the run's flags `mem_fraction_static`, `chunked_prefill_size`,
+`cuda_graph_max_bs` and `page_size`, and, where the catalog lacks the model, the architecture `layers`, `kv_heads`,
+`head_dim`, `params`. `mem_fraction_source` and `capped` only say whether a flag is known. No memory that a log printed
+goes in; `max_total_num_tokens` is compared with the result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import sglang_defaults
+from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
+from qwen_operator.planning.memory import Split, pool_tokens
+
+POINTS = Path(__file__).parent / "data" / "memory_points.json"
+Point = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One point: tokens predicted and logged, and the fraction used. A positive error promises more than there was."""
+
+    id: str
+    predicted: int
+    logged: int
+    fraction: float
+    label: str = ""
+
+    @property
+    def error_percent(self) -> float:
+        return (self.predicted / self.logged - 1) * 100
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A point that cannot be predicted, because an input does not exist."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All points of a file, in its order."""
+
+    results: tuple[Result, ...]
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def mean_percent(self) -> float:
+        """Mean of the absolute errors."""
+        errors = [abs(one.error_percent) for one in self.results]
+        return sum(errors) / len(errors) if errors else 0.0
+
+    @property
+    def max_percent(self) -> float:
+        """Largest absolute error."""
+        return max((abs(one.error_percent) for one in self.results), default=0.0)
+
+    @property
+    def over_promise_percent(self) -> float:
+        """Largest error towards too many tokens, 0 if there is none."""
+        return max((one.error_percent for one in self.results if one.error_percent > 0), default=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        points = [
+            {
+                "id": one.id,
+                "predicted": one.predicted,
+                "logged": one.logged,
+                "errorPercent": round(one.error_percent, 3),
+            }
+            for one in self.results
+        ]
+        return {
+            "points": points,
+            "meanPercent": round(self.mean_percent, 3),
+            "maxPercent": round(self.max_percent, 3),
+            "overPromisePercent": round(self.over_promise_percent, 3),
+            "leftOut": [{"id": one.id, "reason": one.reason} for one in self.left_out],
+        }
+
+
+def read_points(path: Path) -> list[Point]:
+    """The points of a file: a list of them, or an object with the list as `points`."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    points: list[Point] = document["points"] if isinstance(document, dict) else document
+    return points
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a prediction takes: facts of the checkpoint, total MiB of a GPU, ranks, --mem-fraction-static."""
+
+    checkpoint: Checkpoint
+    memory_mib: int
+    tp: int
+    fraction: float
+
+
+def evaluate(points: Sequence[Point]) -> Report:
+    """Predicts every point whose inputs exist."""
+    results, left_out = [], []
+    for point in points:
+        found = inputs(point)
+        if isinstance(found, str):
+            left_out.append(LeftOut(str(point["id"]), found))
+            continue
+        tokens = pool_tokens(found.checkpoint, found.memory_mib, Split(found.tp), found.fraction)
+        page = int(point.get("page_size") or 1)
+        label = f"{point['model']}, {point['tp']} x {point['gpu']}, f {found.fraction:g}"
+        logged = int(point["max_total_num_tokens"])
+        results.append(Result(str(point["id"]), tokens // page * page, logged, found.fraction, label))
+    return Report(tuple(results), tuple(left_out))
+
+
+def inputs(point: Point) -> Inputs | str:
+    """What the prediction of a point takes, or the reason why there is none."""
+    fraction = _unusable(point) or _fraction(point)
+    if isinstance(fraction, str):
+        return fraction
+    checkpoint = _checkpoint(point)
+    if isinstance(checkpoint, str):
+        return checkpoint
+    if checkpoint.multimodal and point.get("mem_fraction_static") is None:
+        return "SGLang lowers its default fraction for this multimodal model by its vision part, which is not known"
+    if why := checkpoint.parallel_refusal(int(point["tp"])):
+        return f"the operator refuses this split: {why}"
+    return Inputs(checkpoint, int(point["gpu_mem_mib"]), int(point["tp"]), fraction)
+
+
+def _unusable(point: Point) -> str:
+    if not point.get("max_total_num_tokens"):
+        return "the log shows no number of tokens to compare with"
+    if point.get("capped"):
+        return "the run itself caps the pool (--max-total-tokens), so memory did not decide"
+    if not point.get("gpu_mem_mib"):
+        return "the memory of the GPU (label nvidia.com/gpu.memory) is not known"
+    if any("-kt" in str(point.get(key)) or "KTransformers" in str(point.get(key)) for key in ("sglang", "model")):
+        return "a fork that keeps experts on the CPU; how much stays on the GPU is not known"
+    return ""
+
+
+def _fraction(point: Point) -> float | str:
+    """--mem-fraction-static as set, or the default of the run's version, or why it is not known."""
+    given = point.get("mem_fraction_static")
+    if given is not None:
+        return float(given)
+    if not str(point.get("mem_fraction_source", "")).startswith("default"):
+        return "neither --mem-fraction-static is known nor that it was left at its default"
+    version = sglang_defaults.read_version(str(point.get("sglang", "")))
+    if version is None:
+        return "the fraction was left at its default, but the version of SGLang is not known"
+    run = sglang_defaults.Run(
+        mib=int(point["gpu_mem_mib"]),
+        tp=int(point["tp"]),
+        chunk=point.get("chunked_prefill_size"),
+        graph_batch=point.get("cuda_graph_max_bs"),
+    )
+    return sglang_defaults.mem_fraction(run, version)
+
+
+def _checkpoint(point: Point) -> Checkpoint | str:
+    """The catalog's facts, else those of a dense 16-bit model made of the point's architecture, else why not."""
+    known = catalog.lookup(str(point["model"]))
+    if known is not None:
+        return known
+    if point.get("hybrid"):
+        return f"{point['model']} is not in the catalog, and the state of a hybrid is not in the point"
+    if not str(point.get("quant", "")).startswith(("bf16", "fp16")) or not point.get("params"):
+        return f"{point['model']} is not in the catalog, and its architecture is not in the point"
+    layers, kv_heads, head_dim = (int(point[key]) for key in ("layers", "kv_heads", "head_dim"))
+    return Checkpoint(
+        architecture="Qwen2ForCausalLM",
+        dtype="bfloat16",
+        layers=layers,
+        hidden=kv_heads * head_dim,
+        heads=kv_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate=kv_heads * head_dim,
+        vocab=64,
+        max_positions=int(point.get("context_len") or 32768),
+        tied=True,
+        quantization=None,
+        experts=None,
+        weight_bytes=int(point["params"]) * 2,
+        source=CATALOG,
+        digest="",
+        attention_layers=layers,
+        dense_layers=layers,
+        expert_intermediate=None,
+        shared_intermediate=None,
+        linear=None,
+        rope=None,
+        multimodal=False,
+        replicated_bytes=0,
+        kv_weight_bytes=0,
+    )

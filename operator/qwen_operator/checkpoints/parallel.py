@@ -1,0 +1,167 @@
+"""Which splits over GPUs an engine accepts, and why it refuses each other one.
+
+The rules are those that SGLang 0.5.23 asserts while it loads a model: attention and KV heads, the widths that a rank
+gets of every row-parallel layer, the number of experts, and the alignment of each share with quantization groups. Some
+bad splits are not refused at load and fail late with a kernel error, so they are refused here.
+
+`tp` ranks share every layer; `ep` of them divide the routed experts among themselves, and the tp / ep ranks of such a
+group share each expert's matrices ("MoE TP"). The vocabulary never blocks a split: it is padded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qwen_operator.checkpoints.facts import Checkpoint
+
+# Row-parallel layers and the Marlin kernels of GPTQ and AWQ take inputs in steps of 128 whatever the group size is.
+KERNEL_STEP = 128
+# Their outputs come in steps of 64.
+_OUTPUT_STEP = 64
+# Scaled FP8 matrix products without blocks need dimensions in steps of 16.
+_FP8_STEP = 16
+
+
+def refusal(checkpoint: Checkpoint, tp: int, ep: int) -> str | None:
+    """None if the checkpoint can be split over `tp` ranks with `ep` expert groups, else the reason as a sentence."""
+    if tp < 1 or ep < 1:
+        name, value = ("TP", tp) if tp < 1 else ("EP", ep)
+        return f"{name} {value} is not a number of GPUs: it must be at least 1"
+    if ep > 1 and checkpoint.experts is None:
+        return f"EP {ep} needs a model with experts, and {checkpoint.architecture} has none: EP must be 1"
+    if tp % ep:
+        return f"TP {tp} is not a multiple of EP {ep}: every expert group needs the same number of GPUs"
+    if (tp, ep) == (1, 1):
+        return None
+    quantization = checkpoint.quantization
+    if quantization is not None and quantization.method == "gguf":
+        return f"GGUF weights run on one GPU only, not on TP {tp}"
+    return _heads(checkpoint, tp) or _experts(checkpoint, tp, ep) or _widths(checkpoint, tp, ep)
+
+
+def valid(checkpoint: Checkpoint, max_gpus: int) -> tuple[tuple[int, int], ...]:
+    """All (tp, ep) with tp <= `max_gpus` that are not refused, sorted: fewer GPUs first, then smaller EP."""
+    most = min(max_gpus, checkpoint.heads)
+    return tuple(
+        (tp, ep)
+        for tp in range(1, most + 1)
+        for ep in range(1, tp + 1 if checkpoint.experts is not None else 2)
+        if tp % ep == 0 and refusal(checkpoint, tp, ep) is None
+    )
+
+
+def _heads(checkpoint: Checkpoint, tp: int) -> str | None:
+    heads, kv_heads, linear = checkpoint.heads, checkpoint.kv_heads, checkpoint.linear
+    if heads % tp:
+        return f"{heads} attention heads are not divisible by TP {tp}"
+    if kv_heads >= tp and kv_heads % tp:
+        return f"{kv_heads} KV heads are not divisible by TP {tp}"
+    if kv_heads < tp and tp % kv_heads:
+        return f"TP {tp} is not a multiple of the {kv_heads} KV heads, which would have to be copied"
+    if linear is not None:
+        for name, count in (("key", linear.key_heads), ("value", linear.value_heads)):
+            if count % tp:
+                return f"{count} {name} heads of the linear attention are not divisible by TP {tp}"
+    return None
+
+
+def _experts(checkpoint: Checkpoint, tp: int, ep: int) -> str | None:
+    if checkpoint.experts is None:
+        return None
+    if tp > checkpoint.experts:
+        return f"TP {tp} is more than the {checkpoint.experts} experts"
+    if checkpoint.experts % ep:
+        return f"{checkpoint.experts} experts are not divisible by EP {ep}"
+    if checkpoint.expert_intermediate is None and checkpoint.quantization is not None and tp > ep:
+        return f"the width of one quantized expert is not among the facts, so TP {tp} with EP {ep} cannot be checked"
+    return None
+
+
+def _widths(checkpoint: Checkpoint, tp: int, ep: int) -> str | None:
+    shared, expert = checkpoint.shared_intermediate, checkpoint.expert_intermediate
+    why = None
+    if checkpoint.dense_layers:
+        why = _share("MLP width", checkpoint.intermediate, tp, _step(checkpoint, "mlp"))
+    if why is None and shared is not None:
+        why = _share("shared expert width", shared, tp, _step(checkpoint, "mlp.shared_expert"))
+    if why is None and expert is not None:
+        why = _expert_share(checkpoint, tp, ep, _step(checkpoint, "mlp.experts"))
+    return why or _attention(checkpoint, tp)
+
+
+def _attention(checkpoint: Checkpoint, tp: int) -> str | None:
+    for name, module, share in _attention_shares(checkpoint, tp):
+        step = _step(checkpoint, module)
+        if share % step:
+            return f"{name} / TP {tp} = {share} is not a multiple of {step}, the step of its quantization"
+    return _outputs(checkpoint, tp)
+
+
+def _step(checkpoint: Checkpoint, module: str) -> int:
+    """What each rank's share of a kind of layers must be a multiple of; 1 for plain weights."""
+    quantization = checkpoint.quantization
+    if quantization is None or module in quantization.plain:
+        return 1
+    if quantization.method == "fp8":
+        return quantization.block or _FP8_STEP
+    return math.lcm(KERNEL_STEP, quantization.group_size or 1)
+
+
+def _share(name: str, width: int, ranks: int, step: int) -> str | None:
+    if width % ranks:
+        return f"{name} {width} is not divisible by TP {ranks}"
+    if width // ranks % step:
+        return (
+            f"{name} {width} / TP {ranks} = {width // ranks} is not a multiple of {step}, the step of its quantization"
+        )
+    return None
+
+
+def _expert_share(checkpoint: Checkpoint, tp: int, ep: int, step: int) -> str | None:
+    width, experts = checkpoint.expert_intermediate or 0, checkpoint.experts or 0
+    ranks = tp // ep
+    if not width % ranks and not width // ranks % step:
+        return None
+    fits = (n for n in range(ep + 1, tp + 1) if not (tp % n or experts % n or width % (tp // n * step)))
+    instead = next(fits, None)
+    cure = f"; EP {instead} makes it {width // (tp // instead)}" if instead else ""
+    split = f"expert width {width} / (TP {tp} / EP {ep})"
+    if width % ranks:
+        return f"{split} is not a whole number{cure}"
+    return f"{split} = {width // ranks} is not a multiple of {step}, the step of its quantization{cure}"
+
+
+def _attention_shares(checkpoint: Checkpoint, tp: int) -> Iterator[tuple[str, str, int]]:
+    """(name with width, kind of layers, share of one rank) where a share must keep to the step.
+
+    With FP8 blocks also the outputs count, each on its own; K and V are one head at least.
+    """
+    width = checkpoint.heads * checkpoint.head_dim
+    yield f"attention output width {width}", "self_attn", width // tp
+    linear = checkpoint.linear
+    if linear is not None:
+        value = linear.value_heads * linear.value_dim
+        yield f"linear attention output width {value}", "linear_attn", value // tp
+    if checkpoint.quantization is None or checkpoint.quantization.method != "fp8":
+        return
+    kv = max(1, checkpoint.kv_heads // tp) * checkpoint.head_dim
+    yield f"KV projection width {checkpoint.kv_heads * checkpoint.head_dim}", "self_attn", kv
+    if linear is not None:
+        key = linear.key_heads * linear.key_dim
+        yield f"linear attention key width {key}", "linear_attn", key // tp
+
+
+def _outputs(checkpoint: Checkpoint, tp: int) -> str | None:
+    quantization = checkpoint.quantization
+    if quantization is None or quantization.method == "fp8" or "self_attn" in quantization.plain:
+        return None
+    heads = checkpoint.heads // tp + 2 * max(1, checkpoint.kv_heads // tp)
+    if heads * checkpoint.head_dim % _OUTPUT_STEP == 0:
+        return None
+    return (
+        f"QKV projection at TP {tp} has {heads * checkpoint.head_dim} outputs, "
+        f"which is not a multiple of {_OUTPUT_STEP}, the step of its quantization"
+    )

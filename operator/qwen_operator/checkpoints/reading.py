@@ -1,0 +1,133 @@
+"""Typed reading of foreign JSON: nothing is coerced, and a refusal names the field, the value and what is right."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_LONGEST_INTEGER = 25
+_SHOWN = 80
+_NAME = re.compile(r"[A-Za-z0-9_.+-]{1,128}")
+
+
+class InvalidFactsError(ValueError):
+    """A file, report or stored record that cannot be facts; the text is one sentence without an end."""
+
+
+def shown(value: object) -> str:
+    """A foreign value as it may stand in a message: like JSON, short, on one line."""
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    if isinstance(value, Mapping):
+        return "an object"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+def parse_json(data: bytes | str, file: str, limit: int) -> dict[str, Any]:
+    """A JSON object from a foreign file of at most `limit` bytes; duplicate keys and NaN are refused."""
+    if len(data) > limit:
+        raise InvalidFactsError(f"{file} has {len(data)} bytes, it must have at most {limit}")
+    try:
+        value = json.loads(data, parse_int=_integer, parse_constant=_constant, object_pairs_hook=_unique)
+    except RecursionError:
+        raise InvalidFactsError(f"{file} is nested too deeply to be read") from None
+    except InvalidFactsError as error:
+        raise InvalidFactsError(f"{file} {error}") from None
+    except ValueError as error:
+        detail = str(error) if isinstance(error, json.JSONDecodeError) else "it is not UTF-8 text"
+        raise InvalidFactsError(f"{file} is not valid JSON: {detail}") from None
+    if not isinstance(value, dict):
+        raise InvalidFactsError(f"{file} holds {shown(value)}, it must hold a JSON object")
+    return value
+
+
+def _integer(text: str) -> int | float:
+    # int() takes quadratic time on long digit strings; what is this long is out of every range anyway
+    return int(text) if len(text) <= _LONGEST_INTEGER else float(text)
+
+
+def _constant(name: str) -> Any:
+    raise InvalidFactsError(f"holds {name}, which is no JSON number; it must be a finite number or null")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise InvalidFactsError(f"holds the key {shown(twice)} twice in one object; each key must be there once")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """One JSON object. `prefix` stands before field names in messages, as in `text_config.`."""
+
+    values: Mapping[str, Any]
+    prefix: str = ""
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return self.values.get(name) is not None
+
+    def refuse(self, name: str, right: str) -> InvalidFactsError:
+        """The error for a field: its name, its value, and what would be right."""
+        if name not in self.values:
+            return InvalidFactsError(f"{self.prefix}{name} is missing, it must be {right}")
+        return InvalidFactsError(f"{self.prefix}{name} is {shown(self.values[name])}, it must be {right}")
+
+    def whole(self, name: str, high: int, low: int = 1) -> int:
+        """A required whole number from `low` to `high`."""
+        value = self.values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.refuse(name, f"a whole number from {low} to {high}")
+        return value
+
+    def optional(self, name: str, high: int, low: int = 1) -> int | None:
+        """A whole number, or None where the field is absent or null."""
+        return self.whole(name, high, low) if self.has(name) else None
+
+    def number(self, name: str, high: float) -> float:
+        """A required finite number from 1 to `high`."""
+        value = self.values.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= high:
+            raise self.refuse(name, f"a number from 1 to {high:g}")
+        return float(value)
+
+    def flag(self, name: str) -> bool:
+        """A required true or false."""
+        value = self.values.get(name)
+        if not isinstance(value, bool):
+            raise self.refuse(name, "true or false")
+        return value
+
+    def optional_flag(self, name: str) -> bool | None:
+        """True, false, or None where the field is absent or null."""
+        return self.flag(name) if self.has(name) else None
+
+    def name(self, name: str) -> str:
+        """A required identifier."""
+        value = self.values.get(name)
+        if not isinstance(value, str) or not _NAME.fullmatch(value):
+            raise self.refuse(name, "a name of letters, digits and _ . + - with at most 128 characters")
+        return value
+
+    def one_of(self, name: str, right: tuple[str, ...]) -> str:
+        """A required text out of `right`."""
+        value = self.values.get(name)
+        if not isinstance(value, str) or value not in right:
+            raise self.refuse(name, "one of " + ", ".join(right))
+        return value
+
+    def nested(self, name: str) -> Fields:
+        """A required object."""
+        value = self.values.get(name)
+        if not isinstance(value, Mapping):
+            raise self.refuse(name, "an object")
+        return Fields(value, f"{self.prefix}{name}.")

@@ -1,0 +1,287 @@
+"""Reads what a public repository of a model hub holds, without downloading its weights.
+
+Three small files decide everything: the list of files with their sizes and the commit, config.json, and the index of
+the weights. A hub is a foreign service that may be slow, absent or broken: every answer is read as a stream and cut at
+a limit, redirects are few and never leave TLS, the whole reading ends after a fixed time, and nothing is sent but
+GET requests without credentials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from qwen_operator.checkpoints.config import from_config
+from qwen_operator.checkpoints.facts import HUB, MAX_BYTES, Checkpoint, InvalidFactsError
+from qwen_operator.checkpoints.reading import Fields, parse_json, shown
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+LARGEST_CONFIG = 1 << 20
+LARGEST_INDEX = 32 << 20
+LARGEST_LISTING = 8 << 20
+_REDIRECTS = 5
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][\w./+-]{0,127}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Hub(StrEnum):
+    """The hubs whose protocol is spoken; the values are the schemes of `spec.source.uri`."""
+
+    HUGGING_FACE = "hf"
+    MODELSCOPE = "modelscope"
+
+
+ADDRESSES = {Hub.HUGGING_FACE: "https://huggingface.co", Hub.MODELSCOPE: "https://www.modelscope.cn"}
+DEFAULT_REVISIONS = {Hub.HUGGING_FACE: "main", Hub.MODELSCOPE: "master"}
+
+
+class HubReason(StrEnum):
+    """Why a repository could not be read."""
+
+    NOT_FOUND = "NotFound"
+    AUTH_REQUIRED = "AuthRequired"
+    OFFLINE = "Offline"
+    TOO_LARGE = "TooLarge"
+    INVALID = "Invalid"
+
+
+class HubError(Exception):
+    """A repository that could not be read; the text is one sentence without an end."""
+
+    def __init__(self, reason: HubReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class HubCheckpoint:
+    """The facts of a repository at a commit, to which the revision that was asked for points now."""
+
+    checkpoint: Checkpoint
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    commit: str
+    sizes: Mapping[str, int | None]  # bytes by path; None where the hub does not say
+
+
+@dataclass(frozen=True, slots=True)
+class _Repository:
+    client: httpx.AsyncClient
+    hub: Hub
+    base: str
+    name: str
+
+    def file_url(self, commit: str, path: str) -> str:
+        if self.hub is Hub.MODELSCOPE:
+            return f"{self.base}/api/v1/models/{self.name}/repo?Revision={commit}&FilePath={quote(path, safe='')}"
+        return f"{self.base}/{self.name}/resolve/{commit}/{quote(path)}"
+
+    def listing_url(self, revision: str) -> str:
+        encoded = quote(revision, safe="")
+        if self.hub is Hub.MODELSCOPE:
+            return f"{self.base}/api/v1/models/{self.name}/repo/files?Revision={encoded}&Recursive=true"
+        return f"{self.base}/api/models/{self.name}/revision/{encoded}?blobs=true"
+
+
+async def fetch(
+    repository: str, revision: str = "", hub: Hub = Hub.HUGGING_FACE, hub_url: str = "", timeout: float = 30.0
+) -> HubCheckpoint:
+    """The facts of `repository` (ORG/NAME) at `revision` (a branch, tag or commit; "" = the hub's main branch).
+
+    `hub_url` is the address of a mirror, "" the hub's own. `timeout` in seconds covers everything. Raises HubError,
+    also for a config.json that cannot be facts.
+    """
+    base = (hub_url or ADDRESSES[hub]).rstrip("/")
+    wanted = revision or DEFAULT_REVISIONS[hub]
+    _check(repository, wanted, base)
+    limits = httpx.Timeout(min(timeout, 10.0))
+    headers = {"Accept-Encoding": "identity", "User-Agent": "qwen-operator"}
+    try:
+        async with asyncio.timeout(timeout), httpx.AsyncClient(timeout=limits, headers=headers) as client:
+            return await _read(_Repository(client, hub, base, repository), wanted)
+    except TimeoutError:
+        message = f"{base} did not answer for {repository} within {timeout:g} s"
+        raise HubError(HubReason.OFFLINE, message) from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        detail = str(error) or type(error).__name__
+        raise HubError(HubReason.OFFLINE, f"{base} cannot be reached for {repository}: {detail}") from None
+    except InvalidFactsError as error:
+        raise HubError(HubReason.INVALID, f"{repository} at {base}: {error}") from None
+
+
+def _check(repository: str, revision: str, base: str) -> None:
+    if not _REPOSITORY.fullmatch(repository) or ".." in repository:
+        raise HubError(HubReason.INVALID, f"repository is {shown(repository)}, it must be ORGANISATION/NAME")
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        raise HubError(HubReason.INVALID, f"revision is {shown(revision)}, it must be a branch, a tag or a commit")
+    if not _is_address(base):
+        raise HubError(
+            HubReason.INVALID, f"the hub's address is {shown(base)}, it must be like https://hub.example.org"
+        )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("https", "http") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+
+
+async def _read(repository: _Repository, revision: str) -> HubCheckpoint:
+    listing = await _listing(repository, revision)
+    if CONFIG not in listing.sizes:
+        held = "GGUF files" if any(path.endswith(".gguf") for path in listing.sizes) else "no model that can be read"
+        raise InvalidFactsError(f"there is no {CONFIG}; the repository holds {held}")
+    raw = await _get(repository, repository.file_url(listing.commit, CONFIG), LARGEST_CONFIG, CONFIG)
+    config = parse_json(raw, CONFIG, LARGEST_CONFIG)
+    stored, tensors = await _weights(repository, listing)
+    digest = hashlib.sha256(raw).hexdigest()
+    resident = _resident(config, stored, tensors)
+    return HubCheckpoint(from_config(config, weight_bytes=resident, source=HUB, digest=digest), listing.commit)
+
+
+def _resident(config: Mapping[str, Any], stored: int, tensors: frozenset[str]) -> int:
+    """What stays in memory of the stored bytes, as far as names and shapes tell; never less than that.
+
+    A tied checkpoint may repeat the embedding as lm_head, which an engine loads once. A layer for multi-token
+    prediction is loaded for speculative decoding only; how much it takes is known where weights are not quantized.
+    """
+    facts = from_config(config, weight_bytes=stored)
+    copy = 2 * facts.vocab * facts.hidden
+    if facts.tied and any(name.endswith("lm_head.weight") for name in tensors) and copy < stored:
+        stored -= copy
+    if facts.quantization is None and any(name.startswith("mtp.") for name in tensors):
+        stored = min(stored, from_config(config).weight_bytes)
+    return stored
+
+
+async def _listing(repository: _Repository, revision: str) -> _Listing:
+    what = f"the list of files of {repository.name}"
+    raw = await _get(repository, repository.listing_url(revision), LARGEST_LISTING, what)
+    found = Fields(parse_json(raw, what, LARGEST_LISTING))
+    if repository.hub is Hub.MODELSCOPE:
+        return _modelscope_listing(found, revision)
+    return _Listing(_commit(found, "sha"), _sizes(found, "siblings", ("rfilename", "size")))
+
+
+def _modelscope_listing(answer: Fields, revision: str) -> _Listing:
+    """ModelScope names the commit that last changed each file; the newest of them is that of the revision."""
+    data = answer.nested("Data")
+    sizes = _sizes(data, "Files", ("Path", "Size"))
+    if _COMMIT.fullmatch(revision):
+        return _Listing(revision, sizes)
+    dated = [file for file in data.values["Files"] if isinstance(file.get("CommittedDate"), int)]
+    if not dated:
+        raise data.refuse("Files", "a list of files with CommittedDate and Revision")
+    newest = max(dated, key=lambda file: int(file["CommittedDate"]))
+    return _Listing(_commit(Fields(newest, "Data.Files."), "Revision"), sizes)
+
+
+def _commit(fields: Fields, name: str) -> str:
+    value = fields.values.get(name)
+    if not isinstance(value, str) or not _COMMIT.fullmatch(value):
+        raise fields.refuse(name, "a commit of 40 hexadecimal digits")
+    return value
+
+
+def _sizes(fields: Fields, name: str, keys: tuple[str, str]) -> dict[str, int | None]:
+    files = fields.values.get(name)
+    if not isinstance(files, list) or not all(isinstance(file, Mapping) for file in files):
+        raise fields.refuse(name, "a list of files")
+    sizes: dict[str, int | None] = {}
+    for file in files:
+        path, size = file.get(keys[0]), file.get(keys[1])
+        if isinstance(path, str) and file.get("Type") != "tree":
+            known = isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= MAX_BYTES
+            sizes[path] = size if known else None
+    return sizes
+
+
+async def _weights(repository: _Repository, listing: _Listing) -> tuple[int, frozenset[str]]:
+    """Bytes of the weight files, and the tensors' names where an index lists them."""
+    if INDEX not in listing.sizes:
+        files = [path for path in listing.sizes if path.endswith(".safetensors") and "/" not in path]
+        if not files:
+            raise InvalidFactsError("there are no *.safetensors files; convert the weights to safetensors")
+        return _total(listing, files), frozenset()
+    raw = await _get(repository, repository.file_url(listing.commit, INDEX), LARGEST_INDEX, INDEX)
+    # Parsing so much would hold up everything else that runs on this loop.
+    index = Fields(await asyncio.to_thread(parse_json, raw, INDEX, LARGEST_INDEX))
+    weight_map = index.nested("weight_map").values
+    if not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
+        raise index.refuse("weight_map", "an object of tensor names and files")
+    shards = sorted(set(weight_map.values()))
+    missing = next((file for file in shards if file not in listing.sizes), None)
+    if missing is not None:
+        raise InvalidFactsError(f"{INDEX} names {shown(missing)}, which is not in the repository")
+    if index.has("metadata") and any(listing.sizes[file] is None for file in shards):
+        return index.nested("metadata").whole("total_size", MAX_BYTES), frozenset(weight_map)
+    return _total(listing, shards), frozenset(weight_map)
+
+
+def _total(listing: _Listing, files: list[str]) -> int:
+    """Sum of the files' sizes; a header of some KiB per file is more than the tensors have."""
+    total = 0
+    for file in files:
+        size = listing.sizes[file]
+        if size is None:
+            raise InvalidFactsError(f"the hub does not say how large {file} is")
+        total += size
+    return total
+
+
+async def _get(repository: _Repository, url: str, limit: int, what: str) -> bytes:
+    """The body of a GET, at most `limit` bytes; HubError for every other end."""
+    for _ in range(_REDIRECTS + 1):
+        async with repository.client.stream("GET", url) as response:
+            following = response.next_request
+            if following is None:
+                _refuse_status(repository, response, what)
+                return await _body(response, limit, what)
+            target = str(following.url)
+            if not _is_address(target) or (url.startswith("https:") and not target.startswith("https:")):
+                raise HubError(HubReason.INVALID, f"{what} is redirected to {shown(target)}, which is not followed")
+            url = target
+    raise HubError(HubReason.INVALID, f"{what} is redirected more than {_REDIRECTS} times")
+
+
+def _refuse_status(repository: _Repository, response: httpx.Response, what: str) -> None:
+    status, code = response.status_code, response.headers.get("X-Error-Code", "")
+    if status == 200:
+        return
+    place = f"{repository.name} at {repository.base}"
+    if status == 404 or code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound"):
+        raise HubError(
+            HubReason.NOT_FOUND, f"{what} was not found: {place} or its revision does not exist, or it is private"
+        )
+    if status in (401, 403):
+        raise HubError(HubReason.AUTH_REQUIRED, f"{place} needs a token for {what} (the hub answered {status})")
+    if status == 429 or status >= 500:
+        raise HubError(HubReason.OFFLINE, f"{place} cannot be read now: the hub answered {status} for {what}")
+    raise HubError(HubReason.INVALID, f"the hub answered {status} for {what} of {place}, it must answer 200")
+
+
+async def _body(response: httpx.Response, limit: int, what: str) -> bytes:
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise HubError(HubReason.INVALID, f"{what} came with the encoding {shown(encoding)}, which was not asked for")
+    body = bytearray()
+    async for part in response.aiter_raw():
+        body += part
+        if len(body) > limit:
+            raise HubError(HubReason.TOO_LARGE, f"{what} has more than {limit} bytes")
+    return bytes(body)

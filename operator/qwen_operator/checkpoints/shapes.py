@@ -1,0 +1,177 @@
+"""Every tensor of a Qwen model from its numbers: exact parameter counts, bytes by format, and how each is split.
+
+The layouts are those of the Hugging Face classes Qwen2, Qwen2Moe, Qwen2-VL, Qwen2.5-VL, Qwen3, Qwen3Moe, Qwen3-VL,
+Qwen3-Next and Qwen3.5; a layer for multi-token prediction, which an engine loads only for speculative decoding, does
+not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from qwen_operator.checkpoints.facts import Checkpoint, LinearAttention, Module, Quantization
+
+
+class Part(Enum):
+    """What happens to a tensor on several ranks."""
+
+    DIVIDED = "divided"
+    KV = "kv"
+    REPLICATED = "replicated"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """`count` equal tensors of `inputs` x `outputs`; those of a `module` may be stored in a quantized format."""
+
+    inputs: int
+    outputs: int
+    count: int
+    part: Part = Part.DIVIDED
+    module: Module | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Values in all of them."""
+        return self.inputs * self.outputs * self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the model class adds to the numbers: biases, norms of Q and K, and a gate as wide as Q on the output."""
+
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: bool = False
+    output_gate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Totals of a model: values, and bytes by what happens to them on several ranks."""
+
+    parameters: int
+    bytes: int
+    replicated_bytes: int
+    kv_bytes: int
+
+
+def weigh(tensors: Iterable[Tensors], quantization: Quantization | None) -> Weights:
+    """Add up; what is not quantized has 16 bits per value, as engines load it."""
+    parameters = 0
+    size = dict.fromkeys(Part, 0)
+    for group in tensors:
+        parameters += group.parameters
+        packed = quantization is not None and group.module is not None and group.module not in quantization.plain
+        size[group.part] += group.count * _matrix_bytes(group.inputs, group.outputs, quantization if packed else None)
+    return Weights(parameters, sum(size.values()), size[Part.REPLICATED], size[Part.KV])
+
+
+def _matrix_bytes(inputs: int, outputs: int, quantization: Quantization | None) -> int:
+    """Bytes of one linear layer.
+
+    GPTQ and AWQ: packed values, per group of inputs and output a 16-bit scale and a packed zero point, and for GPTQ
+    the group index of each input (4 bytes). FP8: one byte a value, a 32-bit scale per block or per matrix.
+    """
+    if quantization is None:
+        return 2 * inputs * outputs
+    if quantization.method == "fp8":
+        blocks = 1
+        if quantization.block is not None:
+            blocks = -(-inputs // quantization.block) * -(-outputs // quantization.block)
+        return inputs * outputs + 4 * blocks
+    groups = -(-inputs // quantization.group_size) if quantization.group_size else 1
+    packed = (inputs + groups) * outputs * quantization.bits // 8
+    index = 4 * inputs if quantization.method == "gptq" else 0
+    return packed + groups * outputs * 2 + index
+
+
+def language_model(model: Checkpoint, layout: Layout) -> Iterator[Tensors]:
+    """The tensors of the language model; `model`'s own byte counts are not used."""
+    yield Tensors(model.vocab, model.hidden, 1 if model.tied else 2)
+    yield Tensors(1, model.hidden, 2 * model.layers + 1, Part.REPLICATED)
+    yield from _attention(model, layout)
+    if model.linear is not None:
+        yield from _linear_attention(model.hidden, model.linear)
+    yield from _mlp(model.hidden, model.intermediate, model.dense_layers, Module.MLP)
+    sparse = model.layers - model.dense_layers
+    if model.experts is not None and model.expert_intermediate is not None:
+        yield Tensors(model.hidden, model.experts, sparse, Part.REPLICATED)
+        yield from _mlp(model.hidden, model.expert_intermediate, sparse * model.experts, Module.EXPERTS)
+    if model.shared_intermediate is not None:
+        yield Tensors(model.hidden, 1, sparse, Part.REPLICATED)
+        yield from _mlp(model.hidden, model.shared_intermediate, sparse, Module.SHARED_EXPERT)
+
+
+def _attention(model: Checkpoint, layout: Layout) -> Iterator[Tensors]:
+    layers, hidden = model.attention_layers, model.hidden
+    q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    gated = q * (2 if layout.output_gate else 1)
+    yield Tensors(hidden, gated, layers, module=Module.ATTENTION)
+    yield Tensors(hidden, kv, 2 * layers, Part.KV, module=Module.ATTENTION)
+    yield Tensors(q, hidden, layers, module=Module.ATTENTION)
+    if layout.qkv_bias:
+        yield Tensors(1, gated, layers)
+        yield Tensors(1, kv, 2 * layers, Part.KV)
+    if layout.output_bias:
+        yield Tensors(1, hidden, layers, Part.REPLICATED)
+    if layout.qk_norm:
+        yield Tensors(1, model.head_dim, 2 * layers, Part.REPLICATED)
+
+
+def _linear_attention(hidden: int, linear: LinearAttention) -> Iterator[Tensors]:
+    """Gated delta net: projections of Q, K, V and the gate Z, of beta and decay, a convolution, a norm, the output."""
+    key, value = linear.key_heads * linear.key_dim, linear.value_heads * linear.value_dim
+    yield Tensors(hidden, 2 * key + 2 * value, linear.layers, module=Module.LINEAR_ATTENTION)
+    yield Tensors(hidden, 2 * linear.value_heads, linear.layers)
+    yield Tensors(linear.conv_kernel, 2 * key + value, linear.layers)
+    yield Tensors(1, 2 * linear.value_heads, linear.layers)
+    yield Tensors(1, linear.value_dim, linear.layers, Part.REPLICATED)
+    yield Tensors(value, hidden, linear.layers, module=Module.LINEAR_ATTENTION)
+
+
+def _mlp(hidden: int, intermediate: int, count: int, module: Module) -> Iterator[Tensors]:
+    yield Tensors(hidden, intermediate, 2 * count, module=module)
+    yield Tensors(intermediate, hidden, count, module=module)
+
+
+@dataclass(frozen=True, slots=True)
+class Vision:
+    """The numbers of a vision tower, which is never quantized here.
+
+    `out` is the language model's width, `patch` the values of one patch (channels x frames x edge squared),
+    `merged` how many patches become one token, `deepstack` how many layers feed the language model directly.
+    `gated` towers (Qwen2.5-VL) have RMS norms and a gate in the MLP; `positions` is None with rotary ones only.
+    """
+
+    depth: int
+    width: int
+    intermediate: int
+    out: int
+    patch: int
+    merged: int
+    gated: bool = False
+    positions: int | None = None
+    deepstack: int = 0
+
+
+def vision_tower(vision: Vision) -> Iterator[Tensors]:
+    """The tensors of the tower; norms, patches and positions are on every rank."""
+    width, depth = vision.width, vision.depth
+    norm = 1 if vision.gated else 2
+    yield Tensors(vision.patch, width, 1, Part.REPLICATED)
+    yield Tensors(norm, width, 2 * depth, Part.REPLICATED)
+    yield Tensors(width + 1, 3 * width, depth)
+    yield Tensors(width + 1, width, depth)
+    yield Tensors(width + 1, vision.intermediate, (2 if vision.gated else 1) * depth)
+    yield Tensors(vision.intermediate + 1, width, depth)
+    if vision.positions is not None:
+        yield Tensors(1, width, 1, Part.REPLICATED)
+        yield Tensors(vision.positions, width, 1, Part.REPLICATED)
+    merged = width * vision.merged
+    yield Tensors(norm, width, 1, Part.REPLICATED)
+    yield Tensors(norm, merged, vision.deepstack, Part.REPLICATED)
+    yield Tensors(merged + 1, merged, 1 + vision.deepstack)
+    yield Tensors(merged + 1, vision.out, 1 + vision.deepstack)

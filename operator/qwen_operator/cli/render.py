@@ -1,0 +1,59 @@
+"""`qwen-operator render`."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from qwen_operator.api.spec import revision_hash
+from qwen_operator.cli import inputs
+from qwen_operator.cli.inputs import InputError, Inputs
+from qwen_operator.cli.plan import exit_code
+from qwen_operator.manifests.names import Owner
+from qwen_operator.manifests.objects import controller_revision, headless_service
+from qwen_operator.manifests.pods import RuntimeImage, engine_pod, engine_template, inspection_pod
+from qwen_operator.planning.plan import plan, runnable
+from qwen_operator.planning.types import NoFit, Plan
+
+# The API server gives every object its own; here there is none yet.
+_UID = "00000000-0000-0000-0000-000000000000"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    inputs.options(parser, manifest_only=True)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print the exact objects as YAML; exit code 3 if there is no plan, 2 for input that cannot be used."""
+    try:
+        given = inputs.read(arguments)
+    except InputError as error:
+        sys.stderr.write(f"qwen-operator render: {error}\n")
+        return 2
+    planned = plan(given.spec, given.checkpoint, given.inventory, given.settings.engine)
+    result = runnable(planned, given.checkpoint)
+    if isinstance(result, NoFit):
+        sys.stderr.write(f"{result.reason}: {result.message}\n")
+        return exit_code(result)
+    sys.stdout.write(yaml.safe_dump_all(objects(given, result), sort_keys=False, explicit_start=True))
+    return 0
+
+
+def objects(given: Inputs, result: Plan) -> list[Mapping[str, Any]]:
+    """What the operator makes for the manifest, in the order in which it does. The owner's uid is all zeros."""
+    metadata = given.manifest["metadata"]
+    owner = Owner(str(metadata["name"]), str(metadata.get("namespace") or "default"), _UID)
+    revision = revision_hash(given.manifest["spec"], metadata.get("annotations") or {})
+    runtime = RuntimeImage(given.settings.image)
+    template = engine_template(owner, revision, given.spec, result, runtime)
+    record = {"facts": given.checkpoint.to_json(), "plan": result.to_json(), "template": template}
+    claimed = given.spec.source and given.spec.source.claim
+    return [
+        *([inspection_pod(owner, revision, given.spec, runtime)] if claimed else []),
+        controller_revision(owner, revision, 1, record),
+        headless_service(owner),
+        *(engine_pod(owner, revision, template, index) for index in range(given.spec.wanted_replicas)),
+    ]

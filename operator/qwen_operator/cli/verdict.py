@@ -1,0 +1,269 @@
+"""A plan, or why there is none, as text for a terminal: the verdict first, then every number behind it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
+from qwen_operator.cli.inputs import Inputs
+from qwen_operator.hardware.boards import short_name
+from qwen_operator.hardware.inventory import GpuProduct
+from qwen_operator.hardware.pools import dollars
+from qwen_operator.planning import explain, gates
+from qwen_operator.planning.fits import Demand, Fit
+from qwen_operator.planning.memory import (
+    GIB,
+    MARGIN_GIB,
+    Budget,
+    communication_gib,
+)
+from qwen_operator.planning.plan import Outcome
+from qwen_operator.planning.types import Alternative, NoFit, Plan
+
+_WIDTH = 96
+_INDENT = " " * 10
+
+
+def text(given: Inputs, outcome: Outcome, commands: Mapping[Alternative, str]) -> str:
+    """The whole text; `commands` has the command for each alternative: to a refusal, or a cheaper one to a plan."""
+    result = outcome.result
+    lines = (
+        _fits(given, outcome, result, commands)
+        if isinstance(result, Plan)
+        else _does_not(given, outcome, result, commands)
+    )
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def number(value: int) -> str:
+    """12345 as 12 345."""
+    return f"{value:,}".replace(",", " ")
+
+
+def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alternative]) -> Iterator[str]:
+    assert outcome.best
+    fit, wanted = outcome.best, outcome.wanted
+    chosen, product = fit.best, fit.product
+    nodes = ", 1 node" if result.nodes_per_replica == 1 else ""
+    yield (
+        f"FITS   {given.spec.model}  ->  {result.gpus_per_replica} x {product.product} per replica, "
+        f"{explain.shape(chosen)}{nodes}{_room(product, result)}"
+    )
+    if result.nodes_per_replica > 1:
+        yield _labelled("note", explain.SEVERAL_NODES)
+    yield ""
+    yield from _model(given, wanted)
+    yield ""
+    yield from _table(fit, wanted, given)
+    yield ""
+    yield from _arithmetic(chosen, product)
+    yield _labelled("holds", f"{_holds(chosen, wanted)}; {result.max_running_requests} run at once, more wait")
+    yield _labelled(
+        "start-up", explain.startup(given.checkpoint, result.startup_seconds, given=_startup_given(given))[10:]
+    )
+    yield _labelled("pod", _pod(result))
+    if product.cost_per_gpu_hour is not None:
+        price = product.cost_per_gpu_hour
+        yield _labelled(
+            "cost", f"{dollars(price * chosen.tp)} per hour and replica at {dollars(price)} per GPU-hour (gpuPools)"
+        )
+    yield ""
+    yield from _wrapped("args", result.args)
+    for warning in result.warnings:
+        yield _labelled("warning", warning)
+    for remark in (*gates.remarks(given.checkpoint, product, chosen.tp), *given.inventory.notes):
+        yield _labelled("note", remark)
+    for one in cheaper:
+        yield _labelled("cheaper", f"{one.describe()} takes {_gpus(one)} ({number(one.kv_tokens)} tokens)")
+    yield from _unknown(given)
+
+
+def _does_not(given: Inputs, outcome: Outcome, result: NoFit, commands: Mapping[Alternative, str]) -> Iterator[str]:
+    looked = [fit for fit in outcome.looked if fit.budgets]
+    looked.sort(key=lambda fit: (fit.best.kv_tokens, fit.best.kv), reverse=True)
+    if not looked:
+        yield f"NO PLAN   {given.spec.model}: {result.reason}"
+        yield f"{_INDENT}{result.message}"
+    else:
+        fit = looked[0]
+        product = fit.product
+        yield (
+            f"DOES NOT FIT   {given.spec.model} on {_there(product)} ({number(product.memory_mib)} MiB each"
+            f"{f', {product.nodes} nodes' if product.nodes > 1 else ''})"
+        )
+        yield ""
+        yield from _model(given, outcome.wanted)
+        yield ""
+        yield from _table(fit, outcome.wanted, given)
+        yield ""
+        yield from _arithmetic(fit.best, product)
+        yield _labelled("needed", explain.missing(fit, outcome.wanted))
+        yield _labelled("missing", result.missing)
+    for fit in (one for one in outcome.looked if one.gate):
+        yield _labelled("refused", fit.gate or "")
+    for note in (*given.inventory.notes, *given.inventory.ignored):
+        yield _labelled("note", note)
+    yield from _alternatives(result.alternatives, commands)
+    if looked:
+        yield from _unknown(given)
+
+
+def _alternatives(found: Sequence[Alternative], commands: Mapping[Alternative, str]) -> Iterator[str]:
+    if not found:
+        return
+    yield ""
+    rows = [(one.describe(), _gpus(one), number(one.kv_tokens)) for one in found]
+    width = max(len(row[0]) for row in rows)
+    yield f"{'what would fit':{width}}  {'GPUs':22}  {'tokens':>10}"
+    for what, gpus, tokens in rows:
+        yield f"{what:{width}}  {gpus:22}  {tokens:>10}"
+    first = next((commands[one] for one in found if commands.get(one)), "")
+    if first:
+        yield f"try: {first}"
+    elif found[0].patch():
+        yield f"try: {_patched(found[0])}"
+
+
+def _patched(one: Alternative) -> str:
+    import json  # noqa: PLC0415 - only here
+
+    return f"kubectl patch qd NAME --type merge -p {shlex.quote(json.dumps(one.patch(), separators=(',', ':')))}"
+
+
+def _gpus(one: Alternative) -> str:
+    nodes = f", {one.nodes_per_replica} nodes" if one.nodes_per_replica > 1 else ""
+    return f"{one.gpus_per_replica} x {short_name(one.gpu_product)}{nodes}"
+
+
+def _there(product: GpuProduct) -> str:
+    return f"{product.gpus_per_node * max(1, product.nodes)} x {product.product}"
+
+
+def _room(product: GpuProduct, result: Plan) -> str:
+    """How many replicas the GPUs there are would hold, if they are all free."""
+    if product.nodes == 0:
+        return ""
+    each = product.gpus_per_node // result.gpus_per_node
+    replicas = each * product.nodes // result.nodes_per_replica
+    return f"   ({replicas} replica{'s' if replicas != 1 else ''} on {product.gpus_per_node * product.nodes} GPUs)"
+
+
+def _model(given: Inputs, wanted: Demand) -> Iterator[str]:
+    checkpoint = given.checkpoint
+    kind = _attention(checkpoint)
+    origin = "catalog" if checkpoint.source == CATALOG else "config.json"
+    yield _labelled(
+        "model",
+        f"{checkpoint.architecture}, {checkpoint.quantization_name}, {checkpoint.layers} layers, {checkpoint.heads} "
+        f"heads, {checkpoint.kv_heads} KV heads ({kind}); facts: {origin}",
+    )
+    yield _labelled("weights", f"{checkpoint.weight_bytes / GIB:.2f} GiB ({checkpoint.weight_bytes / 1e9:.1f} GB)")
+    for line in explain.model(checkpoint, wanted, given.spec.engine.kv_cache_type)[2:]:
+        name, _, rest = line.partition(": ")
+        yield _labelled(name if len(name) < 10 else "state", rest)
+
+
+def _attention(checkpoint: Checkpoint) -> str:
+    if checkpoint.linear:
+        return f"hybrid, {checkpoint.attention_layers} layers with KV cache"
+    return "MHA" if checkpoint.heads == checkpoint.kv_heads else "GQA"
+
+
+def _table(fit: Fit, wanted: Demand, given: Inputs) -> Iterator[str]:
+    """Every split that was looked at on the product, the losing ones included, and why the others are none."""
+    mark = "<- as asked for" if given.spec.parallelism.tensor else "<- smallest that holds it"
+    yield f"{'TP':>4}  {'weights/GPU':>12}  {'KV room/GPU':>12}  {'KV tokens':>11}  {number(wanted.tokens)}?"
+    for one in fit.budgets:
+        name = f"{one.tp}" if one.split.ep == 1 else f"{one.tp}e{one.split.ep}"
+        room = f"{one.kv:.1f} GiB" if one.kv > 0 else "-"
+        fits = one.kv_tokens >= wanted.tokens
+        yield (
+            f"{name:>4}  {f'{one.weights:.2f} GiB':>12}  {room:>12}  {number(one.kv_tokens):>11}  "
+            f"{'yes' if fits else 'no':3}  {mark if one == fit.chosen else _why(one, fit, wanted)}"
+        )
+    if fit.refused:
+        reasons: dict[str, list[str]] = {}
+        for tp, reason in fit.refused:
+            reasons.setdefault(reason.replace(f"TP {tp}", "TP"), []).append(str(tp))
+        for reason, sizes in list(reasons.items())[:8]:
+            yield f"{'no':>4}  TP {', '.join(sizes)}: {reason}"
+    for one in (one for one in fit.budgets if one.split.ep > 1):
+        why = given.checkpoint.parallel_refusal(one.tp)
+        yield f"{'':4}  {one.tp}e{one.split.ep}: experts in {one.split.ep} groups (--ep-size), because {why}"
+
+
+def _why(one: Budget, fit: Fit, wanted: Demand) -> str:
+    if fit.chosen and one.tp > fit.chosen.tp:
+        more = one.tp - fit.chosen.tp
+        factor = one.kv_tokens / max(1, fit.chosen.kv_tokens)
+        return f"{more} more GPU{'s' if more > 1 else ''}, {factor:.1f} x the tokens"
+    if one.weights > one.static:
+        return f"weights exceed {one.static:.1f} GiB ({one.free:.1f} free x {one.tuning.fraction / 1000:g})"
+    if one.kv_tokens >= wanted.tokens:
+        return f"states for {one.most_requests} requests only"
+    return f"{number(wanted.tokens - one.kv_tokens)} tokens short"
+
+
+def _arithmetic(one: Budget, product: GpuProduct) -> Iterator[str]:
+    nccl = communication_gib(product.memory_mib, one.tp)
+    context = one.total - one.free - nccl
+    between = f" - {nccl:.2f} communication" if nccl else ""
+    whole, extra = one.weight_bytes / GIB, one.weights - one.weight_bytes / GIB
+    yield _labelled(
+        f"at TP {one.tp}", f"free before load  {one.free:7.2f} GiB   {one.total:.2f} - {context:.2f} context{between}"
+    )
+    yield f"{_INDENT}x {one.tuning.fraction / 1000:<5g} static    {one.static:7.2f} GiB   --mem-fraction-static"
+    yield f"{_INDENT}- weights         {one.weights:7.2f} GiB   {whole:.2f} per GPU + {extra:.2f} loader"
+    yield f"{_INDENT}- margin          {MARGIN_GIB:7.2f} GiB"
+    if one.most_requests is not None:
+        share = f"{one.state_ratio / 1000:g} x KV, for {one.most_requests} requests"
+        yield f"{_INDENT}- states          {one.state:7.2f} GiB   {share}"
+    yield (
+        f"{_INDENT}= KV              {one.kv:7.2f} GiB   / {one.kv_bytes_per_token / 1024:g} KiB per token and GPU = "
+        f"{number(one.kv_tokens)} tokens"
+    )
+
+
+def _holds(one: Budget, wanted: Demand) -> str:
+    longest, typical = one.kv_tokens // wanted.context, wanted.typical(one.kv_tokens)
+    asked = f"asked: {wanted.concurrency}" if wanted.given else "asked: none"
+    return (
+        f"{longest} request{'' if longest == 1 else 's'} of {number(wanted.context)} tokens, or {number(typical)} of "
+        f"{wanted.input_tokens} in + {wanted.output_tokens} out ({asked})"
+    )
+
+
+def _startup_given(given: Inputs) -> bool:
+    return given.spec.engine.startup_seconds is not None
+
+
+def _pod(result: Plan) -> str:
+    each = "" if result.nodes_per_replica == 1 else " (each of the replica's pods)"
+    gpus = f"{result.gpus_per_node} GPU{'s' if result.gpus_per_node > 1 else ''}"
+    return (
+        f"{gpus}; requests {result.cpu_millis / 1000:g} CPU and {result.host_memory_bytes / GIB:g} GiB of memory; "
+        f"/dev/shm {result.shm_bytes / GIB:g} GiB{each}"
+    )
+
+
+def _wrapped(label: str, words: Sequence[str]) -> Iterator[str]:
+    line = ""
+    for word in words:
+        if line and len(line) + len(word) + 1 > _WIDTH:
+            yield _labelled(label, line)
+            label, line = "", ""
+        line = f"{line} {word}".strip()
+    yield _labelled(label, line)
+
+
+def _unknown(given: Inputs) -> Iterator[str]:
+    facts = "; facts from the catalog, no config.json was read" if given.checkpoint.source == CATALOG else ""
+    yield _labelled(
+        "not known",
+        f"throughput of this model on this GPU. Predicted from a formula, never run on a GPU by this project{facts}",
+    )
+
+
+def _labelled(label: str, rest: str) -> str:
+    return f"{label:9} {rest}"

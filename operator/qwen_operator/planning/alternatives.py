@@ -1,0 +1,219 @@
+"""What would fit instead. Every candidate is planned, and only what is a plan is offered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qwen_operator.api.spec import Spec
+from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.hardware.boards import board
+from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct, Inventory
+from qwen_operator.planning.fits import Demand, Fit
+from qwen_operator.planning.types import Alternative, Change, Hardware, NoFit, Plan
+
+MOST = 8
+_CONTEXT_STEP = 256
+_FP8 = "Fp8E4m3"
+# Endings of repositories that hold the same model in another format, the ones that change it least first; "" is 16 bit.
+_FORMATS = ("", "-FP8", "-GPTQ-Int8", "-GPTQ-Int4", "-AWQ")
+# Nodes that can be bought or rented nearly everywhere: one product of each size of memory, then the others.
+_COMMON = ("NVIDIA-L40S", "NVIDIA-H100-80GB-HBM3", "NVIDIA-H200", "NVIDIA-A100-SXM4-80GB", "NVIDIA-B200")
+_COMMON_GPUS = 8
+_MOST_NODES = 4
+_MOST_OF_A_KIND = 3
+
+Planner = Callable[[Spec, Checkpoint, Inventory], Plan | NoFit]
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What did not fit: the request, the hardware that may be used, and every split that was looked at."""
+
+    spec: Spec
+    checkpoint: Checkpoint
+    inventory: Inventory
+    wanted: Demand
+    looked: Sequence[Fit]
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    kind: Change
+    changes: tuple[tuple[str, Any], ...] = ()
+    checkpoint: Checkpoint | None = None
+    hardware: Hardware | None = None
+
+
+def find(situation: Situation, planner: Planner) -> tuple[Alternative, ...]:
+    """At most `MOST` changes that make a plan, the ones that cost least first."""
+    found: list[Alternative] = []
+    for candidate in _candidates(situation):
+        if len(found) == MOST:
+            break
+        if _told(found, candidate):
+            continue
+        result = _planned(situation, candidate, planner)
+        if isinstance(result, Plan) and (candidate.kind is not Change.NODES or result.nodes_per_replica > 1):
+            found.append(_alternative(candidate, result))
+    return tuple(found)
+
+
+def cheaper(spec: Spec, inventory: Inventory, result: Plan, planner: Planner) -> Alternative | None:
+    """Another format of the same model that takes the fewest GPUs, if it takes fewer than `result` does."""
+    best: Alternative | None = None
+    for changes, checkpoint in _formats(spec):
+        other = planner(apply(spec, changes), checkpoint, inventory)
+        least = best.gpus_per_replica if best else result.gpus_per_replica
+        if isinstance(other, Plan) and other.gpus_per_replica < least:
+            best = _alternative(_Candidate(Change.QUANTIZATION, changes), other)
+    return best
+
+
+def _told(found: Sequence[Alternative], candidate: _Candidate) -> bool:
+    """Whether the same would be said again: two changes where one of them does, or a kind that has been said enough."""
+    less = any(one.changes and not one.hardware and set(one.changes) < set(candidate.changes) for one in found)
+    nodes = any(
+        one.hardware and candidate.hardware and one.hardware.product == candidate.hardware.product for one in found
+    )
+    return less or nodes or sum(one.kind is candidate.kind for one in found) >= _MOST_OF_A_KIND
+
+
+def _planned(situation: Situation, candidate: _Candidate, planner: Planner) -> Plan | NoFit:
+    inventory = situation.inventory
+    if candidate.hardware:
+        inventory = inventory.with_instead(product_of(candidate.hardware))
+    return planner(apply(situation.spec, candidate.changes), candidate.checkpoint or situation.checkpoint, inventory)
+
+
+def _alternative(candidate: _Candidate, result: Plan) -> Alternative:
+    return Alternative(
+        kind=candidate.kind,
+        context_tokens=result.context_tokens,
+        gpu_product=result.gpu_product,
+        gpus_per_replica=result.gpus_per_replica,
+        nodes_per_replica=result.nodes_per_replica,
+        kv_tokens=result.kv_tokens,
+        changes=candidate.changes,
+        hardware=candidate.hardware,
+    )
+
+
+def product_of(hardware: Hardware) -> GpuProduct:
+    """Nodes of a known board as an entry of an inventory."""
+    known = board(hardware.product)
+    assert known, hardware.product
+    return GpuProduct(
+        product=known.product,
+        memory_mib=known.memory_mib,
+        gpus_per_node=hardware.gpus_per_node,
+        nodes=hardware.nodes,
+        selector={PRODUCT_LABEL: known.product},
+        declared=False,
+        compute_capability=known.compute_capability,
+        full_nodes=hardware.nodes,
+    )
+
+
+def apply(spec: Spec, changes: Sequence[tuple[str, Any]]) -> Spec:
+    """The spec with the changes of an `Alternative` written into it."""
+    for path, value in changes:
+        spec = _WRITERS[path](spec, value)
+    return spec
+
+
+def _workload(spec: Spec, value: Any) -> Spec:
+    assert spec.workload
+    return replace(spec, workload=replace(spec.workload, concurrency=value))
+
+
+_WRITERS: Mapping[str, Callable[[Spec, Any], Spec]] = {
+    "model": lambda spec, value: replace(spec, model=value),
+    "source": lambda spec, value: replace(spec, source=value),
+    "contextTokens": lambda spec, value: replace(spec, context_tokens=value),
+    "workload.concurrency": _workload,
+    "engine.kvCacheType": lambda spec, value: replace(spec, engine=replace(spec.engine, kv_cache_type=value)),
+    "hardware.products": lambda spec, value: replace(spec, hardware=replace(spec.hardware, products=value or ())),
+    "hardware.maxGpusPerReplica": lambda spec, value: replace(
+        spec, hardware=replace(spec.hardware, max_gpus_per_replica=value)
+    ),
+    "parallelism.tensor": lambda spec, value: replace(spec, parallelism=replace(spec.parallelism, tensor=value)),
+}
+
+
+def limits(spec: Spec) -> dict[str, Any]:
+    """The limits of the user's own on the size of a replica: path below spec -> value."""
+    values = {
+        "parallelism.tensor": spec.parallelism.tensor,
+        "hardware.maxGpusPerReplica": spec.hardware.max_gpus_per_replica,
+    }
+    return {path: value for path, value in values.items() if value is not None}
+
+
+def _candidates(situation: Situation) -> Iterator[_Candidate]:
+    spec = situation.spec
+    free = tuple((path, None) for path in limits(spec))
+    if free:
+        yield _Candidate(Change.LIMITS, free)
+    formats = list(_formats(spec))
+    for changes, checkpoint in formats:
+        yield _Candidate(Change.QUANTIZATION, changes, checkpoint)
+    if spec.engine.kv_cache_type != _FP8:
+        fp8 = (("engine.kvCacheType", _FP8),)
+        yield _Candidate(Change.KV_CACHE, fp8)
+        for changes, checkpoint in formats:
+            yield _Candidate(Change.QUANTIZATION, (*changes, *fp8), checkpoint)
+    yield from _smaller(situation)
+    if spec.hardware.products:
+        yield _Candidate(Change.PRODUCT, (("hardware.products", None), *free))
+    yield from _hardware(situation, free)
+
+
+def _formats(spec: Spec) -> Iterator[tuple[tuple[tuple[str, Any], ...], Checkpoint]]:
+    """The same model in other formats, as far as the catalog has them."""
+    base = spec.repository or spec.model
+    for ending in _FORMATS:
+        base = base.removesuffix(ending)
+    for ending in _FORMATS:
+        name = f"{base}{ending}"
+        checkpoint = catalog.lookup(name)
+        if checkpoint and name != (spec.repository or spec.model):
+            source = (("source", None),) if spec.source else ()
+            yield (("model", name), *source), checkpoint
+
+
+def _smaller(situation: Situation) -> Iterator[_Candidate]:
+    """A shorter context, or fewer requests at a time: the most that each product holds."""
+    wanted = situation.wanted
+    for fit in situation.looked:
+        if fit.gate or not fit.budgets:
+            continue
+        tokens = fit.best.kv_tokens
+        context = min(wanted.context, tokens // _CONTEXT_STEP * _CONTEXT_STEP)
+        requests = min(wanted.concurrency, tokens // wanted.request, *_states(fit))
+        products = (("hardware.products", (fit.product.product,)),)
+        if wanted.given and 0 < requests < wanted.concurrency and tokens >= wanted.context:
+            yield _Candidate(Change.WORKLOAD, (("workload.concurrency", requests), *products))
+        elif 0 < context < wanted.context and (not wanted.given or wanted.concurrency * wanted.request <= tokens):
+            yield _Candidate(Change.CONTEXT, (("contextTokens", context), *products))
+
+
+def _states(fit: Fit) -> tuple[int, ...]:
+    most = fit.best.most_requests
+    return () if most is None else (most,)
+
+
+def _hardware(situation: Situation, free: tuple[tuple[str, Any], ...]) -> Iterator[_Candidate]:
+    """Nodes of other products, then more nodes of what is there."""
+    for name in _COMMON:
+        if all(product.product != name for product in situation.inventory.products):
+            asked = (("hardware.products", (name,)),) if situation.spec.hardware.products else ()
+            yield _Candidate(Change.PRODUCT, (*asked, *free), hardware=Hardware(name, _COMMON_GPUS, 1))
+    for fit in situation.looked:
+        product = fit.product
+        if not fit.gate and board(product.product):
+            for nodes in range(2, _MOST_NODES + 1):
+                more = Hardware(product.product, product.gpus_per_node, nodes)
+                yield _Candidate(Change.NODES, free, hardware=more)

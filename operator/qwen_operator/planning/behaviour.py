@@ -1,0 +1,65 @@
+"""Options that follow from what the model is, not from memory: parsers of its answers, longer contexts by YaRN."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from qwen_operator.checkpoints.facts import Checkpoint
+
+# Qwen validated static YaRN up to this factor.
+YARN_FACTOR = 4
+# Qwen3 states 40960 positions, of which 32768 were trained; its documentation starts YaRN from those.
+_STATED_AND_TRAINED = {("Qwen3", 40960): 32768}
+
+
+def parsers(checkpoint: Checkpoint, model: str) -> tuple[str | None, str | None]:
+    """(--tool-call-parser, --reasoning-parser) of a model, None where it has no such format.
+
+    The family comes from the model class. The name only tells apart what one class holds: Coder, Thinking and Instruct
+    variants of Qwen3, and Qwen1.5, which was not trained for tools. A wrong guess changes how an answer is split up,
+    never whether the engine starts.
+    """
+    name, family = model.rpartition("/")[2].casefold(), checkpoint.family
+    if family in ("", "Qwen2-VL", "Qwen2.5-VL") or "qwen1.5" in name:
+        return None, None
+    if family == "Qwen2":
+        return "qwen", "qwen3-thinking" if "qwq" in name else None
+    coder = "coder" in name
+    calls = "qwen3_coder" if coder or family == "Qwen3.5" else "qwen"
+    if coder or "instruct" in name:
+        return calls, None
+    return calls, "qwen3-thinking" if "thinking" in name else "qwen3"
+
+
+def longest_context(checkpoint: Checkpoint) -> int:
+    """The longest context that can be served: the model's own, or that times four where YaRN applies."""
+    if checkpoint.multimodal:
+        return checkpoint.max_positions
+    return max(checkpoint.max_positions, YARN_FACTOR * _trained(checkpoint))
+
+
+def model_overrides(checkpoint: Checkpoint, context: int) -> str | None:
+    """What --json-model-override-args has to be for a context beyond the model's own, else None.
+
+    Both fields are needed: with `original_max_position_embeddings` set, SGLang takes the longest context from
+    `max_position_embeddings` and ignores the factor.
+    """
+    if context <= checkpoint.max_positions:
+        return None
+    trained = _trained(checkpoint)
+    scaling = {
+        "rope_type": "yarn",
+        "factor": math.ceil(context * 10000 / trained) / 10000,
+        "original_max_position_embeddings": trained,
+    }
+    record = {"rope_scaling": scaling, "max_position_embeddings": context}
+    return json.dumps(record, separators=(",", ":"))
+
+
+def _trained(checkpoint: Checkpoint) -> int:
+    """Positions that the model was trained for: what its rope scaling starts from, or all that it states."""
+    rope = checkpoint.rope
+    if rope and rope.original_max_positions:
+        return rope.original_max_positions
+    return _STATED_AND_TRAINED.get((checkpoint.family, checkpoint.max_positions), checkpoint.max_positions)

@@ -1,0 +1,188 @@
+"""Which splits of a replica hold what is asked, product by product, and which of them is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qwen_operator.api.spec import Spec
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.hardware.inventory import GpuProduct, Inventory
+from qwen_operator.planning.gates import KV_CACHE_TYPES, barrier
+from qwen_operator.planning.memory import STATE_RATIOS, Budget, Split, budget
+
+TYPICAL_INPUT, TYPICAL_OUTPUT = 2048, 512
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a replica has to hold: `tokens` of KV cache for requests of up to `context`, `concurrency` at a time.
+
+    `request` is the size of a typical request in tokens, input and output; `given` says that the user stated it.
+    """
+
+    context: int
+    concurrency: int
+    input_tokens: int
+    output_tokens: int
+    given: bool
+
+    @property
+    def request(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+    @property
+    def tokens(self) -> int:
+        return max(self.context, self.concurrency * self.request if self.given else 0)
+
+    def typical(self, tokens: int) -> int:
+        """How many typical requests so many tokens hold."""
+        return tokens // self.request
+
+
+def demand(spec: Spec, checkpoint: Checkpoint) -> Demand:
+    """What a spec asks for; the context is the model's own if it names none."""
+    context = spec.context_tokens or checkpoint.max_positions
+    work = spec.workload
+    if work is None:
+        return Demand(context, 1, TYPICAL_INPUT, TYPICAL_OUTPUT, given=False)
+    return Demand(context, work.concurrency, work.input_tokens, work.output_tokens, given=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The user's own limits on a replica: exactly `tensor` GPUs, at most `most` GPUs; None: none."""
+
+    tensor: int | None
+    most: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A product with the memory of every split that may be used on it, smallest first, and the one that fits.
+
+    `gate` says why the product is out of the question whatever the split; `refused` why splits between are none.
+    """
+
+    product: GpuProduct
+    budgets: tuple[Budget, ...] = ()
+    chosen: Budget | None = None
+    gate: str | None = None
+    refused: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def best(self) -> Budget:
+        """The chosen split, or else the one with most room."""
+        return self.chosen or max(self.budgets, key=lambda one: (one.kv_tokens, one.kv))
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One search: what is asked of which checkpoint, with which type of KV cache and within which limits."""
+
+    checkpoint: Checkpoint
+    wanted: Demand
+    kv_cache_type: str
+    limits: Limits
+
+    def most(self, product: GpuProduct, nodes: int) -> int:
+        """The most GPUs of a replica on so many nodes."""
+        there = product.gpus_per_node * nodes
+        return min(there, self.limits.most or there)
+
+    def fit(self, product: GpuProduct, *, nodes: bool) -> Fit:
+        """The product's splits on one node, or with `nodes` those on several."""
+        gate = barrier(self.checkpoint, self.kv_cache_type, product)
+        if gate:
+            return Fit(product, gate=gate)
+        splits = self._on_nodes(product) if nodes else self._on_one(product)
+        budgets = tuple(self._budget(product, split) for split in splits)
+        chosen = next((one for one in budgets if self._holds(one)), None)
+        return Fit(product, budgets, chosen, refused=() if nodes else self._refused(product))
+
+    def _budget(self, product: GpuProduct, split: Split) -> Budget:
+        """The memory of a split. A hybrid's is divided so that what is asked fits, as near to SGLang's default as can
+        be."""
+        ratios = STATE_RATIOS if self.checkpoint.linear else (0,)
+        value_bytes = KV_CACHE_TYPES[self.kv_cache_type][1]
+        found = [budget(self.checkpoint, product.memory_mib, split, value_bytes, ratio) for ratio in ratios]
+        holding = (one for one in found if self._holds(one))
+        return next(holding, None) or max(found, key=self._closeness)
+
+    def _closeness(self, one: Budget) -> tuple[int, int, float]:
+        """How near a budget comes: enough states first, then tokens; or else as many states as can be."""
+        runs = self._runs(one)
+        return (int(runs), one.kv_tokens if runs else one.most_requests or 0, one.kv)
+
+    def _runs(self, one: Budget) -> bool:
+        return one.most_requests is None or one.most_requests >= self.wanted.concurrency
+
+    def _holds(self, one: Budget) -> bool:
+        return one.kv_tokens >= self.wanted.tokens and self._runs(one)
+
+    def _on_one(self, product: GpuProduct) -> list[Split]:
+        """The asked split, or every valid power of two: NVLink rings and SGLang's own all-reduce are made for those."""
+        return [Split(tp, ep) for tp, ep in self._valid(self.most(product, 1))]
+
+    def _on_nodes(self, product: GpuProduct) -> list[Split]:
+        """Splits over several equal nodes, each of which gives the same number of GPUs."""
+        found = []
+        for tp, ep in self._valid(self.most(product, product.full_nodes)):
+            nodes = -(-tp // product.gpus_per_node)
+            if nodes > 1 and tp % nodes == 0:
+                found.append(Split(tp, ep, nodes))
+        return found
+
+    def _valid(self, most: int) -> list[tuple[int, int]]:
+        """The (tp, smallest ep) that may be chosen, by tp."""
+        least: dict[int, int] = {}
+        for tp, ep in self.checkpoint.valid_parallel(most):
+            if tp == self.limits.tensor or (self.limits.tensor is None and tp & (tp - 1) == 0):
+                least.setdefault(tp, ep)
+        return list(least.items())
+
+    def _refused(self, product: GpuProduct) -> tuple[tuple[int, str], ...]:
+        found = []
+        valid = {tp for tp, _ in self.checkpoint.valid_parallel(self.most(product, 1))}
+        for tp in range(2, self.most(product, 1) + 1):
+            if tp not in valid:
+                found.append((tp, self.checkpoint.parallel_refusal(tp) or ""))
+        return tuple(found)
+
+
+def find(search: Search, groups: Sequence[Sequence[GpuProduct]]) -> tuple[Fit | None, list[Fit]]:
+    """The fit that is taken, if any, and all that were looked at. One node first, several only if that does not do.
+
+    Groups are in the user's order of preference; within one, cost decides where every candidate has one, then fewer
+    GPUs, then smaller memory.
+    """
+    looked: list[Fit] = []
+    for nodes in (False, True):
+        for group in groups:
+            spread = [product for product in group if not nodes or product.full_nodes > 1]
+            fits = [search.fit(product, nodes=nodes) for product in spread]
+            looked += fits
+            chosen = [fit for fit in fits if fit.chosen]
+            if chosen:
+                return cheapest(chosen), looked
+    return None, looked
+
+
+def cheapest(fits: Sequence[Fit]) -> Fit:
+    """The fit that costs least, by declared cost if every one has it, then by GPUs, then by memory."""
+    priced = all(fit.product.cost_per_gpu_hour is not None for fit in fits)
+
+    def key(fit: Fit) -> tuple[int, int, int, str, str]:
+        product, gpus = fit.product, fit.best.tp
+        cost = (product.cost_per_gpu_hour or 0) * gpus if priced else 0
+        return (cost, gpus, product.memory_mib, product.product, str(sorted(product.selector.items())))
+
+    return min(fits, key=key)
+
+
+def groups(names: Sequence[str], inventory: Inventory) -> list[list[GpuProduct]]:
+    """Products in order of preference; those within a group are equally welcome."""
+    if not names:
+        return [list(inventory.products)] if inventory.products else []
+    found = [[one for one in inventory.products if one.called(name)] for name in names]
+    return [group for group in found if group]

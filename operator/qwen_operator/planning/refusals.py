@@ -1,0 +1,178 @@
+"""What is refused before any arithmetic: models, contexts, products and overrides that cannot be right.
+
+Every refusal names the field, its value, and what would be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.api.spec import Spec
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.hardware.inventory import MEMORY_LABEL, PRODUCT_LABEL, GpuProduct, Inventory
+from qwen_operator.planning import behaviour, gates
+from qwen_operator.planning.engine import EngineChoice
+from qwen_operator.planning.engine_args import Role
+from qwen_operator.planning.fits import Demand, Search
+from qwen_operator.planning.types import NoFit
+
+Groups = Sequence[Sequence[GpuProduct]]
+
+# Model classes whose memory is worked out.
+SIZED = (
+    "Qwen2ForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "Qwen3NextForCausalLM",
+    "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForConditionalGeneration",
+)
+# SGLang serves these families as well, but their memory follows other formulas.
+_UNSIZED = ("QWenLMHeadModel", "Qwen3Omni", "Qwen4")
+
+
+def refuse(spec: Spec, search: Search, choice: EngineChoice, inventory: Inventory, groups: Groups) -> NoFit | None:
+    """The first refusal, or None."""
+    wanted, checkpoint = search.wanted, search.checkpoint
+    return (
+        unknown_architecture(checkpoint)
+        or _dropped(checkpoint)
+        or _too_long(spec, wanted, checkpoint)
+        or _contradicting_args(spec, wanted, checkpoint, choice)
+        or _no_products(spec, inventory, groups)
+        or _barred(search, groups)
+        or _invalid_tensor(search, groups)
+    )
+
+
+def unknown_architecture(checkpoint: Checkpoint) -> NoFit | None:
+    """Whether the model class is one whose memory is known."""
+    name = checkpoint.architecture
+    if name in SIZED:
+        return None
+    known = ", ".join(SIZED)
+    if name.startswith(_UNSIZED):
+        why = f"SGLang serves {name}, but this version cannot work out its memory yet; it can for {known}"
+    else:
+        why = f"{name} is not a Qwen architecture that SGLang serves; known are {known}"
+    return NoFit(Reason.UNKNOWN_ARCHITECTURE, why)
+
+
+def _dropped(checkpoint: Checkpoint) -> NoFit | None:
+    why = gates.dropped(checkpoint)
+    return NoFit(Reason.DOES_NOT_FIT, why) if why else None
+
+
+def _too_long(spec: Spec, wanted: Demand, checkpoint: Checkpoint) -> NoFit | None:
+    most = behaviour.longest_context(checkpoint)
+    if wanted.context > most:
+        reach = f"; by YaRN it reaches {most}" if most > checkpoint.max_positions else ""
+        return NoFit(
+            Reason.INVALID_OVERRIDE,
+            f"spec.contextTokens is {wanted.context}, but the model's own limit is {checkpoint.max_positions}{reach}: "
+            f"ask for at most {most}",
+        )
+    if spec.workload and wanted.request > wanted.context:
+        return NoFit(
+            Reason.INVALID_OVERRIDE,
+            f"spec.workload asks for requests of {wanted.input_tokens} + {wanted.output_tokens} tokens, but the "
+            f"context is {wanted.context}: lower them, or set spec.contextTokens to at least {wanted.request}",
+        )
+    return None
+
+
+def _contradicting_args(spec: Spec, wanted: Demand, checkpoint: Checkpoint, choice: EngineChoice) -> NoFit | None:
+    """Options that take back what a field asks for."""
+    for why in _contradictions(spec, wanted, checkpoint, choice):
+        return NoFit(Reason.INVALID_OVERRIDE, why)
+    return None
+
+
+def _contradictions(spec: Spec, wanted: Demand, checkpoint: Checkpoint, choice: EngineChoice) -> Iterator[str]:
+    given = choice.given(Role.KV_CACHE_TYPE)
+    kind = spec.engine.kv_cache_type
+    if given and kind != "Auto" and given[1] != gates.KV_CACHE_TYPES[kind][0]:
+        yield (
+            f"{given[0]} sets {choice.table.name(Role.KV_CACHE_TYPE)}={given[1]}, but spec.engine.kvCacheType is "
+            f"{kind}: remove one of them"
+        )
+    given = choice.given(Role.MODEL_OVERRIDES)
+    if given and behaviour.model_overrides(checkpoint, wanted.context):
+        yield (
+            f"{given[0]} sets {choice.table.name(Role.MODEL_OVERRIDES)}, which spec.contextTokens {wanted.context} "
+            f"needs for YaRN: remove the option, or ask for at most {checkpoint.max_positions}"
+        )
+    given = choice.given(Role.MAX_RUNNING_REQUESTS)
+    if given and wanted.given and given[1].isdigit() and int(given[1]) < wanted.concurrency:
+        yield (
+            f"{given[0]} sets {choice.table.name(Role.MAX_RUNNING_REQUESTS)}={given[1]}, but "
+            f"spec.workload.concurrency is {wanted.concurrency}: raise the first or lower the second"
+        )
+
+
+def _no_products(spec: Spec, inventory: Inventory, groups: Groups) -> NoFit | None:
+    if groups:
+        return None
+    if inventory.unlabelled:
+        return NoFit(Reason.UNLABELLED_GPUS, unlabelled(inventory))
+    ignored = f"; left out: {'; '.join(inventory.ignored)}" if inventory.ignored else ""
+    if inventory.products and spec.hardware.products:
+        names = ", ".join(f"{one.product} ({one.short})" for one in inventory.products)
+        asked = ", ".join(spec.hardware.products)
+        return NoFit(Reason.NO_GPUS, f"spec.hardware.products asks for {asked}; here are {names}{ignored}")
+    return NoFit(
+        Reason.NO_GPUS,
+        f"no node offers nvidia.com/gpu and the chart declares no gpuPools: add a GPU node with the NVIDIA device "
+        f"plugin, or declare the pool that will be scaled up{ignored}",
+    )
+
+
+def unlabelled(inventory: Inventory) -> str:
+    """The command that labels the first node whose GPUs say nothing of themselves."""
+    first, more = inventory.unlabelled[0], len(inventory.unlabelled) - 1
+    others = f" (and on {more} more)" if more else ""
+    return (
+        f"GPUs on node {first}{others} carry no product and memory labels. Run GPU feature discovery, or: kubectl "
+        f"label node {first} {PRODUCT_LABEL}=NVIDIA-H100-80GB-HBM3 {MEMORY_LABEL}=81559 with the values of its own GPU "
+        "(nvidia-smi --query-gpu=name,memory.total; spaces become '-', memory in MiB)"
+    )
+
+
+def _barred(search: Search, groups: Groups) -> NoFit | None:
+    """Whether no product at all can run the format."""
+    reasons = [gates.barrier(search.checkpoint, search.kv_cache_type, one) for group in groups for one in group]
+    if not all(reasons):
+        return None
+    said = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+    return NoFit(Reason.DOES_NOT_FIT, f"{said}: use newer GPUs, or another format")
+
+
+def _invalid_tensor(search: Search, groups: Groups) -> NoFit | None:
+    tensor, checkpoint = search.limits.tensor, search.checkpoint
+    if tensor is None:
+        return None
+    products = [product for group in groups for product in group]
+    most = max(search.most(product, product.full_nodes) for product in products)
+    pairs = checkpoint.valid_parallel(most)
+    valid = sorted({tp for tp, _ in pairs})
+    why = None if tensor in valid else checkpoint.parallel_refusal(tensor)
+    if why is None and tensor > most:
+        why = f"one replica has at most {most} GPUs here"
+    elif why is None and not any(_placeable(tensor, search, product) for product in products):
+        sizes = ", ".join(str(size) for size in sorted({product.gpus_per_node for product in products}))
+        why = f"it is not the same number of GPUs on each of several nodes of {sizes} GPUs"
+    if why is None:
+        return None
+    right = ", ".join(str(tp) for tp in valid)
+    return NoFit(Reason.INVALID_OVERRIDE, f"spec.parallelism.tensor is {tensor}: {why}; valid here: {right}")
+
+
+def _placeable(tensor: int, search: Search, product: GpuProduct) -> bool:
+    nodes = -(-tensor // product.gpus_per_node)
+    return tensor % nodes == 0 and tensor <= search.most(product, product.full_nodes)

@@ -1,0 +1,50 @@
+"""What becomes of a checkpoint's tensors on several GPUs, by their names.
+
+The names are those of the Hugging Face Qwen classes, as engines look for them. A name that says nothing counts as
+divided among the GPUs, as nearly everything is.
+"""
+
+from collections.abc import Mapping
+
+from qwen_runtime.safetensors import Tensor
+
+# One layer of each kind by the end of its name, for what a quantization left at 16 bits.
+_SAMPLES = {
+    "self_attn": "self_attn.o_proj.weight",
+    "linear_attn": "linear_attn.out_proj.weight",
+    "mlp": "mlp.down_proj.weight",
+    "mlp.experts": "mlp.experts.0.down_proj.weight",
+    "mlp.shared_expert": "mlp.shared_expert.down_proj.weight",
+}
+_PLAIN_DTYPES = ("BF16", "F16", "F32")
+_KV = (".k_proj.", ".v_proj.")
+_ON_EVERY_GPU = ("norm", ".mlp.gate.", ".shared_expert_gate.", "patch_embed", "pos_embed")
+# The layer for multi-token prediction is loaded for speculative decoding only.
+_NOT_LOADED = "mtp."
+
+
+def parts(tensors: Mapping[str, Tensor], tied: bool) -> dict[str, int]:
+    """Bytes that are not loaded, of K and V projections, and of what is on every GPU; they do not overlap.
+
+    A tied checkpoint may repeat the embedding as `lm_head`; engines load it once.
+    """
+    size = {"idleBytes": 0, "kvWeightBytes": 0, "replicatedBytes": 0}
+    for name, tensor in tensors.items():
+        if name.startswith(_NOT_LOADED) or f".{_NOT_LOADED}" in name or (tied and name.endswith("lm_head.weight")):
+            size["idleBytes"] += tensor.size
+        elif any(part in name for part in _ON_EVERY_GPU):
+            size["replicatedBytes"] += tensor.size
+        elif any(part in name for part in _KV):
+            size["kvWeightBytes"] += tensor.size
+    return size
+
+
+def plain_modules(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Kinds of linear layers that a quantized checkpoint holds at 16 bits or more; one such layer is enough."""
+    found = {
+        kind
+        for name, tensor in tensors.items()
+        for kind, sample in _SAMPLES.items()
+        if tensor.dtype in _PLAIN_DTYPES and name.endswith(sample) and not name.startswith(_NOT_LOADED)
+    }
+    return sorted(found)

@@ -1,0 +1,241 @@
+"""Reading a hub: the two protocols, and every way in which a hub may be absent, slow or hostile."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from qwen_operator.checkpoints import remote
+from qwen_operator.checkpoints.config import from_config
+from qwen_operator.checkpoints.remote import Hub, HubError, HubReason, fetch
+from tests.unit.checkpoints.configs import DENSE, FP8
+from tests.unit.checkpoints.hub import COMMIT, FakeHub, repository, serving
+
+SHARDS = {"model-00001-of-00002.safetensors": 500_000_000, "model-00002-of-00002.safetensors": 427_980_000}
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+async def read(hub: FakeHub, kind: Hub = Hub.HUGGING_FACE, revision: str = "") -> remote.HubCheckpoint:
+    async with serving(hub):
+        return await fetch("Qwen/Test", revision, kind, hub.address + "/", timeout=20)
+
+
+async def refusal(hub: FakeHub, kind: Hub = Hub.HUGGING_FACE, revision: str = "") -> HubError:
+    with pytest.raises(HubError) as refused:
+        await read(hub, kind, revision)
+    assert "\n" not in str(refused.value)
+    return refused.value
+
+
+@pytest.mark.parametrize("kind", list(Hub))
+@pytest.mark.parametrize(("total", "bytes_"), [(None, 927_980_000), (927_975_424, 927_980_000)])
+async def test_a_repository_becomes_facts_at_a_commit(kind: Hub, total: int | None, bytes_: int) -> None:
+    hub = repository(DENSE | {"quantization_config": FP8}, SHARDS, total)
+    found = await read(hub, kind)
+    digest = hashlib.sha256(hub.files["config.json"]).hexdigest()
+    config = json.loads(hub.files["config.json"])
+    assert found.commit == COMMIT
+    assert found.checkpoint == from_config(config, weight_bytes=bytes_, digest=digest)
+    assert found.checkpoint.source == "Hub"
+    assert all(COMMIT in path or "cdn" in path for path in hub.asked[1:])
+
+
+@pytest.mark.parametrize(("kind", "revision"), [(Hub.HUGGING_FACE, "refs/pr/1"), (Hub.MODELSCOPE, COMMIT)])
+async def test_a_revision_is_resolved(kind: Hub, revision: str) -> None:
+    hub = repository(DENSE, SHARDS)
+    assert (await read(hub, kind, revision)).commit == COMMIT
+    assert hub.asked[0].count(revision.replace("/", "%2F")) == 1
+
+
+async def test_a_size_that_the_hub_does_not_say_is_taken_from_the_index() -> None:
+    hub = repository(DENSE, SHARDS, total=927_975_424)
+    hub.sizes["model-00001-of-00002.safetensors"] = None
+    assert (await read(hub)).checkpoint.weight_bytes == 927_975_424
+
+
+async def test_a_repeated_embedding_counts_once() -> None:
+    hub = repository(DENSE, SHARDS, total=1)
+    shard = "model-00001-of-00002.safetensors"
+    hub.files[INDEX] = json.dumps({"weight_map": {"lm_head.weight": shard}}).encode()
+    assert (await read(hub)).checkpoint.weight_bytes == SHARDS[shard] - 2 * 151936 * 1024
+    hub.files["config.json"] = json.dumps(DENSE | {"tie_word_embeddings": False}).encode()
+    assert (await read(hub)).checkpoint.weight_bytes == SHARDS[shard]
+
+
+async def test_a_layer_for_prediction_is_not_loaded() -> None:
+    hub = repository(DENSE, SHARDS, total=1)
+    shard = "model-00001-of-00002.safetensors"
+    hub.sizes[shard] = 10**9
+    hub.files[INDEX] = json.dumps({"weight_map": {"mtp.norm.weight": shard}}).encode()
+    assert (await read(hub)).checkpoint.weight_bytes == from_config(DENSE).weight_bytes < 10**9
+    hub.files["config.json"] = json.dumps(DENSE | {"quantization_config": FP8}).encode()
+    assert (await read(hub)).checkpoint.weight_bytes == 10**9
+
+
+async def test_only_weights_of_the_top_folder_count() -> None:
+    hub = repository(DENSE, SHARDS | {"original/consolidated.safetensors": 10**12})
+    assert (await read(hub)).checkpoint.weight_bytes == sum(SHARDS.values())
+
+
+def without(name: str) -> Callable[[FakeHub], Any]:
+    return lambda hub: hub.files.pop(name)
+
+
+def index(value: Any) -> Callable[[FakeHub], Any]:
+    return lambda hub: hub.files.update({INDEX: json.dumps(value).encode()})
+
+
+DAMAGE: dict[str, tuple[Callable[[FakeHub], Any], HubReason, str]] = {
+    "no config": (without("config.json"), HubReason.INVALID, "no config.json; the repository holds no model that can"),
+    "GGUF only": (
+        lambda hub: hub.files.update({"q4.gguf": hub.files.pop("config.json")}),
+        HubReason.INVALID,
+        "there is no config.json; the repository holds GGUF files",
+    ),
+    "no weights": (lambda hub: [hub.files.pop(name) for name in SHARDS], HubReason.INVALID, "no *.safetensors files"),
+    "unknown size": (lambda hub: hub.sizes.update(dict.fromkeys(SHARDS)), HubReason.INVALID, "how large model-00001"),
+    "negative size": (lambda hub: hub.sizes.update(dict.fromkeys(SHARDS, -1)), HubReason.INVALID, "how large model-0"),
+    "large config": (
+        lambda hub: hub.files.update({"config.json": b"{" + b" " * (1 << 20)}),
+        HubReason.TOO_LARGE,
+        "config.json has more than 1048576 bytes",
+    ),
+    "another model": (
+        lambda hub: hub.files.update({"config.json": b'{"architectures": ["LlamaForCausalLM"]}'}),
+        HubReason.INVALID,
+        "architectures[0] is 'LlamaForCausalLM', it must be one of Qwen2ForCausalLM",
+    ),
+    "no JSON": (lambda hub: hub.files.update({"config.json": b"{"}), HubReason.INVALID, "config.json is not valid"),
+    "empty index": (index({"weight_map": {}}), HubReason.INVALID, "weight_map is an object, it must be an object of"),
+    "odd index": (index({"weight_map": {"a": 1}}), HubReason.INVALID, "weight_map is an object, it must be"),
+    "no map": (index({}), HubReason.INVALID, "weight_map is missing, it must be an object"),
+    "missing shard": (
+        index({"weight_map": {"a": "b.safetensors"}}),
+        HubReason.INVALID,
+        f"{INDEX} names 'b.safetensors', which is not in the repository",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(Hub))
+@pytest.mark.parametrize(("damage", "reason", "says"), DAMAGE.values(), ids=DAMAGE.keys())
+async def test_a_repository_that_cannot_be_served(
+    damage: Callable[[FakeHub], Any], reason: HubReason, says: str, kind: Hub
+) -> None:
+    hub = repository(DENSE, SHARDS)
+    damage(hub)
+    error = await refusal(hub, kind)
+    assert error.reason is reason
+    assert says in str(error)
+
+
+FAULTS = {
+    "hangs": (HubReason.OFFLINE, "did not answer for Qwen/Test within 1 s"),
+    "trickles": (HubReason.OFFLINE, "did not answer for Qwen/Test within 1 s"),
+    "floods": (HubReason.TOO_LARGE, "the list of files of Qwen/Test has more than 8388608 bytes"),
+    "loops": (HubReason.INVALID, "the list of files of Qwen/Test is redirected more than 5 times"),
+    "gzip": (HubReason.INVALID, "came with the encoding 'gzip', which was not asked for"),
+    "text": (HubReason.INVALID, "the list of files of Qwen/Test is not valid JSON"),
+    "401": (HubReason.AUTH_REQUIRED, "needs a token for the list of files of Qwen/Test (the hub answered 401)"),
+    "403": (HubReason.AUTH_REQUIRED, "needs a token"),
+    "404": (HubReason.NOT_FOUND, "does not exist, or it is private"),
+    "418": (HubReason.INVALID, "the hub answered 418 for the list of files"),
+    "429": (HubReason.OFFLINE, "cannot be read now: the hub answered 429"),
+    "503": (HubReason.OFFLINE, "cannot be read now: the hub answered 503"),
+}
+
+
+@pytest.mark.parametrize("kind", list(Hub))
+@pytest.mark.parametrize(("fault", "expected"), FAULTS.items(), ids=FAULTS.keys())
+async def test_a_hub_that_misbehaves_is_named_in_time(fault: str, expected: tuple[HubReason, str], kind: Hub) -> None:
+    hub = FakeHub({}, fault=fault)
+    async with serving(hub):
+        started = time.monotonic()
+        with pytest.raises(HubError) as refused:
+            await fetch("Qwen/Test", hub=kind, hub_url=hub.address, timeout=1 if fault[0] in "ht" else 20)
+    assert (refused.value.reason, expected[1] in str(refused.value)) == (expected[0], True), str(refused.value)
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize("kind", list(Hub))
+async def test_what_does_not_exist_is_not_found(kind: Hub) -> None:
+    hub = repository(DENSE, SHARDS)
+    assert (await refusal(hub, kind, "no-such-branch")).reason is HubReason.NOT_FOUND
+    async with serving(hub):
+        with pytest.raises(HubError, match="or it is private") as refused:
+            await fetch("Qwen/Absent", hub=kind, hub_url=hub.address)
+    assert refused.value.reason is HubReason.NOT_FOUND
+
+
+async def test_no_hub_is_offline() -> None:
+    async with serving(FakeHub({})) as hub:
+        address = hub.address
+    with pytest.raises(HubError, match="cannot be reached for Qwen/Test") as refused:
+        await fetch("Qwen/Test", hub_url=address, timeout=5)
+    assert refused.value.reason is HubReason.OFFLINE
+
+
+@pytest.mark.parametrize("target", ["http://hub.test/x", "ftp://hub.test/x", "https://hub.test:99999/x"])
+async def test_redirects_stay_on_tls_and_on_addresses(target: str) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(302, headers={"Location": target}))
+    async with httpx.AsyncClient(transport=transport) as client:
+        repository_ = remote._Repository(client, Hub.HUGGING_FACE, "https://hub.test", "Qwen/Test")
+        with pytest.raises(HubError, match=f"the list is redirected to '{target}', which is not followed"):
+            await remote._get(repository_, "https://hub.test/api", 100, "the list")
+
+
+LISTINGS: list[tuple[Hub, Any, str]] = [
+    (Hub.HUGGING_FACE, {"siblings": []}, "sha is missing, it must be a commit of 40 hexadecimal digits"),
+    (Hub.HUGGING_FACE, {"sha": "main", "siblings": []}, "sha is 'main', it must be a commit"),
+    (Hub.HUGGING_FACE, {"sha": COMMIT, "siblings": {}}, "siblings is an object, it must be a list of files"),
+    (Hub.HUGGING_FACE, {"sha": COMMIT, "siblings": [7]}, "siblings is a list, it must be a list of files"),
+    (Hub.HUGGING_FACE, {"sha": COMMIT, "siblings": [{"rfilename": 7}]}, "there is no config.json"),
+    (Hub.MODELSCOPE, {"Code": 1, "Message": "no"}, "Data is missing, it must be an object"),
+    (Hub.MODELSCOPE, {"Data": {"Files": [{"Path": "a"}]}}, "Data.Files is a list, it must be a list of files with"),
+    (Hub.MODELSCOPE, {"Data": {"Files": [{"CommittedDate": 1}]}}, "Data.Files.Revision is missing, it must be"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "listing", "says"), LISTINGS)
+async def test_an_odd_listing_is_refused(kind: Hub, listing: Any, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def get(*_: Any) -> bytes:
+        return json.dumps(listing).encode()
+
+    monkeypatch.setattr(remote, "_get", get)
+    with pytest.raises(HubError) as refused:
+        await fetch("Qwen/Test", hub=kind)
+    assert refused.value.reason is HubReason.INVALID
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("repository_", "revision", "url", "says"),
+    [
+        ("Qwen", "", "", "repository is 'Qwen', it must be ORGANISATION/NAME"),
+        ("../x", "", "", "repository is '../x'"),
+        ("Qwen/a..b", "", "", "repository is 'Qwen/a..b'"),
+        ("Qwen/Test?x=1", "", "", "repository is 'Qwen/Test?x=1'"),
+        ("Qwen/Test", "a..b", "", "revision is 'a..b', it must be a branch, a tag or a commit"),
+        ("Qwen/Test", "a b", "", "revision is 'a b'"),
+        ("Qwen/Test", "", "file:///etc", "the hub's address is 'file:///etc', it must be like https://hub.example.org"),
+        ("Qwen/Test", "", "http://a:99999", "the hub's address is 'http://a:99999'"),
+        ("Qwen/Test", "", "http://", "the hub's address is 'http:'"),
+    ],
+)
+async def test_bad_names_are_refused_before_anything_is_sent(
+    repository_: str, revision: str, url: str, says: str
+) -> None:
+    with pytest.raises(HubError) as refused:
+        await fetch(repository_, revision, hub_url=url)
+    assert str(refused.value).startswith(says)

@@ -1,0 +1,356 @@
+"""`qwen-operator plan`: exit codes, data, text, and what is said of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qwen_operator import cli, kube
+from qwen_operator.kube import Unavailable, client
+
+MODEL = "Qwen/Qwen1.5-72B-Chat"
+H100 = "NVIDIA-H100-80GB-HBM3"
+MANIFEST = {
+    "apiVersion": "qwen-operator.dev/v1alpha1",
+    "kind": "QwenDeployment",
+    "metadata": {"name": "qwen-72b"},
+    "spec": {"model": MODEL},
+}
+NODE = {
+    "metadata": {"name": "gpu-1", "labels": {"nvidia.com/gpu.product": H100, "nvidia.com/gpu.memory": "81559"}},
+    "status": {"allocatable": {"nvidia.com/gpu": "8"}},
+}
+KEYS = {
+    "tensorParallel",
+    "gpusPerReplica",
+    "nodesPerReplica",
+    "gpuProduct",
+    "maxTotalTokens",
+    "maxRunningRequests",
+    "weightBytesPerRank",
+    "kvBytesPerTokenPerRank",
+    "args",
+    "env",
+    "startupSeconds",
+    "steps",
+}
+CONFIG = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "torch_dtype": "float16",
+    "num_hidden_layers": 40,
+    "hidden_size": 5120,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+    "intermediate_size": 13696,
+    "vocab_size": 152064,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": False,
+    "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True},
+}
+
+
+def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = cli.main(["plan", *words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def _write(path: Path, value: Any) -> str:
+    path.write_text(value if isinstance(value, str) else yaml.safe_dump(value))
+    return str(path)
+
+
+def test_a_plan_as_data(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = _run(capsys, "--model", MODEL, "--gpu", f"{H100}=8x1", "-o", "json")
+    result = json.loads(out)
+    assert code == 0
+    assert result.keys() >= KEYS
+    assert (result["tensorParallel"], result["gpusPerReplica"], result["nodesPerReplica"]) == (4, 4, 1)
+    assert (result["gpuProduct"], result["maxTotalTokens"]) == (H100, 57664)
+    assert result["env"][0] == {"name": "SGLANG_CUDA_COREDUMP_BEFORE_CRASH", "value": "false"}
+    _, out, _ = _run(capsys, "--model", MODEL, "--gpu", "H100-80GB=8x1", "-o", "yaml")
+    assert yaml.safe_load(out) == result
+
+
+def test_a_refusal_as_data_with_commands_that_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--model", MODEL, "--context", "16384", "--gpu", "NVIDIA-L4=8x1")
+    code, out, _ = _run(capsys, *words, "-o", "json")
+    refusal = json.loads(out)["noFit"]
+    assert code == 3
+    assert refusal.keys() >= {"reason", "missing", "alternatives", "steps"}
+    assert refusal["reason"] == "DoesNotFit"
+    assert "GiB of memory per GPU" in refusal["missing"]
+    assert len(refusal["alternatives"]) >= 5
+    for one in refusal["alternatives"]:
+        words_again = shlex.split(one["command"])[2:]
+        again, out, _ = _run(capsys, *words_again, "-o", "json")
+        assert again == 0, one
+        plan = json.loads(out)
+        assert (plan["gpuProduct"], plan["gpusPerReplica"], plan["maxTotalTokens"]) == (
+            one["gpuProduct"],
+            one["gpusPerReplica"],
+            one["kvTokens"],
+        )
+
+
+def test_the_text_of_a_plan_begins_with_the_verdict_and_shows_what_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = _run(capsys, "--model", MODEL, "--gpu", f"{H100}=8x1")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == (f"FITS   {MODEL}  ->  4 x {H100} per replica, TP 4, 1 node   (2 replicas on 8 GPUs)")
+    rows = [line.split() for line in lines if line.lstrip()[:1].isdigit()]
+    assert [(row[0], row[-1] == "it") for row in rows] == [("1", False), ("2", False), ("4", True), ("8", False)]
+    for text in (
+        "64 attention heads are not divisible by TP",
+        "79.65 - 1.22 context - 1.08 communication",
+        "= 57 664 tokens",
+        "22 of 2048 in + 512 out (asked: none)",
+        "--mem-fraction-static=0.9",
+        "cheaper   spec.model: Qwen/Qwen1.5-72B-Chat-GPTQ-Int4 takes 2 x H100-80GB (41 024 tokens)",
+        "never run on a GPU",
+    ):
+        assert text in out
+    assert max(len(line) for line in lines) < 160
+
+
+def test_the_text_of_a_refusal_ends_with_what_would_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = _run(capsys, "--model", MODEL, "--gpu", "NVIDIA-L4=8x1")
+    assert code == 3
+    assert out.startswith(f"DOES NOT FIT   {MODEL} on 8 x NVIDIA-L4 (23 034 MiB each)")
+    assert "spec.model: Qwen/Qwen1.5-72B-Chat-AWQ" in out
+    assert "try: qwen-operator plan --model Qwen/Qwen1.5-72B-Chat-GPTQ-Int4 --gpu NVIDIA-L4=8x1" in out
+    assert "missing   12.9 GiB" in out
+
+
+TEXTS = {
+    "several nodes": (
+        ["--model", "Qwen/Qwen3-Coder-480B-A35B-Instruct", "--gpu", "H100-80GB=8x4"],
+        0,
+        ["TP 16, 2 nodes   (2 replicas on 32 GPUs)", "not run by this version", "(each of the replica's pods)"],
+    ),
+    "experts in groups": (
+        ["--model", "Qwen/Qwen3-235B-A22B-FP8", "--gpu", "H100-80GB=8x1"],
+        0,
+        [" 8e2 ", "8e2: experts in 2 groups (--ep-size), because expert width 1536"],
+    ),
+    "a split of one's own": (
+        ["--model", MODEL, "--gpu", "H100-80GB=8x1", "--tensor", "8"],
+        0,
+        ["<- as asked for", "--tp-size=8"],
+    ),
+    "a hybrid": (
+        ["--model", "Qwen/Qwen3.5-27B", "--gpu", "H100-80GB=8x1"],
+        0,
+        ["hybrid, 16 layers with KV cache", "- states", "state     48 layers keep"],
+    ),
+    "states are what is missing": (
+        ["--model", "Qwen/Qwen3.5-27B", "--gpu", "H100-80GB=2x1", "--concurrency", "500", "--input-tokens", "16"],
+        3,
+        ["states for 125 requests only", "missing   states for 375 requests"],
+    ),
+    "a workload": (
+        ["--model", "Qwen/Qwen1.5-7B-Chat", "--gpu", "L40S=2x1", "--context", "8192", "--concurrency", "16"],
+        0,
+        ["workload  16 requests x (2048 + 512)", "(asked: 16)"],
+    ),
+    "a kernel that is missing": (
+        ["--model", "Qwen/Qwen1.5-7B-Chat-GPTQ-Int4", "--gpu", "T4=4x1"],
+        3,
+        ["NO PLAN   Qwen/Qwen1.5-7B-Chat-GPTQ-Int4: DoesNotFit", "GPTQ weights need compute capability 8.0"],
+    ),
+    "one that is barred beside one that is small": (
+        ["--model", "Qwen/Qwen1.5-72B-Chat-GPTQ-Int8", "--gpu", "T4=4x1", "--gpu", "L4=2x1"],
+        3,
+        ["refused   GPTQ weights need"],
+    ),
+    "an impossible split": (
+        ["--model", MODEL, "--gpu", "H100-80GB=8x1", "--tensor", "3"],
+        2,
+        ["NO PLAN", "64 attention heads are not divisible by TP 3; valid here: 1, 2, 4, 8"],
+    ),
+    "too few GPUs by wish": (
+        ["--model", MODEL, "--gpu", "H100-80GB=8x1", "--max-gpus", "2", "--output-tokens", "256"],
+        3,
+        ["without spec.hardware.maxGpusPerReplica"],
+    ),
+    "an 8-bit cache": (
+        ["--model", MODEL, "--gpu", "H100-80GB=8x1", "--kv-cache-type", "Fp8E4m3"],
+        0,
+        ["--kv-cache-dtype=fp8_e4m3", "x 1 B = 1280 KiB per token"],
+    ),
+    "a GPU that nobody knows": (
+        ["--model", "Qwen/Qwen1.5-0.5B", "--gpu", "Strange=8x1:24576"],
+        0,
+        ["1 x Strange", "not known: the compute capability of Strange"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "code", "says"), TEXTS.values(), ids=TEXTS.keys())
+def test_texts(capsys: pytest.CaptureFixture[str], words: list[str], code: int, says: list[str]) -> None:
+    found, out, err = _run(capsys, *words)
+    assert found == code, err
+    assert [text for text in says if text not in out] == [], out
+
+
+def test_a_manifest_and_the_nodes_of_a_cluster(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    manifest = _write(tmp_path / "qd.yaml", MANIFEST)
+    shared = {**NODE, "metadata": {"name": "s", "labels": {"nvidia.com/gpu.product": f"{H100}-SHARED"}}}
+    nodes = _write(tmp_path / "nodes.yaml", {"kind": "List", "items": [NODE, shared]})
+    code, out, _ = _run(capsys, "-f", manifest, "--nodes", nodes)
+    assert (code, out.splitlines()[0].partition("  -> ")[2][:30]) == (0, f" 4 x {H100} per"[:30])
+    few = {**MANIFEST, "spec": {"model": MODEL, "hardware": {"maxGpusPerReplica": 2}}}
+    code, out, _ = _run(capsys, "-f", _write(tmp_path / "few.yaml", few), "--nodes", nodes, "--context", "32000")
+    assert code == 3
+    assert "s: NVIDIA-H100-80GB-HBM3-SHARED is shared between pods" in out
+    assert """try: kubectl patch qd NAME --type merge -p '{"spec":{"hardware":{"maxGpusPerReplica":null}}}'""" in out
+
+
+def test_the_settings_of_the_chart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pool = {"name": "a", "product": H100, "memoryMiB": 81559, "gpusPerNode": 8, "costPerGpuHour": "2.90"}
+    values = _write(tmp_path / "values.yaml", {"gpuPools": [pool], "engine": {"args": ["--log-level=warning"]}})
+    code, out, _ = _run(capsys, "--model", MODEL, "--config", values)
+    assert code == 0
+    assert "11.60 per hour and replica at 2.90 per GPU-hour" in out
+    assert "--log-level=warning" in out
+    assert "replicas on" not in out.splitlines()[0]
+    code, out, _ = _run(capsys, "--model", MODEL, "--config", values, "--gpu", "H100-80GB=8x1")
+    assert (code, "11.60 per hour" in out) == (0, True)
+
+
+def test_a_config_json_instead_of_the_catalog(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A 14B in GPTQ: its published files are padded to 14336 and can be split, a fresh one cannot."""
+    path = tmp_path / "config.json"
+    splits = {}
+    for width in (13696, 14336):
+        path.write_text(json.dumps({**CONFIG, "intermediate_size": width}))
+        words = ("--model", "me/mine", "--checkpoint-config", str(path), "--gpu", "L4=8x1", "-o", "json")
+        code, out, _ = _run(capsys, *words)
+        splits[width] = (code, json.loads(out).get("tensorParallel"))
+    assert splits == {13696: (3, None), 14336: (0, 2)}
+    code, out, _ = _run(capsys, *words, "--weight-bytes", "8000000000")
+    assert json.loads(out)["weightBytesPerRank"] < 4_200_000_000
+    assert code == 0
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "unknown model": (["--model", "Qwen/Qwen1.5-72B-Caht", "--gpu", "L4=8x1"], "did you mean Qwen/Qwen1.5-72B-Chat?"),
+    "quite unknown model": (["--model", "a/b", "--gpu", "L4=8x1"], "a/b is not in the catalog: give its config.json"),
+    "unknown GPU": (
+        ["--model", MODEL, "--gpu", "NVIDIA-L4S=8x1"],
+        "did you mean NVIDIA-L40S? Otherwise add its memory",
+    ),
+    "quite unknown GPU": (["--model", MODEL, "--gpu", "TPU=8x1"], "add its memory in MiB, TPU=8x1:81559"),
+    "no hardware": (["--model", MODEL, "--gpu", "L4"], "--gpu L4: must be PRODUCT=GPUSxNODES"),
+    "name": (["--model", "a:b", "--gpu", "L4=8x1"], "spec.model: 'a:b': must not contain a colon"),
+    "context": (["--model", MODEL, "--gpu", "L4=8x1", "--context", "0"], "spec.contextTokens: 0 must be at least 1"),
+    "cache": (
+        ["--model", MODEL, "--gpu", "L4=8x1", "--kv-cache-type", "fp8"],
+        "must be one of Auto, BFloat16, Fp8E4m3",
+    ),
+    "weights alone": (["--model", MODEL, "--gpu", "L4=8x1", "--weight-bytes", "5"], "--weight-bytes needs"),
+    "no file": (["-f", "/does/not/exist", "--gpu", "L4=8x1"], "/does/not/exist: cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("words", "says"), BAD.values(), ids=BAD.keys())
+def test_bad_options(capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
+    code, out, err = _run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("qwen-operator plan: ")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+FILES: dict[str, tuple[str, Any, str]] = {
+    "no YAML": ("-f", "a: [", "is no YAML"),
+    "no deployment": ("-f", {"kind": "Pod"}, "has 0 objects of kind QwenDeployment, it must have one"),
+    "no spec": ("-f", {"kind": "QwenDeployment", "metadata": {"name": "a"}}, "spec: None must be an object"),
+    "no JSON": ("--checkpoint-config", "{", "is no JSON"),
+    "a list": ("--checkpoint-config", "[]", "holds list, a config.json holds an object"),
+    "not a number": ("--checkpoint-config", json.dumps({**CONFIG, "hidden_size": float("nan")}), "hidden_size is nan"),
+    "field missing": (
+        "--checkpoint-config",
+        json.dumps({key: value for key, value in CONFIG.items() if key != "num_hidden_layers"}),
+        "num_hidden_layers",
+    ),
+    "ten megabytes": ("--checkpoint-config", '{"a": "' + "x" * 10_000_000 + '"}', "is larger than 8000000 bytes"),
+    "a list of values": ("--config", "- a", "must hold one mapping, the values of the chart"),
+    "engine is no mapping": ("--config", "engine: 5", "engine is 5, it must be a mapping"),
+    "pools are no list": ("--config", "gpuPools: 5", "gpuPools is 5, it must be a list"),
+    "a pool without memory": ("--config", "gpuPools: [{name: a, product: b}]", "memoryMiB is missing or wrong"),
+    "a cost that is none": (
+        "--config",
+        "gpuPools: [{name: a, product: b, memoryMiB: 5, gpusPerNode: 1, costPerGpuHour: much}]",
+        "gpuPools[0].costPerGpuHour is 'much'",
+    ),
+    "two byte order marks": ("--config", "\x00", "is no YAML"),
+}
+
+
+@pytest.mark.parametrize(("option", "content", "says"), FILES.values(), ids=FILES.keys())
+def test_bad_files(capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str, content: Any, says: str) -> None:
+    path = _write(tmp_path / "file", content)
+    what = [] if option == "-f" else ["--model", MODEL]
+    code, out, err = _run(capsys, *what, option, path, "--gpu", "L4=8x1")
+    assert (code, out) == (2, "")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+class _Api:
+    def __init__(self, nodes: list[dict[str, Any]] | None) -> None:
+        self.nodes = nodes
+
+    async def list(self, resource: kube.Resource, namespace: str | None) -> tuple[list[dict[str, Any]], str]:
+        if self.nodes is None:
+            raise Unavailable(503, "Down", "the server is not there")
+        return self.nodes, "1"
+
+    async def aclose(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize(("nodes", "code"), [([NODE], 0), ([], 3), (None, 2)])
+def test_without_hardware_the_cluster_is_asked(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: list[dict[str, Any]] | None,
+    code: int,
+) -> None:
+    async def connect() -> _Api:
+        return _Api(nodes)
+
+    monkeypatch.setattr(client, "connect", connect)
+    found, out, err = _run(capsys, "--model", MODEL)
+    assert found == code
+    assert ("give --gpu, --nodes or --config" in err) is (nodes is None)
+    assert ("NO PLAN" in out) is (nodes == [])
+
+
+def test_an_answer_takes_less_than_a_second_and_no_heavy_imports() -> None:
+    code = (
+        "import sys; from qwen_operator.cli import main; "
+        f"main(['plan', '--model', '{MODEL}', '--gpu', 'H100-80GB=8x1']); "
+        "print(sorted({name.partition('.')[0] for name in sys.modules} "
+        "& {'kopf', 'kubernetes', 'aiohttp', 'httpx', 'yaml', 'asyncio'}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    times = []
+    for _ in range(3):
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+        times.append(time.monotonic() - start)
+    assert done.stdout.splitlines()[-1] == "[]"
+    # the best of three, since the machine that runs the tests may be busy
+    assert min(times) < 1.0

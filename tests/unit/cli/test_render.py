@@ -1,0 +1,90 @@
+"""`qwen-operator render` and `qwen-operator models`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qwen_operator import cli
+from qwen_operator.api.spec import revision_hash
+from qwen_operator.checkpoints import catalog
+from qwen_operator.reconcile.children import read_revision
+
+SPEC = {"model": "Qwen/Qwen1.5-72B-Chat", "replicas": 2}
+
+
+def _render(capsys: pytest.CaptureFixture[str], path: Path, spec: dict[str, Any], *words: str) -> tuple[int, str, str]:
+    manifest = {"kind": "QwenDeployment", "metadata": {"name": "big", "namespace": "team"}, "spec": spec}
+    path.write_text(json.dumps(manifest))
+    code = cli.main(["render", "-f", str(path), "--gpu", "H100-80GB=8x4", *words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_objects_are_those_that_the_operator_makes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = _render(capsys, tmp_path / "qd.json", SPEC)
+    objects = list(yaml.safe_load_all(out))
+    revision = revision_hash(SPEC, {})
+    assert code == 0
+    assert [(one["kind"], one["metadata"]["name"]) for one in objects] == [
+        ("ControllerRevision", f"big-{revision}"),
+        ("Service", "big-engine"),
+        ("Pod", f"big-{revision}-0"),
+        ("Pod", f"big-{revision}-1"),
+    ]
+    pinned = read_revision(revision, objects[0])
+    assert pinned.plan.tensor_parallel == 4
+    container = objects[2]["spec"]["containers"][0]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    assert container["resources"]["requests"] == {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "4"}
+    assert set(pinned.plan.args) <= set(container["command"])
+
+
+def test_a_claim_is_inspected_first(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = _render(capsys, tmp_path / "qd.json", {**SPEC, "source": {"uri": "pvc://models/72b"}})
+    assert code == 0
+    assert next(iter(yaml.safe_load_all(out)))["metadata"]["name"].endswith("-inspect")
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "says"),
+    [
+        ({"model": "a/b"}, 2, "a/b is not in the catalog"),
+        ({"model": "Qwen/Qwen1.5-72B-Chat", "parallelism": {"tensor": 3}}, 2, "not divisible by TP 3"),
+        ({"model": "Qwen/Qwen1.5-72B-Chat", "hardware": {"maxGpusPerReplica": 1}}, 3, "DoesNotFit: "),
+        ({"model": "Qwen/Qwen3-Coder-480B-A35B-Instruct"}, 3, "needs 2 nodes"),
+    ],
+)
+def test_what_cannot_be_run_is_not_rendered(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, spec: dict[str, Any], code: int, says: str
+) -> None:
+    found, out, err = _render(capsys, tmp_path / "qd.json", spec)
+    assert (found, out) == (code, "")
+    assert says in err
+
+
+def test_models_are_listed_and_searched(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(catalog.names())
+    assert cli.main(["models", "235B", "fp8"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.startswith("MODEL")
+    assert any("Qwen/Qwen3-235B-A22B-FP8" in row and "8 (EP 2)" in row for row in rows)
+    assert cli.main(["models", "-o", "json", "1.5-72B-Chat-AWQ"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["parallel"][-1] == {"tensor": 8, "expert": 1}
+    assert cli.main(["models", "nothing-like-this"]) == 0
+
+
+def test_crds_and_unknown_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["crds", "--output", str(tmp_path)]) == 0
+    assert len(list(tmp_path.iterdir())) == 1
+    for words in ([], ["paln"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 2

@@ -19,17 +19,23 @@ from qwen_operator.reconcile.resync import labels_of
 NAMESPACED = (QWENDEPLOYMENTS, PODS, SERVICES, CONTROLLER_REVISIONS)
 
 
-def routes(intake: Intake, *, nodes: bool) -> kopf.OperatorRegistry:
-    """The registry of all handlers; `nodes` says whether nodes may be read."""
+def routes(intake: Intake, relisted: Callable[[], None], *, nodes: bool) -> kopf.OperatorRegistry:
+    """The registry of all handlers; `nodes` says whether nodes may be read.
+
+    `relisted` is called when a watch begins anew, after a list of its own: kopf tells what is there, as events
+    without a type, but not what was deleted since the watch before.
+    """
     registry = kopf.OperatorRegistry()
     for resource in (*NAMESPACED, NODES) if nodes else NAMESPACED:
-        _route(registry, intake, resource)
+        _route(registry, intake, relisted, resource)
     kopf.on.login(registry=registry)(login)
     return registry
 
 
-def _route(registry: kopf.OperatorRegistry, intake: Intake, resource: Resource) -> None:
+def _route(registry: kopf.OperatorRegistry, intake: Intake, relisted: Callable[[], None], resource: Resource) -> None:
     async def on_event(event: Mapping[str, Any], **_: Any) -> None:
+        if event.get("type") is None:
+            relisted()
         intake.event(resource, event.get("type"), dict(event["object"]))
 
     handler = cast("Any", on_event)

@@ -74,17 +74,17 @@ async def run(config: Config) -> None:
             return
         log.info("started", extra={"namespaces": ",".join(config.namespaces) or "all", "workers": config.workers})
         reconciler = Reconciler(Observer(store, config.pools), Actor(api, store, _stamp), config)
-        watch = _watch(config, intake, nodes=resync.nodes_readable)
+        watch = _watch(config, handlers.routes(intake, resync.soon, nodes=resync.nodes_readable))
         tasks: list[Coroutine[Any, Any, Any]] = [stopped.wait(), watch, resync.run()]
         tasks += [Worker(queue, reconciler, metrics.reconciled).run() for _ in range(config.workers)]
         await _first(tasks)
     log.info("stopped")
 
 
-async def _watch(config: Config, intake: Intake, *, nodes: bool) -> None:
+async def _watch(config: Config, registry: kopf.OperatorRegistry) -> None:
     """Run kopf as the watch shell. Once it runs it has the signals, and returns on SIGTERM and SIGINT."""
     await kopf.operator(
-        registry=handlers.routes(intake, nodes=nodes),
+        registry=registry,
         settings=handlers.operator_settings(config, random.random),
         clusterwide=not config.namespaces,
         namespaces=config.namespaces,

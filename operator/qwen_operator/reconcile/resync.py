@@ -1,6 +1,7 @@
 """The periodic list: makes the first state complete, finds what no watch told, and looks at every object again."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Callable
@@ -25,6 +26,10 @@ from qwen_operator.reconcile.store import WATCHED
 MANAGED_BY = "app.kubernetes.io/managed-by"
 CHILD_LABELS = f"{MANAGED_BY}=qwen-operator"
 
+# A watch that begins anew tells of each object of its list, and the other watches do so at about the same time: one
+# list of ours for all of them.
+SETTLE_SECONDS = 2.0
+
 # Asking costs a write request, because only the attempt to create says whether the Secret is there.
 KEYS_SECONDS = 3600.0
 REFUSED_KEYS_SECONDS = 300.0
@@ -39,7 +44,11 @@ def labels_of(resource: Resource) -> str:
 
 @dataclass(slots=True)
 class Resync:
-    """Lists everything at the start and then every `config.resync_seconds`, give or take a tenth.
+    """Lists everything at the start, whenever a watch began anew, and every `config.resync_seconds`, give or take a
+    tenth.
+
+    A watch of kopf lists before it watches and says nothing of what was deleted meanwhile; only a list of ours,
+    made after it, finds that.
 
     `random` returns a number in [0, 1), `clock` monotonic seconds.
     """
@@ -52,6 +61,11 @@ class Resync:
     nodes_readable: bool = True
     _keys_due: float = float("-inf")
     synced: asyncio.Event = field(default_factory=asyncio.Event)
+    _asked: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def soon(self) -> None:
+        """Have the next list made now instead of at its time."""
+        self._asked.set()
 
     async def first(self) -> None:
         """List until it works once. Deciding on half a picture would pin a wrong plan."""
@@ -70,15 +84,24 @@ class Resync:
 
     async def run(self) -> NoReturn:
         """Repeat for ever. A failed list changes nothing; the next one comes sooner."""
-        seconds = float(self.config.resync_seconds)
+        failures = 0
         while True:
-            await asyncio.sleep(seconds * (0.9 + self.random() / 5))
+            await self._wait(failures)
+            self._asked.clear()
             try:
                 await self.once()
-                seconds = float(self.config.resync_seconds)
+                failures = 0
             except ApiError as error:
-                seconds = min(30.0, seconds)
+                failures += 1
                 log.warning("list failed", extra={"error": str(error)})
+
+    async def _wait(self, failures: int) -> None:
+        """Until the next list: its time, or a watch that began anew and had SETTLE_SECONDS for the others."""
+        seconds = float(self.config.resync_seconds) if not failures else min(30.0, 2.0 ** min(failures, 5))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds * (0.9 + self.random() / 5)):
+                await self._asked.wait()
+                await asyncio.sleep(SETTLE_SECONDS)
 
     async def once(self) -> None:
         """List all resources, then have every QwenDeployment reconciled."""

@@ -44,7 +44,7 @@ def test_kopf_is_a_watch_shell_that_never_gives_up_and_never_writes() -> None:
 def test_children_are_selected_by_the_api_server_and_nothing_else_is_watched() -> None:
     watched = []
     for nodes in (True, False):
-        registry = handlers.routes(Operator(FakeKube(), CONFIG).intake, nodes=nodes)
+        registry = handlers.routes(Operator(FakeKube(), CONFIG).intake, lambda: None, nodes=nodes)
         watched.append([handler.id for handler in registry._watching.get_all_handlers()])
         assert registry._changing.get_all_handlers() == []
         assert registry._spawning.get_all_handlers() == []
@@ -57,7 +57,8 @@ def test_children_are_selected_by_the_api_server_and_nothing_else_is_watched() -
 
 async def test_an_event_reaches_the_store_and_the_queue() -> None:
     operator = Operator(FakeKube(), CONFIG)
-    registry = handlers.routes(operator.intake, nodes=True)
+    relisted: list[None] = []
+    registry = handlers.routes(operator.intake, lambda: relisted.append(None), nodes=True)
     handler: Any = next(h for h in registry._watching.get_all_handlers() if h.id == "qwendeployments")
     event: Mapping[str, Any] = {
         "type": "ADDED",
@@ -66,6 +67,9 @@ async def test_an_event_reaches_the_store_and_the_queue() -> None:
     await handler.fn(event=event, logger=None)
     assert operator.store.get(QWENDEPLOYMENTS, ("n", "q"))
     assert operator.queue.take() == ("n", "q")
+    assert relisted == []
+    await handler.fn(event={**event, "type": None}, logger=None)
+    assert len(relisted) == 1
 
 
 def test_credentials_come_from_the_kubeconfig_or_by_address_from_the_pod(monkeypatch: pytest.MonkeyPatch) -> None:

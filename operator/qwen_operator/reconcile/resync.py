@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -11,11 +10,9 @@ from typing import NoReturn
 from qwen_operator.kube import (
     NODES,
     QWENDEPLOYMENTS,
-    SECRETS,
-    AlreadyExists,
+    RESOURCE_QUOTAS,
     ApiError,
     Forbidden,
-    Invalid,
     KubeApi,
     Resource,
 )
@@ -30,16 +27,18 @@ CHILD_LABELS = f"{MANAGED_BY}=qwen-operator"
 # list of ours for all of them.
 SETTLE_SECONDS = 2.0
 
-# Asking costs a write request, because only the attempt to create says whether the Secret is there.
-KEYS_SECONDS = 3600.0
-REFUSED_KEYS_SECONDS = 300.0
+# What the operator can do without, and what it then does not know.
+OPTIONAL = {
+    NODES: "only the GPU pools declared in the chart are known",
+    RESOURCE_QUOTAS: "a quota that is too small is found out only when a pod is refused",
+}
 
 log = logging.getLogger(__name__)
 
 
 def labels_of(resource: Resource) -> str:
     """The label selector under which a resource is listed and watched: children are chosen by the API server."""
-    return "" if resource in (QWENDEPLOYMENTS, NODES) else CHILD_LABELS
+    return "" if resource in (QWENDEPLOYMENTS, NODES, RESOURCE_QUOTAS) else CHILD_LABELS
 
 
 @dataclass(slots=True)
@@ -59,9 +58,17 @@ class Resync:
     random: Callable[[], float]
     clock: Callable[[], float]
     nodes_readable: bool = True
-    _keys_due: float = float("-inf")
     synced: asyncio.Event = field(default_factory=asyncio.Event)
     _asked: asyncio.Event = field(default_factory=asyncio.Event)
+    _refused: set[Resource] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if not self.nodes_readable:
+            self._refused.add(NODES)
+
+    def readable(self) -> tuple[Resource, ...]:
+        """The resources that may be read; all of them are asked for until a list was refused."""
+        return tuple(resource for resource in WATCHED if resource not in self._refused)
 
     def soon(self) -> None:
         """Have the next list made now instead of at its time."""
@@ -105,14 +112,11 @@ class Resync:
 
     async def once(self) -> None:
         """List all resources, then have every QwenDeployment reconciled."""
-        for resource in WATCHED:
+        for resource in self.readable():
             await self._list(resource)
-        await self._gateway_keys()
         self.intake.everything()
 
     async def _list(self, resource: Resource) -> None:
-        if resource == NODES and not self.nodes_readable:
-            return
         scopes: tuple[str | None, ...] = (
             self.config.namespaces if resource.namespaced and self.config.namespaces else (None,)
         )
@@ -120,38 +124,9 @@ class Resync:
             try:
                 items, version = await self.api.list(resource, namespace, labels_of(resource))
             except Forbidden:
-                if resource != NODES:
+                if resource not in OPTIONAL:
                     raise
-                self.nodes_readable = False
-                log.warning("nodes may not be read: only the GPU pools declared in the chart are known")
+                self._refused.add(resource)
+                log.warning("%s may not be read: %s", resource.plural, OPTIONAL[resource])
                 return
             self.intake.listed(resource, namespace, items, version)
-
-    async def _gateway_keys(self) -> None:
-        """Make the Secret of client keys if it is absent. It is never read: only the gateway mounts it."""
-        gateway = self.config.gateway
-        if gateway.auth != "keys" or self.clock() < self._keys_due:
-            return
-        manifest = {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "type": "Opaque",
-            "metadata": {
-                "name": gateway.keys_secret,
-                "namespace": gateway.namespace,
-                "labels": {MANAGED_BY: "qwen-operator", "app.kubernetes.io/name": "qwen-operator"},
-            },
-            "stringData": {"default": secrets.token_urlsafe(32)},
-        }
-        try:
-            await self.api.create(SECRETS, manifest)
-        except AlreadyExists:
-            self._keys_due = self.clock() + KEYS_SECONDS
-            return
-        except (Forbidden, Invalid) as error:
-            # Somebody else may have made it, or will: that is no reason to leave the deployments alone.
-            self._keys_due = self.clock() + REFUSED_KEYS_SECONDS
-            log.warning("may not make the gateway's client key", extra={"error": str(error)})
-            return
-        self._keys_due = self.clock() + KEYS_SECONDS
-        log.info("made the gateway's client key", extra={"object": f"{gateway.namespace}/{gateway.keys_secret}"})

@@ -63,15 +63,7 @@ async def test_while_the_watch_lags_no_write_is_made_twice() -> None:
     await world.operator.step()
     world.operator.intake.everything()
     await world.operator.step()
-    assert sum(write.verb == "delete" for write in world.api.writes) == 1
-
-
-async def test_scaling_down_takes_the_highest_first() -> None:
-    world = await _served(4)
-    _scale(world, 1)
-    await world.settle()
-    deleted = [write.name for write in world.api.writes if write.verb == "delete"]
-    assert [name[-1] for name in deleted] == ["3", "2", "1"]
+    assert sum(write.verb == "patch" and write.resource == PODS for write in world.api.writes) == 1
 
 
 async def test_pods_of_a_revision_that_never_served_go_at_once() -> None:
@@ -116,12 +108,14 @@ async def test_nothing_is_made_for_a_deployment_that_is_being_deleted_nor_repair
 
     world.api.edit(PODS, second, edited)
     await world.operator.step()
-    assert [write.verb for write in world.api.writes[writes:]] == ["status"]
+    # Its place is filled at once, under the next free name; it itself is left alone.
+    assert [write.verb for write in world.api.writes[writes:]] == ["create", "status"]
+    assert world.names() == [first, second, f"{first[:-1]}2"]
     world.api.edit(QWENDEPLOYMENTS, "chat", ending)
     world.api.finish(world.api.one(PODS, first), PODS)
     await world.settle()
-    assert world.names() == []
-    assert [write.verb for write in world.api.writes[writes:]] == ["status"]
+    assert world.names() == [f"{first[:-1]}2"]
+    assert [write.verb for write in world.api.writes[writes:]] == ["create", "status"]
 
 
 async def test_a_deletion_never_hits_the_successor_of_what_was_seen() -> None:

@@ -1,1 +1,1 @@
-"""Measurements of what the operator promises; `python -m bench.NAME`. Not part of the installed package."""
+"""Measurements that anyone can repeat: python -m bench.NAME --help. Not part of the installed package."""

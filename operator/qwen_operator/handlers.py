@@ -11,25 +11,30 @@ from typing import Any, cast
 
 import kopf
 
-from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, SERVICES, Resource
+from qwen_operator.kube import Resource
 from qwen_operator.reconcile.config import Config
 from qwen_operator.reconcile.intake import Intake
 from qwen_operator.reconcile.resync import labels_of
+from qwen_operator.reconcile.store import WATCHED
 
-NAMESPACED = (QWENDEPLOYMENTS, PODS, SERVICES, CONTROLLER_REVISIONS)
 
+def routes(intake: Intake, relisted: Callable[[], None], resources: Iterable[Resource]) -> kopf.OperatorRegistry:
+    """The registry of the handlers for these resources.
 
-def routes(intake: Intake, *, nodes: bool) -> kopf.OperatorRegistry:
-    """The registry of all handlers; `nodes` says whether nodes may be read."""
+    `relisted` is called when a watch begins anew, after a list of its own: kopf tells what is there, as events
+    without a type, but not what was deleted since the watch before.
+    """
     registry = kopf.OperatorRegistry()
-    for resource in (*NAMESPACED, NODES) if nodes else NAMESPACED:
-        _route(registry, intake, resource)
+    for resource in resources:
+        _route(registry, intake, relisted, resource)
     kopf.on.login(registry=registry)(login)
     return registry
 
 
-def _route(registry: kopf.OperatorRegistry, intake: Intake, resource: Resource) -> None:
+def _route(registry: kopf.OperatorRegistry, intake: Intake, relisted: Callable[[], None], resource: Resource) -> None:
     async def on_event(event: Mapping[str, Any], **_: Any) -> None:
+        if event.get("type") is None:
+            relisted()
         intake.event(resource, event.get("type"), dict(event["object"]))
 
     handler = cast("Any", on_event)
@@ -78,7 +83,7 @@ def operator_settings(config: Config, random: Callable[[], float]) -> kopf.Opera
     settings.watching.connect_timeout = 10
     settings.watching.reconnect_backoff = 1.0
     settings.watching.chunk_size = 500
-    for resource in NAMESPACED:
+    for resource in WATCHED:
         if labels_of(resource):
             settings.watching.label_selectors[resource.group, resource.version, resource.plural] = labels_of(resource)
     settings.networking.request_timeout = 30

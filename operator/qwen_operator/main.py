@@ -1,8 +1,7 @@
 """The composition root: makes the parts, connects them, and ends all of them when one ends.
 
-One operator acts at a time because the chart runs one replica and replaces it only after it has ended (strategy
-Recreate). Should two overlap by accident: names of children are deterministic and deletions carry a uid, so that
-wastes requests but makes no second pod.
+Every operator process lists and watches. The one that holds the Lease also works: it lists anew, so that it sees what
+the leader before it made, and then decides. Whatever ends its leading ends the process.
 """
 
 import asyncio
@@ -11,94 +10,152 @@ import logging
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
 from typing import Any, cast
 
 import kopf
-from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import prometheus_client
 
 from qwen_operator import handlers
+from qwen_operator.endpoints import serving
+from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi
 from qwen_operator.kube.client import connect
+from qwen_operator.kube.lease import Elector, FencedApi, Terms, wall_stamp
+from qwen_operator.metrics import Deployments, Load, Metrics
 from qwen_operator.reconcile.act import Actor
 from qwen_operator.reconcile.config import Config
 from qwen_operator.reconcile.intake import Intake
+from qwen_operator.reconcile.keys import GatewayKeys
 from qwen_operator.reconcile.observe import Observer
 from qwen_operator.reconcile.queue import WorkQueue
 from qwen_operator.reconcile.resync import Resync
 from qwen_operator.reconcile.store import Store
 from qwen_operator.reconcile.worker import Reconciler, Worker, utc_now
+from qwen_operator.scaling.fleet import fleets
+from qwen_operator.scaling.loop import Autoscaler
+from qwen_operator.scaling.scrape import Scraper, scraper
+
+# Longer than any reconcile: each of its requests has a time-out, and 64 replicas are 64 requests.
+STUCK_SECONDS = 900.0
 
 log = logging.getLogger(__name__)
 
 
-class Metrics:
-    """The operator's own metrics, in a registry of their own."""
-
-    def __init__(self, queue: WorkQueue) -> None:
-        self.registry = CollectorRegistry()
-        self._reconciles = Counter(
-            "qwen_operator_reconciles", "Reconciles by outcome", ["outcome"], registry=self.registry
-        )
-        self._seconds = Histogram("qwen_operator_reconcile_seconds", "Seconds of one reconcile", registry=self.registry)
-        self._requests = Counter(
-            "qwen_operator_api_requests",
-            "Requests to the API server",
-            ["verb", "resource", "code"],
-            registry=self.registry,
-        )
-        depth = Gauge("qwen_operator_queue_depth", "Keys that wait for a worker", registry=self.registry)
-        depth.set_function(lambda: len(queue))
-
-    def reconciled(self, outcome: str, seconds: float) -> None:
-        self._reconciles.labels(outcome).inc()
-        self._seconds.observe(seconds)
-
-    def requested(self, verb: str, resource: str, status: int, _seconds: float) -> None:
-        self._requests.labels(verb, resource, str(status)).inc()
-
-
 async def run(config: Config) -> None:
-    """Run the operator until SIGTERM or SIGINT; raises what a part of it died of."""
-    queue = WorkQueue(clock=time.monotonic, random=random.random)
-    metrics = Metrics(queue)
-    api = await connect(user_agent="qwen-operator", observer=metrics.requested)
+    """Run the operator until SIGTERM or SIGINT; raises what a part of it died of, NotLeading if it lost the Lease."""
+    # Otherwise every counter is two series.
+    cast("Any", prometheus_client).disable_created_metrics()
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(api.aclose)
-        store = Store()
-        intake = Intake(store, queue)
-        resync = Resync(api, intake, config, random.random, time.monotonic, nodes_readable=config.read_nodes)
-        await stack.enter_async_context(serving(config.http_port, resync.synced.is_set, metrics.registry))
+        engines = await stack.enter_async_context(scraper())
+        operator = await Operator.build(config, engines)
+        stack.push_async_callback(operator.api.aclose)
         stopped = await stack.enter_async_context(signals())
-        if not await _either(resync.first(), stopped):
-            return
-        log.info("started", extra={"namespaces": ",".join(config.namespaces) or "all", "workers": config.workers})
-        reconciler = Reconciler(Observer(store, config.pools), Actor(api, store, _stamp), config)
-        watch = _watch(config, intake, nodes=resync.nodes_readable)
-        tasks: list[Coroutine[Any, Any, Any]] = [stopped.wait(), watch, resync.run()]
-        tasks += [Worker(queue, reconciler, metrics.reconciled).run() for _ in range(config.workers)]
-        await _first(tasks)
+        await stack.enter_async_context(
+            serving(config.http_port, operator.healthy, operator.ready, operator.metrics.registry)
+        )
+        if await _first([operator.resync.first(), stopped.wait()]) == 0:
+            where = ",".join(config.namespaces) or "all"
+            log.info("started", extra={"namespaces": where, "workers": config.workers})
+            await _first([operator.watch(stopped), operator.resync.run(), operator.lead(stopped)])
     log.info("stopped")
 
 
-async def _watch(config: Config, intake: Intake, *, nodes: bool) -> None:
-    """Run kopf as the watch shell. Once it runs it has the signals, and returns on SIGTERM and SIGINT."""
-    await kopf.operator(
-        registry=handlers.routes(intake, nodes=nodes),
-        settings=handlers.operator_settings(config, random.random),
-        clusterwide=not config.namespaces,
-        namespaces=config.namespaces,
-        # kopf's own default asks for the name of this process's user, and in the image that uid has none.
-        identity=cast("Any", config.pod_name),
-    )
+@dataclass(slots=True)
+class Operator:
+    """The parts of one process that live as long as it does."""
+
+    config: Config
+    api: KubeApi
+    elector: Elector
+    store: Store
+    queue: WorkQueue
+    intake: Intake
+    resync: Resync
+    autoscaler: Autoscaler
+    metrics: Metrics
+    deployments: Deployments
+
+    @classmethod
+    async def build(cls, config: Config, engines: Scraper) -> "Operator":
+        store, queue = Store(), WorkQueue(clock=time.monotonic, random=random.random)
+        intake = Intake(store, queue)
+        metrics = Metrics()
+        api = await connect(user_agent="qwen-operator", observer=metrics.requested)
+        identity = f"{config.pod_name}_{wall_stamp()}"
+        elector = Elector(api, Terms(config.namespace, config.lease_name, identity), time.monotonic)
+        autoscaler = Autoscaler(
+            engines,
+            lambda: fleets(store.all(QWENDEPLOYMENTS), lambda deployment: store.related(PODS, deployment)),
+            queue.add,
+        )
+        deployments = Deployments(store, Load(autoscaler.samples, autoscaler.ages), elector.leads)
+        metrics.follow(queue, elector.leads)
+        metrics.registry.register(deployments)
+        return cls(
+            config=config,
+            api=api,
+            elector=elector,
+            store=store,
+            queue=queue,
+            intake=intake,
+            resync=Resync(api, intake, config, random.random, time.monotonic, nodes_readable=config.read_nodes),
+            autoscaler=autoscaler,
+            metrics=metrics,
+            deployments=deployments,
+        )
+
+    def healthy(self) -> str | None:
+        busy = self.queue.busy()
+        return f"a worker has been busy with one object for {busy:.0f} s" if busy > STUCK_SECONDS else None
+
+    def ready(self) -> str | None:
+        """Standing by is being ready: a rollout of the operator waits for that and no more."""
+        return None if self.resync.synced.is_set() else "the first list is not complete"
+
+    async def watch(self, stopped: asyncio.Event) -> None:
+        """Run kopf as the watch shell."""
+        config, started = self.config, asyncio.Event()
+        routes = handlers.routes(self.intake, self.resync.soon, self.resync.readable())
+        operator = kopf.operator(
+            registry=routes,
+            settings=handlers.operator_settings(config, random.random),
+            clusterwide=not config.namespaces,
+            namespaces=config.namespaces,
+            ready_flag=started,
+            # kopf's own default asks for the name of this process's user, and in the image that uid has none.
+            identity=cast("Any", config.pod_name),
+        )
+        await _first([operator, _take_signals(started, stopped)])
+
+    async def lead(self, stopped: asyncio.Event) -> None:
+        """Wait for the Lease, then work until `stopped`; ends with the Lease given back and nothing under way."""
+        fenced = FencedApi(self.api, self.elector)
+        try:
+            if await _first([self.elector.acquire(), stopped.wait()]) == 0:
+                await _first([self.elector.hold(), self._work(fenced), stopped.wait()])
+        finally:
+            await fenced.settled()
+            await self.elector.release()
+
+    async def _work(self, api: KubeApi) -> None:
+        """What only the leader does. It begins with a list of its own: the leader before it may have made a pod
+        that no watch has told yet."""
+        self.queue.clear()
+        await self.resync.first()
+        observer = Observer(self.store, self.config.pools, self.autoscaler.state)
+        reconciler = Reconciler(observer, Actor(api, self.store, _stamp), self.config, utc_now, self.deployments.wrote)
+        tasks: list[Coroutine[Any, Any, Any]] = [self.autoscaler.run(), GatewayKeys(api, self.config).run()]
+        for _ in range(self.config.workers):
+            tasks.append(Worker(self.queue, reconciler, self.metrics.reconciled, self.metrics.failed).run())
+        await _first(tasks)
 
 
 @contextlib.asynccontextmanager
 async def signals() -> AsyncIterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set, until kopf takes the signals over."""
+    """An event that SIGTERM and SIGINT set."""
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
+    _handle_signals(stopped)
     try:
         yield stopped
     finally:
@@ -106,36 +163,18 @@ async def signals() -> AsyncIterator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
-@contextlib.asynccontextmanager
-async def serving(port: int, ready: Callable[[], bool], registry: CollectorRegistry) -> AsyncIterator[None]:
-    """Serve /healthz, /readyz and /metrics. Health is that the event loop answers: every task
-    that ends takes the process with it."""
-
-    async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def readyz(_: web.Request) -> web.Response:
-        return (
-            web.Response(text="ok\n") if ready() else web.Response(status=503, text="the first list is not complete\n")
-        )
-
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, port=port).start()
-        yield
-    finally:
-        await runner.cleanup()
+def _handle_signals(stopped: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
 
 
-async def _either(work: Coroutine[Any, Any, None], stopped: asyncio.Event) -> bool:
-    """Do the work unless `stopped` comes first; returns whether it was done."""
-    return await _first([work, stopped.wait()]) == 0
+async def _take_signals(started: asyncio.Event, stopped: asyncio.Event) -> None:
+    """Have the signals back from kopf, which takes them when it starts, and would end before the work is put down:
+    it cancels whatever began after it, and waits for it first."""
+    await started.wait()
+    _handle_signals(stopped)
+    await asyncio.Event().wait()
 
 
 async def _first(coroutines: list[Coroutine[Any, Any, Any]]) -> int:
@@ -148,6 +187,9 @@ async def _first(coroutines: list[Coroutine[Any, Any, Any]]) -> int:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
+        if task.cancelled():
+            # kopf does that to what began after it when one of its own parts fails.
+            raise RuntimeError("a part of the operator was cancelled from outside; the log says what failed before")
         task.result()
     return min(tasks.index(task) for task in done)
 

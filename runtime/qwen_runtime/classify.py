@@ -23,7 +23,7 @@ def _rule(reason: Reason, *patterns: str) -> tuple[Reason, re.Pattern[str]]:
     return reason, re.compile("|".join(patterns), re.IGNORECASE)
 
 
-_NOISE = re.compile(r"server_args=|Ignore import error when loading|Failed to load NCCL library")
+_NOISE = re.compile(r"server_args=|Ignore import error when loading|Failed to load NCCL library|\] _fix_v5_\w+: ")
 _MISSING_SHARD = re.compile(r"No such file or directory:? '?(/.*?\.safetensors)\b")
 
 RULES: tuple[tuple[Reason, re.Pattern[str]], ...] = (
@@ -70,15 +70,17 @@ RULES: tuple[tuple[Reason, re.Pattern[str]], ...] = (
         r"Couldn't instantiate the backend tokenizer",
     ),
     _rule(Reason.PORT_IN_USE, r"address already in use", r"EADDRINUSE"),
+    _rule(Reason.CONTEXT_TOO_LONG, r"User-specified context_length .* is greater than"),
     _rule(
-        Reason.CONFIG_MISMATCH,
-        r"is not a valid JSON file",
-        r"User-specified context_length .* is greater than",
+        Reason.UNKNOWN_ARCHITECTURE,
         r"Cannot find model module",
         r"is not a registered model in the Transformers library",
         r"Model architectures .* (?:are|is) not supported",
         r"Transformers does not recognize this architecture",
-        r"Unrecognized model in ",
+    ),
+    _rule(Reason.INVALID_CONFIG, r"is not a valid JSON file", r"Unrecognized model in "),
+    _rule(
+        Reason.CONFIG_MISMATCH,
         r"quantization method \S+ is not supported",
         r"only 4bits is supported on CPU",
         r"is not divisible by",
@@ -94,11 +96,11 @@ RULES: tuple[tuple[Reason, re.Pattern[str]], ...] = (
     ),
     _rule(
         Reason.HOST_OUT_OF_MEMORY,
-        r"exit code: -9\b",
         r"DefaultCPUAllocator: can't allocate memory",
         r"Cannot allocate memory",
         r"\bMemoryError\b",
     ),
+    _rule(Reason.ENGINE_KILLED, r"exit code:? -9\b"),
     _rule(
         Reason.NCCL_FAILURE,
         r"ncclInternalError|ncclSystemError|ncclUnhandledCudaError|ncclRemoteError|ncclInvalidUsage|NCCL error",

@@ -1,4 +1,4 @@
-"""What an engine's log tells while it runs: the phase of start-up, and the two known hangs.
+"""What an engine's log tells while it runs: the phase of start-up, and the known hangs.
 
 After a crash of a child process SGLang kills its own process tree, and after a failed bind uvicorn shuts down. Both
 may get stuck half-way: the port accepts and nothing answers. The log is the only witness.
@@ -15,14 +15,16 @@ _KEPT_LINES = 400
 _KEPT_CHARACTERS = 2000
 _RELEVANT_SECONDS = 600.0
 
-# A progress bar without a line end may stand before the time stamp, hence not only the start of the line
+# A line without an end (a progress bar) may stand before the time stamp, hence not only the start of the line
 _START = r"(?:^|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]]*\] )"
 _CRASH = re.compile(_START + r"(?:SIGQUIT received\.|Received sigquit from a child process)")
-_BIND_FAILED = re.compile(r"^ERROR: .*address already in use", re.IGNORECASE)
-_SHUTTING_DOWN = re.compile(r"^INFO: +Waiting for application shutdown\.")
+_BIND_FAILED = re.compile(_START + r"ERROR: .*address already in use", re.IGNORECASE)
+_SHUTTING_DOWN = re.compile(_START + r"INFO: +Waiting for application shutdown\.")
+_UNANSWERED = re.compile(_START + r"Health check failed\. Server couldn't get a response")
+_ANSWERED = re.compile(r'"GET /health(?:_generate)? HTTP/[\d.]+" 200\b')
 _PHASES = (
     (Phase.SERVING, re.compile(_START + r"The server is fired up and ready to roll!")),
-    (Phase.WARM_UP, re.compile(r"Engine startup timings \(s\):|^INFO: +Uvicorn running on ")),
+    (Phase.WARM_UP, re.compile(_START + r"(?:Engine startup timings \(s\):|INFO: +Uvicorn running on )")),
     (Phase.CAPTURE_GRAPHS, re.compile(r"Capture .*\bcuda graph begin", re.IGNORECASE)),
     (Phase.LOAD_WEIGHTS, re.compile(_START + r"Load weight begin\.")),
 )
@@ -51,6 +53,8 @@ class EngineLog:
     clock: Callable[[], float]
     phase: Phase = Phase.STARTING
     deadline: float | None = None  # clock time after which the engine counts as hung
+    frozen: str = ""  # the line by which the last health check failed; empty if it did not
+    phase_when_asked: Phase | None = None
     _bind_failed: bool = False
     _lines: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
     _before_crash: list[str] | None = None
@@ -62,6 +66,10 @@ class EngineLog:
             return
         self._lines.append((self.clock(), line))
         self._advance(line)
+        if _UNANSWERED.search(line):
+            self.frozen = line
+        elif _ANSWERED.search(line):
+            self.frozen = ""
         if _CRASH.search(line):
             if self._before_crash is None:
                 self._before_crash = self.recent()
@@ -70,6 +78,12 @@ class EngineLog:
             self._bind_failed = True
         elif self._bind_failed and _SHUTTING_DOWN.search(line):
             self._expect_end(self.patience.port_seconds)
+
+    def asked_to_end(self) -> None:
+        """Told to end; an engine that hangs has no answers to finish first, so it gets no longer than after a crash."""
+        self.phase_when_asked = self.phase
+        if self.frozen:
+            self._expect_end(self.patience.crash_seconds)
 
     def crashed(self) -> bool:
         """Whether the engine logged the death of one of its processes."""
@@ -80,9 +94,15 @@ class EngineLog:
         threads) and consequences. Empty without a crash."""
         return list(self._before_crash or ())
 
-    def tail(self, count: int) -> list[str]:
-        """The last `count` lines, oldest first."""
-        return [line for _, line in self._lines][-count:]
+    def tail(self, count: int, until: str = "") -> list[str]:
+        """The last `count` lines, oldest first. With `until`, those that end with that line's last appearance.
+
+        An `until` that is no longer kept takes the place of the oldest line, at the end.
+        """
+        lines = [line for _, line in self._lines]
+        if until and until in lines:
+            return lines[: len(lines) - lines[::-1].index(until)][-count:]
+        return [*lines[-(count - 1) :], until] if until else lines[-count:]
 
     def recent(self) -> list[str]:
         """The lines of the last ten minutes: what a serving engine logged on another day explains nothing."""

@@ -15,82 +15,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from qwen_runtime import processes
-from qwen_runtime.classify import Verdict, classify
+from qwen_runtime.diagnose import Ending, asked_report, failure_report, verdict
 from qwen_runtime.engine_log import EngineLog, Patience
 from qwen_runtime.output import start_pump
-from qwen_runtime.reasons import Reason
-from qwen_runtime.report import LOG_LINES, bounded, complain, deliver
+from qwen_runtime.reasons import Phase
+from qwen_runtime.report import bounded, complain, deliver
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT)
 _OUTPUT_SECONDS = 5.0
-_CONSEQUENCES = (Reason.UNKNOWN, Reason.NCCL_FAILURE, Reason.HUNG)
-_CLEAN_WHEN_ASKED = (0, 128 + signal.SIGTERM, 128 + signal.SIGINT)
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How the engine's main process ended. `status` is an exit code, or minus the number of a signal."""
-
-    status: int
-    asked: bool  # we were told to end and passed it on
-    hung: bool  # we killed it after a deadline
-    oom_kills: int | None  # processes killed for want of memory meanwhile; None = the kernel does not tell
-
-    @property
-    def exit_code(self) -> int:
-        """The container's exit code: a signal is 128 + n, and an end in peace that nobody asked for is 1."""
-        if self.status < 0:
-            return 128 - self.status
-        return self.status if self.status or self.asked else 1
-
-    @property
-    def clean(self) -> bool:
-        """Whether this is the end that was asked for."""
-        return self.asked and not self.hung and self.exit_code in _CLEAN_WHEN_ASKED
-
-
-def verdict(ending: Ending, log: EngineLog, exists: Callable[[str], bool]) -> Verdict:
-    """The reason of an unclean end.
-
-    The kernel's count of OOM kills explains what the log only shows the consequences of. SIGKILL without any word
-    in the log is the OOM killer too where the kernel does not tell: the engine kills itself with that signal only
-    after it has logged a crash.
-    """
-    found = classify(log.before_crash(), exists)
-    if found.reason is Reason.UNKNOWN:
-        found = classify(log.recent(), exists)
-    if ending.oom_kills and found.reason in _CONSEQUENCES:
-        return Verdict(Reason.HOST_OUT_OF_MEMORY, found.line)
-    if found.reason is not Reason.UNKNOWN:
-        return found
-    if ending.hung:
-        return Verdict(Reason.HUNG)
-    silent_kill = ending.status == -signal.SIGKILL and not log.crashed()
-    return Verdict(Reason.HOST_OUT_OF_MEMORY if silent_kill and ending.oom_kills is None else Reason.UNKNOWN)
-
-
-def failure_report(ending: Ending, log: EngineLog, found: Verdict) -> dict[str, Any]:
-    """The termination message. The line that gave the reason is always among the last lines, as the last if need be."""
-    lines = log.tail(LOG_LINES)
-    if found.line and found.line not in lines:
-        lines = [*lines[1:], found.line]
-    return {
-        "version": 1,
-        "reason": found.reason.value,
-        "phase": log.phase.value,
-        "exitCode": ending.exit_code,
-        "log": lines,
-    }
 
 
 @dataclass(slots=True)
 class Supervisor:
-    """One run of one command. Uses process-wide state (signal handlers, every child), so one per process."""
+    """One run of one command. Uses process-wide state (signal handlers, every child), so one per process.
+
+    `on_asked` is called once, when the first signal to end has come and before the engine gets it.
+    """
 
     patience: Patience
+    on_asked: Callable[[EngineLog], None]
     log: EngineLog = field(init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _pending: list[int] = field(default_factory=list)
@@ -165,7 +110,7 @@ class Supervisor:
     def _wait(self, pid: int) -> int:
         while True:
             while self._pending:
-                self._asked = True
+                self._note_asked()
                 processes.kill(pid, self._pending.pop(0))
             status = processes.reap(pid)
             if status is not None:
@@ -176,6 +121,14 @@ class Supervisor:
                 processes.kill(pid, signal.SIGKILL, group=True)
                 continue
             self._sleep(None if self._hung else left)
+
+    def _note_asked(self) -> None:
+        if self._asked:
+            return
+        self._asked = True
+        with self._lock:
+            self.log.asked_to_end()
+            self.on_asked(self.log)
 
     def _seconds_left(self) -> float | None:
         with self._lock:
@@ -194,13 +147,26 @@ def _difference(before: int | None, after: int | None) -> int | None:
 
 
 def launch(command: Sequence[str], patience: Patience, termination_log: Path | None) -> int:
-    """Run an engine and return the container's exit code; an unclean end leaves a report in the termination log."""
-    supervisor = Supervisor(patience)
+    """Run an engine and return the container's exit code; an unclean end leaves a report in the termination log.
+
+    An end that was asked for leaves one as well while it lasts: who is killed at the end of the grace period writes
+    no more. It stays if the engine was not serving, as it may be the kubelet that lost patience, and not the user.
+    """
+
+    def on_asked(log: EngineLog) -> None:
+        deliver(bounded(asked_report(log)), termination_log)
+
+    supervisor = Supervisor(patience, on_asked)
     ending = supervisor.run(command)
+    log = supervisor.log
     if ending.clean:
+        if log.frozen or log.phase_when_asked is not Phase.SERVING:
+            on_asked(log)
+        else:
+            deliver(b"", termination_log)
         return ending.exit_code
-    found = verdict(ending, supervisor.log, os.path.lexists)
-    report = failure_report(ending, supervisor.log, found)
+    found = verdict(ending, log, os.path.lexists)
+    report = failure_report(ending, log, found)
     deliver(bounded(report), termination_log)
     how = f"signal {-ending.status}" if ending.status < 0 else f"exit code {ending.status}"
     hung = ", killed because it did not end by itself" if ending.hung else ""

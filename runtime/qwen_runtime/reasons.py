@@ -9,8 +9,10 @@ class Reason(str, Enum):  # noqa: UP042 - StrEnum needs Python 3.11, engine imag
     AUTH_REQUIRED = "AuthRequired"
     BAD_FLAG = "BadFlag"
     CONFIG_MISMATCH = "ConfigMismatch"
+    CONTEXT_TOO_LONG = "ContextTooLong"
     CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
     DISK_FULL = "DiskFull"
+    ENGINE_KILLED = "EngineKilled"
     HOST_OUT_OF_MEMORY = "HostOutOfMemory"
     HUNG = "Hung"
     INVALID_CONFIG = "InvalidConfig"
@@ -20,6 +22,7 @@ class Reason(str, Enum):  # noqa: UP042 - StrEnum needs Python 3.11, engine imag
     TOKENIZER_MISSING = "TokenizerMissing"
     TRUNCATED_WEIGHTS = "TruncatedWeights"
     UNKNOWN = "Unknown"
+    UNKNOWN_ARCHITECTURE = "UnknownArchitecture"
     UNREADABLE_WEIGHTS = "UnreadableWeights"
 
 

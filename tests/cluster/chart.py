@@ -14,16 +14,26 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.testbed.bed import Release, roll_by_content
 from tests.testbed.binaries import ensure_binaries
+from tests.testbed.cache import StepFailed
+from tests.testbed.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/qwen-operator"
+CRD = "qwendeployments.qwen-operator.dev"
 Manifest = dict[str, Any]
 
 POOL: Manifest = {"name": "l4", "product": "NVIDIA-L4", "memoryMiB": 23034, "gpusPerNode": 8}
 NAMESPACED: Manifest = {"watchNamespaces": ["team-a", "team-b"], "gpuPools": [POOL]}
 TESTBED: Manifest = yaml.safe_load((ROOT / "tests/testbed/values.yaml").read_text())
-VALUES = {"default": {}, "namespaced": NAMESPACED, "testbed": TESTBED, "open": {"gateway": {"auth": "none"}}}
+VALUES = {
+    "default": {},
+    "namespaced": NAMESPACED,
+    "testbed": TESTBED,
+    "open": {"gateway": {"auth": "none"}},
+    "monitored": {"monitoring": {"enabled": True, "labels": {"release": "prometheus"}}},
+}
 all_values = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
 
 
@@ -39,8 +49,39 @@ def helm(*args: str, values: Mapping[str, Any]) -> subprocess.CompletedProcess[s
     return subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, check=False)
 
 
-def text(values: Mapping[str, Any], release: str = "qwen", namespace: str = "qwen-system") -> str:
-    done = helm("template", release, str(CHART), "-n", namespace, values=values)
+def live(bed: Cluster, *args: str, values: Mapping[str, Any] | None = None) -> str:
+    """Run Helm against the test bed, with these values if given; returns all that it wrote. Raises StepFailed."""
+    command = [str(bed.bin_dir / "helm"), *args, *(() if values is None else ("-f", "-"))]
+    environment = {**os.environ, **bed.environment()}
+    given = json.dumps(values or {})
+    done = subprocess.run(command, input=given, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise StepFailed(f"helm {' '.join(args)} failed: {done.stderr.strip()}\n{done.stdout.strip()}")
+    return done.stdout + done.stderr
+
+
+def install_beside(bed: Cluster, release: Release, values: Mapping[str, Any]) -> None:
+    """Install the chart once more, as another release with the test bed's values and these, and wait for its pods."""
+    args = ("install", release.name, str(CHART), "-n", release.namespace, *roll_by_content())
+    live(bed, *args, "--wait", "--timeout", "4m", values={**TESTBED, **values})
+
+
+def newer_chart(folder: Path) -> Path:
+    """The chart's next version, made in a folder; its only news is an optional field `spec.later` of the CRD."""
+    chart = folder / CHART.name
+    shutil.copytree(CHART, chart)
+    about = yaml.safe_load((chart / "Chart.yaml").read_text())
+    (chart / "Chart.yaml").write_text(yaml.safe_dump(about | {"version": "99.0.0"}))
+    path = chart / f"files/crds/{CRD}.yaml"
+    crd = yaml.safe_load(path.read_text())
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    schema["properties"]["spec"]["properties"]["later"] = {"type": "integer", "description": "A field of the future."}
+    path.write_text(yaml.safe_dump(crd))
+    return chart
+
+
+def text(values: Mapping[str, Any], release: str = "qwen", namespace: str = "qwen-system", chart: Path = CHART) -> str:
+    done = helm("template", release, str(chart), "-n", namespace, values=values)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

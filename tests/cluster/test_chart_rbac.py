@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from qwen_operator.reconcile.act import RESOURCES
+from qwen_operator.reconcile.store import WATCHED
 from tests.cluster.chart import NAMESPACED, Manifest, all_values, environment, of_kind, one, pods, render
 
 pytestmark = pytest.mark.cluster
@@ -17,16 +19,26 @@ OPERATOR_RULES = {
     ("", "pods"): "get list watch create patch delete",
     ("", "services"): "get list watch create patch",
     ("apps", "controllerrevisions"): "get list watch create patch delete",
+    ("policy", "poddisruptionbudgets"): "get list watch create patch",
+    ("", "resourcequotas"): "list watch",
     ("", "events"): "create",
 }
+OWN_RULES = {
+    "qwen-operator-lease": {
+        ("coordination.k8s.io", "leases"): "create",
+        ("coordination.k8s.io", "leases", "qwen-operator"): "get update",
+    },
+    "qwen-gateway-keys": {("", "secrets"): "create"},
+}
+"""Of the operator in the release's namespace, by the Role's name."""
 NODE_RULES = {("", "nodes"): "list watch"}
 GATEWAY_RULES = {("qwen-operator.dev", "qwendeployments"): "list watch", ("", "pods"): "list watch"}
 
 
-def granted(role: Manifest) -> dict[tuple[str, str], str]:
-    """(group, resource) -> verbs of a role; no pair may come twice."""
+def granted(role: Manifest) -> dict[tuple[str, ...], str]:
+    """(group, resource, and the object's name where it is limited to one) -> verbs of a role; none may come twice."""
     pairs = [
-        ((group, resource), " ".join(rule["verbs"]))
+        ((group, resource, *rule.get("resourceNames", ())), " ".join(rule["verbs"]))
         for rule in role["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
@@ -37,10 +49,19 @@ def granted(role: Manifest) -> dict[tuple[str, str], str]:
 
 def test_rights_in_the_whole_cluster() -> None:
     manifests = render({})
-    assert granted(one(manifests, "ClusterRole", "qwen-system-qwen-operator")) == OPERATOR_RULES | NODE_RULES
-    assert granted(one(manifests, "ClusterRole", "qwen-system-qwen-gateway")) == GATEWAY_RULES
-    assert granted(one(manifests, "Role", "qwen-gateway-keys")) == {("", "secrets"): "create"}
-    assert one(manifests, "Role", "qwen-gateway-keys")["metadata"]["namespace"] == "qwen-system"
+    assert granted(one(manifests, "ClusterRole", "qwen-system.qwen-operator")) == OPERATOR_RULES | NODE_RULES
+    assert granted(one(manifests, "ClusterRole", "qwen-system.qwen-gateway")) == GATEWAY_RULES
+    roles = {m["metadata"]["name"]: granted(m) for m in of_kind(manifests, "Role")}
+    assert roles == OWN_RULES
+    assert {m["metadata"]["namespace"] for m in of_kind(manifests, "Role")} == {"qwen-system"}
+
+
+def test_rights_follow_the_program() -> None:
+    """It may watch what it watches and write the children that it makes, and nothing else of either kind."""
+    rules = OPERATOR_RULES | NODE_RULES
+    children = {(resource.group, resource.plural) for resource in RESOURCES.values()}
+    assert {what for what, verbs in rules.items() if "list watch" in verbs} == {(r.group, r.plural) for r in WATCHED}
+    assert {what for what, verbs in rules.items() if "get list watch create patch" in verbs} == children
 
 
 def test_rights_in_named_namespaces() -> None:
@@ -48,11 +69,11 @@ def test_rights_in_named_namespaces() -> None:
     assert of_kind(manifests, "ClusterRole", "ClusterRoleBinding") == []
     roles = {(m["metadata"]["namespace"], m["metadata"]["name"]): granted(m) for m in of_kind(manifests, "Role")}
     assert roles == {
-        ("team-a", "qwen-system-qwen-operator"): OPERATOR_RULES,
-        ("team-b", "qwen-system-qwen-operator"): OPERATOR_RULES,
-        ("team-a", "qwen-system-qwen-gateway"): GATEWAY_RULES,
-        ("team-b", "qwen-system-qwen-gateway"): GATEWAY_RULES,
-        ("qwen-system", "qwen-gateway-keys"): {("", "secrets"): "create"},
+        ("team-a", "qwen-system.qwen-operator"): OPERATOR_RULES,
+        ("team-b", "qwen-system.qwen-operator"): OPERATOR_RULES,
+        ("team-a", "qwen-system.qwen-gateway"): GATEWAY_RULES,
+        ("team-b", "qwen-system.qwen-gateway"): GATEWAY_RULES,
+        **{("qwen-system", name): rules for name, rules in OWN_RULES.items()},
     }
     assert environment(manifests, "qwen-operator", "operator")["QWEN_WATCH_NAMESPACES"] == "team-a,team-b"
     assert environment(manifests, "qwen-gateway", "agent")["QWEN_WATCH_NAMESPACES"] == "team-a,team-b"
@@ -86,4 +107,38 @@ def one_of_namespace(manifests: list[Manifest], reference: Manifest, namespace: 
 
 def test_no_right_on_secrets_without_keys() -> None:
     roles = of_kind(render({"gateway": {"auth": "none"}}), "Role", "ClusterRole")
-    assert "secrets" not in {resource for role in roles for _, resource in granted(role)}
+    assert "secrets" not in {resource for role in roles for _, resource, *_ in granted(role)}
+
+
+def test_the_lease_is_the_release_s_own() -> None:
+    """Two releases in one namespace must not take turns."""
+    manifests = render({}, release="other")
+    assert environment(manifests, "other-operator", "operator")["QWEN_LEASE_NAME"] == "other-operator"
+    lease = granted(one(manifests, "Role", "other-operator-lease"))
+    assert ("coordination.k8s.io", "leases", "other-operator") in lease
+
+
+def test_the_cluster_s_own_roles_see_and_change_deployments_but_no_status() -> None:
+    manifests = render({})
+    view = one(manifests, "ClusterRole", "qwen-system.qwen-view")
+    edit = one(manifests, "ClusterRole", "qwen-system.qwen-edit")
+    group = "qwen-operator.dev"
+    assert granted(view) == {
+        (group, "qwendeployments"): "get list watch",
+        (group, "qwendeployments/status"): "get",
+        (group, "qwendeployments/scale"): "get",
+    }
+    assert granted(edit) == {
+        (group, "qwendeployments"): "create update patch delete deletecollection",
+        (group, "qwendeployments/scale"): "update patch",
+    }
+    assert aggregated(view) == {"view", "edit", "admin"}
+    assert aggregated(edit) == {"edit", "admin"}
+    names = {m["metadata"]["name"] for m in of_kind(render({"rbac": {"aggregate": False}}), "ClusterRole")}
+    assert names == {"qwen-system.qwen-operator", "qwen-system.qwen-gateway"}
+
+
+def aggregated(role: Manifest) -> set[str]:
+    """The cluster's own roles that take in this one."""
+    start = "rbac.authorization.k8s.io/aggregate-to-"
+    return {key.removeprefix(start) for key in role["metadata"]["labels"] if key.startswith(start)}

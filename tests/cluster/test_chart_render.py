@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import yaml
 
+from qwen_operator.manifests import names
 from qwen_operator.reconcile.config import load
 from tests.cluster.chart import (
     CHART,
@@ -21,6 +24,7 @@ from tests.cluster.chart import (
     containers,
     environment,
     helm,
+    newer_chart,
     of_kind,
     one,
     pods,
@@ -46,8 +50,8 @@ def test_two_renders_are_the_same_bytes(values: Manifest) -> None:
 
 def test_the_objects_have_these_names() -> None:
     """What the documentation, the demo and users rely on."""
-    names = {(m["kind"], m["metadata"]["name"]) for m in render({})}
-    assert names == {
+    found = {(m["kind"], m["metadata"]["name"]) for m in render({})}
+    assert found == {
         ("CustomResourceDefinition", "qwendeployments.qwen-operator.dev"),
         ("ServiceAccount", "qwen-operator"),
         ("ServiceAccount", "qwen-gateway"),
@@ -56,17 +60,21 @@ def test_the_objects_have_these_names() -> None:
         ("Deployment", "qwen-gateway"),
         ("Service", "qwen-operator"),
         ("Service", "qwen-gateway"),
-        ("ClusterRole", "qwen-system-qwen-operator"),
-        ("ClusterRole", "qwen-system-qwen-gateway"),
-        ("ClusterRole", "qwen-system-qwen-view"),
-        ("ClusterRole", "qwen-system-qwen-edit"),
-        ("ClusterRoleBinding", "qwen-system-qwen-operator"),
-        ("ClusterRoleBinding", "qwen-system-qwen-gateway"),
+        ("ClusterRole", "qwen-system.qwen-operator"),
+        ("ClusterRole", "qwen-system.qwen-gateway"),
+        ("ClusterRole", "qwen-system.qwen-view"),
+        ("ClusterRole", "qwen-system.qwen-edit"),
+        ("ClusterRoleBinding", "qwen-system.qwen-operator"),
+        ("ClusterRoleBinding", "qwen-system.qwen-gateway"),
+        ("PodDisruptionBudget", "qwen-operator"),
+        ("PodDisruptionBudget", "qwen-gateway"),
+        ("Role", "qwen-operator-lease"),
+        ("RoleBinding", "qwen-operator-lease"),
         ("Role", "qwen-gateway-keys"),
         ("RoleBinding", "qwen-gateway-keys"),
         ("Pod", "qwen-test"),
     }
-    assert names == {(m["kind"], m["metadata"]["name"]) for m in render({}, release="qwen-operator")}
+    assert found == {(m["kind"], m["metadata"]["name"]) for m in render({}, release="qwen-operator")}
 
 
 @all_values
@@ -80,6 +88,17 @@ def test_names_stay_short_and_distinct(values: Manifest) -> None:
     others = of_kind(render(values, release="r" * 53, namespace=other_team), *kinds)
     mine = {(m["kind"], m["metadata"]["name"]) for m in of_kind(manifests, *kinds)}
     assert mine.isdisjoint((m["kind"], m["metadata"]["name"]) for m in others)
+
+
+def test_cluster_scoped_names_of_two_releases_never_meet() -> None:
+    """Also not where namespace and release are cut at another hyphen."""
+
+    def roles(release: str, namespace: str) -> set[str]:
+        kinds = ("ClusterRole", "ClusterRoleBinding")
+        return {m["metadata"]["name"] for m in of_kind(render({}, release=release, namespace=namespace), *kinds)}
+
+    assert roles("c", "a-b").isdisjoint(roles("b-c", "a"))
+    assert roles("qwen", "team-a").isdisjoint(roles("qwen", "team-b"))
 
 
 def test_without_keys_there_is_no_secret() -> None:
@@ -195,6 +214,14 @@ def test_bounds_reach_the_router_as_plain_numbers() -> None:
     assert spec["terminationGracePeriodSeconds"] == 10 + 600 + 10
 
 
+@all_values
+def test_a_newer_chart_alone_replaces_no_pod(values: Manifest, tmp_path: Path) -> None:
+    newer = [doc for doc in yaml.safe_load_all(text(values, chart=newer_chart(tmp_path))) if doc]
+    assert {m["metadata"]["labels"]["helm.sh/chart"] for m in newer} == {"qwen-operator-99.0.0"}
+    templates = [[m["spec"]["template"] for m in of_kind(each, "Deployment")] for each in (render(values), newer)]
+    assert templates[0] == templates[1]
+
+
 DIGEST = "sha256:" + "a" * 64
 
 
@@ -233,10 +260,51 @@ def test_images(image: Manifest, engine: str, ours: str, theirs: str) -> None:
         ({"engine": {"env": [{"name": "A"}]}}, "/engine/env/0"),
         ({"engine": {"args": "--device=cpu"}}, "/engine/args"),
         ({"fullnameOverride": "Qwen"}, "/fullnameOverride"),
+        ({"operator": {"replicas": 0}}, "/operator/replicas"),
+        ({"monitoring": {"runbookUrl": "wiki"}}, "/monitoring/runbookUrl"),
+        ({"gateway": {"topologySpreadConstraints": [{"topologyKey": "rack"}]}}, "/topologySpreadConstraints/0"),
+        ({"gpuPools": [POOL, POOL]}, "gpuPools has two entries with the name l4"),
+        ({"serviceAccount": {"create": False}}, "serviceAccount.create is false: name two existing service accounts"),
+        (
+            {"serviceAccount": {"operatorName": "x", "gatewayName": "x"}},
+            "serviceAccount.operatorName and serviceAccount.gatewayName are both x",
+        ),
     ],
 )
 def test_wrong_values_are_refused_by_name(values: Manifest, words: str) -> None:
     assert words in refused(values)
+
+
+@pytest.mark.parametrize("component", ["operator", "gateway"])
+def test_two_pods_are_kept_apart_and_one_is_kept_alive(component: str) -> None:
+    manifests = render({})
+    deployment = one(manifests, "Deployment", f"qwen-{component}")
+    labels = deployment["spec"]["selector"]["matchLabels"]
+    assert deployment["spec"]["replicas"] == 2
+    assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    spread = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    assert [(c["topologyKey"], c["whenUnsatisfiable"], c["labelSelector"]) for c in spread] == [
+        ("kubernetes.io/hostname", "ScheduleAnyway", {"matchLabels": labels}),
+        ("topology.kubernetes.io/zone", "ScheduleAnyway", {"matchLabels": labels}),
+    ]
+    budget = one(manifests, "PodDisruptionBudget", f"qwen-{component}")["spec"]
+    assert budget == {
+        "maxUnavailable": 1,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": {"matchLabels": labels},
+    }
+    alone = render({component: {"replicas": 1}})
+    assert [m["metadata"]["name"] for m in of_kind(alone, "PodDisruptionBudget")] == [
+        f"qwen-{other}" for other in ("gateway", "operator") if other != component
+    ]
+
+
+def test_other_spreading_replaces_ours() -> None:
+    hard = {"maxSkew": 1, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}
+    own = hard | {"labelSelector": {"matchLabels": {"app": "x"}}}
+    manifests = render({"gateway": {"topologySpreadConstraints": [hard, own]}})
+    spec = one(manifests, "Deployment", "qwen-gateway")["spec"]
+    assert spec["template"]["spec"]["topologySpreadConstraints"] == [hard | {"labelSelector": spec["selector"]}, own]
 
 
 def test_everybody_placed_and_labelled_as_told() -> None:
@@ -266,6 +334,51 @@ def test_the_notes_begin_with_a_manifest_that_can_be_pasted(values: Manifest) ->
     pasted = yaml.safe_load(notes.partition("<<'END'\n")[2].partition("   END\n")[0])
     assert pasted == yaml.safe_load((ROOT / "docs/examples/qwen1.5-0.5b.yaml").read_text())
     assert ("get secret -n qwen-system qwen-gateway-keys" in notes) == (values != VALUES["open"])
+    # An uninstall prints nothing, so the installation says what will stay.
+    assert "engines go on serving" in notes
+
+
+def test_nothing_of_monitoring_is_made_unasked() -> None:
+    assert {m["apiVersion"].partition("/")[0] for m in render({})} & {"monitoring.coreos.com"} == set()
+
+
+def test_monitors_choose_pods_and_ports_that_exist() -> None:
+    manifests = render(VALUES["monitored"])
+    monitors = {m["metadata"]["name"]: m for m in of_kind(manifests, "PodMonitor")}
+    assert monitors.keys() == {"qwen-operator", "qwen-gateway", "qwen-engines"}
+    assert all(m["metadata"]["labels"]["release"] == "prometheus" for m in monitors.values())
+    for name in ("qwen-operator", "qwen-gateway"):
+        selector = monitors[name]["spec"]["selector"]["matchLabels"].items()
+        (template,) = [spec for metadata, spec in pods(manifests) if selector <= metadata.get("labels", {}).items()]
+        ports = {port["name"] for c in containers(template) for port in c["ports"]}
+        assert {endpoint["port"] for endpoint in monitors[name]["spec"]["podMetricsEndpoints"]} <= ports
+    assert monitors["qwen-engines"]["spec"]["namespaceSelector"] == {"any": True}
+    confined = one(render(VALUES["monitored"] | VALUES["namespaced"]), "PodMonitor", "qwen-engines")
+    assert confined["spec"]["namespaceSelector"] == {"matchNames": ["team-a", "team-b"]}
+
+
+def test_the_engines_carry_what_their_monitor_looks_for() -> None:
+    (endpoint,) = one(render(VALUES["monitored"]), "PodMonitor", "qwen-engines")["spec"]["podMetricsEndpoints"]
+    selector = one(render(VALUES["monitored"]), "PodMonitor", "qwen-engines")["spec"]["selector"]["matchLabels"]
+    owner = names.Owner("qd", "team-a", "uid")
+    labels = names.common_labels(owner, name="sglang", component="engine") | names.engine_labels("qd")
+    assert selector.items() <= labels.items()
+    sanitized = {"__meta_kubernetes_pod_label_" + re.sub(r"\W", "_", key): key for key in labels}
+    (relabeling,) = endpoint["relabelings"]
+    assert labels[sanitized[relabeling["sourceLabels"][0]]] == "qd"
+    assert (relabeling["targetLabel"], endpoint["port"]) == ("deployment", "http")
+
+
+def test_alerts_are_about_this_release_and_link_to_their_section() -> None:
+    values = {"monitoring": {"enabled": True, "runbookUrl": "https://wiki.test/qwen"}}
+    groups = one(render(values, release="other"), "PrometheusRule", "other")["spec"]["groups"]
+    rules = {rule["alert"]: rule for group in groups for rule in group["rules"]}
+    assert 'job="qwen-system/other-operator"' in rules["QwenNoLeader"]["expr"]
+    assert 'job="qwen-system/other-gateway"' in rules["QwenGatewaySplit"]["expr"]
+    assert [name for name, rule in rules.items() if "_JOB" in rule["expr"]] == []
+    assert rules["QwenNotReady"]["annotations"]["runbook_url"] == "https://wiki.test/qwen#qwennotready"
+    # The template language of alerts is that of Helm: it must come through as it is.
+    assert "{{ $labels.deployment }}" in rules["QwenNotReady"]["annotations"]["summary"]
 
 
 @pytest.fixture(scope="module")
@@ -278,8 +391,10 @@ def restricted(kubectl: Kubectl) -> Iterator[str]:
     kubectl.run("delete", "namespace", name, "--wait=false")
 
 
-@all_values
-def test_the_api_server_accepts_every_object(kubectl: Kubectl, restricted: str, values: Manifest) -> None:
+# The kinds of the Prometheus operator are not in the test bed.
+@pytest.mark.parametrize("name", sorted(VALUES.keys() - {"monitored"}))
+def test_the_api_server_accepts_every_object(kubectl: Kubectl, restricted: str, name: str) -> None:
+    values = VALUES[name]
     if "watchNamespaces" in values:
         values = values | {"watchNamespaces": [restricted]}
     rendered = text(values, release="qwen-render", namespace=restricted)

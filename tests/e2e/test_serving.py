@@ -152,7 +152,7 @@ def test_a_deleted_pod_is_replaced_and_routed_again(kubectl: Kubectl, gateway: G
         found = pods(kubectl, space, "tiny")
         return len(found) == 1 and found[0]["metadata"]["uid"] != before["metadata"]["uid"]
 
-    wait_for("the pod is replaced", replaced, 180)
+    wait_for("the pod is replaced", replaced, 60)
     wait_ready(kubectl, space, "tiny", timeout=300)
     routed(gateway, MODEL)
 

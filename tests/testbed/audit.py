@@ -21,17 +21,20 @@ class Request:
     namespace: str
     name: str
     code: int
+    pod: str = ""
+    """Of a service account's user: the pod whose token it was."""
 
     def __str__(self) -> str:
         return f"{self.verb} {self.resource} {self.namespace}/{self.name} -> {self.code}"
 
 
 class AuditLog:
-    """A position in the audit log: `AuditLog(path)` stands at its end, `read()` gives what came since, and moves on."""
+    """A position in the audit log: `AuditLog(path)` stands at its end, with `whole` at its beginning. `read()` gives
+    what came since, and moves on."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, whole: bool = False) -> None:
         self._path = path
-        self._offset = path.stat().st_size
+        self._offset = 0 if whole else path.stat().st_size
 
     def read(self) -> list[Request]:
         with self._path.open("rb") as log:
@@ -63,4 +66,5 @@ def _requests(data: bytes) -> Iterator[Request]:
             namespace=target.get("namespace", ""),
             name=target.get("name", ""),
             code=(event.get("responseStatus") or {}).get("code", 0),
+            pod=" ".join((event["user"].get("extra") or {}).get("authentication.kubernetes.io/pod-name", ())),
         )

@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from tests.testbed.binaries import ensure_binaries, place
 from tests.testbed.cache import StepFailed, elapsed, locked, say
 from tests.testbed.controlplane import ControlPlane
+from tests.testbed.exporter import Exporter, exporting
 from tests.testbed.layout import NODE, Layout, layout, write
 from tests.testbed.node import RealNode
 from tests.testbed.packages import ensure_packages
@@ -162,6 +164,10 @@ class Cluster:
     def remove_node(self, name: str) -> None:
         """Removes a simulated node; the cluster's controllers then remove its pods. No error when it is not there."""
         self.kubectl("delete", "node", name, "--ignore-not-found")
+
+    def exporter(self) -> AbstractContextManager[Exporter]:
+        """Metrics of the simulated engines, as the caller wants them, until the block ends."""
+        return exporting(self._sandbox, self._at.root)
 
     def load_image(self, archive: Path) -> None:
         """Puts an image archive (OCI or Docker) into the real node; at once when this file is there already."""

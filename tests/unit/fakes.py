@@ -15,9 +15,12 @@ from typing import Any
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
     EVENTS,
+    LEASES,
     NODES,
+    POD_DISRUPTION_BUDGETS,
     PODS,
     QWENDEPLOYMENTS,
+    RESOURCE_QUOTAS,
     SECRETS,
     SERVICES,
     AlreadyExists,
@@ -29,7 +32,18 @@ from qwen_operator.kube import (
 )
 
 Address = tuple[Resource, str, str]
-ALL = (QWENDEPLOYMENTS, PODS, SERVICES, CONTROLLER_REVISIONS, NODES, EVENTS, SECRETS)
+ALL = (
+    QWENDEPLOYMENTS,
+    PODS,
+    SERVICES,
+    CONTROLLER_REVISIONS,
+    POD_DISRUPTION_BUDGETS,
+    RESOURCE_QUOTAS,
+    NODES,
+    EVENTS,
+    SECRETS,
+    LEASES,
+)
 
 
 class Crash(BaseException):
@@ -121,6 +135,15 @@ class FakeKube:
         self._store("ADDED", resource, new)
         return self._answer(number, new)
 
+    async def replace(self, resource: Resource, manifest: Manifest) -> Manifest:
+        meta = manifest["metadata"]
+        number = self._write("replace", resource, meta["name"])
+        old = self._found(resource, meta.get("namespace"), meta["name"])
+        if meta.get("resourceVersion") != old["metadata"]["resourceVersion"]:
+            raise Conflict(409, "Conflict", "the object has been modified")
+        self._change(resource, old, copy.deepcopy(manifest))
+        return self._answer(number, self._found(resource, meta.get("namespace"), meta["name"]))
+
     async def apply_status(self, resource: Resource, manifest: Manifest, *, manager: str) -> Manifest:
         meta = manifest["metadata"]
         number = self._write("status", resource, meta["name"])
@@ -134,6 +157,8 @@ class FakeKube:
     async def patch(self, resource: Resource, namespace: str | None, name: str, patch: Manifest) -> Manifest:
         number = self._write("patch", resource, name)
         old = self._found(resource, namespace, name)
+        if (patch.get("metadata") or {}).get("resourceVersion") not in (None, old["metadata"]["resourceVersion"]):
+            raise Conflict(409, "Conflict", "the object has been modified")
         self._change(resource, old, merge(old, patch))
         return self._answer(number, self._found(resource, namespace, name))
 
@@ -151,7 +176,12 @@ class FakeKube:
         old = self._found(resource, namespace, name)
         if old["metadata"]["uid"] != uid:
             raise Conflict(409, "Conflict", "the uid in the precondition is another one")
-        self.remove(old, resource)
+        if resource_version not in (None, old["metadata"]["resourceVersion"]):
+            raise Conflict(409, "Conflict", "the resourceVersion in the precondition is another one")
+        if grace_seconds == 0:
+            self.finish(old, resource)
+        elif not (resource == PODS and "deletionTimestamp" in old["metadata"]):
+            self.remove(old, resource)
         self.after(number, self.writes[number])
 
     async def aclose(self) -> None:
@@ -279,6 +309,9 @@ def merge(old: Any, patch: Any) -> Any:
         for key, value in patch.items():
             if value is None:
                 new.pop(key, None)
+            elif key == "selector" and "matchLabels" in value:
+                # Of a PodDisruptionBudget: replaced as a whole.
+                new[key] = copy.deepcopy(value)
             else:
                 new[key] = merge(new.get(key), value)
         return new

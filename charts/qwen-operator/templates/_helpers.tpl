@@ -3,24 +3,30 @@
 {{- default .Release.Name .Values.fullnameOverride | trimSuffix "-operator" | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* What names of cluster-scoped objects start with: two releases of one name in two namespaces must not meet. */}}
+{{/*
+What names of cluster-scoped objects, and of Roles in other namespaces, start with: those of two releases must not
+meet. The dot, which no namespace has in its name, keeps release c in namespace a-b apart from release b-c in a.
+*/}}
 {{- define "qwen.clusterBase" -}}
-{{- $name := printf "%s-%s" .Release.Namespace (include "qwen.base" .) -}}
+{{- $name := printf "%s.%s" .Release.Namespace (include "qwen.base" .) -}}
 {{- if gt (len $name) 46 -}}
-{{- printf "%s-%s" ($name | trunc 37 | trimSuffix "-") ($name | sha256sum | trunc 8) -}}
+{{- printf "%s-%s" ($name | trunc 37 | trimAll "-.") ($name | sha256sum | trunc 8) -}}
 {{- else -}}
 {{- $name -}}
 {{- end -}}
 {{- end -}}
 
 {{- define "qwen.operatorServiceAccount" -}}
-{{- $default := ternary (printf "%s-operator" (include "qwen.base" .)) "default" .Values.serviceAccount.create -}}
-{{- default $default .Values.serviceAccount.operatorName -}}
+{{- default (printf "%s-operator" (include "qwen.base" .)) .Values.serviceAccount.operatorName -}}
 {{- end -}}
 
 {{- define "qwen.gatewayServiceAccount" -}}
-{{- $default := ternary (printf "%s-gateway" (include "qwen.base" .)) "default" .Values.serviceAccount.create -}}
-{{- default $default .Values.serviceAccount.gatewayName -}}
+{{- default (printf "%s-gateway" (include "qwen.base" .)) .Values.serviceAccount.gatewayName -}}
+{{- end -}}
+
+{{/* One per release, also of several in one namespace. */}}
+{{- define "qwen.lease" -}}
+{{- include "qwen.base" . }}-operator
 {{- end -}}
 
 {{- define "qwen.keysSecret" -}}
@@ -47,6 +53,11 @@ app.kubernetes.io/component: {{ .component }}
 {{- $_ := set $labels "app.kubernetes.io/version" .root.Chart.AppVersion -}}
 {{- $_ := set $labels "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_") -}}
 {{- merge $labels .root.Values.commonLabels | toYaml -}}
+{{- end -}}
+
+{{/* Takes (dict "root" $ "component" "operator"). Labels by which a Prometheus may choose, besides the usual ones. */}}
+{{- define "qwen.monitoringLabels" -}}
+{{- merge (include "qwen.labels" . | fromYaml) .root.Values.monitoring.labels | toYaml -}}
 {{- end -}}
 
 {{/* Takes (dict "root" $ "component" "operator"). No versions: a pod is not replaced because the chart is newer. */}}
@@ -94,6 +105,26 @@ app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 {{- end -}}
 
+{{/*
+Takes (dict "root" $ "component" "operator" "values" .Values.operator). The selector is that of the component's pods;
+by the hash, the pods of a new version are spread among themselves, whatever the old ones still occupy.
+*/}}
+{{- define "qwen.spread" -}}
+{{- $own := dict "matchLabels" (include "qwen.selectorLabels" . | fromYaml) -}}
+{{- $constraints := .values.topologySpreadConstraints -}}
+{{- if not $constraints -}}
+{{- range $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" -}}
+{{- $soft := dict "maxSkew" 1 "topologyKey" $key "whenUnsatisfiable" "ScheduleAnyway" -}}
+{{- $constraints = append $constraints (set $soft "matchLabelKeys" (list "pod-template-hash")) -}}
+{{- end -}}
+{{- end -}}
+{{- $spread := list -}}
+{{- range $constraints -}}
+{{- $spread = append $spread (hasKey . "labelSelector" | ternary . (set (deepCopy .) "labelSelector" $own)) -}}
+{{- end -}}
+{{- dict "topologySpreadConstraints" $spread | toYaml -}}
+{{- end -}}
+
 {{/* The restricted profile. The group makes mounted Secrets readable. */}}
 {{- define "qwen.podSecurityContext" -}}
 runAsNonRoot: true
@@ -107,4 +138,24 @@ seccompProfile: {type: RuntimeDefault}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/*
+Takes (dict "root" $ "component" "operator"). Of two pods one stays, of more all but one; and a pod that is not ready
+never holds up the drain of its node.
+*/}}
+{{- define "qwen.disruptionBudget" -}}
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  name: {{ include "qwen.base" .root }}-{{ .component }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "qwen.labels" . | nindent 4 }}
+spec:
+  maxUnavailable: 1
+  unhealthyPodEvictionPolicy: AlwaysAllow
+  selector:
+    matchLabels:
+      {{- include "qwen.selectorLabels" . | nindent 6 }}
 {{- end -}}

@@ -9,17 +9,24 @@ from typing import Any
 
 
 class ConditionType(StrEnum):
-    """READY, PLANNED and MODEL_LOADED are always present; the others only while they are true (kstatus)."""
+    """READY, PLANNED, MODEL_LOADED and SCALING_ACTIVE are always present; the others only while true (kstatus)."""
 
     READY = "Ready"
     PLANNED = "Planned"
     MODEL_LOADED = "ModelLoaded"
+    SCALING_ACTIVE = "ScalingActive"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
     DEGRADED = "Degraded"
+    SCALING_LIMITED = "ScalingLimited"
 
 
-ALWAYS = (ConditionType.READY, ConditionType.PLANNED, ConditionType.MODEL_LOADED)
+ALWAYS = (
+    ConditionType.READY,
+    ConditionType.PLANNED,
+    ConditionType.MODEL_LOADED,
+    ConditionType.SCALING_ACTIVE,
+)
 
 
 class Reason(StrEnum):
@@ -39,6 +46,28 @@ class Reason(StrEnum):
     STOPPING = "Stopping"
     REPLACING = "Replacing"
     REPLICA_LOST = "ReplicaLost"
+    WAITING_FOR_NODE = "WaitingForNode"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    DRAINING = "Draining"
+    # scaling: the load decides
+    STEADY = "Steady"
+    SCALING_UP = "ScalingUp"
+    SCALING_DOWN = "ScalingDown"
+    AT_MAXIMUM = "AtMaximum"
+    # scaling: something else decides
+    NOT_CONFIGURED = "NotConfigured"
+    REPLICAS_SET = "ReplicasSet"
+    NOTHING_TO_MEASURE = "NothingToMeasure"
+    METRICS_MISSING = "MetricsMissing"
+    METRICS_UNAUTHORIZED = "MetricsUnauthorized"
+    METRICS_FROZEN = "MetricsFrozen"
+    METRICS_INVALID = "MetricsInvalid"
+    # told by Events
+    SCALED_UP = "ScaledUp"
+    SCALED_DOWN = "ScaledDown"
+    DRAIN_TIMED_OUT = "DrainTimedOut"
+    NODE_CORDONED = "NodeCordoned"
+    NODE_LOST = "NodeLost"
     # refused before a pod exists
     INVALID_SPEC = "InvalidSpec"
     UNKNOWN_MODEL = "UnknownModel"
@@ -64,6 +93,7 @@ class Reason(StrEnum):
     # the engine ended
     BAD_FLAG = "BadFlag"
     CONFIG_MISMATCH = "ConfigMismatch"
+    CONTEXT_TOO_LONG = "ContextTooLong"
     CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
     HOST_OUT_OF_MEMORY = "HostOutOfMemory"
     NCCL_FAILURE = "NcclFailure"
@@ -71,6 +101,9 @@ class Reason(StrEnum):
     DISK_FULL = "DiskFull"
     PORT_IN_USE = "PortInUse"
     HUNG = "Hung"
+    STARTUP_OVERDUE = "StartupOverdue"
+    ENGINE_KILLED = "EngineKilled"
+    EVICTED = "Evicted"
     UNKNOWN = "Unknown"
 
 
@@ -84,6 +117,15 @@ PROGRESS = frozenset(
         Reason.STOPPING,
         Reason.REPLACING,
         Reason.SCALED,
+    }
+)
+# Scaling does not see the load any more.
+METRICS_LOST = frozenset(
+    {
+        Reason.METRICS_MISSING,
+        Reason.METRICS_UNAUTHORIZED,
+        Reason.METRICS_FROZEN,
+        Reason.METRICS_INVALID,
     }
 )
 MESSAGE_LIMIT = 1024
@@ -127,6 +169,6 @@ def _condition(old: Mapping[str, Any], verdict: Verdict, generation: int, now: s
     }
 
 
-def clip(message: str) -> str:
-    """The message, cut to MESSAGE_LIMIT characters."""
-    return message if len(message) <= MESSAGE_LIMIT else f"{message[: MESSAGE_LIMIT - 3]}..."
+def clip(message: str, limit: int = MESSAGE_LIMIT) -> str:
+    """The message, cut to `limit` characters."""
+    return message if len(message) <= limit else f"{message[: limit - 3]}..."

@@ -23,6 +23,7 @@ _COLUMNS = (
     ("GPUs", "string", ".status.summary.gpus", 0, "GPUs of one replica"),
     ("Ready", "string", ".status.summary.ready", 0, "Replicas that answer / wanted"),
     ("Status", "string", ".status.summary.status", 0, "Serving, or in one word why not"),
+    ("Load", "string", ".status.summary.load", 0, "idle, low, high or over; ? when the metrics cannot be read"),
     ("Age", "date", ".metadata.creationTimestamp", 0, "Time since creation"),
     ("TP", "integer", ".status.plan.parallelism.tensor", 1, "GPUs that the model is split over"),
     ("Context", "integer", ".status.plan.contextTokens", 1, "Longest request in tokens"),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qwen_operator.api.conditions import PROGRESS, ConditionType
+from qwen_operator.api.conditions import METRICS_LOST, PROGRESS, ConditionType
 
 PLANNED = "Planned"
 
@@ -24,7 +24,7 @@ def transitions(old: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any
     """Events for the step from the old `status.conditions` to the new ones; empty when nothing changed.
 
     A change of the message alone is no transition. Conditions that say the same reason give one Event, and steps
-    of progress (inspecting, starting, loading) give none.
+    of progress (inspecting, starting, loading) give none. Of ScalingActive only the loss of the metrics is told.
     """
     before = {str(condition.get("type")): (condition.get("status"), condition.get("reason")) for condition in old}
     known = {reason for status, reason in before.values()}
@@ -44,8 +44,10 @@ def transitions(old: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any
 def _event(condition: Mapping[str, Any]) -> Event | None:
     kind, reason, message = condition["type"], condition["reason"], condition["message"]
     true = condition["status"] == "True"
-    if kind in (ConditionType.STALLED, ConditionType.DEGRADED):
+    if kind in (ConditionType.STALLED, ConditionType.DEGRADED, ConditionType.SCALING_LIMITED):
         return Event("Warning", reason, message)
+    if kind == ConditionType.SCALING_ACTIVE:
+        return Event("Warning", reason, message) if reason in METRICS_LOST else None
     if kind == ConditionType.READY and true:
         return Event("Normal", reason, message)
     if kind == ConditionType.PLANNED and true:

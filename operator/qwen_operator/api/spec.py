@@ -26,6 +26,8 @@ _CLIENT_NAME = r"^[!-9;-~]+$"
 _CLAIM_URI = r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[!-~]*)?$"
 _HUB_URI = r"^hf://[A-Za-z0-9][-A-Za-z0-9._]*/[A-Za-z0-9][-A-Za-z0-9._]*$"
 _VERSION = r"^[0-9]+[.][0-9]+[.][0-9]+[-.+0-9A-Za-z]*$"
+# Fields that concern no pod's content: changing them replaces nothing.
+_BESIDE_REVISION = ("replicas", "servedNames", "scaling", "rollout")
 _UP = r"/\.\.(/|$)"
 
 
@@ -250,6 +252,52 @@ class Engine:
     )
 
 
+def _bounds_in_order(scaling: Mapping[str, Any]) -> bool:
+    least, most = scaling.get("minReplicas"), scaling.get("maxReplicas")
+    return least is None or most is None or bool(least <= most)
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """Between which sizes, and how calmly, the operator scales by load."""
+
+    RULES: ClassVar = (
+        Rule(
+            "!has(self.minReplicas) || self.minReplicas <= self.maxReplicas",
+            "minReplicas must be at most maxReplicas: lower the first or raise the second",
+            _bounds_in_order,
+        ),
+    )
+
+    max_replicas: int = described(
+        "The most replicas, whatever the load. Each takes its own GPUs. Example: 4.", minimum=1, maximum=64
+    )
+    min_replicas: int = described(
+        "The fewest replicas, without any load. Not set: 1.", default=1, minimum=1, maximum=64
+    )
+    stabilization_seconds: int = described(
+        "A replica goes only when the load of all of these seconds needed fewer. Not set: 300. More replicas are "
+        "started at once, whatever is set here. Keep it above the time that a replica takes to start "
+        "(status.plan.startupSeconds), or a short quiet moment costs a whole start.",
+        default=300,
+        minimum=0,
+        maximum=3600,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """How replicas are replaced and removed."""
+
+    drain_seconds: int = described(
+        "The longest time that a replica which is to go may take to finish its running requests; it gets no new ones. "
+        "What still runs then is cut. Not set: 600. Example: 1800 for long answers.",
+        default=600,
+        minimum=0,
+        maximum=86400,
+    )
+
+
 def _tensor_within_limit(spec: Mapping[str, Any]) -> bool:
     tensor = (spec.get("parallelism") or {}).get("tensor")
     limit = (spec.get("hardware") or {}).get("maxGpusPerReplica")
@@ -313,12 +361,21 @@ class Spec:
     parallelism: Parallelism = described("Overrides of the planned split over GPUs.", default=Parallelism)
     engine: Engine = described("Overrides of the engine's image, options and environment.", default=Engine)
     replicas: int | None = described(
-        "Number of replicas, each with its own GPUs. Not set: 1. 0 stops all of them and keeps the plan. kubectl scale "
-        "writes this field.",
+        "Number of replicas, each with its own GPUs. Set: exactly this many, by you, kubectl scale (which writes this "
+        "field), a HorizontalPodAutoscaler or KEDA, and spec.scaling rests. Not set: spec.scaling decides, or without "
+        "it there is one. 0 stops all of them and keeps the plan. To hand back to spec.scaling, remove the field: "
+        'kubectl patch qd NAME --type=json -p \'[{"op":"remove","path":"/spec/replicas"}]\'.',
         default=None,
         minimum=0,
         maximum=64,
     )
+    scaling: Scaling | None = described(
+        "Lets the operator choose the number of replicas by load: requests that wait, requests that run, and tokens "
+        "in the KV caches. Not set: one replica, or spec.replicas of them. Rests while spec.replicas is set. Changing "
+        "it restarts nothing. Example: {maxReplicas: 4}.",
+        default=None,
+    )
+    rollout: Rollout = described("How replicas are replaced and removed.", default=Rollout)
     pod: Pod = described(
         "Additions to the engine pods, and, where they concern placement, identity and access, to the inspection pod.",
         default=Pod,
@@ -335,9 +392,17 @@ class Spec:
         return self.source.repository if self.source else self.model
 
     @property
+    def scaled(self) -> bool:
+        """Whether the load decides about the number of replicas."""
+        return self.scaling is not None and self.replicas is None
+
+    @property
     def wanted_replicas(self) -> int:
-        """`replicas`, or 1 when it is not set."""
-        return 1 if self.replicas is None else self.replicas
+        """The number of replicas before anything is known about the load: `replicas`, or else the least that
+        `scaling` allows, or else 1."""
+        if self.replicas is not None:
+            return self.replicas
+        return self.scaling.min_replicas if self.scaling else 1
 
 
 def parse(obj: Mapping[str, Any]) -> Spec:
@@ -364,13 +429,13 @@ def parse(obj: Mapping[str, Any]) -> Spec:
 
 
 def revision_hash(spec: Mapping[str, Any], annotations: Mapping[str, str]) -> str:
-    """Eight hexadecimal digits that change when the pods have to: spec without replicas and servedNames, plus the
-    value of the annotation qwen-operator.dev/replan.
+    """Eight hexadecimal digits that change when the pods have to: spec without replicas, servedNames,
+    scaling and rollout, plus the value of the annotation qwen-operator.dev/replan.
 
     The spec is hashed as it was written, so that a new field of the API changes no hash. Members of the first two
     levels that are null or empty count as not set.
     """
-    kept = {key: _without_empty(value) for key, value in spec.items() if key not in ("replicas", "servedNames")}
+    kept = {key: _without_empty(value) for key, value in spec.items() if key not in _BESIDE_REVISION}
     record = {"spec": _without_empty(kept), "replan": annotations.get(REPLAN_ANNOTATION)}
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

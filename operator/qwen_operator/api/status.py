@@ -14,6 +14,7 @@ SIZE_LIMIT = 4096
 _LOG_LINES = 10
 _LOG_LINE = 200
 _STEPS = 64
+_SHORT_MESSAGE = 240
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,21 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class ScalingReport:
+    """How many replicas are wanted and why; the numbers in `message` are those of the decision, not of now."""
+
+    wanted: int
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """All that a status is made of. `model`, `plan` and `no_fit` are already in their status form, or None.
 
-    `verdicts` has one entry for each of Ready, Planned and ModelLoaded at least. `replicas` counts the engine pods
-    that exist, `ready` those that answer, `wanted` those asked for; `gpus` is the short form of the plan's GPUs
-    ("4xH100-80GB") or ""; `names` the client names.
+    `verdicts` has one entry for each of Ready, Planned, ModelLoaded and ScalingActive at least. `replicas` counts the
+    engine pods that exist and are not draining, `ready` those that answer, `wanted` those asked for; `gpus` is the
+    short form of the plan's GPUs ("4xH100-80GB") or ""; `names` the client names; `load` the class of the load.
     """
 
     generation: int
@@ -50,19 +60,22 @@ class Observation:
     plan: Mapping[str, Any] | None = None
     no_fit: Mapping[str, Any] | None = None
     last_failure: Failure | None = field(default=None)
+    scaling: ScalingReport | None = None
+    load: str = "-"
 
 
 def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[str, Any]:
     """The complete new status; `old` is the status as read (for transition times), `now` RFC 3339.
 
     At most SIZE_LIMIT bytes of JSON: lines of arithmetic go first, from the end, then log lines, the oldest before the
-    newer, then options.
+    newer, then options, and at last the ends of long messages.
     """
     optional = {
         "model": observation.model,
         "plan": observation.plan,
         "noFit": observation.no_fit,
         "lastFailure": _failure(observation.last_failure),
+        "scaling": _scaling(observation, old.get("scaling") or {}, now),
     }
     status = {
         "observedGeneration": observation.generation,
@@ -78,7 +91,7 @@ def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[st
 
 
 def summary(observation: Observation) -> dict[str, str]:
-    """The line of `kubectl get`: GPUs per replica, ready/wanted, one word, one sentence.
+    """The line of `kubectl get`: GPUs per replica, ready/wanted, one word, the load's class, one sentence.
 
     The word is the reason of Ready, or of Stalled if that is what a person has to see first.
     """
@@ -89,7 +102,24 @@ def summary(observation: Observation) -> dict[str, str]:
         "gpus": observation.gpus or "-",
         "ready": f"{observation.ready}/{observation.wanted}",
         "status": str(said.reason),
+        "load": observation.load,
         "message": clip(said.message),
+    }
+
+
+def _scaling(observation: Observation, old: Mapping[str, Any], now: str) -> dict[str, Any] | None:
+    """`since` is when the number or the reason changed last."""
+    report = observation.scaling
+    if report is None:
+        return None
+    decision = {"wanted": report.wanted, "reason": str(report.reason)}
+    same = all(old.get(key) == value for key, value in decision.items())
+    since = old.get("since") if same else None
+    return {
+        **decision,
+        "ready": observation.ready,
+        "message": clip(report.message),
+        "since": since or now,
     }
 
 
@@ -121,6 +151,9 @@ def _shortened(status: dict[str, Any]) -> dict[str, Any]:
     ):
         while holder.get(key) and _size(status) > SIZE_LIMIT:
             holder[key] = holder[key][1:] if first else holder[key][:-1]
+    if _size(status) > SIZE_LIMIT:
+        for said in (*status["conditions"], status["summary"], *filter(None, [status.get("scaling")])):
+            said["message"] = clip(said["message"], _SHORT_MESSAGE)
     return status
 
 

@@ -107,10 +107,30 @@ class FailureStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ScalingStatus:
+    wanted: int = described(
+        "Replicas that are wanted: by the load, or spec.replicas, or one where neither is set.", minimum=0
+    )
+    ready: int = described("Replicas that answer.", minimum=0)
+    reason: str = described(
+        "Why this many, the reason of the condition ScalingActive: Steady, ScalingUp, ScalingDown or AtMaximum while "
+        "the load decides; ReplicasSet, NotConfigured, NothingToMeasure or a reason that begins with Metrics while it "
+        "does not.",
+        max_length=64,
+    )
+    message: str = described(
+        "The numbers behind it, as they were when it was decided: they do not follow every request.", max_length=_TEXT
+    )
+    since: str = described("When the wanted number or the reason changed last.", format="date-time")
+
+
+@dataclass(frozen=True, slots=True)
 class Condition:
     type: str = described(
         "Always there: Ready (a request is answered), Planned (GPUs and options are known), ModelLoaded (at least one "
-        "engine holds the model). Only while true: Reconciling, Stalled (a person is needed), Degraded.",
+        "engine holds the model), ScalingActive (the load decides about the number of replicas). Only while true: "
+        "Reconciling, Stalled (a person is needed), Degraded, ScalingLimited (the load needs more than "
+        "spec.scaling.maxReplicas).",
         max_length=64,
     )
     status: str = described("True, False or Unknown.", enum=["True", "False", "Unknown"])
@@ -126,6 +146,12 @@ class Summary:
     ready: str = described('Replicas that answer / wanted, for example "1/2".', max_length=16)
     status: str = described("Serving, or in one word why not.", max_length=64)
     message: str = described("One sentence.", max_length=_TEXT)
+    load: str = described(
+        "Class of the load: idle (no request), low, high (half of the requests that run at once, or of the KV tokens), "
+        'over (requests wait); "?" when the metrics cannot be read, "-" without a replica that answers.',
+        default="-",
+        max_length=16,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +159,7 @@ class Status:
     """What is; written by the operator only."""
 
     observed_generation: int = described("metadata.generation that this status speaks of.", minimum=0)
-    replicas: int = described("Engine replicas that exist.", default=0, minimum=0)
+    replicas: int = described("Engine replicas that exist and are not draining.", default=0, minimum=0)
     ready_replicas: int = described("Replicas that answer.", default=0, minimum=0)
     selector: str = described(
         "Label selector of the replicas, for kubectl scale and autoscalers.", default="", max_length=512
@@ -143,6 +169,7 @@ class Status:
     plan: PlanStatus | None = described("How a replica runs.", default=None)
     no_fit: NoFitStatus | None = described("Why there is no plan, in numbers.", default=None)
     last_failure: FailureStatus | None = described("The last end of an engine that nobody asked for.", default=None)
+    scaling: ScalingStatus | None = described("How many replicas are wanted, and why.", default=None)
     conditions: tuple[Condition, ...] = described(
         "The state as conditions.", default=(), max_items=16, list_type="map", list_map_keys=["type"]
     )

@@ -7,6 +7,9 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+# httpx tells of every request, and engines are asked every two seconds.
+LIBRARIES = ("kopf", "httpx", "httpcore", "asyncio", "aiohttp", "kubernetes")
+
 
 class JsonFormatter(logging.Formatter):
     """One JSON object per line: time, level, logger, message, and what the call gave as `extra`."""
@@ -27,9 +30,10 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure() -> None:
-    """JSON lines on standard error from the level in $QWEN_LOG_LEVEL (info) up; of kopf only what is wrong."""
+    """JSON lines on standard error from the level in $QWEN_LOG_LEVEL (info) up; of libraries only what is wrong."""
     level = logging.getLevelNamesMapping().get(os.environ.get("QWEN_LOG_LEVEL", "").upper(), logging.INFO)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("kopf").setLevel(logging.WARNING)
+    for library in LIBRARIES:
+        logging.getLogger(library).setLevel(logging.WARNING)

@@ -12,7 +12,7 @@ from qwen_operator.cli import inputs
 from qwen_operator.cli.inputs import InputError, Inputs
 from qwen_operator.cli.plan import exit_code
 from qwen_operator.manifests.names import Owner
-from qwen_operator.manifests.objects import controller_revision, headless_service
+from qwen_operator.manifests.objects import controller_revision, disruption_budget
 from qwen_operator.manifests.pods import RuntimeImage, engine_pod, engine_template, inspection_pod
 from qwen_operator.planning.plan import plan, runnable
 from qwen_operator.planning.types import NoFit, Plan
@@ -51,9 +51,10 @@ def objects(given: Inputs, result: Plan) -> list[Mapping[str, Any]]:
     template = engine_template(owner, revision, given.spec, result, runtime)
     record = {"facts": given.checkpoint.to_json(), "plan": result.to_json(), "template": template}
     claimed = given.spec.source and given.spec.source.claim
+    replicas, drain = given.spec.wanted_replicas, given.spec.rollout.drain_seconds
     return [
         *([inspection_pod(owner, revision, given.spec, runtime)] if claimed else []),
         controller_revision(owner, revision, 1, record),
-        headless_service(owner),
-        *(engine_pod(owner, revision, template, index) for index in range(given.spec.wanted_replicas)),
+        *([disruption_budget(owner, replicas)] if replicas else []),
+        *(engine_pod(owner, revision, template, index, drain) for index in range(replicas)),
     ]

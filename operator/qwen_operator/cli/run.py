@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+from qwen_operator.kube.lease import NotLeading
 from qwen_operator.main import run
 from qwen_operator.reconcile.config import ConfigError, load
 
@@ -13,12 +14,15 @@ log = logging.getLogger(__name__)
 
 
 def main(_arguments: argparse.Namespace) -> int:
-    """Run the operator until it is told to stop."""
+    """Run the operator until it is told to stop, or leads no more."""
     path = Path(os.environ.get("QWEN_CONFIG", "/etc/qwen-operator/config.yaml"))
     try:
         asyncio.run(run(load(os.environ, path.read_text(encoding="utf-8"))))
     except ConfigError as error:
         log.error("%s: %s", path, error)  # noqa: TRY400 - a wrong setting needs no stack trace
+        return 1
+    except NotLeading as error:
+        log.error("%s", error)  # noqa: TRY400 - the sentence says it; the process that starts next stands by
         return 1
     except OSError as error:
         log.error("%s", error)  # noqa: TRY400 - no file, no cluster, port taken: the sentence says it

@@ -48,6 +48,7 @@ _FIXED = (
     "--cb-timeout-duration-secs=10",
     "--policy=cache_aware",
     "--disable-tokenizer-autoload",
+    "--log-json",
 )
 
 
@@ -68,6 +69,7 @@ def build_command(settings: RouterSettings, control_plane_key: str, tenants: Map
         f"--queue-timeout-secs={settings.queue_timeout_seconds}",
         f"--request-timeout-secs={settings.request_timeout_seconds}",
         f"--shutdown-grace-period-secs={settings.shutdown_grace_seconds}",
+        f"--log-level={'warn' if settings.log_level == 'warning' else settings.log_level}",
         # Without this, anybody may add and remove workers.
         f"--control-plane-api-keys=agent:agent:admin:{control_plane_key}",
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 WORKERS_FILE = "workers.json"
 CONTROL_PLANE_KEY_FILE = "control-plane-key"
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class SettingsError(ValueError):
@@ -41,7 +42,8 @@ class AgentSettings:
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
     """Bounds of the router. `request_timeout_seconds` ends streams too, so it must exceed the longest answer;
-    `max_concurrent_requests` 0 means no bound, and a request beyond it waits in a queue of `queue_size`."""
+    `max_concurrent_requests` 0 means no bound, and a request beyond it waits in a queue of `queue_size`.
+    `log_level` is debug, info, warning or error."""
 
     auth: bool
     keys_dir: Path
@@ -55,6 +57,7 @@ class RouterSettings:
     queue_timeout_seconds: int
     request_timeout_seconds: int
     shutdown_grace_seconds: int
+    log_level: str
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "RouterSettings":
@@ -62,6 +65,9 @@ class RouterSettings:
         auth = environ.get("QWEN_GATEWAY_AUTH", "keys")
         if auth not in ("keys", "none"):
             raise SettingsError(f"QWEN_GATEWAY_AUTH is {auth!r}; it must be keys or none")
+        level = environ.get("QWEN_LOG_LEVEL", "").lower() or "info"
+        if level not in LOG_LEVELS:
+            raise SettingsError(f"QWEN_LOG_LEVEL is {level!r}; it must be one of {', '.join(LOG_LEVELS)}")
         return cls(
             auth=auth == "keys",
             keys_dir=Path(environ.get("QWEN_GATEWAY_KEYS_DIR", "/etc/qwen-gateway-keys")),
@@ -75,6 +81,7 @@ class RouterSettings:
             queue_timeout_seconds=_number(environ, "QWEN_GATEWAY_QUEUE_TIMEOUT_SECONDS", 60, 1),
             request_timeout_seconds=_number(environ, "QWEN_GATEWAY_REQUEST_TIMEOUT_SECONDS", 3600, 1),
             shutdown_grace_seconds=_number(environ, "QWEN_GATEWAY_SHUTDOWN_GRACE_SECONDS", 180),
+            log_level=level,
         )
 
 

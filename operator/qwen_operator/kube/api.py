@@ -42,6 +42,9 @@ SERVICES = Resource("", "v1", "services", "Service")
 CONTROLLER_REVISIONS = Resource("apps", "v1", "controllerrevisions", "ControllerRevision")
 EVENTS = Resource("", "v1", "events", "Event")
 SECRETS = Resource("", "v1", "secrets", "Secret")
+RESOURCE_QUOTAS = Resource("", "v1", "resourcequotas", "ResourceQuota")
+POD_DISRUPTION_BUDGETS = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
 
 class ApiError(Exception):
@@ -144,6 +147,10 @@ class KubeApi(Protocol):
 
     async def create(self, resource: Resource, manifest: Manifest) -> Manifest:
         """Create an object; AlreadyExists when the name is taken."""
+        ...
+
+    async def replace(self, resource: Resource, manifest: Manifest) -> Manifest:
+        """Replace the object as long as it still has the manifest's resourceVersion; else Conflict."""
         ...
 
     async def apply_status(self, resource: Resource, manifest: Manifest, *, manager: str) -> Manifest:

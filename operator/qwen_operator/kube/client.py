@@ -131,6 +131,16 @@ class HttpKubeApi:
             body=manifest,
         )
 
+    async def replace(self, resource: Resource, manifest: Manifest) -> Manifest:
+        meta = manifest["metadata"]
+        return await self._request(
+            "PUT",
+            resource,
+            resource.path(meta.get("namespace"), meta["name"]),
+            query={"fieldManager": FIELD_MANAGER},
+            body=manifest,
+        )
+
     async def apply_status(self, resource: Resource, manifest: Manifest, *, manager: str) -> Manifest:
         meta = manifest["metadata"]
         return await self._request(

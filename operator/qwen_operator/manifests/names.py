@@ -13,6 +13,9 @@ LABEL_ROLE = f"{GROUP}/role"
 LABEL_ROUTABLE = f"{GROUP}/routable"
 LABEL_REVISION = f"{GROUP}/revision"
 ANNOTATION_OWNER_UID = f"{GROUP}/owner-uid"
+ANNOTATION_DRAINING_SINCE = f"{GROUP}/draining-since"
+ANNOTATION_DRAIN_REASON = f"{GROUP}/drain-reason"
+ANNOTATION_CORDONED_SINCE = f"{GROUP}/cordoned-since"
 ROLE_ENGINE = "engine"
 ROLE_INSPECTION = "inspection"
 ENGINE_CONTAINER = "engine"
@@ -45,9 +48,19 @@ def headless_service_name(deployment: str) -> str:
     return f"{deployment}-engine"
 
 
+def budget_name(deployment: str) -> str:
+    """The PodDisruptionBudget of a deployment's replicas."""
+    return f"{deployment}-engine"
+
+
 def engine_selector(deployment: str) -> str:
-    """The label selector of a deployment's engine pods, as in `status.selector`."""
-    return f"{LABEL_DEPLOYMENT}={deployment},{LABEL_ROLE}={ROLE_ENGINE}"
+    """The label selector of a deployment's replicas, as in `status.selector`: engine pods that are not draining."""
+    return ",".join(f"{label}={value}" for label, value in engine_labels(deployment).items())
+
+
+def engine_labels(deployment: str) -> dict[str, str]:
+    """The labels of the engine pods that get requests once they are ready."""
+    return {LABEL_DEPLOYMENT: deployment, LABEL_ROLE: ROLE_ENGINE, LABEL_ROUTABLE: "true"}
 
 
 def common_labels(owner: Owner, *, name: str, component: str) -> dict[str, str]:

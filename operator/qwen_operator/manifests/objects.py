@@ -1,4 +1,4 @@
-"""The children that are not pods: the headless Service and the ControllerRevision."""
+"""The children that are not pods: the headless Service, the PodDisruptionBudget and the ControllerRevision."""
 
 from __future__ import annotations
 
@@ -21,6 +21,22 @@ def headless_service(owner: Owner) -> Manifest:
             "clusterIP": "None",
             "selector": {names.LABEL_DEPLOYMENT: owner.name, names.LABEL_ROLE: names.ROLE_ENGINE},
             "ports": [{"name": "http", "port": names.ENGINE_PORT, "targetPort": names.ENGINE_PORT, "protocol": "TCP"}],
+        },
+    }
+
+
+def disruption_budget(owner: Owner, min_available: int) -> Manifest:
+    """How many replicas must be there after an eviction. An integer `minAvailable`: over pods of a custom owner
+    `maxUnavailable` forbids every eviction. One that is not ready, or is draining, may always be evicted."""
+    labels = names.common_labels(owner, name="qwen-operator", component="engine")
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": names.metadata(owner, names.budget_name(owner.name), labels),
+        "spec": {
+            "minAvailable": min_available,
+            "selector": {"matchLabels": names.engine_labels(owner.name)},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
         },
     }
 

@@ -7,13 +7,14 @@ the labels and annotations by which the operator knows its pods.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 from qwen_operator.api.pod import GPU_RESOURCE, Pod
 from qwen_operator.api.spec import EnvVar, Source, Spec
+from qwen_operator.hardware.inventory import GpuProduct
 from qwen_operator.manifests import names
 from qwen_operator.manifests.names import Manifest, Owner
 from qwen_operator.manifests.quantities import canonical_quantities
@@ -28,8 +29,10 @@ _HOME = "/home/qwen"
 _USER = 65532
 
 _PRESTOP_SECONDS = 5
-# Ten minutes for what runs, the preStop wait and SGLang's own steps of 5 s. A longer answer is cut when its pod goes.
-_GRACE_SECONDS = 630
+# The preStop wait, SGLang's own steps of 5 s, and its end.
+_GRACE_MARGIN_SECONDS = 30
+# Only pins it: every pod gets the period of its own time. Another value here would make every pinned template look old.
+_TEMPLATE_GRACE_SECONDS = 630
 _INSPECTION_SECONDS = 600
 _STARTUP_PERIOD = 5
 # A start that takes longer than planned is not yet a hang.
@@ -78,7 +81,7 @@ def engine_template(owner: Owner, revision: str, spec: Spec, plan: Plan, runtime
         ),
         "restartPolicy": "Always",
         "subdomain": names.headless_service_name(owner.name),
-        "terminationGracePeriodSeconds": _GRACE_SECONDS,
+        "terminationGracePeriodSeconds": _TEMPLATE_GRACE_SECONDS,
         "initContainers": [_runtime_container(runtime)],
         "containers": [_engine_container(spec, plan)],
         "volumes": _engine_volumes(spec, plan),
@@ -92,8 +95,15 @@ def engine_template(owner: Owner, revision: str, spec: Spec, plan: Plan, runtime
     }
 
 
-def engine_pod(owner: Owner, revision: str, template: Mapping[str, Any], index: int) -> Manifest:
-    """The pod of replica `index` from a template of `engine_template`."""
+def grace_seconds(drain_seconds: int) -> int:
+    """How long an engine that is told to stop may take: an eviction or a deletion by hand leaves running requests as
+    much time as a planned removal does. What still runs then is cut."""
+    return drain_seconds + _GRACE_MARGIN_SECONDS
+
+
+def engine_pod(owner: Owner, revision: str, template: Mapping[str, Any], index: int, drain_seconds: int) -> Manifest:
+    """The pod of replica `index` from a template of `engine_template`. `drain_seconds` is no part of the template: it
+    may change without replacing pods."""
     name = names.engine_pod_name(owner.name, revision, index)
     pinned = deepcopy(dict(template))
     metadata = names.metadata(owner, name, {})
@@ -101,14 +111,21 @@ def engine_pod(owner: Owner, revision: str, template: Mapping[str, Any], index: 
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {**metadata, **pinned["metadata"]},
-        "spec": {**pinned["spec"], "hostname": name},
+        "spec": {
+            **pinned["spec"],
+            "hostname": name,
+            "terminationGracePeriodSeconds": grace_seconds(drain_seconds),
+        },
     }
 
 
-def inspection_pod(owner: Owner, revision: str, spec: Spec, runtime: RuntimeImage) -> Manifest:
+def inspection_pod(
+    owner: Owner, revision: str, spec: Spec, runtime: RuntimeImage, products: Sequence[GpuProduct] = ()
+) -> Manifest:
     """The pod that reads the checkpoint of a `pvc://` source and reports its facts in its termination message.
 
-    It runs where engines run and as their user: what it can read, they can, and a claim binds where they are.
+    It runs where engines may run, on nodes of `products`, and as their user: what it can read, they can, and a claim
+    binds where they are.
     """
     assert spec.source is not None
     assert spec.source.claim, "only a claim is inspected by a pod"
@@ -126,15 +143,33 @@ def inspection_pod(owner: Owner, revision: str, spec: Spec, runtime: RuntimeImag
         "terminationMessagePolicy": "File",
         "volumeMounts": [_source_mount()],
     }
+    tolerations = [item for product in products for item in product.tolerations]
     pod = {
-        **_common(spec.pod, runtime, (_GPU_TOLERATION,)),
-        **_present(nodeSelector=dict(spec.pod.node_selector)),
+        **_common(spec.pod, runtime, (_GPU_TOLERATION, *tolerations)),
+        **_present(nodeSelector=dict(spec.pod.node_selector), affinity=_near_gpus(spec.pod, products)),
         "restartPolicy": "Never",
         "activeDeadlineSeconds": _INSPECTION_SECONDS,
         "containers": [container],
         "volumes": [_source_volume(spec.source)],
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": canonical_quantities(pod)}
+
+
+def _near_gpus(pod: Pod, products: Sequence[GpuProduct]) -> Manifest:
+    """The user's affinity, with one to the nodes of these products unless there is one to nodes already."""
+    affinity = dict(pod.affinity or {})
+    if not products or "nodeAffinity" in affinity:
+        return affinity
+    terms = [
+        {
+            "matchExpressions": [
+                {"key": key, "operator": "In", "values": [value]} for key, value in sorted(product.selector.items())
+            ]
+        }
+        for product in products
+    ]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    return {**affinity, "nodeAffinity": required}
 
 
 def _pod_labels(owner: Owner, revision: str, role: str) -> dict[str, str]:

@@ -28,12 +28,28 @@ def canonical(value: int | str) -> str:
     match = _FORM.match(text)
     if match is None:
         return text
+    suffix, number = match.group(2) or "", _number(match)
+    if suffix in _BINARY:
+        return _binary(number)
+    return _scaled(number, suffix[0] if _exponential(suffix) else "")
+
+
+def amount(value: int | str) -> Decimal | None:
+    """The quantity as a number: 500m is 0.5, 1Gi is 2^30. None for text that is no quantity."""
+    match = _FORM.match(str(value))
+    return None if match is None else _number(match)
+
+
+def _number(match: re.Match[str]) -> Decimal:
     number, suffix = Decimal(match.group(1)), match.group(2) or ""
     if suffix in _BINARY:
-        return _binary(number * 1024 ** (_BINARY.index(suffix) + 1))
-    if suffix[:1] in ("e", "E") and len(suffix) > 1:
-        return _scaled(number.scaleb(int(suffix[1:])), suffix[0])
-    return _scaled(number.scaleb(_DECIMAL[suffix]))
+        return number * Decimal(1024) ** (_BINARY.index(suffix) + 1)
+    return number.scaleb(int(suffix[1:]) if _exponential(suffix) else _DECIMAL[suffix])
+
+
+def _exponential(suffix: str) -> bool:
+    """Whether it is an exponent, as in 1e3; a mere E is exa."""
+    return suffix[:1] in ("e", "E") and len(suffix) > 1
 
 
 def canonical_quantities(node: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
     EVENTS,
+    POD_DISRUPTION_BUDGETS,
     PODS,
     QWENDEPLOYMENTS,
     SERVICES,
@@ -31,6 +32,7 @@ RESOURCES: dict[Kind, Resource] = {
     Kind.POD: PODS,
     Kind.SERVICE: SERVICES,
     Kind.CONTROLLER_REVISION: CONTROLLER_REVISIONS,
+    Kind.POD_DISRUPTION_BUDGET: POD_DISRUPTION_BUDGETS,
 }
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,8 @@ class Actor:
     async def act(self, key: Key, action: Action) -> None:
         """Carry out one action for the QwenDeployment `key`; raises Stale, or ApiError."""
         name = action.manifest["metadata"]["name"] if isinstance(action, Create) else action.name
+        if not isinstance(action, Create) and action.notice is not None:
+            await self.post([action.notice])
         try:
             await self._request(key[0], name, action)
         except (AlreadyExists, NotFound, Conflict) as error:
@@ -101,14 +105,28 @@ class Actor:
     async def _request(self, namespace: str, name: str, action: Action) -> None:
         resource = RESOURCES[action.kind]
         if isinstance(action, Delete):
-            await self._api.delete(resource, namespace, name, uid=action.uid)
-            self._store.mark_deleting(resource, (namespace, name), action.uid, self._stamp())
+            await self._api.delete(
+                resource,
+                namespace,
+                name,
+                uid=action.uid,
+                resource_version=action.version,
+                grace_seconds=action.grace_seconds,
+            )
+            self._deleted(resource, (namespace, name), action)
             return
         if isinstance(action, Create):
             answer = await self._api.create(resource, action.manifest)
         else:
             answer = await self._api.patch(resource, namespace, name, action.patch)
         self._store.update(resource, answer)
+
+    def _deleted(self, resource: Resource, key: Key, action: Delete) -> None:
+        known = self._store.get(resource, key)
+        if action.grace_seconds == 0 and known is not None and known["metadata"].get("uid") == action.uid:
+            self._store.remove(resource, known)
+        else:
+            self._store.mark_deleting(resource, key, action.uid, self._stamp())
 
     async def _refresh(self, resource: Resource, key: Key) -> None:
         """Read one object; it may be one that the label-selected watch does not show."""

@@ -1,4 +1,4 @@
-"""The children that are configuration: the headless Service and the ControllerRevisions. Pure.
+"""The children that are configuration: Service, PodDisruptionBudget and ControllerRevisions. Pure.
 
 A ControllerRevision pins what a revision runs: the facts, the plan and the rendered pod. While it is there, nothing
 is inspected or planned again for that revision, whatever else changes in the cluster or in the operator.
@@ -10,8 +10,8 @@ from typing import Any
 
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.drift import subset
-from qwen_operator.manifests.names import Manifest, Owner, headless_service_name
-from qwen_operator.manifests.objects import controller_revision, headless_service
+from qwen_operator.manifests.names import Manifest, Owner, budget_name, headless_service_name
+from qwen_operator.manifests.objects import controller_revision, disruption_budget, headless_service
 from qwen_operator.planning.types import Plan
 from qwen_operator.reconcile.model import (
     Action,
@@ -104,6 +104,32 @@ def _service_patch(desired: Manifest, extra: Iterable[str]) -> Manifest:
             "ports": [*spec["ports"], {"$patch": "replace"}],
         },
     }
+
+
+def budget_actions(
+    owner: Owner, observed: Observed, min_available: int, told: Manifest | None = None
+) -> tuple[Action, ...]:
+    """Create the PodDisruptionBudget, or set it right. None is made that would protect nothing; one that is there
+    stays, or every stop and start would cost two writes more. `told` is posted before it is lowered."""
+    desired = disruption_budget(owner, min_available)
+    name = budget_name(owner.name)
+    budget = next((item for item in observed.budgets if item["metadata"]["name"] == name), None)
+    if budget is None:
+        return (Create(Kind.POD_DISRUPTION_BUDGET, desired, Why.BUDGET_MISSING),) if min_available else ()
+    if standing(budget, observed.deployment) is not Standing.OURS or deleting(budget):
+        return ()
+    meta = {part: desired["metadata"][part] for part in ("labels", "annotations")}
+    same_meta = subset(meta, budget["metadata"]) and _owned(desired, budget)
+    if same_meta and budget.get("spec") == desired["spec"]:
+        return ()
+    number = (budget.get("spec") or {}).get("minAvailable")
+    why = Why.REPLICAS_CHANGED if number != min_available else Why.DRIFTED
+    # maxUnavailable excludes minAvailable, and the API server replaces the selector as a whole.
+    patch = {
+        "metadata": {**meta, "ownerReferences": desired["metadata"]["ownerReferences"]},
+        "spec": {**dict.fromkeys(set(budget.get("spec") or {}) - set(desired["spec"])), **desired["spec"]},
+    }
+    return (Patch(Kind.POD_DISRUPTION_BUDGET, name, patch, why, told),)
 
 
 def revision_repairs(

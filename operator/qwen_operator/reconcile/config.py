@@ -43,6 +43,7 @@ class Config:
     resync_seconds: int = 300
     http_port: int = 8080
     read_nodes: bool = True
+    lease_name: str = "qwen-operator"
 
 
 def load(environ: Mapping[str, str], text: str) -> Config:
@@ -77,6 +78,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         resync_seconds=root.number("resyncSeconds", 300),
         http_port=_port(environ),
         read_nodes=environ.get("QWEN_READ_NODES", "true") != "false",
+        lease_name=environ.get("QWEN_LEASE_NAME") or "qwen-operator",
     )
 
 

@@ -11,12 +11,22 @@ from datetime import datetime
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.events import transitions
 from qwen_operator.api.spec import InvalidSpec, Spec, parse, revision_hash
-from qwen_operator.manifests.names import LABEL_ROLE, Manifest, Owner, controller_revision_name, headless_service_name
+from qwen_operator.api.writers import replicas_writer
+from qwen_operator.manifests.names import (
+    LABEL_ROLE,
+    Manifest,
+    Owner,
+    budget_name,
+    controller_revision_name,
+    headless_service_name,
+)
 from qwen_operator.manifests.pods import engine_template
 from qwen_operator.planning.plan import plan, runnable
 from qwen_operator.planning.types import NoFit
 from qwen_operator.reconcile import children, inspection
 from qwen_operator.reconcile.config import Config
+from qwen_operator.reconcile.drains import Orders, overdue, overdue_notice, waits
+from qwen_operator.reconcile.fleet import Fleet, fleet_of
 from qwen_operator.reconcile.model import (
     Action,
     Blocked,
@@ -30,43 +40,87 @@ from qwen_operator.reconcile.model import (
     Why,
     standing,
 )
+from qwen_operator.reconcile.notices import resizing, stamp_of, transition_event
 from qwen_operator.reconcile.podstate import PodState, read
-from qwen_operator.reconcile.replicas import pod_actions, pod_repairs
-from qwen_operator.reconcile.verdicts import Situation, all_lost, event_manifest, invalid_status, status
+from qwen_operator.reconcile.quotas import granted
+from qwen_operator.reconcile.reasons import explained
+from qwen_operator.reconcile.replicas import Moves, moves, pod_repairs
+from qwen_operator.reconcile.verdicts import Situation, all_lost, invalid_status, status
+from qwen_operator.scaling.report import Report, report
 
 
 def decide(observed: Observed, config: Config, now: datetime) -> Decision:
     """What to do about one QwenDeployment; `now` is timezone-aware."""
-    deployment, stamp = observed.deployment, now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    deployment, stamp = observed.deployment, stamp_of(now)
     states = engine_states(observed, now)
     try:
         spec = parse(deployment)
     except InvalidSpec as error:
-        ready = sum(state.ready for state in states)
-        return _concluded(observed, (), invalid_status(deployment, error, len(states), ready, stamp), stamp)
-    revision = revision_hash(deployment["spec"], deployment["metadata"].get("annotations") or {})
-    manifests = children.own_revisions(observed)
-    pinned, unreadable = _pinned(manifests)
-    target = pinned.get(revision) or unreadable.get(revision) or _find(spec, revision, observed, config, now)
-    running = target if isinstance(target, Target) else _last_served(deployment, pinned)
-    unasked = all_lost(spec, observed.lost_names)
-    actions = _actions(observed, states, _Course(revision, target, running, pinned, spec.wanted_replicas, unasked))
-    blocked = target if isinstance(target, Blocked) else None
+        fleet = fleet_of(states, "", observed.nodes)
+        return _concluded(observed, (), invalid_status(deployment, error, fleet, stamp), stamp)
+    course = _course(spec, states, observed, config, now)
+    actions, blocked_names = _actions(observed, course)
+    actions, full = granted(actions, observed.quotas)
     situation = Situation(
         spec=spec,
-        revision=revision,
-        target=target if isinstance(target, Target) else None,
-        blocked=blocked,
-        running=running,
-        states=states,
-        foreign=_foreign(observed, spec, revision),
+        revision=course.revision,
+        target=course.target if isinstance(course.target, Target) else None,
+        blocked=_without_room(course.target, actions, full) if isinstance(course.target, Blocked) else None,
+        running=course.running,
+        fleet=course.fleet,
+        orders=course.orders,
+        report=course.report,
+        foreign=_foreign(observed, blocked_names),
         lost_names=observed.lost_names,
         refusal=observed.refusal,
-        newer=revision in pinned and _newer(spec, pinned[revision], observed, config),
+        full=full,
+        newer=course.revision in course.pinned and _newer(spec, course.pinned[course.revision], observed, config),
     )
     decision = _concluded(observed, actions, status(deployment, situation, stamp), stamp)
-    waits = [blocked.requeue_after if blocked else None, *(state.settles_in for state in states)]
-    return replace(decision, requeue_after=min((wait for wait in waits if wait), default=None))
+    return replace(decision, requeue_after=_requeue_after(course))
+
+
+def _course(spec: Spec, states: Sequence[PodState], observed: Observed, config: Config, now: datetime) -> "_Course":
+    deployment = observed.deployment
+    revision = revision_hash(deployment["spec"], deployment["metadata"].get("annotations") or {})
+    pinned, unreadable = _pinned(children.own_revisions(observed))
+    target = pinned.get(revision) or unreadable.get(revision) or _find(spec, revision, observed, config, now)
+    running = target if isinstance(target, Target) else _last_served(deployment, pinned)
+    told = tuple(explained(state, observed, running) for state in states)
+    fleet = fleet_of(told, running.revision if running else "", observed.nodes)
+    said = report(spec, observed.scaling, replicas_writer(deployment["metadata"]), _held(deployment, fleet))
+    orders = Orders(
+        deployment=deployment,
+        wanted=said.wanted,
+        drain_seconds=spec.rollout.drain_seconds,
+        startup_seconds=running.plan.startup_seconds if running else 0,
+        now=now,
+        scaling=observed.scaling,
+        nodes=observed.nodes,
+    )
+    unasked = all_lost(spec, observed.lost_names)
+    return _Course(revision, target, running, pinned, told, fleet, orders, said, unasked)
+
+
+def _held(deployment: Manifest, fleet: Fleet) -> int:
+    """The number of replicas that exist, for as long as nothing is known about the load."""
+    shown = ((deployment.get("status") or {}).get("scaling") or {}).get("wanted")
+    return fleet.replicas(shown if isinstance(shown, int) else len(fleet.serving))
+
+
+def _without_room(blocked: Blocked, actions: Sequence[Action], full: str | None) -> Blocked:
+    """The same, but for an inspection that waits for room in a quota."""
+    stopped = any(isinstance(action, Create) and action not in actions for action in blocked.actions)
+    if full is None or not stopped or not blocked.waiting:
+        return blocked
+    return replace(blocked, reason=Reason.QUOTA_EXCEEDED, message=full)
+
+
+def _requeue_after(course: "_Course") -> float | None:
+    """Seconds until time alone changes the decision."""
+    blocked = course.target.requeue_after if isinstance(course.target, Blocked) else None
+    waiting = [blocked, *(state.settles_in for state in course.states), *waits(course.fleet, course.orders)]
+    return min((seconds for seconds in waiting if seconds), default=None)
 
 
 def _last_served(deployment: Manifest, pinned: Mapping[str, Target]) -> Target | None:
@@ -77,8 +131,8 @@ def _last_served(deployment: Manifest, pinned: Mapping[str, Target]) -> Target |
 
 def _concluded(observed: Observed, actions: tuple[Action, ...], new: Manifest, stamp: str) -> Decision:
     old = (observed.deployment.get("status") or {}).get("conditions") or ()
-    events = tuple(event_manifest(observed.deployment, event, stamp) for event in transitions(old, new["conditions"]))
-    return Decision(actions, new, events)
+    events = tuple(transition_event(observed.deployment, event, stamp) for event in transitions(old, new["conditions"]))
+    return Decision(actions, new, (*events, *resizing(observed.deployment, new, stamp)))
 
 
 def engine_states(observed: Observed, now: datetime) -> tuple[PodState, ...]:
@@ -142,11 +196,15 @@ class _Course:
     target: Target | Blocked
     running: Target | None
     pinned: Mapping[str, Target]
-    wanted: int
+    states: tuple[PodState, ...]
+    fleet: Fleet
+    orders: Orders
+    report: Report
     unasked: bool
 
 
-def _actions(observed: Observed, states: Sequence[PodState], course: _Course) -> tuple[Action, ...]:
+def _actions(observed: Observed, course: _Course) -> tuple[tuple[Action, ...], tuple[str, ...]]:
+    """What to do, in order, and names that are needed but belong to others."""
     owner, revision, target, pinned = _owner(observed), course.revision, course.target, course.pinned
     manifests = children.own_revisions(observed)
     first: list[Action] = []
@@ -157,38 +215,63 @@ def _actions(observed: Observed, states: Sequence[PodState], course: _Course) ->
         known[revision] = target
         if revision not in pinned:
             first.append(Create(Kind.CONTROLLER_REVISION, children.revision_manifest(owner, target), Why.PIN_REVISION))
-    last: list[Action] = []
+    steps = _moves(owner, observed, course)
     if running is not None:
-        taken = [pod["metadata"]["name"] for pod in observed.pods]
-        creations, deletions = pod_actions(owner, running, states, taken, course.wanted)
-        first += [*children.service_actions(owner, observed), *([] if course.unasked else creations)]
-        last += deletions
-    first += [*children.revision_repairs(owner, pinned, manifests), *pod_repairs(owner, known, states)]
-    last += inspection.leftovers(observed, owner.name, revision, pinned=isinstance(target, Target))
-    in_use = {revision, *(state.revision for state in states), *([running.revision] if running else [])}
+        first += [*children.service_actions(owner, observed), *_budget(owner, observed, course), *steps.first]
+    repairs = pod_repairs(owner, known, course.states, course.orders.drain_seconds)
+    first += [*children.revision_repairs(owner, pinned, manifests), *repairs]
+    last = [*steps.last, *inspection.leftovers(observed, owner.name, revision, pinned=isinstance(target, Target))]
+    in_use = {revision, *(state.revision for state in course.states), *([running.revision] if running else [])}
     last += children.obsolete(manifests, in_use)
-    return (*(action for action in first if not _removes(action)), *(a for a in first if _removes(a)), *last)
+    ordered = (*(action for action in first if not _removes(action)), *(a for a in first if _removes(a)), *last)
+    return ordered, steps.blocked
+
+
+def _moves(owner: Owner, observed: Observed, course: _Course) -> Moves:
+    if course.running is None:
+        return Moves()
+    ours = {state.name for state in course.states}
+    taken = [pod["metadata"]["name"] for pod in observed.pods if pod["metadata"]["name"] not in ours]
+    steps = moves(owner, course.running, course.fleet, course.orders, taken)
+    if not course.unasked:
+        return steps
+    return replace(steps, first=tuple(action for action in steps.first if not isinstance(action, Create)))
+
+
+def _budget(owner: Owner, observed: Observed, course: _Course) -> tuple[Action, ...]:
+    """All wanted replicas must stay, because a cordoned node's are replaced before anybody may evict them; but where
+    that does not succeed in time, a drain of the node goes on without. Where nodes may not be read no cordon is seen:
+    then one may be evicted at a time, or a drain would never end."""
+    wanted = course.orders.wanted
+    if not observed.nodes.names:
+        return children.budget_actions(owner, observed, max(0, wanted - 1))
+    late = overdue(course.fleet, course.orders)
+    if not late:
+        return children.budget_actions(owner, observed, wanted)
+    # One at a time, also where several are late.
+    others = sum(state.ready for state in course.fleet.serving if state is not late[0])
+    told = overdue_notice(late[0], course.orders)
+    return children.budget_actions(owner, observed, min(wanted, others), told)
 
 
 def _removes(action: Action) -> bool:
     return isinstance(action, Delete)
 
 
-def _foreign(observed: Observed, spec: Spec, revision: str) -> tuple[str, ...]:
-    """Sentences about objects under names that we need now."""
+def _foreign(observed: Observed, blocked: Sequence[str]) -> tuple[str, ...]:
+    """Sentences about objects under names that we need now; `blocked` are those of pods."""
     name = observed.deployment["metadata"]["name"]
-    pods = {f"{name}-{revision}-{index}" for index in range(spec.wanted_replicas)}
-    found = [
-        (Kind.SERVICE, item["metadata"]["name"])
-        for item in observed.services
-        if item["metadata"]["name"] == headless_service_name(name) and _strange(item, observed)
-    ]
-    found += [
-        (Kind.POD, item["metadata"]["name"])
-        for item in observed.pods
-        if item["metadata"]["name"] in pods and _strange(item, observed)
-    ]
-    return tuple(inspection.foreign_message(*item) for item in found)
+    needed = (
+        (Kind.SERVICE, observed.services, {headless_service_name(name)}),
+        (Kind.POD_DISRUPTION_BUDGET, observed.budgets, {budget_name(name)}),
+        (Kind.POD, observed.pods, set(blocked)),
+    )
+    return tuple(
+        inspection.foreign_message(kind, item["metadata"]["name"])
+        for kind, items, names in needed
+        for item in items
+        if item["metadata"]["name"] in names and _strange(item, observed)
+    )
 
 
 def _strange(child: Manifest, observed: Observed) -> bool:

@@ -14,9 +14,11 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.api.status import Failure
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError
+from qwen_operator.hardware.inventory import GpuProduct
 from qwen_operator.manifests.drift import pod_repair
 from qwen_operator.manifests.names import Manifest, Owner, inspection_pod_name
 from qwen_operator.manifests.pods import SOURCE_MOUNT, SOURCE_VOLUME, RuntimeImage, inspection_pod
+from qwen_operator.reconcile.deaths import report_of
 from qwen_operator.reconcile.model import (
     Action,
     Blocked,
@@ -30,7 +32,7 @@ from qwen_operator.reconcile.model import (
     deleting,
     standing,
 )
-from qwen_operator.reconcile.podstate import report_of, stored_failure, trouble
+from qwen_operator.reconcile.podstate import stored_failure, trouble
 
 FIRST_RETRY_SECONDS = 30
 LAST_RETRY_SECONDS = 600
@@ -46,7 +48,7 @@ def resolve(
         return _from_catalog(spec)
     meta = observed.deployment["metadata"]
     owner = Owner(meta["name"], meta["namespace"], meta["uid"])
-    desired = inspection_pod(owner, revision, spec, runtime)
+    desired = inspection_pod(owner, revision, spec, runtime, _products(spec, observed))
     pod = next((pod for pod in observed.pods if pod["metadata"]["name"] == desired["metadata"]["name"]), None)
     before = _failure_before(observed, desired["metadata"]["name"])
     if pod is None:
@@ -60,6 +62,13 @@ def resolve(
     if ended is not None:
         return _result(pod, ended, before, now)
     return _unfinished(spec, pod, before, desired)
+
+
+def _products(spec: Spec, observed: Observed) -> tuple[GpuProduct, ...]:
+    """The products that the plan may choose from, as far as they are known before there is one."""
+    usable = observed.inventory.usable(spec.pod.tolerations).products
+    names = spec.hardware.products
+    return tuple(item for item in usable if not names or any(item.called(name) for name in names))
 
 
 def foreign(kind: Kind, name: str) -> Blocked:

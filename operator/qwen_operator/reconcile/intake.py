@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from qwen_operator.api.claims import served_names
-from qwen_operator.kube import NODES, QWENDEPLOYMENTS, Manifest, Resource
+from qwen_operator.api.conditions import Reason
+from qwen_operator.kube import NODES, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest, Resource
 from qwen_operator.manifests.names import LABEL_DEPLOYMENT
 from qwen_operator.reconcile.queue import Key, WorkQueue
 from qwen_operator.reconcile.store import Change, Store, key_of
@@ -37,9 +38,18 @@ class Intake:
                 self.everything()
             elif change.resource == QWENDEPLOYMENTS:
                 self._deployment(change)
+            elif change.resource == RESOURCE_QUOTAS:
+                self._quota(change)
             else:
                 for key in _owners(change):
                     self._queue.add(key)
+
+    def _quota(self, change: Change) -> None:
+        """A quota's status follows every pod of its namespace: only who waits for it has to know."""
+        namespaces = {manifest["metadata"]["namespace"] for manifest in (change.old, change.new) if manifest}
+        for deployment in self._store.all(QWENDEPLOYMENTS):
+            if deployment["metadata"]["namespace"] in namespaces and _waits_for_quota(deployment):
+                self._queue.add(key_of(deployment))
 
     def _deployment(self, change: Change) -> None:
         for manifest in (change.old, change.new):
@@ -57,6 +67,11 @@ def _claim(manifest: Manifest | None) -> tuple[str, ...]:
     if manifest is None or "deletionTimestamp" in manifest["metadata"]:
         return ()
     return served_names(manifest)
+
+
+def _waits_for_quota(deployment: Manifest) -> bool:
+    conditions = (deployment.get("status") or {}).get("conditions") or ()
+    return any(condition.get("reason") == Reason.QUOTA_EXCEEDED for condition in conditions)
 
 
 def _owners(change: Change) -> set[Key]:

@@ -11,6 +11,7 @@ from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, Manifest
 from qwen_operator.planning.types import NoFit, Plan
+from qwen_operator.scaling.types import ScalingState
 
 
 class Kind(StrEnum):
@@ -19,6 +20,7 @@ class Kind(StrEnum):
     POD = "Pod"
     SERVICE = "Service"
     CONTROLLER_REVISION = "ControllerRevision"
+    POD_DISRUPTION_BUDGET = "PodDisruptionBudget"
 
 
 class Why(StrEnum):
@@ -34,6 +36,15 @@ class Why(StrEnum):
     REPLACED = "Replaced"
     OLD_NOT_READY = "OldNotReady"
     SCALED_DOWN = "ScaledDown"
+    CORDONED = "Cordoned"
+    UNCORDONED = "Uncordoned"
+    LOAD_RETURNED = "LoadReturned"
+    DRAINED = "Drained"
+    DRAIN_TIMED_OUT = "DrainTimedOut"
+    STOPPED_ANSWERING = "StoppedAnswering"
+    NODE_LOST = "NodeLost"
+    BUDGET_MISSING = "BudgetMissing"
+    REPLICAS_CHANGED = "ReplicasChanged"
     POD_ENDED = "PodEnded"
     SURPLUS = "Surplus"
     DRIFTED = "Drifted"
@@ -51,22 +62,30 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Strategic merge patch of an object of ours."""
+    """Strategic merge patch of an object of ours. `notice` is an Event that is posted before."""
 
     kind: Kind
     name: str
     patch: Manifest
     why: Why
+    notice: Manifest | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete the object of this uid and no other."""
+    """Delete the object of this uid and no other.
+
+    `version`: only in the state of this resourceVersion. `grace_seconds` overrides the pod's own period, 0 removes it
+    without waiting for its node. `notice` is an Event that is posted before.
+    """
 
     kind: Kind
     name: str
     uid: str
     why: Why
+    version: str | None = None
+    grace_seconds: int | None = None
+    notice: Manifest | None = None
 
 
 Action = Create | Patch | Delete
@@ -82,17 +101,40 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Nodes:
+    """What the nodes mean for pods that are on them; `names` are those that exist, none if they may not be read.
+
+    `cordoned`: nothing new is to run there, and what runs is about to be moved. `silent`: their kubelet does not
+    answer. `out_of_service`: a person says that nothing runs there any more.
+    """
+
+    names: frozenset[str] = frozenset()
+    cordoned: frozenset[str] = frozenset()
+    silent: frozenset[str] = frozenset()
+    out_of_service: frozenset[str] = frozenset()
+
+    def gone(self, name: str) -> bool:
+        """Whether the node existed once, as a pod was bound to it, and exists no more."""
+        return bool(name) and bool(self.names) and name not in self.names
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Everything that one decision depends on, besides configuration and time.
 
     The children are those of the deployment and those that merely have one of its names. `lost_names` maps client
-    names that an older QwenDeployment claims to that object's "namespace/name".
+    names that an older QwenDeployment claims to that object's "namespace/name". `quotas` are the ResourceQuotas of
+    its namespace; `scaling` is what the load says, None while nothing is known of it.
     """
 
     deployment: Manifest
     pods: tuple[Manifest, ...] = ()
     services: tuple[Manifest, ...] = ()
     revisions: tuple[Manifest, ...] = ()
+    budgets: tuple[Manifest, ...] = ()
+    quotas: tuple[Manifest, ...] = ()
+    nodes: Nodes = field(default_factory=Nodes)
+    scaling: ScalingState | None = None
     inventory: Inventory = field(default_factory=Inventory)
     lost_names: Mapping[str, str] = field(default_factory=dict)
     refusal: Refusal | None = None

@@ -1,28 +1,51 @@
 """From the store to the frozen input of one decision."""
 
+from collections.abc import Callable
+
 from qwen_operator.api.claims import Claims, DeploymentKey, claims
 from qwen_operator.api.spec import revision_hash
 from qwen_operator.hardware.inventory import GpuPool, Inventory, inventory
-from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, SERVICES, Manifest, Resource
+from qwen_operator.kube import (
+    CONTROLLER_REVISIONS,
+    NODES,
+    POD_DISRUPTION_BUDGETS,
+    PODS,
+    QWENDEPLOYMENTS,
+    RESOURCE_QUOTAS,
+    SERVICES,
+    Manifest,
+    Resource,
+)
 from qwen_operator.manifests.names import (
+    budget_name,
     controller_revision_name,
     engine_pod_name,
     headless_service_name,
     inspection_pod_name,
 )
-from qwen_operator.reconcile.model import Observed
+from qwen_operator.reconcile.model import Nodes, Observed
+from qwen_operator.reconcile.nodes import node_states
 from qwen_operator.reconcile.store import Key, Store, key_of
+from qwen_operator.scaling.types import ScalingState
 
-MAX_REPLICAS = 64
+# Names of pods that somebody else may have taken. Ours take the lowest free index: only as many foreign pods as this
+# would go unseen before the API server says so.
+LOOKED_AT = 128
 
 
 class Observer:
-    """Reads the store. What depends on all objects of a kind is computed once per change of that kind."""
+    """Reads the store. What depends on all objects of a kind is computed once per change of that kind.
 
-    def __init__(self, store: Store, pools: tuple[GpuPool, ...]) -> None:
+    `scaling` tells what the load says about the QwenDeployment of a namespace and name.
+    """
+
+    def __init__(
+        self, store: Store, pools: tuple[GpuPool, ...], scaling: Callable[[str, str], ScalingState | None]
+    ) -> None:
         self._store = store
         self._pools = pools
-        self._inventory: tuple[int, Inventory] = (-1, Inventory())
+        self._scaling = scaling
+        self._hardware: tuple[int, Inventory, Nodes] = (-1, Inventory(), Nodes())
         self._claims: tuple[int, Claims | None] = (-1, None)
 
     def observe(self, key: Key) -> Observed | None:
@@ -33,15 +56,18 @@ class Observer:
         meta, spec = deployment["metadata"], deployment.get("spec") or {}
         name = meta["name"]
         revision = revision_hash(spec, meta.get("annotations") or {})
-        replicas = spec.get("replicas")
-        wanted = min(replicas if isinstance(replicas, int) else 1, MAX_REPLICAS)
-        pods = [engine_pod_name(name, revision, index) for index in range(wanted)]
+        pods = [engine_pod_name(name, revision, index) for index in range(LOOKED_AT)]
+        _, gpus, nodes = self._current_hardware()
         return Observed(
             deployment=deployment,
             pods=self._children(PODS, deployment, [*pods, inspection_pod_name(name, revision)]),
             services=self._children(SERVICES, deployment, [headless_service_name(name)]),
             revisions=self._children(CONTROLLER_REVISIONS, deployment, [controller_revision_name(name, revision)]),
-            inventory=self._current_inventory(),
+            budgets=self._children(POD_DISRUPTION_BUDGETS, deployment, [budget_name(name)]),
+            quotas=tuple(self._store.inside(RESOURCE_QUOTAS, meta["namespace"])),
+            nodes=nodes,
+            scaling=self._scaling(*key),
+            inventory=gpus,
             lost_names=self._lost(key),
         )
 
@@ -55,11 +81,12 @@ class Observer:
                 found[(namespace, name)] = item
         return tuple(found[key] for key in sorted(found))
 
-    def _current_inventory(self) -> Inventory:
+    def _current_hardware(self) -> tuple[int, Inventory, Nodes]:
         generation = self._store.generation(NODES)
-        if self._inventory[0] != generation:
-            self._inventory = (generation, inventory(self._store.all(NODES), self._pools))
-        return self._inventory[1]
+        if self._hardware[0] != generation:
+            nodes = list(self._store.all(NODES))
+            self._hardware = (generation, inventory(nodes, self._pools), node_states(nodes))
+        return self._hardware
 
     def _lost(self, key: Key) -> dict[str, str]:
         generation = self._store.generation(QWENDEPLOYMENTS)

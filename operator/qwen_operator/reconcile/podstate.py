@@ -4,7 +4,6 @@ Pure. The words come from the scheduler, the kubelet, and from the JSON that the
 termination message.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.status import Failure
 from qwen_operator.manifests.names import ENGINE_CONTAINER, LABEL_REVISION, Manifest
+from qwen_operator.reconcile.deaths import NO_RESTARTS, Restarts, death, evicted, failure_message, reason_of
 from qwen_operator.reconcile.model import deleting
 
 _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
@@ -34,6 +34,7 @@ class PodState:
 
     `ready`: it answers, also through the gateway. `settles_in`: seconds until a Ready pod does, else 0. `started`: its
     engine has come up since its last start, so that a pod that is not ready has answered before and may again.
+    `restarts` belong to `failure`.
     """
 
     pod: Manifest
@@ -48,6 +49,12 @@ class PodState:
     failure: Failure | None
     settles_in: float = 0.0
     started: bool = False
+    restarts: Restarts = NO_RESTARTS
+
+    @property
+    def crash_looping(self) -> bool:
+        """Whether the kubelet starts it again and again and it dies soon each time: only a person can help."""
+        return self.restarts.looping and not self.ready and not self.deleting
 
     @property
     def uid(self) -> str:
@@ -65,13 +72,13 @@ def read(pod: Manifest, deployment: str, now: datetime) -> PodState:
     match = re.fullmatch(rf"{re.escape(deployment)}-([0-9a-f]{{8}})-(\d{{1,3}})", name)
     gone = deleting(pod)
     status = pod.get("status") or {}
-    failure = _failure(pod)
+    failure, restarts = death(pod)
     condition = _condition(status, "Ready")
     up = not gone and condition.get("status") == "True"
     settles_in = _settles_in(condition, now) if up else 0.0
     ready = up and not settles_in
     ended = status.get("phase") in ("Failed", "Succeeded")
-    reason, message = _trouble(pod, failure)
+    reason, message = _trouble(pod, failure, restarts)
     if up:
         reason, message = Reason.SERVING, f"{name} answers"
     if settles_in:
@@ -89,6 +96,7 @@ def read(pod: Manifest, deployment: str, now: datetime) -> PodState:
         failure=failure,
         settles_in=settles_in,
         started=up or (not gone and not ended and _started(status)),
+        restarts=restarts,
     )
 
 
@@ -103,10 +111,10 @@ def _settles_in(condition: Mapping[str, Any], now: datetime) -> float:
 
 def trouble(pod: Manifest) -> tuple[Reason, str]:
     """Why a pod does not do its work, whether it is an engine or an inspection."""
-    return _trouble(pod, _failure(pod))
+    return _trouble(pod, *death(pod))
 
 
-def _trouble(pod: Manifest, failure: Failure | None) -> tuple[Reason, str]:
+def _trouble(pod: Manifest, failure: Failure | None, restarts: Restarts) -> tuple[Reason, str]:
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     if deleting(pod):
         return Reason.STOPPING, f"{name} is being stopped"
@@ -116,13 +124,18 @@ def _trouble(pod: Manifest, failure: Failure | None) -> tuple[Reason, str]:
     if stuck := _stuck(name, status):
         return stuck
     if failure is not None:
-        return failure.reason, _failure_message(failure)
+        return failure.reason, failure_message(failure, restarts)
+    return _progress(name, status)
+
+
+def _progress(name: str, status: Mapping[str, Any]) -> tuple[Reason, str]:
+    """How far a pod is whose containers have nothing to report."""
     if status.get("phase") in ("Failed", "Succeeded"):
-        return Reason.UNKNOWN, f"{name} ended: {status.get('message') or status.get('reason') or status['phase']}"
-    running = _running(status)
-    return (
-        (Reason.LOADING, f"{name} is loading the model") if running else (Reason.STARTING, f"{name} is being started")
-    )
+        reason = Reason.EVICTED if evicted(status) else Reason.UNKNOWN
+        return reason, f"{name} ended: {status.get('message') or status.get('reason') or status['phase']}"
+    if _running(status):
+        return Reason.LOADING, f"{name} is loading the model"
+    return Reason.STARTING, f"{name} is being started"
 
 
 def _stuck(name: str, status: Mapping[str, Any]) -> tuple[Reason, str] | None:
@@ -170,63 +183,6 @@ def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     return {}
 
 
-def _failure(pod: Manifest) -> Failure | None:
-    """The last end of the engine, or else of an init container. `count` is how often the kubelet restarted it."""
-    status = pod.get("status") or {}
-    asked = deleting(pod)
-    main = [item for item in status.get("containerStatuses") or () if item.get("name") == ENGINE_CONTAINER]
-    for container in [*main, *(status.get("initContainerStatuses") or ())]:
-        state, last = container.get("state") or {}, container.get("lastState") or {}
-        ended = state.get("terminated") or last.get("terminated")
-        if ended and asked and not report_of(ended):
-            # It was told to stop, and its init found nothing wrong with how it did.
-            continue
-        if ended and (container.get("name") == ENGINE_CONTAINER or ended.get("exitCode") != 0):
-            return _failure_of(pod["metadata"]["name"], container, ended)
-    return None
-
-
-def _failure_of(pod: str, container: Mapping[str, Any], ended: Mapping[str, Any]) -> Failure:
-    report = report_of(ended)
-    reason, log = _reason(report.get("reason")), report.get("log")
-    if reason is None:
-        killed = ended.get("reason") == "OOMKilled"
-        reason = Reason.HOST_OUT_OF_MEMORY if killed else Reason.UNKNOWN
-        log = [str(ended.get("message") or ended.get("reason") or "")]
-    code = report.get("exitCode", ended.get("exitCode"))
-    return Failure(
-        reason=reason,
-        phase=str(report.get("phase") or ""),
-        pod=pod,
-        exit_code=code if isinstance(code, int) else -1,
-        time=str(ended.get("finishedAt") or ""),
-        count=max(1, int(container.get("restartCount") or 0)),
-        log=tuple(str(line)[:200] for line in (log if isinstance(log, list) else ()) if line)[-10:],
-    )
-
-
-def report_of(ended: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The JSON object in a terminated container's message, {} if there is none."""
-    try:
-        report = json.loads(ended.get("message") or "")
-    except ValueError:
-        return {}
-    return report if isinstance(report, dict) else {}
-
-
-def _reason(word: object) -> Reason | None:
-    try:
-        return Reason(str(word))
-    except ValueError:
-        return None
-
-
-def _failure_message(failure: Failure) -> str:
-    phase = f" while in {failure.phase}" if failure.phase else ""
-    last = f": {failure.log[-1]}" if failure.log else ""
-    return f"{failure.pod} ended with exit code {failure.exit_code}{phase}{last}"
-
-
 def last_failure(old: Mapping[str, Any], states: Iterable[PodState]) -> Failure | None:
     """The failure to report: the newest of the pods', counted on from the one reported before.
 
@@ -244,7 +200,7 @@ def last_failure(old: Mapping[str, Any], states: Iterable[PodState]) -> Failure 
 
 def stored_failure(record: Mapping[str, Any]) -> Failure | None:
     """`status.lastFailure` as a value; None if it is not there or from another version of this program."""
-    reason = _reason(record.get("reason"))
+    reason = reason_of(record.get("reason"))
     if reason is None:
         return None
     return Failure(

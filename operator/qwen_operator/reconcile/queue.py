@@ -20,8 +20,9 @@ class WorkQueue:
     def __init__(self, *, clock: Callable[[], float], random: Callable[[], float]) -> None:
         self._clock = clock
         self._random = random
-        self._ready: dict[Key, None] = {}
-        self._active: set[Key] = set()
+        # With the seconds since when they wait, or are worked on; in the order of these.
+        self._ready: dict[Key, float] = {}
+        self._active: dict[Key, float] = {}
         self._again: set[Key] = set()
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, Key]] = []
@@ -32,6 +33,20 @@ class WorkQueue:
     def __len__(self) -> int:
         return len(self._ready) + len(self._again)
 
+    def age(self) -> float:
+        """Seconds for which the key that waits longest for a worker has waited."""
+        now = self._clock()
+        return now - next(iter(self._ready.values()), now)
+
+    def busy(self) -> float:
+        """Seconds for which the worker that works longest on its key has worked on it."""
+        now = self._clock()
+        return now - next(iter(self._active.values()), now)
+
+    def clear(self) -> None:
+        """Drop what waits for a worker, for one who is about to add everything."""
+        self._ready.clear()
+
     def add(self, key: Key) -> None:
         """Work on this key as soon as a worker is free, or when its brake is off."""
         wait = self._not_before.get(key, 0.0) - self._clock()
@@ -41,7 +56,7 @@ class WorkQueue:
         if key in self._active:
             self._again.add(key)
         else:
-            self._ready[key] = None
+            self._ready.setdefault(key, self._clock())
         self._wake.set()
 
     def add_after(self, key: Key, seconds: float) -> None:
@@ -85,12 +100,12 @@ class WorkQueue:
         key = next(iter(self._ready))
         del self._ready[key]
         self._due.pop(key, None)
-        self._active.add(key)
+        self._active[key] = now
         return key
 
     def done(self, key: Key) -> None:
         """The worker that took the key has finished, well or not."""
-        self._active.discard(key)
+        self._active.pop(key, None)
         if key in self._again:
             self._again.discard(key)
             self.add(key)

@@ -1,8 +1,8 @@
 """The periodic list: makes the first state complete, finds what no watch told, and looks at every object again."""
 
 import asyncio
+import contextlib
 import logging
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -10,11 +10,9 @@ from typing import NoReturn
 from qwen_operator.kube import (
     NODES,
     QWENDEPLOYMENTS,
-    SECRETS,
-    AlreadyExists,
+    RESOURCE_QUOTAS,
     ApiError,
     Forbidden,
-    Invalid,
     KubeApi,
     Resource,
 )
@@ -25,21 +23,31 @@ from qwen_operator.reconcile.store import WATCHED
 MANAGED_BY = "app.kubernetes.io/managed-by"
 CHILD_LABELS = f"{MANAGED_BY}=qwen-operator"
 
-# Asking costs a write request, because only the attempt to create says whether the Secret is there.
-KEYS_SECONDS = 3600.0
-REFUSED_KEYS_SECONDS = 300.0
+# A watch that begins anew tells of each object of its list, and the other watches do so at about the same time: one
+# list of ours for all of them.
+SETTLE_SECONDS = 2.0
+
+# What the operator can do without, and what it then does not know.
+OPTIONAL = {
+    NODES: "only the GPU pools declared in the chart are known",
+    RESOURCE_QUOTAS: "a quota that is too small is found out only when a pod is refused",
+}
 
 log = logging.getLogger(__name__)
 
 
 def labels_of(resource: Resource) -> str:
     """The label selector under which a resource is listed and watched: children are chosen by the API server."""
-    return "" if resource in (QWENDEPLOYMENTS, NODES) else CHILD_LABELS
+    return "" if resource in (QWENDEPLOYMENTS, NODES, RESOURCE_QUOTAS) else CHILD_LABELS
 
 
 @dataclass(slots=True)
 class Resync:
-    """Lists everything at the start and then every `config.resync_seconds`, give or take a tenth.
+    """Lists everything at the start, whenever a watch began anew, and every `config.resync_seconds`, give or take a
+    tenth.
+
+    A watch of kopf lists before it watches and says nothing of what was deleted meanwhile; only a list of ours,
+    made after it, finds that.
 
     `random` returns a number in [0, 1), `clock` monotonic seconds.
     """
@@ -50,8 +58,21 @@ class Resync:
     random: Callable[[], float]
     clock: Callable[[], float]
     nodes_readable: bool = True
-    _keys_due: float = float("-inf")
     synced: asyncio.Event = field(default_factory=asyncio.Event)
+    _asked: asyncio.Event = field(default_factory=asyncio.Event)
+    _refused: set[Resource] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if not self.nodes_readable:
+            self._refused.add(NODES)
+
+    def readable(self) -> tuple[Resource, ...]:
+        """The resources that may be read; all of them are asked for until a list was refused."""
+        return tuple(resource for resource in WATCHED if resource not in self._refused)
+
+    def soon(self) -> None:
+        """Have the next list made now instead of at its time."""
+        self._asked.set()
 
     async def first(self) -> None:
         """List until it works once. Deciding on half a picture would pin a wrong plan."""
@@ -70,26 +91,32 @@ class Resync:
 
     async def run(self) -> NoReturn:
         """Repeat for ever. A failed list changes nothing; the next one comes sooner."""
-        seconds = float(self.config.resync_seconds)
+        failures = 0
         while True:
-            await asyncio.sleep(seconds * (0.9 + self.random() / 5))
+            await self._wait(failures)
+            self._asked.clear()
             try:
                 await self.once()
-                seconds = float(self.config.resync_seconds)
+                failures = 0
             except ApiError as error:
-                seconds = min(30.0, seconds)
+                failures += 1
                 log.warning("list failed", extra={"error": str(error)})
+
+    async def _wait(self, failures: int) -> None:
+        """Until the next list: its time, or a watch that began anew and had SETTLE_SECONDS for the others."""
+        seconds = float(self.config.resync_seconds) if not failures else min(30.0, 2.0 ** min(failures, 5))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds * (0.9 + self.random() / 5)):
+                await self._asked.wait()
+                await asyncio.sleep(SETTLE_SECONDS)
 
     async def once(self) -> None:
         """List all resources, then have every QwenDeployment reconciled."""
-        for resource in WATCHED:
+        for resource in self.readable():
             await self._list(resource)
-        await self._gateway_keys()
         self.intake.everything()
 
     async def _list(self, resource: Resource) -> None:
-        if resource == NODES and not self.nodes_readable:
-            return
         scopes: tuple[str | None, ...] = (
             self.config.namespaces if resource.namespaced and self.config.namespaces else (None,)
         )
@@ -97,38 +124,9 @@ class Resync:
             try:
                 items, version = await self.api.list(resource, namespace, labels_of(resource))
             except Forbidden:
-                if resource != NODES:
+                if resource not in OPTIONAL:
                     raise
-                self.nodes_readable = False
-                log.warning("nodes may not be read: only the GPU pools declared in the chart are known")
+                self._refused.add(resource)
+                log.warning("%s may not be read: %s", resource.plural, OPTIONAL[resource])
                 return
             self.intake.listed(resource, namespace, items, version)
-
-    async def _gateway_keys(self) -> None:
-        """Make the Secret of client keys if it is absent. It is never read: only the gateway mounts it."""
-        gateway = self.config.gateway
-        if gateway.auth != "keys" or self.clock() < self._keys_due:
-            return
-        manifest = {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "type": "Opaque",
-            "metadata": {
-                "name": gateway.keys_secret,
-                "namespace": gateway.namespace,
-                "labels": {MANAGED_BY: "qwen-operator", "app.kubernetes.io/name": "qwen-operator"},
-            },
-            "stringData": {"default": secrets.token_urlsafe(32)},
-        }
-        try:
-            await self.api.create(SECRETS, manifest)
-        except AlreadyExists:
-            self._keys_due = self.clock() + KEYS_SECONDS
-            return
-        except (Forbidden, Invalid) as error:
-            # Somebody else may have made it, or will: that is no reason to leave the deployments alone.
-            self._keys_due = self.clock() + REFUSED_KEYS_SECONDS
-            log.warning("may not make the gateway's client key", extra={"error": str(error)})
-            return
-        self._keys_due = self.clock() + KEYS_SECONDS
-        log.info("made the gateway's client key", extra={"object": f"{gateway.namespace}/{gateway.keys_secret}"})

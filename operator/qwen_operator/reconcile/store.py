@@ -9,11 +9,30 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, SERVICES, Manifest, Resource
+from qwen_operator.api.writers import kept_fields
+from qwen_operator.kube import (
+    CONTROLLER_REVISIONS,
+    NODES,
+    POD_DISRUPTION_BUDGETS,
+    PODS,
+    QWENDEPLOYMENTS,
+    RESOURCE_QUOTAS,
+    SERVICES,
+    Manifest,
+    Resource,
+)
 from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, LABEL_DEPLOYMENT
 
 Key = tuple[str, str]
-WATCHED = (QWENDEPLOYMENTS, PODS, SERVICES, CONTROLLER_REVISIONS, NODES)
+WATCHED = (
+    QWENDEPLOYMENTS,
+    PODS,
+    SERVICES,
+    CONTROLLER_REVISIONS,
+    POD_DISRUPTION_BUDGETS,
+    RESOURCE_QUOTAS,
+    NODES,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +57,11 @@ class Store:
 
     def all(self, resource: Resource) -> Iterator[Manifest]:
         return iter(self._objects[resource].values())
+
+    def inside(self, resource: Resource, namespace: str) -> list[Manifest]:
+        """The objects of a namespace, by name. Looks at all: for kinds of which there are few."""
+        objects = self._objects[resource]
+        return [objects[key] for key in sorted(objects) if key[0] == namespace]
 
     def generation(self, resource: Resource) -> int:
         """A number that grows with every change of this resource's objects."""
@@ -110,18 +134,36 @@ def key_of(manifest: Manifest) -> Key:
 
 
 def trim(resource: Resource, manifest: Manifest) -> Manifest:
-    """The part that reconcile reads. A node's heartbeat or free memory is no reason to plan anew."""
+    """The part that reconcile reads. A node's heartbeat or free memory is no reason to plan anew, and a
+    PodDisruptionBudget counts in its status whatever happens to its pods."""
     meta = {name: value for name, value in manifest["metadata"].items() if name != "managedFields"}
-    if resource != NODES:
-        return {**manifest, "metadata": meta}
+    if resource == QWENDEPLOYMENTS and (fields := kept_fields(manifest["metadata"])):
+        meta["managedFields"] = fields
+    if resource == POD_DISRUPTION_BUDGETS:
+        return {**{name: value for name, value in manifest.items() if name != "status"}, "metadata": meta}
+    return _trimmed_node(manifest, meta) if resource == NODES else {**manifest, "metadata": meta}
+
+
+def _trimmed_node(manifest: Manifest, meta: Manifest) -> Manifest:
     spec, status = manifest.get("spec") or {}, manifest.get("status") or {}
     meta = {name: meta[name] for name in ("name", "uid", "resourceVersion", "labels") if name in meta}
     gpus = {
         part: {name: amount for name, amount in (status.get(part) or {}).items() if "/" in name}
         for part in ("capacity", "allocatable")
     }
+    ready = [
+        {"type": "Ready", "status": condition.get("status")}
+        for condition in status.get("conditions") or ()
+        if condition.get("type") == "Ready"
+    ]
     kept = {name: spec[name] for name in ("taints", "unschedulable") if name in spec}
-    return {"apiVersion": "v1", "kind": "Node", "metadata": meta, "spec": kept, "status": gpus}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": meta,
+        "spec": kept,
+        "status": {**gpus, **({"conditions": ready} if ready else {})},
+    }
 
 
 def _owners(manifest: Manifest) -> set[str]:

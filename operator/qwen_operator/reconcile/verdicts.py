@@ -4,31 +4,39 @@ Ready speaks of requests: it is true as long as one replica answers, also while 
 Reconciling and Stalled speak of the spec (kstatus): on the way, or in need of a person.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from qwen_operator.api.conditions import ConditionType, Reason, Verdict
-from qwen_operator.api.events import Event
 from qwen_operator.api.spec import InvalidSpec, Spec
 from qwen_operator.api.status import Failure, Observation, build
 from qwen_operator.manifests.names import Manifest, engine_selector
+from qwen_operator.reconcile.drains import Orders
+from qwen_operator.reconcile.fleet import Fleet, drains_since
 from qwen_operator.reconcile.inspection import PHASE
 from qwen_operator.reconcile.model import Blocked, Refusal, Target
+from qwen_operator.reconcile.notices import stamp_of
 from qwen_operator.reconcile.podstate import PodState, last_failure
+from qwen_operator.reconcile.reasons import on_the_way
+from qwen_operator.scaling.report import Report
 
 STALLED_AFTER_FAILURES = 3
 _URGENT = (Reason.CLAIM_NOT_FOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED)
+
+
+# How the API server says that a ResourceQuota is in the way.
+_QUOTA_WORDS = ("exceeded quota", "failed quota")
+_SHORT_OF_ROOM = (Reason.QUOTA_EXCEEDED, Reason.WAITING_FOR_GPUS, Reason.WAITING_FOR_NODE)
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
     """What the status is made of. Either `target` (the present spec's revision) or `blocked` is set.
 
-    `running`: the target, or while there is none the revision that goes on instead. `states` are the engine pods that
-    are ours, of any revision; `foreign` messages about objects under our names.
+    `running`: the target, or while there is none the revision that goes on instead. `fleet` are the engine pods that
+    are ours, of any revision; `foreign` messages about objects under our names. `full`: which quota is in the way.
     `newer`: planned today, the same spec would run differently.
     """
 
@@ -37,33 +45,37 @@ class Situation:
     target: Target | None
     blocked: Blocked | None
     running: Target | None
-    states: tuple[PodState, ...]
+    fleet: Fleet
+    orders: Orders
+    report: Report
     foreign: tuple[str, ...]
     lost_names: Mapping[str, str]
     refusal: Refusal | None
+    full: str | None
     newer: bool
 
     @property
     def ready(self) -> list[PodState]:
-        return [state for state in self.states if state.ready]
-
-    @property
-    def replicas(self) -> int:
-        """Replicas that exist: a pod that is started beside the one it will replace is not another one."""
-        return len({state.index for state in self.states if not state.deleting and not state.ended})
+        return [state for state in self.fleet.serving if state.ready]
 
     @property
     def answering(self) -> int:
         """Replicas that answer."""
-        return len({state.index for state in self.ready})
+        return self.fleet.answering(self.wanted)
 
     @property
     def current(self) -> list[PodState]:
-        return [state for state in self.states if state.revision == self.revision]
+        """The pods of the present spec's revision that are to serve."""
+        return [state for state in self.fleet.serving if state.revision == self.revision]
+
+    @property
+    def outdated(self) -> bool:
+        """Whether there are pods of another revision, be they on their way out."""
+        return any(state.revision != self.revision for state in self.fleet.all)
 
     @property
     def wanted(self) -> int:
-        return self.spec.wanted_replicas
+        return self.orders.wanted
 
     @property
     def unasked(self) -> bool:
@@ -76,17 +88,18 @@ def all_lost(spec: Spec, lost_names: Mapping[str, str]) -> bool:
     return bool(spec.names) and all(name in lost_names for name in spec.names)
 
 
-def invalid_status(deployment: Manifest, error: InvalidSpec, replicas: int, ready: int, now: str) -> dict[str, Any]:
+def invalid_status(deployment: Manifest, error: InvalidSpec, fleet: Fleet, now: str) -> dict[str, Any]:
     """The status of an object whose spec cannot be read; its pods stay as they are."""
     message = str(error)
-    kinds = (ConditionType.READY, ConditionType.PLANNED, ConditionType.MODEL_LOADED)
+    kinds = (ConditionType.READY, ConditionType.PLANNED, ConditionType.MODEL_LOADED, ConditionType.SCALING_ACTIVE)
     verdicts = [Verdict(kind, False, Reason.INVALID_SPEC, message) for kind in kinds]
     verdicts.append(Verdict(ConditionType.STALLED, True, Reason.INVALID_SPEC, message))
     meta = deployment["metadata"]
+    replicas = len(fleet.serving)
     observation = Observation(
         generation=int(meta.get("generation") or 0),
         replicas=replicas,
-        ready=ready,
+        ready=sum(state.ready for state in fleet.serving),
         wanted=max(replicas, 1),
         selector=engine_selector(meta["name"]),
         names=(),
@@ -103,7 +116,7 @@ def status(deployment: Manifest, situation: Situation, now: str) -> dict[str, An
     failure = _reported_failure(situation, old)
     observation = Observation(
         generation=int(meta.get("generation") or 0),
-        replicas=situation.replicas,
+        replicas=situation.fleet.replicas(situation.wanted),
         ready=situation.answering,
         wanted=situation.wanted,
         selector=engine_selector(meta["name"]),
@@ -121,8 +134,21 @@ def status(deployment: Manifest, situation: Situation, now: str) -> dict[str, An
         plan=running.plan.status(running.revision) if running else None,
         no_fit=blocked.no_fit.status() if blocked and blocked.no_fit else None,
         last_failure=failure,
+        scaling=situation.report.scaling,
+        load=situation.report.load,
     )
-    return build(observation, old, now)
+    new = build(observation, old, now)
+    return {**new, "summary": {**new["summary"], **_word(situation, str(new["summary"]["status"]))}}
+
+
+def _word(situation: Situation, said: str) -> dict[str, str]:
+    """A serving deployment that changes its size says so in the STATUS column; its conditions stay as they are."""
+    if said not in (Reason.SERVING, Reason.SCALED):
+        return {}
+    coming = situation.answering < situation.wanted and not situation.outdated
+    if said == Reason.SERVING and coming and all(state.ready or on_the_way(state) for state in situation.current):
+        return {"status": str(Reason.SCALING_UP)}
+    return {"status": str(Reason.DRAINING)} if situation.fleet.draining else {}
 
 
 def _reported_failure(situation: Situation, old: Mapping[str, Any]) -> Failure | None:
@@ -132,7 +158,8 @@ def _reported_failure(situation: Situation, old: Mapping[str, Any]) -> Failure |
     record = old.get("lastFailure") or {}
     inspection = record.get("phase") == PHASE
     mine = f"-{situation.revision}-" in str(record.get("pod", "")) and not inspection
-    return last_failure(record if mine else {}, situation.current)
+    pods = (*situation.fleet.serving, *situation.fleet.gone, *situation.fleet.ended)
+    return last_failure(record if mine else {}, [pod for pod in pods if pod.revision == situation.revision])
 
 
 def _verdicts(meta: Manifest, situation: Situation, failure: Failure | None) -> tuple[Verdict, ...]:
@@ -147,6 +174,7 @@ def _verdicts(meta: Manifest, situation: Situation, failure: Failure | None) -> 
         Verdict(ConditionType.MODEL_LOADED, True, Reason.LOADED, "at least one replica has the model in memory")
         if loaded
         else Verdict(ConditionType.MODEL_LOADED, False, reason, message),
+        *_scaling(situation, reason, message),
     ]
     stalled = _stalled(situation, reason, message, failure)
     if stalled is not None:
@@ -162,24 +190,52 @@ def _verdicts(meta: Manifest, situation: Situation, failure: Failure | None) -> 
     return tuple(verdicts)
 
 
+def _scaling(situation: Situation, reason: Reason, message: str) -> tuple[Verdict, ...]:
+    """What the report says; but a size that the cluster has no room for is limited by that."""
+    active, limited = situation.report.verdicts
+    short = situation.answering < situation.wanted or situation.full is not None
+    if situation.ready and reason in _SHORT_OF_ROOM and short:
+        limited = Verdict(ConditionType.SCALING_LIMITED, True, reason, message)
+    return active, limited
+
+
 def _trouble(situation: Situation) -> tuple[Reason, str]:
     """Why the present spec is not wholly done; SERVING when it is."""
     if situation.blocked is not None:
         return situation.blocked.reason, situation.blocked.message
-    if situation.refusal is not None:
-        refusal = situation.refusal
-        return Reason.POD_REFUSED, f"the API server refuses the {refusal.kind} {refusal.name}: {refusal.message}"
-    if situation.foreign:
-        return Reason.FOREIGN_OBJECT, situation.foreign[0]
-    waiting = [state for state in situation.current if not state.ready and (state.index or 0) < situation.wanted]
+    if (obstacle := _obstacle(situation)) is not None:
+        return obstacle
+    waiting = [state for state in situation.current if not state.ready]
     # A failure says more than a pod that is merely on its way.
-    waiting.sort(key=lambda state: (state.on_the_way, state.reason not in _URGENT, state.index or 0))
+    waiting.sort(key=lambda state: (on_the_way(state), state.reason not in _URGENT, state.index or 0))
     if waiting:
         return waiting[0].reason, waiting[0].message
     missing = situation.wanted - sum(state.ready for state in situation.current)
     if missing > 0:
-        return Reason.STARTING, f"{missing} of {situation.wanted} replicas are being created"
+        return Reason.STARTING, _missing(situation, missing)
     return Reason.SERVING, "every replica answers"
+
+
+def _obstacle(situation: Situation) -> tuple[Reason, str] | None:
+    """What keeps an object of ours from being made."""
+    if situation.full is not None:
+        return Reason.QUOTA_EXCEEDED, situation.full
+    if situation.refusal is not None:
+        return _refused(situation.refusal)
+    return (Reason.FOREIGN_OBJECT, situation.foreign[0]) if situation.foreign else None
+
+
+def _missing(situation: Situation, number: int) -> str:
+    lost = [state for state in situation.fleet.gone if state.reason is Reason.NODE_LOST]
+    cause = f"; {lost[0].message}" if lost else ""
+    return f"{number} of {situation.wanted} replicas are being created{cause}"
+
+
+def _refused(refusal: Refusal) -> tuple[Reason, str]:
+    text = f"the API server refuses the {refusal.kind} {refusal.name}: {refusal.message}"
+    if any(words in refusal.message for words in _QUOTA_WORDS):
+        return Reason.QUOTA_EXCEEDED, f"{text}; it is tried again"
+    return Reason.POD_REFUSED, text
 
 
 def _ready(situation: Situation, reason: Reason, message: str) -> Verdict:
@@ -192,10 +248,25 @@ def _ready(situation: Situation, reason: Reason, message: str) -> Verdict:
             text = f"{text}; {message}"
         if lost:
             text = f"{text}; {_lost_message(lost)}"
-        return Verdict(ConditionType.READY, True, Reason.SERVING, text)
+        return Verdict(ConditionType.READY, True, Reason.SERVING, f"{text}{_leaving(situation)}")
     if situation.wanted == 0 and situation.blocked is None:
-        return Verdict(ConditionType.READY, False, Reason.SCALED, "spec.replicas is 0")
+        return Verdict(ConditionType.READY, False, Reason.SCALED, f"spec.replicas is 0{_leaving(situation)}")
     return Verdict(ConditionType.READY, False, reason, message)
+
+
+def _leaving(situation: Situation) -> str:
+    """Who drains, and until when at the latest: times of the decision, which do not move."""
+    draining = situation.fleet.draining
+    times = sorted((then, state.name) for state in draining if (then := drains_since(state)) is not None)
+    if not times:
+        return ""
+    first, name = times[0]
+    until = stamp_of(first + timedelta(seconds=situation.orders.drain_limit))
+    if len(draining) == 1:
+        return f"; {name} gets no new requests and goes when it is idle, at the latest {until}"
+    return (
+        f"; {name} and {len(draining) - 1} more get no new requests and go when they are idle, the first until {until}"
+    )
 
 
 def _lost_message(lost: Mapping[str, str]) -> str:
@@ -223,23 +294,25 @@ def _stalled(situation: Situation, reason: Reason, message: str, failure: Failur
         return None if blocked.waiting else Verdict(ConditionType.STALLED, True, reason, message)
     if situation.unasked:
         return Verdict(ConditionType.STALLED, True, Reason.NAME_CONFLICT, _lost_message(situation.lost_names))
+    if reason is Reason.QUOTA_EXCEEDED:
+        return None
     if situation.refusal is not None or (situation.foreign and not situation.ready):
         return Verdict(ConditionType.STALLED, True, reason, message)
     failing = failure is not None and failure.reason is reason and failure.count >= STALLED_AFTER_FAILURES
     if failing and failure is not None:
         text = f"{failure.count} identical failures; {message}"
         return Verdict(ConditionType.STALLED, True, reason, text)
-    return None
+    looping = any(state.crash_looping and state.reason is reason for state in situation.current)
+    return Verdict(ConditionType.STALLED, True, reason, message) if looping else None
 
 
 def _reconciling(situation: Situation) -> bool:
     """Scaling up what already serves is no rollout: then only Ready's message tells."""
     if situation.blocked is not None:
         return True
-    old = [state for state in situation.states if state.revision != situation.revision]
     if situation.wanted == 0:
-        return bool(situation.states)
-    return bool(old) or not any(state.ready for state in situation.current)
+        return bool(situation.fleet.all)
+    return situation.outdated or not any(state.ready for state in situation.current)
 
 
 def _degraded(situation: Situation, message: str) -> Verdict | None:
@@ -250,39 +323,5 @@ def _degraded(situation: Situation, message: str) -> Verdict | None:
         return None
     if situation.foreign:
         return Verdict(ConditionType.DEGRADED, True, Reason.FOREIGN_OBJECT, situation.foreign[0])
-    broken = [state for state in situation.current if not state.ready and not state.on_the_way]
+    broken = [state for state in situation.current if not state.ready and not on_the_way(state)]
     return Verdict(ConditionType.DEGRADED, True, Reason.REPLICA_LOST, message) if broken else None
-
-
-def event_manifest(deployment: Manifest, event: Event, now: str) -> Manifest:
-    """The Event of a transition. Its name depends only on what was observed, so that a repeated step posts none."""
-    meta = deployment["metadata"]
-    before = [
-        [condition.get(part) for part in ("type", "status", "reason", "lastTransitionTime")]
-        for condition in (deployment.get("status") or {}).get("conditions") or ()
-    ]
-    told = json.dumps([meta["uid"], meta.get("generation"), event.reason, before])
-    return {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {
-            "name": f"{meta['name']}.{hashlib.sha256(told.encode()).hexdigest()[:16]}",
-            "namespace": meta["namespace"],
-        },
-        "involvedObject": {
-            "apiVersion": deployment["apiVersion"],
-            "kind": deployment["kind"],
-            "namespace": meta["namespace"],
-            "name": meta["name"],
-            "uid": meta["uid"],
-            "resourceVersion": meta.get("resourceVersion"),
-        },
-        "type": event.type,
-        "reason": event.reason,
-        "message": event.message[:1024],
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
-        "source": {"component": "qwen-operator"},
-        "reportingComponent": "qwen-operator",
-    }

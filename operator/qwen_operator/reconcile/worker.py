@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from qwen_operator.kube import ApiError, Forbidden, Invalid, NamespaceTerminating
+from qwen_operator.kube import ApiError, Forbidden, Invalid, Manifest, NamespaceTerminating
+from qwen_operator.kube.lease import NotLeading
 from qwen_operator.reconcile.act import Actor, Stale
 from qwen_operator.reconcile.config import Config
 from qwen_operator.reconcile.decide import decide
@@ -22,6 +23,13 @@ from qwen_operator.reconcile.queue import Key, WorkQueue
 # Steps that follow one another at once. Whoever undoes our repairs at every event would keep us busy for ever:
 # after so many steps without a rest the key is braked.
 FREE_STEPS = 10
+
+# A status that only says it in other words is not written more often than this: a pod that is bound, starts and
+# answers within a moment would otherwise be told three times.
+PACE_SECONDS = 5.0
+
+StatusObserver = Callable[[Key, Manifest, Manifest], None]
+"""Told of every status that was written: of whom, the one before, the new one."""
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +46,8 @@ class Reconciler:
     actor: Actor
     config: Config
     now: Callable[[], datetime] = utc_now
+    wrote: StatusObserver = lambda _key, _old, _new: None
+    _written: dict[Key, datetime] = field(default_factory=dict)
 
     async def reconcile(self, key: Key) -> tuple[bool, float | None]:
         """Bring the QwenDeployment one decision further.
@@ -47,6 +57,7 @@ class Reconciler:
         observed = self.observer.observe(key)
         if observed is None or "deletionTimestamp" in observed.deployment["metadata"]:
             # The garbage collector removes the children.
+            self._written.pop(key, None)
             return False, None
         decision = decide(observed, self.config, self.now())
         removals = [action for action in decision.actions if isinstance(action, Delete)]
@@ -62,26 +73,49 @@ class Reconciler:
                 # A no to one action is none to the others: what a quota refuses, the removals may make room for.
                 refused = refused or (action, error)
         if refused:
-            await self._report(_refused(self.observer.observe(key) or observed, *refused))
+            latest = _refused(self.observer.observe(key) or observed, *refused)
+            held = await self._write(key, latest, decide(latest, self.config, self.now()), now=True)
         elif others:
             # The status speaks of what is there now: one write instead of two.
-            await self._report(self.observer.observe(key) or observed)
+            latest = self.observer.observe(key) or observed
+            held = await self._write(key, latest, decide(latest, self.config, self.now()))
         else:
-            await self._write(observed, decision)
+            held = await self._write(key, observed, decision)
         for removal in removals:
             await self.actor.act(key, removal)
         if refused:
             raise refused[1]
-        return bool(decision.actions), decision.requeue_after
+        waits = [seconds for seconds in (decision.requeue_after, held) if seconds is not None]
+        return bool(decision.actions), min(waits, default=None)
 
-    async def _report(self, observed: Observed) -> None:
-        await self._write(observed, decide(observed, self.config, self.now()))
-
-    async def _write(self, observed: Observed, decision: Decision) -> None:
-        if decision.status == (observed.deployment.get("status") or {}):
-            return
+    async def _write(self, key: Key, observed: Observed, decision: Decision, *, now: bool = False) -> float | None:
+        """Write the status if it differs; returns the seconds to wait if it is too early for that."""
+        old, new = observed.deployment.get("status") or {}, decision.status
+        if new == old:
+            return None
+        wait = 0.0 if now or _substance(new) != _substance(old) else self._early(key)
+        if wait > 0:
+            return wait
         await self.actor.post(decision.events)
-        await self.actor.write_status(observed.deployment, decision.status)
+        await self.actor.write_status(observed.deployment, new)
+        self._written[key] = self.now()
+        self.wrote(key, old, new)
+        return None
+
+    def _early(self, key: Key) -> float:
+        """Seconds by which a status would be written too early; a clock that was set back is no reason to wait."""
+        last = self._written.get(key)
+        elapsed = (self.now() - last).total_seconds() if last is not None else PACE_SECONDS
+        return PACE_SECONDS - elapsed if 0 <= elapsed < PACE_SECONDS else 0.0
+
+
+def _substance(status: Manifest) -> Manifest:
+    """What a status says, without the words in which it says so."""
+    return {
+        **{part: value for part, value in status.items() if part not in ("summary", "scaling")},
+        "wanted": (status.get("scaling") or {}).get("wanted"),
+        "conditions": {item["type"]: item["status"] for item in status.get("conditions") or ()},
+    }
 
 
 def _refused(observed: Observed, action: Action, error: ApiError) -> Observed:
@@ -91,11 +125,13 @@ def _refused(observed: Observed, action: Action, error: ApiError) -> Observed:
 
 @dataclass(slots=True)
 class Worker:
-    """Takes keys from the queue for ever. `report(outcome, seconds)` is called once per reconcile."""
+    """Takes keys from the queue for ever. `report(outcome, seconds)` is called once per reconcile, `failed` with the
+    name of the error of each that has to be repeated."""
 
     queue: WorkQueue
     reconciler: Reconciler
     report: Callable[[str, float], None]
+    failed: Callable[[str], None] = lambda _reason: None
     _steps: dict[Key, int] = field(default_factory=dict)
 
     async def run(self) -> None:
@@ -118,17 +154,21 @@ class Worker:
         where = {"deployment": "/".join(key)}
         try:
             acted, after = await self.reconciler.reconcile(key)
+        except NotLeading:
+            raise
         except Stale as error:
             self._next(key)
-            log.info("looking again", extra={**where, "cause": str(error)})
+            log.debug("looking again", extra={**where, "cause": str(error)})
             return "stale"
         except ApiError as error:
             delay = self.queue.retry(key, error.retry_after or 0.0)
+            self.failed(type(error).__name__)
             log.warning("reconcile failed", extra={**where, "error": str(error), "retry_seconds": round(delay, 1)})
             return "error"
-        except Exception:
+        except Exception as error:
             # One object that this program cannot handle must not take the others down with it.
             delay = self.queue.retry(key)
+            self.failed(type(error).__name__)
             log.exception("reconcile crashed", extra={**where, "retry_seconds": round(delay, 1)})
             return "crash"
         if acted:

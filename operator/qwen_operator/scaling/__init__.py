@@ -1,1 +1,1 @@
-"""Load to desired replicas: the policy, what it sees, and the loop around it."""
+"""Load into numbers of replicas: what is read from the engines, the rule, and the loop around it."""

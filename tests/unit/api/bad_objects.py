@@ -61,6 +61,18 @@ BAD = (
     Bad("cache type of the engine", {"engine": {"kvCacheType": "fp8"}}, says=("spec.engine.kvCacheType", "Fp8E4m3")),
     Bad("negative replicas", {"replicas": -1}, says=("spec.replicas", "0")),
     Bad("replicas as text", {"replicas": "2"}, says=("spec.replicas",)),
+    Bad("scaling without a limit", {"scaling": {"minReplicas": 2}}, says=("spec.scaling.maxReplicas",)),
+    Bad(
+        "scaling to nothing", {"scaling": {"minReplicas": 0, "maxReplicas": 2}}, says=("spec.scaling.minReplicas", "1")
+    ),
+    Bad("scaling without end", {"scaling": {"maxReplicas": 65}}, says=("spec.scaling.maxReplicas", "64")),
+    Bad(
+        "bounds the wrong way round",
+        {"scaling": {"minReplicas": 3, "maxReplicas": 2}},
+        says=("spec.scaling", "minReplicas must be at most maxReplicas"),
+    ),
+    Bad("a window of days", {"scaling": {"maxReplicas": 2, "stabilizationSeconds": 86400}}, says=("3600",)),
+    Bad("endless draining", {"rollout": {"drainSeconds": 86401}}, says=("spec.rollout.drainSeconds", "86400")),
     Bad("unknown field", {"replica": 2}, says=("spec.replica",)),
     Bad("unknown nested field", {"engine": {"arguments": []}}, says=("spec.engine.arguments",)),
     Bad("args as a map", {"engine": {"args": {"log-level": "info"}}}, says=("spec.engine.args",)),

@@ -89,5 +89,6 @@ def test_scale_and_columns_point_into_the_schema() -> None:
         "GPUs",
         "Ready",
         "Status",
+        "Load",
         "Age",
     ]

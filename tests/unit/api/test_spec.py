@@ -9,7 +9,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_operator.api.fields import Passthrough
-from qwen_operator.api.spec import EnvVar, InvalidSpec, Source, Spec, Workload, parse, revision_hash
+from qwen_operator.api.spec import (
+    EnvVar,
+    InvalidSpec,
+    Rollout,
+    Scaling,
+    Source,
+    Spec,
+    Workload,
+    parse,
+    revision_hash,
+)
 from tests.unit.api.bad_objects import BAD, Bad
 
 # The machine that runs the tests may be busy; that is not what they are about.
@@ -84,6 +94,28 @@ def test_a_full_object_is_read_with_its_types() -> None:
     assert (spec.workload.tokens, spec.engine.kv_cache_type) == (3 * 2148, "Fp8E4m3")
 
 
+SIZES: dict[str, tuple[dict[str, Any], bool, int]] = {
+    "nothing said": ({}, False, 1),
+    "a number": ({"replicas": 0}, False, 0),
+    "by load": ({"scaling": {"maxReplicas": 4}}, True, 1),
+    "by load from two": ({"scaling": {"minReplicas": 2, "maxReplicas": 2}}, True, 2),
+    "a number over the load": ({"scaling": {"maxReplicas": 4}, "replicas": 8}, False, 8),
+}
+
+
+@pytest.mark.parametrize(("spec", "scaled", "first"), SIZES.values(), ids=SIZES.keys())
+def test_who_decides_about_the_number_of_replicas(spec: dict[str, Any], scaled: bool, first: int) -> None:
+    parsed = parse(_object(**spec))
+    assert (parsed.scaled, parsed.wanted_replicas) == (scaled, first)
+
+
+def test_scaling_and_rollout_have_defaults() -> None:
+    spec = parse(_object(scaling={"maxReplicas": 4}))
+    assert (spec.scaling, spec.rollout) == (Scaling(4, 1, 300), Rollout(600))
+    spec = parse(_object(rollout={"drainSeconds": 0}, scaling={"maxReplicas": 9, "stabilizationSeconds": 0}))
+    assert (spec.scaling, spec.rollout) == (Scaling(9, 1, 0), Rollout(0))
+
+
 @pytest.mark.parametrize(
     ("uri", "claim", "path", "repository"),
     [
@@ -113,9 +145,19 @@ _JSON = st.recursive(
     max_leaves=12,
 )
 _FIELDS = (
-    "model", "servedNames", "source", "contextTokens", "workload", "hardware", "parallelism", "engine", "replicas",
+    "model",
+    "servedNames",
+    "source",
+    "contextTokens",
+    "workload",
+    "hardware",
+    "parallelism",
+    "engine",
+    "replicas",
+    "scaling",
+    "rollout",
     "pod",
-)  # fmt: skip
+)
 _PARTS = (
     "uri",
     "args",
@@ -127,6 +169,8 @@ _PARTS = (
     "products",
     "tensor",
     "maxGpusPerReplica",
+    "minReplicas",
+    "maxReplicas",
     "labels",
     "volumes",
     "resources",
@@ -148,6 +192,8 @@ def test_reading_anything_raises_nothing_but_a_refusal(spec: dict[str, Any], nam
 SAME: dict[str, dict[str, Any]] = {
     "replicas": {"replicas": 3},
     "client names": {"servedNames": ["x"]},
+    "bounds of scaling": {"scaling": {"maxReplicas": 3}},
+    "time to drain": {"rollout": {"drainSeconds": 5}},
     "empty group": {"hardware": {}},
     "empty members": {"hardware": {"products": []}, "pod": {"labels": {}, "priorityClassName": ""}},
     "null": {"contextTokens": None},

@@ -12,10 +12,11 @@ from qwen_operator.api import reading, status
 from qwen_operator.api.conditions import MESSAGE_LIMIT, ConditionType, Reason, Verdict, set_conditions
 from qwen_operator.api.events import transitions
 from qwen_operator.api.schema import object_schema
-from qwen_operator.api.status import SIZE_LIMIT, Failure, Observation
+from qwen_operator.api.status import SIZE_LIMIT, Failure, Observation, ScalingReport
 from qwen_operator.api.status_types import Status
 
 READY, PLANNED, LOADED = ConditionType.READY, ConditionType.PLANNED, ConditionType.MODEL_LOADED
+ACTIVE, LIMITED = ConditionType.SCALING_ACTIVE, ConditionType.SCALING_LIMITED
 NOW, LATER = "2026-11-24T10:00:00Z", "2026-11-24T10:05:00Z"
 
 
@@ -24,6 +25,7 @@ def _verdicts(ready: bool | None, reason: Reason, *more: Verdict) -> tuple[Verdi
         Verdict(READY, ready, reason, f"ready because {reason}"),
         Verdict(PLANNED, True, Reason.FITS, "4 GPUs"),
         Verdict(LOADED, ready, Reason.LOADED if ready else reason, "model"),
+        Verdict(ACTIVE, False, Reason.NOT_CONFIGURED, "one replica"),
         *more,
     )
 
@@ -42,7 +44,7 @@ def test_optional_conditions_are_there_only_while_true() -> None:
     stalled = Verdict(ConditionType.STALLED, True, Reason.DOES_NOT_FIT, "change it")
     over = Verdict(ConditionType.RECONCILING, False, Reason.SERVING, "")
     types = [one["type"] for one in set_conditions([], _verdicts(None, Reason.UNKNOWN, stalled, over), 1, NOW)]
-    assert types == ["Ready", "Planned", "ModelLoaded", "Stalled"]
+    assert types == ["Ready", "Planned", "ModelLoaded", "ScalingActive", "Stalled"]
 
 
 def test_a_long_message_is_cut() -> None:
@@ -58,6 +60,10 @@ def _step(before: tuple[Verdict, ...], after: tuple[Verdict, ...]) -> list[tuple
 def _refused(reason: Reason) -> tuple[Verdict, ...]:
     stalled = Verdict(ConditionType.STALLED, True, reason, "change it")
     return (Verdict(READY, False, reason, "a"), Verdict(PLANNED, False, reason, "b"), stalled)
+
+
+def _scaling(active: bool, reason: Reason) -> tuple[Verdict, ...]:
+    return (*_verdicts(True, Reason.SERVING)[:3], Verdict(ACTIVE, active, reason, ""))
 
 
 EVENTS = {
@@ -77,6 +83,18 @@ EVENTS = {
         _verdicts(True, Reason.SERVING),
         _verdicts(True, Reason.SERVING, Verdict(ConditionType.DEGRADED, True, Reason.REPLICA_LOST, "")),
         [("Warning", "ReplicaLost")],
+    ),
+    "the load is not seen any more": (
+        _scaling(True, Reason.STEADY),
+        _scaling(False, Reason.METRICS_FROZEN),
+        [("Warning", "MetricsFrozen")],
+    ),
+    "the load decides again": (_scaling(False, Reason.METRICS_FROZEN), _scaling(True, Reason.STEADY), []),
+    "a person decides": (_scaling(True, Reason.STEADY), _scaling(False, Reason.REPLICAS_SET), []),
+    "more would be needed": (
+        _scaling(True, Reason.STEADY),
+        (*_scaling(True, Reason.AT_MAXIMUM), Verdict(LIMITED, True, Reason.AT_MAXIMUM, "")),
+        [("Warning", "AtMaximum")],
     ),
     "still moving": (
         _verdicts(True, Reason.SERVING),
@@ -128,6 +146,7 @@ FAILURE = Failure(Reason.HUNG, "Serving", "a-12345678-0", 1, NOW, 2, tuple(f"lin
     [
         _observation(),
         _observation(last_failure=FAILURE),
+        _observation(scaling=ScalingReport(2, Reason.STEADY, "0 queued"), load="idle"),
         _observation(model=None, plan=None, gpus="", no_fit={"steps": ["x"], "alternatives": []}),
     ],
 )
@@ -146,8 +165,10 @@ def test_the_log_keeps_its_end() -> None:
 def test_a_status_is_never_larger_than_its_limit() -> None:
     plan = dict(_observation().plan or {}, steps=["s" * 90] * 100, args=["a" * 90] * 100)
     failure = replace(FAILURE, log=("l" * 900,) * 30)
-    verdicts = tuple(replace(verdict, message="m" * 600) for verdict in _verdicts(True, Reason.SERVING))
-    built = status.build(_observation(plan=plan, last_failure=failure, verdicts=verdicts), {}, NOW)
+    more = [Verdict(kind, True, Reason.HUNG, "") for kind in (ConditionType.STALLED, ConditionType.DEGRADED, LIMITED)]
+    verdicts = tuple(replace(verdict, message="m" * 1000) for verdict in _verdicts(True, Reason.SERVING, *more))
+    scaling = ScalingReport(2, Reason.STEADY, "m" * 2000)
+    built = status.build(_observation(plan=plan, last_failure=failure, verdicts=verdicts, scaling=scaling), {}, NOW)
     assert len(json.dumps(built, separators=(",", ":"))) <= SIZE_LIMIT
     assert built["lastFailure"]["log"] == []
     assert len(plan["steps"]) == 100, "the input is not touched"
@@ -170,3 +191,15 @@ SUMMARIES = {
 def test_the_summary_is_one_word(verdicts: tuple[Verdict, ...], word: str) -> None:
     summary = status.summary(_observation(verdicts=verdicts))
     assert (summary["gpus"], summary["ready"], summary["status"]) == ("4xH100-80GB", "1/2", word)
+
+
+def test_scaling_says_since_when_the_number_or_its_reason_holds() -> None:
+    def step(old: dict[str, Any], wanted: int, reason: Reason, text: str, now: str) -> dict[str, Any]:
+        return status.build(_observation(scaling=ScalingReport(wanted, reason, text), load="high"), old, now)
+
+    first = step({}, 2, Reason.STEADY, "a", NOW)
+    assert first["scaling"] == {"wanted": 2, "ready": 1, "reason": "Steady", "message": "a", "since": NOW}
+    assert first["summary"]["load"] == "high"
+    assert step(first, 2, Reason.STEADY, "b", LATER)["scaling"]["since"] == NOW
+    assert step(first, 3, Reason.STEADY, "a", LATER)["scaling"]["since"] == LATER
+    assert step(first, 2, Reason.SCALING_UP, "a", LATER)["scaling"]["since"] == LATER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import runpy
@@ -12,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[3]
-CHART = ROOT / "charts/qwen-operator"
-VALUES = CHART / "values.yaml"
-SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
+from tests.unit.chart import manual
+from tests.unit.chart.manual import CHART, ROOT, VALUES
+
+SCHEMA: dict[str, Any] = json.loads(manual.SCHEMA.read_text())
 
 
 def test_the_chart_carries_the_generated_crds() -> None:
@@ -39,12 +40,13 @@ def keys_without_comment(text: str) -> list[str]:
 
 def test_every_value_is_commented() -> None:
     # Sections whose name says all; the values in them are commented one by one. Resources are Kubernetes' own words.
-    sections = {"operator", "gateway", "service", "crds", "rbac", "serviceAccount"}
+    sections = {"operator", "gateway", "service", "crds", "rbac", "serviceAccount", "monitoring"}
     assert set(keys_without_comment(VALUES.read_text())) == sections | {"requests", "limits"}
 
 
 def resolve(schema: dict[str, Any]) -> dict[str, Any]:
-    name = schema.get("$ref", "").removeprefix("#/definitions/")
+    (reference,) = schema.get("allOf", [schema])
+    name = reference.get("$ref", "").removeprefix("#/definitions/")
     return SCHEMA["definitions"][name] if name else schema
 
 
@@ -64,6 +66,22 @@ def test_schema_and_values_know_the_same_names() -> None:
     optional |= {f".gateway.affinity.{kind}" for kind in ("nodeAffinity", "podAffinity", "podAntiAffinity")}
     optional |= {f".operator.affinity.{kind}" for kind in ("nodeAffinity", "podAffinity", "podAntiAffinity")}
     assert set(difference(yaml.safe_load(VALUES.read_text()), SCHEMA)) == optional
+
+
+def test_table_and_schema_say_what_the_comments_say() -> None:
+    """After a change: python -m tests.unit.chart.manual"""
+    values, page = VALUES.read_text(), manual.PAGE.read_text()
+    assert manual.page(page, values) == page
+    assert manual.dump(manual.described(copy.deepcopy(SCHEMA), values)) == manual.SCHEMA.read_text()
+
+
+def test_the_table_is_made_of_comments_and_defaults() -> None:
+    comment = "  # One | two <name>.\n  # Each entry has these fields:\n  #   - a: 1\n"
+    text = f"# A part.\nouter:\n{comment}  inner: [x]\n  bare: 1\n"
+    assert manual.table(text).splitlines()[2:] == [
+        "| `outer` |  | A part. |",
+        "| `outer.inner` | `[x]` | One \\| two &lt;name>. |",
+    ]
 
 
 def objects(schema: Any) -> Iterator[dict[str, Any]]:

@@ -32,7 +32,7 @@ def test_the_objects_are_those_that_the_operator_makes(capsys: pytest.CaptureFix
     assert code == 0
     assert [(one["kind"], one["metadata"]["name"]) for one in objects] == [
         ("ControllerRevision", f"big-{revision}"),
-        ("Service", "big-engine"),
+        ("PodDisruptionBudget", "big-engine"),
         ("Pod", f"big-{revision}-0"),
         ("Pod", f"big-{revision}-1"),
     ]

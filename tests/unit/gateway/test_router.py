@@ -28,6 +28,7 @@ def test_smg_itself_understands_the_command_line() -> None:
             "QWEN_GATEWAY_QUEUE_TIMEOUT_SECONDS": "9",
             "QWEN_GATEWAY_REQUEST_TIMEOUT_SECONDS": "10",
             "QWEN_GATEWAY_SHUTDOWN_GRACE_SECONDS": "11",
+            "QWEN_LOG_LEVEL": "warning",
         }
     )
     command = build_command(settings, "CP", {"team-b": "k:2", "team-a": "-k1"})
@@ -39,6 +40,7 @@ def test_smg_itself_understands_the_command_line() -> None:
     assert (args.max_payload_size, args.max_concurrent_requests) == (4096, 7)
     assert (args.queue_size, args.queue_timeout_secs) == (8, 9)
     assert (args.request_timeout_secs, args.shutdown_grace_period_secs) == (10, 11)
+    assert args.log_level == "warn"
     assert args.tenant_api_keys == [("team-a", "-k1"), ("team-b", "k:2")]
     assert [(key[0], key[2]) for key in args.control_plane_api_keys] == [("agent", "CP")]
 
@@ -70,6 +72,7 @@ def test_keys_that_smg_would_read_differently_are_refused_without_showing_them(
         ({"QWEN_GATEWAY_PORT": "http"}, "QWEN_GATEWAY_PORT is 'http'; it must be a whole number from 1 to 65535"),
         ({"QWEN_GATEWAY_PORT": "0"}, "QWEN_GATEWAY_PORT is '0'; it must be a whole number from 1 to 65535"),
         ({"QWEN_GATEWAY_QUEUE_SIZE": "-1"}, "QWEN_GATEWAY_QUEUE_SIZE is '-1'"),
+        ({"QWEN_LOG_LEVEL": "trace"}, "QWEN_LOG_LEVEL is 'trace'; it must be one of debug, info, warning, error"),
     ],
 )
 def test_router_settings_that_are_refused(environ: dict[str, str], sentence: str) -> None:

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
+    LEASES,
     NODES,
     PODS,
     QWENDEPLOYMENTS,
@@ -258,3 +259,12 @@ def test_bodies_are_encoded_as_the_api_server_itself_does() -> None:
         encode({"b": [1, None, True], "a": "x<y> & \u2028ü"})
         == '{"a":"x\\u003cy\\u003e \\u0026 \\u2028ü","b":[1,null,true]}'.encode()
     )
+
+
+async def test_a_replacement_carries_the_version_that_it_replaces(server: Server, api: KubeApi) -> None:
+    lease = {"metadata": {"name": "l", "namespace": "n", "resourceVersion": "7"}, "spec": {}}
+    await api.replace(LEASES, lease)
+    method, url, body = server.seen[0]
+    assert method == "PUT"
+    assert url == "/apis/coordination.k8s.io/v1/namespaces/n/leases/l?fieldManager=qwen-operator"
+    assert json.loads(body) == lease

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from qwen_operator.manifests import names
 from qwen_operator.manifests.drift import pod_repair, subset
 from qwen_operator.manifests.names import Owner
-from qwen_operator.manifests.objects import controller_revision, headless_service
-from qwen_operator.manifests.quantities import canonical, canonical_quantities
+from qwen_operator.manifests.objects import controller_revision, disruption_budget, headless_service
+from qwen_operator.manifests.quantities import amount, canonical, canonical_quantities
 
 OWNER = Owner("demo", "team-a", "uid-1")
 
@@ -20,9 +21,18 @@ def test_the_headless_service_selects_engines() -> None:
     service = headless_service(OWNER)
     assert service["metadata"]["name"] == "demo-engine"
     assert service["spec"]["clusterIP"] == "None"
-    selector = ",".join(f"{key}={value}" for key, value in service["spec"]["selector"].items())
-    assert selector == names.engine_selector("demo")
+    assert service["spec"]["selector"] == {names.LABEL_DEPLOYMENT: "demo", names.LABEL_ROLE: "engine"}
     assert "publishNotReadyAddresses" not in service["spec"], "the server drops false values"
+
+
+def test_a_budget_protects_what_the_status_counts_and_never_what_is_broken() -> None:
+    budget = disruption_budget(OWNER, 2)
+    labels = budget["spec"]["selector"]["matchLabels"]
+    assert ",".join(f"{key}={value}" for key, value in labels.items()) == names.engine_selector("demo")
+    assert labels[names.LABEL_ROUTABLE] == "true", "what drains may be evicted"
+    assert budget["spec"]["minAvailable"] == 2
+    assert "maxUnavailable" not in budget["spec"]
+    assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 
 def test_a_revision_keeps_its_data() -> None:
@@ -154,3 +164,23 @@ def test_quantities_are_found_where_they_stand() -> None:
     }
     stored = {"a": [{"resources": {"limits": {"cpu": "0"}, "requests": None}, "sizeLimit": "1Gi", "limits": "1024Mi"}]}
     assert canonical_quantities(written) == stored
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("500m", "0.5"),
+        ("1Gi", "1073741824"),
+        ("1.5Ki", "1536"),
+        ("2k", "2000"),
+        ("1e3", "1000"),
+        ("2E", "2e18"),
+        (3, "3"),
+    ],
+)
+def test_a_quantity_as_a_number(text: int | str, number: str) -> None:
+    assert amount(text) == Decimal(number)
+
+
+def test_what_is_no_quantity_is_no_number() -> None:
+    assert amount("many") is None

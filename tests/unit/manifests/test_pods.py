@@ -54,7 +54,7 @@ def _plan(spec: Spec) -> Plan:
 
 def _engine(**spec: Any) -> dict[str, Any]:
     parsed = _spec(**spec)
-    return engine_pod(OWNER, "0a1b2c3d", engine_template(OWNER, "0a1b2c3d", parsed, _plan(parsed), RUNTIME), 2)
+    return engine_pod(OWNER, "0a1b2c3d", engine_template(OWNER, "0a1b2c3d", parsed, _plan(parsed), RUNTIME), 2, 600)
 
 
 def _container(pod: dict[str, Any]) -> dict[str, Any]:
@@ -231,8 +231,8 @@ def test_a_pod_from_a_stored_template_is_the_same_and_shares_nothing() -> None:
     spec = _spec(pod=USER_POD)
     template = engine_template(OWNER, "r", spec, _plan(spec), RUNTIME)
     stored = json.loads(json.dumps(template))
-    first = engine_pod(OWNER, "r", template, 0)
-    assert first == engine_pod(OWNER, "r", stored, 0)
+    first = engine_pod(OWNER, "r", template, 0, 600)
+    assert first == engine_pod(OWNER, "r", stored, 0, 600)
     first["spec"]["containers"][0]["env"].clear()
     first["metadata"]["labels"].clear()
     assert template == stored
@@ -246,10 +246,41 @@ def test_the_longest_name_still_fits() -> None:
 
 def test_requests_and_shared_memory_follow_the_number_of_gpus() -> None:
     spec = _spec(parallelism={"tensor": 4})
-    pod = engine_pod(OWNER, "0a1b2c3d", engine_template(OWNER, "0a1b2c3d", spec, _plan(spec), RUNTIME), 0)
+    pod = engine_pod(OWNER, "0a1b2c3d", engine_template(OWNER, "0a1b2c3d", spec, _plan(spec), RUNTIME), 0, 600)
     assert _container(pod)["resources"] == {
         "requests": {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "4"},
         "limits": {"nvidia.com/gpu": "4"},
     }
     (shm,) = [volume for volume in pod["spec"]["volumes"] if volume["name"] == "shm"]
     assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "4Gi"}
+
+
+def test_an_engine_that_is_told_to_stop_has_as_long_as_a_drain() -> None:
+    parsed = _spec()
+    template = engine_template(OWNER, "r", parsed, _plan(parsed), RUNTIME)
+    short, long = (engine_pod(OWNER, "r", template, 0, seconds)["spec"] for seconds in (0, 1800))
+    assert (short["terminationGracePeriodSeconds"], long["terminationGracePeriodSeconds"]) == (30, 1830)
+    # What is pinned does not know it: a changed rollout is no newer plan.
+    assert engine_template(OWNER, "r", _spec(rollout={"drainSeconds": 5}), _plan(parsed), RUNTIME) == template
+
+
+def _terms(pod: dict[str, Any]) -> Any:
+    required = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    return [term["matchExpressions"] for term in required["nodeSelectorTerms"]]
+
+
+def test_an_inspection_runs_where_engines_may_run() -> None:
+    products = inventory([], [POOL, replace(POOL, product="NVIDIA-L4", node_selector={}, tolerations=())]).products
+    pod = inspection_pod(OWNER, "r", _spec(**CLAIM), RUNTIME, products)
+    assert _terms(pod) == [
+        [{"key": "pool", "operator": "In", "values": ["h"]}],
+        [{"key": "nvidia.com/gpu.product", "operator": "In", "values": ["NVIDIA-L4"]}],
+    ]
+    assert {"key": "dedicated", "operator": "Exists"} in pod["spec"]["tolerations"]
+
+    mine = {"nodeAffinity": {"mine": 1}}
+    chosen = inspection_pod(OWNER, "r", _spec(**CLAIM, pod={"affinity": mine}), RUNTIME, products)
+    assert chosen["spec"]["affinity"] == mine
+    beside = inspection_pod(OWNER, "r", _spec(**CLAIM, pod={"affinity": {"podAffinity": {}}}), RUNTIME, products)
+    assert set(beside["spec"]["affinity"]) == {"podAffinity", "nodeAffinity"}
+    assert "affinity" not in inspection_pod(OWNER, "r", _spec(**CLAIM), RUNTIME)["spec"]

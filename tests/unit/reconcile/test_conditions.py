@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,28 +13,23 @@ from qwen_operator.kube import (
     NODES,
     PODS,
     QWENDEPLOYMENTS,
-    SERVICES,
-    Forbidden,
-    Invalid,
     Manifest,
-    NamespaceTerminating,
 )
-from tests.unit.reconcile.world import CUT, REPORT, Behaviour, World, deployment, ended_status, node, ready_status
+from qwen_operator.reconcile.worker import PACE_SECONDS
+from tests.unit.reconcile.world import (
+    CUT,
+    REPORT,
+    Behaviour,
+    World,
+    deployment,
+    ended_status,
+    node,
+    ready_status,
+    settled,
+)
 
 CLAIM: dict[str, Any] = {"source": {"uri": "pvc://weights/chat"}, "model": "local"}
 SCHEDULED = {"type": "PodScheduled", "status": "True"}
-
-
-async def _world(
-    *manifests: Manifest, engine: Callable[[Manifest], Manifest | None] = ready_status, **more: Any
-) -> World:
-    world = await World().start()
-    world.kubelet.engine = engine
-    world.kubelet.report = more.get("report", REPORT)
-    for manifest in manifests:
-        world.api.put(QWENDEPLOYMENTS, manifest)
-    await world.settle()
-    return world
 
 
 def always(status: Manifest | None) -> Behaviour:
@@ -67,7 +61,7 @@ class Refused:
     ids=lambda case: str(next(iter(case.spec.values()))),
 )
 async def test_a_bad_spec_is_refused_in_words_before_a_pod_exists(case: Refused) -> None:
-    world = await _world(deployment(**case.spec))
+    world = await settled(deployment(**case.spec))
     conditions = world.conditions()
     assert conditions["Ready"] == ("False", case.reason)
     assert conditions["Planned"] == ("False", case.reason)
@@ -81,14 +75,14 @@ async def test_a_bad_spec_is_refused_in_words_before_a_pod_exists(case: Refused)
 async def test_an_object_without_a_usable_spec_does_not_disturb_the_others() -> None:
     broken = deployment("broken")
     broken["spec"] = {"model": 7, "replicas": "x", "servedNames": 3}
-    world = await _world(broken, deployment())
+    world = await settled(broken, deployment())
     assert world.conditions("broken")["Ready"] == ("False", "InvalidSpec")
     assert world.conditions()["Ready"] == ("True", "Serving")
     assert world.operator.outcomes["crash"] == 0
 
 
 async def test_what_does_not_fit_starts_when_a_node_comes() -> None:
-    world = await _world(deployment(model="Qwen/Qwen1.5-72B-Chat", hardware={"maxGpusPerReplica": 1}))
+    world = await settled(deployment(model="Qwen/Qwen1.5-72B-Chat", hardware={"maxGpusPerReplica": 1}))
     assert world.conditions()["Ready"] == ("False", "DoesNotFit")
     assert world.qd()["status"]["noFit"]
     world.api.put(NODES, node("big", 1, 400_000, "NVIDIA-HUGE-400GB"))
@@ -167,7 +161,7 @@ PULL = 'Back-off pulling image "x": ErrImagePull: not found'
     ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_a_pod_that_does_not_serve_says_why(status: Manifest, reason: str, says: str, optional: str) -> None:
-    world = await _world(deployment(), engine=always(status))
+    world = await settled(deployment(), engine=always(status))
     conditions = world.conditions()
     assert conditions["Ready"] == ("False", reason)
     assert conditions["Planned"] == ("True", "Fits")
@@ -179,7 +173,7 @@ async def test_a_pod_that_does_not_serve_says_why(status: Manifest, reason: str,
 
 
 async def test_the_last_failure_is_kept_and_counted_until_the_model_serves() -> None:
-    world = await _world(deployment(), engine=always(_died(OOM, 1)))
+    world = await settled(deployment(), engine=always(_died(OOM, 1)))
     failure = world.qd()["status"]["lastFailure"]
     assert failure["reason"] == "CudaOutOfMemory"
     assert failure["phase"] == "CaptureGraphs"
@@ -208,7 +202,7 @@ async def test_the_last_failure_is_kept_and_counted_until_the_model_serves() -> 
 
 
 async def test_one_broken_replica_of_two_is_degraded_and_still_serves() -> None:
-    world = await _world(
+    world = await settled(
         deployment(replicas=2),
         engine=lambda pod: _died(OOM, 4) if pod["metadata"]["name"].endswith("-1") else ready_status(pod),
     )
@@ -218,20 +212,22 @@ async def test_one_broken_replica_of_two_is_degraded_and_still_serves() -> None:
 
 
 async def test_scaling_up_is_not_a_rollout() -> None:
-    world = await _world(deployment())
+    world = await settled(deployment())
     world.kubelet.engine = always(None)
     world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(replicas=2))
     await world.settle()
-    assert set(world.conditions()) == {"Ready", "Planned", "ModelLoaded"}
+    assert set(world.conditions()) == {"Ready", "Planned", "ModelLoaded", "ScalingActive"}
+    assert world.qd()["status"]["summary"]["status"] == "ScalingUp"
     assert world.qd()["status"]["summary"]["ready"] == "1/2"
 
 
 async def test_no_replicas_is_said_as_such() -> None:
-    world = await _world(deployment(replicas=0))
+    world = await settled(deployment(replicas=0))
     assert world.conditions() == {
         "Ready": ("False", "Scaled"),
         "Planned": ("True", "Fits"),
         "ModelLoaded": ("False", "Scaled"),
+        "ScalingActive": ("False", "ReplicasSet"),
     }
     assert world.message("Ready") == "spec.replicas is 0"
 
@@ -244,9 +240,11 @@ async def test_a_pod_that_ended_is_replaced() -> None:
             return {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}
         return ready_status(pod)
 
-    world = await _world(deployment(), engine=engine)
+    world = await settled(deployment(), engine=engine)
     assert world.conditions()["Ready"] == ("True", "Serving")
     assert [pod["status"]["phase"] for pod in world.api.all(PODS)] == ["Running"]
+    # It kept its place until it was removed: a pod that ends at once must not make two of it.
+    assert [name[-1] for name in world.names()] == ["0"]
 
 
 # Inspection.
@@ -262,7 +260,7 @@ async def test_a_claim_is_read_once_and_planned_by_its_own_config() -> None:
         "headDim": 128,
         "weightBytes": 144_000_000_000,
     }
-    world = await _world(deployment(**{**CLAIM, "model": "Qwen/Qwen1.5-0.5B-Chat"}), report=big)
+    world = await settled(deployment(**{**CLAIM, "model": "Qwen/Qwen1.5-0.5B-Chat"}), report=big)
     status = world.qd()["status"]
     assert status["model"]["weightBytes"] == 144_000_000_000
     assert status["plan"]["gpusPerReplica"] > 1
@@ -315,12 +313,14 @@ async def test_an_inspection_that_cannot_be_done_says_why(status: Manifest, reas
     await world.operator.step()
     world.api.edit(PODS, world.names()[0], lambda pod: pod.update(status=status))
     await world.operator.step()
+    world.api.clock.advance(PACE_SECONDS)
+    await world.operator.step()
     assert world.conditions()["Ready"] == ("False", reason)
     assert says in world.message("Ready")
 
 
 async def test_a_new_spec_that_does_not_work_leaves_the_old_pods_serving() -> None:
-    world = await _world(deployment(replicas=2))
+    world = await settled(deployment(replicas=2))
     before = world.names()
     world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(CLAIM))
     world.kubelet.report = CUT
@@ -335,31 +335,8 @@ async def test_a_new_spec_that_does_not_work_leaves_the_old_pods_serving() -> No
     assert before[0] in world.names()
 
 
-# Names and foreign objects.
-
-
-async def test_a_name_belongs_to_its_oldest_claim_and_returns_when_it_is_free() -> None:
-    world = await _world(deployment("first", servedNames=["a", "b"]))
-    world.api.put(QWENDEPLOYMENTS, deployment("second", "other", servedNames=["b", "c"]))
-    world.api.put(QWENDEPLOYMENTS, deployment("third", "other", servedNames=["a"]))
-    await world.settle()
-    assert world.conditions("first")["Ready"] == ("True", "Serving")
-    assert world.conditions("second")["Ready"] == ("True", "Serving")
-    assert world.conditions("second")["Degraded"] == ("True", "NameConflict")
-    assert '"b" belongs to team/first' in world.message("Degraded", "second")
-    assert world.conditions("third")["Ready"] == ("False", "NameConflict")
-    assert world.qd("second")["status"]["endpoint"]["names"] == ["c"]
-    assert '"b" belongs to team/first' in world.qd("second")["status"]["summary"]["message"]
-    # Nobody could ask for it: it takes no GPU.
-    assert len(world.names()) == 2
-    world.api.remove(world.qd("first"), QWENDEPLOYMENTS)
-    await world.settle()
-    assert "Degraded" not in world.conditions("second")
-    assert world.conditions("third")["Ready"] == ("True", "Serving")
-
-
 async def test_a_wrong_spec_hides_nothing_of_what_goes_on() -> None:
-    world = await _world(deployment())
+    world = await settled(deployment())
     before = world.qd()["status"]
     world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(parallelism={"tensor": 3}))
     await world.settle()
@@ -370,7 +347,7 @@ async def test_a_wrong_spec_hides_nothing_of_what_goes_on() -> None:
 
 
 async def test_a_pod_that_was_told_to_stop_did_not_fail() -> None:
-    world = await _world(deployment())
+    world = await settled(deployment())
     pod = world.api.one(PODS, world.names()[0])
     pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     pod["status"] = ended_status("engine", 0, "", "2026-01-01T00:00:05Z")
@@ -379,108 +356,8 @@ async def test_a_pod_that_was_told_to_stop_did_not_fail() -> None:
     assert "lastFailure" not in world.qd()["status"]
 
 
-async def test_a_foreign_object_is_never_touched_and_named() -> None:
-    world = await World().start()
-    service = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": "chat-engine", "namespace": "team"},
-        "spec": {},
-    }
-    world.api.put(SERVICES, service)
-    world.api.put(QWENDEPLOYMENTS, deployment())
-    world.api.put(QWENDEPLOYMENTS, deployment("second", servedNames=["second"]))
-    await world.settle()
-    assert world.api.one(SERVICES, "chat-engine")["spec"] == {}
-    assert world.conditions()["Ready"] == ("True", "Serving")
-    assert world.conditions()["Degraded"] == ("True", "ForeignObject")
-    assert "Service chat-engine" in world.message("Degraded")
-    assert world.conditions("second")["Ready"] == ("True", "Serving")
-    # Nobody tells when it goes, but the next list finds out.
-    world.api.finish(world.api.one(SERVICES, "chat-engine"), SERVICES)
-    await world.operator.resync.once()
-    await world.settle()
-    assert "Degraded" not in world.conditions()
-    assert world.api.one(SERVICES, "chat-engine")["spec"] != {}
-
-
-@pytest.mark.parametrize("resource", [PODS, CONTROLLER_REVISIONS], ids=["pod", "revision"])
-async def test_a_foreign_pod_or_revision_under_our_name_stops_this_deployment_only(resource: Any) -> None:
-    reference = await _world(deployment())
-    name = reference.names(resource)[0]
-    world = await World().start()
-    meta = {"name": name, "namespace": "team", "labels": {"app.kubernetes.io/managed-by": "qwen-operator"}}
-    world.api.put(resource, {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": meta, "spec": {}})
-    world.api.put(QWENDEPLOYMENTS, deployment())
-    await world.settle()
-    assert world.conditions()["Ready"] == ("False", "ForeignObject")
-    assert name in world.message("Ready")
-    assert world.api.one(resource, name)["metadata"]["labels"] == meta["labels"]
-    assert world.events()["ForeignObject"] == 1
-
-
-async def test_the_pods_of_a_deleted_namesake_are_waited_for_and_not_called_foreign() -> None:
-    world = await _world(deployment())
-    world.api.objects.pop((QWENDEPLOYMENTS, "team", "chat"))
-    world.api.put(QWENDEPLOYMENTS, deployment())
-    await world.restart()
-    await world.settle()
-    assert world.conditions()["Ready"][1] in ("Pending", "Starting")
-    for resource in (PODS, SERVICES, CONTROLLER_REVISIONS):
-        for item in world.api.all(resource):
-            world.api.finish(item, resource)
-    await world.settle()
-    assert world.conditions()["Ready"] == ("True", "Serving")
-    assert "ForeignObject" not in world.events()
-
-
-# The API server's own no.
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        Invalid(422, "Invalid", 'volumeMounts[9].name: Not found: "x"'),
-        Forbidden(403, "Forbidden", "exceeded quota: gpus"),
-    ],
-    ids=["invalid", "quota"],
-)
-async def test_a_pod_that_the_api_server_refuses_is_a_condition_and_is_tried_again(error: Exception) -> None:
-    world = await World().start()
-
-    refusing = ["Pod"]
-
-    def admit(verb: str, manifest: Manifest) -> None:
-        if manifest["kind"] in refusing:
-            raise error
-
-    world.api.admit = admit
-    world.api.put(QWENDEPLOYMENTS, deployment())
-    await world.wait(200)
-    assert world.conditions()["Ready"] == ("False", "PodRefused")
-    assert str(error).split(": ", 1)[1] in world.message("Ready")
-    assert sum(write.verb == "status" for write in world.api.writes) == 1
-    refusing.clear()
-    await world.wait(70)
-    assert world.conditions()["Ready"] == ("True", "Serving")
-
-
-async def test_in_a_dying_namespace_nothing_is_made_and_nothing_is_said() -> None:
-    world = await World().start()
-
-    def admit(_verb: str, _manifest: Manifest) -> None:
-        raise NamespaceTerminating(403, "Forbidden", "namespace team is being terminated")
-
-    world.api.admit = admit
-    world.api.put(QWENDEPLOYMENTS, deployment())
-    await world.wait(200)
-
-    assert [write.verb for write in world.api.writes] == ["create"]
-    assert "status" not in world.qd()
-
-
 async def test_a_revision_that_cannot_be_read_is_named_and_left_alone() -> None:
-    world = await _world(deployment())
+    world = await settled(deployment())
     name = world.names(CONTROLLER_REVISIONS)[0]
     world.api.objects[CONTROLLER_REVISIONS, "team", name]["data"] = {"from": "elsewhere"}
     pods = world.names()
@@ -495,5 +372,5 @@ async def test_status_stays_within_its_size() -> None:
     log = ["x" * 500] * 40
     report = json.dumps({"reason": "Hung", "phase": "Serving", "exitCode": 1, "log": log})
     names = [f"name-{number}-{'y' * 50}" for number in range(4)]
-    world = await _world(deployment(servedNames=names), engine=always(_died(report, 5)))
+    world = await settled(deployment(servedNames=names), engine=always(_died(report, 5)))
     assert len(json.dumps(world.qd()["status"]).encode()) <= 4400

@@ -31,6 +31,11 @@ def test_a_short_file_and_the_environment_are_enough() -> None:
     assert load({}, GOOD).namespaces == ()
 
 
+def test_two_releases_in_one_namespace_can_have_a_lease_each() -> None:
+    assert load({}, GOOD).lease_name == "qwen-operator"
+    assert load({"QWEN_LEASE_NAME": "other-operator"}, GOOD).lease_name == "other-operator"
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 import pytest
 
-from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Unavailable
+from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Manifest, Unavailable
 from tests.unit.fakes import Crash, Write
 from tests.unit.reconcile.world import CONFIG, World, deployment, node
 
@@ -30,6 +31,48 @@ async def _three_replicas(world: World) -> None:
     await world.settle()
 
 
+def routes(pod: Manifest) -> bool:
+    return "qwen-operator.dev/routable" in pod["metadata"]["labels"]
+
+
+async def _loaded(world: World) -> None:
+    """Two replicas, as the load decided."""
+    world.wanted = 2
+    world.api.put(QWENDEPLOYMENTS, deployment(scaling={"minReplicas": 1, "maxReplicas": 4}))
+    await world.settle()
+
+
+async def _draining(world: World) -> None:
+    """Of three replicas two are on their way out, and still work."""
+    world.wanted = 3
+    world.api.put(QWENDEPLOYMENTS, deployment(scaling={"minReplicas": 1, "maxReplicas": 4}))
+    await world.settle()
+    world.busy |= set(world.names())
+    _load(world, 1)
+    await world.wait(8)
+
+
+def _load(world: World, wanted: int) -> None:
+    world.wanted = wanted
+    world.operator.intake.everything()
+
+
+def _idle(world: World) -> None:
+    world.busy.clear()
+    world.operator.intake.everything()
+
+
+async def _on_nodes(world: World) -> None:
+    """Two replicas on a node each."""
+    world.kubelet.place = True
+    world.api.put(NODES, node("gpu-2"))
+    await _two_replicas(world)
+
+
+def _cordon(world: World) -> None:
+    world.api.edit(NODES, "gpu-1", lambda item: item["spec"].update(unschedulable=True))
+
+
 class Broken(BaseException):
     """A promise is broken. Not an Exception: the worker survives those."""
 
@@ -43,6 +86,7 @@ class Scenario:
     change: Callable[[World], object]
     pods: int
     serves_throughout: int = 0
+    most: int = 0
 
 
 SCENARIOS = (
@@ -53,8 +97,13 @@ SCENARIOS = (
         lambda world: world.api.put(QWENDEPLOYMENTS, deployment(source={"uri": "pvc://weights/chat"}, model="local")),
         1,
     ),
-    Scenario("scale up", _two_replicas, lambda world: _replicas(world, 4), 4, serves_throughout=2),
-    Scenario("scale down", _three_replicas, lambda world: _replicas(world, 1), 1, serves_throughout=1),
+    Scenario("scale up", _two_replicas, lambda world: _replicas(world, 4), 4, serves_throughout=2, most=4),
+    Scenario("scale down", _three_replicas, lambda world: _replicas(world, 1), 1, serves_throughout=1, most=3),
+    Scenario("load up", _loaded, lambda world: _load(world, 4), 4, serves_throughout=2, most=4),
+    Scenario("load down", _loaded, lambda world: _load(world, 1), 1, serves_throughout=1, most=2),
+    Scenario("load returns", _draining, lambda world: _load(world, 3), 3, serves_throughout=1, most=3),
+    Scenario("drained", _draining, _idle, 1, serves_throughout=1, most=1),
+    Scenario("cordon", _on_nodes, _cordon, 2, serves_throughout=2, most=2),
     Scenario("to zero", _two_replicas, lambda world: _replicas(world, 0), 0),
     Scenario(
         "rollout",
@@ -62,24 +111,28 @@ SCENARIOS = (
         lambda world: world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(contextTokens=8192)),
         2,
         serves_throughout=2,
+        most=2,
     ),
     Scenario("delete", _two_replicas, lambda world: world.api.remove(world.qd(), QWENDEPLOYMENTS), 0),
 )
 
 
-def _watched(world: World, serving: int, at: int | None, fault: Callable[[], BaseException], late: bool) -> None:
+def _watched(world: World, scenario: Scenario, at: int | None, fault: Callable[[], BaseException], late: bool) -> None:
     """Fail the write number `at` from now on, and check the promises at every write."""
-    first = len(world.api.writes)
+    first, serving, most = len(world.api.writes), scenario.serves_throughout, scenario.most
 
     def check(number: int, write: Write) -> None:
         pods = [pod for pod in world.api.all(PODS) if "deletionTimestamp" not in pod["metadata"]]
-        ready = [pod for pod in pods if {"type": "Ready", "status": "True"} in pod["status"].get("conditions", [])]
+        ready = [
+            pod
+            for pod in pods
+            if routes(pod) and {"type": "Ready", "status": "True"} in pod["status"].get("conditions", [])
+        ]
         if len(ready) < serving:
             raise Broken(f"only {len(ready)} replicas serve before {write}")
-        old_and_new = {(pod["metadata"]["name"].rsplit("-", 1)[1], pod["metadata"]["name"]) for pod in pods}
-        surge = len(old_and_new) - len({index for index, _ in old_and_new})
-        if surge > 1:
-            raise Broken(f"{surge} pods more than replicas before {write}")
+        routed = [pod for pod in pods if pod["spec"].get("subdomain") and routes(pod)]
+        if serving and len(routed) > most + 1:
+            raise Broken(f"{len(routed)} pods for {most} replicas before {write}")
 
     faults = [] if at is None else [first + at]
 
@@ -104,7 +157,7 @@ async def _played(
     world = await World().start()
     await scenario.before(world)
     first = len(world.api.writes)
-    _watched(world, scenario.serves_throughout, at, fault, late)
+    _watched(world, scenario, at, fault, late)
     scenario.change(world)
     await world.settle()
     return world, len(world.api.writes) - first
@@ -134,6 +187,20 @@ async def test_the_end_is_the_same_wherever_a_write_fails(
         await world.restart()
         await world.settle()
         assert world.api.writes[before:] == [], f"the steady state after a fault at write {at}"
+
+
+async def test_an_object_costs_no_more_writes_than_it_has_to() -> None:
+    world = await World().start()
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    assert Counter(f"{write.verb} {write.resource.plural}" for write in world.api.writes) == {
+        "create controllerrevisions": 1,
+        "create services": 1,
+        "create poddisruptionbudgets": 1,
+        "create pods": 1,
+        "create events": 2,
+        "status qwendeployments": 2,
+    }
 
 
 async def test_steady_state_writes_nothing_also_over_resyncs_and_restarts() -> None:

@@ -87,3 +87,25 @@ async def test_waiting_workers_each_get_a_key_as_soon_as_there_is_one() -> None:
     queue.add_after(B, 0.02)
     queue.add(A)
     assert set(await asyncio.wait_for(asyncio.gather(*waiting), 5)) == {A, B}
+
+
+def test_how_long_the_oldest_waits_and_works() -> None:
+    clock = Clock()
+    queue = _queue(clock)
+    assert (queue.age(), queue.busy()) == (0, 0)
+    queue.add(A)
+    clock.advance(3)
+    queue.add(B)
+    queue.add(A)
+    assert queue.age() == 3
+    assert queue.take() == A
+    clock.advance(4)
+    assert (queue.age(), queue.busy()) == (4, 4)
+    assert queue.take() == B
+    assert (queue.age(), queue.busy()) == (0, 4)
+    queue.done(A)
+    assert queue.busy() == 0
+    queue.done(B)
+    queue.add(A)
+    queue.clear()
+    assert queue.take() is None

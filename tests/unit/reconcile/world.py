@@ -1,5 +1,7 @@
 """A cluster in a few lines around the in-memory API: a scheduler and kubelet that move pods on, and the operator.
 
+Pods have no node unless `Kubelet.place` is set.
+
 The operator here is the real one but for its watch: `Operator` delivers the journal of the API to the real intake,
 takes keys from the real queue and hands them to the real worker.
 """
@@ -13,7 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_operator.kube import EVENTS, NODES, PODS, QWENDEPLOYMENTS, SERVICES, Manifest, Resource
+from qwen_operator.api.conditions import Reason
+from qwen_operator.kube import (
+    CONTROLLER_REVISIONS,
+    EVENTS,
+    NODES,
+    POD_DISRUPTION_BUDGETS,
+    PODS,
+    QWENDEPLOYMENTS,
+    SERVICES,
+    Manifest,
+    Resource,
+)
 from qwen_operator.manifests.names import ENGINE_CONTAINER, INSPECTION_CONTAINER
 from qwen_operator.manifests.pods import RuntimeImage
 from qwen_operator.planning.types import EngineDefaults
@@ -25,6 +38,7 @@ from qwen_operator.reconcile.queue import WorkQueue
 from qwen_operator.reconcile.resync import Resync, labels_of
 from qwen_operator.reconcile.store import WATCHED, Store
 from qwen_operator.reconcile.worker import Reconciler, Worker
+from qwen_operator.scaling.types import ScalingState
 from tests.unit.fakes import Clock, Crash, FakeKube, matches
 
 CONFIG = Config(
@@ -128,6 +142,7 @@ class Kubelet:
     api: FakeKube
     report: Manifest = field(default_factory=lambda: REPORT)
     engine: Behaviour = ready_status
+    place: bool = False
 
     def step(self) -> bool:
         moved = False
@@ -136,6 +151,9 @@ class Kubelet:
                 self.api.finish(pod, PODS)
                 moved = True
                 continue
+            if self.place and not pod["spec"].get("nodeName"):
+                moved = self._placed(pod) or moved
+                continue
             new = self._next(pod)
             if new is not None and new != pod["status"]:
                 changed = copy.deepcopy(pod)
@@ -143,6 +161,21 @@ class Kubelet:
                 self.api.put(PODS, changed)
                 moved = True
         return moved
+
+    def _placed(self, pod: Manifest) -> bool:
+        """Bind a pod to the node that has the fewest pods; False if there is none for it. Nodes here say nothing of
+        their condition unless something is wrong."""
+        pods = Counter(item["spec"].get("nodeName") for item in self.api.all(PODS))
+        free = [
+            item["metadata"]["name"]
+            for item in self.api.all(NODES)
+            if not item["spec"].get("unschedulable") and not item["status"].get("conditions")
+        ]
+        if not free:
+            return False
+        chosen = min(free, key=lambda name: (pods[name], name))
+        self.api.edit(PODS, pod["metadata"]["name"], lambda item: item["spec"].update(nodeName=chosen))
+        return True
 
     def _next(self, pod: Manifest) -> Manifest | None:
         if pod["status"]["phase"] in ("Succeeded", "Failed"):
@@ -153,10 +186,14 @@ class Kubelet:
         return self.engine(pod)
 
 
+Load = Callable[[str, str], ScalingState | None]
+"""What the autoscaler says about a namespace and name."""
+
+
 class Operator:
     """One operator process: whatever it knows is gone when it ends."""
 
-    def __init__(self, api: FakeKube, config: Config) -> None:
+    def __init__(self, api: FakeKube, config: Config, load: Load = lambda _namespace, _name: None) -> None:
         self.api = api
         self.store = Store()
         self.queue = WorkQueue(clock=api.clock.monotonic, random=lambda: 0.5)
@@ -166,7 +203,7 @@ class Operator:
             api, self.intake, config, lambda: 0.5, api.clock.monotonic, nodes_readable=config.read_nodes
         )
         reconciler = Reconciler(
-            Observer(self.store, config.pools), Actor(api, self.store, api.clock.stamp), config, api.clock.now
+            Observer(self.store, config.pools, load), Actor(api, self.store, api.clock.stamp), config, api.clock.now
         )
         self.worker = Worker(self.queue, reconciler, self._count)
         self.lagging = False
@@ -211,10 +248,27 @@ class World:
     config: Config = CONFIG
     api: FakeKube = field(default_factory=lambda: FakeKube(Clock()))
     crashes: int = 0
+    wanted: int | None = None
+    busy: set[str] = field(default_factory=set)
+    order: tuple[str, ...] = ()
+
+    def load(self, _namespace: str, _name: str) -> ScalingState:
+        """Every engine is idle but those that a test calls `busy` (by the pod's name), which have two requests;
+        `wanted` as the test says."""
+        working = {pod["metadata"]["uid"]: pod["metadata"]["name"] in self.busy for pod in self.api.all(PODS)}
+        return ScalingState(
+            self.wanted,
+            Reason.STEADY,
+            "as the test says",
+            True,
+            removal_order=self.order,
+            idle=frozenset(uid for uid, busy in working.items() if not busy),
+            unfinished={uid: 2 for uid, busy in working.items() if busy},
+        )
 
     def __post_init__(self) -> None:
         self.kubelet = Kubelet(self.api)
-        self.operator = Operator(self.api, self.config)
+        self.operator = Operator(self.api, self.config, self.load)
         self.api.put(NODES, node())
 
     async def start(self) -> World:
@@ -222,7 +276,7 @@ class World:
         return self
 
     async def restart(self) -> None:
-        self.operator = Operator(self.api, self.config)
+        self.operator = Operator(self.api, self.config, self.load)
         await self.start()
 
     async def settle(self, seconds: float = 120.0) -> None:
@@ -248,7 +302,7 @@ class World:
             return await step()
         except Crash:
             self.crashes += 1
-            self.operator = Operator(self.api, self.config)
+            self.operator = Operator(self.api, self.config, self.load)
             await self._survive(self.operator.start)
             return True
 
@@ -273,13 +327,22 @@ class World:
     def state(self) -> Manifest:
         """Everything that stays, without what differs between two runs that ended the same way."""
         found: Manifest = {}
-        for resource in (QWENDEPLOYMENTS, PODS, SERVICES, *[r for r in WATCHED if r.plural == "controllerrevisions"]):
+        for resource in (QWENDEPLOYMENTS, PODS, SERVICES, CONTROLLER_REVISIONS, POD_DISRUPTION_BUDGETS):
             for item in self.api.all(resource):
                 found[f"{resource.plural}/{item['metadata']['name']}"] = _timeless(item)
         return found
 
 
-_TIMES = {"uid", "resourceVersion", "creationTimestamp", "lastTransitionTime", "time", "managedFields", "finishedAt"}
+_TIMES = {
+    "uid",
+    "resourceVersion",
+    "creationTimestamp",
+    "lastTransitionTime",
+    "time",
+    "managedFields",
+    "finishedAt",
+    "since",
+}
 
 
 def _timeless(value: Any) -> Any:
@@ -289,3 +352,14 @@ def _timeless(value: Any) -> Any:
     if isinstance(value, list):
         return [_timeless(item) for item in value]
     return value
+
+
+async def settled(*manifests: Manifest, engine: Behaviour = ready_status, **more: Any) -> World:
+    """A world in which these QwenDeployments were made and have come to rest."""
+    world = await World().start()
+    world.kubelet.engine = engine
+    world.kubelet.report = more.get("report", REPORT)
+    for manifest in manifests:
+        world.api.put(QWENDEPLOYMENTS, manifest)
+    await world.settle()
+    return world

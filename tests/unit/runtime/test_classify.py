@@ -28,13 +28,13 @@ LINES = [
         "safetensors._safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata, "
         "file not fully covered",
     ),
-    ("ConfigMismatch", "OSError: It looks like the config file at '/m/config.json' is not a valid JSON file."),
+    ("InvalidConfig", "OSError: It looks like the config file at '/m/config.json' is not a valid JSON file."),
     (
-        "ConfigMismatch",
+        "ContextTooLong",
         "ValueError: Warning: User-specified context_length (16384) is greater than the derived context_length (4096).",
     ),
     (
-        "ConfigMismatch",
+        "UnknownArchitecture",
         "ValueError: Cannot find model module. 'FooForCausalLM' is not a registered model in the Transformers library",
     ),
     ("ConfigMismatch", "ValueError: Currently, only 4bits is supported on CPU with AMX."),
@@ -48,7 +48,7 @@ LINES = [
         "ERROR:    [Errno 98] error while attempting to bind on address ('0.0.0.0', 8000): address already in use",
     ),
     (
-        "HostOutOfMemory",
+        "EngineKilled",
         "RuntimeError: Rank 0 scheduler died during initialization (exit code: -9). If exit code is -9 (SIGKILL), "
         "a common cause is the OS OOM killer.",
     ),
@@ -75,6 +75,7 @@ LINES = [
     ("DiskFull", "OSError: [Errno 28] No space left on device: '/cache/x'"),
     ("Hung", "[2026-11-23 10:16:57 TP0] Watchdog timeout (self.watchdog_timeout=300, self.soft=False)"),
     ("Unknown", "NotImplementedError: Could not run 'sglang::awq_dequantize' with arguments from the 'CPU' backend."),
+    ("HostOutOfMemory", "RuntimeError: [enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
     ("Unknown", SIGQUIT),
     ("Unknown", "Ignore import error when loading sglang.srt.models.x: CUDA out of memory"),
     ("Unknown", "[2026-11-23 10:16:57] ERROR Failed to load NCCL library from /none. NCCL error: no file"),

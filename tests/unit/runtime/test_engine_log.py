@@ -13,6 +13,7 @@ from qwen_runtime.output import LineSplitter, pump
 
 SIGQUIT = "[2026-11-23 10:16:57 TP0] SIGQUIT received. signum=None, frame=None. It usually means one child failed."
 BIND = "ERROR:    [Errno 98] error while attempting to bind on address ('0.0.0.0', 8000): address already in use"
+STAMP = "[2026-11-24 16:32:56] "
 SHUTDOWN = "INFO:     Waiting for application shutdown."
 
 
@@ -60,6 +61,7 @@ def test_phases_follow_the_log_of_a_start() -> None:
         ([SIGQUIT], 1090.0),
         (["[2026-11-23 10:16:57] Received sigquit from a child process. It usually means the child failed."], 1090.0),
         ([BIND, SHUTDOWN], 1030.0),
+        ([STAMP + BIND, STAMP + SHUTDOWN], 1030.0),
         ([SIGQUIT, BIND, SHUTDOWN], 1030.0),
         ([BIND], None),
         ([SHUTDOWN], None),

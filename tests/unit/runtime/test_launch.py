@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from qwen_runtime.diagnose import Ending, failure_report, verdict
 from qwen_runtime.engine_log import EngineLog, Patience
-from qwen_runtime.launch import Ending, failure_report, verdict
 from qwen_runtime.processes import oom_kills
 
 SIGQUIT = "[2026-11-23 10:16:57] SIGQUIT received. signum=None, frame=None. It usually means one child failed."
@@ -122,7 +122,7 @@ def test_a_signal_before_the_engine_has_handlers_ends_it_and_is_no_failure(
     process.send_signal(number)
     process.communicate()
     assert process.returncode == code
-    assert not launched.log.exists()
+    assert launched.report() == {"version": 1, "asked": True, "phase": "Starting", "log": ["up"]}
 
 
 def test_only_the_main_process_is_told_and_drains_before_the_rest_is_killed(launched: Launched) -> None:
@@ -136,14 +136,45 @@ def drain(number, frame):
     os._exit(0)
 signal.signal(signal.SIGTERM, drain)
 print(worker)
+print("[2026-11-24 16:38:20] The server is fired up and ready to roll!")
 """
     process = launched.start(program + FOREVER)
     worker = int(read_line(process))
+    read_line(process)
     process.terminate()
     out, _ = process.communicate()
     assert (process.returncode, out.decode().strip()) == (0, "worker alive")
     assert gone(worker)
-    assert not launched.log.exists()
+    assert launched.log.read_bytes() == b""
+
+
+SERVES = "print('[2026-11-24 16:38:20] The server is fired up and ready to roll!')\n"
+
+
+def test_a_frozen_engine_that_is_told_to_end_hung_however_it_ends(launched: Launched) -> None:
+    """Its liveness probe is why it was told: in peace (exit code 0), or killed as it does not end."""
+    for handler, code in (("lambda *_: os._exit(0)", 0), ("signal.SIG_IGN", 137)):
+        program = f"{SERVES}signal.signal(signal.SIGTERM, {handler})\nprint({UNANSWERED!r})"
+        process = launched.start(program + FOREVER, "--crash-seconds", "0.2")
+        read_line(process)
+        read_line(process)
+        process.terminate()
+        process.communicate()
+        report = launched.report()
+        assert process.returncode == code
+        assert (report["reason"], report["asked"], report["phase"]) == ("Hung", True, "Serving")
+        assert report["log"][-1] == UNANSWERED
+
+
+def test_who_does_not_end_in_the_grace_period_has_left_word_before(launched: Launched) -> None:
+    process = launched.start("signal.signal(signal.SIGTERM, lambda *_: print('told'))\n" + SERVES + FOREVER)
+    read_line(process)
+    process.terminate()
+    assert read_line(process) == "told"
+    process.kill()
+    process.communicate()
+    report = launched.report()
+    assert (report["asked"], report["phase"], "reason" in report) == (True, "Serving", False)
 
 
 def test_a_crash_while_draining_is_still_a_failure(launched: Launched) -> None:
@@ -267,6 +298,13 @@ def log_with(*lines: str) -> EngineLog:
     return log
 
 
+KILLED = (
+    "[2026-11-24 16:35:23] Subprocess scheduler_0 (pid=39) crashed with exit code -9. Triggering SIGQUIT for cleanup"
+)
+UNANSWERED = (
+    "[2026-11-24 16:38:43] Health check failed. Server couldn't get a response from detokenizer for last 20 seconds."
+)
+ANSWERED = '[2026-11-24 16:38:49] INFO:     127.0.0.1:51648 - "GET /health HTTP/1.1" 200 OK'
 RESET = "gloo/transport/tcp/pair.cc:545 Connection reset by peer"
 
 
@@ -274,25 +312,45 @@ RESET = "gloo/transport/tcp/pair.cc:545 Connection reset by peer"
     ("ending", "lines", "reason"),
     [
         (Ending(-9, asked=False, hung=False, oom_kills=None), ["loading"], "HostOutOfMemory"),
-        (Ending(-9, asked=False, hung=False, oom_kills=0), ["loading"], "Unknown"),
+        (Ending(-9, asked=False, hung=False, oom_kills=0), ["loading"], "EngineKilled"),
         (Ending(-9, asked=False, hung=False, oom_kills=1), [SIGQUIT], "HostOutOfMemory"),
         (Ending(-9, asked=False, hung=False, oom_kills=None), [SIGQUIT], "Unknown"),
         (Ending(-9, asked=False, hung=False, oom_kills=1), [RESET, SIGQUIT], "HostOutOfMemory"),
         (Ending(1, asked=False, hung=False, oom_kills=1), ["OSError: No space left on device"], "DiskFull"),
         (Ending(-9, asked=False, hung=True, oom_kills=0), [SIGQUIT], "Hung"),
-        (Ending(-9, asked=False, hung=False, oom_kills=0), [SIGQUIT, "exit code: -9"], "HostOutOfMemory"),
+        (Ending(-9, asked=False, hung=False, oom_kills=0), [KILLED, SIGQUIT], "EngineKilled"),
+        (Ending(-9, asked=False, hung=False, oom_kills=1), [KILLED, SIGQUIT], "HostOutOfMemory"),
+        (Ending(-9, asked=False, hung=False, oom_kills=None), [KILLED, SIGQUIT], "HostOutOfMemory"),
+        # Processes that the engine killed in its own crash.
+        (Ending(-9, asked=False, hung=False, oom_kills=0), ["an error", SIGQUIT, KILLED], "Unknown"),
+        (Ending(-9, asked=True, hung=True, oom_kills=0), [UNANSWERED], "Hung"),
+        (Ending(-9, asked=False, hung=False, oom_kills=0), [UNANSWERED, ANSWERED, SIGQUIT], "Unknown"),
     ],
 )
 def test_the_kernels_word_explains_what_the_log_cannot(ending: Ending, lines: list[str], reason: str) -> None:
     assert verdict(ending, log_with(*lines), never).reason.value == reason
 
 
-def test_the_line_that_gave_the_reason_is_in_the_report_even_when_the_tail_is_noise() -> None:
-    cause = "torch.OutOfMemoryError: CUDA out of memory."
-    log = log_with(cause, *(f"frame {number}" for number in range(50)))
+CAUSE = "torch.OutOfMemoryError: CUDA out of memory."
+
+
+@pytest.mark.parametrize(
+    ("lines", "first", "last"),
+    [
+        # Stack dumps and consequences after the cause are left out...
+        ([*(f"before {n}" for n in range(20)), CAUSE, *(f"after {n}" for n in range(50))], "before 11", CAUSE),
+        # ...and a cause that is no longer kept still ends the log.
+        ([CAUSE, SIGQUIT, *(f"after {n}" for n in range(500))], "after 491", CAUSE),
+        # Nothing known: the exception before the crash.
+        ([*(f"b {n}" for n in range(20)), "x.FooError: why", SIGQUIT, "y.BarError: then"], "b 11", "x.FooError: why"),
+        ([*(f"before {n}" for n in range(20))], "before 10", "before 19"),
+    ],
+)
+def test_the_log_of_a_report_ends_with_the_cause(lines: list[str], first: str, last: str) -> None:
+    log = log_with(*lines)
     ending = Ending(1, asked=False, hung=False, oom_kills=None)
-    lines = failure_report(ending, log, verdict(ending, log, never))["log"]
-    assert (len(lines), lines[0], lines[-1]) == (10, "frame 41", cause)
+    found = failure_report(ending, log, verdict(ending, log, never))["log"]
+    assert (len(found), found[0], found[-1]) == (10, first, last)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,38 @@
+"""What the operator serves to the kubelet and to Prometheus: /healthz, /readyz, /metrics."""
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+Check = Callable[[], str | None]
+"""Returns what is wrong in a sentence, or None."""
+
+
+@contextlib.asynccontextmanager
+async def serving(port: int, healthy: Check, ready: Check, registry: CollectorRegistry) -> AsyncIterator[None]:
+    """Serve until the context ends. That the event loop runs shows in the answer itself."""
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.add_routes(
+        [web.get("/healthz", _answer(healthy)), web.get("/readyz", _answer(ready)), web.get("/metrics", metrics)]
+    )
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, port=port).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def _answer(check: Check) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def answer(_: web.Request) -> web.Response:
+        wrong = check()
+        return web.Response(text="ok\n") if wrong is None else web.Response(status=503, text=f"{wrong}\n")
+
+    return answer

@@ -1,0 +1,235 @@
+"""The operator's metrics: of the machine (`qwen_operator_*`) and of the QwenDeployments (`qwen_deployment_*`).
+
+What a deployment is gets computed from the store when somebody asks, so the series of a deleted one are gone with it.
+Only the leader speaks of deployments: a sum over all operators must not count them twice. Labels have few values:
+namespace and deployment, names that the operator itself gives (states, reasons), and what a spec says once.
+"""
+
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import prometheus_client as prometheus
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
+from qwen_operator.manifests.names import ANNOTATION_DRAINING_SINCE, LABEL_ROLE, ROLE_ENGINE
+from qwen_operator.reconcile.queue import Key, WorkQueue
+from qwen_operator.reconcile.store import Store, key_of
+from qwen_operator.scaling.types import Sample
+
+WHO = ("namespace", "deployment")
+INFO_LABELS = ("model", "gpu_product", "tensor", "quantization", "engine_version", "revision")
+
+
+class Metrics:
+    """What happens in this process."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=self.registry)
+        self._reconciles = self._make(
+            prometheus.Counter, "qwen_operator_reconciles", "Reconciles by outcome", ("outcome",)
+        )
+        self._seconds = self._make(prometheus.Histogram, "qwen_operator_reconcile_seconds", "Seconds of one reconcile")
+        self._errors = self._make(
+            prometheus.Counter, "qwen_operator_reconcile_errors", "Reconciles that have to be repeated", ("reason",)
+        )
+        self._requests = self._make(
+            prometheus.Counter,
+            "qwen_operator_api_requests",
+            "Requests to the API server; code 0: no answer. The requests of watches are not among them",
+            ("verb", "resource", "code"),
+        )
+        self._make(
+            prometheus.Gauge, "qwen_operator_build_info", "Version of the operator, always 1", ("version",)
+        ).labels(version("qwen-operator")).set(1)
+
+    def follow(self, queue: WorkQueue, leads: Callable[[], bool]) -> None:
+        """Show what waits, and whether this process is the one that acts."""
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
+            "qwen_operator_queue_depth": ("Keys that wait for a worker", lambda: len(queue) if leads() else 0),
+            "qwen_operator_queue_age_seconds": (
+                "How long the oldest of them has waited",
+                lambda: queue.age() if leads() else 0,
+            ),
+            "qwen_operator_leader": ("1 in the process that acts, 0 in those that stand by", leads),
+        }
+        for name, (text, read) in gauges.items():
+            self._make(prometheus.Gauge, name, text).set_function(read)
+
+    def _make(self, kind: Any, name: str, text: str, labels: tuple[str, ...] = ()) -> Any:
+        return kind(name, text, labels, registry=self.registry)
+
+    def reconciled(self, outcome: str, seconds: float) -> None:
+        self._reconciles.labels(outcome).inc()
+        self._seconds.observe(seconds)
+
+    def failed(self, reason: str) -> None:
+        """A reconcile ended in an error; `reason` is the name of its class."""
+        self._errors.labels(reason).inc()
+
+    def requested(self, verb: str, resource: str, status: int, _seconds: float) -> None:
+        self._requests.labels(verb, resource, str(status)).inc()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Where the numbers of the last look at the engines come from, see Autoscaler."""
+
+    samples: Callable[[], Mapping[Key, Sample]]
+    ages: Callable[[], Mapping[Key, float]]
+
+
+@dataclass(slots=True, eq=False)
+class Deployments(Collector):
+    """Collector of `qwen_deployment_*`."""
+
+    store: Store
+    load: Load
+    leads: Callable[[], bool]
+    _scaled: Counts[tuple[str, ...]] = field(default_factory=Counts)
+    _failures: Counts[tuple[str, ...]] = field(default_factory=Counts)
+
+    def wrote(self, key: Key, old: Manifest, new: Manifest) -> None:
+        """Count what a new status tells that the one before did not."""
+        before, scaling = old.get("scaling") or {}, new.get("scaling") or {}
+        was, now = before.get("wanted"), scaling.get("wanted")
+        if was is not None and now is not None and was != now:
+            self._scaled[(*key, "up" if now > was else "down", str(scaling.get("reason")))] += 1
+        known, last = old.get("lastFailure") or {}, new.get("lastFailure") or {}
+        if last and (last.get("time"), last.get("pod")) != (known.get("time"), known.get("pod")):
+            self._failures[(*key, str(last.get("reason")))] += 1
+
+    def describe(self) -> list[Metric]:
+        """Nothing is known before there is a deployment; the registry asks when the collector is registered."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        if not self.leads():
+            return
+        samples, ages = self.load.samples(), self.load.ages()
+        rows = {key_of(manifest): manifest for manifest in self.store.all(QWENDEPLOYMENTS)}
+        gauges = _Gauges()
+        for key, manifest in rows.items():
+            _status(gauges, key, manifest)
+            _pods(gauges, key, manifest, self.store.related(PODS, manifest))
+            if (sample := samples.get(key)) is not None:
+                _sample(gauges, key, sample)
+            if (age := ages.get(key)) is not None:
+                gauges.add("qwen_deployment_metrics_age_seconds", key, age)
+        yield from gauges.families.values()
+        yield self._counter("qwen_deployment_scale", self._scaled, rows)
+        yield self._counter("qwen_deployment_engine_failures", self._failures, rows)
+
+    def _counter(self, name: str, counts: Counts[tuple[str, ...]], rows: Mapping[Key, Manifest]) -> Metric:
+        text, labels = COUNTERS[name]
+        family = CounterMetricFamily(name, text, labels=(*WHO, *labels))
+        for values in [values for values in counts if values[:2] not in rows]:
+            del counts[values]
+        for values, count in counts.items():
+            family.add_metric(values, count)
+        return family
+
+
+COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "qwen_deployment_scale": ("Changes of the wanted size", ("direction", "reason")),
+    "qwen_deployment_engine_failures": ("Ends of engines that nobody asked for", ("reason",)),
+}
+GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "qwen_deployment_info": ("What is served and how, always 1", INFO_LABELS),
+    "qwen_deployment_condition": ("The conditions as they are, always 1", ("type", "status", "reason")),
+    "qwen_deployment_replicas": ("Replicas: wanted, granted (a node is found), starting, ready, draining", ("state",)),
+    "qwen_deployment_replicas_min": ("Fewest replicas that the load may lead to", ()),
+    "qwen_deployment_replicas_max": ("Most replicas that the load may lead to", ()),
+    "qwen_deployment_gpus": ("GPUs: allocated (to pods with a node), ready (of replicas that answer)", ("state",)),
+    "qwen_deployment_queue_requests": ("Requests that wait in the engines", ()),
+    "qwen_deployment_running_requests": ("Requests that run in the engines", ()),
+    "qwen_deployment_kv_used_tokens": ("Tokens in the engines' KV caches", ()),
+    "qwen_deployment_kv_capacity_tokens": ("Tokens that the engines' KV caches hold", ()),
+    "qwen_deployment_plan_kv_tokens": ("Tokens that one replica's KV cache holds by the plan", ()),
+    "qwen_deployment_observed_kv_tokens": ("Tokens that the smallest KV cache of a replica holds", ()),
+    "qwen_deployment_plan_startup_seconds": ("Seconds until a replica answers by the plan", ()),
+    "qwen_deployment_metrics_age_seconds": ("Age of the oldest numbers of a ready engine", ()),
+}
+
+
+class _Gauges:
+    """Families by name, made when they get their first value."""
+
+    def __init__(self) -> None:
+        self.families: dict[str, GaugeMetricFamily] = {}
+
+    def add(self, name: str, key: Key, value: float | None, *labels: str) -> None:
+        """Add a value; None is one that is not known."""
+        if value is None:
+            return
+        if name not in self.families:
+            text, names = GAUGES[name]
+            self.families[name] = GaugeMetricFamily(name, text, labels=(*WHO, *names))
+        self.families[name].add_metric((*key, *labels), value)
+
+
+def _status(gauges: _Gauges, key: Key, manifest: Manifest) -> None:
+    spec, status = manifest.get("spec") or {}, manifest.get("status") or {}
+    plan = status.get("plan") or {}
+    info = (
+        spec.get("model"),
+        plan.get("gpuProduct"),
+        (plan.get("parallelism") or {}).get("tensor"),
+        (status.get("model") or {}).get("quantization"),
+        plan.get("engineVersion"),
+        plan.get("hash"),
+    )
+    gauges.add("qwen_deployment_info", key, 1, *("" if value is None else str(value) for value in info))
+    for condition in status.get("conditions") or ():
+        gauges.add("qwen_deployment_condition", key, 1, condition["type"], condition["status"], condition["reason"])
+    gauges.add("qwen_deployment_plan_kv_tokens", key, plan.get("kvTokens"))
+    gauges.add("qwen_deployment_plan_startup_seconds", key, plan.get("startupSeconds"))
+    gauges.add("qwen_deployment_replicas", key, (status.get("scaling") or {}).get("wanted"), "wanted")
+    scaling = spec.get("scaling") or {}
+    fixed = spec.get("replicas", None if scaling else 1)
+    gauges.add("qwen_deployment_replicas_min", key, scaling.get("minReplicas", 1) if fixed is None else fixed)
+    gauges.add("qwen_deployment_replicas_max", key, scaling.get("maxReplicas") if fixed is None else fixed)
+
+
+def _pods(gauges: _Gauges, key: Key, manifest: Manifest, pods: Iterable[Manifest]) -> None:
+    engines = [pod for pod in pods if _is_engine(pod)]
+    draining = [pod for pod in engines if _drains(pod)]
+    status = manifest.get("status") or {}
+    ready = int(status.get("readyReplicas") or 0)
+    granted = [pod for pod in engines if (pod.get("spec") or {}).get("nodeName")]
+    size = int((status.get("plan") or {}).get("gpusPerReplica") or 0)
+    states = {
+        "granted": sum(not _drains(pod) for pod in granted),
+        "ready": ready,
+        "starting": max(0, len(engines) - len(draining) - ready),
+        "draining": len(draining),
+    }
+    for state, count in states.items():
+        gauges.add("qwen_deployment_replicas", key, count, state)
+    gauges.add("qwen_deployment_gpus", key, size * len(granted), "allocated")
+    gauges.add("qwen_deployment_gpus", key, size * ready, "ready")
+
+
+def _is_engine(pod: Manifest) -> bool:
+    ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+    return (pod["metadata"].get("labels") or {}).get(LABEL_ROLE) == ROLE_ENGINE and not ended
+
+
+def _drains(pod: Manifest) -> bool:
+    meta = pod["metadata"]
+    return "deletionTimestamp" in meta or ANNOTATION_DRAINING_SINCE in (meta.get("annotations") or {})
+
+
+def _sample(gauges: _Gauges, key: Key, sample: Sample) -> None:
+    engines = sample.engines
+    gauges.add("qwen_deployment_queue_requests", key, sum(engine.queued for engine in engines))
+    gauges.add("qwen_deployment_running_requests", key, sum(engine.running for engine in engines))
+    gauges.add("qwen_deployment_kv_used_tokens", key, sum(engine.tokens_used for engine in engines))
+    gauges.add("qwen_deployment_kv_capacity_tokens", key, sum(engine.tokens_capacity for engine in engines))
+    known = [engine.tokens_capacity for engine in engines if engine.tokens_capacity]
+    gauges.add("qwen_deployment_observed_kv_tokens", key, min(known, default=None))

@@ -1,0 +1,68 @@
+"""Events as manifests. Their names depend only on what was observed, so that a repeated step posts none. Pure."""
+
+import hashlib
+import json
+from datetime import datetime
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.api.events import Event
+from qwen_operator.manifests.names import Manifest
+
+
+def stamp_of(now: datetime) -> str:
+    """RFC 3339 to the second, in UTC."""
+    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def transition_event(deployment: Manifest, event: Event, now: str) -> Manifest:
+    """The Event of a change of conditions; `now` RFC 3339."""
+    before = [
+        [condition.get(part) for part in ("type", "status", "reason", "lastTransitionTime")]
+        for condition in (deployment.get("status") or {}).get("conditions") or ()
+    ]
+    return _manifest(deployment, event, [deployment["metadata"].get("generation"), before], now)
+
+
+def resizing(deployment: Manifest, new: Manifest, now: str) -> tuple[Manifest, ...]:
+    """The Event of another number of wanted replicas, from the status as it stands to the new one."""
+    before, after = (deployment.get("status") or {}).get("scaling") or {}, new.get("scaling") or {}
+    old, wanted = before.get("wanted"), after.get("wanted")
+    if not isinstance(old, int) or not isinstance(wanted, int) or old == wanted:
+        return ()
+    reason = Reason.SCALED_UP if wanted > old else Reason.SCALED_DOWN
+    event = Event("Normal", str(reason), f"{old} -> {wanted}: {after['message']}")
+    return (notice(deployment, event, [str(before.get("since")), f"{old} -> {wanted}"], now),)
+
+
+def notice(deployment: Manifest, event: Event, about: list[str], now: str) -> Manifest:
+    """The Event of a deed; `about` tells it from others of its reason, for example by the pod's uid."""
+    return _manifest(deployment, event, about, now)
+
+
+def _manifest(deployment: Manifest, event: Event, about: object, now: str) -> Manifest:
+    meta = deployment["metadata"]
+    told = json.dumps([meta["uid"], event.reason, about])
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{meta['name']}.{hashlib.sha256(told.encode()).hexdigest()[:16]}",
+            "namespace": meta["namespace"],
+        },
+        "involvedObject": {
+            "apiVersion": deployment["apiVersion"],
+            "kind": deployment["kind"],
+            "namespace": meta["namespace"],
+            "name": meta["name"],
+            "uid": meta["uid"],
+            "resourceVersion": meta.get("resourceVersion"),
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message[:1024],
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+        "source": {"component": "qwen-operator"},
+        "reportingComponent": "qwen-operator",
+    }

@@ -1,0 +1,182 @@
+"""The loop around the rule: reads every engine, keeps the histories, tells reconcile what changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.scaling import policy, readings
+from qwen_operator.scaling.load import LoadMemory, classify, settle
+from qwen_operator.scaling.page import Reading, Trouble
+from qwen_operator.scaling.scrape import Scraper
+from qwen_operator.scaling.types import Engine, Fleet, Key, Sample, ScalingState
+
+INTERVAL_SECONDS = 2.0
+# Many operators' looks at one engine, or many engines' at one operator, must not stay in step.
+JITTER = 0.1
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Time and chance: a monotonic clock in seconds, a sleep, and a random number from 0 to 1."""
+
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    chance: Callable[[], float] = random.random
+
+
+@dataclass(slots=True)
+class _Watched:
+    """What is known of one QwenDeployment."""
+
+    uid: str
+    memories: readings.Memories = field(default_factory=dict)
+    history: policy.History | None = None
+    load: LoadMemory | None = None
+    sample: Sample | None = None
+    state: ScalingState | None = None
+
+
+class Autoscaler:
+    """Looks at all fleets of `view` every INTERVAL_SECONDS; `on_change` gets the key of each whose state differs.
+
+    Start it when the view is complete: the replicas that the first look finds are not given up before a window has
+    passed.
+    """
+
+    def __init__(
+        self,
+        scraper: Scraper,
+        view: Callable[[], Iterable[Fleet]],
+        on_change: Callable[[Key], None],
+        pace: Pace | None = None,
+    ) -> None:
+        self._scraper = scraper
+        self._view = view
+        self._on_change = on_change
+        self._pace = pace or Pace()
+        self._watched: dict[Key, _Watched] = {}
+
+    def state(self, namespace: str, name: str) -> ScalingState | None:
+        """What the load says of this QwenDeployment; None before the first look."""
+        watched = self._watched.get((namespace, name))
+        return watched.state if watched else None
+
+    def samples(self) -> Mapping[Key, Sample]:
+        """The last look at each QwenDeployment."""
+        return {key: watched.sample for key, watched in self._watched.items() if watched.sample}
+
+    def ages(self) -> Mapping[Key, float]:
+        """Seconds since the numbers of the worst engine of each QwenDeployment were read; none without engines."""
+        now = self._pace.clock()
+        return {
+            key: max(now - (memory.first_at if memory.read_at is None else memory.read_at) for memory in memories)
+            for key, watched in self._watched.items()
+            if (memories := watched.memories.values())
+        }
+
+    async def run(self) -> None:
+        """Look for ever. A fault that concerns one QwenDeployment is logged; any other ends the loop."""
+        while True:
+            began = self._pace.clock()
+            await self.look()
+            period = INTERVAL_SECONDS * (1 + JITTER * self._pace.chance())
+            await self._pace.sleep(max(0.0, began + period - self._pace.clock()))
+
+    async def look(self) -> None:
+        """Look once at every fleet, all at the same time; what is slow to answer in one delays no other."""
+        fleets = list(self._view())
+        current = {fleet.key: fleet.uid for fleet in fleets}
+        self._watched = {key: kept for key, kept in self._watched.items() if current.get(key) == kept.uid}
+        async with asyncio.TaskGroup() as group:
+            for fleet in fleets:
+                group.create_task(self._guarded(fleet))
+
+    async def _guarded(self, fleet: Fleet) -> None:
+        try:
+            await self._step(fleet)
+        except Exception:
+            log.exception("scaling step failed", extra={"deployment": "/".join(fleet.key)})
+
+    async def _step(self, fleet: Fleet) -> None:
+        ready = [engine for engine in fleet.engines if engine.ready]
+        answers = await asyncio.gather(*(self._scraper.read(engine) for engine in ready))
+        results = dict(zip((engine.uid for engine in ready), answers, strict=True))
+        watched = self._watched.setdefault(fleet.key, _Watched(fleet.uid))
+        before = watched.sample
+        at = self._pace.clock()
+        watched.memories, sample = readings.take_in(watched.memories, fleet.engines, results, at)
+        watched.sample = sample
+        watched.load = settle(watched.load, classify(sample, fleet.engines), at)
+        if before is None or before.problems != sample.problems:
+            _log_problems(fleet, sample, results)
+        new = replace(
+            self._decided(watched, fleet, sample),
+            load=str(watched.load.shown),
+            removal_order=removal_order(fleet.engines, sample),
+            idle=readings.idle(watched.memories, fleet.engines, at),
+            unfinished=unfinished(fleet.engines, sample),
+        )
+        old, watched.state = watched.state, new
+        if old != new:
+            self._on_change(fleet.key)
+
+    def _decided(self, watched: _Watched, fleet: Fleet, sample: Sample) -> ScalingState:
+        if fleet.bounds is None:
+            watched.history = None
+            return ScalingState(None, Reason.NOT_CONFIGURED, "", active=False)
+        watched.history = policy.remember(watched.history, sample, fleet.engines, fleet.bounds.window)
+        decision = policy.decide(watched.history, fleet.bounds, fleet.engines)
+        old = watched.state
+        if old and (old.wanted, old.reason, old.active) == (decision.replicas, decision.reason, decision.active):
+            # The numbers of the decision stay: those of now would be a write of the status every two seconds.
+            return old
+        log.info(
+            "scaling decision",
+            extra={
+                "deployment": "/".join(fleet.key),
+                "replicas": decision.replicas,
+                "before": old.wanted if old else None,
+                "reason": str(decision.reason),
+                "why": decision.message,
+            },
+        )
+        return ScalingState(decision.replicas, decision.reason, decision.message, decision.active)
+
+
+def removal_order(engines: tuple[Engine, ...], sample: Sample) -> tuple[str, ...]:
+    """Names of all engine pods, the first to go first: not ready, then draining, then the fewest requests and
+    tokens, then the highest index. A ready pod that cannot be read counts as the busiest."""
+    loads = {load.uid: load for load in sample.engines}
+
+    def rank(engine: Engine) -> tuple[bool, bool, bool, int, int, int]:
+        load = loads.get(engine.uid)
+        busy = (load.requests, load.tokens_used) if load else (0, 0)
+        index = int(engine.index) if engine.index.isdecimal() else 0
+        return engine.ready, not engine.draining, load is None, *busy, -index
+
+    return tuple(engine.pod for engine in sorted(engines, key=rank))
+
+
+def unfinished(engines: tuple[Engine, ...], sample: Sample) -> dict[str, int]:
+    """Requests in each draining pod that could be read, by uid."""
+    draining = {engine.uid for engine in engines if engine.draining}
+    return {load.uid: load.requests for load in sample.engines if load.uid in draining}
+
+
+def _log_problems(fleet: Fleet, sample: Sample, results: Mapping[str, Reading | Trouble]) -> None:
+    if not sample.problems:
+        return
+    troubles = {engine.pod: results.get(engine.uid) for engine in fleet.engines}
+    details = {
+        pod: trouble.detail if isinstance(trouble := troubles.get(pod), Trouble) else str(reason)
+        for pod, reason in sample.problems.items()
+    }
+    log.info("engine metrics cannot be read", extra={"deployment": "/".join(fleet.key), "pods": details})

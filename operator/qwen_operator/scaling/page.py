@@ -1,0 +1,122 @@
+"""What an engine's /metrics page says about its load: the few lines that matter, read with the official parser.
+
+A whole page of a loaded engine costs that parser some 11 ms, the lines that are needed 0.2 ms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from qwen_operator.api.conditions import Reason
+
+RUNNING = "sglang:num_running_reqs"
+QUEUED = "sglang:num_queue_reqs"
+GRAMMAR_QUEUE = "sglang:num_grammar_queue_reqs"
+TOKENS_USED = "sglang:num_used_tokens"
+TOKENS_CAPACITY = "sglang:max_total_num_tokens"
+TOKEN_USAGE = "sglang:token_usage"
+HTTP_ACTIVE = "sglang:http_requests_active"
+# The scheduler adds to these about once a second as long as its loop turns, with and without requests.
+TICKS = (
+    "sglang:scheduler_stage_seconds_total",
+    "sglang:scheduler_idle_seconds_total",
+    "sglang:scheduler_process_cpu_seconds_total",
+)
+# These grow with work only.
+WORK = ("sglang:realtime_tokens_total", "sglang:inter_token_latency_seconds_count")
+
+_SCHEDULER = (RUNNING, QUEUED, GRAMMAR_QUEUE, TOKENS_USED, TOKENS_CAPACITY, TOKEN_USAGE)
+_NAMES = (*_SCHEDULER, HTTP_ACTIVE, *TICKS, *WORK)
+_PREFIXES = tuple(f"{name}{end}" for name in _NAMES for end in ("{", " "))
+_OTHER_ENDPOINTS = frozenset({"/generate", "/api/chat", "/invocations", "/vertex_generate"})
+# Stands for the size of the KV cache where an engine tells only the share in use.
+_WHOLE = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One page. `queued` are all requests inside that do not run; `beat` changes while the scheduler is alive, if
+    `ticking` also without requests."""
+
+    running: int
+    queued: int
+    tokens_used: int
+    tokens_capacity: int
+    beat: float
+    ticking: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why there is no reading: a reason and the details for the log."""
+
+    reason: Reason
+    detail: str
+
+
+def read(page: str, model: str) -> Reading | Trouble:
+    """The load on a page of SGLang; `model` is the wanted value of the label model_name, "" for any.
+
+    The scheduler's gauges are summed over `dp_rank` (each has its own queue); ranks of one tensor- or
+    pipeline-parallel group repeat the same numbers, of which the largest counts. With priority scheduling the series
+    with an empty `priority` is the total. Names and labels: SGLang 0.5.23.
+    """
+    lines = [line for line in page.splitlines() if line.startswith(_PREFIXES)]
+    try:
+        samples = _samples(lines)
+    except (ValueError, KeyError, IndexError) as error:
+        return Trouble(Reason.METRICS_INVALID, f"the page cannot be read: {error}")
+    mine = [item for item in samples if item[0] not in _SCHEDULER or not model or item[1].get("model_name") == model]
+    values = {name: _over_ranks(name, mine) for name in _SCHEDULER}
+    running, queued = values[RUNNING], values[QUEUED]
+    if running is None or queued is None:
+        return _missing(RUNNING if running is None else QUEUED, model)
+    tokens = _tokens(values)
+    if tokens is None:
+        return _missing(TOKENS_USED, model)
+    inside = sum(value for name, labels, value in mine if name == HTTP_ACTIVE and _generates(labels))
+    waiting = max(queued + (values[GRAMMAR_QUEUE] or 0.0), inside - running)
+    numbers = (running, waiting, *tokens)
+    if not all(math.isfinite(number) and number >= 0 for number in numbers):
+        return Trouble(Reason.METRICS_INVALID, f"{RUNNING}, {QUEUED} and tokens are no counts: {numbers}")
+    beats = [value for name, _, value in mine if name in (*TICKS, *WORK)]
+    ticking = any(name in TICKS for name, _, _ in mine)
+    return Reading(int(running), int(waiting), int(tokens[0]), int(tokens[1]), sum(beats), ticking)
+
+
+_Sample = tuple[str, Mapping[str, str], float]
+
+
+def _samples(lines: Iterable[str]) -> list[_Sample]:
+    families = text_string_to_metric_families("\n".join(lines) + "\n")
+    return [(sample.name, sample.labels, float(sample.value)) for family in families for sample in family.samples]
+
+
+def _over_ranks(name: str, samples: Iterable[_Sample]) -> float | None:
+    found: dict[str, float] = {}
+    for series, labels, value in samples:
+        if series == name and not labels.get("priority"):
+            rank = labels.get("dp_rank", "")
+            found[rank] = max(found.get(rank, value), value)
+    return sum(found.values()) if found else None
+
+
+def _tokens(values: Mapping[str, float | None]) -> tuple[float, float] | None:
+    used, capacity, usage = values[TOKENS_USED], values[TOKENS_CAPACITY], values[TOKEN_USAGE]
+    if used is not None and capacity:
+        return used, capacity
+    return None if usage is None else (usage * _WHOLE, float(_WHOLE))
+
+
+def _generates(labels: Mapping[str, str]) -> bool:
+    endpoint = labels.get("endpoint", "")
+    return labels.get("method") == "POST" and (endpoint.startswith("/v1/") or endpoint in _OTHER_ENDPOINTS)
+
+
+def _missing(name: str, model: str) -> Trouble:
+    label = f' with model_name="{model}"' if model else ""
+    return Trouble(Reason.METRICS_INVALID, f"the page has no {name}{label}")

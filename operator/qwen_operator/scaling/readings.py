@@ -1,0 +1,86 @@
+"""From single readings to a sample: which engine is overdue, whose numbers stand still, which one is idle. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.scaling.page import Reading, Trouble
+from qwen_operator.scaling.types import Engine, EngineLoad, Sample
+
+# A busy machine misses a scrape now and then: until then the last numbers count.
+GRACE_SECONDS = 10.0
+# SGLang's scheduler ticks every second, but not within a batch; a long prefill or a kernel's first compilation takes
+# seconds. Its own watchdog waits for 300 s.
+FROZEN_SECONDS = 20.0
+IDLE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What is remembered of a pod, in monotonic seconds: when it was seen first and read last, what it said, since
+    when its scheduler shows no life, and since when it has no request."""
+
+    first_at: float
+    read_at: float | None = None
+    load: EngineLoad | None = None
+    beat: float | None = None
+    beat_at: float = 0.0
+    idle_since: float | None = None
+
+
+Memories = Mapping[str, Memory]
+
+
+def take_in(
+    memories: Memories, engines: tuple[Engine, ...], results: Mapping[str, Reading | Trouble], at: float
+) -> tuple[dict[str, Memory], Sample]:
+    """The new memories and the sample of this moment; both maps are by pod uid, `results` of the ready engines.
+
+    A pod that was read within GRACE_SECONDS goes on with its last numbers; later it is a problem. Numbers that stand
+    still for FROZEN_SECONDS are a problem too. A draining pod is none: nothing is decided by it.
+    """
+    kept: dict[str, Memory] = {}
+    loads: list[EngineLoad] = []
+    problems: dict[str, Reason] = {}
+    for engine in engines:
+        if engine.uid not in results:
+            continue
+        memory = memories.get(engine.uid) or Memory(first_at=at, beat_at=at)
+        kept[engine.uid], outcome = _step(memory, engine, results[engine.uid], at)
+        if isinstance(outcome, EngineLoad):
+            loads.append(outcome)
+        elif outcome is not None and not engine.draining:
+            problems[engine.pod] = outcome
+    return kept, Sample(at, tuple(loads), problems)
+
+
+def idle(memories: Memories, engines: tuple[Engine, ...], at: float) -> frozenset[str]:
+    """Uids of draining pods that had no request in two looks at least IDLE_SECONDS apart, and none between."""
+    return frozenset(
+        engine.uid
+        for engine in engines
+        if engine.draining
+        and (memory := memories.get(engine.uid)) is not None
+        and memory.idle_since is not None
+        and at - memory.idle_since >= IDLE_SECONDS
+    )
+
+
+def _step(
+    memory: Memory, engine: Engine, result: Reading | Trouble, at: float
+) -> tuple[Memory, EngineLoad | Reason | None]:
+    if isinstance(result, Trouble):
+        memory = replace(memory, idle_since=None)
+        if at - (memory.first_at if memory.read_at is None else memory.read_at) < GRACE_SECONDS:
+            return memory, memory.load
+        return memory, result.reason
+    alive = memory.beat != result.beat or not (result.ticking or result.running + result.queued)
+    beat_at = at if alive else memory.beat_at
+    memory = replace(memory, beat=result.beat, beat_at=beat_at)
+    if at - beat_at >= FROZEN_SECONDS:
+        return replace(memory, idle_since=None), Reason.METRICS_FROZEN
+    load = EngineLoad(engine.pod, engine.uid, result.running, result.queued, result.tokens_used, result.tokens_capacity)
+    idle_since = None if load.requests else memory.idle_since if memory.idle_since is not None else at
+    return replace(memory, read_at=at, load=load, idle_since=idle_since), load

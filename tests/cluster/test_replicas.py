@@ -1,0 +1,119 @@
+"""Who sets the size: kubectl scale, the real HorizontalPodAutoscaler, server-side apply, the operator's policy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from tests.qd import pods, simulated, wait_condition, wait_ready
+from tests.testbed.audit import AuditLog
+from tests.testbed.bed import Release
+from tests.testbed.cluster import Cluster
+from tests.testbed.exporter import Exporter
+from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
+
+pytestmark = pytest.mark.cluster
+L4 = "NVIDIA-L4"
+ROLLOUT = {"drainSeconds": 3}
+
+
+@pytest.fixture(scope="module")
+def exporter(bed: Cluster) -> Iterator[Exporter]:
+    with bed.exporter() as exporter:
+        yield exporter
+
+
+def alive(kubectl: Kubectl, space: str, name: str) -> int:
+    return sum("deletionTimestamp" not in pod["metadata"] for pod in pods(kubectl, space, name))
+
+
+def scaled(kubectl: Kubectl, space: str, name: str, wanted: int) -> Manifest:
+    """Wait for the size; returns the object."""
+
+    def probe() -> Manifest | None:
+        obj = kubectl.get("qd", name, space) or {}
+        shown = obj.get("status", {}).get("scaling", {}).get("wanted")
+        return obj if (shown, alive(kubectl, space, name)) == (wanted, wanted) else None
+
+    return wait_for(f"{wanted} replicas of {name}", probe, 60)
+
+
+def test_the_queue_decides_between_minimum_and_maximum(kubectl: Kubectl, space: str, exporter: Exporter) -> None:
+    model = f"{space}-q"
+    exporter.say(model)
+    scaling = {"minReplicas": 1, "maxReplicas": 3, "stabilizationSeconds": 5}
+    kubectl.apply(simulated(space, "q", L4, scaling=scaling, rollout=ROLLOUT))
+    wait_ready(kubectl, space, "q")
+    wait_condition(kubectl, space, "q", ("ScalingActive", "True", "Steady"), 30)
+
+    exporter.say(model, running=30, queued=400, tokens=90_000)
+
+    obj = scaled(kubectl, space, "q", 3)
+    assert condition(obj, "ScalingLimited")["status"] == "True"
+    assert "400 queued" in obj["status"]["scaling"]["message"]
+    exporter.say(model)
+    obj = scaled(kubectl, space, "q", 1)
+    assert condition(obj, "ScalingLimited") == {}
+
+
+def test_a_number_that_is_set_wins_and_says_by_whom(kubectl: Kubectl, space: str, exporter: Exporter) -> None:
+    exporter.say(f"{space}-s")
+    kubectl.apply(simulated(space, "s", L4, scaling={"maxReplicas": 4}, rollout=ROLLOUT))
+    wait_ready(kubectl, space, "s")
+
+    kubectl.run("scale", "qd", "s", "-n", space, "--replicas=2")
+
+    obj = scaled(kubectl, space, "s", 2)
+    active = condition(obj, "ScalingActive")
+    assert (active["status"], active["reason"]) == ("False", "ReplicasSet")
+    assert "kubectl" in active["message"]
+    kubectl.run("patch", "qd", "s", "-n", space, "--type=json", "-p", '[{"op":"remove","path":"/spec/replicas"}]')
+    wait_condition(kubectl, space, "s", ("ScalingActive", "True", "Steady"), 30)
+    assert alive(kubectl, space, "s") == 2, "handing back changes no size by itself"
+
+
+def test_the_real_autoscaler_scales_by_the_subresource(kubectl: Kubectl, space: str) -> None:
+    kubectl.apply(simulated(space, "h", L4, replicas=1, rollout=ROLLOUT))
+    wait_ready(kubectl, space, "h")
+    target = {"apiVersion": "qwen-operator.dev/v1alpha1", "kind": "QwenDeployment", "name": "h"}
+    metric = {"type": "External", "external": {"metric": {"name": "none"}, "target": {"type": "Value", "value": "1"}}}
+    kubectl.apply(
+        {
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": "h", "namespace": space},
+            "spec": {"scaleTargetRef": target, "minReplicas": 2, "maxReplicas": 3, "metrics": [metric]},
+        }
+    )
+
+    obj = scaled(kubectl, space, "h", 2)
+
+    assert obj["spec"]["replicas"] == 2
+    assert "kube-controller-manager" in condition(obj, "ScalingActive")["message"]
+
+
+@pytest.mark.parametrize("replicas", [None, 2])
+@pytest.mark.timeout(180)
+def test_an_apply_every_five_seconds_costs_nothing(
+    kubectl: Kubectl, bed: Cluster, release: Release, space: str, replicas: int | None
+) -> None:
+    """As Argo CD does it: the same manifest, with and without the field."""
+    spec = {} if replicas is None else {"replicas": replicas}
+    manifest = yaml.safe_dump(simulated(space, "argo", L4, **spec))
+    command = ("apply", "--server-side", "--field-manager=argocd", "-f", "-")
+    kubectl.run(*command, stdin=manifest)
+    wait_ready(kubectl, space, "argo")
+    scaled(kubectl, space, "argo", replicas or 1)
+    time.sleep(10)
+    audit = AuditLog(bed.audit_log)
+
+    for _ in range(12):
+        kubectl.run(*command, stdin=manifest)
+        time.sleep(5)
+
+    writes = [str(write) for write in audit.writes(release.operator_user, space)]
+    assert len(writes) <= 1, writes
+    assert alive(kubectl, space, "argo") == (replicas or 1)

@@ -1,0 +1,140 @@
+"""Half an hour of bad luck under a trickle of requests: everything converges, and every lost request is explained."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import Gateway
+from tests.qd import pods, qd, wait_ready
+from tests.testbed.bed import Release
+from tests.testbed.cluster import Cluster
+from tests.testbed.kubectl import Kubectl, KubectlError, Manifest, condition, wait_for
+from tests.testbed.processes import pods_processes, send
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+SECONDS = float(os.environ.get("QWEN_CHAOS_SECONDS", "1800"))
+SEED = int(os.environ.get("QWEN_CHAOS_SEED", "1"))
+MODEL = "e2e-chaos"
+# A deletion, a kill or a change of size can be blamed for what fails within this time after it.
+AFTERMATH_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Trickle:
+    """Two requests a second, one after the other, until it is stopped."""
+
+    gateway: Gateway
+    answered: int = 0
+    lost: list[tuple[float, str]] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        while not self._stop.wait(0.5):
+            try:
+                status = self.gateway.chat(MODEL, max_tokens=8).status_code
+                what = "" if status == 200 else f"HTTP {status}"
+            except httpx.HTTPError as error:
+                what = f"{type(error).__name__}: {error}"
+            if what:
+                self.lost.append((time.monotonic(), what))
+            else:
+                self.answered += 1
+
+    def stop(self) -> None:
+        self._stop.set()
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    bed: Cluster
+    kubectl: Kubectl
+    release: Release
+    space: str
+    luck: random.Random
+
+    def delete_a_pod(self) -> str:
+        """One of at least two that answer: the last one's end is an outage, whoever serves."""
+        found = pods(self.kubectl, self.space, "chaos")
+        if sum(condition(pod, "Ready").get("status") == "True" and not _going(pod) for pod in found) < 2:
+            return ""
+        pod = self.luck.choice(found)["metadata"]["name"]
+        self.kubectl.run("delete", "pod", pod, "-n", self.space, "--wait=false")
+        return f"pod {pod} deleted"
+
+    def kill_an_operator(self) -> str:
+        found = self.kubectl.list("pods", self.release.namespace, "app.kubernetes.io/component=operator")
+        pod = self.luck.choice(found)["metadata"]
+        send(pods_processes(pod["uid"], "qwen-operator run"), signal.SIGKILL)
+        return f"operator {pod['name']} killed"
+
+    def restart_the_api_server(self) -> str:
+        away = self.luck.uniform(1, 20)
+        self.bed.stop_apiserver()
+        try:
+            time.sleep(away)
+        finally:
+            self.bed.start_apiserver()
+        return f"API server away for {away:.0f} s"
+
+    def change_the_size(self) -> str:
+        replicas = self.luck.choice([2, 3])
+        self.kubectl.run("scale", "qd", "chaos", "-n", self.space, f"--replicas={replicas}")
+        return f"scaled to {replicas}"
+
+
+def _going(pod: Manifest) -> bool:
+    return "deletionTimestamp" in pod["metadata"]
+
+
+def strike(world: World, deed: Callable[[], str]) -> tuple[float, str]:
+    """Do it; what the API server's absence makes fail is tried until it works."""
+    return time.monotonic(), wait_for("the deed", lambda: _tried(deed), 240, every=2)
+
+
+def _tried(deed: Callable[[], str]) -> str:
+    try:
+        return deed()
+    except (KubectlError, ProcessLookupError, IndexError):
+        return ""
+
+
+@pytest.mark.timeout(SECONDS + 1200)
+def test_chaos(bed: Cluster, kubectl: Kubectl, release: Release, gateway: Gateway, claim_space: str) -> None:
+    source = {"uri": "pvc://models/tiny-qwen2"}
+    spec = {"model": MODEL, "source": source, "replicas": 2, "rollout": {"drainSeconds": 20}}
+    kubectl.apply(qd(claim_space, "chaos", **spec))
+    wait_ready(kubectl, claim_space, "chaos", timeout=300)
+    world = World(bed, kubectl, release, claim_space, random.Random(SEED))
+    deeds = [world.delete_a_pod, world.kill_an_operator, world.restart_the_api_server, world.change_the_size]
+    trickle, log = Trickle(gateway), []
+    thread = threading.Thread(target=trickle.run)
+    start = time.monotonic()
+    thread.start()
+    try:
+        while time.monotonic() - start < SECONDS:
+            log.append(strike(world, world.luck.choice(deeds)))
+            print(f"{log[-1][0] - start:7.1f} s  {log[-1][1]}", flush=True)
+            time.sleep(world.luck.uniform(5, 40))
+        wanted = wait_for("the API server", lambda: kubectl.get("qd", "chaos", claim_space), 60)["spec"]["replicas"]
+        arguments = (f"--for=jsonpath={{.status.readyReplicas}}={wanted}", "--timeout=300s")
+        kubectl.run("wait", "qd/chaos", "-n", claim_space, *arguments, timeout=330)
+        wait_for("no pod too many", lambda: len(pods(kubectl, claim_space, "chaos")) == wanted, 120)
+    finally:
+        trickle.stop()
+        thread.join(120)
+    print(f"{trickle.answered} answered, {len(trickle.lost)} lost, after {len(log)} deeds")
+    for at, what in trickle.lost:
+        cause = max((deed for deed in log if deed[0] <= at), default=(start, "nothing"))
+        print(f"{at - start:7.1f} s  {what}, {at - cause[0]:.1f} s after: {cause[1]}")
+    assert trickle.answered > SECONDS / 10
+    unexplained = [what for at, what in trickle.lost if not any(0 <= at - deed[0] < AFTERMATH_SECONDS for deed in log)]
+    assert unexplained == []

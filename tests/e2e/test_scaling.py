@@ -1,0 +1,144 @@
+"""The real engine's queue makes replicas and takes them away, and no stream is lost on the way."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import Gateway
+from tests.qd import pods, qd, wait_condition, wait_ready
+from tests.testbed.kubectl import Kubectl, Manifest, wait_for
+from tests.testbed.processes import frozen, pods_processes
+
+pytestmark = pytest.mark.e2e
+MODEL = "e2e-scaled"
+SLOTS = 2
+TOKENS = 700
+"""Length of an answer: with two at once on one core it lasts far longer than the operator takes to see the queue."""
+
+
+@pytest.fixture(scope="module")
+def scaled(kubectl: Kubectl, claim_space: str) -> Iterator[str]:
+    """The namespace of the QwenDeployment `load`: 1 to 2 replicas of two requests at once."""
+    spec = {
+        "model": MODEL,
+        "source": {"uri": "pvc://models/tiny-qwen2"},
+        "engine": {"args": [f"--max-running-requests={SLOTS}"]},
+        "scaling": {"minReplicas": 1, "maxReplicas": 2, "stabilizationSeconds": 10},
+        "rollout": {"drainSeconds": 120},
+    }
+    kubectl.apply(qd(claim_space, "load", **spec))
+    wait_ready(kubectl, claim_space, "load", timeout=300)
+    yield claim_space
+    kubectl.run("delete", "qd", "load", "-n", claim_space)
+
+
+class Timeline:
+    """Who saw what when, for the reader of a test's output."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> float:
+        at = time.monotonic() - self._start
+        self.lines.append(f"{at:6.1f} s  {text}")
+        print(self.lines[-1], flush=True)
+        return at
+
+
+def stream(gateway: Gateway, stop: threading.Event) -> str:
+    """One streamed answer; its finish reason, "stopped" after `stop`, or what went wrong."""
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "tell me"}],
+        "stream": True,
+        "max_tokens": TOKENS,
+        "ignore_eos": True,
+    }
+    reason = "no end"
+    with (
+        gateway.client() as client,
+        client.stream("POST", "/v1/chat/completions", json=body, timeout=httpx.Timeout(600)) as answer,
+    ):
+        if answer.status_code != 200:
+            return f"HTTP {answer.status_code}: {answer.read().decode()}"
+        for line in answer.iter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            choices = json.loads(line.removeprefix("data: ")).get("choices") or [{}]
+            reason = choices[0].get("finish_reason") or reason
+            if stop.is_set():
+                return "stopped"
+    return reason
+
+
+def ends(futures: list[Future[str]]) -> list[str]:
+    return [future.result(timeout=600) for future in futures]
+
+
+def alive(kubectl: Kubectl, space: str) -> list[Manifest]:
+    return [pod for pod in pods(kubectl, space, "load") if "deletionTimestamp" not in pod["metadata"]]
+
+
+def scaling(kubectl: Kubectl, space: str) -> Manifest:
+    found: Manifest = (kubectl.get("qd", "load", space) or {}).get("status", {}).get("scaling") or {}
+    return found
+
+
+def test_two_streams_change_nothing(kubectl: Kubectl, gateway: Gateway, scaled: str) -> None:
+    with ThreadPoolExecutor(SLOTS) as pool:
+        running = [pool.submit(stream, gateway, threading.Event()) for _ in range(SLOTS)]
+        while not all(future.done() for future in running):
+            assert len(alive(kubectl, scaled)) == 1
+            assert scaling(kubectl, scaled)["wanted"] == 1
+            time.sleep(1)
+        assert ends(running) == ["length"] * SLOTS
+
+
+@pytest.mark.timeout(600)
+def test_a_queue_makes_a_second_replica_and_its_end_drains_one(kubectl: Kubectl, gateway: Gateway, scaled: str) -> None:
+    line, stop = Timeline(), threading.Event()
+    with ThreadPoolExecutor(64) as pool:
+        first = [pool.submit(stream, gateway, threading.Event()) for _ in range(6)]
+        line.note("six streams opened")
+        seen = wait_for("two are wanted", lambda: _wanted(kubectl, scaled, 2), 30, every=0.2)
+        line.note(f"decision: {seen['message']}")
+        assert "4 queued" in seen["message"]
+        wait_for("two pods", lambda: len(alive(kubectl, scaled)) == 2, 15)
+        line.note("two pods exist")
+        kubectl.run("wait", "qd/load", "-n", scaled, "--for=jsonpath={.status.readyReplicas}=2", "--timeout=180s")
+        line.note("two replicas answer")
+        # The router keeps no queue for a new replica: new requests go to it, those that wait stay where they are.
+        more = [pool.submit(stream, gateway, stop) for _ in range(2)]
+        assert set(ends(first)) == {"length"}
+        line.note("the six streams are complete")
+        assert set(ends(more)) == {"length"}
+        line.note("no load")
+        wait_for("one is wanted", lambda: _wanted(kubectl, scaled, 1), 60)
+        line.note("decision: one is enough")
+        wait_for("one pod", lambda: len(alive(kubectl, scaled)) == 1, 60)
+        line.note("drained to one pod")
+    assert scaling(kubectl, scaled)["ready"] == 1
+    wait_condition(kubectl, scaled, "load", ("ScalingActive", "True", "Steady"), 60)
+
+
+def _wanted(kubectl: Kubectl, space: str, number: int) -> Manifest | None:
+    found = scaling(kubectl, space)
+    return found if found.get("wanted") == number else None
+
+
+@pytest.mark.timeout(300)
+def test_a_frozen_scheduler_holds_the_size(kubectl: Kubectl, scaled: str) -> None:
+    [pod] = alive(kubectl, scaled)
+    with frozen(pods_processes(pod["metadata"]["uid"], "sglang::scheduler")):
+        obj = wait_condition(kubectl, scaled, "load", ("ScalingActive", "False", "MetricsFrozen"), 30)
+        assert obj["status"]["scaling"]["wanted"] == 1
+        assert [p["metadata"]["uid"] for p in alive(kubectl, scaled)] == [pod["metadata"]["uid"]]
+    wait_condition(kubectl, scaled, "load", ("ScalingActive", "True", "Steady"), 60)

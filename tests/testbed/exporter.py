@@ -1,0 +1,98 @@
+"""Stands in for the engines of simulated pods: their addresses answer, and /metrics says what a test wants.
+
+kwok says of a pod that it runs, but nothing listens at its address. While an `Exporter` runs, the test bed's network
+takes the simulated pods' addresses for its own, and one program answers for all of them with SGLang's metric names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from tests.testbed.layout import SIMULATED_METRICS_RANGE
+from tests.testbed.sandbox import Sandbox
+
+PORT = 8000
+_STARTED = time.time()
+
+
+class Exporter:
+    """What the simulated engines say. Each `say` replaces what was said before for that model."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._loads: dict[str, Mapping[str, int]] = {}
+        self._write()
+
+    def say(self, model: str, *, running: int = 0, queued: int = 0, tokens: int = 0, capacity: int = 100_000) -> None:
+        """Every simulated engine says these numbers of the served model `model`."""
+        self._loads[model] = {"running": running, "queued": queued, "tokens": tokens, "capacity": capacity}
+        self._write()
+
+    def _write(self) -> None:
+        new = self._path.with_suffix(".new")
+        new.write_text(json.dumps(self._loads))
+        new.replace(self._path)
+
+
+@contextmanager
+def exporting(sandbox: Sandbox, folder: Path) -> Iterator[Exporter]:
+    """An exporter, until the block ends."""
+    path = folder / "simulated-loads.json"
+    exporter = Exporter(path)
+    route = ["ip", "route", "replace", "local", SIMULATED_METRICS_RANGE, "dev", "lo"]
+    sandbox.call(route)
+    program = sandbox.enter([sys.executable, "-m", "tests.testbed.exporter", str(path)])
+    process = subprocess.Popen(program, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    try:
+        yield exporter
+    finally:
+        process.terminate()
+        process.wait(10)
+        sandbox.call([*route[:2], "delete", *route[3:]])
+
+
+def page(loads: Mapping[str, Mapping[str, int]]) -> str:
+    """A page in the form of SGLang 0.5.23, with a series for each model."""
+    lines = ["# TYPE sglang:scheduler_idle_seconds_total counter"]
+    for model, load in loads.items():
+        labels = f'{{engine_type="unified",model_name="{model}",pp_rank="0",tp_rank="0"}}'
+        lines.append(f"sglang:scheduler_idle_seconds_total{labels} {time.time() - _STARTED:.3f}")
+        for name, key in (
+            ("num_running_reqs", "running"),
+            ("num_queue_reqs", "queued"),
+            ("num_used_tokens", "tokens"),
+            ("max_total_num_tokens", "capacity"),
+        ):
+            lines += [f"# TYPE sglang:{name} gauge", f"sglang:{name}{labels} {float(load[key])}"]
+    return "\n".join(lines) + "\n"
+
+
+def _serve(path: Path) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            body = page(json.loads(path.read_text())).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            return
+
+    ThreadingHTTPServer(("0.0.0.0", PORT), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))

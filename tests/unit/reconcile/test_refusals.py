@@ -1,0 +1,145 @@
+"""What belongs to others: their names, their objects, and the API server's own no."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qwen_operator.kube import (
+    CONTROLLER_REVISIONS,
+    PODS,
+    QWENDEPLOYMENTS,
+    SERVICES,
+    Forbidden,
+    Invalid,
+    Manifest,
+    NamespaceTerminating,
+)
+from tests.unit.reconcile.world import World, deployment, settled
+
+
+async def test_a_name_belongs_to_its_oldest_claim_and_returns_when_it_is_free() -> None:
+    world = await settled(deployment("first", servedNames=["a", "b"]))
+    world.api.put(QWENDEPLOYMENTS, deployment("second", "other", servedNames=["b", "c"]))
+    world.api.put(QWENDEPLOYMENTS, deployment("third", "other", servedNames=["a"]))
+    await world.settle()
+    assert world.conditions("first")["Ready"] == ("True", "Serving")
+    assert world.conditions("second")["Ready"] == ("True", "Serving")
+    assert world.conditions("second")["Degraded"] == ("True", "NameConflict")
+    assert '"b" belongs to team/first' in world.message("Degraded", "second")
+    assert world.conditions("third")["Ready"] == ("False", "NameConflict")
+    assert world.qd("second")["status"]["endpoint"]["names"] == ["c"]
+    assert '"b" belongs to team/first' in world.qd("second")["status"]["summary"]["message"]
+    # Nobody could ask for it: it takes no GPU.
+    assert len(world.names()) == 2
+    world.api.remove(world.qd("first"), QWENDEPLOYMENTS)
+    await world.settle()
+    assert "Degraded" not in world.conditions("second")
+    assert world.conditions("third")["Ready"] == ("True", "Serving")
+
+
+async def test_a_foreign_object_is_never_touched_and_named() -> None:
+    world = await World().start()
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "chat-engine", "namespace": "team"},
+        "spec": {},
+    }
+    world.api.put(SERVICES, service)
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    world.api.put(QWENDEPLOYMENTS, deployment("second", servedNames=["second"]))
+    await world.settle()
+    assert world.api.one(SERVICES, "chat-engine")["spec"] == {}
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert world.conditions()["Degraded"] == ("True", "ForeignObject")
+    assert "Service chat-engine" in world.message("Degraded")
+    assert world.conditions("second")["Ready"] == ("True", "Serving")
+    # Nobody tells when it goes, but the next list finds out.
+    world.api.finish(world.api.one(SERVICES, "chat-engine"), SERVICES)
+    await world.operator.resync.once()
+    await world.settle()
+    assert "Degraded" not in world.conditions()
+    assert world.api.one(SERVICES, "chat-engine")["spec"] != {}
+
+
+@pytest.mark.parametrize("resource", [PODS, CONTROLLER_REVISIONS], ids=["pod", "revision"])
+async def test_a_foreign_pod_or_revision_under_our_name_stops_this_deployment_only(resource: Any) -> None:
+    reference = await settled(deployment())
+    name = reference.names(resource)[0]
+    world = await World().start()
+    meta = {"name": name, "namespace": "team", "labels": {"app.kubernetes.io/managed-by": "qwen-operator"}}
+    world.api.put(resource, {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": meta, "spec": {}})
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    assert world.conditions()["Ready"] == ("False", "ForeignObject")
+    assert name in world.message("Ready")
+    assert world.api.one(resource, name)["metadata"]["labels"] == meta["labels"]
+    assert world.events()["ForeignObject"] == 1
+
+
+async def test_the_pods_of_a_deleted_namesake_are_waited_for_and_not_called_foreign() -> None:
+    world = await settled(deployment())
+    world.api.objects.pop((QWENDEPLOYMENTS, "team", "chat"))
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.restart()
+    await world.settle()
+    assert world.conditions()["Ready"][1] in ("Pending", "Starting")
+    for resource in (PODS, SERVICES, CONTROLLER_REVISIONS):
+        for item in world.api.all(resource):
+            world.api.finish(item, resource)
+    await world.settle()
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert "ForeignObject" not in world.events()
+
+
+# The API server's own no.
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Invalid(422, "Invalid", 'volumeMounts[9].name: Not found: "x"'), "PodRefused"),
+        (Forbidden(403, "Forbidden", "pods is forbidden: violates PodSecurity"), "PodRefused"),
+        (Forbidden(403, "Forbidden", "exceeded quota: gpus"), "QuotaExceeded"),
+        (Forbidden(403, "Forbidden", "failed quota: cpu: must specify limits.cpu"), "QuotaExceeded"),
+    ],
+    ids=["invalid", "policy", "quota", "quota on limits"],
+)
+async def test_a_pod_that_the_api_server_refuses_is_a_condition_and_is_tried_again(
+    error: Exception, reason: str
+) -> None:
+    world = await World().start()
+
+    refusing = ["Pod"]
+
+    def admit(verb: str, manifest: Manifest) -> None:
+        if manifest["kind"] in refusing:
+            raise error
+
+    world.api.admit = admit
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(200)
+    assert world.conditions()["Ready"] == ("False", reason)
+    # A quota is raised, or room is made: nobody has to change the object.
+    assert ("Stalled" in world.conditions()) == (reason == "PodRefused")
+    assert str(error).split(": ", 1)[1] in world.message("Ready")
+    assert sum(write.verb == "status" for write in world.api.writes) == 1
+    refusing.clear()
+    await world.wait(70)
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_in_a_dying_namespace_nothing_is_made_and_nothing_is_said() -> None:
+    world = await World().start()
+
+    def admit(_verb: str, _manifest: Manifest) -> None:
+        raise NamespaceTerminating(403, "Forbidden", "namespace team is being terminated")
+
+    world.api.admit = admit
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(200)
+
+    assert [write.verb for write in world.api.writes] == ["create"]
+    assert "status" not in world.qd()

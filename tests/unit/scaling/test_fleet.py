@@ -1,0 +1,124 @@
+"""Which pods are engines of a deployment, and what the loop has to know of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qwen_operator.manifests.names import ANNOTATION_DRAINING_SINCE, ANNOTATION_OWNER_UID, LABEL_ROLE, Manifest
+from qwen_operator.scaling.fleet import bounds, fleet, fleets
+from qwen_operator.scaling.types import Bounds, Engine
+
+
+def deployment(**spec: Any) -> Manifest:
+    return {"metadata": {"name": "demo", "namespace": "team", "uid": "uid-demo"}, "spec": {"model": "m"} | spec}
+
+
+def pod(
+    number: int = 0, *, command: list[str] | None = None, owner: str = "uid-demo", role: str = "engine"
+) -> Manifest:
+    return {
+        "metadata": {
+            "name": f"demo-12345678-{number}",
+            "uid": f"uid-{number}",
+            "labels": {LABEL_ROLE: role},
+            "annotations": {ANNOTATION_OWNER_UID: owner},
+        },
+        "spec": {"containers": [{"name": "sidecar"}, {"name": "engine", "command": command or []}]},
+        "status": {"phase": "Running", "podIP": "fd00::7", "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+
+
+def _with(manifest: Manifest, part: str, **members: Any) -> Manifest:
+    return {**manifest, part: {**manifest[part], **members}}
+
+
+def test_a_pod_that_answers() -> None:
+    command = ["x", "launch", "--", "--served-model-name=org/m", "--max-running-requests", "2"]
+    found = fleet(deployment(scaling={"maxReplicas": 3}), [pod(command=command)])
+    assert (found.key, found.uid, found.bounds) == (("team", "demo"), "uid-demo", Bounds(1, 3, 300.0))
+    assert found.engines == (Engine("demo-12345678-0", "uid-0", "fd00::7", True, False, 2, "org/m"),)
+
+
+OPTIONS: dict[str, tuple[list[str], int]] = {
+    "none": ([], 0),
+    "one word": (["--max-running-requests=7"], 7),
+    "two words": (["--max-running-requests", "7"], 7),
+    "the last one wins": (["--max-running-requests=7", "--max-running-requests", "9"], 9),
+    "no number": (["--max-running-requests=many"], 0),
+    "cut off": (["--max-running-requests"], 0),
+    "another option": (["--max-running-requests-x=7"], 0),
+}
+
+
+@pytest.mark.parametrize(("command", "limit"), OPTIONS.values(), ids=OPTIONS.keys())
+def test_how_many_requests_an_engine_runs(command: list[str], limit: int) -> None:
+    assert fleet(deployment(), [pod(command=command)]).engines[0].limit == limit
+
+
+def test_arguments_count_like_the_command() -> None:
+    manifest = pod()
+    manifest["spec"]["containers"][1]["args"] = ["--max-running-requests=3"]
+    assert fleet(deployment(), [manifest]).engines[0].limit == 3
+    assert fleet(deployment(), [_with(pod(), "spec", containers=[])]).engines[0].limit == 0
+
+
+READY: dict[str, tuple[dict[str, Any], bool]] = {
+    "ready": ({}, True),
+    "not ready": ({"conditions": [{"type": "Ready", "status": "False"}]}, False),
+    "no address": ({"podIP": ""}, False),
+    "no conditions": ({"conditions": None}, False),
+}
+
+
+@pytest.mark.parametrize(("status", "ready"), READY.values(), ids=READY.keys())
+def test_ready(status: dict[str, Any], ready: bool) -> None:
+    assert fleet(deployment(), [_with(pod(), "status", **status)]).engines[0].ready is ready
+
+
+def test_a_draining_pod() -> None:
+    manifest = pod()
+    manifest["metadata"]["annotations"][ANNOTATION_DRAINING_SINCE] = "2026-11-24T10:00:00Z"
+    assert fleet(deployment(), [manifest]).engines[0].draining
+
+
+NO_ENGINES: dict[str, Manifest] = {
+    "somebody else's": pod(owner="another"),
+    "an inspection": pod(role="inspection"),
+    "being deleted": _with(pod(), "metadata", deletionTimestamp="2026-11-24T10:00:00Z"),
+    "at its end": _with(pod(), "status", phase="Failed"),
+    "bare": {"metadata": {"name": "demo-1", "uid": "x"}},
+}
+
+
+@pytest.mark.parametrize("manifest", NO_ENGINES.values(), ids=NO_ENGINES.keys())
+def test_what_is_no_engine(manifest: Manifest) -> None:
+    assert [one.pod for one in fleet(deployment(), [manifest, pod(2), pod(1)]).engines] == [
+        "demo-12345678-1",
+        "demo-12345678-2",
+    ]
+
+
+BOUNDS: dict[str, tuple[dict[str, Any], Bounds | None]] = {
+    "no scaling": ({}, None),
+    "a number": ({"replicas": 0, "scaling": {"maxReplicas": 2}}, None),
+    "all set": (
+        {"scaling": {"minReplicas": 2, "maxReplicas": 4, "stabilizationSeconds": 9}},
+        Bounds(2, 4, 9.0),
+    ),
+    "invalid": ({"scaling": {"minReplicas": 5, "maxReplicas": 4}}, None),
+    "no object": ({"scaling": 5}, None),
+}
+
+
+@pytest.mark.parametrize(("spec", "found"), BOUNDS.values(), ids=BOUNDS.keys())
+def test_bounds(spec: dict[str, Any], found: Bounds | None) -> None:
+    assert bounds(spec) == found
+
+
+def test_deployments_that_are_being_deleted_are_not_looked_at() -> None:
+    leaving = _with(deployment(), "metadata", deletionTimestamp="2026-11-24T10:00:00Z")
+    found = list(fleets([leaving, deployment()], lambda _: [pod()]))
+    assert [len(one.engines) for one in found] == [1]
+    assert fleet({"metadata": deployment()["metadata"]}, []).bounds is None

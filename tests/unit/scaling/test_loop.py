@@ -1,0 +1,252 @@
+"""The loop: what reconcile is told and when, and that no fault of one deployment stops the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.scaling.loop import INTERVAL_SECONDS, Autoscaler, Pace, removal_order
+from qwen_operator.scaling.page import Reading, Trouble
+from qwen_operator.scaling.types import Bounds, Engine, Fleet, Key
+from tests.unit.scaling.world import engine, engines, load, sample
+
+KEY = ("team", "demo")
+GONE = Trouble(Reason.METRICS_MISSING, "no answer within 1.5 s")
+
+
+def reading(running: int = 0, queued: int = 0, beat: float = 0.0) -> Reading:
+    return Reading(running, queued, 0, 0, beat, ticking=True)
+
+
+@dataclass
+class World:
+    """Engines that say what they are told to, and a clock that moves two seconds with every look."""
+
+    fleets: list[Fleet]
+    says: dict[str, Reading | Trouble | Exception] = field(default_factory=dict)
+    changes: list[Key] = field(default_factory=list)
+    slept: list[float] = field(default_factory=list)
+    now: float = 100.0
+
+    def __post_init__(self) -> None:
+        pace = Pace(clock=lambda: self.now, sleep=self._sleep, chance=lambda: 0.5)
+        self.scaler = Autoscaler(self, lambda: self.fleets, self.changes.append, pace)
+
+    async def read(self, engine: Engine) -> Reading | Trouble:
+        found = self.says.get(engine.uid, reading())
+        if isinstance(found, Exception):
+            raise found
+        # The scheduler of every engine is alive.
+        return replace(found, beat=self.now) if isinstance(found, Reading) else found
+
+    async def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+        if len(self.slept) == 3:
+            raise KeyboardInterrupt
+
+    async def looks(self, times: int = 1) -> None:
+        for _ in range(times):
+            await self.scaler.look()
+            self.now += INTERVAL_SECONDS
+
+    def state(self, key: Key = KEY) -> tuple[int | None, Reason, str]:
+        found = self.scaler.state(*key)
+        assert found is not None
+        return found.wanted, found.reason, found.load
+
+
+BOUNDS = Bounds(1, 8, 300.0)
+
+
+def one(*members: Engine, bounds: Bounds | None = BOUNDS, key: Key = KEY) -> Fleet:
+    return Fleet(key, "/".join(key), members, bounds)
+
+
+async def test_load_in_the_metrics_is_a_decision_within_five_seconds() -> None:
+    world = World([one(*engines(1))])
+    await world.looks(5)
+    began = world.now
+    world.says["uid-0"] = reading(2, 4)
+    while world.state()[0] == 1:
+        await world.looks()
+    assert world.now - INTERVAL_SECONDS - began <= INTERVAL_SECONDS
+    assert world.state() == (3, Reason.SCALING_UP, "over")
+
+
+async def test_reconcile_is_told_of_changes_only() -> None:
+    world = World([one(*engines(1))])
+    assert world.scaler.state(*KEY) is None
+    await world.looks()
+    assert world.changes == [KEY]
+    await world.looks(500)
+    assert world.changes == [KEY], "an idle deployment costs nothing"
+    for number in range(200):
+        world.says["uid-0"] = reading(1 + number % 2)
+        await world.looks()
+    assert world.changes == [KEY, KEY], "requests come and go, the class of the load changed once"
+
+
+async def test_the_numbers_told_are_those_of_the_decision() -> None:
+    world = World([one(*engines(3))])
+    world.says |= {f"uid-{number}": reading(2) for number in range(3)}
+    await world.looks(3)
+    told = world.scaler.state(*KEY)
+    world.says["uid-0"] = reading(1)
+    await world.looks(3)
+    assert world.scaler.state(*KEY) == told
+
+
+async def test_the_order_of_removal_follows_the_load_without_a_change() -> None:
+    world = World([one(*engines(2, limit=9), bounds=None)])
+    world.says |= {"uid-0": reading(1), "uid-1": reading(2)}
+    await world.looks(2)
+    before = len(world.changes)
+    first = world.scaler.state(*KEY)
+    world.says |= {"uid-0": reading(2), "uid-1": reading(1)}
+    await world.looks(2)
+    second = world.scaler.state(*KEY)
+    assert first is not None
+    assert second is not None
+    assert (first.removal_order[0], second.removal_order[0]) == ("demo-12345678-0", "demo-12345678-1")
+    assert len(world.changes) == before
+
+
+async def test_without_scaling_only_the_load_is_told() -> None:
+    world = World([one(*engines(1), bounds=None)])
+    world.says["uid-0"] = reading(2, 9)
+    await world.looks(3)
+    assert world.state() == (None, Reason.NOT_CONFIGURED, "over")
+    world.fleets = [one(*engines(1))]
+    await world.looks(2)
+    assert world.state()[0] == 6
+
+
+async def test_blind_in_thirty_seconds_and_back() -> None:
+    world = World([one(*engines(2))])
+    world.says |= {"uid-0": reading(2), "uid-1": reading(2)}
+    await world.looks(5)
+    began = world.now
+    world.says |= dict.fromkeys(("uid-0", "uid-1"), GONE)
+    while world.state()[1] != Reason.METRICS_MISSING:
+        await world.looks()
+    assert world.now - INTERVAL_SECONDS - began <= 30
+    assert world.state() == (2, Reason.METRICS_MISSING, "?")
+    world.says.clear()
+    await world.looks()
+    assert world.state() == (2, Reason.STEADY, "idle")
+
+
+async def test_draining_pods() -> None:
+    world = World([one(engine(0), engine(1, draining=True), bounds=None)])
+    world.says["uid-1"] = reading(1, 2)
+    await world.looks(2)
+    state = world.scaler.state(*KEY)
+    assert state is not None
+    assert not state.idle
+    assert state.unfinished == {"uid-1": 3}
+    world.says["uid-1"] = reading()
+    await world.looks(2)
+    state = world.scaler.state(*KEY)
+    assert state is not None
+    assert state.idle == {"uid-1"}
+    assert state.unfinished == {"uid-1": 0}
+
+
+async def test_a_fault_of_one_deployment_is_logged_and_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    world = World([one(engine(1), key=("team", "bad")), one(engine(0))])
+    world.says["uid-1"] = RuntimeError("boom")
+    await world.looks(2)
+    assert world.state() == (1, Reason.STEADY, "idle")
+    assert world.scaler.state("team", "bad") is None
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == [
+        "scaling step failed"
+    ] * 2
+
+
+async def test_one_line_per_decision_and_per_trouble(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    world = World([one(*engines(1))])
+    await world.looks(5)
+    world.says["uid-0"] = reading(2, 4)
+    await world.looks(10)
+    world.says["uid-0"] = GONE
+    await world.looks(10)
+    world.says["uid-0"] = reading()
+    await world.looks(3)
+    lines = [(record.message, vars(record).get("replicas")) for record in caplog.records]
+    decision, trouble = "scaling decision", "engine metrics cannot be read"
+    assert lines == [(decision, 1), (decision, 3), (trouble, None), (decision, 3), (decision, 3)]
+    assert vars(caplog.records[2])["pods"] == {"demo-12345678-0": "no answer within 1.5 s"}
+
+
+async def test_numbers_that_stand_still_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    class Frozen(World):
+        async def read(self, engine: Engine) -> Reading | Trouble:
+            return reading(1)
+
+    caplog.set_level(logging.INFO)
+    world = Frozen([one(*engines(1))])
+    await world.looks(12)
+    assert world.state()[1] == Reason.METRICS_FROZEN
+    assert vars(caplog.records[-2])["pods"] == {"demo-12345678-0": "MetricsFrozen"}
+
+
+async def test_what_is_gone_is_forgotten_and_a_namesake_is_new() -> None:
+    world = World([one(*engines(3))])
+    world.says |= {f"uid-{number}": reading(2) for number in range(3)}
+    await world.looks(5)
+    world.fleets = [replace(one(*engines(1)), uid="another")]
+    await world.looks(2)
+    assert world.state()[0] == 1
+    world.fleets = []
+    await world.looks()
+    assert world.scaler.state(*KEY) is None
+    assert (world.scaler.samples(), world.scaler.ages()) == ({}, {})
+
+
+async def test_samples_and_ages_are_for_metrics() -> None:
+    world = World([one(*engines(2)), one(key=("team", "empty"))])
+    world.says["uid-0"] = reading(1, 2)
+    await world.looks(2)
+    assert [found.requests for found in world.scaler.samples()[KEY].engines] == [3, 0]
+    world.says["uid-1"] = GONE
+    await world.looks(4)
+    assert world.scaler.ages() == {KEY: 10.0}
+    world = World([one(*engines(1))], says={"uid-0": GONE})
+    await world.looks(2)
+    assert world.scaler.ages() == {KEY: 4.0}
+
+
+async def test_the_loop_looks_every_two_seconds_and_ends_with_what_is_no_deployments_fault() -> None:
+    world = World([one(*engines(1))])
+    with pytest.raises(KeyboardInterrupt):
+        await world.scaler.run()
+    assert world.slept == pytest.approx([2.1, 2.1, 2.1])
+
+    def broken() -> list[Fleet]:
+        raise RuntimeError("the view is broken")
+
+    view: Callable[[], list[Fleet]] = broken
+    with pytest.raises(RuntimeError, match="view"):
+        await Autoscaler(world, view, world.changes.append).run()
+
+
+def test_the_first_to_go() -> None:
+    fleet = (
+        engine(0),
+        engine(1),
+        engine(2),
+        engine(3, ready=False),
+        engine(4, ready=False),
+        engine(5, draining=True),
+        engine(6),
+        engine(7, pod="demo-12345678-extra"),
+    )
+    loads = [load(0, 1), load(1, 0, 0, 5), load(2, 0, 0, 5), load(5, 9), load(7, 0, 0, 1)]
+    order = [name.rpartition("-")[2] for name in removal_order(fleet, sample(0.0, loads))]
+    assert order == ["4", "3", "5", "extra", "2", "1", "0", "6"]

@@ -1,0 +1,131 @@
+"""What is read from the page of an engine: two pages of SGLang 0.5.23 as it printed them, and what goes wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.scaling.page import Reading, Trouble, read
+
+PAGES = Path(__file__).parent / "pages"
+LABELS = 'engine_type="unified",model_name="tiny",moe_ep_rank="0",pp_rank="0",tp_rank="{rank}"'
+FULL = {
+    "num_running_reqs": 2,
+    "num_queue_reqs": 4,
+    "num_used_tokens": 300,
+    "max_total_num_tokens": 8192,
+}
+
+
+def _page(*extra: str, labels: str = LABELS, **values: object) -> str:
+    lines = [
+        f"sglang:{name}{{{labels.format(rank=0)}}} {value}" for name, value in (FULL | values).items() if value != ""
+    ]
+    return "\n".join([*lines, *extra, ""])
+
+
+def _reading(page: str) -> Reading:
+    found = read(page, "tiny")
+    assert isinstance(found, Reading), found
+    return found
+
+
+def test_a_loaded_engine() -> None:
+    """Six requests are inside: one runs, four are queued, and one is on its way to the scheduler."""
+    found = _reading((PAGES / "loaded.txt").read_text(encoding="utf-8"))
+    assert (found.running, found.queued, found.tokens_used, found.tokens_capacity) == (1, 5, 206, 8192)
+    assert found.ticking
+    assert found.beat > 800, "815 tokens were decoded"
+
+
+def test_an_idle_engine() -> None:
+    found = _reading((PAGES / "idle.txt").read_text(encoding="utf-8"))
+    assert (found.running, found.queued, found.tokens_used, found.ticking) == (0, 0, 0, True)
+
+
+def _ranks(name: str, label: str, values: list[int]) -> list[str]:
+    return [f'sglang:{name}{{model_name="tiny",{label}="{rank}"}} {value}' for rank, value in enumerate(values)]
+
+
+NUMBERS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
+    "as it is": (_page(), (2, 4, 300, 8192)),
+    "ranks of one model repeat the same numbers": (
+        _page(*_ranks("num_running_reqs", "tp_rank", [2, 2]), *_ranks("num_queue_reqs", "pp_rank", [4, 4])),
+        (2, 4, 300, 8192),
+    ),
+    "every data parallel rank has its own queue": (
+        "\n".join(line for name in FULL for line in _ranks(name, "dp_rank", [1, 2])),
+        (3, 3, 3, 3),
+    ),
+    "a priority is a part of the total": (
+        _page('sglang:num_queue_reqs{model_name="tiny",priority="9"} 44'),
+        (2, 4, 300, 8192),
+    ),
+    "waiting for a grammar is waiting": (
+        _page('sglang:num_grammar_queue_reqs{model_name="tiny"} 3'),
+        (2, 7, 300, 8192),
+    ),
+    "requests that the scheduler does not know yet": (
+        _page('sglang:http_requests_active{endpoint="/v1/chat/completions",method="POST"} 9'),
+        (2, 7, 300, 8192),
+    ),
+    "other endpoints are no load": (
+        _page(
+            'sglang:http_requests_active{endpoint="/metrics",method="GET"} 9',
+            'sglang:http_requests_active{endpoint="/v1/models",method="GET"} 9',
+            'sglang:http_requests_active{endpoint="/flush_cache",method="POST"} 9',
+        ),
+        (2, 4, 300, 8192),
+    ),
+    "only a share of the cache": (
+        _page('sglang:token_usage{model_name="tiny"} 0.25', max_total_num_tokens=""),
+        (2, 4, 250_000, 1_000_000),
+    ),
+    "another model on the page": (_page('sglang:num_running_reqs{model_name="other"} 50'), (2, 4, 300, 8192)),
+    "no labels at all": (_page("sglang:num_queue_reqs 9", labels='model_name="tiny"'), (2, 4, 300, 8192)),
+    "names that only begin alike": (_page('sglang:num_running_reqs_offline{model_name="tiny"} 9'), (2, 4, 300, 8192)),
+}
+
+
+@pytest.mark.parametrize(("page", "numbers"), NUMBERS.values(), ids=NUMBERS.keys())
+def test_numbers(page: str, numbers: tuple[int, int, int, int]) -> None:
+    found = _reading(page)
+    assert (found.running, found.queued, found.tokens_used, found.tokens_capacity) == numbers
+
+
+INVALID: dict[str, tuple[str, str]] = {
+    "nothing": ("", "no sglang:num_running_reqs"),
+    "another program": ("vllm:num_requests_running 1\n", "no sglang:num_running_reqs"),
+    "another model": (_page(labels='model_name="other"'), 'with model_name="tiny"'),
+    "without the label": (_page(labels='x="y"'), 'with model_name="tiny"'),
+    "no queue": (_page(num_queue_reqs=""), "no sglang:num_queue_reqs"),
+    "no tokens": (_page(num_used_tokens=""), "no sglang:num_used_tokens"),
+    "no capacity and no share": (_page(max_total_num_tokens=0), "no sglang:num_used_tokens"),
+    "not a number": (_page(num_running_reqs="NaN"), "no counts"),
+    "negative": (_page(num_used_tokens=-1), "no counts"),
+    "cut off": (_page('sglang:num_queue_reqs{model_name="ti'), "cannot be read"),
+    "no value": (_page("sglang:num_queue_reqs{} x"), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("page", "says"), INVALID.values(), ids=INVALID.keys())
+def test_what_cannot_be_used(page: str, says: str) -> None:
+    found = read(page, "tiny")
+    assert isinstance(found, Trouble)
+    assert found.reason == Reason.METRICS_INVALID
+    assert says in found.detail
+
+
+def test_any_model_will_do_where_none_is_wanted() -> None:
+    assert isinstance(read(_page(labels='model_name="other"'), ""), Reading)
+    assert "model_name" not in str(read("", ""))
+
+
+def test_life_shows_in_ticks_and_in_work() -> None:
+    tick = 'sglang:scheduler_stage_seconds_total{{model_name="tiny",category="idle"}} {}'
+    work = 'sglang:realtime_tokens_total{{model_name="tiny",mode="decode"}} {}'
+    assert _reading(_page(tick.format(1))).beat != _reading(_page(tick.format(2))).beat
+    assert _reading(_page(work.format(1))).beat != _reading(_page(work.format(2))).beat
+    assert [_reading(_page(line.format(1))).ticking for line in (tick, work)] == [True, False]

@@ -1,0 +1,173 @@
+"""Pages over real sockets on the loopback: what an engine, or what is in its place, may do."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from aiohttp import web
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.scaling import scrape
+from qwen_operator.scaling.page import Reading, Trouble
+from qwen_operator.scaling.scrape import HttpScraper, scraper
+from tests.unit.scaling.world import engine
+
+PAGE = (Path(__file__).parent / "pages" / "loaded.txt").read_text(encoding="utf-8")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[int]:
+    app = web.Application()
+    app.router.add_get("/metrics", handler)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+async def read(port: int, host: str = "127.0.0.1") -> Reading | Trouble:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return await HttpScraper(client, port).read(replace(engine(0), address=host, model="tiny"))
+
+
+async def _page(_: web.Request) -> web.StreamResponse:
+    return web.Response(text=PAGE)
+
+
+def _status(number: int) -> Handler:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=number, text=PAGE, headers={"Location": "/metrics"})
+
+    return answer
+
+
+async def _never(_: web.Request) -> web.StreamResponse:
+    await asyncio.sleep(60)
+    return web.Response()
+
+
+async def _drip(request: web.Request) -> web.StreamResponse:
+    """A byte now and then: no single read takes long."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    for _ in range(600):
+        await response.write(b"#")
+        await asyncio.sleep(0.1)
+    return response
+
+
+async def _endless(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    for _ in range(80):
+        await response.write(b"#" * 65536)
+    return response
+
+
+async def _binary(_: web.Request) -> web.StreamResponse:
+    return web.Response(body=b"\xff\xfe\x00" * 10)
+
+
+async def _cut(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Length": "1000"})
+    await response.prepare(request)
+    await response.write(b"#")
+    assert request.transport is not None
+    request.transport.abort()
+    return response
+
+
+async def test_a_page_is_read() -> None:
+    async with serving(_page) as port:
+        found = await read(port)
+    assert isinstance(found, Reading)
+    assert (found.running, found.queued) == (1, 5)
+
+
+async def test_an_address_of_ipv6_is_bracketed() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        return httpx.Response(200, text=PAGE)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        assert isinstance(await HttpScraper(client).read(replace(engine(0), address="fd00::7")), Reading)
+    assert asked == ["http://[fd00::7]:8000/metrics"]
+
+
+TROUBLES: dict[str, tuple[Handler, Reason, str]] = {
+    "no rights": (_status(401), Reason.METRICS_UNAUTHORIZED, "401"),
+    "forbidden": (_status(403), Reason.METRICS_UNAUTHORIZED, "403"),
+    "metrics are off": (_status(404), Reason.METRICS_MISSING, "404"),
+    "an error": (_status(500), Reason.METRICS_MISSING, "500"),
+    "sent elsewhere": (_status(302), Reason.METRICS_MISSING, "302"),
+    "no answer": (_never, Reason.METRICS_MISSING, "no answer within"),
+    "a drip": (_drip, Reason.METRICS_MISSING, "no answer within"),
+    "without end": (_endless, Reason.METRICS_INVALID, "more than"),
+    "no text": (_binary, Reason.METRICS_INVALID, "no sglang:num_running_reqs"),
+    "cut off": (_cut, Reason.METRICS_MISSING, "RemoteProtocolError"),
+}
+
+
+@pytest.mark.parametrize(("handler", "reason", "says"), TROUBLES.values(), ids=TROUBLES.keys())
+async def test_troubles(handler: Handler, reason: Reason, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrape, "TIMEOUT_SECONDS", 0.5)
+    async with serving(handler) as port:
+        found = await read(port)
+    assert isinstance(found, Trouble)
+    assert found.reason == reason
+    assert says in found.detail
+
+
+async def test_nobody_listens() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        found = await read(port)
+    assert isinstance(found, Trouble)
+    assert found.reason == Reason.METRICS_MISSING
+
+
+@pytest.mark.parametrize("address", ["", "engine.example", "10.0.0.1/x"])
+async def test_only_addresses_are_asked(address: str) -> None:
+    found = await read(1, address)
+    assert isinstance(found, Trouble)
+    assert found.reason == Reason.METRICS_MISSING
+
+
+async def test_the_environments_proxy_is_not_for_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    async with serving(_page) as port, scraper() as found:
+        assert isinstance(await HttpScraper(found._client, port).read(replace(engine(0), address="127.0.0.1")), Reading)
+
+
+async def test_few_pages_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrape, "CONCURRENCY", 3)
+    now, most = 0, 0
+
+    async def slow(_: web.Request) -> web.StreamResponse:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.02)
+        now -= 1
+        return web.Response(text=PAGE)
+
+    async with serving(slow) as port, httpx.AsyncClient(trust_env=False) as client:
+        pages = HttpScraper(client, port)
+        wanted = replace(engine(0), address="127.0.0.1", model="tiny")
+        found = await asyncio.gather(*(pages.read(wanted) for _ in range(12)))
+    assert all(isinstance(one, Reading) for one in found)
+    assert most == 3

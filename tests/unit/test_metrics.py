@@ -1,0 +1,222 @@
+"""The operator's own metrics: what a deployment is, what happened to it, and that nothing stays of a deleted one."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+import qwen_operator
+from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
+from qwen_operator.logkeys import LogKey
+from qwen_operator.metrics import Deployments, Load, Metrics
+from qwen_operator.reconcile.queue import Key, WorkQueue
+from qwen_operator.reconcile.store import Store
+from qwen_operator.scaling.types import EngineLoad, Sample
+from tests.unit.fakes import Clock
+
+CHAT = ("team", "chat")
+
+
+def deployment(name: str = "chat", spec: Manifest | None = None, **status: Any) -> Manifest:
+    return {
+        "metadata": {"name": name, "namespace": "team", "uid": name},
+        "spec": {"model": "Qwen/Qwen1.5-7B-Chat", **(spec or {})},
+        "status": status,
+    }
+
+
+def pod(index: int, node: str = "gpu-1", *, draining: bool = False, phase: str = "Running") -> Manifest:
+    annotations = {"qwen-operator.dev/draining-since": "2026-01-01T00:00:00Z"} if draining else {}
+    labels = {"qwen-operator.dev/deployment": "chat", "qwen-operator.dev/role": "engine"}
+    meta = {"name": f"chat-0a1b2c3d-{index}", "namespace": "team", "uid": f"p{index}", "labels": labels}
+    return {
+        "metadata": {**meta, "annotations": annotations},
+        "spec": {"nodeName": node} if node else {},
+        "status": {"phase": phase},
+    }
+
+
+@dataclass
+class World:
+    store: Store = field(default_factory=Store)
+    samples: dict[Key, Sample] = field(default_factory=dict)
+    ages: dict[Key, float] = field(default_factory=dict)
+    leading: bool = True
+
+    def __post_init__(self) -> None:
+        load = Load(lambda: self.samples, lambda: self.ages)
+        self.deployments = Deployments(self.store, load, lambda: self.leading)
+        self.registry = CollectorRegistry()
+        self.registry.register(self.deployments)
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(name, {"namespace": "team", "deployment": "chat", **labels})
+
+    def text(self) -> str:
+        return generate_latest(self.registry).decode()
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+PLAN = {
+    "hash": "0a1b2c3d",
+    "gpuProduct": "H100",
+    "gpusPerReplica": 2,
+    "parallelism": {"tensor": 2},
+    "kvTokens": 1000,
+    "startupSeconds": 90,
+    "engineVersion": "0.5.23",
+}
+
+
+def test_a_deployment_in_numbers(world: World) -> None:
+    scaling = {"scaling": {"minReplicas": 2, "maxReplicas": 5}}
+    conditions = [{"type": "Ready", "status": "True", "reason": "Serving"}]
+    model = {"quantization": "gptq 4 bit"}
+    status: Manifest = {"plan": PLAN, "model": model, "conditions": conditions, "readyReplicas": 1}
+    world.store.update(QWENDEPLOYMENTS, deployment(spec=scaling, **status, scaling={"wanted": 4}))
+    for one in (pod(0), pod(1), pod(2, node=""), pod(3, draining=True), pod(4, phase="Failed")):
+        world.store.update(PODS, one)
+    world.samples[CHAT] = Sample(0.0, (EngineLoad("a", "p0", 3, 4, 50, 900), EngineLoad("b", "p1", 1, 0, 5, 800)))
+    world.ages[CHAT] = 1.5
+
+    info = {"model": "Qwen/Qwen1.5-7B-Chat", "gpu_product": "H100", "tensor": "2", "quantization": "gptq 4 bit"}
+    assert world.value("qwen_deployment_info", **info, engine_version="0.5.23", revision="0a1b2c3d") == 1
+    assert world.value("qwen_deployment_condition", type="Ready", status="True", reason="Serving") == 1
+    replicas = {"wanted": 4, "granted": 2, "ready": 1, "starting": 2, "draining": 1}
+    assert {state: world.value("qwen_deployment_replicas", state=state) for state in replicas} == replicas
+    assert world.value("qwen_deployment_gpus", state="allocated") == 6
+    assert world.value("qwen_deployment_gpus", state="ready") == 2
+    numbers = {
+        "replicas_min": 2,
+        "replicas_max": 5,
+        "queue_requests": 4,
+        "running_requests": 4,
+        "kv_used_tokens": 55,
+        "kv_capacity_tokens": 1700,
+        "observed_kv_tokens": 800,
+        "plan_kv_tokens": 1000,
+        "plan_startup_seconds": 90,
+        "metrics_age_seconds": 1.5,
+    }
+    assert {name: world.value(f"qwen_deployment_{name}") for name in numbers} == numbers
+
+
+@pytest.mark.parametrize(
+    ("spec", "least", "most"),
+    [
+        ({}, 1, 1),
+        ({"replicas": 3}, 3, 3),
+        ({"replicas": 0, "scaling": {"maxReplicas": 5}}, 0, 0),
+        ({"scaling": {"maxReplicas": 5}}, 1, 5),
+    ],
+)
+def test_between_which_sizes(world: World, spec: Manifest, least: int, most: int) -> None:
+    world.store.update(QWENDEPLOYMENTS, deployment(spec=spec))
+    assert world.value("qwen_deployment_replicas_min") == least
+    assert world.value("qwen_deployment_replicas_max") == most
+
+
+def test_what_is_not_known_is_left_out(world: World) -> None:
+    world.store.update(QWENDEPLOYMENTS, deployment())
+    text = world.text()
+    for name in ("plan_kv_tokens", "queue_requests", "observed_kv_tokens", "metrics_age_seconds", "condition"):
+        assert f"qwen_deployment_{name}" not in text
+
+
+def test_sizes_and_ends_of_engines_are_counted_from_what_is_written(world: World) -> None:
+    world.store.update(QWENDEPLOYMENTS, deployment())
+    died = {"reason": "CudaOutOfMemory", "time": "t1", "pod": "p", "count": 1}
+    steps: list[Manifest] = [
+        {},
+        {"scaling": {"wanted": 1, "reason": "Steady"}},
+        {"scaling": {"wanted": 3, "reason": "ScalingUp"}, "lastFailure": died},
+        {"scaling": {"wanted": 3, "reason": "Steady"}, "lastFailure": died},
+        {"scaling": {"wanted": 2, "reason": "ScalingDown"}, "lastFailure": {**died, "time": "t2", "count": 2}},
+        {},
+    ]
+    for old, new in itertools.pairwise(steps):
+        world.deployments.wrote(CHAT, old, new)
+    assert world.value("qwen_deployment_scale_total", direction="up", reason="ScalingUp") == 1
+    assert world.value("qwen_deployment_scale_total", direction="down", reason="ScalingDown") == 1
+    assert world.value("qwen_deployment_scale_total", direction="up", reason="Steady") is None
+    assert world.value("qwen_deployment_engine_failures_total", reason="CudaOutOfMemory") == 2
+
+
+def test_nothing_stays_of_a_deleted_deployment(world: World) -> None:
+    world.store.update(QWENDEPLOYMENTS, deployment(plan=PLAN))
+    failure = {"reason": "Hung", "time": "t", "pod": "p"}
+    world.deployments.wrote(CHAT, {}, {"lastFailure": failure})
+    world.samples[CHAT] = Sample(0.0)
+    assert 'deployment="chat"' in world.text()
+    world.store.remove(QWENDEPLOYMENTS, deployment())
+    assert 'deployment="chat"' not in world.text()
+    world.store.update(QWENDEPLOYMENTS, deployment())
+    assert world.value("qwen_deployment_engine_failures_total", reason="Hung") is None
+
+
+def test_who_stands_by_says_nothing_about_deployments(world: World) -> None:
+    world.store.update(QWENDEPLOYMENTS, deployment(plan=PLAN))
+    world.leading = False
+    assert world.text() == ""
+
+
+def test_the_machine_in_numbers() -> None:
+    clock, leading = Clock(), [False]
+    queue = WorkQueue(clock=clock.monotonic, random=lambda: 0.5)
+    metrics = Metrics()
+    metrics.follow(queue, lambda: leading[0])
+    queue.add(CHAT)
+    clock.advance(7)
+    metrics.reconciled("acted", 0.1)
+    metrics.failed("Forbidden")
+
+    def value(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(f"qwen_operator_{name}", labels)
+
+    assert (value("leader"), value("queue_depth"), value("queue_age_seconds")) == (0, 0, 0)
+    leading[0] = True
+    assert (value("leader"), value("queue_depth"), value("queue_age_seconds")) == (1, 1, 7)
+    assert value("reconciles_total", outcome="acted") == 1
+    assert value("reconcile_seconds_count") == 1
+    assert value("reconcile_errors_total", reason="Forbidden") == 1
+    assert value("build_info", version=qwen_operator_version()) == 1
+    assert metrics.registry.get_sample_value("process_cpu_seconds_total") is not None
+
+
+def qwen_operator_version() -> str:
+    from importlib.metadata import version
+
+    return version("qwen-operator")
+
+
+def _logged(tree: ast.AST) -> Iterator[tuple[int, str | None]]:
+    """Line and key of everything that a log call gives as `extra`; None for what is not a constant."""
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        for keyword in call.keywords:
+            if keyword.arg == "extra" and isinstance(keyword.value, ast.Dict):
+                for key in keyword.value.keys:
+                    if isinstance(key, ast.Constant):
+                        yield call.lineno, str(key.value)
+            elif keyword.arg == "extra":
+                yield call.lineno, None
+
+
+def test_log_lines_use_the_keys_of_the_enum_and_none_is_left_unused() -> None:
+    root = Path(str(qwen_operator.__file__)).parent
+    used = {"deployment"}
+    for file in root.rglob("*.py"):
+        for line, key in _logged(ast.parse(file.read_text(encoding="utf-8"))):
+            assert key in set(LogKey), f"{file.relative_to(root)}:{line} logs {key!r}"
+            used.add(str(key))
+    assert used == set(LogKey)

@@ -18,6 +18,8 @@ import kopf
 import prometheus_client
 
 from qwen_operator import handlers
+from qwen_operator.checkpoints.hubs import HubCheckpoint
+from qwen_operator.checkpoints.remote import fetch
 from qwen_operator.endpoints import serving
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi
 from qwen_operator.kube.client import connect
@@ -25,8 +27,10 @@ from qwen_operator.kube.lease import Elector, FencedApi, Terms, wall_stamp
 from qwen_operator.metrics import Deployments, Load, Metrics
 from qwen_operator.reconcile.act import Actor
 from qwen_operator.reconcile.config import Config
+from qwen_operator.reconcile.hub import HubReader
 from qwen_operator.reconcile.intake import Intake
 from qwen_operator.reconcile.keys import GatewayKeys
+from qwen_operator.reconcile.model import Asked
 from qwen_operator.reconcile.observe import Observer
 from qwen_operator.reconcile.queue import WorkQueue
 from qwen_operator.reconcile.resync import Resync
@@ -143,12 +147,19 @@ class Operator:
         that no watch has told yet."""
         self.queue.clear()
         await self.resync.first()
-        observer = Observer(self.store, self.config.pools, self.autoscaler.state)
-        reconciler = Reconciler(observer, Actor(api, self.store, _stamp), self.config, utc_now, self.deployments.wrote)
-        tasks: list[Coroutine[Any, Any, Any]] = [self.autoscaler.run(), GatewayKeys(api, self.config).run()]
+        hub = HubReader(self._fetch, self.queue.add, utc_now)
+        observer = Observer(self.store, self.config.pools, self.autoscaler.state, hub.known)
+        actor = Actor(api, self.store, _stamp)
+        reconciler = Reconciler(observer, actor, self.config, utc_now, self.deployments.wrote, hub)
+        keys = GatewayKeys(api, self.config)
+        tasks: list[Coroutine[Any, Any, Any]] = [self.autoscaler.run(), keys.run(), hub.run()]
         for _ in range(self.config.workers):
             tasks.append(Worker(self.queue, reconciler, self.metrics.reconciled, self.metrics.failed).run())
         await _first(tasks)
+
+    async def _fetch(self, asked: Asked, seconds: float) -> HubCheckpoint:
+        mirror = self.config.engine.mirror(asked.hub)
+        return await fetch(asked.repository, asked.revision, asked.hub, mirror, timeout=seconds)
 
 
 @contextlib.asynccontextmanager

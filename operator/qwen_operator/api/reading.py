@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from qwen_operator.api.fields import Passthrough, camel
+from qwen_operator.api.fields import Passthrough, Rule, camel
 from qwen_operator.api.schema import INT_OR_STRING, LIST_MAP_KEYS, LIST_TYPE, PRESERVE, RULES, Schema
 
 T = TypeVar("T")
@@ -40,8 +40,24 @@ def problems(value: Any, schema: Schema, path: str) -> list[str]:
         for index, item in enumerate(value):
             found += problems(item, schema["items"], f"{path}[{index}]")
     if not found:
-        found += [f"{path}: {shown(value)}: {rule.message}" for rule in schema.get(RULES, ()) if not rule.holds(value)]
+        found += [_broken(value, rule, path) for rule in schema.get(RULES, ()) if not rule.holds(value)]
     return found
+
+
+def _broken(value: Any, rule: Rule, path: str) -> str:
+    """The sentence about a rule; of an object it shows the members that the rule names."""
+    if not isinstance(value, Mapping):
+        return f"{path}: {shown(value)}: {rule.message}"
+    named = dict.fromkeys(re.findall(r"[A-Za-z]+(?:\.[A-Za-z]+)*", rule.message))
+    members = {name: _member(value, name.split(".")) for name in named}
+    said = ", ".join(f"{name} is {shown(member)}" for name, member in members.items() if member is not None)
+    return f"{path}: {said}: {rule.message}" if said else f"{path}: {rule.message}"
+
+
+def _member(value: Any, names: list[str]) -> Any:
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def shown(value: Any) -> str:

@@ -24,7 +24,9 @@ _NAME_FORM = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 # Visible ASCII without the colon, which separates model and adapter in SGLang.
 _CLIENT_NAME = r"^[!-9;-~]+$"
 _CLAIM_URI = r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[!-~]*)?$"
-_HUB_URI = r"^hf://[A-Za-z0-9][-A-Za-z0-9._]*/[A-Za-z0-9][-A-Za-z0-9._]*$"
+_HUB_URI = r"^(hf|modelscope)://[A-Za-z0-9][-A-Za-z0-9._]*/[A-Za-z0-9][-A-Za-z0-9._]*$"
+_HUBS = ("hf", "modelscope")
+_REVISION = r"^[A-Za-z0-9][-A-Za-z0-9._/+]*$"
 _VERSION = r"^[0-9]+[.][0-9]+[.][0-9]+[-.+0-9A-Za-z]*$"
 # Fields that concern no pod's content: changing them replaces nothing.
 _BESIDE_REVISION = ("replicas", "servedNames", "scaling", "rollout")
@@ -70,18 +72,27 @@ _CLIENT_NAME_RULE = Rule(
 class Source:
     """Where the bytes of the model are."""
 
+    RULES: ClassVar = (
+        Rule(
+            "!has(self.revision) || !self.uri.startsWith('pvc://')",
+            "revision is for repositories of a hub, hf:// and modelscope://: remove it, or name a folder of the claim",
+            lambda item: item.get("revision") is None or not str(item.get("uri")).startswith("pvc://"),
+        ),
+    )
+
     uri: str = described(
         "Where the bytes are: pvc://CLAIM/PATH for a folder in a PersistentVolumeClaim of this namespace (mounted "
-        "read-only; its config.json and weights are inspected before an engine starts), or hf://ORGANISATION/NAME "
-        "for a repository on Hugging Face, which the engine downloads. Examples: pvc://models/qwen/7b-chat, "
-        "hf://Qwen/Qwen1.5-7B-Chat.",
+        "read-only; its config.json and weights are inspected before an engine starts), hf://ORGANISATION/NAME for a "
+        "repository on Hugging Face, or modelscope://ORGANISATION/NAME for one on ModelScope, which the engine "
+        "downloads. Examples: pvc://models/qwen/7b-chat, hf://Qwen/Qwen1.5-7B-Chat.",
         min_length=1,
         max_length=512,
         rules=(
             Rule(
-                "self.startsWith('pvc://') || self.startsWith('hf://')",
-                "must begin with pvc:// or hf://; right would be pvc://CLAIM/PATH or hf://ORGANISATION/NAME",
-                lambda uri: uri.startswith(("pvc://", "hf://")),
+                "self.startsWith('pvc://') || self.startsWith('hf://') || self.startsWith('modelscope://')",
+                "must begin with pvc://, hf:// or modelscope://; right would be pvc://CLAIM/PATH or "
+                "hf://ORGANISATION/NAME",
+                lambda uri: uri.startswith(("pvc://", "hf://", "modelscope://")),
             ),
             Rule(
                 f"!self.startsWith('pvc://') || (self.matches('{_CLAIM_URI}') && !self.contains('/../') && "
@@ -91,9 +102,25 @@ class Source:
                 lambda uri: not uri.startswith("pvc://") or (_matches(_CLAIM_URI, uri) and not re.search(_UP, uri)),
             ),
             Rule(
-                f"!self.startsWith('hf://') || self.matches('{_HUB_URI}')",
-                "must have the form hf://ORGANISATION/NAME; right would be hf://Qwen/Qwen1.5-7B-Chat",
-                lambda uri: not uri.startswith("hf://") or _matches(_HUB_URI, uri),
+                f"!(self.startsWith('hf://') || self.startsWith('modelscope://')) || self.matches('{_HUB_URI}')",
+                "must have the form hf://ORGANISATION/NAME or modelscope://ORGANISATION/NAME; right would be "
+                "hf://Qwen/Qwen1.5-7B-Chat",
+                lambda uri: not uri.startswith(("hf://", "modelscope://")) or _matches(_HUB_URI, uri),
+            ),
+        ),
+    )
+    revision: str | None = described(
+        "Branch, tag or commit of a hub's repository. The operator asks the hub once to which commit it points, plans "
+        "for that, and all replicas load that commit from Hugging Face (from ModelScope: the branch or tag as it is "
+        "then). Not set: the main branch. Examples: main, v1.0, 4f2c8b1d0e9a7c6f5b3d2e1a0f9c8b7a6d5e4f3c.",
+        default=None,
+        min_length=1,
+        max_length=128,
+        rules=(
+            Rule(
+                f"self.matches('{_REVISION}') && !self.contains('..')",
+                "must be a branch, a tag or a commit, without white space and without '..'; right would be v1.0",
+                lambda revision: _matches(_REVISION, revision) and ".." not in revision,
             ),
         ),
     )
@@ -110,8 +137,14 @@ class Source:
 
     @property
     def repository(self) -> str | None:
-        """ORGANISATION/NAME of an `hf://` source, else None."""
-        return self.uri.removeprefix("hf://") if self.uri.startswith("hf://") else None
+        """ORGANISATION/NAME of a hub's source, else None."""
+        return self.uri.partition("://")[2] if self.hub else None
+
+    @property
+    def hub(self) -> str | None:
+        """The scheme of a hub's source, `hf` or `modelscope`, else None."""
+        scheme = self.uri.partition("://")[0]
+        return scheme if scheme in _HUBS else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +374,9 @@ class Spec:
         items={"min_length": 1, "max_length": 96, "rules": [_CLIENT_NAME_RULE]},
     )
     source: Source | None = described(
-        "Where the bytes are. Not set: on Hugging Face, under the name of the model.", default=None
+        "Where the bytes are. Not set: on the chart's hub, Hugging Face unless it says otherwise, under the name of "
+        "the model.",
+        default=None,
     )
     context_tokens: int | None = described(
         "Longest request, input and output together, in tokens. Not set: the model's own limit. A smaller value needs "

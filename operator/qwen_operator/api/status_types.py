@@ -25,7 +25,12 @@ class ModelFacts:
     quantization: str = described("Format of the weights, for example bfloat16 or gptq 4 bit.", max_length=160)
     weight_bytes: int = described("Bytes of all weights.", minimum=0)
     facts_from: str = described(
-        "Catalog (facts that ship with the operator) or Inspection (read from the files).", max_length=32
+        "Catalog (facts that ship with the operator), Hub (read from the repository) or Inspection (read from the "
+        "files).",
+        max_length=32,
+    )
+    commit: str = described(
+        "Commit of the hub's repository in which they were read. Not set: other sources.", default="", max_length=64
     )
 
 

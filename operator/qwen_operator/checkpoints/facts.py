@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -125,7 +125,8 @@ class Checkpoint:
 
     `weight_bytes` are those that stay in GPU memory on one GPU. Of them `replicated_bytes` (norms, router) are on every
     rank, `kv_weight_bytes` (K and V projections) are copied once there are more ranks than KV heads, and the rest is
-    divided. `source` is "Catalog", "Hub" or "Inspection"; `digest` the SHA-256 of the config.json, "" for the catalog.
+    divided. `source` is "Catalog", "Hub" or "Inspection"; `digest` the SHA-256 of the config.json, "" for the catalog;
+    `commit` that of the hub's repository in which they were read, "" for other sources.
     """
 
     architecture: str
@@ -153,6 +154,7 @@ class Checkpoint:
     multimodal: bool
     replicated_bytes: int
     kv_weight_bytes: int
+    commit: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back into an equal value."""
@@ -167,7 +169,8 @@ class Checkpoint:
 
         Reads the records of earlier versions too, which lack the fields after `digest`; those are derived.
         """
-        return _read(Fields(_as_report(record)), _text(Fields(record), "source"))
+        facts = _read(Fields(_as_report(record)), _text(Fields(record), "source"))
+        return replace(facts, commit=_text(Fields(record), "commit")) if record.get("commit") else facts
 
     @classmethod
     def from_inspection(cls, report: Mapping[str, Any]) -> Checkpoint:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+LARGEST_CONFIG = 1 << 20
+"""The most bytes of a config.json; real ones have a few thousand."""
 _LONGEST_INTEGER = 25
 _SHOWN = 80
 _NAME = re.compile(r"[A-Za-z0-9_.+-]{1,128}")

@@ -13,62 +13,36 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx
 
 from qwen_operator.checkpoints.config import from_config
-from qwen_operator.checkpoints.facts import HUB, MAX_BYTES, Checkpoint, InvalidFactsError
-from qwen_operator.checkpoints.reading import Fields, parse_json, shown
+from qwen_operator.checkpoints.facts import HUB, MAX_BYTES, InvalidFactsError
+from qwen_operator.checkpoints.hubs import (
+    ADDRESSES,
+    DEFAULT_REVISIONS,
+    Hub,
+    HubCheckpoint,
+    HubError,
+    HubReason,
+    is_address,
+    is_repository,
+)
+from qwen_operator.checkpoints.reading import LARGEST_CONFIG, Fields, parse_json, shown
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
-LARGEST_CONFIG = 1 << 20
 LARGEST_INDEX = 32 << 20
 LARGEST_LISTING = 8 << 20
+# Of a few bytes each, more would take more memory as Python objects than there is; a large model has 200 000 tensors.
+MOST_MEMBERS = 400_000
+# A network that leads nowhere swallows packets without a word.
+LONGEST_CONNECT = 5.0
 _REDIRECTS = 5
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w./+-]{0,127}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-class Hub(StrEnum):
-    """The hubs whose protocol is spoken; the values are the schemes of `spec.source.uri`."""
-
-    HUGGING_FACE = "hf"
-    MODELSCOPE = "modelscope"
-
-
-ADDRESSES = {Hub.HUGGING_FACE: "https://huggingface.co", Hub.MODELSCOPE: "https://www.modelscope.cn"}
-DEFAULT_REVISIONS = {Hub.HUGGING_FACE: "main", Hub.MODELSCOPE: "master"}
-
-
-class HubReason(StrEnum):
-    """Why a repository could not be read."""
-
-    NOT_FOUND = "NotFound"
-    AUTH_REQUIRED = "AuthRequired"
-    OFFLINE = "Offline"
-    TOO_LARGE = "TooLarge"
-    INVALID = "Invalid"
-
-
-class HubError(Exception):
-    """A repository that could not be read; the text is one sentence without an end."""
-
-    def __init__(self, reason: HubReason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class HubCheckpoint:
-    """The facts of a repository at a commit, to which the revision that was asked for points now."""
-
-    checkpoint: Checkpoint
-    commit: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,38 +81,32 @@ async def fetch(
     base = (hub_url or ADDRESSES[hub]).rstrip("/")
     wanted = revision or DEFAULT_REVISIONS[hub]
     _check(repository, wanted, base)
-    limits = httpx.Timeout(min(timeout, 10.0))
+    limits = httpx.Timeout(min(timeout, 10.0), connect=min(timeout, LONGEST_CONNECT))
     headers = {"Accept-Encoding": "identity", "User-Agent": "qwen-operator"}
     try:
         async with asyncio.timeout(timeout), httpx.AsyncClient(timeout=limits, headers=headers) as client:
             return await _read(_Repository(client, hub, base, repository), wanted)
     except TimeoutError:
-        message = f"{base} did not answer for {repository} within {timeout:g} s"
-        raise HubError(HubReason.OFFLINE, message) from None
+        raise _offline(base, f"no answer within {timeout:g} s") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        detail = str(error) or type(error).__name__
-        raise HubError(HubReason.OFFLINE, f"{base} cannot be reached for {repository}: {detail}") from None
+        raise _offline(base, str(error) or type(error).__name__) from None
     except InvalidFactsError as error:
         raise HubError(HubReason.INVALID, f"{repository} at {base}: {error}") from None
 
 
+def _offline(base: str, detail: str) -> HubError:
+    return HubError(HubReason.OFFLINE, f"{base} cannot be reached", detail)
+
+
 def _check(repository: str, revision: str, base: str) -> None:
-    if not _REPOSITORY.fullmatch(repository) or ".." in repository:
+    if not is_repository(repository):
         raise HubError(HubReason.INVALID, f"repository is {shown(repository)}, it must be ORGANISATION/NAME")
     if not _REVISION.fullmatch(revision) or ".." in revision:
         raise HubError(HubReason.INVALID, f"revision is {shown(revision)}, it must be a branch, a tag or a commit")
-    if not _is_address(base):
+    if not is_address(base):
         raise HubError(
             HubReason.INVALID, f"the hub's address is {shown(base)}, it must be like https://hub.example.org"
         )
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("https", "http") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        return False
 
 
 async def _read(repository: _Repository, revision: str) -> HubCheckpoint:
@@ -253,7 +221,7 @@ async def _get(repository: _Repository, url: str, limit: int, what: str) -> byte
                 _refuse_status(repository, response, what)
                 return await _body(response, limit, what)
             target = str(following.url)
-            if not _is_address(target) or (url.startswith("https:") and not target.startswith("https:")):
+            if not is_address(target) or (url.startswith("https:") and not target.startswith("https:")):
                 raise HubError(HubReason.INVALID, f"{what} is redirected to {shown(target)}, which is not followed")
             url = target
     raise HubError(HubReason.INVALID, f"{what} is redirected more than {_REDIRECTS} times")
@@ -271,7 +239,7 @@ def _refuse_status(repository: _Repository, response: httpx.Response, what: str)
     if status in (401, 403):
         raise HubError(HubReason.AUTH_REQUIRED, f"{place} needs a token for {what} (the hub answered {status})")
     if status == 429 or status >= 500:
-        raise HubError(HubReason.OFFLINE, f"{place} cannot be read now: the hub answered {status} for {what}")
+        raise HubError(HubReason.UNAVAILABLE, f"{place} cannot be read now: the hub answered {status} for {what}")
     raise HubError(HubReason.INVALID, f"the hub answered {status} for {what} of {place}, it must answer 200")
 
 
@@ -284,4 +252,6 @@ async def _body(response: httpx.Response, limit: int, what: str) -> bytes:
         body += part
         if len(body) > limit:
             raise HubError(HubReason.TOO_LARGE, f"{what} has more than {limit} bytes")
+    if body.count(b",") > MOST_MEMBERS:
+        raise HubError(HubReason.TOO_LARGE, f"{what} has more than {MOST_MEMBERS} members")
     return bytes(body)

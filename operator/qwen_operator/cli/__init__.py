@@ -6,6 +6,7 @@ imported only when it is chosen: the gateway's programs and a plan on a laptop m
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,9 @@ COMMANDS = {
     "render": "print the objects that the operator would make for a manifest",
     "models": "list the published models that are known without reading a file",
 }
+PRINTING = ("crds", "plan", "render", "models")
+# As if SIGPIPE had ended the program, which is what it does to others.
+_NO_READER = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,5 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     assert module is not None, "the parser ends the program where no command is given"
     logs.configure()
-    code: int = module.main(arguments)
+    try:
+        code: int = module.main(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if chosen not in PRINTING:
+            raise
+        # What read the output, such as head, has seen enough; Python would complain once more while it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _NO_READER
     return code

@@ -7,51 +7,41 @@ calls need (YAML, the API client) are imported where they are needed: an answer 
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from qwen_operator.api.spec import InvalidSpec, Spec, parse
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import INSPECTION, Checkpoint, InvalidFactsError
-from qwen_operator.hardware.boards import board, boards
+from qwen_operator.checkpoints.hubs import Hub, HubError
+from qwen_operator.cli import files
+from qwen_operator.cli.files import InputError
+from qwen_operator.cli.settings import Settings, chart_settings
+from qwen_operator.hardware.boards import board, similar
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct, Inventory, inventory
-from qwen_operator.hardware.pools import GpuPool, details
+from qwen_operator.hardware.pools import GpuPool
 from qwen_operator.planning.types import EngineDefaults
 
-DEFAULTS = EngineDefaults("lmsysorg/sglang", "0.5.23")
 _GPU = re.compile(r"(?P<product>[^=]+)=(?P<gpus>[1-9][0-9]?)x(?P<nodes>[1-9][0-9]{0,3})(:(?P<mib>[1-9][0-9]{3,6}))?")
-_MOST_BYTES = 8_000_000
 _NAME = "model"
-
-
-class InputError(Exception):
-    """Input that cannot be used; the text is for the person who gave it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the chart sets: engine, declared pools, the operator's own image."""
-
-    engine: EngineDefaults
-    pools: tuple[GpuPool, ...]
-    image: str
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """All that a plan needs. `manifest` is the object as given, or as the options say."""
+    """All that a plan needs. `manifest` is the object as given, or as the options say.
+
+    `weights_computed`: the bytes of the weights follow from config.json, nobody counted those of the files.
+    """
 
     manifest: Mapping[str, Any]
     spec: Spec
     checkpoint: Checkpoint
     inventory: Inventory
     settings: Settings
+    weights_computed: bool = False
 
 
 def options(parser: argparse.ArgumentParser, *, manifest_only: bool = False) -> None:
@@ -70,6 +60,11 @@ def options(parser: argparse.ArgumentParser, *, manifest_only: bool = False) -> 
             "--kv-cache-type", metavar="TYPE", help="Auto, BFloat16 or Fp8E4m3 (spec.engine.kvCacheType)"
         )
     parser.add_argument("--checkpoint-config", metavar="FILE", help="the model's config.json, instead of the catalog")
+    parser.add_argument(
+        "--hub",
+        action="store_true",
+        help="ask the model's hub for what the catalog does not have, and for the commit of spec.source.revision",
+    )
     parser.add_argument("--weight-bytes", type=int, help="bytes of its tensors; without it they are computed")
     parser.add_argument(
         "--gpu",
@@ -89,15 +84,24 @@ def read(arguments: argparse.Namespace) -> Inputs:
         spec = parse(manifest)
     except InvalidSpec as error:
         raise InputError("; ".join(error.problems)) from error
-    settings = _settings(arguments.config)
-    return Inputs(manifest, spec, _checkpoint(arguments, spec), _inventory(arguments, settings.pools), settings)
+    settings = chart_settings(arguments.config)
+    return Inputs(
+        manifest,
+        spec,
+        _checkpoint(arguments, spec, settings.engine),
+        _inventory(arguments, settings.pools),
+        settings,
+        weights_computed=bool(arguments.checkpoint_config) and arguments.weight_bytes is None,
+    )
 
 
 def _manifest(arguments: argparse.Namespace) -> Mapping[str, Any]:
-    documents = _documents(arguments.file) if arguments.file else [_asked(arguments)]
+    documents = files.documents(arguments.file) if arguments.file else [_asked(arguments)]
     found = [one for one in documents if isinstance(one, Mapping) and one.get("kind") == "QwenDeployment"]
     if len(found) != 1:
-        raise InputError(f"{arguments.file}: has {len(found)} objects of kind QwenDeployment, it must have one")
+        kinds = sorted({str(one.get("kind")) for one in documents if isinstance(one, Mapping)} - {"QwenDeployment"})
+        others = f" (it has {', '.join(kinds)})" if kinds and not found else ""
+        raise InputError(f"{arguments.file}: has {len(found)} objects of kind QwenDeployment{others}, it must have one")
     manifest = dict(found[0])
     changes = _overrides(arguments) if arguments.file else {}
     if changes and isinstance(manifest.get("spec"), Mapping):
@@ -150,33 +154,42 @@ def merged(value: Any, patch: Any) -> Any:
     return result
 
 
-def _checkpoint(arguments: argparse.Namespace, spec: Spec) -> Checkpoint:
+def _checkpoint(arguments: argparse.Namespace, spec: Spec, defaults: EngineDefaults) -> Checkpoint:
     if arguments.checkpoint_config:
         return _from_config(arguments.checkpoint_config, arguments.weight_bytes)
     if arguments.weight_bytes is not None:
         raise InputError("--weight-bytes needs --checkpoint-config: the catalog knows its own")
     name = spec.repository if spec.source and spec.repository else spec.model
-    found = catalog.lookup(name)
+    found, revision = catalog.lookup(name), spec.source.revision if spec.source else None
+    hub = defaults.hub_of(spec) if arguments.hub and (found is None or revision) else None
+    if hub is not None:
+        return _from_hub(hub, name, revision or "", defaults.mirror(hub))
     if found is None:
         near = get_close_matches(name.casefold(), {one.casefold(): one for one in catalog.names()}, n=1, cutoff=0.8)
         meant = next((one for one in catalog.names() if near and one.casefold() == near[0]), "")
         raise InputError(
-            f"{name} is not in the catalog{f'; did you mean {meant}?' if meant else ''}: give its config.json with "
-            "--checkpoint-config, or choose one of `qwen-operator models`"
+            f"{name} is not in the catalog{f'; did you mean {meant}? Otherwise give' if meant else ': give'} its "
+            "config.json with --checkpoint-config, ask its hub with --hub, or choose one of `qwen-operator models`"
         )
     return found
+
+
+def _from_hub(hub: Hub, repository: str, revision: str, mirror: str) -> Checkpoint:
+    import asyncio  # noqa: PLC0415 - an HTTP client takes longer to import than a plan to make
+
+    from qwen_operator.checkpoints.remote import fetch  # noqa: PLC0415
+
+    try:
+        found = asyncio.run(fetch(repository, revision, hub, mirror))
+    except HubError as error:
+        raise InputError(f"--hub: {error.whole}") from error
+    return replace(found.checkpoint, commit=found.commit)
 
 
 def _from_config(path: str, weight_bytes: int | None) -> Checkpoint:
     from qwen_operator.checkpoints.config import from_config  # noqa: PLC0415 - only here
 
-    text = _text(path)
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}: is no JSON: {error}") from error
-    if not isinstance(record, Mapping):
-        raise InputError(f"{path}: holds {type(record).__name__}, a config.json holds an object")
+    record = files.config_json(path)
     try:
         return from_config(record, weight_bytes, source=INSPECTION)
     except InvalidFactsError as error:
@@ -186,7 +199,7 @@ def _from_config(path: str, weight_bytes: int | None) -> Checkpoint:
 def _inventory(arguments: argparse.Namespace, pools: tuple[GpuPool, ...]) -> Inventory:
     given = [_product(text) for text in arguments.gpu]
     if arguments.nodes:
-        nodes = [one for document in _documents(arguments.nodes) for one in _items(document)]
+        nodes = files.nodes(arguments.nodes)
     elif given or pools:
         nodes = []
     else:
@@ -202,22 +215,16 @@ def _priced(product: GpuProduct, pools: tuple[GpuPool, ...]) -> GpuProduct:
     return replace(product, cost_per_gpu_hour=cost)
 
 
-def _items(document: Any) -> list[Mapping[str, Any]]:
-    items = document.get("items", [document]) if isinstance(document, Mapping) else []
-    return [item for item in items if isinstance(item, Mapping)]
-
-
 def _product(text: str) -> GpuProduct:
     found = _GPU.fullmatch(text)
     if found is None:
         raise InputError(f"--gpu {text}: must be PRODUCT=GPUSxNODES, for example NVIDIA-H100-80GB-HBM3=8x4")
     known, mib = board(found["product"]), found["mib"]
+    if "-MIG-" in found["product"].upper() or found["product"].upper().endswith("-SHARED"):
+        raise InputError(f"--gpu {text}: is a part of a GPU; an engine needs whole ones, name the GPU itself")
     if known is None and mib is None:
-        names = {one.short.casefold(): one.short for one in boards()} | {
-            one.product.casefold(): one.product for one in boards()
-        }
-        near = get_close_matches(found["product"].casefold(), names, n=1, cutoff=0.6)
-        meant = f"did you mean {names[near[0]]}? Otherwise add" if near else "add"
+        near = " or ".join(similar(found["product"]))
+        meant = f"did you mean {near}? Otherwise add" if near else "add"
         raise InputError(
             f"--gpu {text}: {found['product']} is not a known GPU; {meant} its memory in MiB, {text}:81559"
         )
@@ -262,77 +269,3 @@ def _cluster_nodes() -> list[Mapping[str, Any]]:
         raise InputError(
             f"no hardware is given, and the cluster cannot be asked ({error}): give --gpu, --nodes or --config"
         ) from error
-
-
-def _settings(path: str | None) -> Settings:
-    if path is None:
-        return Settings(DEFAULTS, (), "localhost/qwen-operator")
-    documents = _documents(path)
-    values = documents[0] if len(documents) == 1 and isinstance(documents[0], Mapping) else None
-    if values is None:
-        raise InputError(f"{path}: must hold one mapping, the values of the chart")
-    engine, image = _mapping(values, "engine", path), _mapping(values, "image", path)
-    pools = values.get("gpuPools") or []
-    if not isinstance(pools, list):
-        raise InputError(f"{path}: gpuPools is {pools!r:.80}, it must be a list")
-    return Settings(
-        engine=EngineDefaults(
-            image=str(engine.get("image") or DEFAULTS.image),
-            version=str(engine.get("version") or DEFAULTS.version),
-            args=tuple(str(arg) for arg in engine.get("args") or ()),
-        ),
-        pools=tuple(_pool(f"{path}: gpuPools[{index}]", pool) for index, pool in enumerate(pools)),
-        image=str(image.get("reference") or image.get("repository") or "localhost/qwen-operator"),
-    )
-
-
-def _mapping(values: Mapping[str, Any], name: str, path: str) -> Mapping[str, Any]:
-    member = values.get(name) or {}
-    if not isinstance(member, Mapping):
-        raise InputError(f"{path}: {name} is {member!r:.80}, it must be a mapping")
-    return member
-
-
-def _pool(path: str, pool: Any) -> GpuPool:
-    needed = {"name": str, "product": str, "memoryMiB": int, "gpusPerNode": int}
-    for name, kind in needed.items():
-        if not isinstance(pool, Mapping) or not isinstance(pool.get(name), kind):
-            raise InputError(f"{path}: must have name, product, memoryMiB and gpusPerNode; {name} is missing or wrong")
-    try:
-        optional = details(path, pool)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return GpuPool(
-        name=pool["name"],
-        product=pool["product"],
-        memory_mib=pool["memoryMiB"],
-        gpus_per_node=pool["gpusPerNode"],
-        node_selector=pool.get("nodeSelector") or {},
-        tolerations=tuple(pool.get("tolerations") or ()),
-        **optional,
-    )
-
-
-def _documents(path: str) -> list[Any]:
-    import yaml  # noqa: PLC0415 - half of the start-up time of a call that needs no YAML
-
-    try:
-        return [one for one in yaml.safe_load_all(_text(path)) if one is not None]
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise InputError(f"{path}: is no YAML: {where:.200}") from error
-
-
-def _text(path: str) -> str:
-    try:
-        text = sys.stdin.read(_MOST_BYTES + 1) if path == "-" else _limited(Path(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    if len(text) > _MOST_BYTES:
-        raise InputError(f"{path}: is larger than {_MOST_BYTES} bytes, which no manifest or config.json is")
-    return text
-
-
-def _limited(path: Path) -> str:
-    with path.open(encoding="utf-8") as file:
-        return file.read(_MOST_BYTES + 1)

@@ -13,7 +13,8 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.cli import inputs, verdict
-from qwen_operator.cli.inputs import InputError, Inputs
+from qwen_operator.cli.files import InputError
+from qwen_operator.cli.inputs import Inputs
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.planning import alternatives
 from qwen_operator.planning.plan import explore
@@ -77,6 +78,7 @@ def record(arguments: argparse.Namespace, given: Inputs, result: Plan | NoFit) -
         return {"noFit": _refusal(arguments, result)}
     return {
         "model": given.spec.model,
+        "commit": given.checkpoint.commit or None,
         "tensorParallel": result.tensor_parallel,
         "expertParallel": result.expert_parallel,
         "pipelineParallel": result.pipeline_parallel,
@@ -143,6 +145,7 @@ def command(arguments: argparse.Namespace, alternative: Alternative) -> str:
         value = vars(arguments)[option]
         if value is not None and not (option in ("checkpoint_config", "weight_bytes") and "model" in changes):
             shown += [f"--{option.replace('_', '-')}", str(value)]
+    shown += ["--hub"] if arguments.hub and "model" not in changes else []
     gpus = list(arguments.gpu)
     if alternative.hardware:
         kept = [gpu for gpu in gpus if not inputs.names_product(gpu, (alternative.hardware.product,))]

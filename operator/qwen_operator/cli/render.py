@@ -9,16 +9,18 @@ import yaml
 
 from qwen_operator.api.spec import revision_hash
 from qwen_operator.cli import inputs
-from qwen_operator.cli.inputs import InputError, Inputs
+from qwen_operator.cli.files import InputError
+from qwen_operator.cli.inputs import Inputs
 from qwen_operator.cli.plan import exit_code
 from qwen_operator.manifests.names import Owner
 from qwen_operator.manifests.objects import controller_revision, disruption_budget
-from qwen_operator.manifests.pods import RuntimeImage, engine_pod, engine_template, inspection_pod
+from qwen_operator.manifests.pods import engine_pod, engine_template, inspection_pod
 from qwen_operator.planning.plan import plan, runnable
 from qwen_operator.planning.types import NoFit, Plan
+from qwen_operator.reconcile import inspection
 
 # The API server gives every object its own; here there is none yet.
-_UID = "00000000-0000-0000-0000-000000000000"
+NO_UID = "00000000-0000-0000-0000-000000000000"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -45,15 +47,16 @@ def main(arguments: argparse.Namespace) -> int:
 def objects(given: Inputs, result: Plan) -> list[Mapping[str, Any]]:
     """What the operator makes for the manifest, in the order in which it does. The owner's uid is all zeros."""
     metadata = given.manifest["metadata"]
-    owner = Owner(str(metadata["name"]), str(metadata.get("namespace") or "default"), _UID)
+    owner = Owner(str(metadata["name"]), str(metadata.get("namespace") or "default"), NO_UID)
     revision = revision_hash(given.manifest["spec"], metadata.get("annotations") or {})
-    runtime = RuntimeImage(given.settings.image)
+    runtime = given.settings.image
     template = engine_template(owner, revision, given.spec, result, runtime)
     record = {"facts": given.checkpoint.to_json(), "plan": result.to_json(), "template": template}
     claimed = given.spec.source and given.spec.source.claim
+    near = inspection.products(given.spec, given.inventory)
     replicas, drain = given.spec.wanted_replicas, given.spec.rollout.drain_seconds
     return [
-        *([inspection_pod(owner, revision, given.spec, runtime)] if claimed else []),
+        *([inspection_pod(owner, revision, given.spec, runtime, near)] if claimed else []),
         controller_revision(owner, revision, 1, record),
         *([disruption_budget(owner, replicas)] if replicas else []),
         *(engine_pod(owner, revision, template, index, drain) for index in range(replicas)),

@@ -103,7 +103,8 @@ def _does_not(given: Inputs, outcome: Outcome, result: NoFit, commands: Mapping[
     for fit in (one for one in outcome.looked if one.gate):
         yield _labelled("refused", fit.gate or "")
     for note in (*given.inventory.notes, *given.inventory.ignored):
-        yield _labelled("note", note)
+        if looked or note not in result.message:
+            yield _labelled("note", note)
     yield from _alternatives(result.alternatives, commands)
     if looked:
         yield from _unknown(given)
@@ -153,6 +154,8 @@ def _model(given: Inputs, wanted: Demand) -> Iterator[str]:
     checkpoint = given.checkpoint
     kind = _attention(checkpoint)
     origin = "catalog" if checkpoint.source == CATALOG else "config.json"
+    if checkpoint.commit:
+        origin = f"hub, commit {checkpoint.commit}"
     yield _labelled(
         "model",
         f"{checkpoint.architecture}, {checkpoint.quantization_name}, {checkpoint.layers} layers, {checkpoint.heads} "
@@ -259,6 +262,8 @@ def _wrapped(label: str, words: Sequence[str]) -> Iterator[str]:
 
 def _unknown(given: Inputs) -> Iterator[str]:
     facts = "; facts from the catalog, no config.json was read" if given.checkpoint.source == CATALOG else ""
+    if given.weights_computed:
+        facts = "; weights computed from config.json, --weight-bytes gives those of the files"
     yield _labelled(
         "not known",
         f"throughput of this model on this GPU. Predicted from a formula, never run on a GPU by this project{facts}",

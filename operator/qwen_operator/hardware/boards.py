@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 
@@ -52,6 +53,21 @@ def boards() -> tuple[Board, ...]:
 def board(name: str) -> Board | None:
     """The board of a label value, another spelling of it, or a short name, in any case of letters."""
     return _data().names.get(name.casefold())
+
+
+def similar(name: str) -> tuple[str, ...]:
+    """Short names of the boards that a name which is none may mean: those that have all of its parts, or else the one
+    that is spelt most alike."""
+    wanted = _parts(name)
+    found = [one.short for one in boards() if wanted <= _parts(one.short) | _parts(one.product)]
+    if found:
+        return tuple(dict.fromkeys(found))
+    spelt = {each.casefold(): one.short for one in boards() for each in (one.product, one.short)}
+    return tuple(spelt[near] for near in get_close_matches(name.casefold(), spelt, n=1, cutoff=0.6))
+
+
+def _parts(name: str) -> set[str]:
+    return set(re.split(r"[-_ ]", name.casefold())) - {"nvidia", ""}
 
 
 def named_by(labels: Mapping[str, str]) -> Naming | None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-from qwen_operator.api.spec import Engine, EnvVar
+from qwen_operator.api.spec import Engine, EnvVar, Spec
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.planning import engine_args
 from qwen_operator.planning.engine_args import Option, RefusedArgsError, Role, Table
 from qwen_operator.planning.types import EngineDefaults
@@ -40,8 +43,30 @@ FIXED: Settings = (
 
 
 @dataclass(frozen=True, slots=True)
+class Download:
+    """What makes the engine load the bytes that were planned for; `revision` None: whatever is there."""
+
+    revision: str | None = None
+    env: tuple[EnvVar, ...] = ()
+
+
+def download(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> Download:
+    """From which hub, and at which revision. ModelScope's client takes branches and tags only, no commits."""
+    hub = defaults.hub_of(spec)
+    if hub is None:
+        return Download()
+    written = spec.source.revision if spec.source else None
+    mirror = defaults.mirror(hub)
+    if hub is Hub.MODELSCOPE:
+        domain = (EnvVar("MODELSCOPE_DOMAIN", urlsplit(mirror).netloc),) if mirror else ()
+        return Download(written, (EnvVar("SGLANG_USE_MODELSCOPE", "true"), *domain))
+    return Download(checkpoint.commit or written, (EnvVar("HF_ENDPOINT", mirror),) if mirror else ())
+
+
+@dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """The engine before sizing: complete image reference, its options' table, options of chart and object, warnings."""
+    """The engine before sizing: complete image reference, its options' table, options of chart and object, warnings,
+    and the revision to download."""
 
     image: str
     table: Table
@@ -49,6 +74,7 @@ class EngineChoice:
     own: tuple[Option, ...]
     env: tuple[EnvVar, ...]
     warnings: tuple[str, ...]
+    revision: str | None = None
 
     def given(self, role: Role) -> tuple[str, str] | None:
         """(where, value) of an option that chart or object set over the plan's `role`; None if neither does."""
@@ -60,7 +86,7 @@ class EngineChoice:
         return None
 
 
-def choose(engine: Engine, defaults: EngineDefaults) -> EngineChoice:
+def choose(engine: Engine, defaults: EngineDefaults, source: Download | None = None) -> EngineChoice:
     """The engine that an object asks for over the chart's defaults; raises RefusedArgsError."""
     image, version = _image(engine, defaults)
     table = engine_args.table(version)
@@ -72,8 +98,9 @@ def choose(engine: Engine, defaults: EngineDefaults) -> EngineChoice:
         table=table,
         chart=engine_args.read(defaults.args, table, CHART),
         own=engine_args.read(engine.args, table, OBJECT),
-        env=_merged_env(_ENV, defaults.env, engine.env),
+        env=_merged_env(_ENV, source.env if source else (), defaults.env, engine.env),
         warnings=warnings,
+        revision=source.revision if source else None,
     )
 
 

@@ -24,6 +24,7 @@ _FILE = re.compile(r"flags_[0-9A-Za-z_]+\.json$")
 RESERVED: Mapping[str, str] = {
     "--model-path": "set spec.model or spec.source.uri",
     "--served-model-name": "set spec.servedNames",
+    "--revision": "set spec.source.revision",
     "--context-length": "set spec.contextTokens",
     "--tp-size": "set spec.parallelism.tensor",
     "--host": "the operator sets the address",
@@ -111,6 +112,7 @@ class Role(StrEnum):
     METRICS = "metrics"
     SLEEP_ON_IDLE = "sleepOnIdle"
     QUIET_PATHS = "quietPaths"
+    REVISION = "revision"
 
 
 class RefusedArgsError(ValueError):

@@ -151,3 +151,8 @@ def nearest(alternatives: Sequence[Alternative]) -> str:
     first = alternatives[0]
     nodes = f" on {first.nodes_per_replica} nodes" if first.nodes_per_replica > 1 else ""
     return f"would fit {first.gpus}{nodes}: {first.describe()}"
+
+
+def pinned(checkpoint: Checkpoint) -> str:
+    """Which commit of a hub the facts are of, "" for other sources."""
+    return f"; facts from the hub at commit {checkpoint.commit[:12]}" if checkpoint.commit else ""

@@ -18,19 +18,22 @@ from qwen_operator.checkpoints.facts import KV_BYTES_PER_VALUE, Checkpoint
 GIB = 1 << 30
 MIB_PER_GIB = 1024
 
-# CUDA context, driver and libraries before the weights: constant part and share of the GPU's memory. Logged: 0.76 GiB
-# of 15.9, 0.91 of 24.0 (with NCCL), 1.14 to 1.22 of 79.6, 1.27 of 140.4.
-_CONTEXT_GIB = 0.8
-_CONTEXT_SHARE = 0.0053
-# Communication buffers of 2 to 4 cards on PCIe (logged: 0.1 GiB) and of more of them (unknown: as on NVLink).
-_PCIE_GIB = 0.15
-_PCIE_RANKS = 4
-# On NVLink they grow with the ranks: 1.1 GiB on 4 H100 follows from the size of a logged pool, about 2 on 8 H200 was
-# logged. Nearly all boards from 61440 MiB on have NVLink, and those without are none the worse.
-_NVLINK_GIB_PER_RANK = 0.27
+# CUDA context, driver and libraries before the weights: a constant, and GiB per GiB of memory from and up to so many.
+# The context grows with the number of SMs (small dies against large ones), the driver's reserve with memory, and
+# neither is linear over all boards. From logs that are not scored in bench/sizing: 0.74 GiB of 22.5 (L4), 1.14 to 1.22
+# of 79.6 (M13, M20, M23 there), 1.27 of 140.4 (M19), 1.8 of 277.5 (M04).
+_CONTEXT_GIB = 0.78
+_CONTEXT_SLOPES = ((24.0, 80.0, 0.0079), (80.0, float("inf"), 0.003))
+# Communication buffers, again from logs that are not scored. With NVLink they are nearly constant in ranks: 1.25 on 8
+# H100, 1.3 on 2, 2.0 on 8 H200. On PCIe 0.26 on 2 x 4090 (SGLang issue 16920); no log of more than 4 cards is known, so
+# they count as on NVLink. Nearly all boards from 61440 MiB on have NVLink, and those without are none the worse.
+_PCIE_GIB = 0.26
+_NVLINK_GIB = 1.25
+_MANY_GIB = 2.0
+_FEW_RANKS = 4
 _NVLINK_MIB = 61440
-_MOST_GIB = 2.0
-# What the loader takes beyond the tensors (alignment, scales): logged 0.02 to 0.14 GiB alone, 0.2 to 0.3 GiB split.
+# What the loader takes beyond the tensors (alignment, scales): logged 0.02 to 0.14 GiB alone, and 0.2 to 0.3 split, of
+# which 0.2 is the scored point M05.
 _WEIGHTS_ALONE_GIB = 0.07
 _WEIGHTS_SPLIT_GIB = 0.25
 # The promise stays this much below the prediction: small pools amplify every error of it.
@@ -135,16 +138,22 @@ def engine_reserve_mib(settings: Tuning) -> float:
 def free_before_load(memory_mib: int, ranks: int) -> float:
     """GiB of a GPU that an engine finds free before it loads weights, as one of `ranks` that talk to each other."""
     total = memory_mib / MIB_PER_GIB
-    return max(0.0, total - (_CONTEXT_GIB + _CONTEXT_SHARE * total) - communication_gib(memory_mib, ranks))
+    return max(0.0, total - context_gib(memory_mib) - communication_gib(memory_mib, ranks))
+
+
+def context_gib(memory_mib: int) -> float:
+    """GiB that the CUDA context, the driver and libraries take."""
+    total = memory_mib / MIB_PER_GIB
+    return _CONTEXT_GIB + sum(max(0.0, min(total, end) - start) * slope for start, end, slope in _CONTEXT_SLOPES)
 
 
 def communication_gib(memory_mib: int, ranks: int) -> float:
     """GiB per GPU that NCCL takes for so many ranks."""
     if ranks == 1:
         return 0.0
-    if memory_mib < _NVLINK_MIB and ranks <= _PCIE_RANKS:
-        return _PCIE_GIB
-    return min(_NVLINK_GIB_PER_RANK * ranks, _MOST_GIB) if memory_mib >= _NVLINK_MIB else _MOST_GIB
+    if ranks > _FEW_RANKS:
+        return _MANY_GIB
+    return _NVLINK_GIB if memory_mib >= _NVLINK_MIB else _PCIE_GIB
 
 
 def weights_gib(checkpoint: Checkpoint, split: Split) -> float:

@@ -63,7 +63,9 @@ def explore(spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults: 
     situation = alternatives.Situation(spec, checkpoint, usable, first.wanted, first.looked)
     found = alternatives.find(situation, planner)
     refused = first.result
-    way_out = f"{refused.message}; {explain.nearest(found)}"
+    # Where it was not memory that lacked, more of it is no way out.
+    advice = f"; {explain.nearest(found)}" if found or any(fit.budgets for fit in first.looked) else ""
+    way_out = f"{refused.message}{advice}"
     result = NoFit(refused.reason, way_out, refused.steps, found, refused.missing)
     return Outcome(result, first.wanted, None, first.looked)
 
@@ -85,7 +87,7 @@ def runnable(result: Plan | NoFit, checkpoint: Checkpoint) -> Plan | NoFit:
 def _attempt(spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults: EngineDefaults) -> Outcome:
     wanted = demand(spec, checkpoint)
     try:
-        choice = engine.choose(spec.engine, defaults)
+        choice = engine.choose(spec.engine, defaults, engine.download(spec, checkpoint, defaults))
     except RefusedArgsError as error:
         return Outcome(NoFit(Reason.UNKNOWN_FLAG if error.unknown else Reason.INVALID_OVERRIDE, str(error)), wanted)
     inventory = inventory.usable(spec.pod.tolerations)
@@ -104,10 +106,10 @@ def _attempt(spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults:
 def _plan(spec: Spec, search: Search, choice: EngineChoice, fit: Fit, inventory: Inventory) -> Plan:
     checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
     running = _running(chosen, wanted, choice)
-    args, warnings = engine.arguments(choice, _settings(spec, search, fit, running))
+    args, warnings = engine.arguments(choice, _settings(spec, search, fit, choice, running))
     seconds = _IMPORT_SECONDS + math.ceil(checkpoint.weight_bytes / _LOAD_BYTES_PER_SECOND) + _GRAPH_SECONDS
     startup = spec.engine.startup_seconds or seconds
-    facts = "; facts from the catalog" if checkpoint.source == CATALOG else ""
+    facts = "; facts from the catalog" if checkpoint.source == CATALOG else explain.pinned(checkpoint)
     per_node = chosen.tp // chosen.split.nodes
     return Plan(
         gpu_product=fit.product.product,
@@ -153,7 +155,7 @@ def _running(chosen: Budget, wanted: Demand, choice: EngineChoice) -> int:
     return min(max(chosen.tuning.graph_batch, wanted.concurrency), *room)
 
 
-def _settings(spec: Spec, search: Search, fit: Fit, running: int) -> Settings:
+def _settings(spec: Spec, search: Search, fit: Fit, choice: EngineChoice, running: int) -> Settings:
     """What the plan sets, in the order of the command line."""
     checkpoint, chosen = search.checkpoint, fit.best
     tuning, split = chosen.tuning, chosen.split
@@ -166,6 +168,7 @@ def _settings(spec: Spec, search: Search, fit: Fit, running: int) -> Settings:
         (Role.MODEL_OVERRIDES, behaviour.model_overrides(checkpoint, search.wanted.context)),
         (Role.TOOL_CALL_PARSER, tools),
         (Role.REASONING_PARSER, reasoning),
+        (Role.REVISION, choice.revision),
     )
     always = (
         (Role.TENSOR_PARALLEL, str(split.tp)),

@@ -128,8 +128,8 @@ def _no_products(spec: Spec, inventory: Inventory, groups: Groups) -> NoFit | No
         return NoFit(Reason.NO_GPUS, f"spec.hardware.products asks for {asked}; here are {names}{ignored}")
     return NoFit(
         Reason.NO_GPUS,
-        f"no node offers nvidia.com/gpu and the chart declares no gpuPools: add a GPU node with the NVIDIA device "
-        f"plugin, or declare the pool that will be scaled up{ignored}",
+        "no node offers a whole nvidia.com/gpu and the chart declares no gpuPools: add a GPU node with the NVIDIA "
+        f"device plugin, or declare the pool that will be scaled up{ignored}",
     )
 
 

@@ -9,7 +9,8 @@ from enum import StrEnum
 from typing import Any
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.api.spec import EnvVar
+from qwen_operator.api.spec import EnvVar, Spec
+from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.hardware.inventory import short_name
 
 _GIB = 1 << 30
@@ -17,12 +18,27 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class EngineDefaults:
-    """The chart's engine settings, under every object's own. `image` without a tag gets ":v" + `version`."""
+    """The chart's engine settings, under every object's own. `image` without a tag gets ":v" + `version`.
+
+    `hub` is where a model without a source is downloaded from, `hub_url` the address of a mirror of it or "".
+    """
 
     image: str
     version: str
     args: tuple[str, ...] = ()
     env: tuple[EnvVar, ...] = ()
+    hub: Hub = Hub.HUGGING_FACE
+    hub_url: str = ""
+
+    def hub_of(self, spec: Spec) -> Hub | None:
+        """The hub that the bytes of a spec come from, None for a claim."""
+        if spec.source is None:
+            return self.hub
+        return Hub(spec.source.hub) if spec.source.hub else None
+
+    def mirror(self, hub: Hub) -> str:
+        """The address of the mirror of a hub, "" for the hub itself."""
+        return self.hub_url if hub is self.hub else ""
 
 
 @dataclass(frozen=True, slots=True)

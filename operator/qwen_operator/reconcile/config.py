@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from qwen_operator.api.spec import EnvVar
+from qwen_operator.checkpoints.hubs import Hub, is_address
 from qwen_operator.hardware.pools import GpuPool, details
 from qwen_operator.manifests.pods import RuntimeImage
 from qwen_operator.planning.types import EngineDefaults
@@ -30,6 +31,7 @@ class Config:
     """What one operator process runs with; `namespaces` empty means all of them.
 
     `read_nodes` false: there is no right to read nodes, the declared pools are all the hardware that is known.
+    `hub_lookup`: public repositories of model hubs may be read.
     """
 
     namespaces: tuple[str, ...]
@@ -44,6 +46,7 @@ class Config:
     http_port: int = 8080
     read_nodes: bool = True
     lease_name: str = "qwen-operator"
+    hub_lookup: bool = False
 
 
 def load(environ: Mapping[str, str], text: str) -> Config:
@@ -54,6 +57,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         raise ConfigError(f"the configuration file is not YAML: {error}") from error
     root = _Section("", content)
     image, engine, gateway = root.section("image"), root.section("engine"), root.section("gateway")
+    hub = root.section("hub")
     namespace = environ.get("QWEN_OPERATOR_NAMESPACE") or gateway.text("namespace", "default")
     secrets = tuple(str(name) for name in root.items("imagePullSecrets"))
     auth = gateway.text("auth", "keys")
@@ -69,6 +73,8 @@ def load(environ: Mapping[str, str], text: str) -> Config:
             version=engine.text("version"),
             args=tuple(str(arg) for arg in engine.items("args")),
             env=tuple(_env(f"engine.env[{index}]", item) for index, item in enumerate(engine.items("env"))),
+            hub=_hub(hub),
+            hub_url=_address(hub),
         ),
         pools=tuple(_pool(f"gpuPools[{index}]", item) for index, item in enumerate(root.items("gpuPools"))),
         gateway=GatewayConfig(
@@ -79,7 +85,22 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         http_port=_port(environ),
         read_nodes=environ.get("QWEN_READ_NODES", "true") != "false",
         lease_name=environ.get("QWEN_LEASE_NAME") or "qwen-operator",
+        hub_lookup=hub.flag("lookup", default=True),
     )
+
+
+def _hub(section: "_Section") -> Hub:
+    name = section.text("default", str(Hub.HUGGING_FACE))
+    if name not in list(Hub):
+        raise ConfigError(f'hub.default is "{name}": it must be "hf" or "modelscope"')
+    return Hub(name)
+
+
+def _address(section: "_Section") -> str:
+    url = section.raw("url") or ""
+    if url and not (isinstance(url, str) and is_address(url)):
+        raise ConfigError(f"hub.url is {url!r}: it must be an address such as https://hub.example.org, or empty")
+    return str(url).rstrip("/")
 
 
 def _port(environ: Mapping[str, str]) -> int:
@@ -144,6 +165,12 @@ class _Section:
         value = self._content.get(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{self._at(name)} is {value!r}: it must be a whole number of at least 1")
+        return value
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        value = self._content.get(name, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self._at(name)} is {value!r}: it must be true or false")
         return value
 
     def items(self, name: str) -> list[Any]:

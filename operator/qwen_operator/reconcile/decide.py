@@ -23,7 +23,7 @@ from qwen_operator.manifests.names import (
 from qwen_operator.manifests.pods import engine_template
 from qwen_operator.planning.plan import plan, runnable
 from qwen_operator.planning.types import NoFit
-from qwen_operator.reconcile import children, inspection
+from qwen_operator.reconcile import children, inspection, repository
 from qwen_operator.reconcile.config import Config
 from qwen_operator.reconcile.drains import Orders, overdue, overdue_notice, waits
 from qwen_operator.reconcile.fleet import Fleet, fleet_of
@@ -45,6 +45,7 @@ from qwen_operator.reconcile.podstate import PodState, read
 from qwen_operator.reconcile.quotas import granted
 from qwen_operator.reconcile.reasons import explained
 from qwen_operator.reconcile.replicas import Moves, moves, pod_repairs
+from qwen_operator.reconcile.repository import Found
 from qwen_operator.reconcile.verdicts import Situation, all_lost, invalid_status, status
 from qwen_operator.scaling.report import Report, report
 
@@ -77,7 +78,8 @@ def decide(observed: Observed, config: Config, now: datetime) -> Decision:
         newer=course.revision in course.pinned and _newer(spec, course.pinned[course.revision], observed, config),
     )
     decision = _concluded(observed, actions, status(deployment, situation, stamp), stamp)
-    return replace(decision, requeue_after=_requeue_after(course))
+    ask = course.target.ask if isinstance(course.target, Blocked) else None
+    return replace(decision, requeue_after=_requeue_after(course), ask=ask)
 
 
 def _course(spec: Spec, states: Sequence[PodState], observed: Observed, config: Config, now: datetime) -> "_Course":
@@ -167,15 +169,28 @@ def _find(spec: Spec, revision: str, observed: Observed, config: Config, now: da
     for item in observed.revisions:
         if item["metadata"]["name"] == name:
             return _occupied(item, observed)
-    facts = inspection.resolve(spec, revision, observed, config.image, now)
-    if isinstance(facts, Blocked):
-        return facts
+    found = _facts(spec, revision, observed, config, now)
+    if isinstance(found, Blocked):
+        return found
+    facts = found.facts
     planned = runnable(plan(spec, facts, observed.inventory, config.engine), facts)
     if isinstance(planned, NoFit):
-        return Blocked(planned.reason, planned.message, waiting=False, facts=facts, no_fit=planned)
+        message = f"{planned.message}; {found.remark}" if found.remark else planned.message
+        return Blocked(planned.reason, message, waiting=False, facts=facts, no_fit=planned, ask=found.ask)
+    if found.ask is not None:
+        return repository.pending(found.ask)
+    if found.remark:
+        planned = replace(planned, warnings=(*planned.warnings, found.remark))
     numbers = [int(item.get("revision") or 0) for item in children.own_revisions(observed).values()]
     template = engine_template(_owner(observed), revision, spec, planned, config.image)
     return Target(revision, max(numbers, default=0) + 1, facts, planned, children.plain(template))
+
+
+def _facts(spec: Spec, revision: str, observed: Observed, config: Config, now: datetime) -> Found | Blocked:
+    if spec.source is None or spec.source.claim is None:
+        return repository.resolve(spec, observed, config.engine, now, online=config.hub_lookup)
+    facts = inspection.resolve(spec, revision, observed, config.image, now)
+    return facts if isinstance(facts, Blocked) else Found(facts)
 
 
 def _occupied(item: Manifest, observed: Observed) -> Blocked:

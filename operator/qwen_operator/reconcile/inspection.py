@@ -1,4 +1,4 @@
-"""From a spec to the facts of its checkpoint: the catalog, or an inspection pod that is read like any observation.
+"""From the claim of a spec to the facts of its checkpoint, by an inspection pod that is read like any observation.
 
 Pure. A failed inspection is repeated by itself, less and less often, so that a repaired claim starts without anyone
 touching the object; between two tries the failed pod stays as evidence.
@@ -6,15 +6,13 @@ touching the object; between two tries the failed pod stays as evidence.
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from difflib import get_close_matches
 from typing import Any
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.api.status import Failure
-from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError
-from qwen_operator.hardware.inventory import GpuProduct
+from qwen_operator.hardware.inventory import GpuProduct, Inventory
 from qwen_operator.manifests.drift import pod_repair
 from qwen_operator.manifests.names import Manifest, Owner, inspection_pod_name
 from qwen_operator.manifests.pods import SOURCE_MOUNT, SOURCE_VOLUME, RuntimeImage, inspection_pod
@@ -43,12 +41,10 @@ PHASE = "Inspect"
 def resolve(
     spec: Spec, revision: str, observed: Observed, runtime: RuntimeImage, now: datetime
 ) -> Checkpoint | Blocked:
-    """The facts, or what they wait for."""
-    if spec.source is None or spec.source.claim is None:
-        return _from_catalog(spec)
+    """The facts of a `pvc://` source, or what they wait for."""
     meta = observed.deployment["metadata"]
     owner = Owner(meta["name"], meta["namespace"], meta["uid"])
-    desired = inspection_pod(owner, revision, spec, runtime, _products(spec, observed))
+    desired = inspection_pod(owner, revision, spec, runtime, products(spec, observed.inventory))
     pod = next((pod for pod in observed.pods if pod["metadata"]["name"] == desired["metadata"]["name"]), None)
     before = _failure_before(observed, desired["metadata"]["name"])
     if pod is None:
@@ -64,9 +60,9 @@ def resolve(
     return _unfinished(spec, pod, before, desired)
 
 
-def _products(spec: Spec, observed: Observed) -> tuple[GpuProduct, ...]:
+def products(spec: Spec, inventory: Inventory) -> tuple[GpuProduct, ...]:
     """The products that the plan may choose from, as far as they are known before there is one."""
-    usable = observed.inventory.usable(spec.pod.tolerations).products
+    usable = inventory.usable(spec.pod.tolerations).products
     names = spec.hardware.products
     return tuple(item for item in usable if not names or any(item.called(name) for name in names))
 
@@ -81,32 +77,6 @@ def foreign_message(kind: Kind, name: str) -> str:
         f"the {kind} {name} exists and does not belong to this QwenDeployment: it is left alone; "
         "delete it, or give this object another name"
     )
-
-
-def _from_catalog(spec: Spec) -> Checkpoint | Blocked:
-    repository = spec.source.repository if spec.source is not None else None
-    facts = catalog.lookup(repository or spec.model)
-    if facts is not None:
-        return facts
-    said = f'spec.source.uri "hf://{repository}"' if repository else f'spec.model "{spec.model}"'
-    return Blocked(
-        Reason.UNKNOWN_MODEL,
-        f"{said} is not in the catalog{_meant(repository or spec.model)} ({_EXAMPLES}): "
-        "put its files on a claim and set spec.source.uri to pvc://<claim>/<path>, then they are read",
-        waiting=False,
-    )
-
-
-_EXAMPLES = "it has Qwen/Qwen1.5-7B-Chat, Qwen/Qwen1.5-72B-Chat, Qwen/Qwen3-8B and what qwen-operator models lists"
-
-
-def _meant(model: str) -> str:
-    """The catalog's name that comes nearest, whatever the case of letters and with or without the organisation."""
-    names = {name.casefold(): name for name in catalog.names()} | {
-        name.rpartition("/")[2].casefold(): name for name in catalog.names()
-    }
-    near = get_close_matches(model.casefold(), names, n=1, cutoff=0.8)
-    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 def _failure_before(observed: Observed, pod: str) -> Failure | None:

@@ -23,7 +23,7 @@ from qwen_operator.manifests.names import (
     headless_service_name,
     inspection_pod_name,
 )
-from qwen_operator.reconcile.model import Nodes, Observed
+from qwen_operator.reconcile.model import HubAnswer, Nodes, Observed
 from qwen_operator.reconcile.nodes import node_states
 from qwen_operator.reconcile.store import Key, Store, key_of
 from qwen_operator.scaling.types import ScalingState
@@ -36,15 +36,21 @@ LOOKED_AT = 128
 class Observer:
     """Reads the store. What depends on all objects of a kind is computed once per change of that kind.
 
-    `scaling` tells what the load says about the QwenDeployment of a namespace and name.
+    `scaling` tells what the load says about the QwenDeployment of a namespace and name, `hub` what a model hub
+    answered it.
     """
 
     def __init__(
-        self, store: Store, pools: tuple[GpuPool, ...], scaling: Callable[[str, str], ScalingState | None]
+        self,
+        store: Store,
+        pools: tuple[GpuPool, ...],
+        scaling: Callable[[str, str], ScalingState | None],
+        hub: Callable[[Key], HubAnswer | None] = lambda _key: None,
     ) -> None:
         self._store = store
         self._pools = pools
         self._scaling = scaling
+        self._hub = hub
         self._hardware: tuple[int, Inventory, Nodes] = (-1, Inventory(), Nodes())
         self._claims: tuple[int, Claims | None] = (-1, None)
 
@@ -69,6 +75,7 @@ class Observer:
             scaling=self._scaling(*key),
             inventory=gpus,
             lost_names=self._lost(key),
+            hub=self._hub(key),
         )
 
     def _children(self, resource: Resource, deployment: Manifest, names: list[str]) -> tuple[Manifest, ...]:

@@ -130,6 +130,7 @@ def status(deployment: Manifest, situation: Situation, now: str) -> dict[str, An
             "quantization": facts.quantization_name,
             "weightBytes": facts.weight_bytes,
             "factsFrom": facts.source,
+            **({"commit": facts.commit} if facts.commit else {}),
         },
         plan=running.plan.status(running.revision) if running else None,
         no_fit=blocked.no_fit.status() if blocked and blocked.no_fit else None,

@@ -16,6 +16,7 @@ from qwen_operator.kube.lease import NotLeading
 from qwen_operator.reconcile.act import Actor, Stale
 from qwen_operator.reconcile.config import Config
 from qwen_operator.reconcile.decide import decide
+from qwen_operator.reconcile.hub import HubReader
 from qwen_operator.reconcile.model import Action, Create, Decision, Delete, Observed, Refusal
 from qwen_operator.reconcile.observe import Observer
 from qwen_operator.reconcile.queue import Key, WorkQueue
@@ -47,6 +48,7 @@ class Reconciler:
     config: Config
     now: Callable[[], datetime] = utc_now
     wrote: StatusObserver = lambda _key, _old, _new: None
+    hub: HubReader | None = None
     _written: dict[Key, datetime] = field(default_factory=dict)
 
     async def reconcile(self, key: Key) -> tuple[bool, float | None]:
@@ -58,8 +60,12 @@ class Reconciler:
         if observed is None or "deletionTimestamp" in observed.deployment["metadata"]:
             # The garbage collector removes the children.
             self._written.pop(key, None)
+            if self.hub is not None:
+                self.hub.forget(key)
             return False, None
         decision = decide(observed, self.config, self.now())
+        if decision.ask is not None and self.hub is not None:
+            self.hub.ask(key, decision.ask)
         removals = [action for action in decision.actions if isinstance(action, Delete)]
         others = [action for action in decision.actions if not isinstance(action, Delete)]
         refused: tuple[Action, ApiError] | None = None

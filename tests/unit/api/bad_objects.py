@@ -42,6 +42,26 @@ BAD = (
     Bad("claim path that ends above", {"source": {"uri": "pvc://m/x/.."}}, says=("spec.source.uri", "'..'")),
     Bad("claim without name", {"source": {"uri": "pvc:///x"}}, says=("spec.source.uri", "pvc://CLAIM/PATH")),
     Bad("hub without organisation", {"source": {"uri": "hf://7b"}}, says=("spec.source.uri", "hf://Qwen/")),
+    Bad(
+        "other hub without organisation",
+        {"source": {"uri": "modelscope://7b"}},
+        says=("spec.source.uri", "modelscope://ORGANISATION/NAME"),
+    ),
+    Bad(
+        "revision of a claim",
+        {"source": {"uri": "pvc://m/7b", "revision": "v1"}},
+        says=("spec.source", "revision is for repositories of a hub"),
+    ),
+    Bad(
+        "revision that leaves",
+        {"source": {"uri": "hf://Qwen/Qwen3-8B", "revision": "a/../b"}},
+        says=("spec.source.revision", "a branch, a tag or a commit"),
+    ),
+    Bad(
+        "revision with a space",
+        {"source": {"uri": "hf://Qwen/Qwen3-8B", "revision": "v 1"}},
+        says=("spec.source.revision", "v 1"),
+    ),
     Bad("source without uri", {"source": {}}, says=("spec.source.uri",)),
     Bad("context of no tokens", {"contextTokens": 0}, says=("spec.contextTokens", "1")),
     Bad("context as text", {"contextTokens": "32k"}, says=("spec.contextTokens",)),

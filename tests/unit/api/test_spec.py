@@ -119,6 +119,7 @@ def test_scaling_and_rollout_have_defaults() -> None:
 @pytest.mark.parametrize(
     ("uri", "claim", "path", "repository"),
     [
+        ("modelscope://Qwen/Qwen1.5-7B", None, "", "Qwen/Qwen1.5-7B"),
         ("pvc://models/qwen/7b/", "models", "qwen/7b", None),
         ("pvc://models", "models", "", None),
         ("pvc://models//a", "models", "a", None),
@@ -129,6 +130,16 @@ def test_sources(uri: str, claim: str | None, path: str, repository: str | None)
     source = parse(_object(source={"uri": uri})).source
     assert source == Source(uri)
     assert (source.claim, source.path, source.repository) == (claim, path, repository)
+    assert source.hub == (uri.partition("://")[0] if repository else None)
+
+
+def test_a_revision_is_part_of_what_the_pods_run() -> None:
+    source = {"uri": "hf://Qwen/Qwen3-8B", "revision": "refs/pr/1"}
+    spec = parse(_object(source=source)).source
+    assert spec
+    assert spec.revision == "refs/pr/1"
+    hashes = {revision_hash({"source": source | {"revision": name}}, {}) for name in ("main", "v1", "")}
+    assert len(hashes) == 3
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -66,7 +67,8 @@ def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
 
 
 def _write(path: Path, value: Any) -> str:
-    path.write_text(value if isinstance(value, str) else yaml.safe_dump(value))
+    data = value if isinstance(value, str | bytes) else yaml.safe_dump(value)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return str(path)
 
 
@@ -76,7 +78,7 @@ def test_a_plan_as_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert result.keys() >= KEYS
     assert (result["tensorParallel"], result["gpusPerReplica"], result["nodesPerReplica"]) == (4, 4, 1)
-    assert (result["gpuProduct"], result["maxTotalTokens"]) == (H100, 57664)
+    assert (result["gpuProduct"], result["maxTotalTokens"]) == (H100, 57408)
     assert result["env"][0] == {"name": "SGLANG_CUDA_COREDUMP_BEFORE_CRASH", "value": "false"}
     _, out, _ = _run(capsys, "--model", MODEL, "--gpu", "H100-80GB=8x1", "-o", "yaml")
     assert yaml.safe_load(out) == result
@@ -112,11 +114,11 @@ def test_the_text_of_a_plan_begins_with_the_verdict_and_shows_what_lost(capsys: 
     assert [(row[0], row[-1] == "it") for row in rows] == [("1", False), ("2", False), ("4", True), ("8", False)]
     for text in (
         "64 attention heads are not divisible by TP",
-        "79.65 - 1.22 context - 1.08 communication",
-        "= 57 664 tokens",
+        "79.65 - 1.22 context - 1.25 communication",
+        "= 57 408 tokens",
         "22 of 2048 in + 512 out (asked: none)",
         "--mem-fraction-static=0.9",
-        "cheaper   spec.model: Qwen/Qwen1.5-72B-Chat-GPTQ-Int4 takes 2 x H100-80GB (41 024 tokens)",
+        "cheaper   spec.model: Qwen/Qwen1.5-72B-Chat-GPTQ-Int4 takes 2 x H100-80GB (40 512 tokens)",
         "never run on a GPU",
     ):
         assert text in out
@@ -129,7 +131,7 @@ def test_the_text_of_a_refusal_ends_with_what_would_fit(capsys: pytest.CaptureFi
     assert out.startswith(f"DOES NOT FIT   {MODEL} on 8 x NVIDIA-L4 (23 034 MiB each)")
     assert "spec.model: Qwen/Qwen1.5-72B-Chat-AWQ" in out
     assert "try: qwen-operator plan --model Qwen/Qwen1.5-72B-Chat-GPTQ-Int4 --gpu NVIDIA-L4=8x1" in out
-    assert "missing   12.9 GiB" in out
+    assert "missing   12.7 GiB" in out
 
 
 TEXTS = {
@@ -156,7 +158,7 @@ TEXTS = {
     "states are what is missing": (
         ["--model", "Qwen/Qwen3.5-27B", "--gpu", "H100-80GB=2x1", "--concurrency", "500", "--input-tokens", "16"],
         3,
-        ["states for 125 requests only", "missing   states for 375 requests"],
+        ["states for 123 requests only", "missing   states for 377 requests"],
     ),
     "a workload": (
         ["--model", "Qwen/Qwen1.5-7B-Chat", "--gpu", "L40S=2x1", "--context", "8192", "--concurrency", "16"],
@@ -182,6 +184,26 @@ TEXTS = {
         ["--model", MODEL, "--gpu", "H100-80GB=8x1", "--max-gpus", "2", "--output-tokens", "256"],
         3,
         ["without spec.hardware.maxGpusPerReplica"],
+    ),
+    "a split that no node has": (
+        ["--model", MODEL, "--gpu", "H100-80GB=4x1", "--tensor", "8"],
+        2,
+        ["spec.parallelism.tensor is 8: one replica has at most 4 GPUs here; valid here: 1, 2, 4"],
+    ),
+    "GGUF on several GPUs": (
+        ["--model", "Qwen/Qwen1.5-7B-Chat-GGUF", "--gpu", "L40S=8x1", "--tensor", "2"],
+        2,
+        ["spec.parallelism.tensor is 2: GGUF weights run on one GPU only, not on TP 2; valid here: 1"],
+    ),
+    "GGUF": (
+        ["--model", "Qwen/Qwen1.5-7B-Chat-GGUF", "--gpu", "L40S=8x1"],
+        0,
+        ["1 x NVIDIA-L40S", "GGUF: planned on paper only"],
+    ),
+    "a context beyond YaRN": (
+        ["--model", MODEL, "--gpu", "H100-80GB=8x1", "--context", "200000"],
+        2,
+        ["spec.contextTokens is 200000", "by YaRN it reaches 131072: ask for at most 131072"],
     ),
     "an 8-bit cache": (
         ["--model", MODEL, "--gpu", "H100-80GB=8x1", "--kv-cache-type", "Fp8E4m3"],
@@ -216,6 +238,51 @@ def test_a_manifest_and_the_nodes_of_a_cluster(capsys: pytest.CaptureFixture[str
     assert """try: kubectl patch qd NAME --type merge -p '{"spec":{"hardware":{"maxGpusPerReplica":null}}}'""" in out
 
 
+FORMS = {
+    "-o yaml": lambda nodes: yaml.safe_dump({"kind": "List", "items": nodes}),
+    "several documents": yaml.safe_dump_all,
+    "-o json": lambda nodes: json.dumps({"kind": "List", "items": nodes}, indent=4),
+    "jq .items": json.dumps,
+    "jq .items[]": lambda nodes: "\n".join(json.dumps(node, indent=2) for node in nodes) + "\n",
+    "one node": lambda nodes: yaml.safe_dump(nodes[0]),
+    "flow style": lambda nodes: f"{{items: {json.dumps(nodes)}}}",
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_every_form_in_which_nodes_come(capsys: pytest.CaptureFixture[str], tmp_path: Path, form: Any) -> None:
+    nodes = [{**NODE, "kind": "Node"}, {"kind": "Node", "metadata": {"name": "cpu-1"}, "status": {}}]
+    code, out, err = _run(capsys, "--model", MODEL, "--nodes", _write(tmp_path / "nodes", form(nodes)), "-o", "json")
+    assert code == 0, err
+    assert json.loads(out)["tensorParallel"] == 4
+
+
+def test_the_nodes_of_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps(NODE).encode())))
+    code, _, err = _run(capsys, "--model", MODEL, "--nodes", "-")
+    assert (code, err) == (0, "")
+
+
+def test_what_is_left_out_is_said_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    sliced = {**NODE, "status": {"allocatable": {"nvidia.com/gpu": "0", "nvidia.com/mig-1g.10gb": "56"}}}
+    sliced["metadata"] = {"name": "m", "labels": {"nvidia.com/gpu.product": H100}}
+    code, out, _ = _run(capsys, "--model", MODEL, "--nodes", _write(tmp_path / "nodes", sliced))
+    assert code == 3
+    assert "no node offers a whole nvidia.com/gpu" in out
+    assert out.count("cut into MIG slices") == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
+    words = [sys.executable, "-c", "from qwen_operator.cli import main; raise SystemExit(main())", "models"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as program:
+        assert program.stdout
+        assert program.stderr
+        program.stdout.close()
+        assert program.stderr.read() == b""
+    assert program.returncode == 141
+
+
 def test_the_settings_of_the_chart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     pool = {"name": "a", "product": H100, "memoryMiB": 81559, "gpusPerNode": 8, "costPerGpuHour": "2.90"}
     values = _write(tmp_path / "values.yaml", {"gpuPools": [pool], "engine": {"args": ["--log-level=warning"]}})
@@ -238,6 +305,8 @@ def test_a_config_json_instead_of_the_catalog(capsys: pytest.CaptureFixture[str]
         code, out, _ = _run(capsys, *words)
         splits[width] = (code, json.loads(out).get("tensorParallel"))
     assert splits == {13696: (3, None), 14336: (0, 2)}
+    _, out, _ = _run(capsys, *words[:-1], "text")
+    assert "weights computed from config.json, --weight-bytes gives those of the files" in out
     code, out, _ = _run(capsys, *words, "--weight-bytes", "8000000000")
     assert json.loads(out)["weightBytesPerRank"] < 4_200_000_000
     assert code == 0
@@ -248,9 +317,18 @@ BAD: dict[str, tuple[list[str], str]] = {
     "quite unknown model": (["--model", "a/b", "--gpu", "L4=8x1"], "a/b is not in the catalog: give its config.json"),
     "unknown GPU": (
         ["--model", MODEL, "--gpu", "NVIDIA-L4S=8x1"],
-        "did you mean NVIDIA-L40S? Otherwise add its memory",
+        "did you mean L40S? Otherwise add its memory",
     ),
     "quite unknown GPU": (["--model", MODEL, "--gpu", "TPU=8x1"], "add its memory in MiB, TPU=8x1:81559"),
+    "half of a name": (["--model", MODEL, "--gpu", "H100=8x1"], "did you mean H100-80GB or H100-NVL? Otherwise"),
+    "a slice": (
+        ["--model", MODEL, "--gpu", f"{H100}-MIG-1g.10gb=7x1:9856"],
+        "MIG-1g.10gb=7x1:9856: is a part of a GPU; an engine needs whole ones",
+    ),
+    "fields against each other": (
+        ["--model", MODEL, "--gpu", "L4=8x1", "--tensor", "4", "--max-gpus", "2"],
+        "spec: parallelism.tensor is 4, hardware.maxGpusPerReplica is 2: parallelism.tensor must be at most",
+    ),
     "no hardware": (["--model", MODEL, "--gpu", "L4"], "--gpu L4: must be PRODUCT=GPUSxNODES"),
     "name": (["--model", "a:b", "--gpu", "L4=8x1"], "spec.model: 'a:b': must not contain a colon"),
     "context": (["--model", MODEL, "--gpu", "L4=8x1", "--context", "0"], "spec.contextTokens: 0 must be at least 1"),
@@ -274,17 +352,41 @@ def test_bad_options(capsys: pytest.CaptureFixture[str], words: list[str], says:
 
 FILES: dict[str, tuple[str, Any, str]] = {
     "no YAML": ("-f", "a: [", "is no YAML"),
-    "no deployment": ("-f", {"kind": "Pod"}, "has 0 objects of kind QwenDeployment, it must have one"),
+    "no deployment": ("-f", {"kind": "Pod"}, "has 0 objects of kind QwenDeployment (it has Pod), it must have one"),
+    "a table of nodes": ("--nodes", "NAME   STATUS\ngpu-1  Ready\n", "holds no Node objects; right would be"),
+    "no nodes": ("--nodes", MANIFEST, "holds QwenDeployment, but no Node; right would be the output of `kubectl get"),
+    "no text": ("--nodes", b"\xff\xfe", "cannot be read: it is not UTF-8 text"),
+    "half of an object": ("--nodes", '{"items": [', "is no YAML"),
+    "a number for a text": (
+        "--config",
+        "engine: {version: 0.6}",
+        "engine: version is 0.6, it must be a text: write it",
+    ),
+    "options that are no list": ("--config", "engine: {args: --x}", "engine: args is '--x', it must be a list"),
+    "no hub": ("--config", "hub: {default: huggingface}", "hub: default is 'huggingface', it must be hf or modelscope"),
+    "no address": ("--config", "hub: {url: hub.example.org}", "hub: url is 'hub.example.org', it must be an address"),
+    "a variable without a name": ("--config", "engine: {env: [A]}", "engine.env[0]: is 'A', it must be a mapping with"),
     "no spec": ("-f", {"kind": "QwenDeployment", "metadata": {"name": "a"}}, "spec: None must be an object"),
-    "no JSON": ("--checkpoint-config", "{", "is no JSON"),
-    "a list": ("--checkpoint-config", "[]", "holds list, a config.json holds an object"),
-    "not a number": ("--checkpoint-config", json.dumps({**CONFIG, "hidden_size": float("nan")}), "hidden_size is nan"),
+    "no JSON": ("--checkpoint-config", "{", "is not valid JSON: Expecting"),
+    "a list": ("--checkpoint-config", "[]", "holds a list, it must hold a JSON object"),
+    "not a number": (
+        "--checkpoint-config",
+        json.dumps({**CONFIG, "hidden_size": float("nan")}),
+        "holds NaN, which is no",
+    ),
     "field missing": (
         "--checkpoint-config",
         json.dumps({key: value for key, value in CONFIG.items() if key != "num_hidden_layers"}),
         "num_hidden_layers",
     ),
-    "ten megabytes": ("--checkpoint-config", '{"a": "' + "x" * 10_000_000 + '"}', "is larger than 8000000 bytes"),
+    "ten megabytes": (
+        "--checkpoint-config",
+        '{"a": "' + "x" * 10_000_000 + '"}',
+        "is larger than 1048576 bytes, which no config",
+    ),
+    "twice the same": ("--checkpoint-config", '{"layers": 1, "layers": 2}', "holds the key 'layers' twice"),
+    "no end of nesting": ("--checkpoint-config", "[" * 100_000, "is nested too deeply to be read"),
+    "nesting without end": ("--config", "[" * 100_000, "nest"),
     "a list of values": ("--config", "- a", "must hold one mapping, the values of the chart"),
     "engine is no mapping": ("--config", "engine: 5", "engine is 5, it must be a mapping"),
     "pools are no list": ("--config", "gpuPools: 5", "gpuPools is 5, it must be a list"),

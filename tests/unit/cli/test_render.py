@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,19 @@ import pytest
 import yaml
 
 from qwen_operator import cli
-from qwen_operator.api.spec import revision_hash
+from qwen_operator.api.spec import parse, revision_hash
 from qwen_operator.checkpoints import catalog
-from qwen_operator.reconcile.children import read_revision
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.cli import render
+from qwen_operator.cli.inputs import Inputs
+from qwen_operator.cli.settings import Settings
+from qwen_operator.hardware.inventory import inventory
+from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, Resource
+from qwen_operator.manifests.names import Manifest
+from qwen_operator.planning.plan import plan
+from qwen_operator.planning.types import Plan
+from qwen_operator.reconcile.children import plain, read_revision
+from tests.unit.reconcile.world import CONFIG, REPORT, World, deployment, node
 
 SPEC = {"model": "Qwen/Qwen1.5-72B-Chat", "replicas": 2}
 
@@ -48,6 +59,67 @@ def test_a_claim_is_inspected_first(capsys: pytest.CaptureFixture[str], tmp_path
     code, out, _ = _render(capsys, tmp_path / "qd.json", {**SPEC, "source": {"uri": "pvc://models/72b"}})
     assert code == 0
     assert next(iter(yaml.safe_load_all(out)))["metadata"]["name"].endswith("-inspect")
+
+
+POD = {
+    "nodeSelector": {"zone": "a"},
+    "tolerations": [{"key": "team", "operator": "Exists"}],
+    "imagePullSecrets": [{"name": "own"}],
+    "resources": {"requests": {"cpu": "8"}},
+}
+WANTED = {
+    "a published model": {"replicas": 3},
+    "files on a claim": {"model": "own/chat", "source": {"uri": "pvc://weights/chat"}},
+    "one of several products": {
+        "source": {"uri": "pvc://weights/chat"},
+        "hardware": {"products": ["L40S", "H100-80GB"]},
+        "pod": POD,
+        "rollout": {"drainSeconds": 30},
+    },
+    "no replicas": {"replicas": 0},
+}
+
+
+@pytest.mark.parametrize("spec", WANTED.values(), ids=WANTED.keys())
+async def test_what_is_rendered_is_what_the_operator_creates(
+    monkeypatch: pytest.MonkeyPatch, spec: dict[str, Any]
+) -> None:
+    """The operator runs on an API in memory that has the same nodes; only what an API server adds may differ."""
+    manifest = deployment(**spec)
+    nodes = [node(), node("small", 4, 46068, "NVIDIA-L40S"), node("other", 8, 23034, "NVIDIA-L4")]
+    world = World()
+    for item in nodes:
+        world.api.put(NODES, item)
+    await world.start()
+    created: list[Manifest] = []
+    create = world.api.create
+
+    async def recorded(resource: Resource, new: Manifest) -> Manifest:
+        if resource in (PODS, CONTROLLER_REVISIONS, POD_DISRUPTION_BUDGETS):
+            created.append(new)
+        return await create(resource, new)
+
+    monkeypatch.setattr(world.api, "create", recorded)
+    world.api.put(QWENDEPLOYMENTS, copy.deepcopy(manifest))
+    await world.settle()
+
+    uid = world.qd()["metadata"]["uid"]
+    rendered = render.objects(_inputs(manifest, nodes), _plan(_inputs(manifest, nodes)))
+
+    assert json.loads(json.dumps(rendered).replace(render.NO_UID, uid)) == plain(created)
+
+
+def _inputs(manifest: Manifest, nodes: list[Manifest]) -> Inputs:
+    spec = parse(manifest)
+    known = catalog.lookup(spec.model) if spec.source is None else Checkpoint.from_inspection(REPORT)
+    assert known
+    return Inputs(manifest, spec, known, inventory(nodes, ()), Settings(CONFIG.engine, (), CONFIG.image))
+
+
+def _plan(given: Inputs) -> Plan:
+    result = plan(given.spec, given.checkpoint, given.inventory, given.settings.engine)
+    assert isinstance(result, Plan)
+    return result
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_operator.hardware.boards import Naming, board, boards, capability, named_by, short_name
+from qwen_operator.hardware.boards import Naming, board, boards, capability, named_by, short_name, similar
 
 
 def test_the_data_is_complete_and_its_names_are_no_riddles() -> None:
@@ -102,3 +102,19 @@ def test_labels_that_name_no_single_board(labels: dict[str, str]) -> None:
 @pytest.mark.parametrize(("text", "expected"), [("9.0", (9, 0)), ("12.1", (12, 1)), ("9", None), ("x", None)])
 def test_compute_capability(text: str, expected: tuple[int, int] | None) -> None:
     assert capability(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("H100", ("H100-80GB", "H100-NVL")),
+        ("NVIDIA-H100-80GB", ("H100-80GB",)),
+        ("nvidia a100", ("A100-40GB", "A100-80GB")),
+        ("4090", ("RTX4090",)),
+        ("H100-80G", ("H100-80GB",)),
+        ("L4OS", ("L40S",)),
+        ("TPU-v5", ()),
+    ],
+)
+def test_what_a_name_that_is_none_may_mean(name: str, meant: tuple[str, ...]) -> None:
+    assert similar(name) == meant

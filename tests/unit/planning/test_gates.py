@@ -94,3 +94,4 @@ def test_formats_that_the_engine_dropped(quantization: Quantization, says: str) 
     result = plan(spec(), checkpoint, pools("H100-80GB"), DEFAULTS)
     assert isinstance(result, NoFit)
     assert says in result.message
+    assert "more memory" not in result.message

@@ -51,6 +51,12 @@ def test_two_releases_in_one_namespace_can_have_a_lease_each() -> None:
         ),
         (("args: [--device=cpu]", "args: --device=cpu"), "engine.args is '--device=cpu': it must be a list"),
         (("env: [{name: A", "env: [{key: A"), "engine.env[0].name is None"),
+        (("gateway: {", "hub: {default: github}\ngateway: {"), 'hub.default is "github": it must be "hf" or'),
+        (
+            ("gateway: {", "hub: {url: hub.example.org}\ngateway: {"),
+            "hub.url is 'hub.example.org': it must be an",
+        ),
+        (("gateway: {", "hub: {lookup: maybe}\ngateway: {"), "hub.lookup is 'maybe': it must be true or false"),
         (("auth: none", "auth: open"), 'gateway.auth is "open": it must be "keys" or "none"'),
         (("gateway: {", "gateway: {{"), "is not YAML"),
     ],
@@ -66,6 +72,14 @@ def test_cost_size_and_generation_of_a_pool() -> None:
     more = 'gpusPerNode: 4, costPerGpuHour: "0.80", maxNodes: 3, computeCapability: "8.9"'
     (pool,) = load({}, GOOD.replace("gpusPerNode: 4", more)).pools
     assert (pool.cost_per_gpu_hour, pool.max_nodes, pool.compute_capability) == (800, 3, (8, 9))
+
+
+def test_where_models_come_from() -> None:
+    config = load({}, GOOD)
+    assert (config.engine.hub, config.engine.hub_url, config.hub_lookup) == ("hf", "", True)
+    config = load({}, f"{GOOD}hub: {{default: modelscope, url: 'https://hub.example.org/', lookup: false}}")
+    assert (config.engine.hub, config.engine.hub_url) == ("modelscope", "https://hub.example.org")
+    assert not config.hub_lookup
 
 
 def test_a_port_that_is_no_number_is_refused() -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_operator.api.conditions import Reason
+from qwen_operator.checkpoints.hubs import HubCheckpoint
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
     EVENTS,
@@ -32,7 +33,9 @@ from qwen_operator.manifests.pods import RuntimeImage
 from qwen_operator.planning.types import EngineDefaults
 from qwen_operator.reconcile.act import Actor
 from qwen_operator.reconcile.config import Config, GatewayConfig
+from qwen_operator.reconcile.hub import Fetch, HubReader
 from qwen_operator.reconcile.intake import Intake
+from qwen_operator.reconcile.model import Asked
 from qwen_operator.reconcile.observe import Observer
 from qwen_operator.reconcile.queue import WorkQueue
 from qwen_operator.reconcile.resync import Resync, labels_of
@@ -190,10 +193,16 @@ Load = Callable[[str, str], ScalingState | None]
 """What the autoscaler says about a namespace and name."""
 
 
+async def no_hub(asked: Asked, _seconds: float) -> HubCheckpoint:
+    raise AssertionError(f"a hub was asked for {asked}")
+
+
 class Operator:
     """One operator process: whatever it knows is gone when it ends."""
 
-    def __init__(self, api: FakeKube, config: Config, load: Load = lambda _namespace, _name: None) -> None:
+    def __init__(
+        self, api: FakeKube, config: Config, load: Load = lambda _namespace, _name: None, fetch: Fetch = no_hub
+    ) -> None:
         self.api = api
         self.store = Store()
         self.queue = WorkQueue(clock=api.clock.monotonic, random=lambda: 0.5)
@@ -202,8 +211,13 @@ class Operator:
         self.resync = Resync(
             api, self.intake, config, lambda: 0.5, api.clock.monotonic, nodes_readable=config.read_nodes
         )
+        self.hub = HubReader(fetch, self.queue.add, api.clock.now)
         reconciler = Reconciler(
-            Observer(self.store, config.pools, load), Actor(api, self.store, api.clock.stamp), config, api.clock.now
+            Observer(self.store, config.pools, load, self.hub.known),
+            Actor(api, self.store, api.clock.stamp),
+            config,
+            api.clock.now,
+            hub=self.hub,
         )
         self.worker = Worker(self.queue, reconciler, self._count)
         self.lagging = False
@@ -216,6 +230,8 @@ class Operator:
     async def step(self) -> bool:
         """Deliver what happened, work until nothing waits; whether anything was worked on."""
         worked = self.deliver()
+        while not self.hub._questions.empty():
+            await self.hub.answer_next()
         for _ in range(100):
             key = self.queue.take()
             if key is None:
@@ -248,6 +264,7 @@ class World:
     config: Config = CONFIG
     api: FakeKube = field(default_factory=lambda: FakeKube(Clock()))
     crashes: int = 0
+    fetch: Fetch = no_hub
     wanted: int | None = None
     busy: set[str] = field(default_factory=set)
     order: tuple[str, ...] = ()
@@ -268,7 +285,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.kubelet = Kubelet(self.api)
-        self.operator = Operator(self.api, self.config, self.load)
+        self.operator = Operator(self.api, self.config, self.load, self.fetch)
         self.api.put(NODES, node())
 
     async def start(self) -> World:
@@ -276,7 +293,7 @@ class World:
         return self
 
     async def restart(self) -> None:
-        self.operator = Operator(self.api, self.config, self.load)
+        self.operator = Operator(self.api, self.config, self.load, self.fetch)
         await self.start()
 
     async def settle(self, seconds: float = 120.0) -> None:
@@ -302,7 +319,7 @@ class World:
             return await step()
         except Crash:
             self.crashes += 1
-            self.operator = Operator(self.api, self.config, self.load)
+            self.operator = Operator(self.api, self.config, self.load, self.fetch)
             await self._survive(self.operator.start)
             return True
 

@@ -1,0 +1,76 @@
+"""Model hubs in words: which there are, where, and what a reading of one ends in. No I/O; `remote` does the reading."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import urlsplit
+
+from qwen_operator.checkpoints.facts import Checkpoint
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+class Hub(StrEnum):
+    """The hubs whose protocol is spoken; the values are the schemes of `spec.source.uri`."""
+
+    HUGGING_FACE = "hf"
+    MODELSCOPE = "modelscope"
+
+
+ADDRESSES = {Hub.HUGGING_FACE: "https://huggingface.co", Hub.MODELSCOPE: "https://www.modelscope.cn"}
+DEFAULT_REVISIONS = {Hub.HUGGING_FACE: "main", Hub.MODELSCOPE: "master"}
+
+
+class HubReason(StrEnum):
+    """Why a repository could not be read.
+
+    OFFLINE: the hub gave no answer. UNAVAILABLE: it answered that it cannot now.
+    """
+
+    NOT_FOUND = "NotFound"
+    AUTH_REQUIRED = "AuthRequired"
+    OFFLINE = "Offline"
+    UNAVAILABLE = "Unavailable"
+    TOO_LARGE = "TooLarge"
+    INVALID = "Invalid"
+
+
+class HubError(Exception):
+    """A repository that could not be read; the text is one sentence without an end.
+
+    `detail` has the words of the network, which change from try to try.
+    """
+
+    def __init__(self, reason: HubReason, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.detail = detail
+
+    @property
+    def whole(self) -> str:
+        """The text with the detail."""
+        return f"{self}: {self.detail}" if self.detail else str(self)
+
+
+@dataclass(frozen=True, slots=True)
+class HubCheckpoint:
+    """The facts of a repository at a commit, to which the revision that was asked for points now."""
+
+    checkpoint: Checkpoint
+    commit: str
+
+
+def is_repository(name: str) -> bool:
+    """Whether the name can be that of a repository: ORGANISATION/NAME."""
+    return _REPOSITORY.fullmatch(name) is not None and ".." not in name
+
+
+def is_address(url: str) -> bool:
+    """Whether it can be the address of a hub."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("https", "http") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False

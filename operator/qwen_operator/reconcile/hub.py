@@ -1,0 +1,145 @@
+"""Reads model hubs for the decisions that ask: few at once, in no worker's way, and none again in haste.
+
+An answer wakes the QwenDeployments that asked. One good answer serves all who ask the same for some minutes. A hub
+that does not answer at all is left alone as a whole: however many models wait for it, one of them tries.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubReason
+from qwen_operator.reconcile.model import Asked, HubAnswer
+from qwen_operator.reconcile.queue import Key
+
+# Each may hold the index of a large model in memory, some 100 MB at the most.
+READINGS = 3
+KEPT_SECONDS = 600
+FIRST_RETRY_SECONDS = 30
+LAST_RETRY_SECONDS = 1800
+PATIENCE_SECONDS = 30.0
+# Where the catalog has the model too, it is used rather than to wait for long.
+SHORT_PATIENCE_SECONDS = 6.0
+
+Fetch = Callable[[Asked, float], Awaitable[HubCheckpoint]]
+"""Reads a repository within so many seconds; raises HubError."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outage:
+    """A hub without an answer: not asked before `until`."""
+
+    until: datetime
+    failures: int
+    message: str
+
+
+class HubReader:
+    """For one event loop. `add` queues a QwenDeployment, `now` is the time, timezone-aware."""
+
+    def __init__(self, fetch: Fetch, add: Callable[[Key], None], now: Callable[[], datetime]) -> None:
+        self._fetch = fetch
+        self._add = add
+        self._now = now
+        self._told: dict[Key, HubAnswer] = {}
+        self._waiting: dict[Asked, set[Key]] = {}
+        self._questions: asyncio.Queue[Asked] = asyncio.Queue()
+        self._outages: dict[Hub, _Outage] = {}
+        self._probing = {hub: asyncio.Lock() for hub in Hub}
+
+    def known(self, key: Key) -> HubAnswer | None:
+        """The last answer to what this QwenDeployment asked."""
+        return self._told.get(key)
+
+    def forget(self, key: Key) -> None:
+        """The QwenDeployment exists no more."""
+        self._told.pop(key, None)
+        for keys in self._waiting.values():
+            keys.discard(key)
+
+    def ask(self, key: Key, asked: Asked) -> None:
+        """Have the question answered, now if somebody else has the answer, and the key queued then."""
+        if (answer := self._fresh(asked)) is not None:
+            self._tell(key, answer)
+        elif asked in self._waiting:
+            self._waiting[asked].add(key)
+        else:
+            self._waiting[asked] = {key}
+            self._questions.put_nowait(asked)
+
+    async def run(self) -> None:
+        """Answer questions for ever."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(READINGS):
+                group.create_task(self._answer_all())
+
+    async def answer_next(self) -> None:
+        """Wait for a question and answer it."""
+        asked = await self._questions.get()
+        answer = await self._answer(asked) if self._waiting[asked] else None
+        for key in sorted(self._waiting.pop(asked)):
+            if answer is not None:
+                self._tell(key, answer)
+
+    async def _answer_all(self) -> None:
+        while True:
+            await self.answer_next()
+
+    def _fresh(self, asked: Asked) -> HubAnswer | None:
+        now = self._now()
+        return next((one for one in self._told.values() if one.asked == asked and now < one.again), None)
+
+    def _tell(self, key: Key, answer: HubAnswer) -> None:
+        self._told[key] = answer
+        self._add(key)
+
+    async def _answer(self, asked: Asked) -> HubAnswer:
+        if asked.hub not in self._outages:
+            return await self._read(asked)
+        async with self._probing[asked.hub]:
+            outage = self._outages.get(asked.hub)
+            if outage is None or self._now() >= outage.until:
+                return await self._read(asked)
+            return HubAnswer(asked, outage.until, None, HubReason.OFFLINE, outage.message, outage.failures)
+
+    async def _read(self, asked: Asked) -> HubAnswer:
+        patience = SHORT_PATIENCE_SECONDS if catalog.lookup(asked.repository) else PATIENCE_SECONDS
+        try:
+            found = await self._fetch(asked, patience)
+        except HubError as error:
+            return self._failed(asked, error)
+        except Exception:
+            # A hub's answer that nobody thought of must not end the operator.
+            log.exception("reading a hub crashed", extra={"object": f"{asked.hub}://{asked.repository}"})
+            message = f"the hub's answer for {asked.repository} is not understood"
+            return self._failed(asked, HubError(HubReason.INVALID, message))
+        self._outages.pop(asked.hub, None)
+        again = self._now() + timedelta(seconds=KEPT_SECONDS)
+        return HubAnswer(asked, again, replace(found.checkpoint, commit=found.commit))
+
+    def _failed(self, asked: Asked, error: HubError) -> HubAnswer:
+        reason, message = error.reason, str(error)
+        before = next((one for one in self._told.values() if one.asked == asked and one.reason is reason), None)
+        outage = self._outages.get(asked.hub)
+        if reason is HubReason.OFFLINE:
+            if outage and self._now() < outage.until:
+                # Another reading found out at the same time.
+                return HubAnswer(asked, outage.until, None, reason, outage.message, outage.failures)
+            failures = outage.failures + 1 if outage else 1
+        else:
+            failures = before.failures + 1 if before else 1
+            # It answered.
+            self._outages.pop(asked.hub, None)
+        delay = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 10))
+        again = self._now() + timedelta(seconds=delay)
+        if reason in (HubReason.OFFLINE, HubReason.UNAVAILABLE):
+            where = f"{asked.hub}://{asked.repository}"
+            log.warning("hub not read", extra={"object": where, "error": error.whole, "retry_seconds": delay})
+        if reason is HubReason.OFFLINE:
+            self._outages[asked.hub] = _Outage(again, failures, message)
+        return HubAnswer(asked, again, None, reason, message, failures)

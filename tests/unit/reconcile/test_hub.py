@@ -1,0 +1,324 @@
+"""Facts from model hubs: who is asked, how often, what is pinned, and what is said when there is no answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from qwen_operator.checkpoints.config import from_config
+from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubReason
+from qwen_operator.checkpoints.remote import fetch
+from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Manifest
+from qwen_operator.main import Operator
+from qwen_operator.reconcile import hub as hubs
+from qwen_operator.reconcile.hub import HubReader
+from qwen_operator.reconcile.model import Asked
+from tests.unit.checkpoints.configs import DENSE
+from tests.unit.checkpoints.hub import COMMIT, FakeHub, repository, serving
+from tests.unit.fakes import Clock
+from tests.unit.reconcile.world import CONFIG, World, deployment
+
+ONLINE = replace(CONFIG, hub_lookup=True)
+KNOWN = "Qwen/Qwen1.5-0.5B-Chat"
+NAMED: dict[str, Any] = {"source": {"uri": f"hf://{KNOWN}", "revision": "v1.0"}}
+OTHER: dict[str, Any] = {"model": "team/tuned"}
+
+
+@dataclass
+class StubHub:
+    """A hub in a function: the commit that every revision points to, or the error instead."""
+
+    commit: str = COMMIT
+    error: HubError | None = None
+    asked: list[tuple[Asked, float]] = field(default_factory=list)
+
+    async def fetch(self, asked: Asked, seconds: float) -> HubCheckpoint:
+        self.asked.append((asked, seconds))
+        if self.error is not None:
+            raise self.error
+        return HubCheckpoint(from_config(DENSE, source="Hub"), self.commit)
+
+    def fail(self, reason: HubReason, message: str = "https://hub.test cannot be reached", detail: str = "") -> StubHub:
+        self.error = HubError(reason, message, detail)
+        return self
+
+
+async def online(hub: StubHub, *manifests: Manifest, **config: Any) -> World:
+    world = await World(replace(ONLINE, **config), fetch=hub.fetch).start()
+    for manifest in manifests:
+        world.api.put(QWENDEPLOYMENTS, manifest)
+    await world.settle(10)
+    return world
+
+
+def command(world: World) -> list[str]:
+    return list(world.api.all(PODS)[0]["spec"]["containers"][0]["command"])
+
+
+def revisions(world: World) -> list[str]:
+    return [word for word in command(world) if word.startswith("--revision")]
+
+
+async def test_what_the_catalog_does_not_have_is_planned_from_its_hub_and_pinned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    shards = {"model.safetensors": 927_980_000}
+    async with serving(repository(DENSE, shards)) as hub:
+        engine = replace(CONFIG.engine, hub_url=hub.address)
+        program = cast("Any", SimpleNamespace(config=replace(ONLINE, engine=engine)))
+        world = World(program.config, fetch=lambda asked, seconds: Operator._fetch(program, asked, seconds))
+        await world.start()
+        world.api.put(QWENDEPLOYMENTS, deployment(model="Qwen/Test"))
+        await world.settle(10)
+        requests = len(hub.asked)
+        assert requests == 3
+        writes = len(world.api.writes)
+        await world.restart()
+        await world.wait(2 * hubs.KEPT_SECONDS)
+        assert world.api.writes[writes:] == []
+        assert len(hub.asked) == requests
+
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert "--model-path=Qwen/Test" in command(world)
+    assert revisions(world) == [f"--revision={COMMIT}"]
+    assert world.message("Planned").endswith(f"; facts from the hub at commit {COMMIT[:12]}")
+    model = world.qd()["status"]["model"]
+    assert (model["factsFrom"], model["commit"], model["weightBytes"]) == ("Hub", COMMIT, 927_980_000)
+    assert world.api.all(CONTROLLER_REVISIONS)[0]["data"]["facts"]["commit"] == COMMIT
+
+
+async def test_a_branch_that_moves_changes_nothing_until_a_new_plan_is_taken() -> None:
+    hub = StubHub()
+    world = await online(hub, deployment(**OTHER))
+    hub.commit = "a" * 40
+    await world.wait(2 * hubs.KEPT_SECONDS)
+    world.api.remove(world.api.all(PODS)[0], PODS)
+    await world.settle(30)
+    assert revisions(world) == [f"--revision={COMMIT}"]
+    world.api.edit(
+        QWENDEPLOYMENTS, "chat", lambda item: item["metadata"].update(annotations={"qwen-operator.dev/replan": "1"})
+    )
+    await world.settle(60)
+    assert revisions(world) == [f"--revision={'a' * 40}"]
+
+
+async def test_a_model_of_the_catalog_is_asked_for_only_where_a_revision_is_named() -> None:
+    hub = StubHub()
+    world, offline = await online(hub, deployment()), await World().start()
+    offline.api.put(QWENDEPLOYMENTS, deployment())
+    await offline.settle(10)
+    assert hub.asked == []
+    assert [str(write) for write in world.api.writes] == [str(write) for write in offline.api.writes]
+    assert world.state() == offline.state()
+
+    world = await online(hub, deployment(**NAMED))
+    assert hub.asked == [(Asked(Hub.HUGGING_FACE, KNOWN, "v1.0"), hubs.SHORT_PATIENCE_SECONDS)]
+    assert revisions(world) == [f"--revision={COMMIT}"]
+
+
+@pytest.mark.parametrize("reason", [HubReason.OFFLINE, HubReason.UNAVAILABLE, HubReason.AUTH_REQUIRED])
+async def test_without_an_answer_the_catalog_is_used_at_once_and_the_plan_says_so(reason: HubReason) -> None:
+    hub = StubHub().fail(reason)
+    world = await online(hub, deployment(**NAMED))
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert world.qd()["status"]["model"]["factsFrom"] == "Catalog"
+    assert "facts from the catalog and no commit pinned, because https://hub.test cannot" in world.message("Planned")
+    assert revisions(world) == ["--revision=v1.0"]
+    writes = len(world.api.writes)
+    await world.wait(3 * hubs.LAST_RETRY_SECONDS)
+    assert (len(hub.asked), world.api.writes[writes:]) == (1, [])
+
+
+REFUSALS = {
+    "401": ("AuthRequired", ("needs a token", "the operator reads no Secrets", "pvc://<claim>/<path>")),
+    "404": ("UnknownModel", ('"team/tuned" is not in the catalog', "or it is private: correct spec.model")),
+    "503": ("UnknownModel", ("the hub answered 503", "it is asked again", "Qwen/Qwen1.5-72B-Chat")),
+    "text": ("InvalidConfig", ("is not valid JSON", "choose another repository")),
+}
+
+
+@pytest.mark.parametrize(("fault", "expected"), REFUSALS.items(), ids=REFUSALS.keys())
+async def test_a_refusal_says_what_to_do(
+    fault: str, expected: tuple[str, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    async with serving(FakeHub({}, fault=fault)) as hub:
+        address = hub.address
+        world = World(ONLINE, fetch=lambda asked, seconds: fetch(asked.repository, "", asked.hub, address, seconds))
+        await world.start()
+        world.api.put(QWENDEPLOYMENTS, deployment(**OTHER))
+        await world.settle(10)
+    reason, says = expected
+    conditions = world.conditions()
+    assert conditions["Planned"] == conditions["Ready"] == ("False", reason)
+    assert conditions["Stalled"] == ("True", reason)
+    assert all(text in world.message("Planned") for text in says), world.message("Planned")
+    assert world.names() == []
+    assert world.events() == {reason: 1}
+
+
+async def test_a_revision_that_does_not_exist_is_not_replaced_by_the_catalog() -> None:
+    hub = StubHub().fail(HubReason.NOT_FOUND, "the list of files was not found")
+    world = await online(hub, deployment(**NAMED))
+    assert world.conditions()["Planned"] == ("False", "ModelNotFound")
+    assert "correct spec.source.revision, which is v1.0" in world.message("Planned")
+    hub.error = None
+    await world.wait(hubs.FIRST_RETRY_SECONDS + 10)
+    assert revisions(world) == [f"--revision={COMMIT}"]
+
+
+async def test_a_cluster_without_internet_is_quiet_and_goes_on_by_itself(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, logger="qwen_operator")
+    hub = StubHub().fail(HubReason.OFFLINE)
+    models = {f"m{number}": f"team/model-{number}" for number in range(6)}
+    world = await online(hub, *(deployment(name, model=model) for name, model in models.items()))
+    messages = [world.message("Planned", name) for name in models]
+    assert all(f'"{model}" is not in' in text for model, text in zip(models.values(), messages, strict=True))
+    assert len(hub.asked) == 1
+    writes = len(world.api.writes)
+    # What a resolver says differs from try to try.
+    hub.fail(HubReason.OFFLINE, detail="try again")
+    await world.wait(4 * 3600)
+    assert world.api.writes[writes:] == []
+    # After 30, 60, 120, 240, 480 and 960 s, then every half hour; each is one line.
+    assert len(hub.asked) == 1 + 6 + (4 * 3600 - 1890) // hubs.LAST_RETRY_SECONDS
+    assert [record.getMessage() for record in caplog.records] == ["hub not read"] * len(hub.asked)
+    await world.restart()
+    await world.settle(10)
+    assert world.api.writes[writes:] == []
+    hub.error = None
+    await world.wait(hubs.LAST_RETRY_SECONDS + 20)
+    assert {world.conditions(name)["Ready"] for name in models} == {("True", "Serving")}
+
+
+async def test_one_answer_serves_all_who_ask_the_same() -> None:
+    hub = StubHub()
+    world = await online(hub, deployment("a", **OTHER))
+    world.api.put(QWENDEPLOYMENTS, deployment("b", servedNames=["b"], **OTHER))
+    await world.settle(10)
+    assert world.conditions("b")["Ready"] == ("True", "Serving")
+    assert len(hub.asked) == 1
+    await world.wait(hubs.KEPT_SECONDS)
+    world.api.put(QWENDEPLOYMENTS, deployment("c", servedNames=["c"], **OTHER))
+    await world.settle(10)
+    assert len(hub.asked) == 2
+
+
+async def test_facts_that_do_not_fit_are_read_again_once_they_are_old() -> None:
+    hub = StubHub()
+    world = await online(hub, deployment(**OTHER, hardware={"products": ["B200"]}))
+    assert world.conditions()["Planned"] == ("False", "NoGpus")
+    await world.wait(4 * hubs.KEPT_SECONDS)
+    assert len(hub.asked) == 1
+    world.operator.intake.everything()
+    await world.settle(10)
+    assert len(hub.asked) == 2
+
+
+@pytest.mark.parametrize(("config", "spec"), [({"hub_lookup": False}, OTHER), ({}, {"model": "tuned"})])
+async def test_no_hub_is_asked_where_that_is_switched_off_or_senseless(
+    config: dict[str, Any], spec: dict[str, Any]
+) -> None:
+    hub = StubHub()
+    world = await online(hub, deployment(**spec), **config)
+    assert hub.asked == []
+    assert world.conditions()["Planned"] == ("False", "UnknownModel")
+    world = await online(hub, deployment(**NAMED), hub_lookup=False)
+    assert hub.asked == []
+    assert "revision v1.0 was not looked up, hub.lookup is false" in world.message("Planned")
+    assert revisions(world) == ["--revision=v1.0"]
+
+
+async def test_modelscope_is_told_to_the_engine_without_a_commit() -> None:
+    hub = StubHub()
+    source = {"uri": "modelscope://team/tuned"}
+    world = await online(hub, deployment(model="mine", source=source))
+    env = {one["name"]: one.get("value") for one in world.api.all(PODS)[0]["spec"]["containers"][0]["env"]}
+    assert hub.asked[0][0] == Asked(Hub.MODELSCOPE, "team/tuned")
+    assert env["SGLANG_USE_MODELSCOPE"] == "true"
+    assert "--model-path=team/tuned" in command(world)
+    assert revisions(world) == []
+    assert world.qd()["status"]["model"]["commit"] == COMMIT
+
+
+# The reader alone.
+
+
+async def reading(stub: StubHub, added: list[tuple[str, str]] | None = None) -> HubReader:
+    return HubReader(stub.fetch, ([] if added is None else added).append, Clock().now)
+
+
+async def test_a_slow_hub_keeps_no_more_than_a_few_readings_busy_and_nobody_waits() -> None:
+    running, most, released = 0, 0, asyncio.Event()
+
+    async def slow(_asked: Asked, _seconds: float) -> HubCheckpoint:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await released.wait()
+        running -= 1
+        return HubCheckpoint(from_config(DENSE), COMMIT)
+
+    added: list[tuple[str, str]] = []
+    reader = HubReader(slow, added.append, Clock().now)
+    task = asyncio.create_task(reader.run())
+    keys = [("team", f"m{number}") for number in range(10)]
+    for key in keys:
+        reader.ask(key, Asked(Hub.HUGGING_FACE, f"team/{key[1]}"))
+        reader.ask(key, Asked(Hub.HUGGING_FACE, f"team/{key[1]}"))
+    await asyncio.sleep(0.01)
+    assert (running, added, reader.known(keys[0])) == (hubs.READINGS, [], None)
+    released.set()
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert (most, sorted(added)) == (hubs.READINGS, keys)
+
+
+async def test_nothing_is_read_for_who_is_gone() -> None:
+    stub, added = StubHub(), list[tuple[str, str]]()
+    reader = await reading(stub, added)
+    reader.ask(("team", "gone"), Asked(Hub.HUGGING_FACE, "team/a"))
+    reader.forget(("team", "gone"))
+    await reader.answer_next()
+    assert (stub.asked, added) == ([], [])
+    world = await online(stub, deployment(**OTHER))
+    assert world.operator.hub.known(("team", "chat")) is not None
+    world.api.remove(world.qd(), QWENDEPLOYMENTS)
+    await world.settle(10)
+    assert world.operator.hub.known(("team", "chat")) is None
+
+
+async def test_readings_that_fail_together_are_one_outage() -> None:
+    stub = StubHub().fail(HubReason.OFFLINE)
+    reader = await reading(stub)
+    for name in ("a", "b", "c"):
+        reader.ask(("team", name), Asked(Hub.HUGGING_FACE, f"team/{name}"))
+    await asyncio.gather(*(reader._read(Asked(Hub.HUGGING_FACE, f"team/{name}")) for name in ("x", "y", "z")))
+    assert reader._outages[Hub.HUGGING_FACE].failures == 1
+    # Another hub may be there.
+    stub.error = None
+    reader.ask(("team", "d"), Asked(Hub.MODELSCOPE, "team/d"))
+    for _ in range(4):
+        await reader.answer_next()
+    answers = [reader.known(("team", name)) for name in ("a", "d")]
+    assert [answer and answer.reason for answer in answers] == [HubReason.OFFLINE, None]
+
+
+async def test_an_answer_that_nobody_thought_of_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(_asked: Asked, _seconds: float) -> HubCheckpoint:
+        raise KeyError("sha")
+
+    reader = HubReader(broken, lambda _key: None, Clock().now)
+    reader.ask(("team", "a"), Asked(Hub.HUGGING_FACE, "team/a"))
+    await reader.answer_next()
+    answer = reader.known(("team", "a"))
+    assert answer
+    assert (answer.reason, answer.message) == (HubReason.INVALID, "the hub's answer for team/a is not understood")
+    assert "reading a hub crashed" in caplog.text

@@ -18,7 +18,6 @@ class Kind(StrEnum):
     """The kinds of objects that the operator writes for a QwenDeployment."""
 
     POD = "Pod"
-    SERVICE = "Service"
     CONTROLLER_REVISION = "ControllerRevision"
     POD_DISRUPTION_BUDGET = "PodDisruptionBudget"
 
@@ -27,7 +26,6 @@ class Why(StrEnum):
     """Why an action is taken; a log key and a metric label."""
 
     PIN_REVISION = "PinRevision"
-    SERVICE_MISSING = "ServiceMissing"
     INSPECT = "Inspect"
     INSPECT_AGAIN = "InspectAgain"
     INSPECTION_DONE = "InspectionDone"
@@ -129,7 +127,6 @@ class Observed:
 
     deployment: Manifest
     pods: tuple[Manifest, ...] = ()
-    services: tuple[Manifest, ...] = ()
     revisions: tuple[Manifest, ...] = ()
     budgets: tuple[Manifest, ...] = ()
     quotas: tuple[Manifest, ...] = ()

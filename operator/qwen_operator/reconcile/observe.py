@@ -12,7 +12,6 @@ from qwen_operator.kube import (
     PODS,
     QWENDEPLOYMENTS,
     RESOURCE_QUOTAS,
-    SERVICES,
     Manifest,
     Resource,
 )
@@ -20,7 +19,6 @@ from qwen_operator.manifests.names import (
     budget_name,
     controller_revision_name,
     engine_pod_name,
-    headless_service_name,
     inspection_pod_name,
 )
 from qwen_operator.reconcile.model import Nodes, Observed
@@ -61,7 +59,6 @@ class Observer:
         return Observed(
             deployment=deployment,
             pods=self._children(PODS, deployment, [*pods, inspection_pod_name(name, revision)]),
-            services=self._children(SERVICES, deployment, [headless_service_name(name)]),
             revisions=self._children(CONTROLLER_REVISIONS, deployment, [controller_revision_name(name, revision)]),
             budgets=self._children(POD_DISRUPTION_BUDGETS, deployment, [budget_name(name)]),
             quotas=tuple(self._store.inside(RESOURCE_QUOTAS, meta["namespace"])),

@@ -53,8 +53,9 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What one engine said of itself. `queued` are requests inside that do not run yet; tokens are those of its KV
-    cache (0 of 0 where the engine does not say)."""
+    """What one engine said of itself. `queued` are requests in its scheduler's queues; tokens are those of its KV cache
+    (0 of 0 where the engine does not say). `inside` counts every request that it has not finished with, at least
+    those that run and wait."""
 
     pod: str
     uid: str
@@ -62,11 +63,12 @@ class EngineLoad:
     queued: int
     tokens_used: int
     tokens_capacity: int
+    inside: int = 0
 
     @property
     def requests(self) -> int:
-        """Requests inside the engine."""
-        return self.running + self.queued
+        """Requests that would be cut if the engine ended now."""
+        return max(self.inside, self.running + self.queued)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ GONE = Trouble(Reason.METRICS_MISSING, "no answer within 1.5 s")
 
 
 def reading(running: int = 0, queued: int = 0, beat: float = 0.0) -> Reading:
-    return Reading(running, queued, 0, 0, beat, ticking=True)
+    return Reading(running, queued, running + queued, 0, 0, beat, ticking=True)
 
 
 @dataclass

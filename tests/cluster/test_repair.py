@@ -52,16 +52,15 @@ def test_edited_fields_are_put_back_and_foreign_ones_stay(kubectl: Kubectl, spac
     assert pod["metadata"]["annotations"]["example.com/note"] == "mine"
 
 
-def test_a_deleted_pod_comes_back_under_its_name(kubectl: Kubectl, space: str, settled: Manifest) -> None:
+def test_a_deleted_pod_is_replaced(kubectl: Kubectl, space: str, settled: Manifest) -> None:
     kubectl.run("delete", "pod", settled["metadata"]["name"], "-n", space, "--wait=false")
 
-    def back() -> bool:
+    def replaced() -> bool:
         found = pods(kubectl, space, "own")
-        return [p["metadata"]["name"] for p in found] == [settled["metadata"]["name"]] and (
-            found[0]["metadata"]["uid"] != settled["metadata"]["uid"]
-        )
+        return len(found) == 1 and found[0]["metadata"]["uid"] != settled["metadata"]["uid"]
 
-    wait_for("the pod is back", back, 60)
+    wait_for("another pod is there, and only that", replaced, 60)
+    wait_ready(kubectl, space, "own")
 
 
 def test_foreign_objects_are_never_taken_over(kubectl: Kubectl, space: str) -> None:
@@ -84,9 +83,17 @@ def test_foreign_objects_are_never_taken_over(kubectl: Kubectl, space: str) -> N
     wait_ready(kubectl, space, "mine")
 
 
+def shown_load(kubectl: Kubectl, space: str) -> None:
+    """Wait for the last news of a simulated engine: that nobody answers there."""
+    load = ("jsonpath={.status.summary.load}", "-n", space)
+    wait_for("the load is said to be unknown", lambda: kubectl.run("get", "qd", "own", "-o", *load) == "?", 60)
+    time.sleep(6)
+
+
 def test_settled_means_no_write_also_over_a_restart(
     kubectl: Kubectl, bed: Cluster, release: Release, space: str, settled: Manifest
 ) -> None:
+    shown_load(kubectl, space)
     audit = AuditLog(bed.audit_log)
     time.sleep(20)
     assert [str(write) for write in audit.writes(release.operator_user, space, release.namespace)] == []

@@ -17,7 +17,6 @@ from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
 
 pytestmark = pytest.mark.cluster
 L4 = "NVIDIA-L4"
-ROLLOUT = {"drainSeconds": 3}
 MODEL = "Qwen/Qwen1.5-0.5B-Chat"
 """What the engines are told to be called, whatever names clients use."""
 
@@ -46,7 +45,7 @@ def scaled(kubectl: Kubectl, space: str, name: str, wanted: int) -> Manifest:
 def test_the_queue_decides_between_minimum_and_maximum(kubectl: Kubectl, space: str, exporter: Exporter) -> None:
     exporter.say(MODEL)
     scaling = {"minReplicas": 1, "maxReplicas": 3, "stabilizationSeconds": 5}
-    kubectl.apply(simulated(space, "q", L4, scaling=scaling, rollout=ROLLOUT))
+    kubectl.apply(simulated(space, "q", L4, scaling=scaling))
     wait_ready(kubectl, space, "q")
     wait_condition(kubectl, space, "q", ("ScalingActive", "True", "Steady"), 30)
 
@@ -62,7 +61,7 @@ def test_the_queue_decides_between_minimum_and_maximum(kubectl: Kubectl, space: 
 
 def test_a_number_that_is_set_wins_and_says_by_whom(kubectl: Kubectl, space: str, exporter: Exporter) -> None:
     exporter.say(MODEL)
-    kubectl.apply(simulated(space, "s", L4, scaling={"maxReplicas": 4}, rollout=ROLLOUT))
+    kubectl.apply(simulated(space, "s", L4, scaling={"maxReplicas": 4}))
     wait_ready(kubectl, space, "s")
 
     kubectl.run("scale", "qd", "s", "-n", space, "--replicas=2")
@@ -77,7 +76,7 @@ def test_a_number_that_is_set_wins_and_says_by_whom(kubectl: Kubectl, space: str
 
 
 def test_the_real_autoscaler_scales_by_the_subresource(kubectl: Kubectl, space: str) -> None:
-    kubectl.apply(simulated(space, "h", L4, replicas=1, rollout=ROLLOUT))
+    kubectl.apply(simulated(space, "h", L4, replicas=1))
     wait_ready(kubectl, space, "h")
     target = {"apiVersion": "qwen-operator.dev/v1alpha1", "kind": "QwenDeployment", "name": "h"}
     metric = {"type": "External", "external": {"metric": {"name": "none"}, "target": {"type": "Value", "value": "1"}}}

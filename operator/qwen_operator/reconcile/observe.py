@@ -24,6 +24,7 @@ from qwen_operator.manifests.names import (
 from qwen_operator.reconcile.model import Nodes, Observed
 from qwen_operator.reconcile.nodes import node_states
 from qwen_operator.reconcile.store import Key, Store, key_of
+from qwen_operator.scaling.fleet import shown
 from qwen_operator.scaling.types import ScalingState
 
 # Names of pods that somebody else may have taken. Ours take the lowest free index: only as many foreign pods as this
@@ -63,7 +64,7 @@ class Observer:
             budgets=self._children(POD_DISRUPTION_BUDGETS, deployment, [budget_name(name)]),
             quotas=tuple(self._store.inside(RESOURCE_QUOTAS, meta["namespace"])),
             nodes=nodes,
-            scaling=self._scaling(*key),
+            scaling=self._scaling(*key) or shown(deployment),
             inventory=gpus,
             lost_names=self._lost(key),
         )

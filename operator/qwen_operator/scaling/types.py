@@ -43,12 +43,16 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """A QwenDeployment with its engine pods that are not being deleted; `bounds` None: the load does not decide."""
+    """A QwenDeployment with its engine pods that are not being deleted; `bounds` None: the load does not decide.
+
+    `shown` is the state that its status shows, from which an operator goes on that knows nothing yet.
+    """
 
     key: Key
     uid: str
     engines: tuple[Engine, ...] = ()
     bounds: Bounds | None = None
+    shown: ScalingState | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,9 +84,9 @@ def test_foreign_objects_are_never_taken_over(kubectl: Kubectl, space: str) -> N
 
 
 def shown_load(kubectl: Kubectl, space: str) -> None:
-    """Wait for the last news of a simulated engine: that nobody answers there."""
+    """Wait for the last news of a simulated engine: its load, or that nobody answers there."""
     load = ("jsonpath={.status.summary.load}", "-n", space)
-    wait_for("the load is said to be unknown", lambda: kubectl.run("get", "qd", "own", "-o", *load) == "?", 60)
+    wait_for("the load is shown", lambda: kubectl.run("get", "qd", "own", "-o", *load) != "-", 60)
     time.sleep(6)
 
 

@@ -2,9 +2,10 @@
 
     python -m bench.control_plane [--objects 100] [--idle-seconds 60] [--json]
 
-On the test bed: a real API server and scheduler, nodes played by kwok, the operator in its pods with the chart's own
-settings. Writes are counted from the audit log, times are those of one watch, CPU seconds are the processes' own. A
-bare client that creates as many pods, on the same machine in the same run, is what they are compared to.
+On the test bed: a real API server and scheduler, nodes played by kwok, one program in place of all engines' /metrics,
+the operator in its pods with the chart's own settings. Writes are counted from the audit log, times are those of one
+watch, CPU seconds are the processes' own. A bare client that creates as many pods, on the same machine in the same
+run, is what they are compared to.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from tests.testbed.simulated import Pool
 
 PRODUCT = "NVIDIA-L4"
 GPUS = 8
+MODEL = "Qwen/Qwen1.5-0.5B-Chat"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -93,7 +95,7 @@ def measure(bed: Cluster, kubectl: Kubectl, release: Release, objects: int, idle
     space = f"bench-{int(time.time())}"
     kubectl.namespace(space)
     bare = _bare_client(kubectl, space, objects)
-    manifests = [simulated(space, f"qd-{number}", PRODUCT) for number in range(objects)]
+    manifests = [simulated(space, f"qd-{number}", PRODUCT, model=MODEL) for number in range(objects)]
     audit = AuditLog(bed.audit_log)
     pods = Watch(kubectl, "pods", space, lambda pod: pod["metadata"]["labels"].get("qwen-operator.dev/deployment"))
     ready = Watch(kubectl, "qd", space, _ready)
@@ -229,7 +231,8 @@ def main() -> None:
     parser.add_argument("--idle-seconds", type=float, default=60)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with installed(options.objects) as (bed, kubectl, release):
+    with installed(options.objects) as (bed, kubectl, release), bed.exporter() as exporter:
+        exporter.say(MODEL)
         result = measure(bed, kubectl, release, options.objects, options.idle_seconds)
     print(json.dumps(asdict(result)) if options.json else table(result))
 

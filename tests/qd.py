@@ -26,6 +26,8 @@ def simulated(namespace: str, name: str, product: str, **spec: Any) -> Manifest:
     spec.setdefault("model", "Qwen/Qwen1.5-0.5B-Chat")
     # Names are cluster-wide: a name of its own keeps the tests out of each other's way.
     spec.setdefault("servedNames", [f"{namespace}-{name}"])
+    # Nothing answers at a simulated pod: a drain would wait for it to the end of its time.
+    spec.setdefault("rollout", {"drainSeconds": 3})
     return qd(namespace, name, hardware={"products": [product]}, pod=pod, **spec)
 
 

@@ -25,7 +25,7 @@ from tests.testbed.kubectl import Kubectl, condition, wait_for
 pytestmark = pytest.mark.cluster
 L4 = "NVIDIA-L4"
 PASSED = "ok      http"
-CHILDREN = ("pods", "services", "controllerrevisions", "poddisruptionbudgets")
+CHILDREN = ("pods", "controllerrevisions", "poddisruptionbudgets")
 
 
 def identities(kubectl: Kubectl, namespace: str, kinds: tuple[str, ...] = CHILDREN) -> dict[tuple[str, str], str]:

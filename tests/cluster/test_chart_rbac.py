@@ -17,7 +17,6 @@ OPERATOR_RULES = {
     ("qwen-operator.dev", "qwendeployments/status"): "patch",
     ("qwen-operator.dev", "qwendeployments/finalizers"): "update",
     ("", "pods"): "get list watch create patch delete",
-    ("", "services"): "get list watch create patch",
     ("apps", "controllerrevisions"): "get list watch create patch delete",
     ("policy", "poddisruptionbudgets"): "get list watch create patch",
     ("", "resourcequotas"): "list watch",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.qd import events, pods, qd, simulated, wait_condition, wait_ready
-from tests.testbed.kubectl import Kubectl, condition
+from tests.testbed.kubectl import Kubectl, condition, wait_for
 
 pytestmark = pytest.mark.cluster
 A100, L4 = "NVIDIA-A100-SXM4-80GB", "NVIDIA-L4"
@@ -63,7 +63,7 @@ def test_no_room_waits_and_goes_on_by_itself(kubectl: Kubectl, space: str) -> No
     kubectl.apply(simulated(space, "wide", L4, replicas=2))
 
     wait_ready(kubectl, space, "late")
-    assert len(pods(kubectl, space, "wide")) == 2
+    wait_for("two are left", lambda: len(pods(kubectl, space, "wide")) == 2, 30)
 
 
 def test_a_served_name_belongs_to_its_oldest_claim(kubectl: Kubectl, space: str) -> None:
@@ -86,4 +86,4 @@ def test_kubectl_scale_works_through_the_subresource(kubectl: Kubectl, space: st
 
     kubectl.run("wait", "qd", "s", "-n", space, "--for=jsonpath={.status.readyReplicas}=2", "--timeout=60s")
     scale = kubectl.run("get", "--raw", f"/apis/qwen-operator.dev/v1alpha1/namespaces/{space}/qwendeployments/s/scale")
-    assert '"selector":"qwen-operator.dev/deployment=s,qwen-operator.dev/role=engine"' in scale
+    assert '"selector":"qwen-operator.dev/deployment=s,qwen-operator.dev/role=engine,' in scale

@@ -35,16 +35,16 @@ def test_edited_fields_are_put_back_and_foreign_ones_stay(kubectl: Kubectl, spac
     kubectl.run("annotate", "pod", name, "-n", space, "example.com/note=mine")
     kubectl.run("label", "pod", name, "-n", space, "--overwrite", "app.kubernetes.io/instance=stolen")
     patch(kubectl, "pod", settled, '[{"op": "remove", "path": "/metadata/ownerReferences"}]')
-    service = kubectl.get("service", "own-engine", space)
-    assert service
-    patch(kubectl, "service", service, '[{"op": "replace", "path": "/spec/ports/0/port", "value": 9}]')
+    budget = kubectl.get("poddisruptionbudget", "own-engine", space)
+    assert budget
+    patch(kubectl, "poddisruptionbudget", budget, '[{"op": "replace", "path": "/spec/minAvailable", "value": 0}]')
 
     def repaired() -> bool:
         meta = (kubectl.get("pod", name, space) or {}).get("metadata", {})
-        port = (kubectl.get("service", "own-engine", space) or {})["spec"]["ports"][0]["port"]
+        spec = (kubectl.get("poddisruptionbudget", "own-engine", space) or {}).get("spec")
         owned = meta.get("ownerReferences") == settled["metadata"]["ownerReferences"]
         labelled = meta.get("labels") == settled["metadata"]["labels"]
-        return bool(owned and labelled and port == 8000)
+        return bool(owned and labelled and spec == budget["spec"])
 
     wait_for("edits repaired", repaired, 30)
     [pod] = pods(kubectl, space, "own")
@@ -52,24 +52,23 @@ def test_edited_fields_are_put_back_and_foreign_ones_stay(kubectl: Kubectl, spac
     assert pod["metadata"]["annotations"]["example.com/note"] == "mine"
 
 
-def test_a_deleted_pod_comes_back_under_its_name(kubectl: Kubectl, space: str, settled: Manifest) -> None:
+def test_a_deleted_pod_is_replaced(kubectl: Kubectl, space: str, settled: Manifest) -> None:
     kubectl.run("delete", "pod", settled["metadata"]["name"], "-n", space, "--wait=false")
 
-    def back() -> bool:
+    def replaced() -> bool:
         found = pods(kubectl, space, "own")
-        return [p["metadata"]["name"] for p in found] == [settled["metadata"]["name"]] and (
-            found[0]["metadata"]["uid"] != settled["metadata"]["uid"]
-        )
+        return len(found) == 1 and found[0]["metadata"]["uid"] != settled["metadata"]["uid"]
 
-    wait_for("the pod is back", back, 60)
+    wait_for("another pod is there, and only that", replaced, 60)
+    wait_ready(kubectl, space, "own")
 
 
 def test_foreign_objects_are_never_taken_over(kubectl: Kubectl, space: str) -> None:
     foreign = {
-        "apiVersion": "v1",
-        "kind": "Service",
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
         "metadata": {"name": "mine-engine", "namespace": space},
-        "spec": {"ports": [{"port": 1234}], "selector": {"app": "other"}},
+        "spec": {"minAvailable": 7, "selector": {"matchLabels": {"app": "other"}}},
     }
     kubectl.apply(foreign)
 
@@ -77,16 +76,24 @@ def test_foreign_objects_are_never_taken_over(kubectl: Kubectl, space: str) -> N
 
     obj = wait_condition(kubectl, space, "mine", ("Ready", "False", "ForeignObject"))
     assert "mine-engine" in condition(obj, "Ready")["message"]
-    service = kubectl.get("service", "mine-engine", space)
-    assert service
-    assert service["spec"]["selector"] == {"app": "other"}
-    kubectl.run("delete", "service", "mine-engine", "-n", space)
+    budget = kubectl.get("poddisruptionbudget", "mine-engine", space)
+    assert budget
+    assert budget["spec"] == foreign["spec"]
+    kubectl.run("delete", "poddisruptionbudget", "mine-engine", "-n", space)
     wait_ready(kubectl, space, "mine")
+
+
+def shown_load(kubectl: Kubectl, space: str) -> None:
+    """Wait for the last news of a simulated engine: its load, or that nobody answers there."""
+    load = ("jsonpath={.status.summary.load}", "-n", space)
+    wait_for("the load is shown", lambda: kubectl.run("get", "qd", "own", "-o", *load) != "-", 60)
+    time.sleep(6)
 
 
 def test_settled_means_no_write_also_over_a_restart(
     kubectl: Kubectl, bed: Cluster, release: Release, space: str, settled: Manifest
 ) -> None:
+    shown_load(kubectl, space)
     audit = AuditLog(bed.audit_log)
     time.sleep(20)
     assert [str(write) for write in audit.writes(release.operator_user, space, release.namespace)] == []
@@ -134,7 +141,7 @@ def test_deleting_leaves_nothing(kubectl: Kubectl, space: str, settled: Manifest
     kubectl.run("delete", "qd", "own", "-n", space)
 
     def gone() -> bool:
-        kinds = ("pods", "services", "controllerrevisions")
+        kinds = ("pods", "controllerrevisions", "poddisruptionbudgets")
         return all(not kubectl.list(kind, space, "app.kubernetes.io/managed-by=qwen-operator") for kind in kinds)
 
     wait_for("nothing is left", gone, 60)

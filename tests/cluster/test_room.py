@@ -26,7 +26,7 @@ def quota(space: str, gpus: int) -> dict[str, object]:
 
 
 def test_a_quota_is_named_before_a_pod_is_made(kubectl: Kubectl, bed: Cluster, release: Release, space: str) -> None:
-    kubectl.apply(quota(space, 1))
+    kubectl.apply(quota(space, 0))
     kubectl.run("wait", "quota/gpus", "-n", space, "--for=jsonpath={.status.hard}", "--timeout=30s")
     audit = AuditLog(bed.audit_log)
 
@@ -34,7 +34,7 @@ def test_a_quota_is_named_before_a_pod_is_made(kubectl: Kubectl, bed: Cluster, r
 
     obj = wait_condition(kubectl, space, "two", ("Ready", "False", "QuotaExceeded"), 30)
     message = condition(obj, "Ready")["message"]
-    assert all(word in message for word in ('"gpus"', "requests.nvidia.com/gpu", "1")), message
+    assert all(word in message for word in ('"gpus"', "allows 0 requests.nvidia.com/gpu", "needs 1")), message
     assert ("Warning", "QuotaExceeded") in events(kubectl, space, "two")
     assert [str(w) for w in audit.writes(release.operator_user, space) if w.code == 403] == []
     kubectl.apply(quota(space, 2))

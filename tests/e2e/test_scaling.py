@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -53,8 +54,8 @@ class Timeline:
         return at
 
 
-def stream(gateway: Gateway, stop: threading.Event) -> str:
-    """One streamed answer; its finish reason, "stopped" after `stop`, or what went wrong."""
+def stream(gateway: Gateway) -> str:
+    """One streamed answer; its finish reason, or what went wrong."""
     body = {
         "model": MODEL,
         "messages": [{"role": "user", "content": "tell me"}],
@@ -74,8 +75,6 @@ def stream(gateway: Gateway, stop: threading.Event) -> str:
                 continue
             choices = json.loads(line.removeprefix("data: ")).get("choices") or [{}]
             reason = choices[0].get("finish_reason") or reason
-            if stop.is_set():
-                return "stopped"
     return reason
 
 
@@ -94,7 +93,7 @@ def scaling(kubectl: Kubectl, space: str) -> Manifest:
 
 def test_two_streams_change_nothing(kubectl: Kubectl, gateway: Gateway, scaled: str) -> None:
     with ThreadPoolExecutor(SLOTS) as pool:
-        running = [pool.submit(stream, gateway, threading.Event()) for _ in range(SLOTS)]
+        running = [pool.submit(stream, gateway) for _ in range(SLOTS)]
         while not all(future.done() for future in running):
             assert len(alive(kubectl, scaled)) == 1
             assert scaling(kubectl, scaled)["wanted"] == 1
@@ -104,29 +103,56 @@ def test_two_streams_change_nothing(kubectl: Kubectl, gateway: Gateway, scaled: 
 
 @pytest.mark.timeout(600)
 def test_a_queue_makes_a_second_replica_and_its_end_drains_one(kubectl: Kubectl, gateway: Gateway, scaled: str) -> None:
-    line, stop = Timeline(), threading.Event()
-    with ThreadPoolExecutor(64) as pool:
-        first = [pool.submit(stream, gateway, threading.Event()) for _ in range(6)]
-        line.note("six streams opened")
-        seen = wait_for("two are wanted", lambda: _wanted(kubectl, scaled, 2), 30, every=0.2)
-        line.note(f"decision: {seen['message']}")
-        assert "4 queued" in seen["message"]
-        wait_for("two pods", lambda: len(alive(kubectl, scaled)) == 2, 15)
-        line.note("two pods exist")
-        kubectl.run("wait", "qd/load", "-n", scaled, "--for=jsonpath={.status.readyReplicas}=2", "--timeout=180s")
-        line.note("two replicas answer")
-        # The router keeps no queue for a new replica: new requests go to it, those that wait stay where they are.
-        more = [pool.submit(stream, gateway, stop) for _ in range(2)]
-        assert set(ends(first)) == {"length"}
-        line.note("the six streams are complete")
-        assert set(ends(more)) == {"length"}
-        line.note("no load")
-        wait_for("one is wanted", lambda: _wanted(kubectl, scaled, 1), 60)
-        line.note("decision: one is enough")
-        wait_for("one pod", lambda: len(alive(kubectl, scaled)) == 1, 60)
-        line.note("drained to one pod")
-    assert scaling(kubectl, scaled)["ready"] == 1
+    line, enough = Timeline(), threading.Event()
+    with ThreadPoolExecutor(6) as pool:
+        clients = [pool.submit(streams, gateway, enough) for _ in range(6)]
+        try:
+            line.note("six streams are open from now on")
+            seen = wait_for("two are wanted", lambda: _wanted(kubectl, scaled, 2), 30, every=0.2)
+            line.note(f"decision: {seen['message']}")
+            counted = re.match(r"(\d) queued \+ \d running, 2 run at once per replica", seen["message"])
+            # Two looks have to agree, and the first may fall between the arrivals of six requests.
+            assert counted
+            assert 1 <= int(counted[1]) <= 4
+            wait_for("two pods", lambda: len(alive(kubectl, scaled)) == 2, 15)
+            line.note("two pods exist")
+            arguments = ("--for=jsonpath={.status.readyReplicas}=2", "--timeout=180s")
+            kubectl.run("wait", "qd/load", "-n", scaled, *arguments, timeout=200)
+            line.note("two replicas answer")
+            queue = wait_for("a short queue", lambda: _short(waiting(kubectl, scaled)), 60)
+            line.note(f"{queue[0]} wait")
+        finally:
+            enough.set()
+        reasons = [reason for client in clients for reason in client.result(timeout=600)]
+        line.note(f"no load any more; {len(reasons)} streams were complete")
+        assert set(reasons) == {"length"}
+    wait_for("one is wanted", lambda: _wanted(kubectl, scaled, 1), 60)
+    line.note("decision: one is enough")
+    wait_for("one pod", lambda: len(alive(kubectl, scaled)) == 1, 60)
+    line.note("drained to one pod")
     wait_condition(kubectl, scaled, "load", ("ScalingActive", "True", "Steady"), 60)
+    assert scaling(kubectl, scaled)["ready"] == 1
+
+
+def streams(gateway: Gateway, enough: threading.Event) -> list[str]:
+    """One stream after the other until it is enough; the last one is read to its end."""
+    reasons = []
+    while not enough.is_set():
+        reasons.append(stream(gateway))
+    return reasons
+
+
+def waiting(kubectl: Kubectl, space: str) -> int:
+    """Requests that wait in the engines."""
+    total = 0.0
+    for pod in alive(kubectl, space):
+        page = httpx.get(f"http://{pod['status']['podIP']}:8000/metrics", timeout=10).text
+        total += sum(float(found) for found in re.findall(r"^sglang:num_queue_reqs{.*} (\S+)$", page, re.MULTILINE))
+    return int(total)
+
+
+def _short(queue: int) -> tuple[int] | None:
+    return (queue,) if queue <= 2 else None
 
 
 def _wanted(kubectl: Kubectl, space: str, number: int) -> Manifest | None:
@@ -136,7 +162,7 @@ def _wanted(kubectl: Kubectl, space: str, number: int) -> Manifest | None:
 
 @pytest.mark.timeout(300)
 def test_a_frozen_scheduler_holds_the_size(kubectl: Kubectl, scaled: str) -> None:
-    [pod] = alive(kubectl, scaled)
+    [pod] = wait_for("one pod", lambda: found if len(found := alive(kubectl, scaled)) == 1 else None, 120)
     with frozen(pods_processes(pod["metadata"]["uid"], "sglang::scheduler")):
         obj = wait_condition(kubectl, scaled, "load", ("ScalingActive", "False", "MetricsFrozen"), 30)
         assert obj["status"]["scaling"]["wanted"] == 1

@@ -166,7 +166,7 @@ def test_deleting_takes_the_name_away_and_leaves_nothing(kubectl: Kubectl, gatew
     print(f"404 after {time.monotonic() - start:.1f} s")
 
     def gone() -> bool:
-        kinds = ("pods", "services", "controllerrevisions")
+        kinds = ("pods", "controllerrevisions", "poddisruptionbudgets")
         return all(not kubectl.list(kind, space, "app.kubernetes.io/managed-by=qwen-operator") for kind in kinds)
 
     wait_for("nothing is left", gone, 90)

@@ -22,7 +22,6 @@ from qwen_operator.kube import (
     QWENDEPLOYMENTS,
     RESOURCE_QUOTAS,
     SECRETS,
-    SERVICES,
     AlreadyExists,
     Conflict,
     Invalid,
@@ -35,7 +34,6 @@ Address = tuple[Resource, str, str]
 ALL = (
     QWENDEPLOYMENTS,
     PODS,
-    SERVICES,
     CONTROLLER_REVISIONS,
     POD_DISRUPTION_BUDGETS,
     RESOURCE_QUOTAS,
@@ -303,7 +301,7 @@ def matches(manifest: Manifest, selector: str) -> bool:
 
 
 def merge(old: Any, patch: Any) -> Any:
-    """Strategic merge: maps by key, null deletes, lists of maps by uid, port or name, other lists replaced."""
+    """Strategic merge: maps by key, null deletes, lists of maps by uid or name, other lists replaced."""
     if isinstance(old, dict) and isinstance(patch, dict):
         new = copy.deepcopy(old)
         for key, value in patch.items():
@@ -315,10 +313,8 @@ def merge(old: Any, patch: Any) -> Any:
             else:
                 new[key] = merge(new.get(key), value)
         return new
-    if isinstance(patch, list) and {"$patch": "replace"} in patch:
-        return [copy.deepcopy(item) for item in patch if item != {"$patch": "replace"}]
     if isinstance(old, list) and isinstance(patch, list):
-        for key in ("uid", "port", "name"):
+        for key in ("uid", "name"):
             if all(isinstance(item, dict) and key in item for item in [*old, *patch]):
                 found = {item[key]: item for item in old}
                 for item in patch:

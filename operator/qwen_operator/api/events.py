@@ -8,12 +8,10 @@ from typing import Any, Literal
 
 from qwen_operator.api.conditions import METRICS_LOST, PROGRESS, ConditionType
 
-PLANNED = "Planned"
-
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One Event on the QwenDeployment; `reason` is a condition reason, or "Planned"."""
+    """One Event on the QwenDeployment; `reason` is a condition reason."""
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -24,7 +22,8 @@ def transitions(old: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any
     """Events for the step from the old `status.conditions` to the new ones; empty when nothing changed.
 
     A change of the message alone is no transition. Conditions that say the same reason give one Event, and steps
-    of progress (inspecting, starting, loading) give none. Of ScalingActive only the loss of the metrics is told.
+    of progress (inspecting, starting, loading) and a plan that fits give none: the Event Serving follows. Of
+    ScalingActive only the loss of the metrics is told.
     """
     before = {str(condition.get("type")): (condition.get("status"), condition.get("reason")) for condition in old}
     known = {reason for status, reason in before.values()}
@@ -50,8 +49,6 @@ def _event(condition: Mapping[str, Any]) -> Event | None:
         return Event("Warning", reason, message) if reason in METRICS_LOST else None
     if kind == ConditionType.READY and true:
         return Event("Normal", reason, message)
-    if kind == ConditionType.PLANNED and true:
-        return Event("Normal", PLANNED, message)
     if true or kind == ConditionType.RECONCILING or reason in PROGRESS:
         return None
     return Event("Warning", reason, message)

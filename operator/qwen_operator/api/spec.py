@@ -46,7 +46,7 @@ NAME_RULES = (
     Rule(
         f"self.metadata.name.matches('{_NAME_FORM}')",
         "metadata.name must begin with a letter and contain only a-z, 0-9 and '-' (no dot: write qwen15-7b), because "
-        "a Service is named after it",
+        "its pods' host names begin with it",
         lambda name: _matches(_NAME_FORM, name),
     ),
 )

@@ -7,8 +7,9 @@ measured with smg 1.13.0, and the tests run the spellings, the swap and the retu
   refuse the whole file. IPv4 hosts are not normalised, and its HTTP client reads them as the WHATWG URL standard
   says, so that `10.0.0.5`, `10.0.0.5.`, `167772165` and `0x0a000005` are four workers at one address. These are
   the spellings for the second and further names of a pod. (A user name in the URL works too, but then smg sends two
-  `Authorization` headers; a path does not register.) All spellings of an IPv6 address are one, so there the pod's
-  DNS names are used: `<pod>.<qd>-engine.<namespace>.svc.<cluster domain>` and its shorter forms.
+  `Authorization` headers; a path does not register.) All spellings of an IPv6 address are one, so there the
+  DNS name of the pod's address is used, `fd00--5.<namespace>.pod.<cluster domain>` in three forms: it exists without
+  a Service, and also while the pod is not ready.
 * An entry whose `id` changes while its URL stays is taken out and put back: about 0.3 s of 503. So an `id` is kept
   as long as the pod is a member, also over a restart of the agent (it is all read back from the file), and a new
   admission prefers a spelling that smg does not know.
@@ -168,16 +169,17 @@ def ready_ids(workers: Iterable[Mapping[str, Any]]) -> frozenset[str]:
     )
 
 
-def spellings(address: str, pod_dns: Sequence[str]) -> tuple[str, ...]:
-    """The spellings of one pod's host that smg takes for different workers, most ordinary first; at least MAX_NAMES.
+def spellings(address: str, namespace: str, cluster_domain: str) -> tuple[str, ...]:
+    """The spellings of a pod's host that smg takes for different workers, most ordinary first; MAX_NAMES of them.
 
-    `pod_dns` are the pod's three DNS names, for an address that has but one spelling. Raises ValueError when
-    `address` is not an IP address.
+    Raises ValueError when `address` is not an IP address.
     """
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv4Address):
         return str(ip), f"{ip}.", str(int(ip)), f"0x{int(ip):08x}"
-    return f"[{ip}]", *pod_dns
+    # As the cluster's DNS compares it: colons are dashes, and the address is in its canonical form.
+    name = f"{str(ip).replace(':', '-')}.{namespace}.pod"
+    return f"[{ip}]", f"{name}.{cluster_domain}", f"{name}.{cluster_domain}.", name
 
 
 def _entry(ident: str, url: str, name: str) -> Entry:
@@ -186,8 +188,7 @@ def _entry(ident: str, url: str, name: str) -> Entry:
 
 
 def _pod_urls(pod: _Pod, naming: Naming) -> tuple[str, ...]:
-    host = f"{pod.name}.{pod.owner.name}-engine.{pod.owner.namespace}"
-    hosts = spellings(pod.address, (f"{host}.svc.{naming.cluster_domain}", f"{host}.svc", host))
+    hosts = spellings(pod.address, pod.owner.namespace, naming.cluster_domain)
     return tuple(f"http://{host}:{naming.port}" for host in hosts)
 
 

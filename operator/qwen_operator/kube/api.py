@@ -38,7 +38,6 @@ class Resource:
 QWENDEPLOYMENTS = Resource("qwen-operator.dev", "v1alpha1", "qwendeployments", "QwenDeployment")
 PODS = Resource("", "v1", "pods", "Pod")
 NODES = Resource("", "v1", "nodes", "Node", namespaced=False)
-SERVICES = Resource("", "v1", "services", "Service")
 CONTROLLER_REVISIONS = Resource("apps", "v1", "controllerrevisions", "ControllerRevision")
 EVENTS = Resource("", "v1", "events", "Event")
 SECRETS = Resource("", "v1", "secrets", "Secret")

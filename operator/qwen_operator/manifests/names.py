@@ -44,10 +44,6 @@ def controller_revision_name(deployment: str, revision: str) -> str:
     return f"{deployment}-{revision}"
 
 
-def headless_service_name(deployment: str) -> str:
-    return f"{deployment}-engine"
-
-
 def budget_name(deployment: str) -> str:
     """The PodDisruptionBudget of a deployment's replicas."""
     return f"{deployment}-engine"

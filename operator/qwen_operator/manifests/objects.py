@@ -1,4 +1,4 @@
-"""The children that are not pods: the headless Service, the PodDisruptionBudget and the ControllerRevision."""
+"""The children that are not pods: the PodDisruptionBudget and the ControllerRevision."""
 
 from __future__ import annotations
 
@@ -7,22 +7,6 @@ from typing import Any
 
 from qwen_operator.manifests import names
 from qwen_operator.manifests.names import Manifest, Owner
-
-
-def headless_service(owner: Owner) -> Manifest:
-    """The Service that gives engine pods their DNS names; only ready pods have one."""
-    labels = names.common_labels(owner, name="qwen-operator", component="engine")
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": names.metadata(owner, names.headless_service_name(owner.name), labels),
-        "spec": {
-            "type": "ClusterIP",
-            "clusterIP": "None",
-            "selector": {names.LABEL_DEPLOYMENT: owner.name, names.LABEL_ROLE: names.ROLE_ENGINE},
-            "ports": [{"name": "http", "port": names.ENGINE_PORT, "targetPort": names.ENGINE_PORT, "protocol": "TCP"}],
-        },
-    }
 
 
 def disruption_budget(owner: Owner, min_available: int) -> Manifest:

@@ -67,7 +67,7 @@ class RuntimeImage:
 
 
 def engine_template(owner: Owner, revision: str, spec: Spec, plan: Plan, runtime: RuntimeImage) -> Manifest:
-    """The pod of every replica but for name and hostname: {"metadata": {labels, annotations}, "spec": {...}}.
+    """The pod of every replica but for its name: {"metadata": {labels, annotations}, "spec": {...}}.
 
     This is what a ControllerRevision pins.
     """
@@ -80,7 +80,6 @@ def engine_template(owner: Owner, revision: str, spec: Spec, plan: Plan, runtime
             topologySpreadConstraints=[dict(item) for item in spec.pod.topology_spread_constraints],
         ),
         "restartPolicy": "Always",
-        "subdomain": names.headless_service_name(owner.name),
         "terminationGracePeriodSeconds": _TEMPLATE_GRACE_SECONDS,
         "initContainers": [_runtime_container(runtime)],
         "containers": [_engine_container(spec, plan)],
@@ -93,6 +92,17 @@ def engine_template(owner: Owner, revision: str, spec: Spec, plan: Plan, runtime
         },
         "spec": canonical_quantities(pod),
     }
+
+
+def same_template(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two templates of `engine_template` run the same. One that was pinned while engine pods had a headless
+    Service still names it as `subdomain`, without effect."""
+    return _without_subdomain(one) == _without_subdomain(other)
+
+
+def _without_subdomain(template: Mapping[str, Any]) -> Manifest:
+    spec = {name: value for name, value in template["spec"].items() if name != "subdomain"}
+    return {**template, "spec": spec}
 
 
 def grace_seconds(drain_seconds: int) -> int:
@@ -113,7 +123,6 @@ def engine_pod(owner: Owner, revision: str, template: Mapping[str, Any], index: 
         "metadata": {**metadata, **pinned["metadata"]},
         "spec": {
             **pinned["spec"],
-            "hostname": name,
             "terminationGracePeriodSeconds": grace_seconds(drain_seconds),
         },
     }

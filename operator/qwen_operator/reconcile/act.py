@@ -14,7 +14,6 @@ from qwen_operator.kube import (
     POD_DISRUPTION_BUDGETS,
     PODS,
     QWENDEPLOYMENTS,
-    SERVICES,
     AlreadyExists,
     Conflict,
     Forbidden,
@@ -30,7 +29,6 @@ from qwen_operator.reconcile.store import Key, Store
 STATUS_MANAGER = "qwen-operator-status"
 RESOURCES: dict[Kind, Resource] = {
     Kind.POD: PODS,
-    Kind.SERVICE: SERVICES,
     Kind.CONTROLLER_REVISION: CONTROLLER_REVISIONS,
     Kind.POD_DISRUPTION_BUDGET: POD_DISRUPTION_BUDGETS,
 }

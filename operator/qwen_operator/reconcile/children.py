@@ -1,4 +1,4 @@
-"""The children that are configuration: Service, PodDisruptionBudget and ControllerRevisions. Pure.
+"""The children that are configuration: PodDisruptionBudget and ControllerRevisions. Pure.
 
 A ControllerRevision pins what a revision runs: the facts, the plan and the rendered pod. While it is there, nothing
 is inspected or planned again for that revision, whatever else changes in the cluster or in the operator.
@@ -10,8 +10,8 @@ from typing import Any
 
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.drift import subset
-from qwen_operator.manifests.names import Manifest, Owner, budget_name, headless_service_name
-from qwen_operator.manifests.objects import controller_revision, disruption_budget, headless_service
+from qwen_operator.manifests.names import Manifest, Owner, budget_name
+from qwen_operator.manifests.objects import controller_revision, disruption_budget
 from qwen_operator.planning.types import Plan
 from qwen_operator.reconcile.model import (
     Action,
@@ -74,38 +74,6 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def service_actions(owner: Owner, observed: Observed) -> tuple[Action, ...]:
-    """Create the headless Service, or repair it where it drifted."""
-    desired = headless_service(owner)
-    service = next(
-        (item for item in observed.services if item["metadata"]["name"] == headless_service_name(owner.name)), None
-    )
-    if service is None:
-        return (Create(Kind.SERVICE, desired, Why.SERVICE_MISSING),)
-    if standing(service, observed.deployment) is not Standing.OURS or deleting(service):
-        return ()
-    spec = service.get("spec") or {}
-    extra = set(spec.get("selector") or {}) - set(desired["spec"]["selector"])
-    as_wanted = subset(_without_owners(desired), service) and _owned(desired, service)
-    if as_wanted and not extra and len(spec["ports"]) == len(desired["spec"]["ports"]):
-        return ()
-    return (Patch(Kind.SERVICE, desired["metadata"]["name"], _service_patch(desired, extra), Why.DRIFTED),)
-
-
-def _service_patch(desired: Manifest, extra: Iterable[str]) -> Manifest:
-    """Everything of ours. Ports are merged by their number, also by server-side apply: an edited one would stay beside
-    the right one, under the same name, which the API server refuses. So the list is replaced."""
-    meta, spec = desired["metadata"], desired["spec"]
-    return {
-        "metadata": {part: meta[part] for part in ("labels", "annotations", "ownerReferences") if part in meta},
-        "spec": {
-            **{part: value for part, value in spec.items() if part != "clusterIP"},
-            "selector": {**dict.fromkeys(sorted(extra)), **spec["selector"]},
-            "ports": [*spec["ports"], {"$patch": "replace"}],
-        },
-    }
-
-
 def budget_actions(
     owner: Owner, observed: Observed, min_available: int, told: Manifest | None = None
 ) -> tuple[Action, ...]:
@@ -161,11 +129,6 @@ def obsolete(manifests: Mapping[str, Manifest], in_use: Iterable[str]) -> tuple[
         Delete(Kind.CONTROLLER_REVISION, item["metadata"]["name"], item["metadata"]["uid"], Why.REVISION_OBSOLETE)
         for item in idle[KEPT_REVISIONS:]
     )
-
-
-def _without_owners(manifest: Manifest) -> Manifest:
-    meta = {name: value for name, value in manifest["metadata"].items() if name != "ownerReferences"}
-    return {**manifest, "metadata": meta}
 
 
 def _owned(desired: Manifest, observed: Manifest) -> bool:

@@ -18,9 +18,8 @@ from qwen_operator.manifests.names import (
     Owner,
     budget_name,
     controller_revision_name,
-    headless_service_name,
 )
-from qwen_operator.manifests.pods import engine_template
+from qwen_operator.manifests.pods import engine_template, same_template
 from qwen_operator.planning.plan import plan, runnable
 from qwen_operator.planning.types import NoFit
 from qwen_operator.reconcile import children, inspection, repository
@@ -232,7 +231,7 @@ def _actions(observed: Observed, course: _Course) -> tuple[tuple[Action, ...], t
             first.append(Create(Kind.CONTROLLER_REVISION, children.revision_manifest(owner, target), Why.PIN_REVISION))
     steps = _moves(owner, observed, course)
     if running is not None:
-        first += [*children.service_actions(owner, observed), *_budget(owner, observed, course), *steps.first]
+        first += [*_budget(owner, observed, course), *steps.first]
     repairs = pod_repairs(owner, known, course.states, course.orders.drain_seconds)
     first += [*children.revision_repairs(owner, pinned, manifests), *repairs]
     last = [*steps.last, *inspection.leftovers(observed, owner.name, revision, pinned=isinstance(target, Target))]
@@ -277,7 +276,6 @@ def _foreign(observed: Observed, blocked: Sequence[str]) -> tuple[str, ...]:
     """Sentences about objects under names that we need now; `blocked` are those of pods."""
     name = observed.deployment["metadata"]["name"]
     needed = (
-        (Kind.SERVICE, observed.services, {headless_service_name(name)}),
         (Kind.POD_DISRUPTION_BUDGET, observed.budgets, {budget_name(name)}),
         (Kind.POD, observed.pods, set(blocked)),
     )
@@ -299,7 +297,7 @@ def _newer(spec: Spec, target: Target, observed: Observed, config: Config) -> bo
     if isinstance(today, NoFit):
         return False
     template = engine_template(_owner(observed), target.revision, spec, today, config.image)
-    return bool(children.plain(template) != target.template)
+    return not same_template(children.plain(template), target.template)
 
 
 def _owner(observed: Observed) -> Owner:

@@ -20,7 +20,6 @@ class Kind(StrEnum):
     """The kinds of objects that the operator writes for a QwenDeployment."""
 
     POD = "Pod"
-    SERVICE = "Service"
     CONTROLLER_REVISION = "ControllerRevision"
     POD_DISRUPTION_BUDGET = "PodDisruptionBudget"
 
@@ -29,7 +28,6 @@ class Why(StrEnum):
     """Why an action is taken; a log key and a metric label."""
 
     PIN_REVISION = "PinRevision"
-    SERVICE_MISSING = "ServiceMissing"
     INSPECT = "Inspect"
     INSPECT_AGAIN = "InspectAgain"
     INSPECTION_DONE = "InspectionDone"
@@ -156,7 +154,6 @@ class Observed:
 
     deployment: Manifest
     pods: tuple[Manifest, ...] = ()
-    services: tuple[Manifest, ...] = ()
     revisions: tuple[Manifest, ...] = ()
     budgets: tuple[Manifest, ...] = ()
     quotas: tuple[Manifest, ...] = ()

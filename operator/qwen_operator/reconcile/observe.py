@@ -12,7 +12,6 @@ from qwen_operator.kube import (
     PODS,
     QWENDEPLOYMENTS,
     RESOURCE_QUOTAS,
-    SERVICES,
     Manifest,
     Resource,
 )
@@ -20,12 +19,12 @@ from qwen_operator.manifests.names import (
     budget_name,
     controller_revision_name,
     engine_pod_name,
-    headless_service_name,
     inspection_pod_name,
 )
 from qwen_operator.reconcile.model import HubAnswer, Nodes, Observed
 from qwen_operator.reconcile.nodes import node_states
 from qwen_operator.reconcile.store import Key, Store, key_of
+from qwen_operator.scaling.fleet import shown
 from qwen_operator.scaling.types import ScalingState
 
 # Names of pods that somebody else may have taken. Ours take the lowest free index: only as many foreign pods as this
@@ -67,12 +66,11 @@ class Observer:
         return Observed(
             deployment=deployment,
             pods=self._children(PODS, deployment, [*pods, inspection_pod_name(name, revision)]),
-            services=self._children(SERVICES, deployment, [headless_service_name(name)]),
             revisions=self._children(CONTROLLER_REVISIONS, deployment, [controller_revision_name(name, revision)]),
             budgets=self._children(POD_DISRUPTION_BUDGETS, deployment, [budget_name(name)]),
             quotas=tuple(self._store.inside(RESOURCE_QUOTAS, meta["namespace"])),
             nodes=nodes,
-            scaling=self._scaling(*key),
+            scaling=self._scaling(*key) or shown(deployment),
             inventory=gpus,
             lost_names=self._lost(key),
             hub=self._hub(key),

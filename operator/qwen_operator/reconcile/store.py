@@ -17,7 +17,6 @@ from qwen_operator.kube import (
     PODS,
     QWENDEPLOYMENTS,
     RESOURCE_QUOTAS,
-    SERVICES,
     Manifest,
     Resource,
 )
@@ -27,7 +26,6 @@ Key = tuple[str, str]
 WATCHED = (
     QWENDEPLOYMENTS,
     PODS,
-    SERVICES,
     CONTROLLER_REVISIONS,
     POD_DISRUPTION_BUDGETS,
     RESOURCE_QUOTAS,

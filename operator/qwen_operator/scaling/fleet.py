@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from qwen_operator.api import reading
+from qwen_operator.api.conditions import ConditionType, Reason
 from qwen_operator.api.schema import object_schema
 from qwen_operator.api.spec import Scaling
 from qwen_operator.manifests.names import (
@@ -16,7 +17,8 @@ from qwen_operator.manifests.names import (
     ROLE_ENGINE,
     Manifest,
 )
-from qwen_operator.scaling.types import Bounds, Engine, Fleet
+from qwen_operator.scaling.load import Load
+from qwen_operator.scaling.types import Bounds, Engine, Fleet, ScalingState
 
 _LIMIT_OPTION = "--max-running-requests"
 _NAME_OPTION = "--served-model-name"
@@ -38,6 +40,30 @@ def fleet(deployment: Manifest, pods: Iterable[Manifest]) -> Fleet:
         uid=meta["uid"],
         engines=tuple(sorted(engines, key=lambda engine: engine.pod)),
         bounds=bounds(deployment.get("spec") or {}),
+        shown=shown(deployment),
+    )
+
+
+def shown(deployment: Manifest) -> ScalingState | None:
+    """What the status says of load and scaling; None where it says nothing, or in words that are not ours.
+
+    `wanted` is None where the load did not decide.
+    """
+    status = deployment.get("status") or {}
+    report, summary = status.get("scaling") or {}, status.get("summary") or {}
+    try:
+        reason, load = Reason(str(report.get("reason"))), Load(str(summary.get("load")))
+    except ValueError:
+        return None
+    conditions = {one.get("type"): one.get("status") for one in status.get("conditions") or ()}
+    wanted = report.get("wanted")
+    by_load = isinstance(wanted, int) and reason not in (Reason.REPLICAS_SET, Reason.NOT_CONFIGURED)
+    return ScalingState(
+        wanted=wanted if by_load else None,
+        reason=reason,
+        message=str(report.get("message", "")),
+        active=conditions.get(ConditionType.SCALING_ACTIVE) == "True",
+        load=load,
     )
 
 

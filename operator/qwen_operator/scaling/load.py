@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from qwen_operator.scaling.policy import TOKEN_TARGET, measure
-from qwen_operator.scaling.types import Engine, Sample
+from qwen_operator.scaling.types import Engine, Sample, ScalingState
 
 HOLD_SECONDS = 60.0
 _HIGH = 0.5
@@ -65,3 +65,8 @@ def settle(memory: LoadMemory | None, now: Load, at: float) -> LoadMemory:
     )
     peaks = (*peaks, (at, confirmed))
     return LoadMemory(peaks[0][1], now, peaks)
+
+
+def resume(state: ScalingState | None) -> LoadMemory | None:
+    """The memory of an operator that has nothing but what the status shows."""
+    return LoadMemory(Load(state.load), Load(state.load), ()) if state else None

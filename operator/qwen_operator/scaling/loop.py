@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling import policy, readings
-from qwen_operator.scaling.load import LoadMemory, classify, settle
+from qwen_operator.scaling.load import LoadMemory, classify, resume, settle
 from qwen_operator.scaling.page import Reading, Trouble
 from qwen_operator.scaling.scrape import Scraper
 from qwen_operator.scaling.types import Engine, Fleet, Key, Sample, ScalingState
@@ -42,6 +42,8 @@ class _Watched:
     load: LoadMemory | None = None
     sample: Sample | None = None
     state: ScalingState | None = None
+    resumed: bool = False
+    """`state` is what the status shows, and nothing was seen of the load yet: two looks have to agree first."""
 
 
 class Autoscaler:
@@ -109,23 +111,28 @@ class Autoscaler:
         ready = [engine for engine in fleet.engines if engine.ready]
         answers = await asyncio.gather(*(self._scraper.read(engine) for engine in ready))
         results = dict(zip((engine.uid for engine in ready), answers, strict=True))
-        watched = self._watched.setdefault(fleet.key, _Watched(fleet.uid))
+        shown = fleet.shown
+        new = _Watched(fleet.uid, load=resume(shown), state=shown, resumed=bool(shown and shown.wanted is not None))
+        watched = self._watched.setdefault(fleet.key, new)
         before = watched.sample
         at = self._pace.clock()
         watched.memories, sample = readings.take_in(watched.memories, fleet.engines, results, at)
         watched.sample = sample
-        watched.load = settle(watched.load, classify(sample, fleet.engines), at)
+        blank = bool(ready) and not sample.engines and not sample.problems
+        if not blank or watched.load is None:
+            watched.load = settle(watched.load, classify(sample, fleet.engines), at)
         if before is None or before.problems != sample.problems:
             _log_problems(fleet, sample, results)
-        new = replace(
-            self._decided(watched, fleet, sample),
+        held = watched.state if blank else None
+        state = replace(
+            held or self._decided(watched, fleet, sample),
             load=str(watched.load.shown),
             removal_order=removal_order(fleet.engines, sample),
             idle=readings.idle(watched.memories, fleet.engines, at),
             unfinished=unfinished(fleet.engines, sample),
         )
-        old, watched.state = watched.state, new
-        if old != new:
+        old, watched.state = watched.state, state
+        if old != state:
             self._on_change(fleet.key)
 
     def _decided(self, watched: _Watched, fleet: Fleet, sample: Sample) -> ScalingState:
@@ -135,6 +142,9 @@ class Autoscaler:
         watched.history = policy.remember(watched.history, sample, fleet.engines, fleet.bounds.window)
         decision = policy.decide(watched.history, fleet.bounds, fleet.engines)
         old = watched.state
+        if old and watched.resumed:
+            watched.resumed = False
+            return old
         if old and (old.wanted, old.reason, old.active) == (decision.replicas, decision.reason, decision.active):
             # The numbers of the decision stay: those of now would be a write of the status every two seconds.
             return old

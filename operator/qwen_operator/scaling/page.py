@@ -39,11 +39,13 @@ _WHOLE = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One page. `queued` are all requests inside that do not run; `beat` changes while the scheduler is alive, if
-    `ticking` also without requests."""
+    """One page. `queued` are those that wait in the scheduler's queues, `inside` all requests that the engine has not
+    finished with: more while the scheduler does not know of them yet, and for a moment after an answer has ended.
+    `beat` changes while the scheduler is alive, if `ticking` also without requests."""
 
     running: int
     queued: int
+    inside: int
     tokens_used: int
     tokens_capacity: int
     beat: float
@@ -78,14 +80,15 @@ def read(page: str, model: str) -> Reading | Trouble:
     tokens = _tokens(values)
     if tokens is None:
         return _missing(TOKENS_USED, model)
-    inside = sum(value for name, labels, value in mine if name == HTTP_ACTIVE and _generates(labels))
-    waiting = max(queued + (values[GRAMMAR_QUEUE] or 0.0), inside - running)
-    numbers = (running, waiting, *tokens)
+    waiting = queued + (values[GRAMMAR_QUEUE] or 0.0)
+    active = sum(value for name, labels, value in mine if name == HTTP_ACTIVE and _generates(labels))
+    inside = max(running + waiting, active)
+    numbers = (running, waiting, inside, *tokens)
     if not all(math.isfinite(number) and number >= 0 for number in numbers):
         return Trouble(Reason.METRICS_INVALID, f"{RUNNING}, {QUEUED} and tokens are no counts: {numbers}")
     beats = [value for name, _, value in mine if name in (*TICKS, *WORK)]
     ticking = any(name in TICKS for name, _, _ in mine)
-    return Reading(int(running), int(waiting), int(tokens[0]), int(tokens[1]), sum(beats), ticking)
+    return Reading(int(running), int(waiting), int(inside), int(tokens[0]), int(tokens[1]), sum(beats), ticking)
 
 
 _Sample = tuple[str, Mapping[str, str], float]

@@ -76,11 +76,12 @@ def _step(
         if at - (memory.first_at if memory.read_at is None else memory.read_at) < GRACE_SECONDS:
             return memory, memory.load
         return memory, result.reason
-    alive = memory.beat != result.beat or not (result.ticking or result.running + result.queued)
+    alive = memory.beat != result.beat or not (result.ticking or result.inside)
     beat_at = at if alive else memory.beat_at
     memory = replace(memory, beat=result.beat, beat_at=beat_at)
     if at - beat_at >= FROZEN_SECONDS:
         return replace(memory, idle_since=None), Reason.METRICS_FROZEN
-    load = EngineLoad(engine.pod, engine.uid, result.running, result.queued, result.tokens_used, result.tokens_capacity)
+    numbers = (result.running, result.queued, result.tokens_used, result.tokens_capacity, result.inside)
+    load = EngineLoad(engine.pod, engine.uid, *numbers)
     idle_since = None if load.requests else memory.idle_since if memory.idle_since is not None else at
     return replace(memory, read_at=at, load=load, idle_since=idle_since), load

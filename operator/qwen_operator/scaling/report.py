@@ -60,9 +60,11 @@ def _bounded(number: int, scaling: Scaling) -> int:
 
 
 def _set(spec: Spec, writer: tuple[str, str] | None) -> str:
-    by = f", set by {writer[0]} at {writer[1]}" if writer else ""
+    # A patch of the scale subresource, as kubectl scale sends it, is the one write that leaves no field manager.
+    unnamed = "through the scale subresource (kubectl scale or an autoscaler)"
+    by = f"by {writer[0]} at {writer[1]}" if writer else unnamed
     rests = "; spec.scaling rests until the field is removed" if spec.scaling else ""
-    return f"spec.replicas is {spec.replicas}{by}{rests}"
+    return f"spec.replicas is {spec.replicas}, set {by}{rests}"
 
 
 def _limited(said: ScalingReport) -> str:

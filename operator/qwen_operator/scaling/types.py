@@ -43,18 +43,23 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """A QwenDeployment with its engine pods that are not being deleted; `bounds` None: the load does not decide."""
+    """A QwenDeployment with its engine pods that are not being deleted; `bounds` None: the load does not decide.
+
+    `shown` is the state that its status shows, from which an operator goes on that knows nothing yet.
+    """
 
     key: Key
     uid: str
     engines: tuple[Engine, ...] = ()
     bounds: Bounds | None = None
+    shown: ScalingState | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What one engine said of itself. `queued` are requests inside that do not run yet; tokens are those of its KV
-    cache (0 of 0 where the engine does not say)."""
+    """What one engine said of itself. `queued` are requests in its scheduler's queues; tokens are those of its KV cache
+    (0 of 0 where the engine does not say). `inside` counts every request that it has not finished with, at least
+    those that run and wait."""
 
     pod: str
     uid: str
@@ -62,11 +67,12 @@ class EngineLoad:
     queued: int
     tokens_used: int
     tokens_capacity: int
+    inside: int = 0
 
     @property
     def requests(self) -> int:
-        """Requests inside the engine."""
-        return self.running + self.queued
+        """Requests that would be cut if the engine ended now."""
+        return max(self.inside, self.running + self.queued)
 
 
 @dataclass(frozen=True, slots=True)

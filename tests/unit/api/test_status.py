@@ -67,7 +67,7 @@ def _scaling(active: bool, reason: Reason) -> tuple[Verdict, ...]:
 
 
 EVENTS = {
-    "a plan": ((), _verdicts(False, Reason.STARTING), [("Normal", "Planned")]),
+    "a plan": ((), _verdicts(False, Reason.STARTING), []),
     "nothing new": (_verdicts(True, Reason.SERVING), _verdicts(True, Reason.SERVING), []),
     "progress": (_verdicts(False, Reason.STARTING), _verdicts(False, Reason.LOADING), []),
     "it serves": (_verdicts(False, Reason.LOADING), _verdicts(True, Reason.SERVING), [("Normal", "Serving")]),

@@ -92,7 +92,7 @@ def test_the_id_is_kept_while_the_pod_stays_and_new_when_it_comes_back() -> None
 def test_an_admission_prefers_a_url_that_smg_does_not_know() -> None:
     draining = [worker("old", "http://10.0.0.5:8000", "draining")]
     assert lines(step([D], [P0], workers=draining)) == ["m d-0 http://10.0.0.5.:8000"]
-    all_known = [worker(host, f"http://{host}:8000") for host in spellings("10.0.0.5", ())]
+    all_known = [worker(host, f"http://{host}:8000") for host in spellings("10.0.0.5", "demo", "cluster.local")]
     assert lines(step([D], [P0], workers=all_known)) == ["m d-0 http://10.0.0.5:8000"]
 
 
@@ -209,7 +209,7 @@ def test_a_foreign_file_is_an_empty_membership(content: str) -> None:
     assert restore(content) == Membership()
 
 
-def test_the_urls_of_an_ipv6_pod_are_its_address_and_its_dns_names() -> None:
+def test_the_urls_of_an_ipv6_pod_are_its_address_and_the_dns_names_of_that() -> None:
     found = advance(
         Observed([deployment("d", servedNames=list("abcd"))], [at(P0, "fd00:0::5")], None),
         Membership(),
@@ -217,9 +217,9 @@ def test_the_urls_of_an_ipv6_pod_are_its_address_and_its_dns_names() -> None:
     )
     assert [entry.url for entry in found.entries] == [
         "http://[fd00::5]:8000",
-        "http://d-0.d-engine.demo.svc.example.org:8000",
-        "http://d-0.d-engine.demo.svc:8000",
-        "http://d-0.d-engine.demo:8000",
+        "http://fd00--5.demo.pod.example.org:8000",
+        "http://fd00--5.demo.pod.example.org.:8000",
+        "http://fd00--5.demo.pod:8000",
     ]
 
 

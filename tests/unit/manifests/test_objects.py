@@ -11,18 +11,10 @@ import pytest
 from qwen_operator.manifests import names
 from qwen_operator.manifests.drift import pod_repair, subset
 from qwen_operator.manifests.names import Owner
-from qwen_operator.manifests.objects import controller_revision, disruption_budget, headless_service
+from qwen_operator.manifests.objects import controller_revision, disruption_budget
 from qwen_operator.manifests.quantities import amount, canonical, canonical_quantities
 
 OWNER = Owner("demo", "team-a", "uid-1")
-
-
-def test_the_headless_service_selects_engines() -> None:
-    service = headless_service(OWNER)
-    assert service["metadata"]["name"] == "demo-engine"
-    assert service["spec"]["clusterIP"] == "None"
-    assert service["spec"]["selector"] == {names.LABEL_DEPLOYMENT: "demo", names.LABEL_ROLE: "engine"}
-    assert "publishNotReadyAddresses" not in service["spec"], "the server drops false values"
 
 
 def test_a_budget_protects_what_the_status_counts_and_never_what_is_broken() -> None:

@@ -58,7 +58,7 @@ def test_kopf_is_a_watch_shell_that_never_gives_up_and_never_writes() -> None:
 
 def test_children_are_selected_by_the_api_server_and_nothing_else_is_watched() -> None:
     registry = handlers.routes(Operator(FakeKube(), CONFIG).intake, lambda: None, WATCHED)
-    children = ["pods", "services", "controllerrevisions", "poddisruptionbudgets"]
+    children = ["pods", "controllerrevisions", "poddisruptionbudgets"]
     watched = [handler.id for handler in registry._watching.get_all_handlers()]
     assert watched == ["qwendeployments", *children, "resourcequotas", "nodes"]
     assert registry._changing.get_all_handlers() == []

@@ -8,9 +8,9 @@ import pytest
 
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
+    POD_DISRUPTION_BUDGETS,
     PODS,
     QWENDEPLOYMENTS,
-    SERVICES,
     Forbidden,
     Invalid,
     Manifest,
@@ -41,27 +41,27 @@ async def test_a_name_belongs_to_its_oldest_claim_and_returns_when_it_is_free() 
 
 async def test_a_foreign_object_is_never_touched_and_named() -> None:
     world = await World().start()
-    service = {
-        "apiVersion": "v1",
-        "kind": "Service",
+    budget = {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
         "metadata": {"name": "chat-engine", "namespace": "team"},
-        "spec": {},
+        "spec": {"minAvailable": 7},
     }
-    world.api.put(SERVICES, service)
+    world.api.put(POD_DISRUPTION_BUDGETS, budget)
     world.api.put(QWENDEPLOYMENTS, deployment())
     world.api.put(QWENDEPLOYMENTS, deployment("second", servedNames=["second"]))
     await world.settle()
-    assert world.api.one(SERVICES, "chat-engine")["spec"] == {}
+    assert world.api.one(POD_DISRUPTION_BUDGETS, "chat-engine")["spec"] == {"minAvailable": 7}
     assert world.conditions()["Ready"] == ("True", "Serving")
     assert world.conditions()["Degraded"] == ("True", "ForeignObject")
-    assert "Service chat-engine" in world.message("Degraded")
+    assert "PodDisruptionBudget chat-engine" in world.message("Degraded")
     assert world.conditions("second")["Ready"] == ("True", "Serving")
     # Nobody tells when it goes, but the next list finds out.
-    world.api.finish(world.api.one(SERVICES, "chat-engine"), SERVICES)
+    world.api.finish(world.api.one(POD_DISRUPTION_BUDGETS, "chat-engine"), POD_DISRUPTION_BUDGETS)
     await world.operator.resync.once()
     await world.settle()
     assert "Degraded" not in world.conditions()
-    assert world.api.one(SERVICES, "chat-engine")["spec"] != {}
+    assert world.api.one(POD_DISRUPTION_BUDGETS, "chat-engine")["spec"]["minAvailable"] == 1
 
 
 @pytest.mark.parametrize("resource", [PODS, CONTROLLER_REVISIONS], ids=["pod", "revision"])
@@ -86,7 +86,7 @@ async def test_the_pods_of_a_deleted_namesake_are_waited_for_and_not_called_fore
     await world.restart()
     await world.settle()
     assert world.conditions()["Ready"][1] in ("Pending", "Starting")
-    for resource in (PODS, SERVICES, CONTROLLER_REVISIONS):
+    for resource in (PODS, CONTROLLER_REVISIONS, POD_DISRUPTION_BUDGETS):
         for item in world.api.all(resource):
             world.api.finish(item, resource)
     await world.settle()

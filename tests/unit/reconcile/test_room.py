@@ -77,8 +77,8 @@ def test_a_quota_has_room_or_says_in_numbers_why_not(case: Case) -> None:
 
 
 def test_pods_that_are_granted_count_and_other_actions_pass() -> None:
-    service = Create(Kind.SERVICE, {"metadata": {"name": "s"}, "spec": {}}, Why.SERVICE_MISSING)
-    actions = [pod("a", **GPUS), service, pod("b", **GPUS), pod("c", **GPUS)]
+    budget = Create(Kind.POD_DISRUPTION_BUDGET, {"metadata": {"name": "s"}, "spec": {}}, Why.BUDGET_MISSING)
+    actions = [pod("a", **GPUS), budget, pod("b", **GPUS), pod("c", **GPUS)]
     kept, said = granted(actions, [quota({"requests.nvidia.com/gpu": "8"})])
     assert [action.manifest["metadata"]["name"] for action in kept if isinstance(action, Create)] == ["a", "s", "b"]
     assert said is not None
@@ -275,20 +275,3 @@ async def test_an_edited_budget_is_put_right(edit: dict[str, Any]) -> None:
     world.api.edit(POD_DISRUPTION_BUDGETS, "chat-engine", edited)
     await world.settle()
     assert world.api.one(POD_DISRUPTION_BUDGETS, "chat-engine")["spec"] == before
-
-
-async def test_a_foreign_budget_is_left_alone_and_named() -> None:
-    world = await World().start()
-    foreign = {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": {"name": "chat-engine", "namespace": "team"},
-        "spec": {"minAvailable": 7},
-    }
-    world.api.put(POD_DISRUPTION_BUDGETS, foreign)
-    world.api.put(QWENDEPLOYMENTS, deployment())
-    await world.settle()
-    assert world.api.one(POD_DISRUPTION_BUDGETS, "chat-engine")["spec"] == {"minAvailable": 7}
-    assert world.conditions()["Degraded"] == ("True", "ForeignObject")
-    assert "PodDisruptionBudget chat-engine" in world.message("Degraded")
-    assert world.conditions()["Ready"] == ("True", "Serving")

@@ -24,7 +24,6 @@ from qwen_operator.kube import (
     POD_DISRUPTION_BUDGETS,
     PODS,
     QWENDEPLOYMENTS,
-    SERVICES,
     Manifest,
     Resource,
 )
@@ -344,7 +343,7 @@ class World:
     def state(self) -> Manifest:
         """Everything that stays, without what differs between two runs that ended the same way."""
         found: Manifest = {}
-        for resource in (QWENDEPLOYMENTS, PODS, SERVICES, CONTROLLER_REVISIONS, POD_DISRUPTION_BUDGETS):
+        for resource in (QWENDEPLOYMENTS, PODS, CONTROLLER_REVISIONS, POD_DISRUPTION_BUDGETS):
             for item in self.api.all(resource):
                 found[f"{resource.plural}/{item['metadata']['name']}"] = _timeless(item)
         return found

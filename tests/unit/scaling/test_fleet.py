@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from qwen_operator.api.conditions import Reason
 from qwen_operator.manifests.names import ANNOTATION_DRAINING_SINCE, ANNOTATION_OWNER_UID, LABEL_ROLE, Manifest
-from qwen_operator.scaling.fleet import bounds, fleet, fleets
-from qwen_operator.scaling.types import Bounds, Engine
+from qwen_operator.scaling.fleet import bounds, fleet, fleets, shown
+from qwen_operator.scaling.types import Bounds, Engine, ScalingState
 
 
 def deployment(**spec: Any) -> Manifest:
@@ -122,3 +123,30 @@ def test_deployments_that_are_being_deleted_are_not_looked_at() -> None:
     found = list(fleets([leaving, deployment()], lambda _: [pod()]))
     assert [len(one.engines) for one in found] == [1]
     assert fleet({"metadata": deployment()["metadata"]}, []).bounds is None
+
+
+def _status(reason: str, load: str = "low", active: str = "True") -> Manifest:
+    report = {"wanted": 3, "reason": reason, "message": "as counted"}
+    condition = {"type": "ScalingActive", "status": active}
+    return {"status": {"scaling": report, "summary": {"load": load}, "conditions": [condition]}}
+
+
+SHOWN: dict[str, tuple[Manifest, ScalingState | None]] = {
+    "by load": (_status("Steady"), ScalingState(3, Reason.STEADY, "as counted", active=True, load="low")),
+    "blind": (
+        _status("MetricsMissing", "?", "False"),
+        ScalingState(3, Reason.METRICS_MISSING, "as counted", active=False, load="?"),
+    ),
+    "a number that was set": (
+        _status("ReplicasSet", "idle", "False"),
+        ScalingState(None, Reason.REPLICAS_SET, "as counted", active=False, load="idle"),
+    ),
+    "words of another version": (_status("Elsewhere"), None),
+    "a load of another version": (_status("Steady", "34%"), None),
+    "no status": ({}, None),
+}
+
+
+@pytest.mark.parametrize(("deployment", "state"), SHOWN.values(), ids=SHOWN.keys())
+def test_what_the_status_shows(deployment: Manifest, state: ScalingState | None) -> None:
+    assert shown(deployment) == state

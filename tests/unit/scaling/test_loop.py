@@ -19,7 +19,7 @@ GONE = Trouble(Reason.METRICS_MISSING, "no answer within 1.5 s")
 
 
 def reading(running: int = 0, queued: int = 0, beat: float = 0.0) -> Reading:
-    return Reading(running, queued, 0, 0, beat, ticking=True)
+    return Reading(running, queued, running + queued, 0, 0, beat, ticking=True)
 
 
 @dataclass
@@ -89,6 +89,19 @@ async def test_reconcile_is_told_of_changes_only() -> None:
         world.says["uid-0"] = reading(1 + number % 2)
         await world.looks()
     assert world.changes == [KEY, KEY], "requests come and go, the class of the load changed once"
+
+
+@pytest.mark.parametrize("says", [reading(), reading(2), reading(2, 9), GONE], ids=["idle", "busy", "queue", "blind"])
+async def test_a_restart_goes_on_from_what_the_status_shows(says: Reading | Trouble) -> None:
+    """An operator that comes up tells nothing new while nothing is new, and nothing at all before it knows."""
+    members = engines(1 if says == reading() else 3)
+    before = World([one(*members, bounds=Bounds(1, 3, 300.0))], {member.uid: says for member in members})
+    await before.looks(400)
+    shown = before.scaler.state(*KEY)
+    after = World([replace(before.fleets[0], shown=shown)], before.says)
+    await after.looks(20)
+    assert after.changes == []
+    assert after.scaler.state(*KEY) == shown
 
 
 async def test_the_numbers_told_are_those_of_the_decision() -> None:

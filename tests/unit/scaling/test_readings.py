@@ -15,7 +15,7 @@ GONE = Trouble(Reason.METRICS_MISSING, "no answer within 1.5 s")
 
 
 def reading(running: int = 0, queued: int = 0, beat: float = 0.0, ticking: bool = True) -> Reading:
-    return Reading(running, queued, 10, 100, beat, ticking)
+    return Reading(running, queued, running + queued, 10, 100, beat, ticking)
 
 
 class Look:
@@ -96,6 +96,13 @@ def test_a_draining_pod_is_idle_after_two_looks(results: list[Reading | Trouble]
     for result in results:
         look(result)
     assert look.idle == ({"uid-0"} if is_idle else set())
+
+
+def test_a_request_that_only_the_http_server_knows_keeps_a_draining_pod() -> None:
+    look = Look(engine(0, draining=True))
+    for beat in (1.0, 2.0, 3.0):
+        look(Reading(0, 0, 1, 0, 100, beat, ticking=True))
+    assert look.idle == frozenset()
 
 
 def test_only_draining_pods_are_called_idle_and_they_are_no_problem() -> None:

@@ -58,4 +58,5 @@ def test_at_the_most_it_is_limited_and_says_what_to_do() -> None:
 
 
 def test_a_writer_that_is_not_known_is_not_named() -> None:
-    assert report(Spec("m", replicas=2), None, None, 0).scaling.message == "spec.replicas is 2"
+    said = report(Spec("m", replicas=2), None, None, 0).scaling.message
+    assert said == "spec.replicas is 2, set through the scale subresource (kubectl scale or an autoscaler)"

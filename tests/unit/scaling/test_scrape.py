@@ -92,7 +92,7 @@ async def test_a_page_is_read() -> None:
     async with serving(_page) as port:
         found = await read(port)
     assert isinstance(found, Reading)
-    assert (found.running, found.queued) == (1, 5)
+    assert (found.running, found.queued, found.inside) == (1, 4, 6)
 
 
 async def test_an_address_of_ipv6_is_bracketed() -> None:

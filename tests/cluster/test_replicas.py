@@ -59,6 +59,29 @@ def test_the_queue_decides_between_minimum_and_maximum(kubectl: Kubectl, space: 
     assert condition(obj, "ScalingLimited") == {}
 
 
+@pytest.mark.parametrize(("fault", "reason"), [("another model", "MetricsInvalid"), ("401", "MetricsUnauthorized")])
+def test_without_metrics_the_size_is_held_and_the_reason_is_said(
+    kubectl: Kubectl, space: str, exporter: Exporter, fault: str, reason: str
+) -> None:
+    exporter.say(MODEL, running=4, queued=4)
+    scaling = {"maxReplicas": 2, "stabilizationSeconds": 0}
+    kubectl.apply(simulated(space, "m", L4, scaling=scaling))
+    scaled(kubectl, space, "m", 2)
+    try:
+        if fault == "401":
+            exporter.refuse()
+        else:
+            exporter.forget(MODEL)
+        obj = wait_condition(kubectl, space, "m", ("ScalingActive", "False", reason), 30)
+        assert obj["status"]["scaling"]["wanted"] == 2
+        assert alive(kubectl, space, "m") == 2
+    finally:
+        exporter.refuse(refused=False)
+        exporter.say(MODEL)
+    # It can be read again, and is idle: only now one goes.
+    scaled(kubectl, space, "m", 1)
+
+
 def test_a_number_that_is_set_wins_and_says_by_whom(kubectl: Kubectl, space: str, exporter: Exporter) -> None:
     exporter.say(MODEL)
     kubectl.apply(simulated(space, "s", L4, scaling={"maxReplicas": 4}))

@@ -30,6 +30,7 @@ class Exporter:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._loads: dict[str, Mapping[str, int]] = {}
+        self._refused = False
         self._write()
 
     def say(self, model: str, *, running: int = 0, queued: int = 0, tokens: int = 0, capacity: int = 100_000) -> None:
@@ -37,9 +38,19 @@ class Exporter:
         self._loads[model] = {"running": running, "queued": queued, "tokens": tokens, "capacity": capacity}
         self._write()
 
+    def forget(self, model: str) -> None:
+        """No engine knows this model any more."""
+        self._loads.pop(model, None)
+        self._write()
+
+    def refuse(self, *, refused: bool = True) -> None:
+        """Every simulated engine answers 401, until it is told otherwise."""
+        self._refused = refused
+        self._write()
+
     def _write(self) -> None:
         new = self._path.with_suffix(".new")
-        new.write_text(json.dumps(self._loads))
+        new.write_text(json.dumps({"loads": self._loads, "refused": self._refused}))
         new.replace(self._path)
 
 
@@ -81,8 +92,9 @@ def _serve(path: Path) -> None:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            body = page(json.loads(path.read_text())).encode()
-            self.send_response(200)
+            told = json.loads(path.read_text())
+            body = page(told["loads"]).encode()
+            self.send_response(401 if told["refused"] else 200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

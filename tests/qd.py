@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
@@ -53,6 +54,14 @@ def wait_condition(
 
 def wait_ready(kubectl: Kubectl, namespace: str, name: str, timeout: float = 60) -> Manifest:
     return wait_condition(kubectl, namespace, name, ("Ready", "True", "Serving"), timeout)
+
+
+def wait_load(kubectl: Kubectl, namespace: str, name: str) -> None:
+    """Wait for the last news of a deployment that has become Ready: its load, or that no engine tells it."""
+    load = ("jsonpath={.status.summary.load}", "-n", namespace)
+    wait_for("the load is shown", lambda: kubectl.run("get", "qd", name, "-o", *load) != "-", 60)
+    # A status that merely differs in words may be written five seconds later.
+    time.sleep(6)
 
 
 def pods(kubectl: Kubectl, namespace: str, name: str) -> list[Manifest]:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.cluster.chart import CHART, CRD, POOL, TESTBED, Manifest, install_beside, live, newer_chart
-from tests.qd import pods, simulated, wait_ready
+from tests.qd import pods, simulated, wait_load, wait_ready
 from tests.testbed.audit import AuditLog
 from tests.testbed.bed import Release, install
 from tests.testbed.cache import StepFailed
@@ -65,6 +65,7 @@ class Engines:
 def engines(kubectl: Kubectl, space: str) -> Engines:
     kubectl.apply(simulated(space, "stay", L4))
     wait_ready(kubectl, space, "stay")
+    wait_load(kubectl, space, "stay")
     return Engines(kubectl, space, identities(kubectl, space))
 
 

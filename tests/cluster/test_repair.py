@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.qd import pods, simulated, wait_condition, wait_ready
+from tests.qd import pods, simulated, wait_condition, wait_load, wait_ready
 from tests.testbed.audit import AuditLog
 from tests.testbed.bed import Release, install
 from tests.testbed.cluster import Cluster
@@ -83,17 +83,10 @@ def test_foreign_objects_are_never_taken_over(kubectl: Kubectl, space: str) -> N
     wait_ready(kubectl, space, "mine")
 
 
-def shown_load(kubectl: Kubectl, space: str) -> None:
-    """Wait for the last news of a simulated engine: its load, or that nobody answers there."""
-    load = ("jsonpath={.status.summary.load}", "-n", space)
-    wait_for("the load is shown", lambda: kubectl.run("get", "qd", "own", "-o", *load) != "-", 60)
-    time.sleep(6)
-
-
 def test_settled_means_no_write_also_over_a_restart(
     kubectl: Kubectl, bed: Cluster, release: Release, space: str, settled: Manifest
 ) -> None:
-    shown_load(kubectl, space)
+    wait_load(kubectl, space, "own")
     audit = AuditLog(bed.audit_log)
     time.sleep(20)
     assert [str(write) for write in audit.writes(release.operator_user, space, release.namespace)] == []

@@ -52,6 +52,28 @@ def test_edited_fields_are_put_back_and_foreign_ones_stay(kubectl: Kubectl, spac
     assert pod["metadata"]["annotations"]["example.com/note"] == "mine"
 
 
+def test_a_pinned_revision_is_repaired_and_goes_when_nothing_runs_it(
+    kubectl: Kubectl, space: str, settled: Manifest
+) -> None:
+    [old] = kubectl.list("controllerrevisions", space)
+    name = old["metadata"]["name"]
+    kubectl.run("label", "controllerrevision", name, "-n", space, "--overwrite", "app.kubernetes.io/instance=other")
+
+    def labels() -> bool:
+        found = kubectl.get("controllerrevision", name, space) or {"metadata": {}}
+        return bool(found["metadata"].get("labels") == old["metadata"]["labels"])
+
+    wait_for("the label is put back", labels, 30)
+    kubectl.run("patch", "qd", "own", "-n", space, "--type=merge", "-p", '{"spec": {"contextTokens": 4096}}')
+
+    def only_the_new_one() -> bool:
+        names = [item["metadata"]["name"] for item in kubectl.list("controllerrevisions", space)]
+        return len(names) == 1 and names != [name]
+
+    wait_for("the old revision is gone", only_the_new_one, 90)
+    wait_ready(kubectl, space, "own")
+
+
 def test_a_deleted_pod_is_replaced(kubectl: Kubectl, space: str, settled: Manifest) -> None:
     kubectl.run("delete", "pod", settled["metadata"]["name"], "-n", space, "--wait=false")
 

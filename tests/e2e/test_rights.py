@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.testbed.audit import AuditLog
+from tests.testbed.audit import AuditLog, Request
 from tests.testbed.bed import Release
 from tests.testbed.cluster import Cluster
 from tests.testbed.kubectl import Kubectl, Manifest
@@ -39,14 +39,28 @@ def _is(subject: Manifest, release: Release, account: str) -> bool:
     )
 
 
+def refused(requests: list[Request]) -> list[str]:
+    """Requests that lacked a right. Not those into a namespace that is being deleted, where nobody may create, nor an
+    operator's farewell to its Lease after an uninstallation has taken the rights before it has taken the pod."""
+    last = {request.pod: index for index, request in enumerate(requests) if request.code < 300}
+    return [
+        str(request)
+        for index, request in enumerate(requests)
+        if request.code in (401, 403)
+        and "being terminated" not in request.message
+        and not (request.resource == "leases" and last.get(request.pod, -1) < index)
+    ]
+
+
 @pytest.mark.parametrize("part", ["operator", "gateway"])
 def test_no_right_is_missing_and_none_is_too_many(kubectl: Kubectl, bed: Cluster, release: Release, part: str) -> None:
     account = getattr(release, part)
     user = f"system:serviceaccount:{release.namespace}:{account}"
     mine = [request for request in AuditLog(bed.audit_log, whole=True).read() if request.user == user]
 
-    assert [str(request) for request in mine if request.code in (401, 403)] == []
+    assert refused(mine) == []
     granted = grants(kubectl, release, account)
     assert granted
     used = {(request.verb, request.resource) for request in mine}
-    assert granted - used == set()
+    # Asked about by the API server itself, where owner references need permission; it is in no audit log.
+    assert granted - used == {("update", "qwendeployments/finalizers")} & granted

@@ -23,6 +23,8 @@ class Request:
     code: int
     pod: str = ""
     """Of a service account's user: the pod whose token it was."""
+    message: str = ""
+    """What the API server said to a refused request."""
 
     def __str__(self) -> str:
         return f"{self.verb} {self.resource} {self.namespace}/{self.name} -> {self.code}"
@@ -66,5 +68,6 @@ def _requests(data: bytes) -> Iterator[Request]:
             namespace=target.get("namespace", ""),
             name=target.get("name", ""),
             code=(event.get("responseStatus") or {}).get("code", 0),
+            message=(event.get("responseStatus") or {}).get("message", ""),
             pod=" ".join((event["user"].get("extra") or {}).get("authentication.kubernetes.io/pod-name", ())),
         )

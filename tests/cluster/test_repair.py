@@ -64,14 +64,19 @@ def test_a_pinned_revision_is_repaired_and_goes_when_nothing_runs_it(
         return bool(found["metadata"].get("labels") == old["metadata"]["labels"])
 
     wait_for("the label is put back", labels, 30)
-    kubectl.run("patch", "qd", "own", "-n", space, "--type=merge", "-p", '{"spec": {"contextTokens": 4096}}')
-
-    def only_the_new_one() -> bool:
-        names = [item["metadata"]["name"] for item in kubectl.list("controllerrevisions", space)]
-        return len(names) == 1 and names != [name]
-
-    wait_for("the old revision is gone", only_the_new_one, 90)
+    # The newest two that nothing runs are kept for a way back.
+    for number, tokens in enumerate((4096, 4352, 4608), start=2):
+        kubectl.run("patch", "qd", "own", "-n", space, "--type=merge", "-p", f'{{"spec":{{"contextTokens":{tokens}}}}}')
+        wait_pinned(kubectl, space, number)
+    wait_for("the first revision is gone", lambda: kubectl.get("controllerrevision", name, space) is None, 90)
     wait_ready(kubectl, space, "own")
+
+
+def wait_pinned(kubectl: Kubectl, space: str, number: int) -> None:
+    def pinned() -> bool:
+        return any(item["revision"] == number for item in kubectl.list("controllerrevisions", space))
+
+    wait_for(f"revision {number} is pinned", pinned, 30)
 
 
 def test_a_deleted_pod_is_replaced(kubectl: Kubectl, space: str, settled: Manifest) -> None:

@@ -39,10 +39,15 @@ def _is(subject: Manifest, release: Release, account: str) -> bool:
     )
 
 
+def _done(request: Request) -> bool:
+    # A watch is noted when it ends, long after it was allowed.
+    return request.code < 300 and request.verb != "watch"
+
+
 def refused(requests: list[Request]) -> list[str]:
     """Requests that lacked a right. Not those into a namespace that is being deleted, where nobody may create, nor an
     operator's farewell to its Lease after an uninstallation has taken the rights before it has taken the pod."""
-    last = {request.pod: index for index, request in enumerate(requests) if request.code < 300}
+    last = {request.pod: index for index, request in enumerate(requests) if _done(request)}
     return [
         str(request)
         for index, request in enumerate(requests)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -62,11 +63,12 @@ def exporting(sandbox: Sandbox, folder: Path) -> Iterator[Exporter]:
     route = ["ip", "route", "replace", "local", SIMULATED_METRICS_RANGE, "dev", "lo"]
     sandbox.call(route)
     program = sandbox.enter([sys.executable, "-m", "tests.testbed.exporter", str(path)])
-    process = subprocess.Popen(program, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    # What enters a process namespace is a child of the program that was started: both go, as a group.
+    process = subprocess.Popen(program, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         yield exporter
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait(10)
         sandbox.call([*route[:2], "delete", *route[3:]])
 

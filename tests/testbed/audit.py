@@ -23,6 +23,8 @@ class Request:
     code: int
     pod: str = ""
     """Of a service account's user: the pod whose token it was."""
+    time: str = ""
+    """When it was answered, RFC 3339."""
     message: str = ""
     """What the API server said to a refused request."""
 
@@ -68,6 +70,7 @@ def _requests(data: bytes) -> Iterator[Request]:
             namespace=target.get("namespace", ""),
             name=target.get("name", ""),
             code=(event.get("responseStatus") or {}).get("code", 0),
+            time=event.get("stageTimestamp", ""),
             message=(event.get("responseStatus") or {}).get("message", ""),
             pod=" ".join((event["user"].get("extra") or {}).get("authentication.kubernetes.io/pod-name", ())),
         )

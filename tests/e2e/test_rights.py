@@ -20,6 +20,15 @@ Grant = tuple[str, str]
 SINCE = datetime.now(UTC).isoformat()
 """When the end-to-end tests began: this module is imported before the first of them runs."""
 
+UNSEEN = {
+    # Asked about by the API server itself, where owner references need permission: it is in no audit log.
+    ("update", "qwendeployments/finalizers"),
+    # Reading a child whose name turned out to be taken; whether two operators ever meet so is chance.
+    ("get", "pods"),
+    ("get", "controllerrevisions"),
+    ("get", "poddisruptionbudgets"),
+}
+
 
 def grants(kubectl: Kubectl, release: Release, account: str) -> set[Grant]:
     """(verb, resource) of all roles that are bound to a service account of the release."""
@@ -59,5 +68,4 @@ def test_no_right_is_missing_and_none_is_too_many(kubectl: Kubectl, bed: Cluster
     granted = grants(kubectl, release, account)
     assert granted
     used = {(request.verb, request.resource) for request in mine}
-    # Asked about by the API server itself, where owner references need permission; it is in no audit log.
-    assert granted - used == {("update", "qwendeployments/finalizers")} & granted
+    assert granted - used <= UNSEEN

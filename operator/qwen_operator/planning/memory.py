@@ -21,12 +21,14 @@ MIB_PER_GIB = 1024
 # CUDA context, driver and libraries before the weights: a constant, and GiB per GiB of memory from and up to so many.
 # The context grows with the number of SMs (small dies against large ones), the driver's reserve with memory, and
 # neither is linear over all boards. From logs that are not scored in bench/sizing: 0.74 GiB of 22.5 (L4), 1.14 to 1.22
-# of 79.6 (M13, M20, M23 there), 1.27 of 140.4 (M19), 1.8 of 277.5 (M04).
+# of 79.6 (M13, M20, M23 there), 1.27 of 140.4 (M19), 1.8 of 277.5 (M04,
+# with the total that our table has for a B300).
 _CONTEXT_GIB = 0.78
 _CONTEXT_SLOPES = ((24.0, 80.0, 0.0079), (80.0, float("inf"), 0.003))
 # Communication buffers, again from logs that are not scored. With NVLink they are nearly constant in ranks: 1.25 on 8
-# H100, 1.3 on 2, 2.0 on 8 H200. On PCIe 0.26 on 2 x 4090 (SGLang issue 16920); no log of more than 4 cards is known, so
-# they count as on NVLink. Nearly all boards from 61440 MiB on have NVLink, and those without are none the worse.
+# H100, 1.3 on 2, 2.0 on 8 H200. On PCIe 0.26 on 2 x 4090 (SGLang issue 16920); a log of four newer cards has 0.39,
+# which the margin covers. No log of more than 4 cards is known, so they count as on NVLink. Nearly all boards from
+# 61440 MiB on have NVLink, and those without are none the worse.
 _PCIE_GIB = 0.26
 _NVLINK_GIB = 1.25
 _MANY_GIB = 2.0

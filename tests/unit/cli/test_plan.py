@@ -257,6 +257,15 @@ def test_every_form_in_which_nodes_come(capsys: pytest.CaptureFixture[str], tmp_
     assert json.loads(out)["tensorParallel"] == 4
 
 
+def test_nesting_without_end_where_yaml_is_read_in_python(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.delattr(yaml, "CSafeLoader")
+    code, _, err = _run(capsys, "--model", MODEL, "--nodes", _write(tmp_path / "nodes", "[" * 10_000))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is nested too deeply to be read" in err
+
+
 def test_the_nodes_of_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps(NODE).encode())))
     code, _, err = _run(capsys, "--model", MODEL, "--nodes", "-")

@@ -7,12 +7,15 @@ or out of time; it is deleted.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from qwen_operator.manifests.names import ANNOTATION_CORDONED_SINCE, ANNOTATION_DRAINING_SINCE, LABEL_ROUTABLE
 from qwen_operator.reconcile.model import Nodes
 from qwen_operator.reconcile.nodes import node_of, stays_when_cordoned
 from qwen_operator.reconcile.podstate import PodState
+
+# The longest drain. Clocks that differ by more are no clocks, and who edits an annotation may write any time.
+_FARTHEST_AHEAD = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,9 @@ class Fleet:
     because they are of another revision or on a cordoned node. `draining`: on their way out. `ended`: their phase is
     final. `useless`: of another revision and never came up. `strange`: ours by mark, but without a name of ours.
 
-    `gone`: being deleted, or on a node that exists no more; they are no replicas and nothing is asked of them.
+    `gone`: being deleted, or on a node that exists no more; they are no replicas and nothing is asked of them. What
+    has not come up yet is not among the latter: its node may be newer than the operator's view of the nodes, and
+    Kubernetes itself removes the pods of a node that is gone.
     """
 
     fresh: tuple[PodState, ...] = ()
@@ -61,7 +66,7 @@ def fleet_of(states: Sequence[PodState], revision: str, nodes: Nodes) -> Fleet:
 
 def _place(state: PodState, revision: str, nodes: Nodes) -> str:
     checks = (
-        (state.deleting or nodes.gone(node_of(state.pod)), "gone"),
+        (state.deleting or node_lost(state, nodes), "gone"),
         (state.index is None, "strange"),
         (state.ended, "ended"),
         (is_draining(state), "draining"),
@@ -69,6 +74,11 @@ def _place(state: PodState, revision: str, nodes: Nodes) -> str:
         (state.started and cordoned(state, nodes), "leaving"),
     )
     return next((place for holds, place in checks if holds), "fresh")
+
+
+def node_lost(state: PodState, nodes: Nodes) -> bool:
+    """Whether the pod came up on a node that exists no more."""
+    return state.started and nodes.gone(node_of(state.pod))
 
 
 def is_draining(state: PodState) -> bool:
@@ -93,25 +103,31 @@ def routable(state: PodState) -> bool:
     return LABEL_ROUTABLE in (state.pod["metadata"].get("labels") or {})
 
 
-def drains_since(state: PodState) -> datetime | None:
+def drains_since(state: PodState, now: datetime) -> datetime | None:
     """When the pod was unrouted; None if that cannot be read."""
-    return moment(annotations(state).get(ANNOTATION_DRAINING_SINCE))
+    return _noted(annotations(state).get(ANNOTATION_DRAINING_SINCE), now)
 
 
 def drains_for(state: PodState, now: datetime) -> float:
     """Seconds since the pod was unrouted."""
-    return since(drains_since(state), now)
+    return since(drains_since(state, now), now)
 
 
 def cordoned_for(state: PodState, now: datetime) -> float | None:
     """Seconds since the operator saw that the pod's node is cordoned; None if it has not noted that yet."""
     stamp = annotations(state).get(ANNOTATION_CORDONED_SINCE)
-    return None if stamp is None else since(moment(stamp), now)
+    return None if stamp is None else since(_noted(stamp, now), now)
 
 
 def since(then: datetime | None, now: datetime) -> float:
     """Seconds since then; what is no time was long ago, or a drain with an edited annotation would never end."""
     return float("inf") if then is None else (now - then).total_seconds()
+
+
+def _noted(stamp: object, now: datetime) -> datetime | None:
+    """The time that an annotation of ours names; None for what is no time, or one that lies too far ahead."""
+    then = moment(stamp)
+    return None if then is None or then - now > _FARTHEST_AHEAD else then
 
 
 def moment(stamp: object) -> datetime | None:

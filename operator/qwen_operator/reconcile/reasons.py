@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.hardware.inventory import Inventory
+from qwen_operator.reconcile.fleet import node_lost
 from qwen_operator.reconcile.model import Nodes, Observed, Target
 from qwen_operator.reconcile.nodes import node_of
 from qwen_operator.reconcile.podstate import PodState
@@ -32,7 +33,7 @@ def awaits_node(inventory: Inventory, product: str) -> bool:
 
 def _node_lost(state: PodState, nodes: Nodes) -> str:
     node = node_of(state.pod)
-    if nodes.gone(node):
+    if node_lost(state, nodes):
         return f"node {node} does not exist any more: {state.name} is replaced"
     if node in nodes.silent:
         return (

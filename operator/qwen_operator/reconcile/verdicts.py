@@ -257,8 +257,8 @@ def _ready(situation: Situation, reason: Reason, message: str) -> Verdict:
 
 def _leaving(situation: Situation) -> str:
     """Who drains, and until when at the latest: times of the decision, which do not move."""
-    draining = situation.fleet.draining
-    times = sorted((then, state.name) for state in draining if (then := drains_since(state)) is not None)
+    draining, now = situation.fleet.draining, situation.orders.now
+    times = sorted((then, state.name) for state in draining if (then := drains_since(state, now)) is not None)
     if not times:
         return ""
     first, name = times[0]

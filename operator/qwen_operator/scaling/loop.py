@@ -118,7 +118,9 @@ class Autoscaler:
         at = self._pace.clock()
         watched.memories, sample = readings.take_in(watched.memories, fleet.engines, results, at)
         watched.sample = sample
-        blank = bool(ready) and not sample.engines and not sample.problems
+        # A draining engine that cannot be read is never a problem: it would hold the answer for as long as it drains.
+        asked = any(not engine.draining for engine in ready)
+        blank = asked and not sample.engines and not sample.problems
         if not blank or watched.load is None:
             watched.load = settle(watched.load, classify(sample, fleet.engines), at)
         if before is None or before.problems != sample.problems:
@@ -139,9 +141,10 @@ class Autoscaler:
         if fleet.bounds is None:
             watched.history = None
             return ScalingState(None, Reason.NOT_CONFIGURED, "", active=False)
-        watched.history = policy.remember(watched.history, sample, fleet.engines, fleet.bounds.window)
-        decision = policy.decide(watched.history, fleet.bounds, fleet.engines)
         old = watched.state
+        known = old.wanted if old and watched.resumed else None
+        watched.history = policy.remember(watched.history, sample, fleet.engines, fleet.bounds.window, known)
+        decision = policy.decide(watched.history, fleet.bounds, fleet.engines)
         if old and watched.resumed:
             watched.resumed = False
             return old

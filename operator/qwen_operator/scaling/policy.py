@@ -61,8 +61,8 @@ class Need:
 class History:
     """What the rule remembers, of any length of time in at most LARGEST_NEED entries.
 
-    `peaks`: needs of the window, from the oldest, each larger than all later ones. `floor`: replicas that existed at
-    the first look, until a window has passed. `size`: the size at the last look, before the bounds.
+    `peaks`: needs of the window, from the oldest, each larger than all later ones. `floor`: replicas that existed or
+    were wanted at the first look, until a window has passed. `size`: the size at the last look, before the bounds.
     """
 
     began: float
@@ -119,8 +119,17 @@ def measure(sample: Sample, engines: tuple[Engine, ...]) -> Need:
     )
 
 
-def remember(history: History | None, sample: Sample, engines: tuple[Engine, ...], window: float) -> History:
+def remember(
+    history: History | None,
+    sample: Sample,
+    engines: tuple[Engine, ...],
+    window: float,
+    known: int | None = None,
+) -> History:
     """The history with one more look, in the order of time; `window` in seconds.
+
+    `known` is the size that was wanted before the first look, None where nobody said one: then it is the number of
+    replicas that exist. That number is another one while a pod is started beside the one that it will replace.
 
     A need counts once a second look confirms it, so that a request that waits for the next batch starts no replica.
     An engine that cannot be read counts as busy: as a whole replica's load, and nothing shrinks until it is read.
@@ -129,7 +138,7 @@ def remember(history: History | None, sample: Sample, engines: tuple[Engine, ...
     unread = [engine for engine in engines if engine.ready and not engine.draining and engine.uid not in seen]
     need = measure(sample, engines)
     if history is None:
-        exist = existing(engines)
+        exist = existing(engines) if known is None else known
         # The first look starts nothing: there is no second one that confirms it.
         history = History(sample.at, exist, exist, replace(need, replicas=min(need.replicas, exist)), ())
     confirmed = replace(min(history.last, need, key=lambda one: one.replicas), at=sample.at)
@@ -193,7 +202,7 @@ def _explained(history: History, bounds: Bounds, wanted: int) -> str:
     peak, needed = history.peaks[0], _replicas(history.size)
     patience = f"none goes before the load was seen for {max(bounds.window, SETTLE_SECONDS):.0f} s"
     if history.size > peak.replicas:
-        said = f"{needed} existed at the first look; {patience}"
+        said = f"{needed} at the first look; {patience}"
     elif peak.held:
         said = f"{needed} held while the load could not be read; {patience}"
     else:

@@ -226,7 +226,8 @@ async def test_a_pod_that_was_brought_back_meanwhile_is_not_deleted() -> None:
     assert "deletionTimestamp" not in world.api.one(PODS, victim)["metadata"]
 
 
-async def test_an_edited_drain_is_put_right() -> None:
+@pytest.mark.parametrize("since", ["yesterday", "2099-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+async def test_an_edited_drain_is_put_right(since: str) -> None:
     world = await served(2)
     victim = world.names()[1]
     world.busy.add(victim)
@@ -237,8 +238,9 @@ async def test_an_edited_drain_is_put_right() -> None:
     assert draining(world) == ["1"]
 
     # Nobody knows any more since when it drains: its time is over.
-    world.api.edit(PODS, victim, lambda pod: pod["metadata"]["annotations"].update({SINCE: "yesterday"}))
+    world.api.edit(PODS, victim, lambda pod: pod["metadata"]["annotations"].update({SINCE: since}))
     await world.wait(3)
+    assert not world.operator.outcomes["crash"]
     assert victim not in world.names()
 
 

@@ -264,6 +264,19 @@ async def test_what_waits_for_a_node_that_never_answers_again_is_removed(gone: b
     assert len(world.names()) == 1
 
 
+async def test_a_node_that_the_view_does_not_have_yet_is_not_lost() -> None:
+    """Pods and nodes are watched apart: the binding may be told before the node that has just come."""
+    world = await World().start()
+    world.kubelet.engine = lambda _pod: None
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(3)
+    [name] = world.names()
+    world.api.edit(PODS, name, lambda pod: pod["spec"].update(nodeName="gpu-new"))
+    await world.wait(3)
+    assert world.names() == [name]
+    assert world.conditions()["Ready"] == ("False", "Starting")
+
+
 async def test_what_is_removed_by_force_is_removed_once() -> None:
     world = await placed(1, nodes=2)
     [lost] = world.names()

@@ -11,7 +11,7 @@ import pytest
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling.loop import INTERVAL_SECONDS, Autoscaler, Pace, removal_order
 from qwen_operator.scaling.page import Reading, Trouble
-from qwen_operator.scaling.types import Bounds, Engine, Fleet, Key
+from qwen_operator.scaling.types import Bounds, Engine, Fleet, Key, ScalingState
 from tests.unit.scaling.world import engine, engines, load, sample
 
 KEY = ("team", "demo")
@@ -102,6 +102,33 @@ async def test_a_restart_goes_on_from_what_the_status_shows(says: Reading | Trou
     await after.looks(20)
     assert after.changes == []
     assert after.scaler.state(*KEY) == shown
+
+
+@pytest.mark.parametrize(
+    ("wanted", "members"),
+    [(1, (engine(0), engine(1, ready=False))), (3, engines(2))],
+    ids=["one is being replaced", "one was just evicted"],
+)
+async def test_a_restart_amid_a_replacement_changes_no_size(wanted: int, members: tuple[Engine, ...]) -> None:
+    """A drain of a node takes the operator along, while pods are started beside those that they will replace."""
+    shown = ScalingState(wanted, Reason.STEADY, "as it was", active=True, load="idle")
+    world = World([replace(one(*members), shown=shown)])
+    sizes = set()
+    for _ in range(100):
+        await world.looks()
+        sizes.add(world.state()[0])
+    assert sizes == {wanted}
+
+
+async def test_a_draining_engine_that_cannot_be_read_holds_no_answer() -> None:
+    """It may drain for a day, and a restarted operator would say for so long what was true before."""
+    shown = ScalingState(2, Reason.STEADY, "as it was", active=True, load="high")
+    members = (engine(0, draining=True), engine(1, ready=False), engine(2, ready=False))
+    world = World([replace(one(*members), shown=shown)], {"uid-0": GONE})
+    await world.looks(10)
+    state = world.scaler.state(*KEY)
+    assert state is not None
+    assert (state.reason, state.active, state.load) == (Reason.NOTHING_TO_MEASURE, False, "-")
 
 
 async def test_the_numbers_told_are_those_of_the_decision() -> None:

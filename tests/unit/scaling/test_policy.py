@@ -156,7 +156,7 @@ def test_a_restart_keeps_what_it_finds_until_a_window_has_passed(window: float, 
     idle = [load(0), load(1), load(2)]
     decision = replay.looks(held, engines(3), idle)
     assert (decision.replicas, decision.reason) == (3, Reason.STEADY)
-    assert "3 replicas existed at the first look" in decision.message
+    assert "3 replicas at the first look" in decision.message
     assert replay.look(engines(3), idle).replicas == 1
 
 

@@ -70,6 +70,11 @@ def pods(kubectl: Kubectl, namespace: str, name: str) -> list[Manifest]:
     return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
 
 
+def alive(kubectl: Kubectl, namespace: str, name: str) -> list[Manifest]:
+    """Its engine pods that are not being deleted."""
+    return [pod for pod in pods(kubectl, namespace, name) if "deletionTimestamp" not in pod["metadata"]]
+
+
 def events(kubectl: Kubectl, namespace: str, name: str) -> set[tuple[str, str]]:
     """(type, reason) of the Events about one QwenDeployment."""
     found = kubectl.list("events", namespace)

@@ -7,10 +7,10 @@ from uuid import uuid4
 
 import pytest
 
-from tests.qd import events, pods, simulated, wait_ready
+from tests.qd import alive, events, simulated, wait_ready
 from tests.testbed.bed import Release
 from tests.testbed.cluster import Cluster
-from tests.testbed.kubectl import Kubectl, Manifest, wait_for
+from tests.testbed.kubectl import Kubectl, wait_for
 
 pytestmark = pytest.mark.cluster
 L40S = "NVIDIA-L40S"
@@ -26,10 +26,6 @@ def nodes(bed: Cluster, release: Release) -> Iterator[list[str]]:
     yield names
     for name in names:
         bed.remove_node(name)
-
-
-def alive(kubectl: Kubectl, space: str, name: str) -> list[Manifest]:
-    return [pod for pod in pods(kubectl, space, name) if "deletionTimestamp" not in pod["metadata"]]
 
 
 def hosts(kubectl: Kubectl, space: str, name: str) -> set[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from tests.qd import pods, simulated, wait_condition, wait_ready
+from tests.qd import alive, simulated, wait_condition, wait_ready
 from tests.testbed.audit import AuditLog
 from tests.testbed.bed import Release
 from tests.testbed.cluster import Cluster
@@ -27,17 +27,13 @@ def exporter(bed: Cluster) -> Iterator[Exporter]:
         yield exporter
 
 
-def alive(kubectl: Kubectl, space: str, name: str) -> int:
-    return sum("deletionTimestamp" not in pod["metadata"] for pod in pods(kubectl, space, name))
-
-
 def scaled(kubectl: Kubectl, space: str, name: str, wanted: int) -> Manifest:
     """Wait for the size; returns the object."""
 
     def probe() -> Manifest | None:
         obj = kubectl.get("qd", name, space) or {}
         shown = obj.get("status", {}).get("scaling", {}).get("wanted")
-        return obj if (shown, alive(kubectl, space, name)) == (wanted, wanted) else None
+        return obj if (shown, len(alive(kubectl, space, name))) == (wanted, wanted) else None
 
     return wait_for(f"{wanted} replicas of {name}", probe, 60)
 
@@ -74,7 +70,7 @@ def test_without_metrics_the_size_is_held_and_the_reason_is_said(
             exporter.forget(MODEL)
         obj = wait_condition(kubectl, space, "m", ("ScalingActive", "False", reason), 30)
         assert obj["status"]["scaling"]["wanted"] == 2
-        assert alive(kubectl, space, "m") == 2
+        assert len(alive(kubectl, space, "m")) == 2
     finally:
         exporter.refuse(refused=False)
         exporter.say(MODEL)
@@ -95,7 +91,7 @@ def test_a_number_that_is_set_wins_and_says_by_whom(kubectl: Kubectl, space: str
     assert "kubectl scale" in active["message"]
     kubectl.run("patch", "qd", "s", "-n", space, "--type=json", "-p", '[{"op":"remove","path":"/spec/replicas"}]')
     wait_condition(kubectl, space, "s", ("ScalingActive", "True", "Steady"), 30)
-    assert alive(kubectl, space, "s") == 2, "handing back changes no size by itself"
+    assert len(alive(kubectl, space, "s")) == 2, "handing back changes no size by itself"
 
 
 def test_the_real_autoscaler_scales_by_the_subresource(kubectl: Kubectl, space: str) -> None:
@@ -139,4 +135,4 @@ def test_an_apply_every_five_seconds_costs_nothing(
 
     writes = [str(write) for write in audit.writes(release.operator_user, space)]
     assert len(writes) <= 1, writes
-    assert alive(kubectl, space, "argo") == (replicas or 1)
+    assert len(alive(kubectl, space, "argo")) == (replicas or 1)

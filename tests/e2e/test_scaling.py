@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import Gateway
-from tests.qd import pods, qd, wait_condition, wait_ready
+from tests.qd import alive, qd, wait_condition, wait_ready
 from tests.testbed.kubectl import Kubectl, Manifest, wait_for
 from tests.testbed.processes import frozen, pods_processes
 
@@ -84,10 +84,6 @@ def ends(futures: list[Future[str]]) -> list[str]:
     return [future.result(timeout=600) for future in futures]
 
 
-def alive(kubectl: Kubectl, space: str) -> list[Manifest]:
-    return [pod for pod in pods(kubectl, space, "load") if "deletionTimestamp" not in pod["metadata"]]
-
-
 def scaling(kubectl: Kubectl, space: str) -> Manifest:
     found: Manifest = (kubectl.get("qd", "load", space) or {}).get("status", {}).get("scaling") or {}
     return found
@@ -97,7 +93,7 @@ def test_two_streams_change_nothing(kubectl: Kubectl, gateway: Gateway, scaled: 
     with ThreadPoolExecutor(SLOTS) as pool:
         running = [pool.submit(stream, gateway) for _ in range(SLOTS)]
         while not all(future.done() for future in running):
-            assert len(alive(kubectl, scaled)) == 1
+            assert len(alive(kubectl, scaled, "load")) == 1
             assert scaling(kubectl, scaled)["wanted"] == 1
             time.sleep(1)
         assert ends(running) == ["length"] * SLOTS
@@ -116,7 +112,7 @@ def test_a_queue_makes_a_second_replica_and_its_end_drains_one(kubectl: Kubectl,
             # Two looks have to agree, and the first may fall between the arrivals of six requests.
             assert counted
             assert 1 <= int(counted[1]) <= 4
-            wait_for("two pods", lambda: len(alive(kubectl, scaled)) == 2, 15)
+            wait_for("two pods", lambda: len(alive(kubectl, scaled, "load")) == 2, 15)
             line.note("two pods exist")
             arguments = ("--for=jsonpath={.status.readyReplicas}=2", "--timeout=180s")
             kubectl.run("wait", "qd/load", "-n", scaled, *arguments, timeout=200)
@@ -130,7 +126,7 @@ def test_a_queue_makes_a_second_replica_and_its_end_drains_one(kubectl: Kubectl,
         assert set(reasons) == {"length"}
     wait_for("one is wanted", lambda: _wanted(kubectl, scaled, 1), 60)
     line.note("decision: one is enough")
-    wait_for("one pod", lambda: len(alive(kubectl, scaled)) == 1, 60)
+    wait_for("one pod", lambda: len(alive(kubectl, scaled, "load")) == 1, 60)
     line.note("drained to one pod")
     wait_condition(kubectl, scaled, "load", ("ScalingActive", "True", "Steady"), 60)
     assert scaling(kubectl, scaled)["ready"] == 1
@@ -147,7 +143,7 @@ def streams(gateway: Gateway, enough: threading.Event) -> list[str]:
 def waiting(kubectl: Kubectl, space: str) -> int:
     """Requests that wait in the engines."""
     total = 0.0
-    for pod in alive(kubectl, space):
+    for pod in alive(kubectl, space, "load"):
         page = httpx.get(f"http://{pod['status']['podIP']}:8000/metrics", timeout=10).text
         total += sum(float(found) for found in re.findall(r"^sglang:num_queue_reqs{.*} (\S+)$", page, re.MULTILINE))
     return int(total)
@@ -165,9 +161,9 @@ def _wanted(kubectl: Kubectl, space: str, number: int) -> Manifest | None:
 
 @pytest.mark.timeout(300)
 def test_a_frozen_scheduler_holds_the_size(kubectl: Kubectl, scaled: str) -> None:
-    [pod] = wait_for("one pod", lambda: found if len(found := alive(kubectl, scaled)) == 1 else None, 120)
+    [pod] = wait_for("one pod", lambda: found if len(found := alive(kubectl, scaled, "load")) == 1 else None, 120)
     with frozen(pods_processes(pod["metadata"]["uid"], "sglang::scheduler")):
         obj = wait_condition(kubectl, scaled, "load", ("ScalingActive", "False", "MetricsFrozen"), 30)
         assert obj["status"]["scaling"]["wanted"] == 1
-        assert [p["metadata"]["uid"] for p in alive(kubectl, scaled)] == [pod["metadata"]["uid"]]
+        assert [p["metadata"]["uid"] for p in alive(kubectl, scaled, "load")] == [pod["metadata"]["uid"]]
     wait_condition(kubectl, scaled, "load", ("ScalingActive", "True", "Steady"), 60)

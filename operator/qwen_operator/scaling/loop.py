@@ -111,9 +111,9 @@ class Autoscaler:
         ready = [engine for engine in fleet.engines if engine.ready]
         answers = await asyncio.gather(*(self._scraper.read(engine) for engine in ready))
         results = dict(zip((engine.uid for engine in ready), answers, strict=True))
-        shown = fleet.shown
-        new = _Watched(fleet.uid, load=resume(shown), state=shown, resumed=bool(shown and shown.wanted is not None))
-        watched = self._watched.setdefault(fleet.key, new)
+        watched = self._watched.get(fleet.key)
+        if watched is None:
+            watched = self._watched[fleet.key] = _resumed(fleet)
         before = watched.sample
         at = self._pace.clock()
         watched.memories, sample = readings.take_in(watched.memories, fleet.engines, results, at)
@@ -162,6 +162,12 @@ class Autoscaler:
             },
         )
         return ScalingState(decision.replicas, decision.reason, decision.message, decision.active)
+
+
+def _resumed(fleet: Fleet) -> _Watched:
+    shown = fleet.shown
+    resumed = shown is not None and shown.wanted is not None
+    return _Watched(fleet.uid, load=resume(shown), state=shown, resumed=resumed)
 
 
 def removal_order(engines: tuple[Engine, ...], sample: Sample) -> tuple[str, ...]:

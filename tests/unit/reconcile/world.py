@@ -41,6 +41,7 @@ from qwen_operator.reconcile.resync import Resync, labels_of
 from qwen_operator.reconcile.store import WATCHED, Store
 from qwen_operator.reconcile.worker import Reconciler, Worker
 from qwen_operator.scaling.types import ScalingState
+from tests.unit.checkpoints.reports import V1
 from tests.unit.fakes import Clock, Crash, FakeKube, matches
 
 CONFIG = Config(
@@ -52,28 +53,7 @@ CONFIG = Config(
     pools=(),
     gateway=GatewayConfig("system", "keys", "none"),
 )
-REPORT = {
-    "version": 1,
-    "architecture": "Qwen2ForCausalLM",
-    "modelType": "qwen2",
-    "dtype": "bfloat16",
-    "layers": 24,
-    "hidden": 1024,
-    "heads": 16,
-    "kvHeads": 16,
-    "headDim": 64,
-    "intermediate": 2816,
-    "vocab": 151936,
-    "maxPositions": 32768,
-    "tieWordEmbeddings": True,
-    "quantization": None,
-    "experts": None,
-    "weightBytes": 928_000_000,
-    "tensors": 291,
-    "files": 1,
-    "tokenizer": True,
-    "configSha256": "ab" * 32,
-}
+REPORT = V1 | {"weightBytes": 928_000_000, "tensors": 291}
 CUT: Manifest = {
     "version": 1,
     "error": {

@@ -4,19 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-CONFIG: dict[str, Any] = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "torch_dtype": "bfloat16",
-    "num_hidden_layers": 24,
-    "hidden_size": 1024,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "intermediate_size": 2816,
-    "vocab_size": 151936,
-    "max_position_embeddings": 32768,
-    "tie_word_embeddings": True,
-}
+from tests.unit.checkpoints.configs import DENSE
+
+CONFIG = DENSE
 
 
 def header(sizes: dict[str, int], dtype: str = "BF16") -> bytes:

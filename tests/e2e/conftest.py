@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from uuid import uuid4
@@ -34,6 +35,32 @@ class Gateway:
         message = {"role": "user", "content": text}
         with self.client() as client:
             return client.post("/v1/chat/completions", json={"model": model, "messages": [message], **body})
+
+    def stream(self, model: str, tokens: int) -> str:
+        """One streamed answer of `tokens` tokens; its finish reason, or what went wrong instead of a full one.
+
+        Raises httpx.HTTPError when the connection breaks."""
+        # The router sends what begins alike to one replica: these begin differently.
+        message = {"role": "user", "content": f"{uuid4().hex} {uuid4().hex}: tell me"}
+        body = {"model": model, "messages": [message], "stream": True, "max_tokens": tokens, "ignore_eos": True}
+        patience = httpx.Timeout(600)
+        with (
+            self.client() as client,
+            client.stream("POST", "/v1/chat/completions", json=body, timeout=patience) as answer,
+        ):
+            if answer.status_code != 200:
+                return f"HTTP {answer.status_code}: {answer.read().decode()}"
+            return finish_reason(answer.iter_lines())
+
+
+def finish_reason(lines: Iterator[str]) -> str:
+    """Of a stream of events; `no end` for one that was cut."""
+    reason = "no end"
+    for line in lines:
+        if line.startswith("data: ") and line != "data: [DONE]":
+            choices = json.loads(line.removeprefix("data: ")).get("choices") or [{}]
+            reason = choices[0].get("finish_reason") or reason
+    return reason
 
 
 @pytest.fixture(scope="session")

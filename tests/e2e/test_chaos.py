@@ -1,4 +1,4 @@
-"""Half an hour of bad luck under a trickle of requests: everything converges, and every lost request is explained."""
+"""Half an hour of bad luck under a trickle of answers and streams: all converges, every lost request is explained."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import httpx
 import pytest
@@ -26,13 +27,16 @@ SEED = int(os.environ.get("QWEN_CHAOS_SEED", "1"))
 MODEL = "e2e-chaos"
 # A deletion, a kill or a change of size can be blamed for what fails within this time after it.
 AFTERMATH_SECONDS = 60.0
+STREAM_TOKENS = 400
+"""A stream is open for most of the time between two misfortunes."""
 
 
 @dataclass(slots=True)
 class Trickle:
-    """Two requests a second, one after the other, until it is stopped."""
+    """One request after the other, with a breath between them, until it is stopped."""
 
-    gateway: Gateway
+    ask: Callable[[], str]
+    """Sends one; empty when the answer was whole, otherwise what went wrong. May raise httpx.HTTPError."""
     answered: int = 0
     lost: list[tuple[float, str]] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -40,8 +44,7 @@ class Trickle:
     def run(self) -> None:
         while not self._stop.wait(0.5):
             try:
-                status = self.gateway.chat(MODEL, max_tokens=8).status_code
-                what = "" if status == 200 else f"HTTP {status}"
+                what = self.ask()
             except httpx.HTTPError as error:
                 what = f"{type(error).__name__}: {error}"
             if what:
@@ -51,6 +54,16 @@ class Trickle:
 
     def stop(self) -> None:
         self._stop.set()
+
+
+def short_answer(gateway: Gateway) -> str:
+    answer = gateway.chat(MODEL, max_tokens=8)
+    return "" if answer.status_code == 200 else f"HTTP {answer.status_code}: {answer.text}"
+
+
+def long_stream(gateway: Gateway) -> str:
+    reason = gateway.stream(MODEL, STREAM_TOKENS)
+    return "" if reason == "length" else f"stream: {reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +128,12 @@ def test_chaos(bed: Cluster, kubectl: Kubectl, release: Release, gateway: Gatewa
     wait_ready(kubectl, claim_space, "chaos", timeout=300)
     world = World(bed, kubectl, release, claim_space, random.Random(SEED))
     deeds = [world.delete_a_pod, world.kill_an_operator, world.restart_the_api_server, world.change_the_size]
-    trickle, log = Trickle(gateway), []
-    thread = threading.Thread(target=trickle.run)
+    trickles = [Trickle(partial(short_answer, gateway)), Trickle(partial(long_stream, gateway))]
+    threads = [threading.Thread(target=trickle.run) for trickle in trickles]
+    log: list[tuple[float, str]] = []
     start = time.monotonic()
-    thread.start()
+    for thread in threads:
+        thread.start()
     try:
         while time.monotonic() - start < SECONDS:
             log.append(strike(world, world.luck.choice(deeds)))
@@ -129,12 +144,17 @@ def test_chaos(bed: Cluster, kubectl: Kubectl, release: Release, gateway: Gatewa
         kubectl.run("wait", "qd/chaos", "-n", claim_space, *arguments, timeout=330)
         wait_for("no pod too many", lambda: len(pods(kubectl, claim_space, "chaos")) == wanted, 120)
     finally:
-        trickle.stop()
-        thread.join(120)
-    print(f"{trickle.answered} answered, {len(trickle.lost)} lost, after {len(log)} deeds")
-    for at, what in trickle.lost:
+        for trickle in trickles:
+            trickle.stop()
+        for thread in threads:
+            thread.join(120)
+    lost = sorted(found for trickle in trickles for found in trickle.lost)
+    short, streams = (trickle.answered for trickle in trickles)
+    print(f"{short} short answers and {streams} whole streams, {len(lost)} lost, after {len(log)} deeds")
+    for at, what in lost:
         cause = max((deed for deed in log if deed[0] <= at), default=(start, "nothing"))
         print(f"{at - start:7.1f} s  {what}, {at - cause[0]:.1f} s after: {cause[1]}")
-    assert trickle.answered > SECONDS / 10
-    unexplained = [what for at, what in trickle.lost if not any(0 <= at - deed[0] < AFTERMATH_SECONDS for deed in log)]
+    assert short > SECONDS / 10
+    assert streams > SECONDS / 60
+    unexplained = [what for at, what in lost if not any(0 <= at - deed[0] < AFTERMATH_SECONDS for deed in log)]
     assert unexplained == []

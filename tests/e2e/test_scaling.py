@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -56,28 +54,7 @@ class Timeline:
 
 
 def stream(gateway: Gateway) -> str:
-    """One streamed answer; its finish reason, or what went wrong."""
-    body = {
-        "model": MODEL,
-        # The router sends what begins alike to one replica: these begin differently.
-        "messages": [{"role": "user", "content": f"{uuid4().hex} {uuid4().hex}: tell me"}],
-        "stream": True,
-        "max_tokens": TOKENS,
-        "ignore_eos": True,
-    }
-    reason = "no end"
-    with (
-        gateway.client() as client,
-        client.stream("POST", "/v1/chat/completions", json=body, timeout=httpx.Timeout(600)) as answer,
-    ):
-        if answer.status_code != 200:
-            return f"HTTP {answer.status_code}: {answer.read().decode()}"
-        for line in answer.iter_lines():
-            if not line.startswith("data: ") or line == "data: [DONE]":
-                continue
-            choices = json.loads(line.removeprefix("data: ")).get("choices") or [{}]
-            reason = choices[0].get("finish_reason") or reason
-    return reason
+    return gateway.stream(MODEL, TOKENS)
 
 
 def ends(futures: list[Future[str]]) -> list[str]:

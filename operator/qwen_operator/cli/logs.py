@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-# httpx tells of every request, and engines are asked every two seconds.
+# Of every request, connection and event: what matters of it the program says itself.
 LIBRARIES = ("kopf", "httpx", "httpcore", "asyncio", "aiohttp", "kubernetes")
 
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from ipaddress import IPv6Address, ip_address
 from typing import Protocol
 
-import httpx
+import aiohttp
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling.page import Reading, Trouble, read
@@ -28,10 +28,10 @@ class Scraper(Protocol):
 
 
 class HttpScraper:
-    """Reads pages over one shared client; at most CONCURRENCY at a time, each at most TIMEOUT_SECONDS."""
+    """Reads pages over one shared session; at most CONCURRENCY at a time, each at most TIMEOUT_SECONDS."""
 
-    def __init__(self, client: httpx.AsyncClient, port: int = PORT) -> None:
-        self._client = client
+    def __init__(self, session: aiohttp.ClientSession, port: int = PORT) -> None:
+        self._session = session
         self._port = port
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
@@ -39,21 +39,21 @@ class HttpScraper:
         async with self._slots:
             try:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
-                    page = await self._page(_url(engine.address, self._port))
+                    page = await self._page(page_url(engine.address, self._port))
             except TimeoutError:
                 return Trouble(Reason.METRICS_MISSING, f"no answer within {TIMEOUT_SECONDS} s")
-            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            except (aiohttp.ClientError, ValueError) as error:
                 return Trouble(Reason.METRICS_MISSING, f"{type(error).__name__}: {error}")
         return read(page, engine.model) if isinstance(page, str) else page
 
     async def _page(self, url: str) -> str | Trouble:
-        async with self._client.stream("GET", url) as response:
-            if response.status_code in (401, 403):
-                return Trouble(Reason.METRICS_UNAUTHORIZED, f"/metrics answers {response.status_code}")
-            if response.status_code != 200:
-                return Trouble(Reason.METRICS_MISSING, f"/metrics answers {response.status_code}")
+        async with self._session.get(url, allow_redirects=False) as response:
+            if response.status in (401, 403):
+                return Trouble(Reason.METRICS_UNAUTHORIZED, f"/metrics answers {response.status}")
+            if response.status != 200:
+                return Trouble(Reason.METRICS_MISSING, f"/metrics answers {response.status}")
             parts, size = [], 0
-            async for part in response.aiter_bytes():
+            async for part in response.content.iter_any():
                 parts.append(part)
                 size += len(part)
                 if size > PAGE_LIMIT:
@@ -62,16 +62,25 @@ class HttpScraper:
 
 
 @asynccontextmanager
-async def scraper() -> AsyncIterator[HttpScraper]:
-    """A scraper with a client of its own. The environment's proxies are not for the addresses of pods."""
-    limits = httpx.Limits(max_connections=2 * CONCURRENCY, max_keepalive_connections=4 * CONCURRENCY)
-    headers = {"user-agent": "qwen-operator", "accept": "text/plain"}
-    async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_SECONDS, limits=limits, headers=headers) as client:
-        yield HttpScraper(client)
+async def scraper(port: int = PORT) -> AsyncIterator[HttpScraper]:
+    """A scraper with a session of its own. The environment's proxies are not for the addresses of pods.
+
+    Not httpx: its pool walks over all connections for each request, which costs many times the reading itself
+    (`bench/scrape.py`).
+    """
+    session = aiohttp.ClientSession(
+        # One connection per engine stays open; how many work at a time is for the slots to say.
+        connector=aiohttp.TCPConnector(limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"user-agent": "qwen-operator", "accept": "text/plain", "accept-encoding": "identity"},
+        timeout=aiohttp.ClientTimeout(total=None),
+    )
+    async with session:
+        yield HttpScraper(session, port)
 
 
-def _url(address: str, port: int) -> str:
-    """Raises ValueError for what is no IP address."""
+def page_url(address: str, port: int) -> str:
+    """Of an engine's metrics. Raises ValueError for what is no IP address."""
     ip = ip_address(address)
     host = f"[{ip}]" if isinstance(ip, IPv6Address) else str(ip)
     return f"http://{host}:{port}/metrics"

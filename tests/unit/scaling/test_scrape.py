@@ -9,14 +9,13 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
 from aiohttp import web
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling import scrape
 from qwen_operator.scaling.page import Reading, Trouble
-from qwen_operator.scaling.scrape import HttpScraper, scraper
+from qwen_operator.scaling.scrape import page_url, scraper
 from tests.unit.scaling.world import engine
 
 PAGE = (Path(__file__).parent / "pages" / "loaded.txt").read_text(encoding="utf-8")
@@ -37,8 +36,8 @@ async def serving(handler: Handler) -> AsyncIterator[int]:
 
 
 async def read(port: int, host: str = "127.0.0.1") -> Reading | Trouble:
-    async with httpx.AsyncClient(trust_env=False) as client:
-        return await HttpScraper(client, port).read(replace(engine(0), address=host, model="tiny"))
+    async with scraper(port) as pages:
+        return await pages.read(replace(engine(0), address=host, model="tiny"))
 
 
 async def _page(_: web.Request) -> web.StreamResponse:
@@ -95,16 +94,8 @@ async def test_a_page_is_read() -> None:
     assert (found.running, found.queued, found.inside) == (1, 4, 6)
 
 
-async def test_an_address_of_ipv6_is_bracketed() -> None:
-    asked: list[str] = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(str(request.url))
-        return httpx.Response(200, text=PAGE)
-
-    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-        assert isinstance(await HttpScraper(client).read(replace(engine(0), address="fd00::7")), Reading)
-    assert asked == ["http://[fd00::7]:8000/metrics"]
+def test_an_address_of_ipv6_is_bracketed() -> None:
+    assert page_url("fd00::7", 8000) == "http://[fd00::7]:8000/metrics"
 
 
 TROUBLES: dict[str, tuple[Handler, Reason, str]] = {
@@ -117,7 +108,7 @@ TROUBLES: dict[str, tuple[Handler, Reason, str]] = {
     "a drip": (_drip, Reason.METRICS_MISSING, "no answer within"),
     "without end": (_endless, Reason.METRICS_INVALID, "more than"),
     "no text": (_binary, Reason.METRICS_INVALID, "no sglang:num_running_reqs"),
-    "cut off": (_cut, Reason.METRICS_MISSING, "RemoteProtocolError"),
+    "cut off": (_cut, Reason.METRICS_MISSING, "ClientPayloadError"),
 }
 
 
@@ -149,8 +140,8 @@ async def test_only_addresses_are_asked(address: str) -> None:
 
 async def test_the_environments_proxy_is_not_for_pods(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    async with serving(_page) as port, scraper() as found:
-        assert isinstance(await HttpScraper(found._client, port).read(replace(engine(0), address="127.0.0.1")), Reading)
+    async with serving(_page) as port:
+        assert isinstance(await read(port), Reading)
 
 
 async def test_few_pages_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,8 +156,7 @@ async def test_few_pages_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
         now -= 1
         return web.Response(text=PAGE)
 
-    async with serving(slow) as port, httpx.AsyncClient(trust_env=False) as client:
-        pages = HttpScraper(client, port)
+    async with serving(slow) as port, scraper(port) as pages:
         wanted = replace(engine(0), address="127.0.0.1", model="tiny")
         found = await asyncio.gather(*(pages.read(wanted) for _ in range(12)))
     assert all(isinstance(one, Reading) for one in found)

@@ -1,0 +1,145 @@
+"""What it costs to read the metrics of N engines: the operator's own reader beside the same page read through httpx.
+
+    python -m bench.scrape [--engines 10 100 400] [--looks 5] [--json]
+
+One server in a process of its own answers at N loopback addresses with a page of a loaded SGLang 0.5.23. Counted are
+CPU seconds of the reader alone, per page, all engines at once as in the operator's loop; the two take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import httpx
+from aiohttp import web
+
+from qwen_operator.scaling.page import Reading, Trouble, read
+from qwen_operator.scaling.scrape import CONCURRENCY, page_url, scraper
+from qwen_operator.scaling.types import Engine
+
+PAGE = Path(__file__).parents[1] / "tests/unit/scaling/pages/loaded.txt"
+MODEL = "tiny"
+Read = Callable[[Engine], Awaitable[Reading | Trouble]]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Milliseconds of CPU per page; medians of the looks. `parser` is the part that no client can save."""
+
+    engines: int
+    operator: float
+    httpx: float
+    parser: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times the operator's own reader httpx costs."""
+        return self.httpx / self.operator
+
+
+def _serve(pipe: Connection, body: bytes) -> None:
+    async def page(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=body, content_type="text/plain")
+
+    async def forever() -> None:
+        app = web.Application()
+        app.router.add_get("/metrics", page)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "0.0.0.0", 0, backlog=1024).start()
+        pipe.send(runner.addresses[0][1])
+        await asyncio.Event().wait()
+
+    asyncio.run(forever())
+
+
+@contextmanager
+def serving(body: bytes) -> Iterator[int]:
+    """A server of that page on every loopback address; yields its port."""
+    ours, theirs = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=_serve, args=(theirs, body), daemon=True)
+    server.start()
+    try:
+        yield ours.recv()
+    finally:
+        server.terminate()
+        server.join()
+
+
+def fleet(count: int) -> list[Engine]:
+    return [
+        Engine(
+            f"pod-{n}", f"uid-{n}", f"127.1.{n // 250}.{n % 250 + 1}", ready=True, draining=False, limit=0, model=MODEL
+        )
+        for n in range(count)
+    ]
+
+
+async def cpu_per_page(read_one: Read, engines: list[Engine]) -> float:
+    """Milliseconds. Raises RuntimeError when a page was not read."""
+    start = time.process_time()
+    found = await asyncio.gather(*(read_one(engine) for engine in engines))
+    used = time.process_time() - start
+    missed = [one for one in found if isinstance(one, Trouble)]
+    if missed:
+        raise RuntimeError(f"{len(missed)} of {len(engines)} pages were not read: {missed[0].detail}")
+    return 1000 * used / len(engines)
+
+
+async def measure(count: int, port: int, looks: int) -> Result:
+    engines, slots = fleet(count), asyncio.Semaphore(CONCURRENCY)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with scraper(port) as own, httpx.AsyncClient(trust_env=False, timeout=60, limits=limits) as client:
+
+        async def by_httpx(engine: Engine) -> Reading | Trouble:
+            async with slots:
+                response = await client.get(page_url(engine.address, port))
+            return read(response.text, engine.model)
+
+        readers: tuple[Read, Read] = (own.read, by_httpx)
+        seen: tuple[list[float], list[float]] = ([], [])
+        for _ in range(looks + 1):
+            for reader, found in zip(readers, seen, strict=True):
+                found.append(await cpu_per_page(reader, engines))
+    # The first look opens the connections.
+    mine, theirs = (statistics.median(found[1:]) for found in seen)
+    return Result(count, mine, theirs, parsing(looks * 10))
+
+
+def parsing(times: int) -> float:
+    page = PAGE.read_text(encoding="utf-8")
+    start = time.process_time()
+    for _ in range(times):
+        read(page, MODEL)
+    return 1000 * (time.process_time() - start) / times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.scrape", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--engines", type=int, nargs="+", default=[10, 100, 400], help="how many engines are read")
+    parser.add_argument("--looks", type=int, default=5, help="how often all of them are read")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with serving(PAGE.read_bytes()) as port:
+        results = [asyncio.run(measure(count, port, options.looks)) for count in options.engines]
+    if options.json:
+        print(json.dumps([asdict(one) for one in results]))
+        return
+    print("| engines | operator (ms of CPU per page) | by httpx | httpx ÷ operator | of it the parser |")
+    print("|---|---|---|---|---|")
+    for one in results:
+        print(f"| {one.engines} | {one.operator:.2f} | {one.httpx:.2f} | {one.ratio:.1f} | {one.parser:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

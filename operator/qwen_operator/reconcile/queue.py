@@ -13,6 +13,10 @@ Key = tuple[str, str]
 
 MAX_BACKOFF_SECONDS = 60.0
 
+# Steps that follow one another at once. Whoever undoes our repairs at every event would keep us busy for ever:
+# after so many steps without a rest the key is braked.
+FREE_STEPS = 10
+
 
 class WorkQueue:
     """For one event loop. `clock` returns seconds (monotonic), `random` a number in [0, 1)."""
@@ -27,6 +31,7 @@ class WorkQueue:
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, Key]] = []
         self._failures: dict[Key, int] = {}
+        self._steps: dict[Key, int] = {}
         self._not_before: dict[Key, float] = {}
         self._wake = asyncio.Event()
 
@@ -75,13 +80,19 @@ class WorkQueue:
         self.add_after(key, delay)
         return delay
 
-    def brake(self, key: Key) -> None:
-        """Like `retry`, but nothing brings the key back earlier: for one that would keep a worker busy for ever."""
-        self._not_before[key] = self._clock() + self.retry(key)
+    def again(self, key: Key) -> None:
+        """The key was worked on and has a next step: at once, or after a brake that nothing shortens if it does not
+        come to rest."""
+        steps = self._steps[key] = self._steps.get(key, 0) + 1
+        if steps <= FREE_STEPS:
+            self.add(key)
+        else:
+            self._not_before[key] = self._clock() + self.retry(key)
 
     def forget(self, key: Key) -> None:
-        """The key was worked on with success: its next failure waits the shortest time again."""
+        """The key is at rest: its next failure waits the shortest time again, and its next steps are free."""
         self._failures.pop(key, None)
+        self._steps.pop(key, None)
         self._not_before.pop(key, None)
 
     def take(self) -> Key | None:

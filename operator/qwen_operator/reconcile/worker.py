@@ -21,10 +21,6 @@ from qwen_operator.reconcile.model import Action, Create, Decision, Delete, Obse
 from qwen_operator.reconcile.observe import Observer
 from qwen_operator.reconcile.queue import Key, WorkQueue
 
-# Steps that follow one another at once. Whoever undoes our repairs at every event would keep us busy for ever:
-# after so many steps without a rest the key is braked.
-FREE_STEPS = 10
-
 # A status that only says it in other words is not written more often than this: a pod that is bound, starts and
 # answers within a moment would otherwise be told three times.
 PACE_SECONDS = 5.0
@@ -138,7 +134,6 @@ class Worker:
     reconciler: Reconciler
     report: Callable[[str, float], None]
     failed: Callable[[str], None] = lambda _reason: None
-    _steps: dict[Key, int] = field(default_factory=dict)
 
     async def run(self) -> None:
         while True:
@@ -163,7 +158,7 @@ class Worker:
         except NotLeading:
             raise
         except Stale as error:
-            self._next(key)
+            self.queue.again(key)
             log.debug("looking again", extra={**where, "cause": str(error)})
             return "stale"
         except ApiError as error:
@@ -178,17 +173,9 @@ class Worker:
             log.exception("reconcile crashed", extra={**where, "retry_seconds": round(delay, 1)})
             return "crash"
         if acted:
-            self._next(key)
+            self.queue.again(key)
         else:
-            self._steps.pop(key, None)
             self.queue.forget(key)
         if after is not None:
             self.queue.add_after(key, after)
         return "acted" if acted else "quiet"
-
-    def _next(self, key: Key) -> None:
-        steps = self._steps[key] = self._steps.get(key, 0) + 1
-        if steps <= FREE_STEPS:
-            self.queue.add(key)
-        else:
-            self.queue.brake(key)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Manifest, Unavailable
-from qwen_operator.reconcile.worker import FREE_STEPS
+from qwen_operator.reconcile.queue import FREE_STEPS
 from tests.unit.fakes import Write
 from tests.unit.reconcile.world import World, deployment
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from qwen_operator.reconcile.queue import WorkQueue
+from qwen_operator.reconcile.queue import FREE_STEPS, WorkQueue
 from tests.unit.fakes import Clock
 
 A, B = ("ns", "a"), ("ns", "b")
@@ -54,10 +54,14 @@ def test_an_appointment_is_kept_at_its_time_and_dropped_when_the_key_came_before
     assert queue.take() is None
 
 
-def test_a_braked_key_comes_no_earlier_whatever_asks_for_it() -> None:
+def test_steps_without_a_rest_are_braked_whatever_asks_for_the_key() -> None:
     clock = Clock()
     queue = _queue(clock)
-    queue.brake(A)
+    for _ in range(FREE_STEPS):
+        queue.again(A)
+        assert queue.take() == A
+        queue.done(A)
+    queue.again(A)
     queue.add(A)
     queue.add(B)
     assert [queue.take(), queue.take()] == [B, None]
@@ -65,7 +69,7 @@ def test_a_braked_key_comes_no_earlier_whatever_asks_for_it() -> None:
     assert queue.take() == A
     queue.done(A)
     queue.forget(A)
-    queue.add(A)
+    queue.again(A)
     assert queue.take() == A
 
 

@@ -5,10 +5,11 @@ that are still on their way, so whatever is older than the stored state is dropp
 be repeated once, on the echo of the one before.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qwen_operator.api.claims import served_names
 from qwen_operator.api.writers import kept_fields
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
@@ -48,7 +49,7 @@ class Store:
     def __init__(self) -> None:
         self._objects: dict[Resource, dict[Key, Manifest]] = {resource: {} for resource in WATCHED}
         self._related: dict[Resource, dict[str, set[Key]]] = {resource: {} for resource in WATCHED}
-        self._generation = dict.fromkeys(WATCHED, 0)
+        self._generation = dict.fromkeys(_COMMON, 0)
 
     def get(self, resource: Resource, key: Key) -> Manifest | None:
         return self._objects[resource].get(key)
@@ -62,7 +63,8 @@ class Store:
         return [objects[key] for key in sorted(objects) if key[0] == namespace]
 
     def generation(self, resource: Resource) -> int:
-        """A number that grows with every change of this resource's objects."""
+        """A number that grows when nodes change, or the names that QwenDeployments claim: what decisions about all
+        QwenDeployments have in common. A status that is written is no such change."""
         return self._generation[resource]
 
     def related(self, resource: Resource, deployment: Manifest) -> list[Manifest]:
@@ -110,19 +112,29 @@ class Store:
         return [change for change in changes if change is not None]
 
     def _put(self, resource: Resource, key: Key, manifest: Manifest) -> None:
-        self._drop(resource, key)
+        self._forget(resource, key)
+        self._count(resource, self._objects[resource].get(key), manifest)
         self._objects[resource][key] = manifest
         for owner in _owners(manifest):
             self._related[resource].setdefault(owner, set()).add(key)
 
     def _drop(self, resource: Resource, key: Key) -> None:
-        self._generation[resource] += 1
-        old = self._objects[resource].pop(key, None)
+        self._forget(resource, key)
+        self._count(resource, self._objects[resource].pop(key, None), None)
+
+    def _forget(self, resource: Resource, key: Key) -> None:
+        """Take the object out of what `related` finds."""
+        old = self._objects[resource].get(key)
         for owner in _owners(old) if old is not None else ():
             keys = self._related[resource].get(owner, set())
             keys.discard(key)
             if not keys:
                 self._related[resource].pop(owner, None)
+
+    def _count(self, resource: Resource, old: Manifest | None, new: Manifest | None) -> None:
+        common = _COMMON.get(resource)
+        if common is not None and common(old) != common(new):
+            self._generation[resource] += 1
 
 
 def key_of(manifest: Manifest) -> Key:
@@ -194,8 +206,22 @@ def _parse(version: str) -> int:
 
 
 def _same(old: Manifest, new: Manifest) -> bool:
-    def essence(manifest: Manifest) -> Manifest:
-        meta = {name: value for name, value in manifest["metadata"].items() if name != "resourceVersion"}
-        return {**manifest, "metadata": meta}
+    return _essence(old) == _essence(new)
 
-    return essence(old) == essence(new)
+
+def _essence(manifest: Manifest | None) -> Manifest | None:
+    if manifest is None:
+        return None
+    meta = {name: value for name, value in manifest["metadata"].items() if name != "resourceVersion"}
+    return {**manifest, "metadata": meta}
+
+
+def _claim(deployment: Manifest | None) -> tuple[Any, ...] | None:
+    """All that decides who owns which name."""
+    if deployment is None:
+        return None
+    meta = deployment["metadata"]
+    return (meta.get("creationTimestamp"), "deletionTimestamp" in meta, served_names(deployment))
+
+
+_COMMON: Mapping[Resource, Callable[[Manifest | None], object]] = {NODES: _essence, QWENDEPLOYMENTS: _claim}

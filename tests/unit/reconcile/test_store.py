@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Manifest
+from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Manifest, Resource
 from qwen_operator.reconcile.intake import Intake
 from qwen_operator.reconcile.queue import WorkQueue
 from qwen_operator.reconcile.store import Store
@@ -97,3 +97,31 @@ def test_a_child_wakes_the_deployment_that_it_names_now_or_named_before() -> Non
     bare["metadata"]["ownerReferences"] = [{"kind": "QwenDeployment", "name": "other", "uid": "x"}]
     intake.event(PODS, "MODIFIED", bare)
     assert queue.take() == ("team", "other")
+
+
+def test_only_what_all_decisions_share_makes_a_generation() -> None:
+    store = Store()
+
+    def grows(resource: Resource, manifest: Manifest) -> bool:
+        before = store.generation(resource)
+        store.update(resource, manifest)
+        return store.generation(resource) > before
+
+    chat = deployment()
+    meta = {**chat["metadata"], "uid": "u1", "creationTimestamp": "2026-01-01T00:00:00Z"}
+
+    def seen(version: int, **changes: object) -> Manifest:
+        return {**chat, "metadata": {**meta, "resourceVersion": str(version)}, **changes}
+
+    assert grows(QWENDEPLOYMENTS, seen(1))
+    assert not grows(QWENDEPLOYMENTS, seen(2, status={"replicas": 1}))
+    assert grows(QWENDEPLOYMENTS, seen(3, spec={**chat["spec"], "servedNames": ["other"]}))
+    going = seen(4, spec={**chat["spec"], "servedNames": ["other"]})
+    going["metadata"]["deletionTimestamp"] = "2026-01-02T00:00:00Z"
+    assert grows(QWENDEPLOYMENTS, going)
+    machine = node()
+    assert grows(NODES, {**machine, "metadata": {**machine["metadata"], "uid": "n1", "resourceVersion": "5"}})
+    assert not grows(NODES, {**machine, "metadata": {**machine["metadata"], "uid": "n1", "resourceVersion": "6"}})
+    before = store.generation(NODES)
+    store.remove(NODES, {**machine, "metadata": {**machine["metadata"], "uid": "n1"}})
+    assert store.generation(NODES) > before

@@ -69,12 +69,25 @@ class Backoffs(Iterable[float]):
             delay = min(30.0, delay * 2)
 
 
+class NoDiffs(kopf.DiffBaseStorage):
+    """Remembers nothing. Event handlers do not ask what changed; kopf's own storages copy each object in case."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
 def operator_settings(config: Config, random: Callable[[], float]) -> kopf.OperatorSettings:
     """kopf as a watch shell: no peering, no scanning, no posting, no annotations; `random` returns [0, 1)."""
     settings = kopf.OperatorSettings()
     settings.persistence.finalizer = "qwen-operator.dev/unused"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix="qwen-operator.dev", v1=False)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix="qwen-operator.dev", v1=False)
+    settings.persistence.diffbase_storage = NoDiffs()
     settings.posting.enabled = False
     settings.posting.reporting_component = "qwen-operator"
     settings.posting.reporting_instance = config.pod_name

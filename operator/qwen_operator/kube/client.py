@@ -10,6 +10,8 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
@@ -66,10 +68,11 @@ class HttpKubeApi:
     def __init__(self, client: ApiClient, observer: Observer) -> None:
         self._client = client
         self._observer = observer
+        self._proxy = _proxy(client.configuration)
+        # Not trust_env: it reads ~/.netrc, in a thread, for every request, and fails where it finds the host there.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=client.rest_client.ssl_context),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=True,
             read_bufsize=2**18,
         )
 
@@ -243,7 +246,7 @@ class HttpKubeApi:
                 headers=headers,
                 data=None if call.body is None else encode(call.body),
                 timeout=call.timeout,
-                proxy=configuration.proxy,
+                proxy=self._proxy,
                 server_hostname=configuration.tls_server_name,
             )
             status = response.status
@@ -282,6 +285,14 @@ class _Call:
         self.body = body
         self.content_type = content_type
         self.timeout = timeout or aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+
+
+def _proxy(configuration: Configuration) -> str | None:
+    """The kubeconfig's proxy-url, else the one that the environment's *_PROXY and NO_PROXY give for the API server."""
+    if configuration.proxy:
+        return str(configuration.proxy)
+    server = urlsplit(configuration.host)
+    return None if proxy_bypass(server.hostname or "") else getproxies().get(server.scheme)
 
 
 def encode(body: Manifest) -> bytes:

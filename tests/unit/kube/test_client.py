@@ -41,6 +41,8 @@ class Server:
         self.answer: Answer = self._nothing
         self.seen: list[tuple[str, str, bytes]] = []
         self.headers: list[dict[str, str]] = []
+        self.targets: list[str] = []
+        self.url = ""
 
     async def _nothing(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({})
@@ -48,6 +50,7 @@ class Server:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.seen.append((request.method, str(request.rel_url), await request.read()))
         self.headers.append(dict(request.headers))
+        self.targets.append(request.raw_path)
         return await self.answer(request)
 
     def says(self, status: int, body: Any, **headers: str) -> None:
@@ -65,6 +68,7 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
+    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     _kubeconfig(tmp_path, runner.addresses[0][1], "one")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
     yield found
@@ -251,6 +255,35 @@ async def test_no_cluster_is_said_in_one_sentence(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
     with pytest.raises(ConnectionError, match="absent is not usable"):
         await connect()
+
+
+async def test_passwords_that_the_user_has_for_the_same_host_are_not_mixed_in(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    api = await connect()
+    await api.get(PODS, "team", "p")
+    assert server.headers[0]["Authorization"] == "Bearer one"
+    await api.aclose()
+
+
+@pytest.mark.parametrize(
+    ("environment", "proxied"),
+    [({}, False), ({"http_proxy": "PROXY"}, True), ({"http_proxy": "PROXY", "no_proxy": "127.0.0.1"}, False)],
+)
+async def test_the_proxy_of_the_environment_is_used_unless_it_is_not_for_the_api_server(
+    server: Server, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], proxied: bool
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value.replace("PROXY", server.url))
+    api = await connect()
+    await api.get(PODS, "team", "p")
+    # A proxy is asked for the whole URL.
+    assert server.targets == [f"{server.url if proxied else ''}/api/v1/namespaces/team/pods/p"]
+    await api.aclose()
 
 
 def test_bodies_are_encoded_as_the_api_server_itself_does() -> None:

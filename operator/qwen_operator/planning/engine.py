@@ -111,9 +111,12 @@ def arguments(choice: EngineChoice, settings: Settings) -> tuple[tuple[str, ...]
     merged = engine_args.merge(planned, choice.chart, choice.own)
     args = tuple(part for option in merged for part in option.render())
     by_name = {option.name: option for option in planned}
+    own = engine_args.merge(choice.own)
+    overruled = {option.name for option in own}
+    chart = [option for option in engine_args.merge(choice.chart) if option.name not in overruled]
     voiding: dict[str, list[str]] = {}
-    for where, options in ((CHART, choice.chart), (OBJECT, choice.own)):
-        for option in engine_args.merge(options):
+    for where, options in ((CHART, chart), (OBJECT, own)):
+        for option in options:
             plan = by_name.get(option.name)
             given = " ".join(option.render())
             if plan is not None and roles[option.name] not in _HARMLESS and plan.values != option.values:

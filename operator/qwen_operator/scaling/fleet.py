@@ -10,6 +10,7 @@ from qwen_operator.api.conditions import ConditionType, Reason
 from qwen_operator.api.schema import object_schema
 from qwen_operator.api.spec import Scaling
 from qwen_operator.manifests.names import (
+    ANNOTATION_CORDONED_SINCE,
     ANNOTATION_DRAINING_SINCE,
     ANNOTATION_OWNER_UID,
     ENGINE_CONTAINER,
@@ -90,6 +91,7 @@ def _counts(pod: Manifest, owner: str) -> bool:
 
 def _engine(pod: Manifest) -> Engine:
     meta, status = pod["metadata"], pod.get("status") or {}
+    annotations = meta.get("annotations") or {}
     address = status.get("podIP") or ""
     conditions = status.get("conditions") or ()
     ready = any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
@@ -100,7 +102,8 @@ def _engine(pod: Manifest) -> Engine:
         uid=meta["uid"],
         address=address,
         ready=ready and bool(address),
-        draining=ANNOTATION_DRAINING_SINCE in (meta.get("annotations") or {}),
+        draining=ANNOTATION_DRAINING_SINCE in annotations,
+        cordoned=ANNOTATION_CORDONED_SINCE in annotations,
         limit=int(limit) if limit.isdecimal() else 0,
         model=_option(command, _NAME_OPTION),
     )

@@ -178,7 +178,9 @@ def decide(history: History, bounds: Bounds, engines: tuple[Engine, ...]) -> Dec
     elif ready < wanted:
         reason = Reason.SCALING_UP
     else:
-        reason = Reason.SCALING_DOWN if existing(engines) > wanted else Reason.STEADY
+        # What goes because of its node is no change of size.
+        staying = existing(tuple(engine for engine in engines if not engine.cordoned))
+        reason = Reason.SCALING_DOWN if staying > wanted else Reason.STEADY
     return Decision(wanted, reason, _explained(history, bounds, wanted))
 
 
@@ -204,7 +206,7 @@ def _explained(history: History, bounds: Bounds, wanted: int) -> str:
     if history.size > peak.replicas:
         said = f"{needed} at the first look; {patience}"
     elif peak.held:
-        said = f"{needed} held while the load could not be read; {patience}"
+        said = f"{needed} held while the load was not known; {patience}"
     else:
         past = f", the most within {bounds.window:.0f} s" if peak is not history.peaks[-1] else ""
         said = f"{_numbers(peak)}: {needed} {'wanted' if wanted == history.size else 'needed'}{past}"

@@ -15,6 +15,7 @@ class Engine:
     """One engine pod as the cluster describes it.
 
     `limit` is the most requests that it runs at once (--max-running-requests), 0 where that is left to SGLang.
+    `cordoned`: it goes as soon as another one answers in its place.
     `model` is the value of the label model_name in its metrics, "" where it is not known.
     """
 
@@ -23,6 +24,7 @@ class Engine:
     address: str = ""
     ready: bool = True
     draining: bool = False
+    cordoned: bool = False
     limit: int = 0
     model: str = ""
 

@@ -181,9 +181,9 @@ def test_options_and_variables_of_the_object_win_over_the_charts_over_the_plans(
         "SGLANG_USE_CPU_ENGINE": "1",
         "A": "own",
     }
-    # one sentence for all; what equals the plan and what changes no memory is no reason to warn
+    # one sentence for all; what equals the plan, changes no memory or is overruled is no reason to warn
     assert warnings == (
-        "prediction void: the chart's engine.args sets --device=cpu, --mem-fraction-static=0.5 (planned 0.9); "
+        "prediction void: the chart's engine.args sets --device=cpu; "
         "spec.engine.args sets --mem-fraction-static=0.7 (planned 0.9)",
     )
     assert choice.given(Role.MEMORY_FRACTION) == ("spec.engine.args", "0.7")

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.manifests.names import ANNOTATION_DRAINING_SINCE, ANNOTATION_OWNER_UID, LABEL_ROLE, Manifest
+from qwen_operator.manifests.names import (
+    ANNOTATION_CORDONED_SINCE,
+    ANNOTATION_DRAINING_SINCE,
+    ANNOTATION_OWNER_UID,
+    LABEL_ROLE,
+    Manifest,
+)
 from qwen_operator.scaling.fleet import bounds, fleet, fleets, shown
 from qwen_operator.scaling.types import Bounds, Engine, ScalingState
 
@@ -39,7 +45,7 @@ def test_a_pod_that_answers() -> None:
     command = ["x", "launch", "--", "--served-model-name=org/m", "--max-running-requests", "2"]
     found = fleet(deployment(scaling={"maxReplicas": 3}), [pod(command=command)])
     assert (found.key, found.uid, found.bounds) == (("team", "demo"), "uid-demo", Bounds(1, 3, 300.0))
-    assert found.engines == (Engine("demo-12345678-0", "uid-0", "fd00::7", True, False, 2, "org/m"),)
+    assert found.engines == (Engine("demo-12345678-0", "uid-0", "fd00::7", limit=2, model="org/m"),)
 
 
 OPTIONS: dict[str, tuple[list[str], int]] = {
@@ -82,6 +88,12 @@ def test_a_draining_pod() -> None:
     manifest = pod()
     manifest["metadata"]["annotations"][ANNOTATION_DRAINING_SINCE] = "2026-11-24T10:00:00Z"
     assert fleet(deployment(), [manifest]).engines[0].draining
+
+
+def test_a_pod_on_a_cordoned_node() -> None:
+    manifest = pod()
+    manifest["metadata"]["annotations"][ANNOTATION_CORDONED_SINCE] = "2026-11-24T10:00:00Z"
+    assert [engine.cordoned for engine in fleet(deployment(), [manifest, pod(1)]).engines] == [True, False]
 
 
 NO_ENGINES: dict[str, Manifest] = {

@@ -79,6 +79,14 @@ def test_it_shrinks_to_the_highest_need_of_the_window_and_not_before_its_end() -
     assert replay.looks(30, engines(2), lower[:2]).replicas == 1
 
 
+def test_a_replica_that_is_replaced_because_of_its_node_is_no_change_of_size() -> None:
+    replay = Replay(Bounds(1, 8, 60.0), step=1.0)
+    replay.looks(10, (engine(0, cordoned=True),), [load(0, 1)])
+    both = (engine(0, cordoned=True), engine(1))
+    decision = replay.looks(10, both, [load(0, 1), load(1)])
+    assert (decision.replicas, decision.reason) == (1, Reason.STEADY)
+
+
 def test_a_window_of_nothing_follows_the_load() -> None:
     replay = Replay(Bounds(1, 8, 0.0))
     replay.looks(10, engines(1), [load(0)])
@@ -145,7 +153,7 @@ def test_a_hold_is_followed_by_a_whole_window() -> None:
     decision = replay.looks(59, engines(2), [load(0), load(1)])
     assert decision.replicas == 2
     assert decision.message == (
-        "2 replicas held while the load could not be read; none goes before the load was seen for 60 s"
+        "2 replicas held while the load was not known; none goes before the load was seen for 60 s"
     )
     assert replay.look(engines(2), [load(0), load(1)]).replicas == 1
 

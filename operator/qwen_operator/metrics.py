@@ -145,6 +145,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen_deployment_replicas": ("Replicas: wanted, granted (a node is found), starting, ready, draining", ("state",)),
     "qwen_deployment_replicas_min": ("Fewest replicas that the load may lead to", ()),
     "qwen_deployment_replicas_max": ("Most replicas that the load may lead to", ()),
+    "qwen_deployment_scaling_configured": ("1 where spec.scaling is set, also while spec.replicas decides", ()),
     "qwen_deployment_gpus": ("GPUs: allocated (to pods with a node), ready (of replicas that answer)", ("state",)),
     "qwen_deployment_queue_requests": ("Requests that wait in the engines", ()),
     "qwen_deployment_running_requests": ("Requests that run in the engines", ()),
@@ -191,6 +192,7 @@ def _status(gauges: _Gauges, key: Key, manifest: Manifest) -> None:
     gauges.add("qwen_deployment_plan_startup_seconds", key, plan.get("startupSeconds"))
     gauges.add("qwen_deployment_replicas", key, (status.get("scaling") or {}).get("wanted"), "wanted")
     scaling = spec.get("scaling") or {}
+    gauges.add("qwen_deployment_scaling_configured", key, int("scaling" in spec))
     fixed = spec.get("replicas", None if scaling else 1)
     gauges.add("qwen_deployment_replicas_min", key, scaling.get("minReplicas", 1) if fixed is None else fixed)
     gauges.add("qwen_deployment_replicas_max", key, scaling.get("maxReplicas") if fixed is None else fixed)

@@ -43,7 +43,6 @@ class Reason(StrEnum):
     WAITING_FOR_GPUS = "WaitingForGpus"
     STARTING = "Starting"
     LOADING = "Loading"
-    STOPPING = "Stopping"
     REPLACING = "Replacing"
     REPLICA_LOST = "ReplicaLost"
     WAITING_FOR_NODE = "WaitingForNode"
@@ -114,7 +113,6 @@ PROGRESS = frozenset(
         Reason.INSPECTING,
         Reason.STARTING,
         Reason.LOADING,
-        Reason.STOPPING,
         Reason.REPLACING,
         Reason.SCALED,
     }

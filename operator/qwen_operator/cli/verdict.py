@@ -59,9 +59,7 @@ def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alter
     yield ""
     yield from _arithmetic(chosen, product)
     yield _labelled("holds", f"{_holds(chosen, wanted)}; {result.max_running_requests} run at once, more wait")
-    yield _labelled(
-        "start-up", explain.startup(given.checkpoint, result.startup_seconds, given=_startup_given(given))[10:]
-    )
+    yield from (_labelled(*step.split(": ", 1)) for step in result.steps if step.startswith("start-up: "))
     yield _labelled("pod", _pod(result))
     if product.cost_per_gpu_hour is not None:
         price = product.cost_per_gpu_hour
@@ -235,10 +233,6 @@ def _holds(one: Budget, wanted: Demand) -> str:
         f"{longest} request{'' if longest == 1 else 's'} of {number(wanted.context)} tokens, or {number(typical)} of "
         f"{wanted.input_tokens} in + {wanted.output_tokens} out ({asked})"
     )
-
-
-def _startup_given(given: Inputs) -> bool:
-    return given.spec.engine.startup_seconds is not None
 
 
 def _pod(result: Plan) -> str:

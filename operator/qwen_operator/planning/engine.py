@@ -44,8 +44,12 @@ FIXED: Settings = (
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What makes the engine load the bytes that were planned for; `revision` None: whatever is there."""
+    """What makes the engine load the bytes that were planned for; `revision` None: whatever is there.
 
+    `hub`: it downloads them; None: they are on a claim.
+    """
+
+    hub: Hub | None = None
     revision: str | None = None
     env: tuple[EnvVar, ...] = ()
 
@@ -59,14 +63,17 @@ def download(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> Do
     mirror = defaults.mirror(hub)
     if hub is Hub.MODELSCOPE:
         domain = (EnvVar("MODELSCOPE_DOMAIN", urlsplit(mirror).netloc),) if mirror else ()
-        return Download(written, (EnvVar("SGLANG_USE_MODELSCOPE", "true"), *domain))
-    return Download(checkpoint.commit or written, (EnvVar("HF_ENDPOINT", mirror),) if mirror else ())
+        return Download(hub, written, (EnvVar("SGLANG_USE_MODELSCOPE", "true"), *domain))
+    return Download(hub, checkpoint.commit or written, (EnvVar("HF_ENDPOINT", mirror),) if mirror else ())
 
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
     """The engine before sizing: complete image reference, its options' table, options of chart and object, warnings,
-    and the revision to download."""
+    and the revision to download.
+
+    `downloads`: every start loads the weights from a hub.
+    """
 
     image: str
     table: Table
@@ -75,6 +82,7 @@ class EngineChoice:
     env: tuple[EnvVar, ...]
     warnings: tuple[str, ...]
     revision: str | None = None
+    downloads: bool = False
 
     def given(self, role: Role) -> tuple[str, str] | None:
         """(where, value) of an option that chart or object set over the plan's `role`; None if neither does."""
@@ -101,6 +109,7 @@ def choose(engine: Engine, defaults: EngineDefaults, source: Download | None = N
         env=_merged_env(_ENV, source.env if source else (), defaults.env, engine.env),
         warnings=warnings,
         revision=source.revision if source else None,
+        downloads=source is not None and source.hub is not None,
     )
 
 

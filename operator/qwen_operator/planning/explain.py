@@ -98,12 +98,13 @@ def holds(tokens: int, running: int, wanted: Demand) -> str:
     )
 
 
-def startup(checkpoint: Checkpoint, seconds: int, *, given: bool) -> str:
+def startup(checkpoint: Checkpoint, seconds: int, *, given: bool, downloads: bool) -> str:
     """How long a start may take."""
     if given:
         return f"start-up: {seconds} s (spec.engine.startupSeconds)"
-    gigabytes = checkpoint.weight_bytes / 1e9
-    return f"start-up: 120 s imports + {gigabytes:.1f} GB at 1 GB/s + 120 s graphs = {seconds} s (assumed)"
+    size = f"{checkpoint.weight_bytes / 1e9:.1f} GB"
+    download = f"{size} from the hub at 0.1 GB/s + " if downloads else ""
+    return f"start-up: {download}120 s imports + {size} at 1 GB/s + 120 s graphs = {seconds} s (assumed)"
 
 
 def cost(product: GpuProduct, gpus: int) -> str | None:

@@ -25,6 +25,7 @@ from qwen_operator.planning.types import EngineDefaults, NoFit, Plan
 _IMPORT_SECONDS = 120
 _GRAPH_SECONDS = 120
 _LOAD_BYTES_PER_SECOND = 1_000_000_000
+_DOWNLOAD_BYTES_PER_SECOND = 100_000_000
 _SHOWN = 6
 # Requests of a pod for each GPU: the least that one scheduler process and its share of the tokenizer take.
 _CPU_MILLIS = 500
@@ -107,8 +108,8 @@ def _plan(spec: Spec, search: Search, choice: EngineChoice, fit: Fit, inventory:
     checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
     running = _running(chosen, wanted, choice)
     args, warnings = engine.arguments(choice, _settings(spec, search, fit, choice, running))
-    seconds = _IMPORT_SECONDS + math.ceil(checkpoint.weight_bytes / _LOAD_BYTES_PER_SECOND) + _GRAPH_SECONDS
-    startup = spec.engine.startup_seconds or seconds
+    startup = spec.engine.startup_seconds or _startup_seconds(checkpoint, choice)
+    start = explain.startup(checkpoint, startup, given=bool(spec.engine.startup_seconds), downloads=choice.downloads)
     facts = "; facts from the catalog" if checkpoint.source == CATALOG else explain.pinned(checkpoint)
     per_node = chosen.tp // chosen.split.nodes
     return Plan(
@@ -123,7 +124,7 @@ def _plan(spec: Spec, search: Search, choice: EngineChoice, fit: Fit, inventory:
         args=args,
         env=choice.env,
         shm_bytes=per_node * GIB,
-        steps=_steps(spec, search, fit, (startup, running), inventory),
+        steps=_steps(search, fit, inventory, start, running),
         selector=dict(fit.product.selector),
         tolerations=tuple(fit.product.tolerations),
         warnings=warnings,
@@ -138,6 +139,11 @@ def _plan(spec: Spec, search: Search, choice: EngineChoice, fit: Fit, inventory:
         cpu_millis=per_node * _CPU_MILLIS,
         host_memory_bytes=per_node * _HOST_BYTES,
     )
+
+
+def _startup_seconds(checkpoint: Checkpoint, choice: EngineChoice) -> int:
+    seconds = _IMPORT_SECONDS + math.ceil(checkpoint.weight_bytes / _LOAD_BYTES_PER_SECOND) + _GRAPH_SECONDS
+    return seconds + math.ceil(checkpoint.weight_bytes / _DOWNLOAD_BYTES_PER_SECOND) if choice.downloads else seconds
 
 
 def _running(chosen: Budget, wanted: Demand, choice: EngineChoice) -> int:
@@ -183,15 +189,14 @@ def _settings(spec: Spec, search: Search, fit: Fit, choice: EngineChoice, runnin
     return (*values, *engine.FIXED)
 
 
-def _steps(spec: Spec, search: Search, fit: Fit, numbers: tuple[int, int], inventory: Inventory) -> tuple[str, ...]:
+def _steps(search: Search, fit: Fit, inventory: Inventory, start: str, running: int) -> tuple[str, ...]:
     checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
-    seconds, running = numbers
     price = explain.cost(fit.product, chosen.tp)
     return (
         *explain.model(checkpoint, wanted, search.kv_cache_type),
         *explain.splits(fit, wanted),
         explain.holds(chosen.kv_tokens, running, wanted),
-        explain.startup(checkpoint, seconds, given=spec.engine.startup_seconds is not None),
+        start,
         *([price] if price else []),
         *gates.remarks(checkpoint, fit.product, chosen.tp),
         *inventory.notes,

@@ -38,11 +38,13 @@ _BACK_OFF = re.compile(r"back-off (\S+) restarting")
 class Restarts:
     """How the kubelet starts it again: how often it did, and what it waits between two tries ("40s"), if it waits.
 
-    `looping`: it died soon after its start, again and again, and nothing says that the next try ends otherwise.
+    `soon`: it died before it served, or soon after its start. `looping`: it did so again and again, and nothing says
+    that the next try ends otherwise.
     """
 
     count: int = 0
     back_off: str = ""
+    soon: bool = False
     looping: bool = False
 
 
@@ -171,7 +173,7 @@ def _record(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, Any
         pod=pod["metadata"]["name"],
         exit_code=code if isinstance(code, int) else -1,
         time=str(ended.get("finishedAt") or ""),
-        count=max(1, int(container.get("restartCount") or 0)),
+        count=max(1, int(container.get("restartCount") or 0)) if _soon(str(report.get("phase") or ""), ended) else 1,
         log=tuple(str(line)[:200] for line in (log if isinstance(log, list) else ()) if line)[-10:],
     )
 
@@ -200,8 +202,13 @@ def _restarts(container: Mapping[str, Any], ended: Mapping[str, Any], failure: F
     count = int(container.get("restartCount") or 0)
     waiting = (container.get("state") or {}).get("waiting") or {}
     found = _BACK_OFF.search(str(waiting.get("message") or "")) if waiting.get("reason") == "CrashLoopBackOff" else None
-    soon = failure.phase not in ("", _SERVING) or (_seconds(ended) or 0.0) < CRASH_LOOP_SECONDS
-    return Restarts(count, found[1] if found else "", looping=count >= CRASH_LOOP_RESTARTS and soon)
+    soon = _soon(failure.phase, ended)
+    return Restarts(count, found[1] if found else "", soon, looping=soon and count >= CRASH_LOOP_RESTARTS)
+
+
+def _soon(phase: str, ended: Mapping[str, Any]) -> bool:
+    """Whether it ended before it served, or within CRASH_LOOP_SECONDS of its start: what served for longer was well."""
+    return phase not in ("", _SERVING) or (_seconds(ended) or 0.0) < CRASH_LOOP_SECONDS
 
 
 def _seconds(ended: Mapping[str, Any]) -> float | None:

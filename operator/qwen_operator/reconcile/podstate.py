@@ -6,7 +6,7 @@ termination message.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ from qwen_operator.reconcile.model import deleting
 
 _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _REFUSED = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")
-_ON_THE_WAY = frozenset({Reason.STARTING, Reason.LOADING, Reason.WAITING_FOR_GPUS, Reason.STOPPING})
+_ON_THE_WAY = frozenset({Reason.STARTING, Reason.LOADING, Reason.WAITING_FOR_GPUS})
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 # The kubelet alternates between the error and the error behind a back-off text: one message for both.
 _BACK_OFF = re.compile(r"^Back-off pulling image \"[^\"]*\": (?:ErrImagePull: )?")
@@ -117,7 +117,7 @@ def trouble(pod: Manifest) -> tuple[Reason, str]:
 def _trouble(pod: Manifest, failure: Failure | None, restarts: Restarts) -> tuple[Reason, str]:
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     if deleting(pod):
-        return Reason.STOPPING, f"{name} is being stopped"
+        return Reason.DRAINING, f"{name} is being stopped"
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
         return _unscheduled(name, str(scheduled.get("message", "")))
@@ -186,16 +186,17 @@ def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
 def last_failure(old: Mapping[str, Any], states: Iterable[PodState]) -> Failure | None:
     """The failure to report: the newest of the pods', counted on from the one reported before.
 
-    `old` is `status.lastFailure` as it stands, {} if there is none.
+    `old` is `status.lastFailure` as it stands, {} if there is none. An engine that had served for long before its end
+    begins the count anew: one crash a week is not the same trouble three times.
     """
     before = stored_failure(old)
-    newest = max((state.failure for state in states if state.failure), key=lambda item: item.time, default=None)
+    ends = [(state.failure, state.restarts.soon) for state in states if state.failure]
+    newest, soon = max(ends, key=lambda end: end[0].time, default=(None, False))
     if newest is None or (before is not None and before.time >= newest.time):
         return before
     if before is None:
         return newest
-    count = before.count + 1 if before.reason == newest.reason else 1
-    return Failure(newest.reason, newest.phase, newest.pod, newest.exit_code, newest.time, count, newest.log)
+    return replace(newest, count=before.count + 1 if soon and before.reason == newest.reason else 1)
 
 
 def stored_failure(record: Mapping[str, Any]) -> Failure | None:

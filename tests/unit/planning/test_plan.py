@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.api.spec import Engine, Hardware, Parallelism, Spec, Workload
+from qwen_operator.api.spec import Engine, Hardware, Parallelism, Source, Spec, Workload
 from qwen_operator.checkpoints.facts import INSPECTION
 from qwen_operator.hardware.inventory import GpuPool, Inventory, inventory
 from qwen_operator.planning.memory import GIB
@@ -60,7 +60,7 @@ def test_a_plan_in_full() -> None:
     assert result.kv_tokens == 57408
     assert result.kv_bytes_per_token_per_rank == 640 * 1024
     assert result.weight_bytes_per_rank == pytest.approx(144575840256 / 4, rel=0.001)
-    assert result.startup_seconds == 120 + 145 + 120
+    assert result.startup_seconds == 1446 + 120 + 145 + 120
     assert (result.engine_image, result.engine_version) == ("lmsysorg/sglang:v0.5.23", "0.5.23")
     assert result.args == (
         "--tp-size=4",
@@ -409,6 +409,15 @@ def test_a_product_that_is_barred_is_no_place_for_a_split() -> None:
     found = inventory([], [pool("T4", 8), pool("L4", 1)])
     refusal = _refused(spec(parallelism=Parallelism(2)), "Qwen1.5-7B-Chat-GPTQ-Int4", found)
     assert refusal.message.startswith("GPTQ weights need compute capability 8.0, Tesla-T4 has 7.5; would fit")
+
+
+def test_only_what_is_on_a_claim_starts_without_a_download() -> None:
+    model = "Qwen1.5-72B-Chat"
+    claimed = _planned(spec(source=Source("pvc://models/chat")), model, pools("H100-80GB"))
+    assert claimed.startup_seconds == 120 + 145 + 120
+    assert "start-up: 120 s imports + 144.6 GB at 1 GB/s + 120 s graphs = 385 s (assumed)" in claimed.steps
+    [step] = [step for step in _planned(spec(), model, pools("H100-80GB")).steps if step.startswith("start-up")]
+    assert step.startswith("start-up: 144.6 GB from the hub at 0.1 GB/s + 120 s imports")
 
 
 def test_a_start_up_time_of_the_users_own_is_taken() -> None:

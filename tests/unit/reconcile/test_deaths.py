@@ -11,7 +11,7 @@ import pytest
 from qwen_operator.api.advice import ADVICE
 from qwen_operator.api.conditions import MESSAGE_LIMIT, Reason
 from qwen_operator.kube import Manifest
-from qwen_operator.reconcile.podstate import PodState, read
+from qwen_operator.reconcile.podstate import PodState, last_failure, read
 from qwen_runtime.reasons import Reason as RuntimeReason
 
 NOW = datetime(2026, 11, 24, 13, 0, tzinfo=UTC)
@@ -144,6 +144,31 @@ def test_a_message_has_the_words_that_matter(end: Manifest, says: str) -> None:
 )
 def test_a_crash_loop_is_one_whose_tries_die_soon(restarts: int, end: Manifest, looping: bool) -> None:
     assert state(pod(end, restarts=restarts)).crash_looping is looping
+
+
+@pytest.mark.parametrize(
+    ("report", "seconds", "counts"),
+    [
+        ({**REPORT, "phase": "Serving"}, 60, [1, 2, 3]),
+        # It takes long to load, and never serves.
+        ({**REPORT, "phase": "LoadWeights"}, 2000, [1, 2, 3]),
+        # It served for half an hour each time: never the same trouble in a row.
+        ({**REPORT, "phase": "Serving"}, 2000, [1, 1, 1]),
+    ],
+)
+def test_an_engine_that_served_for_long_begins_the_count_anew(
+    report: Manifest, seconds: int, counts: list[int]
+) -> None:
+    record: Manifest = {}
+    found = []
+    for day in (20, 21, 22):
+        end = ended(1, report, seconds=seconds)
+        end |= {key: end[key].replace("-24T", f"-{day}T") for key in ("startedAt", "finishedAt")}
+        failure = last_failure(record, [state(pod(end, restarts=1))])
+        assert failure is not None
+        found.append(failure.count)
+        record = {"reason": failure.reason, "time": failure.time, "count": failure.count, "pod": failure.pod}
+    assert found == counts
 
 
 def test_a_pod_that_answers_again_is_in_no_loop() -> None:

@@ -136,9 +136,9 @@ async def test_a_replacement_that_found_a_node_may_also_start_before_the_old_one
     loading["conditions"][1]["status"] = "False"
     world.kubelet.engine = lambda pod: ready_status(pod) if pod["metadata"]["name"] == old else loading
     cordon(world)
-    await world.wait(200)
+    await world.wait(215)
     assert available(world) == 1
-    # Twice 120 s and a second per gigabyte are planned for the start.
+    # Planned for the start are twice 120 s, and eleven seconds for each gigabyte of a download.
     await world.wait(60)
     assert available(world) == 0
 

@@ -149,7 +149,7 @@ class Operator:
         await self.resync.first()
         hub = HubReader(self._fetch, self.queue.add, utc_now)
         observer = Observer(self.store, self.config.pools, self.autoscaler.state, hub.known)
-        actor = Actor(api, self.store, _stamp)
+        actor = Actor(api, self.store, utc_now)
         reconciler = Reconciler(observer, actor, self.config, utc_now, self.deployments.wrote, hub)
         keys = GatewayKeys(api, self.config)
         tasks: list[Coroutine[Any, Any, Any]] = [self.autoscaler.run(), keys.run(), hub.run()]
@@ -203,7 +203,3 @@ async def _first(coroutines: list[Coroutine[Any, Any, Any]]) -> int:
             raise RuntimeError("a part of the operator was cancelled from outside; the log says what failed before")
         task.result()
     return min(tasks.index(task) for task in done)
-
-
-def _stamp() -> str:
-    return utc_now().strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -169,7 +169,10 @@ def test_deleting_leaves_nothing(kubectl: Kubectl, space: str, settled: Manifest
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ten_idle_minutes_without_a_write(bed: Cluster, release: Release, space: str, settled: Manifest) -> None:
+def test_ten_idle_minutes_without_a_write(
+    bed: Cluster, kubectl: Kubectl, release: Release, space: str, settled: Manifest
+) -> None:
+    wait_load(kubectl, space, "own")
     audit = AuditLog(bed.audit_log)
     time.sleep(600)
 

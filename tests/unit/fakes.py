@@ -61,8 +61,8 @@ class Clock:
     def now(self) -> datetime:
         return self.epoch + timedelta(seconds=self.seconds)
 
-    def stamp(self) -> str:
-        return self.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+    def stamp(self, ahead: float = 0.0) -> str:
+        return (self.now() + timedelta(seconds=ahead)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def advance(self, seconds: float) -> None:
         self.seconds += seconds
@@ -179,7 +179,7 @@ class FakeKube:
         if grace_seconds == 0:
             self.finish(old, resource)
         elif not (resource == PODS and "deletionTimestamp" in old["metadata"]):
-            self.remove(old, resource)
+            self.remove(old, resource, grace_seconds)
         self.after(number, self.writes[number])
 
     async def aclose(self) -> None:
@@ -206,12 +206,13 @@ class FakeKube:
         change(manifest)
         return self.put(resource, manifest)
 
-    def remove(self, manifest: Manifest, resource: Resource) -> None:
+    def remove(self, manifest: Manifest, resource: Resource, grace_seconds: int | None = None) -> None:
         """A deletion: a pod that runs ends gracefully (the kubelet finishes it), everything else at once."""
         status = manifest.get("status") or {}
         if resource == PODS and status.get("phase") == "Running" and "deletionTimestamp" not in manifest["metadata"]:
             new = copy.deepcopy(manifest)
-            new["metadata"]["deletionTimestamp"] = self.clock.stamp()
+            own = manifest["spec"].get("terminationGracePeriodSeconds", 30)
+            new["metadata"]["deletionTimestamp"] = self.clock.stamp(own if grace_seconds is None else grace_seconds)
             self._change(resource, manifest, new)
             return
         self.finish(manifest, resource)

@@ -6,6 +6,7 @@ the view was stale: the object is read, and the decision is made again.
 
 import logging
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from qwen_operator.kube import (
@@ -24,6 +25,7 @@ from qwen_operator.kube import (
     Resource,
 )
 from qwen_operator.reconcile.model import Action, Create, Delete, Kind
+from qwen_operator.reconcile.notices import stamp_of
 from qwen_operator.reconcile.store import Key, Store
 
 STATUS_MANAGER = "qwen-operator-status"
@@ -41,12 +43,12 @@ class Stale(Exception):
 
 
 class Actor:
-    """Writes to the API server and keeps the store in step. `stamp` returns the time as RFC 3339."""
+    """Writes to the API server and keeps the store in step. `now` returns the time with its zone."""
 
-    def __init__(self, api: KubeApi, store: Store, stamp: Callable[[], str]) -> None:
+    def __init__(self, api: KubeApi, store: Store, now: Callable[[], datetime]) -> None:
         self._api = api
         self._store = store
-        self._stamp = stamp
+        self._now = now
 
     async def act(self, key: Key, action: Action) -> None:
         """Carry out one action for the QwenDeployment `key`; raises Stale, or ApiError."""
@@ -121,10 +123,13 @@ class Actor:
 
     def _deleted(self, resource: Resource, key: Key, action: Delete) -> None:
         known = self._store.get(resource, key)
-        if action.grace_seconds == 0 and known is not None and known["metadata"].get("uid") == action.uid:
-            self._store.remove(resource, known)
-        else:
-            self._store.mark_deleting(resource, key, action.uid, self._stamp())
+        if known is None or known["metadata"].get("uid") != action.uid:
+            return
+        if action.grace_seconds == 0:
+            self._store.remove(resource, known, told=False)
+            return
+        grace = action.grace_seconds or int((known.get("spec") or {}).get("terminationGracePeriodSeconds") or 0)
+        self._store.mark_deleting(resource, key, action.uid, stamp_of(self._now() + timedelta(seconds=grace)))
 
     async def _refresh(self, resource: Resource, key: Key) -> None:
         """Read one object; it may be one that the label-selected watch does not show."""
@@ -133,6 +138,6 @@ class Actor:
         except NotFound:
             known = self._store.get(resource, key)
             if known is not None:
-                self._store.remove(resource, known)
+                self._store.remove(resource, known, told=False)
             return
         self._store.update(resource, found)

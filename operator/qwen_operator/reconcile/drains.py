@@ -21,9 +21,9 @@ from qwen_operator.reconcile.notices import notice, stamp_of
 from qwen_operator.reconcile.podstate import PodState
 from qwen_operator.scaling.types import ScalingState
 
-UNROUTED_SECONDS = 5.0
+UNROUTED_SECONDS = 6.0
 """How long after it is unrouted a pod may still get a request: the gateways have to see it, and to tell their router.
-Before that, being idle says nothing."""
+Before that, being idle says nothing. Five seconds, and one for stamps, which are cut to whole seconds."""
 
 
 @dataclass(frozen=True, slots=True)

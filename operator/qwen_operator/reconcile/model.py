@@ -98,6 +98,7 @@ class Refusal:
     kind: Kind
     name: str
     message: str
+    deletion: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ LOOKED_AT = 128
 class Observer:
     """Reads the store. What depends on all objects of a kind is computed once per change of that kind.
 
-    `scaling` tells what the load says about the QwenDeployment of a namespace and name, `hub` what a model hub
+    `scaling` tells what the load says about the QwenDeployment of a namespace, name and uid, `hub` what a model hub
     answered it.
     """
 
@@ -43,7 +43,7 @@ class Observer:
         self,
         store: Store,
         pools: tuple[GpuPool, ...],
-        scaling: Callable[[str, str], ScalingState | None],
+        scaling: Callable[[str, str, str], ScalingState | None],
         hub: Callable[[Key], HubAnswer | None] = lambda _key: None,
     ) -> None:
         self._store = store
@@ -70,7 +70,7 @@ class Observer:
             budgets=self._children(POD_DISRUPTION_BUDGETS, deployment, [budget_name(name)]),
             quotas=tuple(self._store.inside(RESOURCE_QUOTAS, meta["namespace"])),
             nodes=nodes,
-            scaling=self._scaling(*key) or shown(deployment),
+            scaling=self._scaling(*key, meta["uid"]) or shown(deployment),
             inventory=gpus,
             lost_names=self._lost(key),
             hub=self._hub(key),

@@ -13,7 +13,7 @@ from typing import Any
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.status import Failure
 from qwen_operator.manifests.names import ENGINE_CONTAINER, LABEL_REVISION, Manifest
-from qwen_operator.reconcile.deaths import NO_RESTARTS, Restarts, death, evicted, failure_message, reason_of
+from qwen_operator.reconcile.deaths import NO_RESTARTS, Restarts, death, evicted, failure_message, reason_of, report_of
 from qwen_operator.reconcile.model import deleting
 
 _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
@@ -33,7 +33,8 @@ class PodState:
     """`index` is None for a pod that is ours by mark but has no name of ours. `ended`: its phase is final.
 
     `ready`: it answers, also through the gateway. `settles_in`: seconds until a Ready pod does, else 0. `started`: its
-    engine has come up since its last start, so that a pod that is not ready has answered before and may again.
+    engine has come up since its last start, or had before a single end, so that a pod that is not ready has answered
+    before and may again.
     `restarts` belong to `failure`.
     """
 
@@ -95,7 +96,7 @@ def read(pod: Manifest, deployment: str, now: datetime) -> PodState:
         message=message,
         failure=failure,
         settles_in=settles_in,
-        started=up or (not gone and not ended and _started(status)),
+        started=up or (not gone and not ended and (_started(status) or _served(status, restarts))),
         restarts=restarts,
     )
 
@@ -169,6 +170,16 @@ def _started(status: Mapping[str, Any]) -> bool:
     """Whether the engine's start-up probe has succeeded in the present container."""
     containers = status.get("containerStatuses") or ()
     return any(item.get("name") == ENGINE_CONTAINER and item.get("started") is True for item in containers)
+
+
+def _served(status: Mapping[str, Any], restarts: Restarts) -> bool:
+    """Whether the engine has served before its last end, and does not die again and again since."""
+    ends = (
+        (item.get("lastState") or {}).get("terminated") or (item.get("state") or {}).get("terminated") or {}
+        for item in status.get("containerStatuses") or ()
+        if item.get("name") == ENGINE_CONTAINER
+    )
+    return not restarts.looping and any(report_of(end).get("phase") == "Serving" for end in ends)
 
 
 def _running(status: Mapping[str, Any]) -> bool:

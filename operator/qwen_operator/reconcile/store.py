@@ -50,6 +50,9 @@ class Store:
         self._objects: dict[Resource, dict[Key, Manifest]] = {resource: {} for resource in WATCHED}
         self._related: dict[Resource, dict[str, set[Key]]] = {resource: {} for resource in WATCHED}
         self._generation = dict.fromkeys(_COMMON, 0)
+        # From which resourceVersion on a name was gone: a list or an answer that was made before comes too late.
+        self._gone: dict[Resource, dict[Key, int]] = {resource: {} for resource in WATCHED}
+        self._listed: dict[tuple[Resource, str | None], int] = {}
 
     def get(self, resource: Resource, key: Key) -> Manifest | None:
         return self._objects[resource].get(key)
@@ -81,22 +84,33 @@ class Store:
         old = self._objects[resource].get(key)
         if old is not None and not _newer(new, old):
             return None
+        if old is None and 0 < _number(new["metadata"]) < self._gone[resource].get(key, 0):
+            return None
         self._put(resource, key, new)
         return None if old is not None and _same(old, new) else Change(resource, old, new)
 
-    def remove(self, resource: Resource, manifest: Manifest) -> Change | None:
-        """Take in a deletion; None when the object is not known, or another one has its name by now."""
-        old = self._objects[resource].get(key_of(manifest))
+    def remove(self, resource: Resource, manifest: Manifest, *, told: bool = True) -> Change | None:
+        """Take in a deletion; None when the object is not known, or another one has its name by now.
+
+        `told`: `manifest` is that of the deletion itself, otherwise it is the last state that was known.
+        """
+        key = key_of(manifest)
+        since = _number(manifest["metadata"]) + (0 if told else 1)
+        self._gone[resource][key] = max(since, self._gone[resource].get(key, 0))
+        old = self._objects[resource].get(key)
         if old is None or _uid(old) != _uid(manifest):
             return None
-        self._drop(resource, key_of(manifest))
+        self._drop(resource, key)
         return Change(resource, old, None)
 
-    def mark_deleting(self, resource: Resource, key: Key, uid: str, now: str) -> None:
-        """Note that the API server accepted a deletion; the event that says so is still on its way."""
+    def mark_deleting(self, resource: Resource, key: Key, uid: str, end: str) -> None:
+        """Note that the API server accepted a deletion; the event that says so is still on its way.
+
+        `end` of the grace period is what the API server writes as deletionTimestamp.
+        """
         old = self._objects[resource].get(key)
         if old is not None and _uid(old) == uid:
-            self._put(resource, key, {**old, "metadata": {"deletionTimestamp": now, **old["metadata"]}})
+            self._put(resource, key, {**old, "metadata": {"deletionTimestamp": end, **old["metadata"]}})
 
     def replace(
         self, resource: Resource, namespace: str | None, items: Iterable[Manifest], version: str
@@ -104,12 +118,23 @@ class Store:
         """Take in a complete list of a namespace (None: of all): the only way to learn of a deletion that no watch
         told. What is known from after the list's resourceVersion stays."""
         listed = {key_of(item): item for item in items}
+        self._prune(resource, namespace, _parse(version))
         changes = [self.update(resource, item) for item in listed.values()]
         for key, known in list(self._objects[resource].items()):
             outside = namespace is not None and key[0] != namespace
             if key not in listed and not outside and _number(known["metadata"]) <= _parse(version):
-                changes.append(self.remove(resource, known))
+                changes.append(self.remove(resource, known, told=False))
         return [change for change in changes if change is not None]
+
+    def _prune(self, resource: Resource, namespace: str | None, version: int) -> None:
+        """Forget what was gone at the list before this one: nothing that was asked for before that is under way."""
+        before = self._listed.get((resource, namespace), 0)
+        self._listed[resource, namespace] = version
+        self._gone[resource] = {
+            key: number
+            for key, number in self._gone[resource].items()
+            if number > before or namespace not in (None, key[0])
+        }
 
     def _put(self, resource: Resource, key: Key, manifest: Manifest) -> None:
         self._forget(resource, key)

@@ -233,7 +233,8 @@ def _missing(situation: Situation, number: int) -> str:
 
 
 def _refused(refusal: Refusal) -> tuple[Reason, str]:
-    text = f"the API server refuses the {refusal.kind} {refusal.name}: {refusal.message}"
+    what = "to delete the" if refusal.deletion else "the"
+    text = f"the API server refuses {what} {refusal.kind} {refusal.name}: {refusal.message}"
     if any(words in refusal.message for words in _QUOTA_WORDS):
         return Reason.QUOTA_EXCEEDED, f"{text}; it is tried again"
     return Reason.POD_REFUSED, text

@@ -7,11 +7,11 @@ while the pods that it speaks of still exist, and an Event is posted before the 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from qwen_operator.kube import ApiError, Forbidden, Invalid, Manifest, NamespaceTerminating
+from qwen_operator.kube import ApiError, Forbidden, Invalid, Manifest, NamespaceTerminating, Unavailable
 from qwen_operator.kube.lease import NotLeading
 from qwen_operator.reconcile.act import Actor, Stale
 from qwen_operator.reconcile.config import Config
@@ -35,9 +35,21 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+class Unfinished(Exception):
+    """Something was refused and has to be tried again; what time alone changes is due in `after` seconds."""
+
+    def __init__(self, error: ApiError, after: float | None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.after = after
+
+
 @dataclass(slots=True)
 class Reconciler:
-    """One reconcile of one key. Raises ApiError when it has to be tried again."""
+    """One reconcile of one key. Raises ApiError when it has to be tried again.
+
+    `_failing`: keys whose last action met an error of the API server's own. `_kept`: what it refused to delete.
+    """
 
     observer: Observer
     actor: Actor
@@ -46,49 +58,77 @@ class Reconciler:
     wrote: StatusObserver = lambda _key, _old, _new: None
     hub: HubReader | None = None
     _written: dict[Key, datetime] = field(default_factory=dict)
+    _failing: set[Key] = field(default_factory=set)
+    _kept: dict[Key, "_Refused | None"] = field(default_factory=dict)
 
     async def reconcile(self, key: Key) -> tuple[bool, float | None]:
         """Bring the QwenDeployment one decision further.
 
         Returns whether anything was done to its children, and in how many seconds time alone changes the decision.
+        Raises Unfinished when something was refused, after all else was done.
         """
         observed = self.observer.observe(key)
         if observed is None or "deletionTimestamp" in observed.deployment["metadata"]:
             # The garbage collector removes the children.
-            self._written.pop(key, None)
-            if self.hub is not None:
-                self.hub.forget(key)
+            self._forget(key)
             return False, None
-        decision = decide(observed, self.config, self.now())
+        decision = self._decide(key, observed)
         if decision.ask is not None and self.hub is not None:
             self.hub.ask(key, decision.ask)
         removals = [action for action in decision.actions if isinstance(action, Delete)]
         others = [action for action in decision.actions if not isinstance(action, Delete)]
-        refused: tuple[Action, ApiError] | None = None
-        for action in others:
+        try:
+            refused = await self._carry_out(key, others)
+        except NamespaceTerminating:
+            # The object goes with its namespace; until then there is nothing to make and nothing to say.
+            return False, None
+        told = decision
+        if others:
+            # The status speaks of what is there now: one write instead of two.
+            observed = self.observer.observe(key) or observed
+            told = self._decide(key, observed, refused)
+        held = await self._write(key, observed, told, now=refused is not None)
+        kept = await self._carry_out(key, removals)
+        self._kept[key] = kept
+        if refused := refused or kept:
+            # What was done before the refusal has its times too.
+            raise Unfinished(refused[1], _soonest(told.requeue_after, held))
+        self._failing.discard(key)
+        return bool(decision.actions), _soonest(decision.requeue_after, held)
+
+    def _decide(self, key: Key, observed: Observed, refused: "_Refused | None" = None) -> Decision:
+        """The decision, with the refusal of now, or of the removals before if they are still to be done."""
+        decision = decide(observed, self.config, self.now())
+        kept = self._kept.get(key)
+        if refused is None and kept is not None and any(_same(action, kept[0]) for action in decision.actions):
+            refused = kept
+        return decide(_refused(observed, *refused), self.config, self.now()) if refused else decision
+
+    async def _carry_out(self, key: Key, actions: Sequence[Action]) -> "_Refused | None":
+        """Do all of them; returns the first that was refused. A no to one is none to the others: what a quota
+        refuses, the removals may make room for."""
+        refused: _Refused | None = None
+        for action in actions:
             try:
                 await self.actor.act(key, action)
             except NamespaceTerminating:
-                # The object goes with its namespace; until then there is nothing to make and nothing to say.
-                return False, None
+                raise
             except (Invalid, Forbidden) as error:
-                # A no to one action is none to the others: what a quota refuses, the removals may make room for.
                 refused = refused or (action, error)
-        if refused:
-            latest = _refused(self.observer.observe(key) or observed, *refused)
-            held = await self._write(key, latest, decide(latest, self.config, self.now()), now=True)
-        elif others:
-            # The status speaks of what is there now: one write instead of two.
-            latest = self.observer.observe(key) or observed
-            held = await self._write(key, latest, decide(latest, self.config, self.now()))
-        else:
-            held = await self._write(key, observed, decision)
-        for removal in removals:
-            await self.actor.act(key, removal)
-        if refused:
-            raise refused[1]
-        waits = [seconds for seconds in (decision.requeue_after, held) if seconds is not None]
-        return bool(decision.actions), min(waits, default=None)
+            except Unavailable as error:
+                # A webhook that is down says no for hours, in words of its own; a hiccup is over by the next try.
+                if error.status < 500 or key not in self._failing:
+                    self._failing.add(key)
+                    raise
+                refused = refused or (action, error)
+        return refused
+
+    def _forget(self, key: Key) -> None:
+        self._written.pop(key, None)
+        self._kept.pop(key, None)
+        self._failing.discard(key)
+        if self.hub is not None:
+            self.hub.forget(key)
 
     async def _write(self, key: Key, observed: Observed, decision: Decision, *, now: bool = False) -> float | None:
         """Write the status if it differs; returns the seconds to wait if it is too early for that."""
@@ -120,9 +160,23 @@ def _substance(status: Manifest) -> Manifest:
     }
 
 
+_Refused = tuple[Action, ApiError]
+
+
 def _refused(observed: Observed, action: Action, error: ApiError) -> Observed:
     name = action.manifest["metadata"]["name"] if isinstance(action, Create) else action.name
-    return replace(observed, refusal=Refusal(action.kind, name, error.message))
+    refusal = Refusal(action.kind, name, error.message, deletion=isinstance(action, Delete))
+    return replace(observed, refusal=refusal)
+
+
+def _same(action: Action, kept: Action) -> bool:
+    if not isinstance(action, Delete) or not isinstance(kept, Delete):
+        return False
+    return (action.kind, action.name, action.uid) == (kept.kind, kept.name, kept.uid)
+
+
+def _soonest(*seconds: float | None) -> float | None:
+    return min((one for one in seconds if one is not None), default=None)
 
 
 @dataclass(slots=True)
@@ -161,11 +215,12 @@ class Worker:
             self.queue.again(key)
             log.debug("looking again", extra={**where, "cause": str(error)})
             return "stale"
+        except Unfinished as unfinished:
+            if unfinished.after is not None:
+                self.queue.add_after(key, unfinished.after)
+            return self._retry(key, unfinished.error)
         except ApiError as error:
-            delay = self.queue.retry(key, error.retry_after or 0.0)
-            self.failed(type(error).__name__)
-            log.warning("reconcile failed", extra={**where, "error": str(error), "retry_seconds": round(delay, 1)})
-            return "error"
+            return self._retry(key, error)
         except Exception as error:
             # One object that this program cannot handle must not take the others down with it.
             delay = self.queue.retry(key)
@@ -179,3 +234,10 @@ class Worker:
         if after is not None:
             self.queue.add_after(key, after)
         return "acted" if acted else "quiet"
+
+    def _retry(self, key: Key, error: ApiError) -> str:
+        delay = self.queue.retry(key, error.retry_after or 0.0)
+        self.failed(type(error).__name__)
+        where = {"deployment": "/".join(key)}
+        log.warning("reconcile failed", extra={**where, "error": str(error), "retry_seconds": round(delay, 1)})
+        return "error"

@@ -42,7 +42,13 @@ def fleet(deployment: Manifest, pods: Iterable[Manifest]) -> Fleet:
         engines=tuple(sorted(engines, key=lambda engine: engine.pod)),
         bounds=bounds(deployment.get("spec") or {}),
         shown=shown(deployment),
+        size=_wanted(deployment),
     )
+
+
+def _wanted(deployment: Manifest) -> int | None:
+    wanted = ((deployment.get("status") or {}).get("scaling") or {}).get("wanted")
+    return wanted if isinstance(wanted, int) else None
 
 
 def shown(deployment: Manifest) -> ScalingState | None:
@@ -57,8 +63,8 @@ def shown(deployment: Manifest) -> ScalingState | None:
     except ValueError:
         return None
     conditions = {one.get("type"): one.get("status") for one in status.get("conditions") or ()}
-    wanted = report.get("wanted")
-    by_load = isinstance(wanted, int) and reason not in (Reason.REPLICAS_SET, Reason.NOT_CONFIGURED)
+    wanted = _wanted(deployment)
+    by_load = wanted is not None and reason not in (Reason.REPLICAS_SET, Reason.NOT_CONFIGURED)
     return ScalingState(
         wanted=wanted if by_load else None,
         reason=reason,

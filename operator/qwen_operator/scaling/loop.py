@@ -66,10 +66,11 @@ class Autoscaler:
         self._pace = pace or Pace()
         self._watched: dict[Key, _Watched] = {}
 
-    def state(self, namespace: str, name: str) -> ScalingState | None:
-        """What the load says of this QwenDeployment; None before the first look."""
+    def state(self, namespace: str, name: str, uid: str) -> ScalingState | None:
+        """What the load says of this QwenDeployment; None before the first look at it, also where an earlier one
+        had its name."""
         watched = self._watched.get((namespace, name))
-        return watched.state if watched else None
+        return watched.state if watched and watched.uid == uid else None
 
     def samples(self) -> Mapping[Key, Sample]:
         """The last look at each QwenDeployment."""
@@ -142,8 +143,7 @@ class Autoscaler:
             watched.history = None
             return ScalingState(None, Reason.NOT_CONFIGURED, "", active=False)
         old = watched.state
-        known = old.wanted if old and watched.resumed else None
-        watched.history = policy.remember(watched.history, sample, fleet.engines, fleet.bounds.window, known)
+        watched.history = policy.remember(watched.history, sample, fleet.engines, fleet.bounds.window, fleet.size)
         decision = policy.decide(watched.history, fleet.bounds, fleet.engines)
         if old and watched.resumed:
             watched.resumed = False

@@ -143,7 +143,8 @@ def remember(
         history = History(sample.at, exist, exist, replace(need, replicas=min(need.replicas, exist)), ())
     confirmed = replace(min(history.last, need, key=lambda one: one.replicas), at=sample.at)
     if unread or not sample.engines:
-        size = max(history.size, confirmed.replicas + len(unread))
+        overdue = sum(engine.pod in sample.problems for engine in unread)
+        size = max(history.size, confirmed.replicas + overdue)
         confirmed = replace(confirmed, replicas=size, held=True)
     peaks = tuple(peak for peak in history.peaks if sample.at - peak.at < window and peak.replicas > confirmed.replicas)
     peaks = (*peaks, confirmed)

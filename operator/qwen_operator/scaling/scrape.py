@@ -28,7 +28,8 @@ class Scraper(Protocol):
 
 
 class HttpScraper:
-    """Reads pages over one shared session; at most CONCURRENCY at a time, each at most TIMEOUT_SECONDS."""
+    """Reads pages over one shared session, each in at most TIMEOUT_SECONDS, the bodies of at most CONCURRENCY at a
+    time."""
 
     def __init__(self, session: aiohttp.ClientSession, port: int = PORT) -> None:
         self._session = session
@@ -36,14 +37,13 @@ class HttpScraper:
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
     async def read(self, engine: Engine) -> Reading | Trouble:
-        async with self._slots:
-            try:
-                async with asyncio.timeout(TIMEOUT_SECONDS):
-                    page = await self._page(page_url(engine.address, self._port))
-            except TimeoutError:
-                return Trouble(Reason.METRICS_MISSING, f"no answer within {TIMEOUT_SECONDS} s")
-            except (aiohttp.ClientError, ValueError) as error:
-                return Trouble(Reason.METRICS_MISSING, f"{type(error).__name__}: {error}")
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                page = await self._page(page_url(engine.address, self._port))
+        except TimeoutError:
+            return Trouble(Reason.METRICS_MISSING, f"no answer within {TIMEOUT_SECONDS} s")
+        except (aiohttp.ClientError, ValueError) as error:
+            return Trouble(Reason.METRICS_MISSING, f"{type(error).__name__}: {error}")
         return read(page, engine.model) if isinstance(page, str) else page
 
     async def _page(self, url: str) -> str | Trouble:
@@ -52,13 +52,19 @@ class HttpScraper:
                 return Trouble(Reason.METRICS_UNAUTHORIZED, f"/metrics answers {response.status}")
             if response.status != 200:
                 return Trouble(Reason.METRICS_MISSING, f"/metrics answers {response.status}")
-            parts, size = [], 0
-            async for part in response.content.iter_any():
-                parts.append(part)
-                size += len(part)
-                if size > PAGE_LIMIT:
-                    return Trouble(Reason.METRICS_INVALID, f"the page has more than {PAGE_LIMIT} bytes")
-        return b"".join(parts).decode("utf-8", "replace")
+            # Only now: engines that do not answer at all must not keep the others waiting for a slot.
+            async with self._slots:
+                return await _body(response)
+
+
+async def _body(response: aiohttp.ClientResponse) -> str | Trouble:
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > PAGE_LIMIT:
+            return Trouble(Reason.METRICS_INVALID, f"the page has more than {PAGE_LIMIT} bytes")
+    return b"".join(parts).decode("utf-8", "replace")
 
 
 @asynccontextmanager

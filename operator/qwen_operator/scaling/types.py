@@ -47,7 +47,8 @@ class Bounds:
 class Fleet:
     """A QwenDeployment with its engine pods that are not being deleted; `bounds` None: the load does not decide.
 
-    `shown` is the state that its status shows, from which an operator goes on that knows nothing yet.
+    `shown` is the state that its status shows, from which an operator goes on that knows nothing yet; `size` the
+    number that was wanted last, whoever decided it, None where nobody has yet.
     """
 
     key: Key
@@ -55,6 +56,7 @@ class Fleet:
     engines: tuple[Engine, ...] = ()
     bounds: Bounds | None = None
     shown: ScalingState | None = None
+    size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

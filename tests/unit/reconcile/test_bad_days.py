@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -126,3 +127,60 @@ async def test_without_the_right_to_make_the_key_the_deployments_are_served() ->
 
     assert len(world.names(PODS)) == 1
     assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_a_late_list_brings_nothing_back_that_was_deleted_meanwhile() -> None:
+    world = await served()
+    late = {resource: await world.api.list(resource, None) for resource in (QWENDEPLOYMENTS, PODS)}
+    [pod] = world.names()
+    world.api.finish(world.api.one(PODS, pod), PODS)
+    world.operator.deliver()
+    world.operator.intake.listed(PODS, None, *late[PODS])
+    await world.wait(60)
+    assert world.names() == [pod], "it was made again"
+    world.api.finish(world.qd(), QWENDEPLOYMENTS)
+    world.operator.deliver()
+    writes = len(world.api.writes)
+    world.operator.intake.listed(QWENDEPLOYMENTS, None, *late[QWENDEPLOYMENTS])
+    await world.wait(60)
+    assert world.operator.store.get(QWENDEPLOYMENTS, ("team", "chat")) is None
+    assert len(world.api.writes) == writes
+
+
+async def test_what_was_deleted_long_ago_is_forgotten() -> None:
+    world = await served()
+    world.api.finish(world.qd(), QWENDEPLOYMENTS)
+    world.operator.deliver()
+    assert world.operator.store._gone[QWENDEPLOYMENTS]
+    world.api.put(QWENDEPLOYMENTS, deployment("other"))
+    for _ in range(2):
+        await world.operator.resync.once()
+    assert not world.operator.store._gone[QWENDEPLOYMENTS]
+
+
+async def test_an_old_replica_that_restarts_once_is_not_given_up_while_the_new_one_does_not_come_up() -> None:
+    world = await served()
+    [old] = world.names()
+    report = {"version": 1, "reason": "CudaOutOfMemory", "phase": "Serving", "exitCode": 137, "log": ["no memory"]}
+    times = {"startedAt": "2026-01-01T00:00:05Z", "finishedAt": "2026-01-01T00:02:05Z"}
+    end = {"exitCode": 137, "reason": "Error", "message": json.dumps(report), **times}
+    restarts = 0
+
+    def engine(pod: Manifest) -> Manifest:
+        if pod["metadata"]["name"] == old and not restarts:
+            return ready_status(pod)
+        status = loading(started=False)
+        if pod["metadata"]["name"] == old:
+            status["containerStatuses"][0] |= {"restartCount": restarts, "lastState": {"terminated": end}}
+        return status
+
+    world.kubelet.engine = engine
+    change(world, contextTokens=2048)
+    await world.wait(10)
+    restarts = 1
+    await world.wait(30)
+    assert old in world.names()
+    # But one that dies again and again takes its GPUs for nothing.
+    restarts = 3
+    await world.wait(30)
+    assert old not in world.names()

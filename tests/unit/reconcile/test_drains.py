@@ -101,7 +101,7 @@ async def test_idle_is_not_believed_before_the_gateway_had_time_to_see_it() -> N
 
 async def test_without_news_of_the_load_a_drain_lasts_its_whole_time() -> None:
     world = await served(2, rollout={"drainSeconds": 60})
-    world.operator.worker.reconciler.observer._scaling = lambda _namespace, _name: None
+    world.operator.worker.reconciler.observer._scaling = lambda _namespace, _name, _uid: None
     change(world, replicas=1)
     await world.wait(59)
     assert draining(world) == ["1"]
@@ -394,3 +394,16 @@ async def test_a_manifest_that_is_applied_again_and_again_writes_nothing() -> No
         await world.wait(5)
     # Once, because somebody is known now.
     assert [write.verb for write in world.api.writes[writes:]] == ["status"]
+
+
+async def test_idle_is_not_believed_before_five_whole_seconds() -> None:
+    world = await served(2)
+    # Stamps are cut to whole seconds.
+    world.api.clock.advance(0.9)
+    change(world, replicas=1)
+    await world.operator.step()
+    for seconds, deleted in ((4.2, 0), (2.0, 1)):
+        world.api.clock.advance(seconds)
+        world.operator.intake.everything()
+        await world.operator.step()
+        assert len(deletions(world)) == deleted

@@ -370,3 +370,23 @@ def test_what_a_node_says(item: Manifest, expected: Nodes) -> None:
 )
 def test_who_may_come_back_to_a_cordoned_node(toleration: Manifest, stays: bool) -> None:
     assert stays_when_cordoned({"spec": {"tolerations": [toleration]}}) is stays
+
+
+async def test_on_a_node_that_is_not_seen_yet_nothing_is_removed_by_force() -> None:
+    world = await World().start()
+    status = ready_status({})
+    status["conditions"][1]["status"] = "False"
+    world.kubelet.engine = lambda _pod: status
+    world.api.put(QWENDEPLOYMENTS, deployment(replicas=2))
+    await world.settle()
+    for name in world.names():
+        world.api.edit(PODS, name, lambda item: item["spec"].update(nodeName="brand-new"))
+    await world.wait(3)
+    # A pod takes its time to end.
+    world.kubelet.step = lambda: False  # type: ignore[method-assign]
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(replicas=1))
+    world.operator.deliver()
+    # The event of the deletion comes late.
+    world.operator.lagging = True
+    await world.wait(30)
+    assert len(world.names()) == 2

@@ -15,8 +15,10 @@ from qwen_operator.kube import (
     Invalid,
     Manifest,
     NamespaceTerminating,
+    Unavailable,
 )
-from tests.unit.reconcile.world import World, deployment, settled
+from tests.unit.fakes import Write
+from tests.unit.reconcile.world import World, deployment, ready_status, settled
 
 
 async def test_a_name_belongs_to_its_oldest_claim_and_returns_when_it_is_free() -> None:
@@ -143,3 +145,120 @@ async def test_in_a_dying_namespace_nothing_is_made_and_nothing_is_said() -> Non
 
     assert [write.verb for write in world.api.writes] == ["create"]
     assert "status" not in world.qd()
+
+
+def webhook_is_down(_number: int, write: Write) -> None:
+    if write.verb == "create" and write.resource == PODS:
+        raise Unavailable(500, "InternalError", 'failed calling webhook "pods.example.com": connection refused')
+
+
+@pytest.mark.parametrize("served", [False, True])
+async def test_a_pod_that_a_broken_webhook_keeps_away_is_told(served: bool) -> None:
+    world = await settled(deployment()) if served else await World().start()
+    world.api.before = webhook_is_down
+    if served:
+        world.api.remove(world.api.one(PODS, world.names()[0]), PODS)
+    else:
+        world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(120)
+    assert world.names() == []
+    assert world.conditions()["Ready"] == ("False", "PodRefused")
+    assert "webhook" in world.message("Ready")
+    world.api.before = lambda _number, _write: None
+    await world.wait(120)
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert "Stalled" not in world.conditions()
+
+
+async def test_a_single_error_of_the_api_server_is_not_told() -> None:
+    world = await World().start()
+    errors = 0
+
+    def once(number: int, write: Write) -> None:
+        nonlocal errors
+        if not errors and write.resource == PODS:
+            errors += 1
+            webhook_is_down(number, write)
+
+    world.api.before = once
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    assert world.events() == {"Serving": 1}
+
+
+async def test_what_cannot_be_made_keeps_nothing_that_is_to_go() -> None:
+    world = await settled(deployment(replicas=2, rollout={"drainSeconds": 20}))
+    world.busy = set(world.names())
+    spec(world, replicas=1)
+    await world.wait(3)
+    world.api.before = webhook_is_down
+    spec(world, contextTokens=1024)
+    await world.wait(120)
+    assert len(world.names()) == 1
+
+
+async def test_a_refusal_delays_nothing_that_time_alone_brings() -> None:
+    world = await World().start()
+
+    def admit(verb: str, manifest: Manifest) -> None:
+        if verb == "create" and manifest["kind"] == "Pod" and world.names():
+            raise Forbidden(403, "Forbidden", "no more pods")
+
+    world.api.admit = admit
+    world.kubelet.engine = lambda _pod: None
+    world.api.put(QWENDEPLOYMENTS, deployment(replicas=2))
+    # By now it is tried again once a minute only.
+    await world.wait(200)
+    up = world.api.clock.stamp()
+
+    def answers(pod: Manifest) -> Manifest:
+        status = ready_status(pod)
+        status["conditions"][1]["lastTransitionTime"] = up
+        return status
+
+    world.kubelet.engine = answers
+    await world.wait(6)
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_a_refusal_makes_no_drain_longer() -> None:
+    world = await settled(deployment(replicas=3, rollout={"drainSeconds": 10}))
+    world.busy = set(world.names())
+
+    def admit(verb: str, manifest: Manifest) -> None:
+        if verb == "create" and manifest["kind"] == "Pod":
+            raise Forbidden(403, "Forbidden", "no more pods")
+
+    world.api.admit = admit
+    spec(world, contextTokens=1024)
+    await world.wait(200)
+    spec(world, replicas=2)
+    await world.wait(14)
+    assert len(world.names()) == 2
+
+
+async def test_a_removal_that_is_refused_is_told_and_keeps_no_other() -> None:
+    world = await settled(deployment(replicas=3))
+    first, stuck, _ = world.names()
+
+    def protected(_number: int, write: Write) -> None:
+        if write.verb == "delete" and write.name == stuck:
+            raise Forbidden(403, "Forbidden", 'admission webhook "protect.example.com" denied the request')
+
+    world.api.before = protected
+    spec(world, replicas=1)
+    await world.wait(300)
+    assert world.names() == [first, stuck]
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert f"the API server refuses to delete the Pod {stuck}: admission webhook" in world.message("Ready")
+    told = [write for write in world.api.writes if write.resource == QWENDEPLOYMENTS]
+    await world.wait(600)
+    assert [write for write in world.api.writes if write.resource == QWENDEPLOYMENTS] == told
+    world.api.before = lambda _number, _write: None
+    await world.wait(120)
+    assert world.names() == [first]
+    assert "Stalled" not in world.conditions()
+
+
+def spec(world: World, **changes: Any) -> None:
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(changes))

@@ -168,8 +168,8 @@ class Kubelet:
         return self.engine(pod)
 
 
-Load = Callable[[str, str], ScalingState | None]
-"""What the autoscaler says about a namespace and name."""
+Load = Callable[[str, str, str], ScalingState | None]
+"""What the autoscaler says about a namespace, name and uid."""
 
 
 async def no_hub(asked: Asked, _seconds: float) -> HubCheckpoint:
@@ -180,7 +180,7 @@ class Operator:
     """One operator process: whatever it knows is gone when it ends."""
 
     def __init__(
-        self, api: FakeKube, config: Config, load: Load = lambda _namespace, _name: None, fetch: Fetch = no_hub
+        self, api: FakeKube, config: Config, load: Load = lambda _namespace, _name, _uid: None, fetch: Fetch = no_hub
     ) -> None:
         self.api = api
         self.store = Store()
@@ -193,7 +193,7 @@ class Operator:
         self.hub = HubReader(fetch, self.queue.add, api.clock.now)
         reconciler = Reconciler(
             Observer(self.store, config.pools, load, self.hub.known),
-            Actor(api, self.store, api.clock.stamp),
+            Actor(api, self.store, api.clock.now),
             config,
             api.clock.now,
             hub=self.hub,
@@ -248,7 +248,7 @@ class World:
     busy: set[str] = field(default_factory=set)
     order: tuple[str, ...] = ()
 
-    def load(self, _namespace: str, _name: str) -> ScalingState:
+    def load(self, _namespace: str, _name: str, _uid: str) -> ScalingState:
         """Every engine is idle but those that a test calls `busy` (by the pod's name), which have two requests;
         `wanted` as the test says."""
         working = {pod["metadata"]["uid"]: pod["metadata"]["name"] in self.busy for pod in self.api.all(PODS)}

@@ -54,8 +54,11 @@ class World:
             await self.scaler.look()
             self.now += INTERVAL_SECONDS
 
+    def told(self, key: Key = KEY, uid: str | None = None) -> ScalingState | None:
+        return self.scaler.state(*key, uid or "/".join(key))
+
     def state(self, key: Key = KEY) -> tuple[int | None, Reason, str]:
-        found = self.scaler.state(*key)
+        found = self.told(key)
         assert found is not None
         return found.wanted, found.reason, found.load
 
@@ -80,7 +83,7 @@ async def test_load_in_the_metrics_is_a_decision_within_five_seconds() -> None:
 
 async def test_reconcile_is_told_of_changes_only() -> None:
     world = World([one(*engines(1))])
-    assert world.scaler.state(*KEY) is None
+    assert world.told() is None
     await world.looks()
     assert world.changes == [KEY]
     await world.looks(500)
@@ -97,11 +100,11 @@ async def test_a_restart_goes_on_from_what_the_status_shows(says: Reading | Trou
     members = engines(1 if says == reading() else 3)
     before = World([one(*members, bounds=Bounds(1, 3, 300.0))], {member.uid: says for member in members})
     await before.looks(400)
-    shown = before.scaler.state(*KEY)
+    shown = before.told()
     after = World([replace(before.fleets[0], shown=shown)], before.says)
     await after.looks(20)
     assert after.changes == []
-    assert after.scaler.state(*KEY) == shown
+    assert after.told() == shown
 
 
 @pytest.mark.parametrize(
@@ -112,12 +115,30 @@ async def test_a_restart_goes_on_from_what_the_status_shows(says: Reading | Trou
 async def test_a_restart_amid_a_replacement_changes_no_size(wanted: int, members: tuple[Engine, ...]) -> None:
     """A drain of a node takes the operator along, while pods are started beside those that they will replace."""
     shown = ScalingState(wanted, Reason.STEADY, "as it was", active=True, load="idle")
-    world = World([replace(one(*members), shown=shown)])
+    world = World([replace(one(*members), shown=shown, size=wanted)])
     sizes = set()
     for _ in range(100):
         await world.looks()
         sizes.add(world.state()[0])
     assert sizes == {wanted}
+
+
+async def test_handing_back_amid_a_replacement_keeps_the_size() -> None:
+    """spec.replicas was 1 and is taken away while a pod is started beside the one on a cordoned node."""
+    world = World([replace(one(engine(0, cordoned=True), engine(1, ready=False)), size=1)])
+    world.says["uid-0"] = reading(1)
+    await world.looks(3)
+    assert world.state()[0] == 1
+
+
+async def test_one_missed_look_after_a_restart_starts_no_replica() -> None:
+    shown = ScalingState(3, Reason.STEADY, "as it was", active=True, load="high")
+    world = World([replace(one(*engines(3)), shown=shown, size=3)])
+    world.says |= {"uid-0": reading(2, 1), "uid-1": reading(2, 1), "uid-2": GONE}
+    await world.looks(1)
+    world.says |= {f"uid-{number}": reading(2) for number in range(3)}
+    await world.looks(5)
+    assert world.state()[0] == 3
 
 
 async def test_a_draining_engine_that_cannot_be_read_holds_no_answer() -> None:
@@ -126,7 +147,7 @@ async def test_a_draining_engine_that_cannot_be_read_holds_no_answer() -> None:
     members = (engine(0, draining=True), engine(1, ready=False), engine(2, ready=False))
     world = World([replace(one(*members), shown=shown)], {"uid-0": GONE})
     await world.looks(10)
-    state = world.scaler.state(*KEY)
+    state = world.told()
     assert state is not None
     assert (state.reason, state.active, state.load) == (Reason.NOTHING_TO_MEASURE, False, "-")
 
@@ -135,10 +156,10 @@ async def test_the_numbers_told_are_those_of_the_decision() -> None:
     world = World([one(*engines(3))])
     world.says |= {f"uid-{number}": reading(2) for number in range(3)}
     await world.looks(3)
-    told = world.scaler.state(*KEY)
+    told = world.told()
     world.says["uid-0"] = reading(1)
     await world.looks(3)
-    assert world.scaler.state(*KEY) == told
+    assert world.told() == told
 
 
 async def test_the_order_of_removal_follows_the_load_without_a_change() -> None:
@@ -146,10 +167,10 @@ async def test_the_order_of_removal_follows_the_load_without_a_change() -> None:
     world.says |= {"uid-0": reading(1), "uid-1": reading(2)}
     await world.looks(2)
     before = len(world.changes)
-    first = world.scaler.state(*KEY)
+    first = world.told()
     world.says |= {"uid-0": reading(2), "uid-1": reading(1)}
     await world.looks(2)
-    second = world.scaler.state(*KEY)
+    second = world.told()
     assert first is not None
     assert second is not None
     assert (first.removal_order[0], second.removal_order[0]) == ("demo-12345678-0", "demo-12345678-1")
@@ -185,13 +206,13 @@ async def test_draining_pods() -> None:
     world = World([one(engine(0), engine(1, draining=True), bounds=None)])
     world.says["uid-1"] = reading(1, 2)
     await world.looks(2)
-    state = world.scaler.state(*KEY)
+    state = world.told()
     assert state is not None
     assert not state.idle
     assert state.unfinished == {"uid-1": 3}
     world.says["uid-1"] = reading()
     await world.looks(2)
-    state = world.scaler.state(*KEY)
+    state = world.told()
     assert state is not None
     assert state.idle == {"uid-1"}
     assert state.unfinished == {"uid-1": 0}
@@ -202,7 +223,7 @@ async def test_a_fault_of_one_deployment_is_logged_and_stops_no_other(caplog: py
     world.says["uid-1"] = RuntimeError("boom")
     await world.looks(2)
     assert world.state() == (1, Reason.STEADY, "idle")
-    assert world.scaler.state("team", "bad") is None
+    assert world.told(("team", "bad")) is None
     assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == [
         "scaling step failed"
     ] * 2
@@ -241,11 +262,15 @@ async def test_what_is_gone_is_forgotten_and_a_namesake_is_new() -> None:
     world.says |= {f"uid-{number}": reading(2) for number in range(3)}
     await world.looks(5)
     world.fleets = [replace(one(*engines(1)), uid="another")]
+    # It may be asked for before it was looked at.
+    assert world.told(uid="another") is None
     await world.looks(2)
-    assert world.state()[0] == 1
+    state = world.told(uid="another")
+    assert state is not None
+    assert state.wanted == 1
     world.fleets = []
     await world.looks()
-    assert world.scaler.state(*KEY) is None
+    assert world.told() is None
     assert (world.scaler.samples(), world.scaler.ages()) == ({}, {})
 
 

@@ -145,6 +145,12 @@ def test_a_new_engine_that_was_not_read_yet_is_no_reason_to_shrink() -> None:
     assert (decision.replicas, decision.active) == (2, True)
 
 
+def test_a_new_engine_that_missed_one_look_is_no_reason_to_grow() -> None:
+    replay = Replay(Bounds(1, 8, 300.0))
+    replay.looks(3, engines(1), [load(0, 2, 2)])
+    assert replay.look(engines(2), [load(0, 2, 2)]).replicas == 2
+
+
 def test_a_hold_is_followed_by_a_whole_window() -> None:
     replay = Replay(Bounds(1, 8, 60.0), step=1.0)
     replay.looks(100, engines(2), [load(0, 2), load(1, 1)])

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -144,20 +145,46 @@ async def test_the_environments_proxy_is_not_for_pods(monkeypatch: pytest.Monkey
         assert isinstance(await read(port), Reading)
 
 
-async def test_few_pages_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_few_bodies_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrape, "CONCURRENCY", 3)
-    now, most = 0, 0
+    body, now, most = scrape._body, 0, 0
 
-    async def slow(_: web.Request) -> web.StreamResponse:
+    async def counted(response: aiohttp.ClientResponse) -> str | Trouble:
         nonlocal now, most
         now += 1
         most = max(most, now)
         await asyncio.sleep(0.02)
+        found = await body(response)
         now -= 1
-        return web.Response(text=PAGE)
+        return found
 
-    async with serving(slow) as port, scraper(port) as pages:
+    monkeypatch.setattr(scrape, "_body", counted)
+    async with serving(_page) as port, scraper(port) as pages:
         wanted = replace(engine(0), address="127.0.0.1", model="tiny")
         found = await asyncio.gather(*(pages.read(wanted) for _ in range(12)))
     assert all(isinstance(one, Reading) for one in found)
     assert most == 3
+
+
+async def test_engines_that_do_not_answer_delay_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrape, "CONCURRENCY", 3)
+
+    asked = 0
+
+    async def the_last_one(_: web.Request) -> web.StreamResponse:
+        nonlocal asked
+        asked += 1
+        if asked <= 30:
+            await asyncio.sleep(3600)
+        return web.Response(text=PAGE)
+
+    async with serving(the_last_one) as port, scraper(port) as pages:
+        wanted = replace(engine(0), address="127.0.0.1", model="tiny")
+        hung = [asyncio.create_task(pages.read(wanted)) for _ in range(30)]
+        await asyncio.sleep(0.1)
+        found = await pages.read(wanted)
+        assert isinstance(found, Reading)
+        assert not any(task.done() for task in hung)
+        for task in hung:
+            task.cancel()
+        await asyncio.gather(*hung, return_exceptions=True)

@@ -59,7 +59,7 @@ class Reconciler:
     hub: HubReader | None = None
     _written: dict[Key, datetime] = field(default_factory=dict)
     _failing: set[Key] = field(default_factory=set)
-    _kept: dict[Key, "_Refused | None"] = field(default_factory=dict)
+    _kept: dict[Key, "_Refused"] = field(default_factory=dict)
 
     async def reconcile(self, key: Key) -> tuple[bool, float | None]:
         """Bring the QwenDeployment one decision further.
@@ -89,7 +89,10 @@ class Reconciler:
             told = self._decide(key, observed, refused)
         held = await self._write(key, observed, told, now=refused is not None)
         kept = await self._carry_out(key, removals)
-        self._kept[key] = kept
+        if kept:
+            self._kept[key] = kept
+        else:
+            self._kept.pop(key, None)
         if refused := refused or kept:
             # What was done before the refusal has its times too.
             raise Unfinished(refused[1], _soonest(told.requeue_after, held))
@@ -98,11 +101,12 @@ class Reconciler:
 
     def _decide(self, key: Key, observed: Observed, refused: "_Refused | None" = None) -> Decision:
         """The decision, with the refusal of now, or of the removals before if they are still to be done."""
-        decision = decide(observed, self.config, self.now())
-        kept = self._kept.get(key)
-        if refused is None and kept is not None and any(_same(action, kept[0]) for action in decision.actions):
-            refused = kept
-        return decide(_refused(observed, *refused), self.config, self.now()) if refused else decision
+        if refused is None:
+            decision = decide(observed, self.config, self.now())
+            refused = self._kept.get(key)
+            if refused is None or not any(_same(action, refused[0]) for action in decision.actions):
+                return decision
+        return decide(_refused(observed, *refused), self.config, self.now())
 
     async def _carry_out(self, key: Key, actions: Sequence[Action]) -> "_Refused | None":
         """Do all of them; returns the first that was refused. A no to one is none to the others: what a quota

@@ -27,6 +27,8 @@ SEED = int(os.environ.get("QWEN_CHAOS_SEED", "1"))
 MODEL = "e2e-chaos"
 # A deletion, a kill or a change of size can be blamed for what fails within this time after it.
 AFTERMATH_SECONDS = 60.0
+# The kubelet lets a container that was killed more often wait for minutes: then no operator is there at all.
+KILLS = 3
 STREAM_TOKENS = 400
 """A stream is open for most of the time between two misfortunes."""
 
@@ -84,10 +86,14 @@ class World:
         return f"pod {pod} deleted"
 
     def kill_an_operator(self) -> str:
-        found = self.kubectl.list("pods", self.release.namespace, "app.kubernetes.io/component=operator")
-        pod = self.luck.choice(found)["metadata"]
-        send(pods_processes(pod["uid"], "qwen-operator run"), signal.SIGKILL)
-        return f"operator {pod['name']} killed"
+        space = self.release.namespace
+        pod = self.luck.choice(self.kubectl.list("pods", space, "app.kubernetes.io/component=operator"))
+        name, containers = pod["metadata"]["name"], pod["status"].get("containerStatuses") or ()
+        if sum(container["restartCount"] for container in containers) >= KILLS:
+            self.kubectl.run("delete", "pod", name, "-n", space, "--grace-period=0", "--force")
+            return f"operator {name} deleted by force"
+        send(pods_processes(pod["metadata"]["uid"], "qwen-operator run"), signal.SIGKILL)
+        return f"operator {name} killed"
 
     def restart_the_api_server(self) -> str:
         away = self.luck.uniform(1, 20)

@@ -70,6 +70,14 @@ def evicted(status: Mapping[str, Any]) -> bool:
     return status.get("phase") == "Failed" and status.get("reason") in _NODE_ENDED
 
 
+def served(status: Mapping[str, Any]) -> bool:
+    """Whether the engine served before its last end, as its own report says."""
+    return any(
+        item.get("name") == ENGINE_CONTAINER and report_of(_last_end(item) or {}).get("phase") == _SERVING
+        for item in status.get("containerStatuses") or ()
+    )
+
+
 def report_of(ended: Mapping[str, Any]) -> Mapping[str, Any]:
     """The JSON object in a terminated container's message, {} if there is none."""
     try:
@@ -173,7 +181,7 @@ def _record(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, Any
         pod=pod["metadata"]["name"],
         exit_code=code if isinstance(code, int) else -1,
         time=str(ended.get("finishedAt") or ""),
-        count=max(1, int(container.get("restartCount") or 0)) if _soon(str(report.get("phase") or ""), ended) else 1,
+        count=max(1, int(container.get("restartCount") or 0)),
         log=tuple(str(line)[:200] for line in (log if isinstance(log, list) else ()) if line)[-10:],
     )
 
@@ -202,13 +210,9 @@ def _restarts(container: Mapping[str, Any], ended: Mapping[str, Any], failure: F
     count = int(container.get("restartCount") or 0)
     waiting = (container.get("state") or {}).get("waiting") or {}
     found = _BACK_OFF.search(str(waiting.get("message") or "")) if waiting.get("reason") == "CrashLoopBackOff" else None
-    soon = _soon(failure.phase, ended)
+    # What served for longer was well.
+    soon = failure.phase not in ("", _SERVING) or (_seconds(ended) or 0.0) < CRASH_LOOP_SECONDS
     return Restarts(count, found[1] if found else "", soon, looping=soon and count >= CRASH_LOOP_RESTARTS)
-
-
-def _soon(phase: str, ended: Mapping[str, Any]) -> bool:
-    """Whether it ended before it served, or within CRASH_LOOP_SECONDS of its start: what served for longer was well."""
-    return phase not in ("", _SERVING) or (_seconds(ended) or 0.0) < CRASH_LOOP_SECONDS
 
 
 def _seconds(ended: Mapping[str, Any]) -> float | None:

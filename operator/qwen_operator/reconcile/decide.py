@@ -46,6 +46,7 @@ from qwen_operator.reconcile.reasons import explained
 from qwen_operator.reconcile.replicas import Moves, moves, pod_repairs
 from qwen_operator.reconcile.repository import Found
 from qwen_operator.reconcile.verdicts import Situation, all_lost, invalid_status, status
+from qwen_operator.scaling.fleet import size
 from qwen_operator.scaling.report import Report, report
 
 
@@ -105,8 +106,8 @@ def _course(spec: Spec, states: Sequence[PodState], observed: Observed, config: 
 
 def _held(deployment: Manifest, fleet: Fleet) -> int:
     """The number of replicas that exist, for as long as nothing is known about the load."""
-    shown = ((deployment.get("status") or {}).get("scaling") or {}).get("wanted")
-    return fleet.replicas(shown if isinstance(shown, int) else len(fleet.serving))
+    shown = size(deployment)
+    return fleet.replicas(len(fleet.serving) if shown is None else shown)
 
 
 def _without_room(blocked: Blocked, actions: Sequence[Action], full: str | None) -> Blocked:

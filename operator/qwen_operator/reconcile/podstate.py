@@ -13,7 +13,7 @@ from typing import Any
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.status import Failure
 from qwen_operator.manifests.names import ENGINE_CONTAINER, LABEL_REVISION, Manifest
-from qwen_operator.reconcile.deaths import NO_RESTARTS, Restarts, death, evicted, failure_message, reason_of, report_of
+from qwen_operator.reconcile.deaths import NO_RESTARTS, Restarts, death, evicted, failure_message, reason_of, served
 from qwen_operator.reconcile.model import deleting
 
 _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
@@ -96,7 +96,7 @@ def read(pod: Manifest, deployment: str, now: datetime) -> PodState:
         message=message,
         failure=failure,
         settles_in=settles_in,
-        started=up or (not gone and not ended and (_started(status) or _served(status, restarts))),
+        started=up or (not gone and not ended and (_started(status) or (served(status) and not restarts.looping))),
         restarts=restarts,
     )
 
@@ -172,16 +172,6 @@ def _started(status: Mapping[str, Any]) -> bool:
     return any(item.get("name") == ENGINE_CONTAINER and item.get("started") is True for item in containers)
 
 
-def _served(status: Mapping[str, Any], restarts: Restarts) -> bool:
-    """Whether the engine has served before its last end, and does not die again and again since."""
-    ends = (
-        (item.get("lastState") or {}).get("terminated") or (item.get("state") or {}).get("terminated") or {}
-        for item in status.get("containerStatuses") or ()
-        if item.get("name") == ENGINE_CONTAINER
-    )
-    return not restarts.looping and any(report_of(end).get("phase") == "Serving" for end in ends)
-
-
 def _running(status: Mapping[str, Any]) -> bool:
     return any("running" in (item.get("state") or {}) for item in status.get("containerStatuses") or ())
 
@@ -205,9 +195,11 @@ def last_failure(old: Mapping[str, Any], states: Iterable[PodState]) -> Failure 
     newest, soon = max(ends, key=lambda end: end[0].time, default=(None, False))
     if newest is None or (before is not None and before.time >= newest.time):
         return before
+    if not soon:
+        return replace(newest, count=1)
     if before is None:
         return newest
-    return replace(newest, count=before.count + 1 if soon and before.reason == newest.reason else 1)
+    return replace(newest, count=before.count + 1 if before.reason == newest.reason else 1)
 
 
 def stored_failure(record: Mapping[str, Any]) -> Failure | None:

@@ -42,11 +42,12 @@ def fleet(deployment: Manifest, pods: Iterable[Manifest]) -> Fleet:
         engines=tuple(sorted(engines, key=lambda engine: engine.pod)),
         bounds=bounds(deployment.get("spec") or {}),
         shown=shown(deployment),
-        size=_wanted(deployment),
+        size=size(deployment),
     )
 
 
-def _wanted(deployment: Manifest) -> int | None:
+def size(deployment: Manifest) -> int | None:
+    """The number of replicas that the status says were wanted, whoever decided it; None where it says none."""
     wanted = ((deployment.get("status") or {}).get("scaling") or {}).get("wanted")
     return wanted if isinstance(wanted, int) else None
 
@@ -63,7 +64,7 @@ def shown(deployment: Manifest) -> ScalingState | None:
     except ValueError:
         return None
     conditions = {one.get("type"): one.get("status") for one in status.get("conditions") or ()}
-    wanted = _wanted(deployment)
+    wanted = size(deployment)
     by_load = wanted is not None and reason not in (Reason.REPLICAS_SET, Reason.NOT_CONFIGURED)
     return ScalingState(
         wanted=wanted if by_load else None,

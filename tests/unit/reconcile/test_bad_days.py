@@ -8,13 +8,9 @@ from typing import Any
 
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Forbidden, Manifest
 from qwen_operator.reconcile.config import GatewayConfig
-from tests.unit.reconcile.world import CONFIG, World, deployment, ready_status
+from tests.unit.reconcile.world import CONFIG, World, change, deployment, ready_status
 
 LABEL = "qwen-operator.dev/revision"
-
-
-def change(world: World, **spec: Any) -> None:
-    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(spec))
 
 
 def loading(started: bool) -> Manifest:

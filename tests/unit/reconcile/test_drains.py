@@ -9,7 +9,7 @@ import pytest
 
 from qwen_operator.kube import EVENTS, PODS, QWENDEPLOYMENTS, Manifest
 from tests.unit.fakes import Write
-from tests.unit.reconcile.world import World, deployment, ready_status
+from tests.unit.reconcile.world import World, change, deployment, ready_status
 
 ROUTABLE = "qwen-operator.dev/routable"
 SINCE = "qwen-operator.dev/draining-since"
@@ -30,10 +30,6 @@ async def scaled(wanted: int, **spec: Any) -> World:
     world.api.put(QWENDEPLOYMENTS, deployment(scaling={"minReplicas": 1, "maxReplicas": 6}, **spec))
     await world.settle()
     return world
-
-
-def change(world: World, **spec: Any) -> None:
-    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(spec))
 
 
 def load(world: World, wanted: int | None) -> None:

@@ -9,7 +9,7 @@ import pytest
 from qwen_operator.kube import EVENTS, NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest
 from qwen_operator.reconcile.model import Nodes
 from qwen_operator.reconcile.nodes import node_states, stays_when_cordoned
-from tests.unit.reconcile.world import World, deployment, node, ready_status
+from tests.unit.reconcile.world import World, change, deployment, node, ready_status
 
 ROUTABLE = "qwen-operator.dev/routable"
 CORDONED = "qwen-operator.dev/cordoned-since"
@@ -383,8 +383,8 @@ async def test_on_a_node_that_is_not_seen_yet_nothing_is_removed_by_force() -> N
         world.api.edit(PODS, name, lambda item: item["spec"].update(nodeName="brand-new"))
     await world.wait(3)
     # A pod takes its time to end.
-    world.kubelet.step = lambda: False  # type: ignore[method-assign]
-    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(replicas=1))
+    dead(world, "brand-new")
+    change(world, replicas=1)
     world.operator.deliver()
     # The event of the deletion comes late.
     world.operator.lagging = True

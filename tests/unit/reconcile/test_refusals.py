@@ -18,7 +18,7 @@ from qwen_operator.kube import (
     Unavailable,
 )
 from tests.unit.fakes import Write
-from tests.unit.reconcile.world import World, deployment, ready_status, settled
+from tests.unit.reconcile.world import World, change, deployment, ready_status, settled
 
 
 async def test_a_name_belongs_to_its_oldest_claim_and_returns_when_it_is_free() -> None:
@@ -189,10 +189,10 @@ async def test_a_single_error_of_the_api_server_is_not_told() -> None:
 async def test_what_cannot_be_made_keeps_nothing_that_is_to_go() -> None:
     world = await settled(deployment(replicas=2, rollout={"drainSeconds": 20}))
     world.busy = set(world.names())
-    spec(world, replicas=1)
+    change(world, replicas=1)
     await world.wait(3)
     world.api.before = webhook_is_down
-    spec(world, contextTokens=1024)
+    change(world, contextTokens=1024)
     await world.wait(120)
     assert len(world.names()) == 1
 
@@ -230,9 +230,9 @@ async def test_a_refusal_makes_no_drain_longer() -> None:
             raise Forbidden(403, "Forbidden", "no more pods")
 
     world.api.admit = admit
-    spec(world, contextTokens=1024)
+    change(world, contextTokens=1024)
     await world.wait(200)
-    spec(world, replicas=2)
+    change(world, replicas=2)
     await world.wait(14)
     assert len(world.names()) == 2
 
@@ -246,7 +246,7 @@ async def test_a_removal_that_is_refused_is_told_and_keeps_no_other() -> None:
             raise Forbidden(403, "Forbidden", 'admission webhook "protect.example.com" denied the request')
 
     world.api.before = protected
-    spec(world, replicas=1)
+    change(world, replicas=1)
     await world.wait(300)
     assert world.names() == [first, stuck]
     assert world.conditions()["Ready"] == ("True", "Serving")
@@ -258,7 +258,3 @@ async def test_a_removal_that_is_refused_is_told_and_keeps_no_other() -> None:
     await world.wait(120)
     assert world.names() == [first]
     assert "Stalled" not in world.conditions()
-
-
-def spec(world: World, **changes: Any) -> None:
-    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(changes))

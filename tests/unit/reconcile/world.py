@@ -91,6 +91,11 @@ def node(name: str = "gpu-1", gpus: int = 8, memory: int = 81559, product: str =
     }
 
 
+def change(world: World, **spec: Any) -> None:
+    """Somebody edits the spec of `chat`."""
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(spec))
+
+
 Behaviour = Callable[[Manifest], Manifest | None]
 """From a pod to its next status, or None when it stays as it is."""
 

@@ -168,7 +168,6 @@ async def test_few_bodies_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_engines_that_do_not_answer_delay_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrape, "CONCURRENCY", 3)
-
     asked = 0
 
     async def the_last_one(_: web.Request) -> web.StreamResponse:

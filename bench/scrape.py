@@ -23,8 +23,8 @@ from pathlib import Path
 import httpx
 from aiohttp import web
 
+from qwen_operator.controller.scraper import CONCURRENCY, page_url, scraper
 from qwen_operator.scaling.page import Reading, Trouble, read
-from qwen_operator.scaling.scrape import CONCURRENCY, page_url, scraper
 from qwen_operator.scaling.types import Engine
 
 PAGE = Path(__file__).parents[1] / "tests/unit/scaling/pages/loaded.txt"

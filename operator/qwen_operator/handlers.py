@@ -11,11 +11,11 @@ from typing import Any, cast
 
 import kopf
 
+from qwen_operator.config import Config
+from qwen_operator.controller.cache import WATCHED
+from qwen_operator.controller.enqueue import Intake
+from qwen_operator.controller.resync import labels_of
 from qwen_operator.kube import Resource
-from qwen_operator.reconcile.config import Config
-from qwen_operator.reconcile.intake import Intake
-from qwen_operator.reconcile.resync import labels_of
-from qwen_operator.reconcile.store import WATCHED
 
 
 def routes(intake: Intake, relisted: Callable[[], None], resources: Iterable[Resource]) -> kopf.OperatorRegistry:

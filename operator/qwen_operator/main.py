@@ -18,27 +18,27 @@ import kopf
 import prometheus_client
 
 from qwen_operator import handlers
+from qwen_operator.actions.types import Asked
 from qwen_operator.checkpoints.hubs import HubCheckpoint
-from qwen_operator.checkpoints.remote import fetch
+from qwen_operator.config import Config
+from qwen_operator.controller.autoscaler import Autoscaler
+from qwen_operator.controller.cache import Store
+from qwen_operator.controller.enqueue import Intake
+from qwen_operator.controller.execute import Actor
+from qwen_operator.controller.gateway_secret import GatewayKeys
+from qwen_operator.controller.hub_reader import HubReader
+from qwen_operator.controller.observe import Observer
+from qwen_operator.controller.queue import WorkQueue
+from qwen_operator.controller.resync import Resync
+from qwen_operator.controller.scraper import Scraper, scraper
+from qwen_operator.controller.worker import Reconciler, Worker, utc_now
 from qwen_operator.endpoints import serving
+from qwen_operator.hubs.client import fetch
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi
 from qwen_operator.kube.client import connect
 from qwen_operator.kube.lease import Elector, FencedApi, Terms, wall_stamp
 from qwen_operator.metrics import Deployments, Load, Metrics
-from qwen_operator.reconcile.act import Actor
-from qwen_operator.reconcile.config import Config
-from qwen_operator.reconcile.hub import HubReader
-from qwen_operator.reconcile.intake import Intake
-from qwen_operator.reconcile.keys import GatewayKeys
-from qwen_operator.reconcile.model import Asked
-from qwen_operator.reconcile.observe import Observer
-from qwen_operator.reconcile.queue import WorkQueue
-from qwen_operator.reconcile.resync import Resync
-from qwen_operator.reconcile.store import Store
-from qwen_operator.reconcile.worker import Reconciler, Worker, utc_now
-from qwen_operator.scaling.fleet import fleets
-from qwen_operator.scaling.loop import Autoscaler
-from qwen_operator.scaling.scrape import Scraper, scraper
+from qwen_operator.replicas.scaling_view import fleets
 
 # Longer than any reconcile: each of its requests has a time-out, and 64 replicas are 64 requests.
 STUCK_SECONDS = 900.0

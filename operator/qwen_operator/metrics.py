@@ -15,10 +15,10 @@ import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from qwen_operator.controller.cache import Store, key_of
+from qwen_operator.controller.queue import Key, WorkQueue
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.manifests.names import ANNOTATION_DRAINING_SINCE, LABEL_ROLE, ROLE_ENGINE
-from qwen_operator.reconcile.queue import Key, WorkQueue
-from qwen_operator.reconcile.store import Store, key_of
 from qwen_operator.scaling.types import Sample
 
 WHO = ("namespace", "deployment")

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from qwen_operator.reconcile.act import RESOURCES
-from qwen_operator.reconcile.store import WATCHED
+from qwen_operator.controller.cache import WATCHED
+from qwen_operator.controller.execute import RESOURCES
 from tests.cluster.chart import NAMESPACED, Manifest, all_values, environment, of_kind, one, pods, render
 
 pytestmark = pytest.mark.cluster

@@ -10,8 +10,8 @@ from uuid import uuid4
 import pytest
 import yaml
 
+from qwen_operator.config import load
 from qwen_operator.manifests import names
-from qwen_operator.reconcile.config import load
 from tests.cluster.chart import (
     CHART,
     POOL,

@@ -13,11 +13,11 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 import qwen_operator
+from qwen_operator.controller.cache import Store
+from qwen_operator.controller.queue import Key, WorkQueue
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.logkeys import LogKey
 from qwen_operator.metrics import Deployments, Load, Metrics
-from qwen_operator.reconcile.queue import Key, WorkQueue
-from qwen_operator.reconcile.store import Store
 from qwen_operator.scaling.types import EngineLoad, Sample
 from tests.unit.fakes import Clock
 

@@ -177,7 +177,7 @@ def _checkpoint(arguments: argparse.Namespace, spec: Spec, defaults: EngineDefau
 def _from_hub(hub: Hub, repository: str, revision: str, mirror: str) -> Checkpoint:
     import asyncio  # noqa: PLC0415 - an HTTP client takes longer to import than a plan to make
 
-    from qwen_operator.checkpoints.remote import fetch  # noqa: PLC0415
+    from qwen_operator.hubs.client import fetch  # noqa: PLC0415
 
     try:
         found = asyncio.run(fetch(repository, revision, hub, mirror))

@@ -17,7 +17,7 @@ from qwen_operator.manifests.objects import controller_revision, disruption_budg
 from qwen_operator.manifests.pods import engine_pod, engine_template, inspection_pod
 from qwen_operator.planning.plan import plan, runnable
 from qwen_operator.planning.types import NoFit, Plan
-from qwen_operator.reconcile import inspection
+from qwen_operator.sources import claim as inspection
 
 # The API server gives every object its own; here there is none yet.
 NO_UID = "00000000-0000-0000-0000-000000000000"

@@ -6,9 +6,9 @@ import logging
 import os
 from pathlib import Path
 
+from qwen_operator.config import ConfigError, load
 from qwen_operator.kube.lease import NotLeading
 from qwen_operator.main import run
-from qwen_operator.reconcile.config import ConfigError, load
 
 log = logging.getLogger(__name__)
 

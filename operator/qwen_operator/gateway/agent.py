@@ -17,12 +17,12 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 
-from qwen_operator.gateway.membership import Dropped, Membership, Naming, Observed, advance, restore
 from qwen_operator.gateway.settings import CONTROL_PLANE_KEY_FILE, WORKERS_FILE, AgentSettings
 from qwen_operator.gateway.smg import Router, Smg
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi, Manifest, Resource
 from qwen_operator.kube.client import connect
 from qwen_operator.kube.mirror import Key, OnChange, mirror
+from qwen_operator.routing.membership import Dropped, Membership, Naming, Observed, advance, restore
 
 POD_SELECTOR = "qwen-operator.dev/role=engine"
 COALESCE_SECONDS = 0.05

@@ -8,25 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from qwen_operator.api.conditions import Reason
-from qwen_operator.api.events import transitions
-from qwen_operator.api.spec import InvalidSpec, Spec, parse, revision_hash
-from qwen_operator.api.writers import replicas_writer
-from qwen_operator.manifests.names import (
-    LABEL_ROLE,
-    Manifest,
-    Owner,
-    budget_name,
-    controller_revision_name,
-)
-from qwen_operator.manifests.pods import engine_template, same_template
-from qwen_operator.planning.plan import plan, runnable
-from qwen_operator.planning.types import NoFit
-from qwen_operator.reconcile import children, inspection, repository
-from qwen_operator.reconcile.config import Config
-from qwen_operator.reconcile.drains import Orders, overdue, overdue_notice, waits
-from qwen_operator.reconcile.fleet import Fleet, fleet_of
-from qwen_operator.reconcile.model import (
+from qwen_operator.actions.events import resizing, stamp_of, transition_event
+from qwen_operator.actions.types import (
     Action,
     Blocked,
     Create,
@@ -39,15 +22,34 @@ from qwen_operator.reconcile.model import (
     Why,
     standing,
 )
-from qwen_operator.reconcile.notices import resizing, stamp_of, transition_event
-from qwen_operator.reconcile.podstate import PodState, read
-from qwen_operator.reconcile.quotas import granted
-from qwen_operator.reconcile.reasons import explained
-from qwen_operator.reconcile.replicas import Moves, moves, pod_repairs
-from qwen_operator.reconcile.repository import Found
-from qwen_operator.reconcile.verdicts import Situation, all_lost, invalid_status, status
-from qwen_operator.scaling.fleet import size
-from qwen_operator.scaling.report import Report, report
+from qwen_operator.api.conditions import Reason
+from qwen_operator.api.events import transitions
+from qwen_operator.api.spec import InvalidSpec, Spec, parse, revision_hash
+from qwen_operator.api.writers import replicas_writer
+from qwen_operator.config import Config
+from qwen_operator.manifests.names import (
+    LABEL_ROLE,
+    Manifest,
+    Owner,
+    budget_name,
+    controller_revision_name,
+)
+from qwen_operator.manifests.pods import engine_template, same_template
+from qwen_operator.planning.plan import plan, runnable
+from qwen_operator.planning.types import NoFit
+from qwen_operator.reconcile import revisions as children
+from qwen_operator.replicas.draining import Orders, overdue, overdue_notice, waits
+from qwen_operator.replicas.groups import Fleet, fleet_of
+from qwen_operator.replicas.pod_state import PodState, read
+from qwen_operator.replicas.quotas import granted
+from qwen_operator.replicas.rollout import Moves, moves, pod_repairs
+from qwen_operator.replicas.scaling_view import size
+from qwen_operator.replicas.waiting import explained
+from qwen_operator.replicas.wanted import Report, report
+from qwen_operator.sources import claim as inspection
+from qwen_operator.sources import hub as repository
+from qwen_operator.sources.hub import Found
+from qwen_operator.status.conditions import Situation, all_lost, invalid_status, status
 
 
 def decide(observed: Observed, config: Config, now: datetime) -> Decision:

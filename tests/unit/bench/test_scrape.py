@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from bench.scrape import MODEL, PAGE, cpu_per_page, fleet, measure, serving
-from qwen_operator.scaling.scrape import scraper
+from qwen_operator.controller.scraper import scraper
 
 
 def test_both_readers_are_measured_on_whole_pages() -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from qwen_operator.checkpoints import remote
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubReason
-from qwen_operator.checkpoints.remote import fetch
+from qwen_operator.hubs import client as remote
+from qwen_operator.hubs.client import fetch
 from tests.unit.checkpoints.configs import DENSE, FP8
 from tests.unit.checkpoints.hub import COMMIT, FakeHub, repository, serving
 

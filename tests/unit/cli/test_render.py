@@ -22,7 +22,7 @@ from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, POD_DISRUPTION_BUDGE
 from qwen_operator.manifests.names import Manifest
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import Plan
-from qwen_operator.reconcile.children import plain, read_revision
+from qwen_operator.reconcile.revisions import plain, read_revision
 from tests.unit.reconcile.world import CONFIG, REPORT, World, deployment, node
 
 SPEC = {"model": "Qwen/Qwen1.5-72B-Chat", "replicas": 2}

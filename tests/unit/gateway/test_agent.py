@@ -14,10 +14,10 @@ from aiohttp.test_utils import TestServer, unused_port
 
 from qwen_operator.gateway import agent as agent_module
 from qwen_operator.gateway.agent import Agent, http_app
-from qwen_operator.gateway.membership import Naming
 from qwen_operator.gateway.settings import AgentSettings
 from qwen_operator.gateway.smg import Smg
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi, Resource, Unavailable
+from qwen_operator.routing.membership import Naming
 from tests.unit.gateway.objects import Manifest, deleting, deployment, pod, worker
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_operator.gateway.membership import Drop, Membership, Naming, Observed, advance, restore, spellings
+from qwen_operator.routing.membership import Drop, Membership, Naming, Observed, advance, restore, spellings
 from tests.unit.gateway.objects import Manifest, at, deleting, deployment, ended, pod, unlabelled, unready, worker
 
 NAMING = Naming("n")

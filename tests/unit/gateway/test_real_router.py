@@ -15,10 +15,10 @@ import pytest
 from aiohttp.test_utils import unused_port
 
 from qwen_operator.gateway.agent import Agent
-from qwen_operator.gateway.membership import Naming
 from qwen_operator.gateway.settings import CONTROL_PLANE_KEY_FILE
 from qwen_operator.gateway.smg import Smg
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Resource
+from qwen_operator.routing.membership import Naming
 from tests.unit.gateway.engines import engine
 from tests.unit.gateway.objects import Manifest, deployment, pod, unlabelled, unready
 

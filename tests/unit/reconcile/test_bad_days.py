@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from qwen_operator.config import GatewayConfig
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Forbidden, Manifest
-from qwen_operator.reconcile.config import GatewayConfig
 from tests.unit.reconcile.world import CONFIG, World, change, deployment, ready_status
 
 LABEL = "qwen-operator.dev/revision"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qwen_operator.controller.worker import PACE_SECONDS
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
     NODES,
@@ -15,7 +16,6 @@ from qwen_operator.kube import (
     QWENDEPLOYMENTS,
     Manifest,
 )
-from qwen_operator.reconcile.worker import PACE_SECONDS
 from tests.unit.reconcile.world import (
     CUT,
     REPORT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_operator.reconcile.config import ConfigError, load
+from qwen_operator.config import ConfigError, load
 
 GOOD = """
 image: {reference: "example/qwen-operator:1"}

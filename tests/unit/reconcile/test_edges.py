@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from qwen_operator.controller.queue import FREE_STEPS
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Manifest, Unavailable
-from qwen_operator.reconcile.queue import FREE_STEPS
 from tests.unit.fakes import Write
 from tests.unit.reconcile.world import World, deployment
 
@@ -275,7 +275,7 @@ async def test_the_resync_goes_on_after_a_failure_and_sooner(monkeypatch: pytest
 
 async def test_a_watch_that_begins_anew_has_everything_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pod that is deleted while the watch is down is missed by the watch: kopf tells only what is there."""
-    monkeypatch.setattr("qwen_operator.reconcile.resync.SETTLE_SECONDS", 0.01)
+    monkeypatch.setattr("qwen_operator.controller.resync.SETTLE_SECONDS", 0.01)
     world = await _served(1)
     gone = world.names()[0]
     world.api.finish(world.api.one(PODS, gone), PODS)

@@ -10,14 +10,14 @@ from typing import Any, cast
 
 import pytest
 
+from qwen_operator.actions.types import Asked
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubReason
-from qwen_operator.checkpoints.remote import fetch
+from qwen_operator.controller import hub_reader as hubs
+from qwen_operator.controller.hub_reader import HubReader
+from qwen_operator.hubs.client import fetch
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.main import Operator
-from qwen_operator.reconcile import hub as hubs
-from qwen_operator.reconcile.hub import HubReader
-from qwen_operator.reconcile.model import Asked
 from tests.unit.checkpoints.configs import DENSE
 from tests.unit.checkpoints.hub import COMMIT, FakeHub, repository, serving
 from tests.unit.fakes import Clock

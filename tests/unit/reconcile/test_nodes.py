@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from qwen_operator.actions.types import Nodes
 from qwen_operator.kube import EVENTS, NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest
-from qwen_operator.reconcile.model import Nodes
-from qwen_operator.reconcile.nodes import node_states, stays_when_cordoned
+from qwen_operator.replicas.node_health import node_states, stays_when_cordoned
 from tests.unit.reconcile.world import World, change, deployment, node, ready_status
 
 ROUTABLE = "qwen-operator.dev/routable"

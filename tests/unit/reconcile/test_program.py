@@ -20,6 +20,9 @@ import pytest
 from qwen_operator import handlers, main
 from qwen_operator.cli import COMMANDS, logs
 from qwen_operator.cli import main as cli
+from qwen_operator.config import GatewayConfig
+from qwen_operator.controller.cache import WATCHED
+from qwen_operator.controller.gateway_secret import GatewayKeys
 from qwen_operator.endpoints import serving
 from qwen_operator.kube import (
     NODES,
@@ -34,9 +37,6 @@ from qwen_operator.kube import (
     Unavailable,
 )
 from qwen_operator.metrics import Metrics
-from qwen_operator.reconcile.config import GatewayConfig
-from qwen_operator.reconcile.keys import GatewayKeys
-from qwen_operator.reconcile.store import WATCHED
 from tests.unit.fakes import Clock, FakeKube
 from tests.unit.reconcile.world import CONFIG, Operator, World, deployment
 

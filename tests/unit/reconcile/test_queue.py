@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from qwen_operator.reconcile.queue import FREE_STEPS, WorkQueue
+from qwen_operator.controller.queue import FREE_STEPS, WorkQueue
 from tests.unit.fakes import Clock
 
 A, B = ("ns", "a"), ("ns", "b")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from qwen_operator.actions.types import Create, Kind, Why
 from qwen_operator.hardware.inventory import GpuPool
 from qwen_operator.kube import NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest
-from qwen_operator.reconcile.model import Create, Kind, Why
-from qwen_operator.reconcile.quotas import granted, usage
+from qwen_operator.replicas.quotas import granted, usage
 from tests.unit.reconcile.world import CONFIG, World, deployment, node, ready_status
 
 

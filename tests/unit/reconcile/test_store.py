@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from qwen_operator.controller.cache import Store
+from qwen_operator.controller.enqueue import Intake
+from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Manifest, Resource
-from qwen_operator.reconcile.intake import Intake
-from qwen_operator.reconcile.queue import WorkQueue
-from qwen_operator.reconcile.store import Store
 from tests.unit.fakes import Clock
 from tests.unit.reconcile.world import deployment, node
 

@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
+from qwen_operator.controller.queue import Key
+from qwen_operator.controller.worker import Worker
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Forbidden, Manifest
 from qwen_operator.kube.lease import NotLeading
-from qwen_operator.reconcile.queue import Key
-from qwen_operator.reconcile.worker import Worker
 from tests.unit.fakes import Clock, FakeKube, Write
 from tests.unit.reconcile.world import World, deployment, node, ready_status
 

@@ -15,8 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from qwen_operator.actions.types import Asked
 from qwen_operator.api.conditions import Reason
 from qwen_operator.checkpoints.hubs import HubCheckpoint
+from qwen_operator.config import Config, GatewayConfig
+from qwen_operator.controller.cache import WATCHED, Store
+from qwen_operator.controller.enqueue import Intake
+from qwen_operator.controller.execute import Actor
+from qwen_operator.controller.hub_reader import Fetch, HubReader
+from qwen_operator.controller.observe import Observer
+from qwen_operator.controller.queue import WorkQueue
+from qwen_operator.controller.resync import Resync, labels_of
+from qwen_operator.controller.worker import Reconciler, Worker
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
     EVENTS,
@@ -30,16 +40,6 @@ from qwen_operator.kube import (
 from qwen_operator.manifests.names import ENGINE_CONTAINER, INSPECTION_CONTAINER
 from qwen_operator.manifests.pods import RuntimeImage
 from qwen_operator.planning.types import EngineDefaults
-from qwen_operator.reconcile.act import Actor
-from qwen_operator.reconcile.config import Config, GatewayConfig
-from qwen_operator.reconcile.hub import Fetch, HubReader
-from qwen_operator.reconcile.intake import Intake
-from qwen_operator.reconcile.model import Asked
-from qwen_operator.reconcile.observe import Observer
-from qwen_operator.reconcile.queue import WorkQueue
-from qwen_operator.reconcile.resync import Resync, labels_of
-from qwen_operator.reconcile.store import WATCHED, Store
-from qwen_operator.reconcile.worker import Reconciler, Worker
 from qwen_operator.scaling.types import ScalingState
 from tests.unit.checkpoints.reports import V1
 from tests.unit.fakes import Clock, Crash, FakeKube, matches

@@ -14,7 +14,7 @@ from qwen_operator.manifests.names import (
     LABEL_ROLE,
     Manifest,
 )
-from qwen_operator.scaling.fleet import bounds, fleet, fleets, shown
+from qwen_operator.replicas.scaling_view import bounds, fleet, fleets, shown
 from qwen_operator.scaling.types import Bounds, Engine, ScalingState
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.scaling.loop import INTERVAL_SECONDS, Autoscaler, Pace, removal_order
+from qwen_operator.controller.autoscaler import INTERVAL_SECONDS, Autoscaler, Pace, removal_order
 from qwen_operator.scaling.page import Reading, Trouble
 from qwen_operator.scaling.types import Bounds, Engine, Fleet, Key, ScalingState
 from tests.unit.scaling.world import engine, engines, load, sample

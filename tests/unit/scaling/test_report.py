@@ -6,7 +6,7 @@ import pytest
 
 from qwen_operator.api.conditions import ConditionType, Reason
 from qwen_operator.api.spec import Scaling, Spec
-from qwen_operator.scaling.report import report
+from qwen_operator.replicas.wanted import report
 from qwen_operator.scaling.types import ScalingState
 
 SCALING = Scaling(4, 2)

@@ -14,9 +14,9 @@ import pytest
 from aiohttp import web
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.scaling import scrape
+from qwen_operator.controller import scraper as scrape
+from qwen_operator.controller.scraper import page_url, scraper
 from qwen_operator.scaling.page import Reading, Trouble
-from qwen_operator.scaling.scrape import page_url, scraper
 from tests.unit.scaling.world import engine
 
 PAGE = (Path(__file__).parent / "pages" / "loaded.txt").read_text(encoding="utf-8")

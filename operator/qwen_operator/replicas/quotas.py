@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from qwen_operator.actions.types import Action, Create, Kind
 from qwen_operator.manifests.names import Manifest
 from qwen_operator.manifests.quantities import amount
-from qwen_operator.reconcile.model import Action, Create, Kind
 
 # What a quota may call the requests of a pod without a prefix.
 _SHORT = ("cpu", "memory", "ephemeral-storage")

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from qwen_operator.actions.types import deleting
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.status import Failure
 from qwen_operator.manifests.names import ENGINE_CONTAINER, LABEL_REVISION, Manifest
-from qwen_operator.reconcile.deaths import NO_RESTARTS, Restarts, death, evicted, failure_message, reason_of, served
-from qwen_operator.reconcile.model import deleting
+from qwen_operator.replicas.failures import NO_RESTARTS, Restarts, death, evicted, failure_message, reason_of, served
 
 _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _REFUSED = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from qwen_operator.config import Config
+from qwen_operator.controller.cache import WATCHED
+from qwen_operator.controller.enqueue import Intake
 from qwen_operator.kube import (
     NODES,
     QWENDEPLOYMENTS,
@@ -16,9 +19,6 @@ from qwen_operator.kube import (
     KubeApi,
     Resource,
 )
-from qwen_operator.reconcile.config import Config
-from qwen_operator.reconcile.intake import Intake
-from qwen_operator.reconcile.store import WATCHED
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 CHILD_LABELS = f"{MANAGED_BY}=qwen-operator"

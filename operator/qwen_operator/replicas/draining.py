@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from qwen_operator.actions.events import notice, stamp_of
+from qwen_operator.actions.types import Action, Delete, Kind, Nodes, Patch, Why
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.events import Event
 from qwen_operator.manifests.names import (
@@ -14,11 +16,9 @@ from qwen_operator.manifests.names import (
     Manifest,
 )
 from qwen_operator.manifests.pods import grace_seconds
-from qwen_operator.reconcile.fleet import Fleet, annotations, cordoned, cordoned_for, drains_for, moment, since, up
-from qwen_operator.reconcile.model import Action, Delete, Kind, Nodes, Patch, Why
-from qwen_operator.reconcile.nodes import node_of
-from qwen_operator.reconcile.notices import notice, stamp_of
-from qwen_operator.reconcile.podstate import PodState
+from qwen_operator.replicas.groups import Fleet, annotations, cordoned, cordoned_for, drains_for, moment, since, up
+from qwen_operator.replicas.node_health import node_of
+from qwen_operator.replicas.pod_state import PodState
 from qwen_operator.scaling.types import ScalingState
 
 UNROUTED_SECONDS = 6.0

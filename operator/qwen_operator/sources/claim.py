@@ -8,16 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from qwen_operator.api.conditions import Reason
-from qwen_operator.api.spec import Spec
-from qwen_operator.api.status import Failure
-from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError
-from qwen_operator.hardware.inventory import GpuProduct, Inventory
-from qwen_operator.manifests.drift import pod_repair
-from qwen_operator.manifests.names import Manifest, Owner, inspection_pod_name
-from qwen_operator.manifests.pods import SOURCE_MOUNT, SOURCE_VOLUME, RuntimeImage, inspection_pod
-from qwen_operator.reconcile.deaths import report_of
-from qwen_operator.reconcile.model import (
+from qwen_operator.actions.types import (
     Action,
     Blocked,
     Create,
@@ -30,7 +21,16 @@ from qwen_operator.reconcile.model import (
     deleting,
     standing,
 )
-from qwen_operator.reconcile.podstate import stored_failure, trouble
+from qwen_operator.api.conditions import Reason
+from qwen_operator.api.spec import Spec
+from qwen_operator.api.status import Failure
+from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError
+from qwen_operator.hardware.inventory import GpuProduct, Inventory
+from qwen_operator.manifests.drift import pod_repair
+from qwen_operator.manifests.names import Manifest, Owner, inspection_pod_name
+from qwen_operator.manifests.pods import SOURCE_MOUNT, SOURCE_VOLUME, RuntimeImage, inspection_pod
+from qwen_operator.replicas.failures import report_of
+from qwen_operator.replicas.pod_state import stored_failure, trouble
 
 FIRST_RETRY_SECONDS = 30
 LAST_RETRY_SECONDS = 600

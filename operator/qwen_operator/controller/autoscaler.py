@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from qwen_operator.api.conditions import Reason
+from qwen_operator.controller.scraper import Scraper
 from qwen_operator.scaling import policy, readings
 from qwen_operator.scaling.load import LoadMemory, classify, resume, settle
 from qwen_operator.scaling.page import Reading, Trouble
-from qwen_operator.scaling.scrape import Scraper
 from qwen_operator.scaling.types import Engine, Fleet, Key, Sample, ScalingState
 
 INTERVAL_SECONDS = 2.0

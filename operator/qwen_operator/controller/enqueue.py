@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 from qwen_operator.api.claims import served_names
 from qwen_operator.api.conditions import Reason
+from qwen_operator.controller.cache import Change, Store, key_of
+from qwen_operator.controller.queue import Key, WorkQueue
 from qwen_operator.kube import NODES, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest, Resource
 from qwen_operator.manifests.names import LABEL_DEPLOYMENT
-from qwen_operator.reconcile.queue import Key, WorkQueue
-from qwen_operator.reconcile.store import Change, Store, key_of
 
 
 class Intake:

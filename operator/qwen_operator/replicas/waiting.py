@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
+from qwen_operator.actions.types import Nodes, Observed, Target
 from qwen_operator.api.conditions import Reason
 from qwen_operator.hardware.inventory import Inventory
-from qwen_operator.reconcile.fleet import node_lost
-from qwen_operator.reconcile.model import Nodes, Observed, Target
-from qwen_operator.reconcile.nodes import node_of
-from qwen_operator.reconcile.podstate import PodState
+from qwen_operator.replicas.groups import node_lost
+from qwen_operator.replicas.node_health import node_of
+from qwen_operator.replicas.pod_state import PodState
 
 
 def explained(state: PodState, observed: Observed, running: Target | None) -> PodState:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from qwen_operator.actions.types import Nodes
 from qwen_operator.manifests.names import ANNOTATION_CORDONED_SINCE, ANNOTATION_DRAINING_SINCE, LABEL_ROUTABLE
-from qwen_operator.reconcile.model import Nodes
-from qwen_operator.reconcile.nodes import node_of, stays_when_cordoned
-from qwen_operator.reconcile.podstate import PodState
+from qwen_operator.replicas.node_health import node_of, stays_when_cordoned
+from qwen_operator.replicas.pod_state import PodState
 
 # The longest drain. Clocks that differ by more are no clocks, and who edits an annotation may write any time.
 _FARTHEST_AHEAD = timedelta(days=1)

@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from qwen_operator.actions.types import Action, Create, Decision, Delete, Observed, Refusal
+from qwen_operator.config import Config
+from qwen_operator.controller.execute import Actor, Stale
+from qwen_operator.controller.hub_reader import HubReader
+from qwen_operator.controller.observe import Observer
+from qwen_operator.controller.queue import Key, WorkQueue
 from qwen_operator.kube import ApiError, Forbidden, Invalid, Manifest, NamespaceTerminating, Unavailable
 from qwen_operator.kube.lease import NotLeading
-from qwen_operator.reconcile.act import Actor, Stale
-from qwen_operator.reconcile.config import Config
 from qwen_operator.reconcile.decide import decide
-from qwen_operator.reconcile.hub import HubReader
-from qwen_operator.reconcile.model import Action, Create, Decision, Delete, Observed, Refusal
-from qwen_operator.reconcile.observe import Observer
-from qwen_operator.reconcile.queue import Key, WorkQueue
 
 # A status that only says it in other words is not written more often than this: a pod that is bound, starts and
 # answers within a moment would otherwise be told three times.

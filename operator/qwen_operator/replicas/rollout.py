@@ -8,13 +8,13 @@ when that one answers. Indices have gaps: who goes is decided by load, not by nu
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from qwen_operator.actions.types import Action, Create, Delete, Kind, Patch, Target, Why
 from qwen_operator.manifests.drift import pod_repair
 from qwen_operator.manifests.names import LABEL_ROUTABLE, Owner, engine_pod_name
 from qwen_operator.manifests.pods import engine_pod
-from qwen_operator.reconcile.drains import Orders, cordon_marks, deletion, lost, remove, restore, unrouting_repair
-from qwen_operator.reconcile.fleet import Fleet, cordoned, is_draining, up
-from qwen_operator.reconcile.model import Action, Create, Delete, Kind, Patch, Target, Why
-from qwen_operator.reconcile.podstate import PodState
+from qwen_operator.replicas.draining import Orders, cordon_marks, deletion, lost, remove, restore, unrouting_repair
+from qwen_operator.replicas.groups import Fleet, cordoned, is_draining, up
+from qwen_operator.replicas.pod_state import PodState
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+from qwen_operator.actions.types import HubAnswer, Nodes, Observed
 from qwen_operator.api.claims import Claims, DeploymentKey, claims
 from qwen_operator.api.spec import revision_hash
+from qwen_operator.controller.cache import Key, Store, key_of
 from qwen_operator.hardware.inventory import GpuPool, Inventory, inventory
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
@@ -21,10 +23,8 @@ from qwen_operator.manifests.names import (
     engine_pod_name,
     inspection_pod_name,
 )
-from qwen_operator.reconcile.model import HubAnswer, Nodes, Observed
-from qwen_operator.reconcile.nodes import node_states
-from qwen_operator.reconcile.store import Key, Store, key_of
-from qwen_operator.scaling.fleet import shown
+from qwen_operator.replicas.node_health import node_states
+from qwen_operator.replicas.scaling_view import shown
 from qwen_operator.scaling.types import ScalingState
 
 # Names of pods that somebody else may have taken. Ours take the lowest free index: only as many foreign pods as this

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from qwen_operator.actions.types import Nodes
 from qwen_operator.manifests.names import Manifest
-from qwen_operator.reconcile.model import Nodes
 
 UNSCHEDULABLE = "node.kubernetes.io/unschedulable"
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"

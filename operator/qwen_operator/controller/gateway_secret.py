@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from qwen_operator.config import Config
+from qwen_operator.controller.resync import MANAGED_BY
 from qwen_operator.kube import SECRETS, AlreadyExists, ApiError, KubeApi, Manifest
-from qwen_operator.reconcile.config import Config
-from qwen_operator.reconcile.resync import MANAGED_BY
 
 # Asking costs a write request, because only the attempt to create says whether the Secret is there.
 MADE_SECONDS = 3600.0

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from qwen_operator.actions.events import stamp_of
+from qwen_operator.actions.types import Blocked, Refusal, Target
 from qwen_operator.api.conditions import ConditionType, Reason, Verdict
 from qwen_operator.api.spec import InvalidSpec, Spec
 from qwen_operator.api.status import Failure, Observation, build
 from qwen_operator.manifests.names import Manifest, engine_selector
-from qwen_operator.reconcile.drains import Orders
-from qwen_operator.reconcile.fleet import Fleet, drains_since
-from qwen_operator.reconcile.inspection import PHASE
-from qwen_operator.reconcile.model import Blocked, Refusal, Target
-from qwen_operator.reconcile.notices import stamp_of
-from qwen_operator.reconcile.podstate import PodState, last_failure
-from qwen_operator.reconcile.reasons import on_the_way
-from qwen_operator.scaling.report import Report
+from qwen_operator.replicas.draining import Orders
+from qwen_operator.replicas.groups import Fleet, drains_since
+from qwen_operator.replicas.pod_state import PodState, last_failure
+from qwen_operator.replicas.waiting import on_the_way
+from qwen_operator.replicas.wanted import Report
+from qwen_operator.sources.claim import PHASE
 
 STALLED_AFTER_FAILURES = 3
 _URGENT = (Reason.CLAIM_NOT_FOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED)

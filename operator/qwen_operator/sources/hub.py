@@ -11,13 +11,13 @@ from datetime import datetime
 from difflib import get_close_matches
 from typing import Any
 
+from qwen_operator.actions.types import Asked, Blocked, HubAnswer, Observed
 from qwen_operator.api.conditions import ConditionType, Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import HubReason, is_repository
 from qwen_operator.planning.types import EngineDefaults
-from qwen_operator.reconcile.model import Asked, Blocked, HubAnswer, Observed
 
 _REASONS = {
     HubReason.NOT_FOUND: Reason.UNKNOWN_MODEL,

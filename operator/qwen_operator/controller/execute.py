@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from qwen_operator.actions.events import stamp_of
+from qwen_operator.actions.types import Action, Create, Delete, Kind
+from qwen_operator.controller.cache import Key, Store
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
     EVENTS,
@@ -24,9 +27,6 @@ from qwen_operator.kube import (
     NotFound,
     Resource,
 )
-from qwen_operator.reconcile.model import Action, Create, Delete, Kind
-from qwen_operator.reconcile.notices import stamp_of
-from qwen_operator.reconcile.store import Key, Store
 
 STATUS_MANAGER = "qwen-operator-status"
 RESOURCES: dict[Kind, Resource] = {

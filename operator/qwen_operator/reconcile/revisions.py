@@ -8,12 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.manifests.drift import subset
-from qwen_operator.manifests.names import Manifest, Owner, budget_name
-from qwen_operator.manifests.objects import controller_revision, disruption_budget
-from qwen_operator.planning.types import Plan
-from qwen_operator.reconcile.model import (
+from qwen_operator.actions.types import (
     Action,
     Create,
     Delete,
@@ -26,6 +21,11 @@ from qwen_operator.reconcile.model import (
     deleting,
     standing,
 )
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.manifests.drift import subset
+from qwen_operator.manifests.names import Manifest, Owner, budget_name
+from qwen_operator.manifests.objects import controller_revision, disruption_budget
+from qwen_operator.planning.types import Plan
 
 KEPT_REVISIONS = 2
 """How many revisions are kept besides the present one and those that have pods."""

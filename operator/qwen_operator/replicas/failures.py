@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from qwen_operator.actions.types import deleting
 from qwen_operator.api.advice import ADVICE
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.status import Failure
 from qwen_operator.manifests.names import ENGINE_CONTAINER, Manifest
-from qwen_operator.reconcile.model import deleting
 
 CRASH_LOOP_RESTARTS = 3
 CRASH_LOOP_SECONDS = 600.0

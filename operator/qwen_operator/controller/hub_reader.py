@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from qwen_operator.actions.types import Asked, HubAnswer
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubReason
-from qwen_operator.reconcile.model import Asked, HubAnswer
-from qwen_operator.reconcile.queue import Key
+from qwen_operator.controller.queue import Key
 
 # Each may hold the index of a large model in memory, some 100 MB at the most.
 READINGS = 3

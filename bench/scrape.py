@@ -25,11 +25,11 @@ from aiohttp import web
 
 from qwen_operator.controller.scraper import CONCURRENCY, page_url, scraper
 from qwen_operator.scaling.page import Reading, Trouble, read
-from qwen_operator.scaling.types import Engine
+from qwen_operator.scaling.types import EnginePod
 
 PAGE = Path(__file__).parents[1] / "tests/unit/scaling/pages/loaded.txt"
 MODEL = "tiny"
-Read = Callable[[Engine], Awaitable[Reading | Trouble]]
+Read = Callable[[EnginePod], Awaitable[Reading | Trouble]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +76,16 @@ def serving(body: bytes) -> Iterator[int]:
         server.join()
 
 
-def fleet(count: int) -> list[Engine]:
+def fleet(count: int) -> list[EnginePod]:
     return [
-        Engine(
+        EnginePod(
             f"pod-{n}", f"uid-{n}", f"127.1.{n // 250}.{n % 250 + 1}", ready=True, draining=False, limit=0, model=MODEL
         )
         for n in range(count)
     ]
 
 
-async def cpu_per_page(read_one: Read, engines: list[Engine]) -> float:
+async def cpu_per_page(read_one: Read, engines: list[EnginePod]) -> float:
     """Milliseconds. Raises RuntimeError when a page was not read."""
     start = time.process_time()
     found = await asyncio.gather(*(read_one(engine) for engine in engines))
@@ -101,7 +101,7 @@ async def measure(count: int, port: int, looks: int) -> Result:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with scraper(port) as own, httpx.AsyncClient(trust_env=False, timeout=60, limits=limits) as client:
 
-        async def by_httpx(engine: Engine) -> Reading | Trouble:
+        async def by_httpx(engine: EnginePod) -> Reading | Trouble:
             async with slots:
                 response = await client.get(page_url(engine.address, port))
             return read(response.text, engine.model)

@@ -18,8 +18,7 @@ import kopf
 import prometheus_client
 
 from qwen_operator import handlers
-from qwen_operator.actions.types import Asked
-from qwen_operator.checkpoints.hubs import HubCheckpoint
+from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
 from qwen_operator.config import Config
 from qwen_operator.controller.autoscaler import Autoscaler
 from qwen_operator.controller.cache import Store
@@ -34,11 +33,11 @@ from qwen_operator.controller.scraper import Scraper, scraper
 from qwen_operator.controller.worker import Reconciler, Worker, utc_now
 from qwen_operator.endpoints import serving
 from qwen_operator.hubs.client import fetch
-from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi
+from qwen_operator.kube import QWENDEPLOYMENTS, KubeApi
 from qwen_operator.kube.client import connect
 from qwen_operator.kube.lease import Elector, FencedApi, Terms, wall_stamp
-from qwen_operator.metrics import Deployments, Load, Metrics
-from qwen_operator.replicas.scaling_view import fleets
+from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
+from qwen_operator.replicas.scaling_view import scaled_deployments
 
 # Longer than any reconcile: each of its requests has a time-out, and 64 replicas are 64 requests.
 STUCK_SECONDS = 900.0
@@ -77,23 +76,21 @@ class Operator:
     intake: Intake
     resync: Resync
     autoscaler: Autoscaler
-    metrics: Metrics
-    deployments: Deployments
+    metrics: OperatorMetrics
+    deployments: DeploymentMetrics
 
     @classmethod
     async def build(cls, config: Config, engines: Scraper) -> "Operator":
         store, queue = Store(), WorkQueue(clock=time.monotonic, random=random.random)
         intake = Intake(store, queue)
-        metrics = Metrics()
+        metrics = OperatorMetrics()
         api = await connect(user_agent="qwen-operator", observer=metrics.requested)
         identity = f"{config.pod_name}_{wall_stamp()}"
         elector = Elector(api, Terms(config.namespace, config.lease_name, identity), time.monotonic)
         autoscaler = Autoscaler(
-            engines,
-            lambda: fleets(store.all(QWENDEPLOYMENTS), lambda deployment: store.related(PODS, deployment)),
-            queue.add,
+            engines, lambda: scaled_deployments(store.all(QWENDEPLOYMENTS), store.replicas), queue.add
         )
-        deployments = Deployments(store, Load(autoscaler.samples, autoscaler.ages), elector.leads)
+        deployments = DeploymentMetrics(store, LoadSource(autoscaler.samples, autoscaler.ages), elector.leads)
         metrics.follow(queue, elector.leads)
         metrics.registry.register(deployments)
         return cls(
@@ -157,9 +154,9 @@ class Operator:
             tasks.append(Worker(self.queue, reconciler, self.metrics.reconciled, self.metrics.failed).run())
         await _first(tasks)
 
-    async def _fetch(self, asked: Asked, seconds: float) -> HubCheckpoint:
-        mirror = self.config.engine.mirror(asked.hub)
-        return await fetch(asked.repository, asked.revision, asked.hub, mirror, timeout=seconds)
+    async def _fetch(self, query: HubQuery, seconds: float) -> HubCheckpoint:
+        mirror = self.config.engine.mirror(query.hub)
+        return await fetch(query.repository, query.revision, query.hub, mirror, timeout=seconds)
 
 
 @contextlib.asynccontextmanager

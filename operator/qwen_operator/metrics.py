@@ -15,17 +15,20 @@ import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from qwen_operator.controller.cache import Store, key_of
-from qwen_operator.controller.queue import Key, WorkQueue
-from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
-from qwen_operator.manifests.names import ANNOTATION_DRAINING_SINCE, LABEL_ROLE, ROLE_ENGINE
+from qwen_operator import objects
+from qwen_operator.controller.cache import Store
+from qwen_operator.controller.queue import WorkQueue
+from qwen_operator.kube import QWENDEPLOYMENTS, Manifest
+from qwen_operator.objects import ObjectKey, key_of
+from qwen_operator.replicas.groups import Replica
+from qwen_operator.replicas.wanted import last_wanted, written_size_rule
 from qwen_operator.scaling.types import Sample
 
 WHO = ("namespace", "deployment")
 INFO_LABELS = ("model", "gpu_product", "tensor", "quantization", "engine_version", "revision")
 
 
-class Metrics:
+class OperatorMetrics:
     """What happens in this process."""
 
     def __init__(self) -> None:
@@ -77,30 +80,30 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class LoadSource:
     """Where the numbers of the last look at the engines come from, see Autoscaler."""
 
-    samples: Callable[[], Mapping[Key, Sample]]
-    ages: Callable[[], Mapping[Key, float]]
+    samples: Callable[[], Mapping[ObjectKey, Sample]]
+    ages: Callable[[], Mapping[ObjectKey, float]]
 
 
 @dataclass(slots=True, eq=False)
-class Deployments(Collector):
+class DeploymentMetrics(Collector):
     """Collector of `qwen_deployment_*`."""
 
     store: Store
-    load: Load
+    load: LoadSource
     leads: Callable[[], bool]
     _scaled: Counts[tuple[str, ...]] = field(default_factory=Counts)
     _failures: Counts[tuple[str, ...]] = field(default_factory=Counts)
 
-    def wrote(self, key: Key, old: Manifest, new: Manifest) -> None:
+    def wrote(self, key: ObjectKey, old: Manifest, new: Manifest) -> None:
         """Count what a new status tells that the one before did not."""
-        before, scaling = old.get("scaling") or {}, new.get("scaling") or {}
+        before, scaling = objects.mapping(old, "scaling"), objects.mapping(new, "scaling")
         was, now = before.get("wanted"), scaling.get("wanted")
         if was is not None and now is not None and was != now:
             self._scaled[(*key, "up" if now > was else "down", str(scaling.get("reason")))] += 1
-        known, last = old.get("lastFailure") or {}, new.get("lastFailure") or {}
+        known, last = objects.mapping(old, "lastFailure"), objects.mapping(new, "lastFailure")
         if last and (last.get("time"), last.get("pod")) != (known.get("time"), known.get("pod")):
             self._failures[(*key, str(last.get("reason")))] += 1
 
@@ -116,7 +119,7 @@ class Deployments(Collector):
         gauges = _Gauges()
         for key, manifest in rows.items():
             _status(gauges, key, manifest)
-            _pods(gauges, key, manifest, self.store.related(PODS, manifest))
+            _replicas(gauges, key, manifest, self.store.replicas(manifest))
             if (sample := samples.get(key)) is not None:
                 _sample(gauges, key, sample)
             if (age := ages.get(key)) is not None:
@@ -125,7 +128,7 @@ class Deployments(Collector):
         yield self._counter("qwen_deployment_scale", self._scaled, rows)
         yield self._counter("qwen_deployment_engine_failures", self._failures, rows)
 
-    def _counter(self, name: str, counts: Counts[tuple[str, ...]], rows: Mapping[Key, Manifest]) -> Metric:
+    def _counter(self, name: str, counts: Counts[tuple[str, ...]], rows: Mapping[ObjectKey, Manifest]) -> Metric:
         text, labels = COUNTERS[name]
         family = CounterMetricFamily(name, text, labels=(*WHO, *labels))
         for values in [values for values in counts if values[:2] not in rows]:
@@ -164,7 +167,7 @@ class _Gauges:
     def __init__(self) -> None:
         self.families: dict[str, GaugeMetricFamily] = {}
 
-    def add(self, name: str, key: Key, value: float | None, *labels: str) -> None:
+    def add(self, name: str, key: ObjectKey, value: float | None, *labels: str) -> None:
         """Add a value; None is one that is not known."""
         if value is None:
             return
@@ -174,60 +177,48 @@ class _Gauges:
         self.families[name].add_metric((*key, *labels), value)
 
 
-def _status(gauges: _Gauges, key: Key, manifest: Manifest) -> None:
-    spec, status = manifest.get("spec") or {}, manifest.get("status") or {}
-    plan = status.get("plan") or {}
+def _status(gauges: _Gauges, key: ObjectKey, manifest: Manifest) -> None:
+    status, plan = objects.mapping(manifest, "status"), objects.mapping(manifest, "status", "plan")
     info = (
-        spec.get("model"),
+        objects.mapping(manifest, "spec").get("model"),
         plan.get("gpuProduct"),
-        (plan.get("parallelism") or {}).get("tensor"),
-        (status.get("model") or {}).get("quantization"),
+        objects.mapping(plan, "parallelism").get("tensor"),
+        objects.mapping(status, "model").get("quantization"),
         plan.get("engineVersion"),
         plan.get("hash"),
     )
     gauges.add("qwen_deployment_info", key, 1, *("" if value is None else str(value) for value in info))
-    for condition in status.get("conditions") or ():
+    for condition in objects.members(status, "conditions"):
         gauges.add("qwen_deployment_condition", key, 1, condition["type"], condition["status"], condition["reason"])
     gauges.add("qwen_deployment_plan_kv_tokens", key, plan.get("kvTokens"))
     gauges.add("qwen_deployment_plan_startup_seconds", key, plan.get("startupSeconds"))
-    gauges.add("qwen_deployment_replicas", key, (status.get("scaling") or {}).get("wanted"), "wanted")
-    scaling = spec.get("scaling") or {}
-    gauges.add("qwen_deployment_scaling_configured", key, int("scaling" in spec))
-    fixed = spec.get("replicas", None if scaling else 1)
-    gauges.add("qwen_deployment_replicas_min", key, scaling.get("minReplicas", 1) if fixed is None else fixed)
-    gauges.add("qwen_deployment_replicas_max", key, scaling.get("maxReplicas") if fixed is None else fixed)
+    gauges.add("qwen_deployment_replicas", key, last_wanted(manifest), "wanted")
+    rule = written_size_rule(manifest)
+    gauges.add("qwen_deployment_scaling_configured", key, int(rule.scaling_configured))
+    gauges.add("qwen_deployment_replicas_min", key, rule.least)
+    gauges.add("qwen_deployment_replicas_max", key, rule.most)
 
 
-def _pods(gauges: _Gauges, key: Key, manifest: Manifest, pods: Iterable[Manifest]) -> None:
-    engines = [pod for pod in pods if _is_engine(pod)]
-    draining = [pod for pod in engines if _drains(pod)]
-    status = manifest.get("status") or {}
+def _replicas(gauges: _Gauges, key: ObjectKey, manifest: Manifest, replicas: Iterable[Replica]) -> None:
+    running = [replica for replica in replicas if not replica.broken]
+    draining = [replica for replica in running if replica.deleting or replica.draining]
+    status = objects.mapping(manifest, "status")
     ready = int(status.get("readyReplicas") or 0)
-    granted = [pod for pod in engines if (pod.get("spec") or {}).get("nodeName")]
-    size = int((status.get("plan") or {}).get("gpusPerReplica") or 0)
+    granted = [replica for replica in running if replica.bound]
+    gpus = int(objects.mapping(status, "plan").get("gpusPerReplica") or 0)
     states = {
-        "granted": sum(not _drains(pod) for pod in granted),
+        "granted": sum(replica not in draining for replica in granted),
         "ready": ready,
-        "starting": max(0, len(engines) - len(draining) - ready),
+        "starting": max(0, len(running) - len(draining) - ready),
         "draining": len(draining),
     }
     for state, count in states.items():
         gauges.add("qwen_deployment_replicas", key, count, state)
-    gauges.add("qwen_deployment_gpus", key, size * len(granted), "allocated")
-    gauges.add("qwen_deployment_gpus", key, size * ready, "ready")
+    gauges.add("qwen_deployment_gpus", key, gpus * len(granted), "allocated")
+    gauges.add("qwen_deployment_gpus", key, gpus * ready, "ready")
 
 
-def _is_engine(pod: Manifest) -> bool:
-    ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-    return (pod["metadata"].get("labels") or {}).get(LABEL_ROLE) == ROLE_ENGINE and not ended
-
-
-def _drains(pod: Manifest) -> bool:
-    meta = pod["metadata"]
-    return "deletionTimestamp" in meta or ANNOTATION_DRAINING_SINCE in (meta.get("annotations") or {})
-
-
-def _sample(gauges: _Gauges, key: Key, sample: Sample) -> None:
+def _sample(gauges: _Gauges, key: ObjectKey, sample: Sample) -> None:
     engines = sample.engines
     gauges.add("qwen_deployment_queue_requests", key, sum(engine.queued for engine in engines))
     gauges.add("qwen_deployment_running_requests", key, sum(engine.running for engine in engines))

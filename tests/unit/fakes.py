@@ -294,8 +294,11 @@ def address_of(manifest: Manifest) -> Address:
 
 
 def matches(manifest: Manifest, selector: str) -> bool:
-    """Equality selectors only: a=b,c=d."""
+    """Equality, and one value of several: `a=b,c=d` or `a in (b,c)`."""
     labels = manifest["metadata"].get("labels") or {}
+    if " in (" in selector:
+        name, _, values = selector.rstrip(")").partition(" in (")
+        return labels.get(name) in values.split(",")
     return all(
         labels.get(name) == value for name, value in (part.split("=", 1) for part in selector.split(",") if part)
     )

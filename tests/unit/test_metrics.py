@@ -14,10 +14,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 import qwen_operator
 from qwen_operator.controller.cache import Store
-from qwen_operator.controller.queue import Key, WorkQueue
+from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.logkeys import LogKey
-from qwen_operator.metrics import Deployments, Load, Metrics
+from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
+from qwen_operator.objects import ObjectKey
 from qwen_operator.scaling.types import EngineLoad, Sample
 from tests.unit.fakes import Clock
 
@@ -33,7 +34,9 @@ def deployment(name: str = "chat", spec: Manifest | None = None, **status: Any) 
 
 
 def pod(index: int, node: str = "gpu-1", *, draining: bool = False, phase: str = "Running") -> Manifest:
-    annotations = {"qwen-operator.dev/draining-since": "2026-01-01T00:00:00Z"} if draining else {}
+    annotations = {"qwen-operator.dev/owner-uid": "chat"}
+    if draining:
+        annotations["qwen-operator.dev/draining-since"] = "2026-01-01T00:00:00Z"
     labels = {"qwen-operator.dev/deployment": "chat", "qwen-operator.dev/role": "engine"}
     meta = {"name": f"chat-0a1b2c3d-{index}", "namespace": "team", "uid": f"p{index}", "labels": labels}
     return {
@@ -46,13 +49,13 @@ def pod(index: int, node: str = "gpu-1", *, draining: bool = False, phase: str =
 @dataclass
 class World:
     store: Store = field(default_factory=Store)
-    samples: dict[Key, Sample] = field(default_factory=dict)
-    ages: dict[Key, float] = field(default_factory=dict)
+    samples: dict[ObjectKey, Sample] = field(default_factory=dict)
+    ages: dict[ObjectKey, float] = field(default_factory=dict)
     leading: bool = True
 
     def __post_init__(self) -> None:
-        load = Load(lambda: self.samples, lambda: self.ages)
-        self.deployments = Deployments(self.store, load, lambda: self.leading)
+        load = LoadSource(lambda: self.samples, lambda: self.ages)
+        self.deployments = DeploymentMetrics(self.store, load, lambda: self.leading)
         self.registry = CollectorRegistry()
         self.registry.register(self.deployments)
 
@@ -174,7 +177,7 @@ def test_who_stands_by_says_nothing_about_deployments(world: World) -> None:
 def test_the_machine_in_numbers() -> None:
     clock, leading = Clock(), [False]
     queue = WorkQueue(clock=clock.monotonic, random=lambda: 0.5)
-    metrics = Metrics()
+    metrics = OperatorMetrics()
     metrics.follow(queue, lambda: leading[0])
     queue.add(CHAT)
     clock.advance(7)

@@ -4,12 +4,13 @@ import hashlib
 import json
 from datetime import datetime
 
+from qwen_operator import objects
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.events import Event
 from qwen_operator.manifests.names import Manifest
 
 
-def stamp_of(now: datetime) -> str:
+def rfc3339(now: datetime) -> str:
     """RFC 3339 to the second, in UTC."""
     return now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -18,35 +19,35 @@ def transition_event(deployment: Manifest, event: Event, now: str) -> Manifest:
     """The Event of a change of conditions; `now` RFC 3339."""
     before = [
         [condition.get(part) for part in ("type", "status", "reason", "lastTransitionTime")]
-        for condition in (deployment.get("status") or {}).get("conditions") or ()
+        for condition in objects.members(deployment, "status", "conditions")
     ]
     return _manifest(deployment, event, [deployment["metadata"].get("generation"), before], now)
 
 
-def resizing(deployment: Manifest, new: Manifest, now: str) -> tuple[Manifest, ...]:
+def resize_events(deployment: Manifest, new: Manifest, now: str) -> tuple[Manifest, ...]:
     """The Event of another number of wanted replicas, from the status as it stands to the new one."""
-    before, after = (deployment.get("status") or {}).get("scaling") or {}, new.get("scaling") or {}
+    before, after = objects.mapping(deployment, "status", "scaling"), objects.mapping(new, "scaling")
     old, wanted = before.get("wanted"), after.get("wanted")
     if not isinstance(old, int) or not isinstance(wanted, int) or old == wanted:
         return ()
     reason = Reason.SCALED_UP if wanted > old else Reason.SCALED_DOWN
     event = Event("Normal", str(reason), f"{old} -> {wanted}: {after['message']}")
-    return (notice(deployment, event, [str(before.get("since")), f"{old} -> {wanted}"], now),)
+    return (action_event(deployment, event, [str(before.get("since")), f"{old} -> {wanted}"], now),)
 
 
-def notice(deployment: Manifest, event: Event, about: list[str], now: str) -> Manifest:
-    """The Event of a deed; `about` tells it from others of its reason, for example by the pod's uid."""
+def action_event(deployment: Manifest, event: Event, about: list[str], now: str) -> Manifest:
+    """The Event of an action; `about` tells it from others of its reason, for example by the pod's uid."""
     return _manifest(deployment, event, about, now)
 
 
 def _manifest(deployment: Manifest, event: Event, about: object, now: str) -> Manifest:
     meta = deployment["metadata"]
-    told = json.dumps([meta["uid"], event.reason, about])
+    identity = json.dumps([meta["uid"], event.reason, about])
     return {
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {
-            "name": f"{meta['name']}.{hashlib.sha256(told.encode()).hexdigest()[:16]}",
+            "name": f"{meta['name']}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}",
             "namespace": meta["namespace"],
         },
         "involvedObject": {

@@ -1,19 +1,12 @@
-"""The vocabulary of reconcile: what was observed, what was decided, and which deeds there are. Only data."""
+"""What the operator can do to the children of a QwenDeployment, as data: every action has a reason."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
-from qwen_operator.api.conditions import Reason
-from qwen_operator.api.status import Failure
-from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.checkpoints.hubs import Hub, HubReason
-from qwen_operator.hardware.inventory import Inventory
-from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, Manifest
-from qwen_operator.planning.types import NoFit, Plan
-from qwen_operator.scaling.types import ScalingState
+from qwen_operator.manifests.names import Manifest
 
 
 class Kind(StrEnum):
@@ -24,8 +17,8 @@ class Kind(StrEnum):
     POD_DISRUPTION_BUDGET = "PodDisruptionBudget"
 
 
-class Why(StrEnum):
-    """Why an action is taken; a log key and a metric label."""
+class ActionReason(StrEnum):
+    """Why the operator takes an action; the value of the log key `why`."""
 
     PIN_REVISION = "PinRevision"
     INSPECT = "Inspect"
@@ -43,6 +36,7 @@ class Why(StrEnum):
     DRAIN_TIMED_OUT = "DrainTimedOut"
     STOPPED_ANSWERING = "StoppedAnswering"
     NODE_LOST = "NodeLost"
+    MEMBER_LOST = "MemberLost"
     BUDGET_MISSING = "BudgetMissing"
     REPLICAS_CHANGED = "ReplicasChanged"
     POD_ENDED = "PodEnded"
@@ -53,22 +47,26 @@ class Why(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Create an object; the name being taken means that the view was stale."""
+    """Create an object. If the name is taken, the view was stale."""
 
     kind: Kind
     manifest: Manifest
-    why: Why
+    reason: ActionReason
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["metadata"]["name"])
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Strategic merge patch of an object of ours. `notice` is an Event that is posted before."""
+    """Strategic merge patch of an object of ours. `event` is an Event that is posted before."""
 
     kind: Kind
     name: str
     patch: Manifest
-    why: Why
-    notice: Manifest | None = None
+    reason: ActionReason
+    event: Manifest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +74,20 @@ class Delete:
     """Delete the object of this uid and no other.
 
     `version`: only in the state of this resourceVersion. `grace_seconds` overrides the pod's own period, 0 removes it
-    without waiting for its node. `notice` is an Event that is posted before.
+    without waiting for its node. `event` is an Event that is posted before.
     """
 
     kind: Kind
     name: str
     uid: str
-    why: Why
+    reason: ActionReason
     version: str | None = None
     grace_seconds: int | None = None
-    notice: Manifest | None = None
+    event: Manifest | None = None
+
+    def same_object(self, other: Delete) -> bool:
+        """Whether both delete the same object."""
+        return (self.kind, self.name, self.uid) == (other.kind, other.name, other.uid)
 
 
 Action = Create | Patch | Delete
@@ -93,7 +95,7 @@ Action = Create | Patch | Delete
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The API server's no to an action: repeating it at once does not help."""
+    """The API server refused an action: repeating it at once does not help. `deletion`: the action was a Delete."""
 
     kind: Kind
     name: str
@@ -102,140 +104,28 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Nodes:
-    """What the nodes mean for pods that are on them; `names` are those that exist, none if they may not be read.
+class OrderedActions:
+    """All actions of one decision in the order of the writes. The operator writes the status between the two groups:
+    after what creates and repairs, and before the deletions, which remove the evidence that the status reports."""
 
-    `cordoned`: nothing new is to run there, and what runs is about to be moved. `silent`: their kubelet does not
-    answer. `out_of_service`: a person says that nothing runs there any more.
-    """
+    before_status: tuple[Create | Patch, ...] = ()
+    after_status: tuple[Delete, ...] = ()
 
-    names: frozenset[str] = frozenset()
-    cordoned: frozenset[str] = frozenset()
-    silent: frozenset[str] = frozenset()
-    out_of_service: frozenset[str] = frozenset()
-
-    def gone(self, name: str) -> bool:
-        """Whether the node existed once, as a pod was bound to it, and exists no more."""
-        return bool(name) and bool(self.names) and name not in self.names
+    def __bool__(self) -> bool:
+        return bool(self.before_status or self.after_status)
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A question to a hub: the facts of a repository at a revision, "" for its main branch."""
-
-    hub: Hub
-    repository: str
-    revision: str = ""
+# What pins a revision comes before everything that runs it, and goes after everything that ran it. The budget protects
+# the replicas before one of them is touched.
+_CREATION_ORDER = (Kind.CONTROLLER_REVISION, Kind.POD_DISRUPTION_BUDGET, Kind.POD)
 
 
-@dataclass(frozen=True, slots=True)
-class HubAnswer:
-    """What a hub said, or why it said nothing: either `checkpoint`, with its commit, or `reason` and `message`.
-
-    `again` is when asking anew makes sense; `failures` how often it failed in a row.
-    """
-
-    asked: Asked
-    again: datetime
-    checkpoint: Checkpoint | None = None
-    reason: HubReason | None = None
-    message: str = ""
-    failures: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """Everything that one decision depends on, besides configuration and time.
-
-    The children are those of the deployment and those that merely have one of its names. `lost_names` maps client
-    names that an older QwenDeployment claims to that object's "namespace/name". `quotas` are the ResourceQuotas of
-    its namespace; `scaling` is what the load says, None while nothing is known of it. `hub` is the answer to what
-    this deployment asked last, None while there is none.
-    """
-
-    deployment: Manifest
-    pods: tuple[Manifest, ...] = ()
-    revisions: tuple[Manifest, ...] = ()
-    budgets: tuple[Manifest, ...] = ()
-    quotas: tuple[Manifest, ...] = ()
-    nodes: Nodes = field(default_factory=Nodes)
-    scaling: ScalingState | None = None
-    inventory: Inventory = field(default_factory=Inventory)
-    lost_names: Mapping[str, str] = field(default_factory=dict)
-    refusal: Refusal | None = None
-    hub: HubAnswer | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What to do, in order; the complete status; Events of this step; seconds until time alone changes the answer;
-    and what to ask a hub.
-
-    Deletions come last: they run after the status is written, because they remove the evidence it reports.
-    """
-
-    actions: tuple[Action, ...]
-    status: dict[str, Any]
-    events: tuple[Manifest, ...] = ()
-    requeue_after: float | None = None
-    ask: Asked | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A revision that is pinned, or about to be: what its pods look like."""
-
-    revision: str
-    number: int
-    facts: Checkpoint
-    plan: Plan
-    template: Manifest
-
-
-@dataclass(frozen=True, slots=True)
-class Blocked:
-    """Why there is no target for the present spec.
-
-    `waiting`: it may pass by itself. `failure` is an inspection that ended badly. `ask`: a hub's answer would help.
-    """
-
-    reason: Reason
-    message: str
-    waiting: bool
-    facts: Checkpoint | None = None
-    no_fit: NoFit | None = None
-    failure: Failure | None = None
-    actions: tuple[Action, ...] = ()
-    requeue_after: float | None = None
-    ask: Asked | None = None
-
-
-class Standing(StrEnum):
-    """Whose object it is that has one of our names."""
-
-    OURS = "Ours"
-    LEFTOVER = "Leftover"
-    FOREIGN = "Foreign"
-
-
-def standing(child: Manifest, deployment: Manifest) -> Standing:
-    """OURS: controlled by this very deployment, or marked with its uid and controlled by nobody.
-
-    LEFTOVER: of an earlier deployment of the same name; the garbage collector takes it. Anything else is FOREIGN
-    and never touched.
-    """
-    uid, name = deployment["metadata"]["uid"], deployment["metadata"]["name"]
-    meta = child["metadata"]
-    controllers = [owner for owner in meta.get("ownerReferences") or () if owner.get("controller")]
-    if not controllers:
-        marked = (meta.get("annotations") or {}).get(ANNOTATION_OWNER_UID) == uid
-        return Standing.OURS if marked else Standing.FOREIGN
-    if controllers[0].get("uid") == uid:
-        return Standing.OURS
-    predecessor = controllers[0].get("kind") == "QwenDeployment" and controllers[0].get("name") == name
-    return Standing.LEFTOVER if predecessor else Standing.FOREIGN
-
-
-def deleting(child: Manifest) -> bool:
-    """Whether the object is on its way out."""
-    return "deletionTimestamp" in child["metadata"]
+def in_order(actions: Iterable[Action]) -> OrderedActions:
+    """The order of the writes; actions of the same rank keep the order in which they were decided."""
+    every = tuple(actions)
+    writes = [action for action in every if not isinstance(action, Delete)]
+    deletions = [action for action in every if isinstance(action, Delete)]
+    return OrderedActions(
+        before_status=tuple(sorted(writes, key=lambda action: _CREATION_ORDER.index(action.kind))),
+        after_status=tuple(sorted(deletions, key=lambda action: -_CREATION_ORDER.index(action.kind))),
+    )

@@ -426,19 +426,6 @@ class Spec:
         """The hub repository that the bytes come from, or None for a source that is no hub."""
         return self.source.repository if self.source else self.model
 
-    @property
-    def scaled(self) -> bool:
-        """Whether the load decides about the number of replicas."""
-        return self.scaling is not None and self.replicas is None
-
-    @property
-    def wanted_replicas(self) -> int:
-        """The number of replicas before anything is known about the load: `replicas`, or else the least that
-        `scaling` allows, or else 1."""
-        if self.replicas is not None:
-            return self.replicas
-        return self.scaling.min_replicas if self.scaling else 1
-
 
 def parse(obj: Mapping[str, Any]) -> Spec:
     """The typed spec of a whole QwenDeployment object (metadata and spec); raises InvalidSpec and nothing else."""

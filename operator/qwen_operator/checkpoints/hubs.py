@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from urllib.parse import urlsplit
 
@@ -60,6 +61,30 @@ class HubCheckpoint:
 
     checkpoint: Checkpoint
     commit: str
+
+
+@dataclass(frozen=True, slots=True)
+class HubQuery:
+    """A query to a hub: the facts of a repository at a revision, "" for its main branch."""
+
+    hub: Hub
+    repository: str
+    revision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HubAnswer:
+    """What a hub answered, or why it did not: either `checkpoint`, with its commit, or `reason` and `message`.
+
+    `again` is when another query makes sense; `failures` how often it failed in a row.
+    """
+
+    query: HubQuery
+    again: datetime
+    checkpoint: Checkpoint | None = None
+    reason: HubReason | None = None
+    message: str = ""
+    failures: int = 0
 
 
 def is_repository(name: str) -> bool:

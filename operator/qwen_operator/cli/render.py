@@ -14,9 +14,10 @@ from qwen_operator.cli.inputs import Inputs
 from qwen_operator.cli.plan import exit_code
 from qwen_operator.manifests.names import Owner
 from qwen_operator.manifests.objects import controller_revision, disruption_budget
-from qwen_operator.manifests.pods import engine_pod, engine_template, inspection_pod
+from qwen_operator.manifests.pods import ReplicaPods, engine_pods, engine_template, inspection_pod
 from qwen_operator.planning.plan import plan, runnable
 from qwen_operator.planning.types import NoFit, Plan
+from qwen_operator.replicas.wanted import size_rule
 from qwen_operator.sources import claim as inspection
 
 # The API server gives every object its own; here there is none yet.
@@ -54,10 +55,14 @@ def objects(given: Inputs, result: Plan) -> list[Mapping[str, Any]]:
     record = {"facts": given.checkpoint.to_json(), "plan": result.to_json(), "template": template}
     claimed = given.spec.source and given.spec.source.claim
     near = inspection.products(given.spec, given.inventory)
-    replicas, drain = given.spec.wanted_replicas, given.spec.rollout.drain_seconds
+    replicas, drain = size_rule(given.spec.replicas, given.spec.scaling).least, given.spec.rollout.drain_seconds
     return [
         *([inspection_pod(owner, revision, given.spec, runtime, near)] if claimed else []),
         controller_revision(owner, revision, 1, record),
         *([disruption_budget(owner, replicas)] if replicas else []),
-        *(engine_pod(owner, revision, template, index, drain) for index in range(replicas)),
+        *(
+            pod
+            for index in range(replicas)
+            for pod in engine_pods(ReplicaPods(owner, revision, index, result.nodes_per_replica), template, drain)
+        ),
     ]

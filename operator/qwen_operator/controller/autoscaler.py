@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.controller.scraper import Scraper
+from qwen_operator.objects import ObjectKey
 from qwen_operator.scaling import policy, readings
 from qwen_operator.scaling.load import LoadMemory, classify, resume, settle
 from qwen_operator.scaling.page import Reading, Trouble
-from qwen_operator.scaling.types import Engine, Fleet, Key, Sample, ScalingState
+from qwen_operator.scaling.types import EnginePod, Sample, ScaledDeployment, ScalingState
 
 INTERVAL_SECONDS = 2.0
 # Many operators' looks at one engine, or many engines' at one operator, must not stay in step.
@@ -47,7 +48,7 @@ class _Watched:
 
 
 class Autoscaler:
-    """Looks at all fleets of `view` every INTERVAL_SECONDS; `on_change` gets the key of each whose state differs.
+    """Looks at all deployments of `view` every INTERVAL_SECONDS; `on_change` gets the key of each whose state differs.
 
     Start it when the view is complete: the replicas that the first look finds are not given up before a window has
     passed.
@@ -56,15 +57,15 @@ class Autoscaler:
     def __init__(
         self,
         scraper: Scraper,
-        view: Callable[[], Iterable[Fleet]],
-        on_change: Callable[[Key], None],
+        view: Callable[[], Iterable[ScaledDeployment]],
+        on_change: Callable[[ObjectKey], None],
         pace: Pace | None = None,
     ) -> None:
         self._scraper = scraper
         self._view = view
         self._on_change = on_change
         self._pace = pace or Pace()
-        self._watched: dict[Key, _Watched] = {}
+        self._watched: dict[ObjectKey, _Watched] = {}
 
     def state(self, namespace: str, name: str, uid: str) -> ScalingState | None:
         """What the load says of this QwenDeployment; None before the first look at it, also where an earlier one
@@ -72,11 +73,11 @@ class Autoscaler:
         watched = self._watched.get((namespace, name))
         return watched.state if watched and watched.uid == uid else None
 
-    def samples(self) -> Mapping[Key, Sample]:
+    def samples(self) -> Mapping[ObjectKey, Sample]:
         """The last look at each QwenDeployment."""
         return {key: watched.sample for key, watched in self._watched.items() if watched.sample}
 
-    def ages(self) -> Mapping[Key, float]:
+    def ages(self) -> Mapping[ObjectKey, float]:
         """Seconds since the numbers of the worst engine of each QwenDeployment were read; none without engines."""
         now = self._pace.clock()
         return {
@@ -94,57 +95,58 @@ class Autoscaler:
             await self._pace.sleep(max(0.0, began + period - self._pace.clock()))
 
     async def look(self) -> None:
-        """Look once at every fleet, all at the same time; what is slow to answer in one delays no other."""
-        fleets = list(self._view())
-        current = {fleet.key: fleet.uid for fleet in fleets}
+        """Look once at every deployment, all at the same time; what is slow to answer in one delays no other."""
+        deployments = list(self._view())
+        current = {deployment.key: deployment.uid for deployment in deployments}
         self._watched = {key: kept for key, kept in self._watched.items() if current.get(key) == kept.uid}
         async with asyncio.TaskGroup() as group:
-            for fleet in fleets:
-                group.create_task(self._guarded(fleet))
+            for deployment in deployments:
+                group.create_task(self._guarded(deployment))
 
-    async def _guarded(self, fleet: Fleet) -> None:
+    async def _guarded(self, deployment: ScaledDeployment) -> None:
         try:
-            await self._step(fleet)
+            await self._step(deployment)
         except Exception:
-            log.exception("scaling step failed", extra={"deployment": "/".join(fleet.key)})
+            log.exception("scaling step failed", extra={"deployment": "/".join(deployment.key)})
 
-    async def _step(self, fleet: Fleet) -> None:
-        ready = [engine for engine in fleet.engines if engine.ready]
+    async def _step(self, deployment: ScaledDeployment) -> None:
+        ready = [engine for engine in deployment.engines if engine.ready]
         answers = await asyncio.gather(*(self._scraper.read(engine) for engine in ready))
         results = dict(zip((engine.uid for engine in ready), answers, strict=True))
-        watched = self._watched.get(fleet.key)
+        watched = self._watched.get(deployment.key)
         if watched is None:
-            watched = self._watched[fleet.key] = _resumed(fleet)
+            watched = self._watched[deployment.key] = _resumed(deployment)
         before = watched.sample
         at = self._pace.clock()
-        watched.memories, sample = readings.take_in(watched.memories, fleet.engines, results, at)
+        watched.memories, sample = readings.take_in(watched.memories, deployment.engines, results, at)
         watched.sample = sample
         # A draining engine that cannot be read is never a problem: it would hold the answer for as long as it drains.
         asked = any(not engine.draining for engine in ready)
         blank = asked and not sample.engines and not sample.problems
         if not blank or watched.load is None:
-            watched.load = settle(watched.load, classify(sample, fleet.engines), at)
+            watched.load = settle(watched.load, classify(sample, deployment.engines), at)
         if before is None or before.problems != sample.problems:
-            _log_problems(fleet, sample, results)
+            _log_problems(deployment, sample, results)
         held = watched.state if blank else None
         state = replace(
-            held or self._decided(watched, fleet, sample),
+            held or self._decided(watched, deployment, sample),
             load=str(watched.load.shown),
-            removal_order=removal_order(fleet.engines, sample),
-            idle=readings.idle(watched.memories, fleet.engines, at),
-            unfinished=unfinished(fleet.engines, sample),
+            removal_order=removal_order(deployment.engines, sample),
+            idle=readings.idle(watched.memories, deployment.engines, at),
+            unfinished=unfinished(deployment.engines, sample),
         )
         old, watched.state = watched.state, state
         if old != state:
-            self._on_change(fleet.key)
+            self._on_change(deployment.key)
 
-    def _decided(self, watched: _Watched, fleet: Fleet, sample: Sample) -> ScalingState:
-        if fleet.bounds is None:
+    def _decided(self, watched: _Watched, deployment: ScaledDeployment, sample: Sample) -> ScalingState:
+        if deployment.bounds is None:
             watched.history = None
             return ScalingState(None, Reason.NOT_CONFIGURED, "", active=False)
         old = watched.state
-        watched.history = policy.remember(watched.history, sample, fleet.engines, fleet.bounds.window, fleet.size)
-        decision = policy.decide(watched.history, fleet.bounds, fleet.engines)
+        engines, bounds = deployment.engines, deployment.bounds
+        watched.history = policy.remember(watched.history, sample, engines, bounds.window, deployment.size)
+        decision = policy.decide(watched.history, bounds, engines)
         if old and watched.resumed:
             watched.resumed = False
             return old
@@ -154,7 +156,7 @@ class Autoscaler:
         log.info(
             "scaling decision",
             extra={
-                "deployment": "/".join(fleet.key),
+                "deployment": "/".join(deployment.key),
                 "replicas": decision.replicas,
                 "before": old.wanted if old else None,
                 "reason": str(decision.reason),
@@ -164,18 +166,18 @@ class Autoscaler:
         return ScalingState(decision.replicas, decision.reason, decision.message, decision.active)
 
 
-def _resumed(fleet: Fleet) -> _Watched:
-    shown = fleet.shown
+def _resumed(deployment: ScaledDeployment) -> _Watched:
+    shown = deployment.shown
     resumed = shown is not None and shown.wanted is not None
-    return _Watched(fleet.uid, load=resume(shown), state=shown, resumed=resumed)
+    return _Watched(deployment.uid, load=resume(shown), state=shown, resumed=resumed)
 
 
-def removal_order(engines: tuple[Engine, ...], sample: Sample) -> tuple[str, ...]:
+def removal_order(engines: tuple[EnginePod, ...], sample: Sample) -> tuple[str, ...]:
     """Names of all engine pods, the first to go first: not ready, then draining, then the fewest requests and
     tokens, then the highest index. A ready pod that cannot be read counts as the busiest."""
     loads = {load.uid: load for load in sample.engines}
 
-    def rank(engine: Engine) -> tuple[bool, bool, bool, int, int, int]:
+    def rank(engine: EnginePod) -> tuple[bool, bool, bool, int, int, int]:
         load = loads.get(engine.uid)
         busy = (load.requests, load.tokens_used) if load else (0, 0)
         index = int(engine.index) if engine.index.isdecimal() else 0
@@ -184,18 +186,18 @@ def removal_order(engines: tuple[Engine, ...], sample: Sample) -> tuple[str, ...
     return tuple(engine.pod for engine in sorted(engines, key=rank))
 
 
-def unfinished(engines: tuple[Engine, ...], sample: Sample) -> dict[str, int]:
+def unfinished(engines: tuple[EnginePod, ...], sample: Sample) -> dict[str, int]:
     """Requests in each draining pod that could be read, by uid."""
     draining = {engine.uid for engine in engines if engine.draining}
     return {load.uid: load.requests for load in sample.engines if load.uid in draining}
 
 
-def _log_problems(fleet: Fleet, sample: Sample, results: Mapping[str, Reading | Trouble]) -> None:
+def _log_problems(deployment: ScaledDeployment, sample: Sample, results: Mapping[str, Reading | Trouble]) -> None:
     if not sample.problems:
         return
-    troubles = {engine.pod: results.get(engine.uid) for engine in fleet.engines}
+    troubles = {engine.pod: results.get(engine.uid) for engine in deployment.engines}
     details = {
         pod: trouble.detail if isinstance(trouble := troubles.get(pod), Trouble) else str(reason)
         for pod, reason in sample.problems.items()
     }
-    log.info("engine metrics cannot be read", extra={"deployment": "/".join(fleet.key), "pods": details})
+    log.info("engine metrics cannot be read", extra={"deployment": "/".join(deployment.key), "pods": details})

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qwen_operator import objects
 from qwen_operator.api.claims import served_names
 from qwen_operator.api.writers import kept_fields
 from qwen_operator.kube import (
@@ -22,8 +23,11 @@ from qwen_operator.kube import (
     Resource,
 )
 from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, LABEL_DEPLOYMENT
+from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError, read_revision
+from qwen_operator.objects import ObjectKey, key_of
+from qwen_operator.replicas.groups import Replica, groups_of, is_engine_of
+from qwen_operator.replicas.pod_state import PodState, read
 
-Key = tuple[str, str]
 WATCHED = (
     QWENDEPLOYMENTS,
     PODS,
@@ -35,7 +39,7 @@ WATCHED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ObjectChange:
     """An object before and after; None where it does not exist."""
 
     resource: Resource
@@ -47,14 +51,16 @@ class Store:
     """Objects by resource and key. Returned manifests are shared: never change them."""
 
     def __init__(self) -> None:
-        self._objects: dict[Resource, dict[Key, Manifest]] = {resource: {} for resource in WATCHED}
-        self._related: dict[Resource, dict[str, set[Key]]] = {resource: {} for resource in WATCHED}
+        self._objects: dict[Resource, dict[ObjectKey, Manifest]] = {resource: {} for resource in WATCHED}
+        self._related: dict[Resource, dict[str, set[ObjectKey]]] = {resource: {} for resource in WATCHED}
         self._generation = dict.fromkeys(_COMMON, 0)
         # From which resourceVersion on a name was gone: a list or an answer that was made before comes too late.
-        self._gone: dict[Resource, dict[Key, int]] = {resource: {} for resource in WATCHED}
+        self._gone: dict[Resource, dict[ObjectKey, int]] = {resource: {} for resource in WATCHED}
         self._listed: dict[tuple[Resource, str | None], int] = {}
+        self._engine_pods: dict[ObjectKey, PodState] = {}
+        self._pinned: dict[ObjectKey, tuple[Manifest, PinnedRevision | UnreadableRevisionError]] = {}
 
-    def get(self, resource: Resource, key: Key) -> Manifest | None:
+    def get(self, resource: Resource, key: ObjectKey) -> Manifest | None:
         return self._objects[resource].get(key)
 
     def all(self, resource: Resource) -> Iterator[Manifest]:
@@ -77,7 +83,39 @@ class Store:
         keys = index.get(meta["uid"], set()) | index.get(f"{meta['namespace']}/{meta['name']}", set())
         return [self._objects[resource][key] for key in sorted(keys)]
 
-    def update(self, resource: Resource, manifest: Manifest) -> Change | None:
+    def engine_pods(self, deployment: Manifest) -> tuple[PodState, ...]:
+        """The deployment's own engine pods, in order of their names. Each is read once per change of it."""
+        name = deployment["metadata"]["name"]
+        related = self.related(PODS, deployment)
+        return tuple(self._engine_pod(pod, name) for pod in related if is_engine_of(pod, deployment))
+
+    def replicas(self, deployment: Manifest) -> tuple[Replica, ...]:
+        """The deployment's own replicas, in order of their names."""
+        return groups_of(self.engine_pods(deployment))
+
+    def _engine_pod(self, pod: Manifest, deployment: str) -> PodState:
+        key = key_of(pod)
+        known = self._engine_pods.get(key)
+        if known is None or known.manifest is not pod or known.deployment != deployment:
+            known = self._engine_pods[key] = read(pod, deployment)
+        return known
+
+    def pinned(self, manifest: Manifest) -> PinnedRevision | UnreadableRevisionError:
+        """What a ControllerRevision of this store pins, or why this version cannot read it. It is read once per
+        change."""
+        key = key_of(manifest)
+        known = self._pinned.get(key)
+        if known is not None and known[0] is manifest:
+            return known[1]
+        pinned: PinnedRevision | UnreadableRevisionError
+        try:
+            pinned = read_revision(manifest)
+        except UnreadableRevisionError as error:
+            pinned = error
+        self._pinned[key] = (manifest, pinned)
+        return pinned
+
+    def update(self, resource: Resource, manifest: Manifest) -> ObjectChange | None:
         """Take in a state; None when it is older than what is known, or says nothing new."""
         new = trim(resource, manifest)
         key = key_of(new)
@@ -87,23 +125,23 @@ class Store:
         if old is None and 0 < _number(new["metadata"]) < self._gone[resource].get(key, 0):
             return None
         self._put(resource, key, new)
-        return None if old is not None and _same(old, new) else Change(resource, old, new)
+        return None if old is not None and _same(old, new) else ObjectChange(resource, old, new)
 
-    def remove(self, resource: Resource, manifest: Manifest, *, told: bool = True) -> Change | None:
+    def remove(self, resource: Resource, manifest: Manifest, *, reported: bool = True) -> ObjectChange | None:
         """Take in a deletion; None when the object is not known, or another one has its name by now.
 
-        `told`: `manifest` is that of the deletion itself, otherwise it is the last state that was known.
+        `reported`: `manifest` is that of the deletion itself, otherwise it is the last state that was known.
         """
         key = key_of(manifest)
-        since = _number(manifest["metadata"]) + (0 if told else 1)
+        since = _number(manifest["metadata"]) + (0 if reported else 1)
         self._gone[resource][key] = max(since, self._gone[resource].get(key, 0))
         old = self._objects[resource].get(key)
         if old is None or _uid(old) != _uid(manifest):
             return None
         self._drop(resource, key)
-        return Change(resource, old, None)
+        return ObjectChange(resource, old, None)
 
-    def mark_deleting(self, resource: Resource, key: Key, uid: str, end: str) -> None:
+    def mark_deleting(self, resource: Resource, key: ObjectKey, uid: str, end: str) -> None:
         """Note that the API server accepted a deletion; the event that says so is still on its way.
 
         `end` of the grace period is what the API server writes as deletionTimestamp.
@@ -114,7 +152,7 @@ class Store:
 
     def replace(
         self, resource: Resource, namespace: str | None, items: Iterable[Manifest], version: str
-    ) -> list[Change]:
+    ) -> list[ObjectChange]:
         """Take in a complete list of a namespace (None: of all): the only way to learn of a deletion that no watch
         told. What is known from after the list's resourceVersion stays."""
         listed = {key_of(item): item for item in items}
@@ -123,7 +161,7 @@ class Store:
         for key, known in list(self._objects[resource].items()):
             outside = namespace is not None and key[0] != namespace
             if key not in listed and not outside and _number(known["metadata"]) <= _parse(version):
-                changes.append(self.remove(resource, known, told=False))
+                changes.append(self.remove(resource, known, reported=False))
         return [change for change in changes if change is not None]
 
     def _prune(self, resource: Resource, namespace: str | None, version: int) -> None:
@@ -136,18 +174,22 @@ class Store:
             if number > before or namespace not in (None, key[0])
         }
 
-    def _put(self, resource: Resource, key: Key, manifest: Manifest) -> None:
+    def _put(self, resource: Resource, key: ObjectKey, manifest: Manifest) -> None:
         self._forget(resource, key)
         self._count(resource, self._objects[resource].get(key), manifest)
         self._objects[resource][key] = manifest
         for owner in _owners(manifest):
             self._related[resource].setdefault(owner, set()).add(key)
 
-    def _drop(self, resource: Resource, key: Key) -> None:
+    def _drop(self, resource: Resource, key: ObjectKey) -> None:
+        if resource == PODS:
+            self._engine_pods.pop(key, None)
+        elif resource == CONTROLLER_REVISIONS:
+            self._pinned.pop(key, None)
         self._forget(resource, key)
         self._count(resource, self._objects[resource].pop(key, None), None)
 
-    def _forget(self, resource: Resource, key: Key) -> None:
+    def _forget(self, resource: Resource, key: ObjectKey) -> None:
         """Take the object out of what `related` finds."""
         old = self._objects[resource].get(key)
         for owner in _owners(old) if old is not None else ():
@@ -162,12 +204,6 @@ class Store:
             self._generation[resource] += 1
 
 
-def key_of(manifest: Manifest) -> Key:
-    """(namespace, name); namespace is "" for objects of the cluster."""
-    meta = manifest["metadata"]
-    return meta.get("namespace") or "", meta["name"]
-
-
 def trim(resource: Resource, manifest: Manifest) -> Manifest:
     """The part that reconcile reads. A node's heartbeat or free memory is no reason to plan anew, and a
     PodDisruptionBudget counts in its status whatever happens to its pods."""
@@ -180,15 +216,15 @@ def trim(resource: Resource, manifest: Manifest) -> Manifest:
 
 
 def _trimmed_node(manifest: Manifest, meta: Manifest) -> Manifest:
-    spec, status = manifest.get("spec") or {}, manifest.get("status") or {}
+    spec, status = objects.mapping(manifest, "spec"), objects.mapping(manifest, "status")
     meta = {name: meta[name] for name in ("name", "uid", "resourceVersion", "labels") if name in meta}
     gpus = {
-        part: {name: amount for name, amount in (status.get(part) or {}).items() if "/" in name}
+        part: {name: amount for name, amount in objects.mapping(status, part).items() if "/" in name}
         for part in ("capacity", "allocatable")
     }
     ready = [
         {"type": "Ready", "status": condition.get("status")}
-        for condition in status.get("conditions") or ()
+        for condition in objects.members(status, "conditions")
         if condition.get("type") == "Ready"
     ]
     kept = {name: spec[name] for name in ("taints", "unschedulable") if name in spec}
@@ -204,10 +240,10 @@ def _trimmed_node(manifest: Manifest, meta: Manifest) -> Manifest:
 def _owners(manifest: Manifest) -> set[str]:
     """The words under which `related` finds an object."""
     meta = manifest["metadata"]
-    owners = {str(reference.get("uid")) for reference in meta.get("ownerReferences") or ()}
-    if uid := (meta.get("annotations") or {}).get(ANNOTATION_OWNER_UID):
+    owners = {str(reference.get("uid")) for reference in objects.owner_references(manifest)}
+    if uid := objects.annotations(manifest).get(ANNOTATION_OWNER_UID):
         owners.add(uid)
-    if name := (meta.get("labels") or {}).get(LABEL_DEPLOYMENT):
+    if name := objects.labels(manifest).get(LABEL_DEPLOYMENT):
         owners.add(f"{meta.get('namespace')}/{name}")
     return owners
 

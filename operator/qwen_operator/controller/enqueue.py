@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 
+from qwen_operator import objects
 from qwen_operator.api.claims import served_names
 from qwen_operator.api.conditions import Reason
-from qwen_operator.controller.cache import Change, Store, key_of
-from qwen_operator.controller.queue import Key, WorkQueue
+from qwen_operator.controller.cache import ObjectChange, Store
+from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.kube import NODES, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest, Resource
 from qwen_operator.manifests.names import LABEL_DEPLOYMENT
+from qwen_operator.objects import ObjectKey, key_of
 
 
 class Intake:
@@ -32,7 +34,7 @@ class Intake:
         for deployment in self._store.all(QWENDEPLOYMENTS):
             self._queue.add(key_of(deployment))
 
-    def _enqueue(self, changes: Iterable[Change]) -> None:
+    def _enqueue(self, changes: Iterable[ObjectChange]) -> None:
         for change in changes:
             if change.resource == NODES:
                 self.everything()
@@ -44,14 +46,14 @@ class Intake:
                 for key in _owners(change):
                     self._queue.add(key)
 
-    def _quota(self, change: Change) -> None:
+    def _quota(self, change: ObjectChange) -> None:
         """A quota's status follows every pod of its namespace: only who waits for it has to know."""
         namespaces = {manifest["metadata"]["namespace"] for manifest in (change.old, change.new) if manifest}
         for deployment in self._store.all(QWENDEPLOYMENTS):
             if deployment["metadata"]["namespace"] in namespaces and _waits_for_quota(deployment):
                 self._queue.add(key_of(deployment))
 
-    def _deployment(self, change: Change) -> None:
+    def _deployment(self, change: ObjectChange) -> None:
         for manifest in (change.old, change.new):
             if manifest is not None:
                 self._queue.add(key_of(manifest))
@@ -64,24 +66,24 @@ class Intake:
 
 
 def _claim(manifest: Manifest | None) -> tuple[str, ...]:
-    if manifest is None or "deletionTimestamp" in manifest["metadata"]:
+    if manifest is None or objects.is_deleting(manifest):
         return ()
     return served_names(manifest)
 
 
 def _waits_for_quota(deployment: Manifest) -> bool:
-    conditions = (deployment.get("status") or {}).get("conditions") or ()
+    conditions = objects.members(deployment, "status", "conditions")
     return any(condition.get("reason") == Reason.QUOTA_EXCEEDED for condition in conditions)
 
 
-def _owners(change: Change) -> set[Key]:
+def _owners(change: ObjectChange) -> set[ObjectKey]:
     """The QwenDeployments that a child names, before and after: by label and by owner reference."""
-    keys: set[Key] = set()
+    keys: set[ObjectKey] = set()
     for manifest in (change.old, change.new):
-        meta = manifest["metadata"] if manifest is not None else {}
-        names = {
-            owner.get("name") for owner in meta.get("ownerReferences") or () if owner.get("kind") == "QwenDeployment"
-        }
-        names.add((meta.get("labels") or {}).get(LABEL_DEPLOYMENT))
-        keys |= {(meta["namespace"], name) for name in names if name}
+        if manifest is None:
+            continue
+        owners = objects.owner_references(manifest)
+        names = {owner.get("name") for owner in owners if owner.get("kind") == "QwenDeployment"}
+        names.add(objects.labels(manifest).get(LABEL_DEPLOYMENT))
+        keys |= {(manifest["metadata"]["namespace"], name) for name in names if name}
     return keys

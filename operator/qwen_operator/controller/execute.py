@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from qwen_operator.actions.events import stamp_of
+from qwen_operator import objects
+from qwen_operator.actions.events import rfc3339
 from qwen_operator.actions.types import Action, Create, Delete, Kind
-from qwen_operator.controller.cache import Key, Store
+from qwen_operator.controller.cache import Store
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
     EVENTS,
@@ -27,6 +28,7 @@ from qwen_operator.kube import (
     NotFound,
     Resource,
 )
+from qwen_operator.objects import ObjectKey
 
 STATUS_MANAGER = "qwen-operator-status"
 RESOURCES: dict[Kind, Resource] = {
@@ -50,11 +52,11 @@ class Actor:
         self._store = store
         self._now = now
 
-    async def act(self, key: Key, action: Action) -> None:
+    async def act(self, key: ObjectKey, action: Action) -> None:
         """Carry out one action for the QwenDeployment `key`; raises Stale, or ApiError."""
-        name = action.manifest["metadata"]["name"] if isinstance(action, Create) else action.name
-        if not isinstance(action, Create) and action.notice is not None:
-            await self.post([action.notice])
+        name = action.name
+        if not isinstance(action, Create) and action.event is not None:
+            await self.post([action.event])
         try:
             await self._request(key[0], name, action)
         except (AlreadyExists, NotFound, Conflict) as error:
@@ -66,7 +68,7 @@ class Actor:
             "%s %s",
             type(action).__name__.lower(),
             action.kind,
-            extra={"deployment": "/".join(key), "object": name, "why": str(action.why)},
+            extra={"deployment": "/".join(key), "object": name, "why": str(action.reason)},
         )
 
     async def write_status(self, deployment: Manifest, status: dict[str, Any]) -> None:
@@ -81,13 +83,13 @@ class Actor:
         }
         answer = await self._api.apply_status(QWENDEPLOYMENTS, intent, manager=STATUS_MANAGER)
         self._store.update(QWENDEPLOYMENTS, answer)
-        ready = status["summary"]
+        summary = status["summary"]
         log.info(
             "status",
             extra={
                 "deployment": f"{meta['namespace']}/{meta['name']}",
-                "status": ready["status"],
-                "ready": ready["ready"],
+                "status": summary["status"],
+                "ready": summary["ready"],
             },
         )
 
@@ -121,23 +123,23 @@ class Actor:
             answer = await self._api.patch(resource, namespace, name, action.patch)
         self._store.update(resource, answer)
 
-    def _deleted(self, resource: Resource, key: Key, action: Delete) -> None:
+    def _deleted(self, resource: Resource, key: ObjectKey, action: Delete) -> None:
         known = self._store.get(resource, key)
         if known is None or known["metadata"].get("uid") != action.uid:
             return
         if action.grace_seconds == 0:
-            self._store.remove(resource, known, told=False)
+            self._store.remove(resource, known, reported=False)
             return
-        grace = action.grace_seconds or int((known.get("spec") or {}).get("terminationGracePeriodSeconds") or 0)
-        self._store.mark_deleting(resource, key, action.uid, stamp_of(self._now() + timedelta(seconds=grace)))
+        grace = action.grace_seconds or int(objects.mapping(known, "spec").get("terminationGracePeriodSeconds") or 0)
+        self._store.mark_deleting(resource, key, action.uid, rfc3339(self._now() + timedelta(seconds=grace)))
 
-    async def _refresh(self, resource: Resource, key: Key) -> None:
+    async def _refresh(self, resource: Resource, key: ObjectKey) -> None:
         """Read one object; it may be one that the label-selected watch does not show."""
         try:
-            found = await self._api.get(resource, *key)
+            current = await self._api.get(resource, *key)
         except NotFound:
             known = self._store.get(resource, key)
             if known is not None:
-                self._store.remove(resource, known, told=False)
+                self._store.remove(resource, known, reported=False)
             return
-        self._store.update(resource, found)
+        self._store.update(resource, current)

@@ -1,11 +1,14 @@
-"""From the store to the frozen input of one decision."""
+"""From the store to the frozen input of one decision: everything is read here, once."""
 
-from collections.abc import Callable
+from __future__ import annotations
 
-from qwen_operator.actions.types import HubAnswer, Nodes, Observed
+from collections.abc import Callable, Iterable
+
+from qwen_operator import objects
 from qwen_operator.api.claims import Claims, DeploymentKey, claims
 from qwen_operator.api.spec import revision_hash
-from qwen_operator.controller.cache import Key, Store, key_of
+from qwen_operator.checkpoints.hubs import HubAnswer
+from qwen_operator.controller.cache import Store
 from qwen_operator.hardware.inventory import GpuPool, Inventory, inventory
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
@@ -20,22 +23,26 @@ from qwen_operator.kube import (
 from qwen_operator.manifests.names import (
     budget_name,
     controller_revision_name,
-    engine_pod_name,
     inspection_pod_name,
+    replica_name,
 )
-from qwen_operator.replicas.node_health import node_states
+from qwen_operator.manifests.ownership import Children, children
+from qwen_operator.manifests.revisions import revision_of
+from qwen_operator.objects import ObjectKey, key_of
+from qwen_operator.reconcile.types import Observed
+from qwen_operator.replicas.node_health import NodeHealth, node_health
 from qwen_operator.replicas.scaling_view import shown
 from qwen_operator.scaling.types import ScalingState
 
 # Names of pods that somebody else may have taken. Ours take the lowest free index: only as many foreign pods as this
 # would go unseen before the API server says so.
-LOOKED_AT = 128
+FOREIGN_PODS_SEEN = 128
 
 
 class Observer:
     """Reads the store. What depends on all objects of a kind is computed once per change of that kind.
 
-    `scaling` tells what the load says about the QwenDeployment of a namespace, name and uid, `hub` what a model hub
+    `scaling` returns what the load says about the QwenDeployment of a namespace, name and uid, `hub` what a model hub
     answered it.
     """
 
@@ -44,29 +51,35 @@ class Observer:
         store: Store,
         pools: tuple[GpuPool, ...],
         scaling: Callable[[str, str, str], ScalingState | None],
-        hub: Callable[[Key], HubAnswer | None] = lambda _key: None,
+        hub: Callable[[ObjectKey], HubAnswer | None] = lambda _key: None,
     ) -> None:
         self._store = store
         self._pools = pools
         self._scaling = scaling
         self._hub = hub
-        self._hardware: tuple[int, Inventory, Nodes] = (-1, Inventory(), Nodes())
+        self._hardware: tuple[int, Inventory, NodeHealth] = (-1, Inventory(), NodeHealth())
         self._claims: tuple[int, Claims | None] = (-1, None)
 
-    def observe(self, key: Key) -> Observed | None:
+    def observe(self, key: ObjectKey) -> Observed | None:
         """Everything that decides about this QwenDeployment; None when it does not exist."""
         deployment = self._store.get(QWENDEPLOYMENTS, key)
         if deployment is None:
             return None
-        meta, spec = deployment["metadata"], deployment.get("spec") or {}
-        name = meta["name"]
-        revision = revision_hash(spec, meta.get("annotations") or {})
-        pods = [engine_pod_name(name, revision, index) for index in range(LOOKED_AT)]
+        meta, name = deployment["metadata"], deployment["metadata"]["name"]
+        revision = revision_hash(objects.mapping(deployment, "spec"), objects.annotations(deployment))
+        pods = [replica_name(name, revision, index) for index in range(FOREIGN_PODS_SEEN)]
+        revisions = self._children(CONTROLLER_REVISIONS, deployment, [controller_revision_name(name, revision)])
         _, gpus, nodes = self._current_hardware()
         return Observed(
             deployment=deployment,
             pods=self._children(PODS, deployment, [*pods, inspection_pod_name(name, revision)]),
-            revisions=self._children(CONTROLLER_REVISIONS, deployment, [controller_revision_name(name, revision)]),
+            engine_pods=self._store.engine_pods(deployment),
+            revisions=revisions,
+            pinned={
+                revision_of(item): self._store.pinned(item)
+                for item in revisions.owned.values()
+                if not objects.is_deleting(item)
+            },
             budgets=self._children(POD_DISRUPTION_BUDGETS, deployment, [budget_name(name)]),
             quotas=tuple(self._store.inside(RESOURCE_QUOTAS, meta["namespace"])),
             nodes=nodes,
@@ -76,24 +89,24 @@ class Observer:
             hub=self._hub(key),
         )
 
-    def _children(self, resource: Resource, deployment: Manifest, names: list[str]) -> tuple[Manifest, ...]:
+    def _children(self, resource: Resource, deployment: Manifest, names: Iterable[str]) -> Children:
         """Objects that name the deployment, and whatever has one of the names that it needs, in order of names."""
         namespace = deployment["metadata"]["namespace"]
-        found = {key_of(item): item for item in self._store.related(resource, deployment)}
+        items = {key_of(item): item for item in self._store.related(resource, deployment)}
         for name in names:
             item = self._store.get(resource, (namespace, name))
             if item is not None:
-                found[(namespace, name)] = item
-        return tuple(found[key] for key in sorted(found))
+                items[namespace, name] = item
+        return children((items[key] for key in sorted(items)), deployment)
 
-    def _current_hardware(self) -> tuple[int, Inventory, Nodes]:
+    def _current_hardware(self) -> tuple[int, Inventory, NodeHealth]:
         generation = self._store.generation(NODES)
         if self._hardware[0] != generation:
             nodes = list(self._store.all(NODES))
-            self._hardware = (generation, inventory(nodes, self._pools), node_states(nodes))
+            self._hardware = (generation, inventory(nodes, self._pools), node_health(nodes))
         return self._hardware
 
-    def _lost(self, key: Key) -> dict[str, str]:
+    def _lost(self, key: ObjectKey) -> dict[str, str]:
         generation = self._store.generation(QWENDEPLOYMENTS)
         known = self._claims[1]
         if known is None or self._claims[0] != generation:

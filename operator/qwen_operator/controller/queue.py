@@ -8,8 +8,7 @@ import asyncio
 import heapq
 from collections.abc import Callable
 
-Key = tuple[str, str]
-"""(namespace, name) of a QwenDeployment."""
+from qwen_operator.objects import ObjectKey
 
 MAX_BACKOFF_SECONDS = 60.0
 
@@ -25,14 +24,14 @@ class WorkQueue:
         self._clock = clock
         self._random = random
         # With the seconds since when they wait, or are worked on; in the order of these.
-        self._ready: dict[Key, float] = {}
-        self._active: dict[Key, float] = {}
-        self._again: set[Key] = set()
-        self._due: dict[Key, float] = {}
-        self._heap: list[tuple[float, Key]] = []
-        self._failures: dict[Key, int] = {}
-        self._steps: dict[Key, int] = {}
-        self._not_before: dict[Key, float] = {}
+        self._ready: dict[ObjectKey, float] = {}
+        self._active: dict[ObjectKey, float] = {}
+        self._again: set[ObjectKey] = set()
+        self._due: dict[ObjectKey, float] = {}
+        self._heap: list[tuple[float, ObjectKey]] = []
+        self._failures: dict[ObjectKey, int] = {}
+        self._steps: dict[ObjectKey, int] = {}
+        self._not_before: dict[ObjectKey, float] = {}
         self._wake = asyncio.Event()
 
     def __len__(self) -> int:
@@ -52,7 +51,7 @@ class WorkQueue:
         """Drop what waits for a worker, for one who is about to add everything."""
         self._ready.clear()
 
-    def add(self, key: Key) -> None:
+    def add(self, key: ObjectKey) -> None:
         """Work on this key as soon as a worker is free, or when its brake is off."""
         wait = self._not_before.get(key, 0.0) - self._clock()
         if wait > 0:
@@ -64,7 +63,7 @@ class WorkQueue:
             self._ready.setdefault(key, self._clock())
         self._wake.set()
 
-    def add_after(self, key: Key, seconds: float) -> None:
+    def add_after(self, key: ObjectKey, seconds: float) -> None:
         """Work on this key in so many seconds, or earlier if something else asks for it."""
         due = self._clock() + seconds
         if due < self._due.get(key, float("inf")):
@@ -72,7 +71,7 @@ class WorkQueue:
             heapq.heappush(self._heap, (due, key))
             self._wake.set()
 
-    def retry(self, key: Key, at_least: float = 0.0) -> float:
+    def retry(self, key: ObjectKey, at_least: float = 0.0) -> float:
         """Work on this key again after its backoff; returns the delay in seconds: 1 to 60, or `at_least`."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay = min(MAX_BACKOFF_SECONDS, 2.0 ** min(failures, 6)) * (0.5 + self._random() / 2)
@@ -80,7 +79,7 @@ class WorkQueue:
         self.add_after(key, delay)
         return delay
 
-    def again(self, key: Key) -> None:
+    def again(self, key: ObjectKey) -> None:
         """The key was worked on and has a next step: at once, or after a brake that nothing shortens if it does not
         come to rest."""
         steps = self._steps[key] = self._steps.get(key, 0) + 1
@@ -89,13 +88,13 @@ class WorkQueue:
         else:
             self._not_before[key] = self._clock() + self.retry(key)
 
-    def forget(self, key: Key) -> None:
+    def forget(self, key: ObjectKey) -> None:
         """The key is at rest: its next failure waits the shortest time again, and its next steps are free."""
         self._failures.pop(key, None)
         self._steps.pop(key, None)
         self._not_before.pop(key, None)
 
-    def take(self) -> Key | None:
+    def take(self) -> ObjectKey | None:
         """A key whose turn has come, or None. The caller owes a `done`.
 
         Earlier appointments of the key are dropped: whoever works on it makes a new one if it is needed.
@@ -114,14 +113,14 @@ class WorkQueue:
         self._active[key] = now
         return key
 
-    def done(self, key: Key) -> None:
+    def done(self, key: ObjectKey) -> None:
         """The worker that took the key has finished, well or not."""
         self._active.pop(key, None)
         if key in self._again:
             self._again.discard(key)
             self.add(key)
 
-    async def get(self) -> Key:
+    async def get(self) -> ObjectKey:
         """Wait for a key; see `take`."""
         while (key := self.take()) is None:
             self._wake.clear()

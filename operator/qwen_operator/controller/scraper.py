@@ -12,7 +12,7 @@ import aiohttp
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling.page import Reading, Trouble, read
-from qwen_operator.scaling.types import Engine
+from qwen_operator.scaling.types import EnginePod
 
 PORT = 8000
 TIMEOUT_SECONDS = 1.5
@@ -24,7 +24,7 @@ PAGE_LIMIT = 4 * 1024 * 1024
 class Scraper(Protocol):
     """Where the loop gets its readings from; never raises for what an engine does."""
 
-    async def read(self, engine: Engine) -> Reading | Trouble: ...
+    async def read(self, engine: EnginePod) -> Reading | Trouble: ...
 
 
 class HttpScraper:
@@ -36,7 +36,7 @@ class HttpScraper:
         self._port = port
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
-    async def read(self, engine: Engine) -> Reading | Trouble:
+    async def read(self, engine: EnginePod) -> Reading | Trouble:
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 page = await self._page(page_url(engine.address, self._port))

@@ -11,21 +11,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from qwen_operator.actions.types import Action, Create, Decision, Delete, Observed, Refusal
+from qwen_operator import objects
+from qwen_operator.actions.types import Action, Delete, Refusal
 from qwen_operator.config import Config
 from qwen_operator.controller.execute import Actor, Stale
 from qwen_operator.controller.hub_reader import HubReader
 from qwen_operator.controller.observe import Observer
-from qwen_operator.controller.queue import Key, WorkQueue
+from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.kube import ApiError, Forbidden, Invalid, Manifest, NamespaceTerminating, Unavailable
 from qwen_operator.kube.lease import NotLeading
+from qwen_operator.objects import ObjectKey
 from qwen_operator.reconcile.decide import decide
+from qwen_operator.reconcile.types import Decision, Observed
 
 # A status that only says it in other words is not written more often than this: a pod that is bound, starts and
 # answers within a moment would otherwise be told three times.
 PACE_SECONDS = 5.0
 
-StatusObserver = Callable[[Key, Manifest, Manifest], None]
+StatusObserver = Callable[[ObjectKey, Manifest, Manifest], None]
 """Told of every status that was written: of whom, the one before, the new one."""
 
 log = logging.getLogger(__name__)
@@ -48,7 +51,7 @@ class Unfinished(Exception):
 class Reconciler:
     """One reconcile of one key. Raises ApiError when it has to be tried again.
 
-    `_failing`: keys whose last action met an error of the API server's own. `_kept`: what it refused to delete.
+    `_failing`: keys whose last action met an error of the API server's own. `_undeleted`: what it refused to delete.
     """
 
     observer: Observer
@@ -57,60 +60,58 @@ class Reconciler:
     now: Callable[[], datetime] = utc_now
     wrote: StatusObserver = lambda _key, _old, _new: None
     hub: HubReader | None = None
-    _written: dict[Key, datetime] = field(default_factory=dict)
-    _failing: set[Key] = field(default_factory=set)
-    _kept: dict[Key, "_Refused"] = field(default_factory=dict)
+    _written: dict[ObjectKey, datetime] = field(default_factory=dict)
+    _failing: set[ObjectKey] = field(default_factory=set)
+    _undeleted: dict[ObjectKey, "_Refused"] = field(default_factory=dict)
 
-    async def reconcile(self, key: Key) -> tuple[bool, float | None]:
+    async def reconcile(self, key: ObjectKey) -> tuple[bool, float | None]:
         """Bring the QwenDeployment one decision further.
 
         Returns whether anything was done to its children, and in how many seconds time alone changes the decision.
         Raises Unfinished when something was refused, after all else was done.
         """
         observed = self.observer.observe(key)
-        if observed is None or "deletionTimestamp" in observed.deployment["metadata"]:
+        if observed is None or objects.is_deleting(observed.deployment):
             # The garbage collector removes the children.
             self._forget(key)
             return False, None
         decision = self._decide(key, observed)
-        if decision.ask is not None and self.hub is not None:
-            self.hub.ask(key, decision.ask)
-        removals = [action for action in decision.actions if isinstance(action, Delete)]
-        others = [action for action in decision.actions if not isinstance(action, Delete)]
+        if decision.query is not None and self.hub is not None:
+            self.hub.ask(key, decision.query)
         try:
-            refused = await self._carry_out(key, others)
+            refused = await self._carry_out(key, decision.actions.before_status)
         except NamespaceTerminating:
             # The object goes with its namespace; until then there is nothing to make and nothing to say.
             return False, None
-        told = decision
-        if others:
+        concluding = decision
+        if decision.actions.before_status:
             # The status speaks of what is there now: one write instead of two.
             observed = self.observer.observe(key) or observed
-            told = self._decide(key, observed, refused)
-        held = await self._write(key, observed, told, now=refused is not None)
-        kept = await self._carry_out(key, removals)
-        if kept:
-            self._kept[key] = kept
+            concluding = self._decide(key, observed, refused)
+        too_early = await self._write(key, observed, concluding, now=refused is not None)
+        undeleted = await self._carry_out(key, decision.actions.after_status)
+        if undeleted:
+            self._undeleted[key] = undeleted
         else:
-            self._kept.pop(key, None)
-        if refused := refused or kept:
+            self._undeleted.pop(key, None)
+        if refused := refused or undeleted:
             # What was done before the refusal has its times too.
-            raise Unfinished(refused[1], _soonest(told.requeue_after, held))
+            raise Unfinished(refused.error, _soonest(concluding.requeue_after, too_early))
         self._failing.discard(key)
-        return bool(decision.actions), _soonest(decision.requeue_after, held)
+        return bool(decision.actions), _soonest(decision.requeue_after, too_early)
 
-    def _decide(self, key: Key, observed: Observed, refused: "_Refused | None" = None) -> Decision:
-        """The decision, with the refusal of now, or of the removals before if they are still to be done."""
+    def _decide(self, key: ObjectKey, observed: Observed, refused: "_Refused | None" = None) -> Decision:
+        """The decision, with the refusal of now, or of the deletions before if they are still to be done."""
         if refused is None:
             decision = decide(observed, self.config, self.now())
-            refused = self._kept.get(key)
-            if refused is None or not any(_same(action, refused[0]) for action in decision.actions):
+            refused = self._undeleted.get(key)
+            if refused is None or not any(refused.repeats(action) for action in decision.actions.after_status):
                 return decision
-        return decide(_refused(observed, *refused), self.config, self.now())
+        return decide(replace(observed, refusal=refused.refusal), self.config, self.now())
 
-    async def _carry_out(self, key: Key, actions: Sequence[Action]) -> "_Refused | None":
-        """Do all of them; returns the first that was refused. A no to one is none to the others: what a quota
-        refuses, the removals may make room for."""
+    async def _carry_out(self, key: ObjectKey, actions: Sequence[Action]) -> "_Refused | None":
+        """Do all of them; returns the first that was refused. One rejection does not stop the rest: deletions may
+        free quota."""
         refused: _Refused | None = None
         for action in actions:
             try:
@@ -118,25 +119,27 @@ class Reconciler:
             except NamespaceTerminating:
                 raise
             except (Invalid, Forbidden) as error:
-                refused = refused or (action, error)
+                refused = refused or _Refused(action, error)
             except Unavailable as error:
                 # A webhook that is down says no for hours, in words of its own; a hiccup is over by the next try.
                 if error.status < 500 or key not in self._failing:
                     self._failing.add(key)
                     raise
-                refused = refused or (action, error)
+                refused = refused or _Refused(action, error)
         return refused
 
-    def _forget(self, key: Key) -> None:
+    def _forget(self, key: ObjectKey) -> None:
         self._written.pop(key, None)
-        self._kept.pop(key, None)
+        self._undeleted.pop(key, None)
         self._failing.discard(key)
         if self.hub is not None:
             self.hub.forget(key)
 
-    async def _write(self, key: Key, observed: Observed, decision: Decision, *, now: bool = False) -> float | None:
+    async def _write(
+        self, key: ObjectKey, observed: Observed, decision: Decision, *, now: bool = False
+    ) -> float | None:
         """Write the status if it differs; returns the seconds to wait if it is too early for that."""
-        old, new = observed.deployment.get("status") or {}, decision.status
+        old, new = dict(objects.mapping(observed.deployment, "status")), decision.status
         if new == old:
             return None
         wait = 0.0 if now or _substance(new) != _substance(old) else self._early(key)
@@ -148,7 +151,7 @@ class Reconciler:
         self.wrote(key, old, new)
         return None
 
-    def _early(self, key: Key) -> float:
+    def _early(self, key: ObjectKey) -> float:
         """Seconds by which a status would be written too early; a clock that was set back is no reason to wait."""
         last = self._written.get(key)
         elapsed = (self.now() - last).total_seconds() if last is not None else PACE_SECONDS
@@ -159,24 +162,26 @@ def _substance(status: Manifest) -> Manifest:
     """What a status says, without the words in which it says so."""
     return {
         **{part: value for part, value in status.items() if part not in ("summary", "scaling")},
-        "wanted": (status.get("scaling") or {}).get("wanted"),
-        "conditions": {item["type"]: item["status"] for item in status.get("conditions") or ()},
+        "wanted": objects.mapping(status, "scaling").get("wanted"),
+        "conditions": {item["type"]: item["status"] for item in objects.members(status, "conditions")},
     }
 
 
-_Refused = tuple[Action, ApiError]
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """An action, and the API server's refusal of it."""
 
+    action: Action
+    error: ApiError
 
-def _refused(observed: Observed, action: Action, error: ApiError) -> Observed:
-    name = action.manifest["metadata"]["name"] if isinstance(action, Create) else action.name
-    refusal = Refusal(action.kind, name, error.message, deletion=isinstance(action, Delete))
-    return replace(observed, refusal=refusal)
+    @property
+    def refusal(self) -> Refusal:
+        deletion = isinstance(self.action, Delete)
+        return Refusal(self.action.kind, self.action.name, self.error.message, deletion=deletion)
 
-
-def _same(action: Action, kept: Action) -> bool:
-    if not isinstance(action, Delete) or not isinstance(kept, Delete):
-        return False
-    return (action.kind, action.name, action.uid) == (kept.kind, kept.name, kept.uid)
+    def repeats(self, action: Delete) -> bool:
+        """Whether it is the same deletion."""
+        return isinstance(self.action, Delete) and self.action.same_object(action)
 
 
 def _soonest(*seconds: float | None) -> float | None:
@@ -197,7 +202,7 @@ class Worker:
         while True:
             await self.work(await self.queue.get())
 
-    async def work(self, key: Key) -> None:
+    async def work(self, key: ObjectKey) -> None:
         """Reconcile a key that was taken from the queue, and arrange for what comes next."""
         start, outcome = time.monotonic(), "error"
         try:
@@ -209,7 +214,7 @@ class Worker:
             self.queue.done(key)
             self.report(outcome, time.monotonic() - start)
 
-    async def _attempt(self, key: Key) -> str:
+    async def _attempt(self, key: ObjectKey) -> str:
         where = {"deployment": "/".join(key)}
         try:
             acted, after = await self.reconciler.reconcile(key)
@@ -239,7 +244,7 @@ class Worker:
             self.queue.add_after(key, after)
         return "acted" if acted else "quiet"
 
-    def _retry(self, key: Key, error: ApiError) -> str:
+    def _retry(self, key: ObjectKey, error: ApiError) -> str:
         delay = self.queue.retry(key, error.retry_after or 0.0)
         self.failed(type(error).__name__)
         where = {"deployment": "/".join(key)}

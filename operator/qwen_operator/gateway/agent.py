@@ -21,10 +21,12 @@ from qwen_operator.gateway.settings import CONTROL_PLANE_KEY_FILE, WORKERS_FILE,
 from qwen_operator.gateway.smg import Router, Smg
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi, Manifest, Resource
 from qwen_operator.kube.client import connect
-from qwen_operator.kube.mirror import Key, OnChange, mirror
-from qwen_operator.routing.membership import Dropped, Membership, Naming, Observed, advance, restore
+from qwen_operator.kube.mirror import OnChange, mirror
+from qwen_operator.manifests.names import LABEL_ROLE, ROLE_ENGINE, ROLE_ENGINE_WORKER
+from qwen_operator.objects import ObjectKey
+from qwen_operator.routing.membership import Dropped, EntryNaming, GatewayView, Membership, advance, restore
 
-POD_SELECTOR = "qwen-operator.dev/role=engine"
+POD_SELECTOR = f"{LABEL_ROLE} in ({ROLE_ENGINE},{ROLE_ENGINE_WORKER})"
 COALESCE_SECONDS = 0.05
 FAST_POLL_SECONDS = 0.25
 SLOW_POLL_SECONDS = 5.0
@@ -35,7 +37,7 @@ STUCK_SECONDS = 60.0
 log = logging.getLogger(__name__)
 
 
-class Metrics:
+class AgentMetrics:
     """The agent's own metrics, in a registry of their own."""
 
     def __init__(self) -> None:
@@ -53,11 +55,11 @@ class Agent:
 
     router: Router
     run_dir: Path
-    naming: Naming
+    naming: EntryNaming
     sources: frozenset[tuple[str, str | None]]
     """The (plural, namespace) pairs that must have been listed before the file may be changed."""
     clock: Callable[[], float] = time.monotonic
-    metrics: Metrics = field(default_factory=Metrics)
+    metrics: AgentMetrics = field(default_factory=AgentMetrics)
     membership: Membership = field(default_factory=Membership)
     _seen: dict[tuple[str, str | None], list[Manifest]] = field(default_factory=dict)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -82,7 +84,7 @@ class Agent:
     def listener(self, resource: Resource, namespace: str | None) -> OnChange:
         """The callback for one mirror."""
 
-        def on_change(objects: Mapping[Key, Manifest]) -> None:
+        def on_change(objects: Mapping[ObjectKey, Manifest]) -> None:
             self._seen[resource.plural, namespace] = list(objects.values())
             self._changed.set()
 
@@ -138,7 +140,7 @@ class Agent:
         return FAST_POLL_SECONDS if not self._settled or (waiting and fresh) else SLOW_POLL_SECONDS
 
     def _advance(self, workers: list[Manifest] | None) -> None:
-        observed = Observed(self._objects(QWENDEPLOYMENTS), self._objects(PODS), workers)
+        observed = GatewayView(self._objects(QWENDEPLOYMENTS), self._objects(PODS), workers)
         before, self.membership = self.membership, advance(observed, self.membership, self.naming)
         self._report(before)
         self._write(self.membership.content())
@@ -225,7 +227,7 @@ async def run(settings: AgentSettings, api: KubeApi | None = None) -> None:
         agent = Agent(
             router=Smg(session, settings.router_url, settings.run_dir / CONTROL_PLANE_KEY_FILE),
             run_dir=settings.run_dir,
-            naming=Naming(nonce=secrets.token_hex(4), cluster_domain=settings.cluster_domain),
+            naming=EntryNaming(nonce=secrets.token_hex(4), cluster_domain=settings.cluster_domain),
             sources=frozenset((resource.plural, namespace) for resource, namespace, _ in mirrored),
         )
         agent.start()

@@ -37,7 +37,7 @@ class Board:
 
 
 @dataclass(frozen=True, slots=True)
-class Naming:
+class BoardLabel:
     """The label of a node that names its GPU, and the board it stands for."""
 
     label: str
@@ -70,16 +70,16 @@ def _parts(name: str) -> set[str]:
     return set(re.split(r"[-_ ]", name.casefold())) - {"nvidia", ""}
 
 
-def named_by(labels: Mapping[str, str]) -> Naming | None:
+def named_by(labels: Mapping[str, str]) -> BoardLabel | None:
     """The board that a cloud's own labels name, or None. Labels that several boards share name none."""
     data = _data()
     for label, products in data.providers.items():
         product = products.get(labels.get(label, ""))
         if product:
-            return Naming(label, labels[label], data.boards[product])
+            return BoardLabel(label, labels[label], data.boards[product])
     kind = labels.get(INSTANCE_TYPE_LABEL, "")
     product = data.instance_types.get(kind) or data.instance_types.get(f"{kind.partition('.')[0]}.")
-    return Naming(INSTANCE_TYPE_LABEL, kind, data.boards[product]) if product else None
+    return BoardLabel(INSTANCE_TYPE_LABEL, kind, data.boards[product]) if product else None
 
 
 def short_name(product: str) -> str:

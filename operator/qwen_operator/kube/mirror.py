@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from qwen_operator.kube.api import ApiError, Gone, KubeApi, Manifest, Resource
+from qwen_operator.objects import ObjectKey
 
-Key = tuple[str, str]
-"""(namespace, name); namespace is "" for objects of the cluster."""
-
-OnChange = Callable[[Mapping[Key, Manifest]], None]
+OnChange = Callable[[Mapping[ObjectKey, Manifest]], None]
 """Called with the whole selection: once after the first complete list, then after every change. Do not keep the
 mapping, it is live."""
 
@@ -43,7 +41,7 @@ class Mirror:
     labels: str
     on_change: OnChange
     pause: Callable[[int], Awaitable[None]] = jittered_pause
-    objects: dict[Key, Manifest] = field(default_factory=dict)
+    objects: dict[ObjectKey, Manifest] = field(default_factory=dict)
     _version: str | None = None
 
     async def run(self) -> NoReturn:
@@ -81,6 +79,6 @@ class Mirror:
             self.on_change(self.objects)
 
 
-def _key(item: Manifest) -> Key:
+def _key(item: Manifest) -> ObjectKey:
     meta = item["metadata"]
     return meta.get("namespace", ""), meta["name"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qwen_operator import objects
 from qwen_operator.manifests.names import Manifest
 
 _CONTAINER_LISTS = ("containers", "initContainers")
@@ -23,6 +24,12 @@ def subset(desired: Any, observed: Any) -> bool:
     if isinstance(desired, list):
         return isinstance(observed, list) and _list_subset(desired, observed)
     return bool(desired == observed)
+
+
+def is_owned(desired: Mapping[str, Any], observed: Mapping[str, Any]) -> bool:
+    """Whether our owner reference is there as it should be; others may be there too."""
+    references = objects.owner_references(observed)
+    return all(any(subset(wanted, one) for one in references) for wanted in objects.owner_references(desired))
 
 
 def pod_repair(desired: Mapping[str, Any], observed: Mapping[str, Any]) -> Manifest | None:

@@ -16,11 +16,15 @@ ANNOTATION_OWNER_UID = f"{GROUP}/owner-uid"
 ANNOTATION_DRAINING_SINCE = f"{GROUP}/draining-since"
 ANNOTATION_DRAIN_REASON = f"{GROUP}/drain-reason"
 ANNOTATION_CORDONED_SINCE = f"{GROUP}/cordoned-since"
+ANNOTATION_REPLICA_PODS = f"{GROUP}/replica-pods"
 ROLE_ENGINE = "engine"
+ROLE_ENGINE_WORKER = "engine-worker"
 ROLE_INSPECTION = "inspection"
 ENGINE_CONTAINER = "engine"
 INSPECTION_CONTAINER = "inspection"
 ENGINE_PORT = 8000
+MAX_REPLICA_PODS = 64
+"""More pods than one replica ever has; the limit of spec.hardware.maxGpusPerReplica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +36,13 @@ class Owner:
     uid: str
 
 
-def engine_pod_name(deployment: str, revision: str, index: int) -> str:
+def replica_name(deployment: str, revision: str, index: int) -> str:
     return f"{deployment}-{revision}-{index}"
+
+
+def engine_pod_names(replica: str, pods: int) -> tuple[str, ...]:
+    """The pods of a replica by rank: one has the name of its replica, several have their rank appended."""
+    return (replica,) if pods == 1 else tuple(f"{replica}-{rank}" for rank in range(pods))
 
 
 def inspection_pod_name(deployment: str, revision: str) -> str:

@@ -111,12 +111,43 @@ def grace_seconds(drain_seconds: int) -> int:
     return drain_seconds + _GRACE_MARGIN_SECONDS
 
 
-def engine_pod(owner: Owner, revision: str, template: Mapping[str, Any], index: int, drain_seconds: int) -> Manifest:
-    """The pod of replica `index` from a template of `engine_template`. `drain_seconds` is no part of the template: it
-    may change without replacing pods."""
-    name = names.engine_pod_name(owner.name, revision, index)
-    pinned = deepcopy(dict(template))
+@dataclass(frozen=True, slots=True)
+class ReplicaPods:
+    """Which pods a replica has: replica `index` of a revision consists of `pods` pods."""
+
+    owner: Owner
+    revision: str
+    index: int
+    pods: int = 1
+
+
+def engine_pods(replica: ReplicaPods, template: Mapping[str, Any], drain_seconds: int) -> tuple[Manifest, ...]:
+    """The pods of one replica by rank, from a template of `engine_template`.
+
+    Of several pods only the first, the leader, carries the role and the label by which pods are routed to, scraped
+    and counted. `drain_seconds` is no part of the template: it may change without replacing pods.
+    """
+    name = names.replica_name(replica.owner.name, replica.revision, replica.index)
+    pods = [
+        _engine_pod(replica.owner, pod_name, template, drain_seconds)
+        for pod_name in names.engine_pod_names(name, replica.pods)
+    ]
+    if replica.pods > 1:
+        for rank, pod in enumerate(pods):
+            _as_member(pod["metadata"], rank, replica.pods)
+    return tuple(pods)
+
+
+def _as_member(metadata: Manifest, rank: int, pods: int) -> None:
+    metadata["annotations"][names.ANNOTATION_REPLICA_PODS] = str(pods)
+    if rank:
+        metadata["labels"][names.LABEL_ROLE] = names.ROLE_ENGINE_WORKER
+        del metadata["labels"][names.LABEL_ROUTABLE]
+
+
+def _engine_pod(owner: Owner, name: str, template: Mapping[str, Any], drain_seconds: int) -> Manifest:
     metadata = names.metadata(owner, name, {})
+    pinned = deepcopy(dict(template))
     return {
         "apiVersion": "v1",
         "kind": "Pod",

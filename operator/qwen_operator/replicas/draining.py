@@ -1,11 +1,17 @@
-"""The steps of a planned removal: unroute, wait until idle or out of time, delete; and the way back. Pure."""
+"""The steps of a planned removal: unroute, wait until idle or out of time, delete; and the way back. Pure.
+
+Labels and annotations about a replica stand at its leader. What is deleted is the whole group, the leader first.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from qwen_operator.actions.events import notice, stamp_of
-from qwen_operator.actions.types import Action, Delete, Kind, Nodes, Patch, Why
+from qwen_operator import objects
+from qwen_operator.actions.events import action_event, rfc3339
+from qwen_operator.actions.types import Action, ActionReason, Delete, Kind, Patch
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.events import Event
 from qwen_operator.manifests.names import (
@@ -16,8 +22,8 @@ from qwen_operator.manifests.names import (
     Manifest,
 )
 from qwen_operator.manifests.pods import grace_seconds
-from qwen_operator.replicas.groups import Fleet, annotations, cordoned, cordoned_for, drains_for, moment, since, up
-from qwen_operator.replicas.node_health import node_of
+from qwen_operator.replicas.groups import Replica, SortedReplicas, seconds_since
+from qwen_operator.replicas.node_health import NodeHealth
 from qwen_operator.replicas.pod_state import PodState
 from qwen_operator.scaling.types import ScalingState
 
@@ -27,8 +33,8 @@ Before that, being idle says nothing. Five seconds, and one for stamps, which ar
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
-    """How many replicas, and by which rules pods come and go.
+class RolloutRules:
+    """How many replicas, and by which rules they come and go.
 
     `startup_seconds` is the time that a replica is planned to take until it answers.
     """
@@ -39,153 +45,181 @@ class Orders:
     startup_seconds: int
     now: datetime
     scaling: ScalingState | None = None
-    nodes: Nodes = field(default_factory=Nodes)
+    nodes: NodeHealth = field(default_factory=NodeHealth)
 
     @property
     def drain_limit(self) -> float:
         return max(float(self.drain_seconds), UNROUTED_SECONDS)
 
 
-def remove(state: PodState, why: Why, orders: Orders) -> Action:
-    """The first step for a pod that is to go: unroute it, or delete it at once if it does not answer anyway."""
-    if not up(state):
-        return Delete(Kind.POD, state.name, state.uid, why)
-    patch = {
+def remove(replica: Replica, reason: ActionReason, rules: RolloutRules) -> tuple[Action, ...]:
+    """The first step for a replica that is to go: unroute it, or delete it at once if it does not answer anyway."""
+    if not replica.up:
+        return delete_members(replica, reason)
+    metadata = {
         "labels": {LABEL_ROUTABLE: None},
         "annotations": {
-            ANNOTATION_DRAINING_SINCE: stamp_of(orders.now),
-            ANNOTATION_DRAIN_REASON: str(why),
+            ANNOTATION_DRAINING_SINCE: rfc3339(rules.now),
+            ANNOTATION_DRAIN_REASON: str(reason),
         },
     }
-    return Patch(Kind.POD, state.name, _guarded(state, patch), why)
+    return (_patch(replica.leader, metadata, reason),)
 
 
-def restore(state: PodState) -> Patch:
+def delete_members(replica: Replica, reason: ActionReason) -> tuple[Delete, ...]:
+    """Delete all pods of the replica that nobody deleted yet."""
+    return tuple(Delete(Kind.POD, member.name, member.uid, reason) for member in replica.members if not member.deleting)
+
+
+def restore(replica: Replica) -> Patch:
     """The way back: it answers still, and gets requests as soon as the gateway sees the label."""
-    patch = {
+    metadata = {
         "labels": {LABEL_ROUTABLE: "true"},
         "annotations": {ANNOTATION_DRAINING_SINCE: None, ANNOTATION_DRAIN_REASON: None},
     }
-    return Patch(Kind.POD, state.name, _guarded(state, patch), Why.LOAD_RETURNED)
+    return _patch(replica.leader, metadata, ActionReason.LOAD_RETURNED)
 
 
 def unrouting_repair(state: PodState) -> Patch | None:
     """Take away a routable label that somebody put on a draining pod."""
-    if LABEL_ROUTABLE not in (state.pod["metadata"].get("labels") or {}):
+    if LABEL_ROUTABLE not in objects.labels(state.manifest):
         return None
-    return Patch(Kind.POD, state.name, _guarded(state, {"labels": {LABEL_ROUTABLE: None}}), Why.DRIFTED)
+    return _patch(state, {"labels": {LABEL_ROUTABLE: None}}, ActionReason.DRIFTED)
 
 
-def _guarded(state: PodState, metadata: Manifest) -> Manifest:
+def _patch(state: PodState, metadata: Manifest, reason: ActionReason, event: Manifest | None = None) -> Patch:
     """Only in the state that was observed: a label must not be put on, or taken from, a successor of the same name."""
-    return {"metadata": {"resourceVersion": state.pod["metadata"]["resourceVersion"], **metadata}}
+    guarded = {"metadata": {"resourceVersion": _version(state), **metadata}}
+    return Patch(Kind.POD, state.name, guarded, reason, event)
 
 
-def deletion(state: PodState, orders: Orders) -> Delete | None:
-    """The last step for a draining pod, None while its requests are waited for."""
-    version = str(state.pod["metadata"]["resourceVersion"])
-    if not up(state):
-        return Delete(Kind.POD, state.name, state.uid, Why.STOPPED_ANSWERING, version)
-    elapsed = drains_for(state, orders.now)
-    idle = orders.scaling is not None and state.uid in orders.scaling.idle
+def _version(state: PodState) -> str:
+    return str(state.manifest["metadata"]["resourceVersion"])
+
+
+def deletion(replica: Replica, rules: RolloutRules) -> tuple[Delete, ...]:
+    """The last step for a draining replica, nothing while the operator waits for its requests."""
+    if not replica.up:
+        return _delete_drained(replica, ActionReason.STOPPED_ANSWERING)
+    elapsed = replica.drains_for(rules.now)
+    idle = rules.scaling is not None and replica.leader.uid in rules.scaling.idle
     if idle and elapsed >= UNROUTED_SECONDS:
-        return Delete(Kind.POD, state.name, state.uid, Why.DRAINED, version)
-    if elapsed < orders.drain_limit:
-        return None
-    told = _timed_out(state, orders)
+        return _delete_drained(replica, ActionReason.DRAINED)
+    if elapsed < rules.drain_limit:
+        return ()
     # The time for its requests is over; what is left is for an orderly end.
-    return Delete(Kind.POD, state.name, state.uid, Why.DRAIN_TIMED_OUT, version, grace_seconds(0), told)
+    return _delete_drained(
+        replica, ActionReason.DRAIN_TIMED_OUT, grace_seconds(0), event=_timed_out_event(replica, rules)
+    )
 
 
-def _timed_out(state: PodState, orders: Orders) -> Manifest:
-    running = orders.scaling.unfinished.get(state.uid) if orders.scaling else None
+def _delete_drained(
+    replica: Replica, reason: ActionReason, grace: int | None = None, *, event: Manifest | None = None
+) -> tuple[Delete, ...]:
+    return tuple(
+        Delete(
+            Kind.POD,
+            member.name,
+            member.uid,
+            reason,
+            _version(member),
+            grace,
+            event if member is replica.leader else None,
+        )
+        for member in replica.members
+    )
+
+
+def _timed_out_event(replica: Replica, rules: RolloutRules) -> Manifest:
+    running = rules.scaling.unfinished.get(replica.leader.uid) if rules.scaling else None
     cut = (
         "an unknown number of requests is"
         if running is None
         else f"{running} request{'s are' if running != 1 else ' is'}"
     )
     text = (
-        f"{state.name} still worked after {orders.drain_seconds} s of draining: {cut} cut; "
+        f"{replica.name} still worked after {rules.drain_seconds} s of draining: {cut} cut; "
         "set spec.rollout.drainSeconds to the length of your longest answer"
     )
     event = Event("Warning", str(Reason.DRAIN_TIMED_OUT), text)
-    return notice(orders.deployment, event, [state.uid], stamp_of(orders.now))
+    return action_event(rules.deployment, event, [replica.leader.uid], rfc3339(rules.now))
 
 
-def cordon_marks(fleet: Fleet, orders: Orders) -> list[Patch]:
-    """Note since when a pod's node is cordoned, as nobody else does, and forget it when the cordon is lifted."""
+def cordon_marks(replicas: SortedReplicas, rules: RolloutRules) -> list[Patch]:
+    """Note since when a node of a replica is cordoned, as nobody else does, and forget it when the cordon is lifted."""
     marks = [
-        _mark(state, stamp_of(orders.now), Why.CORDONED, _cordon_notice(state, orders))
-        for state in fleet.leaving
-        if cordoned(state, orders.nodes) and ANNOTATION_CORDONED_SINCE not in annotations(state)
+        _mark(replica, rfc3339(rules.now), ActionReason.CORDONED, _cordon_event(replica, rules))
+        for replica in replicas.leaving
+        if replica.cordoned_node(rules.nodes) and replica.leader.cordoned_since is None
     ]
     return marks + [
-        _mark(state, None, Why.UNCORDONED, None)
-        for state in (*fleet.fresh, *fleet.leaving)
-        if ANNOTATION_CORDONED_SINCE in annotations(state) and not cordoned(state, orders.nodes)
+        _mark(replica, None, ActionReason.UNCORDONED, None)
+        for replica in (*replicas.fresh, *replicas.leaving)
+        if replica.leader.cordoned_since is not None and not replica.cordoned_node(rules.nodes)
     ]
 
 
-def _mark(state: PodState, stamp: str | None, why: Why, told: Manifest | None) -> Patch:
-    patch = _guarded(state, {"annotations": {ANNOTATION_CORDONED_SINCE: stamp}})
-    return Patch(Kind.POD, state.name, patch, why, told)
+def _mark(replica: Replica, stamp: str | None, reason: ActionReason, event: Manifest | None) -> Patch:
+    return _patch(replica.leader, {"annotations": {ANNOTATION_CORDONED_SINCE: stamp}}, reason, event)
 
 
-def _cordon_notice(state: PodState, orders: Orders) -> Manifest:
-    text = f"node {node_of(state.pod)} is cordoned: {state.name} goes when another replica answers in its place"
+def _cordon_event(replica: Replica, rules: RolloutRules) -> Manifest:
+    node = replica.cordoned_node(rules.nodes)
+    text = f"node {node} is cordoned: {replica.name} goes when another replica answers in its place"
     event = Event("Normal", str(Reason.NODE_CORDONED), text)
-    return notice(orders.deployment, event, [state.uid, node_of(state.pod)], stamp_of(orders.now))
+    return action_event(rules.deployment, event, [replica.leader.uid, node], rfc3339(rules.now))
 
 
-def overdue(fleet: Fleet, orders: Orders) -> list[PodState]:
-    """Pods on cordoned nodes in whose place none answers, although there was time for it."""
-    limit = _patience(fleet, orders)
+def overdue(replicas: SortedReplicas, rules: RolloutRules) -> list[Replica]:
+    """Replicas on cordoned nodes in whose place none answers, although there was time for it."""
+    limit = _patience(replicas, rules)
     return [
-        state
-        for state in fleet.leaving
-        if cordoned(state, orders.nodes) and (cordoned_for(state, orders.now) or 0.0) >= limit
+        replica
+        for replica in replicas.leaving
+        if replica.cordoned_node(rules.nodes) and (replica.cordoned_for(rules.now) or 0.0) >= limit
     ]
 
 
-def overdue_notice(state: PodState, orders: Orders) -> Manifest:
+def overdue_event(replica: Replica, rules: RolloutRules) -> Manifest:
     """The Event that says why a node may now be drained although that takes a replica away."""
     text = (
-        f"no replica answers in place of {state.name} on the cordoned node {node_of(state.pod)} yet: "
-        f"it may be evicted now, and its requests have {grace_seconds(orders.drain_seconds)} s to end"
+        f"no replica answers in place of {replica.name} on the cordoned node {replica.cordoned_node(rules.nodes)} yet: "
+        f"it may be evicted now, and its requests have {grace_seconds(rules.drain_seconds)} s to end"
     )
     event = Event("Warning", str(Reason.DRAIN_TIMED_OUT), text)
-    about = [state.uid, annotations(state).get(ANNOTATION_CORDONED_SINCE, "")]
-    return notice(orders.deployment, event, about, stamp_of(orders.now))
+    about = [replica.leader.uid, replica.leader.cordoned_since or ""]
+    return action_event(rules.deployment, event, about, rfc3339(rules.now))
 
 
-def _patience(fleet: Fleet, orders: Orders) -> float:
+def _patience(replicas: SortedReplicas, rules: RolloutRules) -> float:
     """Seconds that a drain of a node waits for a replacement: one that found a node may also start."""
-    coming = any(state.on_the_way and node_of(state.pod) for state in fleet.fresh)
-    return float(orders.drain_seconds + (orders.startup_seconds if coming else 0))
+    coming = any(replica.on_the_way and replica.bound for replica in replicas.fresh)
+    return float(rules.drain_seconds + (rules.startup_seconds if coming else 0))
 
 
-def lost(state: PodState, nodes: Nodes, now: datetime) -> bool:
+def lost(state: PodState, nodes: NodeHealth, now: datetime) -> bool:
     """Whether a pod that is being deleted waits for a node that will never answer again."""
-    node = node_of(state.pod)
-    if not state.deleting or not node:
+    if not state.deleting or not state.node:
         return False
-    return node in nodes.out_of_service or (nodes.gone(node) and _remaining(state, now) <= 0)
+    return state.node in nodes.out_of_service or (nodes.gone(state.node) and _remaining(state, now) <= 0)
 
 
 def _remaining(state: PodState, now: datetime) -> float:
     """Seconds until a pod that is being deleted ought to be gone: deletionTimestamp is the end of its grace period."""
-    return -since(moment(state.pod["metadata"].get("deletionTimestamp")), now)
+    return -seconds_since(objects.moment(state.manifest["metadata"].get("deletionTimestamp")), now)
 
 
-def waits(fleet: Fleet, orders: Orders) -> Iterator[float]:
-    """Seconds until time alone allows the next step, for every pod that waits for one."""
-    for state in fleet.draining:
-        elapsed = drains_for(state, orders.now)
-        yield from (left for left in (UNROUTED_SECONDS - elapsed, orders.drain_limit - elapsed) if left > 0)
-    for state in fleet.leaving:
-        age = cordoned_for(state, orders.now)
-        if age is not None and (left := _patience(fleet, orders) - age) > 0:
+def waits(replicas: SortedReplicas, rules: RolloutRules) -> Iterator[float]:
+    """Seconds until time alone allows the next step, for every replica that waits for one."""
+    for replica in replicas.draining:
+        elapsed = replica.drains_for(rules.now)
+        yield from (left for left in (UNROUTED_SECONDS - elapsed, rules.drain_limit - elapsed) if left > 0)
+    for replica in replicas.leaving:
+        age = replica.cordoned_for(rules.now)
+        if age is not None and (left := _patience(replicas, rules) - age) > 0:
             yield left
-    for state in fleet.gone:
-        if state.deleting and orders.nodes.gone(node_of(state.pod)) and (left := _remaining(state, orders.now)) > 0:
-            yield left
+    for replica in replicas.gone:
+        for member in replica.members:
+            ending = member.deleting and rules.nodes.gone(member.node)
+            if ending and (left := _remaining(member, rules.now)) > 0:
+                yield left

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from qwen_operator.actions.types import deleting
+from qwen_operator import objects
 from qwen_operator.api.advice import ADVICE
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.status import Failure
@@ -53,11 +53,11 @@ NO_RESTARTS = Restarts()
 
 def death(pod: Manifest) -> tuple[Failure | None, Restarts]:
     """The last end of the engine that nobody asked for, or else of an init container, and what follows from it."""
-    status = pod.get("status") or {}
+    status = objects.mapping(pod, "status")
     if evicted(status):
         return _eviction(pod), NO_RESTARTS
-    main = [item for item in status.get("containerStatuses") or () if item.get("name") == ENGINE_CONTAINER]
-    for container in [*main, *(status.get("initContainerStatuses") or ())]:
+    main = [item for item in objects.members(status, "containerStatuses") if item.get("name") == ENGINE_CONTAINER]
+    for container in [*main, *objects.members(status, "initContainerStatuses")]:
         ended = _last_end(container)
         failure = _failure(pod, container, ended) if ended else None
         if ended and failure is not None:
@@ -72,10 +72,8 @@ def evicted(status: Mapping[str, Any]) -> bool:
 
 def served(status: Mapping[str, Any]) -> bool:
     """Whether the engine served before its last end, as its own report says."""
-    return any(
-        item.get("name") == ENGINE_CONTAINER and report_of(_last_end(item) or {}).get("phase") == _SERVING
-        for item in status.get("containerStatuses") or ()
-    )
+    engine = objects.named(objects.members(status, "containerStatuses"), ENGINE_CONTAINER)
+    return report_of(_last_end(engine) or {}).get("phase") == _SERVING
 
 
 def report_of(ended: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -110,14 +108,13 @@ def failure_message(failure: Failure, restarts: Restarts) -> str:
 
 
 def _last_end(container: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    state, last = container.get("state") or {}, container.get("lastState") or {}
-    ended: Mapping[str, Any] | None = state.get("terminated") or last.get("terminated")
-    return ended
+    ended = objects.mapping(container, "state", "terminated") or objects.mapping(container, "lastState", "terminated")
+    return ended or None
 
 
 def _failure(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, Any]) -> Failure | None:
     report, code = report_of(ended), ended.get("exitCode")
-    asked = deleting(pod)
+    asked = objects.is_deleting(pod)
     if asked and (not report or report.get("asked")):
         # It was told to stop, and its init found nothing wrong with how it did.
         return None
@@ -161,12 +158,12 @@ def _asked(pod: Manifest, ended: Mapping[str, Any], report: Mapping[str, Any]) -
 def _overdue(pod: Manifest, ended: Mapping[str, Any]) -> bool:
     """Whether it ran for as long as the start-up probe lets it, to one period."""
     ran = _seconds(ended)
-    for container in (pod.get("spec") or {}).get("containers") or ():
-        probe = container.get("startupProbe") or {}
-        if container.get("name") == ENGINE_CONTAINER and probe and ran is not None:
-            allowed = int(probe.get("failureThreshold") or 3) - 1
-            return ran >= allowed * int(probe.get("periodSeconds") or 10)
-    return False
+    engine = objects.named(objects.members(pod, "spec", "containers"), ENGINE_CONTAINER)
+    probe = objects.mapping(engine, "startupProbe")
+    if not probe or ran is None:
+        return False
+    allowed = int(probe.get("failureThreshold") or 3) - 1
+    return ran >= allowed * int(probe.get("periodSeconds") or 10)
 
 
 def _record(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, Any], reason: Reason) -> Failure:
@@ -188,8 +185,8 @@ def _record(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, Any
 
 def _eviction(pod: Manifest) -> Failure | None:
     """None without a time: the status of a pod that the kubelet never started has none."""
-    status = pod.get("status") or {}
-    containers = [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]
+    status = objects.mapping(pod, "status")
+    containers = [*objects.members(status, "containerStatuses"), *objects.members(status, "initContainerStatuses")]
     ends = [ended for container in containers if (ended := _last_end(container))]
     times = [str(ended["finishedAt"]) for ended in ends if ended.get("finishedAt")]
     if not times:
@@ -208,7 +205,7 @@ def _eviction(pod: Manifest) -> Failure | None:
 
 def _restarts(container: Mapping[str, Any], ended: Mapping[str, Any], failure: Failure) -> Restarts:
     count = int(container.get("restartCount") or 0)
-    waiting = (container.get("state") or {}).get("waiting") or {}
+    waiting = objects.mapping(container, "state", "waiting")
     found = _BACK_OFF.search(str(waiting.get("message") or "")) if waiting.get("reason") == "CrashLoopBackOff" else None
     # What served for longer was well.
     soon = failure.phase not in ("", _SERVING) or (_seconds(ended) or 0.0) < CRASH_LOOP_SECONDS

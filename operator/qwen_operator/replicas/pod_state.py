@@ -1,8 +1,11 @@
-"""What a pod's status means: one reason, one sentence, and the failure that it reports, if any.
+"""One pod of a replica, read once: where it is in its life, and in words why it does not answer. Pure.
 
-Pure. The words come from the scheduler, the kubelet, and from the JSON that the operator's own runtime leaves as
-termination message.
+Every part of the operator that asks what an engine pod is doing reads it here: reconcile, scaling, metrics and the
+gateway's agent. The words come from the scheduler, the kubelet, and from the JSON that the operator's own runtime
+leaves as termination message.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,15 +13,33 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from qwen_operator.actions.types import deleting
+from qwen_operator import objects
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.status import Failure
-from qwen_operator.manifests.names import ENGINE_CONTAINER, LABEL_REVISION, Manifest
-from qwen_operator.replicas.failures import NO_RESTARTS, Restarts, death, evicted, failure_message, reason_of, served
+from qwen_operator.manifests.names import (
+    ANNOTATION_CORDONED_SINCE,
+    ANNOTATION_DRAINING_SINCE,
+    ANNOTATION_REPLICA_PODS,
+    ENGINE_CONTAINER,
+    LABEL_REVISION,
+    LABEL_ROUTABLE,
+    MAX_REPLICA_PODS,
+    Manifest,
+)
+from qwen_operator.replicas.failures import (
+    NO_RESTARTS,
+    Restarts,
+    death,
+    evicted,
+    failure_message,
+    reason_of,
+    served,
+)
 
 _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _REFUSED = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")
-_ON_THE_WAY = frozenset({Reason.STARTING, Reason.LOADING, Reason.WAITING_FOR_GPUS})
+_ON_THE_WAY = frozenset({Reason.STARTING, Reason.LOADING, Reason.WAITING_FOR_GPUS, Reason.WAITING_FOR_NODE})
+_NAME = re.compile(r"(?P<deployment>.+?)-(?P<revision>[0-9a-f]{8})-(?P<index>\d{1,3})(?:-(?P<rank>\d{1,3}))?", re.ASCII)
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 # The kubelet alternates between the error and the error behind a back-off text: one message for both.
 _BACK_OFF = re.compile(r"^Back-off pulling image \"[^\"]*\": (?:ErrImagePull: )?")
@@ -30,27 +51,48 @@ most of it the engine's own health check), and before that a request through the
 
 @dataclass(frozen=True, slots=True)
 class PodState:
-    """`index` is None for a pod that is ours by mark but has no name of ours. `ended`: its phase is final.
+    """One engine pod, read for the QwenDeployment `deployment`.
 
-    `ready`: it answers, also through the gateway. `settles_in`: seconds until a Ready pod does, else 0. `started`: its
-    engine has come up since its last start, or had before a single end, so that a pod that is not ready has answered
-    before and may again.
+    `replica` is the name of the replica that it belongs to, `rank` its place there, `replica_pods` how many pods make
+    that replica whole. `index` is None for a pod that has no name of ours; it is then a replica of its own.
+    `node` and `address` are "" before the pod has them.
+    `up`: Kubernetes says Ready, and nobody deleted it. `ended`: its phase is final. `routable`: the gateway may
+    send it requests once it is ready.
+    `draining_since` and `cordoned_since` are the annotations as written, None where they are absent.
+    `started`: its engine has come up since its last start, or had before a single end, so that a pod that is not
+    ready has answered before and may again.
+    `settles_in`: seconds until a pod that is up also answers through the gateway; see `as_of`.
     `restarts` belong to `failure`.
     """
 
-    pod: Manifest
+    manifest: Manifest
+    deployment: str
     name: str
+    uid: str
+    replica: str
     revision: str
     index: int | None
-    ready: bool
+    rank: int
+    replica_pods: int
+    node: str
+    address: str
+    up: bool
     deleting: bool
     ended: bool
+    routable: bool
+    draining_since: str | None
+    cordoned_since: str | None
+    started: bool
     reason: Reason
     message: str
     failure: Failure | None
-    settles_in: float = 0.0
-    started: bool = False
     restarts: Restarts = NO_RESTARTS
+    settles_in: float = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers, also through the gateway."""
+        return self.up and not self.settles_in
 
     @property
     def crash_looping(self) -> bool:
@@ -58,56 +100,87 @@ class PodState:
         return self.restarts.looping and not self.ready and not self.deleting
 
     @property
-    def uid(self) -> str:
-        return str(self.pod["metadata"]["uid"])
-
-    @property
     def on_the_way(self) -> bool:
         """Not ready, but nothing says that it will not be."""
         return not self.ready and self.reason in _ON_THE_WAY
 
 
-def read(pod: Manifest, deployment: str, now: datetime) -> PodState:
-    """The state of an engine pod of the named deployment; `now` is timezone-aware."""
-    name = pod["metadata"]["name"]
-    match = re.fullmatch(rf"{re.escape(deployment)}-([0-9a-f]{{8}})-(\d{{1,3}})", name)
-    gone = deleting(pod)
-    status = pod.get("status") or {}
+def read(pod: Manifest, deployment: str) -> PodState:
+    """The state of an engine pod of the named deployment. It depends on the manifest alone; `as_of` adds the time."""
+    meta = pod["metadata"]
+    name, annotations, labels = meta["name"], objects.annotations(pod), objects.labels(pod)
+    identity = _identity(name, deployment)
+    deleting, ended = objects.is_deleting(pod), objects.has_ended(pod)
+    status = objects.mapping(pod, "status")
     failure, restarts = death(pod)
-    condition = _condition(status, "Ready")
-    up = not gone and condition.get("status") == "True"
-    settles_in = _settles_in(condition, now) if up else 0.0
-    ready = up and not settles_in
-    ended = status.get("phase") in ("Failed", "Succeeded")
-    reason, message = _trouble(pod, failure, restarts)
-    if up:
-        reason, message = Reason.SERVING, f"{name} answers"
-    if settles_in:
-        reason, message = Reason.LOADING, f"{name} has loaded the model, the gateway takes it up"
+    up = not deleting and objects.holds(pod, "Ready")
+    reason, message = (Reason.SERVING, f"{name} answers") if up else _trouble(pod, failure, restarts)
     return PodState(
-        pod=pod,
+        manifest=pod,
+        deployment=deployment,
         name=name,
-        revision=match[1] if match else str((pod["metadata"].get("labels") or {}).get(LABEL_REVISION, "")),
-        index=int(match[2]) if match else None,
-        ready=ready,
-        deleting=gone,
+        uid=str(meta.get("uid") or ""),
+        replica=identity.replica,
+        revision=identity.revision or str(labels.get(LABEL_REVISION, "")),
+        index=identity.index,
+        rank=identity.rank,
+        replica_pods=_replica_pods(annotations.get(ANNOTATION_REPLICA_PODS)),
+        node=objects.node_of(pod),
+        address="" if ended else objects.text(pod, "status", "podIP"),
+        up=up,
+        deleting=deleting,
         ended=ended,
+        routable=labels.get(LABEL_ROUTABLE) == "true",
+        draining_since=_written(annotations, ANNOTATION_DRAINING_SINCE),
+        cordoned_since=_written(annotations, ANNOTATION_CORDONED_SINCE),
+        started=up or (not deleting and not ended and _came_up(status, restarts)),
         reason=reason,
         message=message,
         failure=failure,
-        settles_in=settles_in,
-        started=up or (not gone and not ended and (_started(status) or (served(status) and not restarts.looping))),
         restarts=restarts,
     )
 
 
-def _settles_in(condition: Mapping[str, Any], now: datetime) -> float:
-    """Seconds that are left of ROUTED_SECONDS. A time in the future is another clock's, and nothing to wait for."""
-    try:
-        age = (now - datetime.fromisoformat(str(condition.get("lastTransitionTime")))).total_seconds()
-    except (TypeError, ValueError):
-        return 0.0
-    return ROUTED_SECONDS - age if 0 <= age < ROUTED_SECONDS else 0.0
+def as_of(state: PodState, now: datetime) -> PodState:
+    """The same at a time (timezone-aware): a pod that became Ready a moment ago is not yet known to the gateway."""
+    if not state.up:
+        return state
+    since = objects.moment(objects.condition(state.manifest, "Ready").get("lastTransitionTime"))
+    # A time in the future is another clock's, and nothing to wait for.
+    age = (now - since).total_seconds() if since is not None else ROUTED_SECONDS
+    if not 0 <= age < ROUTED_SECONDS:
+        return state
+    message = f"{state.name} has loaded the model; the gateway registers it"
+    return replace(state, settles_in=ROUTED_SECONDS - age, reason=Reason.LOADING, message=message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """What the name of a pod says, which nobody can edit."""
+
+    replica: str
+    revision: str = ""
+    index: int | None = None
+    rank: int = 0
+
+
+def _identity(name: str, deployment: str) -> _Identity:
+    parts = _NAME.fullmatch(name)
+    if parts is None or parts["deployment"] != deployment:
+        return _Identity(name)
+    replica = name if parts["rank"] is None else name.rpartition("-")[0]
+    return _Identity(replica, parts["revision"], int(parts["index"]), int(parts["rank"] or 0))
+
+
+def _replica_pods(written: object) -> int:
+    """How many pods make the replica whole; 1 for anything but a small number, as anybody may edit an annotation."""
+    number = str(written)
+    small = len(number) <= 3 and number.isascii() and number.isdigit()
+    return min(max(int(number), 1), MAX_REPLICA_PODS) if small else 1
+
+
+def _written(annotations: Mapping[str, Any], name: str) -> str | None:
+    return str(annotations[name]) if name in annotations else None
 
 
 def trouble(pod: Manifest) -> tuple[Reason, str]:
@@ -116,10 +189,10 @@ def trouble(pod: Manifest) -> tuple[Reason, str]:
 
 
 def _trouble(pod: Manifest, failure: Failure | None, restarts: Restarts) -> tuple[Reason, str]:
-    name, status = pod["metadata"]["name"], pod.get("status") or {}
-    if deleting(pod):
+    name, status = pod["metadata"]["name"], objects.mapping(pod, "status")
+    if objects.is_deleting(pod):
         return Reason.DRAINING, f"{name} is being stopped"
-    scheduled = _condition(status, "PodScheduled")
+    scheduled = objects.condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         return _unscheduled(name, str(scheduled.get("message", "")))
     if stuck := _stuck(name, status):
@@ -134,15 +207,18 @@ def _progress(name: str, status: Mapping[str, Any]) -> tuple[Reason, str]:
     if status.get("phase") in ("Failed", "Succeeded"):
         reason = Reason.EVICTED if evicted(status) else Reason.UNKNOWN
         return reason, f"{name} ended: {status.get('message') or status.get('reason') or status['phase']}"
-    if _running(status):
+    if any("running" in objects.mapping(one, "state") for one in objects.members(status, "containerStatuses")):
         return Reason.LOADING, f"{name} is loading the model"
     return Reason.STARTING, f"{name} is being started"
 
 
 def _stuck(name: str, status: Mapping[str, Any]) -> tuple[Reason, str] | None:
     """What the kubelet waits for before a container can start, None if nothing."""
-    for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
-        waiting = (container.get("state") or {}).get("waiting") or {}
+    for container in (
+        *objects.members(status, "initContainerStatuses"),
+        *objects.members(status, "containerStatuses"),
+    ):
+        waiting = objects.mapping(container, "state", "waiting")
         text = str(waiting.get("message") or waiting.get("reason") or "")
         if waiting.get("reason") in _PULL:
             cause = _BACK_OFF.sub("", text)
@@ -166,31 +242,19 @@ def _unscheduled(name: str, message: str) -> tuple[Reason, str]:
     return Reason.WAITING_FOR_GPUS, f"no node has room for {name}: {cause or 'not scheduled yet'}; {hope}"
 
 
-def _started(status: Mapping[str, Any]) -> bool:
-    """Whether the engine's start-up probe has succeeded in the present container."""
-    containers = status.get("containerStatuses") or ()
-    return any(item.get("name") == ENGINE_CONTAINER and item.get("started") is True for item in containers)
+def _came_up(status: Mapping[str, Any], restarts: Restarts) -> bool:
+    """Whether the engine's start-up probe has succeeded in the present container, or it served before its last end."""
+    engine = objects.named(objects.members(status, "containerStatuses"), ENGINE_CONTAINER)
+    return engine.get("started") is True or (served(status) and not restarts.looping)
 
 
-def _running(status: Mapping[str, Any]) -> bool:
-    return any("running" in (item.get("state") or {}) for item in status.get("containerStatuses") or ())
-
-
-def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
-    for condition in status.get("conditions") or ():
-        if condition.get("type") == kind:
-            found: Mapping[str, Any] = condition
-            return found
-    return {}
-
-
-def last_failure(old: Mapping[str, Any], states: Iterable[PodState]) -> Failure | None:
+def last_failure(record: Mapping[str, Any], states: Iterable[PodState]) -> Failure | None:
     """The failure to report: the newest of the pods', counted on from the one reported before.
 
-    `old` is `status.lastFailure` as it stands, {} if there is none. An engine that had served for long before its end
-    begins the count anew: one crash a week is not the same trouble three times.
+    `record` is `status.lastFailure` as it stands, {} if there is none. An engine that had served for long before its
+    end begins the count anew: one crash a week is not the same trouble three times.
     """
-    before = stored_failure(old)
+    before = stored_failure(record)
     ends = [(state.failure, state.restarts.soon) for state in states if state.failure]
     newest, soon = max(ends, key=lambda end: end[0].time, default=(None, False))
     if newest is None or (before is not None and before.time >= newest.time):

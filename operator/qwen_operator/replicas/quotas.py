@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from qwen_operator import objects
 from qwen_operator.actions.types import Action, Create, Kind
 from qwen_operator.manifests.names import Manifest
 from qwen_operator.manifests.quantities import amount
@@ -25,16 +26,24 @@ class _Room:
     taken: dict[str, Decimal] = field(default_factory=dict)
 
 
-def granted(actions: Sequence[Action], quotas: Iterable[Manifest]) -> tuple[tuple[Action, ...], str | None]:
-    """The actions without the creations of pods for which a quota has no room, and a sentence about the first one."""
+def granted(
+    actions: Sequence[Action], quotas: Iterable[Manifest], earlier: Sequence[Action] = ()
+) -> tuple[tuple[Action, ...], str | None]:
+    """The actions without the creations of pods for which a quota has no room, and a sentence about the first one.
+
+    `earlier` actions were granted before and take room too.
+    """
     rooms = [_Room(quota) for quota in quotas if not _scoped(quota)]
+    for action in earlier:
+        if isinstance(action, Create) and action.kind is Kind.POD:
+            _take(rooms, usage(action.manifest))
     kept: list[Action] = []
     refusal: str | None = None
     for action in actions:
         if isinstance(action, Create) and action.kind is Kind.POD:
-            said = _refusal(rooms, action.manifest)
-            if said is not None:
-                refusal = refusal or said
+            sentence = _refusal(rooms, action.manifest)
+            if sentence is not None:
+                refusal = refusal or sentence
                 continue
             _take(rooms, usage(action.manifest))
         kept.append(action)
@@ -43,18 +52,18 @@ def granted(actions: Sequence[Action], quotas: Iterable[Manifest]) -> tuple[tupl
 
 def _scoped(quota: Manifest) -> bool:
     """Whether the quota counts only some pods. Which ones is left to the API server."""
-    spec = quota.get("spec") or {}
+    spec = objects.mapping(quota, "spec")
     return bool(spec.get("scopes") or spec.get("scopeSelector"))
 
 
 def _refusal(rooms: Iterable[_Room], pod: Manifest) -> str | None:
     needs = usage(pod)
     for room in rooms:
-        status, name = room.quota.get("status") or {}, room.quota["metadata"]["name"]
-        hard = status.get("hard") or (room.quota.get("spec") or {}).get("hard") or {}
+        name = room.quota["metadata"]["name"]
+        hard = objects.mapping(room.quota, "status", "hard") or objects.mapping(room.quota, "spec", "hard")
         for resource, limit in hard.items():
             need, most = needs.get(resource), amount(limit)
-            used = (status.get("used") or {}).get(resource, "0")
+            used = objects.mapping(room.quota, "status", "used").get(resource, "0")
             if not need or most is None:
                 continue
             if (amount(used) or Decimal(0)) + room.taken.get(resource, Decimal(0)) + need > most:
@@ -87,17 +96,17 @@ def usage(pod: Manifest) -> dict[str, Decimal]:
 def _effective(spec: Mapping[str, Any], part: str) -> dict[str, Decimal]:
     """The sum over containers, or the largest init container where that is more: they run one after the other."""
     total: dict[str, Decimal] = {}
-    for container in spec.get("containers") or ():
+    for container in objects.members(spec, "containers"):
         for resource, value in _amounts(container, part).items():
             total[resource] = total.get(resource, Decimal(0)) + value
-    for container in spec.get("initContainers") or ():
+    for container in objects.members(spec, "initContainers"):
         for resource, value in _amounts(container, part).items():
             total[resource] = max(total.get(resource, Decimal(0)), value)
     return total
 
 
 def _amounts(container: Mapping[str, Any], part: str) -> dict[str, Decimal]:
-    values = ((container.get("resources") or {}).get(part) or {}).items()
+    values = objects.mapping(container, "resources", part).items()
     return {resource: number for resource, value in values if (number := amount(value)) is not None}
 
 

@@ -1,71 +1,115 @@
-"""What the status says about scaling, whoever decides about the number of replicas. Pure."""
+"""How many replicas are wanted, and who decided it. Pure.
+
+The spec says who decides (`size_rule`); `wanted_replicas` adds what the load says. Scaling, status, metrics and the
+disruption budget all read the answer from here.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
-from qwen_operator.api.conditions import ConditionType, Reason, Verdict
-from qwen_operator.api.spec import Scaling, Spec
-from qwen_operator.api.status import ScalingReport
-from qwen_operator.scaling.load import Load
-from qwen_operator.scaling.types import ScalingState
+from qwen_operator import objects
+from qwen_operator.api import reading
+from qwen_operator.api.conditions import Reason
+from qwen_operator.api.schema import object_schema
+from qwen_operator.api.spec import Scaling
+from qwen_operator.scaling.types import Bounds, ScalingState
+
+
+class Decider(StrEnum):
+    """Who decides how many replicas there are."""
+
+    SPEC_REPLICAS = "spec.replicas"
+    LOAD = "spec.scaling"
+    DEFAULT = "default"
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """The number of replicas that are wanted, and what the status says of it. `verdicts` are ScalingActive and
-    ScalingLimited."""
+class SizeRule:
+    """Who decides, and between which sizes; for anybody but the load these are equal.
 
-    scaling: ScalingReport
-    verdicts: tuple[Verdict, Verdict]
-    load: str
+    `stabilization_seconds` is spec.scaling's; `scaling_configured`: spec.scaling is set, also while it rests.
+    """
+
+    decider: Decider
+    least: int
+    most: int
+    stabilization_seconds: float = 0.0
+    scaling_configured: bool = False
 
     @property
-    def wanted(self) -> int:
-        return self.scaling.wanted
+    def bounds(self) -> Bounds | None:
+        """Between which sizes the load decides; None where it does not decide."""
+        return Bounds(self.least, self.most, self.stabilization_seconds) if self.decider is Decider.LOAD else None
+
+    def bounded(self, number: int) -> int:
+        return min(max(number, self.least), self.most)
 
 
-def report(spec: Spec, state: ScalingState | None, writer: tuple[str, str] | None, held: int) -> Report:
-    """`writer` is who set spec.replicas, and when; `held` the replicas that exist and are not draining: where the
-    load is to decide but nothing is known of it yet, that number stays."""
-    if spec.replicas is not None:
-        said = ScalingReport(spec.replicas, Reason.REPLICAS_SET, _set(spec, writer))
-        active = False
-    elif spec.scaling is None:
-        said = ScalingReport(
-            1, Reason.NOT_CONFIGURED, "one replica, since neither spec.scaling nor spec.replicas is set"
-        )
-        active = False
-    elif state is None or state.wanted is None:
-        wanted = _bounded(held, spec.scaling)
-        message = "the load was not looked at yet; the number of replicas stays until then"
-        said, active = ScalingReport(wanted, Reason.NOTHING_TO_MEASURE, message), False
-    else:
-        # The bounds may have changed since the state was made.
-        said = ScalingReport(_bounded(state.wanted, spec.scaling), state.reason, state.message)
-        active = state.active
-    limited = active and said.reason == Reason.AT_MAXIMUM
-    return Report(
-        scaling=said,
-        verdicts=(
-            Verdict(ConditionType.SCALING_ACTIVE, active, said.reason, said.message),
-            Verdict(ConditionType.SCALING_LIMITED, limited, said.reason, _limited(said)),
-        ),
-        load=state.load if state else Load.NONE,
+def size_rule(replicas: int | None, scaling: Scaling | None) -> SizeRule:
+    """The rule of a spec: `replicas` counts before `scaling`, and without both there is one replica."""
+    if replicas is not None:
+        return SizeRule(Decider.SPEC_REPLICAS, replicas, replicas, scaling_configured=scaling is not None)
+    if scaling is None:
+        return SizeRule(Decider.DEFAULT, 1, 1)
+    return SizeRule(
+        Decider.LOAD, scaling.min_replicas, scaling.max_replicas, float(scaling.stabilization_seconds), True
     )
 
 
-def _bounded(number: int, scaling: Scaling) -> int:
-    return min(max(number, scaling.min_replicas), scaling.max_replicas)
+def written_size_rule(deployment: objects.Object) -> SizeRule:
+    """The rule of a spec that nobody has checked; that of an empty one where it is invalid."""
+    spec = objects.mapping(deployment, "spec")
+    replicas, scaling = spec.get("replicas"), spec.get("scaling")
+    number = replicas if isinstance(replicas, int) and not isinstance(replicas, bool) else None
+    if replicas is not None and number is None:
+        return size_rule(None, None)
+    if scaling is None or reading.problems(scaling, object_schema(Scaling), "spec.scaling"):
+        return size_rule(number, None)
+    return size_rule(number, reading.build(Scaling, objects.mapping(scaling)))
 
 
-def _set(spec: Spec, writer: tuple[str, str] | None) -> str:
+@dataclass(frozen=True, slots=True)
+class WantedReplicas:
+    """The number, and why. `by_load`: the load decided it just now, not only the rule or the replicas that exist.
+
+    The numbers in `message` are those of the decision, not of now.
+    """
+
+    number: int
+    reason: Reason
+    message: str
+    by_load: bool = False
+
+
+def wanted_replicas(
+    rule: SizeRule, state: ScalingState | None, writer: tuple[str, str] | None, existing: int
+) -> WantedReplicas:
+    """`writer` is who set spec.replicas, and when. `existing` are the replicas that exist and are not draining: where
+    the load is to decide but nothing is known of it yet, that number stays."""
+    if rule.decider is Decider.SPEC_REPLICAS:
+        return WantedReplicas(rule.least, Reason.REPLICAS_SET, _set_message(rule, writer))
+    if rule.decider is Decider.DEFAULT:
+        message = "one replica, since neither spec.scaling nor spec.replicas is set"
+        return WantedReplicas(rule.least, Reason.NOT_CONFIGURED, message)
+    if state is None or state.wanted is None:
+        message = "the load was not looked at yet; the number of replicas stays until then"
+        return WantedReplicas(rule.bounded(existing), Reason.NOTHING_TO_MEASURE, message)
+    # The bounds may have changed since the state was made.
+    return WantedReplicas(rule.bounded(state.wanted), state.reason, state.message, state.active)
+
+
+def _set_message(rule: SizeRule, writer: tuple[str, str] | None) -> str:
     # A patch of the scale subresource, as kubectl scale sends it, is the one write that leaves no field manager.
     unnamed = "through the scale subresource (kubectl scale or an autoscaler)"
     by = f"by {writer[0]} at {writer[1]}" if writer else unnamed
-    rests = "; spec.scaling rests until the field is removed" if spec.scaling else ""
-    return f"spec.replicas is {spec.replicas}, set {by}{rests}"
+    rests = "; spec.scaling rests until the field is removed" if rule.scaling_configured else ""
+    return f"spec.replicas is {rule.least}, set {by}{rests}"
 
 
-def _limited(said: ScalingReport) -> str:
-    return f"{said.message}: raise spec.scaling.maxReplicas, or requests wait"
+def last_wanted(deployment: objects.Object) -> int | None:
+    """The number of replicas that the status says were wanted, whoever decided it; None where it says none."""
+    number: Any = objects.mapping(deployment, "status", "scaling").get("wanted")
+    return number if isinstance(number, int) else None

@@ -22,16 +22,18 @@ measured with smg 1.13.0, and the tests run the spellings, the swap and the retu
 
 import ipaddress
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from qwen_operator import objects
 from qwen_operator.api.claims import Claims, DeploymentKey, claims
+from qwen_operator.manifests.names import LABEL_DEPLOYMENT
+from qwen_operator.replicas.groups import groups_of
+from qwen_operator.replicas.pod_state import PodState, read
 
 MAX_NAMES = 4
-LABEL_DEPLOYMENT = "qwen-operator.dev/deployment"
-LABEL_ROUTABLE = "qwen-operator.dev/routable"
 DISCOVERY_ID = "smg.ai/discovery-id"
 
 
@@ -77,7 +79,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Naming:
+class EntryNaming:
     """What an agent needs to make ids and URLs. `nonce` differs between starts of the agent; `port` is the engines'."""
 
     nonce: str
@@ -106,7 +108,7 @@ class Membership:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class GatewayView:
     """What is seen now. `workers` is smg's answer to `GET /workers`, None when smg does not answer."""
 
     deployments: Sequence[Mapping[str, Any]]
@@ -116,6 +118,8 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class _Pod:
+    """The leader of a replica. `address` is "" where it cannot answer; `routable`: it may get new requests."""
+
     owner: DeploymentKey
     name: str
     uid: str
@@ -134,7 +138,7 @@ def restore(content: str) -> Membership:
     return Membership(entries=entries)
 
 
-def advance(observed: Observed, previous: Membership, naming: Naming) -> Membership:
+def advance(observed: GatewayView, previous: Membership, naming: EntryNaming) -> Membership:
     """Decide the next discovery file from what is seen and the file before it. Idempotent when nothing changes."""
     owned = claims(observed.deployments)
     dropped: list[Dropped] = []
@@ -165,7 +169,9 @@ def advance(observed: Observed, previous: Membership, naming: Naming) -> Members
 def ready_ids(workers: Iterable[Mapping[str, Any]]) -> frozenset[str]:
     """The discovery ids that smg reports as ready."""
     return frozenset(
-        str((worker.get("labels") or {}).get(DISCOVERY_ID)) for worker in workers if worker.get("status") == "ready"
+        str(objects.mapping(worker, "labels").get(DISCOVERY_ID))
+        for worker in workers
+        if worker.get("status") == "ready"
     )
 
 
@@ -187,16 +193,15 @@ def _entry(ident: str, url: str, name: str) -> Entry:
     return Entry(name, namespace, deployment, pod, uid, serial, url)
 
 
-def _pod_urls(pod: _Pod, naming: Naming) -> tuple[str, ...]:
+def _pod_urls(pod: _Pod, naming: EntryNaming) -> tuple[str, ...]:
     hosts = spellings(pod.address, pod.owner.namespace, naming.cluster_domain)
     return tuple(f"http://{host}:{naming.port}" for host in hosts)
 
 
 def _read_pods(manifests: Iterable[Mapping[str, Any]], dropped: list[Dropped]) -> tuple[list[_Pod], list[_Pod]]:
-    """Return the pods that have an address, and those of them that may be members, ordered by age."""
+    """Return the leaders that have an address, and those of them that may be members, ordered by age."""
     pods: list[_Pod] = []
-    for manifest in manifests:
-        pod = _pod(manifest)
+    for pod in _leaders(manifests):
         if not pod.address:
             continue
         if not _is_address(pod.address):
@@ -218,22 +223,27 @@ def _read_pods(manifests: Iterable[Mapping[str, Any]], dropped: list[Dropped]) -
     return alive, [pod for pod in alive if pod.routable]
 
 
-def _pod(manifest: Mapping[str, Any]) -> _Pod:
-    meta, status = manifest["metadata"], manifest.get("status") or {}
-    labels = meta.get("labels") or {}
-    ready = any(
-        condition.get("type") == "Ready" and condition.get("status") == "True"
-        for condition in status.get("conditions") or ()
-    )
-    ended = status.get("phase") in ("Succeeded", "Failed")
-    return _Pod(
-        owner=DeploymentKey(meta.get("namespace", ""), labels.get(LABEL_DEPLOYMENT, "")),
-        name=meta["name"],
-        uid=meta.get("uid", ""),
-        created=meta.get("creationTimestamp", ""),
-        address="" if ended else status.get("podIP", ""),
-        routable=ready and labels.get(LABEL_ROUTABLE) == "true" and not meta.get("deletionTimestamp"),
-    )
+def _leaders(manifests: Iterable[Mapping[str, Any]]) -> Iterator[_Pod]:
+    """The first pod of each replica. A replica is routable when all its pods are ready."""
+    states: dict[DeploymentKey, list[PodState]] = {}
+    for manifest in manifests:
+        owner = DeploymentKey(objects.text(manifest, "metadata", "namespace"), _deployment(manifest))
+        states.setdefault(owner, []).append(read(dict(manifest), owner.name))
+    for owner, pods in states.items():
+        for replica in groups_of(pods):
+            leader = replica.leader
+            yield _Pod(
+                owner=owner,
+                name=leader.name,
+                uid=leader.uid,
+                created=objects.text(leader.manifest, "metadata", "creationTimestamp"),
+                address=leader.address if leader.rank == 0 else "",
+                routable=replica.up and replica.routable and not replica.deleting,
+            )
+
+
+def _deployment(manifest: Mapping[str, Any]) -> str:
+    return str(objects.labels(manifest).get(LABEL_DEPLOYMENT, ""))
 
 
 def _is_address(text: str) -> bool:
@@ -250,7 +260,7 @@ def _subject(pod: _Pod) -> str:
 
 
 def _match(
-    routable: Iterable[_Pod], owned: Claims, previous: Membership, naming: Naming, dropped: list[Dropped]
+    routable: Iterable[_Pod], owned: Claims, previous: Membership, naming: EntryNaming, dropped: list[Dropped]
 ) -> tuple[list[Entry], list[tuple[_Pod, str]]]:
     """Split what should be in the file into entries that go on and (pod, name) pairs that are new."""
     before = {(entry.uid, entry.owner, entry.name): entry for entry in previous.entries}
@@ -279,7 +289,7 @@ def _known_urls(workers: Sequence[Mapping[str, Any]] | None, previous: Membershi
 
 
 def _admit(
-    missing: Iterable[tuple[_Pod, str]], kept: Iterable[Entry], known: frozenset[str], naming: Naming, serial: int
+    missing: Iterable[tuple[_Pod, str]], kept: Iterable[Entry], known: frozenset[str], naming: EntryNaming, serial: int
 ) -> list[Entry]:
     """Give each new (pod, name) an id of its own and a free spelling, one that smg does not know if there is one."""
     taken = {entry.url for entry in kept}

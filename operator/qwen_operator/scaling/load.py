@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from qwen_operator.scaling.policy import TOKEN_TARGET, measure
-from qwen_operator.scaling.types import Engine, Sample, ScalingState
+from qwen_operator.scaling.types import EnginePod, Sample, ScalingState
 
 HOLD_SECONDS = 60.0
 _HIGH = 0.5
 
 
-class Load(StrEnum):
+class LoadClass(StrEnum):
     """Classes in rising order; the first two say that nothing is known."""
 
     NONE = "-"
@@ -23,7 +23,7 @@ class Load(StrEnum):
     OVER = "over"
 
 
-_RANKS = tuple(Load)
+_RANKS = tuple(LoadClass)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,31 +31,31 @@ class LoadMemory:
     """`shown` is the class to show; `peaks` the classes of the last HOLD_SECONDS, from the oldest, each higher than
     all later ones; `last` the class of the last look."""
 
-    shown: Load
-    last: Load
-    peaks: tuple[tuple[float, Load], ...]
+    shown: LoadClass
+    last: LoadClass
+    peaks: tuple[tuple[float, LoadClass], ...]
 
 
-def classify(sample: Sample, engines: tuple[Engine, ...]) -> Load:
+def classify(sample: Sample, engines: tuple[EnginePod, ...]) -> LoadClass:
     """idle: no request; over: some wait; high: half of what the replicas take (requests or KV tokens); else low."""
     ready = sum(engine.ready and not engine.draining for engine in engines)
     if sample.problems:
-        return Load.BLIND
+        return LoadClass.BLIND
     if not ready or not sample.engines:
-        return Load.NONE
+        return LoadClass.NONE
     need = measure(sample, engines)
     if need.queued:
-        return Load.OVER
+        return LoadClass.OVER
     if not need.running:
-        return Load.IDLE
+        return LoadClass.IDLE
     by_requests = need.running / (need.slots * ready) if need.slots else 0.0
     by_tokens = need.tokens * TOKEN_TARGET / (need.room * ready) if need.room else 0.0
-    return Load.HIGH if max(by_requests, by_tokens) >= _HIGH else Load.LOW
+    return LoadClass.HIGH if max(by_requests, by_tokens) >= _HIGH else LoadClass.LOW
 
 
-def settle(memory: LoadMemory | None, now: Load, at: float) -> LoadMemory:
+def settle(memory: LoadMemory | None, now: LoadClass, at: float) -> LoadMemory:
     """Up when two looks agree, down after HOLD_SECONDS; from and to "-" and "?" at once."""
-    if memory is None or now in (Load.NONE, Load.BLIND) or memory.last in (Load.NONE, Load.BLIND):
+    if memory is None or now in (LoadClass.NONE, LoadClass.BLIND) or memory.last in (LoadClass.NONE, LoadClass.BLIND):
         return LoadMemory(now, now, ((at, now),))
     confirmed = min(memory.last, now, key=_RANKS.index)
     peaks = tuple(
@@ -69,4 +69,4 @@ def settle(memory: LoadMemory | None, now: Load, at: float) -> LoadMemory:
 
 def resume(state: ScalingState | None) -> LoadMemory | None:
     """The memory of an operator that has nothing but what the status shows."""
-    return LoadMemory(Load(state.load), Load(state.load), ()) if state else None
+    return LoadMemory(LoadClass(state.load), LoadClass(state.load), ()) if state else None

@@ -17,12 +17,13 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.scaling.types import Bounds, Engine, EngineLoad, Sample
+from qwen_operator.scaling.types import Bounds, EngineLoad, EnginePod, Sample
 
 # Running requests keep growing by their answers while a new replica starts, and SGLang takes requests back to the
 # queue when the KV cache is full. Simulated replays of public traces, with starts of three minutes, put it at 0.6.
 TOKEN_TARGET = 0.6
-# What any engine ran while a request waited may be the first batch of a burst: such a guess at most doubles the fleet.
+# What any engine ran while a request waited may be the first batch of a burst: such a guess at most doubles
+# the number of replicas.
 GUESS_FACTOR = 2
 # Above any maxReplicas; keeps the history short when thousands of requests wait.
 LARGEST_NEED = 100
@@ -74,7 +75,7 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class ScalingDecision:
     """How many replicas, and why; `active` False: the number is held because the load is not known."""
 
     replicas: int
@@ -83,7 +84,7 @@ class Decision:
     active: bool = True
 
 
-def measure(sample: Sample, engines: tuple[Engine, ...]) -> Need:
+def measure(sample: Sample, engines: tuple[EnginePod, ...]) -> Need:
     """The size that this look calls for, from the engines that could be read; draining ones count, since their
     requests are load like any other. With R requests running and Q waiting in all,
 
@@ -122,7 +123,7 @@ def measure(sample: Sample, engines: tuple[Engine, ...]) -> Need:
 def remember(
     history: History | None,
     sample: Sample,
-    engines: tuple[Engine, ...],
+    engines: tuple[EnginePod, ...],
     window: float,
     known: int | None = None,
 ) -> History:
@@ -159,21 +160,21 @@ def remember(
     )
 
 
-def existing(engines: tuple[Engine, ...]) -> int:
+def existing(engines: tuple[EnginePod, ...]) -> int:
     """Replicas that are not draining. Two pods of one index, of an older and a newer revision, are one replica."""
     return len({engine.index for engine in engines if not engine.draining})
 
 
-def decide(history: History, bounds: Bounds, engines: tuple[Engine, ...]) -> Decision:
+def decide(history: History, bounds: Bounds, engines: tuple[EnginePod, ...]) -> ScalingDecision:
     """The size between the bounds; the same history gives the same answer."""
     wanted = min(max(history.size, bounds.least), bounds.most)
     answering = [engine for engine in engines if engine.ready and not engine.draining]
     ready = len({engine.index for engine in answering})
     if history.problems:
-        return Decision(wanted, history.problems[0][0], _blind(history, len(answering), wanted), active=False)
+        return ScalingDecision(wanted, history.problems[0][0], _blind(history, len(answering), wanted), active=False)
     if not ready:
         message = f"no replica answers yet, so there is no load to go by: {_replicas(wanted)} until then"
-        return Decision(wanted, Reason.NOTHING_TO_MEASURE, message, active=False)
+        return ScalingDecision(wanted, Reason.NOTHING_TO_MEASURE, message, active=False)
     if history.size > bounds.most:
         reason = Reason.AT_MAXIMUM
     elif ready < wanted:
@@ -182,7 +183,7 @@ def decide(history: History, bounds: Bounds, engines: tuple[Engine, ...]) -> Dec
         # What goes because of its node is no change of size.
         staying = existing(tuple(engine for engine in engines if not engine.cordoned))
         reason = Reason.SCALING_DOWN if staying > wanted else Reason.STEADY
-    return Decision(wanted, reason, _explained(history, bounds, wanted))
+    return ScalingDecision(wanted, reason, _explained(history, bounds, wanted))
 
 
 def _tokens(loads: tuple[EngineLoad, ...], running: int, queued: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling.page import Reading, Trouble
-from qwen_operator.scaling.types import Engine, EngineLoad, Sample
+from qwen_operator.scaling.types import EngineLoad, EnginePod, Sample
 
 # A busy machine misses a scrape now and then: until then the last numbers count.
 GRACE_SECONDS = 10.0
@@ -34,7 +34,7 @@ Memories = Mapping[str, Memory]
 
 
 def take_in(
-    memories: Memories, engines: tuple[Engine, ...], results: Mapping[str, Reading | Trouble], at: float
+    memories: Memories, engines: tuple[EnginePod, ...], results: Mapping[str, Reading | Trouble], at: float
 ) -> tuple[dict[str, Memory], Sample]:
     """The new memories and the sample of this moment; both maps are by pod uid, `results` of the ready engines.
 
@@ -56,7 +56,7 @@ def take_in(
     return kept, Sample(at, tuple(loads), problems)
 
 
-def idle(memories: Memories, engines: tuple[Engine, ...], at: float) -> frozenset[str]:
+def idle(memories: Memories, engines: tuple[EnginePod, ...], at: float) -> frozenset[str]:
     """Uids of draining pods that had no request in two looks at least IDLE_SECONDS apart, and none between."""
     return frozenset(
         engine.uid
@@ -69,7 +69,7 @@ def idle(memories: Memories, engines: tuple[Engine, ...], at: float) -> frozense
 
 
 def _step(
-    memory: Memory, engine: Engine, result: Reading | Trouble, at: float
+    memory: Memory, engine: EnginePod, result: Reading | Trouble, at: float
 ) -> tuple[Memory, EngineLoad | Reason | None]:
     if isinstance(result, Trouble):
         memory = replace(memory, idle_since=None)

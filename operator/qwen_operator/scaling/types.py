@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from qwen_operator.api.conditions import Reason
-
-Key = tuple[str, str]
+from qwen_operator.objects import ObjectKey
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """One engine pod as the cluster describes it.
+class EnginePod:
+    """The pod of a replica that answers requests, its leader, as the cluster describes it.
 
     `limit` is the most requests that it runs at once (--max-running-requests), 0 where that is left to SGLang.
     `cordoned`: it goes as soon as another one answers in its place.
     `model` is the value of the label model_name in its metrics, "" where it is not known.
+    `replica` is the name of its replica, "" where that is the pod's own.
     """
 
     pod: str
@@ -27,11 +27,12 @@ class Engine:
     cordoned: bool = False
     limit: int = 0
     model: str = ""
+    replica: str = ""
 
     @property
     def index(self) -> str:
-        """The last part of the name: which replica it is, in every revision."""
-        return self.pod.rpartition("-")[2]
+        """The last part of the replica's name: which replica it is, in every revision."""
+        return (self.replica or self.pod).rpartition("-")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +45,16 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class ScaledDeployment:
     """A QwenDeployment with its engine pods that are not being deleted; `bounds` None: the load does not decide.
 
     `shown` is the state that its status shows, from which an operator goes on that knows nothing yet; `size` the
     number that was wanted last, whoever decided it, None where nobody has yet.
     """
 
-    key: Key
+    key: ObjectKey
     uid: str
-    engines: tuple[Engine, ...] = ()
+    engines: tuple[EnginePod, ...] = ()
     bounds: Bounds | None = None
     shown: ScalingState | None = None
     size: int | None = None
@@ -81,7 +82,7 @@ class EngineLoad:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look at all ready engines of a fleet at the monotonic second `at`.
+    """One look at all ready engines of a deployment at the monotonic second `at`.
 
     `problems` has an entry for each pod that cannot be read, or whose numbers stand still; such a pod is in
     `engines` no more. A pod that was never read and is not overdue, or that cannot be read and is draining, is in

@@ -8,19 +8,9 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from qwen_operator.actions.types import (
-    Action,
-    Blocked,
-    Create,
-    Delete,
-    Kind,
-    Observed,
-    Patch,
-    Standing,
-    Why,
-    deleting,
-    standing,
-)
+from qwen_operator import objects
+from qwen_operator.actions.blocked import Blocked, by_foreign_object
+from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.api.status import Failure
@@ -28,9 +18,11 @@ from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError
 from qwen_operator.hardware.inventory import GpuProduct, Inventory
 from qwen_operator.manifests.drift import pod_repair
 from qwen_operator.manifests.names import Manifest, Owner, inspection_pod_name
-from qwen_operator.manifests.pods import SOURCE_MOUNT, SOURCE_VOLUME, RuntimeImage, inspection_pod
+from qwen_operator.manifests.ownership import Children
+from qwen_operator.manifests.pods import SOURCE_MOUNT, SOURCE_VOLUME, inspection_pod
 from qwen_operator.replicas.failures import report_of
 from qwen_operator.replicas.pod_state import stored_failure, trouble
+from qwen_operator.sources.types import Facts, SourceContext
 
 FIRST_RETRY_SECONDS = 30
 LAST_RETRY_SECONDS = 600
@@ -38,26 +30,26 @@ PHASE = "Inspect"
 """`status.lastFailure.phase` of a failed inspection."""
 
 
-def resolve(
-    spec: Spec, revision: str, observed: Observed, runtime: RuntimeImage, now: datetime
-) -> Checkpoint | Blocked:
+def resolve(context: SourceContext) -> Facts | Blocked:
     """The facts of a `pvc://` source, or what they wait for."""
-    meta = observed.deployment["metadata"]
+    meta = context.deployment["metadata"]
     owner = Owner(meta["name"], meta["namespace"], meta["uid"])
-    desired = inspection_pod(owner, revision, spec, runtime, products(spec, observed.inventory))
-    pod = next((pod for pod in observed.pods if pod["metadata"]["name"] == desired["metadata"]["name"]), None)
-    before = _failure_before(observed, desired["metadata"]["name"])
-    if pod is None:
-        why = Why.INSPECT_AGAIN if before else Why.INSPECT
-        return _waiting(spec, before, (Create(Kind.POD, desired, why),))
-    if standing(pod, observed.deployment) is Standing.FOREIGN:
-        return foreign(Kind.POD, desired["metadata"]["name"])
-    if deleting(pod) or standing(pod, observed.deployment) is Standing.LEFTOVER:
-        return _waiting(spec, before, ())
+    near = products(context.spec, context.inventory)
+    desired = inspection_pod(owner, context.revision, context.spec, context.runtime, near)
+    name = desired["metadata"]["name"]
+    before = _failure_before(context.deployment, name)
+    if name in context.pods.foreign:
+        return by_foreign_object(Kind.POD, name)
+    if name not in context.pods:
+        reason = ActionReason.INSPECT_AGAIN if before else ActionReason.INSPECT
+        return _waiting(context.spec, before, (Create(Kind.POD, desired, reason),))
+    pod = context.pods.owned.get(name)
+    if pod is None or objects.is_deleting(pod):
+        return _waiting(context.spec, before, ())
     ended = _ended(pod)
     if ended is not None:
-        return _result(pod, ended, before, now)
-    return _unfinished(spec, pod, before, desired)
+        return _result(pod, ended, before, context.now)
+    return _unfinished(context.spec, pod, before, desired)
 
 
 def products(spec: Spec, inventory: Inventory) -> tuple[GpuProduct, ...]:
@@ -67,20 +59,8 @@ def products(spec: Spec, inventory: Inventory) -> tuple[GpuProduct, ...]:
     return tuple(item for item in usable if not names or any(item.called(name) for name in names))
 
 
-def foreign(kind: Kind, name: str) -> Blocked:
-    """One of our names is taken by someone else's object."""
-    return Blocked(Reason.FOREIGN_OBJECT, foreign_message(kind, name), waiting=False)
-
-
-def foreign_message(kind: Kind, name: str) -> str:
-    return (
-        f"the {kind} {name} exists and does not belong to this QwenDeployment: it is left alone; "
-        "delete it, or give this object another name"
-    )
-
-
-def _failure_before(observed: Observed, pod: str) -> Failure | None:
-    failure = stored_failure((observed.deployment.get("status") or {}).get("lastFailure") or {})
+def _failure_before(deployment: Manifest, pod: str) -> Failure | None:
+    failure = stored_failure(objects.mapping(deployment, "status", "lastFailure"))
     return failure if failure is not None and failure.pod == pod and failure.phase == PHASE else None
 
 
@@ -96,7 +76,7 @@ def _waiting(spec: Spec, before: Failure | None, actions: tuple[Action, ...]) ->
 def _unfinished(spec: Spec, pod: Manifest, before: Failure | None, desired: Manifest) -> Blocked:
     name = pod["metadata"]["name"]
     repair = pod_repair(desired, pod)
-    actions = (Patch(Kind.POD, name, repair, Why.DRIFTED),) if repair else ()
+    actions = (Patch(Kind.POD, name, repair, ActionReason.DRIFTED),) if repair else ()
     reason, message = trouble(pod)
     if reason in (Reason.CLAIM_NOT_FOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED):
         return Blocked(reason, message, waiting=True, failure=before, actions=actions)
@@ -108,21 +88,17 @@ def _unfinished(spec: Spec, pod: Manifest, before: Failure | None, desired: Mani
 
 def _ended(pod: Manifest) -> Mapping[str, Any] | None:
     """The terminated state of the pod's container once the pod has ended; {} if the kubelet left none."""
-    status = pod.get("status") or {}
-    if status.get("phase") not in ("Succeeded", "Failed"):
+    if not objects.has_ended(pod):
         return None
-    for container in status.get("containerStatuses") or ():
-        if ended := (container.get("state") or {}).get("terminated"):
-            found: Mapping[str, Any] = ended
-            return found
-    return {}
+    ends = (objects.mapping(one, "state", "terminated") for one in objects.members(pod, "status", "containerStatuses"))
+    return next((ended for ended in ends if ended), {})
 
 
-def _result(pod: Manifest, ended: Mapping[str, Any], before: Failure | None, now: datetime) -> Checkpoint | Blocked:
+def _result(pod: Manifest, ended: Mapping[str, Any], before: Failure | None, now: datetime) -> Facts | Blocked:
     report = report_of(ended)
     if "error" not in report and report and ended.get("exitCode") == 0:
         try:
-            return Checkpoint.from_inspection(report)
+            return Facts(Checkpoint.from_inspection(report))
         except InvalidFactsError as error:
             reason, message = Reason.INVALID_CONFIG, str(error)
     else:
@@ -130,7 +106,7 @@ def _result(pod: Manifest, ended: Mapping[str, Any], before: Failure | None, now
     finished = str(ended.get("finishedAt") or pod["metadata"].get("creationTimestamp") or "")
     failure = _failure(pod, reason, message, finished, before)
     due = _due(failure, now)
-    again = Delete(Kind.POD, failure.pod, pod["metadata"]["uid"], Why.INSPECT_AGAIN)
+    again = Delete(Kind.POD, failure.pod, pod["metadata"]["uid"], ActionReason.INSPECT_AGAIN)
     return Blocked(
         reason,
         message,
@@ -192,13 +168,12 @@ def _due(failure: Failure, now: datetime) -> float:
     return (finished + timedelta(seconds=delay) - now).total_seconds()
 
 
-def leftovers(observed: Observed, deployment: str, revision: str, pinned: bool) -> tuple[Action, ...]:
-    """Deletions of inspection pods that nobody waits for: of other revisions, and of one that is pinned."""
-    keep = "" if pinned else inspection_pod_name(deployment, revision)
-    actions: list[Action] = []
-    for pod in observed.pods:
-        meta = pod["metadata"]
-        done = meta["name"].startswith(f"{deployment}-") and meta["name"].endswith("-inspect") and meta["name"] != keep
-        if done and not deleting(pod) and standing(pod, observed.deployment) is Standing.OURS:
-            actions.append(Delete(Kind.POD, meta["name"], meta["uid"], Why.INSPECTION_DONE))
-    return tuple(actions)
+def leftovers(pods: Children, deployment: str, revision: str) -> tuple[Delete, ...]:
+    """Deletions of inspection pods that nobody waits for: all but that of `revision`, "" for none."""
+    keep = inspection_pod_name(deployment, revision) if revision else ""
+    return tuple(
+        Delete(Kind.POD, name, pod["metadata"]["uid"], ActionReason.INSPECTION_DONE)
+        for name, pod in pods.owned.items()
+        if name.startswith(f"{deployment}-") and name.endswith("-inspect") and name != keep
+        if not objects.is_deleting(pod)
+    )

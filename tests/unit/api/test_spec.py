@@ -63,7 +63,7 @@ def test_an_object_without_its_parts_is_refused(obj: dict[str, Any]) -> None:
 def test_the_shortest_object_has_every_default() -> None:
     spec = parse(_object())
     assert spec == Spec(model="Qwen/Qwen1.5-7B-Chat")
-    assert (spec.names, spec.wanted_replicas, spec.repository) == (("Qwen/Qwen1.5-7B-Chat",), 1, "Qwen/Qwen1.5-7B-Chat")
+    assert (spec.names, spec.repository) == (("Qwen/Qwen1.5-7B-Chat",), "Qwen/Qwen1.5-7B-Chat")
 
 
 def test_a_full_object_is_read_with_its_types() -> None:
@@ -85,28 +85,13 @@ def test_a_full_object_is_read_with_its_types() -> None:
         )
     )
     assert spec.names == ("a", "b")
-    assert (spec.wanted_replicas, spec.repository, spec.parallelism.tensor) == (0, "org/name", 4)
+    assert (spec.replicas, spec.repository, spec.parallelism.tensor) == (0, "org/name", 4)
     assert spec.engine.env == (EnvVar("A", None, Passthrough(k=1)), EnvVar("B", ""))
     assert spec.pod.resources.limits == {"memory": "8Gi", "cpu": 2}
     assert spec.pod.tolerations == ({"key": "x"},)
     assert spec.pod.affinity is None
     assert spec.workload == Workload(3, 2048, 100)
     assert (spec.workload.tokens, spec.engine.kv_cache_type) == (3 * 2148, "Fp8E4m3")
-
-
-SIZES: dict[str, tuple[dict[str, Any], bool, int]] = {
-    "nothing said": ({}, False, 1),
-    "a number": ({"replicas": 0}, False, 0),
-    "by load": ({"scaling": {"maxReplicas": 4}}, True, 1),
-    "by load from two": ({"scaling": {"minReplicas": 2, "maxReplicas": 2}}, True, 2),
-    "a number over the load": ({"scaling": {"maxReplicas": 4}, "replicas": 8}, False, 8),
-}
-
-
-@pytest.mark.parametrize(("spec", "scaled", "first"), SIZES.values(), ids=SIZES.keys())
-def test_who_decides_about_the_number_of_replicas(spec: dict[str, Any], scaled: bool, first: int) -> None:
-    parsed = parse(_object(**spec))
-    assert (parsed.scaled, parsed.wanted_replicas) == (scaled, first)
 
 
 def test_scaling_and_rollout_have_defaults() -> None:

@@ -20,9 +20,9 @@ from qwen_operator.cli.settings import Settings
 from qwen_operator.hardware.inventory import inventory
 from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, Resource
 from qwen_operator.manifests.names import Manifest
+from qwen_operator.manifests.revisions import as_stored, read_revision
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import Plan
-from qwen_operator.reconcile.revisions import plain, read_revision
 from tests.unit.reconcile.world import CONFIG, REPORT, World, deployment, node
 
 SPEC = {"model": "Qwen/Qwen1.5-72B-Chat", "replicas": 2}
@@ -47,7 +47,7 @@ def test_the_objects_are_those_that_the_operator_makes(capsys: pytest.CaptureFix
         ("Pod", f"big-{revision}-0"),
         ("Pod", f"big-{revision}-1"),
     ]
-    pinned = read_revision(revision, objects[0])
+    pinned = read_revision(objects[0])
     assert pinned.plan.tensor_parallel == 4
     container = objects[2]["spec"]["containers"][0]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "4"
@@ -106,7 +106,7 @@ async def test_what_is_rendered_is_what_the_operator_creates(
     uid = world.qd()["metadata"]["uid"]
     rendered = render.objects(_inputs(manifest, nodes), _plan(_inputs(manifest, nodes)))
 
-    assert json.loads(json.dumps(rendered).replace(render.NO_UID, uid)) == plain(created)
+    assert json.loads(json.dumps(rendered).replace(render.NO_UID, uid)) == as_stored(created)
 
 
 def _inputs(manifest: Manifest, nodes: list[Manifest]) -> Inputs:

@@ -17,7 +17,7 @@ from qwen_operator.gateway.agent import Agent, http_app
 from qwen_operator.gateway.settings import AgentSettings
 from qwen_operator.gateway.smg import Smg
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi, Resource, Unavailable
-from qwen_operator.routing.membership import Naming
+from qwen_operator.routing.membership import EntryNaming
 from tests.unit.gateway.objects import Manifest, deleting, deployment, pod, worker
 
 
@@ -47,7 +47,7 @@ class World:
         self.agent = Agent(
             router=self.router,
             run_dir=folder,
-            naming=Naming("n"),
+            naming=EntryNaming("n"),
             sources=frozenset({("qwendeployments", None), ("pods", None)}),
             clock=self.clock,
         )
@@ -250,6 +250,9 @@ class FakeKube:
         yield
 
 
+POD_SELECTOR = "qwen-operator.dev/role in (engine,engine-worker)"
+
+
 async def test_run_watches_the_given_namespaces_and_keeps_the_members_while_the_api_is_away(tmp_path: Path) -> None:
     kube = FakeKube({QWENDEPLOYMENTS: [D, deployment("x", namespace="two")], PODS: [P0]})
     port = unused_port()
@@ -266,7 +269,7 @@ async def test_run_watches_the_given_namespaces_and_keeps_the_members_while_the_
         await until(lambda: kube.watches >= 4 and "10.0.0.5" in (tmp_path / "workers.json").read_text())
         assert kube.asked == {
             (plural, namespace, labels)
-            for plural, labels in (("qwendeployments", ""), ("pods", "qwen-operator.dev/role=engine"))
+            for plural, labels in (("qwendeployments", ""), ("pods", POD_SELECTOR))
             for namespace in ("demo", "two")
         }
         async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/readyz") as response:

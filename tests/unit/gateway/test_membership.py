@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_operator.routing.membership import Drop, Membership, Naming, Observed, advance, restore, spellings
+from qwen_operator.routing.membership import Drop, EntryNaming, GatewayView, Membership, advance, restore, spellings
 from tests.unit.gateway.objects import Manifest, at, deleting, deployment, ended, pod, unlabelled, unready, worker
 
-NAMING = Naming("n")
+NAMING = EntryNaming("n")
 IN_SMG_ALL: Any = object()
 
 
@@ -25,7 +25,7 @@ def step(
     """One step. By default smg reports all that the file had before."""
     before = before or Membership()
     reported = [worker(entry.id, entry.url) for entry in before.entries] if workers is IN_SMG_ALL else workers
-    return advance(Observed(deployments, pods, reported), before, NAMING)
+    return advance(GatewayView(deployments, pods, reported), before, NAMING)
 
 
 def lines(membership: Membership) -> list[str]:
@@ -196,7 +196,9 @@ def test_a_restarted_agent_goes_on_from_the_file() -> None:
     restored = restore(before.content())
     assert restored.entries == before.entries
     after = advance(
-        Observed([deployment("d", servedNames=["a", "b/c"])], [P0, P1], None), restored, replace(NAMING, nonce="next")
+        GatewayView([deployment("d", servedNames=["a", "b/c"])], [P0, P1], None),
+        restored,
+        replace(NAMING, nonce="next"),
     )
     assert after.content() == before.content()
 
@@ -211,7 +213,7 @@ def test_a_foreign_file_is_an_empty_membership(content: str) -> None:
 
 def test_the_urls_of_an_ipv6_pod_are_its_address_and_the_dns_names_of_that() -> None:
     found = advance(
-        Observed([deployment("d", servedNames=list("abcd"))], [at(P0, "fd00:0::5")], None),
+        GatewayView([deployment("d", servedNames=list("abcd"))], [at(P0, "fd00:0::5")], None),
         Membership(),
         replace(NAMING, cluster_domain="example.org"),
     )
@@ -227,7 +229,7 @@ STATES = (lambda manifest: manifest, unready, unlabelled, deleting, ended)
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> Observed:
+def worlds(draw: st.DrawFn) -> GatewayView:
     names = st.lists(st.sampled_from(["a", "b", "c", "a:b"]), max_size=4)
     deployments = [deployment(name, age=age, servedNames=draw(names)) for age, name in enumerate("de")]
     pods = [
@@ -235,12 +237,12 @@ def worlds(draw: st.DrawFn) -> Observed:
         for of in "de"
         for number in range(draw(st.integers(0, 2)))
     ]
-    return Observed(deployments, pods, None)
+    return GatewayView(deployments, pods, None)
 
 
 @given(st.lists(st.tuples(worlds(), st.booleans(), st.sets(st.integers(0, 5))), max_size=6))
 def test_whatever_happens_smg_accepts_the_file_and_a_quiet_world_a_quiet_file(
-    story: Iterable[tuple[Observed, bool, set[int]]],
+    story: Iterable[tuple[GatewayView, bool, set[int]]],
 ) -> None:
     membership = Membership()
     for world, answers, unready_at in story:

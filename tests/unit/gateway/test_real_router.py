@@ -18,7 +18,7 @@ from qwen_operator.gateway.agent import Agent
 from qwen_operator.gateway.settings import CONTROL_PLANE_KEY_FILE
 from qwen_operator.gateway.smg import Smg
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Resource
-from qwen_operator.routing.membership import Naming
+from qwen_operator.routing.membership import EntryNaming
 from tests.unit.gateway.engines import engine
 from tests.unit.gateway.objects import Manifest, deployment, pod, unlabelled, unready
 
@@ -110,7 +110,7 @@ async def gateway(folder: Path, port: int, engine_port: int) -> AsyncIterator[Ga
         agent = Agent(
             router=Smg(session, client.url, folder / CONTROL_PLANE_KEY_FILE),
             run_dir=folder,
-            naming=Naming("test", port=engine_port),
+            naming=EntryNaming("test", port=engine_port),
             sources=frozenset({("qwendeployments", None), ("pods", None)}),
         )
         agent.start()

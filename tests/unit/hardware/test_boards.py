@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_operator.hardware.boards import Naming, board, boards, capability, named_by, short_name, similar
+from qwen_operator.hardware.boards import BoardLabel, board, boards, capability, named_by, short_name, similar
 
 
 def test_the_data_is_complete_and_its_names_are_no_riddles() -> None:
@@ -80,7 +80,7 @@ CLOUDS = [
 def test_labels_of_clouds(label: str, value: str, product: str) -> None:
     found = board(product)
     assert found
-    assert named_by({label: value, "kubernetes.io/arch": "amd64"}) == Naming(label, value, found)
+    assert named_by({label: value, "kubernetes.io/arch": "amd64"}) == BoardLabel(label, value, found)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from qwen_operator.checkpoints import catalog
 from qwen_operator.hardware.inventory import GpuPool, inventory
 from qwen_operator.manifests import names
 from qwen_operator.manifests.names import Owner
-from qwen_operator.manifests.pods import RuntimeImage, engine_pod, engine_template, inspection_pod
+from qwen_operator.manifests.pods import ReplicaPods, RuntimeImage, engine_pods, engine_template, inspection_pod
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import EngineDefaults, Plan
 
@@ -54,7 +54,7 @@ def _plan(spec: Spec) -> Plan:
 
 def _engine(**spec: Any) -> dict[str, Any]:
     parsed = _spec(**spec)
-    return engine_pod(OWNER, "0a1b2c3d", engine_template(OWNER, "0a1b2c3d", parsed, _plan(parsed), RUNTIME), 2, 600)
+    return _engine_pod("0a1b2c3d", engine_template(OWNER, "0a1b2c3d", parsed, _plan(parsed), RUNTIME), 2, 600)
 
 
 def _container(pod: dict[str, Any]) -> dict[str, Any]:
@@ -65,6 +65,11 @@ def _container(pod: dict[str, Any]) -> dict[str, Any]:
 
 def _pods(**spec: Any) -> list[dict[str, Any]]:
     return [_engine(**CLAIM, **spec), inspection_pod(OWNER, "0a1b2c3d", _spec(**CLAIM, **spec), RUNTIME)]
+
+
+def _engine_pod(revision: str, template: dict[str, Any], index: int, drain_seconds: int) -> dict[str, Any]:
+    (pod,) = engine_pods(ReplicaPods(OWNER, revision, index), template, drain_seconds)
+    return pod
 
 
 def test_an_engine_pod_is_named_placed_and_owned() -> None:
@@ -230,22 +235,22 @@ def test_a_pod_from_a_stored_template_is_the_same_and_shares_nothing() -> None:
     spec = _spec(pod=USER_POD)
     template = engine_template(OWNER, "r", spec, _plan(spec), RUNTIME)
     stored = json.loads(json.dumps(template))
-    first = engine_pod(OWNER, "r", template, 0, 600)
-    assert first == engine_pod(OWNER, "r", stored, 0, 600)
+    first = _engine_pod("r", template, 0, 600)
+    assert first == _engine_pod("r", stored, 0, 600)
     first["spec"]["containers"][0]["env"].clear()
     first["metadata"]["labels"].clear()
     assert template == stored
 
 
 def test_the_longest_name_still_fits() -> None:
-    longest = names.engine_pod_name("q" * 40, "0" * 8, 63)
+    longest = names.replica_name("q" * 40, "0" * 8, 63)
     assert len(longest) <= 63
     assert len(names.inspection_pod_name("q" * 40, "0" * 8)) <= 63
 
 
 def test_requests_and_shared_memory_follow_the_number_of_gpus() -> None:
     spec = _spec(parallelism={"tensor": 4})
-    pod = engine_pod(OWNER, "0a1b2c3d", engine_template(OWNER, "0a1b2c3d", spec, _plan(spec), RUNTIME), 0, 600)
+    pod = _engine_pod("0a1b2c3d", engine_template(OWNER, "0a1b2c3d", spec, _plan(spec), RUNTIME), 0, 600)
     assert _container(pod)["resources"] == {
         "requests": {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "4"},
         "limits": {"nvidia.com/gpu": "4"},
@@ -257,7 +262,7 @@ def test_requests_and_shared_memory_follow_the_number_of_gpus() -> None:
 def test_an_engine_that_is_told_to_stop_has_as_long_as_a_drain() -> None:
     parsed = _spec()
     template = engine_template(OWNER, "r", parsed, _plan(parsed), RUNTIME)
-    short, long = (engine_pod(OWNER, "r", template, 0, seconds)["spec"] for seconds in (0, 1800))
+    short, long = (_engine_pod("r", template, 0, seconds)["spec"] for seconds in (0, 1800))
     assert (short["terminationGracePeriodSeconds"], long["terminationGracePeriodSeconds"]) == (30, 1830)
     # What is pinned does not know it: a changed rollout is no newer plan.
     assert engine_template(OWNER, "r", _spec(rollout={"drainSeconds": 5}), _plan(parsed), RUNTIME) == template

@@ -11,7 +11,7 @@ import pytest
 from qwen_operator.api.advice import ADVICE
 from qwen_operator.api.conditions import MESSAGE_LIMIT, Reason
 from qwen_operator.kube import Manifest
-from qwen_operator.replicas.pod_state import PodState, last_failure, read
+from qwen_operator.replicas.pod_state import PodState, as_of, last_failure, read
 from qwen_runtime.reasons import Reason as RuntimeReason
 
 NOW = datetime(2026, 11, 24, 13, 0, tzinfo=UTC)
@@ -48,7 +48,7 @@ def pod(end: Manifest, *, restarts: int = 1, deleting: bool = False, state: Mani
 
 
 def state(manifest: Manifest) -> PodState:
-    return read(manifest, "chat", NOW)
+    return as_of(read(manifest, "chat"), NOW)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from qwen_operator.actions.types import Nodes
 from qwen_operator.kube import EVENTS, NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest
-from qwen_operator.replicas.node_health import node_states, stays_when_cordoned
+from qwen_operator.replicas.node_health import NodeHealth, node_health, stays_when_cordoned
 from tests.unit.reconcile.world import World, change, deployment, node, ready_status
 
 ROUTABLE = "qwen-operator.dev/routable"
@@ -322,32 +321,38 @@ async def test_without_the_right_to_read_nodes_no_pod_counts_as_lost() -> None:
     assert not [write for write in world.api.writes if write.verb == "delete" and write.name == name]
 
 
-STATES: dict[str, tuple[Manifest, Nodes]] = {
-    "fine": ({"status": {"conditions": [{"type": "Ready", "status": "True"}]}}, Nodes()),
-    "says nothing": ({}, Nodes()),
-    "cordoned": ({"spec": {"unschedulable": True}}, Nodes(cordoned=frozenset({"n"}))),
+STATES: dict[str, tuple[Manifest, NodeHealth]] = {
+    "fine": ({"status": {"conditions": [{"type": "Ready", "status": "True"}]}}, NodeHealth()),
+    "says nothing": ({}, NodeHealth()),
+    "cordoned": ({"spec": {"unschedulable": True}}, NodeHealth(cordoned=frozenset({"n"}))),
     "cordon taint": (
         {"spec": {"taints": [{"key": "node.kubernetes.io/unschedulable"}]}},
-        Nodes(cordoned=frozenset({"n"})),
+        NodeHealth(cordoned=frozenset({"n"})),
     ),
     "autoscaler": (
         {"spec": {"taints": [{"key": "ToBeDeletedByClusterAutoscaler"}]}},
-        Nodes(cordoned=frozenset({"n"})),
+        NodeHealth(cordoned=frozenset({"n"})),
     ),
-    "other taint": ({"spec": {"taints": [{"key": "team"}]}}, Nodes()),
-    "not ready, but answers": ({"status": {"conditions": [{"type": "Ready", "status": "False"}]}}, Nodes()),
-    "silent": ({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}, Nodes(silent=frozenset({"n"}))),
-    "unreachable": ({"spec": {"taints": [{"key": "node.kubernetes.io/unreachable"}]}}, Nodes(silent=frozenset({"n"}))),
+    "other taint": ({"spec": {"taints": [{"key": "team"}]}}, NodeHealth()),
+    "not ready, but answers": ({"status": {"conditions": [{"type": "Ready", "status": "False"}]}}, NodeHealth()),
+    "silent": (
+        {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}},
+        NodeHealth(silent=frozenset({"n"})),
+    ),
+    "unreachable": (
+        {"spec": {"taints": [{"key": "node.kubernetes.io/unreachable"}]}},
+        NodeHealth(silent=frozenset({"n"})),
+    ),
     "out of service": (
         {"spec": {"taints": [{"key": "node.kubernetes.io/out-of-service"}]}},
-        Nodes(out_of_service=frozenset({"n"})),
+        NodeHealth(out_of_service=frozenset({"n"})),
     ),
 }
 
 
 @pytest.mark.parametrize(("item", "expected"), STATES.values(), ids=STATES.keys())
-def test_what_a_node_says(item: Manifest, expected: Nodes) -> None:
-    found = node_states([{"metadata": {"name": "n"}, **item}])
+def test_what_a_node_says(item: Manifest, expected: NodeHealth) -> None:
+    found = node_health([{"metadata": {"name": "n"}, **item}])
     assert (found.cordoned, found.silent, found.out_of_service) == (
         expected.cordoned,
         expected.silent,
@@ -356,7 +361,7 @@ def test_what_a_node_says(item: Manifest, expected: Nodes) -> None:
     assert not found.gone("n")
     assert found.gone("other")
     assert not found.gone("")
-    assert not Nodes().gone("n")
+    assert not NodeHealth().gone("n")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from qwen_operator.kube import (
     Resource,
     Unavailable,
 )
-from qwen_operator.metrics import Metrics
+from qwen_operator.metrics import OperatorMetrics
 from tests.unit.fakes import Clock, FakeKube
 from tests.unit.reconcile.world import CONFIG, Operator, World, deployment
 
@@ -101,7 +101,7 @@ def test_credentials_come_from_the_kubeconfig_or_by_address_from_the_pod(monkeyp
 
 async def test_health_readiness_and_metrics() -> None:
     wrong: dict[str, str | None] = {"health": None, "ready": "the first list is not complete"}
-    metrics = Metrics()
+    metrics = OperatorMetrics()
     metrics.requested("get", "pods", 200, 0.1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

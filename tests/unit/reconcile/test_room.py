@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qwen_operator.actions.types import Create, Kind, Why
+from qwen_operator.actions.types import ActionReason, Create, Kind
 from qwen_operator.hardware.inventory import GpuPool
 from qwen_operator.kube import NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest
 from qwen_operator.replicas.quotas import granted, usage
@@ -29,7 +29,7 @@ def pod(name: str = "chat-1", **resources: Any) -> Create:
     container = {"name": "engine", "resources": resources}
     first = {"name": "runtime", "resources": {"requests": {"cpu": "2", "memory": "32Mi"}}}
     spec = {"containers": [container], "initContainers": [first]}
-    return Create(Kind.POD, {"metadata": {"name": name}, "spec": spec}, Why.REPLICA_MISSING)
+    return Create(Kind.POD, {"metadata": {"name": name}, "spec": spec}, ActionReason.REPLICA_MISSING)
 
 
 GPUS: dict[str, Any] = {
@@ -77,7 +77,7 @@ def test_a_quota_has_room_or_says_in_numbers_why_not(case: Case) -> None:
 
 
 def test_pods_that_are_granted_count_and_other_actions_pass() -> None:
-    budget = Create(Kind.POD_DISRUPTION_BUDGET, {"metadata": {"name": "s"}, "spec": {}}, Why.BUDGET_MISSING)
+    budget = Create(Kind.POD_DISRUPTION_BUDGET, {"metadata": {"name": "s"}, "spec": {}}, ActionReason.BUDGET_MISSING)
     actions = [pod("a", **GPUS), budget, pod("b", **GPUS), pod("c", **GPUS)]
     kept, said = granted(actions, [quota({"requests.nvidia.com/gpu": "8"})])
     assert [action.manifest["metadata"]["name"] for action in kept if isinstance(action, Create)] == ["a", "s", "b"]

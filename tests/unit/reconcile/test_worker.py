@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from qwen_operator.controller.queue import Key
 from qwen_operator.controller.worker import Worker
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Forbidden, Manifest
 from qwen_operator.kube.lease import NotLeading
+from qwen_operator.objects import ObjectKey
 from tests.unit.fakes import Clock, FakeKube, Write
 from tests.unit.reconcile.world import World, deployment, node, ready_status
 
@@ -108,7 +108,7 @@ async def test_a_burst_costs_each_object_two_statuses() -> None:
 
 async def test_every_written_status_is_told_with_the_one_before() -> None:
     world = World()
-    told: list[tuple[Key, bool, str]] = []
+    told: list[tuple[ObjectKey, bool, str]] = []
     world.operator.worker.reconciler.wrote = lambda key, old, new: told.append(
         (key, bool(old), new["summary"]["status"])
     )

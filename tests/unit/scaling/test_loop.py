@@ -10,8 +10,9 @@ import pytest
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.controller.autoscaler import INTERVAL_SECONDS, Autoscaler, Pace, removal_order
+from qwen_operator.objects import ObjectKey
 from qwen_operator.scaling.page import Reading, Trouble
-from qwen_operator.scaling.types import Bounds, Engine, Fleet, Key, ScalingState
+from qwen_operator.scaling.types import Bounds, EnginePod, ScaledDeployment, ScalingState
 from tests.unit.scaling.world import engine, engines, load, sample
 
 KEY = ("team", "demo")
@@ -26,9 +27,9 @@ def reading(running: int = 0, queued: int = 0, beat: float = 0.0) -> Reading:
 class World:
     """Engines that say what they are told to, and a clock that moves two seconds with every look."""
 
-    fleets: list[Fleet]
+    fleets: list[ScaledDeployment]
     says: dict[str, Reading | Trouble | Exception] = field(default_factory=dict)
-    changes: list[Key] = field(default_factory=list)
+    changes: list[ObjectKey] = field(default_factory=list)
     slept: list[float] = field(default_factory=list)
     now: float = 100.0
 
@@ -36,7 +37,7 @@ class World:
         pace = Pace(clock=lambda: self.now, sleep=self._sleep, chance=lambda: 0.5)
         self.scaler = Autoscaler(self, lambda: self.fleets, self.changes.append, pace)
 
-    async def read(self, engine: Engine) -> Reading | Trouble:
+    async def read(self, engine: EnginePod) -> Reading | Trouble:
         found = self.says.get(engine.uid, reading())
         if isinstance(found, Exception):
             raise found
@@ -54,10 +55,10 @@ class World:
             await self.scaler.look()
             self.now += INTERVAL_SECONDS
 
-    def told(self, key: Key = KEY, uid: str | None = None) -> ScalingState | None:
+    def told(self, key: ObjectKey = KEY, uid: str | None = None) -> ScalingState | None:
         return self.scaler.state(*key, uid or "/".join(key))
 
-    def state(self, key: Key = KEY) -> tuple[int | None, Reason, str]:
+    def state(self, key: ObjectKey = KEY) -> tuple[int | None, Reason, str]:
         found = self.told(key)
         assert found is not None
         return found.wanted, found.reason, found.load
@@ -66,8 +67,8 @@ class World:
 BOUNDS = Bounds(1, 8, 300.0)
 
 
-def one(*members: Engine, bounds: Bounds | None = BOUNDS, key: Key = KEY) -> Fleet:
-    return Fleet(key, "/".join(key), members, bounds)
+def one(*members: EnginePod, bounds: Bounds | None = BOUNDS, key: ObjectKey = KEY) -> ScaledDeployment:
+    return ScaledDeployment(key, "/".join(key), members, bounds)
 
 
 async def test_load_in_the_metrics_is_a_decision_within_five_seconds() -> None:
@@ -112,7 +113,7 @@ async def test_a_restart_goes_on_from_what_the_status_shows(says: Reading | Trou
     [(1, (engine(0), engine(1, ready=False))), (3, engines(2))],
     ids=["one is being replaced", "one was just evicted"],
 )
-async def test_a_restart_amid_a_replacement_changes_no_size(wanted: int, members: tuple[Engine, ...]) -> None:
+async def test_a_restart_amid_a_replacement_changes_no_size(wanted: int, members: tuple[EnginePod, ...]) -> None:
     """A drain of a node takes the operator along, while pods are started beside those that they will replace."""
     shown = ScalingState(wanted, Reason.STEADY, "as it was", active=True, load="idle")
     world = World([replace(one(*members), shown=shown, size=wanted)])
@@ -247,7 +248,7 @@ async def test_one_line_per_decision_and_per_trouble(caplog: pytest.LogCaptureFi
 
 async def test_numbers_that_stand_still_are_named(caplog: pytest.LogCaptureFixture) -> None:
     class Frozen(World):
-        async def read(self, engine: Engine) -> Reading | Trouble:
+        async def read(self, engine: EnginePod) -> Reading | Trouble:
             return reading(1)
 
     caplog.set_level(logging.INFO)
@@ -293,10 +294,10 @@ async def test_the_loop_looks_every_two_seconds_and_ends_with_what_is_no_deploym
         await world.scaler.run()
     assert world.slept == pytest.approx([2.1, 2.1, 2.1])
 
-    def broken() -> list[Fleet]:
+    def broken() -> list[ScaledDeployment]:
         raise RuntimeError("the view is broken")
 
-    view: Callable[[], list[Fleet]] = broken
+    view: Callable[[], list[ScaledDeployment]] = broken
     with pytest.raises(RuntimeError, match="view"):
         await Autoscaler(world, view, world.changes.append).run()
 

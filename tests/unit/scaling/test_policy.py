@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling.policy import LARGEST_NEED, existing, measure
-from qwen_operator.scaling.types import Bounds, Engine, EngineLoad
+from qwen_operator.scaling.types import Bounds, EngineLoad, EnginePod
 from tests.unit.scaling.world import TOKENS, Replay, engine, engines, load, sample
 
 # The machine that runs the tests may be busy; that is not what they are about.
@@ -16,7 +16,7 @@ UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 WINDOW = 300.0
 
 
-MEASURES: dict[str, tuple[tuple[Engine, ...], tuple[EngineLoad, ...], int]] = {
+MEASURES: dict[str, tuple[tuple[EnginePod, ...], tuple[EngineLoad, ...], int]] = {
     "nothing": (engines(1), (load(0),), 0),
     "one runs": (engines(1), (load(0, 1),), 1),
     "full but nobody waits": (engines(1), (load(0, 2),), 1),
@@ -39,7 +39,7 @@ MEASURES: dict[str, tuple[tuple[Engine, ...], tuple[EngineLoad, ...], int]] = {
 
 @pytest.mark.parametrize(("fleet", "loads", "wanted"), MEASURES.values(), ids=MEASURES.keys())
 def test_the_size_that_one_look_calls_for(
-    fleet: tuple[Engine, ...], loads: tuple[EngineLoad, ...], wanted: int
+    fleet: tuple[EnginePod, ...], loads: tuple[EngineLoad, ...], wanted: int
 ) -> None:
     assert measure(sample(0.0, loads), fleet).replicas == wanted
 
@@ -176,7 +176,7 @@ def test_a_restart_keeps_what_it_finds_until_a_window_has_passed(window: float, 
 
 def test_two_revisions_of_a_replica_are_one() -> None:
     old = engine(0)
-    fleet = (old, Engine("demo-87654321-0", "uid-new", ready=False), engine(1, draining=True))
+    fleet = (old, EnginePod("demo-87654321-0", "uid-new", ready=False), engine(1, draining=True))
     assert existing(fleet) == 1
     assert Replay(Bounds(1, 8, WINDOW)).look(fleet, [load(0)]).replicas == 1
 

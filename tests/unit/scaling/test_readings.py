@@ -7,7 +7,7 @@ import pytest
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling.page import Reading, Trouble
 from qwen_operator.scaling.readings import FROZEN_SECONDS, GRACE_SECONDS, Memory, idle, take_in
-from qwen_operator.scaling.types import Engine, Sample
+from qwen_operator.scaling.types import EnginePod, Sample
 from tests.unit.scaling.world import engine
 
 STEP = 2.0
@@ -21,7 +21,7 @@ def reading(running: int = 0, queued: int = 0, beat: float = 0.0, ticking: bool 
 class Look:
     """One engine, looked at every two seconds."""
 
-    def __init__(self, watched: Engine | None = None) -> None:
+    def __init__(self, watched: EnginePod | None = None) -> None:
         self.engine = watched or engine(0)
         self.memories: dict[str, Memory] = {}
         self.at = 0.0

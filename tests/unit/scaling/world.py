@@ -6,18 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling import policy
-from qwen_operator.scaling.policy import Decision, History
-from qwen_operator.scaling.types import Bounds, Engine, EngineLoad, Sample
+from qwen_operator.scaling.policy import History, ScalingDecision
+from qwen_operator.scaling.types import Bounds, EngineLoad, EnginePod, Sample
 
 TOKENS = 10_000
 
 
-def engine(number: int, **changes: object) -> Engine:
+def engine(number: int, **changes: object) -> EnginePod:
     members: dict[str, object] = {"pod": f"demo-12345678-{number}", "uid": f"uid-{number}", "address": "10.0.0.1"}
-    return Engine(**(members | {"limit": 2} | changes))  # type: ignore[arg-type] # any member of Engine
+    return EnginePod(**(members | {"limit": 2} | changes))  # type: ignore[arg-type] # any member of EnginePod
 
 
-def engines(ready: int, pending: int = 0, limit: int = 2) -> tuple[Engine, ...]:
+def engines(ready: int, pending: int = 0, limit: int = 2) -> tuple[EnginePod, ...]:
     return tuple(engine(number, ready=number < ready, limit=limit) for number in range(ready + pending))
 
 
@@ -40,15 +40,15 @@ class Replay:
 
     def look(
         self,
-        fleet: tuple[Engine, ...],
+        fleet: tuple[EnginePod, ...],
         loads: Iterable[EngineLoad] = (),
         problems: Mapping[str, Reason] | None = None,
-    ) -> Decision:
+    ) -> ScalingDecision:
         self.history = policy.remember(self.history, sample(self.at, loads, problems), fleet, self.bounds.window)
         self.at += self.step
         return policy.decide(self.history, self.bounds, fleet)
 
-    def looks(self, times: int, fleet: tuple[Engine, ...], loads: Sequence[EngineLoad] = ()) -> Decision:
+    def looks(self, times: int, fleet: tuple[EnginePod, ...], loads: Sequence[EngineLoad] = ()) -> ScalingDecision:
         decision = self.look(fleet, loads)
         for _ in range(times - 1):
             decision = self.look(fleet, loads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from qwen_operator.manifests.names import (
     LABEL_ROLE,
     Manifest,
 )
-from qwen_operator.replicas.scaling_view import bounds, fleet, fleets, shown
-from qwen_operator.scaling.types import Bounds, Engine, ScalingState
+from qwen_operator.replicas.groups import Replica, groups_of, is_engine_of
+from qwen_operator.replicas.pod_state import read
+from qwen_operator.replicas.scaling_view import scaled_deployment, scaled_deployments, shown
+from qwen_operator.scaling.types import Bounds, EnginePod, ScaledDeployment, ScalingState
 
 
 def deployment(**spec: Any) -> Manifest:
@@ -37,15 +40,25 @@ def pod(
     }
 
 
+def replicas(owner: Manifest, pods: Iterable[Manifest]) -> tuple[Replica, ...]:
+    return groups_of(read(pod, "demo") for pod in pods if is_engine_of(pod, owner))
+
+
+def scaled(owner: Manifest, pods: Iterable[Manifest]) -> ScaledDeployment:
+    return scaled_deployment(owner, replicas(owner, pods))
+
+
 def _with(manifest: Manifest, part: str, **members: Any) -> Manifest:
     return {**manifest, part: {**manifest[part], **members}}
 
 
 def test_a_pod_that_answers() -> None:
     command = ["x", "launch", "--", "--served-model-name=org/m", "--max-running-requests", "2"]
-    found = fleet(deployment(scaling={"maxReplicas": 3}), [pod(command=command)])
+    found = scaled(deployment(scaling={"maxReplicas": 3}), [pod(command=command)])
     assert (found.key, found.uid, found.bounds) == (("team", "demo"), "uid-demo", Bounds(1, 3, 300.0))
-    assert found.engines == (Engine("demo-12345678-0", "uid-0", "fd00::7", limit=2, model="org/m"),)
+    assert found.engines == (
+        EnginePod("demo-12345678-0", "uid-0", "fd00::7", limit=2, model="org/m", replica="demo-12345678-0"),
+    )
 
 
 OPTIONS: dict[str, tuple[list[str], int]] = {
@@ -61,14 +74,14 @@ OPTIONS: dict[str, tuple[list[str], int]] = {
 
 @pytest.mark.parametrize(("command", "limit"), OPTIONS.values(), ids=OPTIONS.keys())
 def test_how_many_requests_an_engine_runs(command: list[str], limit: int) -> None:
-    assert fleet(deployment(), [pod(command=command)]).engines[0].limit == limit
+    assert scaled(deployment(), [pod(command=command)]).engines[0].limit == limit
 
 
 def test_arguments_count_like_the_command() -> None:
     manifest = pod()
     manifest["spec"]["containers"][1]["args"] = ["--max-running-requests=3"]
-    assert fleet(deployment(), [manifest]).engines[0].limit == 3
-    assert fleet(deployment(), [_with(pod(), "spec", containers=[])]).engines[0].limit == 0
+    assert scaled(deployment(), [manifest]).engines[0].limit == 3
+    assert scaled(deployment(), [_with(pod(), "spec", containers=[])]).engines[0].limit == 0
 
 
 READY: dict[str, tuple[dict[str, Any], bool]] = {
@@ -81,19 +94,19 @@ READY: dict[str, tuple[dict[str, Any], bool]] = {
 
 @pytest.mark.parametrize(("status", "ready"), READY.values(), ids=READY.keys())
 def test_ready(status: dict[str, Any], ready: bool) -> None:
-    assert fleet(deployment(), [_with(pod(), "status", **status)]).engines[0].ready is ready
+    assert scaled(deployment(), [_with(pod(), "status", **status)]).engines[0].ready is ready
 
 
 def test_a_draining_pod() -> None:
     manifest = pod()
     manifest["metadata"]["annotations"][ANNOTATION_DRAINING_SINCE] = "2026-11-24T10:00:00Z"
-    assert fleet(deployment(), [manifest]).engines[0].draining
+    assert scaled(deployment(), [manifest]).engines[0].draining
 
 
 def test_a_pod_on_a_cordoned_node() -> None:
     manifest = pod()
     manifest["metadata"]["annotations"][ANNOTATION_CORDONED_SINCE] = "2026-11-24T10:00:00Z"
-    assert [engine.cordoned for engine in fleet(deployment(), [manifest, pod(1)]).engines] == [True, False]
+    assert [engine.cordoned for engine in scaled(deployment(), [manifest, pod(1)]).engines] == [True, False]
 
 
 NO_ENGINES: dict[str, Manifest] = {
@@ -107,34 +120,17 @@ NO_ENGINES: dict[str, Manifest] = {
 
 @pytest.mark.parametrize("manifest", NO_ENGINES.values(), ids=NO_ENGINES.keys())
 def test_what_is_no_engine(manifest: Manifest) -> None:
-    assert [one.pod for one in fleet(deployment(), [manifest, pod(2), pod(1)]).engines] == [
+    assert [one.pod for one in scaled(deployment(), [manifest, pod(2), pod(1)]).engines] == [
         "demo-12345678-1",
         "demo-12345678-2",
     ]
 
 
-BOUNDS: dict[str, tuple[dict[str, Any], Bounds | None]] = {
-    "no scaling": ({}, None),
-    "a number": ({"replicas": 0, "scaling": {"maxReplicas": 2}}, None),
-    "all set": (
-        {"scaling": {"minReplicas": 2, "maxReplicas": 4, "stabilizationSeconds": 9}},
-        Bounds(2, 4, 9.0),
-    ),
-    "invalid": ({"scaling": {"minReplicas": 5, "maxReplicas": 4}}, None),
-    "no object": ({"scaling": 5}, None),
-}
-
-
-@pytest.mark.parametrize(("spec", "found"), BOUNDS.values(), ids=BOUNDS.keys())
-def test_bounds(spec: dict[str, Any], found: Bounds | None) -> None:
-    assert bounds(spec) == found
-
-
 def test_deployments_that_are_being_deleted_are_not_looked_at() -> None:
     leaving = _with(deployment(), "metadata", deletionTimestamp="2026-11-24T10:00:00Z")
-    found = list(fleets([leaving, deployment()], lambda _: [pod()]))
+    found = list(scaled_deployments([leaving, deployment()], lambda owner: replicas(owner, [pod()])))
     assert [len(one.engines) for one in found] == [1]
-    assert fleet({"metadata": deployment()["metadata"]}, []).bounds is None
+    assert scaled({"metadata": deployment()["metadata"]}, []).bounds is None
 
 
 def _status(reason: str, load: str = "low", active: str = "True") -> Manifest:

@@ -1,0 +1,59 @@
+"""Whose object it is that has a name which a QwenDeployment needs, or that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from qwen_operator import objects
+from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, Manifest
+
+
+class Ownership(StrEnum):
+    """OWNED: controlled by this very deployment, or marked with its uid and controlled by nobody.
+
+    LEFTOVER: of an earlier deployment of the same name; the garbage collector removes it. Anything else is FOREIGN
+    and never touched.
+    """
+
+    OWNED = "Owned"
+    LEFTOVER = "Leftover"
+    FOREIGN = "Foreign"
+
+
+@dataclass(frozen=True, slots=True)
+class Children:
+    """Objects of one kind that name a deployment, or have a name that it needs; by name, in order of names."""
+
+    owned: Mapping[str, Manifest] = field(default_factory=dict)
+    leftover: Mapping[str, Manifest] = field(default_factory=dict)
+    foreign: Mapping[str, Manifest] = field(default_factory=dict)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the name is taken, by whomever."""
+        return name in self.owned or name in self.leftover or name in self.foreign
+
+
+def children(items: Iterable[Manifest], deployment: Manifest) -> Children:
+    """The objects sorted by ownership."""
+    owned: dict[str, Manifest] = {}
+    leftover: dict[str, Manifest] = {}
+    foreign: dict[str, Manifest] = {}
+    places = {Ownership.OWNED: owned, Ownership.LEFTOVER: leftover, Ownership.FOREIGN: foreign}
+    for item in items:
+        places[ownership(item, deployment)][item["metadata"]["name"]] = item
+    return Children(owned, leftover, foreign)
+
+
+def ownership(child: Manifest, deployment: Manifest) -> Ownership:
+    """Whose object the child is; see Ownership."""
+    uid, name = deployment["metadata"]["uid"], deployment["metadata"]["name"]
+    controller = next((owner for owner in objects.owner_references(child) if owner.get("controller")), None)
+    if controller is None:
+        marked = objects.annotations(child).get(ANNOTATION_OWNER_UID) == uid
+        return Ownership.OWNED if marked else Ownership.FOREIGN
+    if controller.get("uid") == uid:
+        return Ownership.OWNED
+    predecessor = controller.get("kind") == "QwenDeployment" and controller.get("name") == name
+    return Ownership.LEFTOVER if predecessor else Ownership.FOREIGN

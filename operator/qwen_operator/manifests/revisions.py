@@ -1,0 +1,69 @@
+"""The ControllerRevision: what it pins, how it is written, and how it is read.
+
+While it is there, nothing is inspected or planned again for that revision, whatever else changes in the cluster or in
+the operator.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.manifests.names import Manifest, Owner
+from qwen_operator.manifests.objects import controller_revision
+from qwen_operator.planning.types import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedRevision:
+    """What a revision runs: the facts, the plan and the pod of every replica but for its name.
+
+    `revision` is the hash of the spec. `number` grows with each revision of a QwenDeployment.
+    """
+
+    revision: str
+    number: int
+    facts: Checkpoint
+    plan: Plan
+    template: Manifest
+
+
+class UnreadableRevisionError(Exception):
+    """A ControllerRevision of ours that this version of the operator cannot read."""
+
+
+def revision_of(manifest: Manifest) -> str:
+    """The hash of a ControllerRevision of ours: the end of its name, which nobody can edit."""
+    return str(manifest["metadata"]["name"][-8:])
+
+
+def read_revision(manifest: Manifest) -> PinnedRevision:
+    """What the ControllerRevision pins; raises UnreadableRevisionError."""
+    try:
+        data = manifest["data"]
+        return PinnedRevision(
+            revision=revision_of(manifest),
+            number=int(manifest["revision"]),
+            facts=Checkpoint.from_json(data["facts"]),
+            plan=Plan.from_json(data["plan"]),
+            template=dict(data["template"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        name = manifest["metadata"]["name"]
+        raise UnreadableRevisionError(
+            f"ControllerRevision {name} cannot be read ({type(error).__name__}: {error}): "
+            "delete it, and the operator plans the revision anew"
+        ) from error
+
+
+def revision_manifest(owner: Owner, pinned: PinnedRevision) -> Manifest:
+    """The ControllerRevision that pins it."""
+    data = {"facts": pinned.facts.to_json(), "plan": pinned.plan.to_json(), "template": pinned.template}
+    return controller_revision(owner, pinned.revision, pinned.number, data)
+
+
+def as_stored(value: Any) -> Any:
+    """The value as it comes back from the API server: tuples are lists, enums are texts."""
+    return json.loads(json.dumps(value))

@@ -1,0 +1,86 @@
+"""Pins the plan in a ControllerRevision, chooses the revision to run, and removes old ControllerRevisions. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from qwen_operator import objects
+from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch
+from qwen_operator.manifests.drift import is_owned, subset
+from qwen_operator.manifests.names import Manifest
+from qwen_operator.manifests.revisions import PinnedRevision, revision_manifest, revision_of
+from qwen_operator.reconcile.phases.plan import template_of
+from qwen_operator.reconcile.types import Course, Step
+from qwen_operator.sources import registry
+
+KEPT_REVISIONS = 2
+"""How many revisions are kept besides the present one and those that have pods."""
+
+
+def pin(course: Course) -> Step:
+    """The target of the present spec, and the revision whose replicas are to run."""
+    actions: list[Action] = []
+    if course.plan is not None and course.facts is not None:
+        number = max((number_of(item) for item in course.observed.revisions.owned.values()), default=0) + 1
+        target = PinnedRevision(course.revision, number, course.facts, course.plan, template_of(course, course.plan))
+        manifest = revision_manifest(course.observed.owner, target)
+        actions.append(Create(Kind.CONTROLLER_REVISION, manifest, ActionReason.PIN_REVISION))
+        course = replace(course, target=target)
+    course = replace(course, running=course.target or _last_served(course))
+    return Step(
+        course,
+        (
+            *actions,
+            *_repairs(course),
+            *registry.leftovers(course.observed.pods, course.observed.owner.name, _awaited_inspection(course)),
+            *_obsolete(course),
+        ),
+    )
+
+
+def number_of(manifest: Manifest) -> int:
+    """The number of a ControllerRevision; 0 for one that has none."""
+    return int(manifest.get("revision") or 0)
+
+
+def _awaited_inspection(course: Course) -> str:
+    """The revision whose inspection is still waited for, "" if it is none."""
+    return course.revision if course.target is None else ""
+
+
+def _last_served(course: Course) -> PinnedRevision | None:
+    """The revision that the status speaks of. Numbers do not move when a spec is taken back to an earlier one."""
+    pinned = course.observed.readable
+    shown = objects.mapping(course.observed.deployment, "status", "plan").get("hash")
+    return pinned.get(str(shown)) or max(pinned.values(), key=lambda one: one.number, default=None)
+
+
+def _present(course: Course) -> Iterable[Manifest]:
+    """The ControllerRevisions of this deployment that nobody deleted."""
+    return (item for item in course.observed.revisions.owned.values() if not objects.is_deleting(item))
+
+
+def _repairs(course: Course) -> Iterator[Patch]:
+    """Repair labels, annotations and owners of ControllerRevisions. Their data is immutable in the API server."""
+    readable = course.observed.readable
+    for item in _present(course):
+        pinned = readable.get(revision_of(item))
+        if pinned is None:
+            continue
+        meta = revision_manifest(course.observed.owner, pinned)["metadata"]
+        wanted = {part: meta[part] for part in ("labels", "annotations") if part in meta}
+        if not subset(wanted, item["metadata"]) or not is_owned({"metadata": meta}, item):
+            patch = {"metadata": {**wanted, "ownerReferences": meta["ownerReferences"]}}
+            yield Patch(Kind.CONTROLLER_REVISION, meta["name"], patch, ActionReason.DRIFTED)
+
+
+def _obsolete(course: Course) -> Iterator[Delete]:
+    """Delete the oldest ControllerRevisions that are neither present nor have pods, all but the newest two."""
+    used = {course.revision, *(state.revision for state in course.observed.engine_pods)}
+    if course.running is not None:
+        used.add(course.running.revision)
+    idle = [item for item in _present(course) if revision_of(item) not in used]
+    for item in sorted(idle, key=number_of, reverse=True)[KEPT_REVISIONS:]:
+        meta = item["metadata"]
+        yield Delete(Kind.CONTROLLER_REVISION, meta["name"], meta["uid"], ActionReason.REVISION_OBSOLETE)

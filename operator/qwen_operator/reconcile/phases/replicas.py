@@ -1,0 +1,98 @@
+"""Decides how many replicas there are to be, and takes the next steps towards them. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qwen_operator.actions.blocked import foreign_message
+from qwen_operator.actions.types import Create, Kind
+from qwen_operator.api.writers import replicas_writer
+from qwen_operator.manifests.names import budget_name
+from qwen_operator.reconcile.types import Course, Step
+from qwen_operator.replicas import quotas
+from qwen_operator.replicas.draining import RolloutRules, waits
+from qwen_operator.replicas.groups import Replica, SortedReplicas, groups_of, sort_replicas
+from qwen_operator.replicas.pod_state import as_of
+from qwen_operator.replicas.rollout import Moves, moves, pod_repairs
+from qwen_operator.replicas.waiting import Cluster, explained
+from qwen_operator.replicas.wanted import WantedReplicas, last_wanted, size_rule, wanted_replicas
+
+
+def replicas(course: Course) -> Step:
+    """The replicas as they are, how many are wanted, and what to do about the difference."""
+    observed, running = course.observed, course.running
+    every = _replicas(course)
+    sorted_replicas = sort_replicas(every, running.revision if running else "", observed.nodes)
+    wanted = _wanted(course, sorted_replicas)
+    rules = RolloutRules(
+        deployment=observed.deployment,
+        wanted=wanted.number,
+        drain_seconds=course.spec.rollout.drain_seconds,
+        startup_seconds=running.plan.startup_seconds if running else 0,
+        now=course.now,
+        scaling=observed.scaling,
+        nodes=observed.nodes,
+    )
+    steps = _moves(course, sorted_replicas, rules)
+    known = {**observed.readable, **({course.revision: course.target} if course.target else {})}
+    repairs = pod_repairs(observed.owner, known, every, rules.drain_seconds)
+    actions, full = quotas.granted((*steps.actions, *repairs), observed.quotas, course.actions)
+    return Step(
+        replace(
+            course,
+            replicas=sorted_replicas,
+            wanted=wanted,
+            rules=rules,
+            foreign=_foreign(course, steps.blocked),
+            full=course.full or full,
+        ),
+        actions,
+        requeue_after=_requeue_after(every, sorted_replicas, rules),
+    )
+
+
+def _replicas(course: Course) -> tuple[Replica, ...]:
+    cluster = Cluster(
+        course.observed.nodes,
+        course.observed.inventory,
+        course.running.plan.gpu_product if course.running else "",
+    )
+    return groups_of(explained(as_of(state, course.now), cluster) for state in course.observed.engine_pods)
+
+
+def _wanted(course: Course, sorted_replicas: SortedReplicas) -> WantedReplicas:
+    """What is known of the load decides; until then the number stays that exists."""
+    deployment = course.observed.deployment
+    shown = last_wanted(deployment)
+    existing = sorted_replicas.count(len(sorted_replicas.serving) if shown is None else shown)
+    rule = size_rule(course.spec.replicas, course.spec.scaling)
+    return wanted_replicas(rule, course.observed.scaling, replicas_writer(deployment["metadata"]), existing)
+
+
+def _moves(course: Course, sorted_replicas: SortedReplicas, rules: RolloutRules) -> Moves:
+    if course.running is None:
+        return Moves()
+    ours = {state.name for state in course.observed.engine_pods}
+    pods = course.observed.pods
+    taken = {*pods.owned, *pods.leftover, *pods.foreign} - ours
+    steps = moves(course.observed.owner, course.running, sorted_replicas, rules, taken)
+    if not course.unasked:
+        return steps
+    return replace(steps, actions=tuple(action for action in steps.actions if not isinstance(action, Create)))
+
+
+def _foreign(course: Course, blocked: tuple[str, ...]) -> tuple[str, ...]:
+    """Sentences about objects of others under names that are needed now; `blocked` are those of pods."""
+    budget = budget_name(course.observed.owner.name)
+    budgets = [budget] if budget in course.observed.budgets.foreign else []
+    pods = [name for name in blocked if name in course.observed.pods.foreign]
+    return (
+        *(foreign_message(Kind.POD_DISRUPTION_BUDGET, name) for name in budgets),
+        *(foreign_message(Kind.POD, name) for name in sorted(pods)),
+    )
+
+
+def _requeue_after(every: tuple[Replica, ...], sorted_replicas: SortedReplicas, rules: RolloutRules) -> float | None:
+    """Seconds until time alone changes the decision."""
+    times = [*(replica.settles_in for replica in every), *waits(sorted_replicas, rules)]
+    return min((seconds for seconds in times if seconds), default=None)

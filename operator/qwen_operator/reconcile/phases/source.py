@@ -1,0 +1,69 @@
+"""Finds the facts of the checkpoint, unless the revision of the spec is pinned already. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qwen_operator.actions.blocked import Blocked, by_foreign_object
+from qwen_operator.actions.types import Kind
+from qwen_operator.api.conditions import Reason
+from qwen_operator.manifests.names import controller_revision_name
+from qwen_operator.manifests.revisions import UnreadableRevisionError
+from qwen_operator.reconcile.types import Course, Step
+from qwen_operator.replicas import quotas
+from qwen_operator.sources import registry
+from qwen_operator.sources.types import Facts
+
+
+def source(course: Course) -> Step:
+    """The pinned revision if there is one; else the facts of the source, or what they wait for."""
+    pinned = course.observed.pinned.get(course.revision)
+    if isinstance(pinned, UnreadableRevisionError):
+        return _blocked(course, Blocked(Reason.UNKNOWN, str(pinned), waiting=False))
+    if pinned is not None:
+        return Step(replace(course, target=pinned))
+    if (occupied := _occupied(course)) is not None:
+        return _blocked(course, occupied)
+    facts = registry.resolve(_context(course))
+    if isinstance(facts, Facts):
+        return Step(replace(course, facts=facts.checkpoint, facts_remark=facts.remark, query=facts.query))
+    return _blocked(course, facts)
+
+
+def _context(course: Course) -> registry.SourceContext:
+    observed, config = course.observed, course.config
+    return registry.SourceContext(
+        spec=course.spec,
+        revision=course.revision,
+        deployment=observed.deployment,
+        pods=observed.pods,
+        inventory=observed.inventory,
+        hub=observed.hub,
+        engine=config.engine,
+        runtime=config.image,
+        online=config.hub_lookup,
+        now=course.now,
+    )
+
+
+def _occupied(course: Course) -> Blocked | None:
+    """Whether somebody else's ControllerRevision, or one that is going, has the name of ours."""
+    revisions = course.observed.revisions
+    name = controller_revision_name(course.observed.owner.name, course.revision)
+    if name in revisions.foreign:
+        return by_foreign_object(Kind.CONTROLLER_REVISION, name)
+    if name in revisions:
+        return Blocked(Reason.PENDING, f"waiting for {name} to be removed", waiting=True)
+    return None
+
+
+def _blocked(course: Course, blocked: Blocked) -> Step:
+    """The steps that may end it; but an inspection that waits for room in a quota says so."""
+    actions, full = quotas.granted(blocked.actions, course.observed.quotas)
+    if full is not None and blocked.waiting:
+        blocked = replace(blocked, reason=Reason.QUOTA_EXCEEDED, message=full)
+    return Step(
+        replace(course, blocked=blocked, query=blocked.query, full=full),
+        actions,
+        requeue_after=blocked.requeue_after,
+    )

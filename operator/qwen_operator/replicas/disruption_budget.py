@@ -1,0 +1,56 @@
+"""The PodDisruptionBudget of a deployment's replicas. Pure."""
+
+from __future__ import annotations
+
+from qwen_operator import objects
+from qwen_operator.actions.types import Action, ActionReason, Create, Kind, Patch
+from qwen_operator.manifests.drift import is_owned, subset
+from qwen_operator.manifests.names import Manifest, Owner, budget_name
+from qwen_operator.manifests.objects import disruption_budget
+from qwen_operator.manifests.ownership import Children
+from qwen_operator.replicas.draining import RolloutRules, overdue, overdue_event
+from qwen_operator.replicas.groups import SortedReplicas
+
+
+def budget_actions(
+    owner: Owner, budgets: Children, replicas: SortedReplicas, rules: RolloutRules
+) -> tuple[Action, ...]:
+    """Create the budget, or set it right.
+
+    All wanted replicas must stay, because those on a cordoned node are replaced before anybody may evict them. Where
+    that does not succeed in time, a drain of the node goes on without. Where the operator may not read nodes it sees
+    no cordon: then one replica may be evicted at a time, or a drain would never end.
+    """
+    if not rules.nodes.names:
+        return _actions(owner, budgets, max(0, rules.wanted - 1))
+    late = overdue(replicas, rules)
+    if not late:
+        return _actions(owner, budgets, rules.wanted)
+    # One at a time, also where several are late.
+    others = sum(replica.ready for replica in replicas.serving if replica is not late[0])
+    return _actions(owner, budgets, min(rules.wanted, others), overdue_event(late[0], rules))
+
+
+def _actions(owner: Owner, budgets: Children, min_available: int, event: Manifest | None = None) -> tuple[Action, ...]:
+    """No budget is made that would protect nothing. One that is there stays, or every stop and start would cost two
+    writes more. `event` is posted before the budget is lowered."""
+    desired = disruption_budget(owner, min_available)
+    name = budget_name(owner.name)
+    if name not in budgets:
+        creation = Create(Kind.POD_DISRUPTION_BUDGET, desired, ActionReason.BUDGET_MISSING)
+        return (creation,) if min_available else ()
+    budget = budgets.owned.get(name)
+    if budget is None or objects.is_deleting(budget):
+        return ()
+    meta = {part: desired["metadata"][part] for part in ("labels", "annotations")}
+    spec = objects.mapping(budget, "spec")
+    if subset(meta, budget["metadata"]) and is_owned(desired, budget) and spec == desired["spec"]:
+        return ()
+    changed = spec.get("minAvailable") != min_available
+    # maxUnavailable excludes minAvailable, and the API server replaces the selector as a whole.
+    patch = {
+        "metadata": {**meta, "ownerReferences": desired["metadata"]["ownerReferences"]},
+        "spec": {**dict.fromkeys(set(spec) - set(desired["spec"])), **desired["spec"]},
+    }
+    reason = ActionReason.REPLICAS_CHANGED if changed else ActionReason.DRIFTED
+    return (Patch(Kind.POD_DISRUPTION_BUDGET, name, patch, reason, event),)

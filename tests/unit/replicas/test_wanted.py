@@ -1,0 +1,97 @@
+"""How many replicas are wanted, and who decided it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.api.spec import Scaling, Spec
+from qwen_operator.replicas.wanted import (
+    Decider,
+    SizeRule,
+    WantedReplicas,
+    last_wanted,
+    size_rule,
+    wanted_replicas,
+    written_size_rule,
+)
+from qwen_operator.scaling.types import ScalingState
+
+SCALING = Scaling(4, 2)
+WRITER = ("kubectl", "2026-11-24T10:00:00Z")
+
+
+def _state(wanted: int | None, reason: Reason = Reason.STEADY, active: bool = True) -> ScalingState:
+    return ScalingState(wanted, reason, "as counted", active, load="low")
+
+
+BY_LOAD = Spec("m", scaling=SCALING)
+Case = tuple[Spec, ScalingState | None, int]
+Answer = tuple[int, Reason, bool, str]
+CASES: dict[str, tuple[Case, Answer]] = {
+    "nothing said": ((Spec("m"), _state(None), 3), (1, Reason.NOT_CONFIGURED, False, "neither spec.scaling nor")),
+    "a number": (
+        (Spec("m", replicas=0), None, 3),
+        (0, Reason.REPLICAS_SET, False, "spec.replicas is 0, set by kubectl at 2026-11-24T10:00:00Z"),
+    ),
+    "a number over the load": (
+        (Spec("m", replicas=8, scaling=SCALING), _state(3), 3),
+        (8, Reason.REPLICAS_SET, False, "spec.scaling rests until the field is removed"),
+    ),
+    "the load": ((BY_LOAD, _state(3), 1), (3, Reason.STEADY, True, "as counted")),
+    "bounds that were lowered since": ((BY_LOAD, _state(9), 1), (4, Reason.STEADY, True, "as counted")),
+    "not looked at": ((BY_LOAD, None, 3), (3, Reason.NOTHING_TO_MEASURE, False, "not looked at yet")),
+    "not looked at, and new": ((BY_LOAD, _state(None), 0), (2, Reason.NOTHING_TO_MEASURE, False, "not looked at yet")),
+    "blind": ((BY_LOAD, _state(3, Reason.METRICS_FROZEN, False), 1), (3, Reason.METRICS_FROZEN, False, "as counted")),
+}
+
+
+def _wanted(spec: Spec, state: ScalingState | None, writer: tuple[str, str] | None, existing: int) -> WantedReplicas:
+    return wanted_replicas(size_rule(spec.replicas, spec.scaling), state, writer, existing)
+
+
+@pytest.mark.parametrize(("case", "answer"), CASES.values(), ids=CASES.keys())
+def test_who_decides(case: Case, answer: Answer) -> None:
+    spec, state, existing = case
+    number, reason, by_load, says = answer
+    wanted = _wanted(spec, state, WRITER, existing)
+    assert (wanted.number, wanted.reason, wanted.by_load) == (number, reason, by_load)
+    assert says in wanted.message
+
+
+def test_a_writer_that_is_not_known_is_not_named() -> None:
+    message = _wanted(Spec("m", replicas=2), None, None, 0).message
+    assert message == "spec.replicas is 2, set through the scale subresource (kubectl scale or an autoscaler)"
+
+
+RULES: dict[str, tuple[dict[str, Any], SizeRule]] = {
+    "nothing said": ({}, SizeRule(Decider.DEFAULT, 1, 1)),
+    "a number": ({"replicas": 0}, SizeRule(Decider.SPEC_REPLICAS, 0, 0)),
+    "by load": ({"scaling": {"maxReplicas": 4}}, SizeRule(Decider.LOAD, 1, 4, 300.0, True)),
+    "by load from two": (
+        {"scaling": {"minReplicas": 2, "maxReplicas": 2, "stabilizationSeconds": 9}},
+        SizeRule(Decider.LOAD, 2, 2, 9.0, True),
+    ),
+    "a number over the load": (
+        {"scaling": {"maxReplicas": 4}, "replicas": 8},
+        SizeRule(Decider.SPEC_REPLICAS, 8, 8, scaling_configured=True),
+    ),
+    "an invalid number": ({"scaling": {"maxReplicas": 4}, "replicas": "x"}, SizeRule(Decider.DEFAULT, 1, 1)),
+    "not a number": ({"replicas": True}, SizeRule(Decider.DEFAULT, 1, 1)),
+    "bounds out of order": ({"scaling": {"minReplicas": 5, "maxReplicas": 4}}, SizeRule(Decider.DEFAULT, 1, 1)),
+    "no object": ({"scaling": 5}, SizeRule(Decider.DEFAULT, 1, 1)),
+}
+
+
+@pytest.mark.parametrize(("spec", "rule"), RULES.values(), ids=RULES.keys())
+def test_the_rule_of_a_spec_that_nobody_checked(spec: dict[str, Any], rule: SizeRule) -> None:
+    assert written_size_rule({"spec": {"model": "m", **spec}}) == rule
+    assert (rule.bounds is not None) == (rule.decider is Decider.LOAD)
+
+
+@pytest.mark.parametrize("status", [{}, {"scaling": None}, {"scaling": {"wanted": "3"}}, {"scaling": {}}, None])
+def test_a_status_without_a_number_says_none(status: Any) -> None:
+    assert last_wanted({"status": status}) is None
+    assert last_wanted({"status": {"scaling": {"wanted": 3}}}) == 3

@@ -2,13 +2,16 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-cluster test-e2e test-slow lint format crds lock testbed-up testbed-down testbed-status clean
+.PHONY: help demo dev test test-unit test-cluster test-e2e test-slow lint format crds api-reference docs lock testbed-up testbed-down testbed-status clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 STAMP := $(VENV)/.synced
+# The installed release that `make dev` stands in for.
+NAMESPACE ?= qwen-system
+RELEASE ?= qwen
 PYTEST := $(BIN)/pytest
 
 help: ## Show this help
@@ -24,6 +27,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: $(STAMP) ## Bare machine to chat answer: test bed, chart, a tiny Qwen model, curl and the OpenAI client (KUBECONFIG=... uses your cluster)
 	@$(BIN)/python -m tests.testbed.demo
+
+dev: $(STAMP) ## Run the operator outside the cluster (current kubeconfig), restart it on change: NAMESPACE=qwen-system RELEASE=qwen
+	@$(BIN)/python -m tools.dev --namespace $(NAMESPACE) --release $(RELEASE)
 
 test: lint test-unit test-cluster test-e2e ## All that CI runs: lint, unit, cluster and end-to-end tests; installs what it needs
 	@$(BIN)/python -m tests.testbed down
@@ -59,6 +65,14 @@ crds: $(STAMP) ## Write crds/ and the chart's copy from the Python types
 	@$(BIN)/qwen-operator crds --output crds
 	@install -D -m 0644 crds/*.yaml -t charts/qwen-operator/files/crds
 
+api-reference: $(STAMP) ## Write docs/reference/api.md from the Python types
+	@mkdir -p docs/reference
+	@$(BIN)/python -m tools.api_reference > docs/reference/api.md
+
+docs: $(STAMP) ## Build the documentation site into site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html, or serve it: $(BIN)/python -m mkdocs serve"
+
 lock: $(STAMP) ## Resolve the lock files again (after a change of pyproject.toml)
 	@$(BIN)/uv pip compile --quiet pyproject.toml --group dev --extra gateway --universal --python-version 3.11 --generate-hashes --no-header -o requirements.lock
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra gateway --universal --python-version 3.11 --generate-hashes --no-header -o runtime/requirements.lock
@@ -74,4 +88,4 @@ testbed-status: $(STAMP) ## What of the test bed runs, and how to use it
 	@$(BIN)/python -m tests.testbed status
 
 clean: ## Remove the virtual environment and tool caches of this folder
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

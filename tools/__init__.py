@@ -1,0 +1,1 @@
+"""Programs for contributors. Nothing here is part of the package or of the image."""

@@ -10,7 +10,7 @@ import pytest
 
 from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, Manifest, Unavailable
 from tests.unit.fakes import Crash, Write
-from tests.unit.reconcile.world import CONFIG, World, deployment, node
+from tests.unit.reconcile.world import CONFIG, World, deployment, node, with_groups
 
 
 def _replicas(world: World, number: int) -> None:
@@ -163,17 +163,32 @@ async def _played(
     return world, len(world.api.writes) - first
 
 
+def _unavailable() -> BaseException:
+    return Unavailable(503, "ServiceUnavailable", "scripted")
+
+
+FAULTS: dict[str, tuple[Callable[[], BaseException], int]] = {
+    "crash": (Crash, 1),
+    "unavailable": (_unavailable, 1),
+    "crash, groups of two": (Crash, 2),
+}
+"""A fault, and how many pods each replica has."""
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-@pytest.mark.parametrize(
-    "fault", [Crash, lambda: Unavailable(503, "ServiceUnavailable", "scripted")], ids=["crash", "unavailable"]
-)
+@pytest.mark.parametrize(("fault", "members"), FAULTS.values(), ids=FAULTS.keys())
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
 async def test_the_end_is_the_same_wherever_a_write_fails(
-    scenario: Scenario, fault: Callable[[], BaseException], late: bool
+    scenario: Scenario,
+    fault: Callable[[], BaseException],
+    late: bool,
+    members: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    with_groups(members, monkeypatch)
     reference, writes = await _played(scenario, None, fault, late)
     expected, events = reference.state(), reference.events()
-    assert len(reference.names()) == scenario.pods
+    assert len(reference.names()) == scenario.pods * members
     assert (writes == 0) == (scenario.name == "delete")
 
     for at in range(writes):

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from qwen_operator.kube import NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS
+from qwen_operator.kube import NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, Manifest
 from tests.unit.fakes import Crash, Write
-from tests.unit.reconcile.world import World, deployment, node, ready_status
+from tests.unit.reconcile.world import World, deployment, node, ready_status, with_groups
 
 ROUTABLE = "qwen-operator.dev/routable"
 READY = {"type": "Ready", "status": "True"}
@@ -23,8 +23,9 @@ class Broken(BaseException):
 class Walk:
     """A world with three nodes and one deployment, and the things that may befall it."""
 
-    def __init__(self, world: World, seed: int) -> None:
+    def __init__(self, world: World, seed: int, pods: int = 1) -> None:
         self.world = world
+        self.pods = pods
         self.random = random.Random(seed)
         self.broken: set[str] = set()
         world.kubelet.place = True
@@ -89,11 +90,22 @@ class Walk:
         self.world.api.before = hit
 
     def careful(self, _number: int, write: Write) -> None:
-        """The operator never deletes what gets requests."""
+        """The operator never deletes what gets requests, unless its replica lost another pod."""
         if write.verb == "delete" and write.resource == PODS:
-            pod = self.world.api.one(PODS, write.name)
-            if ROUTABLE in pod["metadata"]["labels"] and READY in pod["status"].get("conditions", []):
+            members = self.members(write.name)
+            serves = ROUTABLE in members[0]["metadata"]["labels"]
+            whole = len(members) == self.pods and all("deletionTimestamp" not in one["metadata"] for one in members)
+            if serves and whole and all(READY in one["status"].get("conditions", []) for one in members):
                 raise Broken(write.name)
+
+    def members(self, name: str) -> list[Manifest]:
+        """The pods of the replica that a pod belongs to, by rank."""
+        replica = name if self.pods == 1 else name.rpartition("-")[0]
+        return [
+            pod
+            for pod in self.world.api.all(PODS)
+            if pod["metadata"]["name"] == replica or pod["metadata"]["name"].rpartition("-")[0] == replica
+        ]
 
     async def go(self, steps: int) -> None:
         for _ in range(steps):
@@ -111,17 +123,26 @@ class Walk:
         return self.world.wanted if replicas is None else int(replicas)
 
 
-@pytest.mark.parametrize("seed", range(20))
-async def test_in_the_end_there_is_what_was_asked_for(seed: int) -> None:
+def leads(pod: Manifest) -> bool:
+    return bool(pod["metadata"]["labels"]["qwen-operator.dev/role"] == "engine")
+
+
+@pytest.mark.parametrize(
+    ("seed", "members"), [*((seed, 1) for seed in range(20)), *((seed, 2) for seed in range(20, 30))]
+)
+async def test_in_the_end_there_is_what_was_asked_for(seed: int, members: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_groups(members, monkeypatch)
     world = await World().start()
-    walk = Walk(world, seed)
+    walk = Walk(world, seed, members)
     await world.settle()
     await walk.go(12)
     wanted = await walk.rest()
 
     pods = world.api.all(PODS)
-    assert len(pods) == wanted
-    assert all(ROUTABLE in pod["metadata"]["labels"] and READY in pod["status"]["conditions"] for pod in pods)
+    assert len(pods) == wanted * members
+    assert sum(leads(pod) for pod in pods) == wanted
+    assert all((ROUTABLE in pod["metadata"]["labels"]) == leads(pod) for pod in pods)
+    assert all(READY in pod["status"]["conditions"] for pod in pods)
     assert len({pod["metadata"]["labels"]["qwen-operator.dev/revision"] for pod in pods}) <= 1
     assert {"qwen-operator.dev/draining-since", "qwen-operator.dev/cordoned-since"}.isdisjoint(
         key for pod in pods for key in pod["metadata"]["annotations"]

@@ -12,10 +12,13 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
+
 from qwen_operator.api.conditions import Reason
+from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
 from qwen_operator.config import Config, GatewayConfig
 from qwen_operator.controller.cache import WATCHED, Store
@@ -38,7 +41,8 @@ from qwen_operator.kube import (
 )
 from qwen_operator.manifests.names import ENGINE_CONTAINER, INSPECTION_CONTAINER
 from qwen_operator.manifests.pods import RuntimeImage
-from qwen_operator.planning.types import EngineDefaults
+from qwen_operator.planning import plan as planning
+from qwen_operator.planning.types import EngineDefaults, NoFit, Plan
 from qwen_operator.scaling.types import ScalingState
 from tests.unit.checkpoints.reports import V1
 from tests.unit.fakes import Clock, Crash, FakeKube, matches
@@ -88,6 +92,18 @@ def node(name: str = "gpu-1", gpus: int = 8, memory: int = 81559, product: str =
         "spec": {},
         "status": {"capacity": amount, "allocatable": amount},
     }
+
+
+def with_groups(pods: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on each replica has so many pods. The operator refuses plans over several nodes before it pins them:
+    that gate is opened, everything behind it is the real thing."""
+    gate = planning.runnable
+
+    def opened(result: Plan | NoFit, facts: Checkpoint) -> Plan | NoFit:
+        passed = gate(result, facts)
+        return replace(passed, nodes_per_replica=pods) if isinstance(passed, Plan) else passed
+
+    monkeypatch.setattr(planning, "runnable", opened)
 
 
 def change(world: World, **spec: Any) -> None:
@@ -169,7 +185,14 @@ class Kubelet:
         if pod["metadata"]["name"].endswith("-inspect"):
             code = 1 if "error" in self.report else 0
             return ended_status(INSPECTION_CONTAINER, code, json.dumps(self.report), self.api.clock.stamp())
-        return self.engine(pod)
+        return self.engine(pod) if self._group_is_whole(pod) else None
+
+    def _group_is_whole(self, pod: Manifest) -> bool:
+        """An engine of several pods answers in none of them before all of them are there."""
+        needed = int(pod["metadata"]["annotations"].get("qwen-operator.dev/replica-pods", 1))
+        replica = pod["metadata"]["name"].rpartition("-")[0]
+        others = [one for one in self.api.all(PODS) if one["metadata"]["name"].rpartition("-")[0] == replica]
+        return needed == 1 or len(others) == needed
 
 
 Load = Callable[[str, str, str], ScalingState | None]

@@ -1,0 +1,150 @@
+"""Replicas of two pods: started, routed, drained, moved and ended as one."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwen_operator.kube import NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, Manifest
+from qwen_operator.routing.membership import EntryNaming, GatewayView, Membership, advance
+from tests.unit.reconcile.world import World, change, deployment, node, ready_status, with_groups
+
+ROUTABLE = "qwen-operator.dev/routable"
+ROLE = "qwen-operator.dev/role"
+SINCE = "qwen-operator.dev/draining-since"
+
+
+@pytest.fixture
+async def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    """Two replicas of two pods each, on two nodes."""
+    with_groups(2, monkeypatch)
+    world = await World().start()
+    world.kubelet.place = True
+    world.api.put(NODES, node("gpu-2"))
+    world.api.put(QWENDEPLOYMENTS, deployment(replicas=2))
+    await world.settle()
+    return world
+
+
+def replicas(world: World) -> dict[str, list[Manifest]]:
+    """The pods that nobody deleted, by replica."""
+    groups: dict[str, list[Manifest]] = {}
+    for pod in world.api.all(PODS):
+        if "deletionTimestamp" not in pod["metadata"]:
+            groups.setdefault(pod["metadata"]["name"].rpartition("-")[0], []).append(pod)
+    return groups
+
+
+async def test_members_differ_in_name_role_and_route_and_in_nothing_else(world: World) -> None:
+    groups = replicas(world)
+    assert [len(members) for members in groups.values()] == [2, 2]
+    for replica, (leader, worker) in groups.items():
+        assert [one["metadata"]["name"] for one in (leader, worker)] == [f"{replica}-0", f"{replica}-1"]
+        assert (leader["metadata"]["labels"][ROLE], worker["metadata"]["labels"][ROLE]) == ("engine", "engine-worker")
+        assert (ROUTABLE in leader["metadata"]["labels"], ROUTABLE in worker["metadata"]["labels"]) == (True, False)
+        assert leader["spec"]["containers"] == worker["spec"]["containers"]
+    status = world.qd()["status"]
+    assert (status["replicas"], status["readyReplicas"], status["summary"]["ready"]) == (2, 2, "2/2")
+    assert world.api.one(POD_DISRUPTION_BUDGETS, "chat-engine")["spec"]["minAvailable"] == 2
+
+
+async def test_a_replica_is_ready_when_all_its_pods_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_groups(2, monkeypatch)
+    world = await World().start()
+    world.kubelet.engine = lambda pod: ready_status(pod) if pod["metadata"]["name"].endswith("-0") else None
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    status = world.qd()["status"]
+    assert (status["replicas"], status["readyReplicas"]) == (1, 0)
+    assert world.conditions()["Ready"] == ("False", "Starting")
+    worker = world.names()[1]
+    assert worker in world.message("Ready"), "the member that is not ready is named"
+
+    world.kubelet.engine = ready_status
+    await world.settle()
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+async def test_a_lost_member_ends_its_replica_which_comes_back_whole(world: World, rank: int) -> None:
+    lost, other = replicas(world)
+    untouched = {pod["metadata"]["uid"] for pod in replicas(world)[other]}
+    world.api.remove(world.api.one(PODS, f"{lost}-{rank}"), PODS)
+    await world.settle()
+    groups = replicas(world)
+    assert [len(members) for members in groups.values()] == [2, 2]
+    assert {pod["metadata"]["uid"] for pod in groups[other]} == untouched
+    assert world.qd()["status"]["readyReplicas"] == 2
+
+
+async def test_a_member_that_ends_for_good_takes_the_others_with_it(world: World) -> None:
+    broken = next(iter(replicas(world)))
+    before = {pod["metadata"]["uid"] for pod in replicas(world)[broken]}
+
+    def evicted(pod: Manifest) -> None:
+        pod["status"] = {"phase": "Failed", "reason": "Evicted", "message": "out of memory"}
+
+    world.api.edit(PODS, f"{broken}-1", evicted)
+    await world.settle()
+    after = {pod["metadata"]["uid"] for members in replicas(world).values() for pod in members}
+    assert before.isdisjoint(after)
+    assert len(after) == 4
+
+
+async def test_a_replica_drains_by_its_leader_and_goes_as_a_whole(world: World) -> None:
+    world.busy = set(world.names())
+    change(world, replicas=1)
+    await world.wait(30)
+    draining = [pod["metadata"]["name"] for pod in world.api.all(PODS) if SINCE in pod["metadata"]["annotations"]]
+    assert len(draining) == 1
+    assert draining[0].endswith("-0")
+    assert len(world.names()) == 4, "both pods of the draining replica still work"
+
+    world.busy = set()
+    world.operator.intake.everything()
+    await world.settle()
+    assert [len(members) for members in replicas(world).values()] == [2]
+
+
+async def test_a_cordon_of_one_members_node_moves_the_whole_replica(world: World) -> None:
+    moved = next(pod["metadata"]["name"] for pod in world.api.all(PODS) if pod["spec"]["nodeName"] == "gpu-2")
+    before = {pod["metadata"]["uid"] for pod in replicas(world)[moved.rpartition("-")[0]]}
+    world.api.put(NODES, node("gpu-3"))
+    world.api.edit(NODES, "gpu-2", lambda item: item["spec"].update(unschedulable=True))
+    await world.settle(300)
+    groups = replicas(world)
+    pods = [pod for members in groups.values() for pod in members]
+    assert [len(members) for members in groups.values()] == [2, 2]
+    assert before.isdisjoint(pod["metadata"]["uid"] for pod in pods)
+    assert all(pod["spec"]["nodeName"] != "gpu-2" for pod in pods)
+
+
+async def test_a_lost_node_of_one_member_ends_the_whole_replica(world: World) -> None:
+    gone = {
+        pod["metadata"]["name"].rpartition("-")[0] for pod in world.api.all(PODS) if pod["spec"]["nodeName"] == "gpu-2"
+    }
+    before = {name: {pod["metadata"]["uid"] for pod in members} for name, members in replicas(world).items()}
+    world.api.remove(world.api.one(NODES, "gpu-2"), NODES)
+    for pod in list(world.api.all(PODS)):
+        if pod["spec"]["nodeName"] == "gpu-2":
+            world.api.finish(pod, PODS)  # the garbage collector of pods
+    await world.settle(300)
+    after = {pod["metadata"]["uid"] for members in replicas(world).values() for pod in members}
+    assert gone
+    assert all(before[name].isdisjoint(after) for name in gone)
+    assert len(after) == 4
+
+
+async def test_the_gateway_routes_to_the_leader_of_a_replica_that_is_whole(world: World) -> None:
+    for number, pod in enumerate(list(world.api.all(PODS))):
+        pod["status"]["podIP"] = f"10.0.0.{number}"
+    first, second = replicas(world)
+
+    def routed() -> set[str]:
+        view = GatewayView([world.qd()], world.api.all(PODS), None)
+        return {entry.pod for entry in advance(view, Membership(), EntryNaming("n")).entries}
+
+    assert routed() == {f"{first}-0", f"{second}-0"}
+    world.api.edit(PODS, f"{first}-1", lambda item: item["status"].update(conditions=[]))
+    assert routed() == {f"{second}-0"}
+    world.api.finish(world.api.one(PODS, f"{second}-1"), PODS)
+    assert routed() == set()

@@ -381,7 +381,7 @@ FILES: dict[str, tuple[str, Any, str]] = {
     "not a number": (
         "--checkpoint-config",
         json.dumps({**CONFIG, "hidden_size": float("nan")}),
-        "holds NaN, which is no",
+        "hidden_size is nan, it must be a whole number",
     ),
     "field missing": (
         "--checkpoint-config",
@@ -391,9 +391,13 @@ FILES: dict[str, tuple[str, Any, str]] = {
     "ten megabytes": (
         "--checkpoint-config",
         '{"a": "' + "x" * 10_000_000 + '"}',
-        "is larger than 1048576 bytes, which no config",
+        "is larger than 10000000 bytes, which no config",
     ),
-    "twice the same": ("--checkpoint-config", '{"layers": 1, "layers": 2}', "holds the key 'layers' twice"),
+    "the last of two": (
+        "--checkpoint-config",
+        json.dumps(CONFIG)[:-1] + ', "hidden_size": -1}',
+        "hidden_size is -1, it must be a whole number",
+    ),
     "no end of nesting": ("--checkpoint-config", "[" * 100_000, "is nested too deeply to be read"),
     "nesting without end": ("--config", "[" * 100_000, "nest"),
     "a list of values": ("--config", "- a", "must hold one mapping, the values of the chart"),

@@ -43,11 +43,11 @@ class HubConfig:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a plan and its pods depend on: engine, declared pools, the operator's own image."""
+    """What a plan and its pods depend on: the operator's own image, the engine, the declared pools."""
 
+    image: RuntimeImage
     engine: EngineDefaults
     pools: tuple[GpuPool, ...]
-    image: RuntimeImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
 def settings(content: Mapping[str, Any]) -> Settings:
     """The part of the rendered configuration that plans depend on; raises ConfigError."""
     root = Section("", content)
-    return Settings(_engine(root), _pools(root), _image(root))
+    return Settings(image=_image(root), engine=_engine(root), pools=_pools(root))
 
 
 def _yaml(text: str) -> Mapping[str, Any]:

@@ -113,7 +113,7 @@ def _inputs(manifest: Manifest, nodes: list[Manifest]) -> Inputs:
     spec = parse(manifest)
     known = catalog.lookup(spec.model) if spec.source is None else Checkpoint.from_inspection(REPORT)
     assert known
-    return Inputs(manifest, spec, known, inventory(nodes, ()), Settings(CONFIG.engine, (), CONFIG.image))
+    return Inputs(manifest, spec, known, inventory(nodes, ()), Settings(CONFIG.image, CONFIG.engine, ()))
 
 
 def _plan(given: Inputs) -> Plan:

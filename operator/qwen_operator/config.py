@@ -1,16 +1,22 @@
-"""The operator's configuration: environment variables and one YAML file, checked once, then frozen."""
+"""The one parser of settings: what the chart renders for the operator, and what `plan` and `render` use of it.
+
+Every setting is checked once and then frozen. Nothing here does I/O. A wrong setting becomes a ConfigError that names
+the setting, its value, and what would be right.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from qwen_operator.api.spec import EnvVar
 from qwen_operator.checkpoints.hubs import Hub, is_address
-from qwen_operator.hardware.pools import GpuPool, details
+from qwen_operator.hardware.boards import capability
+from qwen_operator.hardware.pools import MOST_DOLLARS, GpuPool, thousandths
 from qwen_operator.manifests.pods import RuntimeImage
 from qwen_operator.planning.types import EngineDefaults
+from qwen_runtime.checkpoints.reading import shown
 
 
 class ConfigError(Exception):
@@ -24,6 +30,24 @@ class GatewayConfig:
     namespace: str
     keys_secret: str
     auth: str
+
+
+@dataclass(frozen=True, slots=True)
+class HubConfig:
+    """The hub of models without a source, the address of its mirror or "", and whether the operator may read hubs."""
+
+    default: Hub
+    url: str
+    lookup: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a plan and its pods depend on: the operator's own image, the engine, the declared pools."""
+
+    image: RuntimeImage
+    engine: EngineDefaults
+    pools: tuple[GpuPool, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,57 +74,105 @@ class Config:
 
 
 def load(environ: Mapping[str, str], text: str) -> Config:
-    """The configuration from the environment and the text of the YAML file; raises ConfigError."""
-    try:
-        content = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the configuration file is not YAML: {error}") from error
-    root = _Section("", content)
-    image, engine, gateway = root.section("image"), root.section("engine"), root.section("gateway")
-    hub = root.section("hub")
-    namespace = environ.get("QWEN_OPERATOR_NAMESPACE") or gateway.text("namespace", "default")
-    secrets = tuple(str(name) for name in root.items("imagePullSecrets"))
-    auth = gateway.text("auth", "keys")
-    if auth not in ("keys", "none"):
-        raise ConfigError(f'gateway.auth is "{auth}": it must be "keys" or "none"')
+    """The operator's configuration from the environment and the text of the rendered YAML; raises ConfigError."""
+    content = _yaml(text)
+    root, common = Section("", content), settings(content)
+    namespace = environ.get("QWEN_OPERATOR_NAMESPACE") or root.section("gateway").text("namespace", "default")
     return Config(
-        namespaces=_words(environ.get("QWEN_WATCH_NAMESPACES", "")),
+        namespaces=_namespaces(environ),
         namespace=namespace,
         pod_name=environ.get("QWEN_POD_NAME", "qwen-operator"),
-        image=RuntimeImage(image.text("reference"), image.text("pullPolicy", "IfNotPresent"), secrets),
-        engine=EngineDefaults(
-            image=engine.text("image"),
-            version=engine.text("version"),
-            args=tuple(str(arg) for arg in engine.items("args")),
-            env=tuple(_env(f"engine.env[{index}]", item) for index, item in enumerate(engine.items("env"))),
-            hub=_hub(hub),
-            hub_url=_address(hub),
-        ),
-        pools=tuple(_pool(f"gpuPools[{index}]", item) for index, item in enumerate(root.items("gpuPools"))),
-        gateway=GatewayConfig(
-            gateway.text("namespace", namespace), gateway.text("keysSecret", "qwen-gateway-keys"), auth
-        ),
+        image=common.image,
+        engine=common.engine,
+        pools=common.pools,
+        gateway=_gateway(root, namespace),
         workers=root.number("workers", 8),
         resync_seconds=root.number("resyncSeconds", 300),
         http_port=_port(environ),
         read_nodes=environ.get("QWEN_READ_NODES", "true") != "false",
         lease_name=environ.get("QWEN_LEASE_NAME") or "qwen-operator",
-        hub_lookup=hub.flag("lookup", default=True),
+        hub_lookup=_hub(root).lookup,
     )
 
 
-def _hub(section: "_Section") -> Hub:
-    name = section.text("default", str(Hub.HUGGING_FACE))
-    if name not in list(Hub):
-        raise ConfigError(f'hub.default is "{name}": it must be "hf" or "modelscope"')
-    return Hub(name)
+def settings(content: Mapping[str, Any]) -> Settings:
+    """The part of the rendered configuration that plans depend on; raises ConfigError."""
+    root = Section("", content)
+    return Settings(image=_image(root), engine=_engine(root), pools=_pools(root))
 
 
-def _address(section: "_Section") -> str:
-    url = section.raw("url") or ""
-    if url and not (isinstance(url, str) and is_address(url)):
-        raise ConfigError(f"hub.url is {url!r}: it must be an address such as https://hub.example.org, or empty")
-    return str(url).rstrip("/")
+def _yaml(text: str) -> Mapping[str, Any]:
+    import yaml  # noqa: PLC0415 - half of the start-up time of `plan`, which reads no YAML
+
+    try:
+        return yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the configuration file is not YAML: {error}") from error
+
+
+def _engine(root: Section) -> EngineDefaults:
+    engine, hub = root.section("engine"), _hub(root)
+    return EngineDefaults(
+        image=engine.text("image"),
+        version=engine.text("version"),
+        args=engine.words("args"),
+        env=tuple(_variable(one) for one in engine.sections("env")),
+        hub=hub.default,
+        hub_url=hub.url,
+    )
+
+
+def _variable(section: Section) -> EnvVar:
+    value = section.text("value", "") if section.has("value") else None
+    return EnvVar(section.text("name"), value, section.passthrough("valueFrom"))
+
+
+def _hub(root: Section) -> HubConfig:
+    hub = root.section("hub")
+    url = hub.text("url", "")
+    if url and not is_address(url):
+        raise hub.wrong("url", "an address such as https://hub.example.org, or empty")
+    default = Hub(hub.choice("default", tuple(Hub), Hub.HUGGING_FACE))
+    return HubConfig(default, url.rstrip("/"), hub.flag("lookup", default=True))
+
+
+def _image(root: Section) -> RuntimeImage:
+    image = root.section("image")
+    policy = image.choice("pullPolicy", ("Always", "IfNotPresent", "Never"), "IfNotPresent")
+    return RuntimeImage(image.text("reference"), policy, root.words("imagePullSecrets"))
+
+
+def _pools(root: Section) -> tuple[GpuPool, ...]:
+    return tuple(_pool(section) for section in root.sections("gpuPools"))
+
+
+def _pool(section: Section) -> GpuPool:
+    cost, compute = section.raw("costPerGpuHour"), section.raw("computeCapability")
+    amount, has = thousandths(cost), capability(str(compute))
+    if cost is not None and amount is None:
+        raise section.wrong("costPerGpuHour", f'dollars per GPU and hour from 0 to {MOST_DOLLARS}, for example "2.90"')
+    if compute is not None and has is None:
+        raise section.wrong("computeCapability", 'MAJOR.MINOR, for example "9.0"')
+    return GpuPool(
+        name=section.text("name"),
+        product=section.text("product"),
+        memory_mib=section.number("memoryMiB"),
+        gpus_per_node=section.number("gpusPerNode"),
+        node_selector=section.texts("nodeSelector"),
+        tolerations=tuple(one.content for one in section.sections("tolerations")),
+        max_nodes=section.number("maxNodes") if section.has("maxNodes") else None,
+        cost_per_gpu_hour=amount,
+        compute_capability=has,
+    )
+
+
+def _gateway(root: Section, namespace: str) -> GatewayConfig:
+    gateway = root.section("gateway")
+    return GatewayConfig(
+        namespace=gateway.text("namespace", namespace),
+        keys_secret=gateway.text("keysSecret", "qwen-gateway-keys"),
+        auth=gateway.choice("auth", ("keys", "none"), "keys"),
+    )
 
 
 def _port(environ: Mapping[str, str]) -> int:
@@ -110,74 +182,93 @@ def _port(environ: Mapping[str, str]) -> int:
     return int(text)
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+def _namespaces(environ: Mapping[str, str]) -> tuple[str, ...]:
+    names = environ.get("QWEN_WATCH_NAMESPACES", "").split(",")
+    return tuple(name.strip() for name in names if name.strip())
 
 
-def _env(path: str, item: object) -> EnvVar:
-    section = _Section(path, item)
-    return EnvVar(section.text("name"), section.raw("value"), section.raw("valueFrom"))
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A mapping of settings. `path` names it in messages, "" the outermost one. A null setting counts as absent."""
 
+    path: str
+    content: Mapping[str, Any]
 
-def _pool(path: str, item: object) -> GpuPool:
-    section = _Section(path, item)
-    try:
-        optional = details(path, section.content)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return GpuPool(
-        name=section.text("name"),
-        product=section.text("product"),
-        memory_mib=section.number("memoryMiB"),
-        gpus_per_node=section.number("gpusPerNode"),
-        node_selector=section.raw("nodeSelector") or {},
-        tolerations=tuple(section.items("tolerations")),
-        **optional,
-    )
-
-
-class _Section:
-    """A mapping of the file that knows its own path, for error texts."""
-
-    def __init__(self, path: str, content: object) -> None:
-        self._path = path
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path or 'the configuration'} is {content!r}: it must be a mapping")
-        self._content = content
-
-    @property
-    def content(self) -> Mapping[str, Any]:
-        return self._content
+    def __post_init__(self) -> None:
+        if not isinstance(self.content, Mapping):
+            raise ConfigError(f"{self.path or 'the configuration'} is {shown(self.content)}: it must be a mapping")
 
     def raw(self, name: str) -> Any:
-        return self._content.get(name)
+        """The value as it is, None where it is absent."""
+        return self.content.get(name)
 
-    def section(self, name: str) -> "_Section":
-        return _Section(self._at(name), self._content.get(name) or {})
+    def has(self, name: str) -> bool:
+        """Whether the setting is there and not null."""
+        return self.raw(name) is not None
+
+    def wrong(self, name: str, right: str) -> ConfigError:
+        """The error for a setting: its path, its value, and what would be right."""
+        state = f"is {shown(self.raw(name))}" if self.has(name) else "is missing"
+        return ConfigError(f"{self._at(name)} {state}: it must be {right}")
+
+    def section(self, name: str) -> Section:
+        """A mapping in this one; an absent one is empty."""
+        return Section(self._at(name), self.raw(name) if self.has(name) else {})
+
+    def passthrough(self, name: str) -> Any:
+        """A mapping that is handed to Kubernetes as it is; None where it is absent."""
+        return self.section(name).content if self.has(name) else None
+
+    def sections(self, name: str) -> tuple[Section, ...]:
+        """A list of mappings; an absent one is empty."""
+        return tuple(Section(self._at(f"{name}[{index}]"), one) for index, one in enumerate(self.items(name)))
+
+    def items(self, name: str) -> list[Any]:
+        """A list; an absent one is empty."""
+        value = self.raw(name)
+        if value is not None and not isinstance(value, list):
+            raise self.wrong(name, "a list")
+        return value or []
+
+    def words(self, name: str) -> tuple[str, ...]:
+        """A list of texts; a number counts as its digits."""
+        for index, value in enumerate(self.items(name)):
+            if not isinstance(value, (str, int, float)) or isinstance(value, bool):
+                raise Section(self.path, {f"{name}[{index}]": value}).wrong(f"{name}[{index}]", "a text, in quotes")
+        return tuple(str(value) for value in self.items(name))
+
+    def texts(self, name: str) -> Mapping[str, str]:
+        """A mapping of texts, such as labels."""
+        section = self.section(name)
+        return {str(key): section.text(key, "") for key in section.content}
 
     def text(self, name: str, default: str | None = None) -> str:
-        value = self._content.get(name, default)
-        if not isinstance(value, str) or not value:
-            raise ConfigError(f"{self._at(name)} is {value!r}: it must be a text that is not empty")
+        """A text. Without a default it must be there, and only with the default "" may it be empty."""
+        value = self.raw(name) if self.has(name) else default
+        if not isinstance(value, str) or (not value and default != ""):
+            raise self.wrong(name, "a text, in quotes" + ("" if default == "" else " and not empty"))
         return value
 
+    def choice(self, name: str, right: tuple[str, ...], default: str) -> str:
+        """One of some texts."""
+        value = self.raw(name) if self.has(name) else default
+        if value not in right:
+            raise self.wrong(name, " or ".join(right))
+        return str(value)
+
     def number(self, name: str, default: int | None = None) -> int:
-        value = self._content.get(name, default)
+        """A whole number of at least 1; required without a default."""
+        value = self.raw(name) if self.has(name) else default
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{self._at(name)} is {value!r}: it must be a whole number of at least 1")
+            raise self.wrong(name, "a whole number of at least 1")
         return value
 
     def flag(self, name: str, *, default: bool) -> bool:
-        value = self._content.get(name, default)
+        """True or false."""
+        value = self.raw(name) if self.has(name) else default
         if not isinstance(value, bool):
-            raise ConfigError(f"{self._at(name)} is {value!r}: it must be true or false")
-        return value
-
-    def items(self, name: str) -> list[Any]:
-        value = self._content.get(name) or []
-        if not isinstance(value, list):
-            raise ConfigError(f"{self._at(name)} is {value!r}: it must be a list")
+            raise self.wrong(name, "true or false")
         return value
 
     def _at(self, name: str) -> str:
-        return f"{self._path}.{name}" if self._path else name
+        return f"{self.path}.{name}" if self.path else name

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from qwen_runtime.checkpoints.reading import InvalidFactsError, parse_json
 from qwen_runtime.reasons import Reason
-from qwen_runtime.report import shorten
 
 
 @dataclass(eq=False)
@@ -27,13 +27,9 @@ class Fault(Exception):
         return {"version": 1, "error": error}
 
 
-def shown(value: object) -> str:
-    """A foreign value as it may stand in a message: JSON-like, short."""
-    names = {True: "true", False: "false", None: "null"}
-    if value is None or isinstance(value, bool):
-        return names[value]
-    if isinstance(value, str):
-        return "'" + shorten(value, 80) + "'"
-    if isinstance(value, (list, dict)):
-        return "a list" if isinstance(value, list) else "an object"
-    return shorten(str(value), 80)
+def parsed(data: bytes, file: str, limit: int) -> dict[str, Any]:
+    """A JSON object from a file of at most `limit` bytes; raises Fault with InvalidConfig for anything else."""
+    try:
+        return parse_json(data, file, limit)
+    except InvalidFactsError as error:
+        raise Fault(Reason.INVALID_CONFIG, f"{error}.", file) from None

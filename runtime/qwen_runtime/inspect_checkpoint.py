@@ -7,17 +7,20 @@ read as missing).
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qwen_runtime import config, weights
-from qwen_runtime.faults import Fault, shown
+from qwen_runtime import weights
+from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG, TensorHints, read
+from qwen_runtime.checkpoints.model import ModelConfig
+from qwen_runtime.checkpoints.reading import InvalidFactsError, shown
+from qwen_runtime.faults import Fault, parsed
 from qwen_runtime.reasons import Reason
 from qwen_runtime.safetensors import Shard, opened, owner_and_mode, read_exactly, read_shard
 
 INDEX = "model.safetensors.index.json"
-LARGEST_CONFIG = 10_000_000
 LARGEST_INDEX = 100_000_000
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -36,28 +39,35 @@ def inspect(folder: Path) -> dict[str, Any]:
     names = _listing(folder)
     if not any(name.endswith(".safetensors") for name in names) and INDEX not in names:
         _refuse_other_weights(folder, names)
-    raw = _small_file(folder, config.FILE, LARGEST_CONFIG)
-    parsed = config.parse_json(raw, config.FILE)
+    raw = _small_file(folder, CONFIG_FILE, LARGEST_CONFIG)
+    content = parsed(raw, CONFIG_FILE, LARGEST_CONFIG)
     shard_names = _shard_names(folder, names)
     shards = [read_shard(folder / name, name) for name in shard_names]
     weight_bytes = sum(shard.data_bytes for shard in shards)
     if weight_bytes == 0:
         raise Fault(Reason.MODEL_NOT_FOUND, f"The *.safetensors files of {folder} hold no tensors.")
-    found = config.facts(parsed, _hints(shards))
+    model = _model(content, _hints(shards))
     _check_tokenizer(folder, names)
     tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
-    if found["quantization"] is not None:
-        found["quantization"]["plain"] = weights.plain_modules(tensors)
+    if model.quantization is not None:
+        model = replace(model, quantization=replace(model.quantization, plain=weights.plain_modules(tensors)))
     return {
         "version": 2,
-        **found,
-        **weights.parts(tensors, found["tieWordEmbeddings"]),
+        **model.to_report(),
+        **weights.parts(tensors, model.tied),
         "weightBytes": weight_bytes,
         "tensors": sum(len(shard.tensors) for shard in shards),
         "files": len(shards),
         "tokenizer": True,
         "configSha256": hashlib.sha256(raw).hexdigest(),
     }
+
+
+def _model(content: Mapping[str, Any], hints: TensorHints) -> ModelConfig:
+    try:
+        return read(content, hints)
+    except InvalidFactsError as error:
+        raise Fault(Reason.INVALID_CONFIG, f"{CONFIG_FILE}: {error}.", CONFIG_FILE) from None
 
 
 def _listing(folder: Path) -> frozenset[str]:
@@ -71,7 +81,7 @@ def _listing(folder: Path) -> frozenset[str]:
         message = f"{folder} cannot be listed by uid {os.geteuid()}: {owner_and_mode(folder)}; run chmod a+rx on it."
         raise Fault(Reason.UNREADABLE_WEIGHTS, message) from None
     except FileNotFoundError:
-        message = f"{folder} does not exist; the path must name the folder that holds {config.FILE}."
+        message = f"{folder} does not exist; the path must name the folder that holds {CONFIG_FILE}."
         raise Fault(Reason.MODEL_NOT_FOUND, message) from None
     except (OSError, ValueError) as error:
         detail = error.strerror if isinstance(error, OSError) else error
@@ -88,7 +98,7 @@ def _refuse_other_weights(folder: Path, names: Iterable[str]) -> None:
     for name in sorted(names):
         if name.endswith(".gguf"):
             raise _gguf(name)
-    if config.FILE in names:
+    if CONFIG_FILE in names:
         pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
         instead = f", only {shown(pickles[0])}; convert it to safetensors" if pickles else ""
         raise Fault(Reason.MODEL_NOT_FOUND, f"{folder} has no *.safetensors file{instead}.")
@@ -107,7 +117,7 @@ def _shard_names(folder: Path, names: frozenset[str]) -> list[str]:
     """The index's files when there is an index, as engines do; else every safetensors file."""
     if INDEX not in names:
         return sorted(name for name in names if name.endswith(".safetensors"))
-    index = config.parse_json(_small_file(folder, INDEX, LARGEST_INDEX), INDEX)
+    index = parsed(_small_file(folder, INDEX, LARGEST_INDEX), INDEX, LARGEST_INDEX)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         message = f"weight_map in {INDEX} is {shown(weight_map)}; it must be an object of tensor names and files."
@@ -120,7 +130,7 @@ def _shard_names(folder: Path, names: frozenset[str]) -> list[str]:
     return sorted(set(weight_map.values()))
 
 
-def _hints(shards: Iterable[Shard]) -> config.Hints:
+def _hints(shards: Iterable[Shard]) -> TensorHints:
     by_dtype = dict.fromkeys(_DTYPES, 0)
     has_lm_head = False
     for shard in shards:
@@ -129,7 +139,7 @@ def _hints(shards: Iterable[Shard]) -> config.Hints:
             if tensor.dtype in by_dtype:
                 by_dtype[tensor.dtype] += tensor.size
     largest = max(by_dtype, key=lambda dtype: by_dtype[dtype])
-    return config.Hints(_DTYPES[largest] if by_dtype[largest] else None, has_lm_head)
+    return TensorHints(_DTYPES[largest] if by_dtype[largest] else None, has_lm_head)
 
 
 def _check_tokenizer(folder: Path, names: frozenset[str]) -> None:

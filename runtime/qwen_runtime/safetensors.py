@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_runtime.config import parse_json
-from qwen_runtime.faults import Fault, shown
+from qwen_runtime.checkpoints.reading import shown
+from qwen_runtime.faults import Fault, parsed
 from qwen_runtime.reasons import Reason
 
 LARGEST_HEADER = 100_000_000  # the limit of the safetensors library itself
@@ -138,7 +138,7 @@ def _refuse_lfs_pointer(start: bytes, descriptor: int, size: int, name: str) -> 
 
 def parse_header(header: bytes, name: str) -> Shard:
     """Tensors of a header; InvalidConfig when it is malformed or its ranges overlap or leave gaps."""
-    entries = parse_json(header, f"the header of {name}")
+    entries = parsed(header, f"the header of {name}", LARGEST_HEADER)
     entries.pop("__metadata__", None)
     ranges: list[tuple[int, int]] = []
     tensors: dict[str, Tensor] = {}

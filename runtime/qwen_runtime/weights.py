@@ -6,16 +6,9 @@ divided among the GPUs, as nearly everything is.
 
 from collections.abc import Mapping
 
+from qwen_runtime.checkpoints.model import SAMPLES, Module
 from qwen_runtime.safetensors import Tensor
 
-# One layer of each kind by the end of its name, for what a quantization left at 16 bits.
-_SAMPLES = {
-    "self_attn": "self_attn.o_proj.weight",
-    "linear_attn": "linear_attn.out_proj.weight",
-    "mlp": "mlp.down_proj.weight",
-    "mlp.experts": "mlp.experts.0.down_proj.weight",
-    "mlp.shared_expert": "mlp.shared_expert.down_proj.weight",
-}
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
 _KV = (".k_proj.", ".v_proj.")
 _ON_EVERY_GPU = ("norm", ".mlp.gate.", ".shared_expert_gate.", "patch_embed", "pos_embed")
@@ -39,12 +32,12 @@ def parts(tensors: Mapping[str, Tensor], tied: bool) -> dict[str, int]:
     return size
 
 
-def plain_modules(tensors: Mapping[str, Tensor]) -> list[str]:
+def plain_modules(tensors: Mapping[str, Tensor]) -> tuple[Module, ...]:
     """Kinds of linear layers that a quantized checkpoint holds at 16 bits or more; one such layer is enough."""
     found = {
         kind
         for name, tensor in tensors.items()
-        for kind, sample in _SAMPLES.items()
-        if tensor.dtype in _PLAIN_DTYPES and name.endswith(sample) and not name.startswith(_NOT_LOADED)
+        for kind, sample in SAMPLES.items()
+        if tensor.dtype in _PLAIN_DTYPES and name.endswith(f"{sample}.weight") and not name.startswith(_NOT_LOADED)
     }
-    return sorted(found)
+    return tuple(sorted(found))

@@ -10,11 +10,27 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
 from typing import Any
 
 from qwen_operator.checkpoints import parallel
-from qwen_operator.checkpoints.reading import Fields, InvalidFactsError
+from qwen_runtime.checkpoints.model import (
+    DTYPES,
+    MAX_BITS,
+    MAX_BYTES,
+    MAX_EXPERTS,
+    MAX_FACTOR,
+    MAX_HEADS,
+    MAX_HIDDEN,
+    MAX_LAYERS,
+    MAX_POSITIONS,
+    MAX_WIDTH,
+    LinearAttention,
+    Module,
+    Quantization,
+    RopeScaling,
+    report_names,
+)
+from qwen_runtime.checkpoints.reading import Fields, InvalidFactsError
 
 __all__ = [
     "CATALOG",
@@ -32,22 +48,11 @@ CATALOG = "Catalog"
 HUB = "Hub"
 INSPECTION = "Inspection"
 
-DTYPES = ("bfloat16", "float16", "float32")
 # SGLang's `--dtype auto` serves float32 checkpoints as float16, and its KV cache has the dtype of the model.
 KV_BYTES_PER_VALUE = 2
 # The vocabulary is padded to this many rows and to the number of ranks.
 _VOCAB_STEP = 64
 
-# Above these a report is broken or hostile, not a model.
-MAX_LAYERS = 4096
-MAX_WIDTH = 1 << 24
-MAX_HEADS = 1 << 14
-MAX_HIDDEN = 1 << 20
-MAX_POSITIONS = 1 << 28
-MAX_BYTES = 1 << 46
-MAX_EXPERTS = 1 << 16
-MAX_BITS = 16
-MAX_FACTOR = 4096.0
 _MAX_TEXT = 128
 
 _FAMILIES = {
@@ -59,60 +64,6 @@ _FAMILIES = {
 _SERVED = ("auto-round", "awq", "bitsandbytes", "compressed-tensors", "fp8", "gguf", "gptq", "modelopt", "modelopt_fp4",
            "modelopt_fp8", "modelopt_mixed", "moe_wna16", "mxfp4", "mxfp8", "quark", "w4afp8", "w8a8_fp8",
            "w8a8_int8")  # fmt: skip
-_REPORT_NAMES = {"tied": "tieWordEmbeddings", "digest": "configSha256"}
-
-
-class Module(StrEnum):
-    """Kinds of linear layers that a quantization may leave out; the values are their names in checkpoints."""
-
-    ATTENTION = "self_attn"
-    LINEAR_ATTENTION = "linear_attn"
-    MLP = "mlp"
-    EXPERTS = "mlp.experts"
-    SHARED_EXPERT = "mlp.shared_expert"
-
-
-@dataclass(frozen=True, slots=True)
-class Quantization:
-    """How the linear layers are stored.
-
-    `group_size` is None where scales are not per group, `block` the edge of FP8's square blocks or None where a scale
-    covers a channel or the whole tensor. `symmetric` and `desc_act` are None where the files do not say. `plain` are
-    the kinds of layers that were left at 16 bits.
-    """
-
-    method: str
-    bits: int
-    group_size: int | None
-    symmetric: bool | None = None
-    desc_act: bool | None = None
-    block: int | None = None
-    plain: tuple[Module, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class LinearAttention:
-    """The layers of a hybrid that keep a state of fixed size per request instead of a KV cache (gated delta net).
-
-    `conv_kernel` is the width of the causal convolution, `state_value_bytes` the size of one value of the state.
-    """
-
-    layers: int
-    value_heads: int
-    key_heads: int
-    key_dim: int
-    value_dim: int
-    conv_kernel: int
-    state_value_bytes: int = 4
-
-
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """What config.json itself sets to reach beyond the trained positions; `type` for example yarn."""
-
-    type: str
-    factor: float
-    original_max_positions: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +120,7 @@ class Checkpoint:
 
         Reads the records of earlier versions too, which lack the fields after `digest`; those are derived.
         """
-        facts = _read(Fields(_as_report(record)), _text(Fields(record), "source"))
+        facts = _read(Fields(report_names(record)), _text(Fields(record), "source"))
         return replace(facts, commit=_text(Fields(record), "commit")) if record.get("commit") else facts
 
     @classmethod
@@ -234,16 +185,6 @@ class Checkpoint:
     def valid_parallel(self, max_gpus: int) -> tuple[tuple[int, int], ...]:
         """All valid (tp, ep) with tp <= `max_gpus`, fewer GPUs first, then the smaller ep."""
         return parallel.valid(self, max_gpus)
-
-
-def _as_report(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with the names of a report, which are also those of the messages."""
-    return {
-        _REPORT_NAMES.get(key, re.sub(r"_(\w)", lambda match: match[1].upper(), key)): (
-            _as_report(value) if isinstance(value, Mapping) else value
-        )
-        for key, value in record.items()
-    }
 
 
 def _read(report: Fields, source: str) -> Checkpoint:

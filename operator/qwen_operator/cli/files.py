@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen_operator.checkpoints.reading import LARGEST_CONFIG, InvalidFactsError, parse_json
+from qwen_runtime.checkpoints.config import LARGEST_CONFIG
+from qwen_runtime.checkpoints.reading import InvalidFactsError, parse_json
 
 MOST_BYTES = 8_000_000
 # A node object has up to 50 kB, most of it the names of images.

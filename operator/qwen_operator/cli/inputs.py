@@ -19,7 +19,8 @@ from qwen_operator.checkpoints.facts import INSPECTION, Checkpoint, InvalidFacts
 from qwen_operator.checkpoints.hubs import Hub, HubError
 from qwen_operator.cli import files
 from qwen_operator.cli.files import InputError
-from qwen_operator.cli.settings import Settings, chart_settings
+from qwen_operator.cli.settings import chart_settings
+from qwen_operator.config import Settings
 from qwen_operator.hardware.boards import board, similar
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct, Inventory, inventory
 from qwen_operator.hardware.pools import GpuPool

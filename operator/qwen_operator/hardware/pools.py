@@ -1,4 +1,4 @@
-"""Pools of GPU nodes that the chart declares, and how their values are read.
+"""Pools of GPU nodes that the chart declares, and their prices.
 
 Money is counted in thousandths of a dollar: 2.90 per hour is 2900. Sums and comparisons stay exact.
 """
@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from qwen_operator.hardware.boards import capability
-
-_MOST_DOLLARS = 1_000_000
+MOST_DOLLARS = 1_000_000
+"""The highest price of a GPU and hour that is believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,34 +35,14 @@ class GpuPool:
     compute_capability: tuple[int, int] | None = None
 
 
-def details(path: str, pool: Mapping[str, Any]) -> dict[str, Any]:
-    """The optional members of a pool, as keywords for GpuPool: maxNodes, costPerGpuHour, computeCapability.
-
-    `path` names the pool in messages. Raises ValueError, with a sentence that names the member and the value.
-    """
-    nodes, cost, compute = pool.get("maxNodes"), pool.get("costPerGpuHour"), pool.get("computeCapability")
-    if nodes is not None and (not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1):
-        raise ValueError(f"{path}.maxNodes is {nodes!r}: it must be a whole number of at least 1")
-    found = None if compute is None else capability(str(compute))
-    if compute is not None and found is None:
-        raise ValueError(f'{path}.computeCapability is {compute!r}: it must be MAJOR.MINOR, for example "9.0"')
-    return {
-        "max_nodes": nodes,
-        "cost_per_gpu_hour": None if cost is None else thousandths(f"{path}.costPerGpuHour", cost),
-        "compute_capability": found,
-    }
-
-
-def thousandths(path: str, value: object) -> int:
-    """Dollars as text or number ("2.90") in thousandths (2900), rounded; raises ValueError with a sentence."""
+def thousandths(value: object) -> int | None:
+    """Dollars as text or number ("2.90") in thousandths (2900), rounded; None for what is no price."""
     try:
         dollars = Decimal(str(value))
     except InvalidOperation:
-        dollars = Decimal("NaN")
-    if isinstance(value, bool) or not dollars.is_finite() or not 0 <= dollars <= _MOST_DOLLARS:
-        raise ValueError(
-            f'{path} is {value!r}: it must be dollars per GPU and hour from 0 to {_MOST_DOLLARS}, for example "2.90"'
-        )
+        return None
+    if isinstance(value, bool) or not dollars.is_finite() or not 0 <= dollars <= MOST_DOLLARS:
+        return None
     return int((dollars * 1000).to_integral_value())
 
 

@@ -12,14 +12,14 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 
 from qwen_operator.checkpoints.config import from_config
-from qwen_operator.checkpoints.facts import HUB, MAX_BYTES, InvalidFactsError
+from qwen_operator.checkpoints.facts import HUB, Checkpoint, InvalidFactsError
 from qwen_operator.checkpoints.hubs import (
     ADDRESSES,
     DEFAULT_REVISIONS,
@@ -30,9 +30,10 @@ from qwen_operator.checkpoints.hubs import (
     is_address,
     is_repository,
 )
-from qwen_operator.checkpoints.reading import LARGEST_CONFIG, Fields, parse_json, shown
+from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG
+from qwen_runtime.checkpoints.model import MAX_BYTES
+from qwen_runtime.checkpoints.reading import Fields, parse_json, shown
 
-CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 LARGEST_INDEX = 32 << 20
 LARGEST_LISTING = 8 << 20
@@ -111,15 +112,19 @@ def _check(repository: str, revision: str, base: str) -> None:
 
 async def _read(repository: _Repository, revision: str) -> HubCheckpoint:
     listing = await _listing(repository, revision)
-    if CONFIG not in listing.sizes:
+    if CONFIG_FILE not in listing.sizes:
         held = "GGUF files" if any(path.endswith(".gguf") for path in listing.sizes) else "no model that can be read"
-        raise InvalidFactsError(f"there is no {CONFIG}; the repository holds {held}")
-    raw = await _get(repository, repository.file_url(listing.commit, CONFIG), LARGEST_CONFIG, CONFIG)
-    config = parse_json(raw, CONFIG, LARGEST_CONFIG)
+        raise InvalidFactsError(f"there is no {CONFIG_FILE}; the repository holds {held}")
+    raw = await _get(repository, repository.file_url(listing.commit, CONFIG_FILE), LARGEST_CONFIG, CONFIG_FILE)
+    # A file near the limit takes a second to read, which would hold up everything else that runs on this loop.
+    config = await asyncio.to_thread(parse_json, raw, CONFIG_FILE, LARGEST_CONFIG)
     stored, tensors = await _weights(repository, listing)
-    digest = hashlib.sha256(raw).hexdigest()
-    resident = _resident(config, stored, tensors)
-    return HubCheckpoint(from_config(config, weight_bytes=resident, source=HUB, digest=digest), listing.commit)
+    facts = await asyncio.to_thread(_facts, config, stored, tensors)
+    return HubCheckpoint(replace(facts, digest=hashlib.sha256(raw).hexdigest()), listing.commit)
+
+
+def _facts(config: Mapping[str, Any], stored: int, tensors: frozenset[str]) -> Checkpoint:
+    return from_config(config, weight_bytes=_resident(config, stored, tensors), source=HUB)
 
 
 def _resident(config: Mapping[str, Any], stored: int, tensors: frozenset[str]) -> int:
@@ -187,7 +192,6 @@ async def _weights(repository: _Repository, listing: _Listing) -> tuple[int, fro
             raise InvalidFactsError("there are no *.safetensors files; convert the weights to safetensors")
         return _total(listing, files), frozenset()
     raw = await _get(repository, repository.file_url(listing.commit, INDEX), LARGEST_INDEX, INDEX)
-    # Parsing so much would hold up everything else that runs on this loop.
     index = Fields(await asyncio.to_thread(parse_json, raw, INDEX, LARGEST_INDEX))
     weight_map = index.nested("weight_map").values
     if not weight_map or not all(isinstance(file, str) for file in weight_map.values()):

@@ -5,7 +5,7 @@ A product whose compute capability nobody states passes every gate; the plan say
 
 from __future__ import annotations
 
-from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints.facts import Checkpoint, Quantization
 from qwen_operator.hardware.boards import board
 from qwen_operator.hardware.inventory import GpuProduct
 
@@ -17,7 +17,9 @@ FP8_KV_CACHE: Capability = (8, 9)
 # By format of the weights. GPTQ's own kernel was removed in SGLang 0.5.21; what is left is Marlin.
 _WEIGHTS = {"awq": (7, 5), "gptq": (8, 0), "fp8": (8, 0), "gguf": (7, 5)}
 _FP8_NATIVE: Capability = (8, 9)
-_GPTQ_BITS = (4, 8)
+_PACKED_BITS = (4, 8)
+# The kernel for older GPUs unpacks 4 bits only; 8 bits need Marlin.
+_AWQ_8_BITS: Capability = (8, 0)
 # Beyond so many GPUs without NVLink the exchange between them takes longer than the work.
 _PCIE_GPUS = 4
 
@@ -39,15 +41,15 @@ def dropped(checkpoint: Checkpoint) -> str | None:
             f"weights are {checkpoint.quantization_name}, which cannot be planned; right would be "
             f"{', '.join(sorted(_WEIGHTS))} or 16 bit"
         )
-    if quantization.method != "gptq":
+    if quantization.method not in ("gptq", "awq"):
         return None
-    if quantization.symmetric is False:
+    if quantization.method == "gptq" and quantization.symmetric is False:
         return (
             "weights are asymmetric GPTQ (sym: false), whose kernel SGLang removed in 0.5.21; symmetric GPTQ or AWQ "
             "would be right"
         )
-    if quantization.bits not in _GPTQ_BITS:
-        return f"weights are {quantization.bits}-bit GPTQ; SGLang runs 4 and 8 bits since 0.5.21"
+    if quantization.bits not in _PACKED_BITS:
+        return f"weights are {quantization.bits}-bit {quantization.method.upper()}; SGLang runs 4 and 8 bits"
     return None
 
 
@@ -58,13 +60,20 @@ def barrier(checkpoint: Checkpoint, kv_cache_type: str, product: GpuProduct) -> 
         return None
     wanted = [("SGLang 0.5.23", ENGINE)]
     if checkpoint.quantization:
-        wanted.append((f"{checkpoint.quantization.method.upper()} weights", _WEIGHTS[checkpoint.quantization.method]))
+        wanted.append(_weights(checkpoint.quantization))
     wanted.append((f"spec.engine.kvCacheType {kv_cache_type}", KV_CACHE_TYPES[kv_cache_type][2]))
     for what, least in wanted:
         if has < least:
             verb = "need" if what.endswith("weights") else "needs"
             return f"{what} {verb} compute capability {least[0]}.{least[1]}, {product.product} has {has[0]}.{has[1]}"
     return None
+
+
+def _weights(quantization: Quantization) -> tuple[str, Capability]:
+    name = f"{quantization.method.upper()} weights"
+    if quantization.method == "awq" and quantization.bits != 4:
+        return f"{quantization.bits}-bit {name}", _AWQ_8_BITS
+    return name, _WEIGHTS[quantization.method]
 
 
 def weight_type(checkpoint: Checkpoint, product: GpuProduct) -> str | None:

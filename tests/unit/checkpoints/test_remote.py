@@ -108,9 +108,9 @@ DAMAGE: dict[str, tuple[Callable[[FakeHub], Any], HubReason, str]] = {
     "unknown size": (lambda hub: hub.sizes.update(dict.fromkeys(SHARDS)), HubReason.INVALID, "how large model-00001"),
     "negative size": (lambda hub: hub.sizes.update(dict.fromkeys(SHARDS, -1)), HubReason.INVALID, "how large model-0"),
     "large config": (
-        lambda hub: hub.files.update({"config.json": b"{" + b" " * (1 << 20)}),
+        lambda hub: hub.files.update({"config.json": b"{" + b" " * 10_000_000}),
         HubReason.TOO_LARGE,
-        "config.json has more than 1048576 bytes",
+        "config.json has more than 10000000 bytes",
     ),
     "an index that would fill the memory": (
         lambda hub: hub.files.update({INDEX: b'{"a":[' + b"{}," * 400_001 + b"{}]}"}),

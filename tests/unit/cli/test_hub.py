@@ -97,5 +97,5 @@ def test_a_hub_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     path = tmp_path / "values.yaml"
     path.write_text("hub: {default: github}")
     assert cli.main(["plan", "--model", "Qwen/Qwen3-8B", "--config", str(path), *H100]) == 2
-    assert "hub: default is 'github', it must be hf or modelscope" in capsys.readouterr().err
+    assert "values.yaml: hub.default is 'github': it must be hf or modelscope" in capsys.readouterr().err
     assert EngineDefaults("a", "0.5.23").hub == "hf"

@@ -16,7 +16,7 @@ from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.cli import render
 from qwen_operator.cli.inputs import Inputs
-from qwen_operator.cli.settings import Settings
+from qwen_operator.config import Settings
 from qwen_operator.hardware.inventory import inventory
 from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, Resource
 from qwen_operator.manifests.names import Manifest
@@ -113,7 +113,7 @@ def _inputs(manifest: Manifest, nodes: list[Manifest]) -> Inputs:
     spec = parse(manifest)
     known = catalog.lookup(spec.model) if spec.source is None else Checkpoint.from_inspection(REPORT)
     assert known
-    return Inputs(manifest, spec, known, inventory(nodes, ()), Settings(CONFIG.engine, (), CONFIG.image))
+    return Inputs(manifest, spec, known, inventory(nodes, ()), Settings(CONFIG.image, CONFIG.engine, ()))
 
 
 def _plan(given: Inputs) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import yaml
 
 from qwen_operator.api.spec import EnvVar
 from qwen_operator.checkpoints.hubs import Hub
-from qwen_operator.cli.settings import Settings, chart_settings
+from qwen_operator.cli.settings import chart_settings, rendered
+from qwen_operator.config import Settings, load
 from qwen_operator.manifests.pods import RuntimeImage
 
 VALUES = Path(__file__).resolve().parents[3] / "charts/qwen-operator/values.yaml"
@@ -26,6 +28,26 @@ def _settings(folder: Path, values: Any) -> Settings:
 
 def test_without_a_file_they_are_those_of_the_chart() -> None:
     assert chart_settings(None) == chart_settings(str(VALUES))
+
+
+# What the operator needs besides, from the release and from other values.
+FOR_THE_OPERATOR = {"gateway", "workers", "resyncSeconds"}
+
+
+def test_values_become_the_configuration_that_the_template_renders() -> None:
+    """The template names the members; with the chart's own values they have what the operator takes as default."""
+    template = (VALUES.parent / "templates/operator-config.yaml").read_text()
+    members = set(re.findall(r'^  "(\w+)" ', template, re.MULTILINE))
+    values = yaml.safe_load(VALUES.read_text())
+    mine = rendered(values)
+    assert set(mine) | FOR_THE_OPERATOR == members
+    assert set(mine["engine"]) == set(re.findall(r'^    "(\w+)" .*engine', template, re.MULTILINE))
+    assert mine["image"]["reference"] == f"{values['image']['repository']}:{TAG}"
+    rest = {name: values["operator"][name] for name in ("workers", "resyncSeconds")}
+    config = load({}, yaml.safe_dump(mine | rest | {"gateway": {"auth": values["gateway"]["auth"]}}))
+    assert Settings(config.image, config.engine, config.pools) == chart_settings(None)
+    bare = load({}, yaml.safe_dump({"image": mine["image"], "engine": mine["engine"]}))
+    assert bare == config
 
 
 IMAGES = {

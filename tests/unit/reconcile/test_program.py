@@ -306,7 +306,7 @@ def test_a_wrong_configuration_is_one_line_and_exit_code_1(
     root = logging.getLogger()
     before = root.handlers[:]
     try:
-        for path, says in ((file, "image.reference is None"), (tmp_path / "absent", "absent")):
+        for path, says in ((file, "image.reference is missing"), (tmp_path / "absent", "absent")):
             monkeypatch.setenv("QWEN_CONFIG", str(path))
             assert cli(["run"]) == 1
             line = capsys.readouterr().err

@@ -189,7 +189,7 @@ class Kubelet:
 
     def _group_is_whole(self, pod: Manifest) -> bool:
         """An engine of several pods answers in none of them before all of them are there."""
-        needed = int(pod["metadata"]["annotations"].get("qwen-operator.dev/replica-pods", 1))
+        needed = int(pod["metadata"].get("annotations", {}).get("qwen-operator.dev/replica-pods", 1))
         replica = pod["metadata"]["name"].rpartition("-")[0]
         others = [one for one in self.api.all(PODS) if one["metadata"]["name"].rpartition("-")[0] == replica]
         return needed == 1 or len(others) == needed

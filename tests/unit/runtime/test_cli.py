@@ -108,5 +108,5 @@ def test_a_wrong_command_line_is_refused(
 
 def test_every_module_is_python_3_10() -> None:
     """Engine images are not ours: their Python may be older than the operator's."""
-    for module in PACKAGE.glob("*.py"):
+    for module in PACKAGE.rglob("*.py"):
         ast.parse(module.read_text(), feature_version=(3, 10))

@@ -60,7 +60,7 @@ def test_a_complete_checkpoint_is_reported_in_full(tmp_path: Path) -> None:
         ({"tie_word_embeddings": None}, {"tieWordEmbeddings": True}),
         ({"num_experts": 60}, {"experts": 60}),
         ({"num_experts": 0}, {"experts": None}),
-        ({"intermediate_size": None, "moe_intermediate_size": 768}, {"intermediate": 768}),
+        ({"intermediate_size": None, "num_experts": 8, "moe_intermediate_size": 768}, {"intermediate": 768}),
         ({"quantization_config": {}}, {"quantization": None}),
         (
             {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}},
@@ -119,7 +119,8 @@ def test_a_config_means_what_engines_take_it_for(
 
 
 HYBRID = {
-    "num_experts": 8, "moe_intermediate_size": 384, "shared_expert_intermediate_size": 512,
+    "architectures": ["Qwen3NextForCausalLM"], "num_experts": 8, "moe_intermediate_size": 384,
+    "shared_expert_intermediate_size": 512,
     "linear_num_value_heads": 32, "linear_num_key_heads": 16, "linear_key_head_dim": 128,
     "linear_value_head_dim": 64, "linear_conv_kernel_dim": 4,
 }  # fmt: skip
@@ -198,7 +199,7 @@ def test_multimodal_configs_keep_the_numbers_in_text_config(tmp_path: Path) -> N
     del outer["text_config"]["num_hidden_layers"]
     (tmp_path / "config.json").write_text(json.dumps(outer))
     assert error(tmp_path)["message"] == (
-        "text_config.num_hidden_layers is missing from config.json; it must be a whole number from 1 to 10000."
+        "config.json: text_config.num_hidden_layers is missing, it must be a whole number from 1 to 4096."
     )
 
 
@@ -207,38 +208,38 @@ def test_multimodal_configs_keep_the_numbers_in_text_config(tmp_path: Path) -> N
     [
         (
             {"num_hidden_layers": 10**9},
-            "num_hidden_layers in config.json is 1000000000; it must be a whole number from 1 to 10000.",
+            "config.json: num_hidden_layers is 1000000000, it must be a whole number from 1 to 4096.",
         ),
-        ({"num_hidden_layers": True}, "num_hidden_layers in config.json is true; it must be a whole number"),
-        ({"num_hidden_layers": "24"}, "num_hidden_layers in config.json is '24'; it must be a whole number"),
-        ({"num_hidden_layers": 24.0}, "num_hidden_layers in config.json is 24.0; it must be a whole number"),
-        ({"hidden_size": float("nan")}, "hidden_size in config.json is nan; it must be a whole number"),
-        ({"hidden_size": 0}, "hidden_size in config.json is 0; it must be a whole number from 1"),
-        ({"hidden_size": 1025}, "hidden_size in config.json is 1025; it must be a multiple of num_attention_heads"),
-        ({"vocab_size": [1]}, "vocab_size in config.json is a list; it must be"),
-        ({"num_key_value_heads": 5}, "num_key_value_heads in config.json is 5; it must be a divisor of"),
-        ({"num_key_value_heads": 32}, "num_key_value_heads in config.json is 32; it must be a whole number"),
-        ({"torch_dtype": "int8"}, "torch_dtype in config.json is 'int8'; it must be one of bfloat16,"),
-        ({"tie_word_embeddings": 1}, "tie_word_embeddings in config.json is 1; it must be true or false."),
-        ({"architectures": []}, "architectures in config.json is a list; it must be a list with the name"),
-        ({"architectures": ["a b"]}, "architectures[0] in config.json is 'a b'; it must be a name of letters"),
-        ({"model_type": None}, "model_type is missing from config.json; it must be a name of letters"),
-        ({"quantization_config": "gptq"}, "quantization_config in config.json is 'gptq'; it must be an object."),
+        ({"num_hidden_layers": True}, "config.json: num_hidden_layers is true, it must be a whole number"),
+        ({"num_hidden_layers": "24"}, "config.json: num_hidden_layers is '24', it must be a whole number"),
+        ({"num_hidden_layers": 24.0}, "config.json: num_hidden_layers is 24.0, it must be a whole number"),
+        ({"hidden_size": float("nan")}, "config.json: hidden_size is nan, it must be a whole number"),
+        ({"hidden_size": 0}, "config.json: hidden_size is 0, it must be a whole number from 1"),
+        ({"hidden_size": 1025}, "config.json: hidden_size is 1025, it must be a multiple of num_attention_heads"),
+        ({"vocab_size": [1]}, "config.json: vocab_size is a list, it must be"),
+        ({"num_key_value_heads": 5}, "config.json: num_key_value_heads is 5, it must be a divisor of"),
+        ({"num_key_value_heads": 32}, "config.json: num_key_value_heads is 32, it must be a whole number"),
+        ({"torch_dtype": "int8"}, "config.json: torch_dtype is 'int8', it must be one of bfloat16,"),
+        ({"tie_word_embeddings": 1}, "config.json: tie_word_embeddings is 1, it must be true or false."),
+        ({"architectures": []}, "config.json: architectures is a list, it must be a list with the name"),
+        ({"architectures": ["a b"]}, "config.json: architectures[0] is 'a b', it must be a name of letters"),
+        ({"model_type": None}, "config.json: model_type is null, it must be a name of letters"),
+        ({"quantization_config": "gptq"}, "config.json: quantization_config is 'gptq', it must be an object."),
         (
-            {"linear_num_value_heads": 32, "linear_num_key_heads": -1},
-            "linear_num_key_heads in config.json is -1; it must",
+            HYBRID | {"linear_num_key_heads": -1},
+            "config.json: linear_num_key_heads is -1, it must",
         ),
-        (HYBRID | {"layer_types": ["full_attention"]}, "layer_types in config.json is a list; it must be a list of 24"),
-        (HYBRID | {"mamba_ssm_dtype": "int4"}, "mamba_ssm_dtype in config.json is 'int4'; it must be one of float32,"),
-        (HYBRID | {"mlp_only_layers": 3}, "mlp_only_layers in config.json is 3; it must be a list of layer numbers."),
-        ({"rope_scaling": {"factor": 0.1}}, "rope_scaling.factor in config.json is 0.1; it must be a number from 1 to"),
+        (HYBRID | {"layer_types": ["full_attention"]}, "config.json: layer_types is a list, it must be a list of 24"),
+        (HYBRID | {"mamba_ssm_dtype": "int4"}, "config.json: mamba_ssm_dtype is 'int4', it must be one of float32,"),
+        (HYBRID | {"mlp_only_layers": 3}, "config.json: mlp_only_layers is 3, it must be a list of layer numbers."),
+        ({"rope_scaling": {"factor": 0.1}}, "config.json: rope_scaling.factor is 0.1, it must be a number from 1 to"),
         (
             {"rope_scaling": {"factor": 2}},
-            "rope_scaling.type is missing from config.json; it must be a name of letters",
+            "config.json: rope_scaling.type is missing, it must be a name of letters",
         ),
         (
             {"quantization_config": {"quant_method": "gptq"}},
-            "quantization_config.bits is missing from config.json; it must be a whole number from 1 to 16.",
+            "config.json: quantization_config.bits is missing, it must be a whole number from 1 to 16.",
         ),
     ],
 )
@@ -255,7 +256,7 @@ def test_numbers_of_millions_of_digits_are_refused_at_once(tmp_path: Path) -> No
     folder = checkpoint(tmp_path)
     text = json.dumps(CONFIG).replace("32768", "9" * 5_000_000)
     (folder / "config.json").write_text(text)
-    assert error(folder)["message"].startswith("max_position_embeddings in config.json is inf; it must be")
+    assert error(folder)["message"].startswith("config.json: max_position_embeddings is inf, it must be")
 
 
 def replace(name: str, data: bytes) -> Callable[[Path], object]:
@@ -283,7 +284,7 @@ def as_gguf(folder: Path) -> None:
         (replace("config.json", b'{"hidd'), "InvalidConfig", "config.json is not valid JSON: Unterminated string"),
         (replace("config.json", b"\xff\xfe\xfd"), "InvalidConfig", "config.json is not valid"),
         (replace("config.json", b"[" * 200_000), "InvalidConfig", "config.json is nested too deeply"),
-        (replace("config.json", b"[1]"), "InvalidConfig", "config.json holds a list; it must hold a JSON object."),
+        (replace("config.json", b"[1]"), "InvalidConfig", "config.json holds a list, it must hold a JSON object."),
         (replace("config.json", b" " * 10_000_000), "InvalidConfig", "config.json has 10000000 bytes; it must have"),
         (as_fifo, "InvalidConfig", "config.json must be a regular file"),
         (as_gguf, "InvalidConfig", "tiny-q8_0.gguf is a GGUF file; GGUF is not supported yet"),

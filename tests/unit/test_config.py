@@ -39,26 +39,45 @@ def test_two_releases_in_one_namespace_can_have_a_lease_each() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (("image: {reference: ", "image: {ref: "), "image.reference is None: it must be a text"),
-        (("image: {reference", "image: [] #"), "image.reference is None"),
+        (
+            ("image: {reference: ", "image: {ref: "),
+            "image.reference is missing: it must be a text",
+        ),
+        (("image: {reference", "image: [] #"), "image is a list: it must be a mapping"),
+        (("example/qwen-operator:1", ""), "image.reference is '': it must be a text, in quotes and not empty"),
         (("image: {reference", "image: 7 #"), "image is 7: it must be a mapping"),
         (("version: 0.5.23", "version: 0.5"), "engine.version is 0.5: it must be a text"),
         (("memoryMiB: 23034", "memoryMiB: 0"), "gpuPools[0].memoryMiB is 0: it must be a whole number of at least 1"),
-        (("gpusPerNode: 4", "gpusPerNode: yes"), "gpuPools[0].gpusPerNode is True"),
+        (
+            ("gpusPerNode: 4", "gpusPerNode: yes"),
+            "gpuPools[0].gpusPerNode is true: it must be a whole",
+        ),
         (
             ("gpusPerNode: 4", "gpusPerNode: 4, costPerGpuHour: x"),
             "gpuPools[0].costPerGpuHour is 'x': it must be dollars",
         ),
         (("args: [--device=cpu]", "args: --device=cpu"), "engine.args is '--device=cpu': it must be a list"),
-        (("env: [{name: A", "env: [{key: A"), "engine.env[0].name is None"),
-        (("gateway: {", "hub: {default: github}\ngateway: {"), 'hub.default is "github": it must be "hf" or'),
+        (("env: [{name: A", "env: [{key: A"), "engine.env[0].name is missing: it must be a text"),
+        (("gateway: {", "hub: {default: github}\ngateway: {"), "hub.default is 'github': it must be hf or modelscope"),
         (
             ("gateway: {", "hub: {url: hub.example.org}\ngateway: {"),
             "hub.url is 'hub.example.org': it must be an",
         ),
         (("gateway: {", "hub: {lookup: maybe}\ngateway: {"), "hub.lookup is 'maybe': it must be true or false"),
-        (("auth: none", "auth: open"), 'gateway.auth is "open": it must be "keys" or "none"'),
+        (("auth: none", "auth: open"), "gateway.auth is 'open': it must be keys or none"),
         (("gateway: {", "gateway: {{"), "is not YAML"),
+        (('value: "1"', "value: 1"), "engine.env[0].value is 1: it must be a text, in quotes"),
+        (('value: "1"', "valueFrom: x"), "engine.env[0].valueFrom is 'x': it must be a mapping"),
+        (("args: [--device=cpu]", "args: [true]"), "engine.args[0] is true: it must be a text, in quotes"),
+        (("[regcred]", "[{name: regcred}]"), "imagePullSecrets[0] is an object: it must be a text, in quotes"),
+        (
+            ('operator:1"', 'operator:1", pullPolicy: Sometimes'),
+            "image.pullPolicy is 'Sometimes': it must be Al",
+        ),
+        (("gpusPerNode: 4", "gpusPerNode: 4, nodeSelector: {pool: 1}"), "gpuPools[0].nodeSelector.pool is 1: it must"),
+        (("[{operator: Exists}]", "[gpu]"), "gpuPools[0].tolerations[0] is 'gpu': it must be a mapping"),
+        (("gpuPools: [{", "gpuPools: [x, {"), "gpuPools[0] is 'x': it must be a mapping"),
+        (("gateway: {", "workers: 0\ngateway: {"), "workers is 0: it must be a whole number of at least 1"),
     ],
 )
 def test_a_mistake_is_named_with_its_value_and_what_would_be_right(change: tuple[str, str], says: str) -> None:
@@ -68,10 +87,40 @@ def test_a_mistake_is_named_with_its_value_and_what_would_be_right(change: tuple
     assert says in str(caught.value)
 
 
+def test_a_file_that_is_no_mapping_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the configuration is a list: it must be a mapping"):
+        load({}, "- a")
+
+
+def test_null_is_a_setting_that_is_not_there() -> None:
+    nulls = "hub: {default: null, lookup: null}\nworkers: null\nresyncSeconds: null\n"
+    assert load({}, GOOD + nulls) == load({}, GOOD)
+
+
+@pytest.mark.parametrize(
+    ("member", "says"),
+    [
+        ("maxNodes: 0", "maxNodes is 0: it must be a whole number of at least 1"),
+        ("maxNodes: true", "maxNodes is true: it must be a whole number"),
+        ('maxNodes: "2"', "maxNodes is '2': it must be a whole number"),
+        ("computeCapability: sm90", "computeCapability is 'sm90': it must be MAJOR.MINOR"),
+        ('costPerGpuHour: "-1"', "costPerGpuHour is '-1': it must be dollars per GPU and hour from 0 to 1000000, for"),
+        ("costPerGpuHour: true", "costPerGpuHour is true: it must be dollars"),
+        ("costPerGpuHour: []", "costPerGpuHour is a list: it must be dollars"),
+    ],
+)
+def test_wrong_members_of_a_pool(member: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({}, GOOD.replace("gpusPerNode: 4", f"gpusPerNode: 4, {member}"))
+    assert str(caught.value).startswith(f"gpuPools[0].{says}")
+
+
 def test_cost_size_and_generation_of_a_pool() -> None:
     more = 'gpusPerNode: 4, costPerGpuHour: "0.80", maxNodes: 3, computeCapability: "8.9"'
     (pool,) = load({}, GOOD.replace("gpusPerNode: 4", more)).pools
     assert (pool.cost_per_gpu_hour, pool.max_nodes, pool.compute_capability) == (800, 3, (8, 9))
+    (pool,) = load({}, GOOD.replace("gpusPerNode: 4", "gpusPerNode: 4, computeCapability: 9.0")).pools
+    assert (pool.cost_per_gpu_hour, pool.max_nodes, pool.compute_capability) == (None, None, (9, 0))
 
 
 def test_where_models_come_from() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from qwen_operator.checkpoints.facts import Checkpoint, LinearAttention, Module, Quantization
+from qwen_runtime.checkpoints.model import LinearAttention, ModelConfig, Module, Quantization
 
 
 class Part(Enum):
@@ -64,17 +64,24 @@ def weigh(tensors: Iterable[Tensors], quantization: Quantization | None) -> Weig
     size = dict.fromkeys(Part, 0)
     for group in tensors:
         parameters += group.parameters
-        packed = quantization is not None and group.module is not None and group.module not in quantization.plain
-        size[group.part] += group.count * _matrix_bytes(group.inputs, group.outputs, quantization if packed else None)
+        size[group.part] += group.count * _matrix_bytes(group, _format(group, quantization))
     return Weights(parameters, sum(size.values()), size[Part.REPLICATED], size[Part.KV])
 
 
-def _matrix_bytes(inputs: int, outputs: int, quantization: Quantization | None) -> int:
-    """Bytes of one linear layer.
+def _format(group: Tensors, quantization: Quantization | None) -> Quantization | None:
+    """How the matrices of a group are stored; None for 16 bits per value."""
+    if quantization is None or group.module is None or group.module in quantization.plain:
+        return None
+    return quantization
+
+
+def _matrix_bytes(group: Tensors, quantization: Quantization | None) -> int:
+    """Bytes of one matrix of the group in this format.
 
     GPTQ and AWQ: packed values, per group of inputs and output a 16-bit scale and a packed zero point, and for GPTQ
     the group index of each input (4 bytes). FP8: one byte a value, a 32-bit scale per block or per matrix.
     """
+    inputs, outputs = group.inputs, group.outputs
     if quantization is None:
         return 2 * inputs * outputs
     if quantization.method == "fp8":
@@ -88,8 +95,8 @@ def _matrix_bytes(inputs: int, outputs: int, quantization: Quantization | None) 
     return packed + groups * outputs * 2 + index
 
 
-def language_model(model: Checkpoint, layout: Layout) -> Iterator[Tensors]:
-    """The tensors of the language model; `model`'s own byte counts are not used."""
+def language_model(model: ModelConfig, layout: Layout) -> Iterator[Tensors]:
+    """The tensors of the language model."""
     yield Tensors(model.vocab, model.hidden, 1 if model.tied else 2)
     yield Tensors(1, model.hidden, 2 * model.layers + 1, Part.REPLICATED)
     yield from _attention(model, layout)
@@ -105,7 +112,7 @@ def language_model(model: Checkpoint, layout: Layout) -> Iterator[Tensors]:
         yield from _mlp(model.hidden, model.shared_intermediate, sparse, Module.SHARED_EXPERT)
 
 
-def _attention(model: Checkpoint, layout: Layout) -> Iterator[Tensors]:
+def _attention(model: ModelConfig, layout: Layout) -> Iterator[Tensors]:
     layers, hidden = model.attention_layers, model.hidden
     q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
     gated = q * (2 if layout.output_gate else 1)

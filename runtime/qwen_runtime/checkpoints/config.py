@@ -1,0 +1,292 @@
+"""The one reader of config.json. It believes a field only where type and range are plausible.
+
+A number that is wrong here becomes a wrong plan and a crash minutes later on a rented GPU. So nothing is coerced: a
+boolean is no number, 24.0 is no whole number, and NaN is in no range. What the engine does with a field counts, not
+the model's name.
+
+`read` accepts every model class, because an inspection reports any folder and counts the bytes of its files. `measure`
+also works out bytes, and accepts only the classes and formats whose tensors are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+from qwen_runtime.checkpoints import model as limits
+from qwen_runtime.checkpoints import quantization, shapes
+from qwen_runtime.checkpoints.model import LinearAttention, ModelConfig, RopeScaling
+from qwen_runtime.checkpoints.reading import Fields, InvalidFactsError
+
+CONFIG_FILE = "config.json"
+LARGEST_CONFIG = 10_000_000
+"""The most bytes of a config.json. Real ones have a few thousand, or 2 MB where a quantization names every expert."""
+
+_QWEN2 = shapes.Layout(qkv_bias=True)
+_QWEN3 = shapes.Layout(qk_norm=True)
+_HYBRID = shapes.Layout(qk_norm=True, output_gate=True)
+LAYOUTS = {
+    "Qwen2ForCausalLM": _QWEN2,
+    "Qwen2MoeForCausalLM": _QWEN2,
+    "Qwen2VLForConditionalGeneration": _QWEN2,
+    "Qwen2_5_VLForConditionalGeneration": _QWEN2,
+    "Qwen3ForCausalLM": _QWEN3,
+    "Qwen3MoeForCausalLM": _QWEN3,
+    "Qwen3VLForConditionalGeneration": _QWEN3,
+    "Qwen3VLMoeForConditionalGeneration": _QWEN3,
+    "Qwen3NextForCausalLM": _HYBRID,
+    "Qwen3_5ForConditionalGeneration": _HYBRID,
+    "Qwen3_5MoeForConditionalGeneration": _HYBRID,
+}
+_STATE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHints:
+    """What the tensors say where config.json is silent: the dtype of most bytes, and whether `lm_head` is stored."""
+
+    dtype: str | None
+    has_lm_head: bool
+
+
+NO_TENSORS = TensorHints(None, has_lm_head=True)
+"""For a config.json without its weights: a silent one then means what the model class has as default."""
+
+
+def read(config: Mapping[str, Any], hints: TensorHints = NO_TENSORS) -> ModelConfig:
+    """The model that a parsed config.json describes, of any class.
+
+    The language model's numbers come from `text_config` where there is one, as SGLang takes them. Raises
+    InvalidFactsError with the field, its value, and what would be right.
+    """
+    top = Fields(config)
+    text = _text(top)
+    architecture = _architecture(top)
+    layers = text.whole("num_hidden_layers", limits.MAX_LAYERS)
+    hidden = text.whole("hidden_size", limits.MAX_HIDDEN)
+    heads = text.whole("num_attention_heads", limits.MAX_HEADS)
+    experts = text.optional("num_experts", limits.MAX_EXPERTS, low=0) or None
+    dense = layers if experts is None else _dense_layers(text, layers)
+    attention_layers = _attention_layers(architecture, text, layers)
+    return ModelConfig(
+        architecture=architecture,
+        model_type=top.name("model_type"),
+        dtype=_dtype(top, text, hints),
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=_kv_heads(text, heads),
+        head_dim=_head_dim(text, hidden, heads),
+        intermediate=_intermediate(text, dense),
+        vocab=(text if text.has("vocab_size") else top).whole("vocab_size", limits.MAX_VOCAB),
+        max_positions=text.whole("max_position_embeddings", limits.MAX_POSITIONS),
+        tied=_tied(top, text, hints),
+        quantization=quantization.read(top, text),
+        experts=experts,
+        attention_layers=attention_layers,
+        dense_layers=dense,
+        expert_intermediate=_expert_width(text, "moe_intermediate_size") if experts else None,
+        shared_intermediate=_expert_width(text, "shared_expert_intermediate_size") if experts else None,
+        linear=_linear(text, layers - attention_layers),
+        rope=_rope(text),
+        multimodal=top.has("vision_config"),
+    )
+
+
+def measure(config: Mapping[str, Any], *, towers: bool = True) -> tuple[ModelConfig, shapes.Weights]:
+    """The model and its weights, worked out from the shapes.
+
+    Without `towers`, a vision tower that cannot be read is left out. Raises InvalidFactsError as `read` does, and for
+    a model class or a quantization whose bytes are not known.
+    """
+    top = Fields(config)
+    text = _text(top)
+    _check_known(top)
+    quantization.check_known(top, text)
+    model = read(config)
+    if model.experts is not None and model.expert_intermediate is None:
+        raise text.refuse("moe_intermediate_size", f"a whole number from 1 to {limits.MAX_WIDTH}")
+    tensors = chain(shapes.language_model(model, _layout(model.architecture, text)), _vision(top, model, towers))
+    return model, shapes.weigh(tensors, model.quantization)
+
+
+def _text(top: Fields) -> Fields:
+    return top.nested("text_config") if top.has("text_config") else top
+
+
+def _architecture(top: Fields) -> str:
+    names = top.values.get("architectures")
+    if not isinstance(names, list) or not names:
+        raise top.refuse("architectures", "a list with the name of the model class, for example Qwen2ForCausalLM")
+    return Fields({"architectures[0]": names[0]}).name("architectures[0]")
+
+
+def _check_known(top: Fields) -> None:
+    names = top.values.get("architectures")
+    known = "one of " + ", ".join(LAYOUTS)
+    if not isinstance(names, list) or not names:
+        raise top.refuse("architectures", f"a list whose first entry is {known}")
+    if not isinstance(names[0], str) or names[0] not in LAYOUTS:
+        raise Fields({"architectures[0]": names[0]}).refuse("architectures[0]", known)
+
+
+def _layout(architecture: str, text: Fields) -> shapes.Layout:
+    """The class's layout, as far as config.json may change it; defaults are those of the Hugging Face classes."""
+    layout = LAYOUTS[architecture]
+    if architecture == "Qwen2MoeForCausalLM":
+        return replace(layout, qkv_bias=text.optional_flag("qkv_bias") is not False)
+    if layout.qkv_bias:
+        return layout
+    bias = bool(text.optional_flag("attention_bias"))
+    gate = layout.output_gate and text.optional_flag("attn_output_gate") is not False
+    return replace(layout, qkv_bias=bias, output_bias=bias, output_gate=gate)
+
+
+def _dtype(top: Fields, text: Fields, hints: TensorHints) -> str:
+    """SGLang reads `dtype` of the text part first; older files call it `torch_dtype` and may write `torch.float16`."""
+    for fields in (text, top):
+        for name in ("dtype", "torch_dtype"):
+            if fields.has(name):
+                value = fields.values[name]
+                plain = value.removeprefix("torch.") if isinstance(value, str) else ""
+                if plain not in limits.DTYPES:
+                    raise fields.refuse(name, "one of " + ", ".join(limits.DTYPES))
+                return plain
+    if hints.dtype is None:
+        raise text.refuse("torch_dtype", "one of " + ", ".join(limits.DTYPES))
+    return hints.dtype
+
+
+def _kv_heads(text: Fields, heads: int) -> int:
+    kv_heads = text.optional("num_key_value_heads", heads) or heads
+    if heads % kv_heads:
+        raise text.refuse("num_key_value_heads", f"a divisor of num_attention_heads, which is {heads}")
+    return kv_heads
+
+
+def _head_dim(text: Fields, hidden: int, heads: int) -> int:
+    if not text.has("head_dim") and hidden % heads:
+        raise text.refuse("hidden_size", f"a multiple of num_attention_heads, which is {heads}, as head_dim is not set")
+    return text.optional("head_dim", limits.MAX_HEADS) or hidden // heads
+
+
+def _intermediate(text: Fields, dense_layers: int) -> int:
+    """The plain MLP's width. Models whose layers all have experts may leave it out; then it is one expert's."""
+    if dense_layers == 0 and not text.has("intermediate_size"):
+        return text.whole("moe_intermediate_size", limits.MAX_WIDTH)
+    return text.whole("intermediate_size", limits.MAX_WIDTH)
+
+
+def _expert_width(text: Fields, name: str) -> int | None:
+    """None where the field is absent or 0, which is how a model without a shared expert writes it."""
+    return text.optional(name, limits.MAX_WIDTH, low=0) or None
+
+
+def _dense_layers(text: Fields, layers: int) -> int:
+    """Layers of a model with experts that have a plain MLP instead."""
+    step = text.optional("decoder_sparse_step", limits.MAX_LAYERS) or 1
+    plain = text.values.get("mlp_only_layers") or []
+    if not isinstance(plain, list) or not all(isinstance(index, int) for index in plain):
+        raise text.refuse("mlp_only_layers", "a list of layer numbers")
+    return sum(index in plain or (index + 1) % step != 0 for index in range(layers))
+
+
+def _attention_layers(architecture: str, text: Fields, layers: int) -> int:
+    """Layers with a KV cache: as `layer_types` lists them, else every `full_attention_interval`th (default 4).
+
+    The model class decides whether it is a hybrid. A class that is not known is one if it has linear attention.
+    """
+    layout = LAYOUTS.get(architecture)
+    if not (layout.output_gate if layout else text.has("linear_num_value_heads")):
+        return layers
+    if text.has("layer_types"):
+        types = text.values["layer_types"]
+        known = ("full_attention", "linear_attention")
+        if not isinstance(types, list) or len(types) != layers or not all(item in known for item in types):
+            raise text.refuse("layer_types", f"a list of {layers} entries out of {' and '.join(known)}")
+        count = types.count("full_attention")
+    else:
+        count = layers // (text.optional("full_attention_interval", layers) or 4)
+    if count == 0:
+        raise text.refuse("num_hidden_layers", "large enough for one layer with full attention")
+    return count
+
+
+def _linear(text: Fields, layers: int) -> LinearAttention | None:
+    if layers == 0:
+        return None
+    state = text.one_of("mamba_ssm_dtype", tuple(_STATE_BYTES)) if text.has("mamba_ssm_dtype") else "float32"
+    return LinearAttention(
+        layers=layers,
+        value_heads=text.whole("linear_num_value_heads", limits.MAX_HEADS),
+        key_heads=text.whole("linear_num_key_heads", limits.MAX_HEADS),
+        key_dim=text.whole("linear_key_head_dim", limits.MAX_HEADS),
+        value_dim=text.whole("linear_value_head_dim", limits.MAX_HEADS),
+        conv_kernel=text.whole("linear_conv_kernel_dim", limits.MAX_HEADS),
+        state_value_bytes=_STATE_BYTES[state],
+    )
+
+
+def _rope(text: Fields) -> RopeScaling | None:
+    """Scaling that extends the context; None for plain and for multimodal rotary embeddings, which have no factor."""
+    name = "rope_scaling" if text.has("rope_scaling") else "rope_parameters"
+    if not text.has(name):
+        return None
+    fields = text.nested(name)
+    if not fields.has("factor"):
+        return None
+    factor = fields.number("factor", limits.MAX_FACTOR)
+    return RopeScaling(
+        type=fields.name("rope_type" if fields.has("rope_type") else "type"),
+        factor=factor,
+        original_max_positions=fields.optional("original_max_position_embeddings", limits.MAX_POSITIONS),
+    )
+
+
+def _tied(top: Fields, text: Fields, hints: TensorHints) -> bool:
+    """Whether one matrix is embedding and output. Where neither level says so, a stored `lm_head` tells.
+
+    Where the two levels disagree, engines differ in which they take. Two matrices are then the safe assumption.
+    """
+    flags = [fields.flag("tie_word_embeddings") for fields in (top, text) if fields.has("tie_word_embeddings")]
+    return all(flags) if flags else not hints.has_lm_head
+
+
+def _vision(top: Fields, model: ModelConfig, needed: bool) -> Iterator[shapes.Tensors]:
+    if not top.has("vision_config"):
+        return iter(())
+    try:
+        return shapes.vision_tower(_tower(model.architecture, top.nested("vision_config"), model.hidden))
+    except InvalidFactsError:
+        if needed:
+            raise
+        return iter(())
+
+
+def _tower(architecture: str, fields: Fields, out: int) -> shapes.Vision:
+    """Numbers of a tower under the names that its generation uses; defaults are those of the Hugging Face classes."""
+    first = architecture == "Qwen2VLForConditionalGeneration"
+    width = fields.whole("embed_dim" if first else "hidden_size", limits.MAX_HIDDEN)
+    channels = fields.optional("in_channels", 64) or fields.optional("in_chans", 64) or 3
+    edge = fields.whole("patch_size", 1024)
+    frames = fields.optional("temporal_patch_size", 64) or 2
+    merge = fields.optional("spatial_merge_size", 64) or 2
+    modern = architecture not in ("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")
+    deep = fields.values.get("deepstack_visual_indexes") or []
+    if not isinstance(deep, list):
+        raise fields.refuse("deepstack_visual_indexes", "a list of layer numbers")
+    return shapes.Vision(
+        depth=fields.whole("depth", limits.MAX_LAYERS),
+        width=width,
+        intermediate=(fields.optional("mlp_ratio", 64) or 4) * width
+        if first
+        else fields.whole("intermediate_size", limits.MAX_WIDTH),
+        out=fields.optional("hidden_size" if first else "out_hidden_size", limits.MAX_HIDDEN) or out,
+        patch=channels * frames * edge * edge,
+        merged=merge * merge,
+        gated=architecture == "Qwen2_5_VLForConditionalGeneration",
+        positions=fields.whole("num_position_embeddings", limits.MAX_WIDTH) if modern else None,
+        deepstack=len(deep),
+    )

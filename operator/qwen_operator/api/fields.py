@@ -30,14 +30,21 @@ class Passthrough(dict[str, Any]):
 
 
 def described(
-    description: str, *, default: Any = dataclasses.MISSING, rules: tuple[Rule, ...] = (), **schema: Any
+    description: str,
+    *,
+    default: Any = dataclasses.MISSING,
+    rules: tuple[Rule, ...] = (),
+    changes_pods: bool | None = None,
+    **schema: Any,
 ) -> Any:
     """A dataclass field with its description (Markdown-free text for `kubectl explain`), rules and limits.
 
+    `changes_pods` is for the fields of Spec: whether another value needs new pods. A field that does not say so
+    replaces none, so that a forgotten declaration never restarts a fleet; a group answers for its members.
     `schema` holds OpenAPI keywords in snake case (max_length, pattern, minimum, ...), `items` the keywords of a
     list's elements or a map's values, and `list_type` / `list_map_keys`. A callable `default` is a factory.
     """
-    metadata = {"description": description, "rules": rules, "schema": schema}
+    metadata = {"description": description, "rules": rules, "schema": schema, "changes_pods": changes_pods}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     if default is dataclasses.MISSING:

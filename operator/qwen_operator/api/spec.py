@@ -9,11 +9,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from qwen_operator.api import reading
-from qwen_operator.api.fields import Passthrough, Rule, described
+from qwen_operator.api.fields import Passthrough, Rule, camel, described
 from qwen_operator.api.pod import OWN_VOLUMES, Pod
 from qwen_operator.api.schema import object_schema
 
@@ -28,8 +28,6 @@ _HUB_URI = r"^(hf|modelscope)://[A-Za-z0-9][-A-Za-z0-9._]*/[A-Za-z0-9][-A-Za-z0-
 _HUBS = ("hf", "modelscope")
 _REVISION = r"^[A-Za-z0-9][-A-Za-z0-9._/+]*$"
 _VERSION = r"^[0-9]+[.][0-9]+[.][0-9]+[-.+0-9A-Za-z]*$"
-# Fields that concern no pod's content: changing them replaces nothing.
-_BESIDE_REVISION = ("replicas", "servedNames", "scaling", "rollout")
 _UP = r"/\.\.(/|$)"
 
 
@@ -364,6 +362,7 @@ class Spec:
         min_length=1,
         max_length=96,
         rules=(_CLIENT_NAME_RULE,),
+        changes_pods=True,
     )
     served_names: tuple[str, ...] = described(
         "All names that clients may ask for. Not set: the model. A name belongs to the oldest object that claims it. "
@@ -372,11 +371,13 @@ class Spec:
         max_items=4,
         list_type="set",
         items={"min_length": 1, "max_length": 96, "rules": [_CLIENT_NAME_RULE]},
+        changes_pods=False,
     )
     source: Source | None = described(
         "Where the bytes are. Not set: on the chart's hub, Hugging Face unless it says otherwise, under the name of "
         "the model.",
         default=None,
+        changes_pods=True,
     )
     context_tokens: int | None = described(
         "Longest request, input and output together, in tokens. Not set: the model's own limit. A smaller value needs "
@@ -385,16 +386,22 @@ class Spec:
         default=None,
         minimum=1,
         maximum=16777216,
+        changes_pods=True,
     )
     workload: Workload | None = described(
         "Requests that have to fit on one replica at the same time, by the room for tokens that they take. Not set: "
         "one request of contextTokens; how many typical ones fit is reported. Example: {concurrency: 16, "
         "inputTokens: 2048, outputTokens: 512}.",
         default=None,
+        changes_pods=True,
     )
-    hardware: Hardware = described("Which GPUs may be used. Not set: any.", default=Hardware)
-    parallelism: Parallelism = described("Overrides of the planned split over GPUs.", default=Parallelism)
-    engine: Engine = described("Overrides of the engine's image, options and environment.", default=Engine)
+    hardware: Hardware = described("Which GPUs may be used. Not set: any.", default=Hardware, changes_pods=True)
+    parallelism: Parallelism = described(
+        "Overrides of the planned split over GPUs.", default=Parallelism, changes_pods=True
+    )
+    engine: Engine = described(
+        "Overrides of the engine's image, options and environment.", default=Engine, changes_pods=True
+    )
     replicas: int | None = described(
         "Number of replicas, each with its own GPUs. Set: exactly this many, by you, kubectl scale (which writes this "
         "field), a HorizontalPodAutoscaler or KEDA, and spec.scaling rests. Not set: spec.scaling decides, or without "
@@ -403,17 +410,20 @@ class Spec:
         default=None,
         minimum=0,
         maximum=64,
+        changes_pods=False,
     )
     scaling: Scaling | None = described(
         "Lets the operator choose the number of replicas by load: requests that wait, requests that run, and tokens "
         "in the KV caches. Not set: one replica, or spec.replicas of them. Rests while spec.replicas is set. Changing "
         "it restarts nothing. Example: {maxReplicas: 4}.",
         default=None,
+        changes_pods=False,
     )
-    rollout: Rollout = described("How replicas are replaced and removed.", default=Rollout)
+    rollout: Rollout = described("How replicas are replaced and removed.", default=Rollout, changes_pods=False)
     pod: Pod = described(
         "Additions to the engine pods, and, where they concern placement, identity and access, to the inspection pod.",
         default=Pod,
+        changes_pods=True,
     )
 
     @property
@@ -440,6 +450,9 @@ class Spec:
         return self.scaling.min_replicas if self.scaling else 1
 
 
+_POD_FIELDS = frozenset(camel(field.name) for field in fields(Spec) if field.metadata["changes_pods"])
+
+
 def parse(obj: Mapping[str, Any]) -> Spec:
     """The typed spec of a whole QwenDeployment object (metadata and spec); raises InvalidSpec and nothing else."""
     metadata, spec = obj.get("metadata"), obj.get("spec")
@@ -464,13 +477,13 @@ def parse(obj: Mapping[str, Any]) -> Spec:
 
 
 def revision_hash(spec: Mapping[str, Any], annotations: Mapping[str, str]) -> str:
-    """Eight hexadecimal digits that change when the pods have to: spec without replicas, servedNames,
-    scaling and rollout, plus the value of the annotation qwen-operator.dev/replan.
+    """Eight hexadecimal digits that change when the pods have to: the fields of the spec that are declared with
+    `changes_pods`, plus the value of the annotation qwen-operator.dev/replan.
 
     The spec is hashed as it was written, so that a new field of the API changes no hash. Members of the first two
     levels that are null or empty count as not set.
     """
-    kept = {key: _without_empty(value) for key, value in spec.items() if key not in _BESIDE_REVISION}
+    kept = {key: _without_empty(value) for key, value in spec.items() if key in _POD_FIELDS}
     record = {"spec": _without_empty(kept), "replan": annotations.get(REPLAN_ANNOTATION)}
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

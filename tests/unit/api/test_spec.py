@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwen_operator.api.fields import Passthrough
+from qwen_operator.api.fields import Passthrough, camel
 from qwen_operator.api.spec import (
     EnvVar,
     InvalidSpec,
@@ -220,6 +221,56 @@ OTHER: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("change", SAME.values(), ids=SAME.keys())
 def test_a_change_that_needs_no_new_pods_keeps_the_revision(change: dict[str, Any]) -> None:
     assert revision_hash({"model": "m"} | change, {}) == revision_hash({"model": "m"}, {"other": "1"})
+
+
+BESIDE_PODS = {"servedNames", "replicas", "scaling", "rollout"}
+# Setting one of these replaces all pods. A field comes in here only after somebody has decided that it must.
+IN_PODS = {
+    "model": [],
+    "source": ["uri", "revision"],
+    "contextTokens": [],
+    "workload": ["concurrency", "inputTokens", "outputTokens"],
+    "hardware": ["products", "maxGpusPerReplica"],
+    "parallelism": ["tensor"],
+    "engine": ["image", "version", "args", "env", "kvCacheType", "startupSeconds"],
+    "pod": [
+        "labels",
+        "annotations",
+        "priorityClassName",
+        "imagePullSecrets",
+        "nodeSelector",
+        "tolerations",
+        "affinity",
+        "topologySpreadConstraints",
+        "runtimeClassName",
+        "schedulerName",
+        "serviceAccountName",
+        "resources",
+        "volumes",
+        "volumeMounts",
+        "securityContext",
+    ],
+}
+
+
+def test_every_field_of_the_spec_declares_whether_it_changes_pods() -> None:
+    declared = {camel(field.name): field.metadata["changes_pods"] for field in fields(Spec)}
+    assert declared == dict.fromkeys(IN_PODS, True) | dict.fromkeys(BESIDE_PODS, False)
+
+
+def test_every_member_of_a_group_that_changes_pods_was_decided_on() -> None:
+    hints = get_type_hints(Spec)
+    members = {}
+    for field in fields(Spec):
+        if field.metadata["changes_pods"]:
+            kinds = [kind for kind in (hints[field.name], *get_args(hints[field.name])) if is_dataclass(kind)]
+            members[camel(field.name)] = [camel(member.name) for kind in kinds for member in fields(kind)]
+    assert members == IN_PODS
+
+
+def test_a_field_that_declares_nothing_replaces_no_pods() -> None:
+    """A forgotten declaration, or a field of a later version: its pods stay, and the status offers the newer plan."""
+    assert revision_hash({"model": "m", "ofALaterVersion": 1}, {}) == revision_hash({"model": "m"}, {})
 
 
 def test_fields_of_a_later_version_change_no_hash_of_objects_without_them() -> None:

@@ -18,8 +18,7 @@ import kopf
 import prometheus_client
 
 from qwen_operator import handlers
-from qwen_operator.actions.types import Asked
-from qwen_operator.checkpoints.hubs import HubCheckpoint
+from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
 from qwen_operator.config import Config
 from qwen_operator.controller.autoscaler import Autoscaler
 from qwen_operator.controller.cache import Store
@@ -157,9 +156,9 @@ class Operator:
             tasks.append(Worker(self.queue, reconciler, self.metrics.reconciled, self.metrics.failed).run())
         await _first(tasks)
 
-    async def _fetch(self, asked: Asked, seconds: float) -> HubCheckpoint:
-        mirror = self.config.engine.mirror(asked.hub)
-        return await fetch(asked.repository, asked.revision, asked.hub, mirror, timeout=seconds)
+    async def _fetch(self, query: HubQuery, seconds: float) -> HubCheckpoint:
+        mirror = self.config.engine.mirror(query.hub)
+        return await fetch(query.repository, query.revision, query.hub, mirror, timeout=seconds)
 
 
 @contextlib.asynccontextmanager

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.status import Failure
 from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.checkpoints.hubs import Hub, HubReason
+from qwen_operator.checkpoints.hubs import HubAnswer, HubQuery
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, Manifest
 from qwen_operator.planning.types import NoFit, Plan
@@ -120,37 +119,13 @@ class Nodes:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question to a hub: the facts of a repository at a revision, "" for its main branch."""
-
-    hub: Hub
-    repository: str
-    revision: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class HubAnswer:
-    """What a hub said, or why it said nothing: either `checkpoint`, with its commit, or `reason` and `message`.
-
-    `again` is when asking anew makes sense; `failures` how often it failed in a row.
-    """
-
-    asked: Asked
-    again: datetime
-    checkpoint: Checkpoint | None = None
-    reason: HubReason | None = None
-    message: str = ""
-    failures: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Observed:
     """Everything that one decision depends on, besides configuration and time.
 
     The children are those of the deployment and those that merely have one of its names. `lost_names` maps client
     names that an older QwenDeployment claims to that object's "namespace/name". `quotas` are the ResourceQuotas of
-    its namespace; `scaling` is what the load says, None while nothing is known of it. `hub` is the answer to what
-    this deployment asked last, None while there is none.
+    its namespace; `scaling` is what the load says, None while nothing is known of it. `hub` is the answer to
+    this deployment's last query, None while there is none.
     """
 
     deployment: Manifest
@@ -169,7 +144,7 @@ class Observed:
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What to do, in order; the complete status; Events of this step; seconds until time alone changes the answer;
-    and what to ask a hub.
+    and a query to send to a hub.
 
     Deletions come last: they run after the status is written, because they remove the evidence it reports.
     """
@@ -178,7 +153,7 @@ class Decision:
     status: dict[str, Any]
     events: tuple[Manifest, ...] = ()
     requeue_after: float | None = None
-    ask: Asked | None = None
+    ask: HubQuery | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +171,8 @@ class Target:
 class Blocked:
     """Why there is no target for the present spec.
 
-    `waiting`: it may pass by itself. `failure` is an inspection that ended badly. `ask`: a hub's answer would help.
+    `waiting`: it may pass by itself. `failure` is an inspection that ended badly. `ask`: a query to a hub whose
+    answer would help.
     """
 
     reason: Reason
@@ -207,7 +183,7 @@ class Blocked:
     failure: Failure | None = None
     actions: tuple[Action, ...] = ()
     requeue_after: float | None = None
-    ask: Asked | None = None
+    ask: HubQuery | None = None
 
 
 class Standing(StrEnum):

@@ -8,6 +8,7 @@ disagree.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,11 @@ class Rule:
     cel: str
     message: str
     holds: Callable[[Any], bool]
+
+
+def matches(pattern: str, value: str) -> bool:
+    """Whether CEL's `matches` accepts the value: RE2 lets `$` match at the very end only and knows ASCII classes."""
+    return re.search(re.sub(r"\$(?=\)?$)", r"\\Z", pattern), value, re.ASCII) is not None
 
 
 class Passthrough(dict[str, Any]):

@@ -1,9 +1,10 @@
-"""Model hubs in words: which there are, where, and what a reading of one ends in. No I/O; `remote` does the reading."""
+"""Model hubs: which there are, where they are, and what a query to one ends in. No I/O: `hubs.client` reads them."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from urllib.parse import urlsplit
 
@@ -60,6 +61,33 @@ class HubCheckpoint:
 
     checkpoint: Checkpoint
     commit: str
+
+
+@dataclass(frozen=True, slots=True)
+class HubQuery:
+    """What a hub is asked for: the facts of a repository at a revision, "" for its main branch."""
+
+    hub: Hub
+    repository: str
+    revision: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.hub}://{self.repository}{f' at {self.revision}' if self.revision else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class HubAnswer:
+    """What a query ended in: either `checkpoint`, with its commit, or `reason` and `message`.
+
+    `again` is the time from which the same query makes sense again; `failures` counts failed tries in a row.
+    """
+
+    query: HubQuery
+    again: datetime
+    checkpoint: Checkpoint | None = None
+    reason: HubReason | None = None
+    message: str = ""
+    failures: int = 0
 
 
 def is_repository(name: str) -> bool:

@@ -10,9 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from qwen_operator.actions.types import Asked, HubAnswer
 from qwen_operator.checkpoints import catalog
-from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubReason
+from qwen_operator.checkpoints.hubs import Hub, HubAnswer, HubCheckpoint, HubError, HubQuery, HubReason
 from qwen_operator.controller.queue import Key
 
 # Each may hold the index of a large model in memory, some 100 MB at the most.
@@ -24,7 +23,7 @@ PATIENCE_SECONDS = 30.0
 # Where the catalog has the model too, it is used rather than to wait for long.
 SHORT_PATIENCE_SECONDS = 6.0
 
-Fetch = Callable[[Asked, float], Awaitable[HubCheckpoint]]
+Fetch = Callable[[HubQuery, float], Awaitable[HubCheckpoint]]
 """Reads a repository within so many seconds; raises HubError."""
 
 log = logging.getLogger(__name__)
@@ -46,100 +45,100 @@ class HubReader:
         self._fetch = fetch
         self._add = add
         self._now = now
-        self._told: dict[Key, HubAnswer] = {}
-        self._waiting: dict[Asked, set[Key]] = {}
-        self._questions: asyncio.Queue[Asked] = asyncio.Queue()
+        self._answers: dict[Key, HubAnswer] = {}
+        self._waiting: dict[HubQuery, set[Key]] = {}
+        self._queries: asyncio.Queue[HubQuery] = asyncio.Queue()
         self._outages: dict[Hub, _Outage] = {}
         self._probing = {hub: asyncio.Lock() for hub in Hub}
 
     def known(self, key: Key) -> HubAnswer | None:
-        """The last answer to what this QwenDeployment asked."""
-        return self._told.get(key)
+        """The answer to the last query of this QwenDeployment."""
+        return self._answers.get(key)
 
     def forget(self, key: Key) -> None:
         """The QwenDeployment exists no more."""
-        self._told.pop(key, None)
+        self._answers.pop(key, None)
         for keys in self._waiting.values():
             keys.discard(key)
 
-    def ask(self, key: Key, asked: Asked) -> None:
-        """Have the question answered, now if somebody else has the answer, and the key queued then."""
-        if (answer := self._fresh(asked)) is not None:
-            self._tell(key, answer)
-        elif asked in self._waiting:
-            self._waiting[asked].add(key)
+    def ask(self, key: Key, query: HubQuery) -> None:
+        """Have the query answered, at once if somebody else has the answer, and the key queued then."""
+        if (answer := self._fresh(query)) is not None:
+            self._deliver(key, answer)
+        elif query in self._waiting:
+            self._waiting[query].add(key)
         else:
-            self._waiting[asked] = {key}
-            self._questions.put_nowait(asked)
+            self._waiting[query] = {key}
+            self._queries.put_nowait(query)
 
     async def run(self) -> None:
-        """Answer questions for ever."""
+        """Answer queries for ever."""
         async with asyncio.TaskGroup() as group:
             for _ in range(READINGS):
                 group.create_task(self._answer_all())
 
     async def answer_next(self) -> None:
-        """Wait for a question and answer it."""
-        asked = await self._questions.get()
-        answer = await self._answer(asked) if self._waiting[asked] else None
-        for key in sorted(self._waiting.pop(asked)):
+        """Wait for a query and answer it."""
+        query = await self._queries.get()
+        answer = await self._answer(query) if self._waiting[query] else None
+        for key in sorted(self._waiting.pop(query)):
             if answer is not None:
-                self._tell(key, answer)
+                self._deliver(key, answer)
 
     async def _answer_all(self) -> None:
         while True:
             await self.answer_next()
 
-    def _fresh(self, asked: Asked) -> HubAnswer | None:
+    def _fresh(self, query: HubQuery) -> HubAnswer | None:
         now = self._now()
-        return next((one for one in self._told.values() if one.asked == asked and now < one.again), None)
+        return next((one for one in self._answers.values() if one.query == query and now < one.again), None)
 
-    def _tell(self, key: Key, answer: HubAnswer) -> None:
-        self._told[key] = answer
+    def _deliver(self, key: Key, answer: HubAnswer) -> None:
+        self._answers[key] = answer
         self._add(key)
 
-    async def _answer(self, asked: Asked) -> HubAnswer:
-        if asked.hub not in self._outages:
-            return await self._read(asked)
-        async with self._probing[asked.hub]:
-            outage = self._outages.get(asked.hub)
+    async def _answer(self, query: HubQuery) -> HubAnswer:
+        if query.hub not in self._outages:
+            return await self._read(query)
+        async with self._probing[query.hub]:
+            outage = self._outages.get(query.hub)
             if outage is None or self._now() >= outage.until:
-                return await self._read(asked)
-            return HubAnswer(asked, outage.until, None, HubReason.OFFLINE, outage.message, outage.failures)
+                return await self._read(query)
+            return HubAnswer(query, outage.until, None, HubReason.OFFLINE, outage.message, outage.failures)
 
-    async def _read(self, asked: Asked) -> HubAnswer:
-        patience = SHORT_PATIENCE_SECONDS if catalog.lookup(asked.repository) else PATIENCE_SECONDS
+    async def _read(self, query: HubQuery) -> HubAnswer:
+        patience = SHORT_PATIENCE_SECONDS if catalog.lookup(query.repository) else PATIENCE_SECONDS
         try:
-            found = await self._fetch(asked, patience)
+            read = await self._fetch(query, patience)
         except HubError as error:
-            return self._failed(asked, error)
+            return self._failed(query, error)
         except Exception:
-            # A hub's answer that nobody thought of must not end the operator.
-            log.exception("reading a hub crashed", extra={"object": f"{asked.hub}://{asked.repository}"})
-            message = f"the hub's answer for {asked.repository} is not understood"
-            return self._failed(asked, HubError(HubReason.INVALID, message))
-        self._outages.pop(asked.hub, None)
+            # An answer of an unforeseen shape must not end the operator.
+            log.exception("reading a hub crashed", extra={"object": f"{query.hub}://{query.repository}"})
+            message = f"the hub's answer for {query.repository} is not understood"
+            return self._failed(query, HubError(HubReason.INVALID, message))
+        self._outages.pop(query.hub, None)
         again = self._now() + timedelta(seconds=KEPT_SECONDS)
-        return HubAnswer(asked, again, replace(found.checkpoint, commit=found.commit))
+        return HubAnswer(query, again, replace(read.checkpoint, commit=read.commit))
 
-    def _failed(self, asked: Asked, error: HubError) -> HubAnswer:
+    def _failed(self, query: HubQuery, error: HubError) -> HubAnswer:
         reason, message = error.reason, str(error)
-        before = next((one for one in self._told.values() if one.asked == asked and one.reason is reason), None)
-        outage = self._outages.get(asked.hub)
+        before = next((one for one in self._answers.values() if one.query == query and one.reason is reason), None)
+        outage = self._outages.get(query.hub)
         if reason is HubReason.OFFLINE:
             if outage and self._now() < outage.until:
                 # Another reading found out at the same time.
-                return HubAnswer(asked, outage.until, None, reason, outage.message, outage.failures)
+                return HubAnswer(query, outage.until, None, reason, outage.message, outage.failures)
             failures = outage.failures + 1 if outage else 1
         else:
             failures = before.failures + 1 if before else 1
             # It answered.
-            self._outages.pop(asked.hub, None)
+            self._outages.pop(query.hub, None)
         delay = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 10))
         again = self._now() + timedelta(seconds=delay)
         if reason in (HubReason.OFFLINE, HubReason.UNAVAILABLE):
-            where = f"{asked.hub}://{asked.repository}"
+            where = f"{query.hub}://{query.repository}"
             log.warning("hub not read", extra={"object": where, "error": error.whole, "retry_seconds": delay})
         if reason is HubReason.OFFLINE:
-            self._outages[asked.hub] = _Outage(again, failures, message)
-        return HubAnswer(asked, again, None, reason, message, failures)
+            self._outages[query.hub] = _Outage(again, failures, message)
+        return HubAnswer(query, again, None, reason, message, failures)

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
-from qwen_operator.actions.types import HubAnswer, Nodes, Observed
+from qwen_operator.actions.types import Nodes, Observed
 from qwen_operator.api.claims import Claims, DeploymentKey, claims
 from qwen_operator.api.spec import revision_hash
+from qwen_operator.checkpoints.hubs import HubAnswer
 from qwen_operator.controller.cache import Key, Store, key_of
 from qwen_operator.hardware.inventory import GpuPool, Inventory, inventory
 from qwen_operator.kube import (

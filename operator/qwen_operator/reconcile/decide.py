@@ -31,8 +31,10 @@ from qwen_operator.manifests.names import (
     LABEL_ROLE,
     Manifest,
     Owner,
+    PodIdentity,
     budget_name,
     controller_revision_name,
+    inspection_pod_name,
 )
 from qwen_operator.manifests.pods import engine_template, same_template
 from qwen_operator.planning.plan import plan, runnable
@@ -46,9 +48,8 @@ from qwen_operator.replicas.rollout import Moves, moves, pod_repairs
 from qwen_operator.replicas.scaling_view import size
 from qwen_operator.replicas.waiting import explained
 from qwen_operator.replicas.wanted import Report, report
-from qwen_operator.sources import claim as inspection
-from qwen_operator.sources import hub as repository
-from qwen_operator.sources.hub import Found
+from qwen_operator.sources import inspection, registry
+from qwen_operator.sources.scheme import Facts, SourceContext
 from qwen_operator.status.conditions import Situation, all_lost, invalid_status, status
 
 
@@ -171,28 +172,39 @@ def _find(spec: Spec, revision: str, observed: Observed, config: Config, now: da
     for item in observed.revisions:
         if item["metadata"]["name"] == name:
             return _occupied(item, observed)
-    found = _facts(spec, revision, observed, config, now)
-    if isinstance(found, Blocked):
-        return found
-    facts = found.facts
-    planned = runnable(plan(spec, facts, observed.inventory, config.engine), facts)
+    facts = _facts(spec, revision, observed, config, now)
+    if isinstance(facts, Blocked):
+        return facts
+    checkpoint = facts.checkpoint
+    source = registry.engine_source(spec, checkpoint, config.engine)
+    planned = runnable(plan(spec, checkpoint, observed.inventory, config.engine, source), checkpoint)
     if isinstance(planned, NoFit):
-        message = f"{planned.message}; {found.remark}" if found.remark else planned.message
-        return Blocked(planned.reason, message, waiting=False, facts=facts, no_fit=planned, ask=found.ask)
-    if found.ask is not None:
-        return repository.pending(found.ask)
-    if found.remark:
-        planned = replace(planned, warnings=(*planned.warnings, found.remark))
+        message = f"{planned.message}; {facts.remark}" if facts.remark else planned.message
+        return Blocked(planned.reason, message, waiting=False, facts=checkpoint, no_fit=planned, ask=facts.ask)
+    if facts.pending is not None:
+        return facts.pending
+    if facts.remark:
+        planned = replace(planned, warnings=(*planned.warnings, facts.remark))
     numbers = [int(item.get("revision") or 0) for item in children.own_revisions(observed).values()]
-    template = engine_template(_owner(observed), revision, spec, planned, config.image)
-    return Target(revision, max(numbers, default=0) + 1, facts, planned, children.plain(template))
+    template = engine_template(PodIdentity(_owner(observed), revision), spec, planned, source, config.image)
+    return Target(revision, max(numbers, default=0) + 1, checkpoint, planned, children.plain(template))
 
 
-def _facts(spec: Spec, revision: str, observed: Observed, config: Config, now: datetime) -> Found | Blocked:
-    if spec.source is None or spec.source.claim is None:
-        return repository.resolve(spec, observed, config.engine, now, online=config.hub_lookup)
-    facts = inspection.resolve(spec, revision, observed, config.image, now)
-    return facts if isinstance(facts, Blocked) else Found(facts)
+def _facts(spec: Spec, revision: str, observed: Observed, config: Config, now: datetime) -> Facts | Blocked:
+    name = inspection_pod_name(observed.deployment["metadata"]["name"], revision)
+    context = SourceContext(
+        spec=spec,
+        revision=revision,
+        deployment=observed.deployment,
+        defaults=config.engine,
+        runtime=config.image,
+        inventory=observed.inventory,
+        online=config.hub_lookup,
+        now=now,
+        inspection=next((pod for pod in observed.pods if pod["metadata"]["name"] == name), None),
+        answer=observed.hub,
+    )
+    return registry.resolve(context)
 
 
 def _occupied(item: Manifest, observed: Observed) -> Blocked:
@@ -296,10 +308,11 @@ def _strange(child: Manifest, observed: Observed) -> bool:
 
 def _newer(spec: Spec, target: Target, observed: Observed, config: Config) -> bool:
     """Whether the same spec, planned today, would run differently."""
-    today = runnable(plan(spec, target.facts, observed.inventory, config.engine), target.facts)
+    source = registry.engine_source(spec, target.facts, config.engine)
+    today = runnable(plan(spec, target.facts, observed.inventory, config.engine, source), target.facts)
     if isinstance(today, NoFit):
         return False
-    template = engine_template(_owner(observed), target.revision, spec, today, config.image)
+    template = engine_template(PodIdentity(_owner(observed), target.revision), spec, today, source, config.image)
     return not same_template(children.plain(template), target.template)
 
 

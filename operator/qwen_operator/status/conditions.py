@@ -20,7 +20,7 @@ from qwen_operator.replicas.groups import Fleet, drains_since
 from qwen_operator.replicas.pod_state import PodState, last_failure
 from qwen_operator.replicas.waiting import on_the_way
 from qwen_operator.replicas.wanted import Report
-from qwen_operator.sources.claim import PHASE
+from qwen_operator.sources.inspection import PHASE
 
 STALLED_AFTER_FAILURES = 3
 _URGENT = (Reason.CLAIM_NOT_FOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED)

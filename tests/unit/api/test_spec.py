@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qwen_operator.api import uris
 from qwen_operator.api.fields import Passthrough, camel
 from qwen_operator.api.spec import (
     EnvVar,
@@ -118,20 +120,27 @@ def test_scaling_and_rollout_have_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "claim", "path", "repository"),
+    ("uri", "scheme", "location", "repository"),
     [
-        ("modelscope://Qwen/Qwen1.5-7B", None, "", "Qwen/Qwen1.5-7B"),
-        ("pvc://models/qwen/7b/", "models", "qwen/7b", None),
-        ("pvc://models", "models", "", None),
-        ("pvc://models//a", "models", "a", None),
-        ("hf://Qwen/Qwen1.5-7B", None, "", "Qwen/Qwen1.5-7B"),
+        ("modelscope://Qwen/Qwen1.5-7B", "modelscope", "Qwen/Qwen1.5-7B", "Qwen/Qwen1.5-7B"),
+        ("pvc://models/qwen/7b/", "pvc", "models/qwen/7b/", None),
+        ("pvc://models", "pvc", "models", None),
+        ("hf://Qwen/Qwen1.5-7B", "hf", "Qwen/Qwen1.5-7B", "Qwen/Qwen1.5-7B"),
     ],
 )
-def test_sources(uri: str, claim: str | None, path: str, repository: str | None) -> None:
+def test_sources(uri: str, scheme: str, location: str, repository: str | None) -> None:
     source = parse(_object(source={"uri": uri})).source
     assert source == Source(uri)
-    assert (source.claim, source.path, source.repository) == (claim, path, repository)
-    assert source.hub == (uri.partition("://")[0] if repository else None)
+    assert (source.scheme, source.location, source.repository) == (scheme, location, repository)
+
+
+@pytest.mark.parametrize("form", uris.FORMS.values(), ids=uris.FORMS.keys())
+def test_every_scheme_has_a_rule_and_a_place_in_the_manual(form: uris.UriForm) -> None:
+    assert form.form in Source.__dataclass_fields__["uri"].metadata["description"]
+    assert parse(_object(source={"uri": form.example})).source == Source(form.example)
+    for uri in (form.prefix, f"{form.example}/..", f"{form.prefix}a/../b", f"{form.example} "):
+        with pytest.raises(InvalidSpec, match=re.escape(f"must have the form {form.form}")):
+            parse(_object(source={"uri": uri}))
 
 
 def test_a_revision_is_part_of_what_the_pods_run() -> None:

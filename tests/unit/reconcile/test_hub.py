@@ -10,9 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from qwen_operator.actions.types import Asked
 from qwen_operator.checkpoints.config import from_config
-from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubReason
+from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubQuery, HubReason
 from qwen_operator.controller import hub_reader as hubs
 from qwen_operator.controller.hub_reader import HubReader
 from qwen_operator.hubs.client import fetch
@@ -35,10 +34,10 @@ class StubHub:
 
     commit: str = COMMIT
     error: HubError | None = None
-    asked: list[tuple[Asked, float]] = field(default_factory=list)
+    asked: list[tuple[HubQuery, float]] = field(default_factory=list)
 
-    async def fetch(self, asked: Asked, seconds: float) -> HubCheckpoint:
-        self.asked.append((asked, seconds))
+    async def fetch(self, query: HubQuery, seconds: float) -> HubCheckpoint:
+        self.asked.append((query, seconds))
         if self.error is not None:
             raise self.error
         return HubCheckpoint(from_config(DENSE, source="Hub"), self.commit)
@@ -72,7 +71,7 @@ async def test_what_the_catalog_does_not_have_is_planned_from_its_hub_and_pinned
     async with serving(repository(DENSE, shards)) as hub:
         engine = replace(CONFIG.engine, hub_url=hub.address)
         program = cast("Any", SimpleNamespace(config=replace(ONLINE, engine=engine)))
-        world = World(program.config, fetch=lambda asked, seconds: Operator._fetch(program, asked, seconds))
+        world = World(program.config, fetch=lambda query, seconds: Operator._fetch(program, query, seconds))
         await world.start()
         world.api.put(QWENDEPLOYMENTS, deployment(model="Qwen/Test"))
         await world.settle(10)
@@ -118,7 +117,7 @@ async def test_a_model_of_the_catalog_is_asked_for_only_where_a_revision_is_name
     assert world.state() == offline.state()
 
     world = await online(hub, deployment(**NAMED))
-    assert hub.asked == [(Asked(Hub.HUGGING_FACE, KNOWN, "v1.0"), hubs.SHORT_PATIENCE_SECONDS)]
+    assert hub.asked == [(HubQuery(Hub.HUGGING_FACE, KNOWN, "v1.0"), hubs.SHORT_PATIENCE_SECONDS)]
     assert revisions(world) == [f"--revision={COMMIT}"]
 
 
@@ -150,7 +149,7 @@ async def test_a_refusal_says_what_to_do(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     async with serving(FakeHub({}, fault=fault)) as hub:
         address = hub.address
-        world = World(ONLINE, fetch=lambda asked, seconds: fetch(asked.repository, "", asked.hub, address, seconds))
+        world = World(ONLINE, fetch=lambda query, seconds: fetch(query.repository, "", query.hub, address, seconds))
         await world.start()
         world.api.put(QWENDEPLOYMENTS, deployment(**OTHER))
         await world.settle(10)
@@ -240,7 +239,7 @@ async def test_modelscope_is_told_to_the_engine_without_a_commit() -> None:
     source = {"uri": "modelscope://team/tuned"}
     world = await online(hub, deployment(model="mine", source=source))
     env = {one["name"]: one.get("value") for one in world.api.all(PODS)[0]["spec"]["containers"][0]["env"]}
-    assert hub.asked[0][0] == Asked(Hub.MODELSCOPE, "team/tuned")
+    assert hub.asked[0][0] == HubQuery(Hub.MODELSCOPE, "team/tuned")
     assert env["SGLANG_USE_MODELSCOPE"] == "true"
     assert "--model-path=team/tuned" in command(world)
     assert revisions(world) == []
@@ -257,7 +256,7 @@ async def reading(stub: StubHub, added: list[tuple[str, str]] | None = None) -> 
 async def test_a_slow_hub_keeps_no_more_than_a_few_readings_busy_and_nobody_waits() -> None:
     running, most, released = 0, 0, asyncio.Event()
 
-    async def slow(_asked: Asked, _seconds: float) -> HubCheckpoint:
+    async def slow(_query: HubQuery, _seconds: float) -> HubCheckpoint:
         nonlocal running, most
         running += 1
         most = max(most, running)
@@ -270,8 +269,8 @@ async def test_a_slow_hub_keeps_no_more_than_a_few_readings_busy_and_nobody_wait
     task = asyncio.create_task(reader.run())
     keys = [("team", f"m{number}") for number in range(10)]
     for key in keys:
-        reader.ask(key, Asked(Hub.HUGGING_FACE, f"team/{key[1]}"))
-        reader.ask(key, Asked(Hub.HUGGING_FACE, f"team/{key[1]}"))
+        reader.ask(key, HubQuery(Hub.HUGGING_FACE, f"team/{key[1]}"))
+        reader.ask(key, HubQuery(Hub.HUGGING_FACE, f"team/{key[1]}"))
     await asyncio.sleep(0.01)
     assert (running, added, reader.known(keys[0])) == (hubs.READINGS, [], None)
     released.set()
@@ -284,7 +283,7 @@ async def test_a_slow_hub_keeps_no_more_than_a_few_readings_busy_and_nobody_wait
 async def test_nothing_is_read_for_who_is_gone() -> None:
     stub, added = StubHub(), list[tuple[str, str]]()
     reader = await reading(stub, added)
-    reader.ask(("team", "gone"), Asked(Hub.HUGGING_FACE, "team/a"))
+    reader.ask(("team", "gone"), HubQuery(Hub.HUGGING_FACE, "team/a"))
     reader.forget(("team", "gone"))
     await reader.answer_next()
     assert (stub.asked, added) == ([], [])
@@ -299,12 +298,12 @@ async def test_readings_that_fail_together_are_one_outage() -> None:
     stub = StubHub().fail(HubReason.OFFLINE)
     reader = await reading(stub)
     for name in ("a", "b", "c"):
-        reader.ask(("team", name), Asked(Hub.HUGGING_FACE, f"team/{name}"))
-    await asyncio.gather(*(reader._read(Asked(Hub.HUGGING_FACE, f"team/{name}")) for name in ("x", "y", "z")))
+        reader.ask(("team", name), HubQuery(Hub.HUGGING_FACE, f"team/{name}"))
+    await asyncio.gather(*(reader._read(HubQuery(Hub.HUGGING_FACE, f"team/{name}")) for name in ("x", "y", "z")))
     assert reader._outages[Hub.HUGGING_FACE].failures == 1
     # Another hub may be there.
     stub.error = None
-    reader.ask(("team", "d"), Asked(Hub.MODELSCOPE, "team/d"))
+    reader.ask(("team", "d"), HubQuery(Hub.MODELSCOPE, "team/d"))
     for _ in range(4):
         await reader.answer_next()
     answers = [reader.known(("team", name)) for name in ("a", "d")]
@@ -312,11 +311,11 @@ async def test_readings_that_fail_together_are_one_outage() -> None:
 
 
 async def test_an_answer_that_nobody_thought_of_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    async def broken(_asked: Asked, _seconds: float) -> HubCheckpoint:
+    async def broken(_query: HubQuery, _seconds: float) -> HubCheckpoint:
         raise KeyError("sha")
 
     reader = HubReader(broken, lambda _key: None, Clock().now)
-    reader.ask(("team", "a"), Asked(Hub.HUGGING_FACE, "team/a"))
+    reader.ask(("team", "a"), HubQuery(Hub.HUGGING_FACE, "team/a"))
     await reader.answer_next()
     answer = reader.known(("team", "a"))
     assert answer

@@ -15,9 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_operator.actions.types import Asked
 from qwen_operator.api.conditions import Reason
-from qwen_operator.checkpoints.hubs import HubCheckpoint
+from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
 from qwen_operator.config import Config, GatewayConfig
 from qwen_operator.controller.cache import WATCHED, Store
 from qwen_operator.controller.enqueue import Intake
@@ -177,8 +176,8 @@ Load = Callable[[str, str, str], ScalingState | None]
 """What the autoscaler says about a namespace, name and uid."""
 
 
-async def no_hub(asked: Asked, _seconds: float) -> HubCheckpoint:
-    raise AssertionError(f"a hub was asked for {asked}")
+async def no_hub(query: HubQuery, _seconds: float) -> HubCheckpoint:
+    raise AssertionError(f"a hub was asked for {query}")
 
 
 class Operator:
@@ -214,7 +213,7 @@ class Operator:
     async def step(self) -> bool:
         """Deliver what happened, work until nothing waits; whether anything was worked on."""
         worked = self.deliver()
-        while not self.hub._questions.empty():
+        while not self.hub._queries.empty():
             await self.hub.answer_next()
         for _ in range(100):
             key = self.queue.take()

@@ -13,9 +13,10 @@ from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.catalog import CatalogEntry
 from qwen_operator.hardware.inventory import Inventory, inventory
 from qwen_operator.planning.plan import plan
-from qwen_operator.planning.types import EngineDefaults, NoFit, Plan
+from qwen_operator.planning.types import EngineDefaults, EngineSource, NoFit, Plan
 
 DEFAULTS = EngineDefaults("lmsysorg/sglang", "0.5.23")
+DOWNLOADED = EngineSource("team/model", downloads=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ def every() -> Iterator[Case]:
     """All cases, catalog order, then the products from small to large."""
     for entry in catalog.entries():
         for card in CARDS:
-            yield Case(entry, card, plan(Spec(model=entry.repository), entry.checkpoint, node_of(card), DEFAULTS))
+            planned = plan(Spec(model=entry.repository), entry.checkpoint, node_of(card), DEFAULTS, DOWNLOADED)
+            yield Case(entry, card, planned)
 
 
 def argument_lists() -> list[tuple[str, ...]]:
@@ -48,7 +50,7 @@ def argument_lists() -> list[tuple[str, ...]]:
         )
         for card, nodes in product(CARDS, (1, 2)):
             for wish in wishes:
-                result = plan(wish, entry.checkpoint, node_of(card, nodes), DEFAULTS)
+                result = plan(wish, entry.checkpoint, node_of(card, nodes), DEFAULTS, DOWNLOADED)
                 if isinstance(result, Plan):
                     found[result.args] = None
     return list(found)

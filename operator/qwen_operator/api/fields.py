@@ -8,6 +8,7 @@ disagree.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,19 +26,31 @@ class Rule:
     holds: Callable[[Any], bool]
 
 
+def matches(pattern: str, value: str) -> bool:
+    """Whether CEL's `matches` accepts the value: RE2 lets `$` match at the very end only and knows ASCII classes."""
+    return re.search(re.sub(r"\$(?=\)?$)", r"\\Z", pattern), value, re.ASCII) is not None
+
+
 class Passthrough(dict[str, Any]):
     """A piece of a pod that is handed to Kubernetes as it is; its fields are Kubernetes' own."""
 
 
 def described(
-    description: str, *, default: Any = dataclasses.MISSING, rules: tuple[Rule, ...] = (), **schema: Any
+    description: str,
+    *,
+    default: Any = dataclasses.MISSING,
+    rules: tuple[Rule, ...] = (),
+    changes_pods: bool | None = None,
+    **schema: Any,
 ) -> Any:
     """A dataclass field with its description (Markdown-free text for `kubectl explain`), rules and limits.
 
+    `changes_pods` is for the fields of Spec: whether another value needs new pods. A field that does not say so
+    replaces none, so that a forgotten declaration never restarts a fleet; a group answers for its members.
     `schema` holds OpenAPI keywords in snake case (max_length, pattern, minimum, ...), `items` the keywords of a
     list's elements or a map's values, and `list_type` / `list_map_keys`. A callable `default` is a factory.
     """
-    metadata = {"description": description, "rules": rules, "schema": schema}
+    metadata = {"description": description, "rules": rules, "schema": schema, "changes_pods": changes_pods}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     if default is dataclasses.MISSING:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from qwen_operator.api import reading
-from qwen_operator.api.fields import Passthrough, Rule, described
+from qwen_operator.api import reading, uris
+from qwen_operator.api.fields import Passthrough, Rule, camel, described, matches
 from qwen_operator.api.pod import OWN_VOLUMES, Pod
 from qwen_operator.api.schema import object_schema
 
@@ -23,18 +22,8 @@ NAME_LIMIT = 40
 _NAME_FORM = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 # Visible ASCII without the colon, which separates model and adapter in SGLang.
 _CLIENT_NAME = r"^[!-9;-~]+$"
-_CLAIM_URI = r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[!-~]*)?$"
-_HUB_URI = r"^(hf|modelscope)://[A-Za-z0-9][-A-Za-z0-9._]*/[A-Za-z0-9][-A-Za-z0-9._]*$"
-_HUBS = ("hf", "modelscope")
 _REVISION = r"^[A-Za-z0-9][-A-Za-z0-9._/+]*$"
 _VERSION = r"^[0-9]+[.][0-9]+[.][0-9]+[-.+0-9A-Za-z]*$"
-# Fields that concern no pod's content: changing them replaces nothing.
-_BESIDE_REVISION = ("replicas", "servedNames", "scaling", "rollout")
-_UP = r"/\.\.(/|$)"
-
-
-def _matches(pattern: str, value: str) -> bool:
-    return re.search(re.sub(r"\$(?=\)?$)", r"\\Z", pattern), value, re.ASCII) is not None
 
 
 NAME_RULES = (
@@ -47,7 +36,7 @@ NAME_RULES = (
         f"self.metadata.name.matches('{_NAME_FORM}')",
         "metadata.name must begin with a letter and contain only a-z, 0-9 and '-' (no dot: write qwen15-7b), because "
         "its pods' host names begin with it",
-        lambda name: _matches(_NAME_FORM, name),
+        lambda name: matches(_NAME_FORM, name),
     ),
 )
 
@@ -64,7 +53,7 @@ _CLIENT_NAME_RULE = Rule(
     f"self.matches('{_CLIENT_NAME}')",
     "must not contain a colon, white space or characters beyond ASCII: SGLang reads a colon as model:adapter. "
     "Right would be, for example, Qwen/Qwen1.5-7B-Chat or qwen-7b",
-    lambda value: _matches(_CLIENT_NAME, value),
+    lambda value: matches(_CLIENT_NAME, value),
 )
 
 
@@ -72,13 +61,7 @@ _CLIENT_NAME_RULE = Rule(
 class Source:
     """Where the bytes of the model are."""
 
-    RULES: ClassVar = (
-        Rule(
-            "!has(self.revision) || !self.uri.startsWith('pvc://')",
-            "revision is for repositories of a hub, hf:// and modelscope://: remove it, or name a folder of the claim",
-            lambda item: item.get("revision") is None or not str(item.get("uri")).startswith("pvc://"),
-        ),
-    )
+    RULES: ClassVar = (uris.REVISION_RULE,)
 
     uri: str = described(
         "Where the bytes are: pvc://CLAIM/PATH for a folder in a PersistentVolumeClaim of this namespace (mounted "
@@ -87,27 +70,7 @@ class Source:
         "downloads. Examples: pvc://models/qwen/7b-chat, hf://Qwen/Qwen1.5-7B-Chat.",
         min_length=1,
         max_length=512,
-        rules=(
-            Rule(
-                "self.startsWith('pvc://') || self.startsWith('hf://') || self.startsWith('modelscope://')",
-                "must begin with pvc://, hf:// or modelscope://; right would be pvc://CLAIM/PATH or "
-                "hf://ORGANISATION/NAME",
-                lambda uri: uri.startswith(("pvc://", "hf://", "modelscope://")),
-            ),
-            Rule(
-                f"!self.startsWith('pvc://') || (self.matches('{_CLAIM_URI}') && !self.contains('/../') && "
-                "!self.endsWith('/..'))",
-                "must have the form pvc://CLAIM/PATH, with the name of a PersistentVolumeClaim, without white space "
-                "and without '..' in the path",
-                lambda uri: not uri.startswith("pvc://") or (_matches(_CLAIM_URI, uri) and not re.search(_UP, uri)),
-            ),
-            Rule(
-                f"!(self.startsWith('hf://') || self.startsWith('modelscope://')) || self.matches('{_HUB_URI}')",
-                "must have the form hf://ORGANISATION/NAME or modelscope://ORGANISATION/NAME; right would be "
-                "hf://Qwen/Qwen1.5-7B-Chat",
-                lambda uri: not uri.startswith(("hf://", "modelscope://")) or _matches(_HUB_URI, uri),
-            ),
-        ),
+        rules=uris.URI_RULES,
     )
     revision: str | None = described(
         "Branch, tag or commit of a hub's repository. The operator asks the hub once to which commit it points, plans "
@@ -120,31 +83,25 @@ class Source:
             Rule(
                 f"self.matches('{_REVISION}') && !self.contains('..')",
                 "must be a branch, a tag or a commit, without white space and without '..'; right would be v1.0",
-                lambda revision: _matches(_REVISION, revision) and ".." not in revision,
+                lambda revision: matches(_REVISION, revision) and ".." not in revision,
             ),
         ),
     )
 
     @property
-    def claim(self) -> str | None:
-        """The claim's name of a `pvc://` source, else None."""
-        return self.uri.removeprefix("pvc://").partition("/")[0] if self.uri.startswith("pvc://") else None
+    def scheme(self) -> str:
+        """What the uri begins with, without colon and slashes: a key of `uris.FORMS`."""
+        return self.uri.partition("://")[0]
 
     @property
-    def path(self) -> str:
-        """The folder inside the claim, without slashes at its ends; "" for the claim's root and other schemes."""
-        return self.uri.removeprefix("pvc://").partition("/")[2].strip("/") if self.claim else ""
+    def location(self) -> str:
+        """What follows the scheme; how to read it is the scheme's own matter."""
+        return self.uri.partition("://")[2]
 
     @property
     def repository(self) -> str | None:
         """ORGANISATION/NAME of a hub's source, else None."""
-        return self.uri.partition("://")[2] if self.hub else None
-
-    @property
-    def hub(self) -> str | None:
-        """The scheme of a hub's source, `hf` or `modelscope`, else None."""
-        scheme = self.uri.partition("://")[0]
-        return scheme if scheme in _HUBS else None
+        return self.location if uris.FORMS[self.scheme].repository else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +205,7 @@ class Engine:
             Rule(
                 f"self.matches('{_VERSION}')",
                 "must be a version of three numbers without a v; right would be 0.5.23",
-                lambda version: _matches(_VERSION, version),
+                lambda version: matches(_VERSION, version),
             ),
         ),
     )
@@ -364,6 +321,7 @@ class Spec:
         min_length=1,
         max_length=96,
         rules=(_CLIENT_NAME_RULE,),
+        changes_pods=True,
     )
     served_names: tuple[str, ...] = described(
         "All names that clients may ask for. Not set: the model. A name belongs to the oldest object that claims it. "
@@ -372,11 +330,13 @@ class Spec:
         max_items=4,
         list_type="set",
         items={"min_length": 1, "max_length": 96, "rules": [_CLIENT_NAME_RULE]},
+        changes_pods=False,
     )
     source: Source | None = described(
         "Where the bytes are. Not set: on the chart's hub, Hugging Face unless it says otherwise, under the name of "
         "the model.",
         default=None,
+        changes_pods=True,
     )
     context_tokens: int | None = described(
         "Longest request, input and output together, in tokens. Not set: the model's own limit. A smaller value needs "
@@ -385,16 +345,22 @@ class Spec:
         default=None,
         minimum=1,
         maximum=16777216,
+        changes_pods=True,
     )
     workload: Workload | None = described(
         "Requests that have to fit on one replica at the same time, by the room for tokens that they take. Not set: "
         "one request of contextTokens; how many typical ones fit is reported. Example: {concurrency: 16, "
         "inputTokens: 2048, outputTokens: 512}.",
         default=None,
+        changes_pods=True,
     )
-    hardware: Hardware = described("Which GPUs may be used. Not set: any.", default=Hardware)
-    parallelism: Parallelism = described("Overrides of the planned split over GPUs.", default=Parallelism)
-    engine: Engine = described("Overrides of the engine's image, options and environment.", default=Engine)
+    hardware: Hardware = described("Which GPUs may be used. Not set: any.", default=Hardware, changes_pods=True)
+    parallelism: Parallelism = described(
+        "Overrides of the planned split over GPUs.", default=Parallelism, changes_pods=True
+    )
+    engine: Engine = described(
+        "Overrides of the engine's image, options and environment.", default=Engine, changes_pods=True
+    )
     replicas: int | None = described(
         "Number of replicas, each with its own GPUs. Set: exactly this many, by you, kubectl scale (which writes this "
         "field), a HorizontalPodAutoscaler or KEDA, and spec.scaling rests. Not set: spec.scaling decides, or without "
@@ -403,17 +369,20 @@ class Spec:
         default=None,
         minimum=0,
         maximum=64,
+        changes_pods=False,
     )
     scaling: Scaling | None = described(
         "Lets the operator choose the number of replicas by load: requests that wait, requests that run, and tokens "
         "in the KV caches. Not set: one replica, or spec.replicas of them. Rests while spec.replicas is set. Changing "
         "it restarts nothing. Example: {maxReplicas: 4}.",
         default=None,
+        changes_pods=False,
     )
-    rollout: Rollout = described("How replicas are replaced and removed.", default=Rollout)
+    rollout: Rollout = described("How replicas are replaced and removed.", default=Rollout, changes_pods=False)
     pod: Pod = described(
         "Additions to the engine pods, and, where they concern placement, identity and access, to the inspection pod.",
         default=Pod,
+        changes_pods=True,
     )
 
     @property
@@ -425,6 +394,9 @@ class Spec:
     def repository(self) -> str | None:
         """The hub repository that the bytes come from, or None for a source that is no hub."""
         return self.source.repository if self.source else self.model
+
+
+_POD_FIELDS = frozenset(camel(field.name) for field in fields(Spec) if field.metadata["changes_pods"])
 
 
 def parse(obj: Mapping[str, Any]) -> Spec:
@@ -451,13 +423,13 @@ def parse(obj: Mapping[str, Any]) -> Spec:
 
 
 def revision_hash(spec: Mapping[str, Any], annotations: Mapping[str, str]) -> str:
-    """Eight hexadecimal digits that change when the pods have to: spec without replicas, servedNames,
-    scaling and rollout, plus the value of the annotation qwen-operator.dev/replan.
+    """Eight hexadecimal digits that change when the pods have to: the fields of the spec that are declared with
+    `changes_pods`, plus the value of the annotation qwen-operator.dev/replan.
 
     The spec is hashed as it was written, so that a new field of the API changes no hash. Members of the first two
     levels that are null or empty count as not set.
     """
-    kept = {key: _without_empty(value) for key, value in spec.items() if key not in _BESIDE_REVISION}
+    kept = {key: _without_empty(value) for key, value in spec.items() if key in _POD_FIELDS}
     record = {"spec": _without_empty(kept), "replan": annotations.get(REPLAN_ANNOTATION)}
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Model hubs in words: which there are, where, and what a reading of one ends in. No I/O; `remote` does the reading."""
+"""Model hubs: which there are, where they are, and what a query to one ends in. No I/O: `hubs.client` reads them."""
 
 from __future__ import annotations
 
@@ -65,18 +65,21 @@ class HubCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class HubQuery:
-    """A query to a hub: the facts of a repository at a revision, "" for its main branch."""
+    """What a hub is asked for: the facts of a repository at a revision, "" for its main branch."""
 
     hub: Hub
     repository: str
     revision: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.hub}://{self.repository}{f' at {self.revision}' if self.revision else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class HubAnswer:
-    """What a hub answered, or why it did not: either `checkpoint`, with its commit, or `reason` and `message`.
+    """What a query ended in: either `checkpoint`, with its commit, or `reason` and `message`.
 
-    `again` is when another query makes sense; `failures` how often it failed in a row.
+    `again` is the time from which the same query makes sense again; `failures` counts failed tries in a row.
     """
 
     query: HubQuery

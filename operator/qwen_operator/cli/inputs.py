@@ -16,7 +16,7 @@ from typing import Any
 from qwen_operator.api.spec import InvalidSpec, Spec, parse
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import INSPECTION, Checkpoint, InvalidFactsError
-from qwen_operator.checkpoints.hubs import Hub, HubError
+from qwen_operator.checkpoints.hubs import HubError, HubQuery
 from qwen_operator.cli import files
 from qwen_operator.cli.files import InputError
 from qwen_operator.cli.settings import chart_settings
@@ -24,7 +24,8 @@ from qwen_operator.config import Settings
 from qwen_operator.hardware.boards import board, similar
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct, Inventory, inventory
 from qwen_operator.hardware.pools import GpuPool
-from qwen_operator.planning.types import EngineDefaults
+from qwen_operator.planning.types import EngineDefaults, EngineSource
+from qwen_operator.sources import registry
 
 _GPU = re.compile(r"(?P<product>[^=]+)=(?P<gpus>[1-9][0-9]?)x(?P<nodes>[1-9][0-9]{0,3})(:(?P<mib>[1-9][0-9]{3,6}))?")
 _NAME = "model"
@@ -43,6 +44,11 @@ class Inputs:
     inventory: Inventory
     settings: Settings
     weights_computed: bool = False
+
+    @property
+    def source(self) -> EngineSource:
+        """Where SGLang finds the model."""
+        return registry.engine_source(self.spec, self.checkpoint, self.settings.engine)
 
 
 def options(parser: argparse.ArgumentParser, *, manifest_only: bool = False) -> None:
@@ -160,31 +166,30 @@ def _checkpoint(arguments: argparse.Namespace, spec: Spec, defaults: EngineDefau
         return _from_config(arguments.checkpoint_config, arguments.weight_bytes)
     if arguments.weight_bytes is not None:
         raise InputError("--weight-bytes needs --checkpoint-config: the catalog knows its own")
-    name = spec.repository if spec.source and spec.repository else spec.model
-    found, revision = catalog.lookup(name), spec.source.revision if spec.source else None
-    hub = defaults.hub_of(spec) if arguments.hub and (found is None or revision) else None
-    if hub is not None:
-        return _from_hub(hub, name, revision or "", defaults.mirror(hub))
-    if found is None:
+    name = spec.repository or spec.model
+    known, query = catalog.lookup(name), registry.hub_query(spec, defaults)
+    if query is not None and arguments.hub and (known is None or query.revision):
+        return _from_hub(query, defaults.mirror(query.hub))
+    if known is None:
         near = get_close_matches(name.casefold(), {one.casefold(): one for one in catalog.names()}, n=1, cutoff=0.8)
         meant = next((one for one in catalog.names() if near and one.casefold() == near[0]), "")
         raise InputError(
             f"{name} is not in the catalog{f'; did you mean {meant}? Otherwise give' if meant else ': give'} its "
             "config.json with --checkpoint-config, ask its hub with --hub, or choose one of `qwen-operator models`"
         )
-    return found
+    return known
 
 
-def _from_hub(hub: Hub, repository: str, revision: str, mirror: str) -> Checkpoint:
+def _from_hub(query: HubQuery, mirror: str) -> Checkpoint:
     import asyncio  # noqa: PLC0415 - an HTTP client takes longer to import than a plan to make
 
     from qwen_operator.hubs.client import fetch  # noqa: PLC0415
 
     try:
-        found = asyncio.run(fetch(repository, revision, hub, mirror))
+        read = asyncio.run(fetch(query.repository, query.revision, query.hub, mirror))
     except HubError as error:
         raise InputError(f"--hub: {error.whole}") from error
-    return replace(found.checkpoint, commit=found.commit)
+    return replace(read.checkpoint, commit=read.commit)
 
 
 def _from_config(path: str, weight_bytes: int | None) -> Checkpoint:

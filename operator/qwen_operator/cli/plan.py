@@ -47,7 +47,7 @@ def main(arguments: argparse.Namespace) -> int:
     except InputError as error:
         sys.stderr.write(f"qwen-operator plan: {error}\n")
         return 2
-    outcome = explore(given.spec, given.checkpoint, given.inventory, given.settings.engine)
+    outcome = explore(given.spec, given.checkpoint, given.inventory, given.settings.engine, given.source)
     result = outcome.result
     if arguments.output == "text":
         found = result.alternatives if isinstance(result, NoFit) else _cheaper(given, result)
@@ -61,7 +61,7 @@ def _cheaper(given: Inputs, result: Plan) -> tuple[Alternative, ...]:
     """Another format of the model that takes fewer GPUs, if there is one."""
 
     def planner(spec: Spec, checkpoint: Checkpoint, inventory: Inventory) -> Plan | NoFit:
-        return explore(spec, checkpoint, inventory, given.settings.engine).result
+        return explore(spec, checkpoint, inventory, given.settings.engine, given.source).result
 
     found = alternatives.cheaper(given.spec, given.inventory, result, planner)
     return (found,) if found else ()

@@ -12,13 +12,13 @@ from qwen_operator.cli import inputs
 from qwen_operator.cli.files import InputError
 from qwen_operator.cli.inputs import Inputs
 from qwen_operator.cli.plan import exit_code
-from qwen_operator.manifests.names import Owner
+from qwen_operator.manifests.names import Owner, PodIdentity
 from qwen_operator.manifests.objects import controller_revision, disruption_budget
-from qwen_operator.manifests.pods import ReplicaPods, engine_pods, engine_template, inspection_pod
+from qwen_operator.manifests.pods import ReplicaPods, engine_pods, engine_template
 from qwen_operator.planning.plan import plan, runnable
 from qwen_operator.planning.types import NoFit, Plan
 from qwen_operator.replicas.wanted import size_rule
-from qwen_operator.sources import claim as inspection
+from qwen_operator.sources import registry
 
 # The API server gives every object its own; here there is none yet.
 NO_UID = "00000000-0000-0000-0000-000000000000"
@@ -36,7 +36,7 @@ def main(arguments: argparse.Namespace) -> int:
     except InputError as error:
         sys.stderr.write(f"qwen-operator render: {error}\n")
         return 2
-    planned = plan(given.spec, given.checkpoint, given.inventory, given.settings.engine)
+    planned = plan(given.spec, given.checkpoint, given.inventory, given.settings.engine, given.source)
     result = runnable(planned, given.checkpoint)
     if isinstance(result, NoFit):
         sys.stderr.write(f"{result.reason}: {result.message}\n")
@@ -50,19 +50,18 @@ def objects(given: Inputs, result: Plan) -> list[Mapping[str, Any]]:
     metadata = given.manifest["metadata"]
     owner = Owner(str(metadata["name"]), str(metadata.get("namespace") or "default"), NO_UID)
     revision = revision_hash(given.manifest["spec"], metadata.get("annotations") or {})
-    runtime = given.settings.image
-    template = engine_template(owner, revision, given.spec, result, runtime)
+    identity, runtime = PodIdentity(owner, revision), given.settings.image
+    template = engine_template(identity, given.spec, result, given.source, runtime)
     record = {"facts": given.checkpoint.to_json(), "plan": result.to_json(), "template": template}
-    claimed = given.spec.source and given.spec.source.claim
-    near = inspection.products(given.spec, given.inventory)
+    inspection = registry.inspection_pod(identity, given.spec, given.settings.engine, runtime, given.inventory)
     replicas, drain = size_rule(given.spec.replicas, given.spec.scaling).least, given.spec.rollout.drain_seconds
     return [
-        *([inspection_pod(owner, revision, given.spec, runtime, near)] if claimed else []),
+        *([inspection] if inspection else []),
         controller_revision(owner, revision, 1, record),
         *([disruption_budget(owner, replicas)] if replicas else []),
         *(
             pod
             for index in range(replicas)
-            for pod in engine_pods(ReplicaPods(owner, revision, index, result.nodes_per_replica), template, drain)
+            for pod in engine_pods(ReplicaPods(identity, index, result.nodes_per_replica), template, drain)
         ),
     ]

@@ -57,7 +57,7 @@ class HubReader:
         return not self._queries.empty()
 
     def known(self, key: ObjectKey) -> HubAnswer | None:
-        """The last answer to what this QwenDeployment asked last."""
+        """The answer to the last query of this QwenDeployment."""
         return self._answers.get(key)
 
     def forget(self, key: ObjectKey) -> None:
@@ -67,9 +67,9 @@ class HubReader:
             keys.discard(key)
 
     def ask(self, key: ObjectKey, query: HubQuery) -> None:
-        """Have the question answered, now if somebody else has the answer, and the key queued then."""
+        """Have the query answered, at once if somebody else has the answer, and the key queued then."""
         if (answer := self._fresh(query)) is not None:
-            self._give(key, answer)
+            self._deliver(key, answer)
         elif query in self._waiting:
             self._waiting[query].add(key)
         else:
@@ -77,18 +77,18 @@ class HubReader:
             self._queries.put_nowait(query)
 
     async def run(self) -> None:
-        """Answer questions for ever."""
+        """Answer queries for ever."""
         async with asyncio.TaskGroup() as group:
             for _ in range(READINGS):
                 group.create_task(self._answer_all())
 
     async def answer_next(self) -> None:
-        """Wait for a question and answer it."""
+        """Wait for a query and answer it."""
         query = await self._queries.get()
         answer = await self._answer(query) if self._waiting[query] else None
         for key in sorted(self._waiting.pop(query)):
             if answer is not None:
-                self._give(key, answer)
+                self._deliver(key, answer)
 
     async def _answer_all(self) -> None:
         while True:
@@ -98,7 +98,7 @@ class HubReader:
         now = self._now()
         return next((one for one in self._answers.values() if one.query == query and now < one.again), None)
 
-    def _give(self, key: ObjectKey, answer: HubAnswer) -> None:
+    def _deliver(self, key: ObjectKey, answer: HubAnswer) -> None:
         self._answers[key] = answer
         self._add(key)
 
@@ -118,7 +118,7 @@ class HubReader:
         except HubError as error:
             return self._failed(query, error)
         except Exception:
-            # A hub's answer that nobody thought of must not end the operator.
+            # An answer of an unforeseen shape must not end the operator.
             log.exception("reading a hub crashed", extra={"object": f"{query.hub}://{query.repository}"})
             message = f"the hub's answer for {query.repository} is not understood"
             return self._failed(query, HubError(HubReason.INVALID, message))

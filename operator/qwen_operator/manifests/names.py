@@ -36,6 +36,14 @@ class Owner:
     uid: str
 
 
+@dataclass(frozen=True, slots=True)
+class PodIdentity:
+    """Whose pod it is: the QwenDeployment, and the hash of the revision that the pod runs or inspects."""
+
+    owner: Owner
+    revision: str
+
+
 def replica_name(deployment: str, revision: str, index: int) -> str:
     return f"{deployment}-{revision}-{index}"
 

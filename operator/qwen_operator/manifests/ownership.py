@@ -30,6 +30,10 @@ class Children:
     leftover: Mapping[str, Manifest] = field(default_factory=dict)
     foreign: Mapping[str, Manifest] = field(default_factory=dict)
 
+    def get(self, name: str) -> Manifest | None:
+        """The object of this name, whosever it is."""
+        return self.owned.get(name) or self.leftover.get(name) or self.foreign.get(name)
+
     def __contains__(self, name: str) -> bool:
         """Whether the name is taken, by whomever."""
         return name in self.owned or name in self.leftover or name in self.foreign

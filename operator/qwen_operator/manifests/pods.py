@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen_operator.api.pod import GPU_RESOURCE, Pod
-from qwen_operator.api.spec import EnvVar, Source, Spec
+from qwen_operator.api.spec import EnvVar, Spec
 from qwen_operator.hardware.inventory import GpuProduct
 from qwen_operator.manifests import names
-from qwen_operator.manifests.names import Manifest, Owner
+from qwen_operator.manifests.names import Manifest, Owner, PodIdentity
 from qwen_operator.manifests.quantities import canonical_quantities
-from qwen_operator.planning.types import Plan
+from qwen_operator.planning.types import EngineSource, Plan
 
-SOURCE_MOUNT = "/models/source"
-SOURCE_VOLUME = "source"
 RUNTIME_MOUNT = "/qwen-runtime"
 RUNTIME = f"{RUNTIME_MOUNT}/qwen-runtime.pyz"
 _IMAGE_RUNTIME = "/opt/qwen-operator/qwen-runtime.pyz"
@@ -66,12 +64,14 @@ class RuntimeImage:
     pull_secrets: tuple[str, ...] = ()
 
 
-def engine_template(owner: Owner, revision: str, spec: Spec, plan: Plan, runtime: RuntimeImage) -> Manifest:
+def engine_template(
+    identity: PodIdentity, spec: Spec, plan: Plan, source: EngineSource, runtime: RuntimeImage
+) -> Manifest:
     """The pod of every replica but for its name: {"metadata": {labels, annotations}, "spec": {...}}.
 
     This is what a ControllerRevision pins.
     """
-    labels = _pod_labels(owner, revision, names.ROLE_ENGINE) | {names.LABEL_ROUTABLE: "true"}
+    labels = _pod_labels(identity, names.ROLE_ENGINE) | {names.LABEL_ROUTABLE: "true"}
     pod = {
         **_common(spec.pod, runtime, (_GPU_TOLERATION, *plan.tolerations)),
         **_present(
@@ -82,13 +82,13 @@ def engine_template(owner: Owner, revision: str, spec: Spec, plan: Plan, runtime
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": _TEMPLATE_GRACE_SECONDS,
         "initContainers": [_runtime_container(runtime)],
-        "containers": [_engine_container(spec, plan)],
-        "volumes": _engine_volumes(spec, plan),
+        "containers": [_engine_container(spec, plan, source)],
+        "volumes": _engine_volumes(spec, plan, source),
     }
     return {
         "metadata": {
             "labels": {**spec.pod.labels, **labels},
-            "annotations": {**spec.pod.annotations, names.ANNOTATION_OWNER_UID: owner.uid},
+            "annotations": {**spec.pod.annotations, names.ANNOTATION_OWNER_UID: identity.owner.uid},
         },
         "spec": canonical_quantities(pod),
     }
@@ -115,8 +115,7 @@ def grace_seconds(drain_seconds: int) -> int:
 class ReplicaPods:
     """Which pods a replica has: replica `index` of a revision consists of `pods` pods."""
 
-    owner: Owner
-    revision: str
+    identity: PodIdentity
     index: int
     pods: int = 1
 
@@ -127,10 +126,10 @@ def engine_pods(replica: ReplicaPods, template: Mapping[str, Any], drain_seconds
     Of several pods only the first, the leader, carries the role and the label by which pods are routed to, scraped
     and counted. `drain_seconds` is no part of the template: it may change without replacing pods.
     """
-    name = names.replica_name(replica.owner.name, replica.revision, replica.index)
+    owner = replica.identity.owner
+    name = names.replica_name(owner.name, replica.identity.revision, replica.index)
     pods = [
-        _engine_pod(replica.owner, pod_name, template, drain_seconds)
-        for pod_name in names.engine_pod_names(name, replica.pods)
+        _engine_pod(owner, pod_name, template, drain_seconds) for pod_name in names.engine_pod_names(name, replica.pods)
     ]
     if replica.pods > 1:
         for rank, pod in enumerate(pods):
@@ -160,28 +159,32 @@ def _engine_pod(owner: Owner, name: str, template: Mapping[str, Any], drain_seco
 
 
 def inspection_pod(
-    owner: Owner, revision: str, spec: Spec, runtime: RuntimeImage, products: Sequence[GpuProduct] = ()
+    identity: PodIdentity,
+    spec: Spec,
+    source: EngineSource,
+    runtime: RuntimeImage,
+    products: Sequence[GpuProduct] = (),
 ) -> Manifest:
-    """The pod that reads the checkpoint of a `pvc://` source and reports its facts in its termination message.
+    """The pod that reads the checkpoint where the engine will, and reports its facts in its termination message.
 
     It runs where engines may run, on nodes of `products`, and as their user: what it can read, they can, and a claim
     binds where they are.
     """
-    assert spec.source is not None
-    assert spec.source.claim, "only a claim is inspected by a pod"
-    labels = _pod_labels(owner, revision, names.ROLE_INSPECTION)
-    metadata = names.metadata(owner, names.inspection_pod_name(owner.name, revision), {**spec.pod.labels, **labels})
+    labels = _pod_labels(identity, names.ROLE_INSPECTION)
+    name = names.inspection_pod_name(identity.owner.name, identity.revision)
+    metadata = names.metadata(identity.owner, name, {**spec.pod.labels, **labels})
     metadata["annotations"] = {**spec.pod.annotations, **metadata["annotations"]}
     container = {
         "name": names.INSPECTION_CONTAINER,
         "image": runtime.reference,
         "imagePullPolicy": runtime.pull_policy,
-        "command": ["python3", _IMAGE_RUNTIME, "inspect", "--path", _model_path(spec)],
+        "command": ["python3", _IMAGE_RUNTIME, "inspect", "--path", source.model_path],
+        **_present(env=[_variable(variable) for variable in source.env]),
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
         "securityContext": deepcopy(_CONTAINER_SECURITY),
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
-        "volumeMounts": [_source_mount()],
+        "volumeMounts": [dict(mount) for mount in source.mounts],
     }
     tolerations = [item for product in products for item in product.tolerations]
     pod = {
@@ -190,7 +193,7 @@ def inspection_pod(
         "restartPolicy": "Never",
         "activeDeadlineSeconds": _INSPECTION_SECONDS,
         "containers": [container],
-        "volumes": [_source_volume(spec.source)],
+        "volumes": [dict(volume) for volume in source.volumes],
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": canonical_quantities(pod)}
 
@@ -212,9 +215,9 @@ def _near_gpus(pod: Pod, products: Sequence[GpuProduct]) -> Manifest:
     return {**affinity, "nodeAffinity": required}
 
 
-def _pod_labels(owner: Owner, revision: str, role: str) -> dict[str, str]:
-    labels = names.common_labels(owner, name="sglang", component=role)
-    return labels | {names.LABEL_ROLE: role, names.LABEL_REVISION: revision}
+def _pod_labels(identity: PodIdentity, role: str) -> dict[str, str]:
+    labels = names.common_labels(identity.owner, name="sglang", component=role)
+    return labels | {names.LABEL_ROLE: role, names.LABEL_REVISION: identity.revision}
 
 
 def _common(pod: Pod, runtime: RuntimeImage, tolerations: tuple[Mapping[str, Any], ...]) -> Manifest:
@@ -248,7 +251,7 @@ def _runtime_container(runtime: RuntimeImage) -> Manifest:
     }
 
 
-def _engine_container(spec: Spec, plan: Plan) -> Manifest:
+def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
     gpus = {GPU_RESOURCE: str(plan.gpus_per_node)}
     resources = spec.pod.resources
     # A limit without a request is the request, as everywhere in Kubernetes; a limit below ours would be refused.
@@ -259,7 +262,7 @@ def _engine_container(spec: Spec, plan: Plan) -> Manifest:
         {"name": "home", "mountPath": _HOME},
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "shm", "mountPath": "/dev/shm"},
-        *([_source_mount()] if spec.source and spec.source.claim else []),
+        *(dict(mount) for mount in source.mounts),
         *(dict(mount) for mount in spec.pod.volume_mounts),
     ]
     prestop = ["python3", RUNTIME, "prestop", "--seconds", str(_PRESTOP_SECONDS)]
@@ -267,7 +270,7 @@ def _engine_container(spec: Spec, plan: Plan) -> Manifest:
         "name": names.ENGINE_CONTAINER,
         "image": plan.engine_image,
         "imagePullPolicy": "IfNotPresent",
-        "command": _command(spec, plan),
+        "command": _command(spec, plan, source),
         "env": [_variable(variable) for variable in _environment(plan)],
         "ports": [{"name": "http", "containerPort": names.ENGINE_PORT, "protocol": "TCP"}],
         "resources": {"requests": requests, "limits": {**resources.limits, **gpus}},
@@ -280,7 +283,7 @@ def _engine_container(spec: Spec, plan: Plan) -> Manifest:
     }
 
 
-def _command(spec: Spec, plan: Plan) -> list[str]:
+def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
     """SGLang as the child of the runtime's init: as process 1 it ignores SIGTERM while it loads."""
     return [
         "python3",
@@ -290,7 +293,7 @@ def _command(spec: Spec, plan: Plan) -> list[str]:
         "python3",
         "-m",
         "sglang.launch_server",
-        f"--model-path={_model_path(spec)}",
+        f"--model-path={source.model_path}",
         f"--served-model-name={spec.model}",
         "--host=0.0.0.0",
         f"--port={names.ENGINE_PORT}",
@@ -333,30 +336,15 @@ def _probes(plan: Plan) -> Manifest:
     }
 
 
-def _engine_volumes(spec: Spec, plan: Plan) -> list[Manifest]:
+def _engine_volumes(spec: Spec, plan: Plan, source: EngineSource) -> list[Manifest]:
     return [
         {"name": "qwen-runtime", "emptyDir": {}},
         {"name": "home", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{plan.shm_bytes // 1024}Ki"}},
-        *([_source_volume(spec.source)] if spec.source and spec.source.claim else []),
+        *(dict(volume) for volume in source.volumes),
         *(dict(volume) for volume in spec.pod.volumes),
     ]
-
-
-def _source_volume(source: Source) -> Manifest:
-    return {"name": SOURCE_VOLUME, "persistentVolumeClaim": {"claimName": source.claim, "readOnly": True}}
-
-
-def _source_mount() -> Manifest:
-    return {"name": SOURCE_VOLUME, "mountPath": SOURCE_MOUNT, "readOnly": True}
-
-
-def _model_path(spec: Spec) -> str:
-    """Where SGLang finds the model: a folder of the mounted claim, or a repository that it downloads."""
-    if spec.source and spec.source.claim:
-        return f"{SOURCE_MOUNT}/{spec.source.path}".rstrip("/")
-    return spec.repository or spec.model
 
 
 def _present(**members: Any) -> Manifest:

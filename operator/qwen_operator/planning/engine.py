@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-from qwen_operator.api.spec import Engine, EnvVar, Spec
-from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.checkpoints.hubs import Hub
+from qwen_operator.api.spec import Engine, EnvVar
 from qwen_operator.planning import engine_args
 from qwen_operator.planning.engine_args import Option, RefusedArgsError, Role, Table
-from qwen_operator.planning.types import EngineDefaults
+from qwen_operator.planning.types import EngineDefaults, EngineSource
 
 _TAG_VERSION = re.compile(r":v?([0-9]+\.[0-9]+\.[0-9]+)[^/:@]*(@|$)")
 CHART, OBJECT = "the chart's engine.args", "spec.engine.args"
@@ -43,31 +40,6 @@ FIXED: Settings = (
 
 
 @dataclass(frozen=True, slots=True)
-class Download:
-    """What makes the engine load the bytes that were planned for; `revision` None: whatever is there.
-
-    `hub`: it downloads them; None: they are on a claim.
-    """
-
-    hub: Hub | None = None
-    revision: str | None = None
-    env: tuple[EnvVar, ...] = ()
-
-
-def download(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> Download:
-    """From which hub, and at which revision. ModelScope's client takes branches and tags only, no commits."""
-    hub = defaults.hub_of(spec)
-    if hub is None:
-        return Download()
-    written = spec.source.revision if spec.source else None
-    mirror = defaults.mirror(hub)
-    if hub is Hub.MODELSCOPE:
-        domain = (EnvVar("MODELSCOPE_DOMAIN", urlsplit(mirror).netloc),) if mirror else ()
-        return Download(hub, written, (EnvVar("SGLANG_USE_MODELSCOPE", "true"), *domain))
-    return Download(hub, checkpoint.commit or written, (EnvVar("HF_ENDPOINT", mirror),) if mirror else ())
-
-
-@dataclass(frozen=True, slots=True)
 class EngineChoice:
     """The engine before sizing: complete image reference, its options' table, options of chart and object, warnings,
     and the revision to download.
@@ -94,7 +66,7 @@ class EngineChoice:
         return None
 
 
-def choose(engine: Engine, defaults: EngineDefaults, source: Download | None = None) -> EngineChoice:
+def choose(engine: Engine, defaults: EngineDefaults, source: EngineSource | None = None) -> EngineChoice:
     """The engine that an object asks for over the chart's defaults; raises RefusedArgsError."""
     image, version = _image(engine, defaults)
     table = engine_args.table(version)
@@ -109,7 +81,7 @@ def choose(engine: Engine, defaults: EngineDefaults, source: Download | None = N
         env=_merged_env(_ENV, source.env if source else (), defaults.env, engine.env),
         warnings=warnings,
         revision=source.revision if source else None,
-        downloads=source is not None and source.hub is not None,
+        downloads=source is not None and source.downloads,
     )
 
 

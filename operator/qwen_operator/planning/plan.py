@@ -20,7 +20,7 @@ from qwen_operator.planning.engine_args import RefusedArgsError, Role
 from qwen_operator.planning.fits import Demand, Fit, Limits, Search, demand, find, groups
 from qwen_operator.planning.memory import GIB, Budget
 from qwen_operator.planning.refusals import refuse, unlabelled
-from qwen_operator.planning.types import EngineDefaults, NoFit, Plan
+from qwen_operator.planning.types import EngineDefaults, EngineSource, NoFit, Plan
 
 _IMPORT_SECONDS = 120
 _GRAPH_SECONDS = 120
@@ -42,23 +42,28 @@ class Outcome:
     looked: tuple[Fit, ...] = ()
 
 
-def plan(spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults: EngineDefaults) -> Plan | NoFit:
+def plan(
+    spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults: EngineDefaults, source: EngineSource
+) -> Plan | NoFit:
     """The plan for one replica; pure and deterministic.
 
     Per product the smallest valid number of GPUs wins; between products the user's order, else declared cost, else
-    fewer GPUs, else smaller memory.
+    fewer GPUs, else smaller memory. `source` is where SGLang finds the model.
     """
-    return explore(spec, checkpoint, inventory, defaults).result
+    return explore(spec, checkpoint, inventory, defaults, source).result
 
 
-def explore(spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults: EngineDefaults) -> Outcome:
+def explore(
+    spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults: EngineDefaults, source: EngineSource
+) -> Outcome:
     """As `plan`, with what was looked at; a refusal for want of memory has alternatives."""
-    first = _attempt(spec, checkpoint, inventory, defaults)
+    first = _attempt(spec, checkpoint, inventory, defaults, source)
     if isinstance(first.result, Plan) or first.result.reason is not Reason.DOES_NOT_FIT:
         return first
 
     def planner(other: Spec, facts: Checkpoint, hardware: Inventory) -> Plan | NoFit:
-        return _attempt(other, facts, hardware, defaults).result
+        # From where an alternative is loaded decides nothing about whether it fits.
+        return _attempt(other, facts, hardware, defaults, source).result
 
     usable = inventory.usable(spec.pod.tolerations)
     situation = alternatives.Situation(spec, checkpoint, usable, first.wanted, first.looked)
@@ -85,10 +90,12 @@ def runnable(result: Plan | NoFit, checkpoint: Checkpoint) -> Plan | NoFit:
     return result
 
 
-def _attempt(spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults: EngineDefaults) -> Outcome:
+def _attempt(
+    spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults: EngineDefaults, source: EngineSource
+) -> Outcome:
     wanted = demand(spec, checkpoint)
     try:
-        choice = engine.choose(spec.engine, defaults, engine.download(spec, checkpoint, defaults))
+        choice = engine.choose(spec.engine, defaults, source)
     except RefusedArgsError as error:
         return Outcome(NoFit(Reason.UNKNOWN_FLAG if error.unknown else Reason.INVALID_OVERRIDE, str(error)), wanted)
     inventory = inventory.usable(spec.pod.tolerations)

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.api.spec import EnvVar, Spec
+from qwen_operator.api.spec import EnvVar
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.hardware.inventory import short_name
 
@@ -30,15 +30,26 @@ class EngineDefaults:
     hub: Hub = Hub.HUGGING_FACE
     hub_url: str = ""
 
-    def hub_of(self, spec: Spec) -> Hub | None:
-        """The hub that the bytes of a spec come from, None for a claim."""
-        if spec.source is None:
-            return self.hub
-        return Hub(spec.source.hub) if spec.source.hub else None
-
     def mirror(self, hub: Hub) -> str:
         """The address of the mirror of a hub, "" for the hub itself."""
         return self.hub_url if hub is self.hub else ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSource:
+    """Where SGLang finds the model: what the scheme of the source adds to the command, the environment and the pod.
+
+    `model_path` is for --model-path: a folder in the container, or a repository. `revision` is for --revision; None:
+    whatever is there. `downloads`: every start loads the weights from a hub. `env` stands under the variables of
+    chart and object. `volumes` and `mounts` are written as in a pod.
+    """
+
+    model_path: str
+    revision: str | None = None
+    downloads: bool = False
+    env: tuple[EnvVar, ...] = ()
+    volumes: tuple[Mapping[str, Any], ...] = ()
+    mounts: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

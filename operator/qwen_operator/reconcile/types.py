@@ -10,7 +10,6 @@ from typing import Any
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.actions.types import Action, OrderedActions, Refusal
 from qwen_operator.api.spec import Spec
-from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import HubAnswer, HubQuery
 from qwen_operator.config import Config
 from qwen_operator.hardware.inventory import Inventory
@@ -24,6 +23,7 @@ from qwen_operator.replicas.node_health import NodeHealth
 from qwen_operator.replicas.pod_state import PodState
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.types import ScalingState
+from qwen_operator.sources.scheme import Facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,7 @@ class Course:
     revision: str
     actions: tuple[Action, ...] = ()
     query: HubQuery | None = None
-    facts: Checkpoint | None = None
-    facts_remark: str = ""
+    facts: Facts | None = None
     plan: Plan | None = None
     blocked: Blocked | None = None
     target: PinnedRevision | None = None

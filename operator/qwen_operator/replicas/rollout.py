@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch
 from qwen_operator.manifests.drift import pod_repair
-from qwen_operator.manifests.names import LABEL_ROUTABLE, Manifest, Owner, engine_pod_names, replica_name
+from qwen_operator.manifests.names import LABEL_ROUTABLE, Manifest, Owner, PodIdentity, engine_pod_names, replica_name
 from qwen_operator.manifests.pods import ReplicaPods, engine_pods
 from qwen_operator.manifests.revisions import PinnedRevision
 from qwen_operator.replicas.draining import (
@@ -148,7 +148,7 @@ def _completions(
 
 
 def _pods(owner: Owner, target: PinnedRevision, index: int, drain_seconds: int) -> tuple[Manifest, ...]:
-    replica = ReplicaPods(owner, target.revision, index, target.plan.nodes_per_replica)
+    replica = ReplicaPods(PodIdentity(owner, target.revision), index, target.plan.nodes_per_replica)
     return engine_pods(replica, target.template, drain_seconds)
 
 

@@ -1,18 +1,54 @@
-"""Which module knows the scheme of a source."""
-
-from __future__ import annotations
+"""The schemes of sources, and the questions that the rest of the operator has about a spec's source. Pure."""
 
 from qwen_operator.actions.blocked import Blocked
-from qwen_operator.sources import claim, hub
-from qwen_operator.sources.claim import leftovers
-from qwen_operator.sources.hub import pending
-from qwen_operator.sources.types import Facts, SourceContext
+from qwen_operator.api.spec import Spec
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints.hubs import HubQuery
+from qwen_operator.hardware.inventory import Inventory
+from qwen_operator.manifests import pods
+from qwen_operator.manifests.names import Manifest, PodIdentity
+from qwen_operator.manifests.pods import RuntimeImage
+from qwen_operator.planning.types import EngineDefaults, EngineSource
+from qwen_operator.sources import hf, inspection, modelscope, pvc
+from qwen_operator.sources.scheme import Facts, Scheme, SourceContext
 
-__all__ = ["SourceContext", "leftovers", "pending", "resolve"]
+SCHEMES = {
+    scheme.form.scheme: scheme
+    for scheme in (
+        pvc.SCHEME,
+        hf.SCHEME,
+        modelscope.SCHEME,
+    )
+}
+"""Every scheme by its name in a uri."""
+
+
+def scheme_of(spec: Spec, defaults: EngineDefaults) -> Scheme:
+    """The scheme of a spec's source; a spec without a source comes from the chart's hub."""
+    return SCHEMES[spec.source.scheme if spec.source else defaults.hub]
 
 
 def resolve(context: SourceContext) -> Facts | Blocked:
-    """The facts of the source, or what they wait for."""
-    if context.spec.source is None or context.spec.source.claim is None:
-        return hub.resolve(context)
-    return claim.resolve(context)
+    """The facts of the checkpoint, or what they wait for."""
+    return scheme_of(context.spec, context.defaults).resolve(context)
+
+
+def engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
+    """Where SGLang finds the model whose facts these are."""
+    return scheme_of(spec, defaults).engine_source(spec, checkpoint, defaults)
+
+
+def hub_query(spec: Spec, defaults: EngineDefaults) -> HubQuery | None:
+    """What the hub of the source is asked for, None for a source that is no hub's."""
+    query = scheme_of(spec, defaults).hub_query
+    return query(spec) if query else None
+
+
+def inspection_pod(
+    identity: PodIdentity, spec: Spec, defaults: EngineDefaults, runtime: RuntimeImage, inventory: Inventory
+) -> Manifest | None:
+    """The pod that reads the files of the source, None for a source that no pod reads."""
+    inspected = scheme_of(spec, defaults).inspected
+    if inspected is None:
+        return None
+    return pods.inspection_pod(identity, spec, inspected(spec), runtime, inspection.products(spec, inventory))

@@ -22,7 +22,7 @@ from qwen_operator.replicas.groups import Replica, SortedReplicas
 from qwen_operator.replicas.pod_state import last_failure
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.load import LoadClass
-from qwen_operator.sources.claim import PHASE
+from qwen_operator.sources.inspection import PHASE
 
 STALLED_AFTER_FAILURES = 3
 _URGENT = (Reason.CLAIM_NOT_FOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwen_operator.api.fields import Passthrough
+from qwen_operator.api import uris
+from qwen_operator.api.fields import Passthrough, camel
 from qwen_operator.api.spec import (
     EnvVar,
     InvalidSpec,
@@ -102,20 +105,27 @@ def test_scaling_and_rollout_have_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "claim", "path", "repository"),
+    ("uri", "scheme", "location", "repository"),
     [
-        ("modelscope://Qwen/Qwen1.5-7B", None, "", "Qwen/Qwen1.5-7B"),
-        ("pvc://models/qwen/7b/", "models", "qwen/7b", None),
-        ("pvc://models", "models", "", None),
-        ("pvc://models//a", "models", "a", None),
-        ("hf://Qwen/Qwen1.5-7B", None, "", "Qwen/Qwen1.5-7B"),
+        ("modelscope://Qwen/Qwen1.5-7B", "modelscope", "Qwen/Qwen1.5-7B", "Qwen/Qwen1.5-7B"),
+        ("pvc://models/qwen/7b/", "pvc", "models/qwen/7b/", None),
+        ("pvc://models", "pvc", "models", None),
+        ("hf://Qwen/Qwen1.5-7B", "hf", "Qwen/Qwen1.5-7B", "Qwen/Qwen1.5-7B"),
     ],
 )
-def test_sources(uri: str, claim: str | None, path: str, repository: str | None) -> None:
+def test_sources(uri: str, scheme: str, location: str, repository: str | None) -> None:
     source = parse(_object(source={"uri": uri})).source
     assert source == Source(uri)
-    assert (source.claim, source.path, source.repository) == (claim, path, repository)
-    assert source.hub == (uri.partition("://")[0] if repository else None)
+    assert (source.scheme, source.location, source.repository) == (scheme, location, repository)
+
+
+@pytest.mark.parametrize("form", uris.FORMS.values(), ids=uris.FORMS.keys())
+def test_every_scheme_has_a_rule_and_a_place_in_the_manual(form: uris.UriForm) -> None:
+    assert form.form in Source.__dataclass_fields__["uri"].metadata["description"]
+    assert parse(_object(source={"uri": form.example})).source == Source(form.example)
+    for uri in (form.prefix, f"{form.example}/..", f"{form.prefix}a/../b", f"{form.example} "):
+        with pytest.raises(InvalidSpec, match=re.escape(f"must have the form {form.form}")):
+            parse(_object(source={"uri": uri}))
 
 
 def test_a_revision_is_part_of_what_the_pods_run() -> None:
@@ -205,6 +215,56 @@ OTHER: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("change", SAME.values(), ids=SAME.keys())
 def test_a_change_that_needs_no_new_pods_keeps_the_revision(change: dict[str, Any]) -> None:
     assert revision_hash({"model": "m"} | change, {}) == revision_hash({"model": "m"}, {"other": "1"})
+
+
+BESIDE_PODS = {"servedNames", "replicas", "scaling", "rollout"}
+# Setting one of these replaces all pods. A field comes in here only after somebody has decided that it must.
+IN_PODS = {
+    "model": [],
+    "source": ["uri", "revision"],
+    "contextTokens": [],
+    "workload": ["concurrency", "inputTokens", "outputTokens"],
+    "hardware": ["products", "maxGpusPerReplica"],
+    "parallelism": ["tensor"],
+    "engine": ["image", "version", "args", "env", "kvCacheType", "startupSeconds"],
+    "pod": [
+        "labels",
+        "annotations",
+        "priorityClassName",
+        "imagePullSecrets",
+        "nodeSelector",
+        "tolerations",
+        "affinity",
+        "topologySpreadConstraints",
+        "runtimeClassName",
+        "schedulerName",
+        "serviceAccountName",
+        "resources",
+        "volumes",
+        "volumeMounts",
+        "securityContext",
+    ],
+}
+
+
+def test_every_field_of_the_spec_declares_whether_it_changes_pods() -> None:
+    declared = {camel(field.name): field.metadata["changes_pods"] for field in fields(Spec)}
+    assert declared == dict.fromkeys(IN_PODS, True) | dict.fromkeys(BESIDE_PODS, False)
+
+
+def test_every_member_of_a_group_that_changes_pods_was_decided_on() -> None:
+    hints = get_type_hints(Spec)
+    members = {}
+    for field in fields(Spec):
+        if field.metadata["changes_pods"]:
+            kinds = [kind for kind in (hints[field.name], *get_args(hints[field.name])) if is_dataclass(kind)]
+            members[camel(field.name)] = [camel(member.name) for kind in kinds for member in fields(kind)]
+    assert members == IN_PODS
+
+
+def test_a_field_that_declares_nothing_replaces_no_pods() -> None:
+    """A forgotten declaration, or a field of a later version: its pods stay, and the status offers the newer plan."""
+    assert revision_hash({"model": "m", "ofALaterVersion": 1}, {}) == revision_hash({"model": "m"}, {})
 
 
 def test_fields_of_a_later_version_change_no_hash_of_objects_without_them() -> None:

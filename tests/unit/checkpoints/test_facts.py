@@ -198,3 +198,14 @@ def test_family(model: str, family: str) -> None:
     facts = catalogued(model)
     assert facts.family == family
     assert replace(facts, architecture="LlamaForCausalLM").family == ""
+
+
+def test_a_commit_is_part_of_the_record() -> None:
+    facts = catalogued("Qwen1.5-7B")
+    pinned = replace(facts, commit="c" * 40)
+    record = pinned.to_json()
+    assert Checkpoint.from_json(record) == pinned
+    del record["commit"]
+    assert Checkpoint.from_json(record) == facts
+    with pytest.raises(InvalidFactsError, match="commit is 7, it must be text"):
+        Checkpoint.from_json(record | {"commit": 7})

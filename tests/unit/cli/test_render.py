@@ -117,7 +117,7 @@ def _inputs(manifest: Manifest, nodes: list[Manifest]) -> Inputs:
 
 
 def _plan(given: Inputs) -> Plan:
-    result = plan(given.spec, given.checkpoint, given.inventory, given.settings.engine)
+    result = plan(given.spec, given.checkpoint, given.inventory, given.settings.engine, given.source)
     assert isinstance(result, Plan)
     return result
 

@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 
-from qwen_operator.api.spec import Spec, parse
+from qwen_operator.api.spec import EnvVar, Spec, parse
 from qwen_operator.checkpoints import catalog
-from qwen_operator.hardware.inventory import GpuPool, inventory
+from qwen_operator.hardware.inventory import GpuPool, GpuProduct, inventory
 from qwen_operator.manifests import names
-from qwen_operator.manifests.names import Owner
+from qwen_operator.manifests.names import Owner, PodIdentity
 from qwen_operator.manifests.pods import ReplicaPods, RuntimeImage, engine_pods, engine_template, inspection_pod
 from qwen_operator.planning.plan import plan
-from qwen_operator.planning.types import EngineDefaults, Plan
+from qwen_operator.planning.types import EngineDefaults, EngineSource, Plan
+from qwen_operator.sources import registry
 
 OWNER = Owner("demo", "team-a", "uid-1")
+IDENTITY = PodIdentity(OWNER, "0a1b2c3d")
+DEFAULTS = EngineDefaults("lmsysorg/sglang", "0.5.23")
+FACTS = catalog.lookup("Qwen/Qwen1.5-7B-Chat")
 RUNTIME = RuntimeImage("localhost/qwen-operator:0.1.0", "Never", ("chart-secret",))
 POOL = GpuPool("p", "NVIDIA-H100-80GB-HBM3", 81559, 8, {"pool": "h"}, ({"key": "dedicated", "operator": "Exists"},))
 CLAIM = {"source": {"uri": "pvc://models/qwen/7b"}}
@@ -44,17 +48,30 @@ def _spec(**spec: Any) -> Spec:
     return parse({"metadata": {"name": "demo"}, "spec": {"model": "Qwen/Qwen1.5-7B-Chat"} | spec})
 
 
+def _source(spec: Spec) -> EngineSource:
+    assert FACTS is not None
+    return registry.engine_source(spec, FACTS, DEFAULTS)
+
+
 def _plan(spec: Spec) -> Plan:
-    facts = catalog.lookup("Qwen/Qwen1.5-7B-Chat")
-    assert facts is not None
-    result = plan(spec, facts, inventory([], [POOL]), EngineDefaults("lmsysorg/sglang", "0.5.23"))
+    assert FACTS is not None
+    result = plan(spec, FACTS, inventory([], [POOL]), DEFAULTS, _source(spec))
     assert isinstance(result, Plan)
     return result
 
 
+def _template(spec: Spec, planned: Plan | None = None) -> dict[str, Any]:
+    return engine_template(IDENTITY, spec, planned or _plan(spec), _source(spec), RUNTIME)
+
+
+def _inspection(products: tuple[GpuProduct, ...] = (), **spec: Any) -> dict[str, Any]:
+    parsed = _spec(**CLAIM, **spec)
+    return inspection_pod(IDENTITY, parsed, _source(parsed), RUNTIME, products)
+
+
 def _engine(**spec: Any) -> dict[str, Any]:
     parsed = _spec(**spec)
-    return _engine_pod("0a1b2c3d", engine_template(OWNER, "0a1b2c3d", parsed, _plan(parsed), RUNTIME), 2, 600)
+    return _engine_pod("0a1b2c3d", _template(parsed), 2, 600)
 
 
 def _container(pod: dict[str, Any]) -> dict[str, Any]:
@@ -64,11 +81,11 @@ def _container(pod: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pods(**spec: Any) -> list[dict[str, Any]]:
-    return [_engine(**CLAIM, **spec), inspection_pod(OWNER, "0a1b2c3d", _spec(**CLAIM, **spec), RUNTIME)]
+    return [_engine(**CLAIM, **spec), _inspection(**spec)]
 
 
 def _engine_pod(revision: str, template: dict[str, Any], index: int, drain_seconds: int) -> dict[str, Any]:
-    (pod,) = engine_pods(ReplicaPods(OWNER, revision, index), template, drain_seconds)
+    (pod,) = engine_pods(ReplicaPods(PodIdentity(OWNER, revision), index), template, drain_seconds)
     return pod
 
 
@@ -154,7 +171,7 @@ def test_where_the_model_is(spec: dict[str, Any], path: str) -> None:
 
 def test_probes_follow_from_the_start_up_budget() -> None:
     spec = _spec(engine={"startupSeconds": 99})
-    container = _container(engine_template(OWNER, "r", spec, _plan(spec), RUNTIME))
+    container = _container(_template(spec))
     startup, ready, live = (container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness"))
     assert startup["failureThreshold"] * startup["periodSeconds"] == 200
     assert [probe["httpGet"]["path"] for probe in (startup, ready, live)] == ["/ready", "/ready", "/health"]
@@ -163,7 +180,7 @@ def test_probes_follow_from_the_start_up_budget() -> None:
 
 def test_shared_memory_has_the_planned_size() -> None:
     spec = _spec()
-    template = engine_template(OWNER, "r", spec, replace(_plan(spec), shm_bytes=3 << 30), RUNTIME)
+    template = _template(spec, replace(_plan(spec), shm_bytes=3 << 30))
     (shm,) = [volume for volume in template["spec"]["volumes"] if volume["name"] == "shm"]
     assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "3Gi"}
 
@@ -213,7 +230,7 @@ def test_what_the_user_adds_to_the_engine_alone() -> None:
 
 
 def test_the_inspection_pod_reads_the_claim_once() -> None:
-    pod = inspection_pod(OWNER, "0a1b2c3d", _spec(**CLAIM), RUNTIME)
+    pod = _inspection()
     container = _container(pod)
     assert pod["metadata"]["name"] == "demo-0a1b2c3d-inspect"
     assert pod["metadata"]["labels"][names.LABEL_ROLE] == "inspection"
@@ -231,9 +248,32 @@ def test_the_inspection_pod_reads_the_claim_once() -> None:
     assert "nodeSelector" not in pod["spec"]
 
 
+def test_what_a_source_needs_is_in_both_pods() -> None:
+    """A scheme that is not there yet may need variables where the files are read, and volumes of any kind."""
+    volume, mount = {"name": "source", "emptyDir": {}}, {"name": "source", "mountPath": "/m"}
+    source = EngineSource("/m/a", env=(EnvVar("REGION", "eu"),), volumes=(volume,), mounts=(mount,))
+    spec = _spec()
+    inspection = inspection_pod(IDENTITY, spec, source, RUNTIME)
+    assert inspection["spec"]["volumes"] == [volume]
+    container = _container(inspection)
+    assert (container["command"][-1], container["volumeMounts"]) == ("/m/a", [mount])
+    assert container["env"] == [{"name": "REGION", "value": "eu"}]
+    assert "env" not in _container(_inspection())
+
+    assert FACTS
+    planned = plan(spec, FACTS, inventory([], [POOL]), DEFAULTS, source)
+    assert isinstance(planned, Plan)
+    engine = engine_template(IDENTITY, spec, planned, source, RUNTIME)
+    assert volume in engine["spec"]["volumes"]
+    container = _container(engine)
+    assert mount in container["volumeMounts"]
+    assert {"name": "REGION", "value": "eu"} in container["env"]
+    assert "--model-path=/m/a" in container["command"]
+
+
 def test_a_pod_from_a_stored_template_is_the_same_and_shares_nothing() -> None:
     spec = _spec(pod=USER_POD)
-    template = engine_template(OWNER, "r", spec, _plan(spec), RUNTIME)
+    template = _template(spec)
     stored = json.loads(json.dumps(template))
     first = _engine_pod("r", template, 0, 600)
     assert first == _engine_pod("r", stored, 0, 600)
@@ -250,7 +290,7 @@ def test_the_longest_name_still_fits() -> None:
 
 def test_requests_and_shared_memory_follow_the_number_of_gpus() -> None:
     spec = _spec(parallelism={"tensor": 4})
-    pod = _engine_pod("0a1b2c3d", engine_template(OWNER, "0a1b2c3d", spec, _plan(spec), RUNTIME), 0, 600)
+    pod = _engine_pod("0a1b2c3d", _template(spec), 0, 600)
     assert _container(pod)["resources"] == {
         "requests": {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "4"},
         "limits": {"nvidia.com/gpu": "4"},
@@ -261,11 +301,11 @@ def test_requests_and_shared_memory_follow_the_number_of_gpus() -> None:
 
 def test_an_engine_that_is_told_to_stop_has_as_long_as_a_drain() -> None:
     parsed = _spec()
-    template = engine_template(OWNER, "r", parsed, _plan(parsed), RUNTIME)
+    template = _template(parsed)
     short, long = (_engine_pod("r", template, 0, seconds)["spec"] for seconds in (0, 1800))
     assert (short["terminationGracePeriodSeconds"], long["terminationGracePeriodSeconds"]) == (30, 1830)
     # What is pinned does not know it: a changed rollout is no newer plan.
-    assert engine_template(OWNER, "r", _spec(rollout={"drainSeconds": 5}), _plan(parsed), RUNTIME) == template
+    assert _template(_spec(rollout={"drainSeconds": 5}), _plan(parsed)) == template
 
 
 def _terms(pod: dict[str, Any]) -> Any:
@@ -275,7 +315,7 @@ def _terms(pod: dict[str, Any]) -> Any:
 
 def test_an_inspection_runs_where_engines_may_run() -> None:
     products = inventory([], [POOL, replace(POOL, product="NVIDIA-L4", node_selector={}, tolerations=())]).products
-    pod = inspection_pod(OWNER, "r", _spec(**CLAIM), RUNTIME, products)
+    pod = _inspection(products)
     assert _terms(pod) == [
         [{"key": "pool", "operator": "In", "values": ["h"]}],
         [{"key": "nvidia.com/gpu.product", "operator": "In", "values": ["NVIDIA-L4"]}],
@@ -283,8 +323,8 @@ def test_an_inspection_runs_where_engines_may_run() -> None:
     assert {"key": "dedicated", "operator": "Exists"} in pod["spec"]["tolerations"]
 
     mine = {"nodeAffinity": {"mine": 1}}
-    chosen = inspection_pod(OWNER, "r", _spec(**CLAIM, pod={"affinity": mine}), RUNTIME, products)
+    chosen = _inspection(products, pod={"affinity": mine})
     assert chosen["spec"]["affinity"] == mine
-    beside = inspection_pod(OWNER, "r", _spec(**CLAIM, pod={"affinity": {"podAffinity": {}}}), RUNTIME, products)
+    beside = _inspection(products, pod={"affinity": {"podAffinity": {}}})
     assert set(beside["spec"]["affinity"]) == {"podAffinity", "nodeAffinity"}
-    assert "affinity" not in inspection_pod(OWNER, "r", _spec(**CLAIM), RUNTIME)["spec"]
+    assert "affinity" not in _inspection()["spec"]

@@ -9,9 +9,10 @@ from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.hardware.boards import board
 from qwen_operator.hardware.inventory import GpuPool, Inventory, inventory
-from qwen_operator.planning.types import EngineDefaults
+from qwen_operator.planning.types import EngineDefaults, EngineSource
 
 DEFAULTS = EngineDefaults("lmsysorg/sglang", "0.5.23")
+DOWNLOADED = EngineSource("team/model", downloads=True)
 
 
 def facts(model: str) -> Checkpoint:

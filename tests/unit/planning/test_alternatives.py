@@ -17,7 +17,7 @@ from qwen_operator.hardware.inventory import Inventory, inventory
 from qwen_operator.planning.alternatives import MOST, cheaper, product_of
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import Alternative, Change, Hardware, NoFit, Plan
-from tests.unit.planning.models import DEFAULTS, facts, pool, pools
+from tests.unit.planning.models import DEFAULTS, DOWNLOADED, facts, pool, pools
 
 SPEC = {"model": "Qwen/Qwen1.5-72B-Chat"}
 CASES: dict[str, tuple[dict[str, Any], str, Inventory, set[str]]] = {
@@ -67,7 +67,7 @@ def _again(spec: Mapping[str, Any], checkpoint: Checkpoint, found: Inventory, on
     known = catalog.lookup(obj["spec"]["model"]) if obj["spec"]["model"] != spec["model"] else checkpoint
     assert known
     there = found.with_instead(product_of(one.hardware)) if one.hardware else found
-    return plan(parse(obj), known, there, DEFAULTS)
+    return plan(parse(obj), known, there, DEFAULTS, DOWNLOADED)
 
 
 @pytest.mark.parametrize(("spec", "model", "found", "kinds"), CASES.values(), ids=CASES.keys())
@@ -75,7 +75,7 @@ def test_every_alternative_is_itself_a_plan(
     spec: dict[str, Any], model: str, found: Inventory, kinds: set[str]
 ) -> None:
     checkpoint = facts(model)
-    refusal = plan(parse({"metadata": {"name": "m"}, "spec": spec}), checkpoint, found, DEFAULTS)
+    refusal = plan(parse({"metadata": {"name": "m"}, "spec": spec}), checkpoint, found, DEFAULTS, DOWNLOADED)
     assert isinstance(refusal, NoFit)
     assert {str(one.kind) for one in refusal.alternatives} == kinds
     assert len(refusal.alternatives) <= MOST
@@ -123,7 +123,7 @@ def test_nothing_is_made_up_where_nothing_fits() -> None:
     huge = {"model": "someone/enormous"}
     checkpoint = facts("Qwen3-Coder-480B-A35B-Instruct")
     giant = replace(checkpoint, weight_bytes=checkpoint.weight_bytes * 40)
-    refusal = plan(parse({"metadata": {"name": "m"}, "spec": huge}), giant, pools("L4"), DEFAULTS)
+    refusal = plan(parse({"metadata": {"name": "m"}, "spec": huge}), giant, pools("L4"), DEFAULTS, DOWNLOADED)
     assert isinstance(refusal, NoFit)
     assert refusal.alternatives == ()
     assert "no change that this operator knows would fit" in refusal.message
@@ -133,7 +133,7 @@ def test_a_format_that_takes_fewer_gpus_is_found() -> None:
     found = pools("H100-80GB")
 
     def planner(spec: Spec, checkpoint: Checkpoint, there: Inventory) -> Plan | NoFit:
-        return plan(spec, checkpoint, there, DEFAULTS)
+        return plan(spec, checkpoint, there, DEFAULTS, DOWNLOADED)
 
     for model, expected in (("Qwen1.5-72B-Chat", "2xH100-80GB"), ("Qwen1.5-7B-Chat", None)):
         spec = parse({"metadata": {"name": "m"}, "spec": {"model": f"Qwen/{model}"}})

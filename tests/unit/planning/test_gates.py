@@ -12,7 +12,7 @@ from qwen_operator.checkpoints.facts import Quantization
 from qwen_operator.hardware.inventory import GpuPool, inventory
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import NoFit, Plan
-from tests.unit.planning.models import DEFAULTS, facts, pools, spec
+from tests.unit.planning.models import DEFAULTS, DOWNLOADED, facts, pools, spec
 
 REFUSED = {
     "V100": ("Qwen1.5-0.5B", "V100-32GB", "Auto", "SGLang 0.5.23 needs compute capability 7.5, Tesla-V100-SXM2-32GB"),
@@ -25,7 +25,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("model", "gpu", "cache", "says"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_a_generation_cannot_run(model: str, gpu: str, cache: str, says: str) -> None:
-    result = plan(spec(engine=Engine(kv_cache_type=cache)), facts(model), pools(gpu), DEFAULTS)
+    result = plan(spec(engine=Engine(kv_cache_type=cache)), facts(model), pools(gpu), DEFAULTS, DOWNLOADED)
     assert isinstance(result, NoFit)
     assert result.reason is Reason.DOES_NOT_FIT
     assert says in result.message
@@ -34,23 +34,23 @@ def test_what_a_generation_cannot_run(model: str, gpu: str, cache: str, says: st
 
 def test_another_product_is_taken_and_the_barred_one_named_where_none_fits() -> None:
     checkpoint = facts("Qwen1.5-7B-Chat-GPTQ-Int4")
-    taken = plan(spec(), checkpoint, pools("T4", "L4"), DEFAULTS)
+    taken = plan(spec(), checkpoint, pools("T4", "L4"), DEFAULTS, DOWNLOADED)
     assert isinstance(taken, Plan)
     assert taken.gpu_product == "NVIDIA-L4"
-    refused = plan(spec(), facts("Qwen1.5-72B-Chat-GPTQ-Int8"), pools("T4", "L4"), DEFAULTS)
+    refused = plan(spec(), facts("Qwen1.5-72B-Chat-GPTQ-Int8"), pools("T4", "L4"), DEFAULTS, DOWNLOADED)
     assert isinstance(refused, NoFit)
     assert "Tesla-T4: 15.00 GiB per GPU, 8 per node; GPTQ weights need" in "\n".join(refused.steps)
 
 
 def test_a_t4_serves_bfloat16_models_in_float16() -> None:
-    result = plan(spec(), facts("Qwen1.5-0.5B"), pools("T4"), DEFAULTS)
+    result = plan(spec(), facts("Qwen1.5-0.5B"), pools("T4"), DEFAULTS, DOWNLOADED)
     assert isinstance(result, Plan)
     assert "--dtype=float16" in result.args
     assert "dtype: float16, because compute capability 7.5 has no bfloat16 (8.0)" in result.steps
-    newer = plan(spec(), facts("Qwen1.5-0.5B"), pools("L4"), DEFAULTS)
+    newer = plan(spec(), facts("Qwen1.5-0.5B"), pools("L4"), DEFAULTS, DOWNLOADED)
     assert isinstance(newer, Plan)
     assert not [one for one in newer.args if one.startswith("--dtype")]
-    half = plan(spec(), replace(facts("Qwen1.5-0.5B"), dtype="float16"), pools("T4"), DEFAULTS)
+    half = plan(spec(), replace(facts("Qwen1.5-0.5B"), dtype="float16"), pools("T4"), DEFAULTS, DOWNLOADED)
     assert isinstance(half, Plan)
     assert not [one for one in half.args if one.startswith("--dtype")]
 
@@ -61,7 +61,7 @@ CACHES = [("Auto", "auto", 2), ("BFloat16", "bf16", 2), ("Fp8E4m3", "fp8_e4m3", 
 @pytest.mark.parametrize(("kind", "name", "value_bytes"), CACHES)
 def test_types_of_the_cache(kind: str, name: str, value_bytes: int) -> None:
     checkpoint = facts("Qwen1.5-7B")
-    result = plan(spec(engine=Engine(kv_cache_type=kind)), checkpoint, pools("H100-80GB"), DEFAULTS)
+    result = plan(spec(engine=Engine(kv_cache_type=kind)), checkpoint, pools("H100-80GB"), DEFAULTS, DOWNLOADED)
     assert isinstance(result, Plan)
     assert f"--kv-cache-dtype={name}" in result.args
     assert result.kv_cache_dtype == name
@@ -70,21 +70,21 @@ def test_types_of_the_cache(kind: str, name: str, value_bytes: int) -> None:
 
 def test_a_board_that_nobody_knows_is_taken_with_a_word() -> None:
     unknown = inventory([], [GpuPool("p", "Strange", 81559, 8)])
-    result = plan(spec(), facts("Qwen1.5-7B-Chat-GPTQ-Int4"), unknown, DEFAULTS)
+    result = plan(spec(), facts("Qwen1.5-7B-Chat-GPTQ-Int4"), unknown, DEFAULTS, DOWNLOADED)
     assert isinstance(result, Plan)
     assert any("not known: the compute capability of Strange" in line for line in result.steps)
 
 
 def test_fp8_weights_on_an_a100_are_said_to_be_unpacked() -> None:
-    result = plan(spec(), facts("Qwen3-30B-A3B-FP8"), pools("A100-80GB"), DEFAULTS)
+    result = plan(spec(), facts("Qwen3-30B-A3B-FP8"), pools("A100-80GB"), DEFAULTS, DOWNLOADED)
     assert isinstance(result, Plan)
     assert any("8.0 has no FP8 cores" in line for line in result.steps)
 
 
 def test_8_bit_awq_needs_the_kernel_of_newer_boards() -> None:
     awq = replace(facts("Qwen1.5-7B-Chat-GPTQ-Int4"), quantization=Quantization("awq", 8, 128, symmetric=False))
-    assert isinstance(plan(spec(), awq, pools("A100-80GB"), DEFAULTS), Plan)
-    result = plan(spec(), awq, pools("T4"), DEFAULTS)
+    assert isinstance(plan(spec(), awq, pools("A100-80GB"), DEFAULTS, DOWNLOADED), Plan)
+    result = plan(spec(), awq, pools("T4"), DEFAULTS, DOWNLOADED)
     assert isinstance(result, NoFit)
     assert "8-bit AWQ weights need compute capability 8.0, Tesla-T4 has 7.5" in result.message
 
@@ -100,7 +100,7 @@ DROPPED = {
 @pytest.mark.parametrize(("quantization", "says"), DROPPED.values(), ids=DROPPED.keys())
 def test_formats_that_the_engine_dropped(quantization: Quantization, says: str) -> None:
     checkpoint = replace(facts("Qwen1.5-7B-Chat-GPTQ-Int4"), quantization=quantization)
-    result = plan(spec(), checkpoint, pools("H100-80GB"), DEFAULTS)
+    result = plan(spec(), checkpoint, pools("H100-80GB"), DEFAULTS, DOWNLOADED)
     assert isinstance(result, NoFit)
     assert says in result.message
     assert "more memory" not in result.message

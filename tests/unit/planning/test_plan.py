@@ -9,26 +9,26 @@ from typing import Any
 import pytest
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.api.spec import Engine, Hardware, Parallelism, Source, Spec, Workload
+from qwen_operator.api.spec import Engine, Hardware, Parallelism, Spec, Workload
 from qwen_operator.checkpoints.facts import INSPECTION
 from qwen_operator.hardware.inventory import GpuPool, Inventory, inventory
 from qwen_operator.planning.memory import GIB
 from qwen_operator.planning.plan import explore, plan, runnable
-from qwen_operator.planning.types import EngineDefaults, NoFit, Plan
-from tests.unit.planning.models import DEFAULTS, facts, pool, pools, spec
+from qwen_operator.planning.types import EngineDefaults, EngineSource, NoFit, Plan
+from tests.unit.planning.models import DEFAULTS, DOWNLOADED, facts, pool, pools, spec
 
 ALL = ("T4", "L4", "L40S", "H100-80GB", "H200")
 H100 = "NVIDIA-H100-80GB-HBM3"
 
 
-def _planned(asked: Spec, model: str, found: Inventory, defaults: EngineDefaults = DEFAULTS) -> Plan:
-    result = plan(asked, facts(model), found, defaults)
+def _planned(asked: Spec, model: str, found: Inventory, source: EngineSource = DOWNLOADED) -> Plan:
+    result = plan(asked, facts(model), found, DEFAULTS, source)
     assert isinstance(result, Plan), result
     return result
 
 
 def _refused(asked: Spec, model: str, found: Inventory, defaults: EngineDefaults = DEFAULTS) -> NoFit:
-    result = plan(asked, facts(model), found, defaults)
+    result = plan(asked, facts(model), found, defaults, DOWNLOADED)
     assert isinstance(result, NoFit), result
     return result
 
@@ -49,7 +49,7 @@ SMALLEST: dict[str, list[int | None]] = {
 
 @pytest.mark.parametrize(("model", "gpus"), SMALLEST.items())
 def test_smallest_number_of_gpus(model: str, gpus: list[int | None]) -> None:
-    results = [plan(spec(), facts(model), pools(product), DEFAULTS) for product in ALL[1:]]
+    results = [plan(spec(), facts(model), pools(product), DEFAULTS, DOWNLOADED) for product in ALL[1:]]
     assert [one.gpus_per_replica if isinstance(one, Plan) else None for one in results] == gpus
 
 
@@ -201,7 +201,7 @@ def test_several_nodes_only_where_one_does_not_do() -> None:
 
 def test_the_operator_refuses_what_it_cannot_run_yet() -> None:
     model = "Qwen3-Coder-480B-A35B-Instruct"
-    wide = plan(spec(), facts(model), pools("H100-80GB", nodes=4), DEFAULTS)
+    wide = plan(spec(), facts(model), pools("H100-80GB", nodes=4), DEFAULTS, DOWNLOADED)
     refused = runnable(wide, facts(model))
     assert isinstance(refused, NoFit)
     assert refused.reason is Reason.DOES_NOT_FIT
@@ -216,7 +216,7 @@ def test_the_operator_refuses_what_it_cannot_run_yet() -> None:
     last = runnable(replace(narrow, alternatives=narrow.alternatives[-1:]), facts("Qwen1.5-72B-Chat"))
     assert last.message.endswith("replicas over several nodes are not run by this version of the operator")
     file = facts("Qwen1.5-7B-Chat-GGUF")
-    packed = runnable(plan(spec(), file, pools("H100-80GB"), DEFAULTS), file)
+    packed = runnable(plan(spec(), file, pools("H100-80GB"), DEFAULTS, DOWNLOADED), file)
     assert isinstance(packed, NoFit)
     assert "a GGUF repository holds several files" in packed.message
     plain = _planned(spec(), "Qwen1.5-7B-Chat", pools("H100-80GB"))
@@ -278,7 +278,7 @@ def test_labels_that_disagree_are_part_of_the_arithmetic() -> None:
     labels = {"nvidia.com/gpu.product": H100, "nvidia.com/gpu.memory": "40960"}
     node = {"metadata": {"name": "n", "labels": labels}, "status": {"allocatable": {"nvidia.com/gpu": "8"}}}
     for model in ("Qwen1.5-7B-Chat", "Qwen1.5-110B-Chat"):
-        result = plan(spec(), facts(model), inventory([node], []), DEFAULTS)
+        result = plan(spec(), facts(model), inventory([node], []), DEFAULTS, DOWNLOADED)
         assert any("planned with 40960" in line for line in result.steps)
 
 
@@ -365,7 +365,7 @@ def test_an_override_of_the_split_is_taken_or_does_not_fit() -> None:
 def test_a_split_that_only_smaller_nodes_lack_is_valid() -> None:
     """TP 5 is valid for a model with 40 heads and an even width, and no power of two."""
     checkpoint = replace(facts("Qwen1.5-14B-Chat"), intermediate=14080)
-    result = plan(spec(parallelism=Parallelism(5)), checkpoint, pools("H100-80GB"), DEFAULTS)
+    result = plan(spec(parallelism=Parallelism(5)), checkpoint, pools("H100-80GB"), DEFAULTS, DOWNLOADED)
     assert isinstance(result, Plan)
     assert result.tensor_parallel == 5
 
@@ -376,7 +376,7 @@ def test_a_split_that_only_smaller_nodes_lack_is_valid() -> None:
 )
 def test_unknown_architectures(architecture: str, says: str) -> None:
     checkpoint = replace(facts("Qwen1.5-7B-Chat"), architecture=architecture)
-    refusal = plan(spec(), checkpoint, pools("H200"), DEFAULTS)
+    refusal = plan(spec(), checkpoint, pools("H200"), DEFAULTS, DOWNLOADED)
     assert isinstance(refusal, NoFit)
     assert refusal.reason == Reason.UNKNOWN_ARCHITECTURE
     assert says in refusal.message
@@ -385,7 +385,7 @@ def test_unknown_architectures(architecture: str, says: str) -> None:
 def test_no_possible_split_is_said() -> None:
     found = inventory([], [pool("L4", 8)])
     quantized = replace(facts("Qwen1.5-14B-Chat-GPTQ-Int4"), intermediate=13696)
-    refusal = plan(spec(parallelism=Parallelism(2)), quantized, found, DEFAULTS)
+    refusal = plan(spec(parallelism=Parallelism(2)), quantized, found, DEFAULTS, DOWNLOADED)
     assert isinstance(refusal, NoFit)
     assert "valid here: 1" in refusal.message
     hybrid = _refused(spec(workload=Workload(500, 16, 16)), "Qwen3.5-27B", inventory([], [pool("H100-80GB", 2)]))
@@ -413,7 +413,7 @@ def test_a_product_that_is_barred_is_no_place_for_a_split() -> None:
 
 def test_only_what_is_on_a_claim_starts_without_a_download() -> None:
     model = "Qwen1.5-72B-Chat"
-    claimed = _planned(spec(source=Source("pvc://models/chat")), model, pools("H100-80GB"))
+    claimed = _planned(spec(), model, pools("H100-80GB"), EngineSource("/models/source/chat"))
     assert claimed.startup_seconds == 120 + 145 + 120
     assert "start-up: 120 s imports + 144.6 GB at 1 GB/s + 120 s graphs = 385 s (assumed)" in claimed.steps
     [step] = [step for step in _planned(spec(), model, pools("H100-80GB")).steps if step.startswith("start-up")]
@@ -428,13 +428,13 @@ def test_a_start_up_time_of_the_users_own_is_taken() -> None:
 
 def test_facts_from_an_inspection_are_not_called_a_catalogs() -> None:
     checkpoint = replace(facts("Qwen1.5-0.5B"), source=INSPECTION)
-    result = plan(spec(), checkpoint, pools("L4"), DEFAULTS)
+    result = plan(spec(), checkpoint, pools("L4"), DEFAULTS, DOWNLOADED)
     assert isinstance(result, Plan)
     assert "catalog" not in " ".join((result.message, *result.steps))
 
 
 def test_everything_that_was_looked_at_can_be_shown() -> None:
-    fits = explore(spec(), facts("Qwen1.5-72B-Chat"), pools("H100-80GB", "H200"), DEFAULTS)
+    fits = explore(spec(), facts("Qwen1.5-72B-Chat"), pools("H100-80GB", "H200"), DEFAULTS, DOWNLOADED)
     assert fits.best
     assert fits.best.product.product == "NVIDIA-H200"
     assert [one.tp for one in fits.best.budgets] == [1, 2, 4, 8]

@@ -17,11 +17,12 @@ from qwen_operator.hardware.boards import board
 from qwen_operator.hardware.inventory import Inventory, inventory
 from qwen_operator.planning.memory import Split, budget
 from qwen_operator.planning.plan import plan
-from qwen_operator.planning.types import Alternative, EngineDefaults, NoFit, Plan
+from qwen_operator.planning.types import Alternative, EngineDefaults, EngineSource, NoFit, Plan
 
 # The machine that runs the tests may be busy; that is not what they are about.
 UNHURRIED = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 DEFAULTS = EngineDefaults("lmsysorg/sglang", "0.5.23")
+DOWNLOADED = EngineSource("team/model", downloads=True)
 MEMORY = st.integers(15000, 200000)
 CONTEXT = st.integers(1, 32768)
 # With the memory of those that no table knows.
@@ -76,7 +77,7 @@ def found(cluster: tuple[int, int, int]) -> Inventory:
 
 def planned(checkpoint: Checkpoint, cluster: tuple[int, int, int], context: int) -> Plan | NoFit:
     spec = Spec(model="team/model", context_tokens=min(context, checkpoint.max_positions))
-    return plan(spec, checkpoint, found(cluster), DEFAULTS)
+    return plan(spec, checkpoint, found(cluster), DEFAULTS, DOWNLOADED)
 
 
 @UNHURRIED
@@ -160,7 +161,7 @@ def test_every_alternative_is_itself_a_plan(
     model: str, there: tuple[str, int, int], wish: Mapping[str, Any], limit: Mapping[str, Any]
 ) -> None:
     spec = {"model": model, **wish, **limit}
-    result = plan(manifest(spec), ENTRIES[model], inventory(nodes_of(*there), ()), DEFAULTS)
+    result = plan(manifest(spec), ENTRIES[model], inventory(nodes_of(*there), ()), DEFAULTS, DOWNLOADED)
     assume(isinstance(result, NoFit) and result.alternatives)
     assert isinstance(result, NoFit)
 
@@ -185,7 +186,7 @@ def followed(spec: Mapping[str, Any], alternative: Alternative, there: tuple[str
         found += nodes_of(wanted.product, wanted.gpus_per_node, wanted.nodes)
     checkpoint = catalog.lookup(str(patched["model"]))
     assert checkpoint is not None
-    return plan(manifest(patched), checkpoint, inventory(found, ()), DEFAULTS)
+    return plan(manifest(patched), checkpoint, inventory(found, ()), DEFAULTS, DOWNLOADED)
 
 
 def nodes_of(product: str, gpus: int, count: int) -> list[dict[str, Any]]:

@@ -36,8 +36,8 @@ class StubHub:
     error: HubError | None = None
     asked: list[tuple[HubQuery, float]] = field(default_factory=list)
 
-    async def fetch(self, asked: HubQuery, seconds: float) -> HubCheckpoint:
-        self.asked.append((asked, seconds))
+    async def fetch(self, query: HubQuery, seconds: float) -> HubCheckpoint:
+        self.asked.append((query, seconds))
         if self.error is not None:
             raise self.error
         return HubCheckpoint(from_config(DENSE, source="Hub"), self.commit)
@@ -71,7 +71,7 @@ async def test_what_the_catalog_does_not_have_is_planned_from_its_hub_and_pinned
     async with serving(repository(DENSE, shards)) as hub:
         engine = replace(CONFIG.engine, hub_url=hub.address)
         program = cast("Any", SimpleNamespace(config=replace(ONLINE, engine=engine)))
-        world = World(program.config, fetch=lambda asked, seconds: Operator._fetch(program, asked, seconds))
+        world = World(program.config, fetch=lambda query, seconds: Operator._fetch(program, query, seconds))
         await world.start()
         world.api.put(QWENDEPLOYMENTS, deployment(model="Qwen/Test"))
         await world.settle(10)
@@ -149,7 +149,7 @@ async def test_a_refusal_says_what_to_do(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     async with serving(FakeHub({}, fault=fault)) as hub:
         address = hub.address
-        world = World(ONLINE, fetch=lambda asked, seconds: fetch(asked.repository, "", asked.hub, address, seconds))
+        world = World(ONLINE, fetch=lambda query, seconds: fetch(query.repository, "", query.hub, address, seconds))
         await world.start()
         world.api.put(QWENDEPLOYMENTS, deployment(**OTHER))
         await world.settle(10)
@@ -256,7 +256,7 @@ async def reading(stub: StubHub, added: list[tuple[str, str]] | None = None) -> 
 async def test_a_slow_hub_keeps_no_more_than_a_few_readings_busy_and_nobody_waits() -> None:
     running, most, released = 0, 0, asyncio.Event()
 
-    async def slow(_asked: HubQuery, _seconds: float) -> HubCheckpoint:
+    async def slow(_query: HubQuery, _seconds: float) -> HubCheckpoint:
         nonlocal running, most
         running += 1
         most = max(most, running)
@@ -311,7 +311,7 @@ async def test_readings_that_fail_together_are_one_outage() -> None:
 
 
 async def test_an_answer_that_nobody_thought_of_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    async def broken(_asked: HubQuery, _seconds: float) -> HubCheckpoint:
+    async def broken(_query: HubQuery, _seconds: float) -> HubCheckpoint:
         raise KeyError("sha")
 
     reader = HubReader(broken, lambda _key: None, Clock().now)

@@ -12,7 +12,7 @@ from qwen_operator.manifests.names import Manifest
 from qwen_operator.manifests.revisions import PinnedRevision, revision_manifest, revision_of
 from qwen_operator.reconcile.phases.plan import template_of
 from qwen_operator.reconcile.types import Course, Step
-from qwen_operator.sources import registry
+from qwen_operator.sources.inspection import leftovers
 
 KEPT_REVISIONS = 2
 """How many revisions are kept besides the present one and those that have pods."""
@@ -23,7 +23,8 @@ def pin(course: Course) -> Step:
     actions: list[Action] = []
     if course.plan is not None and course.facts is not None:
         number = max((number_of(item) for item in course.observed.revisions.owned.values()), default=0) + 1
-        target = PinnedRevision(course.revision, number, course.facts, course.plan, template_of(course, course.plan))
+        facts = course.facts.checkpoint
+        target = PinnedRevision(course.revision, number, facts, course.plan, template_of(course, facts, course.plan))
         manifest = revision_manifest(course.observed.owner, target)
         actions.append(Create(Kind.CONTROLLER_REVISION, manifest, ActionReason.PIN_REVISION))
         course = replace(course, target=target)
@@ -33,7 +34,7 @@ def pin(course: Course) -> Step:
         (
             *actions,
             *_repairs(course),
-            *registry.leftovers(course.observed.pods, course.observed.owner.name, _awaited_inspection(course)),
+            *leftovers(course.observed.pods, course.observed.owner.name, _awaited_inspection(course)),
             *_obsolete(course),
         ),
     )

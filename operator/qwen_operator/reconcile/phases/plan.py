@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.manifests.names import Manifest, PodIdentity
 from qwen_operator.manifests.pods import engine_template, same_template
 from qwen_operator.manifests.revisions import PinnedRevision, as_stored
 from qwen_operator.planning import plan as planning
@@ -20,31 +21,36 @@ def plan(course: Course) -> Step:
         return Step(replace(course, newer=_would_differ(course, course.target)))
     if course.facts is None:
         return Step(course)
-    planned = _planned(course, course.facts)
+    facts = course.facts
+    planned = _planned(course, facts.checkpoint)
     if isinstance(planned, NoFit):
-        message = f"{planned.message}; {course.facts_remark}" if course.facts_remark else planned.message
-        blocked = Blocked(planned.reason, message, waiting=False, facts=course.facts, no_fit=planned)
+        message = f"{planned.message}; {facts.remark}" if facts.remark else planned.message
+        blocked = Blocked(planned.reason, message, waiting=False, facts=facts.checkpoint, no_fit=planned)
         return Step(replace(course, blocked=blocked))
-    if course.query is not None:
-        # An old answer of the hub is good enough to say what does not fit, not to be pinned.
-        return Step(replace(course, blocked=registry.pending(course.query)))
-    if course.facts_remark:
-        planned = replace(planned, warnings=(*planned.warnings, course.facts_remark))
+    if facts.pending is not None:
+        return Step(replace(course, blocked=facts.pending))
+    if facts.remark:
+        planned = replace(planned, warnings=(*planned.warnings, facts.remark))
     return Step(replace(course, plan=planned))
 
 
 def _planned(course: Course, facts: Checkpoint) -> Plan | NoFit:
-    return planning.runnable(planning.plan(course.spec, facts, course.observed.inventory, course.config.engine), facts)
+    engine = course.config.engine
+    source = registry.engine_source(course.spec, facts, engine)
+    return planning.runnable(planning.plan(course.spec, facts, course.observed.inventory, engine, source), facts)
 
 
 def _would_differ(course: Course, target: PinnedRevision) -> bool:
     """Whether the same spec, planned today, would run differently."""
     today = _planned(course, target.facts)
-    return not isinstance(today, NoFit) and not same_template(template_of(course, today), target.template)
+    if isinstance(today, NoFit):
+        return False
+    return not same_template(template_of(course, target.facts, today), target.template)
 
 
-def template_of(course: Course, planned: Plan) -> dict[str, object]:
+def template_of(course: Course, facts: Checkpoint, planned: Plan) -> Manifest:
     """The pod of every replica but for its name, as it comes back from the API server."""
-    template = engine_template(course.observed.owner, course.revision, course.spec, planned, course.config.image)
-    stored: dict[str, object] = as_stored(template)
-    return stored
+    identity = PodIdentity(course.observed.owner, course.revision)
+    source = registry.engine_source(course.spec, facts, course.config.engine)
+    template: Manifest = as_stored(engine_template(identity, course.spec, planned, source, course.config.image))
+    return template

@@ -7,12 +7,12 @@ from dataclasses import replace
 from qwen_operator.actions.blocked import Blocked, by_foreign_object
 from qwen_operator.actions.types import Kind
 from qwen_operator.api.conditions import Reason
-from qwen_operator.manifests.names import controller_revision_name
+from qwen_operator.manifests.names import controller_revision_name, inspection_pod_name
 from qwen_operator.manifests.revisions import UnreadableRevisionError
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas import quotas
 from qwen_operator.sources import registry
-from qwen_operator.sources.types import Facts
+from qwen_operator.sources.scheme import SourceContext
 
 
 def source(course: Course) -> Step:
@@ -25,24 +25,25 @@ def source(course: Course) -> Step:
     if (occupied := _occupied(course)) is not None:
         return _blocked(course, occupied)
     facts = registry.resolve(_context(course))
-    if isinstance(facts, Facts):
-        return Step(replace(course, facts=facts.checkpoint, facts_remark=facts.remark, query=facts.query))
-    return _blocked(course, facts)
+    if isinstance(facts, Blocked):
+        return _blocked(course, facts)
+    return Step(replace(course, facts=facts, query=facts.query))
 
 
-def _context(course: Course) -> registry.SourceContext:
+def _context(course: Course) -> SourceContext:
     observed, config = course.observed, course.config
-    return registry.SourceContext(
+    name = inspection_pod_name(observed.owner.name, course.revision)
+    return SourceContext(
         spec=course.spec,
         revision=course.revision,
         deployment=observed.deployment,
-        pods=observed.pods,
-        inventory=observed.inventory,
-        hub=observed.hub,
-        engine=config.engine,
+        defaults=config.engine,
         runtime=config.image,
+        inventory=observed.inventory,
         online=config.hub_lookup,
         now=course.now,
+        inspection=observed.pods.get(name),
+        answer=observed.hub,
     )
 
 

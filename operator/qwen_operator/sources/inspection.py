@@ -1,7 +1,7 @@
-"""From the claim of a spec to the facts of its checkpoint, by an inspection pod that is read like any observation.
+"""Facts from an inspection pod, which mounts a source as the engine will and reads its files. Pure.
 
-Pure. A failed inspection is repeated by itself, less and less often, so that a repaired claim starts without anyone
-touching the object; between two tries the failed pod stays as evidence.
+The operator repeats a failed inspection, less and less often, so that a model starts once its files are repaired,
+without a change of the object. Between two tries the failed pod stays as evidence.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,13 @@ from qwen_operator.api.status import Failure
 from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError
 from qwen_operator.hardware.inventory import GpuProduct, Inventory
 from qwen_operator.manifests.drift import pod_repair
-from qwen_operator.manifests.names import Manifest, Owner, inspection_pod_name
-from qwen_operator.manifests.ownership import Children
-from qwen_operator.manifests.pods import SOURCE_MOUNT, SOURCE_VOLUME, inspection_pod
+from qwen_operator.manifests.names import Manifest, inspection_pod_name
+from qwen_operator.manifests.ownership import Children, Ownership, ownership
+from qwen_operator.manifests.pods import inspection_pod
+from qwen_operator.planning.types import EngineSource
 from qwen_operator.replicas.failures import report_of
 from qwen_operator.replicas.pod_state import stored_failure, trouble
-from qwen_operator.sources.types import Facts, SourceContext
+from qwen_operator.sources.scheme import Facts, SourceContext
 
 FIRST_RETRY_SECONDS = 30
 LAST_RETRY_SECONDS = 600
@@ -30,26 +31,30 @@ PHASE = "Inspect"
 """`status.lastFailure.phase` of a failed inspection."""
 
 
-def resolve(context: SourceContext) -> Facts | Blocked:
-    """The facts of a `pvc://` source, or what they wait for."""
-    meta = context.deployment["metadata"]
-    owner = Owner(meta["name"], meta["namespace"], meta["uid"])
-    near = products(context.spec, context.inventory)
-    desired = inspection_pod(owner, context.revision, context.spec, context.runtime, near)
-    name = desired["metadata"]["name"]
-    before = _failure_before(context.deployment, name)
-    if name in context.pods.foreign:
+def resolve(context: SourceContext, source: EngineSource, shown: Mapping[str, str]) -> Facts | Blocked:
+    """The facts of a source whose files a pod reads, or what they wait for.
+
+    `source` is what the pod mounts. `shown` maps places in its container to what users wrote for them.
+    """
+    spec, near = context.spec, products(context.spec, context.inventory)
+    desired = inspection_pod(context.identity, spec, source, context.runtime, near)
+    name, pod, deployment = desired["metadata"]["name"], context.inspection, context.deployment
+    before = _failure_before(deployment, name)
+    if pod is None:
+        why = ActionReason.INSPECT_AGAIN if before else ActionReason.INSPECT
+        return _waiting(spec, before, (Create(Kind.POD, desired, why),))
+    if ownership(pod, deployment) is Ownership.FOREIGN:
         return by_foreign_object(Kind.POD, name)
-    if name not in context.pods:
-        reason = ActionReason.INSPECT_AGAIN if before else ActionReason.INSPECT
-        return _waiting(context.spec, before, (Create(Kind.POD, desired, reason),))
-    pod = context.pods.owned.get(name)
-    if pod is None or objects.is_deleting(pod):
-        return _waiting(context.spec, before, ())
+    if objects.is_deleting(pod) or ownership(pod, deployment) is Ownership.LEFTOVER:
+        return _waiting(spec, before, ())
     ended = _ended(pod)
-    if ended is not None:
-        return _result(pod, ended, before, context.now)
-    return _unfinished(context.spec, pod, before, desired)
+    if ended is None:
+        return _unfinished(spec, pod, before, desired)
+    outcome = _outcome(pod, ended, shown)
+    if isinstance(outcome, Checkpoint):
+        return Facts(outcome)
+    reason, message = outcome
+    return _failed(_failure(pod, ended, reason, message, before), pod, context.now)
 
 
 def products(spec: Spec, inventory: Inventory) -> tuple[GpuProduct, ...]:
@@ -94,22 +99,26 @@ def _ended(pod: Manifest) -> Mapping[str, Any] | None:
     return next((ended for ended in ends if ended), {})
 
 
-def _result(pod: Manifest, ended: Mapping[str, Any], before: Failure | None, now: datetime) -> Facts | Blocked:
+def _outcome(pod: Manifest, ended: Mapping[str, Any], shown: Mapping[str, str]) -> Checkpoint | tuple[Reason, str]:
+    """The facts that the pod reported, or reason and message of its failure."""
     report = report_of(ended)
-    if "error" not in report and report and ended.get("exitCode") == 0:
-        try:
-            return Facts(Checkpoint.from_inspection(report))
-        except InvalidFactsError as error:
-            reason, message = Reason.INVALID_CONFIG, str(error)
-    else:
+    if not report or "error" in report or ended.get("exitCode") != 0:
         reason, message = _error(pod, ended, report)
-    finished = str(ended.get("finishedAt") or pod["metadata"].get("creationTimestamp") or "")
-    failure = _failure(pod, reason, message, finished, before)
+        for place, written in shown.items():
+            message = message.replace(place, written)
+        return reason, message
+    try:
+        return Checkpoint.from_inspection(report)
+    except InvalidFactsError as error:
+        return Reason.INVALID_CONFIG, str(error)
+
+
+def _failed(failure: Failure, pod: Manifest, now: datetime) -> Blocked:
     due = _due(failure, now)
     again = Delete(Kind.POD, failure.pod, pod["metadata"]["uid"], ActionReason.INSPECT_AGAIN)
     return Blocked(
-        reason,
-        message,
+        failure.reason,
+        failure.log[-1],
         waiting=False,
         failure=failure,
         actions=(again,) if due <= 0 else (),
@@ -121,27 +130,17 @@ def _error(pod: Manifest, ended: Mapping[str, Any], report: Mapping[str, Any]) -
     error = report.get("error")
     if isinstance(error, dict):
         try:
-            return Reason(str(error.get("reason"))), _as_written(pod, str(error.get("message") or "no message"))
+            return Reason(str(error.get("reason"))), str(error.get("message") or "no message")
         except ValueError:
             return Reason.INSPECTION_FAILED, f"{error.get('reason')}: {error.get('message')}"
-    status = pod.get("status") or {}
-    said = ended.get("message") or status.get("message") or ended.get("reason") or status.get("reason")
+    status = objects.mapping(pod, "status")
+    cause = ended.get("message") or status.get("message") or ended.get("reason") or status.get("reason")
     name, code = pod["metadata"]["name"], ended.get("exitCode", "none")
-    return Reason.INSPECTION_FAILED, f"{name} ended without a report, exit code {code}: {str(said)[:300]}"
+    return Reason.INSPECTION_FAILED, f"{name} ended without a report, exit code {code}: {str(cause)[:300]}"
 
 
-def _as_written(pod: Manifest, message: str) -> str:
-    """The message with paths as the user wrote them: pvc://claim/path, not the place of the mount."""
-    claims = [
-        volume["persistentVolumeClaim"]["claimName"]
-        for volume in (pod.get("spec") or {}).get("volumes") or ()
-        if "persistentVolumeClaim" in volume and volume.get("name") == SOURCE_VOLUME
-    ]
-    return message.replace(SOURCE_MOUNT, f"pvc://{claims[0]}") if claims else message
-
-
-def _failure(pod: Manifest, reason: Reason, message: str, finished: str, before: Failure | None) -> Failure:
-    ended = _ended(pod) or {}
+def _failure(pod: Manifest, ended: Mapping[str, Any], reason: Reason, message: str, before: Failure | None) -> Failure:
+    finished = str(ended.get("finishedAt") or pod["metadata"].get("creationTimestamp") or "")
     if before is not None and before.time == finished:
         count = before.count
     else:
@@ -168,12 +167,12 @@ def _due(failure: Failure, now: datetime) -> float:
     return (finished + timedelta(seconds=delay) - now).total_seconds()
 
 
-def leftovers(pods: Children, deployment: str, revision: str) -> tuple[Delete, ...]:
-    """Deletions of inspection pods that nobody waits for: all but that of `revision`, "" for none."""
-    keep = inspection_pod_name(deployment, revision) if revision else ""
+def leftovers(pods: Children, deployment: str, awaited: str) -> tuple[Delete, ...]:
+    """Deletions of inspection pods that nobody waits for: all but that of the revision `awaited`, "" for none."""
+    kept = inspection_pod_name(deployment, awaited) if awaited else ""
     return tuple(
         Delete(Kind.POD, name, pod["metadata"]["uid"], ActionReason.INSPECTION_DONE)
         for name, pod in pods.owned.items()
-        if name.startswith(f"{deployment}-") and name.endswith("-inspect") and name != keep
+        if name.startswith(f"{deployment}-") and name.endswith("-inspect") and name != kept
         if not objects.is_deleting(pod)
     )

@@ -1,0 +1,27 @@
+"""`hf://ORGANISATION/NAME`: a repository on Hugging Face, which every engine downloads when it starts. Pure."""
+
+from functools import partial
+
+from qwen_operator.api import uris
+from qwen_operator.api.spec import EnvVar, Spec
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints.hubs import Hub
+from qwen_operator.planning.types import EngineDefaults, EngineSource
+from qwen_operator.sources import hub_facts
+from qwen_operator.sources.scheme import Scheme
+
+_HUB = Hub.HUGGING_FACE
+
+
+def _engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
+    """All replicas load the commit that the facts are of; a revision that was not looked up stays as it is written."""
+    query, mirror = hub_facts.query_of(_HUB, spec), defaults.mirror(_HUB)
+    return EngineSource(
+        model_path=query.repository,
+        revision=checkpoint.commit or query.revision or None,
+        downloads=True,
+        env=(EnvVar("HF_ENDPOINT", mirror),) if mirror else (),
+    )
+
+
+SCHEME = Scheme(uris.HF, partial(hub_facts.resolve, _HUB), _engine_source, hub_query=partial(hub_facts.query_of, _HUB))

@@ -1,0 +1,31 @@
+"""`modelscope://ORGANISATION/NAME`: a repository on ModelScope, which every engine downloads when it starts. Pure."""
+
+from functools import partial
+from urllib.parse import urlsplit
+
+from qwen_operator.api import uris
+from qwen_operator.api.spec import EnvVar, Spec
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints.hubs import Hub
+from qwen_operator.planning.types import EngineDefaults, EngineSource
+from qwen_operator.sources import hub_facts
+from qwen_operator.sources.scheme import Scheme
+
+_HUB = Hub.MODELSCOPE
+
+
+def _engine_source(spec: Spec, _checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
+    """ModelScope's client takes branches and tags only, no commits."""
+    query, mirror = hub_facts.query_of(_HUB, spec), defaults.mirror(_HUB)
+    domain = (EnvVar("MODELSCOPE_DOMAIN", urlsplit(mirror).netloc),) if mirror else ()
+    return EngineSource(
+        model_path=query.repository,
+        revision=query.revision or None,
+        downloads=True,
+        env=(EnvVar("SGLANG_USE_MODELSCOPE", "true"), *domain),
+    )
+
+
+SCHEME = Scheme(
+    uris.MODELSCOPE, partial(hub_facts.resolve, _HUB), _engine_source, hub_query=partial(hub_facts.query_of, _HUB)
+)

@@ -61,8 +61,8 @@ def explore(spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults: 
         return _attempt(other, facts, hardware, defaults).result
 
     usable = inventory.usable(spec.pod.tolerations)
-    situation = alternatives.Situation(spec, checkpoint, usable, first.wanted, first.looked)
-    found = alternatives.find(situation, planner)
+    failed = alternatives.FailedSearch(spec, checkpoint, usable, first.wanted, first.looked)
+    found = alternatives.find(failed, planner)
     refused = first.result
     # Where it was not memory that lacked, more of it is no way out.
     advice = f"; {explain.nearest(found)}" if found or any(fit.budgets for fit in first.looked) else ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen_runtime.faults import Fault, shown
-from qwen_runtime.reasons import Reason
+from qwen_runtime.reasons import ReportReason as Reason
 
 FILE = "config.json"
 DTYPES = ("bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")

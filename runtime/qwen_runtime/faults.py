@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_runtime.reasons import Reason
+from qwen_runtime.reasons import ReportReason
 from qwen_runtime.report import shorten
 
 
@@ -11,7 +11,7 @@ from qwen_runtime.report import shorten
 class Fault(Exception):
     """A checkpoint that must not be served. `wanted` and `found` are bytes."""
 
-    reason: Reason
+    reason: ReportReason
     message: str
     file: str = ""
     wanted: int | None = None

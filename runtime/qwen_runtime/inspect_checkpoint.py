@@ -13,7 +13,7 @@ from typing import Any
 
 from qwen_runtime import config, weights
 from qwen_runtime.faults import Fault, shown
-from qwen_runtime.reasons import Reason
+from qwen_runtime.reasons import ReportReason as Reason
 from qwen_runtime.safetensors import Shard, opened, owner_and_mode, read_exactly, read_shard
 
 INDEX = "model.safetensors.index.json"

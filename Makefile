@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-cluster test-e2e test-slow lint format crds lock testbed-up testbed-down testbed-status clean
+.PHONY: help demo test test-unit test-cluster test-e2e test-slow lint format crds engine-table lock testbed-up testbed-down testbed-status clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -58,6 +58,9 @@ format: $(STAMP) ## Let ruff format and fix
 crds: $(STAMP) ## Write crds/ and the chart's copy from the Python types
 	@$(BIN)/qwen-operator crds --output crds
 	@install -D -m 0644 crds/*.yaml -t charts/qwen-operator/files/crds
+
+engine-table: $(STAMP) ## Write the option table of an SGLang version from its package: make engine-table VERSION=0.5.23
+	@$(BIN)/python -m tools.engine_table $(VERSION)
 
 lock: $(STAMP) ## Resolve the lock files again (after a change of pyproject.toml)
 	@$(BIN)/uv pip compile --quiet pyproject.toml --group dev --extra gateway --universal --python-version 3.11 --generate-hashes --no-header -o requirements.lock

@@ -15,7 +15,10 @@ from qwen_operator.engines.types import EngineVersion, OptionTable
 from qwen_runtime import versions
 
 # The oldest first.
-VERSIONS = ("0.5.23",)
+VERSIONS = (
+    "0.5.22",
+    "0.5.23",
+)
 
 
 @cache

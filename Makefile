@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-unit test-cluster test-e2e test-slow lint format crds api-reference docs lock testbed-up testbed-down testbed-status clean
+.PHONY: help demo dev test test-unit test-cluster test-e2e test-slow lint format crds api-reference engine-table docs lock testbed-up testbed-down testbed-status clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -72,6 +72,9 @@ api-reference: $(STAMP) ## Write docs/reference/api.md from the Python types
 docs: $(STAMP) ## Build the documentation site into site/; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "open site/index.html, or serve it: $(BIN)/python -m mkdocs serve"
+
+engine-table: $(STAMP) ## Write the option table of an SGLang version from its package: make engine-table VERSION=0.5.23
+	@$(BIN)/python -m tools.engine_table $(VERSION)
 
 lock: $(STAMP) ## Resolve the lock files again (after a change of pyproject.toml)
 	@$(BIN)/uv pip compile --quiet pyproject.toml --group dev --extra gateway --universal --python-version 3.11 --generate-hashes --no-header -o requirements.lock

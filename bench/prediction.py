@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import sglang_defaults
+from qwen_operator import engines
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
-from qwen_operator.planning.memory import Split, pool_tokens
+from qwen_operator.planning.memory import Formula, Split
 
 POINTS = Path(__file__).parent / "data" / "memory_points.json"
 Point = Mapping[str, Any]
@@ -108,13 +109,14 @@ class Inputs:
 
 def evaluate(points: Sequence[Point]) -> Report:
     """Predicts every point whose inputs exist."""
+    formula = Formula(engines.newest().memory)
     results, left_out = [], []
     for point in points:
         found = inputs(point)
         if isinstance(found, str):
             left_out.append(LeftOut(str(point["id"]), found))
             continue
-        tokens = pool_tokens(found.checkpoint, found.memory_mib, Split(found.tp), found.fraction)
+        tokens = formula.pool_tokens(found.checkpoint, found.memory_mib, Split(found.tp), found.fraction)
         page = int(point.get("page_size") or 1)
         label = f"{point['model']}, {point['tp']} x {point['gpu']}, f {found.fraction:g}"
         logged = int(point["max_total_num_tokens"])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = (REPOSITORY / "operator" / "qwen_operator", REPOSITORY / "runtime" / "qwen_runtime")
+ENGINES = REPOSITORY / "operator" / "qwen_operator" / "engines"
 HOME = "opt/qwen-operator"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time that a zip file can hold
 
@@ -33,7 +34,10 @@ runpy.run_module("qwen_runtime", run_name="__main__")
 
 
 def write_runtime_archive(target: Path) -> None:
-    """Writes the runtime as one executable file; the same sources give the same bytes."""
+    """Writes the runtime as one executable file; the same sources give the same bytes.
+
+    It gets the log lines of every version of SGLang from the operator's folder of that version.
+    """
     package = REPOSITORY / "runtime" / "qwen_runtime"
     with target.open("wb") as handle:
         handle.write(b"#!/usr/bin/env python3\n")
@@ -41,6 +45,8 @@ def write_runtime_archive(target: Path) -> None:
             _add(archive, "__main__.py", ARCHIVE_MAIN.encode())
             for path in sorted(package.rglob("*.py")):
                 _add(archive, path.relative_to(package.parent).as_posix(), path.read_bytes())
+            for path in sorted(ENGINES.glob("*/log_lines.json")):
+                _add(archive, f"{package.name}/engines/{path.parent.name}.json", path.read_bytes())
     target.chmod(0o755)
 
 

@@ -12,6 +12,7 @@ from qwen_runtime.engine_log import Patience
 from qwen_runtime.inspect_checkpoint import examine
 from qwen_runtime.install import NotInstalled, install
 from qwen_runtime.launch import launch
+from qwen_runtime.log_lines import NoLogLines, installed
 from qwen_runtime.report import bounded, complain, deliver
 
 
@@ -59,7 +60,12 @@ def _inspect(folder: Path, output: Path | None) -> int:
 
 
 def _launch(options: argparse.Namespace, command: Sequence[str]) -> int:
-    return launch(command, Patience(options.crash_seconds, options.port_seconds), options.termination_log)
+    try:
+        known = installed()
+    except NoLogLines as error:
+        complain(str(error))
+        return 1
+    return launch(command, known, Patience(options.crash_seconds, options.port_seconds), options.termination_log)
 
 
 def main(argv: Sequence[str] | None = None, sleep: Callable[[float], None] = time.sleep) -> int:

@@ -9,25 +9,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from qwen_runtime.log_lines import LogLines
 from qwen_runtime.reasons import Phase
 
 _KEPT_LINES = 400
 _KEPT_CHARACTERS = 2000
 _RELEVANT_SECONDS = 600.0
 
-# A line without an end (a progress bar) may stand before the time stamp, hence not only the start of the line
-_START = r"(?:^|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]]*\] )"
-_CRASH = re.compile(_START + r"(?:SIGQUIT received\.|Received sigquit from a child process)")
-_BIND_FAILED = re.compile(_START + r"ERROR: .*address already in use", re.IGNORECASE)
-_SHUTTING_DOWN = re.compile(_START + r"INFO: +Waiting for application shutdown\.")
-_UNANSWERED = re.compile(_START + r"Health check failed\. Server couldn't get a response")
-_ANSWERED = re.compile(r'"GET /health(?:_generate)? HTTP/[\d.]+" 200\b')
-_PHASES = (
-    (Phase.SERVING, re.compile(_START + r"The server is fired up and ready to roll!")),
-    (Phase.WARM_UP, re.compile(_START + r"(?:Engine startup timings \(s\):|INFO: +Uvicorn running on )")),
-    (Phase.CAPTURE_GRAPHS, re.compile(r"Capture .*\bcuda graph begin", re.IGNORECASE)),
-    (Phase.LOAD_WEIGHTS, re.compile(_START + r"Load weight begin\.")),
-)
 _ORDER = tuple(Phase)
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
@@ -47,8 +35,12 @@ class Patience:
 
 @dataclass(slots=True)
 class EngineLog:
-    """Observer of log lines. `clock` gives seconds that never go back. Not safe for threads: the caller locks."""
+    """Observer of log lines; `known` are those that mean something.
 
+    `clock` gives seconds that never go back. Not safe for threads: the caller locks.
+    """
+
+    known: LogLines
     patience: Patience
     clock: Callable[[], float]
     phase: Phase = Phase.STARTING
@@ -66,17 +58,17 @@ class EngineLog:
             return
         self._lines.append((self.clock(), line))
         self._advance(line)
-        if _UNANSWERED.search(line):
+        if self.known.health_unanswered.search(line):
             self.frozen = line
-        elif _ANSWERED.search(line):
+        elif self.known.health_answered.search(line):
             self.frozen = ""
-        if _CRASH.search(line):
+        if self.known.crash.search(line):
             if self._before_crash is None:
                 self._before_crash = self.recent()
             self._expect_end(self.patience.crash_seconds)
-        elif _BIND_FAILED.search(line):
+        elif self.known.bind_failed.search(line):
             self._bind_failed = True
-        elif self._bind_failed and _SHUTTING_DOWN.search(line):
+        elif self._bind_failed and self.known.shutting_down.search(line):
             self._expect_end(self.patience.port_seconds)
 
     def asked_to_end(self) -> None:
@@ -110,7 +102,7 @@ class EngineLog:
         return [line for when, line in self._lines if when >= oldest]
 
     def _advance(self, line: str) -> None:
-        for phase, pattern in _PHASES:
+        for phase, pattern in self.known.phases:
             if _ORDER.index(phase) <= _ORDER.index(self.phase):
                 return
             if pattern.search(line):

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen_runtime.checkpoints.reading import InvalidFactsError, parse_json
-from qwen_runtime.reasons import Reason
+from qwen_runtime.reasons import ReportReason
 
 
 @dataclass(eq=False)
 class Fault(Exception):
     """A checkpoint that must not be served. `wanted` and `found` are bytes."""
 
-    reason: Reason
+    reason: ReportReason
     message: str
     file: str = ""
     wanted: int | None = None
@@ -32,4 +32,4 @@ def parsed(data: bytes, file: str, limit: int) -> dict[str, Any]:
     try:
         return parse_json(data, file, limit)
     except InvalidFactsError as error:
-        raise Fault(Reason.INVALID_CONFIG, f"{error}.", file) from None
+        raise Fault(ReportReason.INVALID_CONFIG, f"{error}.", file) from None

@@ -17,7 +17,7 @@ from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG, TensorH
 from qwen_runtime.checkpoints.model import ModelConfig
 from qwen_runtime.checkpoints.reading import InvalidFactsError, shown
 from qwen_runtime.faults import Fault, parsed
-from qwen_runtime.reasons import Reason
+from qwen_runtime.reasons import ReportReason
 from qwen_runtime.safetensors import Shard, opened, owner_and_mode, read_exactly, read_shard
 
 INDEX = "model.safetensors.index.json"
@@ -45,7 +45,7 @@ def inspect(folder: Path) -> dict[str, Any]:
     shards = [read_shard(folder / name, name) for name in shard_names]
     weight_bytes = sum(shard.data_bytes for shard in shards)
     if weight_bytes == 0:
-        raise Fault(Reason.MODEL_NOT_FOUND, f"The *.safetensors files of {folder} hold no tensors.")
+        raise Fault(ReportReason.MODEL_NOT_FOUND, f"The *.safetensors files of {folder} hold no tensors.")
     model = _model(content, _hints(shards))
     _check_tokenizer(folder, names)
     tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
@@ -67,7 +67,7 @@ def _model(content: Mapping[str, Any], hints: TensorHints) -> ModelConfig:
     try:
         return read(content, hints)
     except InvalidFactsError as error:
-        raise Fault(Reason.INVALID_CONFIG, f"{CONFIG_FILE}: {error}.", CONFIG_FILE) from None
+        raise Fault(ReportReason.INVALID_CONFIG, f"{CONFIG_FILE}: {error}.", CONFIG_FILE) from None
 
 
 def _listing(folder: Path) -> frozenset[str]:
@@ -76,21 +76,21 @@ def _listing(folder: Path) -> frozenset[str]:
     except NotADirectoryError:
         if folder.suffix == ".gguf":
             raise _gguf(folder.name) from None
-        raise Fault(Reason.MODEL_NOT_FOUND, f"{folder} is a file; the model must be a folder.") from None
+        raise Fault(ReportReason.MODEL_NOT_FOUND, f"{folder} is a file; the model must be a folder.") from None
     except PermissionError:
         message = f"{folder} cannot be listed by uid {os.geteuid()}: {owner_and_mode(folder)}; run chmod a+rx on it."
-        raise Fault(Reason.UNREADABLE_WEIGHTS, message) from None
+        raise Fault(ReportReason.UNREADABLE_WEIGHTS, message) from None
     except FileNotFoundError:
         message = f"{folder} does not exist; the path must name the folder that holds {CONFIG_FILE}."
-        raise Fault(Reason.MODEL_NOT_FOUND, message) from None
+        raise Fault(ReportReason.MODEL_NOT_FOUND, message) from None
     except (OSError, ValueError) as error:
         detail = error.strerror if isinstance(error, OSError) else error
-        raise Fault(Reason.UNREADABLE_WEIGHTS, f"{shown(str(folder))} cannot be listed: {detail}.") from None
+        raise Fault(ReportReason.UNREADABLE_WEIGHTS, f"{shown(str(folder))} cannot be listed: {detail}.") from None
 
 
 def _gguf(name: str) -> Fault:
     message = f"{name} is a GGUF file; GGUF is not supported yet, use a checkpoint of *.safetensors files."
-    return Fault(Reason.INVALID_CONFIG, message, name)
+    return Fault(ReportReason.INVALID_CONFIG, message, name)
 
 
 def _refuse_other_weights(folder: Path, names: Iterable[str]) -> None:
@@ -101,7 +101,7 @@ def _refuse_other_weights(folder: Path, names: Iterable[str]) -> None:
     if CONFIG_FILE in names:
         pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
         instead = f", only {shown(pickles[0])}; convert it to safetensors" if pickles else ""
-        raise Fault(Reason.MODEL_NOT_FOUND, f"{folder} has no *.safetensors file{instead}.")
+        raise Fault(ReportReason.MODEL_NOT_FOUND, f"{folder} has no *.safetensors file{instead}.")
 
 
 def _small_file(folder: Path, name: str, limit: int) -> bytes:
@@ -109,7 +109,7 @@ def _small_file(folder: Path, name: str, limit: int) -> bytes:
         size = os.fstat(descriptor).st_size
         data = read_exactly(descriptor, limit, name) if size < limit else b""
     if size >= limit or len(data) >= limit:
-        raise Fault(Reason.INVALID_CONFIG, f"{name} has {size} bytes; it must have fewer than {limit}.", name)
+        raise Fault(ReportReason.INVALID_CONFIG, f"{name} has {size} bytes; it must have fewer than {limit}.", name)
     return data
 
 
@@ -121,12 +121,12 @@ def _shard_names(folder: Path, names: frozenset[str]) -> list[str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         message = f"weight_map in {INDEX} is {shown(weight_map)}; it must be an object of tensor names and files."
-        raise Fault(Reason.INVALID_CONFIG, message, INDEX)
+        raise Fault(ReportReason.INVALID_CONFIG, message, INDEX)
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(".safetensors") or "/" in file or "\0" in file:
             label = f"weight_map[{shown(tensor)}]"
             message = f"{label} in {INDEX} is {shown(file)}; it must name a *.safetensors file of the same folder."
-            raise Fault(Reason.INVALID_CONFIG, message, INDEX)
+            raise Fault(ReportReason.INVALID_CONFIG, message, INDEX)
     return sorted(set(weight_map.values()))
 
 
@@ -149,10 +149,10 @@ def _check_tokenizer(folder: Path, names: frozenset[str]) -> None:
                 _check_not_empty(folder, name)
             return
     wanted = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
-    raise Fault(Reason.TOKENIZER_MISSING, f"{folder} has no tokenizer; it must hold {wanted}.")
+    raise Fault(ReportReason.TOKENIZER_MISSING, f"{folder} has no tokenizer; it must hold {wanted}.")
 
 
 def _check_not_empty(folder: Path, name: str) -> None:
     with opened(folder / name, name) as descriptor:
         if os.fstat(descriptor).st_size == 0:
-            raise Fault(Reason.TOKENIZER_MISSING, f"{name} is empty; copy or download this file again.", name)
+            raise Fault(ReportReason.TOKENIZER_MISSING, f"{name} is empty; copy or download this file again.", name)

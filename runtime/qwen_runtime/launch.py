@@ -19,6 +19,7 @@ from types import FrameType
 from qwen_runtime import processes
 from qwen_runtime.diagnose import Ending, asked_report, failure_report, verdict
 from qwen_runtime.engine_log import EngineLog, Patience
+from qwen_runtime.log_lines import LogLines
 from qwen_runtime.output import start_pump
 from qwen_runtime.reasons import Phase
 from qwen_runtime.report import bounded, complain, deliver
@@ -34,6 +35,7 @@ class Supervisor:
     `on_asked` is called once, when the first signal to end has come and before the engine gets it.
     """
 
+    known: LogLines
     patience: Patience
     on_asked: Callable[[EngineLog], None]
     log: EngineLog = field(init=False)
@@ -45,7 +47,7 @@ class Supervisor:
     _wake_write: int = -1
 
     def __post_init__(self) -> None:
-        self.log = EngineLog(self.patience, time.monotonic)
+        self.log = EngineLog(self.known, self.patience, time.monotonic)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -146,7 +148,7 @@ def _difference(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else after - before
 
 
-def launch(command: Sequence[str], patience: Patience, termination_log: Path | None) -> int:
+def launch(command: Sequence[str], known: LogLines, patience: Patience, termination_log: Path | None) -> int:
     """Run an engine and return the container's exit code; an unclean end leaves a report in the termination log.
 
     An end that was asked for leaves one as well while it lasts: who is killed at the end of the grace period writes
@@ -156,7 +158,7 @@ def launch(command: Sequence[str], patience: Patience, termination_log: Path | N
     def on_asked(log: EngineLog) -> None:
         deliver(bounded(asked_report(log)), termination_log)
 
-    supervisor = Supervisor(patience, on_asked)
+    supervisor = Supervisor(known, patience, on_asked)
     ending = supervisor.run(command)
     log = supervisor.log
     if ending.clean:

@@ -3,7 +3,7 @@
 from enum import Enum
 
 
-class Reason(str, Enum):  # noqa: UP042 - StrEnum needs Python 3.11, engine images may have 3.10
+class ReportReason(str, Enum):  # noqa: UP042 - StrEnum needs Python 3.11, engine images may have 3.10
     """Why a checkpoint was refused or an engine ended."""
 
     AUTH_REQUIRED = "AuthRequired"

@@ -15,7 +15,7 @@ from typing import Any
 
 from qwen_runtime.checkpoints.reading import shown
 from qwen_runtime.faults import Fault, parsed
-from qwen_runtime.reasons import Reason
+from qwen_runtime.reasons import ReportReason
 
 LARGEST_HEADER = 100_000_000  # the limit of the safetensors library itself
 _LARGEST_FILE = 2**63 - 1
@@ -62,19 +62,19 @@ def opened(path: Path, name: str) -> Iterator[int]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         target = f"; it is a link to {path.readlink()}, which does not exist" if path.is_symlink() else ""
-        raise Fault(Reason.MODEL_NOT_FOUND, f"{name} is missing from {path.parent}{target}.", name) from None
+        raise Fault(ReportReason.MODEL_NOT_FOUND, f"{name} is missing from {path.parent}{target}.", name) from None
     except PermissionError:
         message = (
             f"{name} cannot be opened by uid {os.geteuid()}: {owner_and_mode(path)}; "
             "run chmod a+r on it, and chmod a+rx on the folders above it."
         )
-        raise Fault(Reason.UNREADABLE_WEIGHTS, message, name) from None
+        raise Fault(ReportReason.UNREADABLE_WEIGHTS, message, name) from None
     except (OSError, ValueError) as error:
         detail = error.strerror if isinstance(error, OSError) else error
-        raise Fault(Reason.UNREADABLE_WEIGHTS, f"{name} cannot be opened: {detail}.", name) from None
+        raise Fault(ReportReason.UNREADABLE_WEIGHTS, f"{name} cannot be opened: {detail}.", name) from None
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Fault(Reason.INVALID_CONFIG, f"{name} must be a regular file or a link to one.", name)
+            raise Fault(ReportReason.INVALID_CONFIG, f"{name} must be a regular file or a link to one.", name)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -87,7 +87,7 @@ def read_exactly(descriptor: int, count: int, name: str) -> bytes:
         try:
             part = os.read(descriptor, min(count, 1 << 20))
         except OSError as error:
-            raise Fault(Reason.UNREADABLE_WEIGHTS, f"{name} cannot be read: {error.strerror}.", name) from None
+            raise Fault(ReportReason.UNREADABLE_WEIGHTS, f"{name} cannot be read: {error.strerror}.", name) from None
         if not part:
             break
         parts.append(part)
@@ -108,7 +108,7 @@ def read_shard(path: Path, name: str) -> Shard:
             message = (
                 f"{name} is not a safetensors file: its header length is {length}; 2 to {LARGEST_HEADER} is right."
             )
-            raise Fault(Reason.INVALID_CONFIG, message, name)
+            raise Fault(ReportReason.INVALID_CONFIG, message, name)
         if 8 + length > size:
             raise truncated(name, 8 + length, size)
         header = read_exactly(descriptor, length, name)
@@ -124,7 +124,7 @@ def truncated(name: str, wanted: int, found: int) -> Fault:
     """The fault for a file whose size is not what its header says, in either direction."""
     state = "is cut short" if found < wanted else "is longer than its own header says"
     message = f"{name} {state}: {wanted} bytes wanted, {found} bytes found; copy or download this file again."
-    return Fault(Reason.TRUNCATED_WEIGHTS, message, name, wanted, found)
+    return Fault(ReportReason.TRUNCATED_WEIGHTS, message, name, wanted, found)
 
 
 def _refuse_lfs_pointer(start: bytes, descriptor: int, size: int, name: str) -> None:
@@ -133,7 +133,7 @@ def _refuse_lfs_pointer(start: bytes, descriptor: int, size: int, name: str) -> 
     match = _LFS_POINTER.match(start + read_exactly(descriptor, size, name))
     if match:
         message = f"{name} is a git-lfs pointer of {size} bytes, not the weights; run git lfs pull."
-        raise Fault(Reason.TRUNCATED_WEIGHTS, message, name, int(match.group(1)), size)
+        raise Fault(ReportReason.TRUNCATED_WEIGHTS, message, name, int(match.group(1)), size)
 
 
 def parse_header(header: bytes, name: str) -> Shard:
@@ -165,4 +165,4 @@ def _entry(entry: Any, tensor: str, name: str) -> tuple[int, int, str]:
 
 
 def _malformed(name: str, detail: str) -> Fault:
-    return Fault(Reason.INVALID_CONFIG, f"The header of {name} is malformed: {detail}.", name)
+    return Fault(ReportReason.INVALID_CONFIG, f"The header of {name} is malformed: {detail}.", name)

@@ -12,12 +12,7 @@ from qwen_operator.hardware.inventory import GpuProduct
 from qwen_operator.hardware.pools import dollars
 from qwen_operator.planning import explain, gates
 from qwen_operator.planning.fits import Demand, Fit
-from qwen_operator.planning.memory import (
-    GIB,
-    MARGIN_GIB,
-    Budget,
-    communication_gib,
-)
+from qwen_operator.planning.memory import GIB, Budget
 from qwen_operator.planning.plan import Outcome
 from qwen_operator.planning.types import Alternative, NoFit, Plan
 
@@ -53,11 +48,11 @@ def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alter
     if result.nodes_per_replica > 1:
         yield _labelled("note", explain.SEVERAL_NODES)
     yield ""
-    yield from _model(given, wanted)
+    yield from _model(given, wanted, fit)
     yield ""
     yield from _table(fit, wanted, given)
     yield ""
-    yield from _arithmetic(chosen, product)
+    yield from _arithmetic(chosen)
     yield _labelled("holds", f"{_holds(chosen, wanted)}; {result.max_running_requests} run at once, more wait")
     yield from (_labelled(*step.split(": ", 1)) for step in result.steps if step.startswith("start-up: "))
     yield _labelled("pod", _pod(result))
@@ -70,7 +65,7 @@ def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alter
     yield from _wrapped("args", result.args)
     for warning in result.warnings:
         yield _labelled("warning", warning)
-    for remark in (*gates.remarks(given.checkpoint, product, chosen.tp), *given.inventory.notes):
+    for remark in (*gates.remarks(given.checkpoint, product, chosen.tp, fit.engine.formats), *given.inventory.notes):
         yield _labelled("note", remark)
     for one in cheaper:
         yield _labelled("cheaper", f"{one.describe()} takes {_gpus(one)} ({number(one.kv_tokens)} tokens)")
@@ -91,11 +86,11 @@ def _does_not(given: Inputs, outcome: Outcome, result: NoFit, commands: Mapping[
             f"{f', {product.nodes} nodes' if product.nodes > 1 else ''})"
         )
         yield ""
-        yield from _model(given, outcome.wanted)
+        yield from _model(given, outcome.wanted, fit)
         yield ""
         yield from _table(fit, outcome.wanted, given)
         yield ""
-        yield from _arithmetic(fit.best, product)
+        yield from _arithmetic(fit.best)
         yield _labelled("needed", explain.missing(fit, outcome.wanted))
         yield _labelled("missing", result.missing)
     for fit in (one for one in outcome.looked if one.gate):
@@ -148,7 +143,7 @@ def _room(product: GpuProduct, result: Plan) -> str:
     return f"   ({replicas} replica{'s' if replicas != 1 else ''} on {product.gpus_per_node * product.nodes} GPUs)"
 
 
-def _model(given: Inputs, wanted: Demand) -> Iterator[str]:
+def _model(given: Inputs, wanted: Demand, fit: Fit) -> Iterator[str]:
     checkpoint = given.checkpoint
     kind = _attention(checkpoint)
     origin = "catalog" if checkpoint.source == CATALOG else "config.json"
@@ -160,7 +155,8 @@ def _model(given: Inputs, wanted: Demand) -> Iterator[str]:
         f"heads, {checkpoint.kv_heads} KV heads ({kind}); facts: {origin}",
     )
     yield _labelled("weights", f"{checkpoint.weight_bytes / GIB:.2f} GiB ({checkpoint.weight_bytes / 1e9:.1f} GB)")
-    for line in explain.model(checkpoint, wanted, given.spec.engine.kv_cache_type)[2:]:
+    kv_cache = fit.engine.formats.kv_cache_types[given.spec.engine.kv_cache_type]
+    for line in explain.model(checkpoint, wanted, kv_cache)[2:]:
         name, _, rest = line.partition(": ")
         yield _labelled(name if len(name) < 10 else "state", rest)
 
@@ -206,17 +202,16 @@ def _why(one: Budget, fit: Fit, wanted: Demand) -> str:
     return f"{number(wanted.tokens - one.kv_tokens)} tokens short"
 
 
-def _arithmetic(one: Budget, product: GpuProduct) -> Iterator[str]:
-    nccl = communication_gib(product.memory_mib, one.tp)
-    context = one.total - one.free - nccl
-    between = f" - {nccl:.2f} communication" if nccl else ""
+def _arithmetic(one: Budget) -> Iterator[str]:
+    context = one.total - one.free - one.communication
+    between = f" - {one.communication:.2f} communication" if one.communication else ""
     whole, extra = one.weight_bytes / GIB, one.weights - one.weight_bytes / GIB
     yield _labelled(
         f"at TP {one.tp}", f"free before load  {one.free:7.2f} GiB   {one.total:.2f} - {context:.2f} context{between}"
     )
     yield f"{_INDENT}x {one.tuning.fraction / 1000:<5g} static    {one.static:7.2f} GiB   --mem-fraction-static"
     yield f"{_INDENT}- weights         {one.weights:7.2f} GiB   {whole:.2f} per GPU + {extra:.2f} loader"
-    yield f"{_INDENT}- margin          {MARGIN_GIB:7.2f} GiB"
+    yield f"{_INDENT}- margin          {one.margin:7.2f} GiB"
     if one.most_requests is not None:
         share = f"{one.state_ratio / 1000:g} x KV, for {one.most_requests} requests"
         yield f"{_INDENT}- states          {one.state:7.2f} GiB   {share}"

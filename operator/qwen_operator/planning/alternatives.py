@@ -12,7 +12,7 @@ from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.hardware.boards import board
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct, Inventory
 from qwen_operator.planning.fits import Demand, Fit
-from qwen_operator.planning.types import Alternative, Change, Hardware, NoFit, Plan
+from qwen_operator.planning.types import Alternative, AlternativeKind, NodesNeeded, NoFit, Plan
 
 MOST = 8
 _CONTEXT_STEP = 256
@@ -29,7 +29,7 @@ Planner = Callable[[Spec, Checkpoint, Inventory], Plan | NoFit]
 
 
 @dataclass(frozen=True, slots=True)
-class Situation:
+class FailedSearch:
     """What did not fit: the request, the hardware that may be used, and every split that was looked at."""
 
     spec: Spec
@@ -41,22 +41,22 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    kind: Change
+    kind: AlternativeKind
     changes: tuple[tuple[str, Any], ...] = ()
     checkpoint: Checkpoint | None = None
-    hardware: Hardware | None = None
+    hardware: NodesNeeded | None = None
 
 
-def find(situation: Situation, planner: Planner) -> tuple[Alternative, ...]:
+def find(failed: FailedSearch, planner: Planner) -> tuple[Alternative, ...]:
     """At most `MOST` changes that make a plan, the ones that cost least first."""
     found: list[Alternative] = []
-    for candidate in _candidates(situation):
+    for candidate in _candidates(failed):
         if len(found) == MOST:
             break
         if _told(found, candidate):
             continue
-        result = _planned(situation, candidate, planner)
-        if isinstance(result, Plan) and (candidate.kind is not Change.NODES or result.nodes_per_replica > 1):
+        result = _planned(failed, candidate, planner)
+        if isinstance(result, Plan) and (candidate.kind is not AlternativeKind.NODES or result.nodes_per_replica > 1):
             found.append(_alternative(candidate, result))
     return tuple(found)
 
@@ -68,7 +68,7 @@ def cheaper(spec: Spec, inventory: Inventory, result: Plan, planner: Planner) ->
         other = planner(apply(spec, changes), checkpoint, inventory)
         least = best.gpus_per_replica if best else result.gpus_per_replica
         if isinstance(other, Plan) and other.gpus_per_replica < least:
-            best = _alternative(_Candidate(Change.QUANTIZATION, changes), other)
+            best = _alternative(_Candidate(AlternativeKind.QUANTIZATION, changes), other)
     return best
 
 
@@ -81,11 +81,11 @@ def _told(found: Sequence[Alternative], candidate: _Candidate) -> bool:
     return less or nodes or sum(one.kind is candidate.kind for one in found) >= _MOST_OF_A_KIND
 
 
-def _planned(situation: Situation, candidate: _Candidate, planner: Planner) -> Plan | NoFit:
-    inventory = situation.inventory
+def _planned(failed: FailedSearch, candidate: _Candidate, planner: Planner) -> Plan | NoFit:
+    inventory = failed.inventory
     if candidate.hardware:
         inventory = inventory.with_instead(product_of(candidate.hardware))
-    return planner(apply(situation.spec, candidate.changes), candidate.checkpoint or situation.checkpoint, inventory)
+    return planner(apply(failed.spec, candidate.changes), candidate.checkpoint or failed.checkpoint, inventory)
 
 
 def _alternative(candidate: _Candidate, result: Plan) -> Alternative:
@@ -101,7 +101,7 @@ def _alternative(candidate: _Candidate, result: Plan) -> Alternative:
     )
 
 
-def product_of(hardware: Hardware) -> GpuProduct:
+def product_of(hardware: NodesNeeded) -> GpuProduct:
     """Nodes of a known board as an entry of an inventory."""
     known = board(hardware.product)
     assert known, hardware.product
@@ -152,23 +152,23 @@ def limits(spec: Spec) -> dict[str, Any]:
     return {path: value for path, value in values.items() if value is not None}
 
 
-def _candidates(situation: Situation) -> Iterator[_Candidate]:
-    spec = situation.spec
+def _candidates(failed: FailedSearch) -> Iterator[_Candidate]:
+    spec = failed.spec
     free = tuple((path, None) for path in limits(spec))
     if free:
-        yield _Candidate(Change.LIMITS, free)
+        yield _Candidate(AlternativeKind.LIMITS, free)
     formats = list(_formats(spec))
     for changes, checkpoint in formats:
-        yield _Candidate(Change.QUANTIZATION, changes, checkpoint)
+        yield _Candidate(AlternativeKind.QUANTIZATION, changes, checkpoint)
     if spec.engine.kv_cache_type != _FP8:
         fp8 = (("engine.kvCacheType", _FP8),)
-        yield _Candidate(Change.KV_CACHE, fp8)
+        yield _Candidate(AlternativeKind.KV_CACHE, fp8)
         for changes, checkpoint in formats:
-            yield _Candidate(Change.QUANTIZATION, (*changes, *fp8), checkpoint)
-    yield from _smaller(situation)
+            yield _Candidate(AlternativeKind.QUANTIZATION, (*changes, *fp8), checkpoint)
+    yield from _smaller(failed)
     if spec.hardware.products:
-        yield _Candidate(Change.PRODUCT, (("hardware.products", None), *free))
-    yield from _hardware(situation, free)
+        yield _Candidate(AlternativeKind.PRODUCT, (("hardware.products", None), *free))
+    yield from _hardware(failed, free)
 
 
 def _formats(spec: Spec) -> Iterator[tuple[tuple[tuple[str, Any], ...], Checkpoint]]:
@@ -184,10 +184,10 @@ def _formats(spec: Spec) -> Iterator[tuple[tuple[tuple[str, Any], ...], Checkpoi
             yield (("model", name), *source), checkpoint
 
 
-def _smaller(situation: Situation) -> Iterator[_Candidate]:
+def _smaller(failed: FailedSearch) -> Iterator[_Candidate]:
     """A shorter context, or fewer requests at a time: the most that each product holds."""
-    wanted = situation.wanted
-    for fit in situation.looked:
+    wanted = failed.wanted
+    for fit in failed.looked:
         if fit.gate or not fit.budgets:
             continue
         tokens = fit.best.kv_tokens
@@ -195,9 +195,9 @@ def _smaller(situation: Situation) -> Iterator[_Candidate]:
         requests = min(wanted.concurrency, tokens // wanted.request, *_states(fit))
         products = (("hardware.products", (fit.product.product,)),)
         if wanted.given and 0 < requests < wanted.concurrency and tokens >= wanted.context:
-            yield _Candidate(Change.WORKLOAD, (("workload.concurrency", requests), *products))
+            yield _Candidate(AlternativeKind.WORKLOAD, (("workload.concurrency", requests), *products))
         elif 0 < context < wanted.context and (not wanted.given or wanted.concurrency * wanted.request <= tokens):
-            yield _Candidate(Change.CONTEXT, (("contextTokens", context), *products))
+            yield _Candidate(AlternativeKind.CONTEXT, (("contextTokens", context), *products))
 
 
 def _states(fit: Fit) -> tuple[int, ...]:
@@ -205,15 +205,15 @@ def _states(fit: Fit) -> tuple[int, ...]:
     return () if most is None else (most,)
 
 
-def _hardware(situation: Situation, free: tuple[tuple[str, Any], ...]) -> Iterator[_Candidate]:
+def _hardware(failed: FailedSearch, free: tuple[tuple[str, Any], ...]) -> Iterator[_Candidate]:
     """Nodes of other products, then more nodes of what is there."""
     for name in _COMMON:
-        if all(product.product != name for product in situation.inventory.products):
-            asked = (("hardware.products", (name,)),) if situation.spec.hardware.products else ()
-            yield _Candidate(Change.PRODUCT, (*asked, *free), hardware=Hardware(name, _COMMON_GPUS, 1))
-    for fit in situation.looked:
+        if all(product.product != name for product in failed.inventory.products):
+            asked = (("hardware.products", (name,)),) if failed.spec.hardware.products else ()
+            yield _Candidate(AlternativeKind.PRODUCT, (*asked, *free), hardware=NodesNeeded(name, _COMMON_GPUS, 1))
+    for fit in failed.looked:
         product = fit.product
         if not fit.gate and board(product.product):
             for nodes in range(2, _MOST_NODES + 1):
-                more = Hardware(product.product, product.gpus_per_node, nodes)
-                yield _Candidate(Change.NODES, free, hardware=more)
+                more = NodesNeeded(product.product, product.gpus_per_node, nodes)
+                yield _Candidate(AlternativeKind.NODES, free, hardware=more)

@@ -6,6 +6,7 @@ import json
 import math
 
 from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.engines.types import Parsers
 
 # Qwen validated static YaRN up to this factor.
 YARN_FACTOR = 4
@@ -13,8 +14,8 @@ YARN_FACTOR = 4
 _STATED_AND_TRAINED = {("Qwen3", 40960): 32768}
 
 
-def parsers(checkpoint: Checkpoint, model: str) -> tuple[str | None, str | None]:
-    """(--tool-call-parser, --reasoning-parser) of a model, None where it has no such format.
+def parsers(checkpoint: Checkpoint, model: str, names: Parsers) -> tuple[str | None, str | None]:
+    """(--tool-call-parser, --reasoning-parser) of a model, None where it has no such format; `names` are SGLang's.
 
     The family comes from the model class. The name only tells apart what one class holds: Coder, Thinking and Instruct
     variants of Qwen3, and Qwen1.5, which was not trained for tools. A wrong guess changes how an answer is split up,
@@ -24,12 +25,12 @@ def parsers(checkpoint: Checkpoint, model: str) -> tuple[str | None, str | None]
     if family in ("", "Qwen2-VL", "Qwen2.5-VL") or "qwen1.5" in name:
         return None, None
     if family == "Qwen2":
-        return "qwen", "qwen3-thinking" if "qwq" in name else None
+        return names.tools, names.thinking if "qwq" in name else None
     coder = "coder" in name
-    calls = "qwen3_coder" if coder or family == "Qwen3.5" else "qwen"
+    calls = names.coder_tools if coder or family == "Qwen3.5" else names.tools
     if coder or "instruct" in name:
         return calls, None
-    return calls, "qwen3-thinking" if "thinking" in name else "qwen3"
+    return calls, names.thinking if "thinking" in name else names.hybrid_thinking
 
 
 def longest_context(checkpoint: Checkpoint) -> int:

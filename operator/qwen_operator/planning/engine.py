@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from qwen_operator import engines
 from qwen_operator.api.spec import Engine, EnvVar
+from qwen_operator.engines.types import EngineVersion, Option, OptionTable, Role
 from qwen_operator.planning import engine_args
-from qwen_operator.planning.engine_args import Option, RefusedArgsError, Role, Table
+from qwen_operator.planning.engine_args import RefusedArgsError
 from qwen_operator.planning.types import EngineDefaults, EngineSource
 
 _TAG_VERSION = re.compile(r":v?([0-9]+\.[0-9]+\.[0-9]+)[^/:@]*(@|$)")
@@ -26,10 +28,10 @@ _HARMLESS = frozenset(
     {Role.TOOL_CALL_PARSER, Role.REASONING_PARSER, Role.METRICS, Role.SLEEP_ON_IDLE, Role.QUIET_PATHS}
 )
 
-Settings = tuple[tuple[Role, tuple[str, ...]], ...]
+RoleValues = tuple[tuple[Role, tuple[str, ...]], ...]
 """What a plan sets, in the order of the command line, with the values."""
 
-FIXED: Settings = (
+FIXED: RoleValues = (
     # Prefill graphs take 0.9 to 2.8 GiB that the tuned fractions do not leave, and start-up time.
     (Role.NO_PREFILL_GRAPHS, ()),
     (Role.METRICS, ()),
@@ -41,20 +43,25 @@ FIXED: Settings = (
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """The engine before sizing: complete image reference, its options' table, options of chart and object, warnings,
-    and the revision to download.
+    """The engine before sizing: complete image reference, what is known of its version, options of chart and object,
+    warnings, and the revision to download.
 
     `downloads`: every start loads the weights from a hub.
     """
 
     image: str
-    table: Table
+    engine: EngineVersion
     chart: tuple[Option, ...]
     own: tuple[Option, ...]
     env: tuple[EnvVar, ...]
     warnings: tuple[str, ...]
     revision: str | None = None
     downloads: bool = False
+
+    @property
+    def table(self) -> OptionTable:
+        """The options of this version."""
+        return self.engine.options
 
     def given(self, role: Role) -> tuple[str, str] | None:
         """(where, value) of an option that chart or object set over the plan's `role`; None if neither does."""
@@ -69,13 +76,14 @@ class EngineChoice:
 def choose(engine: Engine, defaults: EngineDefaults, source: EngineSource | None = None) -> EngineChoice:
     """The engine that an object asks for over the chart's defaults; raises RefusedArgsError."""
     image, version = _image(engine, defaults)
-    table = engine_args.table(version)
+    known = engines.of(version)
+    table = known.options
     warnings: tuple[str, ...] = ()
     if not table.options:
         warnings = (f"the options of SGLang {version} are not known to this operator, so they were not checked",)
     return EngineChoice(
         image=image,
-        table=table,
+        engine=known,
         chart=engine_args.read(defaults.args, table, CHART),
         own=engine_args.read(engine.args, table, OBJECT),
         env=_merged_env(_ENV, source.env if source else (), defaults.env, engine.env),
@@ -85,7 +93,7 @@ def choose(engine: Engine, defaults: EngineDefaults, source: EngineSource | None
     )
 
 
-def arguments(choice: EngineChoice, settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def arguments(choice: EngineChoice, settings: RoleValues) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The argument list, and the warnings: one for all options together that void the prediction."""
     roles = {choice.table.name(role): role for role, _ in settings}
     planned = [option for role, values in settings if (option := choice.table.option(role, *values))]

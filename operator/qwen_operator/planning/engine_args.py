@@ -1,24 +1,17 @@
 """SGLang's options: reading lists of them, merging by name, refusing what cannot be right.
 
-A table of options belongs to one version of SGLang: a file flags_<version>.json beside this module. `options` is the
-list of `sglang serve --help`, hidden ones included: the names as SGLang stores them, and their other spellings.
-`planned` says how this version writes what a plan sets (`Role`): the option, or the option with a fixed value, or
-nothing where the version has no such thing.
+Which options a version has is in its folder below `qwen_operator.engines`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
-from enum import StrEnum
-from functools import cache
-from importlib.resources import files
+
+from qwen_operator.engines.types import Option, OptionTable
 
 _SPLIT = re.compile(r"[=\s]")
-_FILE = re.compile(r"flags_[0-9A-Za-z_]+\.json$")
 
 # Options that the operator sets from a field of its own, or that it does not support: name -> what to do instead.
 RESERVED: Mapping[str, str] = {
@@ -76,45 +69,6 @@ VOIDING = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option as written: `name` is canonical, `spelling` what the user wrote, `values` may be empty."""
-
-    name: str
-    spelling: str
-    values: tuple[str, ...]
-
-    def render(self) -> tuple[str, ...]:
-        """The argument list: `--name=value`, `--name`, or `--name` and its values."""
-        if len(self.values) == 1:
-            return (f"{self.spelling}={self.values[0]}",)
-        return (self.spelling, *self.values)
-
-
-class Role(StrEnum):
-    """What a plan sets, whatever a version of SGLang calls it."""
-
-    TENSOR_PARALLEL = "tensorParallel"
-    EXPERT_PARALLEL = "expertParallel"
-    NODES = "nodes"
-    MEMORY_FRACTION = "memoryFraction"
-    CONTEXT_LENGTH = "contextLength"
-    CHUNKED_PREFILL = "chunkedPrefill"
-    DECODE_GRAPH_BATCH = "decodeGraphBatch"
-    NO_PREFILL_GRAPHS = "noPrefillGraphs"
-    MAX_RUNNING_REQUESTS = "maxRunningRequests"
-    KV_CACHE_TYPE = "kvCacheType"
-    WEIGHT_TYPE = "weightType"
-    STATE_RATIO = "stateRatio"
-    MODEL_OVERRIDES = "modelOverrides"
-    TOOL_CALL_PARSER = "toolCallParser"
-    REASONING_PARSER = "reasoningParser"
-    METRICS = "metrics"
-    SLEEP_ON_IDLE = "sleepOnIdle"
-    QUIET_PATHS = "quietPaths"
-    REVISION = "revision"
-
-
 class RefusedArgsError(ValueError):
     """Options that cannot be used. `unknown` tells an option the version lacks from one that is reserved."""
 
@@ -123,40 +77,7 @@ class RefusedArgsError(ValueError):
         self.unknown = unknown
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """The options of one version: spelling -> canonical name, and how it writes what a plan sets.
-
-    `options` is empty for a version without a table; nothing can be checked then, and `planned` is that of the newest.
-    """
-
-    version: str
-    options: Mapping[str, str]
-    planned: Mapping[str, str]
-
-    @classmethod
-    def parse(cls, text: str) -> Table:
-        """A table from the text of its file."""
-        record = json.loads(text)
-        options = {spelling: name for name, others in record["options"].items() for spelling in (name, *others)}
-        return cls(record["sglang"], options, record["planned"])
-
-    def option(self, role: Role, *values: str) -> Option | None:
-        """The option by which this version sets `role`; None if it has none."""
-        name, _, fixed = self.planned.get(role, "").partition("=")
-        return Option(name, name, (fixed,) if fixed else values) if name else None
-
-    def name(self, role: Role) -> str:
-        """The name of the option for `role`, "" if this version has none."""
-        return self.planned.get(role, "").partition("=")[0]
-
-
-def table(version: str) -> Table:
-    """The table of a version, or an empty one with the newest version's names."""
-    return _tables().get(version) or Table(version, {}, _tables()[max(_tables(), key=_order)].planned)
-
-
-def read(items: Sequence[str], known: Table, where: str) -> tuple[Option, ...]:
+def read(items: Sequence[str], known: OptionTable, where: str) -> tuple[Option, ...]:
     """The options of a list, each item `--name=value`, `--name value`, `--name`, or a value of the item before.
 
     `where` names the list in messages, for example spec.engine.args. Raises RefusedArgsError.
@@ -181,7 +102,7 @@ def merge(*lists: Iterable[Option]) -> tuple[Option, ...]:
     return tuple(merged.values())
 
 
-def _option(item: str, known: Table, where: str) -> Option:
+def _option(item: str, known: OptionTable, where: str) -> Option:
     split = _SPLIT.search(item)
     spelling = item[: split.start()] if split else item
     values = (item[split.end() :].strip() if split.group() != "=" else item[split.end() :],) if split else ()
@@ -202,14 +123,3 @@ def _nearest(spelling: str, options: Mapping[str, str]) -> str:
     near = sorted(name for name in options if name.startswith(f"{spelling}-") or spelling.startswith(f"{name}-"))
     near = near or get_close_matches(spelling, options, n=3, cutoff=0.75)
     return f"; did you mean {' or '.join(near[:3])}?" if near else ""
-
-
-@cache
-def _tables() -> Mapping[str, Table]:
-    folder = files(__package__)
-    found = [Table.parse(file.read_text(encoding="utf-8")) for file in folder.iterdir() if _FILE.match(file.name)]
-    return {one.version: one for one in found}
-
-
-def _order(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall("[0-9]+", version))

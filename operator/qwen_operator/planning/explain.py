@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
+from qwen_operator.engines.types import KvCacheType
 from qwen_operator.hardware.inventory import GpuProduct
 from qwen_operator.hardware.pools import dollars
 from qwen_operator.planning.fits import Demand, Fit
-from qwen_operator.planning.gates import KV_CACHE_TYPES
-from qwen_operator.planning.memory import GIB, MARGIN_GIB, Budget
+from qwen_operator.planning.memory import GIB, Budget
 from qwen_operator.planning.types import Alternative
 
 MIB = 1 << 20
@@ -24,10 +24,10 @@ GGUF = (
 SEVERAL_NODES = "replicas over several nodes are not run by this version of the operator"
 
 
-def model(checkpoint: Checkpoint, wanted: Demand, kv_cache_type: str) -> tuple[str, ...]:
+def model(checkpoint: Checkpoint, wanted: Demand, kv_cache: KvCacheType) -> tuple[str, ...]:
     """What the model is and what it needs in all."""
     origin = "catalog, no config.json was read" if checkpoint.source == CATALOG else "config.json and weight files"
-    value = KV_CACHE_TYPES[kv_cache_type][1]
+    value = kv_cache.value_bytes
     per_token = checkpoint.kv_bytes_per_token(1, value)
     lines = [
         f"model: {checkpoint.architecture}, {checkpoint.quantization_name}, {checkpoint.layers} layers, "
@@ -75,7 +75,7 @@ def split(one: Budget, wanted: Demand, *, chosen: bool) -> str:
     state = f" - {one.state:.2f} states ({one.state_ratio / 1000:g} x KV)" if one.state_ratio else ""
     return (
         f"{shape(one)}: {one.free:.2f} GiB free x {one.tuning.fraction / 1000:g} - {one.weights:.2f} weights - "
-        f"{MARGIN_GIB:g} margin{state} = {one.kv:.2f} GiB KV / {one.kv_bytes_per_token / 1024:g} KiB = {verdict}"
+        f"{one.margin:g} margin{state} = {one.kv:.2f} GiB KV / {one.kv_bytes_per_token / 1024:g} KiB = {verdict}"
     )
 
 
@@ -131,7 +131,7 @@ def missing(fit: Fit, wanted: Demand) -> str:
     if one.kv_tokens >= wanted.tokens:
         return f"{where} hold the states of {one.most_requests} requests at {shape(one)}, {wanted.concurrency} wanted"
     return (
-        f"{where}: {one.weights:.1f} weights + {kv:.1f} KV for {wanted.tokens} tokens + {MARGIN_GIB:g} margin at "
+        f"{where}: {one.weights:.1f} weights + {kv:.1f} KV for {wanted.tokens} tokens + {one.margin:g} margin at "
         f"{shape(one)} need {one.need(wanted.tokens):.1f} GiB free per GPU, there are {one.free:.1f}"
     )
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.engines.types import EngineVersion, KvCacheType
 from qwen_operator.hardware.inventory import GpuProduct, Inventory
-from qwen_operator.planning.gates import KV_CACHE_TYPES, barrier
-from qwen_operator.planning.memory import STATE_RATIOS, Budget, Split, budget
+from qwen_operator.planning.gates import barrier
+from qwen_operator.planning.memory import Budget, Formula, Split
 
 TYPICAL_INPUT, TYPICAL_OUTPUT = 2048, 512
 
@@ -65,6 +66,7 @@ class Fit:
     """
 
     product: GpuProduct
+    engine: EngineVersion
     budgets: tuple[Budget, ...] = ()
     chosen: Budget | None = None
     gate: str | None = None
@@ -78,12 +80,18 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """One search: what is asked of which checkpoint, with which type of KV cache and within which limits."""
+    """One search: what is asked of which checkpoint and engine, with which type of KV cache and within which limits."""
 
+    engine: EngineVersion
     checkpoint: Checkpoint
     wanted: Demand
     kv_cache_type: str
     limits: Limits
+
+    @property
+    def kv_cache(self) -> KvCacheType:
+        """SGLang's type of the KV cache."""
+        return self.engine.formats.kv_cache_types[self.kv_cache_type]
 
     def most(self, product: GpuProduct, nodes: int) -> int:
         """The most GPUs of a replica on so many nodes."""
@@ -92,20 +100,21 @@ class Search:
 
     def fit(self, product: GpuProduct, *, nodes: bool) -> Fit:
         """The product's splits on one node, or with `nodes` those on several."""
-        gate = barrier(self.checkpoint, self.kv_cache_type, product)
+        gate = barrier(self.checkpoint, self.kv_cache_type, product, self.engine)
         if gate:
-            return Fit(product, gate=gate)
+            return Fit(product, self.engine, gate=gate)
         splits = self._on_nodes(product) if nodes else self._on_one(product)
         budgets = tuple(self._budget(product, split) for split in splits)
         chosen = next((one for one in budgets if self._holds(one)), None)
-        return Fit(product, budgets, chosen, refused=() if nodes else self._refused(product))
+        return Fit(product, self.engine, budgets, chosen, refused=() if nodes else self._refused(product))
 
     def _budget(self, product: GpuProduct, split: Split) -> Budget:
         """The memory of a split. A hybrid's is divided so that what is asked fits, as near to SGLang's default as can
         be."""
-        ratios = STATE_RATIOS if self.checkpoint.linear else (0,)
-        value_bytes = KV_CACHE_TYPES[self.kv_cache_type][1]
-        found = [budget(self.checkpoint, product.memory_mib, split, value_bytes, ratio) for ratio in ratios]
+        formula = Formula(self.engine.memory)
+        ratios = self.engine.memory.state_ratios if self.checkpoint.linear else (0,)
+        value_bytes = self.kv_cache.value_bytes
+        found = [formula.budget(self.checkpoint, product.memory_mib, split, value_bytes, ratio) for ratio in ratios]
         holding = (one for one in found if self._holds(one))
         return next(holding, None) or max(found, key=self._closeness)
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
+from qwen_operator.engines.types import Role
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.planning import alternatives, behaviour, engine, explain, gates
-from qwen_operator.planning.engine import EngineChoice, Settings
-from qwen_operator.planning.engine_args import RefusedArgsError, Role
+from qwen_operator.planning.engine import EngineChoice, RoleValues
+from qwen_operator.planning.engine_args import RefusedArgsError
 from qwen_operator.planning.fits import Demand, Fit, Limits, Search, demand, find, groups
 from qwen_operator.planning.memory import GIB, Budget
 from qwen_operator.planning.refusals import refuse, unlabelled
@@ -66,8 +67,8 @@ def explore(
         return _attempt(other, facts, hardware, defaults, source).result
 
     usable = inventory.usable(spec.pod.tolerations)
-    situation = alternatives.Situation(spec, checkpoint, usable, first.wanted, first.looked)
-    found = alternatives.find(situation, planner)
+    failed = alternatives.FailedSearch(spec, checkpoint, usable, first.wanted, first.looked)
+    found = alternatives.find(failed, planner)
     refused = first.result
     # Where it was not memory that lacked, more of it is no way out.
     advice = f"; {explain.nearest(found)}" if found or any(fit.budgets for fit in first.looked) else ""
@@ -100,7 +101,7 @@ def _attempt(
         return Outcome(NoFit(Reason.UNKNOWN_FLAG if error.unknown else Reason.INVALID_OVERRIDE, str(error)), wanted)
     inventory = inventory.usable(spec.pod.tolerations)
     limits = Limits(spec.parallelism.tensor, spec.hardware.max_gpus_per_replica)
-    search = Search(checkpoint, wanted, spec.engine.kv_cache_type, limits)
+    search = Search(choice.engine, checkpoint, wanted, spec.engine.kv_cache_type, limits)
     candidates = groups(spec.hardware.products, inventory)
     refusal = refuse(spec, search, choice, inventory, candidates)
     if refusal:
@@ -138,7 +139,7 @@ def _plan(spec: Spec, search: Search, choice: EngineChoice, fit: Fit, inventory:
         message=f"{explain.sentence(fit.product, chosen)}{facts}",
         nodes_per_replica=chosen.split.nodes,
         expert_parallel=chosen.split.ep,
-        kv_cache_dtype=gates.KV_CACHE_TYPES[search.kv_cache_type][0],
+        kv_cache_dtype=search.kv_cache.name,
         max_running_requests=running,
         typical_requests=wanted.typical(chosen.kv_tokens),
         weight_bytes_per_rank=chosen.weight_bytes,
@@ -168,15 +169,15 @@ def _running(chosen: Budget, wanted: Demand, choice: EngineChoice) -> int:
     return min(max(chosen.tuning.graph_batch, wanted.concurrency), *room)
 
 
-def _settings(spec: Spec, search: Search, fit: Fit, choice: EngineChoice, running: int) -> Settings:
+def _settings(spec: Spec, search: Search, fit: Fit, choice: EngineChoice, running: int) -> RoleValues:
     """What the plan sets, in the order of the command line."""
     checkpoint, chosen = search.checkpoint, fit.best
     tuning, split = chosen.tuning, chosen.split
-    tools, reasoning = behaviour.parsers(checkpoint, spec.repository or spec.model)
+    tools, reasoning = behaviour.parsers(checkpoint, spec.repository or spec.model, choice.engine.parsers)
     optional = (
         (Role.EXPERT_PARALLEL, str(split.ep) if split.ep > 1 else None),
         (Role.NODES, str(split.nodes) if split.nodes > 1 else None),
-        (Role.WEIGHT_TYPE, gates.weight_type(checkpoint, fit.product)),
+        (Role.WEIGHT_TYPE, gates.weight_type(checkpoint, fit.product, choice.engine.formats)),
         (Role.STATE_RATIO, f"{chosen.state_ratio / 1000:g}" if chosen.state_ratio else None),
         (Role.MODEL_OVERRIDES, behaviour.model_overrides(checkpoint, search.wanted.context)),
         (Role.TOOL_CALL_PARSER, tools),
@@ -190,7 +191,7 @@ def _settings(spec: Spec, search: Search, fit: Fit, choice: EngineChoice, runnin
         (Role.CHUNKED_PREFILL, str(tuning.chunk)),
         (Role.DECODE_GRAPH_BATCH, str(min(tuning.graph_batch, running))),
         (Role.MAX_RUNNING_REQUESTS, str(running)),
-        (Role.KV_CACHE_TYPE, gates.KV_CACHE_TYPES[search.kv_cache_type][0]),
+        (Role.KV_CACHE_TYPE, search.kv_cache.name),
     )
     values = [(role, (value,)) for role, value in (*always, *optional) if value is not None]
     return (*values, *engine.FIXED)
@@ -200,12 +201,12 @@ def _steps(search: Search, fit: Fit, inventory: Inventory, start: str, running: 
     checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
     price = explain.cost(fit.product, chosen.tp)
     return (
-        *explain.model(checkpoint, wanted, search.kv_cache_type),
+        *explain.model(checkpoint, wanted, search.kv_cache),
         *explain.splits(fit, wanted),
         explain.holds(chosen.kv_tokens, running, wanted),
         start,
         *([price] if price else []),
-        *gates.remarks(checkpoint, fit.product, chosen.tp),
+        *gates.remarks(checkpoint, fit.product, chosen.tp, search.engine.formats),
         *inventory.notes,
         *explain.UNKNOWNS,
     )
@@ -217,7 +218,7 @@ def _no_fit(search: Search, looked: Sequence[Fit], inventory: Inventory) -> NoFi
     fits.sort(key=lambda fit: (fit.best.kv_tokens, fit.best.kv), reverse=True)
     barred = [fit for fit in looked if fit.gate]
     steps = (
-        *explain.model(checkpoint, wanted, search.kv_cache_type),
+        *explain.model(checkpoint, wanted, search.kv_cache),
         *(line for fit in (*fits, *barred)[:_SHOWN] for line in explain.splits(fit, wanted)),
         *inventory.notes,
         *explain.UNKNOWNS,

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.engines.types import Formats, Role
 from qwen_operator.hardware.inventory import MEMORY_LABEL, PRODUCT_LABEL, GpuProduct, Inventory
 from qwen_operator.planning import behaviour, gates
 from qwen_operator.planning.engine import EngineChoice
-from qwen_operator.planning.engine_args import Role
 from qwen_operator.planning.fits import Demand, Search
 from qwen_operator.planning.types import NoFit
 
@@ -42,7 +42,7 @@ def refuse(spec: Spec, search: Search, choice: EngineChoice, inventory: Inventor
     wanted, checkpoint = search.wanted, search.checkpoint
     return (
         unknown_architecture(checkpoint)
-        or _dropped(checkpoint)
+        or _dropped(checkpoint, choice.engine.formats)
         or _too_long(spec, wanted, checkpoint)
         or _contradicting_args(spec, wanted, checkpoint, choice)
         or _no_products(spec, inventory, groups)
@@ -64,8 +64,8 @@ def unknown_architecture(checkpoint: Checkpoint) -> NoFit | None:
     return NoFit(Reason.UNKNOWN_ARCHITECTURE, why)
 
 
-def _dropped(checkpoint: Checkpoint) -> NoFit | None:
-    why = gates.dropped(checkpoint)
+def _dropped(checkpoint: Checkpoint, formats: Formats) -> NoFit | None:
+    why = gates.dropped(checkpoint, formats)
     return NoFit(Reason.DOES_NOT_FIT, why) if why else None
 
 
@@ -97,7 +97,7 @@ def _contradicting_args(spec: Spec, wanted: Demand, checkpoint: Checkpoint, choi
 def _contradictions(spec: Spec, wanted: Demand, checkpoint: Checkpoint, choice: EngineChoice) -> Iterator[str]:
     given = choice.given(Role.KV_CACHE_TYPE)
     kind = spec.engine.kv_cache_type
-    if given and kind != "Auto" and given[1] != gates.KV_CACHE_TYPES[kind][0]:
+    if given and kind != "Auto" and given[1] != choice.engine.formats.kv_cache_types[kind].name:
         yield (
             f"{given[0]} sets {choice.table.name(Role.KV_CACHE_TYPE)}={given[1]}, but spec.engine.kvCacheType is "
             f"{kind}: remove one of them"
@@ -146,7 +146,8 @@ def unlabelled(inventory: Inventory) -> str:
 
 def _barred(search: Search, groups: Groups) -> NoFit | None:
     """Whether no product at all can run the format."""
-    reasons = [gates.barrier(search.checkpoint, search.kv_cache_type, one) for group in groups for one in group]
+    products = [product for group in groups for product in group]
+    reasons = [gates.barrier(search.checkpoint, search.kv_cache_type, one, search.engine) for one in products]
     if not all(reasons):
         return None
     said = "; ".join(dict.fromkeys(reason for reason in reasons if reason))

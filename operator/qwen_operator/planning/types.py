@@ -142,7 +142,7 @@ def _required(field: Field[Any]) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
-class Change(StrEnum):
+class AlternativeKind(StrEnum):
     """What an alternative changes."""
 
     QUANTIZATION = "Quantization"
@@ -155,7 +155,7 @@ class Change(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Hardware:
+class NodesNeeded:
     """All nodes of a product that would have to be there; `str` gives PRODUCT=GPUSxNODES, as in options."""
 
     product: str
@@ -173,14 +173,14 @@ class Alternative:
     `changes` are pairs of a field's path below spec, such as engine.kvCacheType, and its value; None takes it away.
     """
 
-    kind: Change
+    kind: AlternativeKind
     context_tokens: int
     gpu_product: str
     gpus_per_replica: int
     nodes_per_replica: int = 1
     kv_tokens: int = 0
     changes: tuple[tuple[str, Any], ...] = ()
-    hardware: Hardware | None = None
+    hardware: NodesNeeded | None = None
 
     def patch(self) -> dict[str, Any]:
         """The changes as a JSON merge patch of a whole object, {} where only hardware changes."""

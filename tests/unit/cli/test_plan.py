@@ -35,7 +35,7 @@ KEYS = {
     "gpusPerReplica",
     "nodesPerReplica",
     "gpuProduct",
-    "maxTotalTokens",
+    "kvTokens",
     "maxRunningRequests",
     "weightBytesPerRank",
     "kvBytesPerTokenPerRank",
@@ -78,7 +78,7 @@ def test_a_plan_as_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert result.keys() >= KEYS
     assert (result["tensorParallel"], result["gpusPerReplica"], result["nodesPerReplica"]) == (4, 4, 1)
-    assert (result["gpuProduct"], result["maxTotalTokens"]) == (H100, 57408)
+    assert (result["gpuProduct"], result["kvTokens"]) == (H100, 57408)
     assert result["env"][0] == {"name": "SGLANG_CUDA_COREDUMP_BEFORE_CRASH", "value": "false"}
     _, out, _ = _run(capsys, "--model", MODEL, "--gpu", "H100-80GB=8x1", "-o", "yaml")
     assert yaml.safe_load(out) == result
@@ -98,7 +98,7 @@ def test_a_refusal_as_data_with_commands_that_plan(capsys: pytest.CaptureFixture
         again, out, _ = _run(capsys, *words_again, "-o", "json")
         assert again == 0, one
         plan = json.loads(out)
-        assert (plan["gpuProduct"], plan["gpusPerReplica"], plan["maxTotalTokens"]) == (
+        assert (plan["gpuProduct"], plan["gpusPerReplica"], plan["kvTokens"]) == (
             one["gpuProduct"],
             one["gpusPerReplica"],
             one["kvTokens"],

@@ -16,7 +16,7 @@ from qwen_operator.cli.inputs import merged
 from qwen_operator.hardware.inventory import Inventory, inventory
 from qwen_operator.planning.alternatives import MOST, cheaper, product_of
 from qwen_operator.planning.plan import plan
-from qwen_operator.planning.types import Alternative, Change, Hardware, NoFit, Plan
+from qwen_operator.planning.types import Alternative, AlternativeKind, NodesNeeded, NoFit, Plan
 from tests.unit.planning.models import DEFAULTS, DOWNLOADED, facts, pool, pools
 
 SPEC = {"model": "Qwen/Qwen1.5-72B-Chat"}
@@ -92,13 +92,13 @@ def test_every_alternative_is_itself_a_plan(
 
 def test_what_the_status_says_of_an_alternative() -> None:
     one = Alternative(
-        Change.QUANTIZATION,
+        AlternativeKind.QUANTIZATION,
         32768,
         "NVIDIA-L4",
         8,
         kv_tokens=44864,
         changes=(("model", "a/b-AWQ"), ("source", None), ("hardware.products", ("NVIDIA-L4",))),
-        hardware=Hardware("NVIDIA-L4", 8, 2),
+        hardware=NodesNeeded("NVIDIA-L4", 8, 2),
     )
     assert one.describe() == (
         "spec.model: a/b-AWQ, without spec.source, spec.hardware.products: NVIDIA-L4, nodes NVIDIA-L4=8x2"
@@ -116,7 +116,7 @@ def test_what_the_status_says_of_an_alternative() -> None:
         "gpusPerReplica": 8,
         "nodesPerReplica": 1,
     }
-    assert Alternative(Change.NODES, 1, "x", 1, hardware=Hardware("x", 1, 2)).patch() == {}
+    assert Alternative(AlternativeKind.NODES, 1, "x", 1, hardware=NodesNeeded("x", 1, 2)).patch() == {}
 
 
 def test_nothing_is_made_up_where_nothing_fits() -> None:

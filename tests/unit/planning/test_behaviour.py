@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from qwen_operator import engines
 from qwen_operator.checkpoints.facts import RopeScaling
 from qwen_operator.planning.behaviour import longest_context, model_overrides, parsers
 from tests.unit.planning.models import facts
 
+NAMES = engines.newest().parsers
 PARSERS = [
     ("Qwen1.5-7B-Chat", None, None),
     ("Qwen2.5-7B-Instruct", "qwen", None),
@@ -24,16 +26,16 @@ PARSERS = [
 
 @pytest.mark.parametrize(("model", "tools", "reasoning"), PARSERS)
 def test_parsers_of_published_models(model: str, tools: str | None, reasoning: str | None) -> None:
-    assert parsers(facts(model), f"Qwen/{model}") == (tools, reasoning)
+    assert parsers(facts(model), f"Qwen/{model}", NAMES) == (tools, reasoning)
 
 
 def test_parsers_of_other_names_and_classes() -> None:
     dense = facts("Qwen3-8B")
-    assert parsers(dense, "team/support-bot") == ("qwen", "qwen3")
-    assert parsers(dense, "Qwen/Qwen3-4B-Thinking-2507") == ("qwen", "qwen3-thinking")
-    assert parsers(facts("Qwen2.5-7B"), "Qwen/QwQ-32B") == ("qwen", "qwen3-thinking")
-    assert parsers(replace(dense, architecture="Qwen2_5_VLForConditionalGeneration"), "a/b") == (None, None)
-    assert parsers(replace(dense, architecture="Other"), "a/b") == (None, None)
+    assert parsers(dense, "team/support-bot", NAMES) == ("qwen", "qwen3")
+    assert parsers(dense, "Qwen/Qwen3-4B-Thinking-2507", NAMES) == ("qwen", "qwen3-thinking")
+    assert parsers(facts("Qwen2.5-7B"), "Qwen/QwQ-32B", NAMES) == ("qwen", "qwen3-thinking")
+    assert parsers(replace(dense, architecture="Qwen2_5_VLForConditionalGeneration"), "a/b", NAMES) == (None, None)
+    assert parsers(replace(dense, architecture="Other"), "a/b", NAMES) == (None, None)
 
 
 def test_yarn_sets_both_fields() -> None:

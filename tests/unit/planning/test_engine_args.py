@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 
+from qwen_operator import engines
 from qwen_operator.api.spec import Engine, EnvVar
+from qwen_operator.engines.types import OptionTable, Role
 from qwen_operator.planning import engine, engine_args
 from qwen_operator.planning.engine import EngineChoice, choose
-from qwen_operator.planning.engine_args import RESERVED, VOIDING, RefusedArgsError, Role, Table, merge, read, table
+from qwen_operator.planning.engine_args import RESERVED, VOIDING, RefusedArgsError, merge, read
 from qwen_operator.planning.types import EngineDefaults
 from tests.unit.planning.models import DEFAULTS
 
 VERSION = "0.5.23"
 # A version in which some options have other names, one has another value, and some do not exist.
-OLDER = Table.parse(
-    json.dumps(
-        {
-            "sglang": "0.4.99",
-            "planned": {
-                "tensorParallel": "--tensor-parallel-size",
-                "memoryFraction": "--mem-fraction-static",
-                "decodeGraphBatch": "--cuda-graph-max-bs",
-                "noPrefillGraphs": "--prefill-graphs=off",
-                "metrics": "--enable-metrics",
-            },
-            "options": {
-                "--tensor-parallel-size": ["--tp"],
-                "--mem-fraction-static": [],
-                "--cuda-graph-max-bs": [],
-                "--prefill-graphs": [],
-                "--enable-metrics": [],
-                "--old-switch": [],
-            },
-        }
-    )
+OLDER = OptionTable(
+    version="0.4.99",
+    options={
+        "--tensor-parallel-size": "--tensor-parallel-size",
+        "--tp": "--tensor-parallel-size",
+        "--mem-fraction-static": "--mem-fraction-static",
+        "--cuda-graph-max-bs": "--cuda-graph-max-bs",
+        "--prefill-graphs": "--prefill-graphs",
+        "--enable-metrics": "--enable-metrics",
+        "--old-switch": "--old-switch",
+    },
+    planned={
+        Role.TENSOR_PARALLEL: "--tensor-parallel-size",
+        Role.MEMORY_FRACTION: "--mem-fraction-static",
+        Role.DECODE_GRAPH_BATCH: "--cuda-graph-max-bs",
+        Role.NO_PREFILL_GRAPHS: "--prefill-graphs=off",
+        Role.METRICS: "--enable-metrics",
+    },
 )
+
+
+def table(version: str) -> OptionTable:
+    return engines.of(version).options
 
 
 def _render(*items: str, version: str = VERSION) -> list[str]:
@@ -100,21 +102,23 @@ def test_the_last_of_a_name_wins_whatever_its_spelling() -> None:
     assert rendered == ["--log-level=error", "--no-enable-tf32-matmul", "--schedule-policy=lpm"]
 
 
-def test_the_rules_name_options_as_the_table_does() -> None:
-    options = table(VERSION).options
+@pytest.mark.parametrize("version", engines.VERSIONS)
+def test_the_rules_name_options_as_the_table_does(version: str) -> None:
+    options = table(version).options
     assert len(set(options.values())) > 500
     assert all(options[name] == name for name in (*RESERVED, *VOIDING))
     for alias, name in engine_args._KNOWN_ALIASES.items():
         assert options.get(alias, name) == name
 
 
-def test_every_role_has_an_option_that_exists() -> None:
-    known = table(VERSION)
+@pytest.mark.parametrize("version", engines.VERSIONS)
+def test_every_role_has_an_option_that_exists(version: str) -> None:
+    known = table(version)
     assert set(known.planned) == set(Role)
     assert all(known.options[known.name(role)] == known.name(role) for role in Role)
 
 
-SETTINGS: engine.Settings = (
+SETTINGS: engine.RoleValues = (
     (Role.TENSOR_PARALLEL, ("4",)),
     (Role.MEMORY_FRACTION, ("0.9",)),
     (Role.DECODE_GRAPH_BATCH, ("256",)),
@@ -125,7 +129,7 @@ SETTINGS: engine.Settings = (
 
 def test_another_version_writes_the_same_plan_its_own_way() -> None:
     own = read(["--old-switch", "--cuda-graph-max-bs=8"], OLDER, engine.OBJECT)
-    choice = EngineChoice("image", OLDER, (), own, (), ())
+    choice = EngineChoice("image", replace(engines.of(VERSION), options=OLDER), (), own, (), ())
     args, warnings = engine.arguments(choice, SETTINGS)
     assert args == (
         "--tensor-parallel-size=4",

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen_operator import engines
 from qwen_operator.hardware.boards import boards
-from qwen_operator.planning import memory
-from qwen_operator.planning.memory import GIB, Split, budget, engine_reserve_mib, free_before_load, pool_tokens, tuning
+from qwen_operator.planning.memory import GIB, Formula, Split
 from tests.unit.planning.models import facts
 
+FORMULA = Formula(engines.newest().memory)
+budget, tuning = FORMULA.budget, FORMULA.tuning
 SIZES = st.integers(8_000, 400_000)
 RANKS = st.sampled_from([1, 2, 4, 8, 16])
 MODELS = st.sampled_from(["Qwen1.5-7B", "Qwen1.5-72B-Chat-AWQ", "Qwen3-30B-A3B", "Qwen3.5-27B", "Qwen2.5-0.5B"])
@@ -36,14 +38,14 @@ def test_the_promise_stays_below_the_prediction_and_the_parts_below_the_whole(mo
     assert one.kv_tokens <= one.pool_tokens
     assert one.kv_tokens % 64 == 0
     if one.kv_tokens:
-        assert one.weights + one.state + one.kv + memory.MARGIN_GIB == pytest.approx(one.static)
+        assert one.weights + one.state + one.kv + one.margin == pytest.approx(one.static)
         assert one.static < one.free < one.total
         # what is needed for exactly that many tokens is there, and for many more it is not
         assert one.need(one.kv_tokens) <= one.free
         assert one.need(2 * one.kv_tokens + GIB // one.kv_bytes_per_token) > one.free
 
 
-@pytest.mark.parametrize("mib", [row[0] for row in memory.TABLE[1:]])
+@pytest.mark.parametrize("mib", [row[0] for row in FORMULA.constants.tunings[1:]])
 def test_a_step_of_the_table_is_no_step_down(mib: int) -> None:
     below, above = tuning(mib - 1), tuning(mib)
     assert below != above
@@ -57,8 +59,8 @@ def test_from_40_gb_on_the_slack_is_what_sglang_itself_would_reserve() -> None:
         settings_ = tuning(board.memory_mib)
         if board.memory_mib >= 35840:
             for ranks in (1, 8):
-                slack = free_before_load(board.memory_mib, ranks) * (1000 - settings_.fraction) / 1000
-                assert slack * 1024 >= engine_reserve_mib(settings_), board.product
+                slack = FORMULA.free_before_load(board.memory_mib, ranks) * (1000 - settings_.fraction) / 1000
+                assert slack * 1024 >= FORMULA.engine_reserve_mib(settings_), board.product
 
 
 # (total MiB, ranks, GiB that a public log shows as free before load)
@@ -74,20 +76,20 @@ LOGGED = [
 
 @pytest.mark.parametrize(("mib", "ranks", "logged"), LOGGED)
 def test_free_memory_is_never_above_what_logs_show_and_never_far_below(mib: int, ranks: int, logged: float) -> None:
-    predicted = free_before_load(mib, ranks)
+    predicted = FORMULA.free_before_load(mib, ranks)
     assert logged - 0.6 <= predicted <= logged + 0.005
 
 
 def test_communication_needs_memory_by_ranks_and_kind_of_board() -> None:
-    l4 = [round(memory.communication_gib(23034, ranks), 2) for ranks in (1, 2, 4, 8, 16)]
-    h100 = [round(memory.communication_gib(81559, ranks), 2) for ranks in (1, 2, 4, 8, 16)]
+    l4 = [round(FORMULA.communication_gib(23034, ranks), 2) for ranks in (1, 2, 4, 8, 16)]
+    h100 = [round(FORMULA.communication_gib(81559, ranks), 2) for ranks in (1, 2, 4, 8, 16)]
     assert l4 == [0, 0.26, 0.26, 2.0, 2.0]
     assert h100 == [0, 1.25, 1.25, 2.0, 2.0]
 
 
 def test_a_public_log_of_an_h100() -> None:
     """Qwen3-32B on one H100 at 0.9 with SGLang 0.5.19 printed max_total_num_tokens=39078."""
-    predicted = pool_tokens(facts("Qwen3-32B"), 81559, Split(1), 0.9)
+    predicted = FORMULA.pool_tokens(facts("Qwen3-32B"), 81559, Split(1), 0.9)
     assert predicted == pytest.approx(39078, rel=0.01)
     assert predicted <= 39078
 

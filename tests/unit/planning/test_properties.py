@@ -9,18 +9,20 @@ from typing import Any
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from qwen_operator import engines
 from qwen_operator.api.spec import Spec, parse
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.hardware.boards import board
 from qwen_operator.hardware.inventory import Inventory, inventory
-from qwen_operator.planning.memory import Split, budget
+from qwen_operator.planning.memory import Formula, Split
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import Alternative, EngineDefaults, EngineSource, NoFit, Plan
 
 # The machine that runs the tests may be busy; that is not what they are about.
 UNHURRIED = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+FORMULA = Formula(engines.newest().memory)
 DEFAULTS = EngineDefaults("lmsysorg/sglang", "0.5.23")
 DOWNLOADED = EngineSource("team/model", downloads=True)
 MEMORY = st.integers(15000, 200000)
@@ -111,7 +113,7 @@ def test_what_fits_fits_with_more_memory_on_no_more_gpus(
 @UNHURRIED
 @given(MODELS, MEMORY, st.integers(0, 5000), st.sampled_from([1, 2, 4, 8]))
 def test_more_memory_never_gives_a_smaller_pool(checkpoint: Checkpoint, memory: int, more: int, tp: int) -> None:
-    small, large = (budget(checkpoint, mib, Split(tp)) for mib in (memory, memory + more))
+    small, large = (FORMULA.budget(checkpoint, mib, Split(tp)) for mib in (memory, memory + more))
 
     assert large.kv_tokens >= small.kv_tokens
 

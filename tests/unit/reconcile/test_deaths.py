@@ -12,7 +12,7 @@ from qwen_operator.api.advice import ADVICE
 from qwen_operator.api.conditions import MESSAGE_LIMIT, Reason
 from qwen_operator.kube import Manifest
 from qwen_operator.replicas.pod_state import PodState, as_of, last_failure, read
-from qwen_runtime.reasons import Reason as RuntimeReason
+from qwen_runtime.reasons import ReportReason
 
 NOW = datetime(2026, 11, 24, 13, 0, tzinfo=UTC)
 STARTED = "2026-11-24T12:00:00Z"
@@ -201,9 +201,9 @@ def test_an_init_container_that_fails_is_told_and_one_that_is_done_is_not() -> N
 
 def test_every_reason_that_an_engine_can_end_with_has_its_advice() -> None:
     # The inspection's own reason is that of the engine's words for the same fault.
-    assert {reason.value for reason in RuntimeReason} <= set(ADVICE)
+    assert {reason.value for reason in ReportReason} <= set(ADVICE)
     told_by_the_kubelet = {Reason.STARTUP_OVERDUE, Reason.EVICTED}
-    assert set(ADVICE) == {Reason(reason.value) for reason in RuntimeReason} | told_by_the_kubelet
+    assert set(ADVICE) == {Reason(reason.value) for reason in ReportReason} | told_by_the_kubelet
     for text in ADVICE.values():
         assert text[0].isupper()
         assert not text.endswith(".")

@@ -3,6 +3,7 @@
 import pytest
 
 from qwen_runtime.classify import classify
+from tests.unit.runtime.known import KNOWN
 
 SIGQUIT = "[2026-11-23 10:16:57] SIGQUIT received. signum=None, frame=None. It usually means one child failed."
 
@@ -89,7 +90,9 @@ def never(_path: str) -> bool:
 
 @pytest.mark.parametrize(("reason", "line"), LINES)
 def test_a_line_gives_its_reason(reason: str, line: str) -> None:
-    found = classify(["Load weight begin. avail mem=17.09 GB", line, "  File x.py"], lambda path: "/here/" in path)
+    found = classify(
+        ["Load weight begin. avail mem=17.09 GB", line, "  File x.py"], KNOWN, lambda path: "/here/" in path
+    )
     assert found.reason.value == reason
     assert found.line == (line if reason != "Unknown" else "")
 
@@ -98,8 +101,8 @@ def test_a_cause_beats_its_consequence_wherever_it_stands() -> None:
     cause = "[2026-11-23 10:16:57 TP1] torch.OutOfMemoryError: CUDA out of memory."
     effect = "[2026-11-23 10:16:58 TP0] RuntimeError: NCCL error: unhandled system error"
     for lines in ([cause, effect], [effect, cause]):
-        assert classify(lines, never).line == cause
+        assert classify(lines, KNOWN, never).line == cause
 
 
 def test_nothing_said_is_unknown() -> None:
-    assert classify([], never).reason.value == "Unknown"
+    assert classify([], KNOWN, never).reason.value == "Unknown"

@@ -2,11 +2,9 @@
 
 import ast
 import json
-import shutil
 import subprocess
 import sys
 import tomllib
-import zipapp
 from pathlib import Path
 
 import pytest
@@ -17,15 +15,6 @@ from tests.unit.runtime.checkpoint import checkpoint
 
 PACKAGE = Path(qwen_runtime.__file__).parent
 PYPROJECT = PACKAGE.parents[1] / "pyproject.toml"
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    source = tmp_path_factory.mktemp("source")
-    shutil.copytree(PACKAGE, source / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
-    target = tmp_path_factory.mktemp("built") / "any-name.pyz"
-    zipapp.create_archive(source, target, main="qwen_runtime.__main__:run")
-    return target
 
 
 def run(archive: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -10,13 +10,14 @@ import pytest
 
 from qwen_runtime.diagnose import Ending, asked_report, failure_report, verdict
 from qwen_runtime.engine_log import EngineLog, Patience
+from tests.unit.runtime.known import KNOWN
 
 DATA = Path(__file__).parent / "data"
 PRESENT = ("/models/source/unreadable/model-00002-of-00003.safetensors",)
 
 
 def recorded(death: str) -> EngineLog:
-    log = EngineLog(Patience(), lambda: 0.0)
+    log = EngineLog(KNOWN, Patience(), lambda: 0.0)
     for line in (DATA / f"{death}.log").read_text(encoding="utf-8").splitlines():
         log.observe(line)
     return log

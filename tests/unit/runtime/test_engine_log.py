@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from qwen_runtime.engine_log import EngineLog, Patience, clean
 from qwen_runtime.output import LineSplitter, pump
+from tests.unit.runtime.known import KNOWN
 
 SIGQUIT = "[2026-11-23 10:16:57 TP0] SIGQUIT received. signum=None, frame=None. It usually means one child failed."
 BIND = "ERROR:    [Errno 98] error while attempting to bind on address ('0.0.0.0', 8000): address already in use"
@@ -27,7 +28,7 @@ class Clock:
 
 
 def engine_log(*lines: str, clock: Clock | None = None) -> EngineLog:
-    log = EngineLog(Patience(), clock or Clock())
+    log = EngineLog(KNOWN, Patience(), clock or Clock())
     for line in lines:
         log.observe(line)
     return log

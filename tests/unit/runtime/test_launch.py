@@ -17,6 +17,7 @@ import pytest
 from qwen_runtime.diagnose import Ending, failure_report, verdict
 from qwen_runtime.engine_log import EngineLog, Patience
 from qwen_runtime.processes import oom_kills
+from tests.unit.runtime.known import KNOWN
 
 SIGQUIT = "[2026-11-23 10:16:57] SIGQUIT received. signum=None, frame=None. It usually means one child failed."
 FOREVER = "\nwhile True: time.sleep(60)\n"
@@ -27,6 +28,7 @@ IMPORTS = "import os, signal, sys, time\n"
 class Launched:
     """`launch` around a Python program given as text."""
 
+    archive: Path
     folder: Path
     running: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
 
@@ -39,7 +41,7 @@ class Launched:
         return self.start_command(child, *options)
 
     def start_command(self, child: list[str], *options: str) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "qwen_runtime", "launch", "--termination-log", str(self.log), *options, "--"]
+        command = [sys.executable, str(self.archive), "launch", "--termination-log", str(self.log), *options, "--"]
         process = subprocess.Popen([*command, *child], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.running.append(process)
         return process
@@ -55,8 +57,8 @@ class Launched:
 
 
 @pytest.fixture
-def launched(tmp_path: Path) -> Iterator[Launched]:
-    made = Launched(tmp_path)
+def launched(archive: Path, tmp_path: Path) -> Iterator[Launched]:
+    made = Launched(archive, tmp_path)
     yield made
     made.stop()
 
@@ -292,7 +294,7 @@ def never(_path: str) -> bool:
 
 
 def log_with(*lines: str) -> EngineLog:
-    log = EngineLog(Patience(), lambda: 0.0)
+    log = EngineLog(KNOWN, Patience(), lambda: 0.0)
     for line in lines:
         log.observe(line)
     return log

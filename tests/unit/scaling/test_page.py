@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from qwen_operator import engines
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling.page import Reading, Trouble, read
 
@@ -133,3 +135,17 @@ def test_life_shows_in_ticks_and_in_work() -> None:
     assert _reading(_page(tick.format(1))).beat != _reading(_page(tick.format(2))).beat
     assert _reading(_page(work.format(1))).beat != _reading(_page(work.format(2))).beat
     assert [_reading(_page(line.format(1))).ticking for line in (tick, work)] == [True, False]
+
+
+def test_the_names_of_every_version_are_tried() -> None:
+    """A page does not say its version; where no version's names are on it, the newest says what is missing."""
+    newest = engines.newest().metrics
+    older = replace(newest, running="sglang:running", queued="sglang:queued")
+    old_page = _page().replace("num_running_reqs", "running").replace("num_queue_reqs", "queued")
+    for page in (_page(), old_page):
+        found = read(page, "tiny", (newest, older))
+        assert isinstance(found, Reading)
+        assert (found.running, found.queued) == (2, 4)
+    found = read("", "tiny", (newest, older))
+    assert isinstance(found, Trouble)
+    assert newest.running in found.detail

@@ -1,0 +1,143 @@
+"""SGLang 0.5.23.
+
+Read in the wheel (paths below sglang/srt):
+
+* Options: `options.json`, written by `make engine-table VERSION=0.5.23`.
+* Metric names: observability/metrics_collector.py:365 to 1290 (gauges of the scheduler), 1033 to 1077 (ticks and
+  work), 2051 (histogram of inter_token_latency_seconds); observability/http_request_metrics.py:41 (active requests).
+  Data-parallel ranks each report their own queue; the other ranks repeat the numbers of their group.
+* Memory: arg_groups/memory_hook.py (what the engine reserves), model_executor/pool_configurator.py (the pool).
+* Parsers: function_call/parser_names.py, parser/reasoning_parser_names.py.
+* Log lines: `log_lines.json`. entrypoints/engine.py:1118, 1978 and 2007 (start-up timings, a child's death),
+  entrypoints/http_server.py:793 and 2600 (health check, ready), managers/tokenizer_manager.py:4074 (SIGQUIT),
+  model_executor/model_runner.py:1274 (weights), model_executor/model_runner_components/cuda_graph_setup.py:685
+  (graphs), model_executor/pool_configurator.py:96 (no memory), model_loader/loader.py:262 and 581,
+  configs/model_config.py:1299 (context). The other lines are of argparse, uvicorn, huggingface_hub, transformers,
+  safetensors, torch and NCCL. The deaths in tests/unit/runtime/data were caused for real with this version.
+"""
+
+from __future__ import annotations
+
+from qwen_operator.engines.types import (
+    EngineVersion,
+    Formats,
+    KvCacheType,
+    MemoryConstants,
+    MetricNames,
+    OptionTable,
+    Parsers,
+    Role,
+    Tuning,
+)
+
+PLANNED = {
+    Role.TENSOR_PARALLEL: "--tp-size",
+    Role.EXPERT_PARALLEL: "--ep-size",
+    Role.NODES: "--nnodes",
+    Role.MEMORY_FRACTION: "--mem-fraction-static",
+    Role.CONTEXT_LENGTH: "--context-length",
+    Role.CHUNKED_PREFILL: "--chunked-prefill-size",
+    Role.DECODE_GRAPH_BATCH: "--cuda-graph-max-bs-decode",
+    Role.NO_PREFILL_GRAPHS: "--cuda-graph-backend-prefill=disabled",
+    Role.MAX_RUNNING_REQUESTS: "--max-running-requests",
+    Role.KV_CACHE_TYPE: "--kv-cache-dtype",
+    Role.WEIGHT_TYPE: "--dtype",
+    Role.STATE_RATIO: "--mamba-full-memory-ratio",
+    Role.MODEL_OVERRIDES: "--json-model-override-args",
+    Role.TOOL_CALL_PARSER: "--tool-call-parser",
+    Role.REASONING_PARSER: "--reasoning-parser",
+    Role.METRICS: "--enable-metrics",
+    Role.SLEEP_ON_IDLE: "--sleep-on-idle",
+    Role.QUIET_PATHS: "--uvicorn-access-log-exclude-prefixes",
+    Role.REVISION: "--revision",
+}
+
+METRICS = MetricNames(
+    running="sglang:num_running_reqs",
+    queued="sglang:num_queue_reqs",
+    grammar_queue="sglang:num_grammar_queue_reqs",
+    tokens_used="sglang:num_used_tokens",
+    tokens_capacity="sglang:max_total_num_tokens",
+    token_usage="sglang:token_usage",
+    http_active="sglang:http_requests_active",
+    ticks=(
+        "sglang:scheduler_stage_seconds_total",
+        "sglang:scheduler_idle_seconds_total",
+        "sglang:scheduler_process_cpu_seconds_total",
+    ),
+    work=("sglang:realtime_tokens_total", "sglang:inter_token_latency_seconds_count"),
+)
+
+MEMORY = MemoryConstants(
+    # The context grows with the number of SMs (small dies against large ones), the driver's reserve with memory, and
+    # neither is linear over all boards. From logs that are not scored in bench/sizing: 0.74 GiB of 22.5 (L4), 1.14 to
+    # 1.22 of 79.6 (M13, M20, M23 there), 1.27 of 140.4 (M19), 1.8 of 277.5 (M04, with the total that our table has for
+    # a B300).
+    context_gib=0.78,
+    context_slopes=((24.0, 80.0, 0.0079), (80.0, float("inf"), 0.003)),
+    # Again from logs that are not scored. With NVLink they are nearly constant in ranks: 1.25 on 8 H100, 1.3 on 2, 2.0
+    # on 8 H200. On PCIe 0.26 on 2 x 4090 (SGLang issue 16920); a log of four newer cards has 0.39, which the margin
+    # covers. No log of more than 4 cards is known, so they count as on NVLink. Nearly all boards from 61440 MiB on have
+    # NVLink, and those without are none the worse.
+    pcie_gib=0.26,
+    nvlink_gib=1.25,
+    many_gib=2.0,
+    few_ranks=4,
+    nvlink_mib=61440,
+    # Alignment and scales: logged 0.02 to 0.14 GiB alone, and 0.2 to 0.3 split, of which 0.2 is the scored point M05.
+    weights_alone_gib=0.07,
+    weights_split_gib=0.25,
+    # Small pools amplify every error of the prediction.
+    margin_gib=0.5,
+    # The largest page that a default backend uses.
+    page_tokens=64,
+    # These models keep memory for images beside the activations; SGLang lowers its own fraction by 5 % too.
+    multimodal_percent=95,
+    # After the default, three that trade requests for tokens, and one that trades tokens for requests.
+    state_ratios=(900, 500, 250, 100, 2000),
+    # With the prefix cache on.
+    slots_per_request=3,
+    # Outside the fraction lie about 3 GiB on 16 and 24 GB, 5 on 48, 8 on 80 and 11 on 141 GB; from 35840 MiB on that is
+    # at least what SGLang itself reserves for such a chunk and batch (`Formula.engine_reserve_mib`). A log of an L4
+    # backs the 24 GB row, logs of H100s at 0.9 and 0.93 the 80 GB row.
+    tunings=(
+        (0, Tuning(fraction=780, chunk=2048, graph_batch=8)),
+        (20480, Tuning(fraction=850, chunk=2048, graph_batch=48)),
+        (35840, Tuning(fraction=880, chunk=2048, graph_batch=160)),
+        (61440, Tuning(fraction=900, chunk=4096, graph_batch=256)),
+        (102400, Tuning(fraction=920, chunk=4096, graph_batch=512)),
+        (180000, Tuning(fraction=920, chunk=8192, graph_batch=512)),
+    ),
+    # arg_groups/memory_hook.py, without prefill graphs and communication.
+    reserve_mib=512,
+    reserve_mib_per_token=1.5,
+    reserve_least_tokens=2048,
+    reserve_mib_per_graph_request=2,
+)
+
+FORMATS = Formats(
+    engine=(7, 5),
+    bfloat16=(8, 0),
+    fp8_native=(8, 9),
+    # GPTQ's own kernel was removed in 0.5.21; what is left is Marlin.
+    weights={"awq": (7, 5), "gptq": (8, 0), "fp8": (8, 0), "gguf": (7, 5)},
+    packed_bits=(4, 8),
+    # The kernel for older GPUs unpacks 4 bits only; 8 bits need Marlin.
+    awq_8_bits=(8, 0),
+    kv_cache_types={
+        "Auto": KvCacheType("auto", 2, (7, 5)),
+        "BFloat16": KvCacheType("bf16", 2, (8, 0)),
+        "Fp8E4m3": KvCacheType("fp8_e4m3", 1, (8, 9)),
+    },
+)
+
+PARSERS = Parsers(tools="qwen", coder_tools="qwen3_coder", thinking="qwen3-thinking", hybrid_thinking="qwen3")
+
+ENGINE = EngineVersion(
+    version="0.5.23",
+    options=OptionTable.load(__name__, PLANNED),
+    metrics=METRICS,
+    memory=MEMORY,
+    formats=FORMATS,
+    parsers=PARSERS,
+)

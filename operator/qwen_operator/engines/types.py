@@ -1,0 +1,218 @@
+"""The shape of what a version of SGLang determines. The values are in the folders of the versions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.resources import files
+
+Capability = tuple[int, int]
+"""A compute capability, major and minor."""
+
+
+class Role(StrEnum):
+    """What a plan sets, whatever a version of SGLang calls it."""
+
+    TENSOR_PARALLEL = "tensorParallel"
+    EXPERT_PARALLEL = "expertParallel"
+    NODES = "nodes"
+    MEMORY_FRACTION = "memoryFraction"
+    CONTEXT_LENGTH = "contextLength"
+    CHUNKED_PREFILL = "chunkedPrefill"
+    DECODE_GRAPH_BATCH = "decodeGraphBatch"
+    NO_PREFILL_GRAPHS = "noPrefillGraphs"
+    MAX_RUNNING_REQUESTS = "maxRunningRequests"
+    KV_CACHE_TYPE = "kvCacheType"
+    WEIGHT_TYPE = "weightType"
+    STATE_RATIO = "stateRatio"
+    MODEL_OVERRIDES = "modelOverrides"
+    TOOL_CALL_PARSER = "toolCallParser"
+    REASONING_PARSER = "reasoningParser"
+    METRICS = "metrics"
+    SLEEP_ON_IDLE = "sleepOnIdle"
+    QUIET_PATHS = "quietPaths"
+    REVISION = "revision"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option as written: `name` is canonical, `spelling` what the user wrote, `values` may be empty."""
+
+    name: str
+    spelling: str
+    values: tuple[str, ...]
+
+    def render(self) -> tuple[str, ...]:
+        """The argument list: `--name=value`, `--name`, or `--name` and its values."""
+        if len(self.values) == 1:
+            return (f"{self.spelling}={self.values[0]}",)
+        return (self.spelling, *self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class OptionTable:
+    """The options of one version: spelling -> canonical name, and how it writes what a plan sets.
+
+    `planned` has the option of a role, or the option with a fixed value, e.g. --graphs=off; a version without such an
+    option lacks the role. `options` is empty for a version without a folder; then nothing can be checked.
+    """
+
+    version: str
+    options: Mapping[str, str]
+    planned: Mapping[Role, str]
+
+    @classmethod
+    def load(cls, package: str, planned: Mapping[Role, str]) -> OptionTable:
+        """The table of a version's folder, from its options.json: canonical name -> other spellings."""
+        record = json.loads((files(package) / "options.json").read_text(encoding="utf-8"))
+        options = {spelling: name for name, others in record["options"].items() for spelling in (name, *others)}
+        return cls(record["sglang"], options, planned)
+
+    def option(self, role: Role, *values: str) -> Option | None:
+        """The option by which this version sets `role`; None if it has none."""
+        name, _, fixed = self.planned.get(role, "").partition("=")
+        return Option(name, name, (fixed,) if fixed else values) if name else None
+
+    def name(self, role: Role) -> str:
+        """The name of the option for `role`, "" if this version has none."""
+        return self.planned.get(role, "").partition("=")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricNames:
+    """Names on an engine's /metrics page.
+
+    `ticks` are counters that grow about once a second while the scheduler's loop turns, with and without requests;
+    `work` are those that grow with work only.
+    """
+
+    running: str
+    queued: str
+    grammar_queue: str
+    tokens_used: str
+    tokens_capacity: str
+    token_usage: str
+    http_active: str
+    ticks: tuple[str, ...]
+    work: tuple[str, ...]
+
+    @property
+    def scheduler(self) -> tuple[str, ...]:
+        """The gauges of the scheduler, which carry the label model_name."""
+        return (
+            self.running,
+            self.queued,
+            self.grammar_queue,
+            self.tokens_used,
+            self.tokens_capacity,
+            self.token_usage,
+        )
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every name."""
+        return (*self.scheduler, self.http_active, *self.ticks, *self.work)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """SGLang's memory settings for one size of GPU; `fraction` is --mem-fraction-static in thousandths, `chunk` tokens
+    of a chunked prefill, `graph_batch` the largest decode batch with a CUDA graph."""
+
+    fraction: int
+    chunk: int
+    graph_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryConstants:
+    """The numbers of the memory formula (`planning/memory.py`); GiB are per GPU.
+
+    `context_gib` is what the CUDA context, the driver and libraries take at least; `context_slopes` are (from GiB, to
+    GiB, GiB per GiB of the GPU's memory). `pcie_gib`, `nvlink_gib` and `many_gib` are communication buffers: of 2 to
+    `few_ranks` ranks on boards below and from `nvlink_mib` MiB on, and of more ranks. `weights_alone_gib` and
+    `weights_split_gib` are what the loader takes beyond the tensors, for one rank and for several.
+
+    `margin_gib` is how far the promise stays below the prediction. The pool is rounded down to whole `page_tokens`.
+    `multimodal_percent` of the fraction remain for multimodal models. `state_ratios` are values of
+    --mamba-full-memory-ratio in thousandths, SGLang's default first; a hybrid keeps `slots_per_request` state slots
+    for each running request. `tunings` are (from MiB, settings), ascending.
+
+    The engine itself would reserve `reserve_mib`, `reserve_mib_per_token` of a chunk of at least
+    `reserve_least_tokens`, and `reserve_mib_per_graph_request` of the largest decode graph.
+    """
+
+    context_gib: float
+    context_slopes: tuple[tuple[float, float, float], ...]
+    pcie_gib: float
+    nvlink_gib: float
+    many_gib: float
+    few_ranks: int
+    nvlink_mib: int
+    weights_alone_gib: float
+    weights_split_gib: float
+    margin_gib: float
+    page_tokens: int
+    multimodal_percent: int
+    state_ratios: tuple[int, ...]
+    slots_per_request: int
+    tunings: tuple[tuple[int, Tuning], ...]
+    reserve_mib: float
+    reserve_mib_per_token: float
+    reserve_least_tokens: int
+    reserve_mib_per_graph_request: float
+
+
+@dataclass(frozen=True, slots=True)
+class KvCacheType:
+    """SGLang's own `name` of a type, bytes of one value, and the least compute capability."""
+
+    name: str
+    value_bytes: int
+    capability: Capability
+
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """What the kernels of a version need of a GPU.
+
+    `engine` is the least compute capability of the engine at all, `bfloat16` and `fp8_native` those of GPUs that
+    compute in these types; `weights` has the least by format of the weights, and a format that it lacks cannot be
+    planned. `packed_bits` are the widths of GPTQ and AWQ that run, and `awq_8_bits` is what AWQ of 8 bits needs.
+    `kv_cache_types` has the API's names.
+    """
+
+    engine: Capability
+    bfloat16: Capability
+    fp8_native: Capability
+    weights: Mapping[str, Capability]
+    packed_bits: tuple[int, ...]
+    awq_8_bits: Capability
+    kv_cache_types: Mapping[str, KvCacheType]
+
+
+@dataclass(frozen=True, slots=True)
+class Parsers:
+    """Names of parsers: `tools` and `coder_tools` for --tool-call-parser, the others for --reasoning-parser.
+
+    `thinking` is for models that always reason, `hybrid_thinking` for those that a request can stop from it.
+    """
+
+    tools: str
+    coder_tools: str
+    thinking: str
+    hybrid_thinking: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineVersion:
+    """Everything that depends on the version of SGLang. `version` is the one whose folder this comes from."""
+
+    version: str
+    options: OptionTable
+    metrics: MetricNames
+    memory: MemoryConstants
+    formats: Formats
+    parsers: Parsers

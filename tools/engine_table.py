@@ -1,0 +1,183 @@
+"""Writes the option table of an SGLang version from its package, and says what else of the version has to be checked.
+
+    make engine-table VERSION=0.5.23
+
+The package's source is read, never run: importing SGLang takes torch and a GPU. Options are fields with an annotation
+`A[type, Arg(...)]` and `parser.add_argument` calls, in `server_args.py` and (since 0.5.15) in `arg_groups/fields/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import ZipFile
+
+from qwen_operator import engines
+from qwen_operator.engines.types import EngineVersion
+from qwen_runtime.versions import nearest
+
+FOLDER = Path(engines.__file__).parent
+# SGLang has wheels for these only. pip takes no wheel for another platform than its own unless it is named.
+PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux2014_x86_64")
+PYTHON = "3.11"
+_SOURCES = "sglang/srt/"
+_FIELDS = f"{_SOURCES}arg_groups/fields/"
+_SERVER_ARGS = f"{_SOURCES}server_args.py"
+# A part of the names of the files that list the parsers.
+_PARSERS = "parser_names"
+# The operator never plans these types of engines.
+_OTHER_ENGINES = "sglang/multimodal_gen/"
+
+Options = Mapping[str, Sequence[str]]
+"""Canonical name -> its other spellings, both sorted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One option: its spellings, the canonical one first, and whether each also exists as --no-..."""
+
+    names: tuple[str, ...]
+    negatable: bool
+
+    def others(self) -> list[str]:
+        """Every spelling but the canonical one, sorted."""
+        negated = [f"--no-{name.removeprefix('--')}" for name in self.names] if self.negatable else []
+        return sorted([*self.names[1:], *negated])
+
+
+def download(version: str, folder: Path) -> Path:
+    """The wheel of a version from the package index; raises SystemExit if there is none."""
+    platforms = [f"--platform={name}" for name in PLATFORMS]
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", f"--python-version={PYTHON}", *platforms]
+    pip = [sys.executable, "-m", "pip", "download", *options, f"--dest={folder}", f"sglang=={version}"]
+    if subprocess.run(pip, check=False).returncode:
+        raise SystemExit(f"pip cannot download SGLang {version}; see its message above")
+    return next(folder.glob("sglang-*.whl"))
+
+
+def sources(wheel: Path) -> dict[str, str]:
+    """The Python files of a wheel: path -> text."""
+    with ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".py") and not name.startswith(_OTHER_ENGINES)]
+        return {name: archive.read(name).decode("utf-8") for name in names}
+
+
+def options(files: Mapping[str, str]) -> Options:
+    """The options of `sglang serve`, hidden and deprecated ones included. Raises KeyError where there is no parser."""
+    texts = [files[_SERVER_ARGS], *(text for path, text in files.items() if path.startswith(_FIELDS))]
+    trees = [ast.parse(text) for text in texts]
+    found = [flag for tree in trees for flag in (*_added(tree), *_declared(tree))]
+    return {flag.names[0]: flag.others() for flag in sorted(found, key=lambda flag: flag.names)}
+
+
+def _added(tree: ast.Module) -> Iterator[Flag]:
+    """Options that are added to the parser by hand."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+            names = tuple(name for name in map(_constant, node.args) if name.startswith("--"))
+            if names:
+                yield Flag(names, _negatable(_keywords(node)))
+
+
+def _declared(tree: ast.Module) -> Iterator[Flag]:
+    """Options that SGLang derives from the fields of a class."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            metadata = _metadata(node.annotation)
+            if metadata is not None and not _constant(metadata.get("no_cli")):
+                derived = f"--{node.target.id.replace('_', '-')}"
+                name = _constant(metadata.get("cli_name")) or derived
+                yield Flag((name, *_strings(metadata.get("aliases"))), _negatable(metadata))
+
+
+def _metadata(annotation: ast.expr) -> Mapping[str, ast.expr] | None:
+    """The keywords of the Arg in A[type, Arg(...)]; {} for A[type, "help"], None for another annotation."""
+    if not isinstance(annotation, ast.Subscript) or not isinstance(annotation.slice, ast.Tuple):
+        return None
+    if not isinstance(annotation.value, ast.Name) or annotation.value.id != "A":
+        return None
+    for item in annotation.slice.elts[1:]:
+        if isinstance(item, ast.Call) and isinstance(item.func, ast.Name) and item.func.id == "Arg":
+            return _keywords(item)
+        if isinstance(item, ast.Constant | ast.JoinedStr | ast.BinOp):
+            return {}
+    return None
+
+
+def _keywords(call: ast.Call) -> dict[str, ast.expr]:
+    return {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+
+
+def _negatable(keywords: Mapping[str, ast.expr]) -> bool:
+    action = keywords.get("action")
+    return isinstance(action, ast.Attribute) and action.attr == "BooleanOptionalAction"
+
+
+def _constant(node: ast.expr | None) -> str:
+    """The text of a constant, "" for False, None and no node."""
+    return str(node.value) if isinstance(node, ast.Constant) and node.value else ""
+
+
+def _strings(node: ast.expr | None) -> tuple[str, ...]:
+    return tuple(_constant(one) for one in node.elts) if isinstance(node, ast.List) else ()
+
+
+def render(version: str, table: Options) -> str:
+    """The text of an options.json: one option a line, so that a change of a version is a change of lines."""
+    lines = (f"    {json.dumps(name)}: {json.dumps(others)}" for name, others in table.items())
+    return f'{{\n  "sglang": {json.dumps(version)},\n  "options": {{\n' + ",\n".join(lines) + "\n  }\n}\n"
+
+
+def differences(table: Options, known: EngineVersion) -> list[str]:
+    """What a version has and has not, compared with a known one."""
+    old = set(known.options.options.values())
+    added, removed = sorted(set(table) - old), sorted(old - set(table))
+    return [f"options that SGLang {known.version} lacks: {_list(added)}", f"options that are gone: {_list(removed)}"]
+
+
+def missing(table: Options, files: Mapping[str, str], known: EngineVersion) -> list[str]:
+    """Names that the operator uses with a known version, and that do not stand in this version's source."""
+    text = "\n".join(files.values())
+    parser_text = "\n".join(text for path, text in files.items() if _PARSERS in Path(path).name)
+    planned = {name.partition("=")[0] for name in known.options.planned.values()}
+    metrics = {name.removesuffix("_count") for name in known.metrics.all}
+    parsers = known.parsers
+    names = {parsers.tools, parsers.coder_tools, parsers.thinking, parsers.hybrid_thinking}
+    return [
+        *(f"option {name}" for name in sorted(planned - set(table))),
+        *(f"metric {name}" for name in sorted(metrics) if f'"{name}"' not in text),
+        *(f"parser {name}" for name in sorted(names) if f'"{name}"' not in parser_text),
+    ]
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.engine_table", description=__doc__)
+    parser.add_argument("version", help="of SGLang, for example 0.5.23")
+    version = parser.parse_args().version
+    with tempfile.TemporaryDirectory() as folder:
+        files = sources(download(version, Path(folder)))
+    table = options(files)
+    target = FOLDER / engines.folder(version) / "options.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(render(version, table), encoding="utf-8")
+    print(f"{target.relative_to(Path.cwd())}: {len(table)} options")
+    known = engines.of(nearest(version, (one for one in engines.VERSIONS if one != version)))
+    print("\n".join(differences(table, known)))
+    gone = missing(table, files, known)
+    print(f"names of SGLang {known.version} that are not in the source: {_list(gone)}")
+    print("docs/engines.md says what else to check")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,14 +1,14 @@
-"""A bar chart of the memory of one GPU as SVG, without a dependency: readable on light and dark pages."""
+"""SVG without a dependency, readable on light and dark pages: the frame of a picture, and a chart of GPU memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-# Told apart with any colour vision, and dark enough for white figures; grey is what the model does not get.
+# Readers with any colour vision can tell these apart, and white figures are readable on them. Grey: not for the model.
 PARTS = (("weights", "#4477aa"), ("KV cache", "#b4501b"), ("reserve", "#6e7781"))
-_WIDTH = 900
+WIDTH = 900
 _LABEL = 300
 _RIGHT = 150
 _BAR = 20
@@ -32,30 +32,35 @@ class Bar:
 
 
 def svg(title: str, bars: Sequence[Bar]) -> str:
-    """The picture. Bars are drawn to one scale, the largest GPU over the whole width."""
+    """A chart of GPU memory. One scale for all bars; the largest GPU fills the width."""
     height = _TOP + _STEP * len(bars) + 12
-    scale = (_WIDTH - _LABEL - _RIGHT) / max(bar.total for bar in bars)
+    scale = (WIDTH - _LABEL - _RIGHT) / max(bar.total for bar in bars)
+    body = [*legend(8, 36)]
+    for index, bar in enumerate(bars):
+        body += _bar(bar, _TOP + index * _STEP, scale)
+    return frame(title, height, body)
+
+
+def frame(title: str, height: int, body: Iterable[str]) -> str:
+    """A picture of WIDTH x `height` with its title and a background; `body` holds SVG elements."""
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         'role="img" aria-labelledby="title" font-family="system-ui, sans-serif" font-size="13">',
         f'<title id="title">{escape(title)}</title>',
-        # A ground of its own: an image follows the reader's scheme, which the page around it may not.
+        # The picture has its own background: it follows the reader's colour scheme, and the page around it may not.
         "<style>.page{fill:#fff}text{fill:#1f2328}text.in{fill:#fff}"
         "@media(prefers-color-scheme:dark){.page{fill:#0d1117}text{fill:#e6edf3}}</style>",
-        f'<rect class="page" width="{_WIDTH}" height="{height}" rx="6"/>',
+        f'<rect class="page" width="{WIDTH}" height="{height}" rx="6"/>',
         f'<text x="8" y="22" font-size="15" font-weight="600">{escape(title)}</text>',
-        *_legend(),
     ]
-    for index, bar in enumerate(bars):
-        lines += _bar(bar, _TOP + index * _STEP, scale)
-    return "\n".join([*lines, "</svg>", ""])
+    return "\n".join([*lines, *body, "</svg>", ""])
 
 
-def _legend() -> Iterator[str]:
-    x = 8
+def legend(x: int, y: int) -> Iterator[str]:
+    """The parts of a GPU's memory and their colours, from left to right."""
     for name, colour in PARTS:
-        yield f'<rect x="{x}" y="36" width="12" height="12" rx="2" fill="{colour}"/>'
-        yield f'<text x="{x + 18}" y="47">{name}, GiB per GPU</text>'
+        yield f'<rect x="{x}" y="{y}" width="12" height="12" rx="2" fill="{colour}"/>'
+        yield f'<text x="{x + 18}" y="{y + 11}">{name}, GiB per GPU</text>'
         x += 190
 
 

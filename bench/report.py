@@ -68,8 +68,8 @@ def _head() -> Iterator[str]:
     yield "# GPUs per replica, for every published model"
     yield ""
     yield (
-        "Written by `python -m bench.tensor_parallel --write-docs`. Nothing here ran on a GPU: the plan is arithmetic, "
-        "and so is the oracle it is compared with."
+        "`python -m bench.tensor_parallel --write-docs` writes this page. Nothing here ran on a GPU: the plan and the "
+        "oracle are both calculations."
     )
     yield ""
     yield f"![Weights, KV cache and reserve of one GPU]({PICTURE})"
@@ -77,10 +77,11 @@ def _head() -> Iterator[str]:
     yield "## What is compared"
     yield ""
     yield (
-        "Every checkpoint of the catalog on one node of eight GPUs, planned by a manifest that only names the model: "
-        "one request of the model's own context must fit. The oracle (`bench/oracle.py`) takes the splits that SGLang "
-        "0.5.23 accepts from public data, free memory from public start-up logs, and no code of the planner. Where the "
-        "memory needed is within 5 % of what is there it does not answer."
+        "The benchmark plans every checkpoint of the catalog on one node with eight GPUs. The manifest only names the "
+        "model, so one request of the model's own context must fit. The oracle (`bench/oracle.py`) is an independent "
+        "calculation that shares no code with the planner. It takes the splits that SGLang 0.5.23 accepts from public "
+        "data, and the free memory from public startup logs. It gives no answer if the memory that is needed is within "
+        "5 % of the memory that exists."
     )
     yield ""
 
@@ -98,10 +99,11 @@ def _numbers(summary: Summary) -> Iterator[str]:
     yield f"| KAITO | {_peer(summary.kaito)} |"
     yield ""
     yield (
-        "OME writes the tensor parallel size into a runtime per model (sgl-project/ome@17b77ed), whatever the GPU is. "
-        "KAITO computes a node count from the size of the files and takes all GPUs of a node unless the weights fill "
-        "less than half of one (kaito-project/kaito@056b828). Their rules were read and computed here, not run; the "
-        "peers' numbers are per replica."
+        "OME has a runtime for each model, with a fixed tensor parallel size for every GPU product "
+        "(sgl-project/ome@17b77ed). KAITO calculates the number of nodes from the size of the files. It takes all GPUs "
+        "of a node, unless the weights fill less than half of one GPU (kaito-project/kaito@056b828). The benchmark "
+        "applies their rules as their source code states them; it does not run these operators. Their numbers are also "
+        "per replica."
     )
     for row in summary.disagreements:
         smallest = row.verdict.gpus if row.verdict else None
@@ -115,8 +117,8 @@ def _numbers(summary: Summary) -> Iterator[str]:
 
 def _peer(peer: Peer) -> str:
     return (
-        f"{peer.cases} cases it has an answer for: {peer.ratio:.2f} times the smallest number; {peer.refused} splits "
-        f"that the engine refuses, {peer.too_few} with too little memory"
+        f"has an answer for {peer.cases} cases: {peer.ratio:.2f} times the smallest number of GPUs; the engine rejects "
+        f"the split in {peer.refused} cases, and {peer.too_few} have too little memory"
     )
 
 
@@ -125,9 +127,9 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
     yield "## Table"
     yield ""
     yield (
-        "Numbers are GPUs per replica, – means that it does not fit on one node of eight; ~ marks a case within 5 % of "
-        "a boundary, * one without independent data. The last two columns are for the H100, with ! where the engine "
-        "refuses the split."
+        "The numbers are GPUs per replica. – means that the model does not fit on one node with eight GPUs. ~ marks a "
+        "case within 5 % of a boundary, and * a case without independent data. The last two columns are for the H100. "
+        "There, ! means that the engine rejects the split."
     )
     yield ""
     names = [short_name(card.product) for card in CARDS]

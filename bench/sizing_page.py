@@ -29,16 +29,16 @@ def _head() -> Iterator[str]:
     yield "# How good is the predicted KV pool?"
     yield ""
     yield (
-        "Written by `python -m bench.sizing --write-docs`; `python -m bench.sizing --points FILE [--json]` does the "
-        "same for a file of your own. This project has not run SGLang on a GPU. It compares its formula with start-up "
-        "logs that others published: `max_total_num_tokens`, the tokens that the KV pool holds."
+        "`python -m bench.sizing --write-docs` writes this page. `python -m bench.sizing --points FILE [--json]` does "
+        "the same for your own file. This project has not run SGLang on a GPU. It compares its formula with startup "
+        "logs that others published: with `max_total_num_tokens`, the number of tokens that the KV pool holds."
     )
     yield ""
     yield (
-        "What goes into a prediction: the label `nvidia.com/gpu.memory`, the architecture and format of the model, the "
-        "tensor parallel size, the version of SGLang, and flags that the run set. What does not: any memory that a log "
-        "printed. Where a run left `--mem-fraction-static` at its default, the default of its version is computed "
-        "(`bench/sglang_defaults.py`). The planner promises 0.5 GiB per GPU less than what is predicted here."
+        "A prediction uses the label `nvidia.com/gpu.memory`, the architecture and format of the model, the tensor "
+        "parallel size, the version of SGLang, and the flags of the run. It uses no memory size from the log. If a "
+        "run did not set `--mem-fraction-static`, `bench/sglang_defaults.py` calculates the default of its version. "
+        "The planner promises less than this page predicts: it leaves 0.5 GiB per GPU free."
     )
     yield ""
 
@@ -57,7 +57,7 @@ def _results(by_id: Mapping[str, Point], report: Report) -> Iterator[str]:
             f"{one.predicted} | {one.logged} | {one.error_percent:+.2f} % |"
         )
     yield ""
-    yield "A positive error promises more than there was."
+    yield "A positive error means that the prediction was larger than the real pool."
     yield ""
     yield "| | mean | max | over-promise |"
     yield "|---|--:|--:|--:|"
@@ -67,29 +67,38 @@ def _results(by_id: Mapping[str, Point], report: Report) -> Iterator[str]:
     yield f"| without ¹ | {_numbers(Report(kept, ()))} |"
     yield ""
     yield (
-        "¹ The log does not print the fraction; 0.9 is the round number that its own memory figures give, so this "
-        "point checks the rest of the formula only."
+        "¹ The log does not print the fraction. Its memory figures give the round number 0.9, so this point checks "
+        "only the rest of the formula."
     )
     yield ""
     yield (
-        "Five points are few. None of them is a Qwen1.5 model, a GPTQ or AWQ checkpoint, an L40S, an A100 or eight "
-        "GPUs, and the oldest ran SGLang 0.4: no public log of those was found that has all inputs."
+        "Five points are few. None of them is a Qwen1.5 model, a GPTQ or AWQ checkpoint, an L40S, an A100 or a run on "
+        "eight GPUs: the project found no public log of these that has all inputs. The oldest point ran SGLang 0.4."
     )
     yield ""
 
 
 def _held_out(points: Sequence[Point]) -> Iterator[str]:
-    yield "## Constants that did not see the point"
+    yield "## Constants tested on points that did not set them"
+    yield ""
+    yield ("The formula has a few constants. The project took them from these logs:")
     yield ""
     yield (
-        "The formula has a few constants. What the CUDA context and the driver take is that of logs which are not "
-        "scored above: an L4, the H100s of M13, M20 and M23, the H200 of M19, the B300 of M04 (its total "
-        "from our table). What communication between GPUs takes is that of logs outside of this list: 2 x 4090, 2 and "
-        "8 x H100, 8 x H200; one of four newer PCIe cards shows 0.13 GiB more, which the planner's margin covers. What "
-        "weights take beyond their tensors is 0.07 GiB on one GPU (logs: 0.02 to 0.14) and 0.25 GiB on several, where "
-        "M05 is one of few logs (0.2). So that nothing rests on the point that it is judged by, context and weights "
-        "are set here once more, from the logs of one half of the ids, and tested on the other half "
-        "(`bench/held_out.py`)."
+        "* **CUDA context and driver:** logs that are not scored above. These are an L4, the H100s of M13, M20 and "
+        "M23, the H200 of M19, and the B300 of M04 (its total comes from our table)."
+    )
+    yield (
+        "* **Communication between GPUs:** logs outside this list. These are 2 x 4090, 2 and 8 x H100, and 8 x H200. "
+        "One of four newer PCIe cards shows 0.13 GiB more. The planner's margin covers that."
+    )
+    yield (
+        "* **Weights beyond their tensors:** 0.07 GiB on one GPU (logs: 0.02 to 0.14), and 0.25 GiB on several. M05 "
+        "is one of few logs for several GPUs (0.2)."
+    )
+    yield ""
+    yield (
+        "No point should be judged with constants that it set itself. So `bench/held_out.py` sets the constants for "
+        "context and weights again from the logs of one half of the ids, and tests them on the other half."
     )
     yield ""
     yield "| | errors | mean | max | over-promise |"

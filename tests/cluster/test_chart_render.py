@@ -335,7 +335,7 @@ def test_the_notes_begin_with_a_manifest_that_can_be_pasted(values: Manifest) ->
     assert pasted == yaml.safe_load((ROOT / "docs/examples/qwen1.5-0.5b.yaml").read_text())
     assert ("get secret -n qwen-system qwen-gateway-keys" in notes) == (values != VALUES["open"])
     # An uninstall prints nothing, so the installation says what will stay.
-    assert "engines go on serving" in notes
+    assert "the engines keep running" in notes
 
 
 def test_nothing_of_monitoring_is_made_unasked() -> None:

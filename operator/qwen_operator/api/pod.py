@@ -33,16 +33,17 @@ class LocalReference:
 @dataclass(frozen=True, slots=True)
 class Resources:
     requests: Mapping[str, int | str] = described(
-        "Requests of the engine container by resource name, as Kubernetes quantities. Not set: cpu 500m and memory "
-        "2Gi, so that a pod is never held back by a guess. Example: {cpu: 8, memory: 64Gi}.",
+        "Requests of the engine container by resource name, as Kubernetes quantities. Default: cpu 500m and memory "
+        "2Gi for each GPU of the pod. This is a minimum, so that a guess does not keep a pod from being scheduled. "
+        "Example: {cpu: 8, memory: 64Gi}.",
         default=dict,
         max_properties=16,
         items={"max_length": 64},
         rules=(_NO_GPUS,),
     )
     limits: Mapping[str, int | str] = described(
-        "Limits of the engine container by resource name. Not set: none but the GPUs. A memory limit has to hold the "
-        "host memory of the engine and /dev/shm. Example: {memory: 128Gi, rdma/ib: 1}.",
+        "Limits of the engine container by resource name. A memory limit must be large enough for the engine's host "
+        "memory and /dev/shm. Default: only the GPUs are limited. Example: {memory: 128Gi, rdma/ib: 1}.",
         default=dict,
         max_properties=16,
         items={"max_length": 64},
@@ -53,98 +54,100 @@ class Resources:
 @dataclass(frozen=True, slots=True)
 class Pod:
     labels: Mapping[str, str] = described(
-        "Labels that are added to the pods, for example for cost reports. Keys of the operator are refused.",
+        "Labels for the pods, for example for cost reports. The operator rejects keys that it uses itself.",
         default=dict,
         max_properties=32,
         items={"max_length": 63, "pattern": _LABEL_VALUE},
         rules=(_NOT_OURS,),
     )
     annotations: Mapping[str, str] = described(
-        "Annotations that are added to the pods, for example for a service mesh. Keys of the operator are refused.",
+        "Annotations for the pods, for example for a service mesh. The operator rejects keys that it uses itself.",
         default=dict,
         max_properties=32,
         items={"max_length": 4096},
         rules=(_NOT_OURS,),
     )
     priority_class_name: str | None = described(
-        "PriorityClass of the pods. Not set: the cluster's default. Pods of a higher class may evict others for "
-        "their GPUs.",
+        "PriorityClass of the pods. Pods of a higher class may evict others to get their GPUs. Default: the cluster's "
+        "default.",
         default=None,
         max_length=253,
         pattern=_NAME,
     )
     image_pull_secrets: tuple[LocalReference, ...] = described(
-        "Secrets with registry credentials, added to those of the chart. Example: [{name: my-registry}].",
+        "Secrets with registry credentials, in addition to those of the chart. Example: [{name: my-registry}].",
         default=(),
         max_items=16,
         list_type="map",
         list_map_keys=["name"],
     )
     node_selector: Mapping[str, str] = described(
-        "Labels that a node must have, in addition to those of the planned GPU. An entry of the same key replaces the "
-        "planned one. Example: {topology.kubernetes.io/zone: eu-1a}.",
+        "Labels that a node must have, in addition to those of the planned GPU. An entry with the same key replaces "
+        "the planned one. Example: {topology.kubernetes.io/zone: eu-1a}.",
         default=dict,
         max_properties=32,
         items={"max_length": 63, "pattern": _LABEL_VALUE},
     )
     tolerations: tuple[Passthrough, ...] = described(
-        "Tolerations as in a pod, added to the operator's own (every taint of the key nvidia.com/gpu) and those of "
-        "the GPU pool. Example: [{key: dedicated, operator: Equal, value: inference, effect: NoSchedule}].",
+        "Tolerations as in a pod. They are added to those of the GPU pool and to the operator's own, which tolerates "
+        "every taint with the key nvidia.com/gpu. Example: [{key: dedicated, operator: Equal, value: inference, "
+        "effect: NoSchedule}].",
         default=(),
         max_items=32,
         list_type="atomic",
     )
     affinity: Passthrough | None = described(
-        "Affinity as in a pod, handed over as it is. Not set: none.",
+        "Affinity as in a pod. The operator passes it on unchanged. Default: none.",
         default=None,
     )
     topology_spread_constraints: tuple[Passthrough, ...] = described(
-        "Topology spread constraints as in a pod, handed over as they are. To spread the replicas, select the label "
-        "qwen-operator.dev/deployment with the name of this object.",
+        "Topology spread constraints as in a pod. The operator passes them on unchanged. To spread the replicas, "
+        "select the label qwen-operator.dev/deployment with the name of this object.",
         default=(),
         max_items=16,
         list_type="atomic",
     )
     runtime_class_name: str | None = described(
-        'RuntimeClass of the pods. Not set: the default runtime. Some clusters need "nvidia" here.',
+        'RuntimeClass of the pods. Some clusters need "nvidia" here. Default: the default runtime.',
         default=None,
         max_length=253,
         pattern=_NAME,
     )
     scheduler_name: str | None = described(
-        "Scheduler of the pods. Not set: the cluster's default.",
+        "Scheduler of the pods. Default: the cluster's default.",
         default=None,
         max_length=253,
         pattern=_NAME,
     )
     service_account_name: str | None = described(
-        "ServiceAccount of the pods, for example for cloud identities. Not set: default. Its token is not mounted: "
-        "the engine does not talk to Kubernetes.",
+        "ServiceAccount of the pods, for example for cloud identities. Its token is not mounted, because the engine "
+        "does not use the Kubernetes API. Default: default.",
         default=None,
         max_length=253,
         pattern=_NAME,
     )
     resources: Resources = described(
-        "CPU, memory and further resources of the engine container. GPUs are planned and cannot be set here.",
+        "CPU, memory and other resources of the engine container. You cannot set GPUs here, because the operator "
+        "plans them.",
         default=Resources,
     )
     volumes: tuple[Passthrough, ...] = described(
-        "Volumes as in a pod, added to the operator's own. The names qwen-runtime, home, tmp, shm and source are "
-        "taken. Example: [{name: templates, configMap: {name: chat-templates}}].",
+        "Volumes as in a pod, in addition to the operator's own. You cannot use the names qwen-runtime, home, tmp, "
+        "shm and source. Example: [{name: templates, configMap: {name: chat-templates}}].",
         default=(),
         max_items=32,
         list_type="atomic",
     )
     volume_mounts: tuple[Passthrough, ...] = described(
-        "Mounts of such volumes in the engine container, as in a pod. Example: [{name: templates, mountPath: "
+        "Mounts of these volumes in the engine container, as in a pod. Example: [{name: templates, mountPath: "
         "/templates, readOnly: true}].",
         default=(),
         max_items=32,
         list_type="atomic",
     )
     security_context: Passthrough | None = described(
-        "Security context of the pod (not of a container), merged over the operator's own field by field: user, "
-        "group and fsGroup 65532, runAsNonRoot, seccomp RuntimeDefault. Set runAsUser here if the weights can be "
-        "read by another user only.",
+        "Security context of the pod (not of a container). Its fields replace the operator's own: user, group and "
+        "fsGroup 65532, runAsNonRoot, seccomp RuntimeDefault. Set runAsUser here if only another user can read the "
+        "weights.",
         default=None,
     )

@@ -64,18 +64,18 @@ class Source:
     RULES: ClassVar = (uris.REVISION_RULE,)
 
     uri: str = described(
-        "Where the bytes are: pvc://CLAIM/PATH for a folder in a PersistentVolumeClaim of this namespace (mounted "
-        "read-only; its config.json and weights are inspected before an engine starts), hf://ORGANISATION/NAME for a "
-        "repository on Hugging Face, or modelscope://ORGANISATION/NAME for one on ModelScope, which the engine "
-        "downloads. Examples: pvc://models/qwen/7b-chat, hf://Qwen/Qwen1.5-7B-Chat.",
+        "Where the model's files are. pvc://CLAIM/PATH is a folder in a PersistentVolumeClaim of this namespace. The "
+        "engine mounts it read-only, and the operator inspects config.json and the weights before an engine starts. "
+        "hf://ORGANISATION/NAME is a repository on Hugging Face, and modelscope://ORGANISATION/NAME is one on "
+        "ModelScope. The engine downloads it. Examples: pvc://models/qwen/7b-chat, hf://Qwen/Qwen1.5-7B-Chat.",
         min_length=1,
         max_length=512,
         rules=uris.URI_RULES,
     )
     revision: str | None = described(
-        "Branch, tag or commit of a hub's repository. The operator asks the hub once to which commit it points, plans "
-        "for that, and all replicas load that commit from Hugging Face (from ModelScope: the branch or tag as it is "
-        "then). Not set: the main branch. Examples: main, v1.0, 4f2c8b1d0e9a7c6f5b3d2e1a0f9c8b7a6d5e4f3c.",
+        "Branch, tag or commit of a repository on a hub. The operator asks the hub once for the commit and plans with "
+        "it. All replicas load that commit from Hugging Face. From ModelScope they load the branch or tag as it is "
+        "when they start. Default: the main branch. Examples: main, v1.0, 4f2c8b1d0e9a7c6f5b3d2e1a0f9c8b7a6d5e4f3c.",
         default=None,
         min_length=1,
         max_length=128,
@@ -109,15 +109,17 @@ class Hardware:
     """Which GPUs may be used."""
 
     products: tuple[str, ...] = described(
-        "GPU products that may be used, in order of preference: values of the node label nvidia.com/gpu.product, or "
-        "short names. Not set: any product, the one that needs the fewest GPUs. Example: [H100-80GB, NVIDIA-L40S].",
+        "GPU products that the model may use, in order of preference. Each is a value of the node label "
+        "nvidia.com/gpu.product, or a short name. Default: any product; the operator takes the cheapest replica if "
+        "all costs are known (gpuPools of the chart), else the one with the fewest GPUs. Example: [H100-80GB, "
+        "NVIDIA-L40S].",
         default=(),
         max_items=16,
         list_type="atomic",
         items={"min_length": 1, "max_length": 63, "pattern": r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"},
     )
     max_gpus_per_replica: int | None = described(
-        "The most GPUs that one replica may take. Not set: as many as there are.", default=None, minimum=1, maximum=64
+        "The most GPUs that one replica may use. Default: as many as there are.", default=None, minimum=1, maximum=64
     )
 
 
@@ -132,13 +134,13 @@ class Workload:
     """What has to fit at the same time."""
 
     concurrency: int = described(
-        "Requests that run at the same time on one replica. Example: 16.", minimum=1, maximum=4096
+        "Number of requests that run at the same time on one replica. Example: 16.", minimum=1, maximum=4096
     )
     input_tokens: int = described(
-        "Tokens of the prompt of a typical request. Not set: 2048.", default=2048, minimum=1, maximum=16777216
+        "Tokens in the prompt of a typical request. Default: 2048.", default=2048, minimum=1, maximum=16777216
     )
     output_tokens: int = described(
-        "Tokens of the answer to a typical request. Not set: 512.", default=512, minimum=1, maximum=16777216
+        "Tokens in the answer to a typical request. Default: 512.", default=512, minimum=1, maximum=16777216
     )
 
     @property
@@ -152,9 +154,9 @@ class Parallelism:
     """Overrides of the planned split."""
 
     tensor: int | None = described(
-        "GPUs that the model is split over (tensor parallelism, SGLang's --tp-size), which is the number of GPUs per "
-        "replica. Not set: the smallest power of two that fits. A value that the model cannot be split by, or that "
-        "does not fit, is refused with the valid ones.",
+        "Number of GPUs over which the model is split (tensor parallelism, SGLang's --tp-size). This is also the "
+        "number of GPUs per replica. Default: the smallest power of two that fits. The operator rejects a value that "
+        "is not valid for the model or does not fit, and lists the valid values.",
         default=None,
         minimum=1,
         maximum=64,
@@ -175,10 +177,10 @@ class EnvVar:
 
     name: str = described("Name of the variable.", max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")
     value: str | None = described(
-        "The value, as it is. Not set, and no valueFrom: empty.", default=None, max_length=4096
+        "Value of the variable. Without value and valueFrom, the variable is empty.", default=None, max_length=4096
     )
     value_from: Passthrough | None = described(
-        "Where the value comes from, as in a container: secretKeyRef, configMapKeyRef, fieldRef or resourceFieldRef. "
+        "Source of the value, as in a container: secretKeyRef, configMapKeyRef, fieldRef or resourceFieldRef. "
         "Example: {secretKeyRef: {name: hf-token, key: token}}.",
         default=None,
     )
@@ -189,16 +191,16 @@ class Engine:
     """Overrides of the engine's image and options."""
 
     image: str | None = described(
-        "Image of SGLang. Not set: the chart's, lmsysorg/sglang. Without a tag or digest, :v and the version are "
-        "appended. Example: registry.example.com/sglang:v0.5.23-cu129.",
+        "Image of SGLang. If it has no tag or digest, the operator appends :v and the version. Default: the chart's "
+        "engine.image, lmsysorg/sglang. Example: registry.example.com/sglang:v0.5.23-cu129.",
         default=None,
         min_length=1,
         max_length=512,
         pattern=r"^[!-~]+$",
     )
     version: str | None = described(
-        "Version of SGLang in the image, without a v. It decides the image's tag where the image has none, and which "
-        "options exist. Not set: that of the image's tag, or else the chart's. Example: 0.5.23.",
+        "Version of SGLang in the image, without a v. It decides which options exist, and the tag of an image that "
+        "has none. Default: the version in the image's tag, or else the chart's engine.version. Example: 0.5.23.",
         default=None,
         max_length=32,
         rules=(
@@ -210,32 +212,33 @@ class Engine:
         ),
     )
     args: tuple[str, ...] = described(
-        "Options for SGLang, each as --name=value, as --name, or as two entries --name and value. They come after "
-        "the planned ones and the chart's; the last of a name wins. Options that the operator sets (model, name, "
-        "address, parallel sizes, context length) and options that the version does not have are refused. "
-        'Example: ["--schedule-policy=lpm"].',
+        "Options for SGLang. Write each as --name=value, as --name, or as two entries --name and value. They come "
+        "after the planned options and the chart's options, and the last one of a name wins. The operator rejects "
+        "options that it sets itself (model, name, address, parallel sizes, context length) and options that this "
+        'version does not have. Example: ["--schedule-policy=lpm"].',
         default=(),
         max_items=64,
         list_type="atomic",
         items={"min_length": 1, "max_length": 2048},
     )
     env: tuple[EnvVar, ...] = described(
-        "Environment variables for SGLang, over the planned ones and the chart's, by name.",
+        "Environment variables for SGLang. They replace planned variables and the chart's variables of the same name.",
         default=(),
         max_items=64,
         list_type="map",
         list_map_keys=["name"],
     )
     kv_cache_type: str = described(
-        "Type of the values in the KV cache. Auto: that of the model, 2 bytes, never an 8-bit one. BFloat16: 2 bytes. "
-        "Fp8E4m3: 1 byte, so twice as many tokens fit, at some loss of accuracy; needs compute capability 8.9. "
-        "Not set: Auto.",
+        "Type of the values in the KV cache. Auto: the model's own type, 2 bytes, never an 8-bit type. BFloat16: 2 "
+        "bytes. Fp8E4m3: 1 byte, so twice as many tokens fit, with some loss of accuracy; it needs compute capability "
+        "8.9. Default: Auto.",
         default="Auto",
         enum=["Auto", "BFloat16", "Fp8E4m3"],
     )
     startup_seconds: int | None = described(
-        "Seconds from the start of the container until it answers. Not set: planned, 240 s and one second per "
-        "10^9 bytes of weights. A container that takes more than twice as long is restarted.",
+        "Seconds from the start of the container until the engine answers. The kubelet restarts a container that "
+        "takes more than twice as long. Default: planned, 240 s plus one second for each 10^9 bytes of weights, and "
+        "ten more seconds for each 10^9 bytes if the engine downloads the model.",
         default=None,
         minimum=10,
         maximum=86400,
@@ -260,15 +263,18 @@ class Scaling:
     )
 
     max_replicas: int = described(
-        "The most replicas, whatever the load. Each takes its own GPUs. Example: 4.", minimum=1, maximum=64
+        "The most replicas that the operator may run, whatever the load. Each replica takes its own GPUs. Example: 4.",
+        minimum=1,
+        maximum=64,
     )
     min_replicas: int = described(
-        "The fewest replicas, without any load. Not set: 1.", default=1, minimum=1, maximum=64
+        "The fewest replicas, even without load. Default: 1.", default=1, minimum=1, maximum=64
     )
     stabilization_seconds: int = described(
-        "A replica goes only when the load of all of these seconds needed fewer. Not set: 300. More replicas are "
-        "started at once, whatever is set here. Keep it above the time that a replica takes to start "
-        "(status.plan.startupSeconds), or a short quiet moment costs a whole start.",
+        "The operator removes a replica only if the load needed fewer replicas for all of these seconds. It adds "
+        "replicas at once, whatever the value is. Set it above the time that a replica takes to start "
+        "(status.plan.startupSeconds). Otherwise the operator removes a replica in every short pause and must start "
+        "it again. Default: 300.",
         default=300,
         minimum=0,
         maximum=3600,
@@ -280,8 +286,9 @@ class Rollout:
     """How replicas are replaced and removed."""
 
     drain_seconds: int = described(
-        "The longest time that a replica which is to go may take to finish its running requests; it gets no new ones. "
-        "What still runs then is cut. Not set: 600. Example: 1800 for long answers.",
+        "The longest time, in seconds, that a replica gets to finish its running requests before the operator removes "
+        "it. It gets no new requests. The operator cuts requests that run longer. Default: 600. Example: 1800 for "
+        "long answers.",
         default=600,
         minimum=0,
         maximum=86400,
@@ -316,16 +323,16 @@ class Spec:
     )
 
     model: str = described(
-        "Which model: the id of its repository. It is the name that clients ask for, unless servedNames says "
-        "otherwise, and where the bytes come from, unless source does. Example: Qwen/Qwen1.5-72B-Chat.",
+        "The model: the id of its repository. Clients use this name, unless servedNames is set. The engine gets the "
+        "files from this repository, unless source is set. Example: Qwen/Qwen1.5-72B-Chat.",
         min_length=1,
         max_length=96,
         rules=(_CLIENT_NAME_RULE,),
         changes_pods=True,
     )
     served_names: tuple[str, ...] = described(
-        "All names that clients may ask for. Not set: the model. A name belongs to the oldest object that claims it. "
-        "Changing it restarts nothing. Example: [qwen-72b, chat-default].",
+        "All names that clients can use for this model. If two QwenDeployments claim a name, the older one keeps it. "
+        "Changing this field restarts nothing. Default: the model. Example: [qwen-72b, chat-default].",
         default=(),
         max_items=4,
         list_type="set",
@@ -333,54 +340,59 @@ class Spec:
         changes_pods=False,
     )
     source: Source | None = described(
-        "Where the bytes are. Not set: on the chart's hub, Hugging Face unless it says otherwise, under the name of "
-        "the model.",
+        "Where the model's files are. Default: the repository with the name of the model on the chart's hub, which is "
+        "Hugging Face unless the chart sets another one.",
         default=None,
         changes_pods=True,
     )
     context_tokens: int | None = described(
-        "Longest request, input and output together, in tokens. Not set: the model's own limit. A smaller value needs "
-        "less GPU memory; a larger one, up to four times the limit, is reached by YaRN, which makes answers to short "
-        "requests slightly worse. Example: 8192.",
+        "Longest request in tokens, input and output together. A smaller value needs less GPU memory. A larger value, "
+        "up to four times the model's limit, uses YaRN, which makes answers to short requests slightly worse. "
+        "Default: the model's own limit. Example: 8192.",
         default=None,
         minimum=1,
         maximum=16777216,
         changes_pods=True,
     )
     workload: Workload | None = described(
-        "Requests that have to fit on one replica at the same time, by the room for tokens that they take. Not set: "
-        "one request of contextTokens; how many typical ones fit is reported. Example: {concurrency: 16, "
-        "inputTokens: 2048, outputTokens: 512}.",
+        "Requests that must fit on one replica at the same time. The operator calculates the tokens that they need. "
+        "Default: one request of contextTokens; the status then reports how many typical requests fit. Example: "
+        "{concurrency: 16, inputTokens: 2048, outputTokens: 512}.",
         default=None,
         changes_pods=True,
     )
-    hardware: Hardware = described("Which GPUs may be used. Not set: any.", default=Hardware, changes_pods=True)
+    hardware: Hardware = described("GPUs that the model may use. Default: any.", default=Hardware, changes_pods=True)
     parallelism: Parallelism = described(
-        "Overrides of the planned split over GPUs.", default=Parallelism, changes_pods=True
+        "Your own values for the split over GPUs, in place of the planned ones.",
+        default=Parallelism,
+        changes_pods=True,
     )
     engine: Engine = described(
-        "Overrides of the engine's image, options and environment.", default=Engine, changes_pods=True
+        "Your own image, options and environment for the engine, in place of the chart's and the planned ones.",
+        default=Engine,
+        changes_pods=True,
     )
     replicas: int | None = described(
-        "Number of replicas, each with its own GPUs. Set: exactly this many, by you, kubectl scale (which writes this "
-        "field), a HorizontalPodAutoscaler or KEDA, and spec.scaling rests. Not set: spec.scaling decides, or without "
-        "it there is one. 0 stops all of them and keeps the plan. To hand back to spec.scaling, remove the field: "
-        'kubectl patch qd NAME --type=json -p \'[{"op":"remove","path":"/spec/replicas"}]\'.',
+        "Number of replicas, each with its own GPUs. If set, there are exactly this many and spec.scaling has no "
+        "effect. You, kubectl scale, a HorizontalPodAutoscaler or KEDA can set this field. If not set, spec.scaling "
+        "decides; without spec.scaling there is one replica. 0 stops all replicas and keeps the plan. To return to "
+        "spec.scaling, remove this field: kubectl patch qd NAME --type=json -p "
+        '\'[{"op":"remove","path":"/spec/replicas"}]\'.',
         default=None,
         minimum=0,
         maximum=64,
         changes_pods=False,
     )
     scaling: Scaling | None = described(
-        "Lets the operator choose the number of replicas by load: requests that wait, requests that run, and tokens "
-        "in the KV caches. Not set: one replica, or spec.replicas of them. Rests while spec.replicas is set. Changing "
-        "it restarts nothing. Example: {maxReplicas: 4}.",
+        "Lets the operator choose the number of replicas by load: waiting requests, running requests, and tokens in "
+        "the KV caches. It has no effect while spec.replicas is set. Changing it restarts nothing. Default: one "
+        "replica, or the number in spec.replicas. Example: {maxReplicas: 4}.",
         default=None,
         changes_pods=False,
     )
-    rollout: Rollout = described("How replicas are replaced and removed.", default=Rollout, changes_pods=False)
+    rollout: Rollout = described("How the operator replaces and removes replicas.", default=Rollout, changes_pods=False)
     pod: Pod = described(
-        "Additions to the engine pods, and, where they concern placement, identity and access, to the inspection pod.",
+        "Additions to the engine pods. Fields about placement, identity and access also apply to the inspection pod.",
         default=Pod,
         changes_pods=True,
     )

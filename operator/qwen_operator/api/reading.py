@@ -7,6 +7,7 @@ CRD, a switched-off validation), because a controller that crashes on one object
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import types
 import typing
@@ -68,13 +69,18 @@ def shown(value: Any) -> str:
 
 def build(cls: type[T], value: Mapping[str, Any]) -> T:
     """The dataclass of a value in which `problems` found no fault; null members count as not set."""
-    hints = get_type_hints(cls)
+    hints = _hints(typing.cast("Any", cls))
     members = {}
     for field in dataclasses.fields(typing.cast("Any", cls)):
         member = value.get(camel(field.name))
         if member is not None:
             members[field.name] = _built(hints[field.name], member)
     return cls(**members)
+
+
+@functools.cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _built(hint: Any, value: Any) -> Any:

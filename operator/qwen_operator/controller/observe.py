@@ -29,6 +29,7 @@ from qwen_operator.manifests.names import (
 from qwen_operator.manifests.ownership import Children, children
 from qwen_operator.manifests.revisions import revision_of
 from qwen_operator.objects import ObjectKey, key_of
+from qwen_operator.reconcile.plan_memory import PlanMemory
 from qwen_operator.reconcile.types import Observed
 from qwen_operator.replicas.node_health import NodeHealth, node_health
 from qwen_operator.replicas.scaling_view import shown
@@ -59,6 +60,7 @@ class Observer:
         self._hub = hub
         self._hardware: tuple[int, Inventory, NodeHealth] = (-1, Inventory(), NodeHealth())
         self._claims: tuple[int, Claims | None] = (-1, None)
+        self._plans = PlanMemory()
 
     def observe(self, key: ObjectKey) -> Observed | None:
         """Everything that decides about this QwenDeployment; None when it does not exist."""
@@ -87,6 +89,7 @@ class Observer:
             inventory=gpus,
             lost_names=self._lost(key),
             hub=self._hub(key),
+            plans=self._plans,
         )
 
     def _children(self, resource: Resource, deployment: Manifest, names: Iterable[str]) -> Children:
@@ -112,4 +115,5 @@ class Observer:
         if known is None or self._claims[0] != generation:
             known = claims(self._store.all(QWENDEPLOYMENTS))
             self._claims = (generation, known)
+            self._plans.keep({item["metadata"]["uid"] for item in self._store.all(QWENDEPLOYMENTS)})
         return {lost.name: str(lost.owner) for lost in known.lost.get(DeploymentKey(*key), ())}

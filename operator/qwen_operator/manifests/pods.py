@@ -126,6 +126,11 @@ def engine_pods(replica: ReplicaPods, template: Mapping[str, Any], drain_seconds
     Of several pods only the first, the leader, carries the role and the label by which pods are routed to, scraped
     and counted. `drain_seconds` is no part of the template: it may change without replacing pods.
     """
+    return deepcopy(shared_engine_pods(replica, template, drain_seconds))
+
+
+def shared_engine_pods(replica: ReplicaPods, template: Mapping[str, Any], drain_seconds: int) -> tuple[Manifest, ...]:
+    """The same to compare with: their specs are parts of the template, so do not change them."""
     owner = replica.identity.owner
     name = names.replica_name(owner.name, replica.identity.revision, replica.index)
     pods = [
@@ -145,14 +150,16 @@ def _as_member(metadata: Manifest, rank: int, pods: int) -> None:
 
 
 def _engine_pod(owner: Owner, name: str, template: Mapping[str, Any], drain_seconds: int) -> Manifest:
-    metadata = names.metadata(owner, name, {})
-    pinned = deepcopy(dict(template))
+    pinned = template["metadata"]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {**metadata, **pinned["metadata"]},
+        "metadata": {
+            **names.metadata(owner, name, dict(pinned["labels"])),
+            "annotations": dict(pinned["annotations"]),
+        },
         "spec": {
-            **pinned["spec"],
+            **template["spec"],
             "terminationGracePeriodSeconds": grace_seconds(drain_seconds),
         },
     }

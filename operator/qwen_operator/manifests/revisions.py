@@ -64,6 +64,12 @@ def revision_manifest(owner: Owner, pinned: PinnedRevision) -> Manifest:
     return controller_revision(owner, pinned.revision, pinned.number, data)
 
 
+def revision_metadata(owner: Owner, revision: str) -> Manifest:
+    """The part of a ControllerRevision that may be repaired: the API server lets nobody change its data."""
+    metadata: Manifest = controller_revision(owner, revision, 0, {})["metadata"]
+    return metadata
+
+
 def as_stored(value: Any) -> Any:
     """The value as it comes back from the API server: tuples are lists, enums are texts."""
     return json.loads(json.dumps(value))

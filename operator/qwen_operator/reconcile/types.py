@@ -17,6 +17,7 @@ from qwen_operator.manifests.names import Manifest, Owner
 from qwen_operator.manifests.ownership import Children
 from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError
 from qwen_operator.planning.types import Plan
+from qwen_operator.reconcile.plan_memory import PlanMemory
 from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.groups import SortedReplicas
 from qwen_operator.replicas.node_health import NodeHealth
@@ -35,7 +36,8 @@ class Observed:
     pin, or to why this version cannot read one.
     `quotas` are the ResourceQuotas of its namespace. `scaling` is what the load says, None while nothing is known.
     `lost_names` maps client names that an older QwenDeployment claims to that object's "namespace/name".
-    `hub` is the answer to this deployment's last query, None while there is none.
+    `hub` is the answer to this deployment's last query, None while there is none. `plans` remembers answers that depend
+    on the rest of it alone.
     """
 
     deployment: Manifest
@@ -51,6 +53,7 @@ class Observed:
     lost_names: Mapping[str, str] = field(default_factory=dict)
     hub: HubAnswer | None = None
     refusal: Refusal | None = None
+    plans: PlanMemory = field(default_factory=PlanMemory)
 
     @property
     def owner(self) -> Owner:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch
 from qwen_operator.manifests.drift import pod_repair
 from qwen_operator.manifests.names import LABEL_ROUTABLE, Manifest, Owner, PodIdentity, engine_pod_names, replica_name
-from qwen_operator.manifests.pods import ReplicaPods, engine_pods
+from qwen_operator.manifests.pods import ReplicaPods, engine_pods, shared_engine_pods
 from qwen_operator.manifests.revisions import PinnedRevision
 from qwen_operator.replicas.draining import (
     RolloutRules,
@@ -148,8 +148,11 @@ def _completions(
 
 
 def _pods(owner: Owner, target: PinnedRevision, index: int, drain_seconds: int) -> tuple[Manifest, ...]:
-    replica = ReplicaPods(PodIdentity(owner, target.revision), index, target.plan.nodes_per_replica)
-    return engine_pods(replica, target.template, drain_seconds)
+    return engine_pods(_replica_pods(owner, target, index), target.template, drain_seconds)
+
+
+def _replica_pods(owner: Owner, target: PinnedRevision, index: int) -> ReplicaPods:
+    return ReplicaPods(PodIdentity(owner, target.revision), index, target.plan.nodes_per_replica)
 
 
 def _marks(replicas: SortedReplicas, rules: RolloutRules, going: Sequence[Action]) -> list[Patch]:
@@ -194,7 +197,8 @@ def pod_repairs(
         target = pinned.get(replica.revision)
         if target is None or replica.index is None:
             continue
-        desired = dict(enumerate(_pods(owner, target, replica.index, drain_seconds)))
+        pods = shared_engine_pods(_replica_pods(owner, target, replica.index), target.template, drain_seconds)
+        desired = dict(enumerate(pods))
         for member in replica.members:
             if member.deleting or member.ended or member.rank not in desired:
                 continue

@@ -11,6 +11,7 @@ from qwen_operator.manifests.pods import engine_template, same_template
 from qwen_operator.manifests.revisions import PinnedRevision, as_stored
 from qwen_operator.planning import plan as planning
 from qwen_operator.planning.types import NoFit, Plan
+from qwen_operator.reconcile.plan_memory import PlanInputs
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.sources import registry
 
@@ -18,7 +19,7 @@ from qwen_operator.sources import registry
 def plan(course: Course) -> Step:
     """A plan for the facts, or what they lack."""
     if course.target is not None:
-        return Step(replace(course, newer=_would_differ(course, course.target)))
+        return Step(replace(course, newer=_newer(course, course.target)))
     if course.facts is None:
         return Step(course)
     facts = course.facts
@@ -32,6 +33,12 @@ def plan(course: Course) -> Step:
     if facts.remark:
         planned = replace(planned, warnings=(*planned.warnings, facts.remark))
     return Step(replace(course, plan=planned))
+
+
+def _newer(course: Course, target: PinnedRevision) -> bool:
+    observed = course.observed
+    inputs = PlanInputs(target, observed.inventory, course.config)
+    return observed.plans.would_differ(observed.owner.uid, inputs, lambda: _would_differ(course, target))
 
 
 def _planned(course: Course, facts: Checkpoint) -> Plan | NoFit:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_operator.api.conditions import ConditionType, Reason, Verdict, clip, set_conditions
+from qwen_operator.api.status_size import shortened
 
-# Watchers and etcd carry every status; the arithmetic and the log are what can be shortened.
-SIZE_LIMIT = 4096
 _LOG_LINES = 10
 _LOG_LINE = 200
 _STEPS = 64
-_SHORT_MESSAGE = 240
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +64,12 @@ class Observation:
 def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[str, Any]:
     """The complete new status; `old` is the status as read (for transition times), `now` RFC 3339.
 
-    At most SIZE_LIMIT bytes of JSON: lines of arithmetic go first, from the end, then log lines, the oldest before the
-    newer, then options, and at last the ends of long messages.
+    `status_size` shortens it where it is too large.
     """
     optional = {
         "model": observation.model,
-        "plan": observation.plan,
-        "noFit": observation.no_fit,
+        "plan": _with_few_steps(observation.plan),
+        "noFit": _with_few_steps(observation.no_fit),
         "lastFailure": _failure(observation.last_failure),
         "scaling": _scaling(observation, old.get("scaling") or {}, now),
     }
@@ -87,7 +83,7 @@ def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[st
         "conditions": set_conditions(old.get("conditions") or (), observation.verdicts, observation.generation, now),
         "summary": summary(observation),
     }
-    return _shortened(status)
+    return shortened(status)
 
 
 def summary(observation: Observation) -> dict[str, str]:
@@ -123,6 +119,10 @@ def _scaling(observation: Observation, old: Mapping[str, Any], now: str) -> dict
     }
 
 
+def _with_few_steps(part: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    return {**part, "steps": part["steps"][:_STEPS]} if part and "steps" in part else part
+
+
 def _failure(failure: Failure | None) -> dict[str, Any] | None:
     if failure is None:
         return None
@@ -135,27 +135,3 @@ def _failure(failure: Failure | None) -> dict[str, Any] | None:
         "count": failure.count,
         "log": [line[:_LOG_LINE] for line in failure.log[-_LOG_LINES:]],
     }
-
-
-def _shortened(status: dict[str, Any]) -> dict[str, Any]:
-    failure, plan, no_fit = status.get("lastFailure", {}), status.get("plan", {}), status.get("noFit", {})
-    for holder in (plan, no_fit):
-        if "steps" in holder:
-            holder["steps"] = holder["steps"][:_STEPS]
-    for holder, key, first in (
-        (no_fit, "steps", False),
-        (no_fit, "alternatives", False),
-        (plan, "steps", False),
-        (failure, "log", True),
-        (plan, "args", False),
-    ):
-        while holder.get(key) and _size(status) > SIZE_LIMIT:
-            holder[key] = holder[key][1:] if first else holder[key][:-1]
-    if _size(status) > SIZE_LIMIT:
-        for said in (*status["conditions"], status["summary"], *filter(None, [status.get("scaling")])):
-            said["message"] = clip(said["message"], _SHORT_MESSAGE)
-    return status
-
-
-def _size(status: Mapping[str, Any]) -> int:
-    return len(json.dumps(status, separators=(",", ":")).encode())

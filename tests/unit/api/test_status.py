@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwen_operator.api import reading, status
-from qwen_operator.api.conditions import MESSAGE_LIMIT, ConditionType, Reason, Verdict, set_conditions
+from qwen_operator.api.conditions import ALWAYS, MESSAGE_LIMIT, ConditionType, Reason, Verdict, set_conditions
 from qwen_operator.api.events import transitions
+from qwen_operator.api.fields import camel
 from qwen_operator.api.schema import object_schema
-from qwen_operator.api.status import SIZE_LIMIT, Failure, Observation, ScalingReport
+from qwen_operator.api.status import Failure, Observation, ScalingReport
+from qwen_operator.api.status_size import BUDGETS, RESERVED, SIZE_LIMIT, size_of
 from qwen_operator.api.status_types import Status
 
 READY, PLANNED, LOADED = ConditionType.READY, ConditionType.PLANNED, ConditionType.MODEL_LOADED
@@ -170,8 +174,54 @@ def test_a_status_is_never_larger_than_its_limit() -> None:
     scaling = ScalingReport(2, Reason.STEADY, "m" * 2000)
     built = status.build(_observation(plan=plan, last_failure=failure, verdicts=verdicts, scaling=scaling), {}, NOW)
     assert len(json.dumps(built, separators=(",", ":"))) <= SIZE_LIMIT
-    assert built["lastFailure"]["log"] == []
+    assert built["plan"]["steps"] == []
+    assert all(condition["message"] for condition in built["conditions"]), "a long plan takes no condition its words"
     assert len(plan["steps"]) == 100, "the input is not touched"
+
+
+def test_the_budgets_of_all_parts_and_of_those_to_come_make_the_whole() -> None:
+    assert set(BUDGETS) == {camel(name) for name in get_type_hints(Status)}
+    assert sum(BUDGETS.values()) + sum(RESERVED.values()) <= SIZE_LIMIT
+
+
+TEXT = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=1024)
+
+
+@given(
+    st.lists(TEXT, max_size=64),
+    st.lists(TEXT, max_size=64),
+    st.lists(TEXT, max_size=30),
+    TEXT,
+    st.booleans(),
+)
+def test_whatever_is_long_the_rest_keeps_its_budget(
+    steps: list[str], args: list[str], log: list[str], message: str, full: bool
+) -> None:
+    """The largest values that the schema allows in every part, with parts of any length."""
+    # Nothing is Stalled and Reconciling at once.
+    kinds = tuple(kind for kind in ConditionType if kind is not ConditionType.RECONCILING) if full else ALWAYS
+    verdicts = tuple(Verdict(kind, True, Reason.INSPECTION_FAILED, message) for kind in kinds)
+    observation = _observation(
+        generation=10**6,
+        names=tuple(f"{number}" + "n" * 95 for number in range(4)),
+        verdicts=verdicts,
+        model={
+            "architecture": "Qwen2_5_VLForConditionalGeneration",
+            "quantization": "q" * 60,
+            "weightBytes": 10**12,
+            "factsFrom": "Inspection",
+            "commit": "c" * 40,
+        },
+        plan=dict(_observation().plan or {}, gpuProduct="p" * 63, steps=steps, args=args),
+        no_fit={"steps": steps, "alternatives": [{"kind": "Nodes", "patch": "{}"}] * 6} if full else None,
+        last_failure=replace(FAILURE, pod="p" * 60, log=tuple(log)),
+        scaling=ScalingReport(64, Reason.METRICS_UNAUTHORIZED, message),
+    )
+    built = status.build(observation, {}, NOW)
+    assert size_of(built) <= SIZE_LIMIT
+    for part, value in built.items():
+        if part in ("endpoint", "model", "selector"):
+            assert size_of({part: value}) <= BUDGETS[part] + 2
 
 
 def test_many_short_lines_stay_within_the_schema() -> None:

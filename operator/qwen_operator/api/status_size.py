@@ -1,0 +1,106 @@
+"""Keeps a status within its size: every part has a budget of bytes.
+
+Watchers and etcd carry every status. A part may use more than its budget while others use less. When the whole is too
+large, only parts over their budget are shortened, and never below it: so one long part takes nothing from the others,
+and a part that a later version adds has its room already.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qwen_operator.api.conditions import clip
+
+SIZE_LIMIT = 4096
+"""Bytes of a status as compact JSON."""
+
+BUDGETS = {
+    "observedGeneration": 40,
+    "replicas": 20,
+    "readyReplicas": 20,
+    "selector": 180,
+    "endpoint": 420,
+    "model": 330,
+    "plan": 400,
+    "noFit": 130,
+    "lastFailure": 230,
+    "scaling": 180,
+    "conditions": 1400,
+    "summary": 190,
+}
+"""Bytes that each part may always use, with its name."""
+
+RESERVED = {"progress": 130, "adapters": 226, "names": 200}
+"""Bytes for parts that are to come: the progress of a download, adapters, and names held and claimed."""
+
+_SHORTEST_MESSAGE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """One way to shorten a part: by one entry of a list, from its end or its beginning."""
+
+    part: str
+    entries: str
+    from_start: bool = False
+
+    def apply(self, part: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The part without one entry; None where there is none."""
+        entries = part.get(self.entries)
+        if not entries:
+            return None
+        return {**part, self.entries: entries[1:] if self.from_start else entries[:-1]}
+
+
+# In this order: the arithmetic of what does not run, what would fit, the arithmetic, the older log lines, the options.
+_CUTS = (
+    _Cut("noFit", "steps"),
+    _Cut("noFit", "alternatives"),
+    _Cut("plan", "steps"),
+    _Cut("lastFailure", "log", from_start=True),
+    _Cut("plan", "args"),
+)
+
+
+def shortened(status: Mapping[str, Any]) -> dict[str, Any]:
+    """The status with at most SIZE_LIMIT bytes; equal to the given one where that is small enough."""
+    result = dict(status)
+    if size_of(result) <= SIZE_LIMIT:
+        return result
+    for cut in _CUTS:
+        _shorten(result, cut.part, cut.apply)
+    for part in ("conditions", "scaling", "summary"):
+        _shorten(result, part, _with_shorter_message)
+    return result
+
+
+def size_of(value: Any) -> int:
+    """Bytes of a value as compact JSON."""
+    return len(json.dumps(value, separators=(",", ":")).encode())
+
+
+def _shorten(status: dict[str, Any], part: str, step: Callable[[Any], Any | None]) -> None:
+    """Take steps while both the status and the part are too large, and there is a step to take."""
+    while size_of(status) > SIZE_LIMIT and _size_of_part(status, part) > BUDGETS[part]:
+        smaller = step(status[part])
+        if smaller is None:
+            return
+        status[part] = smaller
+
+
+def _size_of_part(status: Mapping[str, Any], part: str) -> int:
+    return size_of({part: status[part]}) if part in status else 0
+
+
+def _with_shorter_message(part: Any) -> Any | None:
+    """The same with its longest message a quarter shorter; None where all are short."""
+    holders = part if isinstance(part, list) else [part]
+    longest = max(holders, key=lambda holder: len(holder.get("message", "")))
+    message = str(longest.get("message", ""))
+    if len(message) <= _SHORTEST_MESSAGE:
+        return None
+    shorter = {**longest, "message": clip(message, max(_SHORTEST_MESSAGE, len(message) * 3 // 4))}
+    return [shorter if holder is longest else holder for holder in part] if isinstance(part, list) else shorter

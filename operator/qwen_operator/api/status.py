@@ -1,15 +1,16 @@
-"""The status as users read it: built whole, from one frozen input."""
+"""The status as users read it. Each time it is built completely, from one frozen input."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from qwen_operator.api.conditions import ConditionType, Reason, Verdict, clip, set_conditions
+from qwen_operator.objects import mapping, members
 
-# Watchers and etcd carry every status; the arithmetic and the log are what can be shortened.
+# etcd stores every status, and every watcher gets it. Only the arithmetic, the log and long texts can be shortened.
 SIZE_LIMIT = 4096
 _LOG_LINES = 10
 _LOG_LINE = 200
@@ -19,7 +20,8 @@ _SHORT_MESSAGE = 240
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The last end of an engine container that nobody asked for; `time` RFC 3339, `count` of the same reason."""
+    """The last unexpected end of an engine container. `time` is RFC 3339; `count` is how often in a row it had this
+    reason."""
 
     reason: Reason
     phase: str
@@ -32,7 +34,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class ScalingReport:
-    """How many replicas are wanted and why; the numbers in `message` are those of the decision, not of now."""
+    """How many replicas are wanted, and why. `message` has the numbers at the time of the decision."""
 
     wanted: int
     reason: Reason
@@ -41,11 +43,12 @@ class ScalingReport:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """All that a status is made of. `model`, `plan` and `no_fit` are already in their status form, or None.
+    """Everything that a status is made of. `model`, `plan` and `no_fit` already have their status form, or are None.
 
-    `verdicts` has one entry for each of Ready, Planned, ModelLoaded and ScalingActive at least. `replicas` counts the
-    engine pods that exist and are not draining, `ready` those that answer, `wanted` those asked for; `gpus` is the
-    short form of the plan's GPUs ("4xH100-80GB") or ""; `names` the client names; `load` the class of the load.
+    `verdicts` has at least one entry for each of Ready, Planned, ModelLoaded and ScalingActive. `replicas` is the
+    number of replicas that exist and are not draining, `ready` of those that answer, `wanted` of those that should
+    exist. `gpus` is the short form of the plan's GPUs ("4xH100-80GB") or "", `names` are the served names, `load` is
+    the class of the load.
     """
 
     generation: int
@@ -59,23 +62,23 @@ class Observation:
     model: Mapping[str, Any] | None = None
     plan: Mapping[str, Any] | None = None
     no_fit: Mapping[str, Any] | None = None
-    last_failure: Failure | None = field(default=None)
+    last_failure: Failure | None = None
     scaling: ScalingReport | None = None
     load: str = "-"
 
 
 def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[str, Any]:
-    """The complete new status; `old` is the status as read (for transition times), `now` RFC 3339.
+    """The complete new status. `old` is the present status (for transition times), `now` is RFC 3339.
 
-    At most SIZE_LIMIT bytes of JSON: lines of arithmetic go first, from the end, then log lines, the oldest before the
-    newer, then options, and at last the ends of long messages.
+    It has at most SIZE_LIMIT bytes of JSON. To reach that, the last lines of arithmetic are dropped first, then the
+    oldest log lines, then options, and then long messages are cut.
     """
     optional = {
         "model": observation.model,
         "plan": observation.plan,
         "noFit": observation.no_fit,
         "lastFailure": _failure(observation.last_failure),
-        "scaling": _scaling(observation, old.get("scaling") or {}, now),
+        "scaling": _scaling(observation, mapping(old, "scaling"), now),
     }
     status = {
         "observedGeneration": observation.generation,
@@ -84,31 +87,31 @@ def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[st
         "selector": observation.selector,
         "endpoint": {"names": list(observation.names)},
         **{key: dict(value) for key, value in optional.items() if value},
-        "conditions": set_conditions(old.get("conditions") or (), observation.verdicts, observation.generation, now),
+        "conditions": set_conditions(members(old, "conditions"), observation.verdicts, observation.generation, now),
         "summary": summary(observation),
     }
     return _shortened(status)
 
 
 def summary(observation: Observation) -> dict[str, str]:
-    """The line of `kubectl get`: GPUs per replica, ready/wanted, one word, the load's class, one sentence.
+    """The line of `kubectl get`: GPUs per replica, ready/wanted, one word, the class of the load, one sentence.
 
-    The word is the reason of Ready, or of Stalled if that is what a person has to see first.
+    The word is the reason of Ready. While the deployment is stalled and not ready, it is the reason of Stalled.
     """
     ready = next(verdict for verdict in observation.verdicts if verdict.type == ConditionType.READY)
     stalled = [verdict for verdict in observation.verdicts if verdict.type == ConditionType.STALLED and verdict.status]
-    said = stalled[0] if stalled and ready.status is not True else ready
+    shown = stalled[0] if stalled and ready.status is not True else ready
     return {
         "gpus": observation.gpus or "-",
         "ready": f"{observation.ready}/{observation.wanted}",
-        "status": str(said.reason),
+        "status": str(shown.reason),
         "load": observation.load,
-        "message": clip(said.message),
+        "message": clip(shown.message),
     }
 
 
 def _scaling(observation: Observation, old: Mapping[str, Any], now: str) -> dict[str, Any] | None:
-    """`since` is when the number or the reason changed last."""
+    """`status.scaling`. `since` is when the number or the reason last changed."""
     report = observation.scaling
     if report is None:
         return None
@@ -152,8 +155,8 @@ def _shortened(status: dict[str, Any]) -> dict[str, Any]:
         while holder.get(key) and _size(status) > SIZE_LIMIT:
             holder[key] = holder[key][1:] if first else holder[key][:-1]
     if _size(status) > SIZE_LIMIT:
-        for said in (*status["conditions"], status["summary"], *filter(None, [status.get("scaling")])):
-            said["message"] = clip(said["message"], _SHORT_MESSAGE)
+        for entry in (*status["conditions"], status["summary"], *filter(None, [status.get("scaling")])):
+            entry["message"] = clip(entry["message"], _SHORT_MESSAGE)
     return status
 
 

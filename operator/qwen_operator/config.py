@@ -1,7 +1,7 @@
-"""The one parser of settings: what the chart renders for the operator, and what `plan` and `render` use of it.
+"""The one parser of settings. The operator reads what the chart renders; `plan` and `render` use a part of it.
 
-Every setting is checked once and then frozen. Nothing here does I/O. A wrong setting becomes a ConfigError that names
-the setting, its value, and what would be right.
+It checks every setting once and freezes it, and does no I/O. A wrong setting raises ConfigError, which names the
+setting, its value, and what would be right.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from qwen_runtime.checkpoints.reading import shown
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; the text names the setting, its value and what would be right."""
+    """A setting is wrong. The text names the setting, its value and what would be right."""
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
-    """Where the gateway runs and how its clients prove who they are: `auth` is "keys" or "none"."""
+    """Where the gateway runs, and how clients authenticate: `auth` is "keys" or "none"."""
 
     namespace: str
     keys_secret: str
@@ -34,7 +34,7 @@ class GatewayConfig:
 
 @dataclass(frozen=True, slots=True)
 class HubConfig:
-    """The hub of models without a source, the address of its mirror or "", and whether the operator may read hubs."""
+    """The hub of models without a source, the address of its mirror or "", and whether the operator may query hubs."""
 
     default: Hub
     url: str
@@ -52,10 +52,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What one operator process runs with; `namespaces` empty means all of them.
+    """The configuration of one operator process. Empty `namespaces` means all of them.
 
-    `read_nodes` false: there is no right to read nodes, the declared pools are all the hardware that is known.
-    `hub_lookup`: public repositories of model hubs may be read.
+    If `read_nodes` is false, the operator may not read nodes and knows only the declared pools. If `hub_lookup` is
+    true, it may query the public repositories of model hubs.
     """
 
     namespaces: tuple[str, ...]
@@ -74,7 +74,7 @@ class Config:
 
 
 def load(environ: Mapping[str, str], text: str) -> Config:
-    """The operator's configuration from the environment and the text of the rendered YAML; raises ConfigError."""
+    """The operator's configuration, from the environment and the text of the rendered YAML. Raises ConfigError."""
     content = _yaml(text)
     root, common = Section("", content), settings(content)
     namespace = environ.get("QWEN_OPERATOR_NAMESPACE") or root.section("gateway").text("namespace", "default")
@@ -96,7 +96,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
 
 
 def settings(content: Mapping[str, Any]) -> Settings:
-    """The part of the rendered configuration that plans depend on; raises ConfigError."""
+    """The part of the rendered configuration that plans depend on. Raises ConfigError."""
     root = Section("", content)
     return Settings(image=_image(root), engine=_engine(root), pools=_pools(root))
 
@@ -148,10 +148,10 @@ def _pools(root: Section) -> tuple[GpuPool, ...]:
 
 def _pool(section: Section) -> GpuPool:
     cost, compute = section.raw("costPerGpuHour"), section.raw("computeCapability")
-    amount, has = thousandths(cost), capability(str(compute))
+    amount, compute_capability = thousandths(cost), capability(str(compute))
     if cost is not None and amount is None:
         raise section.wrong("costPerGpuHour", f'dollars per GPU and hour from 0 to {MOST_DOLLARS}, for example "2.90"')
-    if compute is not None and has is None:
+    if compute is not None and compute_capability is None:
         raise section.wrong("computeCapability", 'MAJOR.MINOR, for example "9.0"')
     return GpuPool(
         name=section.text("name"),
@@ -162,7 +162,7 @@ def _pool(section: Section) -> GpuPool:
         tolerations=tuple(one.content for one in section.sections("tolerations")),
         max_nodes=section.number("maxNodes") if section.has("maxNodes") else None,
         cost_per_gpu_hour=amount,
-        compute_capability=has,
+        compute_capability=compute_capability,
     )
 
 
@@ -189,7 +189,7 @@ def _namespaces(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A mapping of settings. `path` names it in messages, "" the outermost one. A null setting counts as absent."""
+    """A mapping of settings. `path` is its name in messages, "" for the outermost one. Null counts as absent."""
 
     path: str
     content: Mapping[str, Any]
@@ -199,11 +199,11 @@ class Section:
             raise ConfigError(f"{self.path or 'the configuration'} is {shown(self.content)}: it must be a mapping")
 
     def raw(self, name: str) -> Any:
-        """The value as it is, None where it is absent."""
+        """The value as it is, None if it is absent."""
         return self.content.get(name)
 
     def has(self, name: str) -> bool:
-        """Whether the setting is there and not null."""
+        """Whether the setting is present and not null."""
         return self.raw(name) is not None
 
     def wrong(self, name: str, right: str) -> ConfigError:
@@ -212,19 +212,19 @@ class Section:
         return ConfigError(f"{self._at(name)} {state}: it must be {right}")
 
     def section(self, name: str) -> Section:
-        """A mapping in this one; an absent one is empty."""
+        """A mapping in this one, empty if it is absent."""
         return Section(self._at(name), self.raw(name) if self.has(name) else {})
 
     def passthrough(self, name: str) -> Any:
-        """A mapping that is handed to Kubernetes as it is; None where it is absent."""
+        """A mapping that the operator passes on to Kubernetes unchanged, None if it is absent."""
         return self.section(name).content if self.has(name) else None
 
     def sections(self, name: str) -> tuple[Section, ...]:
-        """A list of mappings; an absent one is empty."""
+        """A list of mappings, empty if it is absent."""
         return tuple(Section(self._at(f"{name}[{index}]"), one) for index, one in enumerate(self.items(name)))
 
     def items(self, name: str) -> list[Any]:
-        """A list; an absent one is empty."""
+        """A list, empty if it is absent."""
         value = self.raw(name)
         if value is not None and not isinstance(value, list):
             raise self.wrong(name, "a list")
@@ -243,7 +243,7 @@ class Section:
         return {str(key): section.text(key, "") for key in section.content}
 
     def text(self, name: str, default: str | None = None) -> str:
-        """A text. Without a default it must be there, and only with the default "" may it be empty."""
+        """A text. It is required if there is no default, and it may be empty only if the default is ""."""
         value = self.raw(name) if self.has(name) else default
         if not isinstance(value, str) or (not value and default != ""):
             raise self.wrong(name, "a text, in quotes" + ("" if default == "" else " and not empty"))
@@ -257,7 +257,7 @@ class Section:
         return str(value)
 
     def number(self, name: str, default: int | None = None) -> int:
-        """A whole number of at least 1; required without a default."""
+        """A whole number of at least 1. It is required if there is no default."""
         value = self.raw(name) if self.has(name) else default
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self.wrong(name, "a whole number of at least 1")

@@ -1,1 +1,1 @@
-"""The API: the CRD as typed Python, what is read from an object and what is written to its status."""
+"""The API: the CRD as typed Python, how the operator reads an object, and what it writes to the status."""

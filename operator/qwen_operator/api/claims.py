@@ -1,12 +1,14 @@
-"""Who owns a client-facing name when several deployments claim it.
+"""Which QwenDeployment owns a served name when several claim it.
 
-One gateway serves all deployments by name, so a name has exactly one owner. The reconciler tells the losers in a
-condition, the gateway routes by the same answer: both call `claims`, neither can drift from the other.
+One gateway serves all deployments by name, so a name has exactly one owner. The reconciler sets a condition on the
+losers, and the gateway routes to the owner. Both call `claims`, so they always agree.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from qwen_operator.objects import is_deleting, mapping
 
 
 class DeploymentKey(NamedTuple):
@@ -21,7 +23,7 @@ class DeploymentKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LostName:
-    """A claimed name that belongs to an older claim."""
+    """A name that the deployment claims, but that an older deployment owns."""
 
     name: str
     owner: DeploymentKey
@@ -29,10 +31,10 @@ class LostName:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The answer for all deployments together. Names keep the order of `servedNames`.
+    """The owners of all names, and each deployment's share. Names keep the order of `servedNames`.
 
-    `refused` holds names that no client can ask for, with the reason; the API refuses them too, so they come from
-    objects older than the rule.
+    `refused` has one sentence for each name that no client can ask for. The API server rejects such names too, so only
+    objects that are older than that rule have them.
     """
 
     owners: Mapping[str, DeploymentKey]
@@ -42,15 +44,15 @@ class Claims:
 
 
 def served_names(deployment: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names as written: `spec.servedNames` when it has any, else `spec.model`; without repetitions."""
-    spec = deployment.get("spec") or {}
+    """The names as written: `spec.servedNames` if it has any, else `spec.model`. Each name appears once."""
+    spec = mapping(deployment, "spec")
     names = spec.get("servedNames") or [spec.get("model")]
     names = names if isinstance(names, list) else []
     return tuple(dict.fromkeys(name for name in names if isinstance(name, str)))
 
 
 def name_problem(name: str) -> str | None:
-    """Why a name cannot be served, or None. A colon separates a model from an adapter."""
+    """Why the gateway cannot serve a name, or None. In a request, a colon separates a model from an adapter."""
     if not name:
         return "the name is empty"
     if ":" in name:
@@ -61,7 +63,7 @@ def name_problem(name: str) -> str | None:
 
 
 def claims(deployments: Iterable[Mapping[str, Any]]) -> Claims:
-    """Give every name to its oldest claim: by creationTimestamp, then namespace, then name.
+    """Give every name to the oldest deployment that claims it: by creationTimestamp, then namespace, then name.
 
     A deployment that is being deleted claims nothing.
     """
@@ -70,7 +72,7 @@ def claims(deployments: Iterable[Mapping[str, Any]]) -> Claims:
     lost: dict[DeploymentKey, tuple[LostName, ...]] = {}
     refused: dict[DeploymentKey, tuple[str, ...]] = {}
     for deployment in sorted(deployments, key=_age):
-        if deployment["metadata"].get("deletionTimestamp"):
+        if is_deleting(deployment):
             continue
         key = _key(deployment)
         problems = {name: name_problem(name) for name in served_names(deployment)}
@@ -89,5 +91,6 @@ def _key(deployment: Mapping[str, Any]) -> DeploymentKey:
 
 
 def _age(deployment: Mapping[str, Any]) -> tuple[str, DeploymentKey]:
-    # The API server writes UTC to the second, so that text order is time order. An object without a time is new.
+    # The API server writes UTC in whole seconds, so the order of the texts is the order in time. An object without a
+    # time counts as new.
     return deployment["metadata"].get("creationTimestamp") or "9999", _key(deployment)

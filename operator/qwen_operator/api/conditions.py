@@ -9,7 +9,7 @@ from typing import Any
 
 
 class ConditionType(StrEnum):
-    """READY, PLANNED, MODEL_LOADED and SCALING_ACTIVE are always present; the others only while true (kstatus)."""
+    """READY, PLANNED, MODEL_LOADED and SCALING_ACTIVE are always present, the others only while true (kstatus)."""
 
     READY = "Ready"
     PLANNED = "Planned"
@@ -30,7 +30,7 @@ ALWAYS = (
 
 
 class Reason(StrEnum):
-    """Reasons of conditions and Events; a public interface: alerts and scripts match them."""
+    """Reasons of conditions and Events. They are a public interface: alerts and scripts match them."""
 
     # it works
     SERVING = "Serving"
@@ -61,13 +61,13 @@ class Reason(StrEnum):
     METRICS_UNAUTHORIZED = "MetricsUnauthorized"
     METRICS_FROZEN = "MetricsFrozen"
     METRICS_INVALID = "MetricsInvalid"
-    # told by Events
+    # only in Events
     SCALED_UP = "ScaledUp"
     SCALED_DOWN = "ScaledDown"
     DRAIN_TIMED_OUT = "DrainTimedOut"
     NODE_CORDONED = "NodeCordoned"
     NODE_LOST = "NodeLost"
-    # refused before a pod exists
+    # rejected before a pod exists
     INVALID_SPEC = "InvalidSpec"
     UNKNOWN_MODEL = "UnknownModel"
     UNKNOWN_ARCHITECTURE = "UnknownArchitecture"
@@ -106,7 +106,7 @@ class Reason(StrEnum):
     UNKNOWN = "Unknown"
 
 
-# Steps on the way to serving: conditions say them, Events do not.
+# Steps on the way to serving. Conditions show them; they make no Event.
 PROGRESS = frozenset(
     {
         Reason.PENDING,
@@ -117,7 +117,7 @@ PROGRESS = frozenset(
         Reason.SCALED,
     }
 )
-# Scaling does not see the load any more.
+# The metrics of the engines cannot be used, so scaling does not know the load.
 METRICS_LOST = frozenset(
     {
         Reason.METRICS_MISSING,
@@ -131,7 +131,7 @@ MESSAGE_LIMIT = 1024
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one condition should say now; `status` None means Unknown."""
+    """The value that one condition should have now. `status` None means Unknown."""
 
     type: ConditionType
     status: bool | None
@@ -144,7 +144,7 @@ def set_conditions(
 ) -> list[dict[str, Any]]:
     """The new `status.conditions`: the verdicts in order, without optional ones that are not true.
 
-    `lastTransitionTime` is `now` (RFC 3339) only where the status differs from the old one.
+    `lastTransitionTime` becomes `now` (RFC 3339) only if the status differs from the old one.
     """
     before = {str(condition.get("type")): condition for condition in old}
     return [

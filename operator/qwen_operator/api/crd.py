@@ -48,7 +48,7 @@ def definition() -> dict[str, Any]:
 
 
 def render() -> str:
-    """The CRD as YAML; the same bytes for the same types."""
+    """The CRD as YAML. The same types always give the same bytes."""
     head = "# Generated from operator/qwen_operator/api by `make crds`. Do not edit.\n"
     return head + yaml.dump(definition(), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 

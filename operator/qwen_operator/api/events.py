@@ -1,4 +1,4 @@
-"""Which Events a change of conditions is worth: transitions only, one per reason."""
+"""The Events that a change of conditions makes: only for transitions, and one for each reason."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class Event:
 
 
 def transitions(old: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]]) -> list[Event]:
-    """Events for the step from the old `status.conditions` to the new ones; empty when nothing changed.
+    """Events for the step from the old `status.conditions` to the new ones. Empty if nothing changed.
 
-    A change of the message alone is no transition. Conditions that say the same reason give one Event, and steps
-    of progress (inspecting, starting, loading) and a plan that fits give none: the Event Serving follows. Of
-    ScalingActive only the loss of the metrics is told.
+    A change of only the message is no transition. Conditions with the same reason make one Event. Steps of progress
+    (inspecting, starting, loading) and a plan that fits make none, because the Event Serving follows. ScalingActive
+    makes an Event only when the metrics cannot be used.
     """
     before = {str(condition.get("type")): (condition.get("status"), condition.get("reason")) for condition in old}
-    known = {reason for status, reason in before.values()}
+    old_reasons = {reason for _, reason in before.values()}
     events: dict[str, Event] = {}
     for condition in new:
         now = (condition["status"], condition["reason"])
         event = _event(condition)
         if event is None or before.get(condition["type"]) == now:
             continue
-        # A fault that another condition told before is not news.
-        if event.type == "Warning" and event.reason in known:
+        # Another condition had this fault before, so there was an Event for it.
+        if event.type == "Warning" and event.reason in old_reasons:
             continue
         events.setdefault(event.reason, event)
     return list(events.values())

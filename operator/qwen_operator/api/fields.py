@@ -1,8 +1,7 @@
 """How the API's types carry their own documentation and limits.
 
-A field of an API dataclass is declared with `described(text, ...)`. The text and the limits are OpenAPI keywords;
-`schema.py` turns them into the CRD and `reading.py` checks objects against the same schema, so that the two cannot
-disagree.
+Each field of an API dataclass is declared with `described(text, ...)`. The text and the limits are OpenAPI keywords.
+`schema.py` turns them into the CRD, and `reading.py` checks objects against the same schema, so the two always agree.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule that a schema keyword cannot say, twice: as CEL for the API server and as Python for the operator.
+    """A rule that no schema keyword can express. It has two forms: CEL for the API server, Python for the operator.
 
-    `message` is static: a computed one exceeds the API server's cost budget for the whole CRD.
+    `message` is a constant, because a computed one exceeds the API server's cost budget for the whole CRD.
     """
 
     cel: str
@@ -27,12 +26,12 @@ class Rule:
 
 
 def matches(pattern: str, value: str) -> bool:
-    """Whether CEL's `matches` accepts the value: RE2 lets `$` match at the very end only and knows ASCII classes."""
+    """Whether CEL's `matches` accepts the value. In RE2, `$` matches only at the very end and classes are ASCII."""
     return re.search(re.sub(r"\$(?=\)?$)", r"\\Z", pattern), value, re.ASCII) is not None
 
 
 class Passthrough(dict[str, Any]):
-    """A piece of a pod that is handed to Kubernetes as it is; its fields are Kubernetes' own."""
+    """A part of a pod that the operator passes on to Kubernetes unchanged. Its fields are Kubernetes' own."""
 
 
 def described(
@@ -45,9 +44,9 @@ def described(
 ) -> Any:
     """A dataclass field with its description (Markdown-free text for `kubectl explain`), rules and limits.
 
-    `changes_pods` is for the fields of Spec: whether another value needs new pods. A field that does not say so
-    replaces none, so that a forgotten declaration never restarts a fleet; a group answers for its members.
-    `schema` holds OpenAPI keywords in snake case (max_length, pattern, minimum, ...), `items` the keywords of a
+    `changes_pods` is for the fields of Spec: whether another value needs new pods. A field without it replaces no
+    pods, so that a forgotten declaration never restarts a fleet. The value of an object field holds for its members.
+    `schema` holds OpenAPI keywords in snake case (max_length, pattern, minimum, ...), `items` with the keywords of a
     list's elements or a map's values, and `list_type` / `list_map_keys`. A callable `default` is a factory.
     """
     metadata = {"description": description, "rules": rules, "schema": schema, "changes_pods": changes_pods}
@@ -59,6 +58,6 @@ def described(
 
 
 def camel(name: str) -> str:
-    """served_names -> servedNames, as the API spells it."""
+    """The API's spelling of a Python name: served_names becomes servedNames."""
     head, *tail = name.split("_")
     return head + "".join(part.capitalize() for part in tail)

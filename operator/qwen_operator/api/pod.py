@@ -1,4 +1,4 @@
-"""`spec.pod`: what a cluster's owner adds to the engine pods."""
+"""`spec.pod`: what users add to the engine pods."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""From a plain object to API dataclasses, with every fault named by path, value and what would be right.
+"""From a plain object to API dataclasses. Every fault is a sentence with path, value and what would be right.
 
-The API server refuses the same things before; this is for objects that reached the store another way (an older
-CRD, a switched-off validation), because a controller that crashes on one object serves no other.
+The API server rejects the same faults first. Objects can still be stored without that check (an older CRD, a
+switched-off validation), and a controller that crashes on one object serves no other.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ _TYPE_NAMES = {
 
 
 def problems(value: Any, schema: Schema, path: str) -> list[str]:
-    """Every fault of a value under a schema of `schema.object_schema`, as sentences; empty if there is none."""
+    """Every fault of a value under a schema of `schema.object_schema`, one sentence each. Empty if there is none."""
     fault = _type_fault(value, schema)
     if fault:
         return [f"{path}: {shown(value)} must be {fault}"]
-    found = [f"{path}: {shown(value)} {fault}" for fault in _limit_faults(value, schema)]
+    sentences = [f"{path}: {shown(value)} {fault}" for fault in _limit_faults(value, schema)]
     if isinstance(value, Mapping) and not schema.get(PRESERVE):
-        found += _member_problems(value, schema, path)
+        sentences += _member_problems(value, schema, path)
     if isinstance(value, list):
         for index, item in enumerate(value):
-            found += problems(item, schema["items"], f"{path}[{index}]")
-    if not found:
-        found += [_broken(value, rule, path) for rule in schema.get(RULES, ()) if not rule.holds(value)]
-    return found
+            sentences += problems(item, schema["items"], f"{path}[{index}]")
+    if not sentences:
+        sentences += [_broken(value, rule, path) for rule in schema.get(RULES, ()) if not rule.holds(value)]
+    return sentences
 
 
 def _broken(value: Any, rule: Rule, path: str) -> str:
-    """The sentence about a rule; of an object it shows the members that the rule names."""
+    """The sentence about a broken rule. For an object, it shows the members that the rule names."""
     if not isinstance(value, Mapping):
         return f"{path}: {shown(value)}: {rule.message}"
     named = dict.fromkeys(re.findall(r"[A-Za-z]+(?:\.[A-Za-z]+)*", rule.message))
     members = {name: _member(value, name.split(".")) for name in named}
-    said = ", ".join(f"{name} is {shown(member)}" for name, member in members.items() if member is not None)
-    return f"{path}: {said}: {rule.message}" if said else f"{path}: {rule.message}"
+    values = ", ".join(f"{name} is {shown(member)}" for name, member in members.items() if member is not None)
+    return f"{path}: {values}: {rule.message}" if values else f"{path}: {rule.message}"
 
 
 def _member(value: Any, names: list[str]) -> Any:
@@ -62,14 +62,19 @@ def _member(value: Any, names: list[str]) -> Any:
 
 
 def shown(value: Any) -> str:
-    """The value as it goes into a message: one line, at most 80 characters."""
+    """The value as a message shows it: one line, at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def build(cls: type[T], value: Mapping[str, Any]) -> T:
+<<<<<<< HEAD
     """The dataclass of a value in which `problems` found no fault; null members count as not set."""
     hints = _hints(typing.cast("Any", cls))
+=======
+    """The dataclass of a value in which `problems` finds no fault. Null members count as not set."""
+    hints = get_type_hints(cls)
+>>>>>>> words1
     members = {}
     for field in dataclasses.fields(typing.cast("Any", cls)):
         member = value.get(camel(field.name))
@@ -127,8 +132,8 @@ def _limit_faults(value: Any, schema: Schema) -> list[str]:
     return faults
 
 
-def _length_faults(length: int, schema: Schema, what: str, unit: str) -> list[str]:
-    least, most = schema.get(f"min{what}", 0), schema.get(f"max{what}", length)
+def _length_faults(length: int, schema: Schema, measure: str, unit: str) -> list[str]:
+    least, most = schema.get(f"min{measure}", 0), schema.get(f"max{measure}", length)
     if length < least:
         return [f"has {length} {unit}, it must have at least {least}"]
     return [f"has {length} {unit}, it must have at most {most}"] if length > most else []
@@ -148,17 +153,17 @@ def _duplicate_faults(value: list[Any], schema: Schema) -> list[str]:
 
 
 def _member_problems(value: Mapping[str, Any], schema: Schema, path: str) -> list[str]:
-    found = []
+    sentences = []
     properties: Schema | None = schema.get("properties")
     for key, member in value.items():
         if not isinstance(key, str):
-            found.append(f"{path}: the key {shown(key)} must be text")
+            sentences.append(f"{path}: the key {shown(key)} must be text")
         elif properties is None:
-            found += problems(member, schema["additionalProperties"], f"{path}[{key}]")
+            sentences += problems(member, schema["additionalProperties"], f"{path}[{key}]")
         elif key not in properties:
-            found.append(f"{path}.{key}: there is no such field; the fields are {', '.join(properties)}")
+            sentences.append(f"{path}.{key}: there is no such field; the fields are {', '.join(properties)}")
         elif member is not None:
-            found += problems(member, properties[key], f"{path}.{key}")
+            sentences += problems(member, properties[key], f"{path}.{key}")
     required = schema.get("required", ())
-    found += [f"{path}.{name}: must be set" for name in required if value.get(name) is None]
-    return found
+    sentences += [f"{path}.{name}: must be set" for name in required if value.get(name) is None]
+    return sentences

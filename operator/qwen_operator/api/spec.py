@@ -15,6 +15,7 @@ from qwen_operator.api import reading, uris
 from qwen_operator.api.fields import Passthrough, Rule, camel, described, matches
 from qwen_operator.api.pod import OWN_VOLUMES, Pod
 from qwen_operator.api.schema import object_schema
+from qwen_operator.objects import mapping
 
 REPLAN_ANNOTATION = "qwen-operator.dev/replan"
 NAME_LIMIT = 40
@@ -42,7 +43,7 @@ NAME_RULES = (
 
 
 class InvalidSpec(Exception):
-    """A spec that cannot be used; `problems` has one sentence per fault, with field path and value."""
+    """A spec that cannot be used. `problems` has one sentence for each fault, with the field's path and value."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -90,17 +91,17 @@ class Source:
 
     @property
     def scheme(self) -> str:
-        """What the uri begins with, without colon and slashes: a key of `uris.FORMS`."""
+        """The beginning of the uri, without colon and slashes. It is a key of `uris.FORMS`."""
         return self.uri.partition("://")[0]
 
     @property
     def location(self) -> str:
-        """What follows the scheme; how to read it is the scheme's own matter."""
+        """The rest of the uri. Each scheme reads it in its own way."""
         return self.uri.partition("://")[2]
 
     @property
     def repository(self) -> str | None:
-        """ORGANISATION/NAME of a hub's source, else None."""
+        """ORGANISATION/NAME if the source is a hub, else None."""
         return self.location if uris.FORMS[self.scheme].repository else None
 
 
@@ -124,7 +125,7 @@ class Hardware:
 
 
 def _request_within_context(spec: Mapping[str, Any]) -> bool:
-    workload, context = spec.get("workload") or {}, spec.get("contextTokens")
+    workload, context = mapping(spec, "workload"), spec.get("contextTokens")
     given = [workload.get(name) or default for name, default in (("inputTokens", 2048), ("outputTokens", 512))]
     return context is None or not spec.get("workload") or sum(given) <= context
 
@@ -296,8 +297,8 @@ class Rollout:
 
 
 def _tensor_within_limit(spec: Mapping[str, Any]) -> bool:
-    tensor = (spec.get("parallelism") or {}).get("tensor")
-    limit = (spec.get("hardware") or {}).get("maxGpusPerReplica")
+    tensor = mapping(spec, "parallelism").get("tensor")
+    limit = mapping(spec, "hardware").get("maxGpusPerReplica")
     return tensor is None or limit is None or bool(tensor <= limit)
 
 
@@ -399,12 +400,12 @@ class Spec:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The client names: `servedNames`, or else the model."""
+        """The served names: `servedNames`, or the model if there are none."""
         return self.served_names or (self.model,)
 
     @property
     def repository(self) -> str | None:
-        """The hub repository that the bytes come from, or None for a source that is no hub."""
+        """The hub repository that the files come from, or None if the source is no hub."""
         return self.source.repository if self.source else self.model
 
 
@@ -412,15 +413,15 @@ _POD_FIELDS = frozenset(camel(field.name) for field in fields(Spec) if field.met
 
 
 def parse(obj: Mapping[str, Any]) -> Spec:
-    """The typed spec of a whole QwenDeployment object (metadata and spec); raises InvalidSpec and nothing else."""
+    """The typed spec of a whole QwenDeployment object (metadata and spec). Raises only InvalidSpec."""
     metadata, spec = obj.get("metadata"), obj.get("spec")
     name = metadata.get("name") if isinstance(metadata, Mapping) else None
     if not isinstance(name, str):
         raise InvalidSpec([f"metadata.name: {reading.shown(name)} must be text"])
-    found = [f"metadata.name: {reading.shown(name)}: {rule.message}" for rule in NAME_RULES if not rule.holds(name)]
-    found += reading.problems(spec, object_schema(Spec), "spec")
-    if found:
-        raise InvalidSpec(found)
+    sentences = [f"metadata.name: {reading.shown(name)}: {rule.message}" for rule in NAME_RULES if not rule.holds(name)]
+    sentences += reading.problems(spec, object_schema(Spec), "spec")
+    if sentences:
+        raise InvalidSpec(sentences)
     assert isinstance(spec, Mapping)
     built = reading.build(Spec, spec)
     taken = [
@@ -435,11 +436,11 @@ def parse(obj: Mapping[str, Any]) -> Spec:
 
 
 def revision_hash(spec: Mapping[str, Any], annotations: Mapping[str, str]) -> str:
-    """Eight hexadecimal digits that change when the pods have to: the fields of the spec that are declared with
-    `changes_pods`, plus the value of the annotation qwen-operator.dev/replan.
+    """Eight hexadecimal digits that change when the pods must change.
 
-    The spec is hashed as it was written, so that a new field of the API changes no hash. Members of the first two
-    levels that are null or empty count as not set.
+    The hash covers the fields of the spec that are declared with `changes_pods`, and the value of the annotation
+    qwen-operator.dev/replan. The input is the spec as the user wrote it, so a new field of the API changes no hash.
+    Members of the first two levels that are null or empty count as not set.
     """
     kept = {key: _without_empty(value) for key, value in spec.items() if key in _POD_FIELDS}
     record = {"spec": _without_empty(kept), "replan": annotations.get(REPLAN_ANNOTATION)}

@@ -1,13 +1,14 @@
-"""The status as users read it: built whole, from one frozen input."""
+"""The status as users read it. Each time it is built completely, from one frozen input."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from qwen_operator.api.conditions import ConditionType, Reason, Verdict, clip, set_conditions
 from qwen_operator.api.status_size import shortened
+from qwen_operator.objects import mapping, members
 
 _LOG_LINES = 10
 _LOG_LINE = 200
@@ -16,7 +17,8 @@ _STEPS = 64
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The last end of an engine container that nobody asked for; `time` RFC 3339, `count` of the same reason."""
+    """The last unexpected end of an engine container. `time` is RFC 3339; `count` is how often in a row it had this
+    reason."""
 
     reason: Reason
     phase: str
@@ -29,7 +31,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class ScalingReport:
-    """How many replicas are wanted and why; the numbers in `message` are those of the decision, not of now."""
+    """How many replicas are wanted, and why. `message` has the numbers at the time of the decision."""
 
     wanted: int
     reason: Reason
@@ -38,11 +40,12 @@ class ScalingReport:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """All that a status is made of. `model`, `plan` and `no_fit` are already in their status form, or None.
+    """Everything that a status is made of. `model`, `plan` and `no_fit` already have their status form, or are None.
 
-    `verdicts` has one entry for each of Ready, Planned, ModelLoaded and ScalingActive at least. `replicas` counts the
-    engine pods that exist and are not draining, `ready` those that answer, `wanted` those asked for; `gpus` is the
-    short form of the plan's GPUs ("4xH100-80GB") or ""; `names` the client names; `load` the class of the load.
+    `verdicts` has at least one entry for each of Ready, Planned, ModelLoaded and ScalingActive. `replicas` is the
+    number of replicas that exist and are not draining, `ready` of those that answer, `wanted` of those that should
+    exist. `gpus` is the short form of the plan's GPUs ("4xH100-80GB") or "", `names` are the served names, `load` is
+    the class of the load.
     """
 
     generation: int
@@ -56,13 +59,13 @@ class Observation:
     model: Mapping[str, Any] | None = None
     plan: Mapping[str, Any] | None = None
     no_fit: Mapping[str, Any] | None = None
-    last_failure: Failure | None = field(default=None)
+    last_failure: Failure | None = None
     scaling: ScalingReport | None = None
     load: str = "-"
 
 
 def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[str, Any]:
-    """The complete new status; `old` is the status as read (for transition times), `now` RFC 3339.
+    """The complete new status. `old` is the present status (for transition times), `now` is RFC 3339.
 
     `status_size` shortens it where it is too large.
     """
@@ -71,7 +74,7 @@ def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[st
         "plan": _with_few_steps(observation.plan),
         "noFit": _with_few_steps(observation.no_fit),
         "lastFailure": _failure(observation.last_failure),
-        "scaling": _scaling(observation, old.get("scaling") or {}, now),
+        "scaling": _scaling(observation, mapping(old, "scaling"), now),
     }
     status = {
         "observedGeneration": observation.generation,
@@ -80,31 +83,31 @@ def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[st
         "selector": observation.selector,
         "endpoint": {"names": list(observation.names)},
         **{key: dict(value) for key, value in optional.items() if value},
-        "conditions": set_conditions(old.get("conditions") or (), observation.verdicts, observation.generation, now),
+        "conditions": set_conditions(members(old, "conditions"), observation.verdicts, observation.generation, now),
         "summary": summary(observation),
     }
     return shortened(status)
 
 
 def summary(observation: Observation) -> dict[str, str]:
-    """The line of `kubectl get`: GPUs per replica, ready/wanted, one word, the load's class, one sentence.
+    """The line of `kubectl get`: GPUs per replica, ready/wanted, one word, the class of the load, one sentence.
 
-    The word is the reason of Ready, or of Stalled if that is what a person has to see first.
+    The word is the reason of Ready. While the deployment is stalled and not ready, it is the reason of Stalled.
     """
     ready = next(verdict for verdict in observation.verdicts if verdict.type == ConditionType.READY)
     stalled = [verdict for verdict in observation.verdicts if verdict.type == ConditionType.STALLED and verdict.status]
-    said = stalled[0] if stalled and ready.status is not True else ready
+    shown = stalled[0] if stalled and ready.status is not True else ready
     return {
         "gpus": observation.gpus or "-",
         "ready": f"{observation.ready}/{observation.wanted}",
-        "status": str(said.reason),
+        "status": str(shown.reason),
         "load": observation.load,
-        "message": clip(said.message),
+        "message": clip(shown.message),
     }
 
 
 def _scaling(observation: Observation, old: Mapping[str, Any], now: str) -> dict[str, Any] | None:
-    """`since` is when the number or the reason changed last."""
+    """`status.scaling`. `since` is when the number or the reason last changed."""
     report = observation.scaling
     if report is None:
         return None

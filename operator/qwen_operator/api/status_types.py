@@ -1,6 +1,6 @@
-"""The status of a QwenDeployment as typed Python: only the source of its schema and its manual.
+"""The status of a QwenDeployment as typed Python. It only serves as the source of the schema and the manual.
 
-`status.build` makes the dict; a test holds it against this schema.
+`status.build` makes the dict. A test compares it with this schema.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The forms of `spec.source.uri`, one for each scheme: what the CRD checks and what its messages show.
+"""The forms of `spec.source.uri`, one for each scheme. The CRD checks them, and its messages show them.
 
-`sources/` has one module for each scheme. It refers to its form here, because the CRD is below it.
+`sources/` has one module for each scheme. Each module uses its form from here, because the API may not import it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from qwen_operator.api.fields import Rule, matches
 class UriForm:
     """How the URIs of one scheme look.
 
-    `form` shows the parts in capitals and `example` is a valid URI. `pattern` is a regular expression for the whole
-    URI that Python and RE2 read alike; a path that climbs with `..` is refused for every scheme. `details` says in
-    words what else the pattern asks for. `repository`: the part after the scheme is ORGANISATION/NAME of a hub's
+    `form` shows the parts in capitals, and `example` is a valid URI. `pattern` is a regular expression for the whole
+    URI with the same meaning in Python and RE2. Every scheme rejects a path with `..`. `details` says in words what
+    else the pattern needs. `repository` is true if the part after the scheme is ORGANISATION/NAME of a hub's
     repository, which has revisions.
     """
 
@@ -34,7 +34,7 @@ class UriForm:
         return f"{self.scheme}://"
 
     def rule(self) -> Rule:
-        """Every URI of the scheme has this form; those of other schemes are none of its business."""
+        """The rule that a URI of this scheme has this form. It accepts every URI of another scheme."""
         return Rule(
             f"!self.startsWith('{self.prefix}') || (self.matches('{self.pattern}') && !self.contains('/../') && "
             "!self.endsWith('/..'))",

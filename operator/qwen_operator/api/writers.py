@@ -1,16 +1,18 @@
-"""Who set spec.replicas, and when: the API server notes it in metadata.managedFields."""
+"""Who set spec.replicas, and when. The API server records it in metadata.managedFields."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from qwen_operator.objects import mapping, members
+
 
 def replicas_writer(metadata: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(field manager, RFC 3339 time) of the last writer of spec.replicas; None where nobody owns the field.
+    """(field manager, RFC 3339 time) of the last writer of spec.replicas; None if nobody owns the field.
 
-    The time is that of the manager's last change of any field that it owns: the API server keeps no finer one.
-    Of several owners (server-side apply with equal values) the one that wrote last counts.
+    The time is when the manager last changed any field that it owns, because the API server records nothing finer.
+    If there are several owners (server-side apply with equal values), the last writer counts.
     """
     owners = [(str(entry.get("time") or ""), str(entry.get("manager") or "unknown")) for entry in kept_fields(metadata)]
     if not owners:
@@ -20,19 +22,17 @@ def replicas_writer(metadata: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def kept_fields(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The entries of metadata.managedFields that own spec.replicas, without the other fields they own.
+    """The entries of metadata.managedFields that own spec.replicas, without the other fields that they own.
 
-    The rest of managedFields is large and changes with every write, which is no news to anybody.
+    The rest of managedFields is large, changes with every write, and nothing reads it.
     """
-    entries = metadata.get("managedFields")
-    found = []
-    for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, Mapping) and _owns_replicas(entry.get("fieldsV1")):
-            kept = {key: entry[key] for key in ("manager", "operation", "subresource", "time") if key in entry}
-            found.append({**kept, "fieldsV1": {"f:spec": {"f:replicas": {}}}})
-    return found
-
-
-def _owns_replicas(fields: Any) -> bool:
-    spec = fields.get("f:spec") if isinstance(fields, Mapping) else None
-    return isinstance(spec, Mapping) and "f:replicas" in spec
+    owning = [
+        entry for entry in members(metadata, "managedFields") if "f:replicas" in mapping(entry, "fieldsV1", "f:spec")
+    ]
+    return [
+        {
+            **{key: entry[key] for key in ("manager", "operation", "subresource", "time") if key in entry},
+            "fieldsV1": {"f:spec": {"f:replicas": {}}},
+        }
+        for entry in owning
+    ]

@@ -1,1 +1,1 @@
-"""What a model is: shapes, bytes, and how it can be split."""
+"""Facts of a model: shapes, bytes, and how it can be split over GPUs."""

@@ -1,9 +1,9 @@
-"""Facts of published Qwen checkpoints, so that a well-known model is planned without reading a file.
+"""Facts of published Qwen checkpoints, so that the operator can plan a well-known model without reading a file.
 
-The data file holds the config.json of each model with what its variants change, and says for each row where the
-values come from. Facts are derived from it by the same code that reads a real config.json. Weight bytes are those of
-the tensors in GPU memory, computed from the shapes; a file on disk can be larger (a tied embedding that is stored
-twice, a layer for multi-token prediction).
+The data file holds the config.json of each model, the changes of its variants, and the source of the values of each
+row. The same code that reads a real config.json derives the facts. Weight bytes are those of the tensors in GPU memory,
+computed from the shapes. A file on disk can be larger (a tied embedding that is stored twice, a layer for multi-token
+prediction).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from qwen_operator.checkpoints.facts import CATALOG, Checkpoint, Quantization
 class CatalogEntry:
     """One published repository.
 
-    `family` names generation and size, e.g. "Qwen1.5-72B"; `format` is bf16, gptq_int4, gptq_int8, awq_int4, fp8 or
-    gguf. `verified` is false where a value was inferred and neither a config.json nor a published total confirms it.
+    `family` names generation and size, e.g. "Qwen1.5-72B". `format` is bf16, gptq_int4, gptq_int8, awq_int4, fp8 or
+    gguf. `verified` is false if a value was inferred and neither a config.json nor a published total confirms it.
     """
 
     repository: str
@@ -36,8 +36,8 @@ class CatalogEntry:
 
 def lookup(model: str) -> Checkpoint | None:
     """The catalog's facts for a repository id such as Qwen/Qwen1.5-7B-Chat, or None."""
-    found = entry(model)
-    return None if found is None else found.checkpoint
+    row = entry(model)
+    return None if row is None else row.checkpoint
 
 
 @cache
@@ -57,7 +57,7 @@ def names() -> tuple[str, ...]:
 
 def entries() -> tuple[CatalogEntry, ...]:
     """All rows, in the order of the data: by generation, then size, then format."""
-    return tuple(found for name in _rows() if (found := entry(name)) is not None)
+    return tuple(row for name in _rows() if (row := entry(name)) is not None)
 
 
 def _checkpoint(base: Mapping[str, Any], variant: Mapping[str, Any]) -> Checkpoint:

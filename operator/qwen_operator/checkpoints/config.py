@@ -1,4 +1,4 @@
-"""Facts from a checkpoint's own config.json, which the runtime's reader reads."""
+"""Facts from a checkpoint's own config.json, by the reader in the runtime package."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def from_config(
 ) -> Checkpoint:
     """Facts of a checkpoint from its parsed config.json.
 
-    `weight_bytes` are those of its tensors where they are known. Without them they are computed from the shapes. Raises
-    InvalidFactsError with the field, its value, and what would be right.
+    `weight_bytes` is the size of its tensors if it is known. Otherwise it is computed from the shapes. Raises
+    InvalidFactsError, which names the field, its value, and what would be right.
     """
     model, weights = measure(config, towers=weight_bytes is None)
     total = weights.bytes if weight_bytes is None else weight_bytes
@@ -38,5 +38,5 @@ def from_config(
 
 
 def parameters(config: Mapping[str, Any]) -> int:
-    """The exact number of parameters that stay in memory; raises InvalidFactsError as `from_config` does."""
+    """The exact number of parameters that stay in memory. Raises InvalidFactsError as `from_config` does."""
     return measure(config)[1].parameters

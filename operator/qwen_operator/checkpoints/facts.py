@@ -1,7 +1,7 @@
-"""What a model is, in bytes and shapes: the facts that decide how it can be split and what it costs.
+"""The facts of a model, in bytes and shapes. They decide how it can be split and how much memory it needs.
 
-Facts come from the catalog that ships with the operator, from a public hub, or from an inspection of the real files;
-they are never guessed from the size in a model's name.
+Facts come from the catalog that ships with the operator, from a public hub, or from an inspection of the real files.
+The size in a model's name is never used.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _FAMILIES = {
     "Qwen3": "Qwen3", "Qwen3Moe": "Qwen3", "Qwen3VL": "Qwen3-VL", "Qwen3VLMoe": "Qwen3-VL", "Qwen3Next": "Qwen3-Next",
     "Qwen3_5": "Qwen3.5", "Qwen3_5Moe": "Qwen3.5",
 }  # fmt: skip
-# Formats that SGLang 0.5.23 loads. Only the sizes of gptq, awq and fp8 can be computed; of others they are read.
+# Formats that SGLang 0.5.23 loads. Sizes can be computed only for gptq, awq and fp8; for the others they are read.
 _SERVED = ("auto-round", "awq", "bitsandbytes", "compressed-tensors", "fp8", "gguf", "gptq", "modelopt", "modelopt_fp4",
            "modelopt_fp8", "modelopt_mixed", "moe_wna16", "mxfp4", "mxfp8", "quark", "w4afp8", "w8a8_fp8",
            "w8a8_int8")  # fmt: skip
@@ -68,16 +68,16 @@ _SERVED = ("auto-round", "awq", "bitsandbytes", "compressed-tensors", "fp8", "gg
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The facts of one checkpoint; sizes in bytes, counts as they stand in its config.json.
+    """The facts of one checkpoint. Sizes are in bytes, and counts have the values of its config.json.
 
-    `intermediate` is the width of the plain MLP, used by `dense_layers` layers (all of a dense model, usually none of a
-    model with experts). `experts` is the number of routed experts or None, `expert_intermediate` the width of one,
-    `shared_intermediate` that of the shared expert. `attention_layers` have a KV cache; `linear` are the others.
+    `intermediate` is the width of the plain MLP. `dense_layers` layers use it: all of a dense model, usually none of a
+    model with experts. `experts` is the number of routed experts or None, `expert_intermediate` the width of one, and
+    `shared_intermediate` the width of the shared expert. `attention_layers` have a KV cache; `linear` are the others.
 
-    `weight_bytes` are those that stay in GPU memory on one GPU. Of them `replicated_bytes` (norms, router) are on every
-    rank, `kv_weight_bytes` (K and V projections) are copied once there are more ranks than KV heads, and the rest is
-    divided. `source` is "Catalog", "Hub" or "Inspection"; `digest` the SHA-256 of the config.json, "" for the catalog;
-    `commit` that of the hub's repository in which they were read, "" for other sources.
+    `weight_bytes` is what stays in the memory of one GPU without a split. Of it, `replicated_bytes` (norms, router) are
+    on every rank. `kv_weight_bytes` (K and V projections) are copied if there are more ranks than KV heads. The rest is
+    divided. `source` is "Catalog", "Hub" or "Inspection". `digest` is the SHA-256 of the config.json, "" for the
+    catalog. `commit` is the commit of the hub's repository, "" for other sources.
     """
 
     architecture: str
@@ -116,16 +116,16 @@ class Checkpoint:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Checkpoint:
-        """The inverse of `to_json`; raises InvalidFactsError on anything else.
+        """The inverse of `to_json`. Raises InvalidFactsError for anything else.
 
-        Reads the records of earlier versions too, which lack the fields after `digest`; those are derived.
+        It also reads the records of earlier versions. They lack the fields after `digest`, so these are derived.
         """
         facts = _read(Fields(report_names(record)), _text(Fields(record), "source"))
         return replace(facts, commit=_text(Fields(record), "commit")) if record.get("commit") else facts
 
     @classmethod
     def from_inspection(cls, report: Mapping[str, Any]) -> Checkpoint:
-        """Facts from the inspection's success report (version 1 or 2); raises InvalidFactsError."""
+        """Facts from the inspection's success report (version 1 or 2). Raises InvalidFactsError."""
         if report.get("version") not in (1, 2):
             raise InvalidFactsError(f"version is {report.get('version')!r:.80}, this operator reads versions 1 and 2")
         facts = _read(Fields(report), INSPECTION)
@@ -135,23 +135,23 @@ class Checkpoint:
 
     @property
     def family(self) -> str:
-        """The generation that the model class belongs to, e.g. "Qwen3", or "" for a class that is not known.
+        """The generation that the model class belongs to, e.g. "Qwen3", or "" for an unknown class.
 
-        Qwen1.5, Qwen2 and Qwen2.5 share one class and are all "Qwen2"; no file of a checkpoint tells them apart.
+        Qwen1.5, Qwen2 and Qwen2.5 share one class and are all "Qwen2": no file of a checkpoint distinguishes them.
         """
         name = re.sub(r"For(CausalLM|ConditionalGeneration)$", "", self.architecture)
         return _FAMILIES.get(name, "")
 
     @property
     def quantization_name(self) -> str:
-        """For people: the weights' format, e.g. "bfloat16" or "gptq 4 bit"."""
+        """The format of the weights for people, e.g. "bfloat16" or "gptq 4 bit"."""
         return f"{self.quantization.method} {self.quantization.bits} bit" if self.quantization else self.dtype
 
     def weight_bytes_per_rank(self, tp: int, ep: int = 1) -> int:
         """Bytes of weights on the fullest of `tp` ranks.
 
-        `ep` changes which part of the experts a rank holds, not how much: ep groups have 1/ep of the experts each and
-        their tp / ep members 1/(tp / ep) of every expert.
+        `ep` changes which part of the experts a rank holds, but not how much. Each of the ep groups has 1/ep of the
+        experts, and each of its tp / ep members has 1/(tp / ep) of every expert in the group.
         """
         del ep
         copied = self.kv_weight_bytes * max(1, self.kv_heads // tp) // self.kv_heads
@@ -165,12 +165,12 @@ class Checkpoint:
     def kv_bytes_per_token(self, tp: int, value_bytes: int = KV_BYTES_PER_VALUE) -> int:
         """Bytes of KV cache per token and rank: K and V x KV heads on the rank x head dim x layers with a cache.
 
-        With more ranks than KV heads SGLang replicates the heads, so the value stops shrinking at one head.
+        If there are more ranks than KV heads, SGLang replicates the heads, so every rank has at least one head.
         """
         return 2 * max(1, self.kv_heads // tp) * self.head_dim * self.attention_layers * value_bytes
 
     def state_bytes_per_request(self, tp: int) -> int:
-        """Bytes per rank that one request keeps for the linear-attention layers whatever its length; 0 without any."""
+        """Bytes per rank that one request of any length needs for the linear-attention layers; 0 if there are none."""
         linear = self.linear
         if linear is None:
             return 0
@@ -179,7 +179,7 @@ class Checkpoint:
         return linear.layers * -(-(state + channels * (linear.conv_kernel - 1) * 2) // tp)
 
     def parallel_refusal(self, tp: int, ep: int = 1) -> str | None:
-        """None if SGLang can split this checkpoint over `tp` ranks and `ep` expert groups, else one reason sentence."""
+        """Why SGLang cannot split this checkpoint over `tp` ranks and `ep` expert groups, or None if it can."""
         return parallel.refusal(self, tp, ep)
 
     def valid_parallel(self, max_gpus: int) -> tuple[tuple[int, int], ...]:
@@ -235,7 +235,7 @@ def _shape(report: Fields) -> dict[str, Any]:
 
 
 def _resident_bytes(report: Fields) -> int:
-    """An inspection counts all tensors and says apart which of them are not loaded."""
+    """An inspection counts the bytes of all tensors, and in `idleBytes` those that engines do not load."""
     total = report.whole("weightBytes", MAX_BYTES)
     return total - (report.optional("idleBytes", total - 1, low=0) or 0)
 
@@ -248,10 +248,10 @@ def _digest(report: Fields) -> str:
 
 
 def _parts(report: Fields, shape: Mapping[str, Any]) -> tuple[int, int]:
-    """Bytes of the K and V projections and of what every rank holds.
+    """Bytes of the K and V projections, and of what every rank holds.
 
-    As reported, else derived: the projections at 16 bits, the norms, and the router. A share that is taken too large
-    makes a rank's weights larger, never smaller.
+    They come from the report, or are derived from the projections at 16 bits, the norms, and the router. A value that
+    is too large makes a rank's weights larger, never smaller.
     """
     total: int = shape["weight_bytes"]
     if report.has("kvWeightBytes"):
@@ -270,9 +270,9 @@ def _quantization(report: Fields) -> Quantization | None:
         raise report.refuse("quantization", "null or an object")
     fields = Fields(value)
     method = fields.name("method").lower()
-    # -1 is how GPTQ writes "one scale per column", which puts no bound on the split.
+    # GPTQ writes -1 for "one scale per column", which does not limit the split.
     group = None if value.get("groupSize") == -1 else fields.optional("groupSize", MAX_WIDTH)
-    # Before version 2 the edge of FP8's blocks stood in the group size.
+    # Reports before version 2 have the edge of FP8's blocks in the group size.
     block = fields.optional("block", MAX_WIDTH) or (group if method == "fp8" else None)
     return Quantization(
         method=method,
@@ -286,7 +286,7 @@ def _quantization(report: Fields) -> Quantization | None:
 
 
 def _plain(fields: Fields) -> tuple[Module, ...]:
-    names = fields.values.get("plain") or ()
+    names = fields.values.get("plain") or []
     right = [module.value for module in Module]
     if not isinstance(names, (list, tuple)) or not all(name in right for name in names):
         raise fields.refuse("plain", "a list out of " + ", ".join(right))

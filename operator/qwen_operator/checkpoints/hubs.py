@@ -1,4 +1,4 @@
-"""Model hubs: which there are, where they are, and what a query to one ends in. No I/O: `hubs.client` reads them."""
+"""Model hubs: their names and addresses, queries to them and the answers. No I/O: `hubs.client` sends the queries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.
 
 
 class Hub(StrEnum):
-    """The hubs whose protocol is spoken; the values are the schemes of `spec.source.uri`."""
+    """The supported hubs. The values are the schemes of `spec.source.uri`."""
 
     HUGGING_FACE = "hf"
     MODELSCOPE = "modelscope"
@@ -27,7 +27,7 @@ DEFAULT_REVISIONS = {Hub.HUGGING_FACE: "main", Hub.MODELSCOPE: "master"}
 class HubReason(StrEnum):
     """Why a repository could not be read.
 
-    OFFLINE: the hub gave no answer. UNAVAILABLE: it answered that it cannot now.
+    OFFLINE: the hub gave no answer. UNAVAILABLE: it answered that it cannot serve the request at the moment.
     """
 
     NOT_FOUND = "NotFound"
@@ -39,9 +39,9 @@ class HubReason(StrEnum):
 
 
 class HubError(Exception):
-    """A repository that could not be read; the text is one sentence without an end.
+    """A repository that could not be read. The text is one sentence without a full stop.
 
-    `detail` has the words of the network, which change from try to try.
+    `detail` is the text of the network error. It is separate because it changes from attempt to attempt.
     """
 
     def __init__(self, reason: HubReason, message: str, detail: str = "") -> None:
@@ -57,7 +57,7 @@ class HubError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HubCheckpoint:
-    """The facts of a repository at a commit, to which the revision that was asked for points now."""
+    """The facts of a repository at `commit`: the commit that the requested revision points to at the moment."""
 
     checkpoint: Checkpoint
     commit: str
@@ -65,7 +65,7 @@ class HubCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class HubQuery:
-    """What a hub is asked for: the facts of a repository at a revision, "" for its main branch."""
+    """A query to a hub for the facts of a repository at a revision, "" for its main branch."""
 
     hub: Hub
     repository: str
@@ -77,9 +77,9 @@ class HubQuery:
 
 @dataclass(frozen=True, slots=True)
 class HubAnswer:
-    """What a query ended in: either `checkpoint`, with its commit, or `reason` and `message`.
+    """The result of a query: either `checkpoint`, with its commit, or `reason` and `message`.
 
-    `again` is the time from which the same query makes sense again; `failures` counts failed tries in a row.
+    `again` is the earliest time for the same query. `failures` is the number of failed attempts in a row.
     """
 
     query: HubQuery
@@ -91,12 +91,12 @@ class HubAnswer:
 
 
 def is_repository(name: str) -> bool:
-    """Whether the name can be that of a repository: ORGANISATION/NAME."""
+    """Whether this can be the name of a repository: ORGANISATION/NAME."""
     return _REPOSITORY.fullmatch(name) is not None and ".." not in name
 
 
 def is_address(url: str) -> bool:
-    """Whether it can be the address of a hub."""
+    """Whether this can be the address of a hub."""
     try:
         parts = urlsplit(url)
         return parts.scheme in ("https", "http") and bool(parts.hostname) and (parts.port is None or parts.port > 0)

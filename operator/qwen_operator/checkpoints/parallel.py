@@ -1,11 +1,11 @@
-"""Which splits over GPUs an engine accepts, and why it refuses each other one.
+"""Which splits over GPUs an engine accepts, and why it rejects the others.
 
-The rules are those that SGLang 0.5.23 asserts while it loads a model: attention and KV heads, the widths that a rank
-gets of every row-parallel layer, the number of experts, and the alignment of each share with quantization groups. Some
-bad splits are not refused at load and fail late with a kernel error, so they are refused here.
+SGLang 0.5.23 asserts these rules while it loads a model: attention and KV heads, the part of every row-parallel layer
+that a rank gets, the number of experts, and the alignment of each part with quantization groups. Some bad splits pass
+its checks and fail later with a kernel error. They are rejected here too.
 
-`tp` ranks share every layer; `ep` of them divide the routed experts among themselves, and the tp / ep ranks of such a
-group share each expert's matrices ("MoE TP"). The vocabulary never blocks a split: it is padded.
+`tp` ranks share every layer. They form `ep` groups that divide the routed experts, and the tp / ep ranks of a group
+share the matrices of each of its experts ("MoE TP"). The vocabulary never blocks a split, because it is padded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qwen_operator.checkpoints.facts import Checkpoint
 
-# Row-parallel layers and the Marlin kernels of GPTQ and AWQ take inputs in steps of 128 whatever the group size is.
+# Row-parallel layers and the Marlin kernels of GPTQ and AWQ need inputs in steps of 128, whatever the group size is.
 KERNEL_STEP = 128
 # Their outputs come in steps of 64.
 _OUTPUT_STEP = 64
@@ -26,12 +26,12 @@ _FP8_STEP = 16
 
 
 def refusal(checkpoint: Checkpoint, tp: int, ep: int) -> str | None:
-    """None if the checkpoint can be split over `tp` ranks with `ep` expert groups, else the reason as a sentence."""
+    """Why the checkpoint cannot be split over `tp` ranks with `ep` expert groups, or None if it can."""
     if tp < 1 or ep < 1:
         name, value = ("TP", tp) if tp < 1 else ("EP", ep)
         return f"{name} {value} is not a number of GPUs: it must be at least 1"
     if ep > 1 and checkpoint.experts is None:
-        return f"EP {ep} needs a model with experts, and {checkpoint.architecture} has none: EP must be 1"
+        return f"EP {ep} needs a model with experts, but {checkpoint.architecture} has none: EP must be 1"
     if tp % ep:
         return f"TP {tp} is not a multiple of EP {ep}: every expert group needs the same number of GPUs"
     if (tp, ep) == (1, 1):
@@ -43,7 +43,7 @@ def refusal(checkpoint: Checkpoint, tp: int, ep: int) -> str | None:
 
 
 def valid(checkpoint: Checkpoint, max_gpus: int) -> tuple[tuple[int, int], ...]:
-    """All (tp, ep) with tp <= `max_gpus` that are not refused, sorted: fewer GPUs first, then smaller EP."""
+    """All (tp, ep) with tp <= `max_gpus` that the engine accepts: fewer GPUs first, then smaller EP."""
     most = min(max_gpus, checkpoint.heads)
     return tuple(
         (tp, ep)
@@ -60,7 +60,7 @@ def _heads(checkpoint: Checkpoint, tp: int) -> str | None:
     if kv_heads >= tp and kv_heads % tp:
         return f"{kv_heads} KV heads are not divisible by TP {tp}"
     if kv_heads < tp and tp % kv_heads:
-        return f"TP {tp} is not a multiple of the {kv_heads} KV heads, which would have to be copied"
+        return f"TP {tp} is not a multiple of the {kv_heads} KV heads, so SGLang cannot copy them evenly"
     if linear is not None:
         for name, count in (("key", linear.key_heads), ("value", linear.value_heads)):
             if count % tp:
@@ -76,7 +76,7 @@ def _experts(checkpoint: Checkpoint, tp: int, ep: int) -> str | None:
     if checkpoint.experts % ep:
         return f"{checkpoint.experts} experts are not divisible by EP {ep}"
     if checkpoint.expert_intermediate is None and checkpoint.quantization is not None and tp > ep:
-        return f"the width of one quantized expert is not among the facts, so TP {tp} with EP {ep} cannot be checked"
+        return f"the facts do not have the width of one quantized expert, so TP {tp} with EP {ep} cannot be checked"
     return None
 
 
@@ -101,7 +101,7 @@ def _attention(checkpoint: Checkpoint, tp: int) -> str | None:
 
 
 def _step(checkpoint: Checkpoint, module: str) -> int:
-    """What each rank's share of a kind of layers must be a multiple of; 1 for plain weights."""
+    """The number that divides each rank's share of this kind of layers. It is 1 for plain weights."""
     quantization = checkpoint.quantization
     if quantization is None or module in quantization.plain:
         return 1
@@ -135,9 +135,9 @@ def _expert_share(checkpoint: Checkpoint, tp: int, ep: int, step: int) -> str | 
 
 
 def _attention_shares(checkpoint: Checkpoint, tp: int) -> Iterator[tuple[str, str, int]]:
-    """(name with width, kind of layers, share of one rank) where a share must keep to the step.
+    """(name with width, kind of layers, share of one rank) for every share that must be a multiple of the step.
 
-    With FP8 blocks also the outputs count, each on its own; K and V are one head at least.
+    For FP8, each output must be one too. A rank has at least one head of K and V.
     """
     width = checkpoint.heads * checkpoint.head_dim
     yield f"attention output width {width}", "self_attn", width // tp

@@ -1,8 +1,8 @@
-"""What this operator knows of SGLang, one folder per version.
+"""What this operator knows about SGLang, one folder for each version.
 
-A folder `sglang_0_5_23` has the command-line options (`options.json`, written by `make engine-table`), the log lines
-that say how an engine ended (`log_lines.json`, packed into qwen-runtime), and the module's `ENGINE` with everything
-else. docs/engines.md shows how to add one.
+A folder such as `sglang_0_5_23` has the command-line options (`options.json`, written by `make engine-table`), the log
+lines that show how an engine ended (`log_lines.json`, packed into qwen-runtime), and the module's `ENGINE` with
+everything else. docs/engines.md shows how to add one.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ VERSIONS = (
 
 @cache
 def of(version: str) -> EngineVersion:
-    """What is known of a version.
+    """Everything that the operator knows about a version.
 
-    A version without a folder gets everything from the nearest one, except that its options are not known: its table
-    of them is empty, so nothing can be checked against it.
+    A version without a folder gets everything from the nearest one, except the options. Its table of options is empty,
+    so options cannot be checked.
     """
     name = versions.nearest(version, VERSIONS)
-    known: EngineVersion = import_module(f"{__name__}.{folder(name)}").ENGINE
+    engine: EngineVersion = import_module(f"{__name__}.{folder(name)}").ENGINE
     if name == version:
-        return known
-    return replace(known, options=OptionTable(version, {}, known.options.planned))
+        return engine
+    return replace(engine, options=OptionTable(version, {}, engine.options.planned))
 
 
 def newest() -> EngineVersion:

@@ -1,4 +1,4 @@
-"""The shape of what a version of SGLang determines. The values are in the folders of the versions."""
+"""The types of everything that depends on the version of SGLang. The folders of the versions have the values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Capability = tuple[int, int]
 
 
 class Role(StrEnum):
-    """What a plan sets, whatever a version of SGLang calls it."""
+    """A setting of a plan, independent of its option's name in a version of SGLang."""
 
     TENSOR_PARALLEL = "tensorParallel"
     EXPERT_PARALLEL = "expertParallel"
@@ -38,7 +38,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option as written: `name` is canonical, `spelling` what the user wrote, `values` may be empty."""
+    """One option. `name` is the canonical name, `spelling` is what the user wrote, and `values` may be empty."""
 
     name: str
     spelling: str
@@ -53,10 +53,10 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class OptionTable:
-    """The options of one version: spelling -> canonical name, and how it writes what a plan sets.
+    """The options of one version: `options` maps a spelling to its canonical name, `planned` a role to its option.
 
-    `planned` has the option of a role, or the option with a fixed value, e.g. --graphs=off; a version without such an
-    option lacks the role. `options` is empty for a version without a folder; then nothing can be checked.
+    An option in `planned` may have a fixed value, e.g. --graphs=off. If the version has no such option, `planned` lacks
+    the role. `options` is empty for a version without a folder; then options cannot be checked.
     """
 
     version: str
@@ -71,12 +71,12 @@ class OptionTable:
         return cls(record["sglang"], options, planned)
 
     def option(self, role: Role, *values: str) -> Option | None:
-        """The option by which this version sets `role`; None if it has none."""
+        """The option that sets `role` in this version, None if it has none."""
         name, _, fixed = self.planned.get(role, "").partition("=")
         return Option(name, name, (fixed,) if fixed else values) if name else None
 
     def name(self, role: Role) -> str:
-        """The name of the option for `role`, "" if this version has none."""
+        """The name of the option that sets `role`, "" if this version has none."""
         return self.planned.get(role, "").partition("=")[0]
 
 
@@ -84,8 +84,8 @@ class OptionTable:
 class MetricNames:
     """Names on an engine's /metrics page.
 
-    `ticks` are counters that grow about once a second while the scheduler's loop turns, with and without requests;
-    `work` are those that grow with work only.
+    `ticks` are counters that grow about once a second while the scheduler's loop runs, with or without requests.
+    `work` are counters that grow only with requests.
     """
 
     running: str
@@ -118,8 +118,11 @@ class MetricNames:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """SGLang's memory settings for one size of GPU; `fraction` is --mem-fraction-static in thousandths, `chunk` tokens
-    of a chunked prefill, `graph_batch` the largest decode batch with a CUDA graph."""
+    """SGLang's memory settings for one size of GPU.
+
+    `fraction` is --mem-fraction-static in thousandths, `chunk` the tokens of a chunked prefill, `graph_batch` the
+    largest decode batch with a CUDA graph.
+    """
 
     fraction: int
     chunk: int
@@ -128,20 +131,21 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class MemoryConstants:
-    """The numbers of the memory formula (`planning/memory.py`); GiB are per GPU.
+    """The numbers of the memory formula (`planning/memory.py`). GiB are per GPU.
 
-    `context_gib` is what the CUDA context, the driver and libraries take at least; `context_slopes` are (from GiB, to
-    GiB, GiB per GiB of the GPU's memory). `pcie_gib`, `nvlink_gib` and `many_gib` are communication buffers: of 2 to
-    `few_ranks` ranks on boards below and from `nvlink_mib` MiB on, and of more ranks. `weights_alone_gib` and
-    `weights_split_gib` are what the loader takes beyond the tensors, for one rank and for several.
+    `context_gib` is the least that the CUDA context, the driver and libraries take. `context_slopes` are (from GiB, to
+    GiB, GiB per GiB of the GPU's memory). `pcie_gib`, `nvlink_gib` and `many_gib` are communication buffers. For 2 to
+    `few_ranks` ranks, boards below `nvlink_mib` MiB take `pcie_gib`, and larger boards take `nvlink_gib`. More ranks
+    take `many_gib`. `weights_alone_gib` (one rank) and `weights_split_gib` (several) are what the loader takes in
+    addition to the tensors.
 
-    `margin_gib` is how far the promise stays below the prediction. The pool is rounded down to whole `page_tokens`.
-    `multimodal_percent` of the fraction remain for multimodal models. `state_ratios` are values of
-    --mamba-full-memory-ratio in thousandths, SGLang's default first; a hybrid keeps `slots_per_request` state slots
+    `margin_gib` is subtracted from the prediction; plans promise the rest. The pool is rounded down to whole
+    `page_tokens`. Multimodal models get `multimodal_percent` of the fraction. `state_ratios` are values of
+    --mamba-full-memory-ratio in thousandths, SGLang's default first. A hybrid keeps `slots_per_request` state slots
     for each running request. `tunings` are (from MiB, settings), ascending.
 
-    The engine itself would reserve `reserve_mib`, `reserve_mib_per_token` of a chunk of at least
-    `reserve_least_tokens`, and `reserve_mib_per_graph_request` of the largest decode graph.
+    The engine's own default would reserve `reserve_mib`, plus `reserve_mib_per_token` for each token of a chunk (at
+    least `reserve_least_tokens`), plus `reserve_mib_per_graph_request` for each request of the largest decode graph.
     """
 
     context_gib: float
@@ -167,7 +171,7 @@ class MemoryConstants:
 
 @dataclass(frozen=True, slots=True)
 class KvCacheType:
-    """SGLang's own `name` of a type, bytes of one value, and the least compute capability."""
+    """A type of the KV cache: SGLang's `name`, the bytes of one value, and the lowest compute capability."""
 
     name: str
     value_bytes: int
@@ -176,12 +180,11 @@ class KvCacheType:
 
 @dataclass(frozen=True, slots=True)
 class Formats:
-    """What the kernels of a version need of a GPU.
+    """The lowest compute capabilities that the kernels of a version need.
 
-    `engine` is the least compute capability of the engine at all, `bfloat16` and `fp8_native` those of GPUs that
-    compute in these types; `weights` has the least by format of the weights, and a format that it lacks cannot be
-    planned. `packed_bits` are the widths of GPTQ and AWQ that run, and `awq_8_bits` is what AWQ of 8 bits needs.
-    `kv_cache_types` has the API's names.
+    `engine` is for the engine itself, `bfloat16` and `fp8_native` for GPUs that compute in these types, and `weights`
+    for each format of the weights. A format that is not in `weights` cannot be planned. `packed_bits` are the widths of
+    GPTQ and AWQ that run; `awq_8_bits` is for AWQ of 8 bits. The keys of `kv_cache_types` are the API's names.
     """
 
     engine: Capability
@@ -197,7 +200,8 @@ class Formats:
 class Parsers:
     """Names of parsers: `tools` and `coder_tools` for --tool-call-parser, the others for --reasoning-parser.
 
-    `thinking` is for models that always reason, `hybrid_thinking` for those that a request can stop from it.
+    `thinking` is for models that always reason. `hybrid_thinking` is for models whose reasoning a request can switch
+    off.
     """
 
     tools: str
@@ -208,7 +212,7 @@ class Parsers:
 
 @dataclass(frozen=True, slots=True)
 class EngineVersion:
-    """Everything that depends on the version of SGLang. `version` is the one whose folder this comes from."""
+    """Everything that depends on the version of SGLang. `version` names the folder that it comes from."""
 
     version: str
     options: OptionTable

@@ -1,1 +1,1 @@
-"""What a GPU is, and which ones there are."""
+"""GPU products, and the GPUs that exist in the cluster."""

@@ -1,7 +1,7 @@
-"""What is known of GPU products: memory, compute capability, short names, and the labels by which clouds call them.
+"""What the operator knows about GPU products: memory, compute capability, short names, and the labels of clouds.
 
-The values are data (gpus.json). Memory and capability that a node states itself win over the table; the table speaks
-where a node says nothing, and shows where a node says something that cannot be.
+The values are in gpus.json. If a node's labels state memory and capability, they win over this table. The table fills
+in what the labels lack, and shows labels that cannot be true.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _CAPABILITY = re.compile(r"([0-9]{1,2})\.([0-9])")
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A GPU product: `product` is the value of nvidia.com/gpu.product, memory the total of one GPU in MiB.
+    """A GPU product. `product` is the value of nvidia.com/gpu.product, `memory_mib` the total memory of one GPU.
 
-    `nvlink`: the boards of a node are linked by NVLink rather than by PCIe.
+    `nvlink` is true if NVLink, not PCIe, links the boards of a node.
     """
 
     product: str
@@ -38,7 +38,7 @@ class Board:
 
 @dataclass(frozen=True, slots=True)
 class BoardLabel:
-    """The label of a node that names its GPU, and the board it stands for."""
+    """A label of a node that names its GPU, and the board that it stands for."""
 
     label: str
     value: str
@@ -51,19 +51,19 @@ def boards() -> tuple[Board, ...]:
 
 
 def board(name: str) -> Board | None:
-    """The board of a label value, another spelling of it, or a short name, in any case of letters."""
+    """The board of a label value, of another spelling of it, or of a short name. Upper and lower case are equal."""
     return _data().names.get(name.casefold())
 
 
 def similar(name: str) -> tuple[str, ...]:
-    """Short names of the boards that a name which is none may mean: those that have all of its parts, or else the one
-    that is spelt most alike."""
+    """Short names of the boards that an unknown name may mean: those with all of its parts, or else the one with the
+    most similar spelling."""
     wanted = _parts(name)
-    found = [one.short for one in boards() if wanted <= _parts(one.short) | _parts(one.product)]
-    if found:
-        return tuple(dict.fromkeys(found))
-    spelt = {each.casefold(): one.short for one in boards() for each in (one.product, one.short)}
-    return tuple(spelt[near] for near in get_close_matches(name.casefold(), spelt, n=1, cutoff=0.6))
+    with_all_parts = [one.short for one in boards() if wanted <= _parts(one.short) | _parts(one.product)]
+    if with_all_parts:
+        return tuple(dict.fromkeys(with_all_parts))
+    spellings = {each.casefold(): one.short for one in boards() for each in (one.product, one.short)}
+    return tuple(spellings[near] for near in get_close_matches(name.casefold(), spellings, n=1, cutoff=0.6))
 
 
 def _parts(name: str) -> set[str]:
@@ -71,7 +71,7 @@ def _parts(name: str) -> set[str]:
 
 
 def named_by(labels: Mapping[str, str]) -> BoardLabel | None:
-    """The board that a cloud's own labels name, or None. Labels that several boards share name none."""
+    """The board that a cloud's own labels name, or None. A label value that several boards share names none."""
     data = _data()
     for label, products in data.providers.items():
         product = products.get(labels.get(label, ""))
@@ -85,13 +85,13 @@ def named_by(labels: Mapping[str, str]) -> BoardLabel | None:
 def short_name(product: str) -> str:
     """The short name of a product label value.
 
-    That of the table for a known board. For others the rule: drop a leading "NVIDIA-" or "Tesla-", keep the model,
-    and keep the memory if it stands in the label as "<n>GB". So NVIDIA-A800-SXM4-80GB is A800-80GB. Names that go
-    on after a family word (RTX, GeForce, ...) stay whole.
+    For a known board it comes from the table. For others there is a rule: drop a leading "NVIDIA-" or "Tesla-", keep
+    the model, and keep the memory if the label has it as "<n>GB". So NVIDIA-A800-SXM4-80GB becomes A800-80GB. A name
+    that begins with a family word (RTX, GeForce, ...) stays whole.
     """
-    known = _data().boards.get(product)
-    if known:
-        return known.short
+    known_board = _data().boards.get(product)
+    if known_board:
+        return known_board.short
     bare = re.sub(r"^(NVIDIA|Tesla)-(?=.)", "", product)
     model, *rest = bare.split("-")
     if model in _FAMILIES:
@@ -100,9 +100,9 @@ def short_name(product: str) -> str:
 
 
 def capability(text: str) -> tuple[int, int] | None:
-    """(9, 0) of "9.0"; None for a text of another form."""
-    found = _CAPABILITY.fullmatch(text)
-    return (int(found[1]), int(found[2])) if found else None
+    """(9, 0) for "9.0". None for a text of another form."""
+    match = _CAPABILITY.fullmatch(text)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +116,17 @@ class _Data:
 @cache
 def _data() -> _Data:
     record = json.loads(files(__package__).joinpath("gpus.json").read_text(encoding="utf-8"))
-    known = {row["product"]: _board(row) for row in record["boards"]}
+    by_product = {row["product"]: _board(row) for row in record["boards"]}
     names: dict[str, Board] = {}
-    for one in known.values():
+    for one in by_product.values():
         for name in (one.product, *one.aliases, one.short):
             names.setdefault(name.casefold(), one)
-    return _Data(known, names, record["providers"], record["instanceTypes"])
+    return _Data(by_product, names, record["providers"], record["instanceTypes"])
 
 
 def _board(row: Mapping[str, object]) -> Board:
-    found = capability(str(row["computeCapability"]))
-    assert found, f"computeCapability of {row['product']}"
+    parsed_capability = capability(str(row["computeCapability"]))
+    assert parsed_capability, f"computeCapability of {row['product']}"
     aliases = row["aliases"]
     assert isinstance(aliases, list)
     return Board(
@@ -134,6 +134,6 @@ def _board(row: Mapping[str, object]) -> Board:
         short=str(row["short"]),
         aliases=tuple(aliases),
         memory_mib=int(str(row["memoryMiB"])),
-        compute_capability=found,
+        compute_capability=parsed_capability,
         nvlink=bool(row["nvlink"]),
     )

@@ -1,7 +1,7 @@
 """Which GPUs exist: from node labels and declared pools to a list of products.
 
-Totals only. Whether a GPU is free now is the scheduler's word, so cordoned and full nodes count. A taint that somebody
-put there for good is no such matter of the moment: nodes that a pod may never use are no hardware for it.
+It counts totals. Only the scheduler decides whether a GPU is free, so cordoned and full nodes count. A lasting taint is
+different: a node that a pod may never use does not count for that pod.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _Key = tuple[str, tuple[Taint, ...], tuple[tuple[str, str], ...]]
 
 @dataclass(frozen=True, slots=True)
 class GpuProduct:
-    """One kind of GPU on one kind of node. `memory_mib` is the total of one GPU; `nodes` is how many nodes have it now.
+    """One kind of GPU on one kind of node. `memory_mib` is the total of one GPU, `nodes` the number of existing nodes.
 
-    `full_nodes` of them, existing or allowed to a pool, have `gpus_per_node` GPUs: a replica may span these.
-    `selector` and `tolerations` place a pod on its nodes; `declared` says that a pool of the chart names it. Nodes of
-    one product with different `taints` or labels are different entries of an inventory. `compute_capability` is None
-    where nobody says it; `cost_per_gpu_hour` is in thousandths of a dollar.
+    `full_nodes` is the number of nodes with `gpus_per_node` GPUs that exist or that a pool may grow to. A replica may
+    span these. `selector` and `tolerations` place a pod on the nodes. `declared` is true if a pool of the chart names
+    the product. Nodes of one product with different `taints` or labels are different entries of an inventory.
+    `compute_capability` is None if it is not known. `cost_per_gpu_hour` is in thousandths of a dollar.
     """
 
     product: str
@@ -59,21 +59,24 @@ class GpuProduct:
         return short_name(self.product)
 
     def called(self, name: str) -> bool:
-        """True if `name` is this product's label value, another spelling of it or its short name, in any case."""
-        known = board(self.product)
-        names = (self.product, self.short, *(known.aliases if known else ()))
+        """True if `name` is this product's label value, another spelling of it, or its short name, in any case."""
+        known_board = board(self.product)
+        names = (self.product, self.short, *(known_board.aliases if known_board else ()))
         return name.casefold() in {one.casefold() for one in names}
 
     def barred(self, tolerations: Sequence[Mapping[str, Any]]) -> list[Taint]:
-        """The taints that neither these tolerations nor the pool's own tolerate."""
+        """The taints that neither these tolerations nor those of the pool tolerate."""
         offered = (*tolerations, *self.tolerations)
         return [taint for taint in self.taints if not any(taint.tolerated_by(one) for one in offered)]
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Products by name; names of nodes whose GPUs carry no labels; sentences about nodes that were left out, and
-    about nodes whose labels disagree with what they have."""
+    """All GPUs that the operator knows.
+
+    `unlabelled` has the names of nodes whose GPUs have no labels. `ignored` has one sentence for each node that does
+    not count, and `notes` one for each node whose labels contradict its hardware.
+    """
 
     products: tuple[GpuProduct, ...] = ()
     unlabelled: tuple[str, ...] = ()
@@ -81,7 +84,7 @@ class Inventory:
     notes: tuple[str, ...] = ()
 
     def usable(self, tolerations: Sequence[Mapping[str, Any]]) -> Inventory:
-        """What a pod with these tolerations may run on: one entry per product and selector, without taints."""
+        """The GPUs that a pod with these tolerations may use, with one entry for each product and selector."""
         products: dict[_Key, GpuProduct] = {}
         ignored = list(self.ignored)
         for product in self.products:
@@ -95,11 +98,11 @@ class Inventory:
         return replace(self, products=_ordered(products), ignored=tuple(ignored))
 
     def with_product(self, product: GpuProduct) -> Inventory:
-        """The same hardware and one product more."""
+        """The same hardware and one more product."""
         return replace(self, products=(*self.products, product))
 
     def with_instead(self, product: GpuProduct) -> Inventory:
-        """The same hardware, but of this product what is given."""
+        """The same hardware, but this entry replaces all entries of its product."""
         others = tuple(one for one in self.products if one.product != product.product)
         return replace(self, products=(*others, product))
 
@@ -107,45 +110,45 @@ class Inventory:
 def inventory(nodes: Iterable[Mapping[str, Any]], pools: Sequence[GpuPool]) -> Inventory:
     """Products of the given node objects, joined with the declared pools.
 
-    Where nodes of one product differ, memory and compute capability are the smallest and GPUs per node the largest
-    seen. Shared GPUs (time slicing, MPS, MIG) are left out: an engine needs whole ones.
+    If nodes of one product differ, the smallest memory and compute capability count, and the largest number of GPUs per
+    node. Shared GPUs (time slicing, MPS, MIG) do not count, because an engine needs whole GPUs.
     """
     products: dict[_Key, GpuProduct] = {}
     unlabelled: list[str] = []
     ignored: list[str] = []
     notes: list[str] = []
     for node in nodes:
-        seen = node_reading.read(node)
-        if seen is None:
+        gpus = node_reading.read(node)
+        if gpus is None:
             continue
-        if seen.shared:
-            ignored.append(f"{seen.node}: {seen.shared}")
-        elif not seen.product:
-            unlabelled.append(seen.node)
+        if gpus.shared:
+            ignored.append(f"{gpus.node}: {gpus.shared}")
+        elif not gpus.product:
+            unlabelled.append(gpus.node)
         else:
-            notes += seen.notes
-            _add(products, _product(seen))
+            notes += gpus.notes
+            _add(products, _product(gpus))
     for pool in pools:
         _declare(products, pool)
     return Inventory(_ordered(products), tuple(sorted(unlabelled)), tuple(sorted(ignored)), tuple(sorted(notes)))
 
 
-def _product(seen: node_reading.Sighting) -> GpuProduct:
+def _product(gpus: node_reading.NodeGpus) -> GpuProduct:
     return GpuProduct(
-        product=seen.product,
-        memory_mib=seen.memory_mib,
-        gpus_per_node=seen.gpus,
+        product=gpus.product,
+        memory_mib=gpus.memory_mib,
+        gpus_per_node=gpus.gpus,
         nodes=1,
-        selector=dict(seen.selector),
+        selector=dict(gpus.selector),
         declared=False,
-        taints=seen.taints,
-        compute_capability=seen.compute_capability,
+        taints=gpus.taints,
+        compute_capability=gpus.compute_capability,
     )
 
 
 def _declare(products: dict[_Key, GpuProduct], pool: GpuPool) -> None:
-    """Join a pool with the nodes of its product, whatever their taints; a pool without nodes stands for itself."""
-    known = board(pool.product)
+    """Join a pool with the nodes of its product, whatever their taints. A pool without nodes is an entry of its own."""
+    known_board = board(pool.product)
     selector = dict(pool.node_selector) or {PRODUCT_LABEL: pool.product}
     declared = GpuProduct(
         product=pool.product,
@@ -155,7 +158,7 @@ def _declare(products: dict[_Key, GpuProduct], pool: GpuPool) -> None:
         selector=selector,
         declared=True,
         tolerations=pool.tolerations,
-        compute_capability=pool.compute_capability or (known.compute_capability if known else None),
+        compute_capability=pool.compute_capability or (known_board.compute_capability if known_board else None),
         cost_per_gpu_hour=pool.cost_per_gpu_hour,
         full_nodes=pool.max_nodes or 1,
     )
@@ -176,7 +179,7 @@ def _add(products: dict[_Key, GpuProduct], new: GpuProduct) -> None:
 
 
 def _joined(old: GpuProduct, new: GpuProduct) -> GpuProduct:
-    """Two views of one product. Declared nodes are those that exist and more, never others beside them."""
+    """Two entries of one product as one. The nodes of a pool include those that exist already."""
     most = max(old.gpus_per_node, new.gpus_per_node)
     counts = [one.full_nodes if one.gpus_per_node == most else 0 for one in (old, new)]
     full = max(counts) if old.nodes == 0 or new.nodes == 0 else sum(counts)

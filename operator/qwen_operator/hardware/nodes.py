@@ -1,7 +1,7 @@
-"""What one node says of its GPUs.
+"""The GPUs of one node, from its labels and its status.
 
-Labels come from GPU feature discovery, or from the cloud (`boards.named_by`). Numbers that cannot all be true are told
-in a sentence, and the one that promises less is taken.
+Labels come from GPU feature discovery or from the cloud (`boards.named_by`). If numbers contradict each other, the
+smaller one counts, and a note says so.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qwen_operator import objects
 from qwen_operator.hardware.boards import Board, board, named_by
+from qwen_operator.objects import mapping, members
 
 GPU_RESOURCE = "nvidia.com/gpu"
 PRODUCT_LABEL = "nvidia.com/gpu.product"
@@ -19,22 +21,24 @@ COUNT_LABEL = "nvidia.com/gpu.count"
 _MAJOR_LABEL = "nvidia.com/gpu.compute.major"
 _MINOR_LABEL = "nvidia.com/gpu.compute.minor"
 _REPLICAS_LABEL = "nvidia.com/gpu.replicas"
-# Any of these with a value other than none says that pods share a GPU: GPU feature discovery, then GKE.
+# If one of these has a value other than none, pods share a GPU. The first is of GPU feature discovery, the others of
+# GKE.
 _SHARING_LABELS = (
     "nvidia.com/gpu.sharing-strategy",
     "cloud.google.com/gke-gpu-sharing-strategy",
     "cloud.google.com/gke-gpu-partition-size",
 )
 _MIG_RESOURCE = "nvidia.com/mig-"
-# Drivers keep up to 4 % of a board's memory for error correction, and tables round; more is another board.
+# In percent. Drivers keep up to 4 % of a board's memory for error correction, and tables round. A larger difference
+# means another board.
 _MEMORY_TOLERANCE = 10
-# Taints of the moment (not-ready, unschedulable, memory-pressure ...), which come and go by themselves.
+# Kubernetes sets and removes these taints by itself (not-ready, unschedulable, memory-pressure ...).
 _PASSING_TAINTS = "node.kubernetes.io/"
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Taint:
-    """A taint that keeps pods off a node for good; `effect` is NoSchedule or NoExecute."""
+    """A lasting taint that keeps pods off a node. `effect` is NoSchedule or NoExecute."""
 
     key: str
     value: str
@@ -44,7 +48,7 @@ class Taint:
         return f"{self.key}={self.value}:{self.effect}" if self.value else f"{self.key}:{self.effect}"
 
     def tolerated_by(self, toleration: Mapping[str, Any]) -> bool:
-        """Kubernetes' own rule: no effect means every effect, Exists without a key every taint."""
+        """Kubernetes' own rule: no effect matches every effect, and Exists without a key matches every taint."""
         if toleration.get("effect") not in (None, "", self.effect):
             return False
         key = toleration.get("key") or ""
@@ -54,10 +58,10 @@ class Taint:
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
-    """The GPUs of a node. `shared` says why they cannot be used whole; without `product` they carry no labels.
+class NodeGpus:
+    """The GPUs of a node. `shared` says why a pod cannot use them whole. Without labels, `product` is "".
 
-    `selector` finds nodes of this kind; `notes` are sentences about numbers that disagree.
+    `selector` selects nodes of this kind. `notes` has one sentence for each contradiction between numbers.
     """
 
     node: str
@@ -71,72 +75,70 @@ class Sighting:
     notes: tuple[str, ...] = ()
 
 
-def read(node: Mapping[str, Any]) -> Sighting | None:
-    """The GPUs of a node object; None for a node without any."""
-    name, labels = str(_member(node, "metadata").get("name", "")), _labels(node)
+def read(node: Mapping[str, Any]) -> NodeGpus | None:
+    """The GPUs of a node object, None if it has none."""
+    name, labels = str(mapping(node, "metadata").get("name", "")), _labels(node)
     product = labels.get(PRODUCT_LABEL, "")
     gpus = _offered(node, "allocatable") or _whole(labels.get(COUNT_LABEL))
     if gpus == 0:
-        sliced = any(resource.startswith(_MIG_RESOURCE) for resource in _resources(node, "allocatable"))
-        return Sighting(name, shared=f"{product or 'its GPUs'}: cut into MIG slices") if sliced else None
+        sliced = any(resource.startswith(_MIG_RESOURCE) for resource in mapping(node, "status", "allocatable"))
+        return NodeGpus(name, shared=f"{product or 'its GPUs'}: cut into MIG slices") if sliced else None
     shared = _shared(product, labels)
     if shared:
-        return Sighting(name, shared=shared)
-    naming = None if product else named_by(labels)
-    known = naming.board if naming else board(product)
-    said = _whole(labels.get(MEMORY_LABEL))
-    if naming:
-        product, selector = naming.board.product, ((naming.label, naming.value),)
+        return NodeGpus(name, shared=shared)
+    cloud_label = None if product else named_by(labels)
+    known_board = cloud_label.board if cloud_label else board(product)
+    if cloud_label:
+        product, selector = cloud_label.board.product, ((cloud_label.label, cloud_label.value),)
     else:
         selector = ((PRODUCT_LABEL, product),)
-    memory, notes = _memory(name, product, said, known)
+    memory, notes = _memory(name, product, _whole(labels.get(MEMORY_LABEL)), known_board)
     if not product or memory == 0:
-        return Sighting(name)
-    counted = _counted(name, node, labels)
-    return Sighting(
+        return NodeGpus(name)
+    return NodeGpus(
         node=name,
         product=product,
         memory_mib=memory,
         gpus=gpus,
-        compute_capability=_capability(labels) or (known.compute_capability if known else None),
+        compute_capability=_capability(labels) or (known_board.compute_capability if known_board else None),
         selector=selector,
         taints=_taints(node),
-        notes=(*notes, *counted),
+        notes=(*notes, *_count_note(name, node, labels)),
     )
 
 
-def _memory(node: str, product: str, said: int, known: Board | None) -> tuple[int, tuple[str, ...]]:
-    """MiB of one GPU and the sentence about it. A label of GPU feature discovery is needed for an unknown board."""
-    if known is None or said == 0:
-        return said or (known.memory_mib if known else 0), ()
-    if abs(said - known.memory_mib) * 100 <= known.memory_mib * _MEMORY_TOLERANCE:
-        return said, ()
-    least = min(said, known.memory_mib)
+def _memory(node: str, product: str, labelled: int, known_board: Board | None) -> tuple[int, tuple[str, ...]]:
+    """MiB of one GPU, and the note about it. `labelled` is the value of the label, 0 if there is none."""
+    if known_board is None or labelled == 0:
+        return labelled or (known_board.memory_mib if known_board else 0), ()
+    if abs(labelled - known_board.memory_mib) * 100 <= known_board.memory_mib * _MEMORY_TOLERANCE:
+        return labelled, ()
+    least = min(labelled, known_board.memory_mib)
     note = (
-        f"{node}: {MEMORY_LABEL} is {said}, but a {product} has {known.memory_mib} MiB: planned with {least}; "
-        "correct the label, or run GPU feature discovery again"
+        f"{node}: {MEMORY_LABEL} is {labelled}, but a {product} has {known_board.memory_mib} MiB: planned with "
+        f"{least}; correct the label, or run GPU feature discovery again"
     )
     return least, (note,)
 
 
-def _counted(name: str, node: Mapping[str, Any], labels: Mapping[str, str]) -> tuple[str, ...]:
-    said, capacity = _whole(labels.get(COUNT_LABEL)), _offered(node, "capacity")
-    if not said or not capacity or said == capacity:
+def _count_note(name: str, node: Mapping[str, Any], labels: Mapping[str, str]) -> tuple[str, ...]:
+    labelled, capacity = _whole(labels.get(COUNT_LABEL)), _offered(node, "capacity")
+    if not labelled or not capacity or labelled == capacity:
         return ()
     return (
-        f"{name}: {COUNT_LABEL} is {said}, but its capacity is {capacity} {GPU_RESOURCE}: planned with what the device "
-        "plugin offers; restart GPU feature discovery or the device plugin",
+        f"{name}: {COUNT_LABEL} is {labelled}, but its capacity is {capacity} {GPU_RESOURCE}: planned with what the "
+        "device plugin offers; restart GPU feature discovery or the device plugin",
     )
 
 
 def _shared(product: str, labels: Mapping[str, str]) -> str:
     """Why a pod would not get whole GPUs, or ""."""
-    what = product or GPU_RESOURCE
+    gpu = product or GPU_RESOURCE
     if "-MIG-" in product:
-        return f"{what}: a MIG slice, no whole GPU"
+        return f"{gpu}: a MIG slice, no whole GPU"
     strategies = [labels[label] for label in _SHARING_LABELS if labels.get(label, "none") not in ("none", "")]
     if product.endswith("-SHARED") or strategies or _whole(labels.get(_REPLICAS_LABEL)) > 1:
-        return f"{what} is shared between pods"
+        return f"{gpu} is shared between pods"
     return ""
 
 
@@ -146,36 +148,29 @@ def _capability(labels: Mapping[str, str]) -> tuple[int, int] | None:
 
 
 def _taints(node: Mapping[str, Any]) -> tuple[Taint, ...]:
-    """The lasting taints, sorted, but for the one on GPU nodes as such: every pod of ours tolerates that."""
-    listed = _member(node, "spec").get("taints")
-    found = set()
-    for item in listed if isinstance(listed, list) else []:
-        taint = Taint(str(item.get("key", "")), str(item.get("value") or ""), str(item.get("effect", "")))
-        if taint.effect in ("NoSchedule", "NoExecute") and not taint.key.startswith((_PASSING_TAINTS, GPU_RESOURCE)):
-            found.add(taint)
-    return tuple(sorted(found))
+    """The lasting taints, sorted, without nvidia.com/gpu, which all pods of the operator tolerate."""
+    taints = {
+        Taint(str(item.get("key", "")), str(item.get("value") or ""), str(item.get("effect", "")))
+        for item in members(node, "spec", "taints")
+    }
+    return tuple(
+        sorted(
+            taint
+            for taint in taints
+            if taint.effect in ("NoSchedule", "NoExecute") and not taint.key.startswith((_PASSING_TAINTS, GPU_RESOURCE))
+        )
+    )
 
 
 def _offered(node: Mapping[str, Any], part: str) -> int:
-    return _whole(_resources(node, part).get(GPU_RESOURCE))
-
-
-def _resources(node: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    resources = _member(node, "status").get(part)
-    return resources if isinstance(resources, Mapping) else {}
+    return _whole(mapping(node, "status", part).get(GPU_RESOURCE))
 
 
 def _labels(node: Mapping[str, Any]) -> dict[str, str]:
-    labels = _member(node, "metadata").get("labels")
-    return {str(key): str(value) for key, value in labels.items()} if isinstance(labels, Mapping) else {}
-
-
-def _member(node: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    member = node.get(name)
-    return member if isinstance(member, Mapping) else {}
+    return {str(key): str(value) for key, value in objects.labels(node).items()}
 
 
 def _whole(value: Any) -> int:
-    """A whole number from a label or a quantity, 0 if it is none."""
+    """The whole number of a label or a quantity, 0 if it is none."""
     text = str(value)
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else 0

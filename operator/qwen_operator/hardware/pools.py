@@ -1,6 +1,6 @@
 """Pools of GPU nodes that the chart declares, and their prices.
 
-Money is counted in thousandths of a dollar: 2.90 per hour is 2900. Sums and comparisons stay exact.
+Amounts of money are in thousandths of a dollar: 2.90 per hour is 2900. So sums and comparisons are exact.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 MOST_DOLLARS = 1_000_000
-"""The highest price of a GPU and hour that is believed."""
+"""The highest accepted price of one GPU for one hour."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuPool:
-    """A pool declared in the chart, for nodes that do not exist yet (a node group at zero).
+    """A pool that the chart declares, for nodes that do not exist yet (a node group at zero).
 
-    `product` is the value of the label nvidia.com/gpu.product; `node_selector` selects the pool's nodes and
-    defaults to that label. One that is given also holds for nodes of the product that exist already. `max_nodes` is
-    how many nodes the pool may grow to (None: not known, so no replica is planned over several of them);
-    `cost_per_gpu_hour` is in thousandths of a dollar; `compute_capability` is that of the board if not given.
+    `product` is the value of the label nvidia.com/gpu.product. `node_selector` selects the pool's nodes and defaults to
+    that label. If it is set, it also holds for existing nodes of the product. `max_nodes` is the number of nodes that
+    the pool may grow to. If it is None, no replica is planned over several of them. `cost_per_gpu_hour` is in
+    thousandths of a dollar. `compute_capability` defaults to that of the board.
     """
 
     name: str
@@ -36,7 +36,7 @@ class GpuPool:
 
 
 def thousandths(value: object) -> int | None:
-    """Dollars as text or number ("2.90") in thousandths (2900), rounded; None for what is no price."""
+    """Dollars as text or number ("2.90") in thousandths (2900), rounded. None if it is no price."""
     try:
         dollars = Decimal(str(value))
     except InvalidOperation:
@@ -47,6 +47,6 @@ def thousandths(value: object) -> int | None:
 
 
 def dollars(amount: int) -> str:
-    """2900 as "2.90": two decimals, three where they are needed."""
+    """2900 as "2.90": two decimals, or three if they are needed."""
     text = f"{amount // 1000}.{amount % 1000:03d}"
     return text.removesuffix("0")

@@ -93,10 +93,10 @@ STEP = "the step of its quantization"
 REFUSALS: list[tuple[Checkpoint, int, int, str]] = [
     (facts(), 0, 1, "TP 0 is not a number of GPUs: it must be at least 1"),
     (facts(), 2, 0, "EP 0 is not a number of GPUs: it must be at least 1"),
-    (facts(), 4, 2, "EP 2 needs a model with experts, and Qwen2ForCausalLM has none: EP must be 1"),
+    (facts(), 4, 2, "EP 2 needs a model with experts, but Qwen2ForCausalLM has none: EP must be 1"),
     (facts(), 3, 1, "16 attention heads are not divisible by TP 3"),
     (facts(heads=24, kv_heads=8), 6, 1, "8 KV heads are not divisible by TP 6"),
-    (facts(heads=12, kv_heads=3), 4, 1, "TP 4 is not a multiple of the 3 KV heads, which would have to be copied"),
+    (facts(heads=12, kv_heads=3), 4, 1, "TP 4 is not a multiple of the 3 KV heads, so SGLang cannot copy them evenly"),
     (facts(linear=LINEAR, heads=32), 32, 1, "16 key heads of the linear attention are not divisible by TP 32"),
     (
         facts(linear=replace(LINEAR, value_heads=48, key_heads=32), heads=32), 32, 1,
@@ -149,7 +149,7 @@ REFUSALS: list[tuple[Checkpoint, int, int, str]] = [
     ),
     (
         facts(experts=60, dense_layers=0, quantization=G128), 4, 2,
-        "the width of one quantized expert is not among the facts, so TP 4 with EP 2 cannot be checked",
+        "the facts do not have the width of one quantized expert, so TP 4 with EP 2 cannot be checked",
     ),
 ]  # fmt: skip
 

@@ -119,7 +119,7 @@ def test_what_is_said_has_cause_advice_and_the_wait_for_the_next_try() -> None:
 @pytest.mark.parametrize(
     ("end", "says"),
     [
-        (ended(137), "ended with exit code 137. Look"),
+        (ended(137), "ended with exit code 137. Find out"),
         (ended(137, "", "OOMKilled"), "ended with exit code 137: OOMKilled. Raise"),
         # What changes with every try, or belongs to the line before, is left out.
         (ended(1, {**REPORT, "log": ["ready![2026-11-24 16:40:46 TP0] Subprocess died..."]}), ": Subprocess died. "),
@@ -184,7 +184,7 @@ def test_an_eviction_is_the_nodes_doing_and_not_the_engines() -> None:
     found = state(gone)
 
     assert found.reason is Reason.EVICTED
-    assert "low on resource: memory. It is replaced by itself" in found.message
+    assert "low on resource: memory. The operator replaces the pod" in found.message
     assert found.failure is not None
     assert (found.failure.reason, found.failure.exit_code) == (Reason.EVICTED, 137)
     never_ran: dict[str, Any] = {"metadata": gone["metadata"], "status": {"phase": "Failed", "reason": "Evicted"}}

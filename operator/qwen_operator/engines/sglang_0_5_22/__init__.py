@@ -1,25 +1,25 @@
-"""SGLang 0.5.22: its options are its own, everything else is that of 0.5.23.
+"""SGLang 0.5.22. It has its own options; everything else is the same as in 0.5.23.
 
 Compared with 0.5.23 in both wheels (paths below sglang/srt, lines of 0.5.22):
 
 * Options: 521 instead of 531, see `options.json`. Every option that a plan sets has the same name.
 * Metric names: equal. observability/metrics_collector.py:357 to 1258, 1001 to 1045, 1986; utils/common.py:2851 (0.5.23
-  moved the active requests to observability/http_request_metrics.py and took --extra-metric-labels off them, which
-  are not read). At metrics_collector.py:1329 every context-parallel rank reports, and from 0.5.23 on only the first;
-  ranks repeat the same numbers, so the largest is right for both.
-* Memory: what the engine reserves is equal. arg_groups/memory_hook.py differs at 234 to 240 only, the size of prefill
-  graphs of MLA models; plans switch these graphs off. model_executor/pool_configurator.py differs for speculative
-  drafts, context parallelism, and models that are not planned.
+  moved the active requests to observability/http_request_metrics.py and removed the --extra-metric-labels from them;
+  the operator does not read these labels). At metrics_collector.py:1329 every context-parallel rank reports; from
+  0.5.23 on only the first does. Ranks repeat the same numbers, so the largest is right for both.
+* Memory: the engine reserves the same. arg_groups/memory_hook.py differs only at 234 to 240, the size of prefill graphs
+  of MLA models, and plans switch these graphs off. model_executor/pool_configurator.py differs for speculative drafts,
+  context parallelism, and models that the operator does not plan.
 * Formats: the least compute capabilities of the AWQ, GPTQ, FP8 and GGUF loaders in layers/quantization are equal.
 * Parsers: function_call/parser_names.py and parser/reasoning_parser_names.py lack `beam` and `response_template` of
-  0.5.23; those of Qwen are equal.
-* Log lines: equal, so there is no `log_lines.json` and qwen-runtime takes that of 0.5.23. entrypoints/engine.py:1110,
-  1947 and 1976, entrypoints/http_server.py:777 and 2506, managers/tokenizer_manager.py:4069,
+  0.5.23. The parsers for Qwen are equal.
+* Log lines: equal, so this folder has no `log_lines.json` and qwen-runtime uses that of 0.5.23. Compared:
+  entrypoints/engine.py:1110, 1947 and 1976, entrypoints/http_server.py:777 and 2506, managers/tokenizer_manager.py:4069,
   model_executor/model_runner.py:1255, model_executor/model_runner_components/cuda_graph_setup.py:642,
   model_executor/pool_configurator.py:93, model_loader/loader.py:258 and 579, configs/model_config.py:1190. Both pin
   torch 2.14.1 and transformers 5.19.0, so the lines of these are equal too.
 
-Read in the source, not run.
+This comes from reading the source. This version was not run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """SGLang 0.5.23.
 
-Read in the wheel (paths below sglang/srt):
+Where the values come from (paths below sglang/srt in the wheel):
 
 * Options: `options.json`, written by `make engine-table VERSION=0.5.23`.
 * Metric names: observability/metrics_collector.py:365 to 1290 (gauges of the scheduler), 1033 to 1077 (ticks and
@@ -13,7 +13,7 @@ Read in the wheel (paths below sglang/srt):
   model_executor/model_runner.py:1274 (weights), model_executor/model_runner_components/cuda_graph_setup.py:685
   (graphs), model_executor/pool_configurator.py:96 (no memory), model_loader/loader.py:262 and 581,
   configs/model_config.py:1299 (context). The other lines are of argparse, uvicorn, huggingface_hub, transformers,
-  safetensors, torch and NCCL. The deaths in tests/unit/runtime/data were caused for real with this version.
+  safetensors, torch and NCCL. The logs in tests/unit/runtime/data are from real failures of this version.
 """
 
 from __future__ import annotations
@@ -69,37 +69,37 @@ METRICS = MetricNames(
 )
 
 MEMORY = MemoryConstants(
-    # The context grows with the number of SMs (small dies against large ones), the driver's reserve with memory, and
-    # neither is linear over all boards. From logs that are not scored in bench/sizing: 0.74 GiB of 22.5 (L4), 1.14 to
-    # 1.22 of 79.6 (M13, M20, M23 there), 1.27 of 140.4 (M19), 1.8 of 277.5 (M04, with the total that our table has for
-    # a B300).
+    # The context grows with the number of SMs (small dies against large ones), and the driver's reserve grows with
+    # memory. Neither is linear over all boards. The values come from logs that bench/sizing does not score: 0.74 GiB of
+    # 22.5 (L4), 1.14 to 1.22 of 79.6 (its M13, M20, M23), 1.27 of 140.4 (M19), 1.8 of 277.5 (M04, with the total that
+    # our table has for a B300).
     context_gib=0.78,
     context_slopes=((24.0, 80.0, 0.0079), (80.0, float("inf"), 0.003)),
-    # Again from logs that are not scored. With NVLink they are nearly constant in ranks: 1.25 on 8 H100, 1.3 on 2, 2.0
-    # on 8 H200. On PCIe 0.26 on 2 x 4090 (SGLang issue 16920); a log of four newer cards has 0.39, which the margin
-    # covers. No log of more than 4 cards is known, so they count as on NVLink. Nearly all boards from 61440 MiB on have
-    # NVLink, and those without are none the worse.
+    # These also come from logs that are not scored. With NVLink the number of ranks changes little: 1.25 on 8 H100, 1.3
+    # on 2, 2.0 on 8 H200. On PCIe it is 0.26 on 2 x 4090 (SGLang issue 16920). A log of four newer cards has 0.39; the
+    # margin covers that. No log of more than 4 PCIe cards is known, so they count as on NVLink. Nearly all boards from
+    # 61440 MiB on have NVLink. For the others the value is too high, which is safe.
     pcie_gib=0.26,
     nvlink_gib=1.25,
     many_gib=2.0,
     few_ranks=4,
     nvlink_mib=61440,
-    # Alignment and scales: logged 0.02 to 0.14 GiB alone, and 0.2 to 0.3 split, of which 0.2 is the scored point M05.
+    # Alignment and scales. Logs have 0.02 to 0.14 GiB on one GPU, and 0.2 to 0.3 if split; 0.2 is the scored point M05.
     weights_alone_gib=0.07,
     weights_split_gib=0.25,
-    # Small pools amplify every error of the prediction.
+    # In a small pool, every error of the prediction is a large part of the tokens.
     margin_gib=0.5,
     # The largest page that a default backend uses.
     page_tokens=64,
-    # These models keep memory for images beside the activations; SGLang lowers its own fraction by 5 % too.
+    # These models need memory for images in addition to the activations. SGLang also lowers its own fraction by 5 %.
     multimodal_percent=95,
-    # After the default, three that trade requests for tokens, and one that trades tokens for requests.
+    # The default, then three with more tokens and fewer requests, then one with fewer tokens and more requests.
     state_ratios=(900, 500, 250, 100, 2000),
-    # With the prefix cache on.
+    # With the prefix cache enabled.
     slots_per_request=3,
-    # Outside the fraction lie about 3 GiB on 16 and 24 GB, 5 on 48, 8 on 80 and 11 on 141 GB; from 35840 MiB on that is
-    # at least what SGLang itself reserves for such a chunk and batch (`Formula.engine_reserve_mib`). A log of an L4
-    # backs the 24 GB row, logs of H100s at 0.9 and 0.93 the 80 GB row.
+    # The fraction leaves about 3 GiB on 16 and 24 GB, 5 on 48, 8 on 80 and 11 on 141 GB. From 35840 MiB on that is at
+    # least what SGLang itself reserves for such a chunk and batch (`Formula.engine_reserve_mib`). A log of an L4
+    # confirms the 24 GB row; logs of H100s at 0.9 and 0.93 confirm the 80 GB row.
     tunings=(
         (0, Tuning(fraction=780, chunk=2048, graph_batch=8)),
         (20480, Tuning(fraction=850, chunk=2048, graph_batch=48)),
@@ -108,7 +108,7 @@ MEMORY = MemoryConstants(
         (102400, Tuning(fraction=920, chunk=4096, graph_batch=512)),
         (180000, Tuning(fraction=920, chunk=8192, graph_batch=512)),
     ),
-    # arg_groups/memory_hook.py, without prefill graphs and communication.
+    # From arg_groups/memory_hook.py, without prefill graphs and communication.
     reserve_mib=512,
     reserve_mib_per_token=1.5,
     reserve_least_tokens=2048,
@@ -119,10 +119,10 @@ FORMATS = Formats(
     engine=(7, 5),
     bfloat16=(8, 0),
     fp8_native=(8, 9),
-    # GPTQ's own kernel was removed in 0.5.21; what is left is Marlin.
+    # SGLang 0.5.21 removed GPTQ's own kernel. Only Marlin is left.
     weights={"awq": (7, 5), "gptq": (8, 0), "fp8": (8, 0), "gguf": (7, 5)},
     packed_bits=(4, 8),
-    # The kernel for older GPUs unpacks 4 bits only; 8 bits need Marlin.
+    # The kernel for older GPUs unpacks only 4 bits. 8 bits need Marlin.
     awq_8_bits=(8, 0),
     kv_cache_types={
         "Auto": KvCacheType("auto", 2, (7, 5)),

@@ -8,7 +8,7 @@ from typing import Any
 
 from qwen_operator.config import GatewayConfig
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Forbidden, Manifest
-from tests.unit.reconcile.world import CONFIG, World, change, deployment, ready_status
+from tests.unit.world import CONFIG, World, change, deployment, ready_status
 
 LABEL = "qwen-operator.dev/revision"
 

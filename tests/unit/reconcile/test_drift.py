@@ -14,7 +14,7 @@ from qwen_operator.kube import (
     Manifest,
     Resource,
 )
-from tests.unit.reconcile.world import World, deployment
+from tests.unit.world import World, deployment
 
 MANAGED = "app.kubernetes.io/managed-by"
 CHILDREN = (PODS, CONTROLLER_REVISIONS, POD_DISRUPTION_BUDGETS)

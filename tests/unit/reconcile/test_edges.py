@@ -11,7 +11,7 @@ import pytest
 from qwen_operator.controller.queue import FREE_STEPS
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Manifest, Unavailable
 from tests.unit.fakes import Write
-from tests.unit.reconcile.world import World, deployment
+from tests.unit.world import World, deployment
 
 CLAIM: dict[str, Any] = {"source": {"uri": "pvc://weights/chat"}, "model": "local"}
 

@@ -19,7 +19,7 @@ from qwen_operator.controller.scraper import page_url, scraper
 from qwen_operator.scaling.page import Reading, Trouble
 from tests.unit.scaling.world import engine
 
-PAGE = (Path(__file__).parent / "pages" / "loaded.txt").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "scaling" / "pages" / "loaded.txt").read_text(encoding="utf-8")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

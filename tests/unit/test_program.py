@@ -38,7 +38,7 @@ from qwen_operator.kube import (
 )
 from qwen_operator.metrics import OperatorMetrics
 from tests.unit.fakes import Clock, FakeKube
-from tests.unit.reconcile.world import CONFIG, Operator, World, deployment
+from tests.unit.world import CONFIG, Operator, World, deployment
 
 
 def test_kopf_is_a_watch_shell_that_never_gives_up_and_never_writes() -> None:

@@ -18,9 +18,9 @@ from qwen_operator.hubs.client import fetch
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.main import Operator
 from tests.unit.checkpoints.configs import DENSE
-from tests.unit.checkpoints.hub import COMMIT, FakeHub, repository, serving
 from tests.unit.fakes import Clock
-from tests.unit.reconcile.world import CONFIG, World, deployment
+from tests.unit.hubs.hub import COMMIT, FakeHub, repository, serving
+from tests.unit.world import CONFIG, World, deployment
 
 ONLINE = replace(CONFIG, hub_lookup=True)
 KNOWN = "Qwen/Qwen1.5-0.5B-Chat"

@@ -16,7 +16,7 @@ from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubReas
 from qwen_operator.hubs import client as remote
 from qwen_operator.hubs.client import fetch
 from tests.unit.checkpoints.configs import DENSE, FP8
-from tests.unit.checkpoints.hub import COMMIT, FakeHub, repository, serving
+from tests.unit.hubs.hub import COMMIT, FakeHub, repository, serving
 
 SHARDS = {"model-00001-of-00002.safetensors": 500_000_000, "model-00002-of-00002.safetensors": 427_980_000}
 INDEX = "model.safetensors.index.json"

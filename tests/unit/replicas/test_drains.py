@@ -9,7 +9,7 @@ import pytest
 
 from qwen_operator.kube import EVENTS, PODS, QWENDEPLOYMENTS, Manifest
 from tests.unit.fakes import Write
-from tests.unit.reconcile.world import World, change, deployment, ready_status
+from tests.unit.world import World, change, deployment, ready_status
 
 ROUTABLE = "qwen-operator.dev/routable"
 SINCE = "qwen-operator.dev/draining-since"

@@ -279,8 +279,7 @@ async def test_a_watch_that_begins_anew_has_everything_listed(monkeypatch: pytes
     world = await _served(1)
     gone = world.names()[0]
     world.api.finish(world.api.one(PODS, gone), PODS)
-    world.api.journal.clear()
-    world.operator._delivered = 0
+    world.operator.miss()
     resync = world.operator.resync
     running = asyncio.create_task(resync.run())
     await asyncio.sleep(0.05)

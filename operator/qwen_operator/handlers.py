@@ -5,7 +5,7 @@ the next. Everything that has to be repeated until it works is done by the queue
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -26,19 +26,24 @@ def routes(intake: Intake, relisted: Callable[[], None], resources: Iterable[Res
     """
     registry = kopf.OperatorRegistry()
     for resource in resources:
-        _route(registry, intake, relisted, resource)
+        handler = cast("Any", event_handler(intake, relisted, resource))
+        group, version, plural = resource.group, resource.version, resource.plural
+        kopf.on.event(group, version, plural, id=plural, registry=registry)(handler)
     kopf.on.login(registry=registry)(login)
     return registry
 
 
-def _route(registry: kopf.OperatorRegistry, intake: Intake, relisted: Callable[[], None], resource: Resource) -> None:
+def event_handler(
+    intake: Intake, relisted: Callable[[], None], resource: Resource
+) -> Callable[..., Coroutine[Any, Any, None]]:
+    """What kopf calls for each event of this resource; see `routes`."""
+
     async def on_event(event: Mapping[str, Any], **_: Any) -> None:
         if event.get("type") is None:
             relisted()
         intake.event(resource, event.get("type"), dict(event["object"]))
 
-    handler = cast("Any", on_event)
-    kopf.on.event(resource.group, resource.version, resource.plural, id=resource.plural, registry=registry)(handler)
+    return on_event
 
 
 def login(**kwargs: Any) -> kopf.ConnectionInfo | None:

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import kopf
@@ -57,10 +58,10 @@ async def run(config: Config) -> None:
         await stack.enter_async_context(
             serving(config.http_port, operator.healthy, operator.ready, operator.metrics.registry)
         )
-        if await _first([operator.resync.first(), stopped.wait()]) == 0:
+        if await first_to_end([operator.resync.first(), stopped.wait()]) == 0:
             where = ",".join(config.namespaces) or "all"
             log.info("started", extra={"namespaces": where, "workers": config.workers})
-            await _first([operator.watch(stopped), operator.resync.run(), operator.lead(stopped)])
+            await first_to_end([operator.watch(stopped), operator.resync.run(), operator.lead(stopped)])
     log.info("stopped")
 
 
@@ -127,14 +128,14 @@ class Operator:
             # kopf's own default asks for the name of this process's user, and in the image that uid has none.
             identity=cast("Any", config.pod_name),
         )
-        await _first([operator, _take_signals(started, stopped)])
+        await first_to_end([operator, _take_signals(started, stopped)])
 
     async def lead(self, stopped: asyncio.Event) -> None:
         """Wait for the Lease, then work until `stopped`; ends with the Lease given back and nothing under way."""
         fenced = FencedApi(self.api, self.elector)
         try:
-            if await _first([self.elector.acquire(), stopped.wait()]) == 0:
-                await _first([self.elector.hold(), self._work(fenced), stopped.wait()])
+            if await first_to_end([self.elector.acquire(), stopped.wait()]) == 0:
+                await first_to_end([self.elector.hold(), self._work(fenced), stopped.wait()])
         finally:
             await fenced.settled()
             await self.elector.release()
@@ -144,7 +145,7 @@ class Operator:
         that no watch has told yet."""
         self.queue.clear()
         await self.resync.first()
-        hub = HubReader(self._fetch, self.queue.add, utc_now)
+        hub = HubReader(partial(read_hub, self.config), self.queue.add, utc_now)
         observer = Observer(self.store, self.config.pools, self.autoscaler.state, hub.known)
         actor = Actor(api, self.store, utc_now)
         reconciler = Reconciler(observer, actor, self.config, utc_now, self.deployments.wrote, hub)
@@ -152,11 +153,13 @@ class Operator:
         tasks: list[Coroutine[Any, Any, Any]] = [self.autoscaler.run(), keys.run(), hub.run()]
         for _ in range(self.config.workers):
             tasks.append(Worker(self.queue, reconciler, self.metrics.reconciled, self.metrics.failed).run())
-        await _first(tasks)
+        await first_to_end(tasks)
 
-    async def _fetch(self, query: HubQuery, seconds: float) -> HubCheckpoint:
-        mirror = self.config.engine.mirror(query.hub)
-        return await fetch(query.repository, query.revision, query.hub, mirror, timeout=seconds)
+
+async def read_hub(config: Config, query: HubQuery, seconds: float) -> HubCheckpoint:
+    """Read a repository at the address that the configuration gives for its hub; raises HubError."""
+    mirror = config.engine.mirror(query.hub)
+    return await fetch(query.repository, query.revision, query.hub, mirror, timeout=seconds)
 
 
 @contextlib.asynccontextmanager
@@ -185,7 +188,7 @@ async def _take_signals(started: asyncio.Event, stopped: asyncio.Event) -> None:
     await asyncio.Event().wait()
 
 
-async def _first(coroutines: list[Coroutine[Any, Any, Any]]) -> int:
+async def first_to_end(coroutines: list[Coroutine[Any, Any, Any]]) -> int:
     """Run all until one ends, cancel the others, raise the first error; returns the index of the first that ended."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:

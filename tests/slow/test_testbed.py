@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.testbed.cluster import Cluster
+from tests.testbed.layout import layout
 from tests.testbed.sandbox import Sandbox
 from tests.testbed.teardown import snapshot
 
@@ -50,7 +51,7 @@ def test_up_twice_and_down_leaves_nothing(clean: list[str]) -> None:
 def test_after_a_crash_of_everything_it_comes_up_again(clean: list[str]) -> None:
     cluster = Cluster()
     cluster.up()
-    for holder in Sandbox(cluster._at).holders():
+    for holder in Sandbox(layout()).holders():
         subprocess.run(["kill", "-9", str(holder.pid)], check=True)
 
     cluster.up()

@@ -37,6 +37,11 @@ class WorkQueue:
     def __len__(self) -> int:
         return len(self._ready) + len(self._again)
 
+    @property
+    def has_appointments(self) -> bool:
+        """Whether a key is to be worked on at a later time."""
+        return bool(self._due)
+
     def age(self) -> float:
         """Seconds for which the key that waits longest for a worker has waited."""
         now = self._clock()

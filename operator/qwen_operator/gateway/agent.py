@@ -95,7 +95,7 @@ class Agent:
         while True:
             await self.step()
             try:
-                await asyncio.wait_for(self._changed.wait(), self._pause())
+                await asyncio.wait_for(self._changed.wait(), self.pause())
                 await asyncio.sleep(COALESCE_SECONDS)
             except TimeoutError:
                 pass
@@ -133,7 +133,7 @@ class Agent:
         """Whether the loop goes round."""
         return self.clock() - self._stepped_at < STUCK_SECONDS
 
-    def _pause(self) -> float:
+    def pause(self) -> float:
         """Seconds to the next look. A worker that never gets ready is not worth looking often for ever."""
         waiting = self.membership.leaving or self.membership.awaited
         fresh = self.clock() - self._written_at < SETTLE_SECONDS

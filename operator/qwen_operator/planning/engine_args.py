@@ -38,7 +38,7 @@ RESERVED: Mapping[str, str] = {
     "--config": "a file would hide options from these checks; list them in spec.engine.args",
 }
 # Spellings that hold where no table of the version exists; a table adds all of its own.
-_KNOWN_ALIASES = {
+KNOWN_ALIASES = {
     "--model": "--model-path",
     "--tp": "--tp-size",
     "--tensor-parallel-size": "--tp-size",
@@ -109,7 +109,7 @@ def _option(item: str, known: OptionTable, where: str) -> Option:
     name = known.options.get(spelling, spelling)
     # A version may call a reserved option by what is another spelling elsewhere.
     for one in (name, spelling):
-        reserved = RESERVED.get(_KNOWN_ALIASES.get(one, one))
+        reserved = RESERVED.get(KNOWN_ALIASES.get(one, one))
         if reserved:
             raise RefusedArgsError(f"{where}: {spelling} cannot be set here: {reserved}", unknown=False)
     if known.options and spelling not in known.options:

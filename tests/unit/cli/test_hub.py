@@ -15,7 +15,7 @@ import yaml
 from qwen_operator import cli
 from qwen_operator.planning.types import EngineDefaults
 from tests.unit.checkpoints.configs import DENSE
-from tests.unit.checkpoints.hub import COMMIT, FakeHub, repository, serving
+from tests.unit.hubs.hub import COMMIT, FakeHub, repository, serving
 
 H100 = ("--gpu", "NVIDIA-H100-80GB-HBM3=8x1")
 

@@ -23,7 +23,7 @@ from qwen_operator.manifests.names import Manifest
 from qwen_operator.manifests.revisions import as_stored, read_revision
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import Plan
-from tests.unit.reconcile.world import CONFIG, REPORT, World, deployment, node
+from tests.unit.world import CONFIG, REPORT, World, deployment, node
 
 SPEC = {"model": "Qwen/Qwen1.5-72B-Chat", "replicas": 2}
 

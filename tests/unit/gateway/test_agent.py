@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from qwen_operator.gateway.smg import Smg
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi, Resource, Unavailable
 from qwen_operator.routing.membership import EntryNaming
 from tests.unit.gateway.objects import Manifest, deleting, deployment, pod, worker
+from tests.unit.waiting import until
 
 
 class FakeRouter:
@@ -128,7 +129,7 @@ async def test_a_worker_that_smg_never_takes_is_logged_and_does_not_keep_the_gat
     world.clock.now += 1
     await world.agent.step()
     assert world.agent.ready
-    assert world.agent._pause() == 5.0
+    assert world.agent.pause() == 5.0
     await world.agent.step()
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == ["the router does not report this worker as ready: demo/d/d-0/uid-d-0/n-1"]
@@ -173,11 +174,11 @@ async def test_the_loop_makes_before_it_breaks(tmp_path: Path) -> None:
         await until(lambda: world.agent.ready)
         world.sees(PODS, deleting(P0), P1)
         await until(lambda: len(world.file) == 2)
-        assert world.agent._pause() == 0.25
+        assert world.agent.pause() == 0.25
         world.smg_takes_the_file()
         await until(lambda: len(world.file) == 1)
         assert world.file[0]["url"] == "http://10.0.0.6:8000"
-        assert world.agent._pause() == 5.0
+        assert world.agent.pause() == 5.0
     finally:
         task.cancel()
 
@@ -278,14 +279,6 @@ async def test_run_watches_the_given_namespaces_and_keeps_the_members_while_the_
         task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert task.cancelled()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not come about within 10 s")
 
 
 @asynccontextmanager

@@ -9,9 +9,9 @@ import pytest
 from qwen_operator import engines
 from qwen_operator.api.spec import Engine, EnvVar
 from qwen_operator.engines.types import OptionTable, Role
-from qwen_operator.planning import engine, engine_args
+from qwen_operator.planning import engine
 from qwen_operator.planning.engine import EngineChoice, choose
-from qwen_operator.planning.engine_args import RESERVED, VOIDING, RefusedArgsError, merge, read
+from qwen_operator.planning.engine_args import KNOWN_ALIASES, RESERVED, VOIDING, RefusedArgsError, merge, read
 from qwen_operator.planning.types import EngineDefaults
 from tests.unit.planning.models import DEFAULTS
 
@@ -107,7 +107,7 @@ def test_the_rules_name_options_as_the_table_does(version: str) -> None:
     options = table(version).options
     assert len(set(options.values())) > 500
     assert all(options[name] == name for name in (*RESERVED, *VOIDING))
-    for alias, name in engine_args._KNOWN_ALIASES.items():
+    for alias, name in KNOWN_ALIASES.items():
         assert options.get(alias, name) == name
 
 

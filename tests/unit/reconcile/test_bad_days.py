@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from typing import Any
 
 from qwen_operator.config import GatewayConfig
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Forbidden, Manifest
-from tests.unit.reconcile.world import CONFIG, World, change, deployment, ready_status
+from tests.unit.world import CONFIG, World, change, deployment, ready_status
 
 LABEL = "qwen-operator.dev/revision"
 
@@ -145,13 +146,14 @@ async def test_a_late_list_brings_nothing_back_that_was_deleted_meanwhile() -> N
 
 async def test_what_was_deleted_long_ago_is_forgotten() -> None:
     world = await served()
-    world.api.finish(world.qd(), QWENDEPLOYMENTS)
+    gone, store = copy.deepcopy(world.qd()), world.operator.store
+    world.api.finish(gone, QWENDEPLOYMENTS)
     world.operator.deliver()
-    assert world.operator.store._gone[QWENDEPLOYMENTS]
+    assert store.update(QWENDEPLOYMENTS, gone) is None
     world.api.put(QWENDEPLOYMENTS, deployment("other"))
     for _ in range(2):
         await world.operator.resync.once()
-    assert not world.operator.store._gone[QWENDEPLOYMENTS]
+    assert store.update(QWENDEPLOYMENTS, gone), "the store forgot the deletion"
 
 
 async def test_an_old_replica_that_restarts_once_is_not_given_up_while_the_new_one_does_not_come_up() -> None:

@@ -14,7 +14,7 @@ from qwen_operator.kube import (
     Manifest,
     Resource,
 )
-from tests.unit.reconcile.world import World, deployment
+from tests.unit.world import World, deployment
 
 MANAGED = "app.kubernetes.io/managed-by"
 CHILDREN = (PODS, CONTROLLER_REVISIONS, POD_DISRUPTION_BUDGETS)
@@ -91,7 +91,7 @@ async def test_what_is_deleted_comes_back_also_when_no_event_told(resource: Reso
     before = world.state()
     world.api.finish(world.api.one(resource, world.names(resource)[0]), resource)
     if not told:
-        world.operator._delivered = len(world.api.journal)
+        world.operator.miss()
         await world.operator.resync.once()
     await world.settle()
     assert world.state() == before

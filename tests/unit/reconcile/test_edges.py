@@ -11,7 +11,7 @@ import pytest
 from qwen_operator.controller.queue import FREE_STEPS
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Manifest, Unavailable
 from tests.unit.fakes import Write
-from tests.unit.reconcile.world import World, deployment
+from tests.unit.world import World, deployment
 
 CLAIM: dict[str, Any] = {"source": {"uri": "pvc://weights/chat"}, "model": "local"}
 
@@ -279,8 +279,7 @@ async def test_a_watch_that_begins_anew_has_everything_listed(monkeypatch: pytes
     world = await _served(1)
     gone = world.names()[0]
     world.api.finish(world.api.one(PODS, gone), PODS)
-    world.api.journal.clear()
-    world.operator._delivered = 0
+    world.operator.miss()
     resync = world.operator.resync
     running = asyncio.create_task(resync.run())
     await asyncio.sleep(0.05)

@@ -10,7 +10,7 @@ import pytest
 
 from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, Manifest, Unavailable
 from tests.unit.fakes import Crash, Write
-from tests.unit.reconcile.world import CONFIG, World, deployment, node, with_groups
+from tests.unit.world import CONFIG, World, deployment, node, with_groups
 
 
 def _replicas(world: World, number: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from qwen_operator.kube import NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, Manifest
 from tests.unit.fakes import Crash, Write
-from tests.unit.reconcile.world import World, deployment, node, ready_status, with_groups
+from tests.unit.world import World, deployment, node, ready_status, with_groups
 
 ROUTABLE = "qwen-operator.dev/routable"
 READY = {"type": "Ready", "status": "True"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qwen_operator.kube import NODES, QWENDEPLOYMENTS
-from tests.unit.reconcile.world import World, deployment, node
+from tests.unit.world import World, deployment, node
 
 
 async def test_a_plan_over_several_nodes_is_refused_in_words_before_a_pod_exists() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -16,11 +16,11 @@ from qwen_operator.controller import hub_reader as hubs
 from qwen_operator.controller.hub_reader import HubReader
 from qwen_operator.hubs.client import fetch
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Manifest
-from qwen_operator.main import Operator
+from qwen_operator.main import read_hub
 from tests.unit.checkpoints.configs import DENSE
-from tests.unit.checkpoints.hub import COMMIT, FakeHub, repository, serving
 from tests.unit.fakes import Clock
-from tests.unit.reconcile.world import CONFIG, World, deployment
+from tests.unit.hubs.hub import COMMIT, FakeHub, repository, serving
+from tests.unit.world import CONFIG, World, deployment
 
 ONLINE = replace(CONFIG, hub_lookup=True)
 KNOWN = "Qwen/Qwen1.5-0.5B-Chat"
@@ -38,6 +38,8 @@ class StubHub:
 
     async def fetch(self, query: HubQuery, seconds: float) -> HubCheckpoint:
         self.asked.append((query, seconds))
+        # As a request does, so that readings overlap.
+        await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
         return HubCheckpoint(from_config(DENSE, source="Hub"), self.commit)
@@ -69,9 +71,8 @@ async def test_what_the_catalog_does_not_have_is_planned_from_its_hub_and_pinned
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     shards = {"model.safetensors": 927_980_000}
     async with serving(repository(DENSE, shards)) as hub:
-        engine = replace(CONFIG.engine, hub_url=hub.address)
-        program = cast("Any", SimpleNamespace(config=replace(ONLINE, engine=engine)))
-        world = World(program.config, fetch=lambda query, seconds: Operator._fetch(program, query, seconds))
+        config = replace(ONLINE, engine=replace(CONFIG.engine, hub_url=hub.address))
+        world = World(config, fetch=partial(read_hub, config))
         await world.start()
         world.api.put(QWENDEPLOYMENTS, deployment(model="Qwen/Test"))
         await world.settle(10)
@@ -299,14 +300,17 @@ async def test_readings_that_fail_together_are_one_outage() -> None:
     reader = await reading(stub)
     for name in ("a", "b", "c"):
         reader.ask(("team", name), HubQuery(Hub.HUGGING_FACE, f"team/{name}"))
-    await asyncio.gather(*(reader._read(HubQuery(Hub.HUGGING_FACE, f"team/{name}")) for name in ("x", "y", "z")))
-    assert reader._outages[Hub.HUGGING_FACE].failures == 1
+    await asyncio.gather(*(reader.answer_next() for _ in range(3)))
+    assert len(stub.asked) == 3, "all three began before the first of them failed"
+    known = [reader.known(("team", name)) for name in ("a", "b", "c")]
+    assert [answer and (answer.reason, answer.failures) for answer in known] == [(HubReason.OFFLINE, 1)] * 3
     # Another hub may be there.
     stub.error = None
-    reader.ask(("team", "d"), HubQuery(Hub.MODELSCOPE, "team/d"))
-    for _ in range(4):
+    reader.ask(("team", "d"), HubQuery(Hub.HUGGING_FACE, "team/d"))
+    reader.ask(("team", "e"), HubQuery(Hub.MODELSCOPE, "team/e"))
+    for _ in range(2):
         await reader.answer_next()
-    answers = [reader.known(("team", name)) for name in ("a", "d")]
+    answers = [reader.known(("team", name)) for name in ("d", "e")]
     assert [answer and answer.reason for answer in answers] == [HubReason.OFFLINE, None]
 
 

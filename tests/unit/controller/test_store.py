@@ -7,7 +7,7 @@ from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Manifest, Resource
 from tests.unit.fakes import Clock
-from tests.unit.reconcile.world import deployment, node
+from tests.unit.world import deployment, node
 
 
 def _pod(version: int, uid: str = "u1", name: str = "p", **status: object) -> Manifest:

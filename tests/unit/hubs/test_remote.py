@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -13,10 +14,9 @@ import pytest
 
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubReason
-from qwen_operator.hubs import client as remote
 from qwen_operator.hubs.client import fetch
 from tests.unit.checkpoints.configs import DENSE, FP8
-from tests.unit.checkpoints.hub import COMMIT, FakeHub, repository, serving
+from tests.unit.hubs.hub import COMMIT, FakeHub, repository, serving
 
 SHARDS = {"model-00001-of-00002.safetensors": 500_000_000, "model-00002-of-00002.safetensors": 427_980_000}
 INDEX = "model.safetensors.index.json"
@@ -194,12 +194,12 @@ async def test_no_hub_is_offline() -> None:
 
 
 @pytest.mark.parametrize("target", ["http://hub.test/x", "ftp://hub.test/x", "https://hub.test:99999/x"])
-async def test_redirects_stay_on_tls_and_on_addresses(target: str) -> None:
+async def test_redirects_stay_on_tls_and_on_addresses(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(302, headers={"Location": target}))
-    async with httpx.AsyncClient(transport=transport) as client:
-        repository_ = remote._Repository(client, Hub.HUGGING_FACE, "https://hub.test", "Qwen/Test")
-        with pytest.raises(HubError, match=f"the list is redirected to '{target}', which is not followed"):
-            await remote._get(repository_, "https://hub.test/api", 100, "the list")
+    monkeypatch.setattr(httpx, "AsyncClient", partial(httpx.AsyncClient, transport=transport))
+    says = f"the list of files of Qwen/Test is redirected to '{target}', which is not followed"
+    with pytest.raises(HubError, match=says):
+        await fetch("Qwen/Test", hub_url="https://hub.test")
 
 
 LISTINGS: list[tuple[Hub, Any, str]] = [
@@ -215,15 +215,10 @@ LISTINGS: list[tuple[Hub, Any, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "listing", "says"), LISTINGS)
-async def test_an_odd_listing_is_refused(kind: Hub, listing: Any, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def get(*_: Any) -> bytes:
-        return json.dumps(listing).encode()
-
-    monkeypatch.setattr(remote, "_get", get)
-    with pytest.raises(HubError) as refused:
-        await fetch("Qwen/Test", hub=kind)
-    assert refused.value.reason is HubReason.INVALID
-    assert says in str(refused.value)
+async def test_an_odd_listing_is_refused(kind: Hub, listing: Any, says: str) -> None:
+    refused = await refusal(FakeHub({}, listing=listing), kind)
+    assert refused.reason is HubReason.INVALID
+    assert says in str(refused)
 
 
 @pytest.mark.parametrize(

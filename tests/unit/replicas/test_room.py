@@ -12,7 +12,7 @@ from qwen_operator.actions.types import ActionReason, Create, Kind
 from qwen_operator.hardware.inventory import GpuPool
 from qwen_operator.kube import NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest
 from qwen_operator.replicas.quotas import granted, usage
-from tests.unit.reconcile.world import CONFIG, World, deployment, node, ready_status
+from tests.unit.world import CONFIG, World, deployment, node, ready_status
 
 
 def quota(hard: dict[str, str], used: dict[str, str] | None = None, **spec: Any) -> Manifest:

@@ -259,6 +259,10 @@ class Operator:
                 self.intake.event(resource, kind if matches(manifest, labels_of(resource)) else "DELETED", manifest)
         return bool(events)
 
+    def miss(self) -> None:
+        """The watch loses what it has not delivered yet."""
+        self._delivered = len(self.api.journal)
+
     def _count(self, outcome: str, _seconds: float) -> None:
         self.outcomes[outcome] += 1
 
@@ -274,10 +278,13 @@ class World:
     wanted: int | None = None
     busy: set[str] = field(default_factory=set)
     order: tuple[str, ...] = ()
+    blind: bool = False
 
-    def load(self, _namespace: str, _name: str, _uid: str) -> ScalingState:
+    def load(self, _namespace: str, _name: str, _uid: str) -> ScalingState | None:
         """Every engine is idle but those that a test calls `busy` (by the pod's name), which have two requests;
-        `wanted` as the test says."""
+        `wanted` as the test says. Nothing is known of the load while the world is `blind`."""
+        if self.blind:
+            return None
         working = {pod["metadata"]["uid"]: pod["metadata"]["name"] in self.busy for pod in self.api.all(PODS)}
         return ScalingState(
             self.wanted,
@@ -310,7 +317,7 @@ class World:
             worked = await self._survive(self.operator.step)
             self.api.clock.advance(1.0)
             quiet = 0 if moved or worked else quiet + 1
-            if quiet > 5 and not self.operator.queue._due:
+            if quiet > 5 and not self.operator.queue.has_appointments:
                 return
 
     async def wait(self, seconds: int) -> None:

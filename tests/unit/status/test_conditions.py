@@ -16,7 +16,7 @@ from qwen_operator.kube import (
     QWENDEPLOYMENTS,
     Manifest,
 )
-from tests.unit.reconcile.world import (
+from tests.unit.world import (
     CUT,
     REPORT,
     Behaviour,

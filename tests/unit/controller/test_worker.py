@@ -11,7 +11,7 @@ from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Forbidden, Manifest
 from qwen_operator.kube.lease import NotLeading
 from qwen_operator.objects import ObjectKey
 from tests.unit.fakes import Clock, FakeKube, Write
-from tests.unit.reconcile.world import World, deployment, node, ready_status
+from tests.unit.world import World, deployment, node, ready_status
 
 KEY = ("team", "chat")
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import kopf
@@ -25,7 +25,9 @@ from qwen_operator.controller.cache import WATCHED
 from qwen_operator.controller.gateway_secret import GatewayKeys
 from qwen_operator.endpoints import serving
 from qwen_operator.kube import (
+    CONTROLLER_REVISIONS,
     NODES,
+    POD_DISRUPTION_BUDGETS,
     PODS,
     QWENDEPLOYMENTS,
     RESOURCE_QUOTAS,
@@ -37,8 +39,10 @@ from qwen_operator.kube import (
     Unavailable,
 )
 from qwen_operator.metrics import OperatorMetrics
+from tests.unit import api_server
 from tests.unit.fakes import Clock, FakeKube
-from tests.unit.reconcile.world import CONFIG, Operator, World, deployment
+from tests.unit.waiting import until
+from tests.unit.world import CONFIG, Operator, World, deployment
 
 
 def test_kopf_is_a_watch_shell_that_never_gives_up_and_never_writes() -> None:
@@ -56,32 +60,52 @@ def test_kopf_is_a_watch_shell_that_never_gives_up_and_never_writes() -> None:
     assert list(itertools.islice(delays, 3)) == first[:3]
 
 
-def test_children_are_selected_by_the_api_server_and_nothing_else_is_watched() -> None:
-    registry = handlers.routes(Operator(FakeKube(), CONFIG).intake, lambda: None, WATCHED)
-    children = ["pods", "controllerrevisions", "poddisruptionbudgets"]
-    watched = [handler.id for handler in registry._watching.get_all_handlers()]
-    assert watched == ["qwendeployments", *children, "resourcequotas", "nodes"]
-    assert registry._changing.get_all_handlers() == []
-    assert registry._spawning.get_all_handlers() == []
-    selectors = handlers.operator_settings(CONFIG, lambda: 0.0).watching.label_selectors
-    assert sorted(str(key.any_name) for key in selectors) == sorted(children)
-    assert set(selectors.values()) == {"app.kubernetes.io/managed-by=qwen-operator"}
+async def test_children_are_selected_by_the_api_server_and_nothing_else_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    kube = FakeKube()
+    kube.put(QWENDEPLOYMENTS, deployment())
+    operator = Operator(kube, CONFIG)
+    async with api_server.serving(kube, tmp_path / "kubeconfig") as server:
+        watching = kopf.operator(
+            registry=handlers.routes(operator.intake, lambda: None, WATCHED),
+            settings=handlers.operator_settings(CONFIG, lambda: 0.0),
+            clusterwide=True,
+            identity=cast("Any", "operator-0"),
+        )
+        task = asyncio.create_task(watching)
+        await until(lambda: len(server.watches) == len(WATCHED) and operator.queue.take())
+        # Whatever kopf would write by itself, it writes right after the event.
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    children = "app.kubernetes.io/managed-by=qwen-operator"
+    assert server.watches == {
+        (QWENDEPLOYMENTS, ""),
+        (PODS, children),
+        (CONTROLLER_REVISIONS, children),
+        (POD_DISRUPTION_BUDGETS, children),
+        (RESOURCE_QUOTAS, ""),
+        (NODES, ""),
+    }
+    assert server.writers == set(), "neither finalizers nor annotations: no handler asks kopf for them"
 
 
 async def test_an_event_reaches_the_store_and_the_queue() -> None:
     operator = Operator(FakeKube(), CONFIG)
     relisted: list[None] = []
-    registry = handlers.routes(operator.intake, lambda: relisted.append(None), WATCHED)
-    handler: Any = next(h for h in registry._watching.get_all_handlers() if h.id == "qwendeployments")
+    handler = handlers.event_handler(operator.intake, lambda: relisted.append(None), QWENDEPLOYMENTS)
     event: Mapping[str, Any] = {
         "type": "ADDED",
         "object": {**deployment(), "metadata": {"name": "q", "namespace": "n", "uid": "u"}},
     }
-    await handler.fn(event=event, logger=None)
+    await handler(event=event, logger=None)
     assert operator.store.get(QWENDEPLOYMENTS, ("n", "q"))
     assert operator.queue.take() == ("n", "q")
     assert relisted == []
-    await handler.fn(event={**event, "type": None}, logger=None)
+    await handler(event={**event, "type": None}, logger=None)
     assert len(relisted) == 1
 
 
@@ -135,7 +159,7 @@ async def test_a_part_that_fails_ends_the_process_with_its_error() -> None:
         raise RuntimeError("watcher died")
 
     with pytest.raises(RuntimeError, match="watcher died"):
-        await main._first([endless(), broken()])
+        await main.first_to_end([endless(), broken()])
     assert cancelled.is_set()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from qwen_operator.kube import EVENTS, PODS, QWENDEPLOYMENTS, Manifest
 from tests.unit.fakes import Write
-from tests.unit.reconcile.world import World, change, deployment, ready_status
+from tests.unit.world import World, change, deployment, ready_status
 
 ROUTABLE = "qwen-operator.dev/routable"
 SINCE = "qwen-operator.dev/draining-since"
@@ -97,7 +97,7 @@ async def test_idle_is_not_believed_before_the_gateway_had_time_to_see_it() -> N
 
 async def test_without_news_of_the_load_a_drain_lasts_its_whole_time() -> None:
     world = await served(2, rollout={"drainSeconds": 60})
-    world.operator.worker.reconciler.observer._scaling = lambda _namespace, _name, _uid: None
+    world.blind = True
     change(world, replicas=1)
     await world.wait(59)
     assert draining(world) == ["1"]

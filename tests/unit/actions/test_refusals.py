@@ -18,7 +18,7 @@ from qwen_operator.kube import (
     Unavailable,
 )
 from tests.unit.fakes import Write
-from tests.unit.reconcile.world import World, change, deployment, ready_status, settled
+from tests.unit.world import World, change, deployment, ready_status, settled
 
 
 async def test_a_name_belongs_to_its_oldest_claim_and_returns_when_it_is_free() -> None:

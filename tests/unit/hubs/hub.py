@@ -23,13 +23,15 @@ OLDER = "f" * 40
 
 @dataclass
 class FakeHub:
-    """`files` of the one repository Qwen/Test; `sizes` overrides what the listing says; `fault` breaks every answer."""
+    """`files` of the one repository Qwen/Test; `sizes` overrides what the listing says; `listing` is all of
+    a listing instead; `fault` breaks every answer."""
 
     files: dict[str, bytes]
     sizes: dict[str, Any] = field(default_factory=dict)
     fault: str = ""
     asked: list[str] = field(default_factory=list)
     address: str = ""
+    listing: Any = None
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Every request comes here."""
@@ -37,6 +39,8 @@ class FakeHub:
         assert "Authorization" not in request.headers
         if self.fault:
             return await self._broken(request)
+        if self.listing is not None:
+            return web.json_response(self.listing)
         parts = request.path.strip("/").split("/")
         if parts[0] == "cdn":
             return self._file(parts[-1])

@@ -19,7 +19,7 @@ from qwen_operator.controller.scraper import page_url, scraper
 from qwen_operator.scaling.page import Reading, Trouble
 from tests.unit.scaling.world import engine
 
-PAGE = (Path(__file__).parent / "pages" / "loaded.txt").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "scaling" / "pages" / "loaded.txt").read_text(encoding="utf-8")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -147,18 +147,18 @@ async def test_the_environments_proxy_is_not_for_pods(monkeypatch: pytest.Monkey
 
 async def test_few_bodies_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrape, "CONCURRENCY", 3)
-    body, now, most = scrape._body, 0, 0
+    iter_any, now, most = aiohttp.StreamReader.iter_any, 0, 0
 
-    async def counted(response: aiohttp.ClientResponse) -> str | Trouble:
+    async def counted(body: aiohttp.StreamReader) -> AsyncIterator[bytes]:
         nonlocal now, most
         now += 1
         most = max(most, now)
         await asyncio.sleep(0.02)
-        found = await body(response)
+        async for part in iter_any(body):
+            yield part
         now -= 1
-        return found
 
-    monkeypatch.setattr(scrape, "_body", counted)
+    monkeypatch.setattr(aiohttp.StreamReader, "iter_any", counted)
     async with serving(_page) as port, scraper(port) as pages:
         wanted = replace(engine(0), address="127.0.0.1", model="tiny")
         found = await asyncio.gather(*(pages.read(wanted) for _ in range(12)))

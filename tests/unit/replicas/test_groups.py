@@ -6,7 +6,7 @@ import pytest
 
 from qwen_operator.kube import NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.routing.membership import EntryNaming, GatewayView, Membership, advance
-from tests.unit.reconcile.world import World, change, deployment, node, ready_status, with_groups
+from tests.unit.world import World, change, deployment, node, ready_status, with_groups
 
 ROUTABLE = "qwen-operator.dev/routable"
 ROLE = "qwen-operator.dev/role"

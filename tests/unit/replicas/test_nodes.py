@@ -8,7 +8,7 @@ import pytest
 
 from qwen_operator.kube import EVENTS, NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest
 from qwen_operator.replicas.node_health import NodeHealth, node_health, stays_when_cordoned
-from tests.unit.reconcile.world import World, change, deployment, node, ready_status
+from tests.unit.world import World, change, deployment, node, ready_status
 
 ROUTABLE = "qwen-operator.dev/routable"
 CORDONED = "qwen-operator.dev/cordoned-since"

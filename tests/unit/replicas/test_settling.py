@@ -9,7 +9,7 @@ import pytest
 from qwen_operator.api.conditions import Reason
 from qwen_operator.kube import QWENDEPLOYMENTS, Manifest
 from qwen_operator.replicas.pod_state import as_of, read
-from tests.unit.reconcile.world import World, deployment, ready_status
+from tests.unit.world import World, deployment, ready_status
 
 NOW = datetime(2026, 11, 24, 12, 0, 10, tzinfo=UTC)
 

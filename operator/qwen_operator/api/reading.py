@@ -68,13 +68,8 @@ def shown(value: Any) -> str:
 
 
 def build(cls: type[T], value: Mapping[str, Any]) -> T:
-<<<<<<< HEAD
-    """The dataclass of a value in which `problems` found no fault; null members count as not set."""
-    hints = _hints(typing.cast("Any", cls))
-=======
     """The dataclass of a value in which `problems` finds no fault. Null members count as not set."""
-    hints = get_type_hints(cls)
->>>>>>> words1
+    hints = _hints(typing.cast("Any", cls))
     members = {}
     for field in dataclasses.fields(typing.cast("Any", cls)):
         member = value.get(camel(field.name))

@@ -10,7 +10,7 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.kube import NODES, QWENDEPLOYMENTS
 from qwen_operator.planning import plan as planning
 from qwen_operator.planning.types import NoFit, Plan
-from tests.unit.reconcile.world import World, deployment, node, settled
+from tests.unit.world import World, deployment, node, settled
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ test-unit: $(STAMP) ## Pure core and the reconcile loop in memory; seconds, no c
 
 test-cluster: $(STAMP) ## Operator and chart on the real API server with simulated GPU nodes
 	@$(BIN)/python -m tests.testbed up
-	$(PYTEST) -n 4 --dist loadgroup -m "cluster and not slow and not alone" --timeout 600 tests/cluster
+	$(PYTEST) -n 4 -m "cluster and not slow and not alone" --timeout 600 tests/cluster
 	$(PYTEST) -m "cluster and not slow and alone" --timeout 600 tests/cluster
 
 test-e2e: $(STAMP) ## Real pods with the real SGLang on the CPU behind the real gateway

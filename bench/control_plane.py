@@ -112,8 +112,9 @@ def measure(stage: Stage, objects: int, idle_seconds: float) -> Result:
     """One burst, one idle time and one restart."""
     kubectl, release, space = stage.kubectl, stage.release, stage.space
     bare = _bare_client(stage, objects)
-    pod = {"nodeSelector": stage.nodes.selector}
-    manifests = [simulated(space, f"qd-{number}", PRODUCT, model=MODEL, pod=pod) for number in range(objects)]
+    manifests = [
+        simulated(space, f"qd-{number}", PRODUCT, model=MODEL, pod=stage.nodes.pod) for number in range(objects)
+    ]
     audit = AuditLog(stage.bed.audit_log)
     with Watch(kubectl, "pods", space, _deployment) as pods, Watch(kubectl, "qd", space, _ready) as ready:
         before = _cpu(kubectl, release)

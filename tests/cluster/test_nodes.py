@@ -14,8 +14,7 @@ from tests.testbed.cluster import Cluster, OwnNodes
 from tests.testbed.kubectl import Kubectl, Manifest, wait_for
 from tests.testbed.simulated import Pool
 
-# One process runs them all: the loss of a node goes on while the others run.
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("nodes")]
+pytestmark = pytest.mark.cluster
 L40S = "NVIDIA-L40S"
 TWO = Pool(L40S, gpus=2, nodes=2)
 DRAIN = ("--ignore-daemonsets", "--delete-emptydir-data", "--force")
@@ -30,7 +29,7 @@ def nodes(bed: Cluster, release: Release) -> Iterator[OwnNodes]:
 
 def placed(nodes: OwnNodes, space: str, name: str, **spec: Any) -> Manifest:
     """A QwenDeployment that runs on these nodes and drains for 5 seconds."""
-    return simulated(space, name, L40S, rollout={"drainSeconds": 5}, pod={"nodeSelector": nodes.selector}, **spec)
+    return simulated(space, name, L40S, rollout={"drainSeconds": 5}, pod=nodes.pod, **spec)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,17 +62,16 @@ def eight(bed: Cluster) -> Iterator[OwnNodes]:
 
 
 def test_no_room_waits_and_goes_on_by_itself(kubectl: Kubectl, eight: OwnNodes, space: str) -> None:
-    pod = {"nodeSelector": eight.selector}
-    kubectl.apply(simulated(space, "wide", L4, replicas=9, pod=pod))
+    kubectl.apply(simulated(space, "wide", L4, replicas=9, pod=eight.pod))
 
     ready = "--for=jsonpath={.status.readyReplicas}=8"
     kubectl.run("wait", "qd", "wide", "-n", space, ready, "--timeout=60s")
-    kubectl.apply(simulated(space, "late", L4, pod=pod))
+    kubectl.apply(simulated(space, "late", L4, pod=eight.pod))
     obj = wait_condition(kubectl, space, "late", ("Ready", "False", "WaitingForGpus"))
     assert "nvidia.com/gpu" in condition(obj, "Ready")["message"]
     assert ("Warning", "WaitingForGpus") in events(kubectl, space, "late")
 
-    kubectl.apply(simulated(space, "wide", L4, replicas=2, pod=pod))
+    kubectl.apply(simulated(space, "wide", L4, replicas=2, pod=eight.pod))
 
     wait_ready(kubectl, space, "late")
     wait_for("two are left", lambda: len(pods(kubectl, space, "wide")) == 2, 30)

@@ -115,7 +115,7 @@ def test_other_defaults_and_other_nodes_replace_nothing(
     revision = wait_ready(kubectl, space, "own")["status"]["plan"]["hash"]
     try:
         install(bed, "--set", "engine.args[6]=--schedule-policy=lpm")
-        with bed.own_nodes(Pool(L4, gpus=8, nodes=1)):
+        with bed.own_nodes(Pool(L4, gpus=8, nodes=1), exclusive=False):
             obj = wait_for("the newer plan is announced", lambda: _announced(kubectl, space), 60)
     finally:
         install(bed)

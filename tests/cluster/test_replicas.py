@@ -13,8 +13,7 @@ from tests.testbed.exporter import Exporter
 from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
 from tests.testbed.simulated import Pool
 
-# There is one exporter on the test bed: its tests run one after the other.
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("exporter")]
+pytestmark = pytest.mark.cluster
 L4 = "NVIDIA-L4"
 MODEL = "Qwen/Qwen1.5-0.5B-Chat"
 """What the engines are told to be called, whatever names clients use."""
@@ -35,7 +34,7 @@ def exporter(bed: Cluster, nodes: OwnNodes) -> Iterator[Exporter]:
 
 def answering(nodes: OwnNodes, space: str, name: str, **spec: Any) -> Manifest:
     """A QwenDeployment whose engines the exporter speaks for."""
-    return simulated(space, name, L4, pod={"nodeSelector": nodes.selector}, **spec)
+    return simulated(space, name, L4, pod=nodes.pod, **spec)
 
 
 def scaled(kubectl: Kubectl, space: str, name: str, wanted: int) -> Manifest:

@@ -54,7 +54,7 @@ def test_a_declared_pool_without_nodes_is_waited_for(
         kubectl.apply(simulated(space, "far", "NVIDIA-H200"))
         obj = wait_condition(kubectl, space, "far", ("Ready", "False", "WaitingForNode"), 60)
         assert "h200" in condition(obj, "Ready")["message"].lower()
-        with bed.own_nodes(Pool("NVIDIA-H200", gpus=8, nodes=1)):
+        with bed.own_nodes(Pool("NVIDIA-H200", gpus=8, nodes=1), exclusive=False):
             wait_ready(kubectl, space, "far")
     finally:
         install(bed)

@@ -22,7 +22,15 @@ from tests.testbed.ownership import OWNER, abandoned, owned
 from tests.testbed.packages import ensure_packages
 from tests.testbed.pki import ensure_pki
 from tests.testbed.sandbox import HOLDER, Sandbox, wait_for
-from tests.testbed.simulated import Pool, gpu_labels, node_manifest, real_node_labels, real_node_patch, start_kwok
+from tests.testbed.simulated import (
+    USUAL_TAINTS,
+    Pool,
+    gpu_labels,
+    node_manifest,
+    real_node_labels,
+    real_node_patch,
+    start_kwok,
+)
 from tests.testbed.teardown import teardown
 
 USER_PROGRAMS = ("kubectl", "helm")
@@ -42,10 +50,10 @@ POOL_LABEL = "qwen-testbed/pool"
 
 @dataclass(frozen=True, slots=True)
 class OwnNodes:
-    """Simulated nodes that nobody else uses. A pod with the node selector `selector` runs on one of them."""
+    """Simulated nodes of one owner. A pod with the fields `pod` runs on one of them."""
 
     names: tuple[str, ...]
-    selector: Mapping[str, str]
+    pod: Mapping[str, Any]
 
 
 class Cluster:
@@ -161,20 +169,24 @@ class Cluster:
         self.kubectl("delete", "node", name, "--ignore-not-found")
 
     @contextmanager
-    def own_nodes(self, pool: Pool, *, answering: bool = False) -> Iterator[OwnNodes]:
-        """Adds simulated nodes for the caller alone, whatever other nodes there are, and removes them at the end.
+    def own_nodes(self, pool: Pool, *, exclusive: bool = True, answering: bool = False) -> Iterator[OwnNodes]:
+        """Adds simulated nodes, whatever other nodes there are, and removes them at the end of the block.
 
-        answering: an exporter, while there is one, answers for their pods.
+        exclusive: their taint keeps the pods of others away. answering: an exporter, while there is one, answers for
+        their pods.
         """
         label = uuid4().hex[:6]
+        taints = {POOL_LABEL: label} if exclusive else USUAL_TAINTS
+        tolerations = [{"key": key, "operator": "Equal", "value": value} for key, value in taints.items()]
         own = OwnNodes(
             names=tuple(f"{pool.product.lower()}-{label}-{number}" for number in range(1, pool.nodes + 1)),
-            selector={POOL_LABEL: label},
+            pod={"nodeSelector": {POOL_LABEL: label}, "tolerations": tolerations},
         )
-        labels = {**gpu_labels(pool.product, pool.gpus), **own.selector, **owned()}
+        labels = {**gpu_labels(pool.product, pool.gpus), POOL_LABEL: label, **owned()}
         pod_range = SIMULATED_METRICS_RANGE if answering else ""
+        manifests = [node_manifest(name, labels, pool.gpus, taints=taints, pod_range=pod_range) for name in own.names]
         try:
-            self._apply_nodes([node_manifest(name, labels, pool.gpus, pod_range=pod_range) for name in own.names])
+            self._apply_nodes(manifests)
             self._wait_ready(own.names)
             yield own
         finally:

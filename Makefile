@@ -35,11 +35,12 @@ test: lint test-unit test-cluster test-e2e ## All that CI runs: lint, unit, clus
 	@$(BIN)/python -m tests.testbed down
 
 test-unit: $(STAMP) ## Pure core and the reconcile loop in memory; seconds, no cluster
-	$(PYTEST) tests/unit
+	$(PYTEST) -n 2 tests/unit
 
 test-cluster: $(STAMP) ## Operator and chart on the real API server with simulated GPU nodes
 	@$(BIN)/python -m tests.testbed up
-	$(PYTEST) -m "cluster and not slow" --timeout 600 tests/cluster
+	$(PYTEST) -n 4 -m "cluster and not slow and not alone" --timeout 600 tests/cluster
+	$(PYTEST) -m "cluster and not slow and alone" --timeout 600 tests/cluster
 
 test-e2e: $(STAMP) ## Real pods with the real SGLang on the CPU behind the real gateway
 	@$(BIN)/python -m tests.testbed up

@@ -6,6 +6,8 @@ On the test bed: a real API server and scheduler, nodes played by kwok, one prog
 the operator in its pods with the chart's own settings. Writes are counted from the audit log, times are those of one
 watch, CPU seconds are the processes' own. A bare client that creates as many pods, on the same machine in the same
 run, is what they are compared to.
+
+Nodes, namespace and objects are the benchmark's own; it removes them at its end, also when it fails or is interrupted.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import threading
@@ -22,13 +25,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.qd import simulated
 from tests.testbed.audit import WRITES, AuditLog, Request
 from tests.testbed.bed import Release, bring_up, install
-from tests.testbed.cluster import Cluster
+from tests.testbed.cluster import Cluster, OwnNodes
 from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
+from tests.testbed.ownership import owned
 from tests.testbed.processes import pods_processes
 from tests.testbed.simulated import Pool
 
@@ -85,26 +89,38 @@ class Watch:
                 if name := self._name(obj):
                     self.seen.setdefault(name, now)
 
-    def stop(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait(10)
 
 
-def measure(bed: Cluster, kubectl: Kubectl, release: Release, objects: int, idle_seconds: float) -> Result:
-    """One burst, one idle time and one restart in a namespace of their own."""
-    space = f"bench-{int(time.time())}"
-    kubectl.namespace(space)
-    bare = _bare_client(kubectl, space, objects)
-    manifests = [simulated(space, f"qd-{number}", PRODUCT, model=MODEL) for number in range(objects)]
-    audit = AuditLog(bed.audit_log)
-    pods = Watch(kubectl, "pods", space, lambda pod: pod["metadata"]["labels"].get("qwen-operator.dev/deployment"))
-    ready = Watch(kubectl, "qd", space, _ready)
-    before = _cpu(kubectl, release)
-    start = time.time()
-    kubectl.apply(*manifests)
-    wait_for("all are Ready", lambda: len(ready.seen) >= objects, 600, every=0.2)
-    pods.stop()
-    ready.stop()
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where it is measured: the test bed with the chart, nodes for the replicas, and a namespace."""
+
+    bed: Cluster
+    kubectl: Kubectl
+    release: Release
+    nodes: OwnNodes
+    space: str
+
+
+def measure(stage: Stage, objects: int, idle_seconds: float) -> Result:
+    """One burst, one idle time and one restart."""
+    kubectl, release, space = stage.kubectl, stage.release, stage.space
+    bare = _bare_client(stage, objects)
+    manifests = [
+        simulated(space, f"qd-{number}", PRODUCT, model=MODEL, pod=stage.nodes.pod) for number in range(objects)
+    ]
+    audit = AuditLog(stage.bed.audit_log)
+    with Watch(kubectl, "pods", space, _deployment) as pods, Watch(kubectl, "qd", space, _ready) as ready:
+        before = _cpu(kubectl, release)
+        start = time.time()
+        kubectl.apply(*manifests)
+        wait_for("all are Ready", lambda: len(ready.seen) >= objects, 600, every=0.2)
     time.sleep(10)
     burst_cpu = _cpu(kubectl, release) - before
     mine = [r for r in audit.read() if r.user == release.operator_user]
@@ -116,7 +132,6 @@ def measure(bed: Cluster, kubectl: Kubectl, release: Release, objects: int, idle
     idle = [r for r in audit.read() if r.user == release.operator_user and r.verb in WRITES]
     idle_cpu = _cpu(kubectl, release) - idle_cpu
     restarted = _restart(kubectl, release, audit)
-    kubectl.run("delete", "namespace", space, timeout=600)
     writes = _by_kind(mine, space, objects)
     return Result(
         objects=objects,
@@ -136,6 +151,11 @@ def measure(bed: Cluster, kubectl: Kubectl, release: Release, objects: int, idle
     )
 
 
+def _deployment(pod: Manifest) -> str | None:
+    name: str | None = pod["metadata"]["labels"].get("qwen-operator.dev/deployment")
+    return name
+
+
 def _ready(obj: Manifest) -> str | None:
     return str(obj["metadata"]["name"]) if condition(obj, "Ready").get("status") == "True" else None
 
@@ -150,8 +170,9 @@ def _by_kind(requests: Sequence[Request], space: str, objects: int) -> dict[str,
     return {kind: round(number / objects, 2) for kind, number in sorted(counted.items())}
 
 
-def _bare_client(kubectl: Kubectl, space: str, objects: int) -> float:
+def _bare_client(stage: Stage, objects: int) -> float:
     """Seconds that kubectl takes to create as many pods of the same size in one call."""
+    kubectl, space = stage.kubectl, stage.space
     pods = [
         {
             "apiVersion": "v1",
@@ -198,10 +219,24 @@ def _restart(kubectl: Kubectl, release: Release, audit: AuditLog) -> int:
 
 
 @contextmanager
-def installed(objects: int) -> Iterator[tuple[Cluster, Kubectl, Release]]:
-    """The test bed with room for so many replicas, and the chart."""
-    bed = bring_up([Pool(PRODUCT, GPUS, -(-objects // GPUS))])
-    yield bed, Kubectl(bed.bin_dir / "kubectl", bed.kubeconfig), install(bed)
+def prepared(objects: int) -> Iterator[Stage]:
+    """The test bed with the chart, and room for so many replicas until the block ends."""
+    bed = bring_up()
+    kubectl = Kubectl(bed.bin_dir / "kubectl", bed.kubeconfig)
+    release = install(bed)
+    # The nodes go last: pods of nodes that are gone would stay for a minute.
+    with bed.own_nodes(Pool(PRODUCT, GPUS, -(-objects // GPUS)), answering=True) as nodes, _namespace(kubectl) as space:
+        yield Stage(bed, kubectl, release, nodes, space)
+
+
+@contextmanager
+def _namespace(kubectl: Kubectl) -> Iterator[str]:
+    name = f"bench-{int(time.time())}"
+    kubectl.namespace(name, owned())
+    try:
+        yield name
+    finally:
+        kubectl.run("delete", "namespace", name, timeout=600)
 
 
 def table(result: Result) -> str:
@@ -231,9 +266,11 @@ def main() -> None:
     parser.add_argument("--idle-seconds", type=float, default=60)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with installed(options.objects) as (bed, kubectl, release), bed.exporter() as exporter:
+    # As with Ctrl-C: the way out leads through everything that cleans up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with prepared(options.objects) as stage, stage.bed.exporter() as exporter:
         exporter.say(MODEL)
-        result = measure(bed, kubectl, release, options.objects, options.idle_seconds)
+        result = measure(stage, options.objects, options.idle_seconds)
     print(json.dumps(asdict(result)) if options.json else table(result))
 
 

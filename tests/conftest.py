@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from uuid import uuid4
 
 import pytest
 
+from tests.qd import own_namespace
 from tests.testbed.audit import AuditLog
 from tests.testbed.bed import Release, bring_up, install
 from tests.testbed.cluster import Cluster
@@ -39,7 +39,5 @@ def audit(bed: Cluster) -> AuditLog:
 @pytest.fixture
 def space(kubectl: Kubectl, release: Release) -> Iterator[str]:
     """A namespace of its own under the restricted profile, deleted afterwards."""
-    name = f"t-{uuid4().hex[:8]}"
-    kubectl.namespace(name, {"pod-security.kubernetes.io/enforce": "restricted"})
-    yield name
-    kubectl.run("delete", "namespace", name, "--wait=false")
+    with own_namespace(kubectl, "t") as name:
+        yield name

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
+from tests.testbed.ownership import owned
 
 SIMULATED = [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}]
 """Tolerations that let a pod run on the simulated nodes."""
+
+
+@contextmanager
+def own_namespace(kubectl: Kubectl, prefix: str) -> Iterator[str]:
+    """A new namespace under the restricted profile, deleted at the end of the block."""
+    name = f"{prefix}-{uuid4().hex[:8]}"
+    kubectl.namespace(name, {"pod-security.kubernetes.io/enforce": "restricted", **owned()})
+    try:
+        yield name
+    finally:
+        kubectl.run("delete", "namespace", name, "--wait=false")
 
 
 def qd(namespace: str, name: str, **spec: Any) -> Manifest:

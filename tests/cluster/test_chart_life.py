@@ -15,12 +15,13 @@ import pytest
 import yaml
 
 from tests.cluster.chart import CHART, CRD, POOL, TESTBED, Manifest, install_beside, live, newer_chart
-from tests.qd import pods, simulated, wait_load, wait_ready
+from tests.qd import own_namespace, pods, simulated, wait_load, wait_ready
 from tests.testbed.audit import AuditLog
 from tests.testbed.bed import Release, install
 from tests.testbed.cache import StepFailed
 from tests.testbed.cluster import Cluster
 from tests.testbed.kubectl import Kubectl, condition, wait_for
+from tests.testbed.ownership import owned
 
 pytestmark = pytest.mark.cluster
 L4 = "NVIDIA-L4"
@@ -61,40 +62,22 @@ class Engines:
         return {key for key, identity in self.before.items() if now.get(key) != identity}
 
 
+@pytest.fixture(scope="module")
+def serving(kubectl: Kubectl, release: Release) -> Iterator[str]:
+    """The namespace of a deployment `stay` of one replica that has long been serving."""
+    with own_namespace(kubectl, "t") as space:
+        kubectl.apply(simulated(space, "stay", L4))
+        wait_ready(kubectl, space, "stay")
+        wait_load(kubectl, space, "stay")
+        yield space
+
+
 @pytest.fixture
-def engines(kubectl: Kubectl, space: str) -> Engines:
-    kubectl.apply(simulated(space, "stay", L4))
-    wait_ready(kubectl, space, "stay")
-    wait_load(kubectl, space, "stay")
-    return Engines(kubectl, space, identities(kubectl, space))
+def engines(kubectl: Kubectl, serving: str) -> Engines:
+    return Engines(kubectl, serving, identities(kubectl, serving))
 
 
-def test_an_uninstall_leaves_the_engines_and_an_installation_finds_them_again(
-    kubectl: Kubectl, bed: Cluster, release: Release, engines: Engines
-) -> None:
-    key, crd = release.key(kubectl), kubectl.json("get", "crd", CRD)["metadata"]["uid"]
-    try:
-        said = live(bed, "uninstall", release.name, "-n", release.namespace, "--wait", "--timeout", "2m")
-        assert CRD in said
-        wait_for("operator and gateway are gone", lambda: not kubectl.list("pods", release.namespace), 120)
-        assert kubectl.list("deployments", release.namespace) == []
-        assert kubectl.json("get", "crd", CRD)["metadata"]["uid"] == crd
-        assert condition(kubectl.get("qd", "stay", engines.space), "Ready")["status"] == "True"
-        assert engines.changed() == set()
-        audit = AuditLog(bed.audit_log)
-    finally:
-        install(bed)
-
-    # Time for every write that a new operator might think of.
-    time.sleep(20)
-    assert [str(write) for write in audit.writes(release.operator_user, engines.space)] == []
-    assert engines.changed() == set()
-    assert release.key(kubectl) == key
-    # It is taken care of again.
-    kubectl.run("scale", "qd", "stay", "-n", engines.space, "--replicas=2")
-    kubectl.run("wait", "qd", "stay", "-n", engines.space, "--for=jsonpath={.status.readyReplicas}=2", "--timeout=60s")
-
-
+@pytest.mark.alone
 def test_an_upgrade_brings_a_new_field_and_restarts_nothing(
     kubectl: Kubectl, bed: Cluster, release: Release, engines: Engines, tmp_path: Path
 ) -> None:
@@ -135,6 +118,24 @@ def accepted(kubectl: Kubectl, manifest: Manifest) -> bool:
     return False
 
 
+@pytest.mark.alone
+def test_settled_means_no_write_also_over_a_restart(
+    kubectl: Kubectl, bed: Cluster, release: Release, engines: Engines
+) -> None:
+    audit = AuditLog(bed.audit_log)
+    kubectl.run("rollout", "restart", f"deployment/{release.operator}", "-n", release.namespace)
+    kubectl.run("rollout", "status", f"deployment/{release.operator}", "-n", release.namespace, "--timeout=120s")
+    time.sleep(15)
+
+    # The one request is the key Secret, which the operator may create but never read: it is refused with 409.
+    assert [
+        str(w)
+        for w in audit.writes(release.operator_user, engines.space, release.namespace)
+        if (w.verb, w.resource) != ("create", "secrets")
+    ] == []
+
+
+@pytest.mark.alone
 def test_another_operator_pod_takes_over_and_the_engines_stay(
     kubectl: Kubectl, bed: Cluster, release: Release, engines: Engines
 ) -> None:
@@ -158,6 +159,33 @@ def lease_holder(kubectl: Kubectl, release: Release) -> str:
     return str(lease.get("spec", {}).get("holderIdentity") or "")
 
 
+@pytest.mark.alone
+def test_an_uninstall_leaves_the_engines_and_an_installation_finds_them_again(
+    kubectl: Kubectl, bed: Cluster, release: Release, engines: Engines
+) -> None:
+    key, crd = release.key(kubectl), kubectl.json("get", "crd", CRD)["metadata"]["uid"]
+    try:
+        said = live(bed, "uninstall", release.name, "-n", release.namespace, "--wait", "--timeout", "2m")
+        assert CRD in said
+        wait_for("operator and gateway are gone", lambda: not kubectl.list("pods", release.namespace), 120)
+        assert kubectl.list("deployments", release.namespace) == []
+        assert kubectl.json("get", "crd", CRD)["metadata"]["uid"] == crd
+        assert condition(kubectl.get("qd", "stay", engines.space), "Ready")["status"] == "True"
+        assert engines.changed() == set()
+        audit = AuditLog(bed.audit_log)
+    finally:
+        install(bed)
+
+    # Time for every write that a new operator might think of.
+    time.sleep(20)
+    assert [str(write) for write in audit.writes(release.operator_user, engines.space)] == []
+    assert engines.changed() == set()
+    assert release.key(kubectl) == key
+    # It is taken care of again.
+    kubectl.run("scale", "qd", "stay", "-n", engines.space, "--replicas=2")
+    kubectl.run("wait", "qd", "stay", "-n", engines.space, "--for=jsonpath={.status.readyReplicas}=2", "--timeout=60s")
+
+
 @dataclass(frozen=True, slots=True)
 class Two:
     """Two releases: the usual one, which now serves `mine` alone, and `second`, which serves `other`."""
@@ -173,7 +201,7 @@ def two(kubectl: Kubectl, bed: Cluster, release: Release) -> Iterator[Two]:
     name = f"t-{uuid4().hex[:8]}"
     mine, other, home = f"{name}-a", f"{name}-b", f"{name}-system"
     for each in (mine, other, home):
-        kubectl.namespace(each, {"pod-security.kubernetes.io/enforce": "restricted"})
+        kubectl.namespace(each, {"pod-security.kubernetes.io/enforce": "restricted", **owned()})
     second = Release("second", home, "second-operator", "second-gateway", "second-gateway-keys")
     values = {
         "watchNamespaces": [other],
@@ -192,6 +220,7 @@ def two(kubectl: Kubectl, bed: Cluster, release: Release) -> Iterator[Two]:
         install(bed)
 
 
+@pytest.mark.alone
 class TestTwoReleases:
     """Both confined to namespaces, the CRD owned by the first."""
 
@@ -244,6 +273,7 @@ def test_a_second_owner_of_the_crd_is_refused(kubectl: Kubectl, bed: Cluster, re
     assert "meta.helm.sh/release-name" in str(caught.value)
 
 
+@pytest.mark.alone
 def test_helm_test_passes(bed: Cluster, release: Release) -> None:
     said = live(bed, "test", release.name, "-n", release.namespace, "--logs", "--timeout", "3m")
     assert said.count(PASSED) == 3, said

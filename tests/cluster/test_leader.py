@@ -14,7 +14,7 @@ from tests.testbed.cluster import Cluster
 from tests.testbed.kubectl import Kubectl, Manifest, wait_for
 from tests.testbed.processes import frozen, pods_processes, send
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.alone]
 A100 = "NVIDIA-A100-SXM4-80GB"
 PROGRAM = "qwen-operator run"
 

@@ -3,29 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from uuid import uuid4
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from tests.qd import alive, events, simulated, wait_ready
+from tests.qd import alive, events, own_namespace, simulated, wait_ready
 from tests.testbed.bed import Release
-from tests.testbed.cluster import Cluster
-from tests.testbed.kubectl import Kubectl, wait_for
+from tests.testbed.cluster import Cluster, OwnNodes
+from tests.testbed.kubectl import Kubectl, Manifest, wait_for
+from tests.testbed.simulated import Pool
 
 pytestmark = pytest.mark.cluster
 L40S = "NVIDIA-L40S"
+TWO = Pool(L40S, gpus=2, nodes=2)
 DRAIN = ("--ignore-daemonsets", "--delete-emptydir-data", "--force")
 
 
 @pytest.fixture
-def nodes(bed: Cluster, release: Release) -> Iterator[list[str]]:
-    """Two simulated L40S nodes of 2 GPUs each."""
-    names = [f"l40s-{uuid4().hex[:6]}" for _ in range(2)]
-    for name in names:
-        bed.add_simulated_node(name, L40S, gpus=2)
-    yield names
-    for name in names:
-        bed.remove_node(name)
+def nodes(bed: Cluster, release: Release) -> Iterator[OwnNodes]:
+    """Two nodes of 2 GPUs each."""
+    with bed.own_nodes(TWO) as nodes:
+        yield nodes
+
+
+def placed(nodes: OwnNodes, space: str, name: str, **spec: Any) -> Manifest:
+    """A QwenDeployment that runs on these nodes and drains for 5 seconds."""
+    return simulated(space, name, L40S, rollout={"drainSeconds": 5}, pod=nodes.pod, **spec)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A deployment `l` of one replica whose node was removed, and the other node that it may run on."""
+
+    space: str
+    other: str
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lost(kubectl: Kubectl, bed: Cluster, release: Release) -> Iterator[Lost]:
+    """Removes the node before the first test of this module.
+
+    The pod garbage collector of the control plane looks every 20 seconds and then waits 40: the other tests run in
+    this time.
+    """
+    with bed.own_nodes(TWO) as nodes, own_namespace(kubectl, "t") as space:
+        kubectl.apply(placed(nodes, space, "l"))
+        wait_ready(kubectl, space, "l")
+        [node] = hosts(kubectl, space, "l")
+        [other] = set(nodes.names) - {node}
+        bed.remove_node(node)
+        yield Lost(space, other)
 
 
 def hosts(kubectl: Kubectl, space: str, name: str) -> set[str]:
@@ -34,8 +62,8 @@ def hosts(kubectl: Kubectl, space: str, name: str) -> set[str]:
 
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.timeout(240)
-def test_a_drain_waits_for_the_replacement(kubectl: Kubectl, space: str, nodes: list[str], replicas: int) -> None:
-    kubectl.apply(simulated(space, "d", L40S, replicas=replicas, rollout={"drainSeconds": 5}))
+def test_a_drain_waits_for_the_replacement(kubectl: Kubectl, nodes: OwnNodes, space: str, replicas: int) -> None:
+    kubectl.apply(placed(nodes, space, "d", replicas=replicas))
     wait_ready(kubectl, space, "d")
     wait_for("all there", lambda: len(alive(kubectl, space, "d")) == replicas, 30)
     [node, *_] = sorted(hosts(kubectl, space, "d"))
@@ -51,25 +79,26 @@ def _moved(kubectl: Kubectl, space: str, node: str, replicas: int) -> bool:
 
 
 @pytest.mark.timeout(240)
-def test_without_room_a_drain_ends_after_the_drain_time(kubectl: Kubectl, space: str, nodes: list[str]) -> None:
-    kubectl.run("cordon", nodes[1])
-    kubectl.apply(simulated(space, "tight", L40S, rollout={"drainSeconds": 5}))
+def test_without_room_a_drain_ends_after_the_drain_time(kubectl: Kubectl, nodes: OwnNodes, space: str) -> None:
+    full, cordoned = nodes.names
+    kubectl.run("cordon", cordoned)
+    kubectl.apply(placed(nodes, space, "tight"))
     wait_ready(kubectl, space, "tight")
 
-    kubectl.run("drain", nodes[0], *DRAIN, "--timeout=90s")
+    kubectl.run("drain", full, *DRAIN, "--timeout=90s")
 
     assert any(kind == "Warning" and "Drain" in reason for kind, reason in events(kubectl, space, "tight"))
-    kubectl.run("uncordon", nodes[1])
+    kubectl.run("uncordon", cordoned)
     wait_ready(kubectl, space, "tight")
-    assert hosts(kubectl, space, "tight") == {nodes[1]}
+    assert hosts(kubectl, space, "tight") == {cordoned}
 
 
 @pytest.mark.timeout(240)
-def test_a_cordoned_nodes_replica_moves(kubectl: Kubectl, space: str, nodes: list[str]) -> None:
-    kubectl.apply(simulated(space, "c", L40S, rollout={"drainSeconds": 5}))
+def test_a_cordoned_nodes_replica_moves(kubectl: Kubectl, nodes: OwnNodes, space: str) -> None:
+    kubectl.apply(placed(nodes, space, "c"))
     wait_ready(kubectl, space, "c")
     [node] = hosts(kubectl, space, "c")
-    [other] = set(nodes) - {node}
+    [other] = set(nodes.names) - {node}
 
     kubectl.run("cordon", node)
 
@@ -78,13 +107,6 @@ def test_a_cordoned_nodes_replica_moves(kubectl: Kubectl, space: str, nodes: lis
 
 
 @pytest.mark.timeout(240)
-def test_a_lost_nodes_replica_is_replaced(kubectl: Kubectl, bed: Cluster, space: str, nodes: list[str]) -> None:
-    kubectl.apply(simulated(space, "l", L40S, rollout={"drainSeconds": 5}))
-    wait_ready(kubectl, space, "l")
-    [node] = hosts(kubectl, space, "l")
-    [other] = set(nodes) - {node}
-
-    bed.remove_node(node)
-
-    wait_for("it is on the other node", lambda: hosts(kubectl, space, "l") == {other}, 120)
-    wait_ready(kubectl, space, "l")
+def test_a_lost_nodes_replica_is_replaced(kubectl: Kubectl, lost: Lost) -> None:
+    wait_for("it is on the other node", lambda: hosts(kubectl, lost.space, "l") == {lost.other}, 120)
+    wait_ready(kubectl, lost.space, "l")

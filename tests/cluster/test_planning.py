@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.qd import events, pods, qd, simulated, wait_condition, wait_ready
+from tests.testbed.cluster import Cluster, OwnNodes
 from tests.testbed.kubectl import Kubectl, condition, wait_for
+from tests.testbed.simulated import Pool
 
 pytestmark = pytest.mark.cluster
 A100, L4 = "NVIDIA-A100-SXM4-80GB", "NVIDIA-L4"
@@ -50,17 +54,24 @@ def test_unknown_model_names_what_is_known(kubectl: Kubectl, space: str) -> None
     wait_ready(kubectl, space, "odd")
 
 
-def test_no_room_waits_and_goes_on_by_itself(kubectl: Kubectl, space: str) -> None:
-    kubectl.apply(simulated(space, "wide", L4, replicas=9))
+@pytest.fixture
+def eight(bed: Cluster) -> Iterator[OwnNodes]:
+    """A node of 8 GPUs that no other test uses."""
+    with bed.own_nodes(Pool(L4, gpus=8, nodes=1)) as nodes:
+        yield nodes
 
-    eight = "--for=jsonpath={.status.readyReplicas}=8"
-    kubectl.run("wait", "qd", "wide", "-n", space, eight, "--timeout=60s")
-    kubectl.apply(simulated(space, "late", L4))
+
+def test_no_room_waits_and_goes_on_by_itself(kubectl: Kubectl, eight: OwnNodes, space: str) -> None:
+    kubectl.apply(simulated(space, "wide", L4, replicas=9, pod=eight.pod))
+
+    ready = "--for=jsonpath={.status.readyReplicas}=8"
+    kubectl.run("wait", "qd", "wide", "-n", space, ready, "--timeout=60s")
+    kubectl.apply(simulated(space, "late", L4, pod=eight.pod))
     obj = wait_condition(kubectl, space, "late", ("Ready", "False", "WaitingForGpus"))
     assert "nvidia.com/gpu" in condition(obj, "Ready")["message"]
     assert ("Warning", "WaitingForGpus") in events(kubectl, space, "late")
 
-    kubectl.apply(simulated(space, "wide", L4, replicas=2))
+    kubectl.apply(simulated(space, "wide", L4, replicas=2, pod=eight.pod))
 
     wait_ready(kubectl, space, "late")
     wait_for("two are left", lambda: len(pods(kubectl, space, "wide")) == 2, 30)

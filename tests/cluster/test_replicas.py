@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-import yaml
 
 from tests.qd import alive, simulated, wait_condition, wait_ready
-from tests.testbed.audit import AuditLog
-from tests.testbed.bed import Release
-from tests.testbed.cluster import Cluster
+from tests.testbed.cluster import Cluster, OwnNodes
 from tests.testbed.exporter import Exporter
 from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
+from tests.testbed.simulated import Pool
 
 pytestmark = pytest.mark.cluster
 L4 = "NVIDIA-L4"
@@ -22,9 +20,21 @@ MODEL = "Qwen/Qwen1.5-0.5B-Chat"
 
 
 @pytest.fixture(scope="module")
-def exporter(bed: Cluster) -> Iterator[Exporter]:
+def nodes(bed: Cluster) -> Iterator[OwnNodes]:
+    """Nodes for whose pods the exporter answers."""
+    with bed.own_nodes(Pool(L4, gpus=8, nodes=1), answering=True) as nodes:
+        yield nodes
+
+
+@pytest.fixture(scope="module")
+def exporter(bed: Cluster, nodes: OwnNodes) -> Iterator[Exporter]:
     with bed.exporter() as exporter:
         yield exporter
+
+
+def answering(nodes: OwnNodes, space: str, name: str, **spec: Any) -> Manifest:
+    """A QwenDeployment whose engines the exporter speaks for."""
+    return simulated(space, name, L4, pod=nodes.pod, **spec)
 
 
 def scaled(kubectl: Kubectl, space: str, name: str, wanted: int) -> Manifest:
@@ -38,10 +48,12 @@ def scaled(kubectl: Kubectl, space: str, name: str, wanted: int) -> Manifest:
     return wait_for(f"{wanted} replicas of {name}", probe, 60)
 
 
-def test_the_queue_decides_between_minimum_and_maximum(kubectl: Kubectl, space: str, exporter: Exporter) -> None:
+def test_the_queue_decides_between_minimum_and_maximum(
+    kubectl: Kubectl, nodes: OwnNodes, exporter: Exporter, space: str
+) -> None:
     exporter.say(MODEL)
     scaling = {"minReplicas": 1, "maxReplicas": 3, "stabilizationSeconds": 5}
-    kubectl.apply(simulated(space, "q", L4, scaling=scaling))
+    kubectl.apply(answering(nodes, space, "q", scaling=scaling))
     wait_ready(kubectl, space, "q")
     wait_condition(kubectl, space, "q", ("ScalingActive", "True", "Steady"), 30)
 
@@ -55,20 +67,23 @@ def test_the_queue_decides_between_minimum_and_maximum(kubectl: Kubectl, space: 
     assert condition(obj, "ScalingLimited") == {}
 
 
-@pytest.mark.parametrize(("fault", "reason"), [("another model", "MetricsInvalid"), ("401", "MetricsUnauthorized")])
+FAULTS = {"another model": "MetricsInvalid", "401": "MetricsUnauthorized"}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_without_metrics_the_size_is_held_and_the_reason_is_said(
-    kubectl: Kubectl, space: str, exporter: Exporter, fault: str, reason: str
+    kubectl: Kubectl, nodes: OwnNodes, exporter: Exporter, space: str, fault: str
 ) -> None:
     exporter.say(MODEL, running=4, queued=4)
     scaling = {"maxReplicas": 2, "stabilizationSeconds": 0}
-    kubectl.apply(simulated(space, "m", L4, scaling=scaling))
+    kubectl.apply(answering(nodes, space, "m", scaling=scaling))
     scaled(kubectl, space, "m", 2)
     try:
         if fault == "401":
             exporter.refuse()
         else:
             exporter.forget(MODEL)
-        obj = wait_condition(kubectl, space, "m", ("ScalingActive", "False", reason), 30)
+        obj = wait_condition(kubectl, space, "m", ("ScalingActive", "False", FAULTS[fault]), 30)
         assert obj["status"]["scaling"]["wanted"] == 2
         assert len(alive(kubectl, space, "m")) == 2
     finally:
@@ -78,9 +93,11 @@ def test_without_metrics_the_size_is_held_and_the_reason_is_said(
     scaled(kubectl, space, "m", 1)
 
 
-def test_a_number_that_is_set_wins_and_says_by_whom(kubectl: Kubectl, space: str, exporter: Exporter) -> None:
+def test_a_number_that_is_set_wins_and_says_by_whom(
+    kubectl: Kubectl, nodes: OwnNodes, exporter: Exporter, space: str
+) -> None:
     exporter.say(MODEL)
-    kubectl.apply(simulated(space, "s", L4, scaling={"maxReplicas": 4}))
+    kubectl.apply(answering(nodes, space, "s", scaling={"maxReplicas": 4}))
     wait_ready(kubectl, space, "s")
 
     kubectl.run("scale", "qd", "s", "-n", space, "--replicas=2")
@@ -112,27 +129,3 @@ def test_the_real_autoscaler_scales_by_the_subresource(kubectl: Kubectl, space: 
 
     assert obj["spec"]["replicas"] == 2
     assert "kube-controller-manager" in condition(obj, "ScalingActive")["message"]
-
-
-@pytest.mark.parametrize("replicas", [None, 2])
-@pytest.mark.timeout(180)
-def test_an_apply_every_five_seconds_costs_nothing(
-    kubectl: Kubectl, bed: Cluster, release: Release, space: str, replicas: int | None
-) -> None:
-    """As Argo CD does it: the same manifest, with and without the field."""
-    spec = {} if replicas is None else {"replicas": replicas}
-    manifest = yaml.safe_dump(simulated(space, "argo", L4, **spec))
-    command = ("apply", "--server-side", "--field-manager=argocd", "-f", "-")
-    kubectl.run(*command, stdin=manifest)
-    wait_ready(kubectl, space, "argo")
-    scaled(kubectl, space, "argo", replicas or 1)
-    time.sleep(10)
-    audit = AuditLog(bed.audit_log)
-
-    for _ in range(12):
-        kubectl.run(*command, stdin=manifest)
-        time.sleep(5)
-
-    writes = [str(write) for write in audit.writes(release.operator_user, space)]
-    assert len(writes) <= 1, writes
-    assert len(alive(kubectl, space, "argo")) == (replicas or 1)

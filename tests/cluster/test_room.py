@@ -11,6 +11,7 @@ from tests.testbed.audit import AuditLog
 from tests.testbed.bed import Release, install
 from tests.testbed.cluster import Cluster
 from tests.testbed.kubectl import Kubectl, condition
+from tests.testbed.simulated import Pool
 
 pytestmark = pytest.mark.cluster
 L4 = "NVIDIA-L4"
@@ -42,6 +43,7 @@ def test_a_quota_is_named_before_a_pod_is_made(kubectl: Kubectl, bed: Cluster, r
     assert len(pods(kubectl, space, "two")) == 2
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(240)
 def test_a_declared_pool_without_nodes_is_waited_for(
     kubectl: Kubectl, bed: Cluster, release: Release, space: str
@@ -52,8 +54,7 @@ def test_a_declared_pool_without_nodes_is_waited_for(
         kubectl.apply(simulated(space, "far", "NVIDIA-H200"))
         obj = wait_condition(kubectl, space, "far", ("Ready", "False", "WaitingForNode"), 60)
         assert "h200" in condition(obj, "Ready")["message"].lower()
-        bed.add_simulated_node("h200-1", "NVIDIA-H200", gpus=8)
-        wait_ready(kubectl, space, "far")
+        with bed.own_nodes(Pool("NVIDIA-H200", gpus=8, nodes=1), exclusive=False):
+            wait_ready(kubectl, space, "far")
     finally:
-        bed.remove_node("h200-1")
         install(bed)

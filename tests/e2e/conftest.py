@@ -10,6 +10,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from tests.qd import own_namespace
 from tests.testbed.bed import Release
 from tests.testbed.cluster import Cluster
 from tests.testbed.kubectl import Kubectl
@@ -72,12 +73,10 @@ def gateway(kubectl: Kubectl, release: Release) -> Gateway:
 @pytest.fixture(scope="module")
 def claim_space(bed: Cluster, kubectl: Kubectl, release: Release) -> Iterator[str]:
     """A namespace under the restricted profile with the claim `models`."""
-    name = f"e-{uuid4().hex[:8]}"
-    kubectl.namespace(name, {"pod-security.kubernetes.io/enforce": "restricted"})
-    manifests = claim_manifests("models", name, bed.models_dir)
-    kubectl.apply(*manifests)
-    yield name
-    kubectl.run("delete", "namespace", name, "--wait=false")
+    with own_namespace(kubectl, "e") as name:
+        manifests = claim_manifests("models", name, bed.models_dir)
+        kubectl.apply(*manifests)
+        yield name
     for manifest in manifests:
         if manifest["kind"] == "PersistentVolume":
             kubectl.run("delete", "pv", manifest["metadata"]["name"], "--wait=false")

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.testbed import images
-from tests.testbed.cache import StepFailed, say
+from tests.testbed.cache import StepFailed, locked, say
 from tests.testbed.cluster import Cluster
 from tests.testbed.kubectl import Kubectl
 from tests.testbed.packages import ensure_packages
 from tests.testbed.simulated import Pool
 
-SIMULATED = (Pool("NVIDIA-A100-SXM4-80GB", 8, 1), Pool("NVIDIA-L4", 8, 1))
-"""The simulated GPU nodes beside the real one."""
+SIMULATED = (Pool("NVIDIA-A100-SXM4-80GB", 8, 1), Pool("NVIDIA-L4", 8, 2))
+"""The simulated GPU nodes beside the real one. Tests share them; one that counts GPUs brings nodes of its own."""
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "charts/qwen-operator"
@@ -59,9 +59,11 @@ def bring_up(more: Sequence[Pool] = ()) -> Cluster:
     models = images.models()
     cluster = Cluster()
     cluster.up(simulated=(*SIMULATED, *more))
-    for archive in archives:
-        cluster.load_image(archive)
-    _place(models, cluster.models_dir)
+    # Test processes side by side all come here.
+    with locked("bed"):
+        for archive in archives:
+            cluster.load_image(archive)
+        _place(models, cluster.models_dir)
     return cluster
 
 
@@ -80,7 +82,9 @@ def install(cluster: Cluster, *arguments: str) -> Release:
         "-n", release.namespace, "--create-namespace", *roll_by_content(), *arguments, "--wait", "--timeout", "4m",
     ]  # fmt: skip
     environment = {**os.environ, **cluster.environment()}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    # Helm refuses two upgrades of one release at a time.
+    with locked("release"):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise StepFailed(f"helm did not install the chart: {done.stderr.strip()}\n{_why(cluster, release)}")
     say(f"the chart is installed in namespace {release.namespace}")

@@ -5,21 +5,32 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from tests.testbed.binaries import ensure_binaries, place
 from tests.testbed.cache import StepFailed, elapsed, locked, say
 from tests.testbed.controlplane import ControlPlane
 from tests.testbed.exporter import Exporter, exporting
-from tests.testbed.layout import NODE, Layout, layout, write
+from tests.testbed.layout import NODE, SIMULATED_METRICS_RANGE, Layout, layout, write
 from tests.testbed.node import RealNode
+from tests.testbed.ownership import OWNER, abandoned, owned
 from tests.testbed.packages import ensure_packages
 from tests.testbed.pki import ensure_pki
 from tests.testbed.sandbox import HOLDER, Sandbox, wait_for
-from tests.testbed.simulated import Pool, gpu_labels, node_manifest, real_node_labels, real_node_patch, start_kwok
+from tests.testbed.simulated import (
+    USUAL_TAINTS,
+    Pool,
+    gpu_labels,
+    node_manifest,
+    real_node_labels,
+    real_node_patch,
+    start_kwok,
+)
 from tests.testbed.teardown import teardown
 
 USER_PROGRAMS = ("kubectl", "helm")
@@ -34,6 +45,15 @@ DAEMON_PROGRAMS = (
     "coredns",
 )
 API_CLIENTS = ("kwok", "kubelet", "kube-proxy", "coredns")
+POOL_LABEL = "qwen-testbed/pool"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnNodes:
+    """Simulated nodes of one owner. A pod with the fields `pod` runs on one of them."""
+
+    names: tuple[str, ...]
+    pod: Mapping[str, Any]
 
 
 class Cluster:
@@ -144,29 +164,36 @@ class Cluster:
         self._node.restart_kubelet()
         self._ready_real_node()
 
-    def add_simulated_node(
-        self,
-        name: str,
-        product: str = "",
-        *,
-        gpus: int = 8,
-        labels: Mapping[str, str] | None = None,
-        tainted: bool = True,
-    ) -> None:
-        """Adds a node or brings its labels up to date. Without a product it has no GPU labels, only the GPUs.
-
-        labels are added last, so they can also replace what a product brings.
-        """
-        given = {**(gpu_labels(product, gpus) if product else {}), **(labels or {})}
-        self._apply_nodes([node_manifest(name, given, gpus, tainted=tainted)])
-        self.kubectl("wait", f"node/{name}", "--for=condition=Ready", "--timeout=30s")
-
     def remove_node(self, name: str) -> None:
         """Removes a simulated node; the cluster's controllers then remove its pods. No error when it is not there."""
         self.kubectl("delete", "node", name, "--ignore-not-found")
 
+    @contextmanager
+    def own_nodes(self, pool: Pool, *, exclusive: bool = True, answering: bool = False) -> Iterator[OwnNodes]:
+        """Adds simulated nodes, whatever other nodes there are, and removes them at the end of the block.
+
+        exclusive: their taint keeps the pods of others away. answering: an exporter, while there is one, answers for
+        their pods.
+        """
+        label = uuid4().hex[:6]
+        taints = {POOL_LABEL: label} if exclusive else USUAL_TAINTS
+        tolerations = [{"key": key, "operator": "Equal", "value": value} for key, value in taints.items()]
+        own = OwnNodes(
+            names=tuple(f"{pool.product.lower()}-{label}-{number}" for number in range(1, pool.nodes + 1)),
+            pod={"nodeSelector": {POOL_LABEL: label}, "tolerations": tolerations},
+        )
+        labels = {**gpu_labels(pool.product, pool.gpus), POOL_LABEL: label, **owned()}
+        pod_range = SIMULATED_METRICS_RANGE if answering else ""
+        manifests = [node_manifest(name, labels, pool.gpus, taints=taints, pod_range=pod_range) for name in own.names]
+        try:
+            self._apply_nodes(manifests)
+            self._wait_ready(own.names)
+            yield own
+        finally:
+            self.kubectl("delete", "nodes", "-l", f"{POOL_LABEL}={label}")
+
     def exporter(self) -> AbstractContextManager[Exporter]:
-        """Metrics of the simulated engines, as the caller wants them, until the block ends."""
+        """Metrics of the simulated engines on nodes made for it, as the caller wants them, until the block ends."""
         return exporting(self._sandbox, self._at.root)
 
     def load_image(self, archive: Path) -> None:
@@ -220,10 +247,22 @@ class Cluster:
         ]
         if wanted:
             self._apply_nodes(wanted)
-            names = [f"node/{manifest['metadata']['name']}" for manifest in wanted]
-            self.kubectl("wait", *names, "--for=condition=Ready", "--timeout=60s")
+            self._wait_ready([manifest["metadata"]["name"] for manifest in wanted])
         if node:
             self._ready_real_node()
+        self._remove_abandoned()
+
+    def _remove_abandoned(self) -> None:
+        """Removes what owners that were killed have left."""
+        for kind in ("namespaces", "nodes"):
+            items = json.loads(self.kubectl("get", kind, "-l", OWNER, "-o", "json"))["items"]
+            if names := abandoned(items):
+                say(f"removing {kind} that a killed process left behind: {' '.join(names)}")
+                self.kubectl("delete", kind, *names, "--wait=false")
+
+    def _wait_ready(self, names: Sequence[str]) -> None:
+        nodes = [f"node/{name}" for name in names]
+        self.kubectl("wait", *nodes, "--for=condition=Ready", "--timeout=60s")
 
     def _apply_nodes(self, manifests: Sequence[Mapping[str, Any]]) -> None:
         document = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)})

@@ -117,6 +117,8 @@ class ControlPlane:
             "--leader-elect=false",
             "--use-service-account-credentials",
             "--allocate-node-cidrs=false",
+            # Of the HorizontalPodAutoscalers; the usual 15 seconds are only waited for.
+            "--horizontal-pod-autoscaler-sync-period=3s",
             f"--flex-volume-plugin-dir={self._at.root / 'volume-plugins'}",
             f"--root-ca-file={self._at.pki / 'ca.crt'}",
             f"--service-account-private-key-file={self._at.key('service-accounts')}",

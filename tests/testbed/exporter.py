@@ -1,7 +1,8 @@
 """Stands in for the engines of simulated pods: their addresses answer, and /metrics says what a test wants.
 
 kwok says of a pod that it runs, but nothing listens at its address. While an `Exporter` runs, the test bed's network
-takes the simulated pods' addresses for its own, and one program answers for all of them with SGLang's metric names.
+takes the addresses of SIMULATED_METRICS_RANGE for its own, and one program answers at all of them with SGLang's metric
+names. Pods get these addresses on nodes of `Cluster.own_nodes(..., answering=True)`.
 """
 
 from __future__ import annotations

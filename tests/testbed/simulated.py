@@ -14,6 +14,7 @@ from tests.testbed.sandbox import Sandbox
 
 TAINT = "kwok.x-k8s.io/node"
 """Taint (value fake, NoSchedule) of simulated nodes, also the annotation by which kwok knows them."""
+USUAL_TAINTS = {TAINT: "fake"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,14 @@ def gpu_labels(product: str, gpus: int) -> dict[str, str]:
     }
 
 
-def node_manifest(name: str, labels: Mapping[str, str], gpus: int, *, tainted: bool = True) -> dict[str, Any]:
-    """A Node for kwok to play, with room for real pod requests; `labels` are added to the usual ones."""
+def node_manifest(
+    name: str, labels: Mapping[str, str], gpus: int, *, taints: Mapping[str, str] = USUAL_TAINTS, pod_range: str = ""
+) -> dict[str, Any]:
+    """A Node for kwok to play, with room for real pod requests; `labels` are added to the usual ones.
+
+    taints: keys and values, all with the effect NoSchedule. pod_range: where its pods get their addresses from; not
+    given: from SIMULATED_POD_RANGE.
+    """
     room = {"cpu": "192", "memory": "2Ti", "ephemeral-storage": "4Ti", "pods": "110"}
     if gpus:
         room["nvidia.com/gpu"] = str(gpus)
@@ -100,11 +107,16 @@ def node_manifest(name: str, labels: Mapping[str, str], gpus: int, *, tainted: b
         "kubernetes.io/arch": "amd64",
         "kubernetes.io/os": "linux",
     }
+    spec: dict[str, Any] = {
+        "taints": [{"key": key, "value": value, "effect": "NoSchedule"} for key, value in taints.items()]
+    }
+    if pod_range:
+        spec |= {"podCIDR": pod_range, "podCIDRs": [pod_range]}
     return {
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": name, "labels": {**usual, **labels}, "annotations": {TAINT: "fake"}},
-        "spec": {"taints": [{"key": TAINT, "value": "fake", "effect": "NoSchedule"}] if tainted else []},
+        "spec": spec,
         "status": {"capacity": room, "allocatable": room},
     }
 

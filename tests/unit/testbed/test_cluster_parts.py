@@ -128,7 +128,7 @@ def test_a_simulated_node_keeps_other_pods_away_unless_told_otherwise() -> None:
     assert tainted["spec"]["taints"][0]["effect"] == "NoSchedule"
     assert tainted["metadata"]["labels"]["type"] == "kwok"
     assert tainted["status"]["allocatable"]["nvidia.com/gpu"] == "8"
-    assert node_manifest("b", {}, 0, tainted=False)["spec"]["taints"] == []
+    assert node_manifest("b", {}, 0, taints={})["spec"]["taints"] == []
     assert "nvidia.com/gpu" not in node_manifest("b", {}, 0)["status"]["capacity"]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from aiohttp import web
 
@@ -104,7 +105,13 @@ class ApiServer:
         self.watches.add((target.resource, labels))
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
-        at, since = 0, int(request.query["resourceVersion"])
+        # Who watches may go at any moment.
+        with suppress(ConnectionError):
+            await self._stream(target, labels, int(request.query["resourceVersion"]), response)
+        return response
+
+    async def _stream(self, target: Target, labels: str, since: int, response: web.StreamResponse) -> NoReturn:
+        at = 0
         while True:
             events, at = self.kube.journal[at:], len(self.kube.journal)
             for kind, resource, manifest in events:

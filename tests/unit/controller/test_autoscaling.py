@@ -1,0 +1,174 @@
+"""From the engines' pages to the deletion of a pod, with nothing replaced between them: the pages of SGLang over real
+sockets, the scraper, the rule, the decisions and the writes. Only the cluster and the time are the test's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.controller.autoscaler import INTERVAL_SECONDS, Autoscaler, Pace
+from qwen_operator.controller.scraper import scraper
+from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
+from qwen_operator.replicas.scaling_view import scaled_deployments
+from qwen_operator.scaling.types import ScalingState
+from tests.unit.fakes import Clock, FakeKube
+from tests.unit.world import World, deployment, ready_status
+
+RECORDED = (Path(__file__).parents[1] / "scaling" / "pages" / "loaded.txt").read_text(encoding="utf-8")
+NUMBERS = re.compile(
+    r"^(sglang:(num_running_reqs|num_queue_reqs|num_used_tokens|scheduler_idle_seconds_total)\{.*\}"
+    r'|sglang:(http_requests_active)\{endpoint="/v1/chat/completions",method="POST"\}) .*$',
+    re.MULTILINE,
+)
+MODEL = "Qwen/Qwen1.5-0.5B-Chat"
+ROUTABLE = "qwen-operator.dev/routable"
+SIZES = {"minReplicas": 1, "maxReplicas": 3, "stabilizationSeconds": 30}
+
+
+@dataclass
+class Engine:
+    """One SGLang: its page is a recorded one with other numbers. `inside` are requests whose answers still go out."""
+
+    clock: Clock
+    running: int = 0
+    queued: int = 0
+    inside: int = 0
+
+    async def page(self, _: web.Request) -> web.Response:
+        values = {
+            "num_running_reqs": self.running,
+            "num_queue_reqs": self.queued,
+            "num_used_tokens": self.running,
+            "scheduler_idle_seconds_total": self.clock.seconds,
+            "http_requests_active": self.running + self.queued + self.inside,
+        }
+        text = NUMBERS.sub(lambda line: f"{line[1]} {values[line[2] or line[3]]}", RECORDED)
+        return web.Response(text=text.replace('model_name="tiny"', f'model_name="{MODEL}"'))
+
+
+def address(index: int) -> str:
+    return f"127.0.0.{11 + index}"
+
+
+@asynccontextmanager
+async def serving(engines: list[Engine]) -> AsyncIterator[int]:
+    """Each engine at its own address, all on the port that this yields."""
+    port = 0
+    async with AsyncExitStack() as stack:
+        for index, engine in enumerate(engines):
+            app = web.Application()
+            app.router.add_get("/metrics", engine.page)
+            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            await web.TCPSite(runner, address(index), port).start()
+            port = runner.addresses[0][1]
+        yield port
+
+
+def answering(pod: Manifest) -> Manifest:
+    """The status of a ready pod, with the address of the engine of its index."""
+    index = int(pod["metadata"]["name"].rpartition("-")[2])
+    return ready_status(pod) | {"podIP": address(index)}
+
+
+@dataclass
+class ScalingWorld(World):
+    """A world whose operator learns of the load from its own autoscaler."""
+
+    scaler: Autoscaler | None = None
+
+    def load(self, namespace: str, name: str, uid: str) -> ScalingState | None:
+        return self.scaler.state(namespace, name, uid) if self.scaler else None
+
+    async def pass_time(self, seconds: int) -> None:
+        """Let so many seconds pass, with a look at the engines at the autoscaler's pace."""
+        assert self.scaler
+        for _ in range(0, seconds, int(INTERVAL_SECONDS)):
+            await self.scaler.look()
+            await self.wait(int(INTERVAL_SECONDS))
+
+    def replicas(self) -> dict[int, bool]:
+        """Which replicas exist by their index, and whether they get requests."""
+        return {
+            int(pod["metadata"]["name"].rpartition("-")[2]): ROUTABLE in pod["metadata"]["labels"]
+            for pod in self.api.all(PODS)
+        }
+
+    def scaling(self) -> tuple[int, str]:
+        status = self.qd()["status"]
+        return status["replicas"], status["scaling"]["reason"]
+
+
+@asynccontextmanager
+async def scaled(engines: list[Engine], clock: Clock) -> AsyncIterator[ScalingWorld]:
+    """A QwenDeployment that is scaled by the load of these engines."""
+    async with serving(engines) as port, scraper(port) as pages:
+        world = ScalingWorld(api=FakeKube(clock))
+        await world.start()
+        world.kubelet.engine = answering
+        operator = world.operator
+        world.scaler = Autoscaler(
+            pages,
+            lambda: scaled_deployments(operator.store.all(QWENDEPLOYMENTS), operator.store.replicas),
+            operator.queue.add,
+            Pace(clock=clock.monotonic),
+        )
+        world.api.put(QWENDEPLOYMENTS, deployment(scaling=SIZES))
+        yield world
+
+
+@pytest.mark.parametrize("quietest", range(3))
+async def test_when_the_load_falls_the_quietest_replica_is_drained_and_deleted(quietest: int) -> None:
+    clock = Clock()
+    engines = [Engine(clock) for _ in range(3)]
+    async with scaled(engines, clock) as world:
+        await world.pass_time(10)
+        assert world.replicas() == {0: True}
+        # 656 requests, and a replica runs 256 at once.
+        engines[0].running, engines[0].queued = 256, 400
+        await world.pass_time(20)
+        assert world.replicas() == {0: True, 1: True, 2: True}
+        assert world.scaling() == (3, Reason.STEADY)
+
+        others = {0, 1, 2} - {quietest}
+        for index, engine in enumerate(engines):
+            engine.running, engine.queued = 20 if index == quietest else 140, 0
+        await world.pass_time(20)
+        assert all(world.replicas().values()), "30 s have not passed"
+        await world.pass_time(20)
+        assert world.replicas() == {quietest: False, **dict.fromkeys(others, True)}
+        assert world.scaling() == (2, Reason.STEADY)
+
+        await world.pass_time(60)
+        assert len(world.replicas()) == 3, "20 requests are running"
+        engines[quietest].running, engines[quietest].inside = 0, 1
+        await world.pass_time(20)
+        assert len(world.replicas()) == 3, "the scheduler is done, but an answer still goes out"
+        engines[quietest].inside = 0
+        await world.pass_time(6)
+        assert world.replicas() == dict.fromkeys(others, True)
+
+        deleted = [write.name.rpartition("-")[2] for write in world.api.writes if write.verb == "delete"]
+        assert deleted == [str(quietest)]
+        assert "DrainTimedOut" not in world.events()
+
+
+async def test_engines_that_cannot_be_read_lose_no_replica() -> None:
+    clock = Clock()
+    engines = [Engine(clock) for _ in range(3)]
+    async with scaled(engines[:1], clock) as world:
+        engines[0].running, engines[0].queued = 256, 400
+        await world.pass_time(30)
+        assert world.replicas() == {0: True, 1: True, 2: True}
+        engines[0].running, engines[0].queued = 0, 0
+        await world.pass_time(120)
+        assert world.replicas() == {0: True, 1: True, 2: True}
+        assert world.scaling() == (3, Reason.METRICS_MISSING)

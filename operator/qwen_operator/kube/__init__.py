@@ -1,4 +1,4 @@
-"""The Kubernetes API behind one protocol. Only this package talks to an API server."""
+"""The Kubernetes API behind one protocol. Only this package sends requests to an API server."""
 
 from qwen_operator.kube.api import (
     CONTROLLER_REVISIONS,

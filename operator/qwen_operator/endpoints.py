@@ -1,4 +1,4 @@
-"""What the operator serves to the kubelet and to Prometheus: /healthz, /readyz, /metrics."""
+"""The operator's HTTP endpoints for the kubelet and for Prometheus: /healthz, /readyz, /metrics."""
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -7,12 +7,12 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 Check = Callable[[], str | None]
-"""Returns what is wrong in a sentence, or None."""
+"""Returns the problem as a sentence, or None."""
 
 
 @contextlib.asynccontextmanager
 async def serving(port: int, healthy: Check, ready: Check, registry: CollectorRegistry) -> AsyncIterator[None]:
-    """Serve until the context ends. That the event loop runs shows in the answer itself."""
+    """Serve until the context ends. Any answer also shows that the event loop runs."""
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -32,7 +32,7 @@ async def serving(port: int, healthy: Check, ready: Check, registry: CollectorRe
 
 def _answer(check: Check) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def answer(_: web.Request) -> web.Response:
-        wrong = check()
-        return web.Response(text="ok\n") if wrong is None else web.Response(status=503, text=f"{wrong}\n")
+        problem = check()
+        return web.Response(text="ok\n") if problem is None else web.Response(status=503, text=f"{problem}\n")
 
     return answer

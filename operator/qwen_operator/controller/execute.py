@@ -21,6 +21,7 @@ from qwen_operator.kube import (
     QWENDEPLOYMENTS,
     AlreadyExists,
     Conflict,
+    DeleteOptions,
     Forbidden,
     Invalid,
     KubeApi,
@@ -107,14 +108,8 @@ class Actor:
     async def _request(self, namespace: str, name: str, action: Action) -> None:
         resource = RESOURCES[action.kind]
         if isinstance(action, Delete):
-            await self._api.delete(
-                resource,
-                namespace,
-                name,
-                uid=action.uid,
-                resource_version=action.version,
-                grace_seconds=action.grace_seconds,
-            )
+            options = DeleteOptions(action.uid, action.version, action.grace_seconds)
+            await self._api.delete(resource, namespace, name, options)
             self._deleted(resource, (namespace, name), action)
             return
         if isinstance(action, Create):

@@ -47,6 +47,34 @@ POD_DISRUPTION_BUDGETS = Resource("policy", "v1", "poddisruptionbudgets", "PodDi
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
 
+@dataclass(frozen=True, slots=True)
+class DeleteOptions:
+    """The preconditions and the grace period of a deletion.
+
+    The object must have this `uid` and, if it is set, this `resource_version`. `grace_seconds` overrides the object's
+    own grace period.
+    """
+
+    uid: str
+    resource_version: str | None = None
+    grace_seconds: int | None = None
+
+    def body(self) -> Manifest:
+        """The `DeleteOptions` object for the API server."""
+        preconditions = {"uid": self.uid}
+        if self.resource_version is not None:
+            preconditions["resourceVersion"] = self.resource_version
+        options: Manifest = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": preconditions,
+            "propagationPolicy": "Background",
+        }
+        if self.grace_seconds is not None:
+            options["gracePeriodSeconds"] = self.grace_seconds
+        return options
+
+
 class ApiError(Exception):
     """A request that did not succeed.
 
@@ -161,17 +189,8 @@ class KubeApi(Protocol):
         """Patch an object: strategic merge patch for built-in kinds, JSON merge patch for custom resources."""
         ...
 
-    async def delete(  # noqa: PLR0913 - the preconditions and the grace period are parts of one request
-        self,
-        resource: Resource,
-        namespace: str | None,
-        name: str,
-        *,
-        uid: str,
-        resource_version: str | None = None,
-        grace_seconds: int | None = None,
-    ) -> None:
-        """Delete the object that has this uid. Raises Conflict if another object has the name now."""
+    async def delete(self, resource: Resource, namespace: str | None, name: str, options: DeleteOptions) -> None:
+        """Delete an object. Raises Conflict if it does not meet the preconditions in `options`."""
         ...
 
     async def aclose(self) -> None:

@@ -8,7 +8,8 @@ needs discovery requests and a writable cache directory.
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -19,6 +20,7 @@ from kubernetes.aio.config import KUBE_CONFIG_DEFAULT_LOCATION, ConfigException,
 
 from qwen_operator import objects
 from qwen_operator.kube.api import (
+    DeleteOptions,
     KubeApi,
     Manifest,
     Resource,
@@ -32,6 +34,7 @@ WATCH_SECONDS = 300
 WATCH_SILENCE_SECONDS = 90.0
 LIST_CHUNK = 500
 FIELD_MANAGER = "qwen-operator"
+_REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
 
 Observer = Callable[[str, str, int, float], None]
 """Called once per request with verb, plural, HTTP status (0: no answer) and seconds."""
@@ -85,7 +88,7 @@ class HttpKubeApi:
         await self._client.close()
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
-        return await self._request("GET", resource, resource.path(namespace, name))
+        return await self._request("GET", resource, resource.path(namespace, name), _Request())
 
     async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
         query = {"limit": str(LIST_CHUNK)}
@@ -93,7 +96,7 @@ class HttpKubeApi:
             query["labelSelector"] = labels
         items: list[Manifest] = []
         while True:
-            page = await self._request("GET", resource, resource.path(namespace), query=query)
+            page = await self._request("GET", resource, resource.path(namespace), _Request(query))
             # Items of a built-in kind lack apiVersion and kind. Items of a custom resource have them.
             items += [
                 {"apiVersion": resource.api_version, "kind": resource.kind, **item}
@@ -118,7 +121,7 @@ class HttpKubeApi:
         timeout = aiohttp.ClientTimeout(
             total=WATCH_SECONDS + 30, sock_connect=REQUEST_SECONDS, sock_read=WATCH_SILENCE_SECONDS
         )
-        response = await self._send("GET", resource, resource.path(namespace), _Call(query=query, timeout=timeout))
+        response = await self._send("GET", resource, resource.path(namespace), _Request(query, timeout=timeout))
         try:
             async for line in _lines(response):
                 kind, item = _event(line)
@@ -135,8 +138,7 @@ class HttpKubeApi:
             "POST",
             resource,
             resource.path(manifest["metadata"].get("namespace")),
-            query={"fieldManager": FIELD_MANAGER},
-            body=manifest,
+            _Request({"fieldManager": FIELD_MANAGER}, manifest),
         )
 
     async def replace(self, resource: Resource, manifest: Manifest) -> Manifest:
@@ -145,8 +147,7 @@ class HttpKubeApi:
             "PUT",
             resource,
             resource.path(meta.get("namespace"), meta["name"]),
-            query={"fieldManager": FIELD_MANAGER},
-            body=manifest,
+            _Request({"fieldManager": FIELD_MANAGER}, manifest),
         )
 
     async def apply_status(self, resource: Resource, manifest: Manifest, *, manager: str) -> Manifest:
@@ -155,59 +156,26 @@ class HttpKubeApi:
             "PATCH",
             resource,
             resource.path(meta.get("namespace"), meta["name"], "status"),
-            query={"fieldManager": manager, "force": "true"},
             # JSON is YAML.
-            body=manifest,
-            content_type="application/apply-patch+yaml",
+            _Request({"fieldManager": manager, "force": "true"}, manifest, "application/apply-patch+yaml"),
         )
 
     async def patch(self, resource: Resource, namespace: str | None, name: str, patch: Manifest) -> Manifest:
         # Custom resources do not support strategic merge patches.
-        builtin = "." not in resource.group
+        form = "merge" if "." in resource.group else "strategic-merge"
         return await self._request(
             "PATCH",
             resource,
             resource.path(namespace, name),
-            query={"fieldManager": FIELD_MANAGER},
-            body=patch,
-            content_type=f"application/{'strategic-merge' if builtin else 'merge'}-patch+json",
+            _Request({"fieldManager": FIELD_MANAGER}, patch, f"application/{form}-patch+json"),
         )
 
-    async def delete(  # noqa: PLR0913 - the preconditions and the grace period are parts of one request
-        self,
-        resource: Resource,
-        namespace: str | None,
-        name: str,
-        *,
-        uid: str,
-        resource_version: str | None = None,
-        grace_seconds: int | None = None,
-    ) -> None:
-        preconditions = {"uid": uid}
-        if resource_version is not None:
-            preconditions["resourceVersion"] = resource_version
-        options: Manifest = {
-            "apiVersion": "v1",
-            "kind": "DeleteOptions",
-            "preconditions": preconditions,
-            "propagationPolicy": "Background",
-        }
-        if grace_seconds is not None:
-            options["gracePeriodSeconds"] = grace_seconds
-        await self._request("DELETE", resource, resource.path(namespace, name), body=options)
+    async def delete(self, resource: Resource, namespace: str | None, name: str, options: DeleteOptions) -> None:
+        request = _Request(body=options.body())
+        await self._request("DELETE", resource, resource.path(namespace, name), request)
 
-    async def _request(  # noqa: PLR0913 - one HTTP request
-        self,
-        method: str,
-        resource: Resource,
-        path: str,
-        *,
-        query: dict[str, str] | None = None,
-        body: Manifest | None = None,
-        content_type: str = "application/json",
-    ) -> Manifest:
-        call = _Call(query=query or {}, body=body, content_type=content_type)
-        response = await self._send(method, resource, path, call)
+    async def _request(self, method: str, resource: Resource, path: str, request: "_Request") -> Manifest:
+        response = await self._send(method, resource, path, request)
         try:
             content = json.loads(await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
@@ -216,13 +184,13 @@ class HttpKubeApi:
             raise Unavailable(0, "AnswerLost", f"{method} {path}: the answer is not a JSON object")
         return content
 
-    async def _send(self, method: str, resource: Resource, path: str, call: "_Call") -> aiohttp.ClientResponse:
+    async def _send(self, method: str, resource: Resource, path: str, request: "_Request") -> aiohttp.ClientResponse:
         """Send a request, and once more with fresh credentials after a 401. Raises ApiError for a status >= 400."""
-        response = await self._send_once(method, resource, path, call)
+        response = await self._send_once(method, resource, path, request)
         if response.status == 401:
             response.release()
             await self._reload()
-            response = await self._send_once(method, resource, path, call)
+            response = await self._send_once(method, resource, path, request)
         if response.status < 400:
             return response
         try:
@@ -233,24 +201,26 @@ class HttpKubeApi:
             response.status, body if isinstance(body, dict) else {}, _seconds(response.headers.get("Retry-After"))
         )
 
-    async def _send_once(self, method: str, resource: Resource, path: str, call: "_Call") -> aiohttp.ClientResponse:
+    async def _send_once(
+        self, method: str, resource: Resource, path: str, request: "_Request"
+    ) -> aiohttp.ClientResponse:
         start, status = time.monotonic(), 0
         try:
             # param_serialize also reads the service account's token again, which rotates every hour.
             _, url, headers, _, _ = await self._client.param_serialize(
                 method,
                 path,
-                header_params={"Accept": "application/json", "Content-Type": call.content_type},
+                header_params={"Accept": "application/json", "Content-Type": request.content_type},
                 auth_settings=["BearerToken"],
             )
             configuration = self._client.configuration
             response = await self._session.request(
                 method,
                 url,
-                params=call.query,
+                params=request.query,
                 headers=headers,
-                data=None if call.body is None else encode(call.body),
-                timeout=call.timeout,
+                data=None if request.body is None else encode(request.body),
+                timeout=request.timeout,
                 proxy=self._proxy,
                 server_hostname=configuration.tls_server_name,
             )
@@ -259,7 +229,10 @@ class HttpKubeApi:
             raise Unavailable(0, "NoAnswer", f"{method} {path}: {_text(error)}") from error
         finally:
             self._observer(
-                "watch" if "watch" in call.query else method.lower(), resource.plural, status, time.monotonic() - start
+                "watch" if "watch" in request.query else method.lower(),
+                resource.plural,
+                status,
+                time.monotonic() - start,
             )
         return response
 
@@ -273,23 +246,14 @@ class HttpKubeApi:
         self._client.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
 
 
-class _Call:
+@dataclass(frozen=True, slots=True)
+class _Request:
     """The parts of a request except method and path."""
 
-    __slots__ = ("body", "content_type", "query", "timeout")
-
-    def __init__(
-        self,
-        *,
-        query: dict[str, str],
-        body: Manifest | None = None,
-        content_type: str = "application/json",
-        timeout: aiohttp.ClientTimeout | None = None,
-    ) -> None:
-        self.query = query
-        self.body = body
-        self.content_type = content_type
-        self.timeout = timeout or aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: Manifest | None = None
+    content_type: str = "application/json"
+    timeout: aiohttp.ClientTimeout = _REQUEST_TIMEOUT
 
 
 def _proxy(configuration: Configuration) -> str | None:

@@ -18,7 +18,17 @@ from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 
 from qwen_operator import objects
-from qwen_operator.kube.api import LEASES, ApiError, Conflict, KubeApi, Manifest, NotFound, Resource, Unavailable
+from qwen_operator.kube.api import (
+    LEASES,
+    ApiError,
+    Conflict,
+    DeleteOptions,
+    KubeApi,
+    Manifest,
+    NotFound,
+    Resource,
+    Unavailable,
+)
 
 # A write must end this long before another process may lead. That leaves time to cancel it, and covers clocks that do
 # not run equally fast.
@@ -297,21 +307,8 @@ class FencedApi:
     async def patch(self, resource: Resource, namespace: str | None, name: str, patch: Manifest) -> Manifest:
         return await self._write(lambda: self._api.patch(resource, namespace, name, patch))
 
-    async def delete(  # noqa: PLR0913 - as in KubeApi
-        self,
-        resource: Resource,
-        namespace: str | None,
-        name: str,
-        *,
-        uid: str,
-        resource_version: str | None = None,
-        grace_seconds: int | None = None,
-    ) -> None:
-        await self._write(
-            lambda: self._api.delete(
-                resource, namespace, name, uid=uid, resource_version=resource_version, grace_seconds=grace_seconds
-            )
-        )
+    async def delete(self, resource: Resource, namespace: str | None, name: str, options: DeleteOptions) -> None:
+        await self._write(lambda: self._api.delete(resource, namespace, name, options))
 
     async def aclose(self) -> None:
         await self._api.aclose()

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from qwen_operator.kube import LEASES, SECRETS, Conflict, KubeApi, Manifest, Unavailable
+from qwen_operator.kube import LEASES, SECRETS, Conflict, DeleteOptions, KubeApi, Manifest, Unavailable
 from qwen_operator.kube.lease import Candidate, Elector, FencedApi, NotLeading, Terms
 from tests.unit.fakes import Crash, FakeKube, Write
 from tests.unit.virtual import virtually
@@ -472,7 +472,7 @@ def test_without_the_lease_nothing_is_written_and_everything_is_read() -> None:
             api.replace(SECRETS, manifest),
             api.patch(SECRETS, "n", "s", {}),
             api.apply_status(SECRETS, manifest, manager="m"),
-            api.delete(SECRETS, "n", "s", uid="u"),
+            api.delete(SECRETS, "n", "s", DeleteOptions("u")),
         ):
             with pytest.raises(NotLeading, match="a does not hold the Lease"):
                 await write

@@ -1,4 +1,4 @@
-"""The operator's HTTP endpoints for the kubelet and for Prometheus: /healthz, /readyz, /metrics."""
+"""HTTP endpoints of operator and gateway agent for the kubelet and for Prometheus: /healthz, /readyz, /metrics."""
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,9 +10,8 @@ Check = Callable[[], str | None]
 """Returns the problem as a sentence, or None."""
 
 
-@contextlib.asynccontextmanager
-async def serving(port: int, healthy: Check, ready: Check, registry: CollectorRegistry) -> AsyncIterator[None]:
-    """Serve until the context ends. Any answer also shows that the event loop runs."""
+def http_app(healthy: Check, ready: Check, registry: CollectorRegistry) -> web.Application:
+    """The endpoints. Any answer of `/healthz` also shows that the event loop runs."""
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -21,6 +20,12 @@ async def serving(port: int, healthy: Check, ready: Check, registry: CollectorRe
     app.add_routes(
         [web.get("/healthz", _answer(healthy)), web.get("/readyz", _answer(ready)), web.get("/metrics", metrics)]
     )
+    return app
+
+
+@contextlib.asynccontextmanager
+async def serving(port: int, app: web.Application) -> AsyncIterator[None]:
+    """Serve on all IPv4 and IPv6 addresses until the context ends."""
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:

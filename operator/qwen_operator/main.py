@@ -31,7 +31,7 @@ from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.controller.resync import Resync
 from qwen_operator.controller.scraper import Scraper, scraper
 from qwen_operator.controller.worker import Reconciler, Worker, utc_now
-from qwen_operator.endpoints import serving
+from qwen_operator.endpoints import http_app, serving
 from qwen_operator.hubs.client import fetch
 from qwen_operator.kube import QWENDEPLOYMENTS, KubeApi
 from qwen_operator.kube.client import connect
@@ -58,7 +58,7 @@ async def run(config: Config) -> None:
         stack.push_async_callback(operator.api.aclose)
         stopped = await stack.enter_async_context(signals())
         await stack.enter_async_context(
-            serving(config.http_port, operator.healthy, operator.ready, operator.metrics.registry)
+            serving(config.http_port, http_app(operator.healthy, operator.ready, operator.metrics.registry))
         )
         if await _first([operator.resync.first(), stopped.wait()]) == 0:
             namespaces = ",".join(config.namespaces) or "all"

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import aiohttp
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from qwen_operator import endpoints
 from qwen_operator.gateway.settings import CONTROL_PLANE_KEY_FILE, WORKERS_FILE, AgentSettings
 from qwen_operator.gateway.smg import Router, Smg
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi, Manifest, Resource
@@ -193,26 +194,14 @@ class Agent:
 def http_app(agent: Agent) -> web.Application:
     """`/healthz`, `/readyz` and `/metrics` of the gateway pod."""
 
-    async def healthz(_request: web.Request) -> web.Response:
-        return _answer(agent.alive, f"the agent's loop has not run for {STUCK_SECONDS:.0f} s")
+    def healthy() -> str | None:
+        return None if agent.alive else f"the agent's loop has not run for {STUCK_SECONDS:.0f} s"
 
-    async def readyz(_request: web.Request) -> web.Response:
-        return _answer(
-            agent.ready, "the router does not listen, or does not use the first complete list of workers yet"
-        )
+    def ready() -> str | None:
+        problem = "the router does not listen, or does not use the first complete list of workers yet"
+        return None if agent.ready else problem
 
-    async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(agent.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    app = web.Application()
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics)
-    return app
-
-
-def _answer(good: bool, otherwise: str) -> web.Response:
-    return web.Response(text="ok\n") if good else web.Response(status=503, text=f"{otherwise}\n")
+    return endpoints.http_app(healthy, ready, agent.metrics.registry)
 
 
 async def run(settings: AgentSettings, api: KubeApi | None = None) -> None:
@@ -238,16 +227,11 @@ async def run(settings: AgentSettings, api: KubeApi | None = None) -> None:
             sources=frozenset((resource.plural, namespace) for resource, namespace, _ in mirrored),
         )
         agent.start()
-        server = web.AppRunner(http_app(agent), access_log=None)
-        await server.setup()
         try:
-            # With host=None the server listens on all IPv4 and IPv6 addresses.
-            await web.TCPSite(server, None, settings.port).start()
-            async with asyncio.TaskGroup() as group:
+            async with endpoints.serving(settings.port, http_app(agent)), asyncio.TaskGroup() as group:
                 group.create_task(agent.loop())
                 for resource, namespace, labels in mirrored:
                     group.create_task(mirror(kube, resource, namespace, labels, agent.listener(resource, namespace)))
         finally:
-            await server.cleanup()
             if api is None:
                 await kube.aclose()

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from qwen_operator import objects
@@ -215,8 +214,5 @@ def _restarts(container: Mapping[str, Any], ended: Mapping[str, Any], failure: F
 
 def _seconds(ended: Mapping[str, Any]) -> float | None:
     """How many seconds it ran; None if the kubelet does not say."""
-    try:
-        begun, finished = (datetime.fromisoformat(str(ended.get(key))) for key in ("startedAt", "finishedAt"))
-    except ValueError:
-        return None
-    return (finished - begun).total_seconds()
+    begun, finished = (objects.moment(ended.get(key)) for key in ("startedAt", "finishedAt"))
+    return (finished - begun).total_seconds() if begun and finished else None

@@ -161,9 +161,8 @@ def _failure(pod: Manifest, ended: Mapping[str, Any], reason: Reason, message: s
 def _due(failure: Failure, now: datetime) -> float:
     """Seconds until the next attempt: 30 after the first failure, then doubling up to 600."""
     delay = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failure.count - 1, 10))
-    try:
-        finished = datetime.fromisoformat(failure.time)
-    except ValueError:
+    finished = objects.moment(failure.time)
+    if finished is None:
         return 0.0
     return (finished + timedelta(seconds=delay) - now).total_seconds()
 

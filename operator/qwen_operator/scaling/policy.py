@@ -44,7 +44,7 @@ class Need:
 
     `slots`: requests that one replica runs at once; 0 if unknown. `observed`: no option sets the slots, they were
     measured. `tokens`: KV tokens of all requests. `room`: KV tokens that one replica takes. `by_tokens`: the tokens
-    decided the need. `held`: part of the load was unreadable.
+    decided the need. `incomplete`: part of the load was unreadable.
     """
 
     at: float
@@ -56,7 +56,7 @@ class Need:
     tokens: int = 0
     room: int = 0
     by_tokens: bool = False
-    held: bool = False
+    incomplete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def remember(
     if unread or not sample.engines:
         overdue = sum(engine.pod in sample.problems for engine in unread)
         size = max(history.size, confirmed.replicas + overdue)
-        confirmed = replace(confirmed, replicas=size, held=True)
+        confirmed = replace(confirmed, replicas=size, incomplete=True)
     peaks = tuple(peak for peak in history.peaks if sample.at - peak.at < window and peak.replicas > confirmed.replicas)
     peaks = (*peaks, confirmed)
     young = sample.at - history.began < max(window, SETTLE_SECONDS)
@@ -210,7 +210,7 @@ def _explained(history: History, bounds: Bounds, wanted: int) -> str:
     patience = f"the operator removes none until it has measured the load for {seconds:.0f} s"
     if history.size > peak.replicas:
         text = f"{needed} at the first scrape; {patience}"
-    elif peak.held:
+    elif peak.incomplete:
         text = f"{needed} kept while the load was unknown; {patience}"
     else:
         past = f", the most within {bounds.window:.0f} s" if peak is not history.peaks[-1] else ""

@@ -24,7 +24,7 @@ import httpx
 from aiohttp import web
 
 from qwen_operator.controller.scraper import CONCURRENCY, page_url, scraper
-from qwen_operator.scaling.page import Reading, Trouble, read
+from qwen_operator.scaling.page import Reading, Trouble, read_page
 from qwen_operator.scaling.types import EnginePod
 
 PAGE = Path(__file__).parents[1] / "tests/unit/scaling/pages/loaded.txt"
@@ -104,7 +104,7 @@ async def measure(count: int, port: int, looks: int) -> Result:
         async def by_httpx(engine: EnginePod) -> Reading | Trouble:
             async with slots:
                 response = await client.get(page_url(engine.address, port))
-            return read(response.text, engine.model)
+            return read_page(response.text, engine.model)
 
         readers: tuple[Read, Read] = (own.read, by_httpx)
         seen: tuple[list[float], list[float]] = ([], [])
@@ -120,7 +120,7 @@ def parsing(times: int) -> float:
     page = PAGE.read_text(encoding="utf-8")
     start = time.process_time()
     for _ in range(times):
-        read(page, MODEL)
+        read_page(page, MODEL)
     return 1000 * (time.process_time() - start) / times
 
 

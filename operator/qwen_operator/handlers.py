@@ -1,7 +1,7 @@
-"""The kopf routing table and nothing else: which events are watched, and that each goes to the intake.
+"""The kopf routing table: which resources kopf watches, and that the intake gets every event.
 
-Only low-level event handlers: they write nothing to the objects, need no finalizer, and an error in one cannot stop
-the next. Everything that has to be repeated until it works is done by the queue behind the intake.
+It uses only low-level event handlers. They write nothing to the objects, need no finalizer, and an error in one cannot
+stop the next. The queue behind the intake repeats everything that must be retried.
 """
 
 import os
@@ -21,8 +21,8 @@ from qwen_operator.kube import Resource
 def routes(intake: Intake, relisted: Callable[[], None], resources: Iterable[Resource]) -> kopf.OperatorRegistry:
     """The registry of the handlers for these resources.
 
-    `relisted` is called when a watch begins anew, after a list of its own: kopf tells what is there, as events
-    without a type, but not what was deleted since the watch before.
+    `relisted` is called when a watch starts again. kopf then lists first and reports the listed objects as events
+    without a type, but it does not report deletions since the previous watch.
     """
     registry = kopf.OperatorRegistry()
     for resource in resources:
@@ -47,22 +47,25 @@ def event_handler(
 
 
 def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-    """KUBECONFIG if it is set, else the pod's service account. Called again after every 401: tokens rotate."""
+    """Credentials from KUBECONFIG if it is set, else from the pod's service account.
+
+    kopf calls it again after every 401, because tokens rotate.
+    """
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     if os.environ.get("KUBECONFIG") or not host:
         return kopf.login_with_kubeconfig(**kwargs)
     account = kopf.login_with_service_account(**kwargs)
     if account is None:
         return None
-    # By address, as the other client does it: the operator must not need the cluster's DNS to be up.
+    # Use the address, as `kube.client` does: the operator must not depend on the cluster's DNS.
     return replace(account, server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}")
 
 
 @dataclass(frozen=True)
 class Backoffs(Iterable[float]):
-    """Delays of a watch that fails: jittered, growing to 30 seconds, and without end.
+    """The delays between attempts of a failing watch: endless, with jitter, growing to 30 seconds.
 
-    kopf ends the process when the delays run out, and takes a new iterator for every request.
+    The delays must not end, because kopf would then end the process. kopf takes a new iterator for every request.
     """
 
     random: Callable[[], float]
@@ -75,7 +78,7 @@ class Backoffs(Iterable[float]):
 
 
 class NoDiffs(kopf.DiffBaseStorage):
-    """Remembers nothing. Event handlers do not ask what changed; kopf's own storages copy each object in case."""
+    """Stores nothing. The event handlers need no diffs, and kopf's own storages would copy each object for them."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence()
@@ -88,7 +91,10 @@ class NoDiffs(kopf.DiffBaseStorage):
 
 
 def operator_settings(config: Config, random: Callable[[], float]) -> kopf.OperatorSettings:
-    """kopf as a watch shell: no peering, no scanning, no posting, no annotations; `random` returns [0, 1)."""
+    """Settings for kopf as a mere watcher: no peering, no scanning, no Events, no annotations.
+
+    `random` returns a number in [0, 1).
+    """
     settings = kopf.OperatorSettings()
     settings.persistence.finalizer = "qwen-operator.dev/unused"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix="qwen-operator.dev", v1=False)

@@ -1,16 +1,16 @@
-"""The keys of log lines besides time, level, logger and message: an interface for those who search the logs."""
+"""The keys of log lines besides time, level, logger and message: a public interface, because people search for them."""
 
 from enum import StrEnum
 
 
 class LogKey(StrEnum):
-    """What a line may say; a test holds every line of the package against this."""
+    """All keys that a log line may have. A test checks every log line of the package against this list."""
 
-    # of whom: namespace/name of a QwenDeployment; name (or namespace/name) of another object
+    # the object: namespace/name of a QwenDeployment, name (or namespace/name) of another object
     DEPLOYMENT = "deployment"
     OBJECT = "object"
     RESOURCE = "resource"
-    # why, in one word or sentence
+    # the reason, in one word or sentence
     WHY = "why"
     REASON = "reason"
     CAUSE = "cause"
@@ -22,7 +22,7 @@ class LogKey(StrEnum):
     BEFORE = "before"
     PODS = "pods"
     RETRY_SECONDS = "retry_seconds"
-    # of the process
+    # about the process
     NAMESPACES = "namespaces"
     WORKERS = "workers"
     LEASE = "lease"

@@ -1,7 +1,7 @@
 """The composition root: makes the parts, connects them, and ends all of them when one ends.
 
-Every operator process lists and watches. The one that holds the Lease also works: it lists anew, so that it sees what
-the leader before it made, and then decides. Whatever ends its leading ends the process.
+Every operator process lists and watches. Only the holder of the Lease reconciles. It first lists again, so that it
+sees the objects that the previous leader made. When it stops leading, for any reason, the process ends.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.controller.resync import Resync
 from qwen_operator.controller.scraper import Scraper, scraper
 from qwen_operator.controller.worker import Reconciler, Worker, utc_now
-from qwen_operator.endpoints import serving
+from qwen_operator.endpoints import http_app, serving
 from qwen_operator.hubs.client import fetch
 from qwen_operator.kube import QWENDEPLOYMENTS, KubeApi
 from qwen_operator.kube.client import connect
@@ -40,15 +40,18 @@ from qwen_operator.kube.lease import Elector, FencedApi, Terms, wall_stamp
 from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
 from qwen_operator.replicas.scaling_view import scaled_deployments
 
-# Longer than any reconcile: each of its requests has a time-out, and 64 replicas are 64 requests.
+# Longer than any reconcile: each of its requests has a time-out, and 64 replicas need 64 requests.
 STUCK_SECONDS = 900.0
 
 log = logging.getLogger(__name__)
 
 
 async def run(config: Config) -> None:
-    """Run the operator until SIGTERM or SIGINT; raises what a part of it died of, NotLeading if it lost the Lease."""
-    # Otherwise every counter is two series.
+    """Run the operator until SIGTERM or SIGINT.
+
+    Raises the first error of one of its parts, and NotLeading if it lost the Lease.
+    """
+    # Otherwise every counter would have a second series with its creation time.
     cast("Any", prometheus_client).disable_created_metrics()
     async with contextlib.AsyncExitStack() as stack:
         engines = await stack.enter_async_context(scraper())
@@ -56,18 +59,18 @@ async def run(config: Config) -> None:
         stack.push_async_callback(operator.api.aclose)
         stopped = await stack.enter_async_context(signals())
         await stack.enter_async_context(
-            serving(config.http_port, operator.healthy, operator.ready, operator.metrics.registry)
+            serving(config.http_port, http_app(operator.healthy, operator.ready, operator.metrics.registry))
         )
         if await first_to_end([operator.resync.first(), stopped.wait()]) == 0:
-            where = ",".join(config.namespaces) or "all"
-            log.info("started", extra={"namespaces": where, "workers": config.workers})
+            namespaces = ",".join(config.namespaces) or "all"
+            log.info("started", extra={"namespaces": namespaces, "workers": config.workers})
             await first_to_end([operator.watch(stopped), operator.resync.run(), operator.lead(stopped)])
     log.info("stopped")
 
 
 @dataclass(slots=True)
 class Operator:
-    """The parts of one process that live as long as it does."""
+    """The parts of one process that live as long as the process."""
 
     config: Config
     api: KubeApi
@@ -108,30 +111,34 @@ class Operator:
         )
 
     def healthy(self) -> str | None:
+        """The problem if a worker hangs, else None."""
         busy = self.queue.busy()
         return f"a worker has been busy with one object for {busy:.0f} s" if busy > STUCK_SECONDS else None
 
     def ready(self) -> str | None:
-        """Standing by is being ready: a rollout of the operator waits for that and no more."""
+        """The problem if the first list is not complete, else None.
+
+        A process that stands by is ready too. Otherwise a rollout of the operator would wait for the Lease.
+        """
         return None if self.resync.synced.is_set() else "the first list is not complete"
 
     async def watch(self, stopped: asyncio.Event) -> None:
-        """Run kopf as the watch shell."""
+        """Run kopf, which only watches."""
         config, started = self.config, asyncio.Event()
-        routes = handlers.routes(self.intake, self.resync.soon, self.resync.readable())
+        routes = handlers.routes(self.intake, self.resync.request, self.resync.readable())
         operator = kopf.operator(
             registry=routes,
             settings=handlers.operator_settings(config, random.random),
             clusterwide=not config.namespaces,
             namespaces=config.namespaces,
             ready_flag=started,
-            # kopf's own default asks for the name of this process's user, and in the image that uid has none.
+            # kopf's default looks up the user name of this process, but in the image its uid has no name.
             identity=cast("Any", config.pod_name),
         )
         await first_to_end([operator, _take_signals(started, stopped)])
 
     async def lead(self, stopped: asyncio.Event) -> None:
-        """Wait for the Lease, then work until `stopped`; ends with the Lease given back and nothing under way."""
+        """Wait for the Lease, then work until `stopped`. At the end it waits for writes and gives the Lease back."""
         fenced = FencedApi(self.api, self.elector)
         try:
             if await first_to_end([self.elector.acquire(), stopped.wait()]) == 0:
@@ -141,14 +148,16 @@ class Operator:
             await self.elector.release()
 
     async def _work(self, api: KubeApi) -> None:
-        """What only the leader does. It begins with a list of its own: the leader before it may have made a pod
-        that no watch has told yet."""
+        """Everything that only the leader does.
+
+        It begins with a list: the previous leader may have made a pod that no watch has reported yet.
+        """
         self.queue.clear()
         await self.resync.first()
         hub = HubReader(partial(read_hub, self.config), self.queue.add, utc_now)
-        observer = Observer(self.store, self.config.pools, self.autoscaler.state, hub.known)
+        observer = Observer(self.store, self.config.pools, self.autoscaler.state, hub.answer_for)
         actor = Actor(api, self.store, utc_now)
-        reconciler = Reconciler(observer, actor, self.config, utc_now, self.deployments.wrote, hub)
+        reconciler = Reconciler(observer, actor, self.config, utc_now, self.deployments.count_changes, hub)
         keys = GatewayKeys(api, self.config)
         tasks: list[Coroutine[Any, Any, Any]] = [self.autoscaler.run(), keys.run(), hub.run()]
         for _ in range(self.config.workers):
@@ -181,15 +190,20 @@ def _handle_signals(stopped: asyncio.Event) -> None:
 
 
 async def _take_signals(started: asyncio.Event, stopped: asyncio.Event) -> None:
-    """Have the signals back from kopf, which takes them when it starts, and would end before the work is put down:
-    it cancels whatever began after it, and waits for it first."""
+    """Take the signal handlers back from kopf, which installs its own when it starts.
+
+    With its handlers, kopf would end before the work has stopped in order: it cancels all tasks that began after it.
+    """
     await started.wait()
     _handle_signals(stopped)
     await asyncio.Event().wait()
 
 
 async def first_to_end(coroutines: list[Coroutine[Any, Any, Any]]) -> int:
-    """Run all until one ends, cancel the others, raise the first error; returns the index of the first that ended."""
+    """Run all until one ends, then cancel the others. Raises the first error.
+
+    Returns the index of the coroutine that ended first.
+    """
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -199,7 +213,7 @@ async def first_to_end(coroutines: list[Coroutine[Any, Any, Any]]) -> int:
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         if task.cancelled():
-            # kopf does that to what began after it when one of its own parts fails.
-            raise RuntimeError("a part of the operator was cancelled from outside; the log says what failed before")
+            # If a part of kopf fails, kopf cancels all tasks that began after it.
+            raise RuntimeError("another task cancelled a part of the operator; the log shows what failed before")
         task.result()
     return min(tasks.index(task) for task in done)

@@ -1,8 +1,8 @@
-"""The operator's metrics: of the machine (`qwen_operator_*`) and of the QwenDeployments (`qwen_deployment_*`).
+"""The operator's metrics: about itself (`qwen_operator_*`) and about the QwenDeployments (`qwen_deployment_*`).
 
-What a deployment is gets computed from the store when somebody asks, so the series of a deleted one are gone with it.
-Only the leader speaks of deployments: a sum over all operators must not count them twice. Labels have few values:
-namespace and deployment, names that the operator itself gives (states, reasons), and what a spec says once.
+Each scrape computes the metrics of the deployments from the store, so a deleted deployment has no series. Only the
+leader reports deployments, so a sum over all operators counts nothing twice. Labels have few values: namespace and
+deployment, names from the operator's own lists (states, reasons), and single values of a spec and its plan.
 """
 
 from collections import Counter as Counts
@@ -24,12 +24,12 @@ from qwen_operator.replicas.groups import Replica
 from qwen_operator.replicas.wanted import last_wanted, written_size_rule
 from qwen_operator.scaling.types import Sample
 
-WHO = ("namespace", "deployment")
+KEY_LABELS = ("namespace", "deployment")
 INFO_LABELS = ("model", "gpu_product", "tensor", "quantization", "engine_version", "revision")
 
 
 class OperatorMetrics:
-    """What happens in this process."""
+    """The metrics about this process."""
 
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
@@ -37,14 +37,14 @@ class OperatorMetrics:
         self._reconciles = self._make(
             prometheus.Counter, "qwen_operator_reconciles", "Reconciles by outcome", ("outcome",)
         )
-        self._seconds = self._make(prometheus.Histogram, "qwen_operator_reconcile_seconds", "Seconds of one reconcile")
+        self._seconds = self._make(prometheus.Histogram, "qwen_operator_reconcile_seconds", "Duration of a reconcile")
         self._errors = self._make(
-            prometheus.Counter, "qwen_operator_reconcile_errors", "Reconciles that have to be repeated", ("reason",)
+            prometheus.Counter, "qwen_operator_reconcile_errors", "Reconciles that must be repeated", ("reason",)
         )
         self._requests = self._make(
             prometheus.Counter,
             "qwen_operator_api_requests",
-            "Requests to the API server; code 0: no answer. The requests of watches are not among them",
+            "Requests to the API server, without watches. Code 0 means no answer",
             ("verb", "resource", "code"),
         )
         self._make(
@@ -52,14 +52,14 @@ class OperatorMetrics:
         ).labels(version("qwen-operator")).set(1)
 
     def follow(self, queue: WorkQueue, leads: Callable[[], bool]) -> None:
-        """Show what waits, and whether this process is the one that acts."""
+        """Add the metrics of the queue, and whether this process leads."""
         gauges: dict[str, tuple[str, Callable[[], float]]] = {
-            "qwen_operator_queue_depth": ("Keys that wait for a worker", lambda: len(queue) if leads() else 0),
+            "qwen_operator_queue_depth": ("Objects that wait for a worker", lambda: len(queue) if leads() else 0),
             "qwen_operator_queue_age_seconds": (
-                "How long the oldest of them has waited",
+                "How long the oldest object in the queue has waited",
                 lambda: queue.age() if leads() else 0,
             ),
-            "qwen_operator_leader": ("1 in the process that acts, 0 in those that stand by", leads),
+            "qwen_operator_leader": ("1 in the process that leads, 0 in the others", leads),
         }
         for name, (text, read) in gauges.items():
             self._make(prometheus.Gauge, name, text).set_function(read)
@@ -72,7 +72,7 @@ class OperatorMetrics:
         self._seconds.observe(seconds)
 
     def failed(self, reason: str) -> None:
-        """A reconcile ended in an error; `reason` is the name of its class."""
+        """Count a reconcile that failed; `reason` is the name of the error's class."""
         self._errors.labels(reason).inc()
 
     def requested(self, verb: str, resource: str, status: int, _seconds: float) -> None:
@@ -81,7 +81,7 @@ class OperatorMetrics:
 
 @dataclass(frozen=True, slots=True)
 class LoadSource:
-    """Where the numbers of the last look at the engines come from, see Autoscaler."""
+    """Gives the numbers of the last scrape of the engines; see Autoscaler."""
 
     samples: Callable[[], Mapping[ObjectKey, Sample]]
     ages: Callable[[], Mapping[ObjectKey, float]]
@@ -97,18 +97,18 @@ class DeploymentMetrics(Collector):
     _scaled: Counts[tuple[str, ...]] = field(default_factory=Counts)
     _failures: Counts[tuple[str, ...]] = field(default_factory=Counts)
 
-    def wrote(self, key: ObjectKey, old: Manifest, new: Manifest) -> None:
-        """Count what a new status tells that the one before did not."""
-        before, scaling = objects.mapping(old, "scaling"), objects.mapping(new, "scaling")
-        was, now = before.get("wanted"), scaling.get("wanted")
-        if was is not None and now is not None and was != now:
-            self._scaled[(*key, "up" if now > was else "down", str(scaling.get("reason")))] += 1
-        known, last = objects.mapping(old, "lastFailure"), objects.mapping(new, "lastFailure")
-        if last and (last.get("time"), last.get("pod")) != (known.get("time"), known.get("pod")):
+    def count_changes(self, key: ObjectKey, old: Manifest, new: Manifest) -> None:
+        """Count a change of the wanted size, and a new failure, between two statuses of a deployment."""
+        scaling = objects.mapping(new, "scaling")
+        before, now = objects.mapping(old, "scaling").get("wanted"), scaling.get("wanted")
+        if before is not None and now is not None and before != now:
+            self._scaled[(*key, "up" if now > before else "down", str(scaling.get("reason")))] += 1
+        previous, last = objects.mapping(old, "lastFailure"), objects.mapping(new, "lastFailure")
+        if last and (last.get("time"), last.get("pod")) != (previous.get("time"), previous.get("pod")):
             self._failures[(*key, str(last.get("reason")))] += 1
 
     def describe(self) -> list[Metric]:
-        """Nothing is known before there is a deployment; the registry asks when the collector is registered."""
+        """No metrics: when the registry calls this, there are no deployments yet."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -130,7 +130,7 @@ class DeploymentMetrics(Collector):
 
     def _counter(self, name: str, counts: Counts[tuple[str, ...]], rows: Mapping[ObjectKey, Manifest]) -> Metric:
         text, labels = COUNTERS[name]
-        family = CounterMetricFamily(name, text, labels=(*WHO, *labels))
+        family = CounterMetricFamily(name, text, labels=(*KEY_LABELS, *labels))
         for values in [values for values in counts if values[:2] not in rows]:
             del counts[values]
         for values, count in counts.items():
@@ -140,40 +140,40 @@ class DeploymentMetrics(Collector):
 
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen_deployment_scale": ("Changes of the wanted size", ("direction", "reason")),
-    "qwen_deployment_engine_failures": ("Ends of engines that nobody asked for", ("reason",)),
+    "qwen_deployment_engine_failures": ("Unexpected ends of engines", ("reason",)),
 }
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "qwen_deployment_info": ("What is served and how, always 1", INFO_LABELS),
-    "qwen_deployment_condition": ("The conditions as they are, always 1", ("type", "status", "reason")),
-    "qwen_deployment_replicas": ("Replicas: wanted, granted (a node is found), starting, ready, draining", ("state",)),
-    "qwen_deployment_replicas_min": ("Fewest replicas that the load may lead to", ()),
-    "qwen_deployment_replicas_max": ("Most replicas that the load may lead to", ()),
-    "qwen_deployment_scaling_configured": ("1 where spec.scaling is set, also while spec.replicas decides", ()),
+    "qwen_deployment_info": ("What the deployment serves and how, always 1", INFO_LABELS),
+    "qwen_deployment_condition": ("The present conditions, always 1", ("type", "status", "reason")),
+    "qwen_deployment_replicas": ("Replicas: wanted, granted (with a node), starting, ready, draining", ("state",)),
+    "qwen_deployment_replicas_min": ("The smallest number of replicas that scaling may choose", ()),
+    "qwen_deployment_replicas_max": ("The largest number of replicas that scaling may choose", ()),
+    "qwen_deployment_scaling_configured": ("1 if spec.scaling is set, even while spec.replicas decides", ()),
     "qwen_deployment_gpus": ("GPUs: allocated (to pods with a node), ready (of replicas that answer)", ("state",)),
     "qwen_deployment_queue_requests": ("Requests that wait in the engines", ()),
     "qwen_deployment_running_requests": ("Requests that run in the engines", ()),
-    "qwen_deployment_kv_used_tokens": ("Tokens in the engines' KV caches", ()),
-    "qwen_deployment_kv_capacity_tokens": ("Tokens that the engines' KV caches hold", ()),
-    "qwen_deployment_plan_kv_tokens": ("Tokens that one replica's KV cache holds by the plan", ()),
-    "qwen_deployment_observed_kv_tokens": ("Tokens that the smallest KV cache of a replica holds", ()),
-    "qwen_deployment_plan_startup_seconds": ("Seconds until a replica answers by the plan", ()),
+    "qwen_deployment_kv_used_tokens": ("Tokens in use in the engines' KV caches", ()),
+    "qwen_deployment_kv_capacity_tokens": ("Tokens for which the engines' KV caches have room", ()),
+    "qwen_deployment_plan_kv_tokens": ("Planned: tokens for which the KV cache of one replica has room", ()),
+    "qwen_deployment_observed_kv_tokens": ("Reported: tokens for which the smallest KV cache has room", ()),
+    "qwen_deployment_plan_startup_seconds": ("Planned: seconds until a replica answers", ()),
     "qwen_deployment_metrics_age_seconds": ("Age of the oldest numbers of a ready engine", ()),
 }
 
 
 class _Gauges:
-    """Families by name, made when they get their first value."""
+    """Metric families by name. Each is made with its first value."""
 
     def __init__(self) -> None:
         self.families: dict[str, GaugeMetricFamily] = {}
 
     def add(self, name: str, key: ObjectKey, value: float | None, *labels: str) -> None:
-        """Add a value; None is one that is not known."""
+        """Add a value. None means an unknown value, which gets no series."""
         if value is None:
             return
         if name not in self.families:
             text, names = GAUGES[name]
-            self.families[name] = GaugeMetricFamily(name, text, labels=(*WHO, *names))
+            self.families[name] = GaugeMetricFamily(name, text, labels=(*KEY_LABELS, *names))
         self.families[name].add_metric((*key, *labels), value)
 
 
@@ -224,5 +224,5 @@ def _sample(gauges: _Gauges, key: ObjectKey, sample: Sample) -> None:
     gauges.add("qwen_deployment_running_requests", key, sum(engine.running for engine in engines))
     gauges.add("qwen_deployment_kv_used_tokens", key, sum(engine.tokens_used for engine in engines))
     gauges.add("qwen_deployment_kv_capacity_tokens", key, sum(engine.tokens_capacity for engine in engines))
-    known = [engine.tokens_capacity for engine in engines if engine.tokens_capacity]
-    gauges.add("qwen_deployment_observed_kv_tokens", key, min(known, default=None))
+    capacities = [engine.tokens_capacity for engine in engines if engine.tokens_capacity]
+    gauges.add("qwen_deployment_observed_kv_tokens", key, min(capacities, default=None))

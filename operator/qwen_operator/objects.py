@@ -1,6 +1,6 @@
-"""Small readings of Kubernetes objects, for objects of any origin. Pure.
+"""Small functions that read fields of Kubernetes objects of any origin. Pure.
 
-Every function treats a member that is absent, null or of another type as empty, so that its callers need no guards.
+If a field is absent, null or of another type, they return an empty value. So the callers need no checks of their own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 Object = Mapping[str, Any]
 
 ObjectKey = tuple[str, str]
-"""(namespace, name) of an object. The namespace is "" for objects of the whole cluster."""
+"""(namespace, name) of an object; the namespace is "" for cluster-scoped objects."""
 
 
 def key_of(item: Object) -> ObjectKey:
@@ -19,24 +19,24 @@ def key_of(item: Object) -> ObjectKey:
 
 
 def mapping(value: object, *path: str) -> Object:
-    """The mapping at the end of a path of member names, {} if there is none."""
+    """The mapping at the end of a path of field names; {} if there is none."""
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
 
 
 def members(value: object, *path: str) -> Sequence[Object]:
-    """The mappings in the list at the end of a path of member names, () if there is none."""
+    """The mappings in the list at the end of a path of field names; () if there is none."""
     *parents, last = path
     entries = mapping(value, *parents).get(last)
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else ()
 
 
 def text(value: object, *path: str) -> str:
-    """The text at the end of a path of member names, "" if there is none."""
+    """The text at the end of a path of field names; "" if there is none."""
     *parents, last = path
-    member = mapping(value, *parents).get(last)
-    return member if isinstance(member, str) else ""
+    field = mapping(value, *parents).get(last)
+    return field if isinstance(field, str) else ""
 
 
 def labels(item: Object) -> Object:
@@ -52,12 +52,12 @@ def owner_references(item: Object) -> Sequence[Object]:
 
 
 def is_deleting(item: Object) -> bool:
-    """Whether the object is deleted but still exists, because of its grace period or of finalizers."""
+    """Whether the object was deleted and still exists, because of its grace period or its finalizers."""
     return "deletionTimestamp" in mapping(item, "metadata")
 
 
 def condition(item: Object, kind: str) -> Object:
-    """The entry of `status.conditions` of this type, {} if there is none."""
+    """The entry of this type in `status.conditions`; {} if there is none."""
     return next((entry for entry in members(item, "status", "conditions") if entry.get("type") == kind), {})
 
 
@@ -67,22 +67,22 @@ def holds(item: Object, kind: str) -> bool:
 
 
 def has_ended(pod: Object) -> bool:
-    """Whether the phase of a pod is final. Then none of its containers runs again."""
+    """Whether the phase of a pod is final, so that none of its containers runs again."""
     return mapping(pod, "status").get("phase") in ("Succeeded", "Failed")
 
 
 def node_of(pod: Object) -> str:
-    """The node that the pod is bound to, "" if it is not bound yet."""
+    """The node that the pod is bound to; "" if it has none yet."""
     return text(pod, "spec", "nodeName")
 
 
 def named(entries: Iterable[Object], name: str) -> Object:
-    """The entry of this name, for example a container; {} if there is none."""
+    """The entry with this name, for example a container; {} if there is none."""
     return next((entry for entry in entries if entry.get("name") == name), {})
 
 
 def moment(stamp: object) -> datetime | None:
-    """The time of an RFC 3339 text. None for anything else, including a time without a zone."""
+    """The time in an RFC 3339 text; None for anything else, and for a time without a zone."""
     try:
         time = datetime.fromisoformat(str(stamp))
     except ValueError:

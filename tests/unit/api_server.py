@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from aiohttp import web
 
-from qwen_operator.kube import ApiError, Manifest, NotFound, Resource
+from qwen_operator.kube import ApiError, DeleteOptions, Manifest, NotFound, Resource
 from tests.unit.fakes import ALL, FakeKube, matches
 
 # kopf does not begin before it found these two in the API server's lists of resources.
@@ -94,9 +94,7 @@ class ApiServer:
             target.resource,
             target.namespace,
             target.name,
-            uid=conditions["uid"],
-            resource_version=conditions.get("resourceVersion"),
-            grace_seconds=options.get("gracePeriodSeconds"),
+            DeleteOptions(conditions["uid"], conditions.get("resourceVersion"), options.get("gracePeriodSeconds")),
         )
         return {"apiVersion": "v1", "kind": "Status", "status": "Success"}
 

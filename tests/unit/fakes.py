@@ -24,6 +24,7 @@ from qwen_operator.kube import (
     SECRETS,
     AlreadyExists,
     Conflict,
+    DeleteOptions,
     Invalid,
     Manifest,
     NotFound,
@@ -160,26 +161,17 @@ class FakeKube:
         self._change(resource, old, merge(old, patch))
         return self._answer(number, self._found(resource, namespace, name))
 
-    async def delete(
-        self,
-        resource: Resource,
-        namespace: str | None,
-        name: str,
-        *,
-        uid: str,
-        resource_version: str | None = None,
-        grace_seconds: int | None = None,
-    ) -> None:
+    async def delete(self, resource: Resource, namespace: str | None, name: str, options: DeleteOptions) -> None:
         number = self._write("delete", resource, name)
         old = self._found(resource, namespace, name)
-        if old["metadata"]["uid"] != uid:
+        if old["metadata"]["uid"] != options.uid:
             raise Conflict(409, "Conflict", "the uid in the precondition is another one")
-        if resource_version not in (None, old["metadata"]["resourceVersion"]):
+        if options.resource_version not in (None, old["metadata"]["resourceVersion"]):
             raise Conflict(409, "Conflict", "the resourceVersion in the precondition is another one")
-        if grace_seconds == 0:
+        if options.grace_seconds == 0:
             self.finish(old, resource)
         elif not (resource == PODS and "deletionTimestamp" in old["metadata"]):
-            self.remove(old, resource, grace_seconds)
+            self.remove(old, resource, options.grace_seconds)
         self.after(number, self.writes[number])
 
     async def aclose(self) -> None:

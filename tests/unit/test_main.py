@@ -180,6 +180,6 @@ async def test_who_loses_the_lease_ends_with_an_error(tmp_path: Path) -> None:
     async with running(tmp_path) as cluster:
         await cluster.until(cluster.holder)
         cluster.kube.edit(LEASES, CONFIG.lease_name, lambda lease: lease["spec"].update(holderIdentity="operator-1"))
-        with pytest.raises(NotLeading, match="taken by operator-1"):
+        with pytest.raises(NotLeading, match="operator-1 holds it now"):
             await asyncio.wait_for(asyncio.shield(cluster.process), 20)
         assert cluster.holder() == "operator-1"

@@ -149,7 +149,7 @@ def test_sizes_and_ends_of_engines_are_counted_from_what_is_written(world: World
         {},
     ]
     for old, new in itertools.pairwise(steps):
-        world.deployments.wrote(CHAT, old, new)
+        world.deployments.count_changes(CHAT, old, new)
     assert world.value("qwen_deployment_scale_total", direction="up", reason="ScalingUp") == 1
     assert world.value("qwen_deployment_scale_total", direction="down", reason="ScalingDown") == 1
     assert world.value("qwen_deployment_scale_total", direction="up", reason="Steady") is None
@@ -159,7 +159,7 @@ def test_sizes_and_ends_of_engines_are_counted_from_what_is_written(world: World
 def test_nothing_stays_of_a_deleted_deployment(world: World) -> None:
     world.store.update(QWENDEPLOYMENTS, deployment(plan=PLAN))
     failure = {"reason": "Hung", "time": "t", "pod": "p"}
-    world.deployments.wrote(CHAT, {}, {"lastFailure": failure})
+    world.deployments.count_changes(CHAT, {}, {"lastFailure": failure})
     world.samples[CHAT] = Sample(0.0)
     assert 'deployment="chat"' in world.text()
     world.store.remove(QWENDEPLOYMENTS, deployment())

@@ -219,7 +219,7 @@ class Operator:
         )
         self.hub = HubReader(fetch, self.queue.add, api.clock.now)
         reconciler = Reconciler(
-            Observer(self.store, config.pools, load, self.hub.known),
+            Observer(self.store, config.pools, load, self.hub.answer_for),
             Actor(api, self.store, api.clock.now),
             config,
             api.clock.now,

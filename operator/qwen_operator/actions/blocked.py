@@ -1,4 +1,4 @@
-"""Why a QwenDeployment has no revision that its present spec asks for. Only data."""
+"""Why a QwenDeployment has no revision for its present spec. Only data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from qwen_operator.planning.types import NoFit
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """`waiting`: it may pass by itself. `failure` is an inspection that ended badly. `facts` and `no_fit` are known
-    where the checkpoint does not fit.
+    """The reason for it, and what may end it.
 
-    `actions`, `requeue_after` (seconds) and `query` are what may end it: steps of the operator, time, and the answer
-    of a hub.
+    `waiting`: the operator expects it to end without a person. `failure`: the inspection that failed. `facts` and
+    `no_fit` are set if the checkpoint does not fit.
+
+    Three things may end it: `actions` of the operator, time (`requeue_after`, in seconds), and a hub's answer to
+    `query`.
     """
 
     reason: Reason
@@ -33,12 +35,12 @@ class Blocked:
 
 
 def by_foreign_object(kind: Kind, name: str) -> Blocked:
-    """One of our names is taken by somebody else's object."""
+    """An object that does not belong to this QwenDeployment has a name that the operator needs."""
     return Blocked(Reason.FOREIGN_OBJECT, foreign_message(kind, name), waiting=False)
 
 
 def foreign_message(kind: Kind, name: str) -> str:
     return (
-        f"the {kind} {name} exists and does not belong to this QwenDeployment: it is left alone; "
-        "delete it, or give this object another name"
+        f"the {kind} {name} already exists and does not belong to this QwenDeployment, so the operator leaves it "
+        "alone: delete it, or give this QwenDeployment another name"
     )

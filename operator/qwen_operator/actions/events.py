@@ -1,4 +1,7 @@
-"""Events as manifests. Their names depend only on what was observed, so that a repeated step posts none. Pure."""
+"""Events as manifests. Pure.
+
+The name of an Event depends only on the observation. So a repeated step makes the same name and posts nothing new.
+"""
 
 import hashlib
 import json
@@ -16,7 +19,7 @@ def rfc3339(now: datetime) -> str:
 
 
 def transition_event(deployment: Manifest, event: Event, now: str) -> Manifest:
-    """The Event of a change of conditions; `now` RFC 3339."""
+    """The Event of a change of conditions; `now` is RFC 3339."""
     before = [
         [condition.get(part) for part in ("type", "status", "reason", "lastTransitionTime")]
         for condition in objects.members(deployment, "status", "conditions")
@@ -25,7 +28,7 @@ def transition_event(deployment: Manifest, event: Event, now: str) -> Manifest:
 
 
 def resize_events(deployment: Manifest, new: Manifest, now: str) -> tuple[Manifest, ...]:
-    """The Event of another number of wanted replicas, from the status as it stands to the new one."""
+    """The Event of a changed number of wanted replicas: between the present status and the status `new`."""
     before, after = objects.mapping(deployment, "status", "scaling"), objects.mapping(new, "scaling")
     old, wanted = before.get("wanted"), after.get("wanted")
     if not isinstance(old, int) or not isinstance(wanted, int) or old == wanted:
@@ -36,7 +39,7 @@ def resize_events(deployment: Manifest, new: Manifest, now: str) -> tuple[Manife
 
 
 def action_event(deployment: Manifest, event: Event, about: list[str], now: str) -> Manifest:
-    """The Event of an action; `about` tells it from others of its reason, for example by the pod's uid."""
+    """The Event of an action. `about` distinguishes it from other Events of its reason, for example by a pod's uid."""
     return _manifest(deployment, event, about, now)
 
 

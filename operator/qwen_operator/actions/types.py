@@ -1,4 +1,4 @@
-"""What the operator can do to the children of a QwenDeployment, as data: every action has a reason."""
+"""What the operator can do to the objects that a QwenDeployment owns. Only data. Every action has a reason."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ActionReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Create an object. If the name is taken, the view was stale."""
+    """Create an object. If the name is taken, the operator's view was stale."""
 
     kind: Kind
     manifest: Manifest
@@ -60,7 +60,7 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Strategic merge patch of an object of ours. `event` is an Event that is posted before."""
+    """Strategic merge patch of an object that the QwenDeployment owns. The operator posts `event` before the patch."""
 
     kind: Kind
     name: str
@@ -71,10 +71,10 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete the object of this uid and no other.
+    """Delete the object that has this uid, and no other.
 
-    `version`: only in the state of this resourceVersion. `grace_seconds` overrides the pod's own period, 0 removes it
-    without waiting for its node. `event` is an Event that is posted before.
+    `version`: delete only the state that has this resourceVersion. `grace_seconds` overrides the pod's own grace
+    period; with 0 the API server does not wait for the pod's node. The operator posts `event` before the deletion.
     """
 
     kind: Kind
@@ -95,7 +95,7 @@ Action = Create | Patch | Delete
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The API server refused an action: repeating it at once does not help. `deletion`: the action was a Delete."""
+    """The API server rejected an action, and an immediate retry does not help. `deletion`: the action was a Delete."""
 
     kind: Kind
     name: str
@@ -105,8 +105,11 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class OrderedActions:
-    """All actions of one decision in the order of the writes. The operator writes the status between the two groups:
-    after what creates and repairs, and before the deletions, which remove the evidence that the status reports."""
+    """All actions of one decision in the order of the writes.
+
+    The operator writes the status between the two groups. Deletions come last because they remove the evidence that
+    the status reports.
+    """
 
     before_status: tuple[Create | Patch, ...] = ()
     after_status: tuple[Delete, ...] = ()
@@ -115,16 +118,16 @@ class OrderedActions:
         return bool(self.before_status or self.after_status)
 
 
-# What pins a revision comes before everything that runs it, and goes after everything that ran it. The budget protects
-# the replicas before one of them is touched.
+# A ControllerRevision comes before the pods of its revision, and is deleted after them. The PodDisruptionBudget comes
+# before the pods, so that it protects the replicas before the operator touches one of them.
 _CREATION_ORDER = (Kind.CONTROLLER_REVISION, Kind.POD_DISRUPTION_BUDGET, Kind.POD)
 
 
 def in_order(actions: Iterable[Action]) -> OrderedActions:
-    """The order of the writes; actions of the same rank keep the order in which they were decided."""
-    every = tuple(actions)
-    writes = [action for action in every if not isinstance(action, Delete)]
-    deletions = [action for action in every if isinstance(action, Delete)]
+    """The order of the writes. Actions on the same kind keep the order in which they were decided."""
+    decided = tuple(actions)
+    writes = [action for action in decided if not isinstance(action, Delete)]
+    deletions = [action for action in decided if isinstance(action, Delete)]
     return OrderedActions(
         before_status=tuple(sorted(writes, key=lambda action: _CREATION_ORDER.index(action.kind))),
         after_status=tuple(sorted(deletions, key=lambda action: -_CREATION_ORDER.index(action.kind))),

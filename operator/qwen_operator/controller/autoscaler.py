@@ -1,4 +1,4 @@
-"""The loop around the rule: reads every engine, keeps the histories, tells reconcile what changed."""
+"""The loop around the scaling policy: it scrapes every engine, keeps the histories, and reports changed states."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qwen_operator.scaling.page import Reading, Trouble
 from qwen_operator.scaling.types import EnginePod, Sample, ScaledDeployment, ScalingState
 
 INTERVAL_SECONDS = 2.0
-# Many operators' looks at one engine, or many engines' at one operator, must not stay in step.
+# Without jitter, the scrapes of several operators could stay in step and always hit an engine at the same moment.
 JITTER = 0.1
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Pace:
 
 @dataclass(slots=True)
 class _Watched:
-    """What is known of one QwenDeployment."""
+    """What the loop remembers of one QwenDeployment."""
 
     uid: str
     memories: readings.Memories = field(default_factory=dict)
@@ -44,14 +44,13 @@ class _Watched:
     sample: Sample | None = None
     state: ScalingState | None = None
     resumed: bool = False
-    """`state` is what the status shows, and nothing was seen of the load yet: two looks have to agree first."""
+    """`state` comes from the status, not from a scrape. Two scrapes must agree before it may change."""
 
 
 class Autoscaler:
-    """Looks at all deployments of `view` every INTERVAL_SECONDS; `on_change` gets the key of each whose state differs.
+    """Scrapes all deployments of `view` every INTERVAL_SECONDS; `on_change` gets the key of each changed state.
 
-    Start it when the view is complete: the replicas that the first look finds are not given up before a window has
-    passed.
+    Start it when the view is complete: the policy keeps the replicas of the first scrape for one whole window.
     """
 
     def __init__(
@@ -68,17 +67,22 @@ class Autoscaler:
         self._watched: dict[ObjectKey, _Watched] = {}
 
     def state(self, namespace: str, name: str, uid: str) -> ScalingState | None:
-        """What the load says of this QwenDeployment; None before the first look at it, also where an earlier one
-        had its name."""
+        """The scaling state of this QwenDeployment; None before its first scrape.
+
+        The uid matters: the state of an earlier QwenDeployment of the same name does not count.
+        """
         watched = self._watched.get((namespace, name))
         return watched.state if watched and watched.uid == uid else None
 
     def samples(self) -> Mapping[ObjectKey, Sample]:
-        """The last look at each QwenDeployment."""
+        """The last scrape of each QwenDeployment."""
         return {key: watched.sample for key, watched in self._watched.items() if watched.sample}
 
     def ages(self) -> Mapping[ObjectKey, float]:
-        """Seconds since the numbers of the worst engine of each QwenDeployment were read; none without engines."""
+        """The age of the oldest numbers of each QwenDeployment's engines, in seconds.
+
+        A QwenDeployment without ready engines has no entry.
+        """
         now = self._pace.clock()
         return {
             key: max(now - (memory.first_at if memory.read_at is None else memory.read_at) for memory in memories)
@@ -87,15 +91,15 @@ class Autoscaler:
         }
 
     async def run(self) -> None:
-        """Look for ever. A fault that concerns one QwenDeployment is logged; any other ends the loop."""
+        """Scrape for ever. An error in one QwenDeployment is logged; any other error ends the loop."""
         while True:
             began = self._pace.clock()
-            await self.look()
+            await self.scrape()
             period = INTERVAL_SECONDS * (1 + JITTER * self._pace.chance())
             await self._pace.sleep(max(0.0, began + period - self._pace.clock()))
 
-    async def look(self) -> None:
-        """Look once at every deployment, all at the same time; what is slow to answer in one delays no other."""
+    async def scrape(self) -> None:
+        """Scrape every deployment once, all at the same time. A slow engine delays only its own deployment."""
         deployments = list(self._view())
         current = {deployment.key: deployment.uid for deployment in deployments}
         self._watched = {key: kept for key, kept in self._watched.items() if current.get(key) == kept.uid}
@@ -111,25 +115,25 @@ class Autoscaler:
 
     async def _step(self, deployment: ScaledDeployment) -> None:
         ready = [engine for engine in deployment.engines if engine.ready]
-        answers = await asyncio.gather(*(self._scraper.read(engine) for engine in ready))
-        results = dict(zip((engine.uid for engine in ready), answers, strict=True))
+        pages = await asyncio.gather(*(self._scraper.read(engine) for engine in ready))
+        results = dict(zip((engine.uid for engine in ready), pages, strict=True))
         watched = self._watched.get(deployment.key)
         if watched is None:
             watched = self._watched[deployment.key] = _resumed(deployment)
-        before = watched.sample
+        previous_sample = watched.sample
         at = self._pace.clock()
-        watched.memories, sample = readings.take_in(watched.memories, deployment.engines, results, at)
+        watched.memories, sample = readings.take_sample(watched.memories, deployment.engines, results, at)
         watched.sample = sample
-        # A draining engine that cannot be read is never a problem: it would hold the answer for as long as it drains.
-        asked = any(not engine.draining for engine in ready)
-        blank = asked and not sample.engines and not sample.problems
-        if not blank or watched.load is None:
+        # An unreadable draining engine is never a problem. Otherwise it would block decisions for as long as it drains.
+        has_serving = any(not engine.draining for engine in ready)
+        nothing_read = has_serving and not sample.engines and not sample.problems
+        if not nothing_read or watched.load is None:
             watched.load = settle(watched.load, classify(sample, deployment.engines), at)
-        if before is None or before.problems != sample.problems:
+        if previous_sample is None or previous_sample.problems != sample.problems:
             _log_problems(deployment, sample, results)
-        held = watched.state if blank else None
+        kept_state = watched.state if nothing_read else None
         state = replace(
-            held or self._decided(watched, deployment, sample),
+            kept_state or self._decided(watched, deployment, sample),
             load=str(watched.load.shown),
             removal_order=removal_order(deployment.engines, sample),
             idle=readings.idle(watched.memories, deployment.engines, at),
@@ -151,7 +155,7 @@ class Autoscaler:
             watched.resumed = False
             return old
         if old and (old.wanted, old.reason, old.active) == (decision.replicas, decision.reason, decision.active):
-            # The numbers of the decision stay: those of now would be a write of the status every two seconds.
+            # Keep the numbers of the decision. With new numbers the operator would write the status every two seconds.
             return old
         log.info(
             "scaling decision",
@@ -167,14 +171,18 @@ class Autoscaler:
 
 
 def _resumed(deployment: ScaledDeployment) -> _Watched:
+    """The memory that a new leader starts with: what the status shows."""
     shown = deployment.shown
     resumed = shown is not None and shown.wanted is not None
     return _Watched(deployment.uid, load=resume(shown), state=shown, resumed=resumed)
 
 
 def removal_order(engines: tuple[EnginePod, ...], sample: Sample) -> tuple[str, ...]:
-    """Names of all engine pods, the first to go first: not ready, then draining, then the fewest requests and
-    tokens, then the highest index. A ready pod that cannot be read counts as the busiest."""
+    """The names of all engine pods in the order in which the operator would remove them.
+
+    Pods that are not ready come first. Then draining pods, then the fewest requests and tokens, then the highest
+    index. A ready pod without readable metrics counts as the busiest.
+    """
     loads = {load.uid: load for load in sample.engines}
 
     def rank(engine: EnginePod) -> tuple[bool, bool, bool, int, int, int]:
@@ -187,7 +195,7 @@ def removal_order(engines: tuple[EnginePod, ...], sample: Sample) -> tuple[str, 
 
 
 def unfinished(engines: tuple[EnginePod, ...], sample: Sample) -> dict[str, int]:
-    """Requests in each draining pod that could be read, by uid."""
+    """The number of requests in each readable draining pod, by uid."""
     draining = {engine.uid for engine in engines if engine.draining}
     return {load.uid: load.requests for load in sample.engines if load.uid in draining}
 

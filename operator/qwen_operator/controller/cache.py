@@ -1,8 +1,8 @@
 """What the operator knows of the cluster: the last seen state of every object that reconcile reads.
 
-Fed by watch events, by lists, and by the answers to the operator's own writes. An answer is newer than the events
-that are still on their way, so whatever is older than the stored state is dropped: without that every write would
-be repeated once, on the echo of the one before.
+The states come from watch events, from lists, and from the answers to the operator's own writes. Such an answer is
+newer than the events that are still on their way, so the store drops every state that is older than the stored one.
+Otherwise the operator would repeat each write once, when it sees the event of an earlier write.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +26,7 @@ from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, LABEL_DEPLOYMENT
 from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError, read_revision
 from qwen_operator.objects import ObjectKey, key_of
 from qwen_operator.replicas.groups import Replica, groups_of, is_engine_of
-from qwen_operator.replicas.pod_state import PodState, read
+from qwen_operator.replicas.pod_state import PodState, read_pod
 
 WATCHED = (
     QWENDEPLOYMENTS,
@@ -40,7 +40,7 @@ WATCHED = (
 
 @dataclass(frozen=True, slots=True)
 class ObjectChange:
-    """An object before and after; None where it does not exist."""
+    """An object before and after a change; None if it does not exist."""
 
     resource: Resource
     old: Manifest | None
@@ -54,10 +54,10 @@ class Store:
         self._objects: dict[Resource, dict[ObjectKey, Manifest]] = {resource: {} for resource in WATCHED}
         self._related: dict[Resource, dict[str, set[ObjectKey]]] = {resource: {} for resource in WATCHED}
         self._generation = dict.fromkeys(_COMMON, 0)
-        # From which resourceVersion on a name was gone: a list or an answer that was made before comes too late.
+        # The resourceVersion at which a name was gone. A list or an answer from before that is too old to count.
         self._gone: dict[Resource, dict[ObjectKey, int]] = {resource: {} for resource in WATCHED}
         self._listed: dict[tuple[Resource, str | None], int] = {}
-        self._engine_pods: dict[ObjectKey, PodState] = {}
+        self._pod_states: dict[ObjectKey, PodState] = {}
         self._pinned: dict[ObjectKey, tuple[Manifest, PinnedRevision | UnreadableRevisionError]] = {}
 
     def get(self, resource: Resource, key: ObjectKey) -> Manifest | None:
@@ -66,47 +66,51 @@ class Store:
     def all(self, resource: Resource) -> Iterator[Manifest]:
         return iter(self._objects[resource].values())
 
-    def inside(self, resource: Resource, namespace: str) -> list[Manifest]:
-        """The objects of a namespace, by name. Looks at all: for kinds of which there are few."""
-        objects = self._objects[resource]
-        return [objects[key] for key in sorted(objects) if key[0] == namespace]
+    def in_namespace(self, resource: Resource, namespace: str) -> list[Manifest]:
+        """The objects of a namespace, sorted by name. It reads all objects of the kind: use it for rare kinds only."""
+        stored = self._objects[resource]
+        return [stored[key] for key in sorted(stored) if key[0] == namespace]
 
     def generation(self, resource: Resource) -> int:
-        """A number that grows when nodes change, or the names that QwenDeployments claim: what decisions about all
-        QwenDeployments have in common. A status that is written is no such change."""
+        """A number that grows when something changes that matters for all QwenDeployments.
+
+        For nodes that is any change. For QwenDeployments it is a change of the claimed names, but not of the status.
+        """
         return self._generation[resource]
 
     def related(self, resource: Resource, deployment: Manifest) -> list[Manifest]:
-        """Objects that name the deployment as owner (reference or annotation) or as label, in order of their names."""
+        """The objects that name the deployment as owner (reference or annotation) or in a label, sorted by name."""
         meta = deployment["metadata"]
         index = self._related[resource]
         keys = index.get(meta["uid"], set()) | index.get(f"{meta['namespace']}/{meta['name']}", set())
         return [self._objects[resource][key] for key in sorted(keys)]
 
     def engine_pods(self, deployment: Manifest) -> tuple[PodState, ...]:
-        """The deployment's own engine pods, in order of their names. Each is read once per change of it."""
+        """The deployment's own engine pods, sorted by name. Each pod is read once per change."""
         name = deployment["metadata"]["name"]
         related = self.related(PODS, deployment)
-        return tuple(self._engine_pod(pod, name) for pod in related if is_engine_of(pod, deployment))
+        return tuple(self._pod_state(pod, name) for pod in related if is_engine_of(pod, deployment))
 
     def replicas(self, deployment: Manifest) -> tuple[Replica, ...]:
-        """The deployment's own replicas, in order of their names."""
+        """The deployment's own replicas, sorted by name."""
         return groups_of(self.engine_pods(deployment))
 
-    def _engine_pod(self, pod: Manifest, deployment: str) -> PodState:
+    def _pod_state(self, pod: Manifest, deployment: str) -> PodState:
         key = key_of(pod)
-        known = self._engine_pods.get(key)
-        if known is None or known.manifest is not pod or known.deployment != deployment:
-            known = self._engine_pods[key] = read(pod, deployment)
-        return known
+        state = self._pod_states.get(key)
+        if state is None or state.manifest is not pod or state.deployment != deployment:
+            state = self._pod_states[key] = read_pod(pod, deployment)
+        return state
 
     def pinned(self, manifest: Manifest) -> PinnedRevision | UnreadableRevisionError:
-        """What a ControllerRevision of this store pins, or why this version cannot read it. It is read once per
-        change."""
+        """What a ControllerRevision of this store pins, or why this version cannot read it.
+
+        It is read once per change.
+        """
         key = key_of(manifest)
-        known = self._pinned.get(key)
-        if known is not None and known[0] is manifest:
-            return known[1]
+        entry = self._pinned.get(key)
+        if entry is not None and entry[0] is manifest:
+            return entry[1]
         pinned: PinnedRevision | UnreadableRevisionError
         try:
             pinned = read_revision(manifest)
@@ -116,7 +120,7 @@ class Store:
         return pinned
 
     def update(self, resource: Resource, manifest: Manifest) -> ObjectChange | None:
-        """Take in a state; None when it is older than what is known, or says nothing new."""
+        """Store a state. Returns None if it is older than the stored state, or changes nothing."""
         new = trim(resource, manifest)
         key = key_of(new)
         old = self._objects[resource].get(key)
@@ -128,9 +132,9 @@ class Store:
         return None if old is not None and _same(old, new) else ObjectChange(resource, old, new)
 
     def remove(self, resource: Resource, manifest: Manifest, *, reported: bool = True) -> ObjectChange | None:
-        """Take in a deletion; None when the object is not known, or another one has its name by now.
+        """Store a deletion. Returns None if the object is not stored, or if another object has its name now.
 
-        `reported`: `manifest` is that of the deletion itself, otherwise it is the last state that was known.
+        `reported`: `manifest` comes from the event of the deletion. Otherwise it is the last stored state.
         """
         key = key_of(manifest)
         since = _number(manifest["metadata"]) + (0 if reported else 1)
@@ -142,9 +146,9 @@ class Store:
         return ObjectChange(resource, old, None)
 
     def mark_deleting(self, resource: Resource, key: ObjectKey, uid: str, end: str) -> None:
-        """Note that the API server accepted a deletion; the event that says so is still on its way.
+        """Note that the API server accepted a deletion, before the watch event about it arrives.
 
-        `end` of the grace period is what the API server writes as deletionTimestamp.
+        `end` is the end of the grace period, which the API server writes as deletionTimestamp.
         """
         old = self._objects[resource].get(key)
         if old is not None and _uid(old) == uid:
@@ -153,25 +157,31 @@ class Store:
     def replace(
         self, resource: Resource, namespace: str | None, items: Iterable[Manifest], version: str
     ) -> list[ObjectChange]:
-        """Take in a complete list of a namespace (None: of all): the only way to learn of a deletion that no watch
-        told. What is known from after the list's resourceVersion stays."""
+        """Store a complete list of a namespace (None: of all namespaces).
+
+        Only such a list shows a deletion that no watch reported. States that are newer than the list's
+        resourceVersion stay.
+        """
         listed = {key_of(item): item for item in items}
         self._prune(resource, namespace, _parse(version))
         changes = [self.update(resource, item) for item in listed.values()]
-        for key, known in list(self._objects[resource].items()):
+        for key, stored in list(self._objects[resource].items()):
             outside = namespace is not None and key[0] != namespace
-            if key not in listed and not outside and _number(known["metadata"]) <= _parse(version):
-                changes.append(self.remove(resource, known, reported=False))
+            if key not in listed and not outside and _number(stored["metadata"]) <= _parse(version):
+                changes.append(self.remove(resource, stored, reported=False))
         return [change for change in changes if change is not None]
 
     def _prune(self, resource: Resource, namespace: str | None, version: int) -> None:
-        """Forget what was gone at the list before this one: nothing that was asked for before that is under way."""
-        before = self._listed.get((resource, namespace), 0)
+        """Forget the names that were already gone at the previous list.
+
+        Every request from before that list has ended, so no late answer can bring such an object back.
+        """
+        previous = self._listed.get((resource, namespace), 0)
         self._listed[resource, namespace] = version
         self._gone[resource] = {
             key: number
             for key, number in self._gone[resource].items()
-            if number > before or namespace not in (None, key[0])
+            if number > previous or namespace not in (None, key[0])
         }
 
     def _put(self, resource: Resource, key: ObjectKey, manifest: Manifest) -> None:
@@ -183,14 +193,14 @@ class Store:
 
     def _drop(self, resource: Resource, key: ObjectKey) -> None:
         if resource == PODS:
-            self._engine_pods.pop(key, None)
+            self._pod_states.pop(key, None)
         elif resource == CONTROLLER_REVISIONS:
             self._pinned.pop(key, None)
         self._forget(resource, key)
         self._count(resource, self._objects[resource].pop(key, None), None)
 
     def _forget(self, resource: Resource, key: ObjectKey) -> None:
-        """Take the object out of what `related` finds."""
+        """Remove the object from the index of `related`."""
         old = self._objects[resource].get(key)
         for owner in _owners(old) if old is not None else ():
             keys = self._related[resource].get(owner, set())
@@ -199,14 +209,17 @@ class Store:
                 self._related[resource].pop(owner, None)
 
     def _count(self, resource: Resource, old: Manifest | None, new: Manifest | None) -> None:
-        common = _COMMON.get(resource)
-        if common is not None and common(old) != common(new):
+        common_part = _COMMON.get(resource)
+        if common_part is not None and common_part(old) != common_part(new):
             self._generation[resource] += 1
 
 
 def trim(resource: Resource, manifest: Manifest) -> Manifest:
-    """The part that reconcile reads. A node's heartbeat or free memory is no reason to plan anew, and a
-    PodDisruptionBudget counts in its status whatever happens to its pods."""
+    """The part of an object that reconcile reads.
+
+    The rest changes often and must not cause a reconcile: a node's heartbeat and free memory, and the status of a
+    PodDisruptionBudget, which counts pods.
+    """
     meta = {name: value for name, value in manifest["metadata"].items() if name != "managedFields"}
     if resource == QWENDEPLOYMENTS and (fields := kept_fields(manifest["metadata"])):
         meta["managedFields"] = fields
@@ -238,7 +251,7 @@ def _trimmed_node(manifest: Manifest, meta: Manifest) -> Manifest:
 
 
 def _owners(manifest: Manifest) -> set[str]:
-    """The words under which `related` finds an object."""
+    """The index keys under which `related` finds an object."""
     meta = manifest["metadata"]
     owners = {str(reference.get("uid")) for reference in objects.owner_references(manifest)}
     if uid := objects.annotations(manifest).get(ANNOTATION_OWNER_UID):
@@ -253,7 +266,10 @@ def _uid(manifest: Manifest) -> Any:
 
 
 def _newer(new: Manifest, old: Manifest) -> bool:
-    """Also across uids: the late event of a deleted object must not replace its successor of the same name."""
+    """Whether `new` is newer, also across uids.
+
+    A late event of a deleted object must not replace its successor of the same name.
+    """
     return _number(new["metadata"]) > _number(old["metadata"]) or not _number(new["metadata"])
 
 
@@ -262,7 +278,7 @@ def _number(meta: Manifest) -> int:
 
 
 def _parse(version: str) -> int:
-    """A resourceVersion as a number, 0 for one that is none (then what comes last counts)."""
+    """A resourceVersion as a number; 0 if it is not a number. Then the state that arrives last counts."""
     return int(version) if version.isdigit() else 0
 
 
@@ -278,7 +294,7 @@ def _essence(manifest: Manifest | None) -> Manifest | None:
 
 
 def _claim(deployment: Manifest | None) -> tuple[Any, ...] | None:
-    """All that decides who owns which name."""
+    """All fields that decide which QwenDeployment holds which name."""
     if deployment is None:
         return None
     meta = deployment["metadata"]
@@ -286,3 +302,4 @@ def _claim(deployment: Manifest | None) -> tuple[Any, ...] | None:
 
 
 _COMMON: Mapping[Resource, Callable[[Manifest | None], object]] = {NODES: _essence, QWENDEPLOYMENTS: _claim}
+"""The part of an object that matters for the decisions about all QwenDeployments; see `Store.generation`."""

@@ -1,4 +1,4 @@
-"""What comes in: watch events and lists go to the store, and the keys that they concern to the queue. No I/O."""
+"""Puts watch events and lists into the store, and the keys of the affected QwenDeployments into the queue. No I/O."""
 
 from collections.abc import Iterable
 
@@ -13,31 +13,31 @@ from qwen_operator.objects import ObjectKey, key_of
 
 
 class Intake:
-    """Store and queue behind one door."""
+    """The only way for watch events and lists into store and queue."""
 
     def __init__(self, store: Store, queue: WorkQueue) -> None:
         self._store = store
         self._queue = queue
 
     def event(self, resource: Resource, kind: str | None, manifest: Manifest) -> None:
-        """Take in a watch event; any kind but DELETED is a state."""
+        """Store a watch event. Every kind except DELETED carries a state of the object."""
         change = (self._store.remove if kind == "DELETED" else self._store.update)(resource, manifest)
         if change is not None:
             self._enqueue([change])
 
     def listed(self, resource: Resource, namespace: str | None, items: Iterable[Manifest], version: str) -> None:
-        """Take in a complete list; deletions that no event told are among its changes."""
+        """Store a complete list. Its changes include deletions that no event reported."""
         self._enqueue(self._store.replace(resource, namespace, items, version))
 
-    def everything(self) -> None:
-        """Have every QwenDeployment reconciled."""
+    def enqueue_all(self) -> None:
+        """Queue every QwenDeployment."""
         for deployment in self._store.all(QWENDEPLOYMENTS):
             self._queue.add(key_of(deployment))
 
     def _enqueue(self, changes: Iterable[ObjectChange]) -> None:
         for change in changes:
             if change.resource == NODES:
-                self.everything()
+                self.enqueue_all()
             elif change.resource == QWENDEPLOYMENTS:
                 self._deployment(change)
             elif change.resource == RESOURCE_QUOTAS:
@@ -47,7 +47,7 @@ class Intake:
                     self._queue.add(key)
 
     def _quota(self, change: ObjectChange) -> None:
-        """A quota's status follows every pod of its namespace: only who waits for it has to know."""
+        """Queue only the deployments that wait for a quota: its status changes with every pod of the namespace."""
         namespaces = {manifest["metadata"]["namespace"] for manifest in (change.old, change.new) if manifest}
         for deployment in self._store.all(QWENDEPLOYMENTS):
             if deployment["metadata"]["namespace"] in namespaces and _waits_for_quota(deployment):
@@ -77,7 +77,7 @@ def _waits_for_quota(deployment: Manifest) -> bool:
 
 
 def _owners(change: ObjectChange) -> set[ObjectKey]:
-    """The QwenDeployments that a child names, before and after: by label and by owner reference."""
+    """The QwenDeployments that an object names before or after the change, by label or by owner reference."""
     keys: set[ObjectKey] = set()
     for manifest in (change.old, change.new):
         if manifest is None:

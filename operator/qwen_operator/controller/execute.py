@@ -1,7 +1,7 @@
-"""Carries out decisions: one request per action, in order, up to the first error.
+"""Carries out actions: one request per action.
 
-Every answer goes into the store at once. A name that is taken, or an object that is another one by now, means that
-the view was stale: the object is read, and the decision is made again.
+The store gets every answer at once. If a name is taken, or if the object has been replaced, the operator's view was
+stale. Then the operator reads the object and decides again.
 """
 
 import logging
@@ -21,6 +21,7 @@ from qwen_operator.kube import (
     QWENDEPLOYMENTS,
     AlreadyExists,
     Conflict,
+    DeleteOptions,
     Forbidden,
     Invalid,
     KubeApi,
@@ -41,11 +42,11 @@ log = logging.getLogger(__name__)
 
 
 class Stale(Exception):
-    """An action met another object than the one that was observed."""
+    """The object of an action is not the observed one."""
 
 
 class Actor:
-    """Writes to the API server and keeps the store in step. `now` returns the time with its zone."""
+    """Writes to the API server, and puts the answers into the store. `now` returns a timezone-aware time."""
 
     def __init__(self, api: KubeApi, store: Store, now: Callable[[], datetime]) -> None:
         self._api = api
@@ -77,7 +78,7 @@ class Actor:
         intent = {
             "apiVersion": deployment["apiVersion"],
             "kind": deployment["kind"],
-            # With the uid the apply fails when the object was replaced, instead of creating anything.
+            # With the uid, the apply fails if the object was replaced. Without it, the apply could create an object.
             "metadata": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]},
             "status": status,
         }
@@ -94,27 +95,21 @@ class Actor:
         )
 
     async def post(self, events: Sequence[Manifest]) -> None:
-        """Post Events; one that is there already was posted by a process that did not live to say so."""
+        """Post Events. If an Event exists already, an earlier process posted it and ended before the next write."""
         for event in events:
             try:
                 await self._api.create(EVENTS, event)
             except AlreadyExists:
                 continue
             except (Forbidden, Invalid) as error:
-                # The status says the same, and must not wait for a quota on Events.
-                log.warning("event refused", extra={"reason": event["reason"], "error": str(error)})
+                # The status has the same message. It must not wait for a quota on Events.
+                log.warning("event rejected", extra={"reason": event["reason"], "error": str(error)})
 
     async def _request(self, namespace: str, name: str, action: Action) -> None:
         resource = RESOURCES[action.kind]
         if isinstance(action, Delete):
-            await self._api.delete(
-                resource,
-                namespace,
-                name,
-                uid=action.uid,
-                resource_version=action.version,
-                grace_seconds=action.grace_seconds,
-            )
+            options = DeleteOptions(action.uid, action.version, action.grace_seconds)
+            await self._api.delete(resource, namespace, name, options)
             self._deleted(resource, (namespace, name), action)
             return
         if isinstance(action, Create):
@@ -124,22 +119,22 @@ class Actor:
         self._store.update(resource, answer)
 
     def _deleted(self, resource: Resource, key: ObjectKey, action: Delete) -> None:
-        known = self._store.get(resource, key)
-        if known is None or known["metadata"].get("uid") != action.uid:
+        stored = self._store.get(resource, key)
+        if stored is None or stored["metadata"].get("uid") != action.uid:
             return
         if action.grace_seconds == 0:
-            self._store.remove(resource, known, reported=False)
+            self._store.remove(resource, stored, reported=False)
             return
-        grace = action.grace_seconds or int(objects.mapping(known, "spec").get("terminationGracePeriodSeconds") or 0)
+        grace = action.grace_seconds or int(objects.mapping(stored, "spec").get("terminationGracePeriodSeconds") or 0)
         self._store.mark_deleting(resource, key, action.uid, rfc3339(self._now() + timedelta(seconds=grace)))
 
     async def _refresh(self, resource: Resource, key: ObjectKey) -> None:
-        """Read one object; it may be one that the label-selected watch does not show."""
+        """Read one object from the API server. The watch may not show it, because the watch selects by label."""
         try:
             current = await self._api.get(resource, *key)
         except NotFound:
-            known = self._store.get(resource, key)
-            if known is not None:
-                self._store.remove(resource, known, reported=False)
+            stored = self._store.get(resource, key)
+            if stored is not None:
+                self._store.remove(resource, stored, reported=False)
             return
         self._store.update(resource, current)

@@ -1,4 +1,4 @@
-"""The Secret of the gateway's client keys: made when it is absent, never read, never replaced. The leader's work."""
+"""The Secret of the gateway's client keys. The leader creates it if it is absent, and never reads or replaces it."""
 
 import asyncio
 import logging
@@ -11,9 +11,9 @@ from qwen_operator.config import Config
 from qwen_operator.controller.resync import MANAGED_BY
 from qwen_operator.kube import SECRETS, AlreadyExists, ApiError, KubeApi, Manifest
 
-# Asking costs a write request, because only the attempt to create says whether the Secret is there.
-MADE_SECONDS = 3600.0
-REFUSED_SECONDS = 300.0
+# Each check is a write request, because only an attempt to create the Secret shows whether it exists.
+EXISTS_SECONDS = 3600.0
+REJECTED_SECONDS = 300.0
 RETRY_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class GatewayKeys:
-    """Looks after the Secret for ever."""
+    """Keeps the Secret in existence."""
 
     api: KubeApi
     config: Config
@@ -32,25 +32,25 @@ class GatewayKeys:
             await self.sleep(await self.ensure())
 
     async def ensure(self) -> float:
-        """Make the Secret unless it is there; returns the seconds until it is worth asking again."""
+        """Create the Secret unless it exists. Returns the seconds until the next check."""
         gateway = self.config.gateway
         if gateway.auth != "keys":
-            return MADE_SECONDS
-        where = f"{gateway.namespace}/{gateway.keys_secret}"
+            return EXISTS_SECONDS
+        secret = f"{gateway.namespace}/{gateway.keys_secret}"
         try:
             await self.api.create(SECRETS, self._manifest())
         except AlreadyExists:
-            return MADE_SECONDS
+            return EXISTS_SECONDS
         except ApiError as error:
-            # Somebody else may have made it, or will: that is no reason to leave the deployments alone.
-            wait = REFUSED_SECONDS if 400 <= error.status < 500 else RETRY_SECONDS
+            # A person may create the Secret instead. The operator must go on with the deployments meanwhile.
+            wait = REJECTED_SECONDS if 400 <= error.status < 500 else RETRY_SECONDS
             log.warning(
-                "cannot make the gateway's client key",
-                extra={"object": where, "error": str(error), "retry_seconds": wait},
+                "cannot create the gateway's client key",
+                extra={"object": secret, "error": str(error), "retry_seconds": wait},
             )
             return wait
-        log.info("create Secret", extra={"object": where, "why": "no client key"})
-        return MADE_SECONDS
+        log.info("create Secret", extra={"object": secret, "why": "no client key"})
+        return EXISTS_SECONDS
 
     def _manifest(self) -> Manifest:
         gateway = self.config.gateway

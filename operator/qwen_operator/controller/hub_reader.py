@@ -1,7 +1,7 @@
-"""Reads model hubs for the decisions that ask: few at once, in no worker's way, and none again in haste.
+"""Reads model hubs in the background: a few readings at a time, with growing delays after failures.
 
-An answer wakes the QwenDeployments that asked. One good answer serves all who ask the same for some minutes. A hub
-that does not answer at all is left alone as a whole: however many models wait for it, one of them tries.
+The answer queues the QwenDeployments that wait for it. A good answer serves all equal queries for some minutes. If a
+hub does not answer at all, the reader stops asking it for a while. Then one query tries again, however many wait.
 """
 
 import asyncio
@@ -14,24 +14,24 @@ from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.hubs import Hub, HubAnswer, HubCheckpoint, HubError, HubQuery, HubReason
 from qwen_operator.objects import ObjectKey
 
-# Each may hold the index of a large model in memory, some 100 MB at the most.
+# Each reading may hold the index of a large model in memory, at most about 100 MB.
 READINGS = 3
 KEPT_SECONDS = 600
 FIRST_RETRY_SECONDS = 30
 LAST_RETRY_SECONDS = 1800
 PATIENCE_SECONDS = 30.0
-# Where the catalog has the model too, it is used rather than to wait for long.
+# If the catalog has the model too, the operator uses the catalog instead of waiting long.
 SHORT_PATIENCE_SECONDS = 6.0
 
 Fetch = Callable[[HubQuery, float], Awaitable[HubCheckpoint]]
-"""Reads a repository within so many seconds; raises HubError."""
+"""Reads a repository. The number is its time limit in seconds. Raises HubError."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Outage:
-    """A hub without an answer: not asked before `until`."""
+    """A hub that does not answer. The reader does not ask it before `until`."""
 
     until: datetime
     failures: int
@@ -39,7 +39,7 @@ class _Outage:
 
 
 class HubReader:
-    """For one event loop. `add` queues a QwenDeployment, `now` is the time, timezone-aware."""
+    """For one event loop. `add` queues a QwenDeployment; `now` returns a timezone-aware time."""
 
     def __init__(self, fetch: Fetch, add: Callable[[ObjectKey], None], now: Callable[[], datetime]) -> None:
         self._fetch = fetch
@@ -53,21 +53,21 @@ class HubReader:
 
     @property
     def has_queries(self) -> bool:
-        """Whether a query waits that nobody answers yet."""
+        """Whether a query waits for a free reading."""
         return not self._queries.empty()
 
-    def known(self, key: ObjectKey) -> HubAnswer | None:
+    def answer_for(self, key: ObjectKey) -> HubAnswer | None:
         """The answer to the last query of this QwenDeployment."""
         return self._answers.get(key)
 
     def forget(self, key: ObjectKey) -> None:
-        """The QwenDeployment exists no more."""
+        """Drop everything about a QwenDeployment that was deleted."""
         self._answers.pop(key, None)
         for keys in self._waiting.values():
             keys.discard(key)
 
     def ask(self, key: ObjectKey, query: HubQuery) -> None:
-        """Have the query answered, at once if somebody else has the answer, and the key queued then."""
+        """Answer the query and then queue the key: at once if there is a fresh answer to an equal query."""
         if (answer := self._fresh(query)) is not None:
             self._deliver(key, answer)
         elif query in self._waiting:
@@ -96,7 +96,8 @@ class HubReader:
 
     def _fresh(self, query: HubQuery) -> HubAnswer | None:
         now = self._now()
-        return next((one for one in self._answers.values() if one.query == query and now < one.again), None)
+        answers = self._answers.values()
+        return next((answer for answer in answers if answer.query == query and now < answer.again), None)
 
     def _deliver(self, key: ObjectKey, answer: HubAnswer) -> None:
         self._answers[key] = answer
@@ -114,36 +115,37 @@ class HubReader:
     async def _read(self, query: HubQuery) -> HubAnswer:
         patience = SHORT_PATIENCE_SECONDS if catalog.lookup(query.repository) else PATIENCE_SECONDS
         try:
-            read = await self._fetch(query, patience)
+            fetched = await self._fetch(query, patience)
         except HubError as error:
             return self._failed(query, error)
         except Exception:
-            # An answer of an unforeseen shape must not end the operator.
+            # An unforeseen answer must not end the operator.
             log.exception("reading a hub crashed", extra={"object": f"{query.hub}://{query.repository}"})
-            message = f"the hub's answer for {query.repository} is not understood"
+            message = f"the operator does not understand the hub's answer for {query.repository}"
             return self._failed(query, HubError(HubReason.INVALID, message))
         self._outages.pop(query.hub, None)
         again = self._now() + timedelta(seconds=KEPT_SECONDS)
-        return HubAnswer(query, again, replace(read.checkpoint, commit=read.commit))
+        return HubAnswer(query, again, replace(fetched.checkpoint, commit=fetched.commit))
 
     def _failed(self, query: HubQuery, error: HubError) -> HubAnswer:
         reason, message = error.reason, str(error)
-        before = next((one for one in self._answers.values() if one.query == query and one.reason is reason), None)
+        answers = self._answers.values()
+        before = next((answer for answer in answers if answer.query == query and answer.reason is reason), None)
         outage = self._outages.get(query.hub)
         if reason is HubReason.OFFLINE:
             if outage and self._now() < outage.until:
-                # Another reading found out at the same time.
+                # Another reading noticed the outage at the same time.
                 return HubAnswer(query, outage.until, None, reason, outage.message, outage.failures)
             failures = outage.failures + 1 if outage else 1
         else:
             failures = before.failures + 1 if before else 1
-            # It answered.
+            # The hub answered, so the outage is over.
             self._outages.pop(query.hub, None)
         delay = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 10))
         again = self._now() + timedelta(seconds=delay)
         if reason in (HubReason.OFFLINE, HubReason.UNAVAILABLE):
-            where = f"{query.hub}://{query.repository}"
-            log.warning("hub not read", extra={"object": where, "error": error.whole, "retry_seconds": delay})
+            uri = f"{query.hub}://{query.repository}"
+            log.warning("cannot read the hub", extra={"object": uri, "error": error.whole, "retry_seconds": delay})
         if reason is HubReason.OFFLINE:
             self._outages[query.hub] = _Outage(again, failures, message)
         return HubAnswer(query, again, None, reason, message, failures)

@@ -1,4 +1,4 @@
-"""From the store to the frozen input of one decision: everything is read here, once."""
+"""Reads the store once, and makes the frozen input of one decision from it."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from qwen_operator.replicas.node_health import NodeHealth, node_health
 from qwen_operator.replicas.scaling_view import shown
 from qwen_operator.scaling.types import ScalingState
 
-# Names of pods that somebody else may have taken. Ours take the lowest free index: only as many foreign pods as this
-# would go unseen before the API server says so.
+# The operator checks this many pod names for pods of other owners. New replicas take the lowest free index. If foreign
+# pods had more names than this, the API server would report the next one with a 409.
 FOREIGN_PODS_SEEN = 128
 
 
 class Observer:
-    """Reads the store. What depends on all objects of a kind is computed once per change of that kind.
+    """Reads the store. Results that depend on all objects of a kind are computed once per change of that kind.
 
-    `scaling` returns what the load says about the QwenDeployment of a namespace, name and uid, `hub` what a model hub
-    answered it.
+    `scaling` returns the scaling state of the QwenDeployment with a namespace, name and uid. `hub` returns the answer
+    of a model hub for a QwenDeployment.
     """
 
     def __init__(
@@ -83,17 +83,17 @@ class Observer:
                 if not objects.is_deleting(item)
             },
             budgets=self._children(POD_DISRUPTION_BUDGETS, deployment, [budget_name(name)]),
-            quotas=tuple(self._store.inside(RESOURCE_QUOTAS, meta["namespace"])),
+            quotas=tuple(self._store.in_namespace(RESOURCE_QUOTAS, meta["namespace"])),
             nodes=nodes,
             scaling=self._scaling(*key, meta["uid"]) or shown(deployment),
             inventory=gpus,
-            lost_names=self._lost(key),
+            lost_names=self._lost_names(key),
             hub=self._hub(key),
             plans=self._plans,
         )
 
     def _children(self, resource: Resource, deployment: Manifest, names: Iterable[str]) -> Children:
-        """Objects that name the deployment, and whatever has one of the names that it needs, in order of names."""
+        """The objects that name the deployment, and all objects with a name that it needs, sorted by name."""
         namespace = deployment["metadata"]["namespace"]
         items = {key_of(item): item for item in self._store.related(resource, deployment)}
         for name in names:
@@ -109,11 +109,11 @@ class Observer:
             self._hardware = (generation, inventory(nodes, self._pools), node_health(nodes))
         return self._hardware
 
-    def _lost(self, key: ObjectKey) -> dict[str, str]:
+    def _lost_names(self, key: ObjectKey) -> dict[str, str]:
         generation = self._store.generation(QWENDEPLOYMENTS)
-        known = self._claims[1]
-        if known is None or self._claims[0] != generation:
-            known = claims(self._store.all(QWENDEPLOYMENTS))
-            self._claims = (generation, known)
+        current = self._claims[1]
+        if current is None or self._claims[0] != generation:
+            current = claims(self._store.all(QWENDEPLOYMENTS))
+            self._claims = (generation, current)
             self._plans.keep({item["metadata"]["uid"] for item in self._store.all(QWENDEPLOYMENTS)})
-        return {lost.name: str(lost.owner) for lost in known.lost.get(DeploymentKey(*key), ())}
+        return {lost.name: str(lost.owner) for lost in current.lost.get(DeploymentKey(*key), ())}

@@ -1,7 +1,7 @@
-"""A work queue of object keys: what is queued twice is done once, one key is never worked on by two workers.
+"""A work queue of object keys. A key that is added twice is handled once. No two workers have the same key.
 
-A key that is added while a worker has it comes back when that worker is done, so no change is lost. Failures come
-back after a jittered, exponentially growing delay of their own.
+If a key is added while a worker has it, it returns to the queue when that worker is done. So no change is lost. After
+a failure, a key returns after a delay that grows exponentially and has jitter.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from qwen_operator.objects import ObjectKey
 
 MAX_BACKOFF_SECONDS = 60.0
 
-# Steps that follow one another at once. Whoever undoes our repairs at every event would keep us busy for ever:
-# after so many steps without a rest the key is braked.
+# How many steps of a key may follow one another without a delay. Without a limit, another controller that undoes every
+# repair would keep the operator busy for ever.
 FREE_STEPS = 10
 
 
@@ -23,7 +23,7 @@ class WorkQueue:
     def __init__(self, *, clock: Callable[[], float], random: Callable[[], float]) -> None:
         self._clock = clock
         self._random = random
-        # With the seconds since when they wait, or are worked on; in the order of these.
+        # Each with the time at which its wait or its work began, the oldest first.
         self._ready: dict[ObjectKey, float] = {}
         self._active: dict[ObjectKey, float] = {}
         self._again: set[ObjectKey] = set()
@@ -43,21 +43,21 @@ class WorkQueue:
         return bool(self._due)
 
     def age(self) -> float:
-        """Seconds for which the key that waits longest for a worker has waited."""
+        """How long the oldest key has waited for a worker, in seconds; 0 if no key waits."""
         now = self._clock()
         return now - next(iter(self._ready.values()), now)
 
     def busy(self) -> float:
-        """Seconds for which the worker that works longest on its key has worked on it."""
+        """How long the slowest worker has worked on its present key, in seconds; 0 if no worker is busy."""
         now = self._clock()
         return now - next(iter(self._active.values()), now)
 
     def clear(self) -> None:
-        """Drop what waits for a worker, for one who is about to add everything."""
+        """Drop all keys that wait for a worker. Call it before you add every key again."""
         self._ready.clear()
 
     def add(self, key: ObjectKey) -> None:
-        """Work on this key as soon as a worker is free, or when its brake is off."""
+        """Queue this key for the next free worker, or for the end of its delay after too many steps."""
         wait = self._not_before.get(key, 0.0) - self._clock()
         if wait > 0:
             self.add_after(key, wait)
@@ -69,7 +69,7 @@ class WorkQueue:
         self._wake.set()
 
     def add_after(self, key: ObjectKey, seconds: float) -> None:
-        """Work on this key in so many seconds, or earlier if something else asks for it."""
+        """Queue this key after so many seconds, or earlier if something else adds it."""
         due = self._clock() + seconds
         if due < self._due.get(key, float("inf")):
             self._due[key] = due
@@ -77,7 +77,7 @@ class WorkQueue:
             self._wake.set()
 
     def retry(self, key: ObjectKey, at_least: float = 0.0) -> float:
-        """Work on this key again after its backoff; returns the delay in seconds: 1 to 60, or `at_least`."""
+        """Queue this key again after its backoff. Returns the delay in seconds: 1 to 60, or `at_least` if more."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay = min(MAX_BACKOFF_SECONDS, 2.0 ** min(failures, 6)) * (0.5 + self._random() / 2)
         delay = max(delay, at_least)
@@ -85,8 +85,10 @@ class WorkQueue:
         return delay
 
     def again(self, key: ObjectKey) -> None:
-        """The key was worked on and has a next step: at once, or after a brake that nothing shortens if it does not
-        come to rest."""
+        """Queue the next step of a key that a worker has just handled.
+
+        After more than FREE_STEPS steps in a row there is a delay, which `add` does not shorten.
+        """
         steps = self._steps[key] = self._steps.get(key, 0) + 1
         if steps <= FREE_STEPS:
             self.add(key)
@@ -94,15 +96,15 @@ class WorkQueue:
             self._not_before[key] = self._clock() + self.retry(key)
 
     def forget(self, key: ObjectKey) -> None:
-        """The key is at rest: its next failure waits the shortest time again, and its next steps are free."""
+        """Reset backoff and steps of a key that needs no more work."""
         self._failures.pop(key, None)
         self._steps.pop(key, None)
         self._not_before.pop(key, None)
 
     def take(self) -> ObjectKey | None:
-        """A key whose turn has come, or None. The caller owes a `done`.
+        """The next key, or None. The caller must call `done` for it.
 
-        Earlier appointments of the key are dropped: whoever works on it makes a new one if it is needed.
+        This drops the key's pending `add_after`. The caller adds a new one if it needs one.
         """
         now = self._clock()
         while self._heap and self._heap[0][0] <= now:
@@ -119,7 +121,7 @@ class WorkQueue:
         return key
 
     def done(self, key: ObjectKey) -> None:
-        """The worker that took the key has finished, well or not."""
+        """The worker that took the key has finished, with or without success."""
         self._active.pop(key, None)
         if key in self._again:
             self._again.discard(key)

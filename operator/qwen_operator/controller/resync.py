@@ -1,4 +1,4 @@
-"""The periodic list: makes the first state complete, finds what no watch told, and looks at every object again."""
+"""The periodic list: completes the first state, finds changes that no watch reported, and queues every object again."""
 
 import asyncio
 import contextlib
@@ -23,33 +23,32 @@ from qwen_operator.kube import (
 MANAGED_BY = "app.kubernetes.io/managed-by"
 CHILD_LABELS = f"{MANAGED_BY}=qwen-operator"
 
-# A watch that begins anew tells of each object of its list, and the other watches do so at about the same time: one
-# list of ours for all of them.
+# A watch that starts again reports each object of its own list, and the other watches do the same at about that time.
+# After this delay, one list of the operator serves all of them.
 SETTLE_SECONDS = 2.0
 
-# What the operator can do without, and what it then does not know.
+# The resources that the operator can work without, and what that means.
 OPTIONAL = {
-    NODES: "only the GPU pools declared in the chart are known",
-    RESOURCE_QUOTAS: "a quota that is too small is found out only when a pod is refused",
+    NODES: "it knows only the GPU pools that the chart declares",
+    RESOURCE_QUOTAS: "it notices a quota that is too small only when the API server rejects a pod",
 }
 
 log = logging.getLogger(__name__)
 
 
 def labels_of(resource: Resource) -> str:
-    """The label selector under which a resource is listed and watched: children are chosen by the API server."""
+    """The label selector for lists and watches of a resource. It keeps other owners' pods and budgets out of them."""
     return "" if resource in (QWENDEPLOYMENTS, NODES, RESOURCE_QUOTAS) else CHILD_LABELS
 
 
 @dataclass(slots=True)
 class Resync:
-    """Lists everything at the start, whenever a watch began anew, and every `config.resync_seconds`, give or take a
-    tenth.
+    """Lists everything at the start, whenever a watch started again, and every `config.resync_seconds` (+/- 10 %).
 
-    A watch of kopf lists before it watches and says nothing of what was deleted meanwhile; only a list of ours,
-    made after it, finds that.
+    kopf lists before it starts a watch again, but does not report deletions since the previous watch. Only a later
+    list of the operator's own shows them.
 
-    `random` returns a number in [0, 1), `clock` monotonic seconds.
+    `random` returns a number in [0, 1), `clock` returns monotonic seconds.
     """
 
     api: KubeApi
@@ -59,23 +58,23 @@ class Resync:
     clock: Callable[[], float]
     nodes_readable: bool = True
     synced: asyncio.Event = field(default_factory=asyncio.Event)
-    _asked: asyncio.Event = field(default_factory=asyncio.Event)
-    _refused: set[Resource] = field(default_factory=set)
+    _requested: asyncio.Event = field(default_factory=asyncio.Event)
+    _unreadable: set[Resource] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         if not self.nodes_readable:
-            self._refused.add(NODES)
+            self._unreadable.add(NODES)
 
     def readable(self) -> tuple[Resource, ...]:
-        """The resources that may be read; all of them are asked for until a list was refused."""
-        return tuple(resource for resource in WATCHED if resource not in self._refused)
+        """The resources that the operator may read: all, until the API server forbids a list."""
+        return tuple(resource for resource in WATCHED if resource not in self._unreadable)
 
-    def soon(self) -> None:
-        """Have the next list made now instead of at its time."""
-        self._asked.set()
+    def request(self) -> None:
+        """Make the next list soon instead of at its regular time."""
+        self._requested.set()
 
     async def first(self) -> None:
-        """List until it works once. Deciding on half a picture would pin a wrong plan."""
+        """List until one complete list succeeds. A decision on an incomplete state could pin a wrong plan."""
         attempt = 0
         while True:
             try:
@@ -94,7 +93,7 @@ class Resync:
         failures = 0
         while True:
             await self._wait(failures)
-            self._asked.clear()
+            self._requested.clear()
             try:
                 await self.once()
                 failures = 0
@@ -103,18 +102,18 @@ class Resync:
                 log.warning("list failed", extra={"error": str(error)})
 
     async def _wait(self, failures: int) -> None:
-        """Until the next list: its time, or a watch that began anew and had SETTLE_SECONDS for the others."""
+        """Wait for the regular time of the next list, or for SETTLE_SECONDS after a request."""
         seconds = float(self.config.resync_seconds) if not failures else min(30.0, 2.0 ** min(failures, 5))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds * (0.9 + self.random() / 5)):
-                await self._asked.wait()
+                await self._requested.wait()
                 await asyncio.sleep(SETTLE_SECONDS)
 
     async def once(self) -> None:
-        """List all resources, then have every QwenDeployment reconciled."""
+        """List all resources, then queue every QwenDeployment."""
         for resource in self.readable():
             await self._list(resource)
-        self.intake.everything()
+        self.intake.enqueue_all()
 
     async def _list(self, resource: Resource) -> None:
         scopes: tuple[str | None, ...] = (
@@ -126,7 +125,7 @@ class Resync:
             except Forbidden:
                 if resource not in OPTIONAL:
                     raise
-                self._refused.add(resource)
-                log.warning("%s may not be read: %s", resource.plural, OPTIONAL[resource])
+                self._unreadable.add(resource)
+                log.warning("the operator may not read %s: %s", resource.plural, OPTIONAL[resource])
                 return
             self.intake.listed(resource, namespace, items, version)

@@ -1,4 +1,4 @@
-"""Reads the /metrics pages of engine pods. All I/O of scaling is here."""
+"""Reads the /metrics pages of engine pods. Scaling does all its I/O here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Protocol
 import aiohttp
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.scaling.page import Reading, Trouble, read
+from qwen_operator.scaling.page import Reading, Trouble, read_page
 from qwen_operator.scaling.types import EnginePod
 
 PORT = 8000
@@ -22,14 +22,16 @@ PAGE_LIMIT = 4 * 1024 * 1024
 
 
 class Scraper(Protocol):
-    """Where the loop gets its readings from; never raises for what an engine does."""
+    """Where the autoscaler gets its readings from. It never raises because of what an engine does."""
 
     async def read(self, engine: EnginePod) -> Reading | Trouble: ...
 
 
 class HttpScraper:
-    """Reads pages over one shared session, each in at most TIMEOUT_SECONDS, the bodies of at most CONCURRENCY at a
-    time."""
+    """Reads pages over one shared session. Each page has TIMEOUT_SECONDS.
+
+    It reads at most CONCURRENCY bodies at the same time.
+    """
 
     def __init__(self, session: aiohttp.ClientSession, port: int = PORT) -> None:
         self._session = session
@@ -44,7 +46,7 @@ class HttpScraper:
             return Trouble(Reason.METRICS_MISSING, f"no answer within {TIMEOUT_SECONDS} s")
         except (aiohttp.ClientError, ValueError) as error:
             return Trouble(Reason.METRICS_MISSING, f"{type(error).__name__}: {error}")
-        return read(page, engine.model) if isinstance(page, str) else page
+        return read_page(page, engine.model) if isinstance(page, str) else page
 
     async def _page(self, url: str) -> str | Trouble:
         async with self._session.get(url, allow_redirects=False) as response:
@@ -52,7 +54,7 @@ class HttpScraper:
                 return Trouble(Reason.METRICS_UNAUTHORIZED, f"/metrics answers {response.status}")
             if response.status != 200:
                 return Trouble(Reason.METRICS_MISSING, f"/metrics answers {response.status}")
-            # Only now: engines that do not answer at all must not keep the others waiting for a slot.
+            # Take a slot only after the answer has begun. Otherwise engines that do not answer would block the slots.
             async with self._slots:
                 return await _body(response)
 
@@ -69,13 +71,13 @@ async def _body(response: aiohttp.ClientResponse) -> str | Trouble:
 
 @asynccontextmanager
 async def scraper(port: int = PORT) -> AsyncIterator[HttpScraper]:
-    """A scraper with a session of its own. The environment's proxies are not for the addresses of pods.
+    """A scraper with its own session. It ignores the environment's proxies: they are not for the addresses of pods.
 
-    Not httpx: its pool walks over all connections for each request, which costs many times the reading itself
+    Not httpx: for each request its pool walks over all connections, which costs many times the reading itself
     (`bench/scrape.py`).
     """
     session = aiohttp.ClientSession(
-        # One connection per engine stays open; how many work at a time is for the slots to say.
+        # One connection per engine stays open. The slots limit how many are in use at the same time.
         connector=aiohttp.TCPConnector(limit=0),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"user-agent": "qwen-operator", "accept": "text/plain", "accept-encoding": "identity"},
@@ -86,7 +88,7 @@ async def scraper(port: int = PORT) -> AsyncIterator[HttpScraper]:
 
 
 def page_url(address: str, port: int) -> str:
-    """Of an engine's metrics. Raises ValueError for what is no IP address."""
+    """The URL of an engine's metrics. Raises ValueError if `address` is not an IP address."""
     ip = ip_address(address)
     host = f"[{ip}]" if isinstance(ip, IPv6Address) else str(ip)
     return f"http://{host}:{port}/metrics"

@@ -1,7 +1,8 @@
-"""Works the queue: observe, decide, act, status; and what happens when one of these fails.
+"""Takes keys from the queue: observe, decide, act, write the status. It also decides what follows an error.
 
-Order of the writes: what creates or repairs, then Events, then the status, then deletions. So the status is written
-while the pods that it speaks of still exist, and an Event is posted before the status that would hide its cause.
+The order of the writes: creations and repairs, then Events, then the status, then deletions. So the operator writes
+the status while the pods in it still exist. It posts an Event before the status, because the next decision compares
+with that status and would not see the change again.
 """
 
 import asyncio
@@ -24,12 +25,12 @@ from qwen_operator.objects import ObjectKey
 from qwen_operator.reconcile.decide import decide
 from qwen_operator.reconcile.types import Decision, Observed
 
-# A status that only says it in other words is not written more often than this: a pod that is bound, starts and
-# answers within a moment would otherwise be told three times.
+# If only messages and reasons change, the operator writes the status at most once in this time. Otherwise a pod that is
+# bound, starts and answers within a moment would cause three writes.
 PACE_SECONDS = 5.0
 
 StatusObserver = Callable[[ObjectKey, Manifest, Manifest], None]
-"""Told of every status that was written: of whom, the one before, the new one."""
+"""Called after every write of a status, with the key, the old status and the new one."""
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,10 @@ def utc_now() -> datetime:
 
 
 class Unfinished(Exception):
-    """Something was refused and has to be tried again; what time alone changes is due in `after` seconds."""
+    """The API server rejected an action, which must be retried.
+
+    `after`: in how many seconds time alone changes the decision.
+    """
 
     def __init__(self, error: ApiError, after: float | None) -> None:
         super().__init__(str(error))
@@ -49,26 +53,27 @@ class Unfinished(Exception):
 
 @dataclass(slots=True)
 class Reconciler:
-    """One reconcile of one key. Raises ApiError when it has to be tried again.
+    """Reconciles one key at a time. Raises ApiError if the key must be retried.
 
-    `_failing`: keys whose last action met an error of the API server's own. `_undeleted`: what it refused to delete.
+    `on_status` is called after each write of a status. `_failing`: keys whose last action failed inside the API
+    server. `_undeleted`: deletions that the API server rejected.
     """
 
     observer: Observer
     actor: Actor
     config: Config
     now: Callable[[], datetime] = utc_now
-    wrote: StatusObserver = lambda _key, _old, _new: None
+    on_status: StatusObserver = lambda _key, _old, _new: None
     hub: HubReader | None = None
     _written: dict[ObjectKey, datetime] = field(default_factory=dict)
     _failing: set[ObjectKey] = field(default_factory=set)
-    _undeleted: dict[ObjectKey, "_Refused"] = field(default_factory=dict)
+    _undeleted: dict[ObjectKey, "_Rejected"] = field(default_factory=dict)
 
     async def reconcile(self, key: ObjectKey) -> tuple[bool, float | None]:
-        """Bring the QwenDeployment one decision further.
+        """Make and carry out one decision about the QwenDeployment.
 
-        Returns whether anything was done to its children, and in how many seconds time alone changes the decision.
-        Raises Unfinished when something was refused, after all else was done.
+        Returns whether the decision had actions, and in how many seconds time alone changes the decision. If the API
+        server rejects an action, this does all the others and then raises Unfinished.
         """
         observed = self.observer.observe(key)
         if observed is None or objects.is_deleting(observed.deployment):
@@ -79,54 +84,60 @@ class Reconciler:
         if decision.query is not None and self.hub is not None:
             self.hub.ask(key, decision.query)
         try:
-            refused = await self._carry_out(key, decision.actions.before_status)
+            rejected = await self._carry_out(key, decision.actions.before_status)
         except NamespaceTerminating:
-            # The object goes with its namespace; until then there is nothing to make and nothing to say.
+            # Kubernetes deletes the object with its namespace. Until then there is nothing to create or report.
             return False, None
         concluding = decision
         if decision.actions.before_status:
-            # The status speaks of what is there now: one write instead of two.
+            # Observe again, so that one write of the status covers the objects that were just created.
             observed = self.observer.observe(key) or observed
-            concluding = self._decide(key, observed, refused)
-        too_early = await self._write(key, observed, concluding, now=refused is not None)
+            concluding = self._decide(key, observed, rejected)
+        too_early = await self._write(key, observed, concluding, now=rejected is not None)
         undeleted = await self._carry_out(key, decision.actions.after_status)
         if undeleted:
             self._undeleted[key] = undeleted
         else:
             self._undeleted.pop(key, None)
-        if refused := refused or undeleted:
-            # What was done before the refusal has its times too.
-            raise Unfinished(refused.error, _soonest(concluding.requeue_after, too_early))
+        if rejected := rejected or undeleted:
+            # The actions that succeeded may need another look at a certain time.
+            raise Unfinished(rejected.error, _soonest(concluding.requeue_after, too_early))
         self._failing.discard(key)
         return bool(decision.actions), _soonest(decision.requeue_after, too_early)
 
-    def _decide(self, key: ObjectKey, observed: Observed, refused: "_Refused | None" = None) -> Decision:
-        """The decision, with the refusal of now, or of the deletions before if they are still to be done."""
-        if refused is None:
-            decision = decide(observed, self.config, self.now())
-            refused = self._undeleted.get(key)
-            if refused is None or not any(refused.repeats(action) for action in decision.actions.after_status):
-                return decision
-        return decide(replace(observed, refusal=refused.refusal), self.config, self.now())
+    def _decide(self, key: ObjectKey, observed: Observed, rejected: "_Rejected | None" = None) -> Decision:
+        """The decision, with the rejection to report.
 
-    async def _carry_out(self, key: ObjectKey, actions: Sequence[Action]) -> "_Refused | None":
-        """Do all of them; returns the first that was refused. One rejection does not stop the rest: deletions may
-        free quota."""
-        refused: _Refused | None = None
+        Without a new rejection, that is the rejected deletion of an earlier reconcile, if it is still to be done.
+        """
+        if rejected is None:
+            decision = decide(observed, self.config, self.now())
+            rejected = self._undeleted.get(key)
+            if rejected is None or not any(rejected.repeats(action) for action in decision.actions.after_status):
+                return decision
+        return decide(replace(observed, refusal=rejected.refusal), self.config, self.now())
+
+    async def _carry_out(self, key: ObjectKey, actions: Sequence[Action]) -> "_Rejected | None":
+        """Do all actions. Returns the first rejected one.
+
+        One rejection does not stop the rest: deletions may free quota.
+        """
+        rejected: _Rejected | None = None
         for action in actions:
             try:
                 await self.actor.act(key, action)
             except NamespaceTerminating:
                 raise
             except (Invalid, Forbidden) as error:
-                refused = refused or _Refused(action, error)
+                rejected = rejected or _Rejected(action, error)
             except Unavailable as error:
-                # A webhook that is down says no for hours, in words of its own; a hiccup is over by the next try.
+                # A webhook that is down fails for hours, and the status should show its message. A short failure is
+                # over by the next try, and the status should not mention it.
                 if error.status < 500 or key not in self._failing:
                     self._failing.add(key)
                     raise
-                refused = refused or _Refused(action, error)
-        return refused
+                rejected = rejected or _Rejected(action, error)
+        return rejected
 
     def _forget(self, key: ObjectKey) -> None:
         self._written.pop(key, None)
@@ -138,7 +149,7 @@ class Reconciler:
     async def _write(
         self, key: ObjectKey, observed: Observed, decision: Decision, *, now: bool = False
     ) -> float | None:
-        """Write the status if it differs; returns the seconds to wait if it is too early for that."""
+        """Write the status if it differs. If it is too early to write, return the seconds to wait."""
         old, new = dict(objects.mapping(observed.deployment, "status")), decision.status
         if new == old:
             return None
@@ -148,18 +159,18 @@ class Reconciler:
         await self.actor.post(decision.events)
         await self.actor.write_status(observed.deployment, new)
         self._written[key] = self.now()
-        self.wrote(key, old, new)
+        self.on_status(key, old, new)
         return None
 
     def _early(self, key: ObjectKey) -> float:
-        """Seconds by which a status would be written too early; a clock that was set back is no reason to wait."""
+        """Seconds until the status may be written; 0 if the clock was set back since the last write."""
         last = self._written.get(key)
         elapsed = (self.now() - last).total_seconds() if last is not None else PACE_SECONDS
         return PACE_SECONDS - elapsed if 0 <= elapsed < PACE_SECONDS else 0.0
 
 
 def _substance(status: Manifest) -> Manifest:
-    """What a status says, without the words in which it says so."""
+    """The parts of a status that matter, without messages and reasons."""
     return {
         **{part: value for part, value in status.items() if part not in ("summary", "scaling")},
         "wanted": objects.mapping(status, "scaling").get("wanted"),
@@ -168,8 +179,8 @@ def _substance(status: Manifest) -> Manifest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Refused:
-    """An action, and the API server's refusal of it."""
+class _Rejected:
+    """An action that the API server rejected, and its error."""
 
     action: Action
     error: ApiError
@@ -180,18 +191,21 @@ class _Refused:
         return Refusal(self.action.kind, self.action.name, self.error.message, deletion=deletion)
 
     def repeats(self, action: Delete) -> bool:
-        """Whether it is the same deletion."""
+        """Whether `action` is the rejected deletion once more."""
         return isinstance(self.action, Delete) and self.action.same_object(action)
 
 
 def _soonest(*seconds: float | None) -> float | None:
-    return min((one for one in seconds if one is not None), default=None)
+    return min((time for time in seconds if time is not None), default=None)
 
 
 @dataclass(slots=True)
 class Worker:
-    """Takes keys from the queue for ever. `report(outcome, seconds)` is called once per reconcile, `failed` with the
-    name of the error of each that has to be repeated."""
+    """Takes keys from the queue for ever.
+
+    It calls `report(outcome, seconds)` once per reconcile. It calls `failed` with the name of the error for each
+    reconcile that must be repeated.
+    """
 
     queue: WorkQueue
     reconciler: Reconciler
@@ -203,7 +217,7 @@ class Worker:
             await self.work(await self.queue.get())
 
     async def work(self, key: ObjectKey) -> None:
-        """Reconcile a key that was taken from the queue, and arrange for what comes next."""
+        """Reconcile a key that was taken from the queue, and queue it again if that is needed."""
         start, outcome = time.monotonic(), "error"
         try:
             outcome = await self._attempt(key)
@@ -215,14 +229,14 @@ class Worker:
             self.report(outcome, time.monotonic() - start)
 
     async def _attempt(self, key: ObjectKey) -> str:
-        where = {"deployment": "/".join(key)}
+        deployment = {"deployment": "/".join(key)}
         try:
             acted, after = await self.reconciler.reconcile(key)
         except NotLeading:
             raise
         except Stale as error:
             self.queue.again(key)
-            log.debug("looking again", extra={**where, "cause": str(error)})
+            log.debug("deciding again", extra={**deployment, "cause": str(error)})
             return "stale"
         except Unfinished as unfinished:
             if unfinished.after is not None:
@@ -231,10 +245,10 @@ class Worker:
         except ApiError as error:
             return self._retry(key, error)
         except Exception as error:
-            # One object that this program cannot handle must not take the others down with it.
+            # An object that the operator cannot handle must not stop the work on the others.
             delay = self.queue.retry(key)
             self.failed(type(error).__name__)
-            log.exception("reconcile crashed", extra={**where, "retry_seconds": round(delay, 1)})
+            log.exception("reconcile crashed", extra={**deployment, "retry_seconds": round(delay, 1)})
             return "crash"
         if acted:
             self.queue.again(key)
@@ -247,6 +261,8 @@ class Worker:
     def _retry(self, key: ObjectKey, error: ApiError) -> str:
         delay = self.queue.retry(key, error.retry_after or 0.0)
         self.failed(type(error).__name__)
-        where = {"deployment": "/".join(key)}
-        log.warning("reconcile failed", extra={**where, "error": str(error), "retry_seconds": round(delay, 1)})
+        log.warning(
+            "reconcile failed",
+            extra={"deployment": "/".join(key), "error": str(error), "retry_seconds": round(delay, 1)},
+        )
         return "error"

@@ -1,8 +1,8 @@
-"""The gateway agent: tells the router beside it which workers exist.
+"""The gateway agent: writes the file from which the router in its pod learns which workers exist.
 
-It only lists and watches, and writes one file. While the API server is away the file stays as it is; when the
-router restarts, it reads the file again. When the agent restarts, it goes on from the file, because a worker whose
-id changes is out of service for a moment.
+The agent only lists and watches, and writes this one file. While the API server is unavailable, the file stays as it
+is. When the router restarts, it reads the file again. When the agent restarts, it continues from the file: a worker
+whose id changed would be out of service for a moment.
 """
 
 import asyncio
@@ -15,8 +15,9 @@ from pathlib import Path
 
 import aiohttp
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from qwen_operator import endpoints
 from qwen_operator.gateway.settings import CONTROL_PLANE_KEY_FILE, WORKERS_FILE, AgentSettings
 from qwen_operator.gateway.smg import Router, Smg
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi, Manifest, Resource
@@ -30,7 +31,7 @@ POD_SELECTOR = f"{LABEL_ROLE} in ({ROLE_ENGINE},{ROLE_ENGINE_WORKER})"
 COALESCE_SECONDS = 0.05
 FAST_POLL_SECONDS = 0.25
 SLOW_POLL_SECONDS = 5.0
-# A worker that smg has not taken by then is broken; the others must not wait for it.
+# A worker that smg has not registered after this time is broken. The others must not wait for it.
 SETTLE_SECONDS = 30.0
 STUCK_SECONDS = 60.0
 
@@ -38,26 +39,28 @@ log = logging.getLogger(__name__)
 
 
 class AgentMetrics:
-    """The agent's own metrics, in a registry of their own."""
+    """The agent's metrics, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.members = Gauge("qwen_gateway_members", "Workers that the router reports ready.", registry=self.registry)
+        self.members = Gauge(
+            "qwen_gateway_members", "Workers that the router reports as ready.", registry=self.registry
+        )
         self.wanted = Gauge("qwen_gateway_members_wanted", "Workers that should be ready.", registry=self.registry)
         self.writes = Counter(
-            "qwen_gateway_membership_writes", "Times that the worker file was replaced.", registry=self.registry
+            "qwen_gateway_membership_writes", "How often the agent replaced the worker file.", registry=self.registry
         )
 
 
 @dataclass(slots=True)
 class Agent:
-    """The state between two steps. `clock` is monotonic, in seconds."""
+    """The state between two steps. `clock` returns monotonic seconds."""
 
     router: Router
     run_dir: Path
     naming: EntryNaming
     sources: frozenset[tuple[str, str | None]]
-    """The (plural, namespace) pairs that must have been listed before the file may be changed."""
+    """The (plural, namespace) pairs that the agent must have listed before it may change the file."""
     clock: Callable[[], float] = time.monotonic
     metrics: AgentMetrics = field(default_factory=AgentMetrics)
     membership: Membership = field(default_factory=Membership)
@@ -72,7 +75,7 @@ class Agent:
     _overdue: frozenset[str] = frozenset()
 
     def start(self) -> None:
-        """Go on from the file of an earlier run, or write an empty one: the router does not start without."""
+        """Continue from the file of an earlier run, or write an empty one: the router needs a file to start."""
         path = self.run_dir / WORKERS_FILE
         self._stepped_at = self.clock()
         if path.exists():
@@ -91,7 +94,10 @@ class Agent:
         return on_change
 
     async def loop(self) -> None:
-        """Step after every change, often while something is awaited, and now and then; ends by cancellation."""
+        """Step after every change and at intervals, which are short while the agent waits for a worker.
+
+        Only cancellation ends it.
+        """
         while True:
             await self.step()
             try:
@@ -101,7 +107,7 @@ class Agent:
                 pass
 
     async def step(self) -> None:
-        """Look at everything once and write the file if it has to change."""
+        """Read the router's workers and the mirrors once, and write the file if it must change."""
         self._changed.clear()
         workers = await self.router.workers()
         now = self._stepped_at = self.clock()
@@ -122,19 +128,19 @@ class Agent:
 
     @property
     def ready(self) -> bool:
-        """Whether the router listens and uses what the first complete list says.
+        """Whether the router listens and uses the workers of the first complete list.
 
-        A worker that becomes unusable later does not change this: the other models have theirs.
+        A worker that becomes unusable later does not change this: the workers of the other models still serve.
         """
         return self._settled
 
     @property
     def alive(self) -> bool:
-        """Whether the loop goes round."""
+        """Whether the loop still runs."""
         return self.clock() - self._stepped_at < STUCK_SECONDS
 
     def pause(self) -> float:
-        """Seconds to the next look. A worker that never gets ready is not worth looking often for ever."""
+        """Seconds until the next step: few while a worker joins or leaves, but not for ever for a broken worker."""
         waiting = self.membership.leaving or self.membership.awaited
         fresh = self.clock() - self._written_at < SETTLE_SECONDS
         return FAST_POLL_SECONDS if not self._settled or (waiting and fresh) else SLOW_POLL_SECONDS
@@ -152,9 +158,9 @@ class Agent:
         return [item for (plural, _), items in self._seen.items() if plural == resource.plural for item in items]
 
     def _report(self, before: Membership) -> None:
-        known = {entry.id for entry in before.entries}
+        previous = {entry.id for entry in before.entries}
         for entry in self.membership.entries:
-            if entry.id not in known:
+            if entry.id not in previous:
                 log.info("worker joins: %r at %s, %s", entry.name, entry.url, entry.id)
         remaining = {entry.id for entry in self.membership.entries}
         for entry in before.entries:
@@ -188,30 +194,20 @@ class Agent:
 def http_app(agent: Agent) -> web.Application:
     """`/healthz`, `/readyz` and `/metrics` of the gateway pod."""
 
-    async def healthz(_request: web.Request) -> web.Response:
-        return _answer(agent.alive, f"the loop has not gone round for {STUCK_SECONDS:.0f} s")
+    def healthy() -> str | None:
+        return None if agent.alive else f"the agent's loop has not run for {STUCK_SECONDS:.0f} s"
 
-    async def readyz(_request: web.Request) -> web.Response:
-        return _answer(agent.ready, "the router does not listen, or has not taken the first complete list of workers")
+    def ready() -> str | None:
+        problem = "the router does not listen, or does not use the first complete list of workers yet"
+        return None if agent.ready else problem
 
-    async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(agent.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    app = web.Application()
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics)
-    return app
-
-
-def _answer(good: bool, otherwise: str) -> web.Response:
-    return web.Response(text="ok\n") if good else web.Response(status=503, text=f"{otherwise}\n")
+    return endpoints.http_app(healthy, ready, agent.metrics.registry)
 
 
 async def run(settings: AgentSettings, api: KubeApi | None = None) -> None:
-    """Run the agent until cancelled, or until a part of it fails, which ends all of it.
+    """Run the agent until it is cancelled or a part of it fails. A failed part ends all others.
 
-    Without `api` it connects to the cluster that it runs in; ConnectionError when there is none.
+    Without `api` it connects to the cluster that it runs in. Raises ConnectionError if there is no cluster.
     """
     kube = api or await connect(user_agent="qwen-gateway-agent")
     namespaces: tuple[str | None, ...] = settings.namespaces or (None,)
@@ -220,7 +216,7 @@ async def run(settings: AgentSettings, api: KubeApi | None = None) -> None:
         for resource, labels in ((QWENDEPLOYMENTS, ""), (PODS, POD_SELECTOR))
         for namespace in namespaces
     ]
-    # smg's answers set no cookie, and a router that restarts must not be met through a dead connection.
+    # smg sets no cookies. Every request opens a new connection, because a connection is dead after the router restarts.
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True), cookie_jar=aiohttp.DummyCookieJar()
     ) as session:
@@ -231,16 +227,11 @@ async def run(settings: AgentSettings, api: KubeApi | None = None) -> None:
             sources=frozenset((resource.plural, namespace) for resource, namespace, _ in mirrored),
         )
         agent.start()
-        server = web.AppRunner(http_app(agent), access_log=None)
-        await server.setup()
         try:
-            # host=None listens on every address of both families.
-            await web.TCPSite(server, None, settings.port).start()
-            async with asyncio.TaskGroup() as group:
+            async with endpoints.serving(settings.port, http_app(agent)), asyncio.TaskGroup() as group:
                 group.create_task(agent.loop())
                 for resource, namespace, labels in mirrored:
                     group.create_task(mirror(kube, resource, namespace, labels, agent.listener(resource, namespace)))
         finally:
-            await server.cleanup()
             if api is None:
                 await kube.aclose()

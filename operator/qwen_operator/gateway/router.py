@@ -1,10 +1,10 @@
-"""Start the router: collect its keys, build its command line, become it.
+"""Starts the router: reads its keys, builds its command line, and runs smg in this process.
 
-smg takes its keys from the command line only: it knows no file and no environment variable for them. So smg's own
-entry point is called in this process instead of executing the command: the keys never are arguments of a process,
-which `/proc`, `ps` and security agents that record every exec would show to others.
+smg accepts keys only on its command line, not from a file or an environment variable. The arguments of a process are
+visible in `/proc`, in `ps` and to security agents that record every exec. So this program does not execute a command.
+It calls smg's entry point in its own process, and the keys never become arguments of a process.
 
-smg reads the keys once. A key that is added to or removed from the Secret counts after the pod's next start.
+smg reads the keys once. A change of the Secret takes effect after the pod's next start.
 """
 
 import importlib
@@ -27,13 +27,14 @@ _KEY = re.compile(r"[!-~]+")
 
 log = logging.getLogger(__name__)
 
-# What smg does by itself, and why it is told otherwise (measured with smg 1.13.0):
-# * A registration that fails is tried again every 30 s for 30 minutes, also when the worker has left the file by
-#   then, and may end in a worker that no file lists: tried every second, given up after 30 s, and the file is read
-#   again every 2 s, which removes such a worker and registers one that is listed and came late.
-# * Health is probed every 60 s at /health, where SGLang generates a token; /ready is a flag. A worker that refuses
-#   connections is left out 2 s after the last contact without any probe; other workers get the request.
-# * After a failure a circuit breaker keeps a worker out for 60 s, longer than an engine's restart in place needs.
+# smg's defaults, and why these options change them (measured with smg 1.13.0):
+# * By default smg retries a failed registration every 30 s for 30 minutes, even if the worker has left the file. That
+#   may register a worker that no file lists. With these options smg retries every second and gives up after 30 s. It
+#   reads the file again every 2 s, which removes such a worker and registers a listed one that came late.
+# * By default smg probes /health every 60 s, for which SGLang generates a token. /ready only returns a flag. Without
+#   any probe, smg stops using a worker that refuses connections 2 s after the last contact. Other workers get the
+#   request.
+# * By default a circuit breaker excludes a worker for 60 s after a failure. An engine restarts in place in less time.
 _FIXED = (
     "--enable-igw",
     "--discovery-provider=file",
@@ -53,9 +54,9 @@ _FIXED = (
 
 
 def build_command(settings: RouterSettings, control_plane_key: str, tenants: Mapping[str, str]) -> list[str]:
-    """Return the arguments of `smg`. `tenants` maps tenant ids to API keys; none means open to everybody.
+    """Return the arguments of `smg`. `tenants` maps tenant ids to API keys; without tenants no client needs a key.
 
-    Raises SettingsError for a tenant id or key that smg would read differently, or for a key that two tenants have.
+    Raises SettingsError if smg would misread a tenant id or a key, or if two tenants have the same key.
     """
     command = ["launch", *_FIXED]
     command += [
@@ -70,7 +71,7 @@ def build_command(settings: RouterSettings, control_plane_key: str, tenants: Map
         f"--request-timeout-secs={settings.request_timeout_seconds}",
         f"--shutdown-grace-period-secs={settings.shutdown_grace_seconds}",
         f"--log-level={'warn' if settings.log_level == 'warning' else settings.log_level}",
-        # Without this, anybody may add and remove workers.
+        # Without this key, every client could add and remove workers.
         f"--control-plane-api-keys=agent:agent:admin:{control_plane_key}",
     ]
     owners: dict[str, str] = {}
@@ -84,16 +85,16 @@ def build_command(settings: RouterSettings, control_plane_key: str, tenants: Map
 
 def _check(tenant: str, key: str) -> None:
     if not _TENANT.fullmatch(tenant):
-        raise SettingsError(f"the tenant id {tenant!r} is not usable; it may hold letters, digits, '.', '_' and '-'")
+        raise SettingsError(f"the tenant id {tenant!r} is not usable; it may contain letters, digits, '.', '_' and '-'")
     if not _KEY.fullmatch(key):
-        found = "is empty" if not key else "contains white space or a character outside ASCII"
-        raise SettingsError(f"the key of tenant {tenant!r} {found}; it must be one word of printable ASCII characters")
+        defect = "is empty" if not key else "contains white space or a character outside ASCII"
+        raise SettingsError(f"the key of tenant {tenant!r} {defect}; it must be one word of printable ASCII characters")
 
 
 def read_tenants(keys_dir: Path) -> dict[str, str]:
-    """Read a mounted Secret: file name = tenant id, content = key. Empty when there is none yet.
+    """Read a mounted Secret: file name = tenant id, content = key. Empty if there is no Secret yet.
 
-    Dot files are the kubelet's own (`..data` and the directory behind it).
+    Files that begin with a dot belong to the kubelet (`..data` and the directory behind it).
     """
     try:
         files = sorted(path for path in keys_dir.iterdir() if not path.name.startswith(".") and path.is_file())
@@ -103,7 +104,7 @@ def read_tenants(keys_dir: Path) -> dict[str, str]:
 
 
 def control_plane_key(run_dir: Path) -> str:
-    """Return this pod's control-plane key, made at the first start and kept for restarts of a container."""
+    """Return this pod's control-plane key. The first start creates it; later starts of the container reuse it."""
     path = run_dir / CONTROL_PLANE_KEY_FILE
     if path.exists():
         return path.read_text("ascii")
@@ -123,8 +124,8 @@ def main(
     launch: Callable[[Sequence[str]], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Wait for the worker file and the keys, then be smg until it ends. Returns the exit status."""
-    # As process 1 of a container, a program that handles no SIGTERM cannot be ended by one.
+    """Wait for the worker file and the keys, then run smg until it ends. Returns the exit status."""
+    # Process 1 of a container ignores SIGTERM unless it handles the signal.
     signal.signal(signal.SIGTERM, _leave)
     try:
         settings = RouterSettings.from_env(environ)
@@ -144,14 +145,14 @@ def main(
 
 
 def run_smg(command: Sequence[str]) -> None:
-    """Run smg in this process until it ends; its failures are its own exceptions."""
+    """Run smg in this process until it ends. It raises smg's own exceptions."""
     importlib.import_module("smg.cli").main(list(command))
 
 
-def _wait(condition: Callable[[], bool], what: str, sleep: Callable[[float], None]) -> None:
+def _wait(condition: Callable[[], bool], awaited: str, sleep: Callable[[float], None]) -> None:
     if condition():
         return
-    log.info("waiting for %s", what)
+    log.info("waiting for %s", awaited)
     while not condition():
         sleep(POLL_SECONDS)
 

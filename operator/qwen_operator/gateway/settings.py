@@ -1,4 +1,4 @@
-"""The environment of the gateway's two programs, read once and checked."""
+"""Reads and checks the environment variables of the gateway's two programs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class SettingsError(ValueError):
-    """One sentence that names the variable or file, the value, and what would be right."""
+    """A wrong setting. The message names the variable or file, the value, and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """`namespaces` is empty for the whole cluster; `port` serves health and metrics."""
+    """`namespaces` is empty if the agent watches the whole cluster. `port` serves health and metrics."""
 
     namespaces: tuple[str, ...]
     run_dir: Path
@@ -41,9 +41,12 @@ class AgentSettings:
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
-    """Bounds of the router. `request_timeout_seconds` ends streams too, so it must exceed the longest answer;
-    `max_concurrent_requests` 0 means no bound, and a request beyond it waits in a queue of `queue_size`.
-    `log_level` is debug, info, warning or error."""
+    """Limits of the router.
+
+    `request_timeout_seconds` also ends streams, so it must be longer than the longest answer.
+    `max_concurrent_requests` 0 means no limit; a request above the limit waits in a queue of `queue_size` requests.
+    `log_level` is debug, info, warning or error.
+    """
 
     auth: bool
     keys_dir: Path

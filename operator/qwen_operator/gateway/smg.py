@@ -1,4 +1,4 @@
-"""What the agent asks of its router, over loopback."""
+"""The agent's view of its router, which it queries over loopback."""
 
 import logging
 from pathlib import Path
@@ -12,15 +12,15 @@ TIMEOUT_SECONDS = 5.0
 
 
 class Router(Protocol):
-    """The router as the agent sees it."""
+    """The part of the router's API that the agent uses."""
 
     async def workers(self) -> list[dict[str, Any]] | None:
-        """The workers that the router knows; None when it does not answer (not started, restarting, hung)."""
+        """The workers that the router knows; None if it does not answer (not started, restarting or hung)."""
         ...
 
 
 class Smg:
-    """`Router` over smg's `GET /workers`. The key file is read at every call: the router makes it at its start."""
+    """`Router` over smg's `GET /workers`. Every call reads the key file, because the router creates it at its start."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, key_file: Path) -> None:
         self._session = session
@@ -33,7 +33,7 @@ class Smg:
             timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
             async with self._session.get(f"{self._url}/workers", headers=headers, timeout=timeout) as response:
                 if response.status != 200:
-                    log.warning("the router refuses to list its workers: HTTP %d", response.status)
+                    log.warning("the router does not list its workers: HTTP %d", response.status)
                     return None
                 body = await response.json()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):

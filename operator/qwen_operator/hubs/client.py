@@ -1,9 +1,9 @@
-"""Reads what a public repository of a model hub holds, without downloading its weights.
+"""Reads the facts of a public repository on a model hub, without downloading its weights.
 
-Three small files decide everything: the list of files with their sizes and the commit, config.json, and the index of
-the weights. A hub is a foreign service that may be slow, absent or broken: every answer is read as a stream and cut at
-a limit, redirects are few and never leave TLS, the whole reading ends after a fixed time, and nothing is sent but
-GET requests without credentials.
+It needs three small answers: the list of files with their sizes and the commit, config.json, and the index of the
+weights. A hub is a foreign service that may be slow, absent or broken. So the client reads every answer as a stream up
+to a limit, follows few redirects and never from TLS to plain HTTP, and ends the whole reading after a fixed time. It
+sends only GET requests without credentials.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from qwen_runtime.checkpoints.reading import Fields, parse_json, shown
 INDEX = "model.safetensors.index.json"
 LARGEST_INDEX = 32 << 20
 LARGEST_LISTING = 8 << 20
-# Of a few bytes each, more would take more memory as Python objects than there is; a large model has 200 000 tensors.
+# More members of a few bytes each would need too much memory as Python objects. A large model has 200 000 tensors.
 MOST_MEMBERS = 400_000
-# A network that leads nowhere swallows packets without a word.
+# Some networks drop packets silently, so that a connection attempt gets no answer at all.
 LONGEST_CONNECT = 5.0
 _REDIRECTS = 5
 _REVISION = re.compile(r"[A-Za-z0-9][\w./+-]{0,127}", re.ASCII)
@@ -49,7 +49,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 @dataclass(frozen=True, slots=True)
 class _Listing:
     commit: str
-    sizes: Mapping[str, int | None]  # bytes by path; None where the hub does not say
+    sizes: Mapping[str, int | None]  # bytes by path; None if the hub does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +76,17 @@ async def fetch(
 ) -> HubCheckpoint:
     """The facts of `repository` (ORG/NAME) at `revision` (a branch, tag or commit; "" = the hub's main branch).
 
-    `hub_url` is the address of a mirror, "" the hub's own. `timeout` in seconds covers everything. Raises HubError,
-    also for a config.json that cannot be facts.
+    `hub_url` is the address of a mirror, "" for the hub itself. `timeout` is in seconds and covers the whole reading.
+    Raises HubError, also for an invalid config.json.
     """
     base = (hub_url or ADDRESSES[hub]).rstrip("/")
-    wanted = revision or DEFAULT_REVISIONS[hub]
-    _check(repository, wanted, base)
+    named_revision = revision or DEFAULT_REVISIONS[hub]
+    _check(repository, named_revision, base)
     limits = httpx.Timeout(min(timeout, 10.0), connect=min(timeout, LONGEST_CONNECT))
     headers = {"Accept-Encoding": "identity", "User-Agent": "qwen-operator"}
     try:
         async with asyncio.timeout(timeout), httpx.AsyncClient(timeout=limits, headers=headers) as client:
-            return await _read(_Repository(client, hub, base, repository), wanted)
+            return await _read(_Repository(client, hub, base, repository), named_revision)
     except TimeoutError:
         raise _offline(base, f"no answer within {timeout:g} s") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -113,10 +113,10 @@ def _check(repository: str, revision: str, base: str) -> None:
 async def _read(repository: _Repository, revision: str) -> HubCheckpoint:
     listing = await _listing(repository, revision)
     if CONFIG_FILE not in listing.sizes:
-        held = "GGUF files" if any(path.endswith(".gguf") for path in listing.sizes) else "no model that can be read"
-        raise InvalidFactsError(f"there is no {CONFIG_FILE}; the repository holds {held}")
+        content = "GGUF files" if any(path.endswith(".gguf") for path in listing.sizes) else "no readable model"
+        raise InvalidFactsError(f"there is no {CONFIG_FILE}; the repository contains {content}")
     raw = await _get(repository, repository.file_url(listing.commit, CONFIG_FILE), LARGEST_CONFIG, CONFIG_FILE)
-    # A file near the limit takes a second to read, which would hold up everything else that runs on this loop.
+    # Parsing a file near the limit takes a second, which would block everything else on the event loop.
     config = await asyncio.to_thread(parse_json, raw, CONFIG_FILE, LARGEST_CONFIG)
     stored, tensors = await _weights(repository, listing)
     facts = await asyncio.to_thread(_facts, config, stored, tensors)
@@ -128,10 +128,10 @@ def _facts(config: Mapping[str, Any], stored: int, tensors: frozenset[str]) -> C
 
 
 def _resident(config: Mapping[str, Any], stored: int, tensors: frozenset[str]) -> int:
-    """What stays in memory of the stored bytes, as far as names and shapes tell; never less than that.
+    """How many of the stored bytes an engine keeps in memory: an upper limit, from names and shapes of the tensors.
 
-    A tied checkpoint may repeat the embedding as lm_head, which an engine loads once. A layer for multi-token
-    prediction is loaded for speculative decoding only; how much it takes is known where weights are not quantized.
+    A tied checkpoint may store the embedding again as lm_head. An engine loads it once. An engine loads a layer for
+    multi-token prediction only for speculative decoding. Its size is known only if the weights are not quantized.
     """
     facts = from_config(config, weight_bytes=stored)
     copy = 2 * facts.vocab * facts.hidden
@@ -143,16 +143,16 @@ def _resident(config: Mapping[str, Any], stored: int, tensors: frozenset[str]) -
 
 
 async def _listing(repository: _Repository, revision: str) -> _Listing:
-    what = f"the list of files of {repository.name}"
-    raw = await _get(repository, repository.listing_url(revision), LARGEST_LISTING, what)
-    found = Fields(parse_json(raw, what, LARGEST_LISTING))
+    content = f"the list of files of {repository.name}"
+    raw = await _get(repository, repository.listing_url(revision), LARGEST_LISTING, content)
+    answer = Fields(parse_json(raw, content, LARGEST_LISTING))
     if repository.hub is Hub.MODELSCOPE:
-        return _modelscope_listing(found, revision)
-    return _Listing(_commit(found, "sha"), _sizes(found, "siblings", ("rfilename", "size")))
+        return _modelscope_listing(answer, revision)
+    return _Listing(_commit(answer, "sha"), _sizes(answer, "siblings", ("rfilename", "size")))
 
 
 def _modelscope_listing(answer: Fields, revision: str) -> _Listing:
-    """ModelScope names the commit that last changed each file; the newest of them is that of the revision."""
+    """ModelScope names the commit that last changed each file. The newest of these is the revision's commit."""
     data = answer.nested("Data")
     sizes = _sizes(data, "Files", ("Path", "Size"))
     if _COMMIT.fullmatch(revision):
@@ -179,13 +179,13 @@ def _sizes(fields: Fields, name: str, keys: tuple[str, str]) -> dict[str, int | 
     for file in files:
         path, size = file.get(keys[0]), file.get(keys[1])
         if isinstance(path, str) and file.get("Type") != "tree":
-            known = isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= MAX_BYTES
-            sizes[path] = size if known else None
+            valid = isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= MAX_BYTES
+            sizes[path] = size if valid else None
     return sizes
 
 
 async def _weights(repository: _Repository, listing: _Listing) -> tuple[int, frozenset[str]]:
-    """Bytes of the weight files, and the tensors' names where an index lists them."""
+    """Bytes of the weight files, and the names of the tensors if there is an index."""
     if INDEX not in listing.sizes:
         files = [path for path in listing.sizes if path.endswith(".safetensors") and "/" not in path]
         if not files:
@@ -206,7 +206,7 @@ async def _weights(repository: _Repository, listing: _Listing) -> tuple[int, fro
 
 
 def _total(listing: _Listing, files: list[str]) -> int:
-    """Sum of the files' sizes; a header of some KiB per file is more than the tensors have."""
+    """The sum of the files' sizes. It is a few KiB per file too large, because each file has a header."""
     total = 0
     for file in files:
         size = listing.sizes[file]
@@ -216,46 +216,50 @@ def _total(listing: _Listing, files: list[str]) -> int:
     return total
 
 
-async def _get(repository: _Repository, url: str, limit: int, what: str) -> bytes:
-    """The body of a GET, at most `limit` bytes; HubError for every other end."""
+async def _get(repository: _Repository, url: str, limit: int, content: str) -> bytes:
+    """The body of a GET request, at most `limit` bytes. `content` says in messages what it is. Raises HubError."""
     for _ in range(_REDIRECTS + 1):
         async with repository.client.stream("GET", url) as response:
             following = response.next_request
             if following is None:
-                _refuse_status(repository, response, what)
-                return await _body(response, limit, what)
+                _check_status(repository, response, content)
+                return await _body(response, limit, content)
             target = str(following.url)
             if not is_address(target) or (url.startswith("https:") and not target.startswith("https:")):
-                raise HubError(HubReason.INVALID, f"{what} is redirected to {shown(target)}, which is not followed")
+                raise HubError(
+                    HubReason.INVALID, f"the hub redirects {content} to {shown(target)}, which is not allowed"
+                )
             url = target
-    raise HubError(HubReason.INVALID, f"{what} is redirected more than {_REDIRECTS} times")
+    raise HubError(HubReason.INVALID, f"the hub redirects {content} more than {_REDIRECTS} times")
 
 
-def _refuse_status(repository: _Repository, response: httpx.Response, what: str) -> None:
+def _check_status(repository: _Repository, response: httpx.Response, content: str) -> None:
     status, code = response.status_code, response.headers.get("X-Error-Code", "")
     if status == 200:
         return
     place = f"{repository.name} at {repository.base}"
     if status == 404 or code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound"):
         raise HubError(
-            HubReason.NOT_FOUND, f"{what} was not found: {place} or its revision does not exist, or it is private"
+            HubReason.NOT_FOUND, f"{content} was not found: {place} or its revision does not exist, or it is private"
         )
     if status in (401, 403):
-        raise HubError(HubReason.AUTH_REQUIRED, f"{place} needs a token for {what} (the hub answered {status})")
+        raise HubError(HubReason.AUTH_REQUIRED, f"{place} needs a token for {content} (the hub answered {status})")
     if status == 429 or status >= 500:
-        raise HubError(HubReason.UNAVAILABLE, f"{place} cannot be read now: the hub answered {status} for {what}")
-    raise HubError(HubReason.INVALID, f"the hub answered {status} for {what} of {place}, it must answer 200")
+        raise HubError(HubReason.UNAVAILABLE, f"{place} cannot be read now: the hub answered {status} for {content}")
+    raise HubError(HubReason.INVALID, f"the hub answered {status} for {content} of {place}; it must answer 200")
 
 
-async def _body(response: httpx.Response, limit: int, what: str) -> bytes:
+async def _body(response: httpx.Response, limit: int, content: str) -> bytes:
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
-        raise HubError(HubReason.INVALID, f"{what} came with the encoding {shown(encoding)}, which was not asked for")
+        raise HubError(
+            HubReason.INVALID, f"{content} has the encoding {shown(encoding)}, but the request asked for none"
+        )
     body = bytearray()
     async for part in response.aiter_raw():
         body += part
         if len(body) > limit:
-            raise HubError(HubReason.TOO_LARGE, f"{what} has more than {limit} bytes")
+            raise HubError(HubReason.TOO_LARGE, f"{content} has more than {limit} bytes")
     if body.count(b",") > MOST_MEMBERS:
-        raise HubError(HubReason.TOO_LARGE, f"{what} has more than {MOST_MEMBERS} members")
+        raise HubError(HubReason.TOO_LARGE, f"{content} has more than {MOST_MEMBERS} members")
     return bytes(body)

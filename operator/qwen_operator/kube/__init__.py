@@ -1,4 +1,4 @@
-"""The Kubernetes API behind one protocol. Only this package talks to an API server."""
+"""The Kubernetes API behind one protocol. Only this package sends requests to an API server."""
 
 from qwen_operator.kube.api import (
     CONTROLLER_REVISIONS,
@@ -13,6 +13,7 @@ from qwen_operator.kube.api import (
     AlreadyExists,
     ApiError,
     Conflict,
+    DeleteOptions,
     Forbidden,
     Gone,
     Invalid,
@@ -38,6 +39,7 @@ __all__ = [
     "AlreadyExists",
     "ApiError",
     "Conflict",
+    "DeleteOptions",
     "Forbidden",
     "Gone",
     "Invalid",

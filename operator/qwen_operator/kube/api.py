@@ -1,13 +1,14 @@
 """The Kubernetes API as the rest of the package sees it: dicts in, dicts out, typed errors.
 
-Everything above this layer works against the `KubeApi` protocol, so that the reconcile loop runs unchanged
-against an in-memory API in the unit tests. Manifests stay plain dicts: typed models reject whole lists when one
-object lacks a field they call required.
+All other code uses the `KubeApi` protocol. So the unit tests can run the unchanged reconcile loop against an API in
+memory. Manifests stay plain dicts: typed models reject a whole list if one object lacks a required field.
 """
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from qwen_operator import objects
 
 Manifest = dict[str, Any]
 
@@ -46,11 +47,39 @@ POD_DISRUPTION_BUDGETS = Resource("policy", "v1", "poddisruptionbudgets", "PodDi
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
 
+@dataclass(frozen=True, slots=True)
+class DeleteOptions:
+    """The preconditions and the grace period of a deletion.
+
+    The object must have this `uid` and, if it is set, this `resource_version`. `grace_seconds` overrides the object's
+    own grace period.
+    """
+
+    uid: str
+    resource_version: str | None = None
+    grace_seconds: int | None = None
+
+    def body(self) -> Manifest:
+        """The `DeleteOptions` object for the API server."""
+        preconditions = {"uid": self.uid}
+        if self.resource_version is not None:
+            preconditions["resourceVersion"] = self.resource_version
+        options: Manifest = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": preconditions,
+            "propagationPolicy": "Background",
+        }
+        if self.grace_seconds is not None:
+            options["gracePeriodSeconds"] = self.grace_seconds
+        return options
+
+
 class ApiError(Exception):
     """A request that did not succeed.
 
-    `status` is the HTTP status, 0 when no answer came; `reason` the API server's own word ("AlreadyExists"),
-    `retry_after` seconds that the server asked for.
+    `status` is the HTTP status, 0 if there was no answer. `reason` is the API server's own word ("AlreadyExists").
+    `retry_after` is the delay in seconds that the server asked for.
     """
 
     def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
@@ -74,27 +103,27 @@ class AlreadyExists(Conflict):
 
 
 class Forbidden(ApiError):
-    """403: RBAC, quota or an admission policy says no."""
+    """403: RBAC, a quota or an admission policy forbids it."""
 
 
 class NamespaceTerminating(Forbidden):
-    """403: nothing is created in a namespace that is being deleted."""
+    """403: the namespace is being deleted, so nobody can create objects in it."""
 
 
 class Invalid(ApiError):
-    """400 or 422: the request itself is wrong; repeating it does not help."""
+    """400 or 422: the request itself is wrong. A retry does not help."""
 
 
 class Gone(ApiError):
-    """410: the resourceVersion is too old, list again."""
+    """410: the resourceVersion is too old. The caller must list again."""
 
 
 class TooManyRequests(ApiError):
-    """429: come back after `retry_after` seconds."""
+    """429: retry after `retry_after` seconds."""
 
 
 class Unavailable(ApiError):
-    """5xx, 401, a timeout or no connection: whether the request was carried out is not known."""
+    """5xx, 401, a timeout or no connection. The API server may have carried out the request or not."""
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {
@@ -109,12 +138,12 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 
 def error_from_status(status: int, body: Manifest, retry_after: float | None = None) -> ApiError:
-    """Map an HTTP status and a `Status` object (or whatever came instead) to an ApiError."""
+    """Map an HTTP status and a `Status` object to an ApiError. `body` may also be any other JSON object."""
     reason = str(body.get("reason") or f"HTTP{status}")
     message = str(body.get("message") or "no message")
     if status == 409 and reason == "AlreadyExists":
         return AlreadyExists(status, reason, message, retry_after)
-    causes = (body.get("details") or {}).get("causes") or ()
+    causes = objects.members(body, "details", "causes")
     if status == 403 and any(cause.get("reason") == "NamespaceTerminating" for cause in causes):
         return NamespaceTerminating(status, reason, message, retry_after)
     kind = _BY_STATUS.get(status, Unavailable if status == 401 or status >= 500 else ApiError)
@@ -122,7 +151,7 @@ def error_from_status(status: int, body: Manifest, retry_after: float | None = N
 
 
 class KubeApi(Protocol):
-    """What the operator and the gateway agent ask of an API server. Every method may raise ApiError."""
+    """The requests that the operator and the gateway agent send to an API server. Every method may raise ApiError."""
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
         """Return one object."""
@@ -138,18 +167,18 @@ class KubeApi(Protocol):
     def watch(
         self, resource: Resource, namespace: str | None, resource_version: str, labels: str = ""
     ) -> AsyncIterator[tuple[str, Manifest]]:
-        """Yield ("ADDED" | "MODIFIED" | "DELETED" | "BOOKMARK", object); end when the server ends the watch.
+        """Yield ("ADDED" | "MODIFIED" | "DELETED" | "BOOKMARK", object) until the server ends the watch.
 
-        Raises Gone when the resourceVersion is too old.
+        Raises Gone if the resourceVersion is too old.
         """
         ...
 
     async def create(self, resource: Resource, manifest: Manifest) -> Manifest:
-        """Create an object; AlreadyExists when the name is taken."""
+        """Create an object. Raises AlreadyExists if the name is taken."""
         ...
 
     async def replace(self, resource: Resource, manifest: Manifest) -> Manifest:
-        """Replace the object as long as it still has the manifest's resourceVersion; else Conflict."""
+        """Replace the object. Raises Conflict if it no longer has the manifest's resourceVersion."""
         ...
 
     async def apply_status(self, resource: Resource, manifest: Manifest, *, manager: str) -> Manifest:
@@ -157,20 +186,11 @@ class KubeApi(Protocol):
         ...
 
     async def patch(self, resource: Resource, namespace: str | None, name: str, patch: Manifest) -> Manifest:
-        """Strategic merge patch of built-in kinds, JSON merge patch of custom ones."""
+        """Patch an object: strategic merge patch for built-in kinds, JSON merge patch for custom resources."""
         ...
 
-    async def delete(  # noqa: PLR0913 - the preconditions and the grace period are parts of one request
-        self,
-        resource: Resource,
-        namespace: str | None,
-        name: str,
-        *,
-        uid: str,
-        resource_version: str | None = None,
-        grace_seconds: int | None = None,
-    ) -> None:
-        """Delete the object that has this uid; Conflict when the name belongs to another object by now."""
+    async def delete(self, resource: Resource, namespace: str | None, name: str, options: DeleteOptions) -> None:
+        """Delete an object. Raises Conflict if it does not meet the preconditions in `options`."""
         ...
 
     async def aclose(self) -> None:

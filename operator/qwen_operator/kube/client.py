@@ -1,14 +1,15 @@
 """`KubeApi` over the asyncio part of the official client.
 
-The official package is used for what is hard to get right: kubeconfig and in-cluster configuration, TLS, tokens
-that rotate. Requests are raw paths and dicts: its typed models reject objects with a missing field, its dynamic
-client needs discovery requests and a writable cache directory.
+The official package does the hard parts: kubeconfig and in-cluster configuration, TLS, and tokens that rotate.
+Requests use plain paths and dicts. The package's typed models reject objects with a missing field. Its dynamic client
+needs discovery requests and a writable cache directory.
 """
 
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -17,7 +18,9 @@ import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import KUBE_CONFIG_DEFAULT_LOCATION, ConfigException, load_incluster_config, load_kube_config
 
+from qwen_operator import objects
 from qwen_operator.kube.api import (
+    DeleteOptions,
     KubeApi,
     Manifest,
     Resource,
@@ -27,19 +30,20 @@ from qwen_operator.kube.api import (
 
 REQUEST_SECONDS = 15.0
 WATCH_SECONDS = 300
-# The API server sends a bookmark about once a minute; a stream silent for longer is dead, whatever TCP says.
+# The API server sends a bookmark about once a minute. A stream that is silent for longer is dead, even if TCP is not.
 WATCH_SILENCE_SECONDS = 90.0
 LIST_CHUNK = 500
 FIELD_MANAGER = "qwen-operator"
+_REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
 
 Observer = Callable[[str, str, int, float], None]
 """Called once per request with verb, plural, HTTP status (0: no answer) and seconds."""
 
 
 async def connect(*, user_agent: str = FIELD_MANAGER, observer: Observer | None = None) -> KubeApi:
-    """Return a client for the cluster of the pod's service account, else of KUBECONFIG or ~/.kube/config.
+    """Return a client for the cluster of the pod's service account, or else of KUBECONFIG or ~/.kube/config.
 
-    Raises ConnectionError with one sentence when neither is usable.
+    Raises ConnectionError if neither is usable.
     """
     client = ApiClient(configuration=await _configuration())
     client.user_agent = user_agent
@@ -56,20 +60,23 @@ async def _configuration() -> Any:
         await load_kube_config(config_file=path, client_configuration=configuration, persist_config=False)
     except (ConfigException, OSError) as error:
         raise ConnectionError(
-            f"no cluster to talk to: not in a pod, and the kubeconfig {path} is not usable: {error}"
+            f"there is no cluster: this is not a pod, and the kubeconfig {path} is not usable: {error}"
         ) from error
     return configuration
 
 
 class HttpKubeApi:
-    """See `KubeApi`; made by `connect`. The client gives addresses, credentials and TLS; the session is our own,
-    because the client's encodes bodies in a way that the API server does not keep (see `encode`)."""
+    """See `KubeApi`. `connect` makes it.
+
+    The official client gives addresses, credentials and TLS. The HTTP session is separate, because the client encodes
+    bodies in a form that the API server does not keep (see `encode`).
+    """
 
     def __init__(self, client: ApiClient, observer: Observer) -> None:
         self._client = client
         self._observer = observer
         self._proxy = _proxy(client.configuration)
-        # Not trust_env: it reads ~/.netrc, in a thread, for every request, and fails where it finds the host there.
+        # Not trust_env: it reads ~/.netrc in a thread for every request, and fails if it finds the host there.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=client.rest_client.ssl_context),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -81,7 +88,7 @@ class HttpKubeApi:
         await self._client.close()
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
-        return await self._request("GET", resource, resource.path(namespace, name))
+        return await self._request("GET", resource, resource.path(namespace, name), _Request())
 
     async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
         query = {"limit": str(LIST_CHUNK)}
@@ -89,12 +96,13 @@ class HttpKubeApi:
             query["labelSelector"] = labels
         items: list[Manifest] = []
         while True:
-            page = await self._request("GET", resource, resource.path(namespace), query=query)
-            # Items of a typed list come without these two, items of a custom resource with them.
+            page = await self._request("GET", resource, resource.path(namespace), _Request(query))
+            # Items of a built-in kind lack apiVersion and kind. Items of a custom resource have them.
             items += [
-                {"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in page.get("items") or ()
+                {"apiVersion": resource.api_version, "kind": resource.kind, **item}
+                for item in objects.members(page, "items")
             ]
-            meta = page.get("metadata") or {}
+            meta = objects.mapping(page, "metadata")
             if not meta.get("continue"):
                 return items, str(meta.get("resourceVersion", ""))
             query["continue"] = meta["continue"]
@@ -113,7 +121,7 @@ class HttpKubeApi:
         timeout = aiohttp.ClientTimeout(
             total=WATCH_SECONDS + 30, sock_connect=REQUEST_SECONDS, sock_read=WATCH_SILENCE_SECONDS
         )
-        response = await self._send("GET", resource, resource.path(namespace), _Call(query=query, timeout=timeout))
+        response = await self._send("GET", resource, resource.path(namespace), _Request(query, timeout=timeout))
         try:
             async for line in _lines(response):
                 kind, item = _event(line)
@@ -130,8 +138,7 @@ class HttpKubeApi:
             "POST",
             resource,
             resource.path(manifest["metadata"].get("namespace")),
-            query={"fieldManager": FIELD_MANAGER},
-            body=manifest,
+            _Request({"fieldManager": FIELD_MANAGER}, manifest),
         )
 
     async def replace(self, resource: Resource, manifest: Manifest) -> Manifest:
@@ -140,8 +147,7 @@ class HttpKubeApi:
             "PUT",
             resource,
             resource.path(meta.get("namespace"), meta["name"]),
-            query={"fieldManager": FIELD_MANAGER},
-            body=manifest,
+            _Request({"fieldManager": FIELD_MANAGER}, manifest),
         )
 
     async def apply_status(self, resource: Resource, manifest: Manifest, *, manager: str) -> Manifest:
@@ -150,59 +156,26 @@ class HttpKubeApi:
             "PATCH",
             resource,
             resource.path(meta.get("namespace"), meta["name"], "status"),
-            query={"fieldManager": manager, "force": "true"},
             # JSON is YAML.
-            body=manifest,
-            content_type="application/apply-patch+yaml",
+            _Request({"fieldManager": manager, "force": "true"}, manifest, "application/apply-patch+yaml"),
         )
 
     async def patch(self, resource: Resource, namespace: str | None, name: str, patch: Manifest) -> Manifest:
-        # Custom resources know no strategic merge.
-        builtin = "." not in resource.group
+        # Custom resources do not support strategic merge patches.
+        form = "merge" if "." in resource.group else "strategic-merge"
         return await self._request(
             "PATCH",
             resource,
             resource.path(namespace, name),
-            query={"fieldManager": FIELD_MANAGER},
-            body=patch,
-            content_type=f"application/{'strategic-merge' if builtin else 'merge'}-patch+json",
+            _Request({"fieldManager": FIELD_MANAGER}, patch, f"application/{form}-patch+json"),
         )
 
-    async def delete(  # noqa: PLR0913 - the preconditions and the grace period are parts of one request
-        self,
-        resource: Resource,
-        namespace: str | None,
-        name: str,
-        *,
-        uid: str,
-        resource_version: str | None = None,
-        grace_seconds: int | None = None,
-    ) -> None:
-        preconditions = {"uid": uid}
-        if resource_version is not None:
-            preconditions["resourceVersion"] = resource_version
-        options: Manifest = {
-            "apiVersion": "v1",
-            "kind": "DeleteOptions",
-            "preconditions": preconditions,
-            "propagationPolicy": "Background",
-        }
-        if grace_seconds is not None:
-            options["gracePeriodSeconds"] = grace_seconds
-        await self._request("DELETE", resource, resource.path(namespace, name), body=options)
+    async def delete(self, resource: Resource, namespace: str | None, name: str, options: DeleteOptions) -> None:
+        request = _Request(body=options.body())
+        await self._request("DELETE", resource, resource.path(namespace, name), request)
 
-    async def _request(  # noqa: PLR0913 - one HTTP request
-        self,
-        method: str,
-        resource: Resource,
-        path: str,
-        *,
-        query: dict[str, str] | None = None,
-        body: Manifest | None = None,
-        content_type: str = "application/json",
-    ) -> Manifest:
-        call = _Call(query=query or {}, body=body, content_type=content_type)
-        response = await self._send(method, resource, path, call)
+    async def _request(self, method: str, resource: Resource, path: str, request: "_Request") -> Manifest:
+        response = await self._send(method, resource, path, request)
         try:
             content = json.loads(await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
@@ -211,13 +184,13 @@ class HttpKubeApi:
             raise Unavailable(0, "AnswerLost", f"{method} {path}: the answer is not a JSON object")
         return content
 
-    async def _send(self, method: str, resource: Resource, path: str, call: "_Call") -> aiohttp.ClientResponse:
-        """Send, and send once more with fresh credentials after a 401; raise ApiError for any status >= 400."""
-        response = await self._send_once(method, resource, path, call)
+    async def _send(self, method: str, resource: Resource, path: str, request: "_Request") -> aiohttp.ClientResponse:
+        """Send a request, and once more with fresh credentials after a 401. Raises ApiError for a status >= 400."""
+        response = await self._send_once(method, resource, path, request)
         if response.status == 401:
             response.release()
             await self._reload()
-            response = await self._send_once(method, resource, path, call)
+            response = await self._send_once(method, resource, path, request)
         if response.status < 400:
             return response
         try:
@@ -228,24 +201,26 @@ class HttpKubeApi:
             response.status, body if isinstance(body, dict) else {}, _seconds(response.headers.get("Retry-After"))
         )
 
-    async def _send_once(self, method: str, resource: Resource, path: str, call: "_Call") -> aiohttp.ClientResponse:
+    async def _send_once(
+        self, method: str, resource: Resource, path: str, request: "_Request"
+    ) -> aiohttp.ClientResponse:
         start, status = time.monotonic(), 0
         try:
-            # param_serialize also re-reads the service account's token, which rotates hourly.
+            # param_serialize also reads the service account's token again, which rotates every hour.
             _, url, headers, _, _ = await self._client.param_serialize(
                 method,
                 path,
-                header_params={"Accept": "application/json", "Content-Type": call.content_type},
+                header_params={"Accept": "application/json", "Content-Type": request.content_type},
                 auth_settings=["BearerToken"],
             )
             configuration = self._client.configuration
             response = await self._session.request(
                 method,
                 url,
-                params=call.query,
+                params=request.query,
                 headers=headers,
-                data=None if call.body is None else encode(call.body),
-                timeout=call.timeout,
+                data=None if request.body is None else encode(request.body),
+                timeout=request.timeout,
                 proxy=self._proxy,
                 server_hostname=configuration.tls_server_name,
             )
@@ -254,41 +229,35 @@ class HttpKubeApi:
             raise Unavailable(0, "NoAnswer", f"{method} {path}: {_text(error)}") from error
         finally:
             self._observer(
-                "watch" if "watch" in call.query else method.lower(), resource.plural, status, time.monotonic() - start
+                "watch" if "watch" in request.query else method.lower(),
+                resource.plural,
+                status,
+                time.monotonic() - start,
             )
         return response
 
     async def _reload(self) -> None:
-        """Take the credentials from the configuration again: tokens of exec plugins and files expire too."""
+        """Read the credentials from the configuration again: tokens from exec plugins and files expire too."""
         try:
             fresh = await _configuration()
         except (ConnectionError, ConfigException, OSError) as error:
-            raise Unavailable(401, "Unauthorized", f"credentials cannot be read again: {error}") from error
+            raise Unavailable(401, "Unauthorized", f"cannot read the credentials again: {error}") from error
         self._client.configuration.api_key = fresh.api_key
         self._client.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
 
 
-class _Call:
-    """The parts of a request besides method and path."""
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The parts of a request except method and path."""
 
-    __slots__ = ("body", "content_type", "query", "timeout")
-
-    def __init__(
-        self,
-        *,
-        query: dict[str, str],
-        body: Manifest | None = None,
-        content_type: str = "application/json",
-        timeout: aiohttp.ClientTimeout | None = None,
-    ) -> None:
-        self.query = query
-        self.body = body
-        self.content_type = content_type
-        self.timeout = timeout or aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: Manifest | None = None
+    content_type: str = "application/json"
+    timeout: aiohttp.ClientTimeout = _REQUEST_TIMEOUT
 
 
 def _proxy(configuration: Configuration) -> str | None:
-    """The kubeconfig's proxy-url, else the one that the environment's *_PROXY and NO_PROXY give for the API server."""
+    """The kubeconfig's proxy-url, or else the proxy for the API server from the variables *_PROXY and NO_PROXY."""
     if configuration.proxy:
         return str(configuration.proxy)
     server = urlsplit(configuration.host)
@@ -296,11 +265,11 @@ def _proxy(configuration: Configuration) -> str | None:
 
 
 def encode(body: Manifest) -> bytes:
-    """JSON as the API server itself writes it: no white space, sorted keys, &, <, > and two line separators escaped.
+    """JSON in the API server's own form: no white space, sorted keys, &, <, > and two line separators escaped.
 
-    A ControllerRevision's data is compared byte by byte with what the API server makes of it. Sent in any other form
-    it counts as changed, hence as forbidden, at every later patch of so much as a label: by `kubectl`, and by the
-    garbage collector when the owner is deleted with `--cascade=orphan`, which then never ends.
+    The API server compares the data of a ControllerRevision byte by byte with its own encoding. In any other form, the
+    data counts as changed. Then the API server rejects every later patch, even of a label: from `kubectl`, and from the
+    garbage collector after a deletion with `--cascade=orphan`, which then never ends.
     """
     text = json.dumps(body, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
     return text.translate(_ESCAPED).encode()
@@ -310,9 +279,9 @@ _ESCAPED = {ord(char): f"\\u{ord(char):04x}" for char in "&<>\u2028\u2029"}
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Yield complete lines. Not `content.readline`, which refuses lines longer than its buffer.
+    """Yield complete lines. Not `content.readline`, which rejects lines longer than its buffer.
 
-    A half line at the end of a cut stream is dropped: the next watch starts before it.
+    An incomplete line at the end of a broken stream is dropped: the next watch starts before it.
     """
     rest = b""
     async for chunk in response.content.iter_any():
@@ -327,11 +296,11 @@ def _event(line: bytes) -> tuple[str, Manifest]:
         event = json.loads(line)
         return str(event["type"]), dict(event["object"])
     except (ValueError, KeyError, TypeError) as error:
-        raise Unavailable(0, "WatchBroken", f"a watch event is not readable: {error}") from error
+        raise Unavailable(0, "WatchBroken", f"cannot read a watch event: {error}") from error
 
 
 def _text(error: BaseException) -> str:
-    """The error's text; time-outs have none."""
+    """The error's text, or its class name: time-outs have no text."""
     return str(error) or type(error).__name__
 
 

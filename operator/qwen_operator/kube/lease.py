@@ -1,9 +1,13 @@
-"""Who of several operators may write: an election over one Lease, and the gate that holds everybody else back.
+"""Decides which of several operators may write: an election over one Lease, and a gate for all writes.
 
-Only the monotonic clock decides. A candidate takes the Lease when it has seen the same record for the record's whole
-duration by its own clock; the times inside the record are for people. A leader counts from before it asked for the
-renewal, and gives up `lease_seconds - deadline_seconds` before anybody else may begin. Both hold as well for a process
-that was stopped and goes on: the clock went on, so its first act is to find out that it leads no more.
+Only the monotonic clock of each process decides. The times in the Lease are for people.
+
+* A candidate takes the Lease after it has seen the same record for the record's whole duration, by its own clock.
+* A leader counts from the moment before its renewal request. It stops `lease_seconds - deadline_seconds` before
+  another candidate may begin.
+
+Both rules also hold for a process that was suspended and resumed. Its clock continued, so it notices first that it
+does not lead any more.
 """
 
 import asyncio
@@ -13,10 +17,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 
-from qwen_operator.kube.api import LEASES, ApiError, Conflict, KubeApi, Manifest, NotFound, Resource, Unavailable
+from qwen_operator import objects
+from qwen_operator.kube.api import (
+    LEASES,
+    ApiError,
+    Conflict,
+    DeleteOptions,
+    KubeApi,
+    Manifest,
+    NotFound,
+    Resource,
+    Unavailable,
+)
 
-# A write is given up so long before another may lead: room for the time it takes to give up, and for clocks that
-# do not run equally fast.
+# A write must end this long before another process may lead. That leaves time to cancel it, and covers clocks that do
+# not run equally fast.
 MARGIN_SECONDS = 1.0
 ELECTION_REQUEST_SECONDS = 3.0
 
@@ -26,12 +41,12 @@ log = logging.getLogger(__name__)
 
 
 class NotLeading(Exception):
-    """This process may not write (any more): it has to end. Not an ApiError, because repeating does not help."""
+    """This process may not write, or not any more, so it must end. Not an ApiError, because a retry does not help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The rules of one election, the same for all candidates. `identity` names the pod and this very process."""
+    """The rules of one election. All candidates have the same, except `identity`, which names the pod and process."""
 
     namespace: str
     name: str
@@ -42,8 +57,8 @@ class Terms:
 
 
 @dataclass(slots=True)
-class Claim:
-    """What one candidate knows of the Lease. Pure: `now` is monotonic seconds, `stamp` the wall clock for people."""
+class Candidate:
+    """What one candidate knows of the Lease. Pure: `now` is in monotonic seconds, `stamp` is wall-clock time."""
 
     terms: Terms
     _lease: Manifest | None = None
@@ -52,22 +67,22 @@ class Claim:
     _renewed_at: float | None = None
 
     def observe(self, lease: Manifest | None, now: float) -> None:
-        """Take in what was read; None where there is no Lease.
+        """Store what was read; None if there is no Lease.
 
-        A Lease that is gone is no news of its holder: whoever deleted it, the holder may still act.
+        The holder may still act after a person deleted the Lease. So a missing Lease changes nothing about the holder.
         """
         self._lease = lease
-        record = (lease.get("spec") or {}) if lease is not None else self._record
+        record = dict(objects.mapping(lease, "spec")) if lease is not None else self._record
         if record != self._record:
             self._record, self._seen_at = record, now
 
     @property
     def holder(self) -> str:
-        """Who holds the Lease by what was read last, "" for nobody."""
+        """The holder of the Lease when it was last read, "" if there is none."""
         return str(self._record.get("holderIdentity") or "")
 
     def wait(self, now: float) -> float:
-        """Seconds until this candidate may try to take the Lease, 0 when it may now."""
+        """Seconds until this candidate may try to take the Lease; 0 if it may try now."""
         if self.holder in ("", self.terms.identity):
             return 0.0
         given = self._record.get("leaseDurationSeconds")
@@ -75,34 +90,34 @@ class Claim:
         return max(0.0, self._seen_at + duration - now)
 
     def taken(self, stamp: str) -> Manifest:
-        """The Lease as it will be when this candidate has taken it; with a resourceVersion if it exists."""
+        """The manifest with which this candidate takes the Lease. It has a resourceVersion if the Lease exists."""
         transitions = self._record.get("leaseTransitions")
         count = transitions if isinstance(transitions, int) else -1
         return self._with(stamp, acquireTime=stamp, leaseTransitions=count + 1)
 
     def renewed(self, stamp: str) -> Manifest:
-        """The Lease with a fresh sign of life."""
+        """The manifest with which this candidate renews the Lease."""
         return self._with(stamp)
 
     def released(self, stamp: str) -> Manifest:
-        """The Lease for anybody to take at once."""
+        """The manifest with which this candidate gives the Lease back, so that another can take it at once."""
         return self._with(stamp, holderIdentity="", leaseDurationSeconds=1)
 
-    def granted(self, answer: Manifest, asked_at: float) -> None:
-        """The API server took `taken` or `renewed`, asked for at `asked_at`."""
+    def accepted(self, answer: Manifest, asked_at: float) -> None:
+        """Note that the API server accepted `taken` or `renewed`, which was sent at `asked_at`."""
         self.observe(answer, asked_at)
         self._renewed_at = asked_at
 
     def drop(self) -> None:
-        """Lead no more, whatever the clock says."""
+        """Stop leading at once."""
         self._renewed_at = None
 
     def left(self, now: float) -> float:
-        """Seconds in which a write may still begin; 0 or less: this process does not lead."""
+        """Seconds during which a write may still begin. If it is 0 or less, this process does not lead."""
         return float("-inf") if self._renewed_at is None else self._renewed_at + self.terms.deadline_seconds - now
 
     def budget(self, now: float) -> float:
-        """Seconds in which a write that begins now must have ended."""
+        """Seconds within which a write that begins now must end."""
         return self.left(now) + self.terms.lease_seconds - self.terms.deadline_seconds - MARGIN_SECONDS
 
     def _with(self, stamp: str, **changes: Any) -> Manifest:
@@ -118,80 +133,86 @@ class Claim:
 
 
 def wall_stamp() -> str:
-    """The time as a Lease shows it."""
+    """The wall-clock time in the format of a Lease."""
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 @dataclass(slots=True)
 class Elector:
-    """Takes the Lease, keeps it, gives it back. `clock` returns monotonic seconds and is the loop's own."""
+    """Takes the Lease, renews it and gives it back. `clock` returns the event loop's monotonic seconds."""
 
     api: KubeApi
     terms: Terms
     clock: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     stamp: Callable[[], str] = wall_stamp
-    claim: Claim = field(init=False)
+    candidate: Candidate = field(init=False)
     _failing: bool = False
 
     def __post_init__(self) -> None:
-        self.claim = Claim(self.terms)
+        self.candidate = Candidate(self.terms)
 
     def leads(self) -> bool:
         """Whether a write may begin."""
-        return self.claim.left(self.clock()) > 0
+        return self.candidate.left(self.clock()) > 0
 
     def budget(self) -> float:
-        """Seconds that a write may take; raises NotLeading when none may begin."""
+        """Seconds that a write may take. Raises NotLeading if no write may begin."""
         if not self.leads():
-            raise NotLeading(f"the Lease {self.terms.name} is not held by {self.terms.identity}: nothing is written")
-        return self.claim.budget(self.clock())
+            raise NotLeading(f"{self.terms.identity} does not hold the Lease {self.terms.name}, so it may not write")
+        return self.candidate.budget(self.clock())
 
     async def acquire(self) -> None:
-        """Wait until this process leads; an API server that is away only makes it wait longer."""
+        """Wait until this process leads. If the API server does not answer, the wait only gets longer."""
         while not self.leads():
             await self.sleep(await self._attempt())
         log.info("leading", extra={"lease": self.terms.name, "holder": self.terms.identity})
 
     async def hold(self) -> NoReturn:
-        """Renew for ever; raises NotLeading as soon as the Lease is lost or could not be renewed in time."""
+        """Renew the Lease for ever. Raises NotLeading as soon as it is lost or could not be renewed in time."""
         while True:
-            left = self.claim.left(self.clock())
+            left = self.candidate.left(self.clock())
             await self.sleep(max(0.0, min(self.terms.retry_seconds, left)))
             await self._renew()
 
     async def release(self) -> None:
-        """Let another lead at once. Call it when no write is under way. Without the Lease it writes nothing."""
+        """Give the Lease back, so that another process can lead at once. Does nothing without the Lease.
+
+        Call it only after all writes have ended.
+        """
         if not self.leads():
             return
-        self.claim.drop()
+        self.candidate.drop()
         try:
             try:
-                await self._bounded(self.api.replace(LEASES, self.claim.released(self.stamp())))
+                await self._bounded(self.api.replace(LEASES, self.candidate.released(self.stamp())))
             except Conflict:
-                # A renewal that was under way came first.
-                self.claim.observe(await self._read(), self.clock())
-                if self.claim.holder != self.terms.identity:
+                # A renewal of this process was still on its way and came first.
+                self.candidate.observe(await self._read(), self.clock())
+                if self.candidate.holder != self.terms.identity:
                     return
-                await self._bounded(self.api.replace(LEASES, self.claim.released(self.stamp())))
+                await self._bounded(self.api.replace(LEASES, self.candidate.released(self.stamp())))
         except ApiError as error:
-            log.warning("the Lease is not given back, it will run out", extra={"error": str(error)})
+            log.warning("cannot give the Lease back, it will expire", extra={"error": str(error)})
             return
         log.info("gave the Lease back", extra={"lease": self.terms.name})
 
     async def _attempt(self) -> float:
-        """Look, and take the Lease if it is free; returns the seconds until the next look, 0 when it is taken."""
+        """Read the Lease, and take it if it is free.
+
+        Returns the seconds until the next attempt; 0 if this process now holds the Lease.
+        """
         try:
-            self.claim.observe(await self._read(), self.clock())
-            wait = self.claim.wait(self.clock())
+            self.candidate.observe(await self._read(), self.clock())
+            wait = self.candidate.wait(self.clock())
             if wait > 0:
                 return min(self.terms.retry_seconds, wait)
-            await self._write(self.claim.taken(self.stamp()))
+            await self._write(self.candidate.taken(self.stamp()))
         except (Conflict, NotFound):
-            # Another was faster; the next look says who.
+            # Another candidate was faster. The next attempt shows which one.
             return self.terms.retry_seconds
         except ApiError as error:
-            self._told(error)
+            self._log_outage(error)
             return self.terms.retry_seconds
         return 0.0
 
@@ -199,23 +220,27 @@ class Elector:
         if not self.leads():
             raise NotLeading(f"the Lease {self.terms.name} was not renewed for {self.terms.deadline_seconds:g} s")
         try:
-            await self._write(self.claim.renewed(self.stamp()))
+            await self._write(self.candidate.renewed(self.stamp()))
         except (Conflict, NotFound):
-            await self._look_again()
+            await self._renew_changed()
         except ApiError as error:
-            self._told(error)
+            self._log_outage(error)
 
-    async def _look_again(self) -> None:
-        """The Lease changed under us: by a renewal of ours whose answer was lost, by a person, or by a new leader."""
+    async def _renew_changed(self) -> None:
+        """Read a Lease that changed unexpectedly, and renew it if this process still holds it.
+
+        The change came from a renewal of this process whose answer was lost, from a person, or from a new leader.
+        """
         try:
-            self.claim.observe(await self._read(), self.clock())
-            if self.claim.holder != self.terms.identity:
-                self.claim.drop()
-                raise NotLeading(f"the Lease {self.terms.name} was taken by {self.claim.holder or 'nobody'}")
+            self.candidate.observe(await self._read(), self.clock())
+            if self.candidate.holder != self.terms.identity:
+                self.candidate.drop()
+                holder = self.candidate.holder or "nobody"
+                raise NotLeading(f"{self.terms.identity} lost the Lease {self.terms.name}: {holder} holds it now")
             if self.leads():
-                await self._write(self.claim.renewed(self.stamp()))
+                await self._write(self.candidate.renewed(self.stamp()))
         except ApiError as error:
-            self._told(error)
+            self._log_outage(error)
 
     async def _read(self) -> Manifest | None:
         try:
@@ -227,12 +252,12 @@ class Elector:
         exists = "resourceVersion" in lease["metadata"]
         asked_at = self.clock()
         request = self.api.replace(LEASES, lease) if exists else self.api.create(LEASES, lease)
-        self.claim.granted(await self._bounded(request), asked_at)
+        self.candidate.accepted(await self._bounded(request), asked_at)
         self._failing = False
 
     async def _bounded(self, request: Coroutine[Any, Any, Manifest]) -> Manifest:
-        """A request that hangs must leave time for another, and must not outlive the leader's deadline."""
-        left = self.claim.left(self.clock())
+        """Limit the time of a request: a hanging one must leave time for another, and end before the deadline."""
+        left = self.candidate.left(self.clock())
         seconds = min(ELECTION_REQUEST_SECONDS, left) if left > 0 else ELECTION_REQUEST_SECONDS
         try:
             async with asyncio.timeout(seconds):
@@ -240,17 +265,18 @@ class Elector:
         except TimeoutError as error:
             raise Unavailable(0, "NoAnswer", f"no answer about the Lease within {seconds:.1f} s") from error
 
-    def _told(self, error: ApiError) -> None:
-        """One line per outage."""
+    def _log_outage(self, error: ApiError) -> None:
+        """Log one line per outage."""
         if not self._failing:
             self._failing = True
-            log.warning("the Lease cannot be read or written", extra={"error": str(error)})
+            log.warning("cannot read or write the Lease", extra={"error": str(error)})
 
 
 class FencedApi:
-    """`KubeApi` whose writes need the Lease: none begins without it, and none goes on until another may lead.
+    """A `KubeApi` whose writes need the Lease.
 
-    A write that has begun is finished even if who asked for it is cancelled, so that `settled` tells the truth.
+    No write begins without the Lease, and every write ends before another process may lead. If the caller is
+    cancelled, a write that has begun still continues. `settled` waits for such writes.
     """
 
     def __init__(self, api: KubeApi, elector: Elector) -> None:
@@ -281,27 +307,14 @@ class FencedApi:
     async def patch(self, resource: Resource, namespace: str | None, name: str, patch: Manifest) -> Manifest:
         return await self._write(lambda: self._api.patch(resource, namespace, name, patch))
 
-    async def delete(  # noqa: PLR0913 - as in KubeApi
-        self,
-        resource: Resource,
-        namespace: str | None,
-        name: str,
-        *,
-        uid: str,
-        resource_version: str | None = None,
-        grace_seconds: int | None = None,
-    ) -> None:
-        await self._write(
-            lambda: self._api.delete(
-                resource, namespace, name, uid=uid, resource_version=resource_version, grace_seconds=grace_seconds
-            )
-        )
+    async def delete(self, resource: Resource, namespace: str | None, name: str, options: DeleteOptions) -> None:
+        await self._write(lambda: self._api.delete(resource, namespace, name, options))
 
     async def aclose(self) -> None:
         await self._api.aclose()
 
     async def settled(self) -> None:
-        """Wait for the writes under way; each has its limit."""
+        """Wait until all writes have ended. Each write has a time limit."""
         while self._writes:
             await asyncio.wait(self._writes)
 
@@ -312,7 +325,8 @@ class FencedApi:
         return await asyncio.shield(task)
 
     async def _fenced(self, request: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        # Nothing may come between the look at the clock and the request: the process could be stopped there.
+        # Do nothing between reading the clock and sending the request. The process could be suspended there, and the
+        # budget would be too large when it resumes.
         budget = self._elector.budget()
         try:
             async with asyncio.timeout(budget):
@@ -323,5 +337,5 @@ class FencedApi:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._writes.discard(task)
         if not task.cancelled():
-            # Whoever asked may be gone; an exception that nobody fetches is reported as an error of this program.
+            # The caller may have been cancelled. asyncio logs an error for an exception that nobody retrieves.
             task.exception()

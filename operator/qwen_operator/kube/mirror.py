@@ -1,7 +1,7 @@
-"""A local copy of a selection of objects, kept by list and watch.
+"""A local copy of selected objects, kept up to date by list and watch.
 
-For programs that only read: the gateway agent. While the API server is away the last known state stays, because
-a router that forgets its engines when the control plane fails turns a small outage into a big one.
+The gateway agent uses it, because it only reads. While the API server is unavailable, the last state stays. If the
+router forgot its engines then, a small outage would become a big one.
 """
 
 import asyncio
@@ -12,28 +12,30 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from qwen_operator.kube.api import ApiError, Gone, KubeApi, Manifest, Resource
-from qwen_operator.objects import ObjectKey
+from qwen_operator.objects import ObjectKey, key_of, text
 
 OnChange = Callable[[Mapping[ObjectKey, Manifest]], None]
-"""Called with the whole selection: once after the first complete list, then after every change. Do not keep the
-mapping, it is live."""
+"""Called with all selected objects: once after the first complete list, then after every change.
+
+Do not keep the mapping: it changes with the next event.
+"""
 
 log = logging.getLogger(__name__)
 
 
 async def jittered_pause(attempt: int) -> None:
-    """Sleep 0.5 to 1 times 2**attempt seconds, at most 30: outages must not end in a stampede."""
+    """Sleep 0.5 to 1 times 2**attempt seconds, at most 30. The jitter keeps clients from returning all at once."""
     await asyncio.sleep(min(30.0, 2.0 ** min(attempt, 5)) * random.uniform(0.5, 1.0))
 
 
 async def mirror(api: KubeApi, resource: Resource, namespace: str | None, labels: str, on_change: OnChange) -> NoReturn:
-    """Keep `on_change` informed for ever; ends only by cancellation, or when `on_change` raises."""
+    """Call `on_change` after every change, for ever. It ends only if it is cancelled or `on_change` raises."""
     await Mirror(api, resource, namespace, labels, on_change).run()
 
 
 @dataclass(slots=True)
 class Mirror:
-    """See `mirror`. `pause(attempt)` waits before another try; attempt 0 follows a watch that ended in order."""
+    """See `mirror`. `pause(attempt)` waits before the next attempt; 0 follows a watch that ended normally."""
 
     api: KubeApi
     resource: Resource
@@ -62,23 +64,18 @@ class Mirror:
 
     async def _list(self) -> None:
         items, version = await self.api.list(self.resource, self.namespace, self.labels)
-        self.objects = {_key(item): item for item in items}
+        self.objects = {key_of(item): item for item in items}
         self._version = version
         self.on_change(self.objects)
 
     async def _watch(self) -> None:
         assert self._version is not None
         async for kind, item in self.api.watch(self.resource, self.namespace, self._version, self.labels):
-            self._version = item.get("metadata", {}).get("resourceVersion") or self._version
+            self._version = text(item, "metadata", "resourceVersion") or self._version
             if kind == "BOOKMARK":
                 continue
             if kind == "DELETED":
-                self.objects.pop(_key(item), None)
+                self.objects.pop(key_of(item), None)
             else:
-                self.objects[_key(item)] = item
+                self.objects[key_of(item)] = item
             self.on_change(self.objects)
-
-
-def _key(item: Manifest) -> ObjectKey:
-    meta = item["metadata"]
-    return meta.get("namespace", ""), meta["name"]

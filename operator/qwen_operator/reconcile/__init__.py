@@ -1,1 +1,1 @@
-"""The reconcile loop: store and queue, observe, decide (pure), act."""
+"""The pure core of reconcile: decides from one observation what to do and what the status says."""

@@ -1,7 +1,7 @@
-"""The decision about one QwenDeployment: what was observed in, actions and status out.
+"""The decision about one QwenDeployment: from an observation to actions and a status.
 
-Pure: no clock, no I/O, no randomness. The same observation gives the same decision, so a process that dies between
-any two writes is followed by one that goes on where it stopped, and one that finds everything done writes nothing.
+Pure: no clock, no I/O, no randomness. The same observation gives the same decision. So if a process dies between two
+writes, the next process continues there. If everything is done, it writes nothing.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from qwen_operator.replicas.pod_state import as_of
 from qwen_operator.status.conditions import all_names_lost, invalid_status
 
 PHASES: tuple[Callable[[Course], Step], ...] = (source, plan, pin, replicas, budget, status)
-"""What the operator does for a QwenDeployment, in this order.
+"""The phases of a decision, in this order.
 
-source: find out what the checkpoint is. plan: work out GPUs and options. pin: keep the plan in a ControllerRevision.
-replicas: start, drain, replace and repair pods. budget: protect them. status: say all of it.
+source: get the facts of the checkpoint. plan: choose GPUs and options. pin: store the plan in a ControllerRevision.
+replicas: start, drain, replace and repair pods. budget: protect them. status: report all of it.
 """
 
 
@@ -63,13 +63,13 @@ def _begin(observed: Observed, config: Config, now: datetime, spec: Spec) -> Cou
         now=now,
         spec=spec,
         revision=revision_hash(observed.deployment["spec"], objects.annotations(observed.deployment)),
-        unasked=all_names_lost(spec, observed.lost_names),
+        unreachable=all_names_lost(spec, observed.lost_names),
     )
 
 
 def _rejected(observed: Observed, error: InvalidSpec, now: datetime) -> Decision:
-    """A spec that cannot be used changes nothing but the status: what runs goes on."""
-    every = groups_of(as_of(state, now) for state in observed.engine_pods)
+    """The decision about an invalid spec: it changes only the status, and the pods keep running."""
+    existing = groups_of(as_of(state, now) for state in observed.engine_pods)
     stamp = rfc3339(now)
-    new = invalid_status(observed.deployment, error, sort_replicas(every, "", observed.nodes), stamp)
+    new = invalid_status(observed.deployment, error, sort_replicas(existing, "", observed.nodes), stamp)
     return Decision(OrderedActions(), new, status_events(observed.deployment, new, stamp))

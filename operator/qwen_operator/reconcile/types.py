@@ -1,4 +1,4 @@
-"""What one decision depends on, what it is, and what its phases hand on. Only data."""
+"""The input and the output of one decision, and what its phases pass on. Only data."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ from qwen_operator.sources.scheme import Facts
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Everything that one decision depends on, besides configuration and time; read once.
+    """Everything that one decision depends on, except configuration and time. It is read once.
 
-    `pods`, `revisions` and `budgets` are the objects that name the deployment or have a name that it needs.
-    `engine_pods` are the states of its own engine pods. `pinned` maps revision hashes to what its ControllerRevisions
-    pin, or to why this version cannot read one.
-    `quotas` are the ResourceQuotas of its namespace. `scaling` is what the load says, None while nothing is known.
-    `lost_names` maps client names that an older QwenDeployment claims to that object's "namespace/name".
-    `hub` is the answer to this deployment's last query, None while there is none. `plans` remembers answers that depend
-    on the rest of it alone.
+    `pods`, `revisions`, `budgets`: the objects that name the deployment or have a name that it needs.
+    `engine_pods`: the states of its own engine pods.
+    `pinned`: what its ControllerRevisions pin, by revision hash, or why this version cannot read one.
+    `quotas`: the ResourceQuotas of its namespace.
+    `scaling`: the scaling state; None while nothing is known.
+    `lost_names`: served names that an older QwenDeployment holds, with that object's "namespace/name".
+    `hub`: the answer to this deployment's last query; None while there is none.
+    `refusal`: the action that the API server rejected; None if there is none.
+    `plans`: remembers answers that depend on the rest of it alone.
     """
 
     deployment: Manifest
@@ -62,14 +64,17 @@ class Observed:
 
     @property
     def readable(self) -> dict[str, PinnedRevision]:
-        """What the ControllerRevisions pin that this version can read, by revision hash."""
-        return {name: one for name, one in self.pinned.items() if isinstance(one, PinnedRevision)}
+        """The pinned revisions that this version can read, by revision hash."""
+        return {name: pinned for name, pinned in self.pinned.items() if isinstance(pinned, PinnedRevision)}
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do, in the order of the writes; the complete status; Events of this step; seconds until time alone
-    changes the answer; and what to ask a hub."""
+    """The result of one decision.
+
+    `actions` are in the order of the writes. `status` is complete. `events` belong to the change of the status. After
+    `requeue_after` seconds, time alone changes the decision. `query` is the question for a hub.
+    """
 
     actions: OrderedActions
     status: dict[str, Any]
@@ -80,15 +85,18 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What the phases of one decision know so far. Each phase fills in its own part.
+    """What the phases of one decision know so far. Each phase sets its own fields.
 
-    `revision`: the hash of the present spec. Until the spec's revision is pinned, `facts` and `plan` lead to it;
-    then there is a `target`, or else `blocked` says why not.
-    `running`: the revision whose replicas are to run: the target or, without one, what served before the spec was
-    changed. `newer`: planned today, the same spec would run differently.
-    `unasked`: no client can ask for this deployment, so no new replica is made.
-    `foreign`: sentences about objects of others under names that are needed. `full`: which quota has no room.
-    `query`: what to ask a hub. `status` and `events` are the last phase's.
+    `revision`: the hash of the present spec.
+    `facts`, `plan`: set on the way to a new revision.
+    `target`: the pinned revision of the present spec. Without it, `blocked` is the reason.
+    `running`: the revision whose replicas should run: the target or, without one, the revision that served before.
+    `newer`: a plan that is made today would run the same spec differently.
+    `unreachable`: no client can reach this deployment, so the operator makes no new replica.
+    `foreign`: messages about objects of other owners with names that the operator needs.
+    `full`: the message about a quota without room.
+    `query`: the question for a hub.
+    `status`, `events`: set by the last phase.
     """
 
     observed: Observed
@@ -104,7 +112,7 @@ class Course:
     target: PinnedRevision | None = None
     running: PinnedRevision | None = None
     newer: bool = False
-    unasked: bool = False
+    unreachable: bool = False
     replicas: SortedReplicas = field(default_factory=SortedReplicas)
     wanted: WantedReplicas | None = None
     rules: RolloutRules | None = None
@@ -116,8 +124,10 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one phase adds: the course with its findings, its actions, and in how many seconds time alone changes
-    what it found."""
+    """The result of one phase: the course with its fields set, and its actions.
+
+    After `requeue_after` seconds, time alone changes the result.
+    """
 
     course: Course
     actions: tuple[Action, ...] = ()

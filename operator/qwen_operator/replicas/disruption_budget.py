@@ -15,25 +15,29 @@ from qwen_operator.replicas.groups import SortedReplicas
 def budget_actions(
     owner: Owner, budgets: Children, replicas: SortedReplicas, rules: RolloutRules
 ) -> tuple[Action, ...]:
-    """Create the budget, or set it right.
+    """Create the budget, or correct it.
 
-    All wanted replicas must stay, because those on a cordoned node are replaced before anybody may evict them. Where
-    that does not succeed in time, a drain of the node goes on without. Where the operator may not read nodes it sees
-    no cordon: then one replica may be evicted at a time, or a drain would never end.
+    The budget protects all wanted replicas, because the operator replaces a replica on a cordoned node before anybody
+    may evict it. If the replacement is not ready in time, the budget allows the eviction, so that a drain of the node
+    can end. If the operator may not read nodes, it sees no cordon. Then the budget always allows one eviction at a
+    time. Otherwise a drain would never end.
     """
     if not rules.nodes.names:
         return _actions(owner, budgets, max(0, rules.wanted - 1))
     late = overdue(replicas, rules)
     if not late:
         return _actions(owner, budgets, rules.wanted)
-    # One at a time, also where several are late.
+    # Allow one eviction at a time, even if several replicas are late.
     others = sum(replica.ready for replica in replicas.serving if replica is not late[0])
     return _actions(owner, budgets, min(rules.wanted, others), overdue_event(late[0], rules))
 
 
 def _actions(owner: Owner, budgets: Children, min_available: int, event: Manifest | None = None) -> tuple[Action, ...]:
-    """No budget is made that would protect nothing. One that is there stays, or every stop and start would cost two
-    writes more. `event` is posted before the budget is lowered."""
+    """Create or patch the budget. The operator posts `event` before it lowers the budget.
+
+    A new budget must protect at least one replica. An existing budget stays even if it protects none. Otherwise every
+    stop and start of a deployment would need two more writes.
+    """
     desired = disruption_budget(owner, min_available)
     name = budget_name(owner.name)
     if name not in budgets:
@@ -47,7 +51,7 @@ def _actions(owner: Owner, budgets: Children, min_available: int, event: Manifes
     if subset(meta, budget["metadata"]) and is_owned(desired, budget) and spec == desired["spec"]:
         return ()
     changed = spec.get("minAvailable") != min_available
-    # maxUnavailable excludes minAvailable, and the API server replaces the selector as a whole.
+    # The API server rejects maxUnavailable beside minAvailable, and replaces the selector as a whole.
     patch = {
         "metadata": {**meta, "ownerReferences": desired["metadata"]["ownerReferences"]},
         "spec": {**dict.fromkeys(set(spec) - set(desired["spec"])), **desired["spec"]},

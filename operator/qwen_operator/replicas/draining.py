@@ -1,6 +1,7 @@
-"""The steps of a planned removal: unroute, wait until idle or out of time, delete; and the way back. Pure.
+"""The steps of a planned removal, and its reversal. Pure.
 
-Labels and annotations about a replica stand at its leader. What is deleted is the whole group, the leader first.
+The steps: stop new requests, wait until the replica is idle or its time is over, delete it. The group leader has the
+labels and annotations of a replica. The operator deletes the whole group, the leader first.
 """
 
 from __future__ import annotations
@@ -28,15 +29,18 @@ from qwen_operator.replicas.pod_state import PodState
 from qwen_operator.scaling.types import ScalingState
 
 UNROUTED_SECONDS = 6.0
-"""How long after it is unrouted a pod may still get a request: the gateways have to see it, and to tell their router.
-Before that, being idle says nothing. Five seconds, and one for stamps, which are cut to whole seconds."""
+"""How long a pod may still get requests after its routable label is removed, in seconds.
+
+Every gateway must first see the change and update its router, so an idle pod does not count as idle before that. Five
+seconds, and one more because time stamps have whole seconds only.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutRules:
-    """How many replicas, and by which rules they come and go.
+    """How many replicas are wanted, and the rules for creating and removing them.
 
-    `startup_seconds` is the time that a replica is planned to take until it answers.
+    `startup_seconds` is the planned time until a replica answers.
     """
 
     deployment: Manifest
@@ -53,7 +57,7 @@ class RolloutRules:
 
 
 def remove(replica: Replica, reason: ActionReason, rules: RolloutRules) -> tuple[Action, ...]:
-    """The first step for a replica that is to go: unroute it, or delete it at once if it does not answer anyway."""
+    """The first step of a removal: stop new requests, or delete at once if the replica does not answer anyway."""
     if not replica.up:
         return delete_members(replica, reason)
     metadata = {
@@ -67,12 +71,12 @@ def remove(replica: Replica, reason: ActionReason, rules: RolloutRules) -> tuple
 
 
 def delete_members(replica: Replica, reason: ActionReason) -> tuple[Delete, ...]:
-    """Delete all pods of the replica that nobody deleted yet."""
+    """Delete all pods of the replica that are not being deleted yet."""
     return tuple(Delete(Kind.POD, member.name, member.uid, reason) for member in replica.members if not member.deleting)
 
 
 def restore(replica: Replica) -> Patch:
-    """The way back: it answers still, and gets requests as soon as the gateway sees the label."""
+    """Cancel a drain. The replica still answers, and gets requests again as soon as the gateway sees the label."""
     metadata = {
         "labels": {LABEL_ROUTABLE: "true"},
         "annotations": {ANNOTATION_DRAINING_SINCE: None, ANNOTATION_DRAIN_REASON: None},
@@ -81,14 +85,14 @@ def restore(replica: Replica) -> Patch:
 
 
 def unrouting_repair(state: PodState) -> Patch | None:
-    """Take away a routable label that somebody put on a draining pod."""
+    """Remove the routable label if somebody added it to a draining pod."""
     if LABEL_ROUTABLE not in objects.labels(state.manifest):
         return None
     return _patch(state, {"labels": {LABEL_ROUTABLE: None}}, ActionReason.DRIFTED)
 
 
 def _patch(state: PodState, metadata: Manifest, reason: ActionReason, event: Manifest | None = None) -> Patch:
-    """Only in the state that was observed: a label must not be put on, or taken from, a successor of the same name."""
+    """A patch of the observed state only, so that it can never change a successor of the same name."""
     guarded = {"metadata": {"resourceVersion": _version(state), **metadata}}
     return Patch(Kind.POD, state.name, guarded, reason, event)
 
@@ -98,7 +102,7 @@ def _version(state: PodState) -> str:
 
 
 def deletion(replica: Replica, rules: RolloutRules) -> tuple[Delete, ...]:
-    """The last step for a draining replica, nothing while the operator waits for its requests."""
+    """The last step of a drain; no action while the operator waits for the replica's requests."""
     if not replica.up:
         return _delete_drained(replica, ActionReason.STOPPED_ANSWERING)
     elapsed = replica.drains_for(rules.now)
@@ -107,7 +111,7 @@ def deletion(replica: Replica, rules: RolloutRules) -> tuple[Delete, ...]:
         return _delete_drained(replica, ActionReason.DRAINED)
     if elapsed < rules.drain_limit:
         return ()
-    # The time for its requests is over; what is left is for an orderly end.
+    # The time for the requests is over. The remaining grace period is only for an orderly shutdown.
     return _delete_drained(
         replica, ActionReason.DRAIN_TIMED_OUT, grace_seconds(0), event=_timed_out_event(replica, rules)
     )
@@ -132,21 +136,20 @@ def _delete_drained(
 
 def _timed_out_event(replica: Replica, rules: RolloutRules) -> Manifest:
     running = rules.scaling.unfinished.get(replica.leader.uid) if rules.scaling else None
-    cut = (
-        "an unknown number of requests is"
-        if running is None
-        else f"{running} request{'s are' if running != 1 else ' is'}"
-    )
+    cut = "an unknown number of requests" if running is None else f"{running} request{'s' if running != 1 else ''}"
     text = (
-        f"{replica.name} still worked after {rules.drain_seconds} s of draining: {cut} cut; "
-        "set spec.rollout.drainSeconds to the length of your longest answer"
+        f"{replica.name} was not idle after {rules.drain_seconds} s of draining, so the operator deletes it and cuts "
+        f"{cut}; set spec.rollout.drainSeconds to the duration of your longest answer"
     )
     event = Event("Warning", str(Reason.DRAIN_TIMED_OUT), text)
     return action_event(rules.deployment, event, [replica.leader.uid], rfc3339(rules.now))
 
 
 def cordon_marks(replicas: SortedReplicas, rules: RolloutRules) -> list[Patch]:
-    """Note since when a node of a replica is cordoned, as nobody else does, and forget it when the cordon is lifted."""
+    """Note when the operator saw that a node of a replica is cordoned, and remove the note after an uncordon.
+
+    Kubernetes itself does not store that time.
+    """
     marks = [
         _mark(replica, rfc3339(rules.now), ActionReason.CORDONED, _cordon_event(replica, rules))
         for replica in replicas.leaving
@@ -165,13 +168,13 @@ def _mark(replica: Replica, stamp: str | None, reason: ActionReason, event: Mani
 
 def _cordon_event(replica: Replica, rules: RolloutRules) -> Manifest:
     node = replica.cordoned_node(rules.nodes)
-    text = f"node {node} is cordoned: {replica.name} goes when another replica answers in its place"
+    text = f"node {node} is cordoned: the operator removes {replica.name} when another replica answers in its place"
     event = Event("Normal", str(Reason.NODE_CORDONED), text)
     return action_event(rules.deployment, event, [replica.leader.uid, node], rfc3339(rules.now))
 
 
 def overdue(replicas: SortedReplicas, rules: RolloutRules) -> list[Replica]:
-    """Replicas on cordoned nodes in whose place none answers, although there was time for it."""
+    """Replicas on cordoned nodes whose successor does not answer yet, although it had enough time."""
     limit = _patience(replicas, rules)
     return [
         replica
@@ -181,10 +184,11 @@ def overdue(replicas: SortedReplicas, rules: RolloutRules) -> list[Replica]:
 
 
 def overdue_event(replica: Replica, rules: RolloutRules) -> Manifest:
-    """The Event that says why a node may now be drained although that takes a replica away."""
+    """The Event that explains why a drain of the node may now evict a replica without a successor."""
     text = (
-        f"no replica answers in place of {replica.name} on the cordoned node {replica.cordoned_node(rules.nodes)} yet: "
-        f"it may be evicted now, and its requests have {grace_seconds(rules.drain_seconds)} s to end"
+        f"no other replica answers yet in place of {replica.name} on the cordoned node "
+        f"{replica.cordoned_node(rules.nodes)}: {replica.name} may be evicted now, and its requests then have "
+        f"{grace_seconds(rules.drain_seconds)} s to finish"
     )
     event = Event("Warning", str(Reason.DRAIN_TIMED_OUT), text)
     about = [replica.leader.uid, replica.leader.cordoned_since or ""]
@@ -192,25 +196,25 @@ def overdue_event(replica: Replica, rules: RolloutRules) -> Manifest:
 
 
 def _patience(replicas: SortedReplicas, rules: RolloutRules) -> float:
-    """Seconds that a drain of a node waits for a replacement: one that found a node may also start."""
+    """Seconds that a drain of a node waits for a successor. A successor that has a node gets time to start."""
     coming = any(replica.on_the_way and replica.bound for replica in replicas.fresh)
     return float(rules.drain_seconds + (rules.startup_seconds if coming else 0))
 
 
-def lost(state: PodState, nodes: NodeHealth, now: datetime) -> bool:
-    """Whether a pod that is being deleted waits for a node that will never answer again."""
+def is_lost(state: PodState, nodes: NodeHealth, now: datetime) -> bool:
+    """Whether a pod in deletion waits for a node that will never answer again."""
     if not state.deleting or not state.node:
         return False
     return state.node in nodes.out_of_service or (nodes.gone(state.node) and _remaining(state, now) <= 0)
 
 
 def _remaining(state: PodState, now: datetime) -> float:
-    """Seconds until a pod that is being deleted ought to be gone: deletionTimestamp is the end of its grace period."""
+    """Seconds until the end of the grace period of a pod in deletion, which its deletionTimestamp names."""
     return -seconds_since(objects.moment(state.manifest["metadata"].get("deletionTimestamp")), now)
 
 
 def waits(replicas: SortedReplicas, rules: RolloutRules) -> Iterator[float]:
-    """Seconds until time alone allows the next step, for every replica that waits for one."""
+    """For every replica that waits: the seconds until time alone allows its next step."""
     for replica in replicas.draining:
         elapsed = replica.drains_for(rules.now)
         yield from (left for left in (UNROUTED_SECONDS - elapsed, rules.drain_limit - elapsed) if left > 0)

@@ -1,15 +1,14 @@
-"""Why a container of a pod ended: from what the kubelet says and what the runtime left as termination message.
+"""Why a container of a pod ended, from the kubelet's status and the runtime's termination message. Pure.
 
-Pure. An end that was asked for is none: a deletion, or a SIGTERM that was obeyed. The kubelet's own SIGTERM after
-failed probes is told from others by what the runtime wrote when it came: how far the engine was, and whether it had
-answered its health checks.
+A requested end is not a failure: a deletion, or a SIGTERM that the engine obeyed. The kubelet also sends SIGTERM after
+failed probes. The runtime's report makes the difference: it says how far the engine was when the signal came, and
+whether it had answered its health checks.
 """
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from qwen_operator import objects
@@ -20,26 +19,27 @@ from qwen_operator.manifests.names import ENGINE_CONTAINER, Manifest
 
 CRASH_LOOP_RESTARTS = 3
 CRASH_LOOP_SECONDS = 600.0
-"""The kubelet's own measure: what ran for longer is restarted without a back-off."""
+"""The kubelet's limit: it restarts a container that ran for longer without a back-off."""
 
 _SERVING = "Serving"
 _SIGKILLED = 137
 _ON_REQUEST = frozenset({0, 130, 143})
 _NOT_RUN = ("StartError", "ContainerCannotRun")
 _NODE_ENDED = frozenset({"Evicted", "Terminated", "NodeShutdown", "Preempting"})
-# What a process prints or suffers when another one of its group was taken away.
+# The reasons that a process reports when the kernel killed another process of its group.
 _CONSEQUENCES = frozenset({Reason.UNKNOWN, Reason.NCCL_FAILURE, Reason.HUNG, Reason.ENGINE_KILLED})
-# A line may be glued to one before it that had no end.
+# A line may follow a line without a line break.
 _STAMP = re.compile(r"^.*\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]]*\] ")
 _BACK_OFF = re.compile(r"back-off (\S+) restarting")
 
 
 @dataclass(frozen=True, slots=True)
 class Restarts:
-    """How the kubelet starts it again: how often it did, and what it waits between two tries ("40s"), if it waits.
+    """How the kubelet restarts the container.
 
-    `soon`: it died before it served, or soon after its start. `looping`: it did so again and again, and nothing says
-    that the next try ends otherwise.
+    `count`: the number of restarts. `back_off`: the kubelet's present delay ("40s"), "" if there is none. `soon`: the
+    container ended before it served, or soon after its start. `looping`: that happened repeatedly, and nothing suggests
+    that the next attempt will be different.
     """
 
     count: int = 0
@@ -51,33 +51,33 @@ class Restarts:
 NO_RESTARTS = Restarts()
 
 
-def death(pod: Manifest) -> tuple[Failure | None, Restarts]:
-    """The last end of the engine that nobody asked for, or else of an init container, and what follows from it."""
+def failure_of(pod: Manifest) -> tuple[Failure | None, Restarts]:
+    """The last unrequested end of the engine, or else of an init container, with the kubelet's restarts."""
     status = objects.mapping(pod, "status")
     if evicted(status):
         return _eviction(pod), NO_RESTARTS
-    main = [item for item in objects.members(status, "containerStatuses") if item.get("name") == ENGINE_CONTAINER]
-    for container in [*main, *objects.members(status, "initContainerStatuses")]:
+    engine = [item for item in objects.members(status, "containerStatuses") if item.get("name") == ENGINE_CONTAINER]
+    for container in [*engine, *objects.members(status, "initContainerStatuses")]:
         ended = _last_end(container)
         failure = _failure(pod, container, ended) if ended else None
-        if ended and failure is not None:
+        if failure is not None:
             return failure, _restarts(container, ended, failure)
     return None, NO_RESTARTS
 
 
 def evicted(status: Mapping[str, Any]) -> bool:
-    """Whether the kubelet ended the whole pod: short of memory or disk, or the node is shut down."""
+    """Whether the kubelet ended the whole pod, because of a lack of memory or disk or a node shutdown."""
     return status.get("phase") == "Failed" and status.get("reason") in _NODE_ENDED
 
 
 def served(status: Mapping[str, Any]) -> bool:
-    """Whether the engine served before its last end, as its own report says."""
+    """Whether the engine served before its last end, by its own report."""
     engine = objects.named(objects.members(status, "containerStatuses"), ENGINE_CONTAINER)
-    return report_of(_last_end(engine) or {}).get("phase") == _SERVING
+    return report_of(_last_end(engine)).get("phase") == _SERVING
 
 
 def report_of(ended: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The JSON object in a terminated container's message, {} if there is none."""
+    """The JSON object in the message of a terminated container; {} if there is none."""
     try:
         report = json.loads(ended.get("message") or "")
     except ValueError:
@@ -85,59 +85,58 @@ def report_of(ended: Mapping[str, Any]) -> Mapping[str, Any]:
     return report if isinstance(report, dict) else {}
 
 
-def reason_of(word: object) -> Reason | None:
-    """The reason of that name, None if there is none."""
+def reason_of(name: object) -> Reason | None:
+    """The reason with this name; None if there is none."""
     try:
-        return Reason(str(word))
+        return Reason(str(name))
     except ValueError:
         return None
 
 
 def failure_message(failure: Failure, restarts: Restarts) -> str:
-    """What happened, what to do about it, and when the next try is."""
+    """What happened, what to do about it, and when the kubelet tries again."""
     phase = f" while in {failure.phase}" if failure.phase else ""
     last = f": {_STAMP.sub('', failure.log[-1])}" if failure.log else ""
     parts = [f"{failure.pod} ended with exit code {failure.exit_code}{phase}{last}"]
     if advice := ADVICE.get(failure.reason):
         parts.append(advice)
     if restarts.back_off:
-        parts.append(f"Try {restarts.count + 2} follows a back-off of {restarts.back_off}")
+        parts.append(f"Attempt {restarts.count + 2} starts after a back-off of {restarts.back_off}")
     elif restarts.count:
-        parts.append(f"Try {restarts.count + 1} is under way")
+        parts.append(f"Attempt {restarts.count + 1} is running")
     return ". ".join(part.rstrip(". ") for part in parts)
 
 
-def _last_end(container: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    ended = objects.mapping(container, "state", "terminated") or objects.mapping(container, "lastState", "terminated")
-    return ended or None
+def _last_end(container: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The `terminated` state of the container's last end; {} if it never ended."""
+    return objects.mapping(container, "state", "terminated") or objects.mapping(container, "lastState", "terminated")
 
 
 def _failure(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, Any]) -> Failure | None:
     report, code = report_of(ended), ended.get("exitCode")
-    asked = objects.is_deleting(pod)
-    if asked and (not report or report.get("asked")):
-        # It was told to stop, and its init found nothing wrong with how it did.
+    if objects.is_deleting(pod) and (not report or report.get("asked")):
+        # The deletion stopped it, and its init process reports no problem.
         return None
     if container.get("name") != ENGINE_CONTAINER:
         reason = None if code == 0 else _unreported(ended)
     elif report.get("asked"):
-        reason = _asked(pod, ended, report)
+        reason = _after_sigterm(pod, ended, report)
     else:
-        reason = _unasked(ended, report)
+        reason = _without_sigterm(ended, report)
     return None if reason is None else _record(pod, container, ended, reason)
 
 
-def _unasked(ended: Mapping[str, Any], report: Mapping[str, Any]) -> Reason | None:
+def _without_sigterm(ended: Mapping[str, Any], report: Mapping[str, Any]) -> Reason | None:
     reason = reason_of(report.get("reason"))
     if reason is None:
-        # The init in the container makes every end in peace that nobody asked for exit code 1.
+        # The init process turns an exit code of 0 into 1 if nobody requested the end. So these codes mean a request.
         return None if ended.get("exitCode") in _ON_REQUEST and not report else _unreported(ended)
     oom = ended.get("reason") == "OOMKilled"
     return Reason.HOST_OUT_OF_MEMORY if oom and reason in _CONSEQUENCES else reason
 
 
 def _unreported(ended: Mapping[str, Any]) -> Reason:
-    """All processes at once leave no report."""
+    """The reason of an end without a report: the kernel may have killed all processes at once."""
     if ended.get("reason") == "OOMKilled":
         return Reason.HOST_OUT_OF_MEMORY
     if ended.get("reason") in _NOT_RUN:
@@ -146,8 +145,8 @@ def _unreported(ended: Mapping[str, Any]) -> Reason:
     return Reason.ENGINE_KILLED if killed else Reason.UNKNOWN
 
 
-def _asked(pod: Manifest, ended: Mapping[str, Any], report: Mapping[str, Any]) -> Reason | None:
-    """A pod that stays was told to stop by the kubelet after failed probes, or by a person."""
+def _after_sigterm(pod: Manifest, ended: Mapping[str, Any], report: Mapping[str, Any]) -> Reason | None:
+    """The reason of an end after a SIGTERM, from the kubelet after failed probes or from a person."""
     if (reason := reason_of(report.get("reason"))) is not None:
         return reason
     if report.get("phase") != _SERVING:
@@ -156,7 +155,7 @@ def _asked(pod: Manifest, ended: Mapping[str, Any], report: Mapping[str, Any]) -
 
 
 def _overdue(pod: Manifest, ended: Mapping[str, Any]) -> bool:
-    """Whether it ran for as long as the start-up probe lets it, to one period."""
+    """Whether it ran for as long as the start-up probe allows, give or take one period."""
     ran = _seconds(ended)
     engine = objects.named(objects.members(pod, "spec", "containers"), ENGINE_CONTAINER)
     probe = objects.mapping(engine, "startupProbe")
@@ -168,9 +167,9 @@ def _overdue(pod: Manifest, ended: Mapping[str, Any]) -> bool:
 
 def _record(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, Any], reason: Reason) -> Failure:
     report = report_of(ended)
-    # "Error" is the kubelet's word for any exit code but 0.
-    said = [ended.get("message") or str(ended.get("reason") or "").removesuffix("Error")]
-    log = report.get("log") if report else said
+    # "Error" is the kubelet's word for any exit code except 0.
+    kubelet_text = [ended.get("message") or str(ended.get("reason") or "").removesuffix("Error")]
+    log = report.get("log") if report else kubelet_text
     code = report.get("exitCode", ended.get("exitCode"))
     return Failure(
         reason=reason,
@@ -184,7 +183,7 @@ def _record(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, Any
 
 
 def _eviction(pod: Manifest) -> Failure | None:
-    """None without a time: the status of a pod that the kubelet never started has none."""
+    """The failure of an evicted pod; None if there is no time, because the kubelet never started the pod."""
     status = objects.mapping(pod, "status")
     containers = [*objects.members(status, "containerStatuses"), *objects.members(status, "initContainerStatuses")]
     ends = [ended for container in containers if (ended := _last_end(container))]
@@ -206,16 +205,14 @@ def _eviction(pod: Manifest) -> Failure | None:
 def _restarts(container: Mapping[str, Any], ended: Mapping[str, Any], failure: Failure) -> Restarts:
     count = int(container.get("restartCount") or 0)
     waiting = objects.mapping(container, "state", "waiting")
-    found = _BACK_OFF.search(str(waiting.get("message") or "")) if waiting.get("reason") == "CrashLoopBackOff" else None
-    # What served for longer was well.
+    looped = waiting.get("reason") == "CrashLoopBackOff"
+    back_off = _BACK_OFF.search(str(waiting.get("message") or "")) if looped else None
+    # An engine that served for longer was healthy.
     soon = failure.phase not in ("", _SERVING) or (_seconds(ended) or 0.0) < CRASH_LOOP_SECONDS
-    return Restarts(count, found[1] if found else "", soon, looping=soon and count >= CRASH_LOOP_RESTARTS)
+    return Restarts(count, back_off[1] if back_off else "", soon, looping=soon and count >= CRASH_LOOP_RESTARTS)
 
 
 def _seconds(ended: Mapping[str, Any]) -> float | None:
-    """How long it ran, None if the kubelet does not say."""
-    try:
-        begun, finished = (datetime.fromisoformat(str(ended.get(key))) for key in ("startedAt", "finishedAt"))
-    except ValueError:
-        return None
-    return (finished - begun).total_seconds()
+    """How many seconds it ran; None if the kubelet does not say."""
+    begun, finished = (objects.moment(ended.get(key)) for key in ("startedAt", "finishedAt"))
+    return (finished - begun).total_seconds() if begun and finished else None

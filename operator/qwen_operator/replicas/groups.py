@@ -1,9 +1,13 @@
-"""Replicas: groups of one or more pods that run one engine together, live and end together. Pure.
+"""Replicas: groups of one or more pods that run one engine together, and that start and end together. Pure.
 
-The first pod of a group, its leader, is the one that the gateway routes to and whose labels and annotations say what
-is planned with the group. A planned removal takes three steps, each of which can be seen in the leader, so that any
-process can take the next one: without the routable label and with the time of that the replica is *draining* and gets
-no new requests; it is idle, or out of time; its pods are deleted.
+The first pod of a group is its leader. The gateway routes to it, and its labels and annotations hold what the operator
+plans with the group.
+
+A planned removal has three steps. The leader shows each of them, so that any operator process can take the next one:
+
+1. The leader loses its routable label and gets the time of that: the replica is *draining* and gets no new requests.
+2. The replica is idle, or its time is over.
+3. The operator deletes its pods.
 """
 
 from __future__ import annotations
@@ -19,19 +23,19 @@ from qwen_operator.manifests.ownership import Ownership, ownership
 from qwen_operator.replicas.node_health import NodeHealth, stays_when_cordoned
 from qwen_operator.replicas.pod_state import PodState
 
-# The longest drain. Clocks that differ by more are no clocks, and who edits an annotation may write any time.
+# The longest possible drain. A time further in the future comes from a wrong clock or from an edited annotation.
 _FARTHEST_AHEAD = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """The pods of one replica that exist, by rank; at least one."""
+    """The existing pods of one replica, sorted by rank; at least one."""
 
     members: tuple[PodState, ...]
 
     @property
     def leader(self) -> PodState:
-        """The first member; of a group that lost it, the first that is left."""
+        """The first member. If the group lost it, the first of the remaining members."""
         return self.members[0]
 
     @property
@@ -44,7 +48,7 @@ class Replica:
 
     @property
     def index(self) -> int | None:
-        """Which replica it is; None for a pod that has no name of ours."""
+        """The index of the replica; None if the operator does not give such names to pods."""
         return self.leader.index
 
     @property
@@ -59,38 +63,38 @@ class Replica:
 
     @property
     def up(self) -> bool:
-        """Whether the engine answers, be it that the gateway does not send it anything yet."""
+        """Whether the engine answers. The gateway may not use it yet."""
         return self.whole and all(member.up for member in self.members)
 
     @property
     def ready(self) -> bool:
-        """Whether it answers, also through the gateway."""
+        """Whether it answers directly and through the gateway."""
         return self.up and not self.settles_in
 
     @property
     def settles_in(self) -> float:
-        """Seconds until a replica that is up is ready."""
+        """Seconds until a replica that is up becomes ready."""
         return max(member.settles_in for member in self.members)
 
     @property
     def started(self) -> bool:
-        """Whether its engine came up, so that it may answer again if it does not now."""
+        """Whether its engine came up once. If it does not answer now, it may answer again."""
         return all(member.started for member in self.members)
 
     @property
     def deleting(self) -> bool:
-        """Whether it is on its way out, as soon as one of its pods is."""
+        """Whether at least one of its pods is being deleted."""
         return any(member.deleting for member in self.members)
 
     @property
     def broken(self) -> bool:
-        """Whether a member came to its end: a pod ended for good, or is gone after another one had started."""
+        """Whether it lost a member: a pod has ended finally, or is missing although another one has started."""
         ended = any(member.ended for member in self.members)
         return ended or (not self.whole and any(member.started for member in self.members))
 
     @property
     def draining(self) -> bool:
-        """Whether it gets no new requests because it is about to be removed."""
+        """Whether it gets no new requests because the operator removes it."""
         return self.leader.draining_since is not None
 
     @property
@@ -100,7 +104,7 @@ class Replica:
 
     @property
     def bound(self) -> bool:
-        """Whether every pod of it has a node."""
+        """Whether every one of its pods has a node."""
         return self.whole and all(member.node for member in self.members)
 
     @property
@@ -109,100 +113,104 @@ class Replica:
 
     @property
     def on_the_way(self) -> bool:
-        """Not ready, but nothing says that it will not be."""
+        """Not ready yet, but nothing prevents it from becoming ready."""
         return not self.ready and all(member.ready or member.on_the_way for member in self.members)
 
     @property
-    def _telling(self) -> PodState:
-        """The member whose reason says most: one that cannot go on before one that is on its way."""
+    def _explaining_member(self) -> PodState:
+        """The member whose reason counts for the replica: rather a stuck one than one that is still starting."""
         waiting = [member for member in self.members if not member.ready]
         return min(waiting, key=lambda member: member.on_the_way, default=self.leader)
 
     @property
     def reason(self) -> Reason:
-        if self._telling.ready and not self.whole:
+        if self._explaining_member.ready and not self.whole:
             return Reason.STARTING
-        return self._telling.reason
+        return self._explaining_member.reason
 
     @property
     def message(self) -> str:
-        if self._telling.ready and not self.whole:
+        if self._explaining_member.ready and not self.whole:
             ranks = ", ".join(str(rank) for rank in self.missing_ranks)
             return f"{self.name} waits for its pods of rank {ranks}"
-        return self._telling.message
+        return self._explaining_member.message
 
     def drains_since(self, now: datetime) -> datetime | None:
-        """When it was made unroutable; None if that cannot be read."""
+        """When the drain began; None if the annotation is invalid."""
         return _noted(self.leader.draining_since, now)
 
     def drains_for(self, now: datetime) -> float:
-        """Seconds since it was made unroutable."""
+        """Seconds since the drain began."""
         return seconds_since(self.drains_since(now), now)
 
     def cordoned_for(self, now: datetime) -> float | None:
-        """Seconds since the operator saw that a node of it is cordoned; None if it has not noted that yet."""
+        """Seconds since the operator noted that one of its nodes is cordoned; None without such a note."""
         stamp = self.leader.cordoned_since
         return None if stamp is None else seconds_since(_noted(stamp, now), now)
 
     def cordoned_node(self, nodes: NodeHealth) -> str:
-        """The node of it that is to be emptied, "" where there is none."""
-        on = (one.node for one in self.members if one.node in nodes.cordoned and not stays_when_cordoned(one.manifest))
-        return next(on, "")
+        """The cordoned node that it must leave; "" if there is none."""
+        for member in self.members:
+            if member.node in nodes.cordoned and not stays_when_cordoned(member.manifest):
+                return member.node
+        return ""
 
     def lost_node(self, nodes: NodeHealth) -> str:
-        """The node that does not exist any more on which a member came up, "" where there is none."""
-        return next((one.node for one in self.members if one.started and nodes.gone(one.node)), "")
+        """The deleted node on which one of its members had come up; "" if there is none."""
+        return next((member.node for member in self.members if member.started and nodes.gone(member.node)), "")
 
 
 @dataclass(frozen=True, slots=True)
 class SortedReplicas:
-    """All replicas of a deployment by what is to become of them.
+    """All replicas of a deployment, sorted by what the operator does with them.
 
-    `fresh`: of the revision to run, they count. `leaving`: they serve until a fresh one answers in their place,
-    because they are of another revision or on a cordoned node. `draining`: on their way out. `ended`: a pod of it
-    ended for good. `useless`: of another revision and never came up. `strange`: ours by mark, but without a name of
-    ours.
+    `fresh`: replicas of the revision to run.
+    `leaving`: of another revision or on a cordoned node. They serve until a fresh replica answers in their place.
+    `draining`: without new requests, before their deletion.
+    `ended`: a pod has ended finally.
+    `never_started`: of another revision, and they never came up.
+    `misnamed`: pods that carry the deployment's marks, but not a name that the operator gives.
+    `gone`: being deleted, or on a node that no longer exists. They do not count any more.
 
-    `gone`: being deleted, or on a node that exists no more; nothing is asked of them. What has not come up yet is not
-    among the latter: its node may be newer than the operator's view of the nodes, and Kubernetes itself removes the
-    pods of a node that is gone.
+    A replica that has not come up yet is never `gone` because of its node: the node may be newer than the operator's
+    view of the nodes. Kubernetes itself deletes the pods of a node that is gone.
     """
 
     fresh: tuple[Replica, ...] = ()
     leaving: tuple[Replica, ...] = ()
     draining: tuple[Replica, ...] = ()
     ended: tuple[Replica, ...] = ()
-    useless: tuple[Replica, ...] = ()
-    strange: tuple[Replica, ...] = ()
+    never_started: tuple[Replica, ...] = ()
+    misnamed: tuple[Replica, ...] = ()
     gone: tuple[Replica, ...] = ()
 
     @property
     def serving(self) -> tuple[Replica, ...]:
-        """All that get requests, or will."""
-        return (*self.fresh, *self.leaving, *self.useless)
+        """All replicas that get requests or will get them."""
+        return (*self.fresh, *self.leaving, *self.never_started)
 
     @property
     def all(self) -> tuple[Replica, ...]:
-        return (*self.serving, *self.draining, *self.ended, *self.strange, *self.gone)
+        return (*self.serving, *self.draining, *self.ended, *self.misnamed, *self.gone)
 
     def count(self, wanted: int) -> int:
-        """Replicas that exist: one that is started beside the one it will replace is not another one."""
+        """The number of replicas that exist. A successor beside the replica that it will replace does not count."""
         total = len(self.serving)
         return total - 1 if self.leaving and total > wanted else total
 
     def answering(self, wanted: int) -> int:
-        """Replicas that answer."""
+        """The number of replicas that answer."""
         return min(self.count(wanted), sum(replica.ready for replica in self.serving))
 
 
 def is_engine_of(pod: Manifest, deployment: Manifest) -> bool:
-    """Whether the pod belongs to a replica of this very deployment."""
+    """Whether the pod belongs to a replica of exactly this deployment, and not of an earlier one of its name."""
     inspection = pod["metadata"]["name"].endswith("-inspect") or objects.labels(pod).get(LABEL_ROLE) == ROLE_INSPECTION
     return not inspection and ownership(pod, deployment) is Ownership.OWNED
 
 
 def groups_of(states: Iterable[PodState]) -> tuple[Replica, ...]:
-    """The replicas that these pods make, in order of names."""
+    """The replicas that these pods form, sorted by name."""
     members: dict[str, list[PodState]] = {}
     for state in states:
         members.setdefault(state.replica, []).append(state)
@@ -210,7 +218,7 @@ def groups_of(states: Iterable[PodState]) -> tuple[Replica, ...]:
 
 
 def sort_replicas(replicas: Sequence[Replica], revision: str, nodes: NodeHealth) -> SortedReplicas:
-    """The replicas sorted; `revision` is the one to run, "" if there is none."""
+    """Sort the replicas. `revision` is the revision to run; "" if there is none."""
     places: dict[str, list[Replica]] = {}
     for replica in replicas:
         places.setdefault(_place(replica, revision, nodes), []).append(replica)
@@ -220,10 +228,10 @@ def sort_replicas(replicas: Sequence[Replica], revision: str, nodes: NodeHealth)
 def _place(replica: Replica, revision: str, nodes: NodeHealth) -> str:
     checks = (
         (replica.deleting or replica.lost_node(nodes), "gone"),
-        (replica.index is None, "strange"),
+        (replica.index is None, "misnamed"),
         (replica.broken, "ended"),
         (replica.draining, "draining"),
-        (replica.revision != revision, "leaving" if replica.started else "useless"),
+        (replica.revision != revision, "leaving" if replica.started else "never_started"),
         (replica.started and replica.cordoned_node(nodes), "leaving"),
     )
     return next((place for holds, place in checks if holds), "fresh")
@@ -235,6 +243,6 @@ def seconds_since(then: datetime | None, now: datetime) -> float:
 
 
 def _noted(stamp: object, now: datetime) -> datetime | None:
-    """The time that an annotation of ours names; None for what is no time, or one that lies too far ahead."""
+    """The time in an annotation of the operator; None if it is invalid or too far in the future."""
     then = objects.moment(stamp)
     return None if then is None or then - now > _FARTHEST_AHEAD else then

@@ -1,4 +1,4 @@
-"""What nodes mean for the pods on them: cordoned, silent, out of service, gone. Pure."""
+"""The states of nodes that matter for the pods on them: cordoned, silent, out of service, gone. Pure."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from qwen_operator.manifests.names import Manifest
 UNSCHEDULABLE = "node.kubernetes.io/unschedulable"
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
 UNREACHABLE = "node.kubernetes.io/unreachable"
-# The taints by which kubectl cordon, the cluster autoscaler and Karpenter say that a node is about to be emptied.
+# With these taints, kubectl cordon, the cluster autoscaler and Karpenter announce that pods must leave a node.
 _LEAVING = (UNSCHEDULABLE, "ToBeDeletedByClusterAutoscaler", "karpenter.sh/disrupted")
 
 
 @dataclass(frozen=True, slots=True)
 class NodeHealth:
-    """Names of nodes: `names` are all that exist, none if the operator may not read nodes.
+    """Names of nodes. `names` are all existing nodes; it is empty if the operator may not read nodes.
 
-    `cordoned`: nothing new is to run there, and what runs is about to be moved. `silent`: the kubelet does not
-    answer. `out_of_service`: a person says that nothing runs there any more.
+    `cordoned`: no new pod should run there, and the existing pods must leave. `silent`: the kubelet does not answer.
+    `out_of_service`: a person declared that nothing runs there any more.
     """
 
     names: frozenset[str] = frozenset()
@@ -29,7 +29,7 @@ class NodeHealth:
     out_of_service: frozenset[str] = frozenset()
 
     def gone(self, name: str) -> bool:
-        """Whether the node existed once, as a pod was bound to it, and exists no more."""
+        """Whether the node of a pod no longer exists. `name` must be a node to which a pod was bound."""
         return bool(name) and bool(self.names) and name not in self.names
 
 
@@ -57,8 +57,8 @@ def _silent(node: Manifest) -> bool:
 
 
 def stays_when_cordoned(pod: Manifest) -> bool:
-    """Whether a pod may be bound to cordoned nodes: its successor might come back to the same one, again and again."""
+    """Whether a pod tolerates cordons. The operator does not move it: its successor might land on the same node."""
     return any(
-        one.get("key") == UNSCHEDULABLE or (one.get("operator") == "Exists" and not one.get("key"))
-        for one in objects.members(pod, "spec", "tolerations")
+        toleration.get("key") == UNSCHEDULABLE or (toleration.get("operator") == "Exists" and not toleration.get("key"))
+        for toleration in objects.members(pod, "spec", "tolerations")
     )

@@ -1,8 +1,7 @@
-"""One pod of a replica, read once: where it is in its life, and in words why it does not answer. Pure.
+"""The state of one pod of a replica, with a message that explains why it does not answer. Pure.
 
-Every part of the operator that asks what an engine pod is doing reads it here: reconcile, scaling, metrics and the
-gateway's agent. The words come from the scheduler, the kubelet, and from the JSON that the operator's own runtime
-leaves as termination message.
+All parts of the operator read engine pods through this module: reconcile, scaling, metrics and the gateway's agent. The
+messages use the words of the scheduler, of the kubelet, and of the runtime's JSON report in the termination message.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from qwen_operator.manifests.names import (
 from qwen_operator.replicas.failures import (
     NO_RESTARTS,
     Restarts,
-    death,
     evicted,
     failure_message,
+    failure_of,
     reason_of,
     served,
 )
@@ -41,28 +40,31 @@ _REFUSED = ("CreateContainerConfigError", "CreateContainerError", "RunContainerE
 _ON_THE_WAY = frozenset({Reason.STARTING, Reason.LOADING, Reason.WAITING_FOR_GPUS, Reason.WAITING_FOR_NODE})
 _NAME = re.compile(r"(?P<deployment>.+?)-(?P<revision>[0-9a-f]{8})-(?P<index>\d{1,3})(?:-(?P<rank>\d{1,3}))?", re.ASCII)
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
-# The kubelet alternates between the error and the error behind a back-off text: one message for both.
+# The kubelet alternates between the error and the same error after a back-off text. This makes one message of both.
 _BACK_OFF = re.compile(r"^Back-off pulling image \"[^\"]*\": (?:ErrImagePull: )?")
 
 ROUTED_SECONDS = 3.0
-"""How long after it is Ready a pod counts as answering: the gateway's router registers it meanwhile (2.3 s measured,
-most of it the engine's own health check), and before that a request through the gateway finds nobody."""
+"""How many seconds after it became Ready a pod counts as answering.
+
+The gateway's router needs this time to register the pod (2.3 s measured, most of it the engine's own health check).
+Before that, the router has no engine for a request.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class PodState:
     """One engine pod, read for the QwenDeployment `deployment`.
 
-    `replica` is the name of the replica that it belongs to, `rank` its place there, `replica_pods` how many pods make
-    that replica whole. `index` is None for a pod that has no name of ours; it is then a replica of its own.
-    `node` and `address` are "" before the pod has them.
-    `up`: Kubernetes says Ready, and nobody deleted it. `ended`: its phase is final. `routable`: the gateway may
-    send it requests once it is ready.
-    `draining_since` and `cordoned_since` are the annotations as written, None where they are absent.
-    `started`: its engine has come up since its last start, or had before a single end, so that a pod that is not
-    ready has answered before and may again.
+    `replica`: the name of its replica. `rank`: its place in it. `replica_pods`: how many pods a whole replica has.
+    `index`: None if the operator does not give such names to pods. Then the pod counts as a replica by itself.
+    `node`, `address`: "" before the pod has them.
+    `up`: the pod is Ready and not being deleted. `ended`: its phase is final.
+    `routable`: the gateway may send it requests once it is ready.
+    `draining_since`, `cordoned_since`: the annotations as they are written; None if they are absent.
+    `started`: the engine has come up since its last start, or it served before a single end. If the pod is not ready,
+    it has answered before and may answer again.
     `settles_in`: seconds until a pod that is up also answers through the gateway; see `as_of`.
-    `restarts` belong to `failure`.
+    `restarts` belongs to `failure`.
     """
 
     manifest: Manifest
@@ -91,30 +93,30 @@ class PodState:
 
     @property
     def ready(self) -> bool:
-        """Whether it answers, also through the gateway."""
+        """Whether it answers directly and through the gateway."""
         return self.up and not self.settles_in
 
     @property
     def crash_looping(self) -> bool:
-        """Whether the kubelet starts it again and again and it dies soon each time: only a person can help."""
+        """Whether it ends soon after every restart, so that only a person can help."""
         return self.restarts.looping and not self.ready and not self.deleting
 
     @property
     def on_the_way(self) -> bool:
-        """Not ready, but nothing says that it will not be."""
+        """Not ready yet, but nothing prevents it from becoming ready."""
         return not self.ready and self.reason in _ON_THE_WAY
 
 
-def read(pod: Manifest, deployment: str) -> PodState:
-    """The state of an engine pod of the named deployment. It depends on the manifest alone; `as_of` adds the time."""
+def read_pod(pod: Manifest, deployment: str) -> PodState:
+    """The state of an engine pod of the named deployment. It depends only on the manifest; `as_of` adds the time."""
     meta = pod["metadata"]
     name, annotations, labels = meta["name"], objects.annotations(pod), objects.labels(pod)
     identity = _identity(name, deployment)
     deleting, ended = objects.is_deleting(pod), objects.has_ended(pod)
     status = objects.mapping(pod, "status")
-    failure, restarts = death(pod)
+    failure, restarts = failure_of(pod)
     up = not deleting and objects.holds(pod, "Ready")
-    reason, message = (Reason.SERVING, f"{name} answers") if up else _trouble(pod, failure, restarts)
+    reason, message = (Reason.SERVING, f"{name} answers") if up else _unready_reason(pod, failure, restarts)
     return PodState(
         manifest=pod,
         deployment=deployment,
@@ -142,11 +144,11 @@ def read(pod: Manifest, deployment: str) -> PodState:
 
 
 def as_of(state: PodState, now: datetime) -> PodState:
-    """The same at a time (timezone-aware): a pod that became Ready a moment ago is not yet known to the gateway."""
+    """The state at a time (timezone-aware). The gateway does not know a pod yet that has just become Ready."""
     if not state.up:
         return state
     since = objects.moment(objects.condition(state.manifest, "Ready").get("lastTransitionTime"))
-    # A time in the future is another clock's, and nothing to wait for.
+    # A time in the future comes from another clock. Do not wait for it.
     age = (now - since).total_seconds() if since is not None else ROUTED_SECONDS
     if not 0 <= age < ROUTED_SECONDS:
         return state
@@ -156,7 +158,7 @@ def as_of(state: PodState, now: datetime) -> PodState:
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """What the name of a pod says, which nobody can edit."""
+    """The parts of a pod's name. Unlike a label, nobody can edit a name."""
 
     replica: str
     revision: str = ""
@@ -173,7 +175,7 @@ def _identity(name: str, deployment: str) -> _Identity:
 
 
 def _replica_pods(written: object) -> int:
-    """How many pods make the replica whole; 1 for anything but a small number, as anybody may edit an annotation."""
+    """How many pods a whole replica has. Anybody may edit the annotation, so 1 if it is not a small number."""
     number = str(written)
     small = len(number) <= 3 and number.isascii() and number.isdigit()
     return min(max(int(number), 1), MAX_REPLICA_PODS) if small else 1
@@ -183,12 +185,12 @@ def _written(annotations: Mapping[str, Any], name: str) -> str | None:
     return str(annotations[name]) if name in annotations else None
 
 
-def trouble(pod: Manifest) -> tuple[Reason, str]:
-    """Why a pod does not do its work, whether it is an engine or an inspection."""
-    return _trouble(pod, *death(pod))
+def unready_reason(pod: Manifest) -> tuple[Reason, str]:
+    """Why an engine or inspection pod does not do its work: a reason and a message."""
+    return _unready_reason(pod, *failure_of(pod))
 
 
-def _trouble(pod: Manifest, failure: Failure | None, restarts: Restarts) -> tuple[Reason, str]:
+def _unready_reason(pod: Manifest, failure: Failure | None, restarts: Restarts) -> tuple[Reason, str]:
     name, status = pod["metadata"]["name"], objects.mapping(pod, "status")
     if objects.is_deleting(pod):
         return Reason.DRAINING, f"{name} is being stopped"
@@ -203,17 +205,18 @@ def _trouble(pod: Manifest, failure: Failure | None, restarts: Restarts) -> tupl
 
 
 def _progress(name: str, status: Mapping[str, Any]) -> tuple[Reason, str]:
-    """How far a pod is whose containers have nothing to report."""
+    """How far a pod is if none of its containers has a problem."""
     if status.get("phase") in ("Failed", "Succeeded"):
         reason = Reason.EVICTED if evicted(status) else Reason.UNKNOWN
         return reason, f"{name} ended: {status.get('message') or status.get('reason') or status['phase']}"
-    if any("running" in objects.mapping(one, "state") for one in objects.members(status, "containerStatuses")):
+    containers = objects.members(status, "containerStatuses")
+    if any("running" in objects.mapping(container, "state") for container in containers):
         return Reason.LOADING, f"{name} is loading the model"
     return Reason.STARTING, f"{name} is being started"
 
 
 def _stuck(name: str, status: Mapping[str, Any]) -> tuple[Reason, str] | None:
-    """What the kubelet waits for before a container can start, None if nothing."""
+    """The problem that keeps a container from starting; None if there is none."""
     for container in (
         *objects.members(status, "initContainerStatuses"),
         *objects.members(status, "containerStatuses"),
@@ -222,7 +225,7 @@ def _stuck(name: str, status: Mapping[str, Any]) -> tuple[Reason, str] | None:
         text = str(waiting.get("message") or waiting.get("reason") or "")
         if waiting.get("reason") in _PULL:
             cause = _BACK_OFF.sub("", text)
-            return Reason.IMAGE_PULL_FAILED, f"{name} cannot pull the image {container.get('image')}: {cause}"
+            return Reason.IMAGE_PULL_FAILED, f"{name}: the node cannot pull the image {container.get('image')}: {cause}"
         if waiting.get("reason") in _REFUSED:
             return Reason.POD_REFUSED, f"{name}: the node cannot start container {container.get('name')}: {text}"
     return None
@@ -231,28 +234,30 @@ def _stuck(name: str, status: Mapping[str, Any]) -> tuple[Reason, str] | None:
 def _unscheduled(name: str, message: str) -> tuple[Reason, str]:
     if claim := _MISSING_CLAIM.search(message):
         return Reason.CLAIM_NOT_FOUND, (
-            f'the claim "{claim[1]}" does not exist in this namespace: create the PersistentVolumeClaim, '
+            f'the claim "{claim[1]}" does not exist in this namespace: create the PersistentVolumeClaim; '
             f"{name} then starts by itself"
         )
-    # What the scheduler tried besides is of no use to the reader.
+    # Cut the scheduler's notes on preemption, which do not help the reader.
     cause = message.split(" preemption:", maxsplit=1)[0].removesuffix(" no new claims to deallocate,").rstrip(". ")
-    hope = "starts by itself"
+    outlook = "it starts by itself when there is room"
     if cause and "Insufficient" not in cause:
-        hope = "starts by itself when a node fits spec.pod.nodeSelector, spec.pod.affinity and spec.pod.tolerations"
-    return Reason.WAITING_FOR_GPUS, f"no node has room for {name}: {cause or 'not scheduled yet'}; {hope}"
+        outlook = (
+            "it starts by itself when a node fits spec.pod.nodeSelector, spec.pod.affinity and spec.pod.tolerations"
+        )
+    return Reason.WAITING_FOR_GPUS, f"no node has room for {name}: {cause or 'not scheduled yet'}; {outlook}"
 
 
 def _came_up(status: Mapping[str, Any], restarts: Restarts) -> bool:
-    """Whether the engine's start-up probe has succeeded in the present container, or it served before its last end."""
+    """Whether the start-up probe has succeeded in the present container, or the engine served before its last end."""
     engine = objects.named(objects.members(status, "containerStatuses"), ENGINE_CONTAINER)
     return engine.get("started") is True or (served(status) and not restarts.looping)
 
 
 def last_failure(record: Mapping[str, Any], states: Iterable[PodState]) -> Failure | None:
-    """The failure to report: the newest of the pods', counted on from the one reported before.
+    """The failure to report: the newest of the pods. Its count continues that of the reported one.
 
-    `record` is `status.lastFailure` as it stands, {} if there is none. An engine that had served for long before its
-    end begins the count anew: one crash a week is not the same trouble three times.
+    `record` is the present `status.lastFailure`; {} if there is none. If the engine had served for long before its end,
+    the count starts again: three crashes in three weeks are not a crash loop.
     """
     before = stored_failure(record)
     ends = [(state.failure, state.restarts.soon) for state in states if state.failure]
@@ -267,7 +272,7 @@ def last_failure(record: Mapping[str, Any], states: Iterable[PodState]) -> Failu
 
 
 def stored_failure(record: Mapping[str, Any]) -> Failure | None:
-    """`status.lastFailure` as a value; None if it is not there or from another version of this program."""
+    """`status.lastFailure` as a value; None if it is absent or has a reason that this version does not know."""
     reason = reason_of(record.get("reason"))
     if reason is None:
         return None

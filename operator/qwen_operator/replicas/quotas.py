@@ -1,7 +1,7 @@
-"""Whether a namespace's ResourceQuotas have room for a pod. Pure.
+"""Whether the ResourceQuotas of a namespace have room for a pod. Pure.
 
-Asked before a pod is made, so that the answer is a sentence with numbers and no refused request. The API server has
-the last word: its own refusal is told as well.
+The operator checks this before it creates a pod. So it can give a message with numbers, and sends no request that must
+fail. The API server decides: the operator also reports the API server's own rejection.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,49 +14,50 @@ from qwen_operator.actions.types import Action, Create, Kind
 from qwen_operator.manifests.names import Manifest
 from qwen_operator.manifests.quantities import amount
 
-# What a quota may call the requests of a pod without a prefix.
+# A quota may name the requests for these resources without the prefix "requests.".
 _SHORT = ("cpu", "memory", "ephemeral-storage")
 
 
 @dataclass(slots=True)
 class _Room:
-    """One quota: what is used is counted on while pods are granted."""
+    """One quota, and what the pods of this decision take from it."""
 
     quota: Manifest
     taken: dict[str, Decimal] = field(default_factory=dict)
 
 
-def granted(
+def within_quotas(
     actions: Sequence[Action], quotas: Iterable[Manifest], earlier: Sequence[Action] = ()
 ) -> tuple[tuple[Action, ...], str | None]:
-    """The actions without the creations of pods for which a quota has no room, and a sentence about the first one.
+    """The actions without the creations of pods for which a quota has no room, and a message about the first of those.
 
-    `earlier` actions were granted before and take room too.
+    `earlier` are actions that have passed this check before. Their pods take room too.
     """
     rooms = [_Room(quota) for quota in quotas if not _scoped(quota)]
     for action in earlier:
         if isinstance(action, Create) and action.kind is Kind.POD:
             _take(rooms, usage(action.manifest))
     kept: list[Action] = []
-    refusal: str | None = None
+    first_message: str | None = None
     for action in actions:
         if isinstance(action, Create) and action.kind is Kind.POD:
-            sentence = _refusal(rooms, action.manifest)
-            if sentence is not None:
-                refusal = refusal or sentence
+            message = _no_room(rooms, action.manifest)
+            if message is not None:
+                first_message = first_message or message
                 continue
             _take(rooms, usage(action.manifest))
         kept.append(action)
-    return tuple(kept), refusal
+    return tuple(kept), first_message
 
 
 def _scoped(quota: Manifest) -> bool:
-    """Whether the quota counts only some pods. Which ones is left to the API server."""
+    """Whether the quota counts only some pods. The operator ignores such a quota; the API server still applies it."""
     spec = objects.mapping(quota, "spec")
     return bool(spec.get("scopes") or spec.get("scopeSelector"))
 
 
-def _refusal(rooms: Iterable[_Room], pod: Manifest) -> str | None:
+def _no_room(rooms: Iterable[_Room], pod: Manifest) -> str | None:
+    """The message about the first quota without room for the pod; None if all have room."""
     needs = usage(pod)
     for room in rooms:
         name = room.quota["metadata"]["name"]
@@ -69,8 +70,8 @@ def _refusal(rooms: Iterable[_Room], pod: Manifest) -> str | None:
             if (amount(used) or Decimal(0)) + room.taken.get(resource, Decimal(0)) + need > most:
                 return (
                     f'the ResourceQuota "{name}" allows {limit} {resource}, {used} are used, and '
-                    f"{pod['metadata']['name']} needs {_text(need)}: raise the quota or free some; "
-                    "it then starts by itself"
+                    f"{pod['metadata']['name']} needs {_text(need)}: raise the quota or free some of it; "
+                    "the pod then starts by itself"
                 )
     return None
 
@@ -82,19 +83,22 @@ def _take(rooms: Iterable[_Room], needs: Mapping[str, Decimal]) -> None:
 
 
 def usage(pod: Manifest) -> dict[str, Decimal]:
-    """What a pod counts in a quota, by the quota's names: pods, count/pods, requests.*, limits.*, cpu, memory."""
+    """What a pod takes from a quota, by the quota's names: pods, count/pods, requests.*, limits.*, cpu, memory."""
     spec = pod["spec"]
-    found = {"pods": Decimal(1), "count/pods": Decimal(1)}
+    amounts = {"pods": Decimal(1), "count/pods": Decimal(1)}
     for part in ("requests", "limits"):
         for resource, total in _effective(spec, part).items():
-            found[f"{part}.{resource}"] = total
+            amounts[f"{part}.{resource}"] = total
             if part == "requests" and resource in _SHORT:
-                found[resource] = total
-    return found
+                amounts[resource] = total
+    return amounts
 
 
 def _effective(spec: Mapping[str, Any], part: str) -> dict[str, Decimal]:
-    """The sum over containers, or the largest init container where that is more: they run one after the other."""
+    """The sum over the containers, or the largest init container if that is more.
+
+    Init containers run one after the other, before the containers.
+    """
     total: dict[str, Decimal] = {}
     for container in objects.members(spec, "containers"):
         for resource, value in _amounts(container, part).items():
@@ -111,7 +115,7 @@ def _amounts(container: Mapping[str, Any], part: str) -> dict[str, Decimal]:
 
 
 def _text(number: Decimal) -> str:
-    """Whole where it can be, and with a unit of memory where that is shorter."""
+    """A quantity as text: a whole number if possible, with Gi or Mi if that is exact."""
     if number != number.to_integral_value():
         return f"{(number * 1000).to_integral_value()}m"
     whole = int(number)

@@ -1,8 +1,10 @@
-"""Which replicas to create, unroute, restore, repair and delete so that they become those of a revision. Pure.
+"""Which replicas to create, drain, restore, repair and delete so that a revision has the wanted replicas. Pure.
 
-Names are deterministic, so a stale view ends in "already exists" and never in a second pod. What is to be replaced
-(an earlier revision, a replica on a cordoned node) goes one replica at a time: another one is started beside it, and
-it drains when that one answers. Indices have gaps: who goes is decided by load, not by number.
+Names are deterministic, so a stale view leads to "already exists" and never to a second pod.
+
+The operator replaces one replica at a time, for a rollout and for a cordoned node. It starts the successor first, and
+drains the old replica when the successor answers. Indices may have gaps, because load and not the index decides which
+replica the operator removes.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from qwen_operator.replicas.draining import (
     cordon_marks,
     delete_members,
     deletion,
-    lost,
+    is_lost,
     remove,
     restore,
     unrouting_repair,
@@ -30,7 +32,7 @@ from qwen_operator.replicas.groups import Replica, SortedReplicas
 
 @dataclass(frozen=True, slots=True)
 class Moves:
-    """The steps; `blocked` are names of pods that are needed and belong to others."""
+    """The steps. `blocked`: names of pods that the operator needs and that belong to other owners."""
 
     actions: tuple[Action, ...] = ()
     blocked: tuple[str, ...] = ()
@@ -39,24 +41,24 @@ class Moves:
 def moves(
     owner: Owner, target: PinnedRevision, replicas: SortedReplicas, rules: RolloutRules, taken: Collection[str]
 ) -> Moves:
-    """The steps towards `rules.wanted` replicas of the target; `taken` are names of pods that are not ours."""
+    """The steps towards `rules.wanted` replicas of the target. `taken`: names of pods that belong to other owners."""
     returning = _returning(target, replicas, rules)
     excess = max(0, len(replicas.fresh) - rules.wanted)
     victims, kept = _split(first_to_go(replicas.fresh, rules), excess)
-    # Those that come back count only once they are seen routable.
+    # A restored replica counts only after the operator has seen its routable label.
     surplus = max(0, sum(replica.ready for replica in kept) + len(replicas.leaving) - rules.wanted)
     replaced, staying = _split(first_to_go(replicas.leaving, rules), surplus)
-    going = [
-        *(action for one in victims for action in remove(one, ActionReason.SCALED_DOWN, rules)),
-        *(action for one in replaced for action in remove(one, _cause(one, target, rules), rules)),
+    removing = [
+        *(action for replica in victims for action in remove(replica, ActionReason.SCALED_DOWN, rules)),
+        *(action for replica in replaced for action in remove(replica, _cause(replica, target, rules), rules)),
     ]
     number = _missing(len(kept) + len(returning), len(staying), _ended(replicas, target), rules.wanted)
     indices, blocked = _free(owner, target, replicas, taken, number)
     return Moves(
         actions=(
             *(restore(replica) for replica in returning),
-            *going,
-            *_marks(replicas, rules, going),
+            *removing,
+            *_marks(replicas, rules, removing),
             *_creations(owner, target, replicas, rules, indices),
             *_completions(owner, target, kept, rules),
             *_removals(replicas, rules, returning),
@@ -70,7 +72,10 @@ def _split(replicas: list[Replica], number: int) -> tuple[list[Replica], list[Re
 
 
 def first_to_go(replicas: Sequence[Replica], rules: RolloutRules) -> list[Replica]:
-    """Replicas in the order in which they go: what does not answer, what the policy names, the highest index."""
+    """The replicas in the order of their removal.
+
+    Replicas that do not answer come first. Then the order of the scaling policy decides, then the highest index.
+    """
     order = rules.scaling.removal_order if rules.scaling else ()
     rank = {name: position for position, name in enumerate(order)}
 
@@ -81,7 +86,7 @@ def first_to_go(replicas: Sequence[Replica], rules: RolloutRules) -> list[Replic
 
 
 def _returning(target: PinnedRevision, replicas: SortedReplicas, rules: RolloutRules) -> list[Replica]:
-    """Draining replicas that are wanted again: capacity without a start."""
+    """The draining replicas that are wanted again. They give capacity without a start."""
     able = [
         replica
         for replica in replicas.draining
@@ -98,12 +103,12 @@ def _cause(replica: Replica, target: PinnedRevision, rules: RolloutRules) -> Act
 
 
 def _ended(replicas: SortedReplicas, target: PinnedRevision) -> int:
-    """Replicas that have ended keep their place until their pods are removed."""
+    """The number of ended replicas of the target. They count until their pods are deleted."""
     return sum(replica.revision == target.revision for replica in replicas.ended)
 
 
 def _missing(kept: int, staying: int, ended: int, wanted: int) -> int:
-    """How many replicas to make: all that are missing, and one beside those that wait for a successor."""
+    """How many replicas to create: all missing ones, and one successor if any replica waits for one."""
     room = wanted + (1 if staying else 0) - staying
     return max(0, min(wanted, room) - kept - ended)
 
@@ -111,7 +116,7 @@ def _missing(kept: int, staying: int, ended: int, wanted: int) -> int:
 def _free(
     owner: Owner, target: PinnedRevision, replicas: SortedReplicas, taken: Collection[str], number: int
 ) -> tuple[list[int], list[str]]:
-    """The lowest free indices, and the names of pods among them that belong to somebody else."""
+    """The lowest free indices, and the names of the foreign pods that block an index."""
     ours = {replica.name for replica in replicas.all}
     indices: list[int] = []
     blocked: list[str] = []
@@ -139,7 +144,7 @@ def _creations(
 def _completions(
     owner: Owner, target: PinnedRevision, kept: Sequence[Replica], rules: RolloutRules
 ) -> Iterator[Create]:
-    """The pods that a replica still lacks because the operator stopped while it made them."""
+    """The missing pods of incomplete replicas. The operator may have stopped while it created them."""
     for replica in kept:
         if replica.index is not None and replica.missing_ranks and replica.revision == target.revision:
             pods = _pods(owner, target, replica.index, rules.drain_seconds)
@@ -155,17 +160,18 @@ def _replica_pods(owner: Owner, target: PinnedRevision, index: int) -> ReplicaPo
     return ReplicaPods(PodIdentity(owner, target.revision), index, target.plan.nodes_per_replica)
 
 
-def _marks(replicas: SortedReplicas, rules: RolloutRules, going: Sequence[Action]) -> list[Patch]:
-    busy = {action.name for action in going}
-    return [mark for mark in cordon_marks(replicas, rules) if mark.name not in busy]
+def _marks(replicas: SortedReplicas, rules: RolloutRules, removing: Sequence[Action]) -> list[Patch]:
+    """The cordon marks of all pods that this decision does not remove: two patches of one pod would conflict."""
+    changed = {action.name for action in removing}
+    return [mark for mark in cordon_marks(replicas, rules) if mark.name not in changed]
 
 
 def _removals(replicas: SortedReplicas, rules: RolloutRules, returning: Sequence[Replica]) -> Iterator[Action]:
-    """Deletions of what nobody waits for any more."""
+    """The deletions of replicas that have ended, are not needed, or have drained."""
     for place, reason in (
         (replicas.ended, ActionReason.POD_ENDED),
-        (replicas.strange, ActionReason.SURPLUS),
-        (replicas.useless, ActionReason.OLD_NOT_READY),
+        (replicas.misnamed, ActionReason.SURPLUS),
+        (replicas.never_started, ActionReason.OLD_NOT_READY),
     ):
         for replica in place:
             yield from delete_members(replica, reason)
@@ -177,12 +183,13 @@ def _removals(replicas: SortedReplicas, rules: RolloutRules, returning: Sequence
 
 
 def _ending(replica: Replica, rules: RolloutRules) -> Iterator[Action]:
-    """The end of a replica that loses, or lost, a member: the others end too, and none waits for a node that is gone.
+    """Delete the other members of a replica that loses a member.
 
-    A pod on a node that is gone is left to Kubernetes, which deletes it.
+    A pod in deletion must not wait for a node that never answers again, so it is deleted without a grace period.
+    Kubernetes itself deletes the other pods of a node that is gone.
     """
     for member in replica.members:
-        if lost(member, rules.nodes, rules.now):
+        if is_lost(member, rules.nodes, rules.now):
             yield Delete(Kind.POD, member.name, member.uid, ActionReason.NODE_LOST, grace_seconds=0)
         elif not member.deleting and not rules.nodes.gone(member.node):
             yield Delete(Kind.POD, member.name, member.uid, ActionReason.MEMBER_LOST)
@@ -191,7 +198,7 @@ def _ending(replica: Replica, rules: RolloutRules) -> Iterator[Action]:
 def pod_repairs(
     owner: Owner, pinned: Mapping[str, PinnedRevision], replicas: Sequence[Replica], drain_seconds: int
 ) -> list[Action]:
-    """Put back what was edited in pods of ours; what others added stays."""
+    """Undo edits of the operator's fields in pods. Fields that others added stay."""
     actions: list[Action] = []
     for replica in replicas:
         target = pinned.get(replica.revision)

@@ -1,4 +1,4 @@
-"""From a deployment and its replicas to what the scaling loop looks at. Pure."""
+"""Makes the input of the scaling loop from a deployment and its replicas. Pure."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _MOST_DIGITS = 9
 def scaled_deployments(
     deployments: Iterable[Manifest], replicas: Callable[[Manifest], Iterable[Replica]]
 ) -> Iterator[ScaledDeployment]:
-    """Every QwenDeployment that nobody deleted; `replicas` gives its own."""
+    """All QwenDeployments that are not being deleted. `replicas` returns the replicas of one."""
     for deployment in deployments:
         if not objects.is_deleting(deployment):
             yield scaled_deployment(deployment, replicas(deployment))
 
 
 def scaled_deployment(deployment: Manifest, replicas: Iterable[Replica]) -> ScaledDeployment:
-    """The deployment with the leaders of its replicas that are neither being deleted nor at their end."""
+    """The deployment with the leaders of its replicas, without replicas that are being deleted or have ended."""
     meta = deployment["metadata"]
     return ScaledDeployment(
         key=objects.key_of(deployment),
@@ -40,9 +40,9 @@ def scaled_deployment(deployment: Manifest, replicas: Iterable[Replica]) -> Scal
 
 
 def shown(deployment: Manifest) -> ScalingState | None:
-    """What the status says of load and scaling; None where it says nothing, or in words that are not ours.
+    """The scaling state in the status; None if the status has none, or has values that this version does not know.
 
-    `wanted` is None where the load did not decide.
+    `wanted` is None if the load did not decide.
     """
     status = objects.mapping(deployment, "status")
     scaling = objects.mapping(status, "scaling")
@@ -82,16 +82,16 @@ def _engine(replica: Replica) -> EnginePod:
 
 def _command(pod: Manifest) -> list[str]:
     engine = objects.named(objects.members(pod, "spec", "containers"), ENGINE_CONTAINER)
-    words = [*(engine.get("command") or ()), *(engine.get("args") or ())]
-    return [word for word in words if isinstance(word, str)]
+    parts = [*(engine.get("command") or ()), *(engine.get("args") or ())]
+    return [part for part in parts if isinstance(part, str)]
 
 
 def _option(command: list[str], name: str) -> str:
-    """The last value of an option, as --name=value or as two words; "" where it is absent."""
+    """The last value of an option, written as `--name=value` or `--name value`; "" if it is absent."""
     value = ""
-    for index, word in enumerate(command):
-        if word.startswith(f"{name}="):
-            value = word.removeprefix(f"{name}=")
-        elif word == name:
+    for index, argument in enumerate(command):
+        if argument.startswith(f"{name}="):
+            value = argument.removeprefix(f"{name}=")
+        elif argument == name:
             value = next(iter(command[index + 1 : index + 2]), "")
     return value

@@ -1,4 +1,4 @@
-"""What the cluster adds to what a pod's own status says: its node is silent or gone, its pool has no node. Pure."""
+"""Adds what the cluster shows to the state of a pod: its node is silent or gone, or its pool has no node. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qwen_operator.replicas.pod_state import PodState
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What the cluster offers: the health of its nodes, its GPUs, and the product that the plan wants, "" without."""
+    """The health of the nodes, the GPUs, and the product of the plan ("" if there is no plan)."""
 
     nodes: NodeHealth
     inventory: Inventory
@@ -20,34 +20,34 @@ class Cluster:
 
 
 def explained(state: PodState, cluster: Cluster) -> PodState:
-    """The state with the reason that says most."""
+    """The state with the most helpful reason."""
     if state.deleting or state.ready:
         return state
-    if reason := _node_lost(state, cluster.nodes):
-        return replace(state, reason=Reason.NODE_LOST, message=reason)
+    if message := _node_lost(state, cluster.nodes):
+        return replace(state, reason=Reason.NODE_LOST, message=message)
     if not cluster.gpu_product or state.reason is not Reason.WAITING_FOR_GPUS:
         return state
     if cluster.nodes.names and awaits_node(cluster.inventory, cluster.gpu_product):
-        text = (
-            f"no node with {cluster.gpu_product} exists yet: {state.name} waits for one of the declared GPU pool and "
-            "then starts"
+        message = (
+            f"no node with {cluster.gpu_product} exists yet: {state.name} waits for a node of the declared GPU pool "
+            "and then starts by itself"
         )
-        return replace(state, reason=Reason.WAITING_FOR_NODE, message=text)
+        return replace(state, reason=Reason.WAITING_FOR_NODE, message=message)
     return state
 
 
 def awaits_node(inventory: Inventory, product: str) -> bool:
-    """Whether the product is known only from a declared pool: no node has it now."""
-    known = [item for item in inventory.products if item.product == product]
-    return any(item.declared for item in known) and not any(item.nodes for item in known)
+    """Whether the product is only in a declared pool, and no node has it now."""
+    entries = [item for item in inventory.products if item.product == product]
+    return any(entry.declared for entry in entries) and not any(entry.nodes for entry in entries)
 
 
 def _node_lost(state: PodState, nodes: NodeHealth) -> str:
     if state.started and nodes.gone(state.node):
-        return f"node {state.node} does not exist any more: {state.name} is replaced"
+        return f"node {state.node} does not exist any more: the operator replaces {state.name}"
     if state.node in nodes.silent:
         return (
-            f"node {state.node} does not answer: {state.name} is replaced as soon as Kubernetes gives the node up, "
-            "by default after 5 minutes"
+            f"node {state.node} does not answer: the operator replaces {state.name} as soon as Kubernetes gives up the "
+            "node, by default after 5 minutes"
         )
     return ""

@@ -1,7 +1,7 @@
-"""How many replicas are wanted, and who decided it. Pure.
+"""How many replicas are wanted, and what decided it. Pure.
 
-The spec says who decides (`size_rule`); `wanted_replicas` adds what the load says. Scaling, status, metrics and the
-disruption budget all read the answer from here.
+The spec says what decides (`size_rule`). `wanted_replicas` adds the scaling state. Scaling, status, metrics and the
+disruption budget all take the number from here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qwen_operator.scaling.types import Bounds, ScalingState
 
 
 class Decider(StrEnum):
-    """Who decides how many replicas there are."""
+    """What decides how many replicas there are."""
 
     SPEC_REPLICAS = "spec.replicas"
     LOAD = "spec.scaling"
@@ -28,9 +28,10 @@ class Decider(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SizeRule:
-    """Who decides, and between which sizes; for anybody but the load these are equal.
+    """What decides, and the smallest and largest size. The sizes are equal unless the load decides.
 
-    `stabilization_seconds` is spec.scaling's; `scaling_configured`: spec.scaling is set, also while it rests.
+    `stabilization_seconds` comes from spec.scaling. `scaling_configured`: spec.scaling is set, even if spec.replicas
+    decides.
     """
 
     decider: Decider
@@ -41,7 +42,7 @@ class SizeRule:
 
     @property
     def bounds(self) -> Bounds | None:
-        """Between which sizes the load decides; None where it does not decide."""
+        """The limits for the load; None if the load does not decide."""
         return Bounds(self.least, self.most, self.stabilization_seconds) if self.decider is Decider.LOAD else None
 
     def bounded(self, number: int) -> int:
@@ -49,7 +50,7 @@ class SizeRule:
 
 
 def size_rule(replicas: int | None, scaling: Scaling | None) -> SizeRule:
-    """The rule of a spec: `replicas` counts before `scaling`, and without both there is one replica."""
+    """The rule of a spec: `replicas` takes precedence over `scaling`. Without both there is one replica."""
     if replicas is not None:
         return SizeRule(Decider.SPEC_REPLICAS, replicas, replicas, scaling_configured=scaling is not None)
     if scaling is None:
@@ -60,7 +61,7 @@ def size_rule(replicas: int | None, scaling: Scaling | None) -> SizeRule:
 
 
 def written_size_rule(deployment: objects.Object) -> SizeRule:
-    """The rule of a spec that nobody has checked; that of an empty one where it is invalid."""
+    """The rule of an unchecked spec. If the spec is invalid, the rule of an empty spec."""
     spec = objects.mapping(deployment, "spec")
     replicas, scaling = spec.get("replicas"), spec.get("scaling")
     number = replicas if isinstance(replicas, int) and not isinstance(replicas, bool) else None
@@ -73,9 +74,9 @@ def written_size_rule(deployment: objects.Object) -> SizeRule:
 
 @dataclass(frozen=True, slots=True)
 class WantedReplicas:
-    """The number, and why. `by_load`: the load decided it just now, not only the rule or the replicas that exist.
+    """The wanted number and the reason for it. The numbers in `message` are from the moment of the decision.
 
-    The numbers in `message` are those of the decision, not of now.
+    `by_load`: the load decided it. It is False if the spec decided, or if the number stays because the load is unknown.
     """
 
     number: int
@@ -87,29 +88,32 @@ class WantedReplicas:
 def wanted_replicas(
     rule: SizeRule, state: ScalingState | None, writer: tuple[str, str] | None, existing: int
 ) -> WantedReplicas:
-    """`writer` is who set spec.replicas, and when. `existing` are the replicas that exist and are not draining: where
-    the load is to decide but nothing is known of it yet, that number stays."""
+    """The wanted number of replicas.
+
+    `writer` is who set spec.replicas, and when. `existing` is the number of replicas that are not draining. If the load
+    should decide but is unknown, that number stays.
+    """
     if rule.decider is Decider.SPEC_REPLICAS:
         return WantedReplicas(rule.least, Reason.REPLICAS_SET, _set_message(rule, writer))
     if rule.decider is Decider.DEFAULT:
-        message = "one replica, since neither spec.scaling nor spec.replicas is set"
+        message = "there is one replica, because neither spec.scaling nor spec.replicas is set"
         return WantedReplicas(rule.least, Reason.NOT_CONFIGURED, message)
     if state is None or state.wanted is None:
-        message = "the load was not looked at yet; the number of replicas stays until then"
+        message = "the operator has not measured the load yet; until then the number of replicas does not change"
         return WantedReplicas(rule.bounded(existing), Reason.NOTHING_TO_MEASURE, message)
     # The bounds may have changed since the state was made.
     return WantedReplicas(rule.bounded(state.wanted), state.reason, state.message, state.active)
 
 
 def _set_message(rule: SizeRule, writer: tuple[str, str] | None) -> str:
-    # A patch of the scale subresource, as kubectl scale sends it, is the one write that leaves no field manager.
+    # A patch of the scale subresource, for example by kubectl scale, is the only write that leaves no field manager.
     unnamed = "through the scale subresource (kubectl scale or an autoscaler)"
     by = f"by {writer[0]} at {writer[1]}" if writer else unnamed
-    rests = "; spec.scaling rests until the field is removed" if rule.scaling_configured else ""
-    return f"spec.replicas is {rule.least}, set {by}{rests}"
+    overridden = "; spec.scaling has no effect until you remove spec.replicas" if rule.scaling_configured else ""
+    return f"spec.replicas is {rule.least}, set {by}{overridden}"
 
 
 def last_wanted(deployment: objects.Object) -> int | None:
-    """The number of replicas that the status says were wanted, whoever decided it; None where it says none."""
+    """The wanted number of replicas in the status; None if the status has none."""
     number: Any = objects.mapping(deployment, "status", "scaling").get("wanted")
     return number if isinstance(number, int) else None

@@ -1,23 +1,23 @@
-"""Which engines the router may use, and under which names: pure decisions.
+"""Decides which engines the router may use, and under which names. Pure.
 
-The router (smg) reads its workers from a JSON file. What it does with that file forces the rules below; each was
-measured with smg 1.13.0, and the tests run the spellings, the swap and the return against the real program.
+The router (smg) reads its workers from a JSON file. The rules below follow from how smg handles that file. Each was
+measured with smg 1.13.0. The tests run the spellings, the swap and the return against the real program.
 
-* One address is one model: two entries whose URLs are equal after normalisation of scheme, port and IPv6 make smg
-  refuse the whole file. IPv4 hosts are not normalised, and its HTTP client reads them as the WHATWG URL standard
-  says, so that `10.0.0.5`, `10.0.0.5.`, `167772165` and `0x0a000005` are four workers at one address. These are
-  the spellings for the second and further names of a pod. (A user name in the URL works too, but then smg sends two
-  `Authorization` headers; a path does not register.) All spellings of an IPv6 address are one, so there the
-  DNS name of the pod's address is used, `fd00--5.<namespace>.pod.<cluster domain>` in three forms: it exists without
-  a Service, and also while the pod is not ready.
-* An entry whose `id` changes while its URL stays is taken out and put back: about 0.3 s of 503. So an `id` is kept
-  as long as the pod is a member, also over a restart of the agent (it is all read back from the file), and a new
-  admission prefers a spelling that smg does not know.
-* An entry that comes back with the `id` with which it left is ignored while smg drains it: every admission has an
-  `id` of its own.
-* A worker that leaves the file gets no new request at once, while a new one needs 0.3 s to 3 s until it is ready.
-  So the last worker of a name stays in the file until its replacement is `ready`, provided that it can still
-  answer: its pod exists, and belongs to the deployment that owns the name.
+* One address can have only one model. If two entries have equal URLs after normalisation of scheme, port and IPv6, smg
+  rejects the whole file. But smg does not normalise IPv4 hosts, and its HTTP client reads them by the WHATWG URL
+  standard. So `10.0.0.5`, `10.0.0.5.`, `167772165` and `0x0a000005` are four workers at one address. The second and
+  further names of a pod use these spellings. (A user name in the URL also works, but then smg sends two
+  `Authorization` headers. A URL with a path does not register.) All spellings of an IPv6 address are equal for smg.
+  There the entries use the DNS name of the pod's address, `fd00--5.<namespace>.pod.<cluster domain>`, in three forms.
+  This name exists without a Service, and also while the pod is not ready.
+* If the `id` of an entry changes and its URL stays, smg removes the worker and adds it again: about 0.3 s of 503. So
+  an `id` stays the same while the pod is a member, also over a restart of the agent, which reads the ids from the
+  file. A new admission prefers a spelling that smg does not know.
+* If an entry returns with its old `id` while smg still drains it, smg ignores the entry. So every admission has a new
+  `id`.
+* A worker that leaves the file gets no new request from that moment, but a new worker is ready only after 0.3 s to
+  3 s. So the last worker of a name stays in the file until its replacement is `ready`. The worker must still be able
+  to answer: its pod exists and belongs to the deployment that holds the name.
 """
 
 import ipaddress
@@ -31,14 +31,14 @@ from qwen_operator import objects
 from qwen_operator.api.claims import Claims, DeploymentKey, claims
 from qwen_operator.manifests.names import LABEL_DEPLOYMENT
 from qwen_operator.replicas.groups import groups_of
-from qwen_operator.replicas.pod_state import PodState, read
+from qwen_operator.replicas.pod_state import PodState, read_pod
 
 MAX_NAMES = 4
 DISCOVERY_ID = "smg.ai/discovery-id"
 
 
 class Drop(StrEnum):
-    """Why something is not in the file."""
+    """Why a pod or a name is not in the file."""
 
     INVALID_ADDRESS = "InvalidAddress"
     ADDRESS_TAKEN = "AddressTaken"
@@ -48,7 +48,7 @@ class Drop(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Dropped:
-    """One thing left out of the file; the rest of the file is unaffected."""
+    """A pod or a name that is not in the file. It does not affect the rest of the file."""
 
     reason: Drop
     subject: str
@@ -57,7 +57,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One worker of the file: one pod under one name. `serial` tells the admissions of a pod apart."""
+    """One worker of the file: one pod under one name. `serial` distinguishes the admissions of a pod."""
 
     name: str
     namespace: str
@@ -69,7 +69,7 @@ class Entry:
 
     @property
     def id(self) -> str:
-        """The worker's `id`; everything that identifies the entry can be read back from it."""
+        """The worker's `id`. It contains everything that identifies the entry."""
         return "/".join((self.namespace, self.deployment, self.pod, self.uid, self.serial))
 
     @property
@@ -80,7 +80,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class EntryNaming:
-    """What an agent needs to make ids and URLs. `nonce` differs between starts of the agent; `port` is the engines'."""
+    """The parts of ids and URLs. `nonce` differs between starts of the agent. `port` is the port of the engines."""
 
     nonce: str
     cluster_domain: str = "cluster.local"
@@ -89,10 +89,10 @@ class EntryNaming:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """The workers of the file in the file's order, and what came of making it.
+    """The workers of the file in the file's order.
 
-    `serial` counts the admissions made with the present nonce. `awaited` holds the ids that smg has not reported as
-    ready. `leaving` holds the ids that stay only until a replacement is ready.
+    `serial` counts the admissions with the present nonce. `awaited`: ids that smg does not report as ready. `leaving`:
+    ids that stay only until a replacement is ready. `dropped`: pods and names that are not in the file.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -102,14 +102,14 @@ class Membership:
     dropped: tuple[Dropped, ...] = ()
 
     def content(self) -> str:
-        """The text of the discovery file; equal memberships give equal text."""
+        """The text of the discovery file. Equal memberships give equal text."""
         workers = [{"id": entry.id, "url": entry.url, "model_id": entry.name} for entry in self.entries]
         return json.dumps({"version": 1, "workers": workers}, indent=1) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayView:
-    """What is seen now. `workers` is smg's answer to `GET /workers`, None when smg does not answer."""
+    """The present objects. `workers` is smg's answer to `GET /workers`; None if smg does not answer."""
 
     deployments: Sequence[Mapping[str, Any]]
     pods: Sequence[Mapping[str, Any]]
@@ -118,7 +118,7 @@ class GatewayView:
 
 @dataclass(frozen=True, slots=True)
 class _Pod:
-    """The leader of a replica. `address` is "" where it cannot answer; `routable`: it may get new requests."""
+    """The leader of a replica. `address` is "" if it cannot answer. `routable`: it may get new requests."""
 
     owner: DeploymentKey
     name: str
@@ -129,7 +129,7 @@ class _Pod:
 
 
 def restore(content: str) -> Membership:
-    """Read a membership back from the discovery file; empty when the file is not one that `content` made."""
+    """Read a membership from the discovery file. It is empty if `content` did not make the file."""
     try:
         workers = json.loads(content)["workers"]
         entries = tuple(_entry(worker["id"], worker["url"], worker["model_id"]) for worker in workers)
@@ -139,7 +139,10 @@ def restore(content: str) -> Membership:
 
 
 def advance(observed: GatewayView, previous: Membership, naming: EntryNaming) -> Membership:
-    """Decide the next discovery file from what is seen and the file before it. Idempotent when nothing changes."""
+    """Decide the next discovery file from the present objects and the previous file.
+
+    If nothing changes, it returns the same file again.
+    """
     owned = claims(observed.deployments)
     dropped: list[Dropped] = []
     pods, routable = _read_pods(observed.pods, dropped)
@@ -155,7 +158,7 @@ def advance(observed: GatewayView, previous: Membership, naming: EntryNaming) ->
     ]
     leaving = _leaving(outgoing, members, ready)
     dropped += [
-        Dropped(Drop.INVALID_NAME, str(key), problem) for key, found in owned.refused.items() for problem in found
+        Dropped(Drop.INVALID_NAME, str(key), problem) for key, problems in owned.refused.items() for problem in problems
     ]
     return Membership(
         entries=tuple(sorted([*members, *leaving], key=lambda entry: (entry.name, entry.id))),
@@ -176,14 +179,14 @@ def ready_ids(workers: Iterable[Mapping[str, Any]]) -> frozenset[str]:
 
 
 def spellings(address: str, namespace: str, cluster_domain: str) -> tuple[str, ...]:
-    """The spellings of a pod's host that smg takes for different workers, most ordinary first; MAX_NAMES of them.
+    """MAX_NAMES spellings of a pod's host that smg treats as different workers, the most common one first.
 
-    Raises ValueError when `address` is not an IP address.
+    Raises ValueError if `address` is not an IP address.
     """
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv4Address):
         return str(ip), f"{ip}.", str(int(ip)), f"0x{int(ip):08x}"
-    # As the cluster's DNS compares it: colons are dashes, and the address is in its canonical form.
+    # The cluster's DNS expects dashes instead of colons, and the canonical form of the address.
     name = f"{str(ip).replace(':', '-')}.{namespace}.pod"
     return f"[{ip}]", f"{name}.{cluster_domain}", f"{name}.{cluster_domain}.", name
 
@@ -199,7 +202,7 @@ def _pod_urls(pod: _Pod, naming: EntryNaming) -> tuple[str, ...]:
 
 
 def _read_pods(manifests: Iterable[Mapping[str, Any]], dropped: list[Dropped]) -> tuple[list[_Pod], list[_Pod]]:
-    """Return the leaders that have an address, and those of them that may be members, ordered by age."""
+    """Return the leaders with an address, and the possible members among them. Both are sorted by age."""
     pods: list[_Pod] = []
     for pod in _leaders(manifests):
         if not pod.address:
@@ -213,9 +216,9 @@ def _read_pods(manifests: Iterable[Mapping[str, Any]], dropped: list[Dropped]) -
     pods.sort(key=lambda pod: (pod.created, pod.owner, pod.name, pod.uid))
     youngest = {pod.address: pod for pod in pods if pod.routable}
     taken = [pod for pod in pods if pod.address in youngest and youngest[pod.address] is not pod]
-    # An address is given to the next pod as soon as its holder has ended, which the older object may not show yet.
+    # A new pod gets an address as soon as the previous pod has ended. The previous pod's object may not show that yet.
     dropped += [
-        Dropped(Drop.ADDRESS_TAKEN, _subject(pod), f"{pod.address} belongs to {_subject(youngest[pod.address])} by now")
+        Dropped(Drop.ADDRESS_TAKEN, _subject(pod), f"{pod.address} now belongs to {_subject(youngest[pod.address])}")
         for pod in taken
         if pod.routable
     ]
@@ -224,11 +227,11 @@ def _read_pods(manifests: Iterable[Mapping[str, Any]], dropped: list[Dropped]) -
 
 
 def _leaders(manifests: Iterable[Mapping[str, Any]]) -> Iterator[_Pod]:
-    """The first pod of each replica. A replica is routable when all its pods are ready."""
+    """The first pod of each replica. A replica is routable if all its pods are ready."""
     states: dict[DeploymentKey, list[PodState]] = {}
     for manifest in manifests:
         owner = DeploymentKey(objects.text(manifest, "metadata", "namespace"), _deployment(manifest))
-        states.setdefault(owner, []).append(read(dict(manifest), owner.name))
+        states.setdefault(owner, []).append(read_pod(dict(manifest), owner.name))
     for owner, pods in states.items():
         for replica in groups_of(pods):
             leader = replica.leader
@@ -247,7 +250,7 @@ def _deployment(manifest: Mapping[str, Any]) -> str:
 
 
 def _is_address(text: str) -> bool:
-    """Whether `text` is an IP address without a zone, which smg takes for a malformed file."""
+    """Whether `text` is an IP address without a zone. An address with a zone makes the file invalid for smg."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -262,7 +265,7 @@ def _subject(pod: _Pod) -> str:
 def _match(
     routable: Iterable[_Pod], owned: Claims, previous: Membership, naming: EntryNaming, dropped: list[Dropped]
 ) -> tuple[list[Entry], list[tuple[_Pod, str]]]:
-    """Split what should be in the file into entries that go on and (pod, name) pairs that are new."""
+    """Return the entries that stay in the file, and the (pod, name) pairs that are new."""
     before = {(entry.uid, entry.owner, entry.name): entry for entry in previous.entries}
     kept: list[Entry] = []
     missing: list[tuple[_Pod, str]] = []
@@ -270,13 +273,14 @@ def _match(
         names = owned.won.get(pod.owner, ())
         if len(names) > MAX_NAMES:
             message = (
-                f"{len(names)} names, the router can tell {MAX_NAMES} apart: {', '.join(names[MAX_NAMES:])} left out"
+                f"there are {len(names)} names, but the router supports {MAX_NAMES} for one deployment: it does not "
+                f"serve {', '.join(names[MAX_NAMES:])}"
             )
             dropped.append(Dropped(Drop.TOO_MANY_NAMES, str(pod.owner), message))
         urls = _pod_urls(pod, naming)
         for name in names[:MAX_NAMES]:
             entry = before.get((pod.uid, pod.owner, name))
-            # A pod gets another address when its sandbox is made anew.
+            # A pod gets another address if the kubelet creates its sandbox again.
             if entry is not None and entry.url in urls:
                 kept.append(entry)
             else:
@@ -289,15 +293,19 @@ def _known_urls(workers: Sequence[Mapping[str, Any]] | None, previous: Membershi
 
 
 def _admit(
-    missing: Iterable[tuple[_Pod, str]], kept: Iterable[Entry], known: frozenset[str], naming: EntryNaming, serial: int
+    missing: Iterable[tuple[_Pod, str]],
+    kept: Iterable[Entry],
+    known_urls: frozenset[str],
+    naming: EntryNaming,
+    serial: int,
 ) -> list[Entry]:
-    """Give each new (pod, name) an id of its own and a free spelling, one that smg does not know if there is one."""
+    """Give each new (pod, name) a new id and a free spelling, if possible one that smg does not know."""
     taken = {entry.url for entry in kept}
     admitted: list[Entry] = []
     for pod, name in missing:
         serial += 1
         free = [url for url in _pod_urls(pod, naming) if url not in taken]
-        url = next((url for url in free if url not in known), free[0])
+        url = next((url for url in free if url not in known_urls), free[0])
         taken.add(url)
         admitted.append(
             Entry(name, pod.owner.namespace, pod.owner.name, pod.name, pod.uid, f"{naming.nonce}-{serial}", url)
@@ -306,7 +314,7 @@ def _admit(
 
 
 def _leaving(outgoing: Iterable[Entry], members: Sequence[Entry], ready: frozenset[str] | None) -> list[Entry]:
-    """Those of `outgoing`, entries that can still answer, that must do so until a replacement is ready."""
+    """The entries of `outgoing` that must stay until a replacement is ready. All of `outgoing` can still answer."""
     ids = {entry.id for entry in members}
     replaced = {entry.name for entry in members}
     served = {entry.name for entry in members if ready is not None and entry.id in ready}

@@ -1,1 +1,1 @@
-"""Load into numbers of replicas: what is read from the engines, the rule, and the loop around it."""
+"""Scaling: from the engines' metrics to a number of replicas. Pure; `controller/` has the loop around it."""

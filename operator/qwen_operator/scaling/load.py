@@ -1,4 +1,4 @@
-"""The LOAD column: a class of the load that changes rarely, since every change is a write of the status. Pure."""
+"""The LOAD column: a class of the load. It must change rarely, because every change is a write of the status. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HIGH = 0.5
 
 
 class LoadClass(StrEnum):
-    """Classes in rising order; the first two say that nothing is known."""
+    """Classes in rising order. The first two mean that the load is unknown."""
 
     NONE = "-"
     BLIND = "?"
@@ -28,8 +28,10 @@ _RANKS = tuple(LoadClass)
 
 @dataclass(frozen=True, slots=True)
 class LoadMemory:
-    """`shown` is the class to show; `peaks` the classes of the last HOLD_SECONDS, from the oldest, each higher than
-    all later ones; `last` the class of the last look."""
+    """`shown`: the class to show. `last`: the class of the last scrape.
+
+    `peaks`: classes of the last HOLD_SECONDS with their times, the oldest first, each higher than all later ones.
+    """
 
     shown: LoadClass
     last: LoadClass
@@ -37,7 +39,7 @@ class LoadMemory:
 
 
 def classify(sample: Sample, engines: tuple[EnginePod, ...]) -> LoadClass:
-    """idle: no request; over: some wait; high: half of what the replicas take (requests or KV tokens); else low."""
+    """idle: no requests. over: requests wait. high: at least half of the capacity (requests or KV tokens). Else low."""
     ready = sum(engine.ready and not engine.draining for engine in engines)
     if sample.problems:
         return LoadClass.BLIND
@@ -54,7 +56,8 @@ def classify(sample: Sample, engines: tuple[EnginePod, ...]) -> LoadClass:
 
 
 def settle(memory: LoadMemory | None, now: LoadClass, at: float) -> LoadMemory:
-    """Up when two looks agree, down after HOLD_SECONDS; from and to "-" and "?" at once."""
+    """The class rises when two scrapes agree, and falls after HOLD_SECONDS. Changes from and to "-" and "?" are
+    immediate."""
     if memory is None or now in (LoadClass.NONE, LoadClass.BLIND) or memory.last in (LoadClass.NONE, LoadClass.BLIND):
         return LoadMemory(now, now, ((at, now),))
     confirmed = min(memory.last, now, key=_RANKS.index)
@@ -68,5 +71,5 @@ def settle(memory: LoadMemory | None, now: LoadClass, at: float) -> LoadMemory:
 
 
 def resume(state: ScalingState | None) -> LoadMemory | None:
-    """The memory of an operator that has nothing but what the status shows."""
+    """The memory of a new leader, which knows only the status."""
     return LoadMemory(LoadClass(state.load), LoadClass(state.load), ()) if state else None

@@ -1,6 +1,7 @@
-"""What an engine's /metrics page says about its load: the few lines that matter, read with the official parser.
+"""Reads the load from an engine's /metrics page, with the official parser.
 
-A whole page of a loaded engine costs that parser some 11 ms, the lines that are needed 0.2 ms.
+The parser gets only the few lines that matter. It needs about 11 ms for a whole page of a loaded engine, and 0.2 ms
+for these lines.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ from qwen_operator import engines
 from qwen_operator.api.conditions import Reason
 from qwen_operator.engines.types import MetricNames
 
-# Those of every version that has other names than a newer one; the newest first.
+# The different sets of metric names of all supported versions, the newest version first.
 KNOWN_NAMES = tuple(dict.fromkeys(engines.of(version).metrics for version in reversed(engines.VERSIONS)))
 _OTHER_ENDPOINTS = frozenset({"/generate", "/api/chat", "/invocations", "/vertex_generate"})
-# Stands for the size of the KV cache where an engine tells only the share in use.
+# The assumed size of the KV cache if an engine reports only the share in use.
 _WHOLE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One page. `queued` are those that wait in the scheduler's queues, `inside` all requests that the engine has not
-    finished with: more while the scheduler does not know of them yet, and for a moment after an answer has ended.
-    `beat` changes while the scheduler is alive, if `ticking` also without requests."""
+    """The load on one page.
+
+    `queued`: requests that wait in the scheduler's queues. `inside`: all requests that the engine has not finished. It
+    also counts requests that the scheduler does not know yet and, for a moment, requests whose answer has ended.
+    `beat`: a number that changes while the scheduler is alive. `ticking`: it also changes without requests.
+    """
 
     running: int
     queued: int
@@ -46,34 +50,34 @@ class Trouble:
     detail: str
 
 
-def read(page: str, model: str, known: Sequence[MetricNames] = KNOWN_NAMES) -> Reading | Trouble:
-    """The load on a page of SGLang; `model` is the wanted value of the label model_name, "" for any.
+def read_page(page: str, model: str, names_of_versions: Sequence[MetricNames] = KNOWN_NAMES) -> Reading | Trouble:
+    """The load on a page of SGLang; `model` is the required value of the label model_name, "" for any.
 
-    A page does not say which version wrote it, so all `known` names are tried in turn. Where none gives a reading, the
-    trouble is that of the first.
+    A page does not name its SGLang version, so this tries the metric names of each version in turn. If none gives a
+    reading, it returns the trouble of the first.
     """
-    results = (_read(page, model, names) for names in known)
+    results = (_read(page, model, names) for names in names_of_versions)
     first = next(results)
     if isinstance(first, Reading):
         return first
-    return next((one for one in results if isinstance(one, Reading)), first)
+    return next((result for result in results if isinstance(result, Reading)), first)
 
 
 def _read(page: str, model: str, names: MetricNames) -> Reading | Trouble:
-    """The load on a page with these names.
+    """The load on a page with these metric names.
 
-    The scheduler's gauges are summed over `dp_rank` (each has its own queue); ranks of one tensor- or
-    pipeline-parallel group repeat the same numbers, of which the largest counts. With priority scheduling the series
-    with an empty `priority` is the total.
+    It sums the scheduler's gauges over `dp_rank`, because each data-parallel rank has its own queue. The ranks of a
+    tensor- or pipeline-parallel group repeat the same numbers, and the largest counts. With priority scheduling, the
+    series with an empty `priority` is the total.
     """
     lines = [line for line in page.splitlines() if line.startswith(_prefixes(names))]
     try:
         samples = _samples(lines)
     except (ValueError, KeyError, IndexError) as error:
-        return Trouble(Reason.METRICS_INVALID, f"the page cannot be read: {error}")
+        return Trouble(Reason.METRICS_INVALID, f"cannot parse the page: {error}")
     scheduler = names.scheduler
-    mine = [item for item in samples if item[0] not in scheduler or not model or item[1].get("model_name") == model]
-    values = {name: _over_ranks(name, mine) for name in scheduler}
+    relevant = [item for item in samples if item[0] not in scheduler or not model or item[1].get("model_name") == model]
+    values = {name: _over_ranks(name, relevant) for name in scheduler}
     running, queued = values[names.running], values[names.queued]
     if running is None or queued is None:
         return _missing(names.running if running is None else names.queued, model)
@@ -81,13 +85,13 @@ def _read(page: str, model: str, names: MetricNames) -> Reading | Trouble:
     if tokens is None:
         return _missing(names.tokens_used, model)
     waiting = queued + (values[names.grammar_queue] or 0.0)
-    active = sum(value for name, labels, value in mine if name == names.http_active and _generates(labels))
+    active = sum(value for name, labels, value in relevant if name == names.http_active and _generates(labels))
     inside = max(running + waiting, active)
     numbers = (running, waiting, inside, *tokens)
     if not all(math.isfinite(number) and number >= 0 for number in numbers):
-        return Trouble(Reason.METRICS_INVALID, f"{names.running}, {names.queued} and tokens are no counts: {numbers}")
-    beats = [value for name, _, value in mine if name in (*names.ticks, *names.work)]
-    ticking = any(name in names.ticks for name, _, _ in mine)
+        return Trouble(Reason.METRICS_INVALID, f"{names.running}, {names.queued} or tokens are not counts: {numbers}")
+    beats = [value for name, _, value in relevant if name in (*names.ticks, *names.work)]
+    ticking = any(name in names.ticks for name, _, _ in relevant)
     return Reading(int(running), int(waiting), int(inside), int(tokens[0]), int(tokens[1]), sum(beats), ticking)
 
 
@@ -105,12 +109,12 @@ def _samples(lines: Iterable[str]) -> list[_Sample]:
 
 
 def _over_ranks(name: str, samples: Iterable[_Sample]) -> float | None:
-    found: dict[str, float] = {}
+    by_rank: dict[str, float] = {}
     for series, labels, value in samples:
         if series == name and not labels.get("priority"):
             rank = labels.get("dp_rank", "")
-            found[rank] = max(found.get(rank, value), value)
-    return sum(found.values()) if found else None
+            by_rank[rank] = max(by_rank.get(rank, value), value)
+    return sum(by_rank.values()) if by_rank else None
 
 
 def _tokens(values: Mapping[str, float | None], names: MetricNames) -> tuple[float, float] | None:

@@ -1,13 +1,13 @@
-"""The rule: load seen -> number of replicas. Pure, so that a recorded history can be replayed through it.
+"""The scaling policy: from measured load to a number of replicas. Pure, so that tests can replay a recorded history.
 
     history = None
     for sample, engines in recording:
         history = remember(history, sample, engines)
         print(decide(history, bounds, engines))
 
-The size that one look calls for is the total load over what one replica takes, so replicas that are still starting
-are counted by themselves: they change nothing about what is needed. The size is the largest need of the window;
-growing needs no waiting but for a second look.
+The need of one scrape is the total load divided by the capacity of one replica. Replicas that are still starting do
+not change the need, so the policy never adds them twice. The size is the largest need of the window. It grows as soon
+as a second scrape confirms the need.
 """
 
 from __future__ import annotations
@@ -19,31 +19,32 @@ from dataclasses import dataclass, replace
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling.types import Bounds, EngineLoad, EnginePod, Sample
 
-# Running requests keep growing by their answers while a new replica starts, and SGLang takes requests back to the
-# queue when the KV cache is full. Simulated replays of public traces, with starts of three minutes, put it at 0.6.
+# Answers grow while a new replica starts, and a full KV cache makes SGLang send running requests back to the queue. The
+# value comes from simulated replays of public traces with start times of three minutes.
 TOKEN_TARGET = 0.6
-# What any engine ran while a request waited may be the first batch of a burst: such a guess at most doubles
-# the number of replicas.
+# If slots are unknown, they are guessed from the running requests, which may be only the first batch of a burst. So
+# such a guess may at most double the number of replicas.
 GUESS_FACTOR = 2
-# Above any maxReplicas; keeps the history short when thousands of requests wait.
+# Above any maxReplicas. It keeps the history short when thousands of requests wait.
 LARGEST_NEED = 100
-# For so long after the operator's start nothing goes, even with a window of 0: the first looks may be incomplete.
+# After the operator's start no replica is removed for this time, even with a window of 0: scrapes may be incomplete.
 SETTLE_SECONDS = 10.0
 
 _BLIND = {
-    Reason.METRICS_UNAUTHORIZED: "refuse /metrics (HTTP 401 or 403)",
+    Reason.METRICS_UNAUTHORIZED: "reject requests for /metrics (HTTP 401 or 403)",
     Reason.METRICS_INVALID: "answer /metrics without the load of this model",
-    Reason.METRICS_FROZEN: "answer /metrics with numbers that stand still: the scheduler hangs",
+    Reason.METRICS_FROZEN: "answer /metrics with numbers that do not change, because the scheduler hangs",
     Reason.METRICS_MISSING: "do not answer /metrics on port 8000",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The size that one look calls for, and the numbers behind it. `held`: the load could not be read in full.
+    """The number of replicas that one scrape needs, and the numbers behind it.
 
-    `slots`: requests that one replica runs at once, 0 where unknown; `observed`: no option says so, it was seen.
-    `tokens` are those wanted in all, `room` those that one replica takes; `by_tokens`: they decided.
+    `slots`: requests that one replica runs at once; 0 if unknown. `observed`: no option sets the slots, they were
+    measured. `tokens`: KV tokens of all requests. `room`: KV tokens that one replica takes. `by_tokens`: the tokens
+    decided the need. `incomplete`: part of the load was unreadable.
     """
 
     at: float
@@ -55,15 +56,15 @@ class Need:
     tokens: int = 0
     room: int = 0
     by_tokens: bool = False
-    held: bool = False
+    incomplete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What the rule remembers, of any length of time in at most LARGEST_NEED entries.
+    """What the policy remembers: at most LARGEST_NEED entries for a window of any length.
 
-    `peaks`: needs of the window, from the oldest, each larger than all later ones. `floor`: replicas that existed or
-    were wanted at the first look, until a window has passed. `size`: the size at the last look, before the bounds.
+    `peaks`: needs of the window, the oldest first, each larger than all later ones. `floor`: the replicas that existed
+    or were wanted at the first scrape; 0 after one window. `size`: the size at the last scrape, before the bounds.
     """
 
     began: float
@@ -76,7 +77,7 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class ScalingDecision:
-    """How many replicas, and why; `active` False: the number is held because the load is not known."""
+    """How many replicas, and why. If `active` is False, the number is kept because the load is unknown."""
 
     replicas: int
     reason: Reason
@@ -85,14 +86,15 @@ class ScalingDecision:
 
 
 def measure(sample: Sample, engines: tuple[EnginePod, ...]) -> Need:
-    """The size that this look calls for, from the engines that could be read; draining ones count, since their
-    requests are load like any other. With R requests running and Q waiting in all,
+    """The need of this scrape, from all readable engines.
+
+    Draining engines count too, because their requests are load like any other. With R running and Q waiting requests:
 
         replicas = max(ceil((R + Q) / slots), min(ceil(tokens / (TOKEN_TARGET * capacity)), R + Q))
 
-    slots is --max-running-requests or, where that is not set, the most that any engine runs while a request waits
-    (and then at most GUESS_FACTOR times the replicas that answer are called for); tokens are those in use and, for
-    each waiting request, as many as the mean of a running one.
+    slots is --max-running-requests. If that is not set, slots is the largest number of requests that any engine runs
+    while a request waits, and the need is at most GUESS_FACTOR times the replicas that answer. tokens are the tokens in
+    use and, for each waiting request, the mean of a running request.
     """
     loads = sample.engines
     running, queued = sum(load.running for load in loads), sum(load.queued for load in loads)
@@ -125,28 +127,28 @@ def remember(
     sample: Sample,
     engines: tuple[EnginePod, ...],
     window: float,
-    known: int | None = None,
+    last_wanted: int | None = None,
 ) -> History:
-    """The history with one more look, in the order of time; `window` in seconds.
+    """The history with one more scrape. Call it in the order of time; `window` is in seconds.
 
-    `known` is the size that was wanted before the first look, None where nobody said one: then it is the number of
-    replicas that exist. That number is another one while a pod is started beside the one that it will replace.
+    `last_wanted` is the size that was wanted before the first scrape. If it is None, the number of existing replicas
+    counts. That number is too large while a successor starts beside a replica.
 
-    A need counts once a second look confirms it, so that a request that waits for the next batch starts no replica.
-    An engine that cannot be read counts as busy: as a whole replica's load, and nothing shrinks until it is read.
+    A need counts only if a second scrape confirms it. So a request that waits for the next batch starts no replica.
+    An unreadable engine counts as one fully loaded replica, and the size does not shrink until it is readable.
     """
     seen = {load.uid for load in sample.engines}
     unread = [engine for engine in engines if engine.ready and not engine.draining and engine.uid not in seen]
     need = measure(sample, engines)
     if history is None:
-        exist = existing(engines) if known is None else known
-        # The first look starts nothing: there is no second one that confirms it.
-        history = History(sample.at, exist, exist, replace(need, replicas=min(need.replicas, exist)), ())
-    confirmed = replace(min(history.last, need, key=lambda one: one.replicas), at=sample.at)
+        size = existing(engines) if last_wanted is None else last_wanted
+        # The first scrape adds no replica, because no second scrape confirms it yet.
+        history = History(sample.at, size, size, replace(need, replicas=min(need.replicas, size)), ())
+    confirmed = replace(min(history.last, need, key=lambda each: each.replicas), at=sample.at)
     if unread or not sample.engines:
         overdue = sum(engine.pod in sample.problems for engine in unread)
         size = max(history.size, confirmed.replicas + overdue)
-        confirmed = replace(confirmed, replicas=size, held=True)
+        confirmed = replace(confirmed, replicas=size, incomplete=True)
     peaks = tuple(peak for peak in history.peaks if sample.at - peak.at < window and peak.replicas > confirmed.replicas)
     peaks = (*peaks, confirmed)
     young = sample.at - history.began < max(window, SETTLE_SECONDS)
@@ -161,7 +163,7 @@ def remember(
 
 
 def existing(engines: tuple[EnginePod, ...]) -> int:
-    """Replicas that are not draining. Two pods of one index, of an older and a newer revision, are one replica."""
+    """The number of replicas that are not draining. Pods of two revisions with the same index count as one replica."""
     return len({engine.index for engine in engines if not engine.draining})
 
 
@@ -173,21 +175,21 @@ def decide(history: History, bounds: Bounds, engines: tuple[EnginePod, ...]) -> 
     if history.problems:
         return ScalingDecision(wanted, history.problems[0][0], _blind(history, len(answering), wanted), active=False)
     if not ready:
-        message = f"no replica answers yet, so there is no load to go by: {_replicas(wanted)} until then"
+        message = f"no replica answers yet, so there is no load to measure: {_replicas(wanted)} until then"
         return ScalingDecision(wanted, Reason.NOTHING_TO_MEASURE, message, active=False)
     if history.size > bounds.most:
         reason = Reason.AT_MAXIMUM
     elif ready < wanted:
         reason = Reason.SCALING_UP
     else:
-        # What goes because of its node is no change of size.
+        # A replica that leaves because of its node is not a change of the size.
         staying = existing(tuple(engine for engine in engines if not engine.cordoned))
         reason = Reason.SCALING_DOWN if staying > wanted else Reason.STEADY
     return ScalingDecision(wanted, reason, _explained(history, bounds, wanted))
 
 
 def _tokens(loads: tuple[EngineLoad, ...], running: int, queued: int) -> int:
-    """Tokens in use, and the mean of a running request for each that waits."""
+    """The tokens in use and, for each waiting request, the mean of a running request."""
     used = sum(load.tokens_used for load in loads)
     return used + (math.ceil(used / running * queued) if running else 0)
 
@@ -197,25 +199,26 @@ def _blind(history: History, answering: int, wanted: int) -> str:
     others = sum(number for _, number in history.problems[1:])
     more = f", {others} more cannot be read either" if others else ""
     return (
-        f"{count} of {answering} engine pods {_BLIND[reason]}{more}; they count as busy and nothing is scaled down: "
-        f"{_replicas(wanted)}"
+        f"{count} of {answering} engine pods {_BLIND[reason]}{more}; they count as busy, and the operator does not "
+        f"scale down: {_replicas(wanted)}"
     )
 
 
 def _explained(history: History, bounds: Bounds, wanted: int) -> str:
     peak, needed = history.peaks[0], _replicas(history.size)
-    patience = f"none goes before the load was seen for {max(bounds.window, SETTLE_SECONDS):.0f} s"
+    seconds = max(bounds.window, SETTLE_SECONDS)
+    patience = f"the operator removes none until it has measured the load for {seconds:.0f} s"
     if history.size > peak.replicas:
-        said = f"{needed} at the first look; {patience}"
-    elif peak.held:
-        said = f"{needed} held while the load was not known; {patience}"
+        text = f"{needed} at the first scrape; {patience}"
+    elif peak.incomplete:
+        text = f"{needed} kept while the load was unknown; {patience}"
     else:
         past = f", the most within {bounds.window:.0f} s" if peak is not history.peaks[-1] else ""
-        said = f"{_numbers(peak)}: {needed} {'wanted' if wanted == history.size else 'needed'}{past}"
+        text = f"{_numbers(peak)}: {needed} {'wanted' if wanted == history.size else 'needed'}{past}"
     if wanted == history.size:
-        return said
+        return text
     return (
-        f"{said}, minReplicas is {bounds.least}" if wanted > history.size else f"{said}, maxReplicas is {bounds.most}"
+        f"{text}, minReplicas is {bounds.least}" if wanted > history.size else f"{text}, maxReplicas is {bounds.most}"
     )
 
 
@@ -225,8 +228,8 @@ def _numbers(need: Need) -> str:
         return f"{requests} with {need.tokens} KV tokens, {need.room} per replica ({TOKEN_TARGET:.0%} of its cache)"
     if not need.slots:
         return requests
-    how = "ran at once per replica while others waited" if need.observed else "run at once per replica"
-    return f"{requests}, {need.slots} {how}"
+    slots = "ran at once per replica while others waited" if need.observed else "run at once per replica"
+    return f"{requests}, {need.slots} {slots}"
 
 
 def _replicas(number: int) -> str:

@@ -1,4 +1,4 @@
-"""From single readings to a sample: which engine is overdue, whose numbers stand still, which one is idle. Pure."""
+"""Makes a sample from the readings of single engines: overdue, frozen and idle engines. Pure."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling.page import Reading, Trouble
 from qwen_operator.scaling.types import EngineLoad, EnginePod, Sample
 
-# A busy machine misses a scrape now and then: until then the last numbers count.
+# A busy machine sometimes misses a scrape. For this time, the last numbers count.
 GRACE_SECONDS = 10.0
-# SGLang's scheduler ticks every second, but not within a batch; a long prefill or a kernel's first compilation takes
-# seconds. Its own watchdog waits for 300 s.
+# SGLang's scheduler ticks every second, but not within a batch. A long prefill or the first compilation of a kernel
+# takes seconds. SGLang's own watchdog waits for 300 s.
 FROZEN_SECONDS = 20.0
 IDLE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What is remembered of a pod, in monotonic seconds: when it was seen first and read last, what it said, since
-    when its scheduler shows no life, and since when it has no request."""
+    """What the loop remembers of a pod. All times are monotonic seconds.
+
+    `first_at`: its first scrape. `read_at`: its last readable scrape, with `load`. `beat_at`: the last change of
+    `beat`, which shows that the scheduler is alive. `idle_since`: since when it has had no request.
+    """
 
     first_at: float
     read_at: float | None = None
@@ -33,13 +36,13 @@ class Memory:
 Memories = Mapping[str, Memory]
 
 
-def take_in(
+def take_sample(
     memories: Memories, engines: tuple[EnginePod, ...], results: Mapping[str, Reading | Trouble], at: float
 ) -> tuple[dict[str, Memory], Sample]:
-    """The new memories and the sample of this moment; both maps are by pod uid, `results` of the ready engines.
+    """The new memories and the sample of this moment. Both maps are by pod uid; `results` has the ready engines.
 
-    A pod that was read within GRACE_SECONDS goes on with its last numbers; later it is a problem. Numbers that stand
-    still for FROZEN_SECONDS are a problem too. A draining pod is none: nothing is decided by it.
+    For GRACE_SECONDS an unreadable pod keeps its last numbers. Then it is a problem. Numbers that do not change for
+    FROZEN_SECONDS are a problem too. A draining pod is never a problem, because no decision depends on it.
     """
     kept: dict[str, Memory] = {}
     loads: list[EngineLoad] = []
@@ -57,7 +60,7 @@ def take_in(
 
 
 def idle(memories: Memories, engines: tuple[EnginePod, ...], at: float) -> frozenset[str]:
-    """Uids of draining pods that had no request in two looks at least IDLE_SECONDS apart, and none between."""
+    """The uids of draining pods without requests in two scrapes at least IDLE_SECONDS apart, and in all between."""
     return frozenset(
         engine.uid
         for engine in engines

@@ -1,4 +1,4 @@
-"""The vocabulary of scaling: what was measured, between which bounds, and what reconcile is told. Only data."""
+"""The types of scaling: measurements, bounds, and the state that reconcile gets. Only data."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from qwen_operator.objects import ObjectKey
 
 @dataclass(frozen=True, slots=True)
 class EnginePod:
-    """The pod of a replica that answers requests, its leader, as the cluster describes it.
+    """The leader of a replica: the pod that answers requests.
 
-    `limit` is the most requests that it runs at once (--max-running-requests), 0 where that is left to SGLang.
-    `cordoned`: it goes as soon as another one answers in its place.
-    `model` is the value of the label model_name in its metrics, "" where it is not known.
-    `replica` is the name of its replica, "" where that is the pod's own.
+    `limit`: the most requests that it runs at once (--max-running-requests); 0 if SGLang chooses it.
+    `cordoned`: the operator removes it as soon as another replica answers in its place.
+    `model`: the value of the label model_name in its metrics; "" if it is unknown.
+    `replica`: the name of its replica; "" if that is the name of the pod.
     """
 
     pod: str
@@ -31,13 +31,13 @@ class EnginePod:
 
     @property
     def index(self) -> str:
-        """The last part of the replica's name: which replica it is, in every revision."""
+        """The last part of the replica's name. A replica and its successor of another revision can share it."""
         return (self.replica or self.pod).rpartition("-")[2]
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Between which sizes the load decides, and for how many seconds a larger need is remembered."""
+    """The smallest and largest size, and for how many seconds (`window`) a larger need counts."""
 
     least: int
     most: int
@@ -46,10 +46,10 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class ScaledDeployment:
-    """A QwenDeployment with its engine pods that are not being deleted; `bounds` None: the load does not decide.
+    """A QwenDeployment with its engine pods that are not being deleted.
 
-    `shown` is the state that its status shows, from which an operator goes on that knows nothing yet; `size` the
-    number that was wanted last, whoever decided it, None where nobody has yet.
+    `bounds`: None if the load does not decide. `shown`: the state in its status, with which a new leader starts.
+    `size`: the last wanted number, also if the spec decided it; None if there is none yet.
     """
 
     key: ObjectKey
@@ -62,9 +62,11 @@ class ScaledDeployment:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What one engine said of itself. `queued` are requests in its scheduler's queues; tokens are those of its KV cache
-    (0 of 0 where the engine does not say). `inside` counts every request that it has not finished with, at least
-    those that run and wait."""
+    """The load that one engine reports.
+
+    `queued`: requests in its scheduler's queues. The tokens are those of its KV cache (0 of 0 if it reports none).
+    `inside`: all requests that it has not finished, at least the running and waiting ones.
+    """
 
     pod: str
     uid: str
@@ -76,17 +78,17 @@ class EngineLoad:
 
     @property
     def requests(self) -> int:
-        """Requests that would be cut if the engine ended now."""
+        """The number of requests that would be cut if the engine ended now."""
         return max(self.inside, self.running + self.queued)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look at all ready engines of a deployment at the monotonic second `at`.
+    """One scrape of all ready engines of a deployment at the monotonic second `at`.
 
-    `problems` has an entry for each pod that cannot be read, or whose numbers stand still; such a pod is in
-    `engines` no more. A pod that was never read and is not overdue, or that cannot be read and is draining, is in
-    neither.
+    `problems` has an entry for each pod that is unreadable or whose numbers do not change. Such a pod is not in
+    `engines`. Two kinds of pods are in neither: a pod that was never read and is not overdue, and an unreadable
+    draining pod.
     """
 
     at: float
@@ -96,16 +98,16 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class ScalingState:
-    """What reconcile is told. A state that differs is a reason to look at the deployment again.
+    """The result of the scaling loop for one deployment. A changed state causes a reconcile.
 
-    wanted: size by the rule; None where nothing is known yet or the load does not decide.
-    reason, message: for ScalingActive and status.scaling; the numbers are those of the decision, not of now.
+    wanted: the size; None if nothing is known yet or the load does not decide.
+    reason, message: for ScalingActive and status.scaling. The numbers are from the moment of the decision.
     active: whether the load decides at present (ScalingActive).
     load: the LOAD column, a class that changes rarely: "-", "?", idle, low, high or over.
-    removal_order: names of the engine pods, the first to go first. It follows every request, and is therefore no
-        reason by itself to look again.
-    idle: uids of draining pods in which two looks, at least two seconds apart, found no request.
-    unfinished: requests in each draining pod by the last look, by uid; no reason to look again either.
+    removal_order: names of the engine pods in the order of their removal. It changes with every request, so a change of
+        it alone causes no reconcile.
+    idle: uids of draining pods without requests in two scrapes at least two seconds apart.
+    unfinished: requests in each draining pod at the last scrape, by uid. A change of it alone causes no reconcile.
     """
 
     wanted: int | None

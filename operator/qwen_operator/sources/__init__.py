@@ -1,10 +1,10 @@
 """Where models come from: one module for each scheme of `spec.source.uri`. Pure.
 
-A scheme module (`pvc`, `hf`, `modelscope`) says how facts are found, what the source adds to the engine's command,
-environment and pod, and what its failures mean. `registry` lists the schemes and is what everybody else calls.
-`inspection` and `hub_facts` hold what several schemes share: facts from a pod that reads the files, and facts from the
-catalog or from a hub's answer.
+A scheme module (`pvc`, `hf`, `modelscope`) defines how the operator gets the facts, what the source adds to the
+engine's command, environment and pod, and what its failures mean. `registry` lists the schemes; other packages call
+only `registry`. Several schemes share two modules: `inspection` gets facts from a pod that reads the files, and
+`hub_facts` gets them from the catalog or from a hub's answer.
 
-To add a scheme: its form in `api/uris.py` (and its name in the description of `spec.source.uri`), its module here,
-and its line in `registry.SCHEMES`.
+To add a scheme, add its form to `api/uris.py` (and its name to the description of `spec.source.uri`), a module here,
+and a line in `registry.SCHEMES`.
 """

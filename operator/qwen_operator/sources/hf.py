@@ -14,7 +14,7 @@ _HUB = Hub.HUGGING_FACE
 
 
 def _engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
-    """All replicas load the commit that the facts are of; a revision that was not looked up stays as it is written."""
+    """All replicas load the commit to which the facts belong, or the revision as written if no commit is known."""
     query, mirror = hub_facts.query_of(_HUB, spec), defaults.mirror(_HUB)
     return EngineSource(
         model_path=query.repository,

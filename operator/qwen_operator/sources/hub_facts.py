@@ -1,8 +1,8 @@
-"""From a hub's repository to the facts of its checkpoint: the catalog, or the hub's own answer.
+"""Gets the facts of a repository on a hub, from the catalog or from the hub's answer. Pure.
 
-Pure. The catalog is verified, works offline and answers at once, so a model in it is looked up on its hub only where
-the spec names a revision: then the answer says which commit that is. What the catalog does not have comes from the
-hub. A failed reading is repeated by itself, less and less often; until there is another answer the first one stands.
+The catalog is verified, works offline and answers at once. So the operator asks the hub about a model of the catalog
+only if the spec names a revision: the answer then says which commit that is. Facts of other models come from the hub.
+The operator retries a failed reading by itself, with growing delays. The last answer counts until there is a new one.
 """
 
 from collections.abc import Mapping
@@ -27,25 +27,25 @@ _REASONS = {
     HubReason.INVALID: Reason.INVALID_CONFIG,
 }
 _HELD = {*_REASONS.values(), Reason.MODEL_NOT_FOUND}
-# The hub said nothing about the model itself: what is known of it without the hub still holds.
+# With these reasons the hub says nothing about the model itself, so the facts of the catalog remain valid.
 _SAYS_NOTHING = (HubReason.OFFLINE, HubReason.UNAVAILABLE, HubReason.AUTH_REQUIRED)
-_CLAIM = "put its files on a claim and set spec.source.uri to pvc://<claim>/<path>, then they are read"
-_EXAMPLES = "it has Qwen/Qwen1.5-7B-Chat, Qwen/Qwen1.5-72B-Chat, Qwen/Qwen3-8B and what qwen-operator models lists"
+_CLAIM = "put its files on a claim and set spec.source.uri to pvc://<claim>/<path>, so that the operator reads them"
+_EXAMPLES = "it has Qwen/Qwen1.5-7B-Chat, Qwen/Qwen1.5-72B-Chat, Qwen/Qwen3-8B and others: see qwen-operator models"
 
 
 def query_of(hub: Hub, spec: Spec) -> HubQuery:
-    """What the hub is asked for: the repository of the source, or the model where there is no source."""
+    """The query for the hub: about the repository of the source or, without a source, about the model."""
     return HubQuery(hub, spec.repository or spec.model, (spec.source.revision if spec.source else None) or "")
 
 
 def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
-    """The facts of a hub's repository, or what they wait for."""
+    """The facts of a hub's repository, or the reason why they are missing."""
     spec, query = context.spec, query_of(hub, context.spec)
-    known = catalog.lookup(query.repository)
+    cataloged = catalog.lookup(query.repository)
     named = bool(query.revision)
-    if known is not None and not (named and context.online):
-        remark = f"revision {query.revision} was not looked up, hub.lookup is false" if named else ""
-        return Facts(known, remark)
+    if cataloged is not None and not (named and context.online):
+        remark = f"revision {query.revision} was not looked up, because hub.lookup is false" if named else ""
+        return Facts(cataloged, remark)
     if not context.online or not is_repository(query.repository):
         return Blocked(Reason.UNKNOWN_MODEL, f"{_unknown(spec, query)}: {_CLAIM}", waiting=False)
     answer = context.answer if context.answer is not None and context.answer.query == query else None
@@ -55,13 +55,14 @@ def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
     pending = _pending(again) if again else None
     if answer.checkpoint is not None:
         return Facts(answer.checkpoint, pending=pending)
-    if known is not None and answer.reason in _SAYS_NOTHING:
-        return Facts(known, f"facts from the catalog and no commit pinned, because {answer.message}", pending)
-    return _refused(spec, answer, again, context.now)
+    if cataloged is not None and answer.reason in _SAYS_NOTHING:
+        remark = f"the operator uses the catalog's facts and pins no commit, because {answer.message}"
+        return Facts(cataloged, remark, pending)
+    return _hub_failure(spec, answer, again, context.now)
 
 
 def _waiting(deployment: Mapping[str, Any], query: HubQuery) -> Blocked:
-    """No answer yet; but what was said of this very spec before, by the operator before this one, stays."""
+    """The reason while there is no answer yet. A failure that the previous leader reported for this spec stays."""
     condition = objects.condition(deployment, ConditionType.PLANNED)
     of_this_spec = condition.get("observedGeneration") == deployment["metadata"].get("generation")
     if of_this_spec and condition.get("reason") in _HELD:
@@ -71,10 +72,11 @@ def _waiting(deployment: Mapping[str, Any], query: HubQuery) -> Blocked:
 
 def _pending(query: HubQuery) -> Blocked:
     """Waiting for the hub's answer."""
-    return Blocked(Reason.INSPECTING, f"reading config.json of {query} from its hub", waiting=True, query=query)
+    message = f"the operator reads config.json of {query} from its hub"
+    return Blocked(Reason.INSPECTING, message, waiting=True, query=query)
 
 
-def _refused(spec: Spec, answer: HubAnswer, again: HubQuery | None, now: datetime) -> Blocked:
+def _hub_failure(spec: Spec, answer: HubAnswer, again: HubQuery | None, now: datetime) -> Blocked:
     assert answer.reason is not None
     query, answered = answer.query, answer.message
     reason = _REASONS[answer.reason]
@@ -84,7 +86,7 @@ def _refused(spec: Spec, answer: HubAnswer, again: HubQuery | None, now: datetim
             f"{answered}: correct spec.source.revision, which is {query.revision}",
         )
     elif answer.reason in (HubReason.OFFLINE, HubReason.UNAVAILABLE):
-        message = f"{_unknown(spec, query)}, and {answered}; it is asked again. Without the hub: {_CLAIM}"
+        message = f"{_unknown(spec, query)}, and {answered}; the operator asks it again. Without the hub: {_CLAIM}"
     elif answer.reason is HubReason.AUTH_REQUIRED:
         message = f"{answered}, and the operator reads no Secrets: download it yourself, {_CLAIM}"
     elif answer.reason is HubReason.NOT_FOUND:
@@ -102,7 +104,7 @@ def _unknown(spec: Spec, query: HubQuery) -> str:
 
 
 def _meant(model: str) -> str:
-    """The catalog's name that comes nearest, whatever the case of letters and with or without the organisation."""
+    """A hint with the most similar name in the catalog. Case and a missing organisation do not matter."""
     names = {name.casefold(): name for name in catalog.names()} | {
         name.rpartition("/")[2].casefold(): name for name in catalog.names()
     }

@@ -1,7 +1,7 @@
-"""Facts from an inspection pod, which mounts a source as the engine will and reads its files. Pure.
+"""Gets facts from an inspection pod, which mounts a source like the engine and reads its files. Pure.
 
-The operator repeats a failed inspection, less and less often, so that a model starts once its files are repaired,
-without a change of the object. Between two tries the failed pod stays as evidence.
+The operator retries a failed inspection with growing delays. So a model starts after a person has repaired its files,
+without a change of the QwenDeployment. Between two attempts the failed pod stays as evidence.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from qwen_operator.manifests.ownership import Children, Ownership, ownership
 from qwen_operator.manifests.pods import inspection_pod
 from qwen_operator.planning.types import EngineSource
 from qwen_operator.replicas.failures import report_of
-from qwen_operator.replicas.pod_state import stored_failure, trouble
+from qwen_operator.replicas.pod_state import stored_failure, unready_reason
 from qwen_operator.sources.scheme import Facts, SourceContext
 
 FIRST_RETRY_SECONDS = 30
@@ -32,9 +32,9 @@ PHASE = "Inspect"
 
 
 def resolve(context: SourceContext, source: EngineSource, shown: Mapping[str, str]) -> Facts | Blocked:
-    """The facts of a source whose files a pod reads, or what they wait for.
+    """The facts of a source whose files a pod reads, or the reason why they are missing.
 
-    `source` is what the pod mounts. `shown` maps places in its container to what users wrote for them.
+    `source` is what the pod mounts. `shown` maps paths in its container to the text that users wrote for them.
     """
     spec, near = context.spec, products(context.spec, context.inventory)
     desired = inspection_pod(context.identity, spec, source, context.runtime, near)
@@ -58,7 +58,7 @@ def resolve(context: SourceContext, source: EngineSource, shown: Mapping[str, st
 
 
 def products(spec: Spec, inventory: Inventory) -> tuple[GpuProduct, ...]:
-    """The products that the plan may choose from, as far as they are known before there is one."""
+    """The products that a plan may choose, as far as they are known before there is a plan."""
     usable = inventory.usable(spec.pod.tolerations).products
     names = spec.hardware.products
     return tuple(item for item in usable if not names or any(item.called(name) for name in names))
@@ -70,19 +70,19 @@ def _failure_before(deployment: Manifest, pod: str) -> Failure | None:
 
 
 def _waiting(spec: Spec, before: Failure | None, actions: tuple[Action, ...]) -> Blocked:
-    """Inspecting; but while a failed one is repeated, the known failure stays the answer."""
+    """The reason while the inspection runs. During a retry, the failure of the last inspection stays the reason."""
     if before is not None:
         message = before.log[-1] if before.log else "the inspection failed"
         return Blocked(before.reason, message, waiting=False, failure=before, actions=actions)
     uri = spec.source.uri if spec.source else ""
-    return Blocked(Reason.INSPECTING, f"reading the files of {uri}", waiting=True, actions=actions)
+    return Blocked(Reason.INSPECTING, f"the inspection pod reads the files of {uri}", waiting=True, actions=actions)
 
 
 def _unfinished(spec: Spec, pod: Manifest, before: Failure | None, desired: Manifest) -> Blocked:
     name = pod["metadata"]["name"]
     repair = pod_repair(desired, pod)
     actions = (Patch(Kind.POD, name, repair, ActionReason.DRIFTED),) if repair else ()
-    reason, message = trouble(pod)
+    reason, message = unready_reason(pod)
     if reason in (Reason.CLAIM_NOT_FOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED):
         return Blocked(reason, message, waiting=True, failure=before, actions=actions)
     blocked = _waiting(spec, before, actions)
@@ -92,20 +92,21 @@ def _unfinished(spec: Spec, pod: Manifest, before: Failure | None, desired: Mani
 
 
 def _ended(pod: Manifest) -> Mapping[str, Any] | None:
-    """The terminated state of the pod's container once the pod has ended; {} if the kubelet left none."""
+    """The terminated state of the container of an ended pod; {} if the kubelet reports none. None before the end."""
     if not objects.has_ended(pod):
         return None
-    ends = (objects.mapping(one, "state", "terminated") for one in objects.members(pod, "status", "containerStatuses"))
+    containers = objects.members(pod, "status", "containerStatuses")
+    ends = (objects.mapping(container, "state", "terminated") for container in containers)
     return next((ended for ended in ends if ended), {})
 
 
 def _outcome(pod: Manifest, ended: Mapping[str, Any], shown: Mapping[str, str]) -> Checkpoint | tuple[Reason, str]:
-    """The facts that the pod reported, or reason and message of its failure."""
+    """The facts in the pod's report, or the reason and message of its failure."""
     report = report_of(ended)
     if not report or "error" in report or ended.get("exitCode") != 0:
         reason, message = _error(pod, ended, report)
-        for place, written in shown.items():
-            message = message.replace(place, written)
+        for path, written in shown.items():
+            message = message.replace(path, written)
         return reason, message
     try:
         return Checkpoint.from_inspection(report)
@@ -158,17 +159,16 @@ def _failure(pod: Manifest, ended: Mapping[str, Any], reason: Reason, message: s
 
 
 def _due(failure: Failure, now: datetime) -> float:
-    """Seconds until the next try: 30 after the first failure, doubling to 600."""
+    """Seconds until the next attempt: 30 after the first failure, then doubling up to 600."""
     delay = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failure.count - 1, 10))
-    try:
-        finished = datetime.fromisoformat(failure.time)
-    except ValueError:
+    finished = objects.moment(failure.time)
+    if finished is None:
         return 0.0
     return (finished + timedelta(seconds=delay) - now).total_seconds()
 
 
 def leftovers(pods: Children, deployment: str, awaited: str) -> tuple[Delete, ...]:
-    """Deletions of inspection pods that nobody waits for: all but that of the revision `awaited`, "" for none."""
+    """The deletions of all inspection pods except that of the revision `awaited` ("" if there is none)."""
     kept = inspection_pod_name(deployment, awaited) if awaited else ""
     return tuple(
         Delete(Kind.POD, name, pod["metadata"]["uid"], ActionReason.INSPECTION_DONE)

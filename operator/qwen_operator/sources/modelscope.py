@@ -15,7 +15,7 @@ _HUB = Hub.MODELSCOPE
 
 
 def _engine_source(spec: Spec, _checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
-    """ModelScope's client takes branches and tags only, no commits."""
+    """The source passes a branch or a tag, because ModelScope's client does not accept commits."""
     query, mirror = hub_facts.query_of(_HUB, spec), defaults.mirror(_HUB)
     domain = (EnvVar("MODELSCOPE_DOMAIN", urlsplit(mirror).netloc),) if mirror else ()
     return EngineSource(

@@ -13,7 +13,7 @@ _VOLUME = "source"
 
 
 def claim_and_path(spec: Spec) -> tuple[str, str]:
-    """The claim's name, and the folder in it without slashes at its ends; "" for the root of the claim."""
+    """The name of the claim, and the folder in it without slashes at its ends ("" for the root of the claim)."""
     assert spec.source is not None
     claim, _, path = spec.source.location.partition("/")
     return claim, path.strip("/")

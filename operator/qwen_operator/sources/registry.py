@@ -1,4 +1,4 @@
-"""The schemes of sources, and the questions that the rest of the operator has about a spec's source. Pure."""
+"""The schemes of sources, and the functions with which the rest of the operator uses the source of a spec. Pure."""
 
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.api.spec import Spec
@@ -24,22 +24,22 @@ SCHEMES = {
 
 
 def scheme_of(spec: Spec, defaults: EngineDefaults) -> Scheme:
-    """The scheme of a spec's source; a spec without a source comes from the chart's hub."""
+    """The scheme of a spec's source. Without a source, the model comes from the chart's default hub."""
     return SCHEMES[spec.source.scheme if spec.source else defaults.hub]
 
 
 def resolve(context: SourceContext) -> Facts | Blocked:
-    """The facts of the checkpoint, or what they wait for."""
+    """The facts of the checkpoint, or the reason why they are missing."""
     return scheme_of(context.spec, context.defaults).resolve(context)
 
 
 def engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
-    """Where SGLang finds the model whose facts these are."""
+    """Where SGLang finds the model with these facts."""
     return scheme_of(spec, defaults).engine_source(spec, checkpoint, defaults)
 
 
 def hub_query(spec: Spec, defaults: EngineDefaults) -> HubQuery | None:
-    """What the hub of the source is asked for, None for a source that is no hub's."""
+    """The query for the hub of the source; None if the source is not on a hub."""
     query = scheme_of(spec, defaults).hub_query
     return query(spec) if query else None
 
@@ -47,7 +47,7 @@ def hub_query(spec: Spec, defaults: EngineDefaults) -> HubQuery | None:
 def inspection_pod(
     identity: PodIdentity, spec: Spec, defaults: EngineDefaults, runtime: RuntimeImage, inventory: Inventory
 ) -> Manifest | None:
-    """The pod that reads the files of the source, None for a source that no pod reads."""
+    """The inspection pod for the files of the source; None if no pod reads this source."""
     inspected = scheme_of(spec, defaults).inspected
     if inspected is None:
         return None

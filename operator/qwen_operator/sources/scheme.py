@@ -1,4 +1,4 @@
-"""What every scheme of sources answers, and what it may look at for that. Only data."""
+"""The interface of a scheme of sources, and its input. Only data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from qwen_operator.planning.types import EngineDefaults, EngineSource
 class SourceContext:
     """Everything that the facts of one revision's source depend on.
 
-    `deployment` is the whole QwenDeployment, `inspection` the pod under the name of the revision's inspection pod,
-    whoever owns it, `answer` the hub's answer to the deployment's last query. `online`: hubs may be read. `now` is
-    timezone-aware.
+    `deployment`: the whole QwenDeployment. `inspection`: the pod with the name of the revision's inspection pod, which
+    may have another owner. `answer`: the hub's answer to the deployment's last query. `online`: the operator may ask
+    hubs. `now` is timezone-aware.
     """
 
     spec: Spec
@@ -37,17 +37,17 @@ class SourceContext:
 
     @property
     def identity(self) -> PodIdentity:
-        """Whose inspection pod it is."""
+        """The identity of the inspection pod."""
         meta = self.deployment["metadata"]
         return PodIdentity(Owner(meta["name"], meta["namespace"], meta["uid"]), self.revision)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known about the checkpoint; `remark` says what is wrong with where it comes from.
+    """The facts of the checkpoint. `remark` says what is missing or uncertain about them.
 
-    `pending` is set when the facts have become old: they are good enough to say what does not fit, but a revision is
-    pinned only after the answer that `pending` waits for.
+    `pending` is set if the facts are too old. They still show whether the model fits, but the operator pins a revision
+    only after the answer that `pending` waits for.
     """
 
     checkpoint: Checkpoint
@@ -64,9 +64,9 @@ class Facts:
 class Scheme:
     """One scheme of sources.
 
-    `resolve` gives the facts of the checkpoint, or what they wait for: its reasons, sentences and repeated tries are
-    what progress and failures mean here. `engine_source` is what SGLang gets. `hub_query` is what a hub is asked for,
-    None where there is no hub. `inspected` is what the inspection pod mounts, None where no pod reads the files.
+    `resolve` gives the facts of the checkpoint, or the reason why they are missing. It also decides the reasons,
+    messages and retries of this scheme. `engine_source` gives what SGLang loads. `hub_query` gives the query for the
+    hub; None if there is no hub. `inspected` gives what the inspection pod mounts; None if no pod reads the files.
     """
 
     form: UriForm

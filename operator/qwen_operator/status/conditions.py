@@ -1,7 +1,7 @@
-"""From what a decision found to conditions and status. Pure.
+"""Makes conditions and status from the results of a decision. Pure.
 
-Ready speaks of requests: it is true as long as one replica answers, also while more are started or replaced.
-Reconciling and Stalled speak of the spec (kstatus): on the way, or in need of a person.
+Ready is about requests: it is true if at least one replica answers, even while others start or are replaced.
+Reconciling and Stalled are about the spec (kstatus): the change is in progress, or a person must act.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from qwen_operator import objects
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.actions.events import rfc3339
 from qwen_operator.actions.types import Refusal
@@ -28,19 +29,20 @@ STALLED_AFTER_FAILURES = 3
 _URGENT = (Reason.CLAIM_NOT_FOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED)
 
 
-# How the API server says that a ResourceQuota is in the way.
+# These words in a message of the API server mean that a ResourceQuota has no room.
 _QUOTA_WORDS = ("exceeded quota", "failed quota")
 _SHORT_OF_ROOM = (Reason.QUOTA_EXCEEDED, Reason.WAITING_FOR_GPUS, Reason.WAITING_FOR_NODE)
 
 
 @dataclass(frozen=True, slots=True)
 class StatusInput:
-    """What the status is made of. Either `target` (the present spec's revision) or `blocked` is set.
+    """The input of the status. Either `target` (the revision of the present spec) or `blocked` is set.
 
-    `running`: the target, or while there is none the revision that goes on instead. `replicas` are all of the
-    deployment, of any revision. `foreign`: messages about objects of others under our names. `full`: which quota is
-    in the way.
-    `newer`: planned today, the same spec would run differently.
+    `running`: the target or, without one, the revision that still runs.
+    `replicas`: all replicas of the deployment, of any revision.
+    `foreign`: messages about objects of other owners with names that the operator needs.
+    `full`: the message about a quota without room.
+    `newer`: a plan that is made today would run the same spec differently.
     """
 
     spec: Spec
@@ -63,32 +65,32 @@ class StatusInput:
 
     @property
     def answering(self) -> int:
-        """Replicas that answer."""
+        """The number of replicas that answer."""
         return self.replicas.answering(self.wanted.number)
 
     @property
     def current(self) -> list[Replica]:
-        """The replicas of the present spec's revision that are to serve."""
+        """The replicas of the present spec's revision that serve or will serve."""
         return [replica for replica in self.replicas.serving if replica.revision == self.revision]
 
     @property
     def outdated(self) -> bool:
-        """Whether there are replicas of another revision, be they on their way out."""
+        """Whether there are replicas of another revision, including replicas that are being removed."""
         return any(replica.revision != self.revision for replica in self.replicas.all)
 
     @property
-    def unasked(self) -> bool:
-        """Whether no client can ask for it: every name belongs to somebody else."""
+    def unreachable(self) -> bool:
+        """Whether no client can reach it, because other QwenDeployments hold all its names."""
         return all_names_lost(self.spec, self.lost_names)
 
 
 def all_names_lost(spec: Spec, lost_names: Mapping[str, str]) -> bool:
-    """Whether every name that clients would ask for belongs to an older QwenDeployment."""
+    """Whether older QwenDeployments hold all served names of this spec."""
     return bool(spec.names) and all(name in lost_names for name in spec.names)
 
 
 def invalid_status(deployment: Manifest, error: InvalidSpec, replicas: SortedReplicas, now: str) -> dict[str, Any]:
-    """The status of an object whose spec cannot be read; its pods stay as they are."""
+    """The status of a QwenDeployment with an invalid spec. Its pods stay as they are."""
     message = str(error)
     kinds = (ConditionType.READY, ConditionType.PLANNED, ConditionType.MODEL_LOADED, ConditionType.SCALING_ACTIVE)
     verdicts = [Verdict(kind, False, Reason.INVALID_SPEC, message) for kind in kinds]
@@ -104,12 +106,12 @@ def invalid_status(deployment: Manifest, error: InvalidSpec, replicas: SortedRep
         names=(),
         verdicts=tuple(verdicts),
     )
-    return build(observation, deployment.get("status") or {}, now)
+    return build(observation, objects.mapping(deployment, "status"), now)
 
 
 def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str, Any]:
-    """The complete status; `now` RFC 3339."""
-    meta, old = deployment["metadata"], deployment.get("status") or {}
+    """The complete status; `now` is RFC 3339."""
+    meta, old = deployment["metadata"], objects.mapping(deployment, "status")
     target, blocked, running = given.target, given.blocked, given.running
     facts = target.facts if target else blocked.facts if blocked else None
     failure = _reported_failure(given, old)
@@ -138,33 +140,33 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
         load=given.rules.scaling.load if given.rules.scaling else LoadClass.NONE,
     )
     new = build(observation, old, now)
-    return {**new, "summary": {**new["summary"], **_word(given, str(new["summary"]["status"]))}}
+    return {**new, "summary": {**new["summary"], **_resizing(given, str(new["summary"]["status"]))}}
 
 
-def _word(given: StatusInput, said: str) -> dict[str, str]:
-    """A serving deployment that changes its size says so in the STATUS column; its conditions stay as they are."""
-    if said not in (Reason.SERVING, Reason.SCALED):
+def _resizing(given: StatusInput, column: str) -> dict[str, str]:
+    """The change of the STATUS column for a serving deployment that changes its size; conditions stay unchanged."""
+    if column not in (Reason.SERVING, Reason.SCALED):
         return {}
     coming = given.answering < given.wanted.number and not given.outdated
-    if said == Reason.SERVING and coming and all(replica.ready or replica.on_the_way for replica in given.current):
+    if column == Reason.SERVING and coming and all(replica.ready or replica.on_the_way for replica in given.current):
         return {"status": str(Reason.SCALING_UP)}
     return {"status": str(Reason.DRAINING)} if given.replicas.draining else {}
 
 
 def _reported_failure(given: StatusInput, old: Mapping[str, Any]) -> Failure | None:
-    """The last failure of the present revision: of its inspection until it is pinned, of its engines after."""
+    """The last failure of the present revision: of its inspection before it is pinned, of its engines afterwards."""
     if given.blocked is not None:
         return given.blocked.failure
-    record = old.get("lastFailure") or {}
+    record = objects.mapping(old, "lastFailure")
     inspection = record.get("phase") == PHASE
-    mine = f"-{given.revision}-" in str(record.get("pod", "")) and not inspection
+    of_revision = f"-{given.revision}-" in str(record.get("pod", "")) and not inspection
     replicas = (*given.replicas.serving, *given.replicas.gone, *given.replicas.ended)
     pods = [pod for replica in replicas if replica.revision == given.revision for pod in replica.members]
-    return last_failure(record if mine else {}, pods)
+    return last_failure(record if of_revision else {}, pods)
 
 
 def _verdicts(meta: Manifest, given: StatusInput, failure: Failure | None) -> tuple[Verdict, ...]:
-    reason, message = _trouble(given)
+    reason, message = _progress(given)
     ready = _ready(given, reason, message)
     loaded = bool(given.ready)
     if given.wanted.number == 0 and given.blocked is None:
@@ -182,17 +184,18 @@ def _verdicts(meta: Manifest, given: StatusInput, failure: Failure | None) -> tu
         verdicts.append(stalled)
     elif _reconciling(given):
         rollout = bool(given.ready) and reason is Reason.SERVING
-        word, text = (
-            (Reason.REPLACING, "pods of an earlier revision are being replaced") if rollout else (reason, message)
-        )
-        verdicts.append(Verdict(ConditionType.RECONCILING, True, word, text))
+        if rollout:
+            reconciling = (Reason.REPLACING, "the operator replaces pods of an earlier revision")
+        else:
+            reconciling = (reason, message)
+        verdicts.append(Verdict(ConditionType.RECONCILING, True, *reconciling))
     if (degraded := _degraded(given, message)) is not None:
         verdicts.append(degraded)
     return tuple(verdicts)
 
 
 def _scaling(given: StatusInput, reason: Reason, message: str) -> tuple[Verdict, ...]:
-    """What decides about the number; but a size that the cluster has no room for is limited by that."""
+    """ScalingActive and ScalingLimited. If the cluster has no room, that limits the size too."""
     wanted = given.wanted
     active = Verdict(ConditionType.SCALING_ACTIVE, wanted.by_load, wanted.reason, wanted.message)
     at_maximum = wanted.by_load and wanted.reason == Reason.AT_MAXIMUM
@@ -204,14 +207,14 @@ def _scaling(given: StatusInput, reason: Reason, message: str) -> tuple[Verdict,
     return active, limited
 
 
-def _trouble(given: StatusInput) -> tuple[Reason, str]:
-    """Why the present spec is not wholly done; SERVING when it is."""
+def _progress(given: StatusInput) -> tuple[Reason, str]:
+    """Why the present spec is not completely in use yet; SERVING if it is."""
     if given.blocked is not None:
         return given.blocked.reason, given.blocked.message
     if (obstacle := _obstacle(given)) is not None:
         return obstacle
     waiting = [replica for replica in given.current if not replica.ready]
-    # A failure says more than a pod that is merely on its way.
+    # A failure is more important than a pod that is still starting.
     waiting.sort(key=lambda replica: (replica.on_the_way, replica.reason not in _URGENT, replica.index or 0))
     if waiting:
         return waiting[0].reason, waiting[0].message
@@ -222,31 +225,31 @@ def _trouble(given: StatusInput) -> tuple[Reason, str]:
 
 
 def _obstacle(given: StatusInput) -> tuple[Reason, str] | None:
-    """What keeps an object of ours from being made."""
+    """What prevents the operator from creating an object."""
     if given.full is not None:
         return Reason.QUOTA_EXCEEDED, given.full
     if given.refusal is not None:
-        return _refused(given.refusal)
+        return _rejected(given.refusal)
     return (Reason.FOREIGN_OBJECT, given.foreign[0]) if given.foreign else None
 
 
 def _missing(given: StatusInput, number: int) -> str:
     lost = [replica for replica in given.replicas.gone if replica.reason is Reason.NODE_LOST]
     cause = f"; {lost[0].message}" if lost else ""
-    return f"{number} of {given.wanted.number} replicas are being created{cause}"
+    return f"the operator creates {number} of {given.wanted.number} replicas{cause}"
 
 
-def _refused(refusal: Refusal) -> tuple[Reason, str]:
-    what = "to delete the" if refusal.deletion else "the"
-    text = f"the API server refuses {what} {refusal.kind} {refusal.name}: {refusal.message}"
+def _rejected(refusal: Refusal) -> tuple[Reason, str]:
+    rejected = "the deletion of the" if refusal.deletion else "the"
+    text = f"the API server rejects {rejected} {refusal.kind} {refusal.name}: {refusal.message}"
     if any(words in refusal.message for words in _QUOTA_WORDS):
-        return Reason.QUOTA_EXCEEDED, f"{text}; it is tried again"
+        return Reason.QUOTA_EXCEEDED, f"{text}; the operator retries it"
     return Reason.POD_REFUSED, text
 
 
 def _ready(given: StatusInput, reason: Reason, message: str) -> Verdict:
     lost, ready = given.lost_names, given.answering
-    if given.unasked and given.blocked is None:
+    if given.unreachable and given.blocked is None:
         return Verdict(ConditionType.READY, False, Reason.NAME_CONFLICT, _lost_message(lost))
     if ready and given.wanted.number:
         text = f"{ready} of {given.wanted.number} replicas answer"
@@ -261,7 +264,7 @@ def _ready(given: StatusInput, reason: Reason, message: str) -> Verdict:
 
 
 def _leaving(given: StatusInput) -> str:
-    """Who drains, and until when at the latest: times of the decision, which do not move."""
+    """Which replicas drain, and when each is deleted at the latest. The times stay the same while they drain."""
     draining, now = given.replicas.draining, given.rules.now
     times = sorted((then, replica.name) for replica in draining if (then := replica.drains_since(now)) is not None)
     if not times:
@@ -269,15 +272,16 @@ def _leaving(given: StatusInput) -> str:
     first, name = times[0]
     until = rfc3339(first + timedelta(seconds=given.rules.drain_limit))
     if len(draining) == 1:
-        return f"; {name} gets no new requests and goes when it is idle, at the latest {until}"
+        return f"; {name} gets no new requests and is deleted when it is idle, by {until} at the latest"
     return (
-        f"; {name} and {len(draining) - 1} more get no new requests and go when they are idle, the first until {until}"
+        f"; {name} and {len(draining) - 1} more get no new requests and are deleted when they are idle, "
+        f"the first by {until} at the latest"
     )
 
 
 def _lost_message(lost: Mapping[str, str]) -> str:
-    claims = "; ".join(f'"{name}" belongs to {winner}' for name, winner in sorted(lost.items()))
-    return f"{claims}, which claims it for longer: set other spec.servedNames here or there"
+    owners = "; ".join(f'"{name}" belongs to {winner}' for name, winner in sorted(lost.items()))
+    return f"{owners}, which is older: change spec.servedNames in this QwenDeployment or in the older one"
 
 
 def _planned(meta: Manifest, given: StatusInput) -> Verdict:
@@ -298,7 +302,7 @@ def _stalled(given: StatusInput, reason: Reason, message: str, failure: Failure 
     blocked = given.blocked
     if blocked is not None:
         return None if blocked.waiting else Verdict(ConditionType.STALLED, True, reason, message)
-    if given.unasked:
+    if given.unreachable:
         return Verdict(ConditionType.STALLED, True, Reason.NAME_CONFLICT, _lost_message(given.lost_names))
     if reason is Reason.QUOTA_EXCEEDED:
         return None
@@ -313,7 +317,10 @@ def _stalled(given: StatusInput, reason: Reason, message: str, failure: Failure 
 
 
 def _reconciling(given: StatusInput) -> bool:
-    """Scaling up what already serves is no rollout: then only Ready's message tells."""
+    """Whether the spec is not completely in use yet.
+
+    Adding replicas to a serving revision does not count: only the message of Ready shows that.
+    """
     if given.blocked is not None:
         return True
     if given.wanted.number == 0:
@@ -323,7 +330,7 @@ def _reconciling(given: StatusInput) -> bool:
 
 def _degraded(given: StatusInput, message: str) -> Verdict | None:
     lost = given.lost_names
-    if lost and not given.unasked:
+    if lost and not given.unreachable:
         return Verdict(ConditionType.DEGRADED, True, Reason.NAME_CONFLICT, _lost_message(lost))
     if not given.ready or not given.wanted.number:
         return None

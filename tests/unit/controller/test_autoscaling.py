@@ -92,7 +92,7 @@ class ScalingWorld(World):
         """Let so many seconds pass, with a look at the engines at the autoscaler's pace."""
         assert self.scaler
         for _ in range(0, seconds, int(INTERVAL_SECONDS)):
-            await self.scaler.look()
+            await self.scaler.scrape()
             await self.wait(int(INTERVAL_SECONDS))
 
     def replicas(self) -> dict[int, bool]:

@@ -128,7 +128,8 @@ async def test_without_an_answer_the_catalog_is_used_at_once_and_the_plan_says_s
     world = await online(hub, deployment(**NAMED))
     assert world.conditions()["Ready"] == ("True", "Serving")
     assert world.qd()["status"]["model"]["factsFrom"] == "Catalog"
-    assert "facts from the catalog and no commit pinned, because https://hub.test cannot" in world.message("Planned")
+    remark = "the operator uses the catalog's facts and pins no commit, because https://hub.test cannot"
+    assert remark in world.message("Planned")
     assert revisions(world) == ["--revision=v1.0"]
     writes = len(world.api.writes)
     await world.wait(3 * hubs.LAST_RETRY_SECONDS)
@@ -138,7 +139,7 @@ async def test_without_an_answer_the_catalog_is_used_at_once_and_the_plan_says_s
 REFUSALS = {
     "401": ("AuthRequired", ("needs a token", "the operator reads no Secrets", "pvc://<claim>/<path>")),
     "404": ("UnknownModel", ('"team/tuned" is not in the catalog', "or it is private: correct spec.model")),
-    "503": ("UnknownModel", ("the hub answered 503", "it is asked again", "Qwen/Qwen1.5-72B-Chat")),
+    "503": ("UnknownModel", ("the hub answered 503", "the operator asks it again", "Qwen/Qwen1.5-72B-Chat")),
     "text": ("InvalidConfig", ("is not valid JSON", "choose another repository")),
 }
 
@@ -188,7 +189,7 @@ async def test_a_cluster_without_internet_is_quiet_and_goes_on_by_itself(caplog:
     assert world.api.writes[writes:] == []
     # After 30, 60, 120, 240, 480 and 960 s, then every half hour; each is one line.
     assert len(hub.asked) == 1 + 6 + (4 * 3600 - 1890) // hubs.LAST_RETRY_SECONDS
-    assert [record.getMessage() for record in caplog.records] == ["hub not read"] * len(hub.asked)
+    assert [record.getMessage() for record in caplog.records] == ["cannot read the hub"] * len(hub.asked)
     await world.restart()
     await world.settle(10)
     assert world.api.writes[writes:] == []
@@ -216,7 +217,7 @@ async def test_facts_that_do_not_fit_are_read_again_once_they_are_old() -> None:
     assert world.conditions()["Planned"] == ("False", "NoGpus")
     await world.wait(4 * hubs.KEPT_SECONDS)
     assert len(hub.asked) == 1
-    world.operator.intake.everything()
+    world.operator.intake.enqueue_all()
     await world.settle(10)
     assert len(hub.asked) == 2
 
@@ -231,7 +232,7 @@ async def test_no_hub_is_asked_where_that_is_switched_off_or_senseless(
     assert world.conditions()["Planned"] == ("False", "UnknownModel")
     world = await online(hub, deployment(**NAMED), hub_lookup=False)
     assert hub.asked == []
-    assert "revision v1.0 was not looked up, hub.lookup is false" in world.message("Planned")
+    assert "revision v1.0 was not looked up, because hub.lookup is false" in world.message("Planned")
     assert revisions(world) == ["--revision=v1.0"]
 
 
@@ -273,7 +274,7 @@ async def test_a_slow_hub_keeps_no_more_than_a_few_readings_busy_and_nobody_wait
         reader.ask(key, HubQuery(Hub.HUGGING_FACE, f"team/{key[1]}"))
         reader.ask(key, HubQuery(Hub.HUGGING_FACE, f"team/{key[1]}"))
     await asyncio.sleep(0.01)
-    assert (running, added, reader.known(keys[0])) == (hubs.READINGS, [], None)
+    assert (running, added, reader.answer_for(keys[0])) == (hubs.READINGS, [], None)
     released.set()
     await asyncio.sleep(0.01)
     task.cancel()
@@ -289,10 +290,10 @@ async def test_nothing_is_read_for_who_is_gone() -> None:
     await reader.answer_next()
     assert (stub.asked, added) == ([], [])
     world = await online(stub, deployment(**OTHER))
-    assert world.operator.hub.known(("team", "chat")) is not None
+    assert world.operator.hub.answer_for(("team", "chat")) is not None
     world.api.remove(world.qd(), QWENDEPLOYMENTS)
     await world.settle(10)
-    assert world.operator.hub.known(("team", "chat")) is None
+    assert world.operator.hub.answer_for(("team", "chat")) is None
 
 
 async def test_readings_that_fail_together_are_one_outage() -> None:
@@ -302,7 +303,7 @@ async def test_readings_that_fail_together_are_one_outage() -> None:
         reader.ask(("team", name), HubQuery(Hub.HUGGING_FACE, f"team/{name}"))
     await asyncio.gather(*(reader.answer_next() for _ in range(3)))
     assert len(stub.asked) == 3, "all three began before the first of them failed"
-    known = [reader.known(("team", name)) for name in ("a", "b", "c")]
+    known = [reader.answer_for(("team", name)) for name in ("a", "b", "c")]
     assert [answer and (answer.reason, answer.failures) for answer in known] == [(HubReason.OFFLINE, 1)] * 3
     # Another hub may be there.
     stub.error = None
@@ -310,7 +311,7 @@ async def test_readings_that_fail_together_are_one_outage() -> None:
     reader.ask(("team", "e"), HubQuery(Hub.MODELSCOPE, "team/e"))
     for _ in range(2):
         await reader.answer_next()
-    answers = [reader.known(("team", name)) for name in ("d", "e")]
+    answers = [reader.answer_for(("team", name)) for name in ("d", "e")]
     assert [answer and answer.reason for answer in answers] == [HubReason.OFFLINE, None]
 
 
@@ -321,7 +322,8 @@ async def test_an_answer_that_nobody_thought_of_ends_nothing(caplog: pytest.LogC
     reader = HubReader(broken, lambda _key: None, Clock().now)
     reader.ask(("team", "a"), HubQuery(Hub.HUGGING_FACE, "team/a"))
     await reader.answer_next()
-    answer = reader.known(("team", "a"))
+    answer = reader.answer_for(("team", "a"))
     assert answer
-    assert (answer.reason, answer.message) == (HubReason.INVALID, "the hub's answer for team/a is not understood")
+    assert answer.reason is HubReason.INVALID
+    assert answer.message == "the operator does not understand the hub's answer for team/a"
     assert "reading a hub crashed" in caplog.text

@@ -52,7 +52,7 @@ class World:
 
     async def looks(self, times: int = 1) -> None:
         for _ in range(times):
-            await self.scaler.look()
+            await self.scaler.scrape()
             self.now += INTERVAL_SECONDS
 
     def told(self, key: ObjectKey = KEY, uid: str | None = None) -> ScalingState | None:

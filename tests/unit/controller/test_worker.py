@@ -109,7 +109,7 @@ async def test_a_burst_costs_each_object_two_statuses() -> None:
 async def test_every_written_status_is_told_with_the_one_before() -> None:
     world = World()
     told: list[tuple[ObjectKey, bool, str]] = []
-    world.operator.worker.reconciler.wrote = lambda key, old, new: told.append(
+    world.operator.worker.reconciler.on_status = lambda key, old, new: told.append(
         (key, bool(old), new["summary"]["status"])
     )
     await world.start()

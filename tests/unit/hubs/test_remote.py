@@ -98,11 +98,15 @@ def index(value: Any) -> Callable[[FakeHub], Any]:
 
 
 DAMAGE: dict[str, tuple[Callable[[FakeHub], Any], HubReason, str]] = {
-    "no config": (without("config.json"), HubReason.INVALID, "no config.json; the repository holds no model that can"),
+    "no config": (
+        without("config.json"),
+        HubReason.INVALID,
+        "no config.json; the repository contains no readable model",
+    ),
     "GGUF only": (
         lambda hub: hub.files.update({"q4.gguf": hub.files.pop("config.json")}),
         HubReason.INVALID,
-        "there is no config.json; the repository holds GGUF files",
+        "there is no config.json; the repository contains GGUF files",
     ),
     "no weights": (lambda hub: [hub.files.pop(name) for name in SHARDS], HubReason.INVALID, "no *.safetensors files"),
     "unknown size": (lambda hub: hub.sizes.update(dict.fromkeys(SHARDS)), HubReason.INVALID, "how large model-00001"),
@@ -150,8 +154,8 @@ FAULTS = {
     "hangs": (HubReason.OFFLINE, "cannot be reached: no answer within 1 s"),
     "trickles": (HubReason.OFFLINE, "cannot be reached: no answer within 1 s"),
     "floods": (HubReason.TOO_LARGE, "the list of files of Qwen/Test has more than 8388608 bytes"),
-    "loops": (HubReason.INVALID, "the list of files of Qwen/Test is redirected more than 5 times"),
-    "gzip": (HubReason.INVALID, "came with the encoding 'gzip', which was not asked for"),
+    "loops": (HubReason.INVALID, "the hub redirects the list of files of Qwen/Test more than 5 times"),
+    "gzip": (HubReason.INVALID, "has the encoding 'gzip', but the request asked for none"),
     "text": (HubReason.INVALID, "the list of files of Qwen/Test is not valid JSON"),
     "401": (HubReason.AUTH_REQUIRED, "needs a token for the list of files of Qwen/Test (the hub answered 401)"),
     "403": (HubReason.AUTH_REQUIRED, "needs a token"),
@@ -197,7 +201,7 @@ async def test_no_hub_is_offline() -> None:
 async def test_redirects_stay_on_tls_and_on_addresses(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(302, headers={"Location": target}))
     monkeypatch.setattr(httpx, "AsyncClient", partial(httpx.AsyncClient, transport=transport))
-    says = f"the list of files of Qwen/Test is redirected to '{target}', which is not followed"
+    says = f"the hub redirects the list of files of Qwen/Test to '{target}', which is not allowed"
     with pytest.raises(HubError, match=says):
         await fetch("Qwen/Test", hub_url="https://hub.test")
 

@@ -19,6 +19,7 @@ from qwen_operator.kube import (
     AlreadyExists,
     ApiError,
     Conflict,
+    DeleteOptions,
     Forbidden,
     Gone,
     Invalid,
@@ -152,7 +153,7 @@ async def test_each_call_is_the_request_that_the_api_server_knows(server: Server
     await api.apply_status(QWENDEPLOYMENTS, POD, manager="me")
     await api.patch(PODS, "team", "p", {"a": 1})
     await api.patch(QWENDEPLOYMENTS, "team", "q", {"a": 1})
-    await api.delete(PODS, "team", "p", uid="u", resource_version="3", grace_seconds=0)
+    await api.delete(PODS, "team", "p", DeleteOptions("u", "3", 0))
     group = "/apis/qwen-operator.dev/v1alpha1/namespaces/team/qwendeployments"
     assert [(method, url) for method, url, _ in server.seen] == [
         ("GET", "/api/v1/nodes/n"),

@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import pytest
 
-from qwen_operator.kube import LEASES, SECRETS, Conflict, KubeApi, Manifest, Unavailable
-from qwen_operator.kube.lease import Claim, Elector, FencedApi, NotLeading, Terms
+from qwen_operator.kube import LEASES, SECRETS, Conflict, DeleteOptions, KubeApi, Manifest, Unavailable
+from qwen_operator.kube.lease import Candidate, Elector, FencedApi, NotLeading, Terms
 from tests.unit.fakes import Crash, FakeKube, Write
 from tests.unit.virtual import virtually
 
@@ -337,7 +337,7 @@ async def test_who_does_not_lead_gives_nothing_back() -> None:
     kube = FakeKube()
     kube.put(LEASES, {**HEAD, "spec": {"holderIdentity": "b", "leaseDurationSeconds": 15}})
     elector = Elector(kube, Terms("system", NAME, "a"), asyncio.get_running_loop().time)
-    elector.claim.observe(kube.one(LEASES, NAME), 0.0)
+    elector.candidate.observe(kube.one(LEASES, NAME), 0.0)
     await elector.release()
 
     assert kube.writes == []
@@ -358,7 +358,7 @@ async def test_a_person_who_gives_the_lease_away_ends_the_leader(world: World) -
     world.kube.edit(LEASES, NAME, lambda lease: lease["spec"].update(holderIdentity="c"))
     await asyncio.sleep(3)
     assert isinstance(world.first.ended, NotLeading)
-    assert "taken by c" in str(world.first.ended)
+    assert "a lost the Lease qwen-operator: c holds it now" in str(world.first.ended)
     await asyncio.sleep(20)
     assert world.writers(now() - 3) == {"b"}
 
@@ -472,9 +472,9 @@ def test_without_the_lease_nothing_is_written_and_everything_is_read() -> None:
             api.replace(SECRETS, manifest),
             api.patch(SECRETS, "n", "s", {}),
             api.apply_status(SECRETS, manifest, manager="m"),
-            api.delete(SECRETS, "n", "s", uid="u"),
+            api.delete(SECRETS, "n", "s", DeleteOptions("u")),
         ):
-            with pytest.raises(NotLeading, match="not held by a"):
+            with pytest.raises(NotLeading, match="a does not hold the Lease"):
                 await write
         await process.elector.release()
         assert kube.writes == []
@@ -527,20 +527,20 @@ def lease(holder: str, **spec: Any) -> Manifest:
     ],
 )
 def test_when_the_lease_may_be_taken(seen: list[tuple[float, Manifest | None]], now: float, wait: float) -> None:
-    claim = Claim(Terms("system", NAME, "me"))
+    candidate = Candidate(Terms("system", NAME, "me"))
     for at, manifest in seen:
-        claim.observe(manifest, at)
+        candidate.observe(manifest, at)
 
-    assert claim.wait(now) == wait
+    assert candidate.wait(now) == wait
 
 
 def test_a_taken_lease_keeps_what_is_not_ours() -> None:
-    claim = Claim(Terms("system", NAME, "me"))
+    candidate = Candidate(Terms("system", NAME, "me"))
     found = lease("", leaseTransitions=4, strategy="OldestEmulationVersion")
     found["metadata"]["labels"] = {"team": "x"}
-    claim.observe(found, 0.0)
+    candidate.observe(found, 0.0)
 
-    assert claim.taken("now") == {
+    assert candidate.taken("now") == {
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
         "metadata": {"resourceVersion": "1", "labels": {"team": "x"}},

@@ -50,7 +50,7 @@ async def test_while_the_watch_lags_no_write_is_made_twice() -> None:
     await world.operator.step()
     writes = len(world.api.writes)
     assert len(world.names()) == 2
-    world.operator.intake.everything()
+    world.operator.intake.enqueue_all()
     await world.operator.step()
     assert len(world.api.writes) == writes
     assert world.operator.outcomes["stale"] == 0
@@ -61,7 +61,7 @@ async def test_while_the_watch_lags_no_write_is_made_twice() -> None:
     world.operator.deliver()
     world.operator.lagging = True
     await world.operator.step()
-    world.operator.intake.everything()
+    world.operator.intake.enqueue_all()
     await world.operator.step()
     assert sum(write.verb == "patch" and write.resource == PODS for write in world.api.writes) == 1
 
@@ -284,7 +284,7 @@ async def test_a_watch_that_begins_anew_has_everything_listed(monkeypatch: pytes
     running = asyncio.create_task(resync.run())
     await asyncio.sleep(0.05)
     assert world.operator.store.get(PODS, ("team", gone)) is not None
-    resync.soon()
+    resync.request()
     await asyncio.sleep(0.1)
     running.cancel()
     assert world.operator.store.get(PODS, ("team", gone)) is None

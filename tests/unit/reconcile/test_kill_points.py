@@ -54,12 +54,12 @@ async def _draining(world: World) -> None:
 
 def _load(world: World, wanted: int) -> None:
     world.wanted = wanted
-    world.operator.intake.everything()
+    world.operator.intake.enqueue_all()
 
 
 def _idle(world: World) -> None:
     world.busy.clear()
-    world.operator.intake.everything()
+    world.operator.intake.enqueue_all()
 
 
 async def _on_nodes(world: World) -> None:

@@ -30,7 +30,7 @@ async def test_a_decision_plans_again_only_for_other_nodes_or_another_spec(
 
     monkeypatch.setattr(planning, "plan", counted)
     for _ in range(3):
-        world.operator.intake.everything()
+        world.operator.intake.enqueue_all()
         await world.settle(5)
     assert planned == []
 

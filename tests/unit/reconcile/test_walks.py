@@ -54,7 +54,7 @@ class Walk:
     def load(self) -> None:
         self.world.wanted = self.random.choice([None, 1, 2, 3, 5])
         self.world.order = tuple(self.random.sample(self.world.names(), len(self.world.names())))
-        self.world.operator.intake.everything()
+        self.world.operator.intake.enqueue_all()
 
     def replicas(self) -> None:
         number = self.random.choice([None, 0, 1, 4])
@@ -117,7 +117,7 @@ class Walk:
         for name in ("gpu-1", "gpu-2", "gpu-3"):
             self.world.api.edit(NODES, name, lambda item: item["spec"].pop("unschedulable", None))
         self.world.wanted = self.world.wanted or 2
-        self.world.operator.intake.everything()
+        self.world.operator.intake.enqueue_all()
         await self.world.settle(200)
         replicas = self.world.qd()["spec"].get("replicas")
         return self.world.wanted if replicas is None else int(replicas)

@@ -11,7 +11,7 @@ import pytest
 from qwen_operator.api.advice import ADVICE
 from qwen_operator.api.conditions import MESSAGE_LIMIT, Reason
 from qwen_operator.kube import Manifest
-from qwen_operator.replicas.pod_state import PodState, as_of, last_failure, read
+from qwen_operator.replicas.pod_state import PodState, as_of, last_failure, read_pod
 from qwen_runtime.reasons import ReportReason
 
 NOW = datetime(2026, 11, 24, 13, 0, tzinfo=UTC)
@@ -48,7 +48,7 @@ def pod(end: Manifest, *, restarts: int = 1, deleting: bool = False, state: Mani
 
 
 def state(manifest: Manifest) -> PodState:
-    return as_of(read(manifest, "chat"), NOW)
+    return as_of(read_pod(manifest, "chat"), NOW)
 
 
 @pytest.mark.parametrize(
@@ -108,11 +108,11 @@ def test_what_is_said_has_cause_advice_and_the_wait_for_the_next_try() -> None:
 
     assert waiting.message == (
         "chat-0a1b2c3d-0 ended with exit code 2 while in Starting: unrecognized: --x. "
-        "Correct or remove that item of spec.engine.args. Try 6 follows a back-off of 2m40s"
+        "Correct or remove that item of spec.engine.args. Attempt 6 starts after a back-off of 2m40s"
     )
     assert (waiting.restarts.count, waiting.restarts.back_off) == (4, "2m40s")
     running = state(pod(ended(2, REPORT), restarts=5))
-    assert running.message.endswith("engine.args. Try 6 is under way")
+    assert running.message.endswith("engine.args. Attempt 6 is running")
     assert running.restarts.back_off == ""
 
 

@@ -34,11 +34,11 @@ async def scaled(wanted: int, **spec: Any) -> World:
 
 def load(world: World, wanted: int | None) -> None:
     world.wanted = wanted
-    world.operator.intake.everything()
+    world.operator.intake.enqueue_all()
 
 
 def look(world: World) -> None:
-    world.operator.intake.everything()
+    world.operator.intake.enqueue_all()
 
 
 def draining(world: World) -> list[str]:
@@ -116,7 +116,7 @@ async def test_what_works_on_when_the_time_is_over_is_cut_and_told() -> None:
     assert world.events()["DrainTimedOut"] == 1
     [told] = [event for event in world.api.all(EVENTS) if event["reason"] == "DrainTimedOut"]
     assert told["type"] == "Warning"
-    assert "2 requests are cut; set spec.rollout.drainSeconds" in told["message"]
+    assert "the operator deletes it and cuts 2 requests; set spec.rollout.drainSeconds" in told["message"]
 
 
 async def test_a_longer_time_holds_for_drains_that_have_begun() -> None:
@@ -400,6 +400,6 @@ async def test_idle_is_not_believed_before_five_whole_seconds() -> None:
     await world.operator.step()
     for seconds, deleted in ((4.2, 0), (2.0, 1)):
         world.api.clock.advance(seconds)
-        world.operator.intake.everything()
+        world.operator.intake.enqueue_all()
         await world.operator.step()
         assert len(deletions(world)) == deleted

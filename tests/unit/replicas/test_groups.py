@@ -100,7 +100,7 @@ async def test_a_replica_drains_by_its_leader_and_goes_as_a_whole(world: World) 
     assert len(world.names()) == 4, "both pods of the draining replica still work"
 
     world.busy = set()
-    world.operator.intake.everything()
+    world.operator.intake.enqueue_all()
     await world.settle()
     assert [len(members) for members in replicas(world).values()] == [2]
 

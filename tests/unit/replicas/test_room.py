@@ -11,7 +11,7 @@ import pytest
 from qwen_operator.actions.types import ActionReason, Create, Kind
 from qwen_operator.hardware.inventory import GpuPool
 from qwen_operator.kube import NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest
-from qwen_operator.replicas.quotas import granted, usage
+from qwen_operator.replicas.quotas import usage, within_quotas
 from tests.unit.world import CONFIG, World, deployment, node, ready_status
 
 
@@ -70,7 +70,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_a_quota_has_room_or_says_in_numbers_why_not(case: Case) -> None:
-    kept, said = granted([pod(**GPUS)], [quota(case.hard, case.used, **case.spec)])
+    kept, said = within_quotas([pod(**GPUS)], [quota(case.hard, case.used, **case.spec)])
     assert bool(kept) == (not case.says)
     assert all(text in (said or "") for text in case.says), said
     assert (said is None) == (not case.says)
@@ -79,7 +79,7 @@ def test_a_quota_has_room_or_says_in_numbers_why_not(case: Case) -> None:
 def test_pods_that_are_granted_count_and_other_actions_pass() -> None:
     budget = Create(Kind.POD_DISRUPTION_BUDGET, {"metadata": {"name": "s"}, "spec": {}}, ActionReason.BUDGET_MISSING)
     actions = [pod("a", **GPUS), budget, pod("b", **GPUS), pod("c", **GPUS)]
-    kept, said = granted(actions, [quota({"requests.nvidia.com/gpu": "8"})])
+    kept, said = within_quotas(actions, [quota({"requests.nvidia.com/gpu": "8"})])
     assert [action.manifest["metadata"]["name"] for action in kept if isinstance(action, Create)] == ["a", "s", "b"]
     assert said is not None
     assert "c needs 4" in said
@@ -87,7 +87,7 @@ def test_pods_that_are_granted_count_and_other_actions_pass() -> None:
 
 def test_fractions_are_whole_numbers() -> None:
     assert usage(pod(requests={"cpu": "2500m"}).manifest)["requests.cpu"] == Decimal("2.5")
-    _, said = granted([pod(requests={"cpu": "2500m"})], [quota({"cpu": "2"})])
+    _, said = within_quotas([pod(requests={"cpu": "2500m"})], [quota({"cpu": "2"})])
     assert said is not None
     assert "needs 2500m" in said
 

@@ -16,7 +16,7 @@ from qwen_operator.manifests.names import (
     Manifest,
 )
 from qwen_operator.replicas.groups import Replica, groups_of, is_engine_of
-from qwen_operator.replicas.pod_state import read
+from qwen_operator.replicas.pod_state import read_pod
 from qwen_operator.replicas.scaling_view import scaled_deployment, scaled_deployments, shown
 from qwen_operator.scaling.types import Bounds, EnginePod, ScaledDeployment, ScalingState
 
@@ -41,7 +41,7 @@ def pod(
 
 
 def replicas(owner: Manifest, pods: Iterable[Manifest]) -> tuple[Replica, ...]:
-    return groups_of(read(pod, "demo") for pod in pods if is_engine_of(pod, owner))
+    return groups_of(read_pod(pod, "demo") for pod in pods if is_engine_of(pod, owner))
 
 
 def scaled(owner: Manifest, pods: Iterable[Manifest]) -> ScaledDeployment:

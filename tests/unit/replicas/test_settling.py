@@ -8,7 +8,7 @@ import pytest
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.kube import QWENDEPLOYMENTS, Manifest
-from qwen_operator.replicas.pod_state import as_of, read
+from qwen_operator.replicas.pod_state import as_of, read_pod
 from tests.unit.world import World, deployment, ready_status
 
 NOW = datetime(2026, 11, 24, 12, 0, 10, tzinfo=UTC)
@@ -32,7 +32,7 @@ def ready_since(stamp: str | None) -> Manifest:
     ],
 )
 def test_a_ready_pod_settles(stamp: str | None, left: float) -> None:
-    state = as_of(read(ready_since(stamp), "chat"), NOW)
+    state = as_of(read_pod(ready_since(stamp), "chat"), NOW)
 
     assert (state.settles_in, state.ready) == (left, left == 0)
     assert state.reason is (Reason.LOADING if left else Reason.SERVING)

@@ -38,12 +38,15 @@ CASES: dict[str, tuple[Case, Answer]] = {
     ),
     "a number over the load": (
         (Spec("m", replicas=8, scaling=SCALING), _state(3), 3),
-        (8, Reason.REPLICAS_SET, False, "spec.scaling rests until the field is removed"),
+        (8, Reason.REPLICAS_SET, False, "spec.scaling has no effect until you remove spec.replicas"),
     ),
     "the load": ((BY_LOAD, _state(3), 1), (3, Reason.STEADY, True, "as counted")),
     "bounds that were lowered since": ((BY_LOAD, _state(9), 1), (4, Reason.STEADY, True, "as counted")),
-    "not looked at": ((BY_LOAD, None, 3), (3, Reason.NOTHING_TO_MEASURE, False, "not looked at yet")),
-    "not looked at, and new": ((BY_LOAD, _state(None), 0), (2, Reason.NOTHING_TO_MEASURE, False, "not looked at yet")),
+    "not measured": ((BY_LOAD, None, 3), (3, Reason.NOTHING_TO_MEASURE, False, "not measured the load yet")),
+    "not measured, and new": (
+        (BY_LOAD, _state(None), 0),
+        (2, Reason.NOTHING_TO_MEASURE, False, "not measured the load yet"),
+    ),
     "blind": ((BY_LOAD, _state(3, Reason.METRICS_FROZEN, False), 1), (3, Reason.METRICS_FROZEN, False, "as counted")),
 }
 

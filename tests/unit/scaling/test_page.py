@@ -9,7 +9,7 @@ import pytest
 
 from qwen_operator import engines
 from qwen_operator.api.conditions import Reason
-from qwen_operator.scaling.page import Reading, Trouble, read
+from qwen_operator.scaling.page import Reading, Trouble, read_page
 
 PAGES = Path(__file__).parent / "pages"
 LABELS = 'engine_type="unified",model_name="tiny",moe_ep_rank="0",pp_rank="0",tp_rank="{rank}"'
@@ -29,7 +29,7 @@ def _page(*extra: str, labels: str = LABELS, **values: object) -> str:
 
 
 def _reading(page: str) -> Reading:
-    found = read(page, "tiny")
+    found = read_page(page, "tiny")
     assert isinstance(found, Reading), found
     return found
 
@@ -109,24 +109,24 @@ INVALID: dict[str, tuple[str, str]] = {
     "no queue": (_page(num_queue_reqs=""), "no sglang:num_queue_reqs"),
     "no tokens": (_page(num_used_tokens=""), "no sglang:num_used_tokens"),
     "no capacity and no share": (_page(max_total_num_tokens=0), "no sglang:num_used_tokens"),
-    "not a number": (_page(num_running_reqs="NaN"), "no counts"),
-    "negative": (_page(num_used_tokens=-1), "no counts"),
-    "cut off": (_page('sglang:num_queue_reqs{model_name="ti'), "cannot be read"),
-    "no value": (_page("sglang:num_queue_reqs{} x"), "cannot be read"),
+    "not a number": (_page(num_running_reqs="NaN"), "not counts"),
+    "negative": (_page(num_used_tokens=-1), "not counts"),
+    "cut off": (_page('sglang:num_queue_reqs{model_name="ti'), "cannot parse the page"),
+    "no value": (_page("sglang:num_queue_reqs{} x"), "cannot parse the page"),
 }
 
 
 @pytest.mark.parametrize(("page", "says"), INVALID.values(), ids=INVALID.keys())
 def test_what_cannot_be_used(page: str, says: str) -> None:
-    found = read(page, "tiny")
+    found = read_page(page, "tiny")
     assert isinstance(found, Trouble)
     assert found.reason == Reason.METRICS_INVALID
     assert says in found.detail
 
 
 def test_any_model_will_do_where_none_is_wanted() -> None:
-    assert isinstance(read(_page(labels='model_name="other"'), ""), Reading)
-    assert "model_name" not in str(read("", ""))
+    assert isinstance(read_page(_page(labels='model_name="other"'), ""), Reading)
+    assert "model_name" not in str(read_page("", ""))
 
 
 def test_life_shows_in_ticks_and_in_work() -> None:
@@ -143,9 +143,9 @@ def test_the_names_of_every_version_are_tried() -> None:
     older = replace(newest, running="sglang:running", queued="sglang:queued")
     old_page = _page().replace("num_running_reqs", "running").replace("num_queue_reqs", "queued")
     for page in (_page(), old_page):
-        found = read(page, "tiny", (newest, older))
+        found = read_page(page, "tiny", (newest, older))
         assert isinstance(found, Reading)
         assert (found.running, found.queued) == (2, 4)
-    found = read("", "tiny", (newest, older))
+    found = read_page("", "tiny", (newest, older))
     assert isinstance(found, Trouble)
     assert newest.running in found.detail

@@ -97,7 +97,7 @@ def test_a_window_of_nothing_follows_the_load() -> None:
 BLIND: dict[Reason, str] = {
     Reason.METRICS_MISSING: "do not answer",
     Reason.METRICS_UNAUTHORIZED: "HTTP 401",
-    Reason.METRICS_FROZEN: "stand still",
+    Reason.METRICS_FROZEN: "do not change",
     Reason.METRICS_INVALID: "without the load",
 }
 
@@ -124,8 +124,8 @@ def test_an_engine_that_cannot_be_read_counts_as_busy() -> None:
         decision = replay.look(engines(2), [load(0, 2, 2)], problems)
     assert (decision.replicas, decision.active) == (3, False)
     assert decision.message == (
-        "1 of 2 engine pods do not answer /metrics on port 8000; they count as busy and nothing is scaled down: "
-        "3 replicas"
+        "1 of 2 engine pods do not answer /metrics on port 8000; they count as busy, and the operator does not "
+        "scale down: 3 replicas"
     )
 
 
@@ -159,7 +159,7 @@ def test_a_hold_is_followed_by_a_whole_window() -> None:
     decision = replay.looks(59, engines(2), [load(0), load(1)])
     assert decision.replicas == 2
     assert decision.message == (
-        "2 replicas held while the load was not known; none goes before the load was seen for 60 s"
+        "2 replicas kept while the load was unknown; the operator removes none until it has measured the load for 60 s"
     )
     assert replay.look(engines(2), [load(0), load(1)]).replicas == 1
 
@@ -170,7 +170,7 @@ def test_a_restart_keeps_what_it_finds_until_a_window_has_passed(window: float, 
     idle = [load(0), load(1), load(2)]
     decision = replay.looks(held, engines(3), idle)
     assert (decision.replicas, decision.reason) == (3, Reason.STEADY)
-    assert "3 replicas at the first look" in decision.message
+    assert "3 replicas at the first scrape" in decision.message
     assert replay.look(engines(3), idle).replicas == 1
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling.page import Reading, Trouble
-from qwen_operator.scaling.readings import FROZEN_SECONDS, GRACE_SECONDS, Memory, idle, take_in
+from qwen_operator.scaling.readings import FROZEN_SECONDS, GRACE_SECONDS, Memory, idle, take_sample
 from qwen_operator.scaling.types import EnginePod, Sample
 from tests.unit.scaling.world import engine
 
@@ -27,7 +27,7 @@ class Look:
         self.at = 0.0
 
     def __call__(self, result: Reading | Trouble) -> Sample:
-        self.memories, sample = take_in(self.memories, (self.engine,), {self.engine.uid: result}, self.at)
+        self.memories, sample = take_sample(self.memories, (self.engine,), {self.engine.uid: result}, self.at)
         self.at += STEP
         return sample
 
@@ -75,7 +75,7 @@ def test_a_restarted_container_is_alive() -> None:
 def test_a_pod_that_is_not_looked_at_is_forgotten() -> None:
     look = Look()
     look(reading())
-    memories, sample = take_in(look.memories, (engine(0, ready=False),), {}, 2.0)
+    memories, sample = take_sample(look.memories, (engine(0, ready=False),), {}, 2.0)
     assert (memories, sample.engines) == ({}, ())
 
 

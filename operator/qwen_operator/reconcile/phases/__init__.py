@@ -1,1 +1,1 @@
-"""The phases of a decision, one module each. `decide` has them in a list."""
+"""The phases of a decision, one module each. `decide.PHASES` lists them."""

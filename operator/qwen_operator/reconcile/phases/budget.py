@@ -7,7 +7,7 @@ from qwen_operator.replicas.disruption_budget import budget_actions
 
 
 def budget(course: Course) -> Step:
-    """Protects what runs; nothing where no revision is to run."""
+    """Protect the running replicas. Without a revision to run, there is nothing to protect."""
     if course.running is None or course.rules is None:
         return Step(course)
     return Step(course, budget_actions(course.observed.owner, course.observed.budgets, course.replicas, course.rules))

@@ -15,11 +15,11 @@ from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.sources.inspection import leftovers
 
 KEPT_REVISIONS = 2
-"""How many revisions are kept besides the present one and those that have pods."""
+"""How many revisions the operator keeps besides the present one and those that have pods."""
 
 
 def pin(course: Course) -> Step:
-    """The target of the present spec, and the revision whose replicas are to run."""
+    """Set the target of the present spec, and the revision whose replicas should run."""
     actions: list[Action] = []
     if course.plan is not None and course.facts is not None:
         number = max((number_of(item) for item in course.observed.revisions.owned.values()), default=0) + 1
@@ -41,24 +41,27 @@ def pin(course: Course) -> Step:
 
 
 def number_of(manifest: Manifest) -> int:
-    """The number of a ControllerRevision; 0 for one that has none."""
+    """The number of a ControllerRevision; 0 if it has none."""
     return int(manifest.get("revision") or 0)
 
 
 def _awaited_inspection(course: Course) -> str:
-    """The revision whose inspection is still waited for, "" if it is none."""
+    """The revision whose inspection is not finished; "" if there is none."""
     return course.revision if course.target is None else ""
 
 
 def _last_served(course: Course) -> PinnedRevision | None:
-    """The revision that the status speaks of. Numbers do not move when a spec is taken back to an earlier one."""
+    """The revision in the status, or else the one with the highest number.
+
+    The number alone does not show it: when a user restores an earlier spec, its revision keeps its old number.
+    """
     pinned = course.observed.readable
     shown = objects.mapping(course.observed.deployment, "status", "plan").get("hash")
-    return pinned.get(str(shown)) or max(pinned.values(), key=lambda one: one.number, default=None)
+    return pinned.get(str(shown)) or max(pinned.values(), key=lambda revision: revision.number, default=None)
 
 
 def _present(course: Course) -> Iterable[Manifest]:
-    """The ControllerRevisions of this deployment that nobody deleted."""
+    """The ControllerRevisions of this deployment that are not being deleted."""
     return (item for item in course.observed.revisions.owned.values() if not objects.is_deleting(item))
 
 
@@ -77,7 +80,10 @@ def _repairs(course: Course) -> Iterator[Patch]:
 
 
 def _obsolete(course: Course) -> Iterator[Delete]:
-    """Delete the oldest ControllerRevisions that are neither present nor have pods, all but the newest two."""
+    """Delete unused ControllerRevisions except the newest KEPT_REVISIONS.
+
+    The revisions of the present spec and of existing pods are in use.
+    """
     used = {course.revision, *(state.revision for state in course.observed.engine_pods)}
     if course.running is not None:
         used.add(course.running.revision)

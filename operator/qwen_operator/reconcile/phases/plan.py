@@ -1,4 +1,4 @@
-"""Plans the revision of the spec, or says whether a pinned one would be planned differently today. Pure."""
+"""Plans the revision of the spec. If it is pinned already, checks whether a new plan would differ. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qwen_operator.sources import registry
 
 
 def plan(course: Course) -> Step:
-    """A plan for the facts, or what they lack."""
+    """Set the plan for the facts, or the reason why there is none."""
     if course.target is not None:
         return Step(replace(course, newer=_newer(course, course.target)))
     if course.facts is None:
@@ -48,7 +48,7 @@ def _planned(course: Course, facts: Checkpoint) -> Plan | NoFit:
 
 
 def _would_differ(course: Course, target: PinnedRevision) -> bool:
-    """Whether the same spec, planned today, would run differently."""
+    """Whether a plan that is made today would run the same spec differently."""
     today = _planned(course, target.facts)
     if isinstance(today, NoFit):
         return False
@@ -56,7 +56,7 @@ def _would_differ(course: Course, target: PinnedRevision) -> bool:
 
 
 def template_of(course: Course, facts: Checkpoint, planned: Plan) -> Manifest:
-    """The pod of every replica but for its name, as it comes back from the API server."""
+    """The pod of every replica without its name, in the form in which the API server returns it."""
     identity = PodIdentity(course.observed.owner, course.revision)
     source = registry.engine_source(course.spec, facts, course.config.engine)
     template: Manifest = as_stored(engine_template(identity, course.spec, planned, source, course.config.image))

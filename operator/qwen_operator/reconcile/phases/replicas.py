@@ -1,4 +1,4 @@
-"""Decides how many replicas there are to be, and takes the next steps towards them. Pure."""
+"""Decides how many replicas there should be, and the next steps towards that number. Pure."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from qwen_operator.replicas.wanted import WantedReplicas, last_wanted, size_rule
 
 
 def replicas(course: Course) -> Step:
-    """The replicas as they are, how many are wanted, and what to do about the difference."""
+    """Set the existing replicas and the wanted number, and add the next steps from the one to the other."""
     observed, running = course.observed, course.running
-    every = _replicas(course)
-    sorted_replicas = sort_replicas(every, running.revision if running else "", observed.nodes)
+    existing = _replicas(course)
+    sorted_replicas = sort_replicas(existing, running.revision if running else "", observed.nodes)
     wanted = _wanted(course, sorted_replicas)
     rules = RolloutRules(
         deployment=observed.deployment,
@@ -34,9 +34,9 @@ def replicas(course: Course) -> Step:
         nodes=observed.nodes,
     )
     steps = _moves(course, sorted_replicas, rules)
-    known = {**observed.readable, **({course.revision: course.target} if course.target else {})}
-    repairs = pod_repairs(observed.owner, known, every, rules.drain_seconds)
-    actions, full = quotas.granted((*steps.actions, *repairs), observed.quotas, course.actions)
+    pinned = {**observed.readable, **({course.revision: course.target} if course.target else {})}
+    repairs = pod_repairs(observed.owner, pinned, existing, rules.drain_seconds)
+    actions, full = quotas.within_quotas((*steps.actions, *repairs), observed.quotas, course.actions)
     return Step(
         replace(
             course,
@@ -47,7 +47,7 @@ def replicas(course: Course) -> Step:
             full=course.full or full,
         ),
         actions,
-        requeue_after=_requeue_after(every, sorted_replicas, rules),
+        requeue_after=_requeue_after(existing, sorted_replicas, rules),
     )
 
 
@@ -61,7 +61,7 @@ def _replicas(course: Course) -> tuple[Replica, ...]:
 
 
 def _wanted(course: Course, sorted_replicas: SortedReplicas) -> WantedReplicas:
-    """What is known of the load decides; until then the number stays that exists."""
+    """The wanted number. If the load should decide but is unknown, it is the number of existing replicas."""
     deployment = course.observed.deployment
     shown = last_wanted(deployment)
     existing = sorted_replicas.count(len(sorted_replicas.serving) if shown is None else shown)
@@ -76,13 +76,13 @@ def _moves(course: Course, sorted_replicas: SortedReplicas, rules: RolloutRules)
     pods = course.observed.pods
     taken = {*pods.owned, *pods.leftover, *pods.foreign} - ours
     steps = moves(course.observed.owner, course.running, sorted_replicas, rules, taken)
-    if not course.unasked:
+    if not course.unreachable:
         return steps
     return replace(steps, actions=tuple(action for action in steps.actions if not isinstance(action, Create)))
 
 
 def _foreign(course: Course, blocked: tuple[str, ...]) -> tuple[str, ...]:
-    """Sentences about objects of others under names that are needed now; `blocked` are those of pods."""
+    """Messages about objects of other owners with names that the operator needs now; `blocked` are names of pods."""
     budget = budget_name(course.observed.owner.name)
     budgets = [budget] if budget in course.observed.budgets.foreign else []
     pods = [name for name in blocked if name in course.observed.pods.foreign]
@@ -92,7 +92,7 @@ def _foreign(course: Course, blocked: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def _requeue_after(every: tuple[Replica, ...], sorted_replicas: SortedReplicas, rules: RolloutRules) -> float | None:
+def _requeue_after(replicas: tuple[Replica, ...], sorted_replicas: SortedReplicas, rules: RolloutRules) -> float | None:
     """Seconds until time alone changes the decision."""
-    times = [*(replica.settles_in for replica in every), *waits(sorted_replicas, rules)]
+    times = [*(replica.settles_in for replica in replicas), *waits(sorted_replicas, rules)]
     return min((seconds for seconds in times if seconds), default=None)

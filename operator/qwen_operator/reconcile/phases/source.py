@@ -1,4 +1,4 @@
-"""Finds the facts of the checkpoint, unless the revision of the spec is pinned already. Pure."""
+"""Gets the facts of the checkpoint, unless the revision of the spec is pinned already. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qwen_operator.sources.scheme import SourceContext
 
 
 def source(course: Course) -> Step:
-    """The pinned revision if there is one; else the facts of the source, or what they wait for."""
+    """Set the pinned revision if there is one, else the facts of the source, or the reason why they are missing."""
     pinned = course.observed.pinned.get(course.revision)
     if isinstance(pinned, UnreadableRevisionError):
         return _blocked(course, Blocked(Reason.UNKNOWN, str(pinned), waiting=False))
@@ -48,19 +48,19 @@ def _context(course: Course) -> SourceContext:
 
 
 def _occupied(course: Course) -> Blocked | None:
-    """Whether somebody else's ControllerRevision, or one that is going, has the name of ours."""
+    """The reason to wait if another ControllerRevision has the needed name: a foreign one, or one in deletion."""
     revisions = course.observed.revisions
     name = controller_revision_name(course.observed.owner.name, course.revision)
     if name in revisions.foreign:
         return by_foreign_object(Kind.CONTROLLER_REVISION, name)
     if name in revisions:
-        return Blocked(Reason.PENDING, f"waiting for {name} to be removed", waiting=True)
+        return Blocked(Reason.PENDING, f"waiting until {name} is removed", waiting=True)
     return None
 
 
 def _blocked(course: Course, blocked: Blocked) -> Step:
-    """The steps that may end it; but an inspection that waits for room in a quota says so."""
-    actions, full = quotas.granted(blocked.actions, course.observed.quotas)
+    """Set the reason and add the actions that may end it. If a quota has no room for them, that is the reason."""
+    actions, full = quotas.within_quotas(blocked.actions, course.observed.quotas)
     if full is not None and blocked.waiting:
         blocked = replace(blocked, reason=Reason.QUOTA_EXCEEDED, message=full)
     return Step(

@@ -1,4 +1,4 @@
-"""Says in the status what the other phases found, and in Events what changed. Pure."""
+"""Makes the status from the results of the other phases, and Events from its changes. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qwen_operator.status.conditions import StatusInput, build_status
 
 
 def status(course: Course) -> Step:
-    """The complete status, and the Events of the step from the old one to it."""
+    """Set the complete status, and the Events of its changes."""
     assert course.wanted is not None
     assert course.rules is not None
     observed, stamp = course.observed, rfc3339(course.now)
@@ -40,7 +40,7 @@ def status(course: Course) -> Step:
 
 
 def status_events(deployment: Manifest, new: Manifest, stamp: str) -> tuple[Manifest, ...]:
-    """The Events of the step from the status of the deployment to a new one; `stamp` RFC 3339."""
+    """The Events of the changes between the present and a new status; `stamp` is RFC 3339."""
     old = objects.members(deployment, "status", "conditions")
     changes = (transition_event(deployment, event, stamp) for event in transitions(old, new["conditions"]))
     return (*changes, *resize_events(deployment, new, stamp))

@@ -8,13 +8,15 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.controller.scraper import Scraper
 from qwen_operator.objects import ObjectKey
-from qwen_operator.scaling import policy, readings
+from qwen_operator.scaling import readings
 from qwen_operator.scaling.load import LoadMemory, classify, resume, settle
 from qwen_operator.scaling.page import Reading, Trouble
+from qwen_operator.scaling.policies import DEFAULT, POLICIES, Policy
 from qwen_operator.scaling.types import EnginePod, Sample, ScaledDeployment, ScalingState
 
 INTERVAL_SECONDS = 2.0
@@ -39,7 +41,7 @@ class _Watched:
 
     uid: str
     memories: readings.Memories = field(default_factory=dict)
-    history: policy.History | None = None
+    history: Any = None
     load: LoadMemory | None = None
     sample: Sample | None = None
     state: ScalingState | None = None
@@ -59,7 +61,9 @@ class Autoscaler:
         view: Callable[[], Iterable[ScaledDeployment]],
         on_change: Callable[[ObjectKey], None],
         pace: Pace | None = None,
+        policy: Policy = POLICIES[DEFAULT],
     ) -> None:
+        self._policy = policy
         self._scraper = scraper
         self._view = view
         self._on_change = on_change
@@ -149,8 +153,8 @@ class Autoscaler:
             return ScalingState(None, Reason.NOT_CONFIGURED, "", active=False)
         old = watched.state
         engines, bounds = deployment.engines, deployment.bounds
-        watched.history = policy.remember(watched.history, sample, engines, bounds.window, deployment.size)
-        decision = policy.decide(watched.history, bounds, engines)
+        watched.history = self._policy.remember(watched.history, sample, engines, bounds.window, deployment.size)
+        decision = self._policy.decide(watched.history, bounds, engines)
         if old and watched.resumed:
             watched.resumed = False
             return old

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.scaling.types import Bounds, EngineLoad, EnginePod, Sample
+from qwen_operator.scaling.types import Bounds, EngineLoad, EnginePod, Sample, ScalingDecision
 
 # Answers grow while a new replica starts, and a full KV cache makes SGLang send running requests back to the queue. The
 # value comes from simulated replays of public traces with start times of three minutes.
@@ -73,16 +73,6 @@ class History:
     last: Need
     peaks: tuple[Need, ...]
     problems: tuple[tuple[Reason, int], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ScalingDecision:
-    """How many replicas, and why. If `active` is False, the number is kept because the load is unknown."""
-
-    replicas: int
-    reason: Reason
-    message: str
-    active: bool = True
 
 
 def measure(sample: Sample, engines: tuple[EnginePod, ...]) -> Need:

@@ -97,6 +97,16 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class ScalingDecision:
+    """How many replicas, and why. If `active` is False, the number is kept because the load is unknown."""
+
+    replicas: int
+    reason: Reason
+    message: str
+    active: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class ScalingState:
     """The result of the scaling loop for one deployment. A changed state causes a reconcile.
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling import policy
-from qwen_operator.scaling.policy import History, ScalingDecision
-from qwen_operator.scaling.types import Bounds, EngineLoad, EnginePod, Sample
+from qwen_operator.scaling.policy import History
+from qwen_operator.scaling.types import Bounds, EngineLoad, EnginePod, Sample, ScalingDecision
 
 TOKENS = 10_000
 

@@ -1,0 +1,36 @@
+"""The scaling policies. Adding one is a module with two functions, and a line in POLICIES. Pure.
+
+A policy remembers what it needs in a value of its own. `remember` adds one scrape to it, `decide` answers from it. Both
+are pure, so a recorded history can be replayed through any policy.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from qwen_operator.scaling import policy
+from qwen_operator.scaling.types import Bounds, EnginePod, Sample, ScalingDecision
+
+
+class Policy(Protocol):
+    """What the autoscaler calls. The type of `history` is the policy's own; None before the first scrape."""
+
+    def remember(
+        self, history: Any, sample: Sample, engines: tuple[EnginePod, ...], window: float, last_wanted: int | None
+    ) -> Any:
+        """The history with one more scrape.
+
+        `window` is spec.scaling.stabilizationSeconds. `last_wanted` is the size that was wanted before the first
+        scrape, None where nobody has decided it.
+        """
+
+    def decide(self, history: Any, bounds: Bounds, engines: tuple[EnginePod, ...]) -> ScalingDecision:
+        """How many replicas, between the bounds, and why."""
+
+
+POLICIES: dict[str, Policy] = {
+    "queue": policy,
+}
+"""Every policy by its name."""
+
+DEFAULT = "queue"

@@ -1,0 +1,44 @@
+"""A second policy is a module and a line: the autoscaler runs whatever keeps the protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.controller.autoscaler import Autoscaler
+from qwen_operator.scaling.page import Reading
+from qwen_operator.scaling.policies import DEFAULT, POLICIES
+from qwen_operator.scaling.types import Bounds, EnginePod, Sample, ScaledDeployment, ScalingDecision
+
+
+class Counted:
+    """Wants as many replicas as there were scrapes."""
+
+    def remember(
+        self, history: Any, sample: Sample, engines: tuple[EnginePod, ...], window: float, last_wanted: int | None
+    ) -> int:
+        return int(history or 0) + 1
+
+    def decide(self, history: Any, bounds: Bounds, engines: tuple[EnginePod, ...]) -> ScalingDecision:
+        return ScalingDecision(min(int(history), bounds.most), Reason.STEADY, f"{history} scrapes")
+
+
+class Quiet:
+    async def read(self, engine: EnginePod) -> Reading:
+        return Reading(running=0, queued=0, inside=0, tokens_used=0, tokens_capacity=1000, beat=1.0, ticking=True)
+
+
+async def test_the_autoscaler_runs_the_policy_that_it_is_given() -> None:
+    key = ("team", "chat")
+    deployment = ScaledDeployment(key, "u", (EnginePod("chat-0", "p0"),), Bounds(1, 3, 0.0))
+    autoscaler = Autoscaler(Quiet(), lambda: [deployment], lambda _key: None, policy=Counted())
+    wanted = []
+    for _ in range(4):
+        await autoscaler.scrape()
+        state = autoscaler.state(*key, "u")
+        wanted.append(state and state.wanted)
+    assert wanted == [1, 2, 3, 3]
+
+
+def test_the_default_is_one_of_them() -> None:
+    assert DEFAULT in POLICIES

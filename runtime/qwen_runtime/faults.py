@@ -1,4 +1,4 @@
-"""The one exception of an inspection: a reason, a sentence for a person, and the numbers for a program."""
+"""The only exception of an inspection. It has a reason, a sentence for people, and numbers for programs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from qwen_runtime.reasons import ReportReason
 
 @dataclass(eq=False)
 class Fault(Exception):
-    """A checkpoint that must not be served. `wanted` and `found` are bytes."""
+    """A checkpoint that must not be served. `wanted` and `found` are sizes in bytes."""
 
     reason: ReportReason
     message: str
@@ -28,7 +28,7 @@ class Fault(Exception):
 
 
 def parsed(data: bytes, file: str, limit: int) -> dict[str, Any]:
-    """A JSON object from a file of at most `limit` bytes; raises Fault with InvalidConfig for anything else."""
+    """A JSON object from a file of at most `limit` bytes. Anything else raises Fault with InvalidConfig."""
     try:
         return parse_json(data, file, limit)
     except InvalidFactsError as error:

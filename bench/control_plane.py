@@ -1,11 +1,11 @@
-"""What the operator costs the API server, and how fast it is: a burst of QwenDeployments on simulated nodes.
+"""The load of the operator on the API server, and its speed, for a burst of QwenDeployments on simulated nodes.
 
     python -m bench.control_plane [--objects 100] [--idle-seconds 60] [--json]
 
-On the test bed: a real API server and scheduler, nodes played by kwok, one program in place of all engines' /metrics,
-the operator in its pods with the chart's own settings. Writes are counted from the audit log, times are those of one
-watch, CPU seconds are the processes' own. A bare client that creates as many pods, on the same machine in the same
-run, is what they are compared to.
+It runs on the test bed: a real API server and scheduler, nodes simulated by kwok, one program that serves /metrics for
+all engines, and the operator in its pods with the chart's own settings. It counts writes in the audit log, takes times
+from one watch, and reads CPU seconds from the processes. For comparison, a bare client creates the same number of pods
+on the same machine in the same run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Seconds, unless the name says otherwise. `writes` are of one object from its creation until it is Ready."""
+    """Seconds, unless the name says otherwise. `writes` are for one object from its creation until it is Ready."""
 
     objects: int
     writes_per_object: float
@@ -59,7 +59,7 @@ class Result:
 
 
 class Watch:
-    """When each object of a kind first looked a certain way, by one `kubectl get --watch`."""
+    """The time at which `name` first returned a name for each object of a kind, from one `kubectl get --watch`."""
 
     def __init__(self, kubectl: Kubectl, kind: str, space: str, name: Callable[[Manifest], str | None]) -> None:
         command = [str(kubectl.binary), f"--kubeconfig={kubectl.kubeconfig}", "get", kind, "-n", space]
@@ -90,26 +90,41 @@ class Watch:
         self._process.wait(10)
 
 
-def measure(bed: Cluster, kubectl: Kubectl, release: Release, objects: int, idle_seconds: float) -> Result:
-    """One burst, one idle time and one restart in a namespace of their own."""
-    space = f"bench-{int(time.time())}"
-    kubectl.namespace(space)
-    bare = _bare_client(kubectl, space, objects)
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """The measured creation of all objects. `pod_delays` are sorted seconds from an object's creation to its pod."""
+
+    pod_delays: list[float]
+    all_ready: float
+    cpu: float
+    requests: list[Request]
+
+
+def _burst(kubectl: Kubectl, release: Release, audit: AuditLog, space: str, objects: int) -> Burst:
     manifests = [simulated(space, f"qd-{number}", PRODUCT, model=MODEL) for number in range(objects)]
-    audit = AuditLog(bed.audit_log)
     pods = Watch(kubectl, "pods", space, lambda pod: pod["metadata"]["labels"].get("qwen-operator.dev/deployment"))
     ready = Watch(kubectl, "qd", space, _ready)
-    before = _cpu(kubectl, release)
+    cpu_before = _cpu(kubectl, release)
     start = time.time()
     kubectl.apply(*manifests)
     wait_for("all are Ready", lambda: len(ready.seen) >= objects, 600, every=0.2)
     pods.stop()
     ready.stop()
     time.sleep(10)
-    burst_cpu = _cpu(kubectl, release) - before
-    mine = [r for r in audit.read() if r.user == release.operator_user]
+    cpu = _cpu(kubectl, release) - cpu_before
+    requests = [r for r in audit.read() if r.user == release.operator_user]
     created = {item["metadata"]["name"]: _stamp(item) for item in kubectl.list("qd", space)}
     delays = sorted(pods.seen[name] - created[name] for name in created)
+    return Burst(delays, max(ready.seen.values()) - start, cpu, requests)
+
+
+def measure(bed: Cluster, kubectl: Kubectl, release: Release, objects: int, idle_seconds: float) -> Result:
+    """One burst, one idle time and one restart in a namespace of their own."""
+    space = f"bench-{int(time.time())}"
+    kubectl.namespace(space)
+    bare = _bare_client(kubectl, space, objects)
+    audit = AuditLog(bed.audit_log)
+    burst = _burst(kubectl, release, audit, space, objects)
     memory = _memory(kubectl, release)
     idle_cpu = _cpu(kubectl, release)
     time.sleep(idle_seconds)
@@ -117,17 +132,19 @@ def measure(bed: Cluster, kubectl: Kubectl, release: Release, objects: int, idle
     idle_cpu = _cpu(kubectl, release) - idle_cpu
     restarted = _restart(kubectl, release, audit)
     kubectl.run("delete", "namespace", space, timeout=600)
-    writes = _by_kind(mine, space, objects)
+    writes = _by_kind(burst.requests, space, objects)
+    reads = sum(r.verb in ("get", "list") and r.namespace == space for r in burst.requests)
+    delays = burst.pod_delays
     return Result(
         objects=objects,
         writes_per_object=round(sum(writes.values()), 2),
         writes=writes,
-        reads_per_object=round(sum(r.verb in ("get", "list") and r.namespace == space for r in mine) / objects, 2),
+        reads_per_object=round(reads / objects, 2),
         pod_p50=round(statistics.median(delays), 2),
         pod_p99=round(delays[min(len(delays) - 1, int(len(delays) * 0.99))], 2),
-        all_ready=round(max(ready.seen.values()) - start, 2),
+        all_ready=round(burst.all_ready, 2),
         bare_client=round(bare, 2),
-        operator_cpu=round(burst_cpu, 2),
+        operator_cpu=round(burst.cpu, 2),
         operator_memory_mib=memory,
         idle_writes=sum(r.resource != "leases" for r in idle),
         idle_lease_writes=sum(r.resource == "leases" for r in idle),
@@ -141,7 +158,7 @@ def _ready(obj: Manifest) -> str | None:
 
 
 def _stamp(item: Manifest) -> float:
-    # Whole seconds: half a second is what it is wrong by on average.
+    # The timestamp has whole seconds, so the mean error is half a second.
     return time.mktime(time.strptime(item["metadata"]["creationTimestamp"], "%Y-%m-%dT%H:%M:%SZ")) - time.timezone
 
 
@@ -151,7 +168,7 @@ def _by_kind(requests: Sequence[Request], space: str, objects: int) -> dict[str,
 
 
 def _bare_client(kubectl: Kubectl, space: str, objects: int) -> float:
-    """Seconds that kubectl takes to create as many pods of the same size in one call."""
+    """Seconds that kubectl takes to create the same number of pods of the same size in one call."""
     pods = [
         {
             "apiVersion": "v1",
@@ -189,7 +206,7 @@ def _memory(kubectl: Kubectl, release: Release) -> float:
 
 
 def _restart(kubectl: Kubectl, release: Release, audit: AuditLog) -> int:
-    """Writes, but for the Lease and the gateway's key, of operators that start with everything in place."""
+    """Writes, without the Lease and the gateway's key, of operators that start when all objects exist already."""
     kubectl.run("rollout", "restart", f"deployment/{release.operator}", "-n", release.namespace)
     kubectl.run("rollout", "status", f"deployment/{release.operator}", "-n", release.namespace, "--timeout=180s")
     time.sleep(30)
@@ -199,7 +216,7 @@ def _restart(kubectl: Kubectl, release: Release, audit: AuditLog) -> int:
 
 @contextmanager
 def installed(objects: int) -> Iterator[tuple[Cluster, Kubectl, Release]]:
-    """The test bed with room for so many replicas, and the chart."""
+    """The test bed with room for this number of replicas, and the chart."""
     bed = bring_up([Pool(PRODUCT, GPUS, -(-objects // GPUS))])
     yield bed, Kubectl(bed.bin_dir / "kubectl", bed.kubeconfig), install(bed)
 

@@ -37,9 +37,9 @@ def both_ways(points: Sequence[Point]) -> dict[str, Report]:
     return {"set on even, tested on odd": tested(even, odd), "set on odd, tested on even": tested(odd, even)}
 
 
-def tested(known: Sequence[Point], unseen: Sequence[Point]) -> Report:
-    """Errors on `unseen` with constants from the memory that the logs of `known` show."""
-    constants = fitted(known)
+def tested(training: Sequence[Point], unseen: Sequence[Point]) -> Report:
+    """Errors on `unseen` with constants from the memory in the logs of `training`."""
+    constants = fitted(training)
     results = []
     for point in unseen:
         scored = prediction.inputs(point)

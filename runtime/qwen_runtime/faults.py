@@ -9,21 +9,21 @@ from qwen_runtime.reasons import ReportReason
 
 @dataclass(eq=False)
 class Fault(Exception):
-    """A checkpoint that must not be served. `wanted` and `found` are sizes in bytes."""
+    """A checkpoint that must not be served."""
 
     reason: ReportReason
     message: str
     file: str = ""
-    wanted: int | None = None
-    found: int | None = None
+    bytes_wanted: int | None = None
+    bytes_found: int | None = None
 
     def report(self) -> dict[str, Any]:
         """The error report; keys that do not apply are left out."""
         error: dict[str, Any] = {"reason": self.reason.value, "message": self.message}
         if self.file:
             error["file"] = self.file
-        if self.wanted is not None and self.found is not None:
-            error |= {"bytesWanted": self.wanted, "bytesFound": self.found}
+        if self.bytes_wanted is not None and self.bytes_found is not None:
+            error |= {"bytesWanted": self.bytes_wanted, "bytesFound": self.bytes_found}
         return {"version": 1, "error": error}
 
 

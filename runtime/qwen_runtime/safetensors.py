@@ -120,11 +120,13 @@ def read_shard(path: Path, name: str) -> Shard:
     return shard
 
 
-def truncated(name: str, wanted: int, found: int) -> Fault:
+def truncated(name: str, bytes_wanted: int, bytes_found: int) -> Fault:
     """The fault for a file that is shorter or longer than its header says."""
-    state = "is cut short" if found < wanted else "is longer than its own header says"
-    message = f"{name} {state}: {wanted} bytes wanted, {found} bytes found; copy or download this file again."
-    return Fault(ReportReason.TRUNCATED_WEIGHTS, message, name, wanted, found)
+    state = "is cut short" if bytes_found < bytes_wanted else "is longer than its own header says"
+    message = (
+        f"{name} {state}: {bytes_wanted} bytes wanted, {bytes_found} bytes found; copy or download this file again."
+    )
+    return Fault(ReportReason.TRUNCATED_WEIGHTS, message, name, bytes_wanted, bytes_found)
 
 
 def _refuse_lfs_pointer(start: bytes, descriptor: int, size: int, name: str) -> None:

@@ -9,12 +9,12 @@ def order(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall("[0-9]+", version))
 
 
-def nearest(version: str, known: Iterable[str]) -> str:
-    """The newest known version that is not newer than `version`, or else the oldest one.
+def nearest(version: str, candidates: Iterable[str]) -> str:
+    """The newest candidate that is not newer than `version`, or else the oldest one.
 
-    For a text without a number it is the newest. Raises ValueError if `known` is empty.
+    For a text without a number it is the newest. Raises ValueError if there are no `candidates`.
     """
-    ordered = sorted(known, key=order)
+    ordered = sorted(candidates, key=order)
     if not ordered:
         raise ValueError("no version of SGLang is known")
     wanted = order(version)

@@ -67,8 +67,8 @@ class Kubectl:
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels or {}}})
 
 
-def wait_for(what: str, probe: Callable[[], T | None], timeout: float = 60, every: float = 0.5) -> T:
-    """Call `probe` until it returns a true value. `what` names it in the error. Times are in seconds."""
+def wait_for(label: str, probe: Callable[[], T | None], timeout: float = 60, every: float = 0.5) -> T:
+    """Call `probe` until it returns a true value. `label` names it in the error. Times are in seconds."""
     deadline = time.monotonic() + timeout
     last: object = None
     while True:
@@ -79,7 +79,7 @@ def wait_for(what: str, probe: Callable[[], T | None], timeout: float = 60, ever
         except KubectlError as error:
             last = error
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {timeout:g} s; last seen: {last}")
+            raise TimeoutError(f"{label}: not within {timeout:g} s; last seen: {last}")
         time.sleep(every)
 
 

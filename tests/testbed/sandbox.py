@@ -231,13 +231,13 @@ def cgroups_below(folder: Path) -> Iterator[Path]:
         yield Path(path)
 
 
-def wait_for(what: str, ready: Callable[[], bool], *, log: Path | None = None, seconds: float = 60.0) -> None:
+def wait_for(label: str, ready: Callable[[], bool], *, log: Path | None = None, seconds: float = 60.0) -> None:
     """Polls `ready` until it is true. After `seconds` it raises StepFailed with the end of `log`."""
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
             tail = log.read_text(errors="replace").splitlines()[-30:] if log and log.exists() else []
-            raise StepFailed("\n".join([f"{what}: not ready after {seconds:.0f} s; the end of {log}:", *tail]))
+            raise StepFailed("\n".join([f"{label}: not ready after {seconds:.0f} s; the end of {log}:", *tail]))
         time.sleep(0.1)
 
 

@@ -124,11 +124,11 @@ def _architecture(top: Fields) -> str:
 
 def _check_known(top: Fields) -> None:
     names = top.values.get("architectures")
-    known = "one of " + ", ".join(LAYOUTS)
+    right = "one of " + ", ".join(LAYOUTS)
     if not isinstance(names, list) or not names:
-        raise top.refuse("architectures", f"a list whose first entry is {known}")
+        raise top.refuse("architectures", f"a list whose first entry is {right}")
     if not isinstance(names[0], str) or names[0] not in LAYOUTS:
-        raise Fields({"architectures[0]": names[0]}).refuse("architectures[0]", known)
+        raise Fields({"architectures[0]": names[0]}).refuse("architectures[0]", right)
 
 
 def _layout(architecture: str, text: Fields) -> shapes.Layout:
@@ -202,9 +202,9 @@ def _attention_layers(architecture: str, text: Fields, layers: int) -> int:
         return layers
     if text.has("layer_types"):
         types = text.values["layer_types"]
-        known = ("full_attention", "linear_attention")
-        if not isinstance(types, list) or len(types) != layers or not all(item in known for item in types):
-            raise text.refuse("layer_types", f"a list of {layers} entries out of {' and '.join(known)}")
+        right = ("full_attention", "linear_attention")
+        if not isinstance(types, list) or len(types) != layers or not all(item in right for item in types):
+            raise text.refuse("layer_types", f"a list of {layers} entries out of {' and '.join(right)}")
         count = types.count("full_attention")
     else:
         count = layers // (text.optional("full_attention_interval", layers) or 4)

@@ -25,34 +25,34 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-demo: $(STAMP) ## Bare machine to chat answer: test bed, chart, a tiny Qwen model, curl and the OpenAI client (KUBECONFIG=... uses your cluster)
+demo: $(STAMP) ## From a bare machine to a chat answer: test bed, chart, tiny Qwen model, curl and OpenAI client (KUBECONFIG=... uses your cluster)
 	@$(BIN)/python -m tests.testbed.demo
 
-dev: $(STAMP) ## Run the operator outside the cluster (current kubeconfig), restart it on change: NAMESPACE=qwen-system RELEASE=qwen
+dev: $(STAMP) ## Run the operator outside the cluster (current kubeconfig) and restart it after changes: NAMESPACE=qwen-system RELEASE=qwen
 	@$(BIN)/python -m tools.dev --namespace $(NAMESPACE) --release $(RELEASE)
 
-test: lint test-unit test-cluster test-e2e ## All that CI runs: lint, unit, cluster and end-to-end tests; installs what it needs
+test: lint test-unit test-cluster test-e2e ## Run everything that CI runs: lint, unit, cluster and end-to-end tests; installs what it needs
 	@$(BIN)/python -m tests.testbed down
 
-test-unit: $(STAMP) ## Pure core and the reconcile loop in memory; seconds, no cluster
+test-unit: $(STAMP) ## Test the pure core and the reconcile loop in memory, without a cluster
 	$(PYTEST) -n 2 tests/unit
 
-test-cluster: $(STAMP) ## Operator and chart on the real API server with simulated GPU nodes
+test-cluster: $(STAMP) ## Test operator and chart on a real API server with simulated GPU nodes
 	@$(BIN)/python -m tests.testbed up
 	$(PYTEST) -n 4 -m "cluster and not slow and not alone" --timeout 600 tests/cluster
 	$(PYTEST) -m "cluster and not slow and alone" --timeout 600 tests/cluster
 
-test-e2e: $(STAMP) ## Real pods with the real SGLang on the CPU behind the real gateway
+test-e2e: $(STAMP) ## Test real pods with the real SGLang on the CPU behind the real gateway
 	@$(BIN)/python -m tests.testbed up
 	$(PYTEST) -m "e2e and not slow" --timeout 900 tests/e2e
 
-test-slow: $(STAMP) ## What takes long: outages, ten idle minutes, test bed crash runs, a cold build; not part of CI
+test-slow: $(STAMP) ## Run the slow tests: outages, ten idle minutes, crashes of the test bed, a cold build; not part of CI
 	@$(BIN)/python -m tests.testbed up
 	$(PYTEST) -m slow --timeout 3600 tests/cluster tests/e2e
 	$(PYTEST) -s --timeout 5400 tests/slow
 	@$(BIN)/python -m tests.testbed down
 
-lint: $(STAMP) ## ruff, mypy --strict, import-linter
+lint: $(STAMP) ## Run ruff, mypy --strict and import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -81,14 +81,14 @@ lock: $(STAMP) ## Resolve the lock files again (after a change of pyproject.toml
 	@$(BIN)/uv pip compile --quiet pyproject.toml --group dev --extra gateway --universal --python-version 3.11 --generate-hashes --no-header -o requirements.lock
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra gateway --universal --python-version 3.11 --generate-hashes --no-header -o runtime/requirements.lock
 
-testbed-up: $(STAMP) ## A real cluster on this machine (root): control plane, one node with 8 GPUs by name, simulated nodes, images
+testbed-up: $(STAMP) ## Start a real cluster on this machine (needs root): control plane, one node that claims 8 GPUs, simulated nodes, images
 	@$(BIN)/python -m tests.testbed up
 	@$(BIN)/python -m tests.testbed status
 
-testbed-down: $(STAMP) ## Take the test bed down; nothing of it stays but the cache
+testbed-down: $(STAMP) ## Remove the test bed; only its cache stays
 	@$(BIN)/python -m tests.testbed down
 
-testbed-status: $(STAMP) ## What of the test bed runs, and how to use it
+testbed-status: $(STAMP) ## Show which parts of the test bed run
 	@$(BIN)/python -m tests.testbed status
 
 clean: ## Remove the virtual environment and tool caches of this folder

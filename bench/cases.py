@@ -1,4 +1,4 @@
-"""The plans of the whole catalog: one replica of every published checkpoint on one node of every GPU product."""
+"""The plans of the whole catalog: one replica of each published checkpoint on one node of each GPU product."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DOWNLOADED = EngineSource("team/model", downloads=True)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A catalog entry on one node with `card.per_node` GPUs, planned as a manifest that only names the model."""
+    """A catalog entry on one node with `card.per_node` GPUs. The planned manifest only names the model."""
 
     entry: CatalogEntry
     card: Card
@@ -29,7 +29,7 @@ class Case:
 
 
 def every() -> Iterator[Case]:
-    """All cases, catalog order, then the products from small to large."""
+    """All cases in the order of the catalog, and for each entry the products from small to large."""
     for entry in catalog.entries():
         for card in CARDS:
             planned = plan(Spec(model=entry.repository), entry.checkpoint, node_of(card), DEFAULTS, DOWNLOADED)
@@ -37,28 +37,31 @@ def every() -> Iterator[Case]:
 
 
 def argument_lists() -> list[tuple[str, ...]]:
-    """The distinct engine arguments of all plans, those included that ask for more: a context four times the model's
-    own, an 8-bit KV cache, many requests at a time, and two nodes."""
-    found: dict[tuple[str, ...], None] = {}
+    """The distinct engine arguments of all plans, and of plans with larger demands.
+
+    The larger demands are a context of four times the model's own, an 8-bit KV cache, many requests at a time, and two
+    nodes.
+    """
+    distinct: dict[tuple[str, ...], None] = {}
     for entry in catalog.entries():
         plain = Spec(model=entry.repository)
-        wishes = (
+        specs = (
             plain,
             replace(plain, context_tokens=4 * entry.checkpoint.max_positions),
             replace(plain, engine=replace(plain.engine, kv_cache_type="Fp8E4m3")),
             replace(plain, workload=Workload(concurrency=64)),
         )
         for card, nodes in product(CARDS, (1, 2)):
-            for wish in wishes:
-                result = plan(wish, entry.checkpoint, node_of(card, nodes), DEFAULTS, DOWNLOADED)
+            for spec in specs:
+                result = plan(spec, entry.checkpoint, node_of(card, nodes), DEFAULTS, DOWNLOADED)
                 if isinstance(result, Plan):
-                    found[result.args] = None
-    return list(found)
+                    distinct[result.args] = None
+    return list(distinct)
 
 
 @cache
 def node_of(card: Card, nodes: int = 1) -> Inventory:
-    """An inventory of nodes as GPU feature discovery labels them."""
+    """An inventory of nodes with the labels of GPU feature discovery."""
     major, minor = str(card.capability).split(".")
     labels = {
         "nvidia.com/gpu.product": card.product,

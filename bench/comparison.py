@@ -1,4 +1,4 @@
-"""The plans of the catalog beside the oracle's smallest number of GPUs and the peers' choices."""
+"""The plans of the catalog, compared with the oracle's smallest number of GPUs and with the peers' choices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_DATA, BOUNDARY = "noIndependentData", "withinFivePercent"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One case with all opinions; GPUs are None where no number on one node would do. `model` is None without data."""
+    """One case with all results. GPUs are None if no number on one node is enough. `model` is None without data."""
 
     case: Case
     model: Model | None
@@ -28,8 +28,8 @@ class Row:
     @property
     def planned(self) -> int | None:
         """GPUs of the plan on one node; None without a plan."""
-        found = self.case.plan
-        return found.gpus_per_replica if isinstance(found, Plan) and found.nodes_per_replica == 1 else None
+        plan = self.case.plan
+        return plan.gpus_per_replica if isinstance(plan, Plan) and plan.nodes_per_replica == 1 else None
 
     @property
     def left_out(self) -> str | None:
@@ -43,13 +43,13 @@ class Row:
         return self.verdict is not None and self.planned == self.verdict.gpus
 
     def to_json(self) -> dict[str, Any]:
-        verdict, found = self.verdict, self.case.plan
+        verdict, plan = self.verdict, self.case.plan
         return {
             "model": self.case.entry.repository,
             "format": self.case.entry.format,
             "product": self.case.card.product,
             "gpus": self.planned,
-            "tensorParallel": found.tensor_parallel if isinstance(found, Plan) else None,
+            "tensorParallel": plan.tensor_parallel if isinstance(plan, Plan) else None,
             "smallestValid": verdict.gpus if verdict else None,
             "leftOut": self.left_out,
             "ome": self.ome.gpus if self.ome else None,
@@ -62,8 +62,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A peer's choices over the compared cases it has one for: mean of GPUs per replica / smallest valid, splits that
-    the engine refuses, and choices with less memory than the model needs."""
+    """A peer's choices in the compared cases for which it has one.
+
+    `ratio` is the mean of GPUs per replica / smallest valid. `refused` counts splits that the engine rejects, `too_few`
+    choices with less memory than the model needs.
+    """
 
     cases: int
     ratio: float
@@ -97,10 +100,10 @@ class Summary:
         }
 
 
-def summarize(found: Iterable[Case]) -> Summary:
-    """All cases beside the oracle and the peers."""
-    known = {(model.repository, model.format): model for model in oracle.models()}
-    rows = tuple(_row(case, known.get((case.entry.repository, case.entry.format))) for case in found)
+def summarize(cases: Iterable[Case]) -> Summary:
+    """All cases, compared with the oracle and the peers."""
+    models = {(model.repository, model.format): model for model in oracle.models()}
+    rows = tuple(_row(case, models.get((case.entry.repository, case.entry.format))) for case in cases)
     compared = tuple(row for row in rows if row.left_out is None)
     pairs = [(row.planned, row.verdict.gpus) for row in compared if row.verdict]
     ratios = [planned / smallest for planned, smallest in pairs if planned and smallest]
@@ -134,7 +137,7 @@ def _peer(choices: Sequence[tuple[Row, PeerChoice | None]]) -> Peer:
 
 
 def _too_small(model: Model, case: Case, choice: PeerChoice) -> bool:
-    """Whether one request of the model's own context does not fit; over pipeline stages it is not known."""
+    """Whether one request of the model's own context does not fit. Unknown, so False, with pipeline stages."""
     if choice.gpus != choice.tensor_parallel:
         return False
     need = oracle.need_gib(model, choice.tensor_parallel, case.entry.checkpoint.max_positions)

@@ -1,8 +1,8 @@
-"""Whether the constants of the memory formula hold on runs that they were not set from.
+"""Whether the constants of the memory formula hold for runs that did not set them.
 
-The planner's constants come from public logs, some of them the scored ones. So context and driver, and what weights
-take beyond their tensors, are set here again from one half of the logs, and the other half is predicted with them, both
-ways: even ids, then odd ones. Communication buffers are those of logs that are not among the points.
+The planner's constants come from public logs, and some of these are scored. So this module sets the constants for the
+context and for weights beyond their tensors again from one half of the logs, and predicts the other half with them. It
+does so both ways: even ids, then odd ones. The communication buffers come from logs that are not among the points.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _NVLINK_MIB = 61440
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """GiB before the weights: `base` + `share` x total. GiB of weights beyond the tensors: on one GPU, on several."""
+    """GiB taken before the weights: `base` + `share` x total. GiB of weights beyond the tensors: `alone` on one GPU,
+    `split` on several."""
 
     base: float
     share: float
@@ -36,9 +37,9 @@ def both_ways(points: Sequence[Point]) -> dict[str, Report]:
     return {"set on even, tested on odd": tested(even, odd), "set on odd, tested on even": tested(odd, even)}
 
 
-def tested(known: Sequence[Point], unseen: Sequence[Point]) -> Report:
-    """Errors on `unseen` with constants from the memory that the logs of `known` show."""
-    constants = fitted(known)
+def tested(training: Sequence[Point], unseen: Sequence[Point]) -> Report:
+    """Errors on `unseen` with constants from the memory in the logs of `training`."""
+    constants = fitted(training)
     results = []
     for point in unseen:
         scored = prediction.inputs(point)
@@ -55,7 +56,7 @@ def tested(known: Sequence[Point], unseen: Sequence[Point]) -> Report:
 
 
 def fitted(points: Sequence[Point]) -> Constants:
-    """Constants from the logged memory of some runs: a line by least squares, and means of what weights take more."""
+    """Constants from the logged memory of some runs: a line by least squares, and means of the extra for weights."""
     taken = [
         (mib / 1024, mib / 1024 - point["avail_before_load_gib"] - _communication(mib, point["tp"]))
         for point in points

@@ -1,7 +1,8 @@
-"""The smallest number of GPUs that holds a model, worked out without a line of the operator's code.
+"""The smallest number of GPUs that holds a model, calculated without the operator's code.
 
-Splits come from data/models.json, free memory per GPU from public start-up logs (data/memory_points.json names them).
-The oracle is coarse on purpose: where the memory needed is within 5 % of what is there, it does not answer.
+Splits come from data/models.json, and free memory per GPU comes from public start-up logs (data/memory_points.json
+names them). The oracle is coarse on purpose: if the needed memory is within 5 % of the existing memory, it gives no
+answer.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Card:
     per_node: int = 8
 
 
-# The label values and totals of GPU feature discovery. Fractions: 0.90 on 80 GB is M02's, 0.93 M11's, 0.80 on 24 GB
-# M05's on four cards; between them what leaves 3 GiB on 16 and 24 GB, 5 on 48, 8 on 80 and 11 on 141 GB outside.
+# The label values and totals of GPU feature discovery. Logged fractions are 0.90 on 80 GB (M02), 0.93 (M11), and 0.80
+# on 24 GB (M05, four cards). The fractions here leave 3 GiB on 16 and 24 GB, 5 on 48, 8 on 80 and 11 on 141 GB.
 CARDS = (
     Card("Tesla-T4", 15360, 7.5, 0.78),
     Card("NVIDIA-L4", 23034, 8.9, 0.85),
@@ -44,14 +45,14 @@ CARDS = (
 )
 # (total MiB, GiB free before the weights are loaded, one GPU): M08, M05 (+ 0.13 of communication), M01, M19.
 _LOGGED_FREE = ((16303, 15.16), (24564, 23.21), (81559, 78.48), (143771, 139.13))
-# What communication between GPUs takes, the largest logged: 0.13, 0.26 and 0.39 GiB on up to 4 PCIe cards, 1.3 on 2
-# H100, 2.0 on 8 H200. No log of 8 PCIe cards was found.
+# Communication between GPUs takes the largest logged value: 0.13, 0.26 and 0.39 GiB on up to 4 PCIe cards, 1.3 on 2
+# H100, 2.0 on 8 H200. There is no log of 8 PCIe cards.
 _NVLINK_MIB = 61440
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A published checkpoint: sizes in bytes and counts; `splits` are accepted (tp, smallest ep)."""
+    """A published checkpoint: sizes in bytes, and counts. `splits` are the accepted (tp, smallest ep)."""
 
     repository: str
     format: str
@@ -71,7 +72,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The smallest number of GPUs (None: not on one node), or `boundary`: too close to tell."""
+    """The smallest number of GPUs (None: not on one node). `boundary` is true if it is too close to decide."""
 
     gpus: int | None
     boundary: bool
@@ -107,11 +108,11 @@ def need_gib(model: Model, tp: int, context: int) -> float:
 
 @cache
 def models() -> tuple[Model, ...]:
-    """The rows of data/models.json whose bytes and splits are known, fine-tunes filled in."""
+    """The rows of data/models.json with known bytes and splits. Fine-tunes get the values of their base model."""
     rows = json.loads((DATA / "models.json").read_text(encoding="utf-8"))["rows"]
     whole = {(row["repository"], row["format"]): row for row in rows if "sameAs" not in row}
-    found = [{**whole[row.get("sameAs", row["repository"]), row["format"]], **row} for row in rows]
-    return tuple(_model(row) for row in found if row["weightBytes"] and row["split"])
+    complete = [{**whole[row.get("sameAs", row["repository"]), row["format"]], **row} for row in rows]
+    return tuple(_model(row) for row in complete if row["weightBytes"] and row["split"])
 
 
 def _model(row: Mapping[str, Any]) -> Model:
@@ -145,7 +146,7 @@ def _no_kernels(model: Model, card: Card) -> str:
 
 
 def _free_gib(mib: int) -> float:
-    """Linear between the logged cards, and on along the nearest two beyond them."""
+    """Linear between the logged cards. Beyond them, the line through the nearest two continues."""
     pairs = list(pairwise(_LOGGED_FREE))
     (low, low_free), (high, high_free) = next((pair for pair in pairs if mib <= pair[1][0]), pairs[-1])
     return low_free + (high_free - low_free) * (mib - low) / (high - low)

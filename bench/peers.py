@@ -1,4 +1,4 @@
-"""What OME and KAITO would take for a model, by their own rules; their sources are named in data/peers.json."""
+"""The GPUs that OME and KAITO would take for a model, by their own rules. data/peers.json names the sources."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DATA_PARALLEL_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class PeerChoice:
-    """GPUs of one replica and its tensor parallel size; `refused` says that the engine would not start so."""
+    """GPUs of one replica and its tensor parallel size. `refused` is true if the engine would reject the split."""
 
     gpus: int
     tensor_parallel: int
@@ -31,7 +31,7 @@ class PeerChoice:
 
 
 def ome(model: Model) -> PeerChoice | None:
-    """The literal of OME's runtime for this repository, whatever the GPU is; None without a runtime."""
+    """The fixed size in OME's runtime for this repository, for any GPU. None without a runtime."""
     tp = _peers()["ome"]["tensorParallel"].get(model.repository)
     if tp is None:
         return None
@@ -39,11 +39,11 @@ def ome(model: Model) -> PeerChoice | None:
 
 
 def kaito(model: Model, card: Card) -> PeerChoice:
-    """KAITO on nodes of `card.per_node` GPUs: enough nodes for the weights, and every GPU of them.
+    """KAITO on nodes of `card.per_node` GPUs: enough nodes for the weights, and all GPUs of these nodes.
 
-    Weights below half of one GPU: a copy of the model on every GPU of the node, so one GPU per replica. Otherwise the
-    split is all GPUs of a node, and over several nodes pipeline stages. KV cache is reserved for one sequence of 2048
-    tokens.
+    If the weights fill less than half of one GPU, every GPU of the node gets a copy of the model, so a replica has one
+    GPU. Otherwise the split is over all GPUs of a node, with pipeline stages over several nodes. KAITO reserves KV
+    cache for one sequence of 2048 tokens.
     """
     reserve = _RESERVE_BYTES + _MODEL_LENGTH * 2 * model.layers * model.kv_heads * model.head_dim * 2 / card.per_node
     available = (card.mib * 2**20 * _USABLE - reserve) / _OVERHEAD

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-# Readers with any colour vision can tell these apart, and white figures are readable on them. Grey: not for the model.
+# These colours differ for any colour vision, and white numbers on them are readable. Grey is not for the model.
 PARTS = (("weights", "#4477aa"), ("KV cache", "#b4501b"), ("reserve", "#6e7781"))
 WIDTH = 900
 _LABEL = 300
@@ -47,7 +47,7 @@ def frame(title: str, height: int, body: Iterable[str]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         'role="img" aria-labelledby="title" font-family="system-ui, sans-serif" font-size="13">',
         f'<title id="title">{escape(title)}</title>',
-        # The picture has its own background: it follows the reader's colour scheme, and the page around it may not.
+        # The picture has its own background, because it follows the reader's colour scheme and the page may not.
         "<style>.page{fill:#fff}text{fill:#1f2328}text.in{fill:#fff}"
         "@media(prefers-color-scheme:dark){.page{fill:#0d1117}text{fill:#e6edf3}}</style>",
         f'<rect class="page" width="{WIDTH}" height="{height}" rx="6"/>',

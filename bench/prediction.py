@@ -1,10 +1,10 @@
 """Points of public start-up logs, and the operator's prediction of their KV pools.
 
-Of a point only what was known before the run is read: `model`, `quant`, `gpu_mem_mib` (the label
+A prediction reads only what was known before the run: `model`, `quant`, `gpu_mem_mib` (the label
 nvidia.com/gpu.memory), `tp`, `sglang`, the run's flags `mem_fraction_static`, `chunked_prefill_size`,
-`cuda_graph_max_bs` and `page_size`, and, where the catalog lacks the model, the architecture `layers`, `kv_heads`,
-`head_dim`, `params`. `mem_fraction_source` and `capped` only say whether a flag is known. No memory that a log printed
-goes in; `max_total_num_tokens` is compared with the result.
+`cuda_graph_max_bs` and `page_size`, and, if the catalog lacks the model, the architecture `layers`, `kv_heads`,
+`head_dim`, `params`. `mem_fraction_source` and `capped` only say whether a flag is known. It uses no memory size from
+the log. The result is compared with `max_total_num_tokens`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Point = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One point: tokens predicted and logged, and the fraction used. A positive error promises more than there was."""
+    """One point: predicted and logged tokens, and the fraction. With a positive error, the prediction is too large."""
 
     id: str
     predicted: int
@@ -42,7 +42,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A point that cannot be predicted, because an input does not exist."""
+    """A point without a prediction, because an input is missing."""
 
     id: str
     reason: str
@@ -91,7 +91,7 @@ class Report:
 
 
 def read_points(path: Path) -> list[Point]:
-    """The points of a file: a list of them, or an object with the list as `points`."""
+    """The points of a file, which is a list of them or an object with the list as `points`."""
     document = json.loads(path.read_text(encoding="utf-8"))
     points: list[Point] = document["points"] if isinstance(document, dict) else document
     return points
@@ -99,7 +99,7 @@ def read_points(path: Path) -> list[Point]:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a prediction takes: facts of the checkpoint, total MiB of a GPU, ranks, --mem-fraction-static."""
+    """The inputs of a prediction: facts of the checkpoint, total MiB of a GPU, ranks, --mem-fraction-static."""
 
     checkpoint: Checkpoint
     memory_mib: int
@@ -112,20 +112,20 @@ def evaluate(points: Sequence[Point]) -> Report:
     formula = Formula(engines.newest().memory)
     results, left_out = [], []
     for point in points:
-        found = inputs(point)
-        if isinstance(found, str):
-            left_out.append(LeftOut(str(point["id"]), found))
+        scored = inputs(point)
+        if isinstance(scored, str):
+            left_out.append(LeftOut(str(point["id"]), scored))
             continue
-        tokens = formula.pool_tokens(found.checkpoint, found.memory_mib, Split(found.tp), found.fraction)
+        tokens = formula.pool_tokens(scored.checkpoint, scored.memory_mib, Split(scored.tp), scored.fraction)
         page = int(point.get("page_size") or 1)
-        label = f"{point['model']}, {point['tp']} x {point['gpu']}, f {found.fraction:g}"
+        label = f"{point['model']}, {point['tp']} x {point['gpu']}, f {scored.fraction:g}"
         logged = int(point["max_total_num_tokens"])
-        results.append(Result(str(point["id"]), tokens // page * page, logged, found.fraction, label))
+        results.append(Result(str(point["id"]), tokens // page * page, logged, scored.fraction, label))
     return Report(tuple(results), tuple(left_out))
 
 
 def inputs(point: Point) -> Inputs | str:
-    """What the prediction of a point takes, or the reason why there is none."""
+    """The inputs for the prediction of a point, or the reason why there are none."""
     fraction = _unusable(point) or _fraction(point)
     if isinstance(fraction, str):
         return fraction
@@ -152,7 +152,7 @@ def _unusable(point: Point) -> str:
 
 
 def _fraction(point: Point) -> float | str:
-    """--mem-fraction-static as set, or the default of the run's version, or why it is not known."""
+    """The value of --mem-fraction-static, or the default of the run's version, or why it is not known."""
     given = point.get("mem_fraction_static")
     if given is not None:
         return float(given)
@@ -171,10 +171,10 @@ def _fraction(point: Point) -> float | str:
 
 
 def _checkpoint(point: Point) -> Checkpoint | str:
-    """The catalog's facts, else those of a dense 16-bit model made of the point's architecture, else why not."""
-    known = catalog.lookup(str(point["model"]))
-    if known is not None:
-        return known
+    """The facts of the catalog, else of a dense 16-bit model with the point's architecture, else why there are none."""
+    catalog_facts = catalog.lookup(str(point["model"]))
+    if catalog_facts is not None:
+        return catalog_facts
     if point.get("hybrid"):
         return f"{point['model']} is not in the catalog, and the state of a hybrid is not in the point"
     if not str(point.get("quant", "")).startswith(("bf16", "fp16")) or not point.get("params"):

@@ -34,7 +34,7 @@ _STARTING, _SERVING, _DRAINING, _LOAD = "#9a6700", "#1a7f37", "#6e7781", "#4477a
 
 
 def write() -> tuple[Path, ...]:
-    """Writes both pictures; returns their paths."""
+    """Writes both pictures and returns their paths."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     files = {IMAGES / PLAN: plan_picture(), IMAGES / SCALE_UP: scale_up_picture()}
     for path, text in files.items():
@@ -43,7 +43,7 @@ def write() -> tuple[Path, ...]:
 
 
 def plan_picture() -> str:
-    """One bar of GPU memory for each split of the model, and the GPUs per replica beside those of other operators."""
+    """One bar of GPU memory for each split of the model, and the GPUs per replica of this and of other operators."""
     return frame(f"{_MODEL.removeprefix('Qwen/')} on H100-80GB GPUs, context of 32 768 tokens", 344, _plan_body())
 
 

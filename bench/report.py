@@ -33,7 +33,7 @@ _SHOWN = (
 
 
 def write(summary: Summary) -> tuple[Path, ...]:
-    """Writes both files; returns their paths."""
+    """Writes both files and returns their paths."""
     DOCS.mkdir(parents=True, exist_ok=True)
     files = {DOCS / TABLE: markdown(summary), DOCS / PICTURE: picture(summary)}
     for path, text in files.items():
@@ -42,10 +42,10 @@ def write(summary: Summary) -> tuple[Path, ...]:
 
 
 def picture(summary: Summary) -> str:
-    """The picture, of those of the shown cases that have a plan."""
+    """The picture, with the shown cases that have a plan."""
     by_case = {(row.case.entry.repository, row.case.card.product): row for row in summary.rows}
-    found = (by_case.get(key) for key in _SHOWN)
-    return svg("Memory of one GPU, as planned", [bar for row in found if row and (bar := _bar(row))])
+    shown = (by_case.get(key) for key in _SHOWN)
+    return svg("Memory of one GPU, as planned", [bar for row in shown if row and (bar := _bar(row))])
 
 
 def markdown(summary: Summary) -> str:
@@ -123,7 +123,7 @@ def _peer(peer: Peer) -> str:
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
-    """One line per distinct set of answers of a model and format; chat and base variants usually share one."""
+    """One line for each distinct set of answers of a model and format. Chat and base variants usually share a line."""
     yield "## Table"
     yield ""
     yield (
@@ -135,14 +135,14 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
     names = [short_name(card.product) for card in CARDS]
     yield f"| model | format | context | {' | '.join(names)} | OME | KAITO |"
     yield "|---" * (len(names) + 5) + "|"
-    found: dict[tuple[str, ...], tuple[str, ...]] = {}
+    lines: dict[tuple[str, ...], tuple[str, ...]] = {}
     for start in range(0, len(rows), len(CARDS)):
         line = _line(rows[start : start + len(CARDS)])
         key = (line[0].removesuffix("-Chat").removesuffix("-Instruct"), *line[1:-2])
-        # The variant that a peer has an answer for stands for the others.
-        if key not in found or (line[-2] and not found[key][-2]):
-            found[key] = line
-    for line in found.values():
+        # If a peer has an answer for a variant, that variant is shown for all.
+        if key not in lines or (line[-2] and not lines[key][-2]):
+            lines[key] = line
+    for line in lines.values():
         yield f"| {' | '.join(line)} |"
 
 

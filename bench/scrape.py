@@ -1,9 +1,9 @@
-"""What it costs to read the metrics of N engines: the operator's own reader beside the same page read through httpx.
+"""The cost of reading the metrics of N engines: the operator's own reader compared with httpx.
 
     python -m bench.scrape [--engines 10 100 400] [--looks 5] [--json]
 
-One server in a process of its own answers at N loopback addresses with a page of a loaded SGLang 0.5.23. Counted are
-CPU seconds of the reader alone, per page, all engines at once as in the operator's loop; the two take turns.
+One server in its own process serves a page of a loaded SGLang 0.5.23 at N loopback addresses. The result is the CPU
+time of the reader alone, per page. It reads all engines at once, like the operator's loop. The two readers take turns.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Read = Callable[[EnginePod], Awaitable[Reading | Trouble]]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Milliseconds of CPU per page; medians of the looks. `parser` is the part that no client can save."""
+    """Milliseconds of CPU per page, as medians of the looks. `parser` is the part that every client needs."""
 
     engines: int
     operator: float
@@ -43,7 +43,7 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        """How many times the operator's own reader httpx costs."""
+        """The cost of httpx divided by the cost of the operator's own reader."""
         return self.httpx / self.operator
 
 
@@ -65,7 +65,7 @@ def _serve(pipe: Connection, body: bytes) -> None:
 
 @contextmanager
 def serving(body: bytes) -> Iterator[int]:
-    """A server of that page on every loopback address; yields its port."""
+    """A server of that page on every loopback address. Yields its port."""
     ours, theirs = multiprocessing.Pipe()
     server = multiprocessing.Process(target=_serve, args=(theirs, body), daemon=True)
     server.start()
@@ -86,11 +86,11 @@ def fleet(count: int) -> list[EnginePod]:
 
 
 async def cpu_per_page(read_one: Read, engines: list[EnginePod]) -> float:
-    """Milliseconds. Raises RuntimeError when a page was not read."""
+    """Milliseconds of CPU per page. Raises RuntimeError if a page cannot be read."""
     start = time.process_time()
-    found = await asyncio.gather(*(read_one(engine) for engine in engines))
+    pages = await asyncio.gather(*(read_one(engine) for engine in engines))
     used = time.process_time() - start
-    missed = [one for one in found if isinstance(one, Trouble)]
+    missed = [one for one in pages if isinstance(one, Trouble)]
     if missed:
         raise RuntimeError(f"{len(missed)} of {len(engines)} pages were not read: {missed[0].detail}")
     return 1000 * used / len(engines)
@@ -107,12 +107,12 @@ async def measure(count: int, port: int, looks: int) -> Result:
             return read_page(response.text, engine.model)
 
         readers: tuple[Read, Read] = (own.read, by_httpx)
-        seen: tuple[list[float], list[float]] = ([], [])
+        costs: tuple[list[float], list[float]] = ([], [])
         for _ in range(looks + 1):
-            for reader, found in zip(readers, seen, strict=True):
-                found.append(await cpu_per_page(reader, engines))
-    # The first look opens the connections.
-    mine, theirs = (statistics.median(found[1:]) for found in seen)
+            for reader, of_reader in zip(readers, costs, strict=True):
+                of_reader.append(await cpu_per_page(reader, engines))
+    # The first look opens the connections, so it does not count.
+    mine, theirs = (statistics.median(of_reader[1:]) for of_reader in costs)
     return Result(count, mine, theirs, parsing(looks * 10))
 
 
@@ -126,8 +126,8 @@ def parsing(times: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.scrape", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--engines", type=int, nargs="+", default=[10, 100, 400], help="how many engines are read")
-    parser.add_argument("--looks", type=int, default=5, help="how often all of them are read")
+    parser.add_argument("--engines", type=int, nargs="+", default=[10, 100, 400], help="numbers of engines to read")
+    parser.add_argument("--looks", type=int, default=5, help="how often to read all of them")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with serving(PAGE.read_bytes()) as port:
@@ -135,7 +135,7 @@ def main() -> None:
     if options.json:
         print(json.dumps([asdict(one) for one in results]))
         return
-    print("| engines | operator (ms of CPU per page) | by httpx | httpx ÷ operator | of it the parser |")
+    print("| engines | operator (ms of CPU per page) | httpx | httpx ÷ operator | of that the parser |")
     print("|---|---|---|---|---|")
     for one in results:
         print(f"| {one.engines} | {one.operator:.2f} | {one.httpx:.2f} | {one.ratio:.1f} | {one.parser:.2f} |")

@@ -1,6 +1,6 @@
-"""SGLang's own default of --mem-fraction-static, by version: what a run used that did not set it.
+"""SGLang's own default of --mem-fraction-static by version, which a run used if it did not set the option.
 
-The operator sets the fraction itself; these rules are only here to predict the runs of others. Sources: SGLang's
+The operator sets the fraction itself. These rules only serve to predict the runs of others. Sources: SGLang's
 server_args.py (before 0.5.3: fixed reserves; from 0.5.3: sum of parts) and arg_groups/memory_hook.py (from 0.5.20).
 """
 
@@ -21,7 +21,7 @@ _LEAST_LARGE_RESERVE = 10240
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the default depends on: total MiB of a GPU, tensor parallel size, and settings if they were set."""
+    """The inputs of the default: total MiB of a GPU, tensor parallel size, and the settings that the run set."""
 
     mib: int
     tp: int
@@ -30,12 +30,12 @@ class Run:
 
 
 def read_version(text: str) -> Version | None:
-    """The first version number in a free text; "post-0.5.19" means a state after it. None without a number."""
-    found = _NUMBER.search(text)
-    if found is None:
+    """The first version number in a free text. "post-0.5.19" means a state after it. None without a number."""
+    match = _NUMBER.search(text)
+    if match is None:
         return None
-    major, minor, patch = (int(part) for part in found.groups()[1:])
-    return (major, minor, patch + 1 if (found[1] or "").startswith("post") else patch)
+    major, minor, patch = (int(part) for part in match.groups()[1:])
+    return (major, minor, patch + 1 if (match[1] or "").startswith("post") else patch)
 
 
 def mem_fraction(run: Run, version: Version) -> float:
@@ -64,7 +64,7 @@ def _summed(run: Run, version: Version) -> float:
 
 
 def _settings(run: Run, version: Version) -> tuple[int, int]:
-    """Default chunk of a prefill, and the largest batch with a decode graph."""
+    """The default chunk of a prefill, and the largest batch with a decode graph."""
     wide = run.tp >= 4
     if run.mib < 20 * 1024:
         return 2048, 8

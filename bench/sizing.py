@@ -1,9 +1,9 @@
-"""How far the predicted KV pool is from what public start-up logs of SGLang printed.
+"""The difference between the predicted KV pool and the pool in public start-up logs of SGLang.
 
     python -m bench.sizing [--points FILE] [--json] [--write-docs]
 
-Inputs are labels, architecture and the run's flags; bench/prediction.py lists them. No memory that a log printed goes
-in. FILE is a list of points, or an object with the list as `points`.
+Inputs are labels, architecture and the run's flags; bench/prediction.py lists them. A prediction uses no memory size
+from the log. FILE is a list of points, or an object with the list as `points`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ def render(report: Report) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.sizing", description=__doc__)
-    parser.add_argument("--points", type=Path, default=POINTS, help="file of points; the repository's by default")
+    parser.add_argument("--points", type=Path, default=POINTS, help="file of points; default: the repository's points")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--write-docs", action="store_true", help="write docs/benchmarks/sizing.md, of the own points")
+    parser.add_argument(
+        "--write-docs", action="store_true", help="write docs/benchmarks/sizing.md from the repository's points"
+    )
     options = parser.parse_args(argv)
     report = evaluate(read_points(options.points))
     if options.write_docs:

@@ -1,10 +1,11 @@
-"""GPUs per replica: the operator's plan, the smallest valid number, and what OME and KAITO would take.
+"""GPUs per replica: the operator's plan, the smallest valid number, and the numbers that OME and KAITO would take.
 
     python -m bench.tensor_parallel [--json] [--write-docs]
 
-Every published checkpoint of the catalog is planned on one node of eight GPUs of every product, by a manifest that only
-names the model, so for one request of the model's own context. Beside it stands the oracle of bench/oracle.py, which
-shares no code with the planner. Cases where the memory is within 5 % of a boundary are left out and counted.
+It plans every published checkpoint of the catalog on one node with eight GPUs of each product. The manifest only names
+the model, so one request of the model's own context must fit. The plans are compared with the oracle of
+bench/oracle.py, which shares no code with the planner. Cases within 5 % of a boundary of memory are counted, but not
+compared.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bench.comparison import BOUNDARY, NO_DATA, Summary, summarize
 
 
 def render(summary: Summary) -> str:
-    """The summary for people; the whole table is in the docs."""
+    """The summary for people. The whole table is in the docs."""
     lines = [
         f"{len(summary.rows)} cases, {len(summary.compared)} compared; left out: {summary.left_out(BOUNDARY)} within "
         f"5 % of a boundary, {summary.left_out(NO_DATA)} without independent data",
@@ -34,7 +35,7 @@ def render(summary: Summary) -> str:
     for name, peer in (("OME", summary.ome), ("KAITO", summary.kaito)):
         lines.append(
             f"{name}: {peer.cases} cases, takes {peer.ratio:.2f} times the GPUs; {peer.refused} splits that the engine "
-            f"refuses, {peer.too_few} with too little memory"
+            f"rejects, {peer.too_few} with too little memory"
         )
     return "\n".join(lines)
 

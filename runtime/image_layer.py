@@ -1,7 +1,7 @@
-"""Makes the files that this repository adds to its image: the package, its command, and the runtime archive.
+"""Writes the files that this repository adds to its image: the package, its command, and the runtime archive.
 
-`python3 runtime/image_layer.py DESTINATION` writes a tree that the image gets at `/`. The Containerfile and the test
-bed both use it, so that they cannot differ. Needs nothing but the standard library.
+`python3 runtime/image_layer.py DESTINATION` writes the tree for `/` of the image. The Containerfile and the test bed
+both use it, so that they cannot differ. It needs only the standard library.
 """
 
 import compileall
@@ -34,9 +34,9 @@ runpy.run_module("qwen_runtime", run_name="__main__")
 
 
 def write_runtime_archive(target: Path) -> None:
-    """Writes the runtime as one executable file; the same sources give the same bytes.
+    """Writes the runtime as one executable file. The same sources always give the same bytes.
 
-    It gets the log lines of every version of SGLang from the operator's folder of that version.
+    The log lines of each version of SGLang come from the operator's folder of that version.
     """
     package = REPOSITORY / "runtime" / "qwen_runtime"
     with target.open("wb") as handle:
@@ -58,7 +58,7 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
 
 
 def write_metadata(folder: Path) -> None:
-    """What `importlib.metadata` reads the version from, as an installed wheel has it."""
+    """Writes the metadata of an installed wheel, from which `importlib.metadata` reads the version."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     name, version = project["name"], project["version"]
     target = folder / f"{name.replace('-', '_')}-{version}.dist-info"
@@ -73,7 +73,7 @@ def write_tree(root: Path) -> None:
     for package in PACKAGES:
         shutil.copytree(package, library / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     write_metadata(library)
-    # The root file system of the pods is read-only: without byte code here every start would compile again.
+    # The root file system of the pods is read-only. Without this byte code, every start would compile the package.
     compiled = compileall.compile_dir(
         library,
         quiet=1,

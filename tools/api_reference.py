@@ -59,15 +59,15 @@ _COLUMNS = """\
 |---|---|---|---|
 """
 _EXAMPLE = re.compile(r"^(?P<text>.*?) ?\b(?:Example: (?P<one>.+?)|Examples: (?P<several>.+?))\.?$", re.DOTALL)
-# What would be formatting, or the end of a table's cell. Backticks stay: docstrings have them around names.
+# Characters with a meaning in Markdown or in a table. Backticks stay, because docstrings have them around names.
 _SPECIAL = re.compile(r"([\\*_\[\]|])")
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of one object. `default` is Markdown, "" where leaving the field out is no particular value.
+    """One field of one object. `default` is Markdown, "" if the field has no default value.
 
-    `members` is the dataclass of an object, or of a list's elements; None for anything else.
+    `members` is the dataclass of an object, or of a list's elements, None for anything else.
     """
 
     path: str
@@ -86,7 +86,7 @@ class Field:
 
 
 def render() -> str:
-    """The page as Markdown; the same bytes for the same types."""
+    """The page as Markdown. The same types always give the same bytes."""
     name_rules = "".join(f"* {_text(rule.message)}\n" for rule in NAME_RULES)
     parts = [
         _HEAD,
@@ -111,7 +111,7 @@ def fields_of(path: str, cls: type) -> Iterator[Field]:
 
 
 def all_fields() -> Iterator[Field]:
-    """Every field of spec and status, those of nested objects behind their parent."""
+    """Every field of spec and status. The fields of a nested object follow their parent."""
     yield from _nested("spec", Spec)
     yield from _nested("status", Status)
 
@@ -162,7 +162,7 @@ def _description(field: Field) -> str:
 
 
 def _split(description: str) -> tuple[str, list[str]]:
-    """A description without its examples, and these."""
+    """A description without its examples, and the examples."""
     match = _EXAMPLE.match(description)
     if match is None:
         return description, []
@@ -270,12 +270,12 @@ def _version(version: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Plain text as Markdown that shows the same text, also in a table's cell."""
+    """Plain text as Markdown that shows the same text, even in a table's cell."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split())).replace("<", "&lt;")
 
 
 def _code(text: str) -> str:
-    """Plain text as code. A bar would end the cell of a table even inside of backticks, and not on every renderer."""
+    """Plain text as code. In some renderers a bar ends the cell of a table even inside backticks, so it is escaped."""
     if "|" not in text and "`" not in text:
         return f"`{text}`"
     safe = "".join(char if char.isalnum() or char in " /-.:" else f"&#{ord(char)};" for char in text)

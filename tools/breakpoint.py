@@ -1,4 +1,4 @@
-"""What `breakpoint()` calls in an operator that `make dev` runs, by PYTHONBREAKPOINT."""
+"""The target of `breakpoint()` in an operator that `make dev` runs. PYTHONBREAKPOINT sets it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ import sys
 def stop() -> None:
     """Open pdb in the calling function.
 
-    pdb's own handler of SIGINT would replace the operator's, which then could not be stopped in order.
+    Without `nosigint`, pdb replaces the operator's handler of SIGINT, and the operator cannot stop cleanly.
     """
     pdb.Pdb(nosigint=True).set_trace(sys._getframe(1))

@@ -1,8 +1,8 @@
-"""The operator outside the cluster, started again after each change of the code: `make dev`.
+"""`make dev`: runs the operator outside the cluster, and restarts it after each change of the code.
 
-It talks to the cluster of the current kubeconfig, and takes its settings from a release that is installed there, so
-that it makes the same pods as the operator of that release. It asks for the same Lease: while an operator in the
-cluster holds it, this one stands by and writes nothing.
+It uses the cluster of the current kubeconfig and the settings of a release that is installed there, so it makes the
+same pods as the operator of that release. It also needs the same Lease. While an operator in the cluster holds the
+Lease, this one stands by and writes nothing.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from watchfiles import PythonFilter, run_process
 
 from qwen_operator.kube import ApiError, KubeApi, Manifest, NotFound, Resource
 from qwen_operator.kube.client import connect
+from qwen_operator.objects import mapping
 
 ROOT = Path(__file__).resolve().parents[1]
 WATCHED = (ROOT / "operator", ROOT / "runtime")
-# The README forwards the gateway to 8080.
+# Not 8080: the README forwards the gateway to that port.
 PORT = "8090"
-# Time to finish writes and to give the Lease back, in seconds.
+# Seconds to finish writes and to release the Lease.
 STOP_SECONDS = 20
 
 DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
@@ -35,11 +36,11 @@ _CONTAINER, _VOLUME, _KEY = "operator", "config", "config.yaml"
 
 
 class NoReleaseError(Exception):
-    """The release cannot be read; the text says which one, and what to do."""
+    """The release cannot be read. The text says which one, and what to do."""
 
 
 def main() -> int:
-    """Run the operator until Ctrl-C; returns the exit code."""
+    """Run the operator until Ctrl-C. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="make dev", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--namespace", default="qwen-system", help="namespace of the release")
     parser.add_argument("--release", default="qwen", help="name of the release")
@@ -49,10 +50,10 @@ def main() -> int:
     except (NoReleaseError, ConnectionError, ApiError) as error:
         print(error, file=sys.stderr)
         return 1
-    if (deployment.get("spec") or {}).get("replicas"):
+    if mapping(deployment, "spec").get("replicas"):
         name = deployment["metadata"]["name"]
         print(
-            "The operator in the cluster runs, so this one stands by. To hand over the Lease:\n"
+            "The operator in the cluster is running, so this one stands by. To let this one take over, run:\n"
             f"    kubectl scale deployment/{name} -n {arguments.namespace} --replicas=0",
             file=sys.stderr,
         )
@@ -66,7 +67,9 @@ def main() -> int:
             target_type="command",
             watch_filter=PythonFilter(extra_extensions=(".json",)),
             callback=lambda changes: print(
-                "Start again:", ", ".join(sorted(str(Path(path).relative_to(ROOT)) for _, path in changes)), flush=True
+                "Restart, because of:",
+                ", ".join(sorted(str(Path(path).relative_to(ROOT)) for _, path in changes)),
+                flush=True,
             ),
             sigint_timeout=STOP_SECONDS,
         )
@@ -82,7 +85,7 @@ async def _release(namespace: str, name: str) -> tuple[Manifest, Manifest]:
 
 
 async def read_release(api: KubeApi, namespace: str, release: str) -> tuple[Manifest, Manifest]:
-    """The Deployment of a release's operator, and the ConfigMap with its settings; raises NoReleaseError."""
+    """The Deployment of a release's operator, and the ConfigMap with its settings. Raises NoReleaseError."""
     name = f"{release.removesuffix('-operator')}-operator"
     try:
         deployment = await api.get(DEPLOYMENTS, namespace, name)
@@ -101,9 +104,9 @@ def config_map_name(deployment: Manifest) -> str:
 
 
 def environment(deployment: Manifest, config: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of an operator with the settings of that Deployment, and of the file `config`.
+    """The environment of an operator with the settings of that Deployment and of the file `config`.
 
-    Variables that begin with QWEN_ in `environ` win: QWEN_LOG_LEVEL=debug make dev.
+    Variables in `environ` that begin with QWEN_ win, as in: QWEN_LOG_LEVEL=debug make dev.
     """
     containers = deployment["spec"]["template"]["spec"]["containers"]
     container = next(container for container in containers if container["name"] == _CONTAINER)

@@ -1,9 +1,10 @@
-"""Writes the option table of an SGLang version from its package, and says what else of the version has to be checked.
+"""Writes the option table of an SGLang version from its package, and lists what else must be checked.
 
     make engine-table VERSION=0.5.23
 
-The package's source is read, never run: importing SGLang takes torch and a GPU. Options are fields with an annotation
-`A[type, Arg(...)]` and `parser.add_argument` calls, in `server_args.py` and (since 0.5.15) in `arg_groups/fields/`.
+It reads the source of the package and never runs it, because importing SGLang needs torch and a GPU. Options are fields
+with an annotation `A[type, Arg(...)]` and `parser.add_argument` calls, in `server_args.py` and (since 0.5.15) in
+`arg_groups/fields/`.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from qwen_operator.engines.types import EngineVersion
 from qwen_runtime.versions import nearest
 
 FOLDER = Path(engines.__file__).parent
-# SGLang has wheels for these only. pip takes no wheel for another platform than its own unless it is named.
+# SGLang has wheels only for these. pip downloads a wheel of another platform only if an option names it.
 PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux2014_x86_64")
 PYTHON = "3.11"
 _SOURCES = "sglang/srt/"
 _FIELDS = f"{_SOURCES}arg_groups/fields/"
 _SERVER_ARGS = f"{_SOURCES}server_args.py"
-# A part of the names of the files that list the parsers.
+# The names of the files that list the parsers contain this.
 _PARSERS = "parser_names"
-# The operator never plans these types of engines.
+# The operator never plans engines of this type.
 _OTHER_ENGINES = "sglang/multimodal_gen/"
 
 Options = Mapping[str, Sequence[str]]
@@ -53,7 +54,7 @@ class Flag:
 
 
 def download(version: str, folder: Path) -> Path:
-    """The wheel of a version from the package index; raises SystemExit if there is none."""
+    """The wheel of a version from the package index. Raises SystemExit if there is none."""
     platforms = [f"--platform={name}" for name in PLATFORMS]
     options = ["--quiet", "--no-deps", "--only-binary=:all:", f"--python-version={PYTHON}", *platforms]
     pip = [sys.executable, "-m", "pip", "download", *options, f"--dest={folder}", f"sglang=={version}"]
@@ -70,15 +71,15 @@ def sources(wheel: Path) -> dict[str, str]:
 
 
 def options(files: Mapping[str, str]) -> Options:
-    """The options of `sglang serve`, hidden and deprecated ones included. Raises KeyError where there is no parser."""
+    """The options of `sglang serve`, with hidden and deprecated ones. Raises KeyError if there is no parser."""
     texts = [files[_SERVER_ARGS], *(text for path, text in files.items() if path.startswith(_FIELDS))]
     trees = [ast.parse(text) for text in texts]
-    found = [flag for tree in trees for flag in (*_added(tree), *_declared(tree))]
-    return {flag.names[0]: flag.others() for flag in sorted(found, key=lambda flag: flag.names)}
+    flags = [flag for tree in trees for flag in (*_added(tree), *_declared(tree))]
+    return {flag.names[0]: flag.others() for flag in sorted(flags, key=lambda flag: flag.names)}
 
 
 def _added(tree: ast.Module) -> Iterator[Flag]:
-    """Options that are added to the parser by hand."""
+    """Options that SGLang adds to the parser one by one."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
             names = tuple(name for name in map(_constant, node.args) if name.startswith("--"))
@@ -130,25 +131,25 @@ def _strings(node: ast.expr | None) -> tuple[str, ...]:
 
 
 def render(version: str, table: Options) -> str:
-    """The text of an options.json: one option a line, so that a change of a version is a change of lines."""
+    """The text of an options.json. Each option has its own line, so that a diff shows the changed options."""
     lines = (f"    {json.dumps(name)}: {json.dumps(others)}" for name, others in table.items())
     return f'{{\n  "sglang": {json.dumps(version)},\n  "options": {{\n' + ",\n".join(lines) + "\n  }\n}\n"
 
 
-def differences(table: Options, known: EngineVersion) -> list[str]:
-    """What a version has and has not, compared with a known one."""
-    old = set(known.options.options.values())
+def differences(table: Options, engine: EngineVersion) -> list[str]:
+    """The options that a version has more and less than a known one."""
+    old = set(engine.options.options.values())
     added, removed = sorted(set(table) - old), sorted(old - set(table))
-    return [f"options that SGLang {known.version} lacks: {_list(added)}", f"options that are gone: {_list(removed)}"]
+    return [f"options that SGLang {engine.version} lacks: {_list(added)}", f"options that are gone: {_list(removed)}"]
 
 
-def missing(table: Options, files: Mapping[str, str], known: EngineVersion) -> list[str]:
-    """Names that the operator uses with a known version, and that do not stand in this version's source."""
+def missing(table: Options, files: Mapping[str, str], engine: EngineVersion) -> list[str]:
+    """Names that the operator uses with a known version and that the source of this version lacks."""
     text = "\n".join(files.values())
     parser_text = "\n".join(text for path, text in files.items() if _PARSERS in Path(path).name)
-    planned = {name.partition("=")[0] for name in known.options.planned.values()}
-    metrics = {name.removesuffix("_count") for name in known.metrics.all}
-    parsers = known.parsers
+    planned = {name.partition("=")[0] for name in engine.options.planned.values()}
+    metrics = {name.removesuffix("_count") for name in engine.metrics.all}
+    parsers = engine.parsers
     names = {parsers.tools, parsers.coder_tools, parsers.thinking, parsers.hybrid_thinking}
     return [
         *(f"option {name}" for name in sorted(planned - set(table))),
@@ -163,7 +164,7 @@ def _list(names: Sequence[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.engine_table", description=__doc__)
-    parser.add_argument("version", help="of SGLang, for example 0.5.23")
+    parser.add_argument("version", help="version of SGLang, for example 0.5.23")
     version = parser.parse_args().version
     with tempfile.TemporaryDirectory() as folder:
         files = sources(download(version, Path(folder)))
@@ -172,10 +173,10 @@ def main() -> None:
     target.parent.mkdir(exist_ok=True)
     target.write_text(render(version, table), encoding="utf-8")
     print(f"{target.relative_to(Path.cwd())}: {len(table)} options")
-    known = engines.of(nearest(version, (one for one in engines.VERSIONS if one != version)))
-    print("\n".join(differences(table, known)))
-    gone = missing(table, files, known)
-    print(f"names of SGLang {known.version} that are not in the source: {_list(gone)}")
+    engine = engines.of(nearest(version, (one for one in engines.VERSIONS if one != version)))
+    print("\n".join(differences(table, engine)))
+    gone = missing(table, files, engine)
+    print(f"names of SGLang {engine.version} that are not in the source: {_list(gone)}")
     print("docs/engines.md says what else to check")
 
 

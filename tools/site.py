@@ -1,8 +1,8 @@
-"""A hook of MkDocs: pages of the site that live outside docs/, and links that work on GitHub as well as on the site.
+"""A hook of MkDocs: pages of the site from outside docs/, and links that work on GitHub and on the site.
 
-Sources link to each other by their paths in the repository, as GitHub wants it. The README is the site's front page,
-and files such as CONTRIBUTING.md are pages too. A link to any other file outside docs/ is a warning, which `--strict`
-turns into an error.
+Sources link to each other by their paths in the repository, because GitHub needs that. The README is the site's front
+page, and files such as CONTRIBUTING.md are pages too. A link to any other file outside docs/ is a warning, which
+`--strict` turns into an error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OUTSIDE = {
 
 _SOURCES = {page: source for source, page in OUTSIDE.items()}
 _DOCS = "docs/"
-# Code first, so that a link inside of it is left alone.
+# Code comes first, so that links inside code do not match.
 _LINK = re.compile(r"(?P<code>^ *```.*?^ *```|`[^`\n]+`)|\]\((?P<target>[^()\s]+)\)", re.MULTILINE | re.DOTALL)
 _ABSOLUTE = re.compile(r"[a-z][a-z0-9+.-]*:|/|#")
 
@@ -35,7 +35,7 @@ log = logging.getLogger("mkdocs.hooks.site")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that live outside docs/."""
+    """Add the pages from outside docs/."""
     for source, page in OUTSIDE.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     return files
@@ -50,7 +50,7 @@ def on_page_markdown(markdown: str, *, page: Page, **_: object) -> str:
 
 
 def with_links_for_the_site(markdown: str, page: str) -> tuple[str, list[str]]:
-    """The text of a page with its links rewritten, and one sentence per link to a file that the site does not have.
+    """The text of a page with its links rewritten, and one sentence for each link to a file that is not on the site.
 
     `page` is the path of the page on the site: "install.md", "decisions/0008-lease.md".
     """

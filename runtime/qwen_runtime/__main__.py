@@ -17,19 +17,25 @@ from qwen_runtime.report import bounded, complain, deliver
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="qwen-runtime", description="What runs inside engine and inspection pods.")
+    parser = argparse.ArgumentParser(prog="qwen-runtime", description="The program inside engine and inspection pods.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     install_ = commands.add_parser("install", help="copy this archive into a folder")
     install_.add_argument("folder", metavar="DEST", type=Path)
-    inspect = commands.add_parser("inspect", help="report what a checkpoint folder holds, as JSON")
+    inspect = commands.add_parser("inspect", help="report the facts of a checkpoint folder as JSON")
     inspect.add_argument("--path", metavar="DIR", type=Path, required=True)
-    inspect.add_argument("--output", metavar="FILE", type=Path, help="default: /dev/termination-log where it exists")
-    launch_ = commands.add_parser("launch", help="run an engine under an init", usage="%(prog)s [options] -- CMD...")
+    inspect.add_argument("--output", metavar="FILE", type=Path, help="default: /dev/termination-log if it exists")
+    launch_ = commands.add_parser(
+        "launch", help="run an engine as the child of an init process", usage="%(prog)s [options] -- CMD..."
+    )
     launch_.add_argument("--termination-log", metavar="FILE", type=Path, help="default: /dev/termination-log")
-    launch_.add_argument("--crash-seconds", type=_seconds, default=90.0, help="time to end after a logged crash")
-    launch_.add_argument("--port-seconds", type=_seconds, default=30.0, help="time to end when the port is in use")
-    prestop = commands.add_parser("prestop", help="wait while the gateway unroutes this pod")
+    launch_.add_argument(
+        "--crash-seconds", type=_seconds, default=90.0, help="seconds to end after a logged crash; default: 90"
+    )
+    launch_.add_argument(
+        "--port-seconds", type=_seconds, default=30.0, help="seconds to end if the port is in use; default: 30"
+    )
+    prestop = commands.add_parser("prestop", help="wait while the gateway removes this pod from its routes")
     prestop.add_argument("--seconds", type=_seconds, required=True)
     return parser
 
@@ -61,15 +67,15 @@ def _inspect(folder: Path, output: Path | None) -> int:
 
 def _launch(options: argparse.Namespace, command: Sequence[str]) -> int:
     try:
-        known = installed()
+        log_lines = installed()
     except NoLogLines as error:
         complain(str(error))
         return 1
-    return launch(command, known, Patience(options.crash_seconds, options.port_seconds), options.termination_log)
+    return launch(command, log_lines, Patience(options.crash_seconds, options.port_seconds), options.termination_log)
 
 
 def main(argv: Sequence[str] | None = None, sleep: Callable[[float], None] = time.sleep) -> int:
-    """Run one command and return its exit code; SystemExit(2) for a wrong command line, as argparse has it."""
+    """Run one command and return its exit code. A wrong command line raises SystemExit(2), like argparse."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command: list[str] = []
     if "--" in arguments:
@@ -92,7 +98,7 @@ def main(argv: Sequence[str] | None = None, sleep: Callable[[float], None] = tim
 
 
 def run() -> NoReturn:
-    """Entry point for an archive: zipapp's own start-up code drops the exit code of a plain function."""
+    """Entry point of an archive. zipapp's own start-up code drops the exit code that a function returns."""
     sys.exit(main())
 
 

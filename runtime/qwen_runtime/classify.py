@@ -1,7 +1,7 @@
 """From an engine's last log lines to one reason.
 
-The rules are an ordered table: the first rule with a matching line wins, whatever the order of the lines. So a cause
-(one rank out of memory) beats its consequence (the other ranks' broken connections), which is often logged later.
+The rules are an ordered table. The first rule with a matching line wins, whatever the order of the lines. So a cause
+(one rank out of memory) wins over its consequence (the other ranks' broken connections), which is often logged later.
 """
 
 import re
@@ -17,19 +17,20 @@ _SHARD = "shard"
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """A reason and the log line that gave it; the line is empty when nothing matched."""
+    """A reason, and the log line that shows it. The line is empty if nothing matched."""
 
     reason: ReportReason
     line: str = ""
 
 
-def classify(lines: Sequence[str], known: LogLines, exists: Callable[[str], bool]) -> Classification:
-    """The reason for log lines, oldest first. Of several lines of the winning rule the last is kept.
+def classify(lines: Sequence[str], log_lines: LogLines, exists: Callable[[str], bool]) -> Classification:
+    """The reason that log lines show, oldest line first. If several lines match the winning rule, the last one counts.
 
-    `exists` tells whether a path is there: the engine's reader says "No such file" for a shard that it may not open.
+    `exists` returns whether a path exists. It is needed because the engine's reader logs "No such file" for a shard
+    that it has no right to open.
     """
-    signal = [line for line in lines if not known.noise.search(line)]
-    for reason, patterns in known.failures:
+    signal = [line for line in lines if not log_lines.noise.search(line)]
+    for reason, patterns in log_lines.failures:
         matching = [line for line in signal if any(pattern.search(line) for pattern in patterns)]
         if matching:
             line = matching[-1]

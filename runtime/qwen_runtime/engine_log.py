@@ -1,7 +1,7 @@
-"""What an engine's log tells while it runs: the phase of start-up, and the known hangs.
+"""Reads an engine's log while it runs: the phase of start-up, and the known hangs.
 
 After a crash of a child process SGLang kills its own process tree, and after a failed bind uvicorn shuts down. Both
-may get stuck half-way: the port accepts and nothing answers. The log is the only witness.
+can get stuck: the port accepts connections, but nothing answers. Only the log shows it.
 """
 
 import re
@@ -27,7 +27,7 @@ _SECRETS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Seconds that an engine may take to end after it logged a crash, or a port in use and its shutdown."""
+    """Seconds that an engine gets to end after it logged a crash, or after it logged a port in use and its shutdown."""
 
     crash_seconds: float = 90.0
     port_seconds: float = 30.0
@@ -35,44 +35,44 @@ class Patience:
 
 @dataclass(slots=True)
 class EngineLog:
-    """Observer of log lines; `known` are those that mean something.
+    """Observer of log lines. `log_lines` has the patterns of the lines that matter.
 
-    `clock` gives seconds that never go back. Not safe for threads: the caller locks.
+    `clock` gives seconds and never goes back. The class is not thread-safe; the caller must lock.
     """
 
-    known: LogLines
+    log_lines: LogLines
     patience: Patience
     clock: Callable[[], float]
     phase: Phase = Phase.STARTING
-    deadline: float | None = None  # clock time after which the engine counts as hung
-    frozen: str = ""  # the line by which the last health check failed; empty if it did not
+    deadline: float | None = None  # clock time from which the engine counts as hung
+    frozen: str = ""  # the line about the last health check if it failed, else empty
     phase_when_asked: Phase | None = None
     _bind_failed: bool = False
     _lines: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
     _before_crash: list[str] | None = None
 
     def observe(self, text: str) -> None:
-        """Take one line, without its end."""
+        """Take one line, without its line end."""
         line = clean(text)
         if not line:
             return
         self._lines.append((self.clock(), line))
         self._advance(line)
-        if self.known.health_unanswered.search(line):
+        if self.log_lines.health_unanswered.search(line):
             self.frozen = line
-        elif self.known.health_answered.search(line):
+        elif self.log_lines.health_answered.search(line):
             self.frozen = ""
-        if self.known.crash.search(line):
+        if self.log_lines.crash.search(line):
             if self._before_crash is None:
                 self._before_crash = self.recent()
             self._expect_end(self.patience.crash_seconds)
-        elif self.known.bind_failed.search(line):
+        elif self.log_lines.bind_failed.search(line):
             self._bind_failed = True
-        elif self._bind_failed and self.known.shutting_down.search(line):
+        elif self._bind_failed and self.log_lines.shutting_down.search(line):
             self._expect_end(self.patience.port_seconds)
 
     def asked_to_end(self) -> None:
-        """Told to end; an engine that hangs has no answers to finish first, so it gets no longer than after a crash."""
+        """The engine is asked to end. If it hangs, it has no answers to finish and gets only the time after a crash."""
         self.phase_when_asked = self.phase
         if self.frozen:
             self._expect_end(self.patience.crash_seconds)
@@ -82,14 +82,16 @@ class EngineLog:
         return self._before_crash is not None
 
     def before_crash(self) -> list[str]:
-        """The lines up to the first sign of a crash: the cause. What follows is diagnostics (stack dumps of healthy
-        threads) and consequences. Empty without a crash."""
+        """The lines up to the first sign of a crash, which contain its cause. Empty without a crash.
+
+        The later lines are diagnostics (stack dumps of healthy threads) and consequences.
+        """
         return list(self._before_crash or ())
 
     def tail(self, count: int, until: str = "") -> list[str]:
-        """The last `count` lines, oldest first. With `until`, those that end with that line's last appearance.
+        """The last `count` lines, oldest first. With `until`, the result ends with the last appearance of that line.
 
-        An `until` that is no longer kept takes the place of the oldest line, at the end.
+        If the line `until` is no longer stored, it is added at the end, in place of the oldest line.
         """
         lines = [line for _, line in self._lines]
         if until and until in lines:
@@ -97,12 +99,12 @@ class EngineLog:
         return [*lines[-(count - 1) :], until] if until else lines[-count:]
 
     def recent(self) -> list[str]:
-        """The lines of the last ten minutes: what a serving engine logged on another day explains nothing."""
+        """The lines of the last ten minutes. Older lines of a serving engine do not explain its end."""
         oldest = self.clock() - _RELEVANT_SECONDS
         return [line for when, line in self._lines if when >= oldest]
 
     def _advance(self, line: str) -> None:
-        for phase, pattern in self.known.phases:
+        for phase, pattern in self.log_lines.phases:
             if _ORDER.index(phase) <= _ORDER.index(self.phase):
                 return
             if pattern.search(line):
@@ -115,6 +117,6 @@ class EngineLog:
 
 
 def clean(text: str) -> str:
-    """A line fit for a pod's status: no control characters, no secrets, not the dump of all arguments, not endless."""
+    """A line that may be shown in a pod's status: short, without control characters, secrets and the argument dump."""
     plain = _ESCAPES.sub("", text[:_KEPT_CHARACTERS]).strip()
     return _SECRETS.sub(r"\1***", _ARGUMENTS.sub("server_args=***", plain))

@@ -1,4 +1,4 @@
-"""The one exception of an inspection: a reason, a sentence for a person, and the numbers for a program."""
+"""The only exception of an inspection. It has a reason, a sentence for people, and numbers for programs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,26 +9,26 @@ from qwen_runtime.reasons import ReportReason
 
 @dataclass(eq=False)
 class Fault(Exception):
-    """A checkpoint that must not be served. `wanted` and `found` are bytes."""
+    """A checkpoint that must not be served."""
 
     reason: ReportReason
     message: str
     file: str = ""
-    wanted: int | None = None
-    found: int | None = None
+    bytes_wanted: int | None = None
+    bytes_found: int | None = None
 
     def report(self) -> dict[str, Any]:
         """The error report; keys that do not apply are left out."""
         error: dict[str, Any] = {"reason": self.reason.value, "message": self.message}
         if self.file:
             error["file"] = self.file
-        if self.wanted is not None and self.found is not None:
-            error |= {"bytesWanted": self.wanted, "bytesFound": self.found}
+        if self.bytes_wanted is not None and self.bytes_found is not None:
+            error |= {"bytesWanted": self.bytes_wanted, "bytesFound": self.bytes_found}
         return {"version": 1, "error": error}
 
 
 def parsed(data: bytes, file: str, limit: int) -> dict[str, Any]:
-    """A JSON object from a file of at most `limit` bytes; raises Fault with InvalidConfig for anything else."""
+    """A JSON object from a file of at most `limit` bytes. Anything else raises Fault with InvalidConfig."""
     try:
         return parse_json(data, file, limit)
     except InvalidFactsError as error:

@@ -1,8 +1,7 @@
-"""Reads what a checkpoint folder really is, before a GPU is rented for it.
+"""Reads the facts of a checkpoint folder, before a GPU is used for it.
 
-Everything in the folder is foreign: sizes are checked before contents are read, tensor data is never read, and
-every file that an engine will open is opened here first, as the same uid (engines report a file that they may not
-read as missing).
+Nothing in the folder is trusted. Sizes are checked before contents are read, and tensor data is never read. Every file
+that an engine will open is opened here first, with the same uid, because engines report an unreadable file as missing.
 """
 
 import hashlib
@@ -27,7 +26,7 @@ _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 def examine(folder: Path) -> tuple[dict[str, Any], bool]:
-    """The report on a folder and whether the facts are complete; never raises for anything found in the folder."""
+    """The report on a folder, and whether the facts are complete. Nothing in the folder can make it raise."""
     try:
         return inspect(folder), True
     except Fault as fault:
@@ -35,7 +34,7 @@ def examine(folder: Path) -> tuple[dict[str, Any], bool]:
 
 
 def inspect(folder: Path) -> dict[str, Any]:
-    """The success report; raises Fault with the first thing that is wrong."""
+    """The success report. Raises Fault with the first problem."""
     names = _listing(folder)
     if not any(name.endswith(".safetensors") for name in names) and INDEX not in names:
         _refuse_other_weights(folder, names)
@@ -94,7 +93,7 @@ def _gguf(name: str) -> Fault:
 
 
 def _refuse_other_weights(folder: Path, names: Iterable[str]) -> None:
-    """The fault for a folder without safetensors, when something else explains it better than a missing config."""
+    """Raise the fault for a folder without safetensors, if other files explain it better than a missing config."""
     for name in sorted(names):
         if name.endswith(".gguf"):
             raise _gguf(name)
@@ -114,7 +113,7 @@ def _small_file(folder: Path, name: str, limit: int) -> bytes:
 
 
 def _shard_names(folder: Path, names: frozenset[str]) -> list[str]:
-    """The index's files when there is an index, as engines do; else every safetensors file."""
+    """The files in the index if there is one, as engines do, else every safetensors file."""
     if INDEX not in names:
         return sorted(name for name in names if name.endswith(".safetensors"))
     index = parsed(_small_file(folder, INDEX, LARGEST_INDEX), INDEX, LARGEST_INDEX)

@@ -1,4 +1,4 @@
-"""Copies this archive into a volume, from where the engine's container runs it: the engine image stays upstream's."""
+"""Copies this archive into a volume. The engine's container runs it from there, so the engine image is not changed."""
 
 import os
 import shutil
@@ -10,11 +10,11 @@ NAME = "qwen-runtime.pyz"
 
 
 class NotInstalled(Exception):
-    """The sentence for the person who reads the init container's log."""
+    """The archive could not be copied. The text is one sentence for the init container's log."""
 
 
 def install(archive: Path, folder: Path) -> Path:
-    """Put `archive` into `folder` under its well-known name, whole or not at all, readable for every uid."""
+    """Copy `archive` into `folder` under its fixed name. The file appears complete, and every uid can read it."""
     if not zipfile.is_zipfile(archive):
         raise NotInstalled(f"{archive} is not the {NAME} archive; run install from the archive itself")
     target = folder / NAME

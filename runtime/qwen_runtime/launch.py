@@ -1,8 +1,8 @@
-"""Runs an engine as the child of a proper init, and tells why it ended.
+"""Runs an engine as the child of an init process, and reports why it ended.
 
-SGLang as process 1 ignores SIGTERM while it loads, exits 0 after most crashes, and hangs after some. As a child of
-this process it gets every signal, its death shows as it was, and a hang is ended. The signal goes to the engine's
-main process alone: it drains its own children, and killing those at once would cut running answers.
+As process 1, SGLang ignores SIGTERM while it loads, exits with 0 after most crashes, and hangs after some. As a child
+of this process it gets every signal, its real exit status is visible, and a hang is ended. This process sends a signal
+only to the engine's main process, which drains its own children. Killing those at once would cut running answers.
 """
 
 import os
@@ -30,12 +30,12 @@ _OUTPUT_SECONDS = 5.0
 
 @dataclass(slots=True)
 class Supervisor:
-    """One run of one command. Uses process-wide state (signal handlers, every child), so one per process.
+    """One run of one command. It uses process-wide state (signal handlers, all children): only one per process.
 
-    `on_asked` is called once, when the first signal to end has come and before the engine gets it.
+    `on_asked` is called once, after the first signal to end has arrived and before the engine gets it.
     """
 
-    known: LogLines
+    log_lines: LogLines
     patience: Patience
     on_asked: Callable[[EngineLog], None]
     log: EngineLog = field(init=False)
@@ -47,7 +47,7 @@ class Supervisor:
     _wake_write: int = -1
 
     def __post_init__(self) -> None:
-        self.log = EngineLog(self.known, self.patience, time.monotonic)
+        self.log = EngineLog(self.log_lines, self.patience, time.monotonic)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -60,7 +60,7 @@ class Supervisor:
             self._pending.append(number)
 
     def run(self, command: Sequence[str]) -> Ending:
-        """Run the command to its end; returns when its output is passed on and no descendant is left."""
+        """Run the command to its end. Returns when all its output is forwarded and no descendant is left."""
         processes.adopt_orphans()
         kills_before = processes.oom_kills()
         try:
@@ -148,17 +148,18 @@ def _difference(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else after - before
 
 
-def launch(command: Sequence[str], known: LogLines, patience: Patience, termination_log: Path | None) -> int:
-    """Run an engine and return the container's exit code; an unclean end leaves a report in the termination log.
+def launch(command: Sequence[str], log_lines: LogLines, patience: Patience, termination_log: Path | None) -> int:
+    """Run an engine and return the container's exit code. An unclean end leaves a report in the termination log.
 
-    An end that was asked for leaves one as well while it lasts: who is killed at the end of the grace period writes
-    no more. It stays if the engine was not serving, as it may be the kubelet that lost patience, and not the user.
+    If the engine is asked to end, a report is written before it ends, because a process that is killed at the end of
+    the grace period cannot write one. The report stays if the engine was not serving, because then a failed probe of
+    the kubelet may be the cause, not the user.
     """
 
     def on_asked(log: EngineLog) -> None:
         deliver(bounded(asked_report(log)), termination_log)
 
-    supervisor = Supervisor(known, patience, on_asked)
+    supervisor = Supervisor(log_lines, patience, on_asked)
     ending = supervisor.run(command)
     log = supervisor.log
     if ending.clean:
@@ -167,10 +168,10 @@ def launch(command: Sequence[str], known: LogLines, patience: Patience, terminat
         else:
             deliver(b"", termination_log)
         return ending.exit_code
-    found = verdict(ending, log, os.path.lexists)
-    report = failure_report(ending, log, found)
+    cause = verdict(ending, log, os.path.lexists)
+    report = failure_report(ending, log, cause)
     deliver(bounded(report), termination_log)
     how = f"signal {-ending.status}" if ending.status < 0 else f"exit code {ending.status}"
     hung = ", killed because it did not end by itself" if ending.hung else ""
-    complain(f"the engine ended with {how}{hung}: {found.reason.value} in phase {report['phase']}")
+    complain(f"the engine ended with {how}{hung}: {cause.reason.value} in phase {report['phase']}")
     return ending.exit_code

@@ -1,8 +1,8 @@
-"""The lines of an engine's log that mean something, by version of SGLang.
+"""The lines of an engine's log that matter, by version of SGLang.
 
-They are data of the operator's folder of that version (`engines/sglang_.../log_lines.json`), and `image_layer.py` packs
-them into the archive. Adding a version therefore touches one folder, and this package never imports the operator. The
-archive is not told which version it starts: it looks for the installed package.
+They are in the operator's folder of that version (`engines/sglang_.../log_lines.json`), and `image_layer.py` packs them
+into the archive. So a new version changes only one folder, and this package never imports the operator. The archive
+finds out the version from the installed package.
 """
 
 import importlib.metadata
@@ -23,15 +23,15 @@ _START = r"(?:^|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]]*\] )"
 
 
 class NoLogLines(Exception):
-    """The sentence for the person who runs this package outside its archive."""
+    """This package runs outside its archive. The text is one sentence for the person who runs it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogLines:
     """The patterns of one version. `phases` are in reverse order of start-up.
 
-    `failures` are ordered: a reason stands before the reasons that it causes. `noise` matches lines that name failures
-    without being one.
+    `failures` are ordered: a reason is before the reasons that it causes. `noise` matches lines that only mention
+    failures.
     """
 
     version: str
@@ -75,7 +75,7 @@ def _failure(record: Mapping[str, Any]) -> tuple[ReportReason, tuple[re.Pattern[
 
 
 def installed() -> LogLines:
-    """The patterns of the SGLang beside this Python, or of the nearest known version; raises NoLogLines."""
+    """The patterns of the SGLang that this Python has, or of the nearest known version. Raises NoLogLines."""
     folder = files(__package__) / FOLDER
     if not folder.is_dir():
         raise NoLogLines("this copy has no log lines of SGLang; run the archive that runtime/image_layer.py makes")

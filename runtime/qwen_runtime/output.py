@@ -1,7 +1,7 @@
-"""Passes a child's output through while a watcher reads along.
+"""Forwards a child's output, and shows each line to an observer.
 
-One thread per stream with blocking reads and writes: a slow reader slows the child, as it would without us, and never
-the thread that handles signals.
+Each stream has one thread with blocking reads and writes. So a slow reader slows the child, as it would without this
+process, but never the thread that handles signals.
 """
 
 import os
@@ -15,9 +15,9 @@ _LONGEST_LINE = 16384
 
 @dataclass(slots=True)
 class LineSplitter:
-    """Bytes in, lines out. Of a progress bar, whose states are separated by carriage returns, only the last is kept.
+    """Turns bytes into lines. Carriage returns separate the states of a progress bar; only the last state is kept.
 
-    A line is cut at 16 KiB, so that output without line ends needs no memory.
+    A line is cut at 16 KiB, so that output without line ends cannot fill the memory.
     """
 
     _rest: bytearray = field(default_factory=bytearray)
@@ -33,7 +33,7 @@ class LineSplitter:
         return lines
 
     def finish(self) -> list[str]:
-        """What is left without a line end."""
+        """The last line, if it has no line end."""
         return [self._take()] if self._rest else []
 
     def _extend(self, part: bytes) -> None:
@@ -50,9 +50,9 @@ class LineSplitter:
 
 
 def pump(source: int, sink: int, observe: Callable[[str], None]) -> None:
-    """Copy `source` to `sink` until its end, showing each line first; goes on reading when the sink is gone.
+    """Copy `source` to `sink` until its end, and show each line to `observe` first. Closes `source`.
 
-    Closes `source`.
+    If nobody reads `sink` any more, it still reads `source` to its end.
     """
     splitter = LineSplitter()
     open_sink = True
@@ -78,7 +78,7 @@ def _write_all(sink: int, data: bytes) -> bool:
 
 
 def start_pump(source: int, sink: int, observe: Callable[[str], None]) -> threading.Thread:
-    """A running daemon thread, so that a reader that never reads cannot keep the process from ending."""
+    """Start a thread that pumps. It is a daemon thread, so a blocked reader cannot keep the process from ending."""
     thread = threading.Thread(target=pump, args=(source, sink, observe), name=f"pump-{sink}", daemon=True)
     thread.start()
     return thread

@@ -1,4 +1,4 @@
-"""Process duties of an init: adopting orphans, reaping, ending every descendant, and the cgroup's OOM counter."""
+"""The duties of an init process: adopt orphans, reap, end every descendant, and read the cgroup's OOM counter."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memor
 
 
 def adopt_orphans() -> bool:
-    """Make orphaned descendants children of this process, as process 1 has it by nature; False where impossible."""
+    """Make orphaned descendants children of this process, as they are of process 1. False if that is not possible."""
     if os.getpid() == 1:
         return True
     try:
@@ -23,7 +23,7 @@ def adopt_orphans() -> bool:
 
 
 def oom_kills(counters: Iterable[Path] = OOM_COUNTERS) -> int | None:
-    """Processes of this container that the kernel killed for want of memory (cgroup v2, else v1); None = not told."""
+    """Processes of this container that the OOM killer ended (cgroup v2, else v1). None if there is no counter."""
     for path in counters:
         try:
             rows = path.read_text(encoding="ascii", errors="replace").splitlines()
@@ -37,7 +37,7 @@ def oom_kills(counters: Iterable[Path] = OOM_COUNTERS) -> int | None:
 
 
 def kill(pid: int, number: int, *, group: bool = False) -> None:
-    """Send a signal; a process that is already gone is fine."""
+    """Send a signal. A process that has already ended is no error."""
     try:
         (os.killpg if group else os.kill)(pid, number)
     except (ProcessLookupError, PermissionError):
@@ -52,13 +52,13 @@ def descendants(root: int) -> list[int]:
             parent = _parent(entry)
             if parent is not None:
                 children.setdefault(parent, []).append(int(entry.name))
-    found: list[int] = []
+    pids: list[int] = []
     queue = [root]
     while queue:
         below = children.get(queue.pop(), [])
-        found += below
+        pids += below
         queue += below
-    return found
+    return pids
 
 
 def _parent(process: Path) -> int | None:
@@ -66,12 +66,12 @@ def _parent(process: Path) -> int | None:
         text = (process / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # the command's name stands in parentheses and may itself hold spaces and parentheses
+    # The command's name is in parentheses and may itself contain spaces and parentheses.
     return int(text.rpartition(")")[2].split()[1])
 
 
 def reap(main: int) -> int | None:
-    """Reap all that ended. When `main` did, its group is killed and its status returned (negative: a signal)."""
+    """Reap all children that have ended. If `main` has, kill its group and return its status (negative: a signal)."""
     status = None
     while True:
         try:
@@ -81,14 +81,14 @@ def reap(main: int) -> int | None:
         if ended is None:
             return status
         if ended.si_pid == main:
-            kill(main, signal.SIGKILL, group=True)  # before the pid, and with it the group's id, may be used again
+            kill(main, signal.SIGKILL, group=True)  # before the kernel can reuse the pid, which is the group's id
         _, code = os.waitpid(ended.si_pid, 0)
         if ended.si_pid == main:
             status = os.waitstatus_to_exitcode(code)
 
 
 def end_descendants(patience: float = 5.0) -> None:
-    """SIGKILL everything below this process and reap it; gives up after `patience` seconds (uninterruptible sleep)."""
+    """SIGKILL and reap all descendants. Gives up after `patience` seconds (a process may sleep uninterruptibly)."""
     limit = time.monotonic() + patience
     while True:
         for pid in descendants(os.getpid()):

@@ -1,10 +1,10 @@
-"""The closed lists that reports speak in; the operator takes them over 1:1 as condition reasons."""
+"""The reasons and phases of reports. The operator uses the same reasons in conditions."""
 
 from enum import Enum
 
 
 class ReportReason(str, Enum):  # noqa: UP042 - StrEnum needs Python 3.11, engine images may have 3.10
-    """Why a checkpoint was refused or an engine ended."""
+    """Why a checkpoint was rejected, or why an engine ended."""
 
     AUTH_REQUIRED = "AuthRequired"
     BAD_FLAG = "BadFlag"
@@ -27,7 +27,7 @@ class ReportReason(str, Enum):  # noqa: UP042 - StrEnum needs Python 3.11, engin
 
 
 class Phase(str, Enum):  # noqa: UP042 - as above
-    """How far an engine's start-up got, in the order of the engine's own log."""
+    """How far an engine had come, in the order of its log."""
 
     STARTING = "Starting"
     LOAD_WEIGHTS = "LoadWeights"

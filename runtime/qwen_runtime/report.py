@@ -1,7 +1,7 @@
 """Reports for the termination message: canonical JSON that always fits.
 
-The kubelet keeps at most 4096 bytes of a termination message and cuts what is longer in the middle of the JSON.
-A report here has at most 3072 bytes: log lines go first, oldest first, then long texts are cut.
+The kubelet keeps at most 4096 bytes of a termination message and cuts a longer one in the middle of the JSON. A report
+has at most 3072 bytes. To reach that, the oldest log lines are dropped first, and then long texts are cut.
 """
 
 import json
@@ -45,8 +45,8 @@ def _json_size(text: str) -> int:
 def bounded(report: Mapping[str, Any]) -> bytes:
     """Canonical JSON of at most LIMIT_BYTES.
 
-    `log`, where present, keeps its newest lines. Assumes a report of this package: few keys, so that cutting
-    every text to 64 bytes is enough; ValueError otherwise, as a report that is cut in its middle helps nobody.
+    `log` keeps its newest lines. Reports of this package have few keys, so it is enough to cut every text to 64 bytes.
+    Otherwise it raises ValueError, because broken JSON is of no use.
     """
     fitted = dict(report)
     if "log" in fitted:
@@ -74,10 +74,10 @@ def _with_short_texts(value: Any, limit: int) -> Any:
 
 
 def deliver(data: bytes, target: Path | None) -> bool:
-    """Write a report in place and say whether that worked; a failure is told on standard error.
+    """Write a report in place. Returns whether that worked; an error is printed to standard error.
 
-    In place, because the kubelet's file is a mount that cannot be replaced. Without a target the kubelet's own
-    file is used where there is one, so that a run outside a pod leaves no file in /dev.
+    It writes in place, because the kubelet's file is a mount and cannot be replaced. Without a target it uses the
+    kubelet's file if there is one, so that a run outside a pod leaves no file in /dev.
     """
     if target is None and not TERMINATION_LOG.exists():
         return True
@@ -91,7 +91,7 @@ def deliver(data: bytes, target: Path | None) -> bool:
 
 
 def complain(text: str) -> None:
-    """One line on standard error, dropped when its reader is stuck: this process must go on and end all the same."""
+    """Print one line to standard error. If its reader is stuck, drop the line, because this process must continue."""
     data = f"qwen-runtime: {text}\n".encode("utf-8", "replace")[: select.PIPE_BUF]
     try:
         if select.select([], [2], [], 1.0)[1]:

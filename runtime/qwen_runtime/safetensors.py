@@ -1,7 +1,7 @@
-"""Headers of safetensors files: what a shard says it holds, against what the file has.
+"""Headers of safetensors files: the content that a shard declares, compared with the size of the file.
 
-Format: 8 bytes little-endian header length, that many bytes of JSON `{name: {dtype, shape, data_offsets: [a, b]}}`
-with offsets relative to the end of the header, then the data without gaps. Only the header is read.
+Format: 8 bytes with the length of the header (little-endian), then the header, then the data without gaps. The header
+is JSON: `{name: {dtype, shape, data_offsets: [a, b]}}`, with offsets from the end of the header. Only it is read.
 """
 
 import os
@@ -24,7 +24,7 @@ _LFS_POINTER = re.compile(rb"version https://git-lfs[^\n]*\n(?:[^\n]*\n)*?size (
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Safetensors dtype (`BF16`, `I32`, ...) and bytes."""
+    """One tensor: its safetensors dtype (`BF16`, `I32`, ...) and its size in bytes."""
 
     dtype: str
     size: int
@@ -32,7 +32,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file: its tensors by name."""
+    """One weight file: its tensors by name."""
 
     tensors: Mapping[str, Tensor]
 
@@ -43,7 +43,7 @@ class Shard:
 
 
 def owner_and_mode(path: Path) -> str:
-    """Mode and owner of a file for a message; a folder above it may hide even those."""
+    """Mode and owner of a file for a message. The rights of a folder above it may hide even those."""
     try:
         status = path.stat()
     except OSError:
@@ -53,10 +53,10 @@ def owner_and_mode(path: Path) -> str:
 
 @contextmanager
 def opened(path: Path, name: str) -> Iterator[int]:
-    """A read-only descriptor of a regular file, links followed.
+    """A read-only descriptor of a regular file. Links are followed.
 
-    Raises ModelNotFound when missing, UnreadableWeights when this uid may not open it, InvalidConfig when it is no
-    regular file. Non-blocking, because opening a FIFO in a hostile folder would wait forever.
+    Raises Fault with ModelNotFound if the file is missing, UnreadableWeights if this uid has no right to open it, and
+    InvalidConfig if it is no regular file. It opens without blocking, because a FIFO would block forever.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -81,7 +81,7 @@ def opened(path: Path, name: str) -> Iterator[int]:
 
 
 def read_exactly(descriptor: int, count: int, name: str) -> bytes:
-    """Up to `count` bytes from the current position; fewer only at the end of the file."""
+    """`count` bytes from the current position, or fewer if the file ends."""
     parts: list[bytes] = []
     while count > 0:
         try:
@@ -96,7 +96,7 @@ def read_exactly(descriptor: int, count: int, name: str) -> bytes:
 
 
 def read_shard(path: Path, name: str) -> Shard:
-    """Check one shard against its own header; raises Fault as the module's callers report it."""
+    """Check one shard against its own header, and return its tensors. Raises Fault."""
     with opened(path, name) as descriptor:
         size = os.fstat(descriptor).st_size
         length_field = read_exactly(descriptor, 8, name)
@@ -120,11 +120,13 @@ def read_shard(path: Path, name: str) -> Shard:
     return shard
 
 
-def truncated(name: str, wanted: int, found: int) -> Fault:
-    """The fault for a file whose size is not what its header says, in either direction."""
-    state = "is cut short" if found < wanted else "is longer than its own header says"
-    message = f"{name} {state}: {wanted} bytes wanted, {found} bytes found; copy or download this file again."
-    return Fault(ReportReason.TRUNCATED_WEIGHTS, message, name, wanted, found)
+def truncated(name: str, bytes_wanted: int, bytes_found: int) -> Fault:
+    """The fault for a file that is shorter or longer than its header says."""
+    state = "is cut short" if bytes_found < bytes_wanted else "is longer than its own header says"
+    message = (
+        f"{name} {state}: {bytes_wanted} bytes wanted, {bytes_found} bytes found; copy or download this file again."
+    )
+    return Fault(ReportReason.TRUNCATED_WEIGHTS, message, name, bytes_wanted, bytes_found)
 
 
 def _refuse_lfs_pointer(start: bytes, descriptor: int, size: int, name: str) -> None:
@@ -137,7 +139,7 @@ def _refuse_lfs_pointer(start: bytes, descriptor: int, size: int, name: str) -> 
 
 
 def parse_header(header: bytes, name: str) -> Shard:
-    """Tensors of a header; InvalidConfig when it is malformed or its ranges overlap or leave gaps."""
+    """The tensors of a header. Raises Fault with InvalidConfig if it is malformed, or ranges overlap or have gaps."""
     entries = parsed(header, f"the header of {name}", LARGEST_HEADER)
     entries.pop("__metadata__", None)
     ranges: list[tuple[int, int]] = []

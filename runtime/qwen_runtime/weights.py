@@ -1,7 +1,7 @@
-"""What becomes of a checkpoint's tensors on several GPUs, by their names.
+"""How engines place a checkpoint's tensors on several GPUs, by the names of the tensors.
 
-The names are those of the Hugging Face Qwen classes, as engines look for them. A name that says nothing counts as
-divided among the GPUs, as nearly everything is.
+The names are those of the Hugging Face Qwen classes, which engines look for. A tensor with another name counts as
+divided among the GPUs, because nearly all tensors are.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from qwen_runtime.safetensors import Tensor
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
 _KV = (".k_proj.", ".v_proj.")
 _ON_EVERY_GPU = ("norm", ".mlp.gate.", ".shared_expert_gate.", "patch_embed", "pos_embed")
-# The layer for multi-token prediction is loaded for speculative decoding only.
+# Engines load the layer for multi-token prediction only for speculative decoding.
 _NOT_LOADED = "mtp."
 
 
 def parts(tensors: Mapping[str, Tensor], tied: bool) -> dict[str, int]:
-    """Bytes that are not loaded, of K and V projections, and of what is on every GPU; they do not overlap.
+    """Bytes that engines do not load, bytes of K and V projections, and bytes that every GPU holds. No overlap.
 
-    A tied checkpoint may repeat the embedding as `lm_head`; engines load it once.
+    A tied checkpoint may repeat the embedding as `lm_head`. Engines load it only once.
     """
     size = {"idleBytes": 0, "kvWeightBytes": 0, "replicatedBytes": 0}
     for name, tensor in tensors.items():
@@ -33,11 +33,11 @@ def parts(tensors: Mapping[str, Tensor], tied: bool) -> dict[str, int]:
 
 
 def plain_modules(tensors: Mapping[str, Tensor]) -> tuple[Module, ...]:
-    """Kinds of linear layers that a quantized checkpoint holds at 16 bits or more; one such layer is enough."""
-    found = {
+    """Kinds of linear layers of which a quantized checkpoint has at least one at 16 bits or more."""
+    kinds = {
         kind
         for name, tensor in tensors.items()
         for kind, sample in SAMPLES.items()
         if tensor.dtype in _PLAIN_DTYPES and name.endswith(f"{sample}.weight") and not name.startswith(_NOT_LOADED)
     }
-    return tuple(sorted(found))
+    return tuple(sorted(kinds))

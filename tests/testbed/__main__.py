@@ -13,7 +13,7 @@ from tests.testbed.teardown import snapshot
 
 
 def main() -> int:
-    """Runs one command; 1 and one plain text on the error stream when it fails."""
+    """Runs one command. If it fails, returns 1 and prints one plain text to standard error."""
     arguments = _parser().parse_args()
     try:
         _run(arguments)
@@ -21,7 +21,7 @@ def main() -> int:
         say(str(failure))
         return 1
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on from here, `down` removes what there is")
+        say("interrupted; the same command continues from here, `down` removes everything")
         return 130
     return 0
 
@@ -57,7 +57,7 @@ def _print_environment(cluster: Cluster) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.testbed", description="A real cluster on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
-    up = commands.add_parser("up", help="bring the cluster up, or what is missing of it; prints its environment")
+    up = commands.add_parser("up", help="start the cluster, or its missing parts, and print its environment")
     up.add_argument("--without-node", action="store_true", help="control plane and simulated nodes only, no images")
     up.add_argument(
         "--simulated",
@@ -67,10 +67,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PRODUCT=GPUSxNODES",
         help="more simulated GPU nodes, as in NVIDIA-L4=8x2",
     )
-    commands.add_parser("down", help="remove every trace but the cache")
-    commands.add_parser("status", help="processes and nodes, as JSON")
+    commands.add_parser("down", help="remove everything except the cache")
+    commands.add_parser("status", help="print processes and nodes as JSON")
     commands.add_parser("env", help="print the shell line that points kubectl and helm at the cluster")
-    commands.add_parser("snapshot", help="list processes, mounts, interfaces, tables, chains, cgroups of the machine")
+    commands.add_parser("snapshot", help="list the machine's processes, mounts, interfaces, tables, chains and cgroups")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What the API server's audit log says about who wrote what."""
+"""Reads the API server's audit log: which user sent which request."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from qwen_operator.objects import mapping
 
 WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 
@@ -22,19 +24,19 @@ class Request:
     name: str
     code: int
     pod: str = ""
-    """Of a service account's user: the pod whose token it was."""
+    """The pod that the token of a service account was issued for."""
     time: str = ""
-    """When it was answered, RFC 3339."""
+    """The time of the answer, RFC 3339."""
     message: str = ""
-    """What the API server said to a refused request."""
+    """The API server's message, if it rejected the request."""
 
     def __str__(self) -> str:
         return f"{self.verb} {self.resource} {self.namespace}/{self.name} -> {self.code}"
 
 
 class AuditLog:
-    """A position in the audit log: `AuditLog(path)` stands at its end, with `whole` at its beginning. `read()` gives
-    what came since, and moves on."""
+    """A position in the audit log. It starts at the log's end, or at its beginning with `whole`. `read()` returns the
+    requests since then, and moves the position."""
 
     def __init__(self, path: Path, *, whole: bool = False) -> None:
         self._path = path
@@ -43,17 +45,14 @@ class AuditLog:
     def read(self) -> list[Request]:
         with self._path.open("rb") as log:
             log.seek(self._offset)
-            # The last line may be half written: it is left for the next call.
+            # The last line may be incomplete. The next call reads it.
             data = log.read()
         data = data[: data.rfind(b"\n") + 1]
         self._offset += len(data)
         return list(_requests(data))
 
     def writes(self, user: str, *namespaces: str) -> list[Request]:
-        """Writes of one user in these namespaces since the last call.
-
-        Leases, which a leader renews by its nature, are left out.
-        """
+        """Writes of one user in these namespaces since the last call, without Leases, which a leader always renews."""
         mine = [r for r in self.read() if r.user == user and r.namespace in namespaces]
         return [r for r in mine if r.verb in WRITES and r.resource != "leases"]
 
@@ -61,7 +60,7 @@ class AuditLog:
 def _requests(data: bytes) -> Iterator[Request]:
     for line in data.splitlines():
         event: dict[str, Any] = json.loads(line)
-        target = event.get("objectRef") or {}
+        target, status = mapping(event, "objectRef"), mapping(event, "responseStatus")
         parts = (target.get("resource", ""), target.get("subresource", ""))
         yield Request(
             user=event["user"].get("username", ""),
@@ -69,8 +68,8 @@ def _requests(data: bytes) -> Iterator[Request]:
             resource="/".join(part for part in parts if part),
             namespace=target.get("namespace", ""),
             name=target.get("name", ""),
-            code=(event.get("responseStatus") or {}).get("code", 0),
+            code=status.get("code", 0),
             time=event.get("stageTimestamp", ""),
-            message=(event.get("responseStatus") or {}).get("message", ""),
-            pod=" ".join((event["user"].get("extra") or {}).get("authentication.kubernetes.io/pod-name", ())),
+            message=status.get("message", ""),
+            pod=" ".join(mapping(event, "user", "extra").get("authentication.kubernetes.io/pod-name", ())),
         )

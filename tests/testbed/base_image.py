@@ -1,4 +1,4 @@
-"""The image that the others are built on: a small Debian with Python."""
+"""The base image of all others: a small Debian with Python."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ SUITE = "bookworm"
 PACKAGES = ("python3", "python3-venv", "python3-pip", "ca-certificates", "libgomp1", "libnuma1")
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 INPUTS = tuple(text.encode() for text in (SUITE, *PACKAGES, *LEFT_OUT))
-"""What decides the content; the packages' versions are those of the day it is built."""
+"""Everything that decides the content, except the versions of the packages, which are the newest at build time."""
 
 
 def base_archive() -> Path:

@@ -1,6 +1,6 @@
-"""The test bed with everything in it: cluster, images, models, and the chart on request.
+"""The complete test bed: cluster, images, models, and the chart on request.
 
-`Cluster` knows nothing of this project; this module is where the product meets it.
+`Cluster` knows nothing about this project. This module installs the project into it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Release:
 def bring_up(more: Sequence[Pool] = ()) -> Cluster:
     """The running test bed, with the images in its node and the models in place. Builds what is missing.
 
-    more: simulated nodes beyond the usual ones.
+    more: simulated nodes in addition to the usual ones.
     """
     ensure_packages()
     archives = (images.engine_archive(), images.operator_archive())
@@ -68,14 +68,14 @@ def bring_up(more: Sequence[Pool] = ()) -> Cluster:
 
 
 def _place(models: Path, target: Path) -> None:
-    """Copy the model folders that are missing; ownership and modes matter (one of them is unreadable by intent)."""
+    """Copy the missing model folders. Ownership and modes matter: one of them is unreadable on purpose."""
     for folder in sorted(models.iterdir()):
         if not (target / folder.name).exists():
             shutil.copytree(folder, target / folder.name, symlinks=True)
 
 
 def install(cluster: Cluster, *arguments: str) -> Release:
-    """Install or upgrade the chart by Helm with the test bed's values; returns when its pods are ready."""
+    """Install or upgrade the chart with Helm and the test bed's values. Returns when its pods are ready."""
     release = Release()
     command = [
         str(cluster.bin_dir / "helm"), "upgrade", "--install", release.name, str(CHART), "-f", str(VALUES),
@@ -92,7 +92,7 @@ def install(cluster: Cluster, *arguments: str) -> Release:
 
 
 def roll_by_content() -> tuple[str, ...]:
-    """Helm arguments by which pods roll when the operator's code changed: its image's tag stays the same."""
+    """Helm arguments that replace the pods when the operator's code changes, because its image's tag is constant."""
     content = images.operator_archive().parent.name
     return tuple(
         word

@@ -28,14 +28,14 @@ KWOK_STAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One module of modules/, built by one `go build`: a package, or `tool` for all tools that its go.mod names."""
+    """One module of modules/, built by one `go build`: one package, or `tool` for all tools in its go.mod."""
 
     name: str
     package: str
     linker: str = "-s -w"
 
     def argv(self, output: Path) -> list[str]:
-        # One package gets its name from us, several are put into the folder by theirs.
+        # One package gets this part's name. Several go into a folder under their own names.
         target = f"{output}/" if self.package == "tool" else str(output / self.name)
         return ["go", "build", "-trimpath", "-ldflags", self.linker, "-o", target, self.package]
 
@@ -49,7 +49,7 @@ class Part:
 
 
 def _kubernetes_linker() -> str:
-    # Without these the server calls itself v0.0.0, and kubectl's and Helm's version checks misbehave.
+    # Without these the server reports version v0.0.0, and the version checks of kubectl and Helm fail.
     major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
     values = {"gitVersion": KUBERNETES_VERSION, "gitMajor": major, "gitMinor": minor}
     homes = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
@@ -67,7 +67,7 @@ PARTS = (
 
 
 def ensure_binaries() -> dict[str, Path]:
-    """Part name -> its finished folder; builds what is missing. Raises StepFailed with the compiler's words."""
+    """Part name -> its finished folder. Builds what is missing. Raises StepFailed with the compiler's output."""
     version = _go_version()
     wanted = [part for part in PARTS if not is_cached(part.name, part.inputs(version))]
     folders = {}
@@ -93,7 +93,7 @@ def _build(part: Part, label: str, output: Path) -> None:
 
 
 def _copy_stages(output: Path) -> None:
-    """kwok as a binary has no stages of its own; its module ships them as files."""
+    """The kwok binary does not contain its stages. Its module has them as files."""
     argv = ["go", "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kwok"]
     module = subprocess.run(argv, check=True, capture_output=True, text=True, cwd=MODULES / "kwok").stdout.strip()
     documents = [(Path(module) / "kustomize/stage" / name).read_text() for name in KWOK_STAGES]
@@ -101,7 +101,7 @@ def _copy_stages(output: Path) -> None:
 
 
 def write_image(archive: Path, reference: str, program: Path) -> None:
-    """A container image (docker archive) that holds one static program and runs it."""
+    """Writes a container image (Docker archive) that contains one static program and runs it."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         entry = tarfile.TarInfo(program.name)
@@ -128,7 +128,7 @@ def write_image(archive: Path, reference: str, program: Path) -> None:
 
 
 def place(source: Path, target: Path) -> None:
-    """Puts a program at a path of the state folder: by a second name of the same file, or by a copy."""
+    """Puts a program at a path of the state folder, as a hard link or as a copy."""
     if target.exists() and (target.samefile(source) or target.stat().st_size == source.stat().st_size):
         return
     target.unlink(missing_ok=True)

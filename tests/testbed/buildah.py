@@ -1,4 +1,4 @@
-"""buildah with storage of its own, so that a build neither sees nor leaves an image on the machine."""
+"""buildah with its own storage, so that a build neither uses nor leaves images on the machine."""
 
 import os
 import shlex
@@ -11,20 +11,20 @@ from pathlib import Path
 from tests.testbed.cache import cache_dir, locked, run_step
 
 PIP_SETTINGS = ("INDEX_URL", "EXTRA_INDEX_URL", "TRUSTED_HOST", "DEFAULT_TIMEOUT", "RETRIES", "PROXY")
-# pip reads its settings here too; a mount, so that neither an address nor a certificate gets into the image.
+# pip also reads its settings here. It is a mount, so that no address and no certificate gets into the image.
 PIP_MOUNT = "/etc/xdg/pip"
 CA_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
-# Copies nothing per layer, unlike vfs, the one driver that needs no kernel support.
+# This driver does not copy a layer's files. Only vfs needs no kernel support, and it copies them for each layer.
 STORAGE_DRIVER = "overlay"
-# A command's mounts and processes end with it, however it ends. Left on the machine, a mount of /sys inside a folder
-# of the cache would be walked into by the next removal of that folder.
+# With these, a command's mounts and processes always end with it. If a mount of /sys stayed inside a folder of the
+# cache, the next removal of that folder would delete through it.
 PRIVATE = ("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child")
 
 
 @dataclass(frozen=True, slots=True)
 class Buildah:
-    """Commands on one storage; `log` names the file that gets their output."""
+    """Commands on one storage. `log` names the file for their output."""
 
     work: Path
     log: str
@@ -52,7 +52,7 @@ class Buildah:
 
 @contextmanager
 def buildah(log: str) -> Iterator[Buildah]:
-    """A Buildah whose storage is gone afterwards, and whatever a build that was killed left behind before."""
+    """A Buildah with empty storage. The storage is removed afterwards, also if an earlier build was killed."""
     work = cache_dir() / "work" / "buildah"
     with locked("buildah"):
         _remove(work)

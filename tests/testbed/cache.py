@@ -1,8 +1,8 @@
 """Cache of the test bed's built parts, outside the clone.
 
-A part is a folder named by the sha256 of everything that decides its content. It appears by one rename when its
-build has ended, so a folder that exists is complete, whatever was killed when. One lock per part makes several
-processes build it once.
+Each part is a folder, named by the SHA-256 of everything that decides its content. A finished build renames its folder
+to that name, so a folder that exists is complete, even if a process was killed. Each part has a lock, so that several
+processes build it only once.
 """
 
 import fcntl
@@ -25,11 +25,11 @@ LOG_LINES_SHOWN = 30
 
 
 class StepFailed(Exception):
-    """A command of the test bed failed; the text holds the end of its output and where the rest is."""
+    """A command of the test bed failed. The text has the end of its output, and the path of the whole output."""
 
 
 def cache_dir() -> Path:
-    """The cache's folder: `$QWEN_TESTBED_CACHE`, else /var/cache/qwen-operator-testbed. Made if missing."""
+    """The cache's folder: `$QWEN_TESTBED_CACHE`, else /var/cache/qwen-operator-testbed. It is created if missing."""
     folder = Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -49,10 +49,10 @@ def is_cached(part: str, inputs: Iterable[bytes]) -> bool:
 
 
 def cached(part: str, inputs: Iterable[bytes], build: Callable[[Path], None]) -> Path:
-    """The finished folder of `part` for these inputs; `build` fills an empty folder when it is missing.
+    """The finished folder of `part` for these inputs. If it is missing, `build` fills an empty folder.
 
-    `build` gets a temporary path: what it makes must not hold that path. If it raises, nothing is kept.
-    Folders of the same part that no one asked for in a week are removed after a build.
+    `build` gets a temporary path, so its output must not contain that path. If it raises, nothing is kept. A build
+    also removes folders of the same part that were not used for a week.
     """
     home = cache_dir() / part
     home.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def cached(part: str, inputs: Iterable[bytes], build: Callable[[Path], None]) ->
 
 
 def _build(home: Path, target: Path, build: Callable[[Path], None]) -> None:
-    # The lock is held: what a build that was killed left behind belongs to nobody.
+    # This process holds the lock, so these folders are from builds that were killed.
     for stale in home.glob(".building-*"):
         shutil.rmtree(stale)
     folder = home / f".building-{target.name}"
@@ -85,7 +85,7 @@ def _build(home: Path, target: Path, build: Callable[[Path], None]) -> None:
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Holds a lock between processes; says so when it has to wait. The kernel frees it when the holder dies."""
+    """Holds a lock between processes, and prints a line if it must wait. The kernel frees it if the holder dies."""
     folder = cache_dir() / "locks"
     folder.mkdir(exist_ok=True)
     with (folder / f"{name}.lock").open("w") as handle:
@@ -98,12 +98,12 @@ def locked(name: str) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """One plain line of progress, on the error stream: standard output is for results."""
+    """Print one line of progress to standard error, because standard output is for results."""
     print(f"testbed: {text}", file=sys.stderr, flush=True)
 
 
 def elapsed(seconds: float) -> str:
-    """A duration as people write it: 42s, 3m20s, 1h05m."""
+    """A duration for people: 42s, 3m20s, 1h05m."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -113,7 +113,7 @@ def elapsed(seconds: float) -> str:
 
 
 class Progress:
-    """Says every `every` seconds that `label` still goes on and for how long; `tick` is to be called often."""
+    """Prints every `every` seconds that `label` is still running, and for how long. Call `tick` often."""
 
     def __init__(self, label: str, every: float = PROGRESS_SECONDS) -> None:
         self._label, self._every = label, every
@@ -141,15 +141,15 @@ def run_step(
     cwd: Path | None = None,
     log: str = "",
 ) -> None:
-    """Runs a command to its end with progress lines; its output goes to `<cache>/logs/<log or label>.log`.
+    """Runs a command to its end with progress lines. Its output is written to `<cache>/logs/<log or label>.log`.
 
-    `env` is added to this process's environment. The command has no standard input, and dies with this process.
+    `env` is added to this process's environment. The command has no standard input, and ends with this process.
     Raises StepFailed with the last lines of the output.
     """
     folder = cache_dir() / "logs"
     folder.mkdir(exist_ok=True)
     path = folder / f"{log or '-'.join(label.replace('/', ' ').split())}.log"
-    # A command that outlived a killed `up` would go on writing into a folder that the next one removes.
+    # If the command outlived a killed `up`, it would write into a folder that the next `up` removes.
     command = ["setpriv", "--pdeathsig", "KILL", "--", *map(str, argv)]
     progress = Progress(label)
     with path.open("wb") as output:
@@ -184,5 +184,5 @@ def _wait(child: "subprocess.Popen[bytes]", progress: Progress) -> int:
 def _failure(label: str, argv: Sequence[str | Path], code: int, path: Path) -> str:
     lines = path.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
     return "\n".join(
-        [f"{label} failed: {' '.join(map(str, argv))[:300]} ended with {code}; all of it in {path}", *lines]
+        [f"{label} failed: {' '.join(map(str, argv))[:300]} ended with {code}; the whole output is in {path}", *lines]
     )

@@ -1,4 +1,4 @@
-"""The test bed as one object: what the command line and the tests use."""
+"""The test bed as one object, for the command line and the tests."""
 
 import json
 import os
@@ -57,7 +57,7 @@ class OwnNodes:
 
 
 class Cluster:
-    """One test bed per state folder; several objects, also in several processes, may stand for the same one."""
+    """One test bed per state folder. Several objects, even in several processes, can use the same one."""
 
     def __init__(self, at: Layout | None = None) -> None:
         self._at = at or layout()
@@ -71,7 +71,7 @@ class Cluster:
 
     @property
     def kubeconfig(self) -> Path:
-        """The administrator's (user testbed-admin)."""
+        """The administrator's kubeconfig (user testbed-admin)."""
         return self._at.kubeconfig
 
     @property
@@ -81,12 +81,12 @@ class Cluster:
 
     @property
     def audit_log(self) -> Path:
-        """The API server's, one JSON object a line; requests of the test bed itself have users of their own."""
+        """The API server's audit log, one JSON object per line. The test bed's own requests have their own users."""
         return self._at.audit_log
 
     @property
     def models_dir(self) -> Path:
-        """For model folders that tests mount as hostPath volumes; empty after a fresh start."""
+        """The model folders that tests mount as hostPath volumes. It is empty after a fresh start."""
         return self._at.models
 
     @property
@@ -94,7 +94,7 @@ class Cluster:
         return self._at.logs
 
     def environment(self) -> dict[str, str]:
-        """What programs need to use this cluster, and to leave nothing in the user's home folder."""
+        """Variables with which programs use this cluster and leave nothing in the user's home folder."""
         return {
             "KUBECONFIG": str(self.kubeconfig),
             "PATH": f"{self.bin_dir}:{os.environ.get('PATH', os.defpath)}",
@@ -110,9 +110,9 @@ class Cluster:
         return bool(self._sandbox.holders()) and bool(self._sandbox.running("kube-apiserver"))
 
     def up(self, *, node: bool = True, simulated: Sequence[Pool] = ()) -> None:
-        """Brings the cluster up, or what of it is missing. What a crash left is removed first.
+        """Starts the cluster, or its missing parts. First it removes what a crash left behind.
 
-        node: also the real node. Without it one that is up stays. simulated: nodes that must exist afterwards.
+        node: also start the real node. If false, a running one stays. simulated: nodes that must exist afterwards.
         """
         start = time.monotonic()
         _must_be_root()
@@ -127,14 +127,14 @@ class Cluster:
         say(f"the cluster is up after {elapsed(time.monotonic() - start)}")
 
     def down(self) -> None:
-        """Removes every trace but the cache. Harmless when nothing is up."""
+        """Removes everything except the cache. Harmless if nothing is running."""
         _must_be_root()
         with locked("cluster"):
             teardown(self._at, self._sandbox)
         say("the test bed is down")
 
     def status(self) -> dict[str, Any]:
-        """Programs with the pid of each that runs, and the nodes if the API server answers."""
+        """The pids of each program, and the nodes if the API server answers."""
         names = (HOLDER, *DAEMON_PROGRAMS, "containerd")
         running = {name: [process.pid for process in self._sandbox.running(name)] for name in names}
         nodes: list[str] = []
@@ -152,20 +152,20 @@ class Cluster:
         return done.stdout
 
     def stop_apiserver(self) -> None:
-        """An API outage; etcd, the pods and everything else go on."""
+        """Starts an API outage. etcd, the pods and everything else keep running."""
         self._control_plane.stop_apiserver()
 
     def start_apiserver(self) -> None:
-        """Ends the outage; returns when the API server answers. Clients may take up to a minute to be back."""
+        """Ends the outage. Returns when the API server answers. Clients may need up to a minute to reconnect."""
         self._control_plane.start_apiserver()
 
     def restart_kubelet(self) -> None:
-        """Returns when the node is ready and has its GPUs again."""
+        """Restarts the kubelet. Returns when the node is ready and has its GPUs again."""
         self._node.restart_kubelet()
         self._ready_real_node()
 
     def remove_node(self, name: str) -> None:
-        """Removes a simulated node; the cluster's controllers then remove its pods. No error when it is not there."""
+        """Removes a simulated node. The cluster's controllers then remove its pods. No error if it does not exist."""
         self.kubectl("delete", "node", name, "--ignore-not-found")
 
     @contextmanager
@@ -193,11 +193,11 @@ class Cluster:
             self.kubectl("delete", "nodes", "-l", f"{POOL_LABEL}={label}")
 
     def exporter(self) -> AbstractContextManager[Exporter]:
-        """Metrics of the simulated engines on nodes made for it, as the caller wants them, until the block ends."""
+        """An exporter that serves chosen metrics for the simulated engines until the block ends."""
         return exporting(self._sandbox, self._at.root)
 
     def load_image(self, archive: Path) -> None:
-        """Puts an image archive (OCI or Docker) into the real node; at once when this file is there already."""
+        """Imports an image archive (OCI or Docker) into the real node, unless the node has this file's images."""
         self._node.load(archive)
 
     def images(self) -> list[str]:
@@ -205,7 +205,7 @@ class Cluster:
         return self._node.images()
 
     def _clear_if_stale(self, parts: Mapping[str, Path]) -> None:
-        """What a crash, or a test bed of other programs, left behind is taken away before a start."""
+        """Before a start, removes what a crash, or a test bed with other programs, left behind."""
         if not self.state_dir.exists():
             return
         built_of = self.state_dir / "parts"
@@ -233,7 +233,7 @@ class Cluster:
     def _start(self, parts: Mapping[str, Path], *, node: bool, simulated: Sequence[Pool]) -> None:
         ensure_pki(self._at)
         if not self._sandbox.running("kube-apiserver"):
-            # After an outage they would retry up to a minute later; started anew they are there at once.
+            # After an outage these programs may retry only after a minute. A restart avoids that wait.
             for name in API_CLIENTS:
                 self._sandbox.stop(name, patience=5)
         self._control_plane.up()
@@ -271,12 +271,12 @@ class Cluster:
         )
 
     def _ready_real_node(self) -> None:
-        """Waits for the node, then labels it and gives it its GPUs, until it shows them."""
+        """Waits for the node, labels it, and sets its GPUs until they stay in its status."""
         log = self._at.logs / "kubelet.log"
         wait_for("the real node's kubelet", self._kubelet_ready, log=log, seconds=90)
         labels = [f"{key}={value}" for key, value in real_node_labels().items()]
         self.kubectl("label", "node", NODE, "--overwrite", *labels)
-        # A kubelet that starts takes unknown resources off its node when it has lost its notes: so look again.
+        # A starting kubelet without its saved state removes unknown resources from its node, so this must be repeated.
         wait_for("the real node's GPUs", self._gpus_shown, log=log, seconds=30)
         self.kubectl("wait", f"node/{NODE}", "--for=condition=Ready", "--timeout=60s")
 
@@ -284,7 +284,7 @@ class Cluster:
         if not self._sandbox.running("kubelet"):
             log = self._at.logs / "kubelet.log"
             tail = log.read_text(errors="replace").splitlines()[-20:]
-            raise StepFailed("\n".join(["the kubelet has ended; its last words:", *tail]))
+            raise StepFailed("\n".join(["the kubelet has ended; the end of its log:", *tail]))
         try:
             text = self.kubectl("get", "--raw", f"/api/v1/nodes/{NODE}/proxy/healthz")
         except StepFailed:
@@ -302,7 +302,7 @@ class Cluster:
 
 def _must_be_root() -> None:
     if os.geteuid() != 0:
-        raise StepFailed("the test bed makes namespaces, mounts and cgroups on this machine: run it as root")
+        raise StepFailed("the test bed creates namespaces, mounts and cgroups on this machine: run it as root")
 
 
 def _names(parts: Mapping[str, Path]) -> str:

@@ -1,4 +1,4 @@
-"""etcd, API server, controller manager and scheduler: the real programs, with the settings that tests need."""
+"""etcd, API server, controller manager and scheduler: the real programs, with the settings for tests."""
 
 import subprocess
 
@@ -18,19 +18,19 @@ AUDIT_POLICY = {
 
 
 class ControlPlane:
-    """Starts and stops the four programs in a sandbox that exists."""
+    """Starts and stops the four programs in an existing sandbox."""
 
     def __init__(self, at: Layout, sandbox: Sandbox) -> None:
         self._at, self._sandbox = at, sandbox
 
     def up(self) -> None:
-        """Starts what does not run; returns when the API server answers."""
+        """Starts the programs that do not run. Returns when the API server answers."""
         write(self._at.config / "audit-policy.yaml", yaml.safe_dump(AUDIT_POLICY))
         self._sandbox.start("etcd", self._etcd())
         self.start_apiserver()
 
     def start_apiserver(self) -> None:
-        """Starts the API server and its clients; returns when it answers. etcd must run."""
+        """Starts the API server and its clients. Returns when it answers. etcd must be running."""
         if not self._sandbox.running("kube-apiserver"):
             self._stop_leaders()
         self._sandbox.start("kube-apiserver", self._apiserver())
@@ -39,29 +39,29 @@ class ControlPlane:
         self._sandbox.start("kube-scheduler", self._scheduler())
 
     def stop_apiserver(self) -> None:
-        """Nodes, pods and all other clients go on, and retry."""
+        """Stops the API server. Nodes, pods and all other clients keep running and retry."""
         self._stop_leaders()
-        # It keeps open watches for a minute when asked to end: an outage is to start now.
+        # After SIGTERM it keeps open watches for a minute, but the outage must start now.
         self._sandbox.stop("kube-apiserver", patience=3)
 
     def _stop_leaders(self) -> None:
-        # In a cluster with leader election both end when they cannot renew their leases, and start anew when they can.
-        # Without that, a controller manager that outlives an outage takes every node for lost when it is over.
+        # With leader election, both end when they cannot renew their Leases, and start again when they can. Here they
+        # have no leader election. A controller manager that survived an outage would treat every node as lost after it.
         for name in ("kube-controller-manager", "kube-scheduler"):
             self._sandbox.stop(name, patience=3)
 
     def ready(self) -> bool:
-        """Whether /readyz is good; it starts to be when the API server's own start-up work is done."""
+        """Whether /readyz succeeds, which means that the API server has finished its start-up."""
         if not self._sandbox.running("kube-apiserver"):
             log = self._at.logs / "kube-apiserver.log"
             tail = log.read_text(errors="replace").splitlines()[-30:] if log.exists() else []
-            raise StepFailed("\n".join(["the API server has ended; its last words:", *tail]))
+            raise StepFailed("\n".join(["the API server has ended; the end of its log:", *tail]))
         kubectl, kubeconfig = str(self._at.bin / "kubectl"), str(self._at.kubeconfig_of("testbed"))
         argv = [kubectl, "--kubeconfig", kubeconfig, "get", "--raw", "/readyz", "--request-timeout=2s"]
         return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
     def _etcd(self) -> list[str]:
-        # Without fsync: a crash of the machine may lose data, which no test is about; the disk is not the limit then.
+        # Without fsync, the disk does not limit the speed. A crash of the machine may lose data; no test needs it.
         return [
             f"--data-dir={self._at.root / 'etcd'}",
             "--unsafe-no-fsync",
@@ -78,7 +78,7 @@ class ControlPlane:
         return [
             "--etcd-servers=http://127.0.0.1:2379",
             f"--secure-port={API_PORT}",
-            # The advertised address must not be loopback: pods reach the API server at it.
+            # The advertised address must not be loopback, because pods reach the API server at it.
             f"--advertise-address={NODE_ADDRESS}",
             f"--service-cluster-ip-range={SERVICE_RANGE}",
             "--authorization-mode=Node,RBAC",
@@ -93,7 +93,7 @@ class ControlPlane:
             f"--kubelet-client-certificate={at.certificate('apiserver-kubelet-client')}",
             f"--kubelet-client-key={at.key('apiserver-kubelet-client')}",
             f"--kubelet-certificate-authority={at.pki / 'ca.crt'}",
-            # The node's name means nothing to a resolver: `kubectl logs` and `exec` need its address.
+            # No resolver knows the node's name, so `kubectl logs` and `exec` need its address.
             "--kubelet-preferred-address-types=InternalIP",
             f"--proxy-client-cert-file={at.certificate('front-proxy-client')}",
             f"--proxy-client-key-file={at.key('front-proxy-client')}",
@@ -104,7 +104,7 @@ class ControlPlane:
             "--requestheader-username-headers=X-Remote-User",
             f"--audit-policy-file={at.config / 'audit-policy.yaml'}",
             f"--audit-log-path={at.audit_log}",
-            # Tests read the log from one place to another: it must not be rotated away under them.
+            # Tests read the log from a stored position, so it must not be rotated.
             "--audit-log-maxsize=2048",
         ]
 

@@ -1,8 +1,8 @@
 """`make demo`: from a bare machine to a chat answer of a model that the operator deployed.
 
-Every step prints the command as a user would type it and what came back. Without KUBECONFIG the test bed is the
-cluster and the model is a tiny Qwen2 checkpoint made on this machine; with KUBECONFIG the cluster is the user's own,
-the model is the smallest published one, and the operator's image has to be named (IMAGE=registry/repository:tag).
+Every step prints the command as a user would type it, and its output. Without KUBECONFIG, the cluster is the test bed
+and the model is a tiny Qwen2 checkpoint that is made on this machine. With KUBECONFIG, the cluster is the user's own,
+the model is the smallest published one, and the user must name the operator's image (IMAGE=registry/repository:tag).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import openai
 import yaml
 from openai.types.chat import ChatCompletionMessageParam
 
+from qwen_operator.objects import mapping
 from tests.testbed.bed import bring_up, roll_by_content
 from tests.testbed.cache import StepFailed
 from tests.testbed.kubectl import Manifest, condition
@@ -50,12 +51,12 @@ class Setting:
     before: tuple[Manifest, ...] = ()
     ready_seconds: int = 600
     open_gateway: bool = False
-    """Whether to show the gateway without keys: not on somebody's own cluster."""
+    """Whether to show the gateway without keys. False for the user's own cluster."""
     cleanup: tuple[str, ...] = field(default=())
 
 
 class Failed(Exception):
-    """A step of the demo failed; the text is for the person who typed `make demo`."""
+    """A step of the demo failed. The text is for the user of `make demo`."""
 
 
 def deployment(model: str, uri: str | None) -> Manifest:
@@ -75,7 +76,7 @@ def own_cluster() -> Setting:
     image = os.environ.get("IMAGE", "")
     if not image:
         raise Failed(
-            "KUBECONFIG names your own cluster: also give IMAGE=registry/repository:tag, the operator's image there"
+            "KUBECONFIG names your own cluster: also set IMAGE=registry/repository:tag to an image of the operator"
         )
     for tool in ("kubectl", "helm"):
         if not shutil.which(tool):
@@ -93,7 +94,7 @@ def own_cluster() -> Setting:
 
 
 def testbed() -> Setting:
-    say("Test bed: a real Kubernetes on this machine (the first time its parts are built, which takes a while)")
+    say("Test bed: a real Kubernetes on this machine (the first start builds its parts, which takes a while)")
     cluster = bring_up()
     return Setting(
         manifest=deployment(TESTBED_MODEL, "pvc://models/tiny-qwen2"),
@@ -101,7 +102,7 @@ def testbed() -> Setting:
         helm_arguments=("-f", "tests/testbed/values.yaml", *roll_by_content()),
         environment={**os.environ, **cluster.environment()},
         open_gateway=True,
-        cleanup=("make testbed-down      # takes the whole cluster away; the cache of built parts stays",),
+        cleanup=("make testbed-down      # removes the whole cluster; the cache of built parts stays",),
     )
 
 
@@ -110,7 +111,7 @@ def say(text: str) -> None:
 
 
 def show(setting: Setting, *command: str, stdin: str | None = None, quiet: bool = False, key: str = "") -> str:
-    """Print a command, run it, print what came back. Raises Failed with what it wrote to standard error.
+    """Print a command, run it, and print its output. Raises Failed with its output and errors.
 
     key: a secret in the command, printed as $KEY.
     """
@@ -134,7 +135,7 @@ def install(setting: Setting, *extra: str) -> None:
 
 
 def deploy(setting: Setting) -> str:
-    """Apply the manifest and follow its status until it is Ready; returns the object's name."""
+    """Apply the manifest and follow its status until it is Ready. Returns the object's name."""
     name = str(setting.manifest["metadata"]["name"])
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE, "labels": labels}}
@@ -154,13 +155,13 @@ def quiet_apply(setting: Setting, *manifests: Manifest) -> None:
 
 
 def follow(setting: Setting, name: str) -> None:
-    """Print each change of the status line until Ready; Failed when it stalls or takes too long."""
+    """Print each change of the status line until Ready. Raises Failed if it stalls or takes too long."""
     start, last = time.monotonic(), ""
     while True:
         command = ["kubectl", "get", "qd", name, "-n", SPACE, "-o", "json"]
         text = subprocess.run(command, env=setting.environment, capture_output=True, text=True, check=True).stdout
         obj = json.loads(text)
-        summary = (obj.get("status") or {}).get("summary") or {}
+        summary = mapping(obj, "status", "summary")
         line = f"{summary.get('status', 'Pending')}: {summary.get('message', 'the operator has not seen it yet')}"
         if line != last:
             print(f"  {time.monotonic() - start:5.0f} s  {line}", flush=True)
@@ -174,7 +175,7 @@ def follow(setting: Setting, name: str) -> None:
 
 @contextlib.contextmanager
 def forwarded(setting: Setting) -> Iterator[str]:
-    """The gateway's Service on a free local port; yields its base URL."""
+    """Forwards a free local port to the gateway's Service. Yields the base URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -195,7 +196,7 @@ def forwarded(setting: Setting) -> Iterator[str]:
 
 
 def chat(setting: Setting, base: str, model: str, key: str | None) -> str:
-    """The seed request by curl; returns the answer's text."""
+    """The chat request with curl. Returns the answer's text."""
     body = json.dumps({"model": model, "messages": MESSAGES})
     auth = ["-H", f"Authorization: Bearer {key}"] if key else []
     text = show(
@@ -206,7 +207,7 @@ def chat(setting: Setting, base: str, model: str, key: str | None) -> str:
 
 
 def chat_streaming(base: str, model: str, key: str) -> str:
-    """The same through the official client, streamed; returns the text that arrived."""
+    """The same request with the official client, streamed. Returns the text."""
     print(f"$ python3   # openai.OpenAI(base_url='{base}/v1', api_key=KEY).chat.completions.create(..., stream=True)")
     client = openai.OpenAI(base_url=f"{base}/v1", api_key=key)
     pieces: list[str] = []
@@ -236,13 +237,15 @@ def read_key(setting: Setting) -> str:
     return base64.b64decode(text).decode()
 
 
-def tell(setting: Setting, name: str, seconds: float) -> None:
+def print_summary(setting: Setting, name: str, seconds: float) -> None:
     say(f"Done after {seconds:.0f} s. What happened")
     print(
-        "The operator read the checkpoint's own files, planned GPUs and flags, ran unmodified SGLang in a pod, and\n"
-        "told the gateway where it is. The model is tiny and has learnt a few sentences by heart; all else is real."
+        "The operator read the checkpoint's files, planned GPUs and options, and ran unmodified SGLang in a pod. The\n"
+        "gateway found the pod and routed the requests to it. The model is tiny and knows a few sentences by heart.\n"
+        "Everything else is real."
         if "source" in setting.manifest["spec"]
-        else "The operator planned GPUs and flags, ran unmodified SGLang in a pod, and told the gateway where it is."
+        else "The operator planned GPUs and options, and ran unmodified SGLang in a pod.\n"
+        "The gateway found the pod and routed the requests to it."
     )
     say("Look around")
     if "KUBECONFIG" not in os.environ:
@@ -276,7 +279,7 @@ def run() -> None:
     if not answer or not streamed:
         raise Failed("the model gave an empty answer")
     print(f"\nThe answer: {answer}")
-    tell(setting, name, time.monotonic() - start)
+    print_summary(setting, name, time.monotonic() - start)
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
-"""Stands in for the engines of simulated pods: their addresses answer, and /metrics says what a test wants.
+"""Replaces the engines of simulated pods: their addresses answer, and /metrics has the numbers that a test sets.
 
-kwok says of a pod that it runs, but nothing listens at its address. While an `Exporter` runs, the test bed's network
-takes the addresses of SIMULATED_METRICS_RANGE for its own, and one program answers at all of them with SGLang's metric
-names. Pods get these addresses on nodes of `Cluster.own_nodes(..., answering=True)`.
+kwok sets the status of a pod to running, but nothing listens at its address. While an `Exporter` runs, the test bed's
+network takes the addresses of SIMULATED_METRICS_RANGE for its own, and one program answers at all of them with SGLang's
+metric names. Pods get these addresses on nodes of `Cluster.own_nodes(..., answering=True)`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STARTED = time.time()
 
 
 class Exporter:
-    """What the simulated engines say. Each `say` replaces what was said before for that model."""
+    """The metrics of the simulated engines. Each `say` replaces the earlier numbers of that model."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -36,17 +36,17 @@ class Exporter:
         self._write()
 
     def say(self, model: str, *, running: int = 0, queued: int = 0, tokens: int = 0, capacity: int = 100_000) -> None:
-        """Every simulated engine says these numbers of the served model `model`."""
+        """Every simulated engine reports these numbers for the served model `model`."""
         self._loads[model] = {"running": running, "queued": queued, "tokens": tokens, "capacity": capacity}
         self._write()
 
     def forget(self, model: str) -> None:
-        """No engine knows this model any more."""
+        """No engine reports this model any more."""
         self._loads.pop(model, None)
         self._write()
 
     def refuse(self, *, refused: bool = True) -> None:
-        """Every simulated engine answers 401, until it is told otherwise."""
+        """Every simulated engine answers 401 until `refused=False`."""
         self._refused = refused
         self._write()
 
@@ -64,7 +64,7 @@ def exporting(sandbox: Sandbox, folder: Path) -> Iterator[Exporter]:
     route = ["ip", "route", "replace", "local", SIMULATED_METRICS_RANGE, "dev", "lo"]
     sandbox.call(route)
     program = sandbox.enter([sys.executable, "-m", "tests.testbed.exporter", str(path)])
-    # What enters a process namespace is a child of the program that was started: both go, as a group.
+    # nsenter runs the program as its child. Signals to their group end both.
     process = subprocess.Popen(program, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         yield exporter
@@ -95,12 +95,12 @@ def _serve(path: Path) -> None:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            told = json.loads(path.read_text())
-            body = page(told["loads"]).encode()
-            self.send_response(401 if told["refused"] else 200)
+            settings = json.loads(path.read_text())
+            body = page(settings["loads"]).encode()
+            self.send_response(401 if settings["refused"] else 200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.send_header("Content-Length", str(len(body)))
-            # Who asked may have given up by now.
+            # The client may have closed the connection by now.
             with suppress(ConnectionError):
                 self.end_headers()
                 self.wfile.write(body)

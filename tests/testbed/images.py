@@ -1,7 +1,7 @@
 """The images and checkpoints of the test bed: SGLang for the CPU, the operator's own image, tiny models.
 
-`python -m tests.testbed.images [engine|operator|models]` builds what is missing and prints where it is.
-The first build takes the programs HOST_PROGRAMS, and the Python and Debian package indexes.
+`python -m tests.testbed.images [engine|operator|models]` builds what is missing and prints the paths.
+The first build needs the programs HOST_PROGRAMS, and the Python and Debian package indexes.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def engine_archive() -> Path:
 
 
 def operator_archive() -> Path:
-    """OCI archive of the operator's image, named `operator_image()`; made in seconds after a change of the code."""
+    """OCI archive of the operator's image, named `operator_image()`. After a change of the code it takes seconds."""
     dependencies = _dependencies_archive()
     sources = [*_tree(REPOSITORY / "operator"), *_tree(REPOSITORY / "runtime"), REPOSITORY / "pyproject.toml"]
 
@@ -60,7 +60,7 @@ def operator_archive() -> Path:
 
 
 def models() -> Path:
-    """Folder of the checkpoints, one folder each; model/make_models.py says which. Owned by root."""
+    """Folder with one folder for each checkpoint of model/make_models.py. Owned by root."""
     return cached("models", _contents([MODEL_MAKER, recipe.REQUIREMENTS]), _build_models)
 
 
@@ -75,7 +75,7 @@ def _build_models(folder: Path) -> None:
 
 
 def _dependencies_archive() -> Path:
-    """The stage `dependencies` of the Containerfile: all but this repository's own code."""
+    """The stage `dependencies` of the Containerfile: everything except this repository's own code."""
 
     def build(folder: Path) -> None:
         base = base_image.base_archive()
@@ -90,17 +90,17 @@ def _dependencies_archive() -> Path:
 
 
 def _tree(folder: Path) -> list[Path]:
-    """The files below `folder` in order, without compiled ones."""
+    """The files below `folder` in order, without byte code."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 
 def _contents(paths: Iterable[Path]) -> list[bytes]:
-    """Names and contents, so that a renamed file is another input."""
+    """Names and contents, so that a renamed file changes the inputs."""
     return [part for path in paths for part in (str(path.relative_to(REPOSITORY)).encode(), path.read_bytes())]
 
 
 def _keep_newest(folder: Path, count: int) -> None:
-    """Removes the archives used longest ago: every change of the code makes one more of about half a GB."""
+    """Removes the least recently used archives. Every change of the code makes another one of about half a GB."""
     by_age = sorted(folder.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in by_age[count:]:
         shutil.rmtree(old, ignore_errors=True)
@@ -111,7 +111,7 @@ PARTS: dict[str, Callable[[], Path]] = {"engine": engine_archive, "operator": op
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.testbed.images", description=__doc__)
-    parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all when none is named")
+    parser.add_argument("part", nargs="*", help=f"one of {', '.join(PARTS)}; default: all")
     names = parser.parse_args().part or list(PARTS)
     if unknown := [name for name in names if name not in PARTS]:
         parser.error(f"there is no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}")

@@ -1,23 +1,25 @@
-"""kubectl as the tests, the demo and the benchmarks call it: real arguments in, parsed objects out."""
+"""kubectl for the tests, the demo and the benchmarks. It takes real arguments and returns parsed objects."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from qwen_operator import objects
+
 T = TypeVar("T")
 Manifest = dict[str, Any]
 
 
 class KubectlError(RuntimeError):
-    """kubectl ended with an exit code other than 0; the text is what it wrote to standard error."""
+    """kubectl ended with an exit code other than 0. The text is its error output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,8 @@ class Kubectl:
     kubeconfig: Path
 
     def run(self, *args: str, stdin: str | None = None, timeout: float = 120) -> str:
-        """Run kubectl and return what it wrote to standard output. Raises KubectlError."""
-        # Nothing of a cluster that comes and goes stays in the home folder.
+        """Run kubectl and return its standard output. Raises KubectlError."""
+        # The home folder must keep nothing of a temporary cluster.
         cache = f"--cache-dir={self.kubeconfig.parent / 'kubectl-cache'}"
         command = [str(self.binary), f"--kubeconfig={self.kubeconfig}", cache, *args]
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
@@ -41,7 +43,7 @@ class Kubectl:
         return json.loads(self.run(*args, "-o", "json"))
 
     def get(self, kind: str, name: str, namespace: str) -> Manifest | None:
-        """The object, or None when there is none."""
+        """The object, or None if it does not exist."""
         text = self.run("get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found")
         return json.loads(text) if text.strip() else None
 
@@ -54,7 +56,7 @@ class Kubectl:
         self.run("apply", "-f", "-", stdin=yaml.safe_dump_all(manifests, sort_keys=False))
 
     def refused(self, manifest: Manifest) -> str:
-        """The API server's refusal of an object; an error when it is accepted."""
+        """The API server's message when it rejects the object. Raises AssertionError if it accepts it."""
         try:
             self.run("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(manifest))
         except KubectlError as error:
@@ -65,23 +67,22 @@ class Kubectl:
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels or {}}})
 
 
-def wait_for(what: str, probe: Callable[[], T | None], timeout: float = 60, every: float = 0.5) -> T:
-    """Call `probe` until it returns something true; `what` names it in the error. Times in seconds."""
+def wait_for(label: str, probe: Callable[[], T | None], timeout: float = 60, every: float = 0.5) -> T:
+    """Call `probe` until it returns a true value. `label` names it in the error. Times are in seconds."""
     deadline = time.monotonic() + timeout
     last: object = None
     while True:
         try:
-            last = found = probe()
-            if found:
-                return found
+            last = value = probe()
+            if value:
+                return value
         except KubectlError as error:
             last = error
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {timeout:g} s; last seen: {last}")
+            raise TimeoutError(f"{label}: not within {timeout:g} s; last seen: {last}")
         time.sleep(every)
 
 
 def condition(obj: Manifest | None, kind: str) -> Manifest:
     """The condition of that type, or an empty dict."""
-    found: Iterable[Manifest] = ((obj or {}).get("status") or {}).get("conditions") or []
-    return next((c for c in found if c["type"] == kind), {})
+    return dict(objects.condition(obj or {}, kind))

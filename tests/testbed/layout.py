@@ -1,6 +1,6 @@
-"""Where the test bed keeps everything, and its addresses.
+"""The paths and addresses of the test bed.
 
-All of it is below one state folder, so that what belongs to the test bed can be told by its path.
+All paths are below one state folder, so the path shows what belongs to the test bed.
 """
 
 import os
@@ -13,12 +13,12 @@ STATE_VARIABLE = "QWEN_TESTBED_STATE"
 DEFAULT_STATE = "/var/lib/qwen-operator-testbed"
 
 NAME = "qwen-testbed"
-"""Of the machine's end of the link into the test bed's network, and of the test bed's cgroups."""
+"""The name of the machine's end of the link into the test bed's network, and of the test bed's cgroups."""
 
 NODE = "testbed-node"
 CLUSTER_DOMAIN = "cluster.local"
 NODE_ADDRESS = "10.244.0.1"
-"""The bridge of the real node: API server, kubelet and CoreDNS listen here, pods have it as their gateway."""
+"""The bridge of the real node. API server, kubelet and CoreDNS listen here, and it is the gateway of the pods."""
 POD_RANGE = "10.244.0.0/16"
 NODE_POD_RANGE = "10.244.0.0/24"
 SIMULATED_POD_RANGE = "10.244.128.0/17"
@@ -28,12 +28,12 @@ from the beginning of SIMULATED_POD_RANGE."""
 SERVICE_RANGE = "10.96.0.0/16"
 API_SERVICE_ADDRESS = "10.96.0.1"
 HOST_ADDRESS = "10.244.255.1"
-"""Of the machine itself, as pods see it: what listens here can be reached from pods."""
+"""The address of the machine for pods: they can reach servers that listen here."""
 LINK_ADDRESS = "10.244.255.2"
 API_PORT = 16443
 API_URL = f"https://{NODE_ADDRESS}:{API_PORT}"
 
-# Longest path of a Unix socket is 107 bytes; this is the longest one that is made below the state folder.
+# The path of a Unix socket has at most 107 bytes. This is the longest one below the state folder.
 LONGEST_SOCKET = "kubelet/device-plugins/kubelet.sock-padding"
 
 
@@ -71,7 +71,7 @@ class Layout:
 
     @property
     def kubeconfig(self) -> Path:
-        """The administrator's."""
+        """The administrator's kubeconfig."""
         return self.root / "kubeconfig"
 
     @property
@@ -93,21 +93,22 @@ class Layout:
 
 
 def layout() -> Layout:
-    """The layout at `$QWEN_TESTBED_STATE`, else /var/lib/qwen-operator-testbed. Makes nothing."""
+    """The layout at `$QWEN_TESTBED_STATE`, else /var/lib/qwen-operator-testbed. It creates nothing."""
     root = Path(os.environ.get(STATE_VARIABLE) or DEFAULT_STATE)
     if not root.is_absolute() or root.resolve() != root or len(root.parts) < 3:
         raise StepFailed(
-            f"{STATE_VARIABLE}={root} is not a folder of the test bed's own: give an absolute path without links"
+            f"{STATE_VARIABLE}={root} cannot be the test bed's folder: set an absolute path of two or more levels "
+            "without links"
         )
     if len(str(root / LONGEST_SOCKET)) > 107:
         raise StepFailed(
-            f"{STATE_VARIABLE}={root} is too long for the sockets below it: give a path of at most 60 characters"
+            f"{STATE_VARIABLE}={root} is too long for the sockets below it: set a path of at most 60 characters"
         )
     return Layout(root)
 
 
 def write(path: Path, text: str, mode: int = 0o644) -> None:
-    """Writes a file whole or not at all, so that a killed run leaves no half of one."""
+    """Writes a file completely or not at all, so that a killed run leaves no partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.touch(mode=mode)

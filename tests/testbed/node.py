@@ -20,17 +20,17 @@ from tests.testbed.layout import (
 from tests.testbed.sandbox import Sandbox, wait_for
 
 DAEMONS = ("kubelet", "kube-proxy", "coredns", "containerd")
-"""In the order in which they are to be stopped."""
+"""The order in which to stop them."""
 
 
 class RealNode:
-    """Starts the node's programs in a sandbox whose network is connected, and puts images into it."""
+    """Starts the node's programs in a sandbox with a connected network, and imports images into the node."""
 
     def __init__(self, at: Layout, sandbox: Sandbox) -> None:
         self._at, self._sandbox = at, sandbox
 
     def up(self, pause_archive: Path) -> bool:
-        """Starts what does not run. Returns whether the kubelet had to be started; it may not be ready yet."""
+        """Starts the programs that do not run. Returns whether it started the kubelet, which may not be ready yet."""
         self._write_config()
         self._sandbox.start("containerd", [f"--config={self._at.config / 'containerd.toml'}"])
         wait_for("containerd", self._containerd_answers, log=self._at.logs / "containerd.log")
@@ -42,18 +42,18 @@ class RealNode:
         return fresh
 
     def restart_kubelet(self) -> None:
-        """Pods go on meanwhile; the kubelet may not be ready yet when this returns."""
+        """Restarts the kubelet. Pods keep running. The kubelet may not be ready yet when this returns."""
         self._sandbox.stop("kubelet")
         self._sandbox.start("kubelet", self._kubelet())
 
     def load(self, archive: Path) -> None:
-        """Puts the images of an OCI or Docker archive into the node, unless they still are what this file brought."""
+        """Imports the images of an OCI or Docker archive, unless the node still has the images of this file."""
         state = archive.stat()
         mark = self._at.root / "images" / f"{archive.name}-{state.st_ino}-{state.st_size}-{state.st_mtime_ns}"
         if mark.exists() and set(mark.read_text().splitlines()) <= self._digests():
             return
-        said = self._ctr("images", "import", str(archive))
-        write(mark, "\n".join(" ".join(found) for found in re.findall(r"unpacking (\S+) \((sha256:\w+)\)", said)))
+        output = self._ctr("images", "import", str(archive))
+        write(mark, "\n".join(" ".join(image) for image in re.findall(r"unpacking (\S+) \((sha256:\w+)\)", output)))
 
     def images(self) -> list[str]:
         """The references of all images in the node."""
@@ -77,7 +77,7 @@ class RealNode:
         write(self._at.config / "containerd.toml", self._containerd_config())
         write(self._at.config / "cni" / "10-testbed.conflist", json.dumps(_CNI, indent=1))
         write(self._at.config / "kubelet.yaml", yaml.safe_dump(self._kubelet_config()))
-        # The machine's own resolver is out of reach inside; pods that ask for the node's get the cluster's.
+        # The sandbox cannot reach the machine's own resolver. Pods that use the node's resolver get the cluster's.
         write(self._at.config / "resolv.conf", f"nameserver {NODE_ADDRESS}\n")
         write(self._at.config / "Corefile", self._corefile())
 
@@ -126,7 +126,7 @@ conf_dir = "{self._at.config / "cni"}"
             "tlsPrivateKeyFile": str(self._at.key("kubelet")),
             "containerRuntimeEndpoint": f"unix://{self._at.containerd_socket}",
             "cgroupDriver": "cgroupfs",
-            # Pods' cgroups below our own: to be told from those of any other kubelet.
+            # The pods' cgroups are below our own, which distinguishes them from those of any other kubelet.
             "cgroupRoot": f"/{NAME}",
             "failCgroupV1": False,
             "failSwapOn": False,
@@ -135,7 +135,7 @@ conf_dir = "{self._at.config / "cni"}"
             "clusterDNS": [NODE_ADDRESS],
             "resolvConf": str(self._at.config / "resolv.conf"),
             "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
-            # Images come from archives: one that is thrown away cannot be pulled again.
+            # Images come from archives, so a removed image cannot be pulled again.
             "imageGCHighThresholdPercent": 100,
             "volumePluginDir": str(self._at.root / "volume-plugins"),
             "serializeImagePulls": False,
@@ -153,7 +153,7 @@ conf_dir = "{self._at.config / "cni"}"
         ]
 
     def _corefile(self) -> str:
-        # Zones of the cluster only: any other name is refused at once, so that nothing waits for the outside.
+        # Only zones of the cluster. Any other name is rejected at once, so that nothing waits for an outside resolver.
         return f"""\
 {CLUSTER_DOMAIN} in-addr.arpa ip6.arpa {{
     bind {NODE_ADDRESS}

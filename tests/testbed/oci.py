@@ -1,7 +1,7 @@
-"""Writes OCI image archives: one more layer on an image, or the first one.
+"""Writes OCI image archives: adds a layer to an image, or makes an image from one layer.
 
-A change of the operator's code must be in a pod within seconds. Only its own files are a layer then, and the rest of
-the archive is copied; a container builder would unpack and repack all of it.
+A change of the operator's code must be in a pod within seconds. So only its own files become a new layer, and the rest
+of the archive is copied. A container builder would unpack and repack everything.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 
 def tar_tree(root: Path, target: Path) -> None:
-    """Packs `root` into an uncompressed tar that depends on names, contents and the executable bit only."""
+    """Packs `root` into an uncompressed tar that depends only on names, contents and the executable bit."""
     with tarfile.open(target, "w") as archive:
         for path in sorted(root.rglob("*")):
             entry = archive.gettarinfo(path, arcname=path.relative_to(root).as_posix())
@@ -62,7 +62,7 @@ def write_image(target: Path, name: str, layer: Path, base: Path | None = None) 
 
 
 def image_id(archive_path: Path) -> str:
-    """The digest of the image's configuration: what a node reports as imageID."""
+    """The digest of the image's configuration, which a node reports as imageID."""
     return str(_read(archive_path)[0]["config"]["digest"])
 
 

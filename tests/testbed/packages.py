@@ -1,4 +1,4 @@
-"""Debian packages of the test bed: installed only when missing, without a question, without starting a service."""
+"""Debian packages of the test bed. They are installed only if missing, without questions, and start no service."""
 
 import os
 import shutil
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tests.testbed.cache import StepFailed, locked, run_step
 
-# What the test bed calls -> the package that brings it. Looked for by file, so that a machine whose containerd or
-# runc comes from elsewhere keeps it.
+# A program or file that the test bed needs -> its package. The check is for the file, so that a machine keeps a
+# containerd or runc from another source.
 NEEDED = {
     "containerd": "containerd",
     "containerd-shim-runc-v2": "containerd",
@@ -31,7 +31,7 @@ POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 def ensure_packages() -> None:
-    """Installs what is missing. Raises StepFailed when that is not possible (not root, no apt, no network)."""
+    """Installs what is missing. Raises StepFailed if that is not possible (not root, no apt, no network)."""
     with locked("apt"):
         missing = sorted({package for name, package in NEEDED.items() if not _present(name)})
         if not missing:
@@ -57,7 +57,7 @@ def _present(name: str) -> bool:
 
 @contextmanager
 def _services_stay_down() -> Iterator[None]:
-    """Packages start no service while this lasts; a policy that the machine already has is left alone."""
+    """Inside this block packages start no service. A policy that the machine already has is not changed."""
     if POLICY.exists():
         yield
         return

@@ -1,6 +1,6 @@
-"""Certificates and kubeconfigs of the test bed's cluster: one authority, one pair per component, no secret outside.
+"""Certificates and kubeconfigs of the test bed's cluster: one authority and one pair per component.
 
-Every component is its own user, so that the audit log tells who did what.
+All secrets stay in the state folder. Every component is its own user, so that the audit log shows who sent a request.
 """
 
 import base64
@@ -41,7 +41,7 @@ API_ADDRESSES = ("127.0.0.1", NODE_ADDRESS, API_SERVICE_ADDRESS, LINK_ADDRESS)
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whom a certificate is for. With names or addresses it serves (and may call), without it only calls."""
+    """The subject of a certificate. With names or addresses it is for a server and client, without for a client."""
 
     user: str
     group: str = ""
@@ -68,7 +68,7 @@ KUBECONFIGS = ("controller-manager", "scheduler", "kubelet", "kube-proxy", "core
 
 
 def ensure_pki(at: Layout) -> None:
-    """Makes all keys, certificates and kubeconfigs, unless they are there: all of them or none."""
+    """Creates all keys and certificates together, unless they exist, and writes the kubeconfigs."""
     if not at.pki.is_dir():
         fresh = at.root / ".pki.partial"
         shutil.rmtree(fresh, ignore_errors=True)
@@ -98,7 +98,7 @@ def make_pki(folder: Path) -> None:
 
 
 def kubeconfig(at: Layout, user: str) -> str:
-    """A kubeconfig that holds its certificates, so that it works wherever it is copied."""
+    """A kubeconfig that contains its certificates, so that a copy of it works anywhere."""
     name = SUBJECTS[user].user
     document = {
         "apiVersion": "v1",
@@ -155,7 +155,7 @@ def _certificate(
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-    # An hour back: the machine's clock may be set between two uses of the test bed.
+    # One hour earlier, because the machine's clock may be changed between two uses of the test bed.
     start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
     return x509.CertificateBuilder(
         issuer_name=issuer,

@@ -1,4 +1,4 @@
-"""The processes of a pod as the machine sees them, to be stopped, frozen and killed by tests."""
+"""The processes of a pod on the machine. Tests stop, freeze and kill them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 def pods_processes(uid: str, words: str = "") -> list[int]:
     """Process ids of the pod of this uid whose command line contains `words`, oldest first."""
     marks = (uid, uid.replace("-", "_"))
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -21,12 +21,12 @@ def pods_processes(uid: str, words: str = "") -> list[int]:
             group = (entry / "cgroup").read_text()
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if any(mark in group for mark in marks) and words in command:
-                found.append(int(entry.name))
-    return sorted(found)
+                pids.append(int(entry.name))
+    return sorted(pids)
 
 
 def send(processes: Sequence[int], number: signal.Signals) -> None:
-    """Send the signal to all of them; raises ProcessLookupError when there is none at all."""
+    """Send the signal to all of them. Raises ProcessLookupError if there is none."""
     if not processes:
         raise ProcessLookupError("no such process")
     for pid in processes:

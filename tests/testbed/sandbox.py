@@ -1,9 +1,9 @@
 """The test bed's own mount, process and network namespaces on this machine.
 
-Everything runs in them, under one process that holds them. So no port, interface, route, nftables table, chain,
-mount or kernel setting of the machine can conflict or be left behind, and killing the holder makes the kernel end
-every process of the test bed, however they were started. What the machine itself gets is one veth pair (it goes with
-the namespace), the routes over it, cgroups of the test bed's name, and some empty folders.
+Everything runs in them, under one process that holds them. So no port, interface, route, nftables table, chain, mount
+or kernel setting of the machine can conflict or be left behind. If the holder is killed, the kernel ends every process
+of the test bed, however it was started. The machine itself gets only one veth pair (removed with the namespace), the
+routes over it, cgroups with the test bed's name, and some empty folders.
 """
 
 import os
@@ -29,7 +29,7 @@ from tests.testbed.layout import (
 )
 
 HOLDER = "testbed-holder"
-# Fixed folders of kubelet, containerd and CNI: inside the namespace each is a folder of the state instead.
+# Fixed folders of kubelet, containerd and CNI. Inside the namespace, each is a mount of a folder in the state folder.
 FIXED_FOLDERS = (
     "/run/containerd",
     "/run/netns",
@@ -38,8 +38,8 @@ FIXED_FOLDERS = (
     "/var/log/pods",
     "/var/log/containers",
 )
-# The kubelet sets these for the whole kernel unless they already have the values that it wants. Inside the namespace
-# plain files with these values cover them, so the machine's own settings stay.
+# The kubelet sets these for the whole kernel, unless they already have the values that it wants. Inside the namespace,
+# plain files with these values cover them, so the machine's own settings do not change.
 KERNEL_SETTINGS = {
     "vm/overcommit_memory": "1",
     "vm/panic_on_oom": "0",
@@ -54,24 +54,25 @@ KERNEL_SETTINGS = {
 class Process:
     pid: int
     started: int
-    """Clock ticks since boot: with the pid it names one process for good."""
+    """Start time in clock ticks since boot. With the pid it identifies one process, even if pids are reused."""
 
 
 def processes_of(program: Path) -> list[Process]:
-    """The living processes that run this very file, oldest first."""
-    found = []
+    """The living processes that run exactly this file, oldest first."""
+    processes = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
-        # A process can end at any of these lines; a zombie has no program any more.
+        # A process can end at any of these lines, and a zombie has no program.
         with suppress(OSError, IndexError):
             if str((entry / "exe").readlink()).removesuffix(" (deleted)") == str(program):
-                found.append(Process(int(entry.name), int((entry / "stat").read_text().rpartition(")")[2].split()[19])))
-    return sorted(found, key=lambda process: process.started)
+                started = int((entry / "stat").read_text().rpartition(")")[2].split()[19])
+                processes.append(Process(int(entry.name), started))
+    return sorted(processes, key=lambda process: process.started)
 
 
 def stop(processes: Sequence[Process], program: Path, *, patience: float) -> None:
-    """SIGTERM, then SIGKILL after `patience` seconds (0: at once); returns when all are gone."""
+    """SIGTERM, then SIGKILL after `patience` seconds (0: at once). Returns when all have ended."""
     first = signal.SIGTERM if patience else signal.SIGKILL
     for number, wait in ((first, patience or 30.0), (signal.SIGKILL, 30.0)):
         left = [process for process in processes if process in processes_of(program)]
@@ -88,7 +89,7 @@ def stop(processes: Sequence[Process], program: Path, *, patience: float) -> Non
 
 
 class Sandbox:
-    """The namespaces of one state folder; they exist while the holder lives."""
+    """The namespaces of one state folder. They exist as long as the holder lives."""
 
     def __init__(self, at: Layout) -> None:
         self._at = at
@@ -98,12 +99,12 @@ class Sandbox:
         return processes_of(self._holder)
 
     def create(self) -> None:
-        """Makes the namespaces, unless they are there. The holder must have been placed."""
+        """Creates the namespaces, unless they exist. The holder's program must be in place."""
         if self.holders():
             return
         if Path(f"/sys/class/net/{NAME}").exists():
             raise StepFailed(
-                f"the interface {NAME} exists: another test bed is up here ({_alias()}); take it down first"
+                f"the interface {NAME} exists: another test bed is running here ({_alias()}); remove it first"
             )
         self._make_mount_points()
         for name, value in KERNEL_SETTINGS.items():
@@ -113,7 +114,7 @@ class Sandbox:
         log = self._at.logs / "sandbox.log"
         namespaces = ["--mount", "--net", "--pid", "--fork", "--propagation", "private", "--mount-proc"]
         with log.open("wb") as output:
-            # setsid ends at once: this process shall not be the parent of what outlives it.
+            # setsid forks and ends at once, so that this process is not the parent of a process that outlives it.
             subprocess.run(
                 ["setsid", "--fork", "unshare", *namespaces, "/bin/sh", "-eu", str(script)],
                 stdin=subprocess.DEVNULL,
@@ -126,7 +127,7 @@ class Sandbox:
         wait_for("the test bed's namespaces", lambda: bool(self.holders()), log=log, seconds=10)
 
     def connect(self) -> None:
-        """The link between the machine and the test bed's network, and the cgroups. Repeats harmlessly."""
+        """Creates the link between the machine and the test bed's network, and the cgroups. It can be repeated."""
         holder = self.holders()[0]
         write(self._at.config / "network.sh", _NETWORK)
         if not Path(f"/sys/class/net/{NAME}").exists():
@@ -168,7 +169,7 @@ class Sandbox:
         return processes_of(self._at.libexec / name)
 
     def start(self, name: str, arguments: Sequence[str]) -> None:
-        """Starts the placed program `name` as a daemon inside, unless it runs. Its output is appended to its log."""
+        """Starts the program `name` as a daemon inside, unless it runs. Its output is appended to its log."""
         if self.running(name):
             return
         log = self._at.logs / f"{name}.log"
@@ -177,15 +178,15 @@ class Sandbox:
         wait_for(f"the program {name}", lambda: bool(self.running(name)), log=log, seconds=10)
 
     def stop(self, name: str, *, patience: float = 20.0) -> None:
-        """Ends the daemon and waits until it is gone."""
+        """Ends the daemon and waits until it has ended."""
         stop(self.running(name), self._at.libexec / name, patience=patience)
 
     def _make_mount_points(self) -> None:
-        # Noted before they are made: what this machine lacked is removed again, also after a crash.
+        # The note is written before the folders are created, so that teardown can remove them even after a crash.
         missing = [folder for folder in FIXED_FOLDERS if not Path(folder).exists()]
         note = self._at.root / "mount-points"
-        known = note.read_text().split() if note.exists() else []
-        write(note, "\n".join([*known, *missing]))
+        noted = note.read_text().split() if note.exists() else []
+        write(note, "\n".join([*noted, *missing]))
         for folder in FIXED_FOLDERS:
             Path(folder).mkdir(parents=True, exist_ok=True)
             (self._at.root / "fixed" / folder.strip("/")).mkdir(parents=True, exist_ok=True)
@@ -214,12 +215,12 @@ ip route replace {SERVICE_RANGE} dev cni0 src {NODE_ADDRESS}
 
 
 def environment() -> dict[str, str]:
-    """For everything inside: no proxy or other setting of the caller gets in."""
+    """The environment for everything inside, without a proxy or other settings of the caller."""
     return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
 
 
 def hierarchies() -> list[Path]:
-    """The roots of the mounted cgroup hierarchies: one for version 2, several for version 1."""
+    """The roots of the mounted cgroup hierarchies: one for cgroup v2, several for v1."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     return sorted({Path(mount[1]) for mount in mounts if mount[2] in {"cgroup", "cgroup2"}})
 
@@ -230,13 +231,13 @@ def cgroups_below(folder: Path) -> Iterator[Path]:
         yield Path(path)
 
 
-def wait_for(what: str, ready: Callable[[], bool], *, log: Path | None = None, seconds: float = 60.0) -> None:
-    """Polls `ready` until it is true; raises StepFailed with the end of `log` after `seconds`."""
+def wait_for(label: str, ready: Callable[[], bool], *, log: Path | None = None, seconds: float = 60.0) -> None:
+    """Polls `ready` until it is true. After `seconds` it raises StepFailed with the end of `log`."""
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
             tail = log.read_text(errors="replace").splitlines()[-30:] if log and log.exists() else []
-            raise StepFailed("\n".join([f"{what}: not ready after {seconds:.0f} s; the end of {log}:", *tail]))
+            raise StepFailed("\n".join([f"{label}: not ready after {seconds:.0f} s; the end of {log}:", *tail]))
         time.sleep(0.1)
 
 

@@ -1,7 +1,7 @@
-"""GPU nodes as the cluster sees them: labels as GPU feature discovery writes them, and nodes that kwok plays.
+"""GPU nodes for the cluster: the labels of GPU feature discovery, and nodes that kwok simulates.
 
-A simulated node is a real Node object to API server, scheduler and controllers; kwok keeps it ready and says of each
-pod on it that it runs.
+For API server, scheduler and controllers, a simulated node is a real Node object. kwok keeps it ready, and sets the
+status of each pod on it to running.
 """
 
 import re
@@ -13,13 +13,13 @@ from tests.testbed.layout import LINK_ADDRESS, SIMULATED_POD_RANGE, Layout
 from tests.testbed.sandbox import Sandbox
 
 TAINT = "kwok.x-k8s.io/node"
-"""Taint (value fake, NoSchedule) of simulated nodes, also the annotation by which kwok knows them."""
+"""The taint (value fake, NoSchedule) of simulated nodes, and the annotation by which kwok recognizes them."""
 USUAL_TAINTS = {TAINT: "fake"}
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """What GPU feature discovery says of one product. Memory in MiB as NVML reports it."""
+    """The values of GPU feature discovery for one product. Memory is in MiB, as NVML reports it."""
 
     memory_mib: int
     compute: str
@@ -57,19 +57,20 @@ class Pool:
 
     @classmethod
     def parse(cls, text: str) -> "Pool":
-        """`PRODUCT=GPUSxNODES`, as in NVIDIA-L4=8x2. Raises ValueError that says what is wrong."""
+        """The pool of `PRODUCT=GPUSxNODES`, for example NVIDIA-L4=8x2. Raises ValueError, which says what is wrong."""
         match = re.fullmatch(r"([^=]+)=(\d{1,2})x(\d{1,4})", text)
         if not match or "0" in match.group(2, 3):
             raise ValueError(f"{text!r} is not PRODUCT=GPUSxNODES, as in NVIDIA-L4=8x2")
         product = match[1]
         if product not in PRODUCTS:
             raise ValueError(
-                f"{product!r} in {text!r} is not a known GPU product; known are {', '.join(sorted(PRODUCTS))}"
+                f"{product!r} in {text!r} is not a known GPU product; the known products are "
+                f"{', '.join(sorted(PRODUCTS))}"
             )
         return cls(product, int(match[2]), int(match[3]))
 
     def names(self) -> list[str]:
-        """Of its nodes: the same at each start, so that a second start finds them."""
+        """The names of its nodes. They are the same at each start, so that a second start finds the nodes."""
         return [f"{self.product.lower()}-{self.gpus}x-{number}" for number in range(1, self.nodes + 1)]
 
 
@@ -122,14 +123,14 @@ def node_manifest(
 
 
 def start_kwok(at: Layout, sandbox: Sandbox) -> None:
-    """Starts kwok unless it runs. It leaves every node alone that lacks its annotation."""
+    """Starts kwok unless it runs. It only manages nodes with its annotation."""
     arguments = [
         f"--kubeconfig={at.kubeconfig_of('kwok')}",
         f"--config={at.libexec / 'kwok-stages.yaml'}",
         "--manage-all-nodes=false",
         f"--manage-nodes-with-annotation-selector={TAINT}=fake",
         "--node-lease-duration-seconds=40",
-        # Inside the test bed's own networks: nothing that calls a simulated pod ever leaves this machine.
+        # These are in the test bed's own networks, so calls to a simulated pod never leave this machine.
         f"--node-ip={LINK_ADDRESS}",
         f"--cidr={SIMULATED_POD_RANGE}",
     ]
@@ -137,7 +138,7 @@ def start_kwok(at: Layout, sandbox: Sandbox) -> None:
 
 
 def real_node_patch() -> dict[str, Any]:
-    """Status of the real node that advertises its GPUs (strategic merge)."""
+    """A strategic merge patch of the real node's status that advertises its GPUs."""
     room = {"nvidia.com/gpu": str(REAL_NODE_GPUS)}
     return {"status": {"capacity": room, "allocatable": room}}
 

@@ -1,6 +1,6 @@
-"""Takes the test bed off the machine, whatever state it is in, and lists what a machine has for a comparison.
+"""Removes the test bed from the machine, whatever its state is, and lists what a machine has for a comparison.
 
-Everything is found by the state folder's path or by the test bed's own name, never by a program's name alone.
+It finds everything by the path of the state folder or by the test bed's own name, never by a program's name alone.
 """
 
 import os
@@ -19,9 +19,9 @@ from tests.testbed.sandbox import HOLDER, KERNEL_SETTINGS, Sandbox, cgroups_belo
 def teardown(at: Layout, sandbox: Sandbox) -> None:
     """Ends all processes, then removes cgroups, link, mounts, empty folders and the state folder.
 
-    Safe to repeat, and safe when nothing is there. Raises StepFailed when something cannot be removed.
+    It can be repeated, and it is safe if nothing exists. Raises StepFailed if something cannot be removed.
     """
-    # The kernel ends every process of a process namespace with its first one, before that one is gone itself.
+    # When the first process of a process namespace ends, the kernel first ends all others in it.
     stop(sandbox.holders(), at.libexec / HOLDER, patience=0)
     _remove_link(at)
     for hierarchy in hierarchies():
@@ -31,13 +31,13 @@ def teardown(at: Layout, sandbox: Sandbox) -> None:
     _unmount_below(at.root)
     note = at.root / "mount-points"
     for folder in note.read_text().split() if note.exists() else []:
-        with suppress(OSError):  # someone else has put something into it
+        with suppress(OSError):  # it is not empty, so others use it
             Path(folder).rmdir()
     shutil.rmtree(at.root)
 
 
 def _remove_link(at: Layout) -> None:
-    """Waits until the link has gone with its namespace; removes one of ours that was left."""
+    """Waits until the kernel has removed the link with its namespace. Removes the link if it is still there."""
     link = Path("/sys/class/net") / NAME
     deadline = time.monotonic() + 10
     while link.exists() and time.monotonic() < deadline:
@@ -68,14 +68,14 @@ def _members(root: Path) -> str:
 
 
 def _unmount_below(root: Path) -> None:
-    """Detaches mounts below the state folder in the machine's own namespace: deleting must never go through one."""
+    """Detaches mounts below the state folder in the machine's own namespace, so that a removal never follows one."""
     mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for mount in reversed([path for path in mounts if path == str(root) or path.startswith(f"{root}/")]):
         subprocess.run(["umount", "--lazy", mount], check=True, capture_output=True)
 
 
 def snapshot() -> list[str]:
-    """What the machine has, one sorted line each, to be compared before and after: see SNAPSHOT_KINDS."""
+    """What the machine has, as sorted lines to compare before and after. SNAPSHOT_KINDS lists the kinds."""
     lines: list[str] = []
     for kind, listing in SNAPSHOT_KINDS.items():
         lines += [f"{kind}: {line}" for line in sorted(listing())]
@@ -83,14 +83,14 @@ def snapshot() -> list[str]:
 
 
 def _processes() -> list[str]:
-    found = []
+    rows = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
                 if any(words):
-                    found.append(f"{entry.name} {b' '.join(words).decode(errors='replace').strip()[:160]}")
-    return found
+                    rows.append(f"{entry.name} {b' '.join(words).decode(errors='replace').strip()[:160]}")
+    return rows
 
 
 def _mounts() -> list[str]:
@@ -108,15 +108,15 @@ def _output(*argv: str) -> list[str]:
 
 
 def _chains() -> list[str]:
-    """Of iptables and ip6tables, new and old kind, as `program table chain`."""
-    found = []
+    """The chains of iptables and ip6tables, nft and legacy, as `program table chain`."""
+    chains = []
     for program in ("iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy"):
         table = ""
         for line in _output(f"{program}-save"):
             table = line[1:] if line.startswith("*") else table
             if line.startswith(":"):
-                found.append(f"{program} {table} {line[1:].split()[0]}")
-    return found
+                chains.append(f"{program} {table} {line[1:].split()[0]}")
+    return chains
 
 
 def _cgroups() -> list[str]:

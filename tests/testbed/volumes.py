@@ -1,4 +1,4 @@
-"""Claims on a folder of the test bed's node, bound beforehand: a user's volume of weights without a storage class."""
+"""Claims that are bound to a folder of the test bed's node: a user's volume of weights without a storage class."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ Manifest = dict[str, Any]
 def claim_manifests(name: str, namespace: str, folder: Path, *, access_mode: str = "ReadOnlyMany") -> list[Manifest]:
     """A PersistentVolume on the node's `folder` and the claim `namespace`/`name` that it is reserved for.
 
-    The volume outlives its claim and keeps the files; delete it by name (`volume_name`) before claiming it again.
+    The volume outlives its claim and keeps the files. Delete it by name (`volume_name`) before you claim it again.
     """
     size = {"storage": "1Gi"}
     volume: Manifest = {
@@ -40,5 +40,5 @@ def claim_manifests(name: str, namespace: str, folder: Path, *, access_mode: str
 
 
 def volume_name(claim: str, namespace: str) -> str:
-    """Name of the PersistentVolume behind a claim; volumes have no namespace."""
+    """The name of the PersistentVolume of a claim. It contains the namespace, because volumes have none."""
     return f"{namespace}-{claim}"

@@ -1,7 +1,8 @@
-"""`qwen-operator`: every program of the one image.
+"""`qwen-operator`: all programs of the operator's image.
 
-Each command is a module with a function `main(arguments) -> exit code`, and `options(parser)` where it has any. It is
-imported only when it is chosen: the gateway's programs and a plan on a laptop must not pay for the operator's imports.
+Each command is a module with a function `main(arguments) -> exit code`, and `options(parser)` if it has options. Only
+the module of the chosen command is imported, because the gateway's programs and a plan on a laptop must not wait for
+the operator's imports.
 """
 
 import argparse
@@ -17,17 +18,17 @@ COMMANDS = {
     "gateway-agent": "tell the gateway's router which engines exist",
     "gateway-router": "start the gateway's router",
     "crds": "print the custom resource definitions, or write them to a folder",
-    "plan": "work out GPUs and options for a model, without a cluster; exit code 3 if it does not fit",
-    "render": "print the objects that the operator would make for a manifest",
-    "models": "list the published models that are known without reading a file",
+    "plan": "plan GPUs and options for a model, without a cluster; exit code 3 if it does not fit",
+    "render": "print the objects that the operator would create for a manifest",
+    "models": "list the published models that the operator knows without reading a file",
 }
 PRINTING = ("crds", "plan", "render", "models")
-# As if SIGPIPE had ended the program, which is what it does to others.
+# The exit code of a program that SIGPIPE ends.
 _NO_READER = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 well, 1 failed, 2 used wrongly, 3 no plan."""
+    """Run one command. Returns the exit code: 0 success, 1 failure, 2 wrong usage, 3 no plan."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="qwen-operator", description="Serve Qwen models on Kubernetes with SGLang.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if module is not None and hasattr(module, "options"):
         module.options(added[chosen])
     arguments = parser.parse_args(words)
-    assert module is not None, "the parser ends the program where no command is given"
+    assert module is not None, "the parser ends the program if there is no command"
     logs.configure()
     try:
         code: int = module.main(arguments)
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if chosen not in PRINTING:
             raise
-        # What read the output, such as head, has seen enough; Python would complain once more while it ends.
+        # The reader of the output, such as head, has closed it. Without this, Python prints another error at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _NO_READER
     return code

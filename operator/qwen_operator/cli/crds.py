@@ -9,7 +9,9 @@ from qwen_operator.api.crd import FILE_NAME, render
 
 def options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write one file per definition here")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="write one file for each definition to this folder"
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
-"""Files that people hand to `plan` and `render`: limited in size, and refused in one sentence.
+"""Files that users give to `plan` and `render`. Their size is limited, and a bad file gives an error of one sentence.
 
-YAML is imported only where a file is no JSON: it is half of the start-up time of a call that needs none.
+YAML is imported only if a file is not JSON, because that import is half of the start-up time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SPACE = re.compile(r"\s*")
 
 
 class InputError(Exception):
-    """Input that cannot be used; the text is for the person who gave it."""
+    """Input that cannot be used. The text is for the user."""
 
 
 def config_json(path: str) -> dict[str, Any]:
@@ -40,13 +40,14 @@ def documents(path: str) -> list[Any]:
 
 def nodes(path: str) -> list[Mapping[str, Any]]:
     """Node objects, from any output of `kubectl get nodes` as YAML or JSON: a list, one object, or several."""
-    found = [one for document in _documents(path, MOST_NODE_BYTES, "list of nodes") for one in _items(document)]
-    others = sorted({str(one.get("kind")) for one in found if isinstance(one, Mapping)} - {"Node", "None"})
-    kept = [one for one in found if isinstance(one, Mapping) and one.get("kind", "Node") == "Node"]
-    if found and kept:
-        return kept
-    what = f"holds {', '.join(others)}, but no Node" if others else "holds no Node objects"
-    raise InputError(f"{path}: {what}; right would be the output of `kubectl get nodes -o yaml`")
+    items = [one for document in _documents(path, MOST_NODE_BYTES, "list of nodes") for one in _items(document)]
+    manifests = [one for one in items if isinstance(one, Mapping)]
+    node_objects = [one for one in manifests if one.get("kind", "Node") == "Node"]
+    if node_objects:
+        return node_objects
+    other_kinds = sorted({str(one.get("kind")) for one in manifests} - {"Node", "None"})
+    content = f"holds {', '.join(other_kinds)}, but no Node" if other_kinds else "holds no Node objects"
+    raise InputError(f"{path}: {content}; right would be the output of `kubectl get nodes -o yaml`")
 
 
 def _items(document: Any) -> list[Any]:
@@ -55,31 +56,31 @@ def _items(document: Any) -> list[Any]:
     return document if isinstance(document, list) else [document]
 
 
-def _documents(path: str, limit: int, what: str) -> list[Any]:
-    data = _read(path, limit, what)
+def _documents(path: str, limit: int, name: str) -> list[Any]:
+    data = _read(path, limit, name)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: cannot be read: it is not UTF-8 text") from error
     if text.lstrip()[:1] in ("{", "["):
-        found = _json_stream(text)
-        if found is not None:
-            return found
+        values = _json_stream(text)
+        if values is not None:
+            return values
     return _yaml(path, text)
 
 
 def _json_stream(text: str) -> list[Any] | None:
-    """The JSON values of a text, one after the other as `jq` prints them; None where it is something else."""
+    """The JSON values of a text, one after the other, as `jq` prints them. None if the text is not JSON."""
     decoder = json.JSONDecoder()
-    found, at = [], _skip(text, 0)
+    values, at = [], _skip(text, 0)
     try:
         while at < len(text):
             value, end = decoder.raw_decode(text, at)
-            found.append(value)
+            values.append(value)
             at = _skip(text, end)
     except (ValueError, RecursionError):
         return None
-    return found
+    return values
 
 
 def _skip(text: str, at: int) -> int:
@@ -90,18 +91,18 @@ def _skip(text: str, at: int) -> int:
 def _yaml(path: str, text: str) -> list[Any]:
     import yaml  # noqa: PLC0415 - half of the start-up time of a call that needs no YAML
 
-    # The parser in C, where it was built, reads the nodes of a large cluster ten times as fast.
+    # The C parser, if it is available, reads the nodes of a large cluster ten times as fast.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         return [one for one in yaml.load_all(text, Loader=loader) if one is not None]
     except yaml.YAMLError as error:
         where = " ".join(str(error).split())
-        raise InputError(f"{path}: is no YAML: {where:.200}") from error
+        raise InputError(f"{path}: is not YAML: {where:.200}") from error
     except RecursionError:
         raise InputError(f"{path}: is nested too deeply to be read") from None
 
 
-def _read(path: str, limit: int, what: str) -> bytes:
+def _read(path: str, limit: int, name: str) -> bytes:
     try:
         if path == "-":
             data = sys.stdin.buffer.read(limit + 1)
@@ -111,5 +112,5 @@ def _read(path: str, limit: int, what: str) -> bytes:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     if len(data) > limit:
-        raise InputError(f"{path}: is larger than {limit} bytes, which no {what} is")
+        raise InputError(f"{path}: is larger than {limit} bytes, which no {name} is")
     return data

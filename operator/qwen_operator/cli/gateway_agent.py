@@ -13,11 +13,11 @@ log = logging.getLogger(__name__)
 
 
 def main(_arguments: argparse.Namespace) -> int:
-    """Run the agent until SIGTERM, which as process 1 of a container does nothing unless it is handled."""
+    """Run the agent until SIGTERM. Process 1 of a container must handle SIGTERM, or it has no effect."""
     try:
         asyncio.run(_until_stopped(AgentSettings.from_env(os.environ)))
     except (SettingsError, OSError) as error:
-        log.error("%s", error)  # noqa: TRY400 - a wrong setting or no cluster: the sentence says it
+        log.error("%s", error)  # noqa: TRY400 - the sentence about a setting or the cluster is enough
         return 1
     return 0
 

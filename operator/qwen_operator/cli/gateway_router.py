@@ -7,5 +7,5 @@ from qwen_operator.gateway import router
 
 
 def main(_arguments: argparse.Namespace) -> int:
-    """Start the router; returns only if it cannot be started, or when it ended."""
+    """Run the router. Returns when the router ends, or if it cannot start."""
     return router.main(os.environ)

@@ -1,7 +1,7 @@
-"""What `plan` and `render` read: a manifest or a model, facts, hardware, and the chart's settings.
+"""The input of `plan` and `render`: a manifest or a model, facts, hardware, and the chart's settings.
 
-Every fault is an `InputError` with one sentence that names what was given and what would be right. Modules that few
-calls need (YAML, the API client) are imported where they are needed: an answer takes well under a second.
+Every fault is an `InputError` with one sentence that names the input and what would be right. Modules that few calls
+need (YAML, the API client) are imported only by those calls, so that an answer takes well under a second.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _NAME = "model"
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """All that a plan needs. `manifest` is the object as given, or as the options say.
+    """Everything that a plan needs. `manifest` is the given object, or one that is made from the options.
 
-    `weights_computed`: the bytes of the weights follow from config.json, nobody counted those of the files.
+    `weights_computed` is true if the bytes of the weights are computed from config.json, not counted in the files.
     """
 
     manifest: Mapping[str, Any]
@@ -53,39 +53,52 @@ class Inputs:
 
 def options(parser: argparse.ArgumentParser, *, manifest_only: bool = False) -> None:
     """The options that say what to plan, and on which hardware."""
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("-f", "--file", metavar="MANIFEST", help="a QwenDeployment as YAML or JSON; - is standard input")
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument(
+        "-f", "--file", metavar="MANIFEST", help="a QwenDeployment as YAML or JSON; - is standard input"
+    )
     if not manifest_only:
-        what.add_argument("--model", help="repository of the model, for example Qwen/Qwen1.5-72B-Chat")
-        parser.add_argument("--context", type=int, metavar="TOKENS", help="longest request (spec.contextTokens)")
-        parser.add_argument("--concurrency", type=int, help="requests at the same time (spec.workload.concurrency)")
-        parser.add_argument("--input-tokens", type=int, metavar="TOKENS", help="prompt of a typical request")
-        parser.add_argument("--output-tokens", type=int, metavar="TOKENS", help="answer to a typical request")
-        parser.add_argument("--tensor", type=int, metavar="GPUS", help="exactly so many GPUs (spec.parallelism.tensor)")
-        parser.add_argument("--max-gpus", type=int, metavar="GPUS", help="spec.hardware.maxGpusPerReplica")
-        parser.add_argument(
-            "--kv-cache-type", metavar="TYPE", help="Auto, BFloat16 or Fp8E4m3 (spec.engine.kvCacheType)"
-        )
+        subject.add_argument("--model", help="repository of the model, for example Qwen/Qwen1.5-72B-Chat")
+        _spec_options(parser)
     parser.add_argument("--checkpoint-config", metavar="FILE", help="the model's config.json, instead of the catalog")
     parser.add_argument(
         "--hub",
         action="store_true",
-        help="ask the model's hub for what the catalog does not have, and for the commit of spec.source.revision",
+        help="query the model's hub if the catalog does not have the model, and for the commit of spec.source.revision",
     )
-    parser.add_argument("--weight-bytes", type=int, help="bytes of its tensors; without it they are computed")
+    parser.add_argument(
+        "--weight-bytes", type=int, help="bytes of the tensors; the default is computed from --checkpoint-config"
+    )
     parser.add_argument(
         "--gpu",
         action="append",
         default=[],
         metavar="PRODUCT=GPUSxNODES",
-        help="GPUs per node and number of nodes; may be repeated. Add :MIB for a product that is not known",
+        help="GPUs per node and number of nodes; can be repeated. For an unknown product, add its memory as :MIB",
     )
     parser.add_argument("--nodes", metavar="FILE", help="node objects, from kubectl get nodes -o yaml")
     parser.add_argument("--config", metavar="FILE", help="values of the chart: gpuPools, engine, image")
 
 
+def _spec_options(parser: argparse.ArgumentParser) -> None:
+    """The options that set one field of the spec."""
+    parser.add_argument("--context", type=int, metavar="TOKENS", help="longest request (spec.contextTokens)")
+    parser.add_argument("--concurrency", type=int, help="requests at the same time (spec.workload.concurrency)")
+    parser.add_argument(
+        "--input-tokens", type=int, metavar="TOKENS", help="prompt of a typical request (spec.workload.inputTokens)"
+    )
+    parser.add_argument(
+        "--output-tokens", type=int, metavar="TOKENS", help="answer to a typical request (spec.workload.outputTokens)"
+    )
+    parser.add_argument("--tensor", type=int, metavar="GPUS", help="exact number of GPUs (spec.parallelism.tensor)")
+    parser.add_argument(
+        "--max-gpus", type=int, metavar="GPUS", help="largest number of GPUs (spec.hardware.maxGpusPerReplica)"
+    )
+    parser.add_argument("--kv-cache-type", metavar="TYPE", help="Auto, BFloat16 or Fp8E4m3 (spec.engine.kvCacheType)")
+
+
 def read(arguments: argparse.Namespace) -> Inputs:
-    """Everything that the options name; raises InputError."""
+    """Everything that the options name. Raises InputError."""
     manifest = _manifest(arguments)
     try:
         spec = parse(manifest)
@@ -103,20 +116,22 @@ def read(arguments: argparse.Namespace) -> Inputs:
 
 
 def _manifest(arguments: argparse.Namespace) -> Mapping[str, Any]:
-    documents = files.documents(arguments.file) if arguments.file else [_asked(arguments)]
-    found = [one for one in documents if isinstance(one, Mapping) and one.get("kind") == "QwenDeployment"]
-    if len(found) != 1:
+    documents = files.documents(arguments.file) if arguments.file else [_manifest_from_options(arguments)]
+    deployments = [one for one in documents if isinstance(one, Mapping) and one.get("kind") == "QwenDeployment"]
+    if len(deployments) != 1:
         kinds = sorted({str(one.get("kind")) for one in documents if isinstance(one, Mapping)} - {"QwenDeployment"})
-        others = f" (it has {', '.join(kinds)})" if kinds and not found else ""
-        raise InputError(f"{arguments.file}: has {len(found)} objects of kind QwenDeployment{others}, it must have one")
-    manifest = dict(found[0])
+        others = f" (it has {', '.join(kinds)})" if kinds and not deployments else ""
+        raise InputError(
+            f"{arguments.file}: has {len(deployments)} objects of kind QwenDeployment{others}, it must have one"
+        )
+    manifest = dict(deployments[0])
     changes = _overrides(arguments) if arguments.file else {}
     if changes and isinstance(manifest.get("spec"), Mapping):
         manifest["spec"] = merged(manifest["spec"], changes)
     return manifest
 
 
-def _asked(arguments: argparse.Namespace) -> Mapping[str, Any]:
+def _manifest_from_options(arguments: argparse.Namespace) -> Mapping[str, Any]:
     spec = {"model": arguments.model, **_overrides(arguments)}
     return {
         "apiVersion": "qwen-operator.dev/v1alpha1",
@@ -127,7 +142,7 @@ def _asked(arguments: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The part of a spec that options set."""
+    """The part of a spec that the options set."""
     given = vars(arguments)
     workload = {
         name: given.get(option)
@@ -165,19 +180,20 @@ def _checkpoint(arguments: argparse.Namespace, spec: Spec, defaults: EngineDefau
     if arguments.checkpoint_config:
         return _from_config(arguments.checkpoint_config, arguments.weight_bytes)
     if arguments.weight_bytes is not None:
-        raise InputError("--weight-bytes needs --checkpoint-config: the catalog knows its own")
+        raise InputError("--weight-bytes needs --checkpoint-config, because the catalog has the bytes of its models")
     name = spec.repository or spec.model
-    known, query = catalog.lookup(name), registry.hub_query(spec, defaults)
-    if query is not None and arguments.hub and (known is None or query.revision):
+    catalog_facts, query = catalog.lookup(name), registry.hub_query(spec, defaults)
+    if query is not None and arguments.hub and (catalog_facts is None or query.revision):
         return _from_hub(query, defaults.mirror(query.hub))
-    if known is None:
-        near = get_close_matches(name.casefold(), {one.casefold(): one for one in catalog.names()}, n=1, cutoff=0.8)
-        meant = next((one for one in catalog.names() if near and one.casefold() == near[0]), "")
+    if catalog_facts is None:
+        by_folded_name = {one.casefold(): one for one in catalog.names()}
+        near = get_close_matches(name.casefold(), by_folded_name, n=1, cutoff=0.8)
+        start = f"; did you mean {by_folded_name[near[0]]}? Otherwise give" if near else ": give"
         raise InputError(
-            f"{name} is not in the catalog{f'; did you mean {meant}? Otherwise give' if meant else ': give'} its "
-            "config.json with --checkpoint-config, ask its hub with --hub, or choose one of `qwen-operator models`"
+            f"{name} is not in the catalog{start} its config.json with --checkpoint-config, query its hub with --hub, "
+            "or choose one of `qwen-operator models`"
         )
-    return known
+    return catalog_facts
 
 
 def _from_hub(query: HubQuery, mirror: str) -> Checkpoint:
@@ -210,10 +226,10 @@ def _inventory(arguments: argparse.Namespace, pools: tuple[GpuPool, ...]) -> Inv
         nodes = []
     else:
         nodes = _cluster_nodes()
-    found = inventory(nodes, pools)
+    hardware = inventory(nodes, pools)
     for product in given:
-        found = found.with_product(_priced(product, pools))
-    return found
+        hardware = hardware.with_product(_priced(product, pools))
+    return hardware
 
 
 def _priced(product: GpuProduct, pools: tuple[GpuPool, ...]) -> GpuProduct:
@@ -222,28 +238,27 @@ def _priced(product: GpuProduct, pools: tuple[GpuPool, ...]) -> GpuProduct:
 
 
 def _product(text: str) -> GpuProduct:
-    found = _GPU.fullmatch(text)
-    if found is None:
+    match = _GPU.fullmatch(text)
+    if match is None:
         raise InputError(f"--gpu {text}: must be PRODUCT=GPUSxNODES, for example NVIDIA-H100-80GB-HBM3=8x4")
-    known, mib = board(found["product"]), found["mib"]
-    if "-MIG-" in found["product"].upper() or found["product"].upper().endswith("-SHARED"):
-        raise InputError(f"--gpu {text}: is a part of a GPU; an engine needs whole ones, name the GPU itself")
-    if known is None and mib is None:
-        near = " or ".join(similar(found["product"]))
+    given, mib = match["product"], match["mib"]
+    known_board = board(given)
+    if "-MIG-" in given.upper() or given.upper().endswith("-SHARED"):
+        raise InputError(f"--gpu {text}: is a part of a GPU; an engine needs whole GPUs, name the GPU itself")
+    if known_board is None and mib is None:
+        near = " or ".join(similar(given))
         meant = f"did you mean {near}? Otherwise add" if near else "add"
-        raise InputError(
-            f"--gpu {text}: {found['product']} is not a known GPU; {meant} its memory in MiB, {text}:81559"
-        )
-    name = known.product if known else found["product"]
+        raise InputError(f"--gpu {text}: {given} is not a known GPU; {meant} its memory in MiB, {text}:81559")
+    name = known_board.product if known_board else given
     return GpuProduct(
         product=name,
-        memory_mib=int(mib) if mib else known.memory_mib if known else 0,
-        gpus_per_node=int(found["gpus"]),
-        nodes=int(found["nodes"]),
+        memory_mib=int(mib) if mib else known_board.memory_mib if known_board else 0,
+        gpus_per_node=int(match["gpus"]),
+        nodes=int(match["nodes"]),
         selector={PRODUCT_LABEL: name},
         declared=False,
-        compute_capability=known.compute_capability if known else None,
-        full_nodes=int(found["nodes"]),
+        compute_capability=known_board.compute_capability if known_board else None,
+        full_nodes=int(match["nodes"]),
     )
 
 
@@ -253,7 +268,7 @@ def names_product(text: str, products: tuple[str, ...]) -> bool:
 
 
 def _cluster_nodes() -> list[Mapping[str, Any]]:
-    """The nodes of the cluster that the kubeconfig points to."""
+    """The nodes of the kubeconfig's cluster."""
     import asyncio  # noqa: PLC0415 - a second of imports that only this case needs
     import logging  # noqa: PLC0415
 
@@ -267,11 +282,11 @@ def _cluster_nodes() -> list[Mapping[str, Any]]:
         finally:
             await api.aclose()
 
-    # The client logs what the error says as well.
+    # The client logs the same error as well.
     logging.getLogger("kubernetes").setLevel(logging.CRITICAL)
     try:
         return asyncio.run(listed())
     except (ApiError, ConnectionError) as error:
         raise InputError(
-            f"no hardware is given, and the cluster cannot be asked ({error}): give --gpu, --nodes or --config"
+            f"no hardware is given, and the cluster cannot be reached ({error}): give --gpu, --nodes or --config"
         ) from error

@@ -1,4 +1,4 @@
-"""Logs as JSON lines, the same for every program of the image."""
+"""Logs as JSON lines, in the same form for every program of the image."""
 
 import json
 import logging
@@ -7,12 +7,12 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-# Of every request, connection and event: what matters of it the program says itself.
+# They log every request, connection and event. Our own log lines have what matters.
 LIBRARIES = ("kopf", "httpx", "httpcore", "asyncio", "aiohttp", "kubernetes")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time, level, logger, message, and what the call gave as `extra`."""
+    """One JSON object per line: time, level, logger, message, and the call's `extra`."""
 
     _standard = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
@@ -30,7 +30,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure() -> None:
-    """JSON lines on standard error from the level in $QWEN_LOG_LEVEL (info) up; of libraries only what is wrong."""
+    """JSON lines on standard error, from the level in $QWEN_LOG_LEVEL (default: info) up; of libraries from warning."""
     level = logging.getLevelNamesMapping().get(os.environ.get("QWEN_LOG_LEVEL", "").upper(), logging.INFO)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())

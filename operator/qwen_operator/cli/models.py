@@ -11,12 +11,12 @@ _GIB = 1 << 30
 
 def options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("words", nargs="*", metavar="WORD", help="only models whose name has all of these words")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="list only models whose names contain all these words")
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """List the published models that are planned without reading a file."""
+    """List the published models that the operator can plan without reading a file."""
     words = [word.casefold() for word in arguments.words]
     rows = [one for one in catalog.entries() if all(word in one.repository.casefold() for word in words)]
     if arguments.output == "json":

@@ -20,9 +20,9 @@ from qwen_operator.planning import alternatives
 from qwen_operator.planning.plan import explore
 from qwen_operator.planning.types import Alternative, NoFit, Plan
 
-# Refusals of what was asked, rather than of the hardware.
+# The input is wrong, not the hardware too small.
 _INVALID = (Reason.INVALID_OVERRIDE, Reason.UNKNOWN_FLAG, Reason.UNKNOWN_ARCHITECTURE)
-# Options that are one field of the spec: path of the field -> option.
+# Options that set one field of the spec: path of the field -> option.
 _OPTIONS = {
     "model": "--model",
     "contextTokens": "--context",
@@ -41,7 +41,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print the plan, or why there is none; 0 a plan, 3 it does not fit, 2 input that cannot be used."""
+    """Print the plan, or why there is none. Exit code 0: a plan; 3: it does not fit; 2: the input cannot be used."""
     try:
         given = inputs.read(arguments)
     except InputError as error:
@@ -50,8 +50,8 @@ def main(arguments: argparse.Namespace) -> int:
     outcome = explore(given.spec, given.checkpoint, given.inventory, given.settings.engine, given.source)
     result = outcome.result
     if arguments.output == "text":
-        found = result.alternatives if isinstance(result, NoFit) else _cheaper(given, result)
-        sys.stdout.write(verdict.text(given, outcome, {one: command(arguments, one) for one in found}))
+        shown = result.alternatives if isinstance(result, NoFit) else _cheaper(given, result)
+        sys.stdout.write(verdict.text(given, outcome, {one: command(arguments, one) for one in shown}))
     else:
         _dump(record(arguments, given, result), arguments.output)
     return 0 if isinstance(result, Plan) else exit_code(result)
@@ -63,12 +63,12 @@ def _cheaper(given: Inputs, result: Plan) -> tuple[Alternative, ...]:
     def planner(spec: Spec, checkpoint: Checkpoint, inventory: Inventory) -> Plan | NoFit:
         return explore(spec, checkpoint, inventory, given.settings.engine, given.source).result
 
-    found = alternatives.cheaper(given.spec, given.inventory, result, planner)
-    return (found,) if found else ()
+    alternative = alternatives.cheaper(given.spec, given.inventory, result, planner)
+    return (alternative,) if alternative else ()
 
 
 def exit_code(refusal: NoFit) -> int:
-    """3 where other hardware or another wish would do, 2 where what was asked is no valid wish."""
+    """3 if other hardware or a smaller demand would fit, 2 if the input is not valid."""
     return 2 if refusal.reason in _INVALID else 3
 
 
@@ -126,7 +126,7 @@ def _variable(name: str, value: str | None, source: Mapping[str, Any] | None) ->
 
 
 def command(arguments: argparse.Namespace, alternative: Alternative) -> str:
-    """The command that plans an alternative, "" where it takes a change of the manifest."""
+    """The command that plans an alternative, "" if the manifest must be changed for it."""
     words = {"--model": arguments.model, **{option: vars(arguments)[name] for option, name in _KEPT.items()}}
     given = {
         "contextTokens": arguments.context,

@@ -20,7 +20,7 @@ from qwen_operator.planning.types import NoFit, Plan
 from qwen_operator.replicas.wanted import size_rule
 from qwen_operator.sources import registry
 
-# The API server gives every object its own; here there is none yet.
+# The API server gives every object its own uid. Here the object does not exist yet.
 NO_UID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -30,7 +30,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print the exact objects as YAML; exit code 3 if there is no plan, 2 for input that cannot be used."""
+    """Print the exact objects as YAML. Exit code 3: there is no plan; 2: the input cannot be used."""
     try:
         given = inputs.read(arguments)
     except InputError as error:
@@ -46,7 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def objects(given: Inputs, result: Plan) -> list[Mapping[str, Any]]:
-    """What the operator makes for the manifest, in the order in which it does. The owner's uid is all zeros."""
+    """The objects that the operator creates for the manifest, in that order. The owner's uid is all zeros."""
     metadata = given.manifest["metadata"]
     owner = Owner(str(metadata["name"]), str(metadata.get("namespace") or "default"), NO_UID)
     revision = revision_hash(given.manifest["spec"], metadata.get("annotations") or {})

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def main(_arguments: argparse.Namespace) -> int:
-    """Run the operator until it is told to stop, or leads no more."""
+    """Run the operator until it gets a signal to stop, or loses the Lease."""
     path = Path(os.environ.get("QWEN_CONFIG", "/etc/qwen-operator/config.yaml"))
     try:
         asyncio.run(run(load(os.environ, path.read_text(encoding="utf-8"))))
@@ -22,9 +22,9 @@ def main(_arguments: argparse.Namespace) -> int:
         log.error("%s: %s", path, error)  # noqa: TRY400 - a wrong setting needs no stack trace
         return 1
     except NotLeading as error:
-        log.error("%s", error)  # noqa: TRY400 - the sentence says it; the process that starts next stands by
+        log.error("%s", error)  # noqa: TRY400 - this is normal; the next process stands by
         return 1
     except OSError as error:
-        log.error("%s", error)  # noqa: TRY400 - no file, no cluster, port taken: the sentence says it
+        log.error("%s", error)  # noqa: TRY400 - no file, no cluster or port in use: the sentence is enough
         return 1
     return 0

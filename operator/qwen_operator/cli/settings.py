@@ -1,4 +1,4 @@
-"""What the chart sets, from its values: the settings that the operator would get from the chart."""
+"""From the values of the chart to the settings that the operator gets from the chart."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from qwen_operator.cli import files
 from qwen_operator.cli.files import InputError
 from qwen_operator.config import ConfigError, Section, Settings, settings
 
-# Those of the chart's values.yaml; a test compares them.
+# The defaults in the chart's values.yaml. A test compares them.
 _IMAGE = "localhost/qwen-operator"
 _ENGINE_IMAGE = "lmsysorg/sglang"
 _ENGINE_VERSION = "0.5.23"
 
 
 def chart_settings(path: str | None) -> Settings:
-    """The settings in a values file, over the chart's own; raises InputError."""
+    """The settings of a values file, with the chart's defaults. Raises InputError."""
     documents = files.documents(path) if path else [{}]
     values = documents[0] if len(documents) == 1 else None
     if not isinstance(values, Mapping):
@@ -31,7 +31,7 @@ def chart_settings(path: str | None) -> Settings:
 def rendered(values: Mapping[str, Any]) -> dict[str, Any]:
     """The part of the operator's configuration that plans depend on, as templates/operator-config.yaml renders it.
 
-    Images are the only difference between the two forms: values have their parts and the registry of a mirror, the
+    The two forms differ only in images: values have the parts of an image and the registry of a mirror, and the
     configuration has references. Values that already have `image.reference` keep it. Raises ConfigError.
     """
     root = Section("", values)
@@ -58,7 +58,7 @@ def _reference(image: Section, registry: str) -> str:
 
 
 def _rehosted(registry: str, image: str) -> str:
-    """The image from a mirror, which replaces its registry."""
+    """The image with its registry replaced by that of a mirror."""
     if not registry:
         return image
     host, _, rest = image.partition("/")

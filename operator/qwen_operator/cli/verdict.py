@@ -1,4 +1,4 @@
-"""A plan, or why there is none, as text for a terminal: the verdict first, then every number behind it."""
+"""A plan, or why there is none, as text for a terminal. The verdict comes first, then every number behind it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INDENT = " " * 10
 
 
 def text(given: Inputs, outcome: Outcome, commands: Mapping[Alternative, str]) -> str:
-    """The whole text; `commands` has the command for each alternative: to a refusal, or a cheaper one to a plan."""
+    """The whole text. `commands` has the command of each alternative: of a refusal, or a cheaper one to a plan."""
     result = outcome.result
     lines = (
         _fits(given, outcome, result, commands)
@@ -73,16 +73,16 @@ def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alter
 
 
 def _does_not(given: Inputs, outcome: Outcome, result: NoFit, commands: Mapping[Alternative, str]) -> Iterator[str]:
-    looked = [fit for fit in outcome.looked if fit.budgets]
-    looked.sort(key=lambda fit: (fit.best.kv_tokens, fit.best.kv), reverse=True)
-    if not looked:
+    sized = [fit for fit in outcome.tried if fit.budgets]
+    sized.sort(key=lambda fit: (fit.best.kv_tokens, fit.best.kv), reverse=True)
+    if not sized:
         yield f"NO PLAN   {given.spec.model}: {result.reason}"
         yield f"{_INDENT}{result.message}"
     else:
-        fit = looked[0]
+        fit = sized[0]
         product = fit.product
         yield (
-            f"DOES NOT FIT   {given.spec.model} on {_there(product)} ({number(product.memory_mib)} MiB each"
+            f"DOES NOT FIT   {given.spec.model} on {_all_gpus(product)} ({number(product.memory_mib)} MiB each"
             f"{f', {product.nodes} nodes' if product.nodes > 1 else ''})"
         )
         yield ""
@@ -93,30 +93,30 @@ def _does_not(given: Inputs, outcome: Outcome, result: NoFit, commands: Mapping[
         yield from _arithmetic(fit.best)
         yield _labelled("needed", explain.missing(fit, outcome.wanted))
         yield _labelled("missing", result.missing)
-    for fit in (one for one in outcome.looked if one.gate):
+    for fit in (one for one in outcome.tried if one.gate):
         yield _labelled("refused", fit.gate or "")
     for note in (*given.inventory.notes, *given.inventory.ignored):
-        if looked or note not in result.message:
+        if sized or note not in result.message:
             yield _labelled("note", note)
     yield from _alternatives(result.alternatives, commands)
-    if looked:
+    if sized:
         yield from _unknown(given)
 
 
-def _alternatives(found: Sequence[Alternative], commands: Mapping[Alternative, str]) -> Iterator[str]:
-    if not found:
+def _alternatives(alternatives: Sequence[Alternative], commands: Mapping[Alternative, str]) -> Iterator[str]:
+    if not alternatives:
         return
     yield ""
-    rows = [(one.describe(), _gpus(one), number(one.kv_tokens)) for one in found]
+    rows = [(one.describe(), _gpus(one), number(one.kv_tokens)) for one in alternatives]
     width = max(len(row[0]) for row in rows)
     yield f"{'what would fit':{width}}  {'GPUs':22}  {'tokens':>10}"
-    for what, gpus, tokens in rows:
-        yield f"{what:{width}}  {gpus:22}  {tokens:>10}"
-    first = next((commands[one] for one in found if commands.get(one)), "")
+    for change, gpus, tokens in rows:
+        yield f"{change:{width}}  {gpus:22}  {tokens:>10}"
+    first = next((commands[one] for one in alternatives if commands.get(one)), "")
     if first:
         yield f"try: {first}"
-    elif found[0].patch():
-        yield f"try: {_patched(found[0])}"
+    elif alternatives[0].patch():
+        yield f"try: {_patched(alternatives[0])}"
 
 
 def _patched(one: Alternative) -> str:
@@ -130,12 +130,12 @@ def _gpus(one: Alternative) -> str:
     return f"{one.gpus_per_replica} x {short_name(one.gpu_product)}{nodes}"
 
 
-def _there(product: GpuProduct) -> str:
+def _all_gpus(product: GpuProduct) -> str:
     return f"{product.gpus_per_node * max(1, product.nodes)} x {product.product}"
 
 
 def _room(product: GpuProduct, result: Plan) -> str:
-    """How many replicas the GPUs there are would hold, if they are all free."""
+    """How many replicas the existing GPUs can hold, if all of them are free."""
     if product.nodes == 0:
         return ""
     each = product.gpus_per_node // result.gpus_per_node
@@ -168,8 +168,8 @@ def _attention(checkpoint: Checkpoint) -> str:
 
 
 def _table(fit: Fit, wanted: Demand, given: Inputs) -> Iterator[str]:
-    """Every split that was looked at on the product, the losing ones included, and why the others are none."""
-    mark = "<- as asked for" if given.spec.parallelism.tensor else "<- smallest that holds it"
+    """Every split that was tried on the product, with the rejected sizes and the reasons."""
+    mark = "<- spec.parallelism.tensor" if given.spec.parallelism.tensor else "<- smallest that holds it"
     yield f"{'TP':>4}  {'weights/GPU':>12}  {'KV room/GPU':>12}  {'KV tokens':>11}  {number(wanted.tokens)}?"
     for one in fit.budgets:
         name = f"{one.tp}" if one.split.ep == 1 else f"{one.tp}e{one.split.ep}"
@@ -252,7 +252,7 @@ def _wrapped(label: str, words: Sequence[str]) -> Iterator[str]:
 def _unknown(given: Inputs) -> Iterator[str]:
     facts = "; facts from the catalog, no config.json was read" if given.checkpoint.source == CATALOG else ""
     if given.weights_computed:
-        facts = "; weights computed from config.json, --weight-bytes gives those of the files"
+        facts = "; the bytes of the weights are computed from config.json, --weight-bytes sets those of the files"
     yield _labelled(
         "not known",
         f"throughput of this model on this GPU. Predicted from a formula, never run on a GPU by this project{facts}",

@@ -1,1 +1,1 @@
-"""Plans to Kubernetes objects, and what differs between an object and its manifest."""
+"""From plans to Kubernetes objects, and the differences between an object and its manifest."""

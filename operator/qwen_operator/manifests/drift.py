@@ -1,4 +1,4 @@
-"""What differs between a child as it should be and as it is."""
+"""The differences between a child object as it should be and as it is."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _CONTAINER_LISTS = ("containers", "initContainers")
 
 
 def subset(desired: Any, observed: Any) -> bool:
-    """True if everything in `desired` stands in `observed`, which may hold more.
+    """True if `observed` has everything that is in `desired`. It may have more.
 
-    A list of objects may hold further ones, in any order (the server adds tolerations and mounts); a list of plain
-    values has to be the same.
+    A list of objects may have more entries, in any order, because the server adds tolerations and mounts. A list of
+    plain values must be equal.
     """
     if isinstance(desired, Mapping):
         return isinstance(observed, Mapping) and all(
@@ -27,27 +27,30 @@ def subset(desired: Any, observed: Any) -> bool:
 
 
 def is_owned(desired: Mapping[str, Any], observed: Mapping[str, Any]) -> bool:
-    """Whether our owner reference is there as it should be; others may be there too."""
+    """Whether the object has our owner reference as it should be. It may have others too."""
     references = objects.owner_references(observed)
     return all(any(subset(wanted, one) for one in references) for wanted in objects.owner_references(desired))
 
 
 def pod_repair(desired: Mapping[str, Any], observed: Mapping[str, Any]) -> Manifest | None:
-    """A strategic merge patch that repairs the pod's mutable fields (labels, annotations, ownerReferences,
-    container images), or None when they are as desired. Never touches foreign labels, annotations or owners."""
-    wanted, found = desired["metadata"], observed.get("metadata", {})
+    """A strategic merge patch that repairs the mutable fields of a pod, or None if there is nothing to repair.
+
+    These fields are labels, annotations, ownerReferences and container images. The patch never touches labels,
+    annotations or owners that others set.
+    """
     metadata: Manifest = {}
     for key in ("labels", "annotations"):
-        existing = found.get(key) or {}
-        changed = {name: value for name, value in (wanted.get(key) or {}).items() if existing.get(name) != value}
+        existing = objects.mapping(observed, "metadata", key)
+        wanted = objects.mapping(desired, "metadata", key)
+        changed = {name: value for name, value in wanted.items() if existing.get(name) != value}
         if changed:
             metadata[key] = changed
-    owners = wanted.get("ownerReferences") or []
-    if not subset(owners, found.get("ownerReferences") or []):
+    owners = list(objects.owner_references(desired))
+    if not subset(owners, list(objects.owner_references(observed))):
         metadata["ownerReferences"] = owners
     spec = {}
     for key in _CONTAINER_LISTS:
-        changed_images = _images(desired["spec"].get(key, ()), observed.get("spec", {}).get(key, ()))
+        changed_images = _images(objects.members(desired, "spec", key), objects.members(observed, "spec", key))
         if changed_images:
             spec[key] = changed_images
     patch = {key: value for key, value in (("metadata", metadata), ("spec", spec)) if value}
@@ -55,11 +58,11 @@ def pod_repair(desired: Mapping[str, Any], observed: Mapping[str, Any]) -> Manif
 
 
 def _images(desired: Sequence[Mapping[str, Any]], observed: Sequence[Mapping[str, Any]]) -> list[Manifest]:
-    found = {container["name"]: container.get("image") for container in observed}
+    present_images = {container["name"]: container.get("image") for container in observed}
     return [
         {"name": container["name"], "image": container["image"]}
         for container in desired
-        if container["name"] in found and found[container["name"]] != container["image"]
+        if container["name"] in present_images and present_images[container["name"]] != container["image"]
     ]
 
 

@@ -24,7 +24,7 @@ ENGINE_CONTAINER = "engine"
 INSPECTION_CONTAINER = "inspection"
 ENGINE_PORT = 8000
 MAX_REPLICA_PODS = 64
-"""More pods than one replica ever has; the limit of spec.hardware.maxGpusPerReplica."""
+"""No replica has more pods than this. It is the limit of spec.hardware.maxGpusPerReplica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class PodIdentity:
-    """Whose pod it is: the QwenDeployment, and the hash of the revision that the pod runs or inspects."""
+    """What a pod belongs to: the QwenDeployment, and the hash of the revision that the pod runs or inspects."""
 
     owner: Owner
     revision: str
@@ -49,7 +49,7 @@ def replica_name(deployment: str, revision: str, index: int) -> str:
 
 
 def engine_pod_names(replica: str, pods: int) -> tuple[str, ...]:
-    """The pods of a replica by rank: one has the name of its replica, several have their rank appended."""
+    """The pods of a replica by rank. A single pod has the name of its replica; several append their rank."""
     return (replica,) if pods == 1 else tuple(f"{replica}-{rank}" for rank in range(pods))
 
 
@@ -72,12 +72,12 @@ def engine_selector(deployment: str) -> str:
 
 
 def engine_labels(deployment: str) -> dict[str, str]:
-    """The labels of the engine pods that get requests once they are ready."""
+    """The labels of the engine pods that get requests as soon as they are ready."""
     return {LABEL_DEPLOYMENT: deployment, LABEL_ROLE: ROLE_ENGINE, LABEL_ROUTABLE: "true"}
 
 
 def common_labels(owner: Owner, *, name: str, component: str) -> dict[str, str]:
-    """Labels of every child; `name` is what it runs, `component` which part of the deployment it is."""
+    """Labels of every child. `name` is the program that it runs, `component` is its part in the deployment."""
     return {
         "app.kubernetes.io/name": name,
         "app.kubernetes.io/instance": owner.name,
@@ -89,8 +89,10 @@ def common_labels(owner: Owner, *, name: str, component: str) -> dict[str, str]:
 
 
 def metadata(owner: Owner, name: str, labels: dict[str, str]) -> Manifest:
-    """Metadata of a child: owned by the deployment, and marked with its uid so that a lost reference can be restored
-    without ever taking over an object that somebody else made."""
+    """Metadata of a child. It has an owner reference and the annotation with the owner's uid.
+
+    With the annotation, the operator can restore a lost owner reference. It never takes over an object of others.
+    """
     return {
         "name": name,
         "namespace": owner.namespace,

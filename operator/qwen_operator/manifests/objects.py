@@ -10,8 +10,11 @@ from qwen_operator.manifests.names import Manifest, Owner
 
 
 def disruption_budget(owner: Owner, min_available: int) -> Manifest:
-    """How many replicas must be there after an eviction. An integer `minAvailable`: over pods of a custom owner
-    `maxUnavailable` forbids every eviction. One that is not ready, or is draining, may always be evicted."""
+    """The budget: an eviction must leave `min_available` ready replicas.
+
+    `minAvailable` is an integer, because with `maxUnavailable` Kubernetes forbids every eviction of pods with a custom
+    owner. Pods that are not ready, or are draining, can always be evicted.
+    """
     labels = names.common_labels(owner, name="qwen-operator", component="engine")
     return {
         "apiVersion": "policy/v1",
@@ -26,7 +29,7 @@ def disruption_budget(owner: Owner, min_available: int) -> Manifest:
 
 
 def controller_revision(owner: Owner, revision: str, number: int, data: Mapping[str, Any]) -> Manifest:
-    """The immutable record of what a revision runs; `data` is any JSON object, `number` grows with each revision."""
+    """The immutable record of what a revision runs. `data` is any JSON object. `number` grows with each revision."""
     labels = names.common_labels(owner, name="qwen-operator", component="revision")
     labels[names.LABEL_REVISION] = revision
     return {

@@ -1,4 +1,4 @@
-"""Whose object it is that has a name which a QwenDeployment needs, or that names it."""
+"""Who owns an object whose name a QwenDeployment needs, or whose label names the QwenDeployment."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, Manifest
 
 
 class Ownership(StrEnum):
-    """OWNED: controlled by this very deployment, or marked with its uid and controlled by nobody.
+    """OWNED: this deployment controls the object, or the object has its uid in the annotation and no controller.
 
-    LEFTOVER: of an earlier deployment of the same name; the garbage collector removes it. Anything else is FOREIGN
-    and never touched.
+    LEFTOVER: the object belongs to an earlier deployment of the same name; the garbage collector removes it. Anything
+    else is FOREIGN, and the operator never touches it.
     """
 
     OWNED = "Owned"
@@ -24,18 +24,18 @@ class Ownership(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Children:
-    """Objects of one kind that name a deployment, or have a name that it needs; by name, in order of names."""
+    """Objects of one kind that belong to a deployment, or have a name that it needs, by name."""
 
     owned: Mapping[str, Manifest] = field(default_factory=dict)
     leftover: Mapping[str, Manifest] = field(default_factory=dict)
     foreign: Mapping[str, Manifest] = field(default_factory=dict)
 
     def get(self, name: str) -> Manifest | None:
-        """The object of this name, whosever it is."""
+        """The object of this name, whoever owns it."""
         return self.owned.get(name) or self.leftover.get(name) or self.foreign.get(name)
 
     def __contains__(self, name: str) -> bool:
-        """Whether the name is taken, by whomever."""
+        """Whether any of the objects has this name."""
         return name in self.owned or name in self.leftover or name in self.foreign
 
 
@@ -51,7 +51,7 @@ def children(items: Iterable[Manifest], deployment: Manifest) -> Children:
 
 
 def ownership(child: Manifest, deployment: Manifest) -> Ownership:
-    """Whose object the child is; see Ownership."""
+    """The ownership of one object."""
     uid, name = deployment["metadata"]["uid"], deployment["metadata"]["name"]
     controller = next((owner for owner in objects.owner_references(child) if owner.get("controller")), None)
     if controller is None:

@@ -1,7 +1,7 @@
 """Pods of engines and inspections as plain dicts.
 
-Both meet the restricted Pod Security profile. What a user adds under `spec.pod` comes last, but cannot take away
-the labels and annotations by which the operator knows its pods.
+Both meet the restricted Pod Security profile. The user's additions in `spec.pod` win, but they cannot remove the labels
+and annotations by which the operator recognizes its pods.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ _HOME = "/home/qwen"
 _USER = 65532
 
 _PRESTOP_SECONDS = 5
-# The preStop wait, SGLang's own steps of 5 s, and its end.
+# For the preStop wait, SGLang's own steps of 5 s, and its exit.
 _GRACE_MARGIN_SECONDS = 30
-# Only pins it: every pod gets the period of its own time. Another value here would make every pinned template look old.
+# Every pod gets its own grace period when it is created, so this value has no effect. Another value here would make
+# every pinned template differ from a new one.
 _TEMPLATE_GRACE_SECONDS = 630
 _INSPECTION_SECONDS = 600
 _STARTUP_PERIOD = 5
-# A start that takes longer than planned is not yet a hang.
+# A start that takes longer than planned is not necessarily a hang.
 _STARTUP_FACTOR = 2
 
 _POD_SECURITY = {
@@ -56,7 +57,7 @@ _GPU_TOLERATION = {"key": GPU_RESOURCE, "operator": "Exists"}
 class RuntimeImage:
     """The operator's own image, for inspections and for the init container of engine pods.
 
-    `pull_secrets` are the chart's, for all pods.
+    `pull_secrets` come from the chart and are for all pods.
     """
 
     reference: str
@@ -67,9 +68,9 @@ class RuntimeImage:
 def engine_template(
     identity: PodIdentity, spec: Spec, plan: Plan, source: EngineSource, runtime: RuntimeImage
 ) -> Manifest:
-    """The pod of every replica but for its name: {"metadata": {labels, annotations}, "spec": {...}}.
+    """The pod of every replica, without its name: {"metadata": {labels, annotations}, "spec": {...}}.
 
-    This is what a ControllerRevision pins.
+    A ControllerRevision pins it.
     """
     labels = _pod_labels(identity, names.ROLE_ENGINE) | {names.LABEL_ROUTABLE: "true"}
     pod = {
@@ -95,8 +96,11 @@ def engine_template(
 
 
 def same_template(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two templates of `engine_template` run the same. One that was pinned while engine pods had a headless
-    Service still names it as `subdomain`, without effect."""
+    """Whether two templates of `engine_template` run the same.
+
+    In earlier versions engine pods had a headless Service. Templates of that time still have its name as `subdomain`,
+    which has no effect.
+    """
     return _without_subdomain(one) == _without_subdomain(other)
 
 
@@ -106,14 +110,16 @@ def _without_subdomain(template: Mapping[str, Any]) -> Manifest:
 
 
 def grace_seconds(drain_seconds: int) -> int:
-    """How long an engine that is told to stop may take: an eviction or a deletion by hand leaves running requests as
-    much time as a planned removal does. What still runs then is cut."""
+    """The time that an engine gets to stop. Requests that still run after it are cut.
+
+    So an eviction or a deletion by hand gives running requests as much time as a planned removal.
+    """
     return drain_seconds + _GRACE_MARGIN_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaPods:
-    """Which pods a replica has: replica `index` of a revision consists of `pods` pods."""
+    """The pods of a replica: replica `index` of a revision consists of `pods` pods."""
 
     identity: PodIdentity
     index: int
@@ -123,8 +129,8 @@ class ReplicaPods:
 def engine_pods(replica: ReplicaPods, template: Mapping[str, Any], drain_seconds: int) -> tuple[Manifest, ...]:
     """The pods of one replica by rank, from a template of `engine_template`.
 
-    Of several pods only the first, the leader, carries the role and the label by which pods are routed to, scraped
-    and counted. `drain_seconds` is no part of the template: it may change without replacing pods.
+    If there are several, only the first, the leader, has the role and the label by which pods get requests, are
+    scraped and are counted. `drain_seconds` is not part of the template, so a change of it replaces no pods.
     """
     return deepcopy(shared_engine_pods(replica, template, drain_seconds))
 
@@ -172,10 +178,10 @@ def inspection_pod(
     runtime: RuntimeImage,
     products: Sequence[GpuProduct] = (),
 ) -> Manifest:
-    """The pod that reads the checkpoint where the engine will, and reports its facts in its termination message.
+    """The pod that reads the checkpoint from the engine's mount, and reports its facts in its termination message.
 
-    It runs where engines may run, on nodes of `products`, and as their user: what it can read, they can, and a claim
-    binds where they are.
+    It runs on nodes of `products`, like the engines, and as the same user. So engines can read what it can read, and a
+    claim that binds at the first pod binds where the engines can run.
     """
     labels = _pod_labels(identity, names.ROLE_INSPECTION)
     name = names.inspection_pod_name(identity.owner.name, identity.revision)
@@ -206,7 +212,7 @@ def inspection_pod(
 
 
 def _near_gpus(pod: Pod, products: Sequence[GpuProduct]) -> Manifest:
-    """The user's affinity, with one to the nodes of these products unless there is one to nodes already."""
+    """The user's affinity. If it has no node affinity, it gets one for the nodes of these products."""
     affinity = dict(pod.affinity or {})
     if not products or "nodeAffinity" in affinity:
         return affinity
@@ -228,7 +234,7 @@ def _pod_labels(identity: PodIdentity, role: str) -> dict[str, str]:
 
 
 def _common(pod: Pod, runtime: RuntimeImage, tolerations: tuple[Mapping[str, Any], ...]) -> Manifest:
-    """What engine and inspection pods share: identity, placement and access, with the user's additions."""
+    """The common part of engine and inspection pods: identity, placement and access, with the user's additions."""
     secrets = dict.fromkeys((*runtime.pull_secrets, *(secret.name for secret in pod.image_pull_secrets)))
     optional = _present(
         priorityClassName=pod.priority_class_name,
@@ -261,7 +267,8 @@ def _runtime_container(runtime: RuntimeImage) -> Manifest:
 def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
     gpus = {GPU_RESOURCE: str(plan.gpus_per_node)}
     resources = spec.pod.resources
-    # A limit without a request is the request, as everywhere in Kubernetes; a limit below ours would be refused.
+    # As everywhere in Kubernetes, a limit without a request is also the request. The API server rejects a limit that is
+    # below our request.
     host = {"cpu": f"{plan.cpu_millis}m", "memory": f"{plan.host_memory_bytes // 1024}Ki"}
     requests = {**host, **resources.limits, **resources.requests, **gpus}
     mounts = [
@@ -291,7 +298,7 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
 
 
 def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
-    """SGLang as the child of the runtime's init: as process 1 it ignores SIGTERM while it loads."""
+    """The command. SGLang runs as a child of the runtime, because as process 1 it ignores SIGTERM while it loads."""
     return [
         "python3",
         RUNTIME,
@@ -309,7 +316,7 @@ def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
 
 
 def _environment(plan: Plan) -> tuple[EnvVar, ...]:
-    # The user id has no entry in the image's passwd file, and torch asks for the user's name.
+    # torch asks for the user's name, and the image's passwd file has no entry for the user id.
     base = {
         "HOME": _HOME,
         "USER": "qwen",
@@ -327,7 +334,7 @@ def _variable(variable: EnvVar) -> Manifest:
 
 
 def _probes(plan: Plan) -> Manifest:
-    """/ready is a flag and answers at once; /health makes a token and only it notices a hung scheduler."""
+    """/ready is a flag and answers at once. /health generates a token, so only it notices a hung scheduler."""
     ready = {"path": "/ready", "port": "http", "scheme": "HTTP"}
     health = {"path": "/health", "port": "http", "scheme": "HTTP"}
     attempts = math.ceil(plan.startup_seconds * _STARTUP_FACTOR / _STARTUP_PERIOD)
@@ -355,5 +362,5 @@ def _engine_volumes(spec: Spec, plan: Plan, source: EngineSource) -> list[Manife
 
 
 def _present(**members: Any) -> Manifest:
-    """The members that are set: the API server stores no empty ones."""
+    """The members that are not empty, because the API server does not store empty ones."""
     return {key: value for key, value in members.items() if value}

@@ -1,7 +1,7 @@
 """Kubernetes quantities in the form in which the API server stores them.
 
-The server rewrites 0.5 to 500m and 1024Mi to 1Gi; a manifest that says it otherwise differs from what is stored for
-ever.
+The server rewrites 0.5 to 500m and 1024Mi to 1Gi. A manifest with another form would always differ from the stored
+object.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _QUANTITY_MAPS = ("requests", "limits")
 
 
 def canonical(value: int | str) -> str:
-    """The stored form of a quantity; text that is no quantity comes back as it is, for the server to refuse.
+    """The stored form of a quantity. Text that is no quantity is returned unchanged; the server rejects it.
 
-    Compared with kube-apiserver 1.36: binary suffixes stay binary where whole, there are no fractions, exponents are
-    multiples of three, resources are rounded up to thousandths.
+    Checked against kube-apiserver 1.36: binary suffixes stay binary if the number is whole, there are no fractions,
+    exponents are multiples of three, and resources are rounded up to thousandths.
     """
     text = str(value)
     match = _FORM.match(text)
@@ -48,7 +48,7 @@ def _number(match: re.Match[str]) -> Decimal:
 
 
 def _exponential(suffix: str) -> bool:
-    """Whether it is an exponent, as in 1e3; a mere E is exa."""
+    """Whether it is an exponent, as in 1e3. A single E means exa."""
     return suffix[:1] in ("e", "E") and len(suffix) > 1
 
 

@@ -1,6 +1,6 @@
-"""The ControllerRevision: what it pins, how it is written, and how it is read.
+"""The ControllerRevision: what it pins, and how the operator writes and reads it.
 
-While it is there, nothing is inspected or planned again for that revision, whatever else changes in the cluster or in
+While it exists, the operator does not inspect or plan that revision again, whatever else changes in the cluster or in
 the operator.
 """
 
@@ -18,7 +18,7 @@ from qwen_operator.planning.types import Plan
 
 @dataclass(frozen=True, slots=True)
 class PinnedRevision:
-    """What a revision runs: the facts, the plan and the pod of every replica but for its name.
+    """What a revision runs: the facts, the plan, and the pod of every replica without its name.
 
     `revision` is the hash of the spec. `number` grows with each revision of a QwenDeployment.
     """
@@ -35,12 +35,12 @@ class UnreadableRevisionError(Exception):
 
 
 def revision_of(manifest: Manifest) -> str:
-    """The hash of a ControllerRevision of ours: the end of its name, which nobody can edit."""
+    """The hash of one of our ControllerRevisions: the end of its name, because names cannot be edited."""
     return str(manifest["metadata"]["name"][-8:])
 
 
 def read_revision(manifest: Manifest) -> PinnedRevision:
-    """What the ControllerRevision pins; raises UnreadableRevisionError."""
+    """The content of a ControllerRevision. Raises UnreadableRevisionError."""
     try:
         data = manifest["data"]
         return PinnedRevision(
@@ -54,12 +54,12 @@ def read_revision(manifest: Manifest) -> PinnedRevision:
         name = manifest["metadata"]["name"]
         raise UnreadableRevisionError(
             f"ControllerRevision {name} cannot be read ({type(error).__name__}: {error}): "
-            "delete it, and the operator plans the revision anew"
+            "delete it, and the operator plans the revision again"
         ) from error
 
 
 def revision_manifest(owner: Owner, pinned: PinnedRevision) -> Manifest:
-    """The ControllerRevision that pins it."""
+    """The ControllerRevision that pins this content."""
     data = {"facts": pinned.facts.to_json(), "plan": pinned.plan.to_json(), "template": pinned.template}
     return controller_revision(owner, pinned.revision, pinned.number, data)
 
@@ -71,5 +71,5 @@ def revision_metadata(owner: Owner, revision: str) -> Manifest:
 
 
 def as_stored(value: Any) -> Any:
-    """The value as it comes back from the API server: tuples are lists, enums are texts."""
+    """The value in the form that the API server returns: tuples are lists, enums are texts."""
     return json.loads(json.dumps(value))

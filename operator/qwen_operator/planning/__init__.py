@@ -1,1 +1,1 @@
-"""Spec, facts and inventory to a plan, or to a refusal with the arithmetic."""
+"""From spec, facts and inventory to a plan, or to a refusal with its arithmetic."""

@@ -1,4 +1,4 @@
-"""What would fit instead. Every candidate is planned, and only what is a plan is offered."""
+"""Changes that would make a model fit. Every candidate is planned, and only those with a plan are offered."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from qwen_operator.planning.types import Alternative, AlternativeKind, NodesNeed
 MOST = 8
 _CONTEXT_STEP = 256
 _FP8 = "Fp8E4m3"
-# Endings of repositories that hold the same model in another format, the ones that change it least first; "" is 16 bit.
+# Endings of repositories with the same model in another format. The closest to the original first; "" is 16 bit.
 _FORMATS = ("", "-FP8", "-GPTQ-Int8", "-GPTQ-Int4", "-AWQ")
-# Nodes that can be bought or rented nearly everywhere: one product of each size of memory, then the others.
+# Products that are available nearly everywhere: first one of each memory size, then the others.
 _COMMON = ("NVIDIA-L40S", "NVIDIA-H100-80GB-HBM3", "NVIDIA-H200", "NVIDIA-A100-SXM4-80GB", "NVIDIA-B200")
 _COMMON_GPUS = 8
 _MOST_NODES = 4
@@ -30,13 +30,13 @@ Planner = Callable[[Spec, Checkpoint, Inventory], Plan | NoFit]
 
 @dataclass(frozen=True, slots=True)
 class FailedSearch:
-    """What did not fit: the request, the hardware that may be used, and every split that was looked at."""
+    """A search without a result: the spec, the usable hardware, and every split that was tried."""
 
     spec: Spec
     checkpoint: Checkpoint
     inventory: Inventory
     wanted: Demand
-    looked: Sequence[Fit]
+    tried: Sequence[Fit]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +48,21 @@ class _Candidate:
 
 
 def find(failed: FailedSearch, planner: Planner) -> tuple[Alternative, ...]:
-    """At most `MOST` changes that make a plan, the ones that cost least first."""
-    found: list[Alternative] = []
+    """At most `MOST` changes that make a plan, the smallest changes first."""
+    alternatives: list[Alternative] = []
     for candidate in _candidates(failed):
-        if len(found) == MOST:
+        if len(alternatives) == MOST:
             break
-        if _told(found, candidate):
+        if _is_redundant(candidate, alternatives):
             continue
         result = _planned(failed, candidate, planner)
         if isinstance(result, Plan) and (candidate.kind is not AlternativeKind.NODES or result.nodes_per_replica > 1):
-            found.append(_alternative(candidate, result))
-    return tuple(found)
+            alternatives.append(_alternative(candidate, result))
+    return tuple(alternatives)
 
 
 def cheaper(spec: Spec, inventory: Inventory, result: Plan, planner: Planner) -> Alternative | None:
-    """Another format of the same model that takes the fewest GPUs, if it takes fewer than `result` does."""
+    """The format of the same model that takes the fewest GPUs, if it takes fewer than `result`."""
     best: Alternative | None = None
     for changes, checkpoint in _formats(spec):
         other = planner(apply(spec, changes), checkpoint, inventory)
@@ -72,13 +72,17 @@ def cheaper(spec: Spec, inventory: Inventory, result: Plan, planner: Planner) ->
     return best
 
 
-def _told(found: Sequence[Alternative], candidate: _Candidate) -> bool:
-    """Whether the same would be said again: two changes where one of them does, or a kind that has been said enough."""
-    less = any(one.changes and not one.hardware and set(one.changes) < set(candidate.changes) for one in found)
-    nodes = any(
-        one.hardware and candidate.hardware and one.hardware.product == candidate.hardware.product for one in found
+def _is_redundant(candidate: _Candidate, alternatives: Sequence[Alternative]) -> bool:
+    """Whether a part of these changes is enough already, the product has an alternative, or its kind has enough."""
+    part_is_enough = any(
+        one.changes and not one.hardware and set(one.changes) < set(candidate.changes) for one in alternatives
     )
-    return less or nodes or sum(one.kind is candidate.kind for one in found) >= _MOST_OF_A_KIND
+    same_product = any(
+        one.hardware and candidate.hardware and one.hardware.product == candidate.hardware.product
+        for one in alternatives
+    )
+    of_this_kind = sum(one.kind is candidate.kind for one in alternatives)
+    return part_is_enough or same_product or of_this_kind >= _MOST_OF_A_KIND
 
 
 def _planned(failed: FailedSearch, candidate: _Candidate, planner: Planner) -> Plan | NoFit:
@@ -103,16 +107,16 @@ def _alternative(candidate: _Candidate, result: Plan) -> Alternative:
 
 def product_of(hardware: NodesNeeded) -> GpuProduct:
     """Nodes of a known board as an entry of an inventory."""
-    known = board(hardware.product)
-    assert known, hardware.product
+    known_board = board(hardware.product)
+    assert known_board, hardware.product
     return GpuProduct(
-        product=known.product,
-        memory_mib=known.memory_mib,
+        product=known_board.product,
+        memory_mib=known_board.memory_mib,
         gpus_per_node=hardware.gpus_per_node,
         nodes=hardware.nodes,
-        selector={PRODUCT_LABEL: known.product},
+        selector={PRODUCT_LABEL: known_board.product},
         declared=False,
-        compute_capability=known.compute_capability,
+        compute_capability=known_board.compute_capability,
         full_nodes=hardware.nodes,
     )
 
@@ -144,7 +148,7 @@ _WRITERS: Mapping[str, Callable[[Spec, Any], Spec]] = {
 
 
 def limits(spec: Spec) -> dict[str, Any]:
-    """The limits of the user's own on the size of a replica: path below spec -> value."""
+    """The limits that the user sets on the size of a replica: path below spec -> value."""
     values = {
         "parallelism.tensor": spec.parallelism.tensor,
         "hardware.maxGpusPerReplica": spec.hardware.max_gpus_per_replica,
@@ -172,7 +176,7 @@ def _candidates(failed: FailedSearch) -> Iterator[_Candidate]:
 
 
 def _formats(spec: Spec) -> Iterator[tuple[tuple[tuple[str, Any], ...], Checkpoint]]:
-    """The same model in other formats, as far as the catalog has them."""
+    """The same model in the other formats that the catalog has."""
     base = spec.repository or spec.model
     for ending in _FORMATS:
         base = base.removesuffix(ending)
@@ -185,9 +189,9 @@ def _formats(spec: Spec) -> Iterator[tuple[tuple[tuple[str, Any], ...], Checkpoi
 
 
 def _smaller(failed: FailedSearch) -> Iterator[_Candidate]:
-    """A shorter context, or fewer requests at a time: the most that each product holds."""
+    """A shorter context, or fewer requests at a time: as much as each product can hold."""
     wanted = failed.wanted
-    for fit in failed.looked:
+    for fit in failed.tried:
         if fit.gate or not fit.budgets:
             continue
         tokens = fit.best.kv_tokens
@@ -206,12 +210,12 @@ def _states(fit: Fit) -> tuple[int, ...]:
 
 
 def _hardware(failed: FailedSearch, free: tuple[tuple[str, Any], ...]) -> Iterator[_Candidate]:
-    """Nodes of other products, then more nodes of what is there."""
+    """Nodes of other products, then more nodes of the existing products."""
     for name in _COMMON:
         if all(product.product != name for product in failed.inventory.products):
             asked = (("hardware.products", (name,)),) if failed.spec.hardware.products else ()
             yield _Candidate(AlternativeKind.PRODUCT, (*asked, *free), hardware=NodesNeeded(name, _COMMON_GPUS, 1))
-    for fit in failed.looked:
+    for fit in failed.tried:
         product = fit.product
         if not fit.gate and board(product.product):
             for nodes in range(2, _MOST_NODES + 1):

@@ -1,4 +1,4 @@
-"""Options that follow from what the model is, not from memory: parsers of its answers, longer contexts by YaRN."""
+"""Options that depend on the model and not on memory: parsers of its answers, and longer contexts with YaRN."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from qwen_operator.engines.types import Parsers
 
 # Qwen validated static YaRN up to this factor.
 YARN_FACTOR = 4
-# Qwen3 states 40960 positions, of which 32768 were trained; its documentation starts YaRN from those.
+# Qwen3's config.json has 40960 positions, but 32768 were trained. Its documentation starts YaRN from those.
 _STATED_AND_TRAINED = {("Qwen3", 40960): 32768}
 
 
 def parsers(checkpoint: Checkpoint, model: str, names: Parsers) -> tuple[str | None, str | None]:
-    """(--tool-call-parser, --reasoning-parser) of a model, None where it has no such format; `names` are SGLang's.
+    """(--tool-call-parser, --reasoning-parser) of a model, each None if the model has no such format.
 
-    The family comes from the model class. The name only tells apart what one class holds: Coder, Thinking and Instruct
-    variants of Qwen3, and Qwen1.5, which was not trained for tools. A wrong guess changes how an answer is split up,
-    never whether the engine starts.
+    `names` are SGLang's names. The family comes from the model class. The model's name only distinguishes variants of
+    one class: Coder, Thinking and Instruct variants of Qwen3, and Qwen1.5, which was not trained for tools. A wrong
+    guess changes how the parts of an answer are labelled, never whether the engine starts.
     """
     name, family = model.rpartition("/")[2].casefold(), checkpoint.family
     if family in ("", "Qwen2-VL", "Qwen2.5-VL") or "qwen1.5" in name:
@@ -34,16 +34,16 @@ def parsers(checkpoint: Checkpoint, model: str, names: Parsers) -> tuple[str | N
 
 
 def longest_context(checkpoint: Checkpoint) -> int:
-    """The longest context that can be served: the model's own, or that times four where YaRN applies."""
+    """The longest context that an engine can serve: the model's own, or four times as many positions with YaRN."""
     if checkpoint.multimodal:
         return checkpoint.max_positions
     return max(checkpoint.max_positions, YARN_FACTOR * _trained(checkpoint))
 
 
 def model_overrides(checkpoint: Checkpoint, context: int) -> str | None:
-    """What --json-model-override-args has to be for a context beyond the model's own, else None.
+    """The value of --json-model-override-args for a context beyond the model's own, else None.
 
-    Both fields are needed: with `original_max_position_embeddings` set, SGLang takes the longest context from
+    Both fields are needed: if `original_max_position_embeddings` is set, SGLang takes the longest context from
     `max_position_embeddings` and ignores the factor.
     """
     if context <= checkpoint.max_positions:
@@ -59,7 +59,7 @@ def model_overrides(checkpoint: Checkpoint, context: int) -> str | None:
 
 
 def _trained(checkpoint: Checkpoint) -> int:
-    """Positions that the model was trained for: what its rope scaling starts from, or all that it states."""
+    """Positions that the model was trained for: the start of its rope scaling, or all positions in its config.json."""
     rope = checkpoint.rope
     if rope and rope.original_max_positions:
         return rope.original_max_positions

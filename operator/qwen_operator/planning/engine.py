@@ -1,4 +1,4 @@
-"""Which engine runs and with which options: image, version, arguments, environment."""
+"""The engine of a plan and its options: image, version, arguments, environment."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from qwen_operator.planning.types import EngineDefaults, EngineSource
 _TAG_VERSION = re.compile(r":v?([0-9]+\.[0-9]+\.[0-9]+)[^/:@]*(@|$)")
 CHART, OBJECT = "the chart's engine.args", "spec.engine.args"
 
-# A crash may otherwise wait for more than a minute for dumps that nobody collects.
+# Without these, a crash may wait more than a minute for dumps that nobody collects.
 _ENV = (
     EnvVar("SGLANG_CUDA_COREDUMP_BEFORE_CRASH", "false"),
     EnvVar("SGLANG_PYSPY_DUMP_BEFORE_CRASH", "false"),
 )
-# Probes and scrapes would push everything else out of the log.
+# Otherwise probes and scrapes fill the log.
 _QUIET_PATHS = ("/health", "/ready", "/metrics", "/v1/loads")
-# A plan sets these for behaviour, not for memory: another value voids nothing.
+# A plan sets these for behaviour, not for memory. Another value does not make the prediction wrong.
 _HARMLESS = frozenset(
     {Role.TOOL_CALL_PARSER, Role.REASONING_PARSER, Role.METRICS, Role.SLEEP_ON_IDLE, Role.QUIET_PATHS}
 )
 
 RoleValues = tuple[tuple[Role, tuple[str, ...]], ...]
-"""What a plan sets, in the order of the command line, with the values."""
+"""The settings of a plan with their values, in the order of the command line."""
 
 FIXED: RoleValues = (
     # Prefill graphs take 0.9 to 2.8 GiB that the tuned fractions do not leave, and start-up time.
@@ -38,15 +38,14 @@ FIXED: RoleValues = (
     (Role.SLEEP_ON_IDLE, ()),
     (Role.QUIET_PATHS, _QUIET_PATHS),
 )
-"""The part that is the same in every plan."""
+"""The settings that are the same in every plan."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """The engine before sizing: complete image reference, what is known of its version, options of chart and object,
-    warnings, and the revision to download.
+    """The engine before sizing: complete image reference, its version, options of chart and object, and warnings.
 
-    `downloads`: every start loads the weights from a hub.
+    `revision` is the revision to download. If `downloads` is true, every start loads the weights from a hub.
     """
 
     image: str
@@ -64,7 +63,7 @@ class EngineChoice:
         return self.engine.options
 
     def given(self, role: Role) -> tuple[str, str] | None:
-        """(where, value) of an option that chart or object set over the plan's `role`; None if neither does."""
+        """(where, value) of the object's or the chart's option for `role`, which replaces the planned one, or None."""
         name = self.table.name(role)
         for where, options in ((OBJECT, self.own), (CHART, self.chart)):
             for option in reversed(options):
@@ -74,16 +73,16 @@ class EngineChoice:
 
 
 def choose(engine: Engine, defaults: EngineDefaults, source: EngineSource | None = None) -> EngineChoice:
-    """The engine that an object asks for over the chart's defaults; raises RefusedArgsError."""
+    """The engine by the object's settings, else the chart's defaults. Raises RefusedArgsError."""
     image, version = _image(engine, defaults)
-    known = engines.of(version)
-    table = known.options
+    engine_version = engines.of(version)
+    table = engine_version.options
     warnings: tuple[str, ...] = ()
     if not table.options:
         warnings = (f"the options of SGLang {version} are not known to this operator, so they were not checked",)
     return EngineChoice(
         image=image,
-        engine=known,
+        engine=engine_version,
         chart=engine_args.read(defaults.args, table, CHART),
         own=engine_args.read(engine.args, table, OBJECT),
         env=_merged_env(_ENV, source.env if source else (), defaults.env, engine.env),
@@ -94,7 +93,7 @@ def choose(engine: Engine, defaults: EngineDefaults, source: EngineSource | None
 
 
 def arguments(choice: EngineChoice, settings: RoleValues) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The argument list, and the warnings: one for all options together that void the prediction."""
+    """The argument list and the warnings. One warning names all options that make the prediction wrong."""
     roles = {choice.table.name(role): role for role, _ in settings}
     planned = [option for role, values in settings if (option := choice.table.option(role, *values))]
     merged = engine_args.merge(planned, choice.chart, choice.own)
@@ -114,15 +113,15 @@ def arguments(choice: EngineChoice, settings: RoleValues) -> tuple[tuple[str, ..
                 voiding.setdefault(where, []).append(given)
     if not voiding:
         return args, choice.warnings
-    said = "; ".join(f"{where} sets {', '.join(options)}" for where, options in voiding.items())
-    return args, (*choice.warnings, f"prediction void: {said}")
+    void_options = "; ".join(f"{where} sets {', '.join(options)}" for where, options in voiding.items())
+    return args, (*choice.warnings, f"prediction void: {void_options}")
 
 
 def _image(engine: Engine, defaults: EngineDefaults) -> tuple[str, str]:
     image = engine.image or defaults.image
     tagged = "@" in image or ":" in image.rpartition("/")[2]
-    found = _TAG_VERSION.search(image)
-    version = engine.version or (found.group(1) if found else defaults.version)
+    tag_version = _TAG_VERSION.search(image)
+    version = engine.version or (tag_version.group(1) if tag_version else defaults.version)
     if not tagged:
         return f"{image}:v{version}", version
     if not engine.image and engine.version not in (None, defaults.version):

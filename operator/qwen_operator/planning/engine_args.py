@@ -1,6 +1,6 @@
-"""SGLang's options: reading lists of them, merging by name, refusing what cannot be right.
+"""SGLang's options: read lists of them, merge them by name, and reject those that cannot be right.
 
-Which options a version has is in its folder below `qwen_operator.engines`.
+The folder of a version below `qwen_operator.engines` lists its options.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from qwen_operator.engines.types import Option, OptionTable
 
 _SPLIT = re.compile(r"[=\s]")
 
-# Options that the operator sets from a field of its own, or that it does not support: name -> what to do instead.
+# Options that the operator sets from a field of the spec, or that it does not support: name -> what to do instead.
 RESERVED: Mapping[str, str] = {
     "--model-path": "set spec.model or spec.source.uri",
     "--served-model-name": "set spec.servedNames",
@@ -22,8 +22,8 @@ RESERVED: Mapping[str, str] = {
     "--tp-size": "set spec.parallelism.tensor",
     "--host": "the operator sets the address",
     "--port": "the operator sets the port",
-    "--api-key": "keys are checked by the gateway, set them there",
-    "--admin-api-key": "keys are checked by the gateway, set them there",
+    "--api-key": "the gateway checks keys, set them there",
+    "--admin-api-key": "the gateway checks keys, set them there",
     "--ssl-keyfile": "probes and the gateway speak plain HTTP to the engine",
     "--ssl-certfile": "probes and the gateway speak plain HTTP to the engine",
     "--nnodes": "the number of nodes follows from the number of GPUs",
@@ -33,11 +33,11 @@ RESERVED: Mapping[str, str] = {
     "--dp-size": "set spec.replicas",
     "--attn-dp-size": "data-parallel attention is not supported yet",
     "--enable-dp-attention": "data-parallel attention is not supported yet",
-    "--ep-size": "it follows from the model and the number of GPUs: set spec.parallelism.tensor",
+    "--ep-size": "the operator derives it from the model and the number of GPUs: set spec.parallelism.tensor",
     "--delete-ckpt-after-loading": "it deletes the model's files, which others may use",
     "--config": "a file would hide options from these checks; list them in spec.engine.args",
 }
-# Spellings that hold where no table of the version exists; a table adds all of its own.
+# Other spellings of reserved options, for versions without a table. A table has all spellings of its version.
 KNOWN_ALIASES = {
     "--model": "--model-path",
     "--tp": "--tp-size",
@@ -48,7 +48,7 @@ KNOWN_ALIASES = {
     "--expert-parallel-size": "--ep-size",
     "--ep": "--ep-size",
 }
-# Besides the planned ones, these make the predicted memory or room for tokens wrong.
+# Like the planned options, these make the predicted memory or number of tokens wrong.
 VOIDING = frozenset(
     {
         "--cuda-graph-backend-decode",
@@ -70,14 +70,14 @@ VOIDING = frozenset(
 
 
 class RefusedArgsError(ValueError):
-    """Options that cannot be used. `unknown` tells an option the version lacks from one that is reserved."""
+    """Options that cannot be used. `unknown` is true if the version has no such option, false if it is reserved."""
 
     def __init__(self, message: str, *, unknown: bool) -> None:
         super().__init__(message)
         self.unknown = unknown
 
 
-def read(items: Sequence[str], known: OptionTable, where: str) -> tuple[Option, ...]:
+def read(items: Sequence[str], table: OptionTable, where: str) -> tuple[Option, ...]:
     """The options of a list, each item `--name=value`, `--name value`, `--name`, or a value of the item before.
 
     `where` names the list in messages, for example spec.engine.args. Raises RefusedArgsError.
@@ -85,41 +85,41 @@ def read(items: Sequence[str], known: OptionTable, where: str) -> tuple[Option, 
     options: list[Option] = []
     for index, item in enumerate(items):
         if item.startswith("--"):
-            options.append(_option(item, known, f"{where}[{index}]"))
+            options.append(_option(item, table, f"{where}[{index}]"))
         elif options:
             last = options[-1]
             options[-1] = Option(last.name, last.spelling, (*last.values, item))
         else:
-            raise RefusedArgsError(f"{where}[{index}]: {item!r} is no option; it must begin with --", unknown=True)
+            raise RefusedArgsError(f"{where}[{index}]: {item!r} is not an option; it must begin with --", unknown=True)
     return tuple(options)
 
 
 def merge(*lists: Iterable[Option]) -> tuple[Option, ...]:
-    """All options, later lists over earlier ones by name; within a list the last wins. The first place is kept."""
+    """All options. If a name occurs several times, the last option wins, at the place of the first."""
     merged: dict[str, Option] = {}
     for options in lists:
         merged |= {option.name: option for option in options}
     return tuple(merged.values())
 
 
-def _option(item: str, known: OptionTable, where: str) -> Option:
+def _option(item: str, table: OptionTable, where: str) -> Option:
     split = _SPLIT.search(item)
     spelling = item[: split.start()] if split else item
     values = (item[split.end() :].strip() if split.group() != "=" else item[split.end() :],) if split else ()
-    name = known.options.get(spelling, spelling)
-    # A version may call a reserved option by what is another spelling elsewhere.
+    name = table.options.get(spelling, spelling)
+    # The canonical name of a reserved option in one version may be another spelling in a different version.
     for one in (name, spelling):
         reserved = RESERVED.get(KNOWN_ALIASES.get(one, one))
         if reserved:
             raise RefusedArgsError(f"{where}: {spelling} cannot be set here: {reserved}", unknown=False)
-    if known.options and spelling not in known.options:
-        near = _nearest(spelling, known.options)
-        raise RefusedArgsError(f"{where}: SGLang {known.version} has no option {spelling}{near}", unknown=True)
+    if table.options and spelling not in table.options:
+        near = _nearest(spelling, table.options)
+        raise RefusedArgsError(f"{where}: SGLang {table.version} has no option {spelling}{near}", unknown=True)
     return Option(name, spelling, values)
 
 
 def _nearest(spelling: str, options: Mapping[str, str]) -> str:
-    """A hint for an option that was renamed by a suffix, written short, or misspelt."""
+    """A hint for an option that got a suffix in another version, was shortened, or is misspelt."""
     near = sorted(name for name in options if name.startswith(f"{spelling}-") or spelling.startswith(f"{name}-"))
     near = near or get_close_matches(spelling, options, n=3, cutoff=0.75)
     return f"; did you mean {' or '.join(near[:3])}?" if near else ""

@@ -18,14 +18,14 @@ UNKNOWNS = (
     "not known: whether the memory formula holds here; it was compared with logs of other runs, never run",
 )
 GGUF = (
-    "a GGUF repository holds several files, of which this version of the operator cannot name one to the engine: use "
-    "AWQ, GPTQ, FP8 or 16-bit weights"
+    "a GGUF repository holds several files, and this version of the operator cannot tell the engine which one to load: "
+    "use AWQ, GPTQ, FP8 or 16-bit weights"
 )
-SEVERAL_NODES = "replicas over several nodes are not run by this version of the operator"
+SEVERAL_NODES = "this version of the operator does not run replicas over several nodes"
 
 
 def model(checkpoint: Checkpoint, wanted: Demand, kv_cache: KvCacheType) -> tuple[str, ...]:
-    """What the model is and what it needs in all."""
+    """The model, and what it needs in total."""
     origin = "catalog, no config.json was read" if checkpoint.source == CATALOG else "config.json and weight files"
     value = kv_cache.value_bytes
     per_token = checkpoint.kv_bytes_per_token(1, value)
@@ -56,7 +56,7 @@ def model(checkpoint: Checkpoint, wanted: Demand, kv_cache: KvCacheType) -> tupl
 
 
 def splits(fit: Fit, wanted: Demand) -> tuple[str, ...]:
-    """One line for the product and one for each split up to the chosen one."""
+    """One line for the product, and one for each split up to the chosen one."""
     product = fit.product
     head = f"{product.product}: {product.memory_mib / 1024:.2f} GiB per GPU, {product.gpus_per_node} per node"
     if fit.gate:
@@ -70,7 +70,7 @@ def splits(fit: Fit, wanted: Demand) -> tuple[str, ...]:
 
 
 def split(one: Budget, wanted: Demand, *, chosen: bool) -> str:
-    """The arithmetic of one split in a line."""
+    """The arithmetic of one split in one line."""
     verdict = f"{one.kv_tokens} tokens: fits" if chosen else f"{one.kv_tokens} tokens, {wanted.tokens} wanted"
     state = f" - {one.state:.2f} states ({one.state_ratio / 1000:g} x KV)" if one.state_ratio else ""
     return (
@@ -80,7 +80,7 @@ def split(one: Budget, wanted: Demand, *, chosen: bool) -> str:
 
 
 def shape(one: Budget) -> str:
-    """The split in short: TP 8, EP 2, 2 nodes."""
+    """The short form of a split: TP 8, EP 2, 2 nodes."""
     parts = [f"TP {one.tp}"]
     if one.split.ep > 1:
         parts.append(f"EP {one.split.ep}")
@@ -90,7 +90,7 @@ def shape(one: Budget) -> str:
 
 
 def holds(tokens: int, running: int, wanted: Demand) -> str:
-    """What the promised tokens mean in requests."""
+    """How many requests the promised tokens hold."""
     longest, typical = tokens // wanted.context, wanted.typical(tokens)
     return (
         f"holds {longest} request{'' if longest == 1 else 's'} of {wanted.context} tokens, or {typical} of "
@@ -108,7 +108,7 @@ def startup(checkpoint: Checkpoint, seconds: int, *, given: bool, downloads: boo
 
 
 def cost(product: GpuProduct, gpus: int) -> str | None:
-    """What a replica costs, where the chart says what a GPU does."""
+    """The cost of a replica, None if the chart has no cost for the GPU."""
     each = product.cost_per_gpu_hour
     if each is None:
         return None
@@ -124,7 +124,7 @@ def sentence(product: GpuProduct, one: Budget) -> str:
 
 
 def missing(fit: Fit, wanted: Demand) -> str:
-    """What is missing on the product that comes nearest."""
+    """What is missing on the product that comes closest."""
     one = fit.best
     kv = wanted.tokens * one.kv_bytes_per_token / GIB
     where = f"{one.tp} x {fit.product.product} ({one.total:.1f} GiB)"
@@ -146,7 +146,7 @@ def shortfall(fit: Fit, wanted: Demand) -> str:
 
 
 def nearest(alternatives: Sequence[Alternative]) -> str:
-    """What to do about it."""
+    """The first change that would fit, or what else to do."""
     if not alternatives:
         return "no change that this operator knows would fit: use GPUs with more memory, or a smaller model"
     first = alternatives[0]
@@ -155,5 +155,5 @@ def nearest(alternatives: Sequence[Alternative]) -> str:
 
 
 def pinned(checkpoint: Checkpoint) -> str:
-    """Which commit of a hub the facts are of, "" for other sources."""
+    """The hub's commit that the facts come from, "" for other sources."""
     return f"; facts from the hub at commit {checkpoint.commit[:12]}" if checkpoint.commit else ""

@@ -1,4 +1,4 @@
-"""Which splits of a replica hold what is asked, product by product, and which of them is taken."""
+"""Which splits of a replica hold the demand on each product, and which of them the plan takes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TYPICAL_INPUT, TYPICAL_OUTPUT = 2048, 512
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a replica has to hold: `tokens` of KV cache for requests of up to `context`, `concurrency` at a time.
+    """What a replica must hold: `tokens` of KV cache for `concurrency` requests of up to `context` tokens at a time.
 
-    `request` is the size of a typical request in tokens, input and output; `given` says that the user stated it.
+    `request` is the size of a typical request in tokens, input and output. `given` is true if the user set it.
     """
 
     context: int
@@ -37,12 +37,12 @@ class Demand:
         return max(self.context, self.concurrency * self.request if self.given else 0)
 
     def typical(self, tokens: int) -> int:
-        """How many typical requests so many tokens hold."""
+        """How many typical requests this number of tokens holds."""
         return tokens // self.request
 
 
 def demand(spec: Spec, checkpoint: Checkpoint) -> Demand:
-    """What a spec asks for; the context is the model's own if it names none."""
+    """The demand of a spec. Without spec.contextTokens the context is the model's own."""
     context = spec.context_tokens or checkpoint.max_positions
     work = spec.workload
     if work is None:
@@ -52,7 +52,7 @@ def demand(spec: Spec, checkpoint: Checkpoint) -> Demand:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The user's own limits on a replica: exactly `tensor` GPUs, at most `most` GPUs; None: none."""
+    """The user's limits on a replica: exactly `tensor` GPUs, at most `most` GPUs. None means no limit."""
 
     tensor: int | None
     most: int | None
@@ -60,9 +60,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A product with the memory of every split that may be used on it, smallest first, and the one that fits.
+    """A product with the memory of every valid split on it, smallest first, and the chosen split, if one fits.
 
-    `gate` says why the product is out of the question whatever the split; `refused` why splits between are none.
+    `gate` says why the product cannot run the model with any split. `refused` has the sizes that are not valid, with
+    the reasons.
     """
 
     product: GpuProduct
@@ -74,13 +75,13 @@ class Fit:
 
     @property
     def best(self) -> Budget:
-        """The chosen split, or else the one with most room."""
+        """The chosen split, or else the one that holds most tokens."""
         return self.chosen or max(self.budgets, key=lambda one: (one.kv_tokens, one.kv))
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """One search: what is asked of which checkpoint and engine, with which type of KV cache and within which limits."""
+    """One search: a demand on a checkpoint and an engine, with a type of KV cache, within limits."""
 
     engine: EngineVersion
     checkpoint: Checkpoint
@@ -94,12 +95,12 @@ class Search:
         return self.engine.formats.kv_cache_types[self.kv_cache_type]
 
     def most(self, product: GpuProduct, nodes: int) -> int:
-        """The most GPUs of a replica on so many nodes."""
-        there = product.gpus_per_node * nodes
-        return min(there, self.limits.most or there)
+        """The most GPUs that a replica can have on this number of nodes."""
+        gpus = product.gpus_per_node * nodes
+        return min(gpus, self.limits.most or gpus)
 
     def fit(self, product: GpuProduct, *, nodes: bool) -> Fit:
-        """The product's splits on one node, or with `nodes` those on several."""
+        """The product's splits on one node, or on several if `nodes` is true."""
         gate = barrier(self.checkpoint, self.kv_cache_type, product, self.engine)
         if gate:
             return Fit(product, self.engine, gate=gate)
@@ -109,17 +110,16 @@ class Search:
         return Fit(product, self.engine, budgets, chosen, refused=() if nodes else self._refused(product))
 
     def _budget(self, product: GpuProduct, split: Split) -> Budget:
-        """The memory of a split. A hybrid's is divided so that what is asked fits, as near to SGLang's default as can
-        be."""
+        """The memory of a split. For a hybrid, with the first state ratio that holds the demand, or else the best."""
         formula = Formula(self.engine.memory)
         ratios = self.engine.memory.state_ratios if self.checkpoint.linear else (0,)
         value_bytes = self.kv_cache.value_bytes
-        found = [formula.budget(self.checkpoint, product.memory_mib, split, value_bytes, ratio) for ratio in ratios]
-        holding = (one for one in found if self._holds(one))
-        return next(holding, None) or max(found, key=self._closeness)
+        budgets = [formula.budget(self.checkpoint, product.memory_mib, split, value_bytes, ratio) for ratio in ratios]
+        holding = (one for one in budgets if self._holds(one))
+        return next(holding, None) or max(budgets, key=self._closeness)
 
     def _closeness(self, one: Budget) -> tuple[int, int, float]:
-        """How near a budget comes: enough states first, then tokens; or else as many states as can be."""
+        """A sort key: a budget with enough states first, then more tokens. Without enough states, more states."""
         runs = self._runs(one)
         return (int(runs), one.kv_tokens if runs else one.most_requests or 0, one.kv)
 
@@ -130,20 +130,23 @@ class Search:
         return one.kv_tokens >= self.wanted.tokens and self._runs(one)
 
     def _on_one(self, product: GpuProduct) -> list[Split]:
-        """The asked split, or every valid power of two: NVLink rings and SGLang's own all-reduce are made for those."""
+        """The split that the user sets, or every valid power of two.
+
+        NVLink rings and SGLang's own all-reduce are made for powers of two.
+        """
         return [Split(tp, ep) for tp, ep in self._valid(self.most(product, 1))]
 
     def _on_nodes(self, product: GpuProduct) -> list[Split]:
-        """Splits over several equal nodes, each of which gives the same number of GPUs."""
-        found = []
+        """Splits over several equal nodes, with the same number of GPUs on each."""
+        splits = []
         for tp, ep in self._valid(self.most(product, product.full_nodes)):
             nodes = -(-tp // product.gpus_per_node)
             if nodes > 1 and tp % nodes == 0:
-                found.append(Split(tp, ep, nodes))
-        return found
+                splits.append(Split(tp, ep, nodes))
+        return splits
 
     def _valid(self, most: int) -> list[tuple[int, int]]:
-        """The (tp, smallest ep) that may be chosen, by tp."""
+        """The (tp, smallest ep) that a plan may choose, by tp."""
         least: dict[int, int] = {}
         for tp, ep in self.checkpoint.valid_parallel(most):
             if tp == self.limits.tensor or (self.limits.tensor is None and tp & (tp - 1) == 0):
@@ -151,34 +154,34 @@ class Search:
         return list(least.items())
 
     def _refused(self, product: GpuProduct) -> tuple[tuple[int, str], ...]:
-        found = []
+        reasons = []
         valid = {tp for tp, _ in self.checkpoint.valid_parallel(self.most(product, 1))}
         for tp in range(2, self.most(product, 1) + 1):
             if tp not in valid:
-                found.append((tp, self.checkpoint.parallel_refusal(tp) or ""))
-        return tuple(found)
+                reasons.append((tp, self.checkpoint.parallel_refusal(tp) or ""))
+        return tuple(reasons)
 
 
 def find(search: Search, groups: Sequence[Sequence[GpuProduct]]) -> tuple[Fit | None, list[Fit]]:
-    """The fit that is taken, if any, and all that were looked at. One node first, several only if that does not do.
+    """The chosen fit, if any, and all that were tried. Several nodes are tried only if nothing fits on one.
 
-    Groups are in the user's order of preference; within one, cost decides where every candidate has one, then fewer
-    GPUs, then smaller memory.
+    Groups are in the user's order of preference. Within a group the lowest cost wins if every candidate has a cost,
+    then the fewest GPUs, then the smallest memory.
     """
-    looked: list[Fit] = []
+    tried: list[Fit] = []
     for nodes in (False, True):
         for group in groups:
             spread = [product for product in group if not nodes or product.full_nodes > 1]
             fits = [search.fit(product, nodes=nodes) for product in spread]
-            looked += fits
+            tried += fits
             chosen = [fit for fit in fits if fit.chosen]
             if chosen:
-                return cheapest(chosen), looked
-    return None, looked
+                return cheapest(chosen), tried
+    return None, tried
 
 
 def cheapest(fits: Sequence[Fit]) -> Fit:
-    """The fit that costs least, by declared cost if every one has it, then by GPUs, then by memory."""
+    """The cheapest fit: by declared cost if every one has it, then by GPUs, then by memory."""
     priced = all(fit.product.cost_per_gpu_hour is not None for fit in fits)
 
     def key(fit: Fit) -> tuple[int, int, int, str, str]:
@@ -190,8 +193,8 @@ def cheapest(fits: Sequence[Fit]) -> Fit:
 
 
 def groups(names: Sequence[str], inventory: Inventory) -> list[list[GpuProduct]]:
-    """Products in order of preference; those within a group are equally welcome."""
+    """Products in the user's order of preference. Within a group there is no preference."""
     if not names:
         return [list(inventory.products)] if inventory.products else []
-    found = [[one for one in inventory.products if one.called(name)] for name in names]
-    return [group for group in found if group]
+    by_name = [[one for one in inventory.products if one.called(name)] for name in names]
+    return [group for group in by_name if group]

@@ -1,6 +1,6 @@
-"""What a generation of GPUs can run: the least compute capability of each format, by version of SGLang.
+"""What a generation of GPUs can run: the lowest compute capability for each format, by version of SGLang.
 
-A product whose compute capability nobody states passes every gate; the plan says so.
+A product of unknown compute capability passes every gate, and the plan says so.
 """
 
 from __future__ import annotations
@@ -10,26 +10,25 @@ from qwen_operator.engines.types import Capability, EngineVersion, Formats
 from qwen_operator.hardware.boards import board
 from qwen_operator.hardware.inventory import GpuProduct
 
-# Beyond so many GPUs without NVLink the exchange between them takes longer than the work.
+# With more GPUs than this and no NVLink, communication takes longer than computation.
 _PCIE_GPUS = 4
 
 
 def dropped(checkpoint: Checkpoint, formats: Formats) -> str | None:
-    """Why no GPU runs this format of weights on this SGLang, or None."""
+    """Why this version of SGLang cannot run this format of weights on any GPU, or None."""
     quantization = checkpoint.quantization
     if quantization is None:
         return None
     if quantization.method not in formats.weights:
         return (
-            f"weights are {checkpoint.quantization_name}, which cannot be planned; right would be "
+            f"weights are {checkpoint.quantization_name}, which the operator cannot plan; use "
             f"{', '.join(sorted(formats.weights))} or 16 bit"
         )
     if quantization.method not in ("gptq", "awq"):
         return None
     if quantization.method == "gptq" and quantization.symmetric is False:
         return (
-            "weights are asymmetric GPTQ (sym: false), whose kernel SGLang removed in 0.5.21; symmetric GPTQ or AWQ "
-            "would be right"
+            "weights are asymmetric GPTQ (sym: false), whose kernel SGLang removed in 0.5.21; use symmetric GPTQ or AWQ"
         )
     if quantization.bits not in formats.packed_bits:
         return f"weights are {quantization.bits}-bit {quantization.method.upper()}; SGLang runs 4 and 8 bits"
@@ -42,14 +41,14 @@ def barrier(checkpoint: Checkpoint, kv_cache_type: str, product: GpuProduct, eng
     if has is None:
         return None
     formats = engine.formats
-    wanted = [(f"SGLang {engine.version}", formats.engine)]
+    needs = [(f"SGLang {engine.version}", formats.engine)]
     if checkpoint.quantization:
-        wanted.append(_weights(checkpoint.quantization, formats))
-    wanted.append((f"spec.engine.kvCacheType {kv_cache_type}", formats.kv_cache_types[kv_cache_type].capability))
-    for what, least in wanted:
+        needs.append(_weights(checkpoint.quantization, formats))
+    needs.append((f"spec.engine.kvCacheType {kv_cache_type}", formats.kv_cache_types[kv_cache_type].capability))
+    for feature, least in needs:
         if has < least:
-            verb = "need" if what.endswith("weights") else "needs"
-            return f"{what} {verb} compute capability {least[0]}.{least[1]}, {product.product} has {has[0]}.{has[1]}"
+            verb = "need" if feature.endswith("weights") else "needs"
+            return f"{feature} {verb} compute capability {least[0]}.{least[1]}, {product.product} has {has[0]}.{has[1]}"
     return None
 
 
@@ -61,28 +60,28 @@ def _weights(quantization: Quantization, formats: Formats) -> tuple[str, Capabil
 
 
 def weight_type(checkpoint: Checkpoint, product: GpuProduct, formats: Formats) -> str | None:
-    """What --dtype has to be where the checkpoint's own type does not run, else None."""
+    """The value of --dtype if the GPU cannot run the checkpoint's own type, else None."""
     has = product.compute_capability
     old = has is not None and has < formats.bfloat16
     return "float16" if old and checkpoint.dtype == "bfloat16" else None
 
 
 def remarks(checkpoint: Checkpoint, product: GpuProduct, gpus: int, formats: Formats) -> tuple[str, ...]:
-    """What a person should know about this format on so many GPUs of this product, as lines of the arithmetic."""
+    """Remarks for people about this format on this number of GPUs of the product, as lines of the arithmetic."""
     has = product.compute_capability
-    said = []
-    known = board(product.product)
-    if known and not known.nvlink and gpus > _PCIE_GPUS:
-        said.append(f"slow: {gpus} x {product.product} exchange every layer over PCIe, which bounds long prompts")
+    lines = []
+    known_board = board(product.product)
+    if known_board and not known_board.nvlink and gpus > _PCIE_GPUS:
+        lines.append(f"slow: {gpus} x {product.product} exchange every layer over PCIe, which bounds long prompts")
     if checkpoint.quantization and checkpoint.quantization.method == "gguf":
-        said.append("GGUF: planned on paper only; the operator cannot name the file of a repository to the engine yet")
+        lines.append("GGUF: planned on paper only; the operator cannot name the file of a repository to the engine yet")
     if has is None:
         return (
-            *said,
+            *lines,
             f"not known: the compute capability of {product.product}, so whether it has kernels for the weights",
         )
     if weight_type(checkpoint, product, formats):
-        said.append(f"dtype: float16, because compute capability {has[0]}.{has[1]} has no bfloat16 (8.0)")
+        lines.append(f"dtype: float16, because compute capability {has[0]}.{has[1]} has no bfloat16 (8.0)")
     if checkpoint.quantization and checkpoint.quantization.method == "fp8" and has < formats.fp8_native:
-        said.append(f"FP8 weights are unpacked to 16 bits for every product: {has[0]}.{has[1]} has no FP8 cores (8.9)")
-    return tuple(said)
+        lines.append(f"FP8 weights are unpacked to 16 bits for every product: {has[0]}.{has[1]} has no FP8 cores (8.9)")
+    return tuple(lines)

@@ -1,11 +1,11 @@
-"""How much GPU memory an engine needs and how many tokens fit: the formula of SGLang's KV pool.
+"""How much GPU memory an engine needs, and how many tokens fit: the formula of SGLang's KV pool.
 
-The pool gets `fraction x free before load - weights`; the rest of the GPU holds activations, workspaces and CUDA
-graphs. The constants belong to a version of SGLang (`qwen_operator.engines`). They were set from public start-up logs
-on NVIDIA GPUs of 16 to 275 GB and lean towards asking for more. Nothing here was run on a GPU by this project.
+The pool gets `fraction x free before load - weights`. The rest of the GPU holds activations, workspaces and CUDA
+graphs. The constants belong to a version of SGLang (`qwen_operator.engines`). They come from public start-up logs on
+NVIDIA GPUs of 16 to 275 GB, and rather ask for too much than for too little. This project has not run it on a GPU.
 
-SGLang's own defaults for these settings depend on its version and are not monotone (a GPU of 20480 MiB gets a smaller
-pool than one of 20479). So every setting that the formula depends on is set explicitly, from a table of our own in
+SGLang's own defaults for these settings depend on its version and are not monotone: a GPU of 20480 MiB gets a smaller
+pool than one of 20479 MiB. So a plan sets every setting that the formula depends on. The values come from a table in
 which more memory never gives fewer tokens.
 """
 
@@ -22,7 +22,7 @@ MIB_PER_GIB = 1024
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A replica's shape: `tp` ranks in all, `ep` groups of experts, over `nodes` equal nodes."""
+    """The shape of a replica: `tp` ranks in total, `ep` groups of experts, over `nodes` equal nodes."""
 
     tp: int
     ep: int = 1
@@ -31,13 +31,13 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What one GPU holds, in GiB, and the tokens that fit over the replica.
+    """The memory of one GPU in GiB, and the tokens that fit on the whole replica.
 
-    `free` is what is left of `total` before the weights are loaded, `communication` what NCCL takes of it.
-    `pool_tokens` is the prediction of SGLang's max_total_num_tokens, `kv_tokens` what is promised: the same with
-    `margin` less. `state` is what a hybrid's linear-attention states take, `state_ratio` thousandths of the memory
-    of its KV cache (0: no hybrid), `most_requests` how many requests they allow (None: no limit). `weight_bytes` are
-    the tensors alone, `weights` what they take in GiB.
+    `free` is the part of `total` that is free before the engine loads the weights, without `communication`, which NCCL
+    takes. `pool_tokens` predicts SGLang's max_total_num_tokens. `kv_tokens` is the promise: the prediction with
+    `margin` subtracted. `state` is for a hybrid's linear-attention states. `state_ratio` is its size in thousandths of
+    the KV cache (0: no hybrid), and `most_requests` is the number of requests that it allows (None: no limit).
+    `weight_bytes` are the tensors alone; `weights` is what they take in memory.
     """
 
     split: Split
@@ -67,7 +67,7 @@ class Budget:
         return self.free * self.tuning.fraction / 1000
 
     def need(self, tokens: int) -> float:
-        """Free memory per GPU, in GiB, that this many tokens ask for."""
+        """Free memory per GPU, in GiB, that this number of tokens needs."""
         kv = tokens * self.kv_bytes_per_token / GIB
         return (self.weights + kv * (1000 + self.state_ratio) / 1000 + self.margin) * 1000 / self.tuning.fraction
 
@@ -80,20 +80,20 @@ class Formula:
 
     def tuning(self, memory_mib: int, *, multimodal: bool = False) -> Tuning:
         """Settings for a GPU by its memory."""
-        found = next(one for least, one in reversed(self.constants.tunings) if memory_mib >= least)
+        row = next(one for least, one in reversed(self.constants.tunings) if memory_mib >= least)
         if not multimodal:
-            return found
-        return Tuning(found.fraction * self.constants.multimodal_percent // 100, found.chunk, found.graph_batch)
+            return row
+        return Tuning(row.fraction * self.constants.multimodal_percent // 100, row.chunk, row.graph_batch)
 
     def engine_reserve_mib(self, settings: Tuning) -> float:
-        """What SGLang would itself reserve in MiB for these settings, without prefill graphs and communication."""
+        """MiB that SGLang itself would reserve for these settings, without prefill graphs and communication."""
         constants = self.constants
         tokens = max(settings.chunk, constants.reserve_least_tokens)
         graphs = constants.reserve_mib_per_graph_request * settings.graph_batch
         return constants.reserve_mib + constants.reserve_mib_per_token * tokens + graphs
 
     def free_before_load(self, memory_mib: int, ranks: int) -> float:
-        """GiB of a GPU that an engine finds free before it loads weights, as one of `ranks` that talk to each other."""
+        """GiB of a GPU that are free before an engine of `ranks` ranks loads its weights."""
         total = memory_mib / MIB_PER_GIB
         return max(0.0, total - self.context_gib(memory_mib) - self.communication_gib(memory_mib, ranks))
 
@@ -104,7 +104,7 @@ class Formula:
         return self.constants.context_gib + sum(max(0.0, min(total, end) - start) * rate for start, end, rate in slopes)
 
     def communication_gib(self, memory_mib: int, ranks: int) -> float:
-        """GiB per GPU that NCCL takes for so many ranks."""
+        """GiB per GPU that NCCL takes for this number of ranks."""
         constants = self.constants
         if ranks == 1:
             return 0.0
@@ -118,8 +118,11 @@ class Formula:
         return checkpoint.weight_bytes_per_rank(split.tp, split.ep) / GIB + extra
 
     def pool_tokens(self, checkpoint: Checkpoint, memory_mib: int, split: Split, fraction: float) -> int:
-        """SGLang's max_total_num_tokens for a 16-bit KV cache and a given --mem-fraction-static (0 to 1), as predicted,
-        without any margin. A hybrid's states get SGLang's default share."""
+        """The prediction of SGLang's max_total_num_tokens, without a margin.
+
+        It is for a 16-bit KV cache and a given --mem-fraction-static (0 to 1). A hybrid's states get SGLang's default
+        share.
+        """
         pool = self.free_before_load(memory_mib, split.tp) * fraction - self.weights_gib(checkpoint, split)
         return _tokens(_kv_share(pool, self.default_ratio(checkpoint)), checkpoint.kv_bytes_per_token(split.tp))
 
@@ -135,9 +138,9 @@ class Formula:
         kv_value_bytes: int = KV_BYTES_PER_VALUE,
         state_ratio: int | None = None,
     ) -> Budget:
-        """The memory of one GPU of `memory_mib` when the checkpoint is split so; KV values have `kv_value_bytes`.
+        """The memory of one GPU of `memory_mib` MiB with this split of the checkpoint.
 
-        `state_ratio` is in thousandths; None takes SGLang's default.
+        `kv_value_bytes` is the size of one KV value. `state_ratio` is in thousandths; None means SGLang's default.
         """
         constants = self.constants
         settings = self.tuning(memory_mib, multimodal=checkpoint.multimodal)

@@ -1,7 +1,7 @@
-"""From spec, facts and inventory to a Plan, or a NoFit that shows the arithmetic.
+"""From spec, facts and inventory to a Plan, or to a NoFit that shows the arithmetic.
 
-Sizing is one-sided: where a number is not known it takes the one that asks for more memory, so that a plan that fits
-on paper fits. What it does not know stands in the last lines of `steps`.
+If a number is not known, sizing takes the one that needs more memory, so that a plan that fits on paper also fits on
+the GPU. The last lines of `steps` say what is not known.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ _GRAPH_SECONDS = 120
 _LOAD_BYTES_PER_SECOND = 1_000_000_000
 _DOWNLOAD_BYTES_PER_SECOND = 100_000_000
 _SHOWN = 6
-# Requests of a pod for each GPU: the least that one scheduler process and its share of the tokenizer take.
+# Requests of a pod for each GPU. One scheduler process and its share of the tokenizer take at least this much.
 _CPU_MILLIS = 500
 _HOST_BYTES = 2 * GIB
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A plan or a refusal, with all that was looked at: for those who show more than the result."""
+    """A plan or a refusal, with every fit that was tried. `qwen-operator plan` shows more than the result."""
 
     result: Plan | NoFit
     wanted: Demand
     best: Fit | None = None
-    looked: tuple[Fit, ...] = ()
+    tried: tuple[Fit, ...] = ()
 
 
 def plan(
     spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults: EngineDefaults, source: EngineSource
 ) -> Plan | NoFit:
-    """The plan for one replica; pure and deterministic.
+    """The plan for one replica. Pure and deterministic.
 
-    Per product the smallest valid number of GPUs wins; between products the user's order, else declared cost, else
-    fewer GPUs, else smaller memory. `source` is where SGLang finds the model.
+    On each product, the smallest valid number of GPUs wins. Between products, the user's order decides, else the
+    declared cost, else the fewest GPUs, else the smallest memory. `source` is where SGLang finds the model.
     """
     return explore(spec, checkpoint, inventory, defaults, source).result
 
@@ -57,28 +57,27 @@ def plan(
 def explore(
     spec: Spec, checkpoint: Checkpoint, inventory: Inventory, defaults: EngineDefaults, source: EngineSource
 ) -> Outcome:
-    """As `plan`, with what was looked at; a refusal for want of memory has alternatives."""
+    """Like `plan`, with every fit that was tried. A refusal for lack of memory has alternatives."""
     first = _attempt(spec, checkpoint, inventory, defaults, source)
     if isinstance(first.result, Plan) or first.result.reason is not Reason.DOES_NOT_FIT:
         return first
 
     def planner(other: Spec, facts: Checkpoint, hardware: Inventory) -> Plan | NoFit:
-        # From where an alternative is loaded decides nothing about whether it fits.
+        # The place that an alternative is loaded from does not decide whether it fits.
         return _attempt(other, facts, hardware, defaults, source).result
 
     usable = inventory.usable(spec.pod.tolerations)
-    failed = alternatives.FailedSearch(spec, checkpoint, usable, first.wanted, first.looked)
-    found = alternatives.find(failed, planner)
+    failed = alternatives.FailedSearch(spec, checkpoint, usable, first.wanted, first.tried)
+    fitting = alternatives.find(failed, planner)
     refused = first.result
-    # Where it was not memory that lacked, more of it is no way out.
-    advice = f"; {explain.nearest(found)}" if found or any(fit.budgets for fit in first.looked) else ""
-    way_out = f"{refused.message}{advice}"
-    result = NoFit(refused.reason, way_out, refused.steps, found, refused.missing)
-    return Outcome(result, first.wanted, None, first.looked)
+    # If memory was not the problem, advice to use more of it would not help.
+    advice = f"; {explain.nearest(fitting)}" if fitting or any(fit.budgets for fit in first.tried) else ""
+    result = replace(refused, message=f"{refused.message}{advice}", alternatives=fitting)
+    return Outcome(result, first.wanted, None, first.tried)
 
 
 def runnable(result: Plan | NoFit, checkpoint: Checkpoint) -> Plan | NoFit:
-    """The result for the operator: a plan that this version can work out but not run is a refusal."""
+    """The result for the operator. A plan that this version cannot run becomes a refusal."""
     if isinstance(result, NoFit):
         kept = tuple(one for one in result.alternatives if one.nodes_per_replica == 1)
         spread = f"; {explain.SEVERAL_NODES}" if result.alternatives and not kept else ""
@@ -106,10 +105,10 @@ def _attempt(
     refusal = refuse(spec, search, choice, inventory, candidates)
     if refusal:
         return Outcome(refusal, wanted)
-    best, looked = find(search, candidates)
+    best, tried = find(search, candidates)
     if best is None:
-        return Outcome(_no_fit(search, looked, inventory), wanted, None, tuple(looked))
-    return Outcome(_plan(spec, search, choice, best, inventory), wanted, best, tuple(looked))
+        return Outcome(_no_fit(search, tried, inventory), wanted, None, tuple(tried))
+    return Outcome(_plan(spec, search, choice, best, inventory), wanted, best, tuple(tried))
 
 
 def _plan(spec: Spec, search: Search, choice: EngineChoice, fit: Fit, inventory: Inventory) -> Plan:
@@ -155,10 +154,10 @@ def _startup_seconds(checkpoint: Checkpoint, choice: EngineChoice) -> int:
 
 
 def _running(chosen: Budget, wanted: Demand, choice: EngineChoice) -> int:
-    """Requests that run at once: what chart or object set, else as many as have a decode graph, or as are asked for,
-    and never more than have room.
+    """Requests that run at once: the number in the chart or the object, or else a planned one.
 
-    A bound makes the engine's queue tell early that it is full, and its table of requests small.
+    The planned number is the largest decode graph, or the wanted concurrency if that is larger, but at most as many as
+    fit. The bound keeps the engine's table of requests small, and lets its queue show early that the engine is full.
     """
     given = choice.given(Role.MAX_RUNNING_REQUESTS)
     if given and given[1].isdigit() and int(given[1]) > 0:
@@ -170,7 +169,7 @@ def _running(chosen: Budget, wanted: Demand, choice: EngineChoice) -> int:
 
 
 def _settings(spec: Spec, search: Search, fit: Fit, choice: EngineChoice, running: int) -> RoleValues:
-    """What the plan sets, in the order of the command line."""
+    """The settings of the plan, in the order of the command line."""
     checkpoint, chosen = search.checkpoint, fit.best
     tuning, split = chosen.tuning, chosen.split
     tools, reasoning = behaviour.parsers(checkpoint, spec.repository or spec.model, choice.engine.parsers)
@@ -212,11 +211,11 @@ def _steps(search: Search, fit: Fit, inventory: Inventory, start: str, running: 
     )
 
 
-def _no_fit(search: Search, looked: Sequence[Fit], inventory: Inventory) -> NoFit:
+def _no_fit(search: Search, tried: Sequence[Fit], inventory: Inventory) -> NoFit:
     checkpoint, wanted = search.checkpoint, search.wanted
-    fits = [fit for fit in looked if fit.budgets]
+    fits = [fit for fit in tried if fit.budgets]
     fits.sort(key=lambda fit: (fit.best.kv_tokens, fit.best.kv), reverse=True)
-    barred = [fit for fit in looked if fit.gate]
+    barred = [fit for fit in tried if fit.gate]
     steps = (
         *explain.model(checkpoint, wanted, search.kv_cache),
         *(line for fit in (*fits, *barred)[:_SHOWN] for line in explain.splits(fit, wanted)),

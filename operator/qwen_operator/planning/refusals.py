@@ -1,4 +1,4 @@
-"""What is refused before any arithmetic: models, contexts, products and overrides that cannot be right.
+"""Refusals before any arithmetic: models, contexts, products and overrides that cannot be right.
 
 Every refusal names the field, its value, and what would be right.
 """
@@ -19,7 +19,7 @@ from qwen_operator.planning.types import NoFit
 
 Groups = Sequence[Sequence[GpuProduct]]
 
-# Model classes whose memory is worked out.
+# Model classes whose memory the operator can calculate.
 SIZED = (
     "Qwen2ForCausalLM",
     "Qwen2MoeForCausalLM",
@@ -52,15 +52,15 @@ def refuse(spec: Spec, search: Search, choice: EngineChoice, inventory: Inventor
 
 
 def unknown_architecture(checkpoint: Checkpoint) -> NoFit | None:
-    """Whether the model class is one whose memory is known."""
+    """The refusal of a model class whose memory the operator cannot calculate, or None."""
     name = checkpoint.architecture
     if name in SIZED:
         return None
-    known = ", ".join(SIZED)
+    sized = ", ".join(SIZED)
     if name.startswith(_UNSIZED):
-        why = f"SGLang serves {name}, but this version cannot work out its memory yet; it can for {known}"
+        why = f"SGLang serves {name}, but this version of the operator cannot calculate its memory; it can for {sized}"
     else:
-        why = f"{name} is not a Qwen architecture that SGLang serves; known are {known}"
+        why = f"{name} is not a Qwen architecture that SGLang serves; the operator knows {sized}"
     return NoFit(Reason.UNKNOWN_ARCHITECTURE, why)
 
 
@@ -72,11 +72,11 @@ def _dropped(checkpoint: Checkpoint, formats: Formats) -> NoFit | None:
 def _too_long(spec: Spec, wanted: Demand, checkpoint: Checkpoint) -> NoFit | None:
     most = behaviour.longest_context(checkpoint)
     if wanted.context > most:
-        reach = f"; by YaRN it reaches {most}" if most > checkpoint.max_positions else ""
+        reach = f" ({most} with YaRN)" if most > checkpoint.max_positions else ""
         return NoFit(
             Reason.INVALID_OVERRIDE,
             f"spec.contextTokens is {wanted.context}, but the model's own limit is {checkpoint.max_positions}{reach}: "
-            f"ask for at most {most}",
+            f"set at most {most}",
         )
     if spec.workload and wanted.request > wanted.context:
         return NoFit(
@@ -88,7 +88,7 @@ def _too_long(spec: Spec, wanted: Demand, checkpoint: Checkpoint) -> NoFit | Non
 
 
 def _contradicting_args(spec: Spec, wanted: Demand, checkpoint: Checkpoint, choice: EngineChoice) -> NoFit | None:
-    """Options that take back what a field asks for."""
+    """The refusal of options that contradict a field, or None."""
     for why in _contradictions(spec, wanted, checkpoint, choice):
         return NoFit(Reason.INVALID_OVERRIDE, why)
     return None
@@ -106,7 +106,7 @@ def _contradictions(spec: Spec, wanted: Demand, checkpoint: Checkpoint, choice: 
     if given and behaviour.model_overrides(checkpoint, wanted.context):
         yield (
             f"{given[0]} sets {choice.table.name(Role.MODEL_OVERRIDES)}, which spec.contextTokens {wanted.context} "
-            f"needs for YaRN: remove the option, or ask for at most {checkpoint.max_positions}"
+            f"needs for YaRN: remove the option, or set spec.contextTokens to at most {checkpoint.max_positions}"
         )
     given = choice.given(Role.MAX_RUNNING_REQUESTS)
     if given and wanted.given and given[1].isdigit() and int(given[1]) < wanted.concurrency:
@@ -125,7 +125,7 @@ def _no_products(spec: Spec, inventory: Inventory, groups: Groups) -> NoFit | No
     if inventory.products and spec.hardware.products:
         names = ", ".join(f"{one.product} ({one.short})" for one in inventory.products)
         asked = ", ".join(spec.hardware.products)
-        return NoFit(Reason.NO_GPUS, f"spec.hardware.products asks for {asked}; here are {names}{ignored}")
+        return NoFit(Reason.NO_GPUS, f"spec.hardware.products is {asked}, but the cluster has {names}{ignored}")
     return NoFit(
         Reason.NO_GPUS,
         "no node offers a whole nvidia.com/gpu and the chart declares no gpuPools: add a GPU node with the NVIDIA "
@@ -134,7 +134,7 @@ def _no_products(spec: Spec, inventory: Inventory, groups: Groups) -> NoFit | No
 
 
 def unlabelled(inventory: Inventory) -> str:
-    """The command that labels the first node whose GPUs say nothing of themselves."""
+    """The command that labels the first node whose GPUs have no labels."""
     first, more = inventory.unlabelled[0], len(inventory.unlabelled) - 1
     others = f" (and on {more} more)" if more else ""
     return (
@@ -145,13 +145,13 @@ def unlabelled(inventory: Inventory) -> str:
 
 
 def _barred(search: Search, groups: Groups) -> NoFit | None:
-    """Whether no product at all can run the format."""
+    """The refusal if no product can run the format, or None."""
     products = [product for group in groups for product in group]
     reasons = [gates.barrier(search.checkpoint, search.kv_cache_type, one, search.engine) for one in products]
     if not all(reasons):
         return None
-    said = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
-    return NoFit(Reason.DOES_NOT_FIT, f"{said}: use newer GPUs, or another format")
+    why = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+    return NoFit(Reason.DOES_NOT_FIT, f"{why}: use newer GPUs, or another format")
 
 
 def _invalid_tensor(search: Search, groups: Groups) -> NoFit | None:
@@ -164,10 +164,10 @@ def _invalid_tensor(search: Search, groups: Groups) -> NoFit | None:
     valid = sorted({tp for tp, _ in pairs})
     why = None if tensor in valid else checkpoint.parallel_refusal(tensor)
     if why is None and tensor > most:
-        why = f"one replica has at most {most} GPUs here"
+        why = f"one replica can have at most {most} GPUs here"
     elif why is None and not any(_placeable(tensor, search, product) for product in products):
         sizes = ", ".join(str(size) for size in sorted({product.gpus_per_node for product in products}))
-        why = f"it is not the same number of GPUs on each of several nodes of {sizes} GPUs"
+        why = f"it cannot be split evenly over nodes of {sizes} GPUs"
     if why is None:
         return None
     right = ", ".join(str(tp) for tp in valid)

@@ -1,4 +1,4 @@
-"""The data that planning takes and gives: engine defaults, plans, refusals."""
+"""The input and the results of planning: engine defaults, sources, plans, refusals."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class EngineDefaults:
-    """The chart's engine settings, under every object's own. `image` without a tag gets ":v" + `version`.
+    """The chart's engine settings. The settings of an object win over them. An `image` without a tag gets :v`version`.
 
-    `hub` is where a model without a source is downloaded from, `hub_url` the address of a mirror of it or "".
+    Engines download a model without a source from `hub`. `hub_url` is the address of its mirror, or "".
     """
 
     image: str
@@ -39,9 +39,9 @@ class EngineDefaults:
 class EngineSource:
     """Where SGLang finds the model: what the scheme of the source adds to the command, the environment and the pod.
 
-    `model_path` is for --model-path: a folder in the container, or a repository. `revision` is for --revision; None:
-    whatever is there. `downloads`: every start loads the weights from a hub. `env` stands under the variables of
-    chart and object. `volumes` and `mounts` are written as in a pod.
+    `model_path` is for --model-path: a folder in the container, or a repository. `revision` is for --revision; None
+    means no such option. If `downloads` is true, every start loads the weights from a hub. Variables of chart and
+    object win over `env`. `volumes` and `mounts` have the form that they have in a pod.
     """
 
     model_path: str
@@ -54,15 +54,15 @@ class EngineSource:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How one replica runs. Tokens are of KV cache over the whole replica; `shm_bytes` is the size of /dev/shm.
+    """How one replica runs. Tokens are of the KV cache of the whole replica. `shm_bytes` is the size of /dev/shm.
 
-    `engine_image` is the complete reference. `args` are all engine options but those that name the model and the
-    listening address. `selector` and `tolerations` place the pod; `steps` are the arithmetic as readable lines;
-    `warnings` say which settings void the prediction or could not be checked; `message` is one sentence.
+    `engine_image` is the complete reference. `args` are all engine options, except those for the model and the
+    listening address. `selector` and `tolerations` place the pod. `steps` is the arithmetic as readable lines.
+    `warnings` say which settings make the prediction wrong or could not be checked. `message` is one sentence.
 
-    `kv_tokens` is promised, with a margin; `max_running_requests` is what the engine runs at once, `typical_requests`
-    how many of the workload's size the tokens hold. `cpu_millis` and `host_memory_bytes` are requests of one pod.
-    Fields with a default are younger than some stored records.
+    `kv_tokens` is a promise, with a margin. `max_running_requests` is the number of requests that the engine runs at
+    once. `typical_requests` is how many requests of the workload's size the tokens hold. `cpu_millis` and
+    `host_memory_bytes` are requests of one pod. Some stored records are older than the fields with a default.
     """
 
     gpu_product: str
@@ -94,7 +94,7 @@ class Plan:
 
     @property
     def gpus(self) -> str:
-        """GPUs per replica in short, e.g. 4xH100-80GB."""
+        """The short form of the GPUs per replica, e.g. 4xH100-80GB."""
         return f"{self.gpus_per_replica}x{short_name(self.gpu_product)}"
 
     @property
@@ -108,17 +108,17 @@ class Plan:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Plan:
-        """The inverse of `to_json`, also for records of earlier versions, which lack the later fields.
+        """The inverse of `to_json`. It also reads records of earlier versions, which lack the later fields.
 
-        Raises TypeError or KeyError on a record of another shape.
+        Raises TypeError or KeyError for a record of another shape.
         """
-        known = [field for field in fields(cls) if field.name in record or _required(field)]
-        members = {field.name: record[field.name] for field in known}
+        present = [field for field in fields(cls) if field.name in record or _required(field)]
+        members = {field.name: record[field.name] for field in present}
         lists = {key: tuple(value) for key, value in members.items() if isinstance(value, list)}
         return cls(**{**members, **lists, "env": tuple(EnvVar(**item) for item in members["env"])})
 
     def status(self, revision: str) -> dict[str, Any]:
-        """The plan as it stands in `status.plan`."""
+        """The plan in the form of `status.plan`."""
         experts = {"expert": self.expert_parallel} if self.expert_parallel > 1 else {}
         return {
             "hash": revision,
@@ -156,7 +156,7 @@ class AlternativeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NodesNeeded:
-    """All nodes of a product that would have to be there; `str` gives PRODUCT=GPUSxNODES, as in options."""
+    """All nodes of a product that the cluster would need. `str` gives PRODUCT=GPUSxNODES, the form of --gpu."""
 
     product: str
     gpus_per_node: int
@@ -168,9 +168,10 @@ class NodesNeeded:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A change that would fit: with `changes` written into the spec and `hardware` in the cluster it is this plan.
+    """A change that would fit. With `changes` in the spec and `hardware` in the cluster, this would be the plan.
 
-    `changes` are pairs of a field's path below spec, such as engine.kvCacheType, and its value; None takes it away.
+    `changes` are pairs of a field's path below spec, for example engine.kvCacheType, and its value. None removes the
+    field.
     """
 
     kind: AlternativeKind
@@ -183,7 +184,7 @@ class Alternative:
     hardware: NodesNeeded | None = None
 
     def patch(self) -> dict[str, Any]:
-        """The changes as a JSON merge patch of a whole object, {} where only hardware changes."""
+        """The changes as a JSON merge patch of a whole object, {} if only hardware changes."""
         spec: dict[str, Any] = {}
         for path, value in self.changes:
             *parents, last = path.split(".")
@@ -205,11 +206,11 @@ class Alternative:
 
     @property
     def gpus(self) -> str:
-        """GPUs per replica in short, e.g. 4xH100-80GB."""
+        """The short form of the GPUs per replica, e.g. 4xH100-80GB."""
         return f"{self.gpus_per_replica}x{short_name(self.gpu_product)}"
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in `status.noFit.alternatives`, with the patch as an object."""
+        """The form of an entry of `status.noFit.alternatives`, but with the patch as an object."""
         return {
             "kind": str(self.kind),
             "patch": self.patch(),
@@ -224,9 +225,9 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class NoFit:
-    """Why there is no plan: `message` for the condition, `steps` the arithmetic, `alternatives` what would do.
+    """Why there is no plan. `message` is for the condition, `steps` is the arithmetic, `alternatives` would fit.
 
-    `missing` says in a few words what is short, "" where nothing is to be counted.
+    `missing` says in a few words how much is missing, "" if that cannot be counted.
     """
 
     reason: Reason
@@ -236,7 +237,7 @@ class NoFit:
     missing: str = ""
 
     def status(self) -> dict[str, Any]:
-        """The refusal as it stands in `status.noFit`."""
+        """The refusal in the form of `status.noFit`."""
         return {
             "steps": list(self.steps),
             "alternatives": [

@@ -1,1 +1,1 @@
-"""What a checkpoint's config.json says about the model. Pure: the inspection, the operator and its CLI all use it."""
+"""The model that a checkpoint's config.json describes. Pure: the inspection, the operator and its CLI all use it."""

@@ -1,11 +1,10 @@
-"""The one reader of config.json. It believes a field only where type and range are plausible.
+"""The one reader of config.json. It accepts a field only if its type and range are plausible.
 
-A number that is wrong here becomes a wrong plan and a crash minutes later on a rented GPU. So nothing is coerced: a
-boolean is no number, 24.0 is no whole number, and NaN is in no range. What the engine does with a field counts, not
-the model's name.
+A wrong number here would become a wrong plan, and a crash on a GPU minutes later. So no value is converted: a boolean
+is no number, 24.0 is no whole number, and NaN is in no range. The engine's use of a field counts, not the model's name.
 
 `read` accepts every model class, because an inspection reports any folder and counts the bytes of its files. `measure`
-also works out bytes, and accepts only the classes and formats whose tensors are known.
+also computes bytes, and accepts only classes and formats with known tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from qwen_runtime.checkpoints.reading import Fields, InvalidFactsError
 
 CONFIG_FILE = "config.json"
 LARGEST_CONFIG = 10_000_000
-"""The most bytes of a config.json. Real ones have a few thousand, or 2 MB where a quantization names every expert."""
+"""The most bytes of a config.json. Real ones have a few thousand, or 2 MB if a quantization names every expert."""
 
 _QWEN2 = shapes.Layout(qkv_bias=True)
 _QWEN3 = shapes.Layout(qk_norm=True)
@@ -45,21 +44,21 @@ _STATE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, slots=True)
 class TensorHints:
-    """What the tensors say where config.json is silent: the dtype of most bytes, and whether `lm_head` is stored."""
+    """Facts from the tensors, used if config.json lacks them: the dtype of most bytes, and whether `lm_head` exists."""
 
     dtype: str | None
     has_lm_head: bool
 
 
 NO_TENSORS = TensorHints(None, has_lm_head=True)
-"""For a config.json without its weights: a silent one then means what the model class has as default."""
+"""For a config.json without its weights. If it lacks a field, the default of the model class counts."""
 
 
 def read(config: Mapping[str, Any], hints: TensorHints = NO_TENSORS) -> ModelConfig:
     """The model that a parsed config.json describes, of any class.
 
-    The language model's numbers come from `text_config` where there is one, as SGLang takes them. Raises
-    InvalidFactsError with the field, its value, and what would be right.
+    Like in SGLang, the language model's numbers come from `text_config` if there is one. Raises InvalidFactsError,
+    which names the field, its value, and what would be right.
     """
     top = Fields(config)
     text = _text(top)
@@ -96,10 +95,10 @@ def read(config: Mapping[str, Any], hints: TensorHints = NO_TENSORS) -> ModelCon
 
 
 def measure(config: Mapping[str, Any], *, towers: bool = True) -> tuple[ModelConfig, shapes.Weights]:
-    """The model and its weights, worked out from the shapes.
+    """The model and its weights, computed from the shapes.
 
-    Without `towers`, a vision tower that cannot be read is left out. Raises InvalidFactsError as `read` does, and for
-    a model class or a quantization whose bytes are not known.
+    Without `towers`, an unreadable vision tower is left out. Raises InvalidFactsError as `read` does, and for a model
+    class or a quantization of unknown size.
     """
     top = Fields(config)
     text = _text(top)
@@ -125,15 +124,15 @@ def _architecture(top: Fields) -> str:
 
 def _check_known(top: Fields) -> None:
     names = top.values.get("architectures")
-    known = "one of " + ", ".join(LAYOUTS)
+    right = "one of " + ", ".join(LAYOUTS)
     if not isinstance(names, list) or not names:
-        raise top.refuse("architectures", f"a list whose first entry is {known}")
+        raise top.refuse("architectures", f"a list whose first entry is {right}")
     if not isinstance(names[0], str) or names[0] not in LAYOUTS:
-        raise Fields({"architectures[0]": names[0]}).refuse("architectures[0]", known)
+        raise Fields({"architectures[0]": names[0]}).refuse("architectures[0]", right)
 
 
 def _layout(architecture: str, text: Fields) -> shapes.Layout:
-    """The class's layout, as far as config.json may change it; defaults are those of the Hugging Face classes."""
+    """The layout of the model class with the changes in config.json. Defaults are those of the Hugging Face classes."""
     layout = LAYOUTS[architecture]
     if architecture == "Qwen2MoeForCausalLM":
         return replace(layout, qkv_bias=text.optional_flag("qkv_bias") is not False)
@@ -145,7 +144,7 @@ def _layout(architecture: str, text: Fields) -> shapes.Layout:
 
 
 def _dtype(top: Fields, text: Fields, hints: TensorHints) -> str:
-    """SGLang reads `dtype` of the text part first; older files call it `torch_dtype` and may write `torch.float16`."""
+    """SGLang reads `dtype` of the text part first. Older files call it `torch_dtype` and may have `torch.float16`."""
     for fields in (text, top):
         for name in ("dtype", "torch_dtype"):
             if fields.has(name):
@@ -173,19 +172,19 @@ def _head_dim(text: Fields, hidden: int, heads: int) -> int:
 
 
 def _intermediate(text: Fields, dense_layers: int) -> int:
-    """The plain MLP's width. Models whose layers all have experts may leave it out; then it is one expert's."""
+    """The width of the plain MLP. If all layers have experts, config.json may lack it; it is then one expert's."""
     if dense_layers == 0 and not text.has("intermediate_size"):
         return text.whole("moe_intermediate_size", limits.MAX_WIDTH)
     return text.whole("intermediate_size", limits.MAX_WIDTH)
 
 
 def _expert_width(text: Fields, name: str) -> int | None:
-    """None where the field is absent or 0, which is how a model without a shared expert writes it."""
+    """None if the field is absent or 0. Models without a shared expert have 0."""
     return text.optional(name, limits.MAX_WIDTH, low=0) or None
 
 
 def _dense_layers(text: Fields, layers: int) -> int:
-    """Layers of a model with experts that have a plain MLP instead."""
+    """The number of layers that have a plain MLP, in a model with experts."""
     step = text.optional("decoder_sparse_step", limits.MAX_LAYERS) or 1
     plain = text.values.get("mlp_only_layers") or []
     if not isinstance(plain, list) or not all(isinstance(index, int) for index in plain):
@@ -194,18 +193,18 @@ def _dense_layers(text: Fields, layers: int) -> int:
 
 
 def _attention_layers(architecture: str, text: Fields, layers: int) -> int:
-    """Layers with a KV cache: as `layer_types` lists them, else every `full_attention_interval`th (default 4).
+    """The number of layers with a KV cache: from `layer_types`, else every `full_attention_interval`th (default 4).
 
-    The model class decides whether it is a hybrid. A class that is not known is one if it has linear attention.
+    The model class decides whether a model is a hybrid. An unknown class is a hybrid if it has linear attention.
     """
     layout = LAYOUTS.get(architecture)
     if not (layout.output_gate if layout else text.has("linear_num_value_heads")):
         return layers
     if text.has("layer_types"):
         types = text.values["layer_types"]
-        known = ("full_attention", "linear_attention")
-        if not isinstance(types, list) or len(types) != layers or not all(item in known for item in types):
-            raise text.refuse("layer_types", f"a list of {layers} entries out of {' and '.join(known)}")
+        right = ("full_attention", "linear_attention")
+        if not isinstance(types, list) or len(types) != layers or not all(item in right for item in types):
+            raise text.refuse("layer_types", f"a list of {layers} entries out of {' and '.join(right)}")
         count = types.count("full_attention")
     else:
         count = layers // (text.optional("full_attention_interval", layers) or 4)
@@ -230,7 +229,7 @@ def _linear(text: Fields, layers: int) -> LinearAttention | None:
 
 
 def _rope(text: Fields) -> RopeScaling | None:
-    """Scaling that extends the context; None for plain and for multimodal rotary embeddings, which have no factor."""
+    """Scaling that extends the context. None for plain and for multimodal rotary embeddings, which have no factor."""
     name = "rope_scaling" if text.has("rope_scaling") else "rope_parameters"
     if not text.has(name):
         return None
@@ -246,9 +245,9 @@ def _rope(text: Fields) -> RopeScaling | None:
 
 
 def _tied(top: Fields, text: Fields, hints: TensorHints) -> bool:
-    """Whether one matrix is embedding and output. Where neither level says so, a stored `lm_head` tells.
+    """Whether one matrix is both embedding and output. Without the flag, a model without `lm_head` counts as tied.
 
-    Where the two levels disagree, engines differ in which they take. Two matrices are then the safe assumption.
+    If the two levels disagree, engines differ in which one they use. Then two matrices are the safe assumption.
     """
     flags = [fields.flag("tie_word_embeddings") for fields in (top, text) if fields.has("tie_word_embeddings")]
     return all(flags) if flags else not hints.has_lm_head
@@ -266,7 +265,7 @@ def _vision(top: Fields, model: ModelConfig, needed: bool) -> Iterator[shapes.Te
 
 
 def _tower(architecture: str, fields: Fields, out: int) -> shapes.Vision:
-    """Numbers of a tower under the names that its generation uses; defaults are those of the Hugging Face classes."""
+    """The numbers of a vision tower. Each generation has its own field names; defaults are those of Hugging Face."""
     first = architecture == "Qwen2VLForConditionalGeneration"
     width = fields.whole("embed_dim" if first else "hidden_size", limits.MAX_HIDDEN)
     channels = fields.optional("in_channels", 64) or fields.optional("in_chans", 64) or 3

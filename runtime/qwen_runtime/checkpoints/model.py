@@ -1,4 +1,4 @@
-"""A language model as its config.json describes it: shapes, storage format and context; and the limits of each."""
+"""A language model as its config.json describes it (shapes, storage format, context), and the limits of its numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _REPORT_NAMES = {"tied": "tieWordEmbeddings", "digest": "configSha256"}
 
 
 class Module(str, Enum):  # noqa: UP042 - StrEnum needs Python 3.11, engine images may have 3.10
-    """Kinds of linear layers that a quantization may leave out; the values are their names in checkpoints."""
+    """Kinds of linear layers that a quantization may leave out. The values are their names in checkpoints."""
 
     ATTENTION = "self_attn"
     LINEAR_ATTENTION = "linear_attn"
@@ -42,16 +42,16 @@ SAMPLES = {
     Module.EXPERTS: "mlp.experts.0.down_proj",
     Module.SHARED_EXPERT: "mlp.shared_expert.down_proj",
 }
-"""One layer of each kind by the end of its name. It stands for its kind when a quantization leaves layers out."""
+"""One layer of each kind, by the end of its name. If a quantization leaves this layer out, it leaves the kind out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
     """How the linear layers are stored.
 
-    `group_size` is None where scales are not per group. `block` is the edge of FP8's square blocks, or None where a
-    scale covers a channel or the whole tensor. `symmetric` and `desc_act` are None where the files do not say. `plain`
-    are the kinds of layers that were left at 16 bits.
+    `group_size` is None if scales are not per group. `block` is the edge of FP8's square blocks, or None if a scale
+    covers a channel or the whole tensor. `symmetric` and `desc_act` are None if the files do not have them. `plain` are
+    the kinds of layers that stay at 16 bits.
     """
 
     method: str
@@ -65,9 +65,9 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True)
 class LinearAttention:
-    """The layers of a hybrid that keep a state of fixed size per request instead of a KV cache (gated delta net).
+    """The layers of a hybrid that have a state of fixed size per request instead of a KV cache (gated delta net).
 
-    `conv_kernel` is the width of the causal convolution, `state_value_bytes` the size of one value of the state.
+    `conv_kernel` is the width of the causal convolution, and `state_value_bytes` is the size of one value of the state.
     """
 
     layers: int
@@ -81,7 +81,7 @@ class LinearAttention:
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """What config.json itself sets to reach beyond the trained positions; `type` is for example yarn."""
+    """The scaling in config.json that extends the context beyond the trained positions. `type` is for example yarn."""
 
     type: str
     factor: float
@@ -90,11 +90,11 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The numbers of a config.json. `architecture` may be a class that nobody here knows.
+    """The numbers of a config.json. `architecture` may be an unknown class.
 
-    `intermediate` is the width of the plain MLP, used by `dense_layers` layers (all of a dense model, usually none of a
-    model with experts). `experts` is the number of routed experts or None, `expert_intermediate` the width of one,
-    `shared_intermediate` that of the shared expert. `attention_layers` have a KV cache; `linear` are the others.
+    `intermediate` is the width of the plain MLP. `dense_layers` layers use it: all of a dense model, usually none of a
+    model with experts. `experts` is the number of routed experts or None, `expert_intermediate` the width of one, and
+    `shared_intermediate` the width of the shared expert. `attention_layers` have a KV cache; `linear` are the others.
     """
 
     architecture: str
@@ -128,7 +128,7 @@ class ModelConfig:
 
 
 def report_names(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with the field names of a report, at every depth: `kv_heads` becomes `kvHeads`."""
+    """A record with the field names of a report, on every level: `kv_heads` becomes `kvHeads`."""
     return {
         _REPORT_NAMES.get(key, re.sub(r"_(\w)", lambda match: match[1].upper(), key)): (
             report_names(value) if isinstance(value, Mapping) else value

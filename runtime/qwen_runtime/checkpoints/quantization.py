@@ -1,4 +1,4 @@
-"""How a checkpoint's weights are stored, from the `quantization_config` of its config.json."""
+"""The format of a checkpoint's weights, from the `quantization_config` of its config.json."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qwen_runtime.checkpoints.model import MAX_BITS, MAX_WIDTH, SAMPLES, Module,
 from qwen_runtime.checkpoints.reading import Fields
 
 MEASURED = ("gptq", "awq", "fp8")
-"""The methods whose bytes are worked out from the shapes."""
+"""The methods whose bytes can be computed from the shapes."""
 _PACKED_BITS = (4, 8)
 _IMPLIED_BITS = {
     "fp8": 8, "fbgemm_fp8": 8, "ptpc_fp8": 8, "mxfp8": 8, "w8a8_fp8": 8, "w8a8_int8": 8, "modelopt_fp8": 8,
@@ -19,7 +19,7 @@ _MODELOPT_BITS = {"FP8": 8, "NVFP4": 4}
 
 
 def read(top: Fields, text: Fields) -> Quantization | None:
-    """None for plain weights, else the format, whatever its method; raises InvalidFactsError."""
+    """The format of any method, None for plain weights. Raises InvalidFactsError."""
     fields = _fields(top, text)
     if fields is None:
         return None
@@ -37,7 +37,7 @@ def read(top: Fields, text: Fields) -> Quantization | None:
 
 
 def check_known(top: Fields, text: Fields) -> None:
-    """Raises InvalidFactsError for a method or a width whose bytes are not worked out from the shapes."""
+    """Raises InvalidFactsError for a method or a width whose bytes cannot be computed from the shapes."""
     fields = _fields(top, text)
     if fields is None:
         return
@@ -49,7 +49,7 @@ def check_known(top: Fields, text: Fields) -> None:
 
 
 def _fields(top: Fields, text: Fields) -> Fields | None:
-    """The top level's quantization counts, as in SGLang; a nested one only where the top level has none."""
+    """The quantization of the top level, as in SGLang, or the nested one if the top level has none."""
     owner = top if top.has("quantization_config") or not text.has("quantization_config") else text
     if owner.values.get("quantization_config") in (None, {}):
         return None
@@ -57,7 +57,7 @@ def _fields(top: Fields, text: Fields) -> Fields | None:
 
 
 def _width(fields: Fields, method: str) -> tuple[int, int | None]:
-    """Bits of a value, and values of a group that shares a scale or None."""
+    """Bits of a value, and the number of values that share a scale, or None."""
     if method == "compressed-tensors" and fields.has("config_groups"):
         weights = _first_group(fields).nested("weights")
         return weights.whole("num_bits", MAX_BITS), _group(weights)
@@ -67,13 +67,13 @@ def _width(fields: Fields, method: str) -> tuple[int, int | None]:
         return 8, None
     if method in ("gptq", "awq"):
         bits = fields.whole("bits", MAX_BITS)
-        # SGLang refuses these without a group size; -1 is how they write "one scale per column".
+        # SGLang rejects these methods without a group size. They write -1 for "one scale per column".
         return bits, None if fields.values.get("group_size") == -1 else fields.whole("group_size", MAX_WIDTH)
     return _bits(fields, method), _group(fields)
 
 
 def _first_group(fields: Fields) -> Fields:
-    """The group of compressed-tensors that holds the linear layers in every published checkpoint."""
+    """The first group of compressed-tensors. In every published checkpoint it has the linear layers."""
     groups = fields.nested("config_groups")
     if not groups.values:
         raise fields.refuse("config_groups", "an object with at least one group")
@@ -90,7 +90,7 @@ def _bits(fields: Fields, method: str) -> int:
 
 
 def _group(fields: Fields) -> int | None:
-    """None where scales are per channel or per tensor: no group size, or -1."""
+    """The group size, None if scales are per channel or per tensor (no group size, or -1)."""
     return None if fields.values.get("group_size") == -1 else fields.optional("group_size", MAX_WIDTH)
 
 
@@ -104,7 +104,7 @@ def _symmetric(fields: Fields, method: str) -> bool | None:
 
 
 def _block(fields: Fields) -> int | None:
-    """The edge of FP8's blocks; None where scales are per channel or per tensor."""
+    """The edge of FP8's blocks, None if scales are per channel or per tensor."""
     if not fields.has("weight_block_size"):
         return None
     block = fields.values["weight_block_size"]
@@ -114,7 +114,7 @@ def _block(fields: Fields) -> int | None:
 
 
 def _plain(fields: Fields) -> tuple[Module, ...]:
-    """Kinds of layers that were left at 16 bits; a kind counts as such if any of its layers was."""
+    """Kinds of layers that stay at 16 bits. One layer is enough for its kind."""
     names = list(_left_out(fields))
     return tuple(sorted(module for module, sample in SAMPLES.items() if any(name in sample for name in names)))
 
@@ -122,7 +122,7 @@ def _plain(fields: Fields) -> tuple[Module, ...]:
 def _left_out(fields: Fields) -> Iterator[str]:
     """Names from the lists of AWQ and FP8 and from GPTQModel's negative rules, without the layer's number.
 
-    The rules are regular expressions. Foreign ones are not run; their plain words are compared instead.
+    The rules are regular expressions of unknown origin. They are not run; their plain words are compared instead.
     """
     for field in ("modules_to_not_convert", "ignored_layers"):
         names = fields.values.get(field) or []

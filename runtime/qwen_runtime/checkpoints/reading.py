@@ -1,4 +1,4 @@
-"""Typed reading of foreign JSON: nothing is coerced, and a refusal names the field, the value and what is right."""
+"""Typed reading of untrusted JSON. No value is converted, and an error names the field, its value and what is right."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _NAME = re.compile(r"[A-Za-z0-9_.+-]{1,128}")
 
 
 class InvalidFactsError(ValueError):
-    """A file, report or stored record that cannot be facts; the text is one sentence without an end."""
+    """A file, report or stored record that is not valid. The text is one sentence without a full stop."""
 
 
 def shown(value: object) -> str:
-    """A foreign value as it may stand in a message: like JSON, short, on one line."""
+    """An untrusted value in the form for a message: like JSON, short, on one line."""
     if isinstance(value, (list, tuple)):
         return "a list"
     if isinstance(value, Mapping):
@@ -30,10 +30,10 @@ def shown(value: object) -> str:
 
 
 def parse_json(data: bytes | str, file: str, limit: int) -> dict[str, Any]:
-    """A JSON object from a foreign file of at most `limit` bytes; raises InvalidFactsError, which names the file.
+    """A JSON object from an untrusted file of at most `limit` bytes. Raises InvalidFactsError, which names the file.
 
-    Like the engine's own reader it takes NaN and Infinity, and the last of two equal keys. Both matter only in fields
-    that are used, and there the type and the range decide.
+    Like the engine's own reader it accepts NaN and Infinity, and takes the last of two equal keys. Both matter only in
+    fields that are used, and those are checked for type and range.
     """
     if len(data) > limit:
         raise InvalidFactsError(f"{file} has {len(data)} bytes, it must have at most {limit}")
@@ -50,19 +50,19 @@ def parse_json(data: bytes | str, file: str, limit: int) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int | float:
-    # int() takes quadratic time on long digit strings; what is this long is out of every range anyway
+    # int() takes quadratic time for long digit strings. A number of this length is out of every range anyway.
     return int(text) if len(text) <= _LONGEST_INTEGER else float(text)
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """One JSON object. `prefix` stands before field names in messages, as in `text_config.`."""
+    """One JSON object. Messages have `prefix` before the names of its fields, for example `text_config.`."""
 
     values: Mapping[str, Any]
     prefix: str = ""
 
     def has(self, name: str) -> bool:
-        """Whether the field is there and not null."""
+        """Whether the field is present and not null."""
         return self.values.get(name) is not None
 
     def refuse(self, name: str, right: str) -> InvalidFactsError:
@@ -79,7 +79,7 @@ class Fields:
         return value
 
     def optional(self, name: str, high: int, low: int = 1) -> int | None:
-        """A whole number, or None where the field is absent or null."""
+        """A whole number, or None if the field is absent or null."""
         return self.whole(name, high, low) if self.has(name) else None
 
     def number(self, name: str, high: float) -> float:
@@ -97,7 +97,7 @@ class Fields:
         return value
 
     def optional_flag(self, name: str) -> bool | None:
-        """True, false, or None where the field is absent or null."""
+        """True, false, or None if the field is absent or null."""
         return self.flag(name) if self.has(name) else None
 
     def name(self, name: str) -> str:
@@ -108,7 +108,7 @@ class Fields:
         return value
 
     def one_of(self, name: str, right: tuple[str, ...]) -> str:
-        """A required text out of `right`."""
+        """A required text, one of `right`."""
         value = self.values.get(name)
         if not isinstance(value, str) or value not in right:
             raise self.refuse(name, "one of " + ", ".join(right))

@@ -1,8 +1,8 @@
 """Every tensor of a Qwen model from its numbers: exact parameter counts, bytes by format, and how each is split.
 
 The layouts are those of the Hugging Face classes Qwen2, Qwen2Moe, Qwen2-VL, Qwen2.5-VL, Qwen3, Qwen3Moe, Qwen3-VL,
-Qwen3-Next and Qwen3.5; a layer for multi-token prediction, which an engine loads only for speculative decoding, does
-not count.
+Qwen3-Next and Qwen3.5. A layer for multi-token prediction does not count, because an engine loads it only for
+speculative decoding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qwen_runtime.checkpoints.model import LinearAttention, ModelConfig, Module,
 
 
 class Part(Enum):
-    """What happens to a tensor on several ranks."""
+    """How a tensor is placed on several ranks."""
 
     DIVIDED = "divided"
     KV = "kv"
@@ -24,7 +24,7 @@ class Part(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """`count` equal tensors of `inputs` x `outputs`; those of a `module` may be stored in a quantized format."""
+    """`count` equal tensors of `inputs` x `outputs`. If they have a `module`, their format may be a quantized one."""
 
     inputs: int
     outputs: int
@@ -40,7 +40,7 @@ class Tensors:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the model class adds to the numbers: biases, norms of Q and K, and a gate as wide as Q on the output."""
+    """Tensors that depend on the model class: biases, norms of Q and K, and a gate as wide as Q on the output."""
 
     qkv_bias: bool = False
     output_bias: bool = False
@@ -50,7 +50,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Totals of a model: values, and bytes by what happens to them on several ranks."""
+    """Totals of a model: the number of values, and the bytes by their placement on several ranks."""
 
     parameters: int
     bytes: int
@@ -59,7 +59,7 @@ class Weights:
 
 
 def weigh(tensors: Iterable[Tensors], quantization: Quantization | None) -> Weights:
-    """Add up; what is not quantized has 16 bits per value, as engines load it."""
+    """The sums over all tensors. Values that are not quantized have 16 bits, as engines load them."""
     parameters = 0
     size = dict.fromkeys(Part, 0)
     for group in tensors:
@@ -69,7 +69,7 @@ def weigh(tensors: Iterable[Tensors], quantization: Quantization | None) -> Weig
 
 
 def _format(group: Tensors, quantization: Quantization | None) -> Quantization | None:
-    """How the matrices of a group are stored; None for 16 bits per value."""
+    """The format of the matrices of a group, None for 16 bits per value."""
     if quantization is None or group.module is None or group.module in quantization.plain:
         return None
     return quantization
@@ -78,8 +78,9 @@ def _format(group: Tensors, quantization: Quantization | None) -> Quantization |
 def _matrix_bytes(group: Tensors, quantization: Quantization | None) -> int:
     """Bytes of one matrix of the group in this format.
 
-    GPTQ and AWQ: packed values, per group of inputs and output a 16-bit scale and a packed zero point, and for GPTQ
-    the group index of each input (4 bytes). FP8: one byte a value, a 32-bit scale per block or per matrix.
+    GPTQ and AWQ: packed values, plus a 16-bit scale and a packed zero point for each group of inputs and each output,
+    and for GPTQ the group index of each input (4 bytes). FP8: one byte per value, plus a 32-bit scale per block or per
+    matrix.
     """
     inputs, outputs = group.inputs, group.outputs
     if quantization is None:
@@ -146,11 +147,12 @@ def _mlp(hidden: int, intermediate: int, count: int, module: Module) -> Iterator
 
 @dataclass(frozen=True, slots=True)
 class Vision:
-    """The numbers of a vision tower, which is never quantized here.
+    """The numbers of a vision tower, which counts as not quantized.
 
-    `out` is the language model's width, `patch` the values of one patch (channels x frames x edge squared),
-    `merged` how many patches become one token, `deepstack` how many layers feed the language model directly.
-    `gated` towers (Qwen2.5-VL) have RMS norms and a gate in the MLP; `positions` is None with rotary ones only.
+    `out` is the language model's width, `patch` is the number of values of one patch (channels x frames x edge
+    squared), `merged` is how many patches become one token, and `deepstack` is how many layers feed the language model
+    directly. `gated` towers (Qwen2.5-VL) have RMS norms and a gate in the MLP. `positions` is None if there are only
+    rotary ones.
     """
 
     depth: int
@@ -165,7 +167,7 @@ class Vision:
 
 
 def vision_tower(vision: Vision) -> Iterator[Tensors]:
-    """The tensors of the tower; norms, patches and positions are on every rank."""
+    """The tensors of the tower. Norms, patches and positions are on every rank."""
     width, depth = vision.width, vision.depth
     norm = 1 if vision.gated else 2
     yield Tensors(vision.patch, width, 1, Part.REPLICATED)

@@ -55,7 +55,7 @@ def test_a_model_of_a_hub(hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFi
     words = ["plan", "--model", "Qwen/Test", "--config", _values(tmp_path, hub), *H100]
     assert cli.main(words) == 2
     assert hub.asked == []
-    assert "ask its hub with --hub" in capsys.readouterr().err
+    assert "query its hub with --hub" in capsys.readouterr().err
     assert cli.main([*words, "--hub"]) == 0
     text = capsys.readouterr().out
     assert f"facts: hub, commit {COMMIT}" in text

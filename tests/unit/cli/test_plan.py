@@ -138,7 +138,11 @@ TEXTS = {
     "several nodes": (
         ["--model", "Qwen/Qwen3-Coder-480B-A35B-Instruct", "--gpu", "H100-80GB=8x4"],
         0,
-        ["TP 16, 2 nodes   (2 replicas on 32 GPUs)", "not run by this version", "(each of the replica's pods)"],
+        [
+            "TP 16, 2 nodes   (2 replicas on 32 GPUs)",
+            "does not run replicas over several nodes",
+            "(each of the replica's pods)",
+        ],
     ),
     "experts in groups": (
         ["--model", "Qwen/Qwen3-235B-A22B-FP8", "--gpu", "H100-80GB=8x1"],
@@ -148,7 +152,7 @@ TEXTS = {
     "a split of one's own": (
         ["--model", MODEL, "--gpu", "H100-80GB=8x1", "--tensor", "8"],
         0,
-        ["<- as asked for", "--tp-size=8"],
+        ["<- spec.parallelism.tensor", "--tp-size=8"],
     ),
     "a hybrid": (
         ["--model", "Qwen/Qwen3.5-27B", "--gpu", "H100-80GB=8x1"],
@@ -188,7 +192,7 @@ TEXTS = {
     "a split that no node has": (
         ["--model", MODEL, "--gpu", "H100-80GB=4x1", "--tensor", "8"],
         2,
-        ["spec.parallelism.tensor is 8: one replica has at most 4 GPUs here; valid here: 1, 2, 4"],
+        ["spec.parallelism.tensor is 8: one replica can have at most 4 GPUs here; valid here: 1, 2, 4"],
     ),
     "GGUF on several GPUs": (
         ["--model", "Qwen/Qwen1.5-7B-Chat-GGUF", "--gpu", "L40S=8x1", "--tensor", "2"],
@@ -203,7 +207,7 @@ TEXTS = {
     "a context beyond YaRN": (
         ["--model", MODEL, "--gpu", "H100-80GB=8x1", "--context", "200000"],
         2,
-        ["spec.contextTokens is 200000", "by YaRN it reaches 131072: ask for at most 131072"],
+        ["spec.contextTokens is 200000", "(131072 with YaRN): set at most 131072"],
     ),
     "an 8-bit cache": (
         ["--model", MODEL, "--gpu", "H100-80GB=8x1", "--kv-cache-type", "Fp8E4m3"],
@@ -315,7 +319,7 @@ def test_a_config_json_instead_of_the_catalog(capsys: pytest.CaptureFixture[str]
         splits[width] = (code, json.loads(out).get("tensorParallel"))
     assert splits == {13696: (3, None), 14336: (0, 2)}
     _, out, _ = _run(capsys, *words[:-1], "text")
-    assert "weights computed from config.json, --weight-bytes gives those of the files" in out
+    assert "the bytes of the weights are computed from config.json, --weight-bytes sets those of the files" in out
     code, out, _ = _run(capsys, *words, "--weight-bytes", "8000000000")
     assert json.loads(out)["weightBytesPerRank"] < 4_200_000_000
     assert code == 0
@@ -332,7 +336,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "half of a name": (["--model", MODEL, "--gpu", "H100=8x1"], "did you mean H100-80GB or H100-NVL? Otherwise"),
     "a slice": (
         ["--model", MODEL, "--gpu", f"{H100}-MIG-1g.10gb=7x1:9856"],
-        "MIG-1g.10gb=7x1:9856: is a part of a GPU; an engine needs whole ones",
+        "MIG-1g.10gb=7x1:9856: is a part of a GPU; an engine needs whole GPUs",
     ),
     "fields against each other": (
         ["--model", MODEL, "--gpu", "L4=8x1", "--tensor", "4", "--max-gpus", "2"],
@@ -360,12 +364,12 @@ def test_bad_options(capsys: pytest.CaptureFixture[str], words: list[str], says:
 
 
 FILES: dict[str, tuple[str, Any, str]] = {
-    "no YAML": ("-f", "a: [", "is no YAML"),
+    "no YAML": ("-f", "a: [", "is not YAML"),
     "no deployment": ("-f", {"kind": "Pod"}, "has 0 objects of kind QwenDeployment (it has Pod), it must have one"),
     "a table of nodes": ("--nodes", "NAME   STATUS\ngpu-1  Ready\n", "holds no Node objects; right would be"),
     "no nodes": ("--nodes", MANIFEST, "holds QwenDeployment, but no Node; right would be the output of `kubectl get"),
     "no text": ("--nodes", b"\xff\xfe", "cannot be read: it is not UTF-8 text"),
-    "half of an object": ("--nodes", '{"items": [', "is no YAML"),
+    "half of an object": ("--nodes", '{"items": [', "is not YAML"),
     "a number for a text": (
         "--config",
         "engine: {version: 0.6}",
@@ -413,7 +417,7 @@ FILES: dict[str, tuple[str, Any, str]] = {
         "gpuPools: [{name: a, product: b, memoryMiB: 5, gpusPerNode: 1, costPerGpuHour: much}]",
         "gpuPools[0].costPerGpuHour is 'much'",
     ),
-    "two byte order marks": ("--config", "\x00", "is no YAML"),
+    "two byte order marks": ("--config", "\x00", "is not YAML"),
 }
 
 

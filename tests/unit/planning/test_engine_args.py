@@ -69,11 +69,11 @@ REFUSED = {
     "reserved": (["--host=1.2.3.4"], False, r"args\[0\]: --host cannot be set here: the operator sets the address"),
     "its alias": (["--log-level=info", "--model=x"], False, r"args\[1\]: --model .* set spec.model"),
     "tensor": (["--tensor-parallel-size 2"], False, "set spec.parallelism.tensor"),
-    "key": (["--api-key", "x"], False, "checked by the gateway"),
+    "key": (["--api-key", "x"], False, "the gateway checks keys"),
     "unknown": (["--no-such-flag"], True, "SGLang 0.5.23 has no option --no-such-flag$"),
     "renamed": (["--cuda-graph-max-bs=8"], True, "did you mean --cuda-graph-max-bs-decode or"),
     "abbreviated": (["--schedule"], True, "did you mean --schedule-conservativeness"),
-    "no option": (["lpm"], True, r"args\[0\]: 'lpm' is no option; it must begin with --"),
+    "no option": (["lpm"], True, r"args\[0\]: 'lpm' is not an option; it must begin with --"),
 }
 
 

@@ -93,7 +93,7 @@ DROPPED = {
     "asymmetric": (Quantization("gptq", 4, 128, symmetric=False), "asymmetric GPTQ"),
     "three bits": (Quantization("gptq", 3, 128, symmetric=True), "3-bit GPTQ; SGLang runs 4 and 8 bits"),
     "AWQ of six bits": (Quantization("awq", 6, 128, symmetric=False), "6-bit AWQ; SGLang runs 4 and 8 bits"),
-    "other method": (Quantization("marlin24", 4, 128), "weights are marlin24 4 bit, which cannot be planned"),
+    "other method": (Quantization("marlin24", 4, 128), "weights are marlin24 4 bit, which the operator cannot plan"),
 }
 
 

@@ -206,7 +206,7 @@ def test_the_operator_refuses_what_it_cannot_run_yet() -> None:
     assert isinstance(refused, NoFit)
     assert refused.reason is Reason.DOES_NOT_FIT
     assert "needs 2 nodes" in refused.message
-    assert "replicas over several nodes are not run by this version" in refused.message
+    assert "does not run replicas over several nodes" in refused.message
     narrow = _refused(spec(), "Qwen1.5-72B-Chat", pools("L4"))
     kept = runnable(narrow, facts("Qwen1.5-72B-Chat"))
     assert isinstance(kept, NoFit)
@@ -214,7 +214,7 @@ def test_the_operator_refuses_what_it_cannot_run_yet() -> None:
     assert (kept.message, kept.steps) == (narrow.message, narrow.steps)
     assert all(one.nodes_per_replica == 1 for one in kept.alternatives)
     last = runnable(replace(narrow, alternatives=narrow.alternatives[-1:]), facts("Qwen1.5-72B-Chat"))
-    assert last.message.endswith("replicas over several nodes are not run by this version of the operator")
+    assert last.message.endswith("this version of the operator does not run replicas over several nodes")
     file = facts("Qwen1.5-7B-Chat-GGUF")
     packed = runnable(plan(spec(), file, pools("H100-80GB"), DEFAULTS, DOWNLOADED), file)
     assert isinstance(packed, NoFit)
@@ -247,7 +247,7 @@ NO_HARDWARE = {
         spec(hardware=Hardware(("B200",))),
         pools("L4"),
         Reason.NO_GPUS,
-        "asks for B200; here are NVIDIA-L4 (L4)",
+        "is B200, but the cluster has NVIDIA-L4 (L4)",
     ),
 }
 
@@ -290,8 +290,7 @@ INVALID: dict[str, tuple[Spec, str]] = {
     "more than a node": (spec(parallelism=Parallelism(16)), "at most 8 GPUs here; valid here: 1, 2, 4, 8"),
     "context beyond YaRN": (
         spec(context_tokens=200000),
-        "spec.contextTokens is 200000, but the model's own limit is 32768; by YaRN it reaches 131072: ask for at most "
-        "131072",
+        "spec.contextTokens is 200000, but the model's own limit is 32768 (131072 with YaRN): set at most 131072",
     ),
     "request beyond the context": (
         spec(workload=Workload(1, 32000, 1000)),
@@ -339,7 +338,7 @@ def test_a_split_over_nodes_must_be_even() -> None:
     found = inventory([], [pool("H100-80GB", 6, max_nodes=4)])
     refusal = _refused(spec(parallelism=Parallelism(16)), "Qwen1.5-72B-Chat", found)
     assert refusal.reason is Reason.INVALID_OVERRIDE
-    assert "not the same number of GPUs on each of several nodes of 6 GPUs" in refusal.message
+    assert "cannot be split evenly over nodes of 6 GPUs" in refusal.message
     even = _planned(spec(parallelism=Parallelism(16)), "Qwen1.5-72B-Chat", pools("H100-80GB", nodes=4))
     assert (even.tensor_parallel, even.nodes_per_replica) == (16, 2)
 
@@ -372,7 +371,7 @@ def test_a_split_that_only_smaller_nodes_lack_is_valid() -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "says"),
-    [("Qwen4ExpForCausalLM", "cannot work out its memory yet"), ("LlamaForCausalLM", "is not a Qwen architecture")],
+    [("Qwen4ExpForCausalLM", "cannot calculate its memory"), ("LlamaForCausalLM", "is not a Qwen architecture")],
 )
 def test_unknown_architectures(architecture: str, says: str) -> None:
     checkpoint = replace(facts("Qwen1.5-7B-Chat"), architecture=architecture)
@@ -439,7 +438,7 @@ def test_everything_that_was_looked_at_can_be_shown() -> None:
     assert fits.best.product.product == "NVIDIA-H200"
     assert [one.tp for one in fits.best.budgets] == [1, 2, 4, 8]
     assert [tp for tp, _ in fits.best.refused] == [3, 5, 6, 7]
-    assert len(fits.looked) == 2
+    assert len(fits.tried) == 2
 
 
 @pytest.mark.parametrize("broken", [{}, {"gpu_product": "x"}])

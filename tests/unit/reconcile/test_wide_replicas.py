@@ -14,5 +14,5 @@ async def test_a_plan_over_several_nodes_is_refused_in_words_before_a_pod_exists
     assert world.conditions()["Planned"] == ("False", "DoesNotFit")
     message = world.message("Planned")
     assert message.startswith("needs 2 nodes (16 x NVIDIA-H100-80GB-HBM3 per replica, TP 16, 2 nodes")
-    assert "replicas over several nodes are not run by this version of the operator" in message
+    assert "this version of the operator does not run replicas over several nodes" in message
     assert world.names() == []

@@ -110,7 +110,7 @@ def test_pool_of_simulated_nodes() -> None:
     "text", ["NVIDIA-L4", "NVIDIA-L4=8", "NVIDIA-L4=0x1", "NVIDIA-L4=8x0", "RTX=8x1", "=8x1", "NVIDIA-L4=8x1 "]
 )
 def test_pool_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"=GPUSxNODES|known are"):
+    with pytest.raises(ValueError, match=r"=GPUSxNODES|the known products are"):
         Pool.parse(text)
 
 

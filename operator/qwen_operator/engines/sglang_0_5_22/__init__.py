@@ -15,10 +15,10 @@ Compared with 0.5.23 in both wheels (paths below sglang/srt, lines of 0.5.22):
   0.5.23. The parsers for Qwen are equal.
 * Log lines: equal, so this folder has no `log_lines.json` and qwen-runtime uses that of 0.5.23. Compared:
   entrypoints/engine.py:1110, 1947 and 1976, entrypoints/http_server.py:777 and 2506,
-  managers/tokenizer_manager.py:4069,
-  model_executor/model_runner.py:1255, model_executor/model_runner_components/cuda_graph_setup.py:642,
-  model_executor/pool_configurator.py:93, model_loader/loader.py:258 and 579, configs/model_config.py:1190. Both pin
-  torch 2.14.1 and transformers 5.19.0, so the lines of these are equal too.
+  managers/tokenizer_manager.py:4069, model_executor/model_runner.py:1255,
+  model_executor/model_runner_components/cuda_graph_setup.py:642, model_executor/pool_configurator.py:93,
+  model_loader/loader.py:258 and 579, configs/model_config.py:1190. Both pin torch 2.14.1 and transformers 5.19.0, so
+  the lines of these are equal too.
 
 This comes from reading the source. This version was not run.
 """

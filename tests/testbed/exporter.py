@@ -8,10 +8,9 @@ names. Pods get these addresses on nodes of `Cluster.own_nodes(..., answering=Tr
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -64,13 +63,12 @@ def exporting(sandbox: Sandbox, folder: Path) -> Iterator[Exporter]:
     route = ["ip", "route", "replace", "local", SIMULATED_METRICS_RANGE, "dev", "lo"]
     sandbox.call(route)
     program = sandbox.enter([sys.executable, "-m", "tests.testbed.exporter", str(path)])
-    # What enters a process namespace is a child of the program that was started: both go, as a group.
-    process = subprocess.Popen(program, stdin=subprocess.DEVNULL, start_new_session=True)
+    # It ends when the pipe is closed, also when this process is killed. Ctrl-C does not reach a session of its own.
+    process = subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True)
     try:
         yield exporter
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(10)
+        process.communicate(timeout=10)
         sandbox.call([*route[:2], "delete", *route[3:]])
 
 
@@ -91,6 +89,8 @@ def page(loads: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _serve(path: Path) -> None:
+    """Serves until standard input ends."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -108,7 +108,9 @@ def _serve(path: Path) -> None:
         def log_message(self, format: str, *args: Any) -> None:
             return
 
-    ThreadingHTTPServer(("0.0.0.0", PORT), Handler).serve_forever()
+    server = ThreadingHTTPServer(("0.0.0.0", PORT), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    sys.stdin.read()
 
 
 if __name__ == "__main__":

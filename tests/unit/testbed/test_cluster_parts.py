@@ -151,6 +151,7 @@ def test_only_what_a_dead_process_owned_is_abandoned() -> None:
     labels = {"mine": owned(), "its": {OWNER: str(ended.pid)}, "nobody's": {"type": "kwok"}, "plain": None}
     items = [{"metadata": {"name": name, **({"labels": one} if one else {})}} for name, one in labels.items()]
     assert abandoned(items) == ["its"]
+    assert abandoned([{"metadata": {**items[1]["metadata"], "deletionTimestamp": "2026-01-01T00:00:00Z"}}]) == []
 
 
 @pytest.mark.parametrize("path", ["relative/state", "/state", "/var/lib/" + "x" * 90, "/var/lib/../state"])

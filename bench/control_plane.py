@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from tests.qd import simulated
+from tests.qd import MODEL, simulated
 from tests.testbed.audit import WRITES, AuditLog, Request
 from tests.testbed.bed import Release, bring_up, install
 from tests.testbed.cluster import Cluster, OwnNodes
@@ -38,7 +38,6 @@ from tests.testbed.simulated import Pool
 
 PRODUCT = "NVIDIA-L4"
 GPUS = 8
-MODEL = "Qwen/Qwen1.5-0.5B-Chat"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -112,9 +111,7 @@ def measure(stage: Stage, objects: int, idle_seconds: float) -> Result:
     """One burst, one idle time and one restart."""
     kubectl, release, space = stage.kubectl, stage.release, stage.space
     bare = _bare_client(stage, objects)
-    manifests = [
-        simulated(space, f"qd-{number}", PRODUCT, model=MODEL, pod=stage.nodes.pod) for number in range(objects)
-    ]
+    manifests = [simulated(space, f"qd-{number}", PRODUCT, pod=stage.nodes.pod) for number in range(objects)]
     audit = AuditLog(stage.bed.audit_log)
     with Watch(kubectl, "pods", space, _deployment) as pods, Watch(kubectl, "qd", space, _ready) as ready:
         before = _cpu(kubectl, release)

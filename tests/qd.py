@@ -11,6 +11,9 @@ from uuid import uuid4
 from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
 from tests.testbed.ownership import owned
 
+MODEL = "Qwen/Qwen1.5-0.5B-Chat"
+"""What simulated engines serve, unless a test says otherwise."""
+
 SIMULATED = [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}]
 """Tolerations that let a pod run on the simulated nodes."""
 
@@ -39,7 +42,7 @@ def qd(namespace: str, name: str, **spec: Any) -> Manifest:
 def simulated(namespace: str, name: str, product: str, **spec: Any) -> Manifest:
     """One whose engine pods go to the simulated nodes of one GPU product."""
     pod = {"tolerations": SIMULATED, **spec.pop("pod", {})}
-    spec.setdefault("model", "Qwen/Qwen1.5-0.5B-Chat")
+    spec.setdefault("model", MODEL)
     # Names are cluster-wide: a name of its own keeps the tests out of each other's way.
     spec.setdefault("servedNames", [f"{namespace}-{name}"])
     # Nothing answers at a simulated pod: a drain would wait for it to the end of its time.

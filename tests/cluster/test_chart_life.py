@@ -15,13 +15,14 @@ import pytest
 import yaml
 
 from tests.cluster.chart import CHART, CRD, POOL, TESTBED, Manifest, install_beside, live, newer_chart
-from tests.qd import own_namespace, pods, simulated, wait_load, wait_ready
+from tests.qd import MODEL, own_namespace, pods, simulated, wait_load, wait_ready
 from tests.testbed.audit import AuditLog
 from tests.testbed.bed import Release, install
 from tests.testbed.cache import StepFailed
-from tests.testbed.cluster import Cluster
+from tests.testbed.cluster import Cluster, OwnNodes
 from tests.testbed.kubectl import Kubectl, condition, wait_for
 from tests.testbed.ownership import owned
+from tests.testbed.simulated import Pool
 
 pytestmark = pytest.mark.cluster
 L4 = "NVIDIA-L4"
@@ -63,10 +64,23 @@ class Engines:
 
 
 @pytest.fixture(scope="module")
-def serving(kubectl: Kubectl, release: Release) -> Iterator[str]:
+def nodes(bed: Cluster) -> Iterator[OwnNodes]:
+    """Nodes whose engines answer: a gateway that starts waits half a minute for engines that do not."""
+    with bed.own_nodes(Pool(L4, gpus=8, nodes=2), answering=True) as nodes, bed.exporter() as exporter:
+        exporter.say(MODEL)
+        yield nodes
+
+
+def engine(nodes: OwnNodes, space: str, name: str) -> Manifest:
+    """A QwenDeployment of one replica that answers."""
+    return simulated(space, name, L4, pod=nodes.pod)
+
+
+@pytest.fixture(scope="module")
+def serving(kubectl: Kubectl, release: Release, nodes: OwnNodes) -> Iterator[str]:
     """The namespace of a deployment `stay` of one replica that has long been serving."""
     with own_namespace(kubectl, "t") as space:
-        kubectl.apply(simulated(space, "stay", L4))
+        kubectl.apply(engine(nodes, space, "stay"))
         wait_ready(kubectl, space, "stay")
         wait_load(kubectl, space, "stay")
         yield space
@@ -137,7 +151,7 @@ def test_settled_means_no_write_also_over_a_restart(
 
 @pytest.mark.alone
 def test_another_operator_pod_takes_over_and_the_engines_stay(
-    kubectl: Kubectl, bed: Cluster, release: Release, engines: Engines
+    kubectl: Kubectl, bed: Cluster, release: Release, engines: Engines, space: str
 ) -> None:
     """An upgrade that replaces the operator's pods: one after the other, and the Lease changes hands."""
     audit = AuditLog(bed.audit_log)
@@ -145,13 +159,12 @@ def test_another_operator_pod_takes_over_and_the_engines_stay(
     try:
         install(bed, "--set-string", "operator.podAnnotations.round=2")
         wait_for("the Lease has a new holder", lambda: lease_holder(kubectl, release) not in ("", holder), 60)
-        kubectl.apply(simulated(engines.space, "late", L4))
-        wait_ready(kubectl, engines.space, "late")
+        kubectl.apply(simulated(space, "late", L4))
+        wait_ready(kubectl, space, "late")
     finally:
         install(bed)
     assert engines.changed() == set()
-    writes = [str(w) for w in audit.writes(release.operator_user, engines.space) if w.name.startswith("stay")]
-    assert writes == []
+    assert [str(write) for write in audit.writes(release.operator_user, engines.space)] == []
 
 
 def lease_holder(kubectl: Kubectl, release: Release) -> str:
@@ -194,10 +207,11 @@ class Two:
     second: Release
     mine: str
     other: str
+    nodes: OwnNodes
 
 
 @pytest.fixture(scope="class")
-def two(kubectl: Kubectl, bed: Cluster, release: Release) -> Iterator[Two]:
+def two(kubectl: Kubectl, bed: Cluster, release: Release, nodes: OwnNodes) -> Iterator[Two]:
     name = f"t-{uuid4().hex[:8]}"
     mine, other, home = f"{name}-a", f"{name}-b", f"{name}-system"
     for each in (mine, other, home):
@@ -213,7 +227,7 @@ def two(kubectl: Kubectl, bed: Cluster, release: Release) -> Iterator[Two]:
         install(bed, "--set", f"watchNamespaces={{{mine}}}", "--set-json", f"gpuPools={json.dumps([POOL])}")
         install_beside(bed, second, values)
         quiet(kubectl, release.namespace)
-        yield Two(release, second, mine, other)
+        yield Two(release, second, mine, other, nodes)
     finally:
         live(bed, "uninstall", second.name, "-n", home, "--ignore-not-found")
         kubectl.run("delete", "namespace", mine, other, home, "--wait=false")
@@ -226,7 +240,7 @@ class TestTwoReleases:
 
     def test_each_serves_its_namespace_with_no_right_elsewhere(self, kubectl: Kubectl, bed: Cluster, two: Two) -> None:
         audit = AuditLog(bed.audit_log)
-        kubectl.apply(simulated(two.mine, "one", L4), simulated(two.other, "two", L4))
+        kubectl.apply(engine(two.nodes, two.mine, "one"), engine(two.nodes, two.other, "two"))
         wait_ready(kubectl, two.mine, "one")
         wait_ready(kubectl, two.other, "two")
 
@@ -250,7 +264,7 @@ class TestTwoReleases:
         assert said.count(PASSED) == 3, said
 
     def test_one_goes_and_the_other_stays(self, kubectl: Kubectl, bed: Cluster, two: Two) -> None:
-        kubectl.apply(simulated(two.mine, "stays", L4), simulated(two.other, "left", L4))
+        kubectl.apply(engine(two.nodes, two.mine, "stays"), engine(two.nodes, two.other, "left"))
         wait_ready(kubectl, two.mine, "stays")
         wait_ready(kubectl, two.other, "left")
         engines = [Engines(kubectl, name, identities(kubectl, name)) for name in (two.mine, two.other)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.qd import alive, simulated, wait_condition, wait_ready
+from tests.qd import MODEL, alive, simulated, wait_condition, wait_ready
 from tests.testbed.cluster import Cluster, OwnNodes
 from tests.testbed.exporter import Exporter
 from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
@@ -15,8 +15,6 @@ from tests.testbed.simulated import Pool
 
 pytestmark = pytest.mark.cluster
 L4 = "NVIDIA-L4"
-MODEL = "Qwen/Qwen1.5-0.5B-Chat"
-"""What the engines are told to be called, whatever names clients use."""
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,16 @@
-"""Replaces the engines of simulated pods: their addresses answer, and /metrics has the numbers that a test sets.
+"""Stands in for the engines of simulated pods: their addresses answer, and /metrics says what a test wants.
 
-kwok sets the status of a pod to running, but nothing listens at its address. While an `Exporter` runs, the test bed's
-network takes the addresses of SIMULATED_METRICS_RANGE for its own, and one program answers at all of them with SGLang's
-metric names. Pods get these addresses on nodes of `Cluster.own_nodes(..., answering=True)`.
+kwok says of a pod that it runs, but nothing listens at its address. While an `Exporter` runs, the test bed's network
+takes the addresses of SIMULATED_METRICS_RANGE for its own, and one program answers at all of them with SGLang's metric
+names. Pods get these addresses on nodes of `Cluster.own_nodes(..., answering=True)`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,7 +26,7 @@ _STARTED = time.time()
 
 
 class Exporter:
-    """The metrics of the simulated engines. Each `say` replaces the earlier numbers of that model."""
+    """What the simulated engines say. Each `say` replaces what was said before for that model."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -36,17 +35,17 @@ class Exporter:
         self._write()
 
     def say(self, model: str, *, running: int = 0, queued: int = 0, tokens: int = 0, capacity: int = 100_000) -> None:
-        """Every simulated engine reports these numbers for the served model `model`."""
+        """Every simulated engine says these numbers of the served model `model`."""
         self._loads[model] = {"running": running, "queued": queued, "tokens": tokens, "capacity": capacity}
         self._write()
 
     def forget(self, model: str) -> None:
-        """No engine reports this model any more."""
+        """No engine knows this model any more."""
         self._loads.pop(model, None)
         self._write()
 
     def refuse(self, *, refused: bool = True) -> None:
-        """Every simulated engine answers 401 until `refused=False`."""
+        """Every simulated engine answers 401, until it is told otherwise."""
         self._refused = refused
         self._write()
 
@@ -64,13 +63,12 @@ def exporting(sandbox: Sandbox, folder: Path) -> Iterator[Exporter]:
     route = ["ip", "route", "replace", "local", SIMULATED_METRICS_RANGE, "dev", "lo"]
     sandbox.call(route)
     program = sandbox.enter([sys.executable, "-m", "tests.testbed.exporter", str(path)])
-    # nsenter runs the program as its child. Signals to their group end both.
-    process = subprocess.Popen(program, stdin=subprocess.DEVNULL, start_new_session=True)
+    # It ends when the pipe is closed, also when this process is killed. Ctrl-C does not reach a session of its own.
+    process = subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True)
     try:
         yield exporter
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(10)
+        process.communicate(timeout=10)
         sandbox.call([*route[:2], "delete", *route[3:]])
 
 
@@ -91,16 +89,18 @@ def page(loads: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _serve(path: Path) -> None:
+    """Serves until standard input ends."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            settings = json.loads(path.read_text())
-            body = page(settings["loads"]).encode()
-            self.send_response(401 if settings["refused"] else 200)
+            told = json.loads(path.read_text())
+            body = page(told["loads"]).encode()
+            self.send_response(401 if told["refused"] else 200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.send_header("Content-Length", str(len(body)))
-            # The client may have closed the connection by now.
+            # Who asked may have given up by now.
             with suppress(ConnectionError):
                 self.end_headers()
                 self.wfile.write(body)
@@ -108,7 +108,9 @@ def _serve(path: Path) -> None:
         def log_message(self, format: str, *args: Any) -> None:
             return
 
-    ThreadingHTTPServer(("0.0.0.0", PORT), Handler).serve_forever()
+    server = ThreadingHTTPServer(("0.0.0.0", PORT), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    sys.stdin.read()
 
 
 if __name__ == "__main__":

@@ -131,6 +131,8 @@ conf_dir = "{self._at.config / "cni"}"
             "failCgroupV1": False,
             "failSwapOn": False,
             "oomScoreAdj": 0,
+            # A container that ends again and again is started after 5 seconds instead of up to 5 minutes.
+            "crashLoopBackOff": {"maxContainerRestartPeriod": "5s"},
             "clusterDomain": CLUSTER_DOMAIN,
             "clusterDNS": [NODE_ADDRESS],
             "resolvConf": str(self._at.config / "resolv.conf"),

@@ -21,6 +21,7 @@ def owned() -> dict[str, str]:
 
 
 def abandoned(items: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names of the objects whose owner does not run any more; objects without an owner are nobody's to remove."""
-    owners = {item["metadata"]["name"]: item["metadata"].get("labels", {}).get(OWNER) for item in items}
+    """Names of the objects whose owner does not run any more and that nobody deletes yet."""
+    found = [item["metadata"] for item in items]
+    owners = {meta["name"]: meta.get("labels", {}).get(OWNER) for meta in found if "deletionTimestamp" not in meta}
     return [name for name, owner in owners.items() if owner and not Path(f"/proc/{owner}").exists()]

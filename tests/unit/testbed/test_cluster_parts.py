@@ -1,6 +1,7 @@
 """The parts of the test bed's cluster half that decide something: keys, certificates, pools, GPU labels."""
 
 import ipaddress
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from cryptography import x509
 from tests.testbed.binaries import PARTS, Part
 from tests.testbed.cache import StepFailed, cached, elapsed, key, run_step
 from tests.testbed.layout import API_SERVICE_ADDRESS, NODE_ADDRESS, layout
+from tests.testbed.ownership import OWNER, abandoned, owned
 from tests.testbed.pki import SUBJECTS, make_pki
 from tests.testbed.simulated import PRODUCTS, Pool, gpu_labels, node_manifest
 
@@ -98,6 +100,11 @@ def test_the_real_networks_hold_their_addresses() -> None:
     assert simulated.subnet_of(inside)
     assert not real.overlaps(simulated)
     assert link not in real
+    answered = ipaddress.IPv4Network(at.SIMULATED_METRICS_RANGE)
+    assert answered.subnet_of(simulated)
+    assert not {link, ipaddress.IPv4Address(at.LINK_ADDRESS)} & set(answered)
+    # kwok hands out addresses from the beginning: those of ordinary nodes never come that far.
+    assert int(answered[0]) - int(simulated[0]) >= 16384
     assert ipaddress.IPv4Address(at.API_SERVICE_ADDRESS) in ipaddress.IPv4Network(at.SERVICE_RANGE)
 
 
@@ -130,6 +137,21 @@ def test_a_simulated_node_keeps_other_pods_away_unless_told_otherwise() -> None:
     assert tainted["status"]["allocatable"]["nvidia.com/gpu"] == "8"
     assert node_manifest("b", {}, 0, taints={})["spec"]["taints"] == []
     assert "nvidia.com/gpu" not in node_manifest("b", {}, 0)["status"]["capacity"]
+
+
+def test_a_simulated_node_can_have_addresses_and_taints_of_its_own() -> None:
+    spec = node_manifest("a", {}, 8, taints={"example.com/mine": "yes"}, pod_range="10.1.0.0/24")["spec"]
+    assert spec["taints"] == [{"key": "example.com/mine", "value": "yes", "effect": "NoSchedule"}]
+    assert (spec["podCIDR"], spec["podCIDRs"]) == ("10.1.0.0/24", ["10.1.0.0/24"])
+
+
+def test_only_what_a_dead_process_owned_is_abandoned() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    labels = {"mine": owned(), "its": {OWNER: str(ended.pid)}, "nobody's": {"type": "kwok"}, "plain": None}
+    items = [{"metadata": {"name": name, **({"labels": one} if one else {})}} for name, one in labels.items()]
+    assert abandoned(items) == ["its"]
+    assert abandoned([{"metadata": {**items[1]["metadata"], "deletionTimestamp": "2026-01-01T00:00:00Z"}}]) == []
 
 
 @pytest.mark.parametrize("path", ["relative/state", "/state", "/var/lib/" + "x" * 90, "/var/lib/../state"])

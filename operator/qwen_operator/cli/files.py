@@ -39,12 +39,15 @@ def documents(path: str) -> list[Any]:
 
 
 def nodes(path: str) -> list[Mapping[str, Any]]:
-    """Node objects, from any output of `kubectl get nodes` as YAML or JSON: a list, one object, or several."""
+    """Node objects, from any output of `kubectl get nodes` as YAML or JSON: a list, one object, or several.
+
+    Items of a list of nodes that are no objects are among them, so that the inventory can name them.
+    """
     found = [one for document in _documents(path, MOST_NODE_BYTES, "list of nodes") for one in _items(document)]
     others = sorted({str(one.get("kind")) for one in found if isinstance(one, Mapping)} - {"Node", "None"})
     kept = [one for one in found if isinstance(one, Mapping) and one.get("kind", "Node") == "Node"]
-    if found and kept:
-        return kept
+    if kept:
+        return [*kept, *(one for one in found if not isinstance(one, Mapping))]
     what = f"holds {', '.join(others)}, but no Node" if others else "holds no Node objects"
     raise InputError(f"{path}: {what}; right would be the output of `kubectl get nodes -o yaml`")
 

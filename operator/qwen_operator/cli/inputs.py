@@ -21,7 +21,7 @@ from qwen_operator.cli import files
 from qwen_operator.cli.files import InputError
 from qwen_operator.cli.settings import chart_settings
 from qwen_operator.config import Settings
-from qwen_operator.hardware.boards import board, similar
+from qwen_operator.hardware.boards import Board, board, similar
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct, Inventory, inventory
 from qwen_operator.hardware.pools import GpuPool
 from qwen_operator.planning.types import EngineDefaults, EngineSource
@@ -224,16 +224,13 @@ def _priced(product: GpuProduct, pools: tuple[GpuPool, ...]) -> GpuProduct:
 def _product(text: str) -> GpuProduct:
     found = _GPU.fullmatch(text)
     if found is None:
-        raise InputError(f"--gpu {text}: must be PRODUCT=GPUSxNODES, for example NVIDIA-H100-80GB-HBM3=8x4")
+        name = text.partition("=")[0] or "PRODUCT"
+        raise InputError(f"--gpu {text}: must be PRODUCT=GPUSxNODES, for example {name}=8x1")
     known, mib = board(found["product"]), found["mib"]
     if "-MIG-" in found["product"].upper() or found["product"].upper().endswith("-SHARED"):
         raise InputError(f"--gpu {text}: is a part of a GPU; an engine needs whole ones, name the GPU itself")
-    if known is None and mib is None:
-        near = " or ".join(similar(found["product"]))
-        meant = f"did you mean {near}? Otherwise add" if near else "add"
-        raise InputError(
-            f"--gpu {text}: {found['product']} is not a known GPU; {meant} its memory in MiB, {text}:81559"
-        )
+    if mib is None and (known is None or known.unified):
+        raise InputError(f"--gpu {text}: {_without_memory(found['product'], known)}, {text}:MIB")
     name = known.product if known else found["product"]
     return GpuProduct(
         product=name,
@@ -245,6 +242,16 @@ def _product(text: str) -> GpuProduct:
         compute_capability=known.compute_capability if known else None,
         full_nodes=int(found["nodes"]),
     )
+
+
+def _without_memory(name: str, known: Board | None) -> str:
+    """Why the name alone does not say how much memory the GPU has, and what to do."""
+    if known:
+        return f"{known.product} shares its memory with the CPU; add the MiB that engines may use"
+    near = [one for short in similar(name) if (one := board(short))]
+    named = " or ".join(f"{one.short} ({one.memory_mib} MiB)" if len(near) > 1 else one.short for one in near)
+    meant = f"did you mean {named}? Otherwise add" if near else "add"
+    return f"{name} is not a known GPU; {meant} its memory in MiB"
 
 
 def names_product(text: str, products: tuple[str, ...]) -> bool:

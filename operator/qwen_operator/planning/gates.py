@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from qwen_operator.checkpoints.facts import Checkpoint, Quantization
 from qwen_operator.engines.types import Capability, EngineVersion, Formats
-from qwen_operator.hardware.boards import board
+from qwen_operator.hardware.boards import Board, board
 from qwen_operator.hardware.inventory import GpuProduct
 
 # Beyond so many GPUs without NVLink the exchange between them takes longer than the work.
@@ -72,6 +72,8 @@ def remarks(checkpoint: Checkpoint, product: GpuProduct, gpus: int, formats: For
     has = product.compute_capability
     said = []
     known = board(product.product)
+    if known and not known.verified:
+        said.append(_unverified(known))
     if known and not known.nvlink and gpus > _PCIE_GPUS:
         said.append(f"slow: {gpus} x {product.product} exchange every layer over PCIe, which bounds long prompts")
     if checkpoint.quantization and checkpoint.quantization.method == "gguf":
@@ -86,3 +88,12 @@ def remarks(checkpoint: Checkpoint, product: GpuProduct, gpus: int, formats: For
     if checkpoint.quantization and checkpoint.quantization.method == "fp8" and has < formats.fp8_native:
         said.append(f"FP8 weights are unpacked to 16 bits for every product: {has[0]}.{has[1]} has no FP8 cores (8.9)")
     return tuple(said)
+
+
+def _unverified(known: Board) -> str:
+    major, minor = known.compute_capability
+    links = "NVLink" if known.nvlink else "PCIe"
+    return (
+        f"not checked: the operator knows {known.product} from general knowledge only ({known.memory_mib} MiB, compute "
+        f"capability {major}.{minor}, {links}); labels of the node have precedence"
+    )

@@ -221,6 +221,7 @@ def _no_fit(search: Search, looked: Sequence[Fit], inventory: Inventory) -> NoFi
         *explain.model(checkpoint, wanted, search.kv_cache),
         *(line for fit in (*fits, *barred)[:_SHOWN] for line in explain.splits(fit, wanted)),
         *inventory.notes,
+        *(f"left out: {sentence}" for sentence in inventory.ignored),
         *explain.UNKNOWNS,
     )
     hint = f". {unlabelled(inventory)}" if inventory.unlabelled else ""

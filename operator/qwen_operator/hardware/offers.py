@@ -46,7 +46,7 @@ _OTHER_VENDORS = ("amd.com/gpu", "gpu.intel.com/", "habana.ai/", "google.com/tpu
 _NETWORK = re.compile(r"rdma|hostdev|sriov|mlnx|nic|_ib|_vf")
 _ACCELERATOR = re.compile(r"gpu|cuda|gaudi|/tpu|neuron", re.IGNORECASE)
 _QUANTITY = re.compile(r"([0-9]{1,9})(k|M|e[0-6])?")
-_ONLY_WHOLE = "the operator plans whole GPUs only"
+_ONLY = "the operator plans whole GPUs only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +108,12 @@ def _parts_only(seen: _Node) -> str:
     labels, product = seen.labels, seen.labels.get(PRODUCT_LABEL, "")
     if "-MIG-" in product.upper():
         return (
-            f"{product}: a MIG slice, no whole GPU, and {_ONLY_WHOLE}: set the node label nvidia.com/mig.config to "
+            f"{product}: a MIG slice, no whole GPU, and {_ONLY}: set the node label nvidia.com/mig.config to "
             "all-disabled, or switch MIG off with nvidia-smi -mig 0"
         )
     if labels.get(_GKE_MIG_LABEL):
         return (
-            f"{seen.gpu}: cut into MIG slices ({_GKE_MIG_LABEL}={labels[_GKE_MIG_LABEL]}), and {_ONLY_WHOLE}: use a node "
+            f"{seen.gpu}: cut into MIG slices ({_GKE_MIG_LABEL}={labels[_GKE_MIG_LABEL]}), and {_ONLY}: use a node "
             "pool without gpuPartitionSize"
         )
     for label in _SHARING_LABELS:
@@ -132,7 +132,7 @@ def _shared(gpu: str, sign: str, *, gke: bool) -> str:
         if gke
         else "remove `sharing` from the device plugin's configuration there"
     )
-    return f"{gpu} is shared between pods ({sign}), and {_ONLY_WHOLE}: {cure}"
+    return f"{gpu} is shared between pods ({sign}), and {_ONLY}: {cure}"
 
 
 def _unreadable(seen: _Node) -> str:
@@ -147,7 +147,7 @@ def _none(seen: _Node) -> str:
     slices, others = seen.amounts(_MIG_RESOURCE), _other_resources(seen)
     if slices:
         return (
-            f"{seen.gpu}: cut into MIG slices ({slices}), and {_ONLY_WHOLE}: set the node label nvidia.com/mig.config to "
+            f"{seen.gpu}: cut into MIG slices ({slices}), and {_ONLY}: set the node label nvidia.com/mig.config to "
             "all-disabled, or switch MIG off with nvidia-smi -mig 0"
         )
     state = seen.labels.get(_MIG_STATE_LABEL, "")
@@ -161,8 +161,8 @@ def _none(seen: _Node) -> str:
         return ""
     return (
         f"{seen.gpu}: labels name GPUs, but the node does not list the resource {GPU_RESOURCE}, which engines ask for: "
-        "run the NVIDIA device plugin there; if DRA offers the GPUs, set extendedResourceName: nvidia.com/gpu in their "
-        "DeviceClass and declare them in gpuPools"
+        "run the NVIDIA device plugin there; if DRA offers the GPUs, on Kubernetes 1.36 set "
+        "extendedResourceName: nvidia.com/gpu in their DeviceClass and declare them in gpuPools"
     )
 
 

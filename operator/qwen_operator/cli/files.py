@@ -39,13 +39,15 @@ def documents(path: str) -> list[Any]:
 
 
 def nodes(path: str) -> list[Mapping[str, Any]]:
-    """Node objects, from any output of `kubectl get nodes` as YAML or JSON: a list, one object, or several."""
+    """Node objects, from any output of `kubectl get nodes` as YAML or JSON: a list, one object, or several.
+
+    Items of a list of nodes that are no objects are among them, so that the inventory can name them.
+    """
     items = [one for document in _documents(path, MOST_NODE_BYTES, "list of nodes") for one in _items(document)]
-    manifests = [one for one in items if isinstance(one, Mapping)]
-    node_objects = [one for one in manifests if one.get("kind", "Node") == "Node"]
+    other_kinds = sorted({str(one.get("kind")) for one in items if isinstance(one, Mapping)} - {"Node", "None"})
+    node_objects = [one for one in items if isinstance(one, Mapping) and one.get("kind", "Node") == "Node"]
     if node_objects:
-        return node_objects
-    other_kinds = sorted({str(one.get("kind")) for one in manifests} - {"Node", "None"})
+        return [*node_objects, *(one for one in items if not isinstance(one, Mapping))]
     content = f"holds {', '.join(other_kinds)}, but no Node" if other_kinds else "holds no Node objects"
     raise InputError(f"{path}: {content}; right would be the output of `kubectl get nodes -o yaml`")
 

@@ -21,7 +21,7 @@ from qwen_operator.cli import files
 from qwen_operator.cli.files import InputError
 from qwen_operator.cli.settings import chart_settings
 from qwen_operator.config import Settings
-from qwen_operator.hardware.boards import board, similar
+from qwen_operator.hardware.boards import Board, board, similar
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct, Inventory, inventory
 from qwen_operator.hardware.pools import GpuPool
 from qwen_operator.planning.types import EngineDefaults, EngineSource
@@ -240,15 +240,14 @@ def _priced(product: GpuProduct, pools: tuple[GpuPool, ...]) -> GpuProduct:
 def _product(text: str) -> GpuProduct:
     match = _GPU.fullmatch(text)
     if match is None:
-        raise InputError(f"--gpu {text}: must be PRODUCT=GPUSxNODES, for example NVIDIA-H100-80GB-HBM3=8x4")
+        name = text.partition("=")[0] or "PRODUCT"
+        raise InputError(f"--gpu {text}: must be PRODUCT=GPUSxNODES, for example {name}=8x1")
     given, mib = match["product"], match["mib"]
     known_board = board(given)
     if "-MIG-" in given.upper() or given.upper().endswith("-SHARED"):
         raise InputError(f"--gpu {text}: is a part of a GPU; an engine needs whole GPUs, name the GPU itself")
-    if known_board is None and mib is None:
-        near = " or ".join(similar(given))
-        meant = f"did you mean {near}? Otherwise add" if near else "add"
-        raise InputError(f"--gpu {text}: {given} is not a known GPU; {meant} its memory in MiB, {text}:81559")
+    if mib is None and (known_board is None or known_board.unified):
+        raise InputError(f"--gpu {text}: {_without_memory(given, known_board)}, {text}:MIB")
     name = known_board.product if known_board else given
     return GpuProduct(
         product=name,
@@ -260,6 +259,16 @@ def _product(text: str) -> GpuProduct:
         compute_capability=known_board.compute_capability if known_board else None,
         full_nodes=int(match["nodes"]),
     )
+
+
+def _without_memory(name: str, known: Board | None) -> str:
+    """Why the name alone does not say how much memory the GPU has, and what to do."""
+    if known:
+        return f"{known.product} shares its memory with the CPU; add the MiB that engines may use"
+    near = [one for short in similar(name) if (one := board(short))]
+    named = " or ".join(f"{one.short} ({one.memory_mib} MiB)" if len(near) > 1 else one.short for one in near)
+    meant = f"did you mean {named}? Otherwise add" if near else "add"
+    return f"{name} is not a known GPU; {meant} its memory in MiB"
 
 
 def names_product(text: str, products: tuple[str, ...]) -> bool:

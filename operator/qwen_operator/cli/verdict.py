@@ -67,6 +67,8 @@ def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alter
         yield _labelled("warning", warning)
     for remark in (*gates.remarks(given.checkpoint, product, chosen.tp, fit.engine.formats), *given.inventory.notes):
         yield _labelled("note", remark)
+    for sentence in given.inventory.ignored:
+        yield _labelled("left out", sentence)
     for one in cheaper:
         yield _labelled("cheaper", f"{one.describe()} takes {_gpus(one)} ({number(one.kv_tokens)} tokens)")
     yield from _unknown(given)
@@ -95,9 +97,11 @@ def _does_not(given: Inputs, outcome: Outcome, result: NoFit, commands: Mapping[
         yield _labelled("missing", result.missing)
     for fit in (one for one in outcome.tried if one.gate):
         yield _labelled("refused", fit.gate or "")
-    for note in (*given.inventory.notes, *given.inventory.ignored):
-        if sized or note not in result.message:
-            yield _labelled("note", note)
+    for note in given.inventory.notes:
+        yield _labelled("note", note)
+    for sentence in given.inventory.ignored:
+        if sentence not in result.message:
+            yield _labelled("left out", sentence)
     yield from _alternatives(result.alternatives, commands)
     if sized:
         yield from _unknown(given)

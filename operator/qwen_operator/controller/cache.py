@@ -12,6 +12,8 @@ from typing import Any
 from qwen_operator import objects
 from qwen_operator.api.claims import served_names
 from qwen_operator.api.writers import kept_fields
+from qwen_operator.hardware import hami
+from qwen_operator.hardware.nodes import shares_host_memory
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
     NODES,
@@ -231,9 +233,14 @@ def trim(resource: Resource, manifest: Manifest) -> Manifest:
 def _trimmed_node(manifest: Manifest, meta: Manifest) -> Manifest:
     spec, status = objects.mapping(manifest, "spec"), objects.mapping(manifest, "status")
     meta = {name: meta[name] for name in ("name", "uid", "resourceVersion", "labels") if name in meta}
+    annotations = objects.annotations(manifest)
+    if shared := {name: annotations[name] for name in hami.ANNOTATIONS if name in annotations}:
+        meta["annotations"] = shared
+    host = ("memory",) if shares_host_memory(objects.labels(manifest)) else ()
     gpus = {
-        part: {name: amount for name, amount in objects.mapping(status, part).items() if "/" in name}
+        part: {name: amount for name, amount in objects.mapping(status, part).items() if "/" in name or name in host}
         for part in ("capacity", "allocatable")
+        if part in status
     }
     ready = [
         {"type": "Ready", "status": condition.get("status")}

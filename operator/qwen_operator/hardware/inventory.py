@@ -11,8 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen_operator.hardware import nodes as node_reading
-from qwen_operator.hardware.boards import board, short_name
-from qwen_operator.hardware.nodes import COUNT_LABEL, GPU_RESOURCE, MEMORY_LABEL, PRODUCT_LABEL, Taint
+from qwen_operator.hardware.boards import board, less, short_name
+from qwen_operator.hardware.gpu_memory import MEMORY_LABEL
+from qwen_operator.hardware.narrowing import narrowed
+from qwen_operator.hardware.nodes import NodeGpus, Taint, UnlabelledNode
+from qwen_operator.hardware.offers import COUNT_LABEL, GPU_RESOURCE, PRODUCT_LABEL
 from qwen_operator.hardware.pools import GpuPool
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "GpuProduct",
     "Inventory",
     "Taint",
+    "UnlabelledNode",
     "inventory",
     "short_name",
 ]
@@ -74,12 +78,12 @@ class GpuProduct:
 class Inventory:
     """All GPUs that the operator knows.
 
-    `unlabelled` has the names of nodes whose GPUs have no labels. `ignored` has one sentence for each node that does
-    not count, and `notes` one for each node whose labels contradict its hardware.
+    `unlabelled` has the nodes whose GPUs lack labels. `ignored` has one sentence for each reason why nodes do not
+    count, and `notes` one for each contradiction between sources. Nodes with the same sentence share one.
     """
 
     products: tuple[GpuProduct, ...] = ()
-    unlabelled: tuple[str, ...] = ()
+    unlabelled: tuple[UnlabelledNode, ...] = ()
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -110,30 +114,39 @@ class Inventory:
 def inventory(nodes: Iterable[Mapping[str, Any]], pools: Sequence[GpuPool]) -> Inventory:
     """Products of the given node objects, joined with the declared pools.
 
-    If nodes of one product differ, the smallest memory and compute capability count, and the largest number of GPUs per
-    node. Shared GPUs (time slicing, MPS, MIG) do not count, because an engine needs whole GPUs.
+    If nodes of one product differ a little, the smallest memory and compute capability count, and the largest number of
+    GPUs per node. If their memory differs more, they are different entries. GPUs that a pod cannot have whole (time
+    slicing, MPS, MIG) do not count. A node of any form is accepted; a malformed one does not count.
     """
+    seen = [gpus for gpus in map(node_reading.read, nodes) if gpus is not None]
+    usable = narrowed([gpus for gpus in seen if not gpus.unusable and not gpus.unlabelled])
     products: dict[_Key, GpuProduct] = {}
-    unlabelled: list[str] = []
-    ignored: list[str] = []
-    notes: list[str] = []
-    for node in nodes:
-        gpus = node_reading.read(node)
-        if gpus is None:
-            continue
-        if gpus.shared:
-            ignored.append(f"{gpus.node}: {gpus.shared}")
-        elif not gpus.product:
-            unlabelled.append(gpus.node)
-        else:
-            notes += gpus.notes
-            _add(products, _product(gpus))
+    for gpus in usable:
+        _add(products, _product(gpus))
     for pool in pools:
         _declare(products, pool)
-    return Inventory(_ordered(products), tuple(sorted(unlabelled)), tuple(sorted(ignored)), tuple(sorted(notes)))
+    return Inventory(
+        products=_ordered(products),
+        unlabelled=tuple(sorted(gpus.unlabelled for gpus in seen if gpus.unlabelled)),
+        ignored=_sentences((gpus.node, gpus.unusable) for gpus in seen if gpus.unusable),
+        notes=_sentences((gpus.node, note) for gpus in usable for note in gpus.notes),
+    )
 
 
-def _product(gpus: node_reading.NodeGpus) -> GpuProduct:
+def _sentences(reasons: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """One sentence for each reason, with the first node that it holds for and the number of the others."""
+    nodes: dict[str, list[str]] = {}
+    for node, reason in reasons:
+        nodes.setdefault(reason, []).append(node)
+    return tuple(sorted(f"{_named(names)}: {reason}" for reason, names in nodes.items()))
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - 1
+    return f"{min(names)}{f' and {more} more node' if more else ''}{'s' if more > 1 else ''}"
+
+
+def _product(gpus: NodeGpus) -> GpuProduct:
     return GpuProduct(
         product=gpus.product,
         memory_mib=gpus.memory_mib,
@@ -147,7 +160,10 @@ def _product(gpus: node_reading.NodeGpus) -> GpuProduct:
 
 
 def _declare(products: dict[_Key, GpuProduct], pool: GpuPool) -> None:
-    """Join a pool with the nodes of its product, whatever their taints. A pool without nodes is an entry of its own."""
+    """Join a pool with the nodes of its product, whatever their taints. A pool without nodes is an entry of its own.
+
+    Nodes with a part of the board are joined only if there are no others.
+    """
     known_board = board(pool.product)
     selector = dict(pool.node_selector) or {PRODUCT_LABEL: pool.product}
     declared = GpuProduct(
@@ -162,7 +178,8 @@ def _declare(products: dict[_Key, GpuProduct], pool: GpuPool) -> None:
         cost_per_gpu_hour=pool.cost_per_gpu_hour,
         full_nodes=pool.max_nodes or 1,
     )
-    existing = [key for key in products if key[0] == pool.product]
+    nodes = [key for key in products if key[0] == pool.product]
+    existing = [key for key in nodes if not less(products[key].memory_mib, pool.memory_mib)] or nodes
     for key in existing:
         old = products.pop(key)
         own = dict(pool.node_selector) or old.selector

@@ -1,39 +1,39 @@
-"""The GPUs of one node, from its labels and its status.
+"""The GPUs of one node, from its labels, its annotations and its status.
 
-Labels come from GPU feature discovery or from the cloud (`boards.named_by`). If numbers contradict each other, the
-smaller one counts, and a note says so.
+Labels come from GPU feature discovery or from the cloud (`boards.named_by`). If sources contradict each other, the
+smaller number counts, and a note says so.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_operator import objects
-from qwen_operator.hardware.boards import Board, board, named_by
+from qwen_operator.hardware import form, gpu_memory, hami, offers
+from qwen_operator.hardware.boards import (
+    INSTANCE_TYPE_LABEL,
+    BoardLabel,
+    board,
+    named_by,
+    provider_label,
+    provider_labels,
+)
+from qwen_operator.hardware.gpu_memory import CLOUD_MEMORY_LABELS, MEMORY_LABEL
+from qwen_operator.hardware.offers import GPU_RESOURCE, PRODUCT_LABEL
 from qwen_operator.objects import mapping, members
 
-GPU_RESOURCE = "nvidia.com/gpu"
-PRODUCT_LABEL = "nvidia.com/gpu.product"
-MEMORY_LABEL = "nvidia.com/gpu.memory"
-COUNT_LABEL = "nvidia.com/gpu.count"
 _MAJOR_LABEL = "nvidia.com/gpu.compute.major"
 _MINOR_LABEL = "nvidia.com/gpu.compute.minor"
-_REPLICAS_LABEL = "nvidia.com/gpu.replicas"
-# If one of these has a value other than none, pods share a GPU. The first is of GPU feature discovery, the others of
-# GKE.
-_SHARING_LABELS = (
-    "nvidia.com/gpu.sharing-strategy",
-    "cloud.google.com/gke-gpu-sharing-strategy",
-    "cloud.google.com/gke-gpu-partition-size",
-)
-_MIG_RESOURCE = "nvidia.com/mig-"
-# In percent. Drivers keep up to 4 % of a board's memory for error correction, and tables round. A larger difference
-# means another board.
-_MEMORY_TOLERANCE = 10
+_VGPU_LABEL = "nvidia.com/vgpu.present"
+# The profile at the end of a vGPU's name: GRID-T4-16Q, NVIDIA-A40-48C.
+_VGPU_PROFILE = re.compile(r"-[0-9]{1,3}[ABCQ]$")
 # Kubernetes sets and removes these taints by itself (not-ready, unschedulable, memory-pressure ...).
 _PASSING_TAINTS = "node.kubernetes.io/"
+NARROWING_LABELS = (MEMORY_LABEL, *CLOUD_MEMORY_LABELS, INSTANCE_TYPE_LABEL)
+"""Labels that tell nodes with a whole board from nodes with a part of the same board."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -57,11 +57,27 @@ class Taint:
         return bool(key == self.key and (toleration.get("value") or "") == self.value)
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class UnlabelledNode:
+    """A node whose GPUs cannot be planned, because labels are missing.
+
+    `lacks` are the labels that are missing or unreadable. `product` is "" if no label names it. `host_mib` is the
+    allocatable memory of the node in MiB if CPU and GPU share it, otherwise 0.
+    """
+
+    node: str
+    product: str = ""
+    lacks: tuple[str, ...] = (PRODUCT_LABEL, MEMORY_LABEL)
+    unified: bool = False
+    host_mib: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class NodeGpus:
-    """The GPUs of a node. `shared` says why a pod cannot use them whole. Without labels, `product` is "".
+    """The GPUs of a node. `unusable` says why a pod cannot use them, `unlabelled` what their labels lack.
 
-    `selector` selects nodes of this kind. `notes` has one sentence for each contradiction between numbers.
+    `selector` selects nodes of this kind. `notes` has one sentence for each contradiction between sources. Neither
+    these nor `unusable` name the node. `marks` are the labels that selectors use.
     """
 
     node: str
@@ -71,80 +87,84 @@ class NodeGpus:
     compute_capability: tuple[int, int] | None = None
     selector: tuple[tuple[str, str], ...] = ()
     taints: tuple[Taint, ...] = ()
-    shared: str = ""
+    unusable: str = ""
+    unlabelled: UnlabelledNode | None = None
     notes: tuple[str, ...] = ()
+    marks: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(node: Mapping[str, Any]) -> NodeGpus | None:
-    """The GPUs of a node object, None if it has none."""
-    name, labels = str(mapping(node, "metadata").get("name", "")), _labels(node)
-    product = labels.get(PRODUCT_LABEL, "")
-    gpus = _offered(node, "allocatable") or _whole(labels.get(COUNT_LABEL))
-    if gpus == 0:
-        sliced = any(resource.startswith(_MIG_RESOURCE) for resource in mapping(node, "status", "allocatable"))
-        return NodeGpus(name, shared=f"{product or 'its GPUs'}: cut into MIG slices") if sliced else None
-    shared = _shared(product, labels)
-    if shared:
-        return NodeGpus(name, shared=shared)
-    cloud_label = None if product else named_by(labels)
-    known_board = cloud_label.board if cloud_label else board(product)
-    if cloud_label:
-        product, selector = cloud_label.board.product, ((cloud_label.label, cloud_label.value),)
-    else:
-        selector = ((PRODUCT_LABEL, product),)
-    memory, notes = _memory(name, product, _whole(labels.get(MEMORY_LABEL)), known_board)
-    if not product or memory == 0:
-        return NodeGpus(name)
+    """The GPUs of a node object of any form, None if it has none."""
+    if not isinstance(node, dict):
+        return NodeGpus("?", unusable="is no object")
+    name = str(mapping(node, "metadata").get("name") or "?")
+    fault = form.fault(node)
+    if fault:
+        return NodeGpus(name, unusable=f"{fault}; the node does not count")
+    labels = _labels(node)
+    offer = offers.offer(node, labels)
+    if offer is None:
+        return None
+    if offer.unusable:
+        return NodeGpus(name, unusable=offer.unusable)
+    return _planned(node, name, labels, offer)
+
+
+def shares_host_memory(labels: Mapping[str, Any]) -> bool:
+    """Whether the GPUs of a node with these labels use the memory of its CPU."""
+    known = board(str(labels.get(PRODUCT_LABEL, "")))
+    return known is not None and known.unified
+
+
+def _planned(node: Mapping[str, Any], name: str, labels: Mapping[str, str], offer: offers.Offer) -> NodeGpus:
+    product, selector, cloud = _product(labels)
+    known = cloud.board if cloud else board(product)
+    host_mib = gpu_memory.of_quantity(mapping(node, "status", "allocatable").get("memory"))
+    sources = gpu_memory.Sources(known, cloud, hami.memory_mib(objects.annotations(node)), host_mib)
+    memory = gpu_memory.read(labels, sources)
+    if not product or memory.mib == 0:
+        unified = known is not None and known.unified
+        lacks = (*([] if product else [PRODUCT_LABEL]), *([] if memory.mib else [MEMORY_LABEL]))
+        return NodeGpus(name, unlabelled=UnlabelledNode(name, product, lacks, unified, host_mib if unified else 0))
+    unquoted = form.unquoted(node)
     return NodeGpus(
         node=name,
         product=product,
-        memory_mib=memory,
-        gpus=gpus,
-        compute_capability=_capability(labels) or (known_board.compute_capability if known_board else None),
-        selector=selector,
+        memory_mib=memory.mib,
+        gpus=offer.gpus,
+        compute_capability=_capability(labels) or (known.compute_capability if known else None),
+        selector=(selector,),
         taints=_taints(node),
-        notes=(*notes, *_count_note(name, node, labels)),
+        notes=(*offer.notes, *memory.notes, *_vgpu(labels, product), *([unquoted] if unquoted else [])),
+        marks={key: labels[key] for key in (PRODUCT_LABEL, *provider_labels(), *NARROWING_LABELS) if key in labels},
     )
 
 
-def _memory(node: str, product: str, labelled: int, known_board: Board | None) -> tuple[int, tuple[str, ...]]:
-    """MiB of one GPU, and the note about it. `labelled` is the value of the label, 0 if there is none."""
-    if known_board is None or labelled == 0:
-        return labelled or (known_board.memory_mib if known_board else 0), ()
-    if abs(labelled - known_board.memory_mib) * 100 <= known_board.memory_mib * _MEMORY_TOLERANCE:
-        return labelled, ()
-    least = min(labelled, known_board.memory_mib)
-    note = (
-        f"{node}: {MEMORY_LABEL} is {labelled}, but a {product} has {known_board.memory_mib} MiB: planned with "
-        f"{least}; correct the label, or run GPU feature discovery again"
+def _product(labels: Mapping[str, str]) -> tuple[str, tuple[str, str], BoardLabel | None]:
+    """The product, the label that selects its nodes, and the board if a cloud's label names it; "" for no product."""
+    product = labels.get(PRODUCT_LABEL, "")
+    if product:
+        return product, (PRODUCT_LABEL, product), None
+    stated = next(
+        (mib for label in (MEMORY_LABEL, *CLOUD_MEMORY_LABELS) if (mib := gpu_memory.mib(labels.get(label)))), 0
     )
-    return least, (note,)
+    cloud = named_by(labels, stated)
+    if cloud:
+        return cloud.board.product, (cloud.label, cloud.value), cloud
+    # A board that the table lacks: the cloud's own name of it is as good a name as any.
+    unknown = provider_label(labels)
+    return (unknown[1], unknown, None) if unknown and stated else ("", ("", ""), None)
 
 
-def _count_note(name: str, node: Mapping[str, Any], labels: Mapping[str, str]) -> tuple[str, ...]:
-    labelled, capacity = _whole(labels.get(COUNT_LABEL)), _offered(node, "capacity")
-    if not labelled or not capacity or labelled == capacity:
-        return ()
-    return (
-        f"{name}: {COUNT_LABEL} is {labelled}, but its capacity is {capacity} {GPU_RESOURCE}: planned with what the "
-        "device plugin offers; restart GPU feature discovery or the device plugin",
-    )
-
-
-def _shared(product: str, labels: Mapping[str, str]) -> str:
-    """Why a pod would not get whole GPUs, or ""."""
-    gpu = product or GPU_RESOURCE
-    if "-MIG-" in product:
-        return f"{gpu}: a MIG slice, no whole GPU"
-    strategies = [labels[label] for label in _SHARING_LABELS if labels.get(label, "none") not in ("none", "")]
-    if product.endswith("-SHARED") or strategies or _whole(labels.get(_REPLICAS_LABEL)) > 1:
-        return f"{gpu} is shared between pods"
-    return ""
+def _vgpu(labels: Mapping[str, str], product: str) -> list[str]:
+    if labels.get(_VGPU_LABEL) != "true" and not _VGPU_PROFILE.search(product):
+        return []
+    return [f"{product} is a vGPU: it has its memory for itself, but other virtual machines use the same GPU"]
 
 
 def _capability(labels: Mapping[str, str]) -> tuple[int, int] | None:
-    major, minor = labels.get(_MAJOR_LABEL, ""), labels.get(_MINOR_LABEL, "")
-    return (_whole(major), _whole(minor)) if _whole(major) and minor.isdigit() else None
+    major, minor = offers.quantity(labels.get(_MAJOR_LABEL)), offers.quantity(labels.get(_MINOR_LABEL))
+    return (major, minor) if major and minor is not None else None
 
 
 def _taints(node: Mapping[str, Any]) -> tuple[Taint, ...]:
@@ -162,15 +182,5 @@ def _taints(node: Mapping[str, Any]) -> tuple[Taint, ...]:
     )
 
 
-def _offered(node: Mapping[str, Any], part: str) -> int:
-    return _whole(mapping(node, "status", part).get(GPU_RESOURCE))
-
-
 def _labels(node: Mapping[str, Any]) -> dict[str, str]:
-    return {str(key): str(value) for key, value in objects.labels(node).items()}
-
-
-def _whole(value: Any) -> int:
-    """The whole number of a label or a quantity, 0 if it is none."""
-    text = str(value)
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else 0
+    return {str(key): str(value) for key, value in objects.labels(node).items() if value is not None}

@@ -9,7 +9,7 @@ from typing import Any
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.hardware.boards import board
+from qwen_operator.hardware.boards import board, less
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct, Inventory
 from qwen_operator.planning.fits import Demand, Fit
 from qwen_operator.planning.types import Alternative, AlternativeKind, NodesNeeded, NoFit, Plan
@@ -217,7 +217,9 @@ def _hardware(failed: FailedSearch, free: tuple[tuple[str, Any], ...]) -> Iterat
             yield _Candidate(AlternativeKind.PRODUCT, (*asked, *free), hardware=NodesNeeded(name, _COMMON_GPUS, 1))
     for fit in failed.tried:
         product = fit.product
-        if not fit.gate and board(product.product):
+        known = board(product.product)
+        # More of a part of a board cannot be asked for by the board's name.
+        if not fit.gate and known and not known.unified and not less(product.memory_mib, known.memory_mib):
             for nodes in range(2, _MOST_NODES + 1):
                 more = NodesNeeded(product.product, product.gpus_per_node, nodes)
                 yield _Candidate(AlternativeKind.NODES, free, hardware=more)

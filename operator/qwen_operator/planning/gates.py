@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from qwen_operator.checkpoints.facts import Checkpoint, Quantization
 from qwen_operator.engines.types import Capability, EngineVersion, Formats
-from qwen_operator.hardware.boards import board
+from qwen_operator.hardware.boards import Board, board
 from qwen_operator.hardware.inventory import GpuProduct
 
 # With more GPUs than this and no NVLink, communication takes longer than computation.
@@ -71,6 +71,8 @@ def remarks(checkpoint: Checkpoint, product: GpuProduct, gpus: int, formats: For
     has = product.compute_capability
     lines = []
     known_board = board(product.product)
+    if known_board and not known_board.verified:
+        lines.append(_unverified(known_board))
     if known_board and not known_board.nvlink and gpus > _PCIE_GPUS:
         lines.append(f"slow: {gpus} x {product.product} exchange every layer over PCIe, which bounds long prompts")
     if checkpoint.quantization and checkpoint.quantization.method == "gguf":
@@ -85,3 +87,12 @@ def remarks(checkpoint: Checkpoint, product: GpuProduct, gpus: int, formats: For
     if checkpoint.quantization and checkpoint.quantization.method == "fp8" and has < formats.fp8_native:
         lines.append(f"FP8 weights are unpacked to 16 bits for every product: {has[0]}.{has[1]} has no FP8 cores (8.9)")
     return tuple(lines)
+
+
+def _unverified(known_board: Board) -> str:
+    major, minor = known_board.compute_capability
+    links = "NVLink" if known_board.nvlink else "PCIe"
+    return (
+        f"not checked: the operator knows {known_board.product} from general knowledge only "
+        f"({known_board.memory_mib} MiB, compute capability {major}.{minor}, {links}); labels of the node have precedence"
+    )

@@ -220,6 +220,7 @@ def _no_fit(search: Search, tried: Sequence[Fit], inventory: Inventory) -> NoFit
         *explain.model(checkpoint, wanted, search.kv_cache),
         *(line for fit in (*fits, *barred)[:_SHOWN] for line in explain.splits(fit, wanted)),
         *inventory.notes,
+        *(f"left out: {sentence}" for sentence in inventory.ignored),
         *explain.UNKNOWNS,
     )
     hint = f". {unlabelled(inventory)}" if inventory.unlabelled else ""

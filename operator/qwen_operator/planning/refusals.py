@@ -11,7 +11,7 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.engines.types import Formats, Role
-from qwen_operator.hardware.inventory import MEMORY_LABEL, PRODUCT_LABEL, GpuProduct, Inventory
+from qwen_operator.hardware.inventory import MEMORY_LABEL, PRODUCT_LABEL, GpuProduct, Inventory, UnlabelledNode
 from qwen_operator.planning import behaviour, gates
 from qwen_operator.planning.engine import EngineChoice
 from qwen_operator.planning.fits import Demand, Search
@@ -119,29 +119,47 @@ def _contradictions(spec: Spec, wanted: Demand, checkpoint: Checkpoint, choice: 
 def _no_products(spec: Spec, inventory: Inventory, groups: Groups) -> NoFit | None:
     if groups:
         return None
-    if inventory.unlabelled:
-        return NoFit(Reason.UNLABELLED_GPUS, unlabelled(inventory))
     ignored = f"; left out: {'; '.join(inventory.ignored)}" if inventory.ignored else ""
+    if inventory.unlabelled:
+        return NoFit(Reason.UNLABELLED_GPUS, f"{unlabelled(inventory)}{ignored}")
     if inventory.products and spec.hardware.products:
         names = ", ".join(f"{one.product} ({one.short})" for one in inventory.products)
         asked = ", ".join(spec.hardware.products)
         return NoFit(Reason.NO_GPUS, f"spec.hardware.products is {asked}, but the cluster has {names}{ignored}")
-    return NoFit(
-        Reason.NO_GPUS,
-        "no node offers a whole nvidia.com/gpu and the chart declares no gpuPools: add a GPU node with the NVIDIA "
-        f"device plugin, or declare the pool that will be scaled up{ignored}",
-    )
+    # Each node that is left out has its own way out; a node more would be none for it.
+    way_out = ignored or ": add a GPU node with the NVIDIA device plugin, or declare the pool that will be scaled up"
+    return NoFit(Reason.NO_GPUS, f"no node offers a whole nvidia.com/gpu and the chart declares no gpuPools{way_out}")
 
 
 def unlabelled(inventory: Inventory) -> str:
-    """The command that labels the first node whose GPUs have no labels."""
+    """The command that labels the first node whose GPUs lack labels."""
     first, more = inventory.unlabelled[0], len(inventory.unlabelled) - 1
     others = f" (and on {more} more)" if more else ""
+    product = f" ({first.product})" if first.product else ""
+    values = {PRODUCT_LABEL: "PRODUCT", MEMORY_LABEL: "MIB"}
+    command = " ".join(f"{label}={values[label]}" for label in first.lacks)
     return (
-        f"GPUs on node {first}{others} carry no product and memory labels. Run GPU feature discovery, or: kubectl "
-        f"label node {first} {PRODUCT_LABEL}=NVIDIA-H100-80GB-HBM3 {MEMORY_LABEL}=81559 with the values of its own GPU "
-        "(nvidia-smi --query-gpu=name,memory.total; spaces become '-', memory in MiB)"
+        f"GPUs on node {first.node}{product}{others} carry no usable label {' and no '.join(first.lacks)}. "
+        f"{_source(first)}kubectl label node {first.node} {command} --overwrite, with {_values(first)}"
     )
+
+
+def _source(node: UnlabelledNode) -> str:
+    return "Set it: " if node.unified else "Run GPU feature discovery, or: "
+
+
+def _values(node: UnlabelledNode) -> str:
+    """Where a person reads the values of the missing labels."""
+    if node.unified:
+        most = (
+            f"at most {node.host_mib}, the node's allocatable memory" if node.host_mib else "less than `free -m` shows"
+        )
+        return f"the MiB that engines may use of the memory that GPU and CPU share: {most}"
+    fields = {PRODUCT_LABEL: "name", MEMORY_LABEL: "memory.total"}
+    query = ",".join(fields[label] for label in node.lacks)
+    forms = {PRODUCT_LABEL: "spaces become '-'", MEMORY_LABEL: "memory in MiB, without the unit"}
+    form = "; ".join(forms[label] for label in node.lacks)
+    return f"what nvidia-smi --query-gpu={query} --format=csv prints there ({form})"
 
 
 def _barred(search: Search, groups: Groups) -> NoFit | None:

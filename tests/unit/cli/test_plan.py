@@ -328,12 +328,27 @@ def test_a_config_json_instead_of_the_catalog(capsys: pytest.CaptureFixture[str]
 BAD: dict[str, tuple[list[str], str]] = {
     "unknown model": (["--model", "Qwen/Qwen1.5-72B-Caht", "--gpu", "L4=8x1"], "did you mean Qwen/Qwen1.5-72B-Chat?"),
     "quite unknown model": (["--model", "a/b", "--gpu", "L4=8x1"], "a/b is not in the catalog: give its config.json"),
-    "unknown GPU": (
-        ["--model", MODEL, "--gpu", "NVIDIA-L4S=8x1"],
+    "misspelt GPU": (
+        ["--model", MODEL, "--gpu", "NVIDIA-L4OS=8x1"],
         "did you mean L40S? Otherwise add its memory",
     ),
-    "quite unknown GPU": (["--model", MODEL, "--gpu", "TPU=8x1"], "add its memory in MiB, TPU=8x1:81559"),
-    "half of a name": (["--model", MODEL, "--gpu", "H100=8x1"], "did you mean H100-80GB or H100-NVL? Otherwise"),
+    "number of another GPU": (
+        ["--model", MODEL, "--gpu", "NVIDIA-L4S=8x1"],
+        "NVIDIA-L4S is not a known GPU; add its memory in MiB, NVIDIA-L4S=8x1:MIB",
+    ),
+    "another maker": (
+        ["--model", MODEL, "--gpu", "MI300X=8x1"],
+        "is not a known GPU; add its memory in MiB, MI300X=8x1:MIB",
+    ),
+    "quite unknown GPU": (["--model", MODEL, "--gpu", "TPU=8x1"], "add its memory in MiB, TPU=8x1:MIB"),
+    "half of a name": (
+        ["--model", MODEL, "--gpu", "H100=8x1"],
+        "did you mean H100-80GB (81559 MiB) or H100-NVL (95830 MiB)? Otherwise",
+    ),
+    "memory that the CPU uses too": (
+        ["--model", MODEL, "--gpu", "GB10=1x1"],
+        "NVIDIA-GB10 shares its memory with the CPU; add the MiB that engines may use, GB10=1x1:MIB",
+    ),
     "a slice": (
         ["--model", MODEL, "--gpu", f"{H100}-MIG-1g.10gb=7x1:9856"],
         "MIG-1g.10gb=7x1:9856: is a part of a GPU; an engine needs whole GPUs",
@@ -342,7 +357,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["--model", MODEL, "--gpu", "L4=8x1", "--tensor", "4", "--max-gpus", "2"],
         "spec: parallelism.tensor is 4, hardware.maxGpusPerReplica is 2: parallelism.tensor must be at most",
     ),
-    "no hardware": (["--model", MODEL, "--gpu", "L4"], "--gpu L4: must be PRODUCT=GPUSxNODES"),
+    "no hardware": (["--model", MODEL, "--gpu", "L4"], "--gpu L4: must be PRODUCT=GPUSxNODES, for example L4=8x1"),
     "name": (["--model", "a:b", "--gpu", "L4=8x1"], "spec.model: 'a:b': must not contain a colon"),
     "context": (["--model", MODEL, "--gpu", "L4=8x1", "--context", "0"], "spec.contextTokens: 0 must be at least 1"),
     "cache": (

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from qwen_operator.hardware.boards import BoardLabel, board, boards, capability, named_by, short_name, similar
+from qwen_operator.hardware.boards import Board, BoardLabel, board, boards, capability, named_by, short_name, similar
 
 
 def test_the_data_is_complete_and_its_names_are_no_riddles() -> None:
-    assert len(boards()) == 29
-    assert len({one.product for one in boards()}) == 29
+    assert len(boards()) == 72
+    assert len({one.product for one in boards()}) == 72
     for one in boards():
         assert 15000 <= one.memory_mib <= 300000
-        assert (7, 0) <= one.compute_capability <= (12, 0)
+        assert (6, 0) <= one.compute_capability <= (12, 1)
         assert board(one.product.lower()) is one
         found = board(one.short)
         assert found
@@ -91,12 +93,56 @@ def test_labels_of_clouds(label: str, value: str, product: str) -> None:
         # AWS and Azure say a100 for 40 and 80 GB alike
         {"karpenter.k8s.aws/instance-gpu-name": "a100"},
         {"karpenter.azure.com/sku-gpu-name": "A100"},
-        # g6f instances have a part of an L4
-        {"node.kubernetes.io/instance-type": "g6f.large"},
+        {"aliyun.accelerator/nvidia_name": "NVIDIA-X1"},
     ],
 )
 def test_labels_that_name_no_single_board(labels: dict[str, str]) -> None:
     assert named_by(labels) is None
+
+
+@pytest.mark.parametrize(("kind", "mib"), [("g6f.large", 2861), ("g6f.4xlarge", 11444), ("gr6f.4xlarge", 11444)])
+def test_instance_types_with_a_part_of_a_board(kind: str, mib: int) -> None:
+    found = named_by({"karpenter.k8s.aws/instance-gpu-name": "l4", "node.kubernetes.io/instance-type": kind})
+    assert found
+    assert (found.label, found.board.short, found.part_mib) == ("node.kubernetes.io/instance-type", "L4", mib)
+
+
+@pytest.mark.parametrize(("mib", "short"), [(40960, "A100-40GB"), (81920, "A100-80GB"), (5722, None), (0, None)])
+def test_a_name_of_several_boards_and_a_memory_name_one(mib: int, short: str | None) -> None:
+    found = named_by({"karpenter.k8s.aws/instance-gpu-name": "a100"}, mib)
+    assert (found.board.short if found else None) == short
+
+
+@pytest.mark.parametrize("one", boards(), ids=lambda one: one.product)
+def test_every_board_is_named_by_a_label_that_holds_products(one: Board) -> None:
+    assert named_by({"aliyun.accelerator/nvidia_name": one.product}) == BoardLabel(
+        "aliyun.accelerator/nvidia_name", one.product, one
+    )
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        "NVIDIA-GeForce-RTX-5090",
+        "NVIDIA-GB10",
+        "NVIDIA-H800",
+        "NVIDIA-H20",
+        "NVIDIA-H20-3e",
+        "NVIDIA-RTX-PRO-6000-Blackwell-Server-Edition",
+        "NVIDIA-RTX-PRO-6000-Blackwell-Workstation-Edition",
+        "NVIDIA-RTX-PRO-6000-Blackwell-Max-Q-Workstation-Edition",
+        "NVIDIA-B300-SXM6-AC",
+        "NVIDIA-GH200-480GB",
+        "NVIDIA-GH200-144G-HBM3e",
+        "NVIDIA-A100-PCIE-40GB",
+    ],
+)
+def test_boards_that_labels_of_2026_name(product: str) -> None:
+    assert board(product)
+
+
+def test_only_boards_with_one_memory_for_gpu_and_cpu_are_unified() -> None:
+    assert {one.short for one in boards() if one.unified} == {"GB10", "Thor"}
 
 
 @pytest.mark.parametrize(("text", "expected"), [("9.0", (9, 0)), ("12.1", (12, 1)), ("9", None), ("x", None)])
@@ -110,11 +156,33 @@ def test_compute_capability(text: str, expected: tuple[int, int] | None) -> None
         ("H100", ("H100-80GB", "H100-NVL")),
         ("NVIDIA-H100-80GB", ("H100-80GB",)),
         ("nvidia a100", ("A100-40GB", "A100-80GB")),
-        ("4090", ("RTX4090",)),
+        ("4090", ("RTX4090", "RTX4090D")),
         ("H100-80G", ("H100-80GB",)),
         ("L4OS", ("L40S",)),
+        ("RTX5O90", ("RTX5090", "RTX5090D")),
+        ("Gefroce-RTX-4090", ("RTX4090", "RTX4090D")),
         ("TPU-v5", ()),
+        # Other numbers or other letters are other boards.
+        ("RTX-5060", ()),
+        ("H900", ()),
+        ("L4S", ()),
+        ("MI300X", ()),
+        ("GB3000", ()),
+        ("A30X", ()),
+        ("T40", ()),
+        ("nvidia", ()),
     ],
 )
 def test_what_a_name_that_is_none_may_mean(name: str, meant: tuple[str, ...]) -> None:
     assert similar(name) == meant
+
+
+@pytest.mark.parametrize("missing", boards(), ids=lambda one: one.product)
+def test_a_suggestion_has_all_numbers_of_the_name(missing: Board) -> None:
+    """If the table lacked a board, or somebody types one digit too much, no other board is suggested for it."""
+    numbers = re.findall("[0-9]+", missing.product)
+    for typed in (missing.product, missing.short, f"{missing.product}9"):
+        for short in similar(typed):
+            meant = [one for one in boards() if one.short == short]
+            assert any(set(re.findall("[0-9]+", typed)) <= set(re.findall("[0-9]+", one.product)) for one in meant)
+    assert numbers or missing.short == "Thor" or "TITAN" in missing.product

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qwen_operator.hardware.inventory import GpuPool, inventory
+from qwen_operator.hardware.inventory import GpuPool, UnlabelledNode, inventory
 
 H100 = "NVIDIA-H100-80GB-HBM3"
 
@@ -39,9 +39,13 @@ def test_unequal_nodes_count_with_least_memory_and_most_gpus() -> None:
 
 SEEN = {
     "allocatable": (_node(gpus="8"), 8),
-    "label while the device plugin is down": (_node(gpus="0", **_extra(count="4")), 4),
-    "label without the resource": (_node(gpus=None, **_extra(count="4")), 4),
-    "allocatable over the label": (_node(gpus="7", **_extra(count="8")), 7),
+    "fewer than the label": (_node(gpus="7", **_extra(count="8")), 7),
+    "more than the label": (_node(gpus="8", **_extra(count="4")), 4),
+    "more than the label of a cloud": (_node(gpus="8", **{"karpenter.k8s.aws/instance-gpu-count": "2"}), 2),
+    "a label of 0 says nothing": (_node(gpus="8", **_extra(count="0")), 8),
+    "a label without a number says nothing": (_node(gpus="8", **_extra(count="eight")), 8),
+    "only a capacity": (_node() | {"status": {"capacity": {"nvidia.com/gpu": "8"}}}, 8),
+    "a number without quotes": (_node() | {"status": {"allocatable": {"nvidia.com/gpu": 8}}}, 8),
 }
 
 
@@ -55,8 +59,12 @@ NONE: list[dict[str, Any]] = [
     {"metadata": None},
     {"metadata": {"name": "x"}, "status": {"allocatable": None}},
     {"metadata": {"name": "x", "labels": None}, "status": {"allocatable": {"cpu": "4"}}},
-    _node(gpus="0"),
-    _node(gpus="many"),
+    # What a device plugin that was removed leaves behind.
+    {
+        "metadata": {"name": "x"},
+        "status": {"allocatable": {"nvidia.com/gpu": "0"}, "capacity": {"nvidia.com/gpu": "0"}},
+    },
+    {"metadata": {"name": "x"}, "status": {"allocatable": {"nvidia.com/hostdev": "8"}}},
 ]
 
 
@@ -69,7 +77,11 @@ def test_nodes_without_gpus_are_nothing(node: dict[str, Any]) -> None:
 def test_gpus_without_labels_are_told() -> None:
     unknown = [_node("b", product="Other", **_extra(memory="")), _node("a", product="Other", **_extra(memory="80GB"))]
     found = inventory([_node("c", product=""), *unknown, _node("d")], [])
-    assert found.unlabelled == ("a", "b", "c")
+    assert found.unlabelled == (
+        UnlabelledNode("a", "Other", ("nvidia.com/gpu.memory",)),
+        UnlabelledNode("b", "Other", ("nvidia.com/gpu.memory",)),
+        UnlabelledNode("c", "", ("nvidia.com/gpu.product",)),
+    )
     assert len(found.products) == 1
 
 
@@ -125,10 +137,18 @@ def test_labels_that_disagree_are_told(node: dict[str, Any], shape: tuple[int, i
     assert says in note
 
 
-def test_a_gpu_out_of_order_is_no_disagreement() -> None:
+def test_a_gpu_out_of_order_is_told_and_is_no_fault_of_the_labels() -> None:
     node = _node(gpus="7", **_extra(count="8"))
     node["status"]["capacity"] = {"nvidia.com/gpu": "8"}
-    assert inventory([node], []).notes == ()
+    (note,) = inventory([node], []).notes
+    assert note.startswith("n: only 7 of 8 nvidia.com/gpu are allocatable, because the device plugin finds the others")
+    assert "label" not in note
+
+
+def test_nodes_with_the_same_reason_share_a_sentence() -> None:
+    found = inventory([_node(f"n{index}", product=f"{H100}-SHARED") for index in range(3)], [])
+    (sentence,) = found.ignored
+    assert sentence.startswith(f"n0 and 2 more nodes: {H100}-SHARED is shared between pods")
 
 
 def test_compute_capability_is_the_labels_else_the_boards() -> None:

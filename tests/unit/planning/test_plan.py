@@ -239,7 +239,8 @@ NO_HARDWARE = {
         spec(),
         inventory([NODE], []),
         Reason.UNLABELLED_GPUS,
-        "kubectl label node gpu-3 nvidia.com/gpu.product=NVIDIA-H100-80GB-HBM3 nvidia.com/gpu.memory=81559",
+        "kubectl label node gpu-3 nvidia.com/gpu.product=PRODUCT nvidia.com/gpu.memory=MIB --overwrite, with what "
+        "nvidia-smi --query-gpu=name,memory.total",
     ),
     "several unlabelled": (spec(), inventory([NODE, NODE], []), Reason.UNLABELLED_GPUS, "(and on 1 more)"),
     "shared": (spec(), inventory([SHARED], []), Reason.NO_GPUS, "left out: s: A-SHARED is shared"),

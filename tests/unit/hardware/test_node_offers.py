@@ -476,7 +476,7 @@ async def test_the_operator_reads_the_same_nodes() -> None:
     world.api.put(QWENDEPLOYMENTS, deployment("many", hardware={"products": ["A40"]}, parallelism={"tensor": 16}))
     await world.settle()
     assert world.conditions("chat")["Ready"] == ("True", "Serving")
-    assert "one replica has at most 8 GPUs here" in world.message("Planned", "many")
+    assert "one replica can have at most 8 GPUs here" in world.message("Planned", "many")
 
 
 _KEYS = (

@@ -94,5 +94,6 @@ def _unverified(known_board: Board) -> str:
     links = "NVLink" if known_board.nvlink else "PCIe"
     return (
         f"not checked: the operator knows {known_board.product} from general knowledge only "
-        f"({known_board.memory_mib} MiB, compute capability {major}.{minor}, {links}); labels of the node have precedence"
+        f"({known_board.memory_mib} MiB, compute capability {major}.{minor}, {links}); labels of the node have "
+        "precedence"
     )

@@ -10,13 +10,15 @@ Compared with 0.5.23 in both wheels (paths below sglang/srt, lines of 0.5.22):
 * Memory: the engine reserves the same. arg_groups/memory_hook.py differs only at 234 to 240, the size of prefill graphs
   of MLA models, and plans switch these graphs off. model_executor/pool_configurator.py differs for speculative drafts,
   context parallelism, and models that the operator does not plan.
-* Formats: the least compute capabilities of the AWQ, GPTQ, FP8 and GGUF loaders in layers/quantization are equal.
+* Formats: the least compute capabilities of the AWQ, GPTQ, FP8, GGUF and compressed-tensors loaders in
+  layers/quantization are equal.
 * Parsers: function_call/parser_names.py and parser/reasoning_parser_names.py lack `beam` and `response_template` of
   0.5.23. The parsers for Qwen are equal.
 * Log lines: equal, so this folder has no `log_lines.json` and qwen-runtime uses that of 0.5.23. Compared:
-  entrypoints/engine.py:1110, 1947 and 1976, entrypoints/http_server.py:777 and 2506, managers/tokenizer_manager.py:4069,
-  model_executor/model_runner.py:1255, model_executor/model_runner_components/cuda_graph_setup.py:642,
-  model_executor/pool_configurator.py:93, model_loader/loader.py:258 and 579, configs/model_config.py:1190. Both pin
+  entrypoints/engine.py:1110, 1947 and 1976, entrypoints/http_server.py:777 and 2506,
+  managers/tokenizer_manager.py:4069, model_executor/model_runner.py:1255,
+  model_executor/model_runner_components/cuda_graph_setup.py:642, model_executor/pool_configurator.py:93,
+  model_loader/loader.py:258 and 579, configs/model_config.py:1190. Both pin
   torch 2.14.1 and transformers 5.19.0, so the lines of these are equal too.
 
 This comes from reading the source. This version was not run.

@@ -7,13 +7,13 @@ that an engine will open is opened here first, with the same uid, because engine
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qwen_runtime import weights
 from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG, TensorHints, read
 from qwen_runtime.checkpoints.model import ModelConfig
+from qwen_runtime.checkpoints.modules import Held
 from qwen_runtime.checkpoints.reading import InvalidFactsError, shown
 from qwen_runtime.faults import Fault, parsed
 from qwen_runtime.reasons import ReportReason
@@ -45,15 +45,15 @@ def inspect(folder: Path) -> dict[str, Any]:
     weight_bytes = sum(shard.data_bytes for shard in shards)
     if weight_bytes == 0:
         raise Fault(ReportReason.MODEL_NOT_FOUND, f"The *.safetensors files of {folder} hold no tensors.")
-    model = _model(content, _hints(shards))
-    _check_tokenizer(folder, names)
     tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
-    if model.quantization is not None:
-        model = replace(model, quantization=replace(model.quantization, plain=weights.plain_modules(tensors)))
+    hints = _hints(shards)
+    model = _model(content, hints, weights.linear_layers(tensors))
+    _check_tokenizer(folder, names)
+    narrowed = model.quantization is None and "float32" in (model.dtype, hints.dtype)
     return {
         "version": 2,
         **model.to_report(),
-        **weights.parts(tensors, model.tied),
+        **weights.parts(tensors, model.tied, narrowed=narrowed),
         "weightBytes": weight_bytes,
         "tensors": sum(len(shard.tensors) for shard in shards),
         "files": len(shards),
@@ -62,9 +62,9 @@ def inspect(folder: Path) -> dict[str, Any]:
     }
 
 
-def _model(content: Mapping[str, Any], hints: TensorHints) -> ModelConfig:
+def _model(content: Mapping[str, Any], hints: TensorHints, held: Held) -> ModelConfig:
     try:
-        return read(content, hints)
+        return read(content, hints, held)
     except InvalidFactsError as error:
         raise Fault(ReportReason.INVALID_CONFIG, f"{CONFIG_FILE}: {error}.", CONFIG_FILE) from None
 

@@ -6,7 +6,7 @@ divided among the GPUs, because nearly all tensors are.
 
 from collections.abc import Mapping
 
-from qwen_runtime.checkpoints.model import SAMPLES, Module
+from qwen_runtime.checkpoints.modules import Held, held
 from qwen_runtime.safetensors import Tensor
 
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
@@ -14,16 +14,23 @@ _KV = (".k_proj.", ".v_proj.")
 _ON_EVERY_GPU = ("norm", ".mlp.gate.", ".shared_expert_gate.", "patch_embed", "pos_embed")
 # Engines load the layer for multi-token prediction only for speculative decoding.
 _NOT_LOADED = "mtp."
+# The tensor with the values of a linear layer: of plain and FP8 weights, of GPTQ and AWQ, of compressed-tensors.
+_WEIGHTS = ("weight", "qweight", "weight_packed")
+_STACKED = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
 
 
-def parts(tensors: Mapping[str, Tensor], tied: bool) -> dict[str, int]:
-    """Bytes that engines do not load, bytes of K and V projections, and bytes that every GPU holds. No overlap.
+def parts(tensors: Mapping[str, Tensor], tied: bool, *, narrowed: bool = False) -> dict[str, int]:
+    """Bytes that are not loaded, of K and V projections, and of what is on every GPU; they do not overlap.
 
-    A tied checkpoint may repeat the embedding as `lm_head`. Engines load it only once.
+    A tied checkpoint may repeat the embedding as `lm_head`; engines load it once. `narrowed`: the checkpoint holds 32
+    bits per value, of which engines keep 16.
     """
     size = {"idleBytes": 0, "kvWeightBytes": 0, "replicatedBytes": 0}
-    for name, tensor in tensors.items():
-        if name.startswith(_NOT_LOADED) or f".{_NOT_LOADED}" in name or (tied and name.endswith("lm_head.weight")):
+    for name, stored in tensors.items():
+        half = stored.size // 2 if narrowed and stored.dtype == "F32" else 0
+        size["idleBytes"] += half
+        tensor = Tensor(stored.dtype, stored.size - half)
+        if _idle(name) or (tied and name.endswith("lm_head.weight")):
             size["idleBytes"] += tensor.size
         elif any(part in name for part in _ON_EVERY_GPU):
             size["replicatedBytes"] += tensor.size
@@ -32,12 +39,23 @@ def parts(tensors: Mapping[str, Tensor], tied: bool) -> dict[str, int]:
     return size
 
 
-def plain_modules(tensors: Mapping[str, Tensor]) -> tuple[Module, ...]:
-    """Kinds of linear layers of which a quantized checkpoint has at least one at 16 bits or more."""
-    kinds = {
-        kind
+def linear_layers(tensors: Mapping[str, Tensor]) -> Held:
+    """The linear layers that the files hold, and which of them have 16 bits or more."""
+    return held(
+        (module, part == "weight" and tensor.dtype in _PLAIN_DTYPES)
         for name, tensor in tensors.items()
-        for kind, sample in SAMPLES.items()
-        if tensor.dtype in _PLAIN_DTYPES and name.endswith(f"{sample}.weight") and not name.startswith(_NOT_LOADED)
-    }
-    return tuple(sorted(kinds))
+        for module, part in (_module_and_part(name),)
+        if part in _WEIGHTS and not _idle(name)
+    )
+
+
+def _module_and_part(name: str) -> tuple[str, str]:
+    """A tensor's module, and what the tensor is of it. Stacked experts are tensors without a part of their own."""
+    if name.endswith(_STACKED):
+        return name, "weight"
+    module, _, part = name.rpartition(".")
+    return module, part
+
+
+def _idle(name: str) -> bool:
+    return name.startswith(_NOT_LOADED) or f".{_NOT_LOADED}" in name

@@ -11,7 +11,7 @@ from qwen_runtime.checkpoints.config import measure
 from qwen_runtime.checkpoints.model import MAX_BYTES, ModelConfig
 from qwen_runtime.checkpoints.reading import InvalidFactsError
 
-_SHARED = {field.name for field in fields(ModelConfig)} & {field.name for field in fields(Checkpoint)}
+_SHARED = {field.name for field in fields(ModelConfig)} & {field.name for field in fields(Checkpoint)} - {"tower"}
 
 
 def from_config(
@@ -23,11 +23,11 @@ def from_config(
     InvalidFactsError, which names the field, its value, and what would be right.
     """
     model, weights = measure(config, towers=weight_bytes is None)
-    total = weights.bytes if weight_bytes is None else weight_bytes
+    total = weights.bytes if weight_bytes is None else _resident_bytes(model, weight_bytes, weights.bytes)
     if not 1 <= total <= MAX_BYTES:
         raise InvalidFactsError(f"the weights have {total} bytes, it must be a number from 1 to {MAX_BYTES}")
     kv = min(weights.kv_bytes, total)
-    return Checkpoint(
+    facts = Checkpoint(
         **{name: getattr(model, name) for name in _SHARED},
         weight_bytes=total,
         kv_weight_bytes=kv,
@@ -35,6 +35,18 @@ def from_config(
         source=source,
         digest=digest,
     )
+    return facts.with_tower(model.tower)
+
+
+def _resident_bytes(model: ModelConfig, stored: int, computed: int) -> int:
+    """What an engine keeps of `stored` bytes: 16 of each 32 bits of a float32 checkpoint.
+
+    A config.json may say float32 of files with 16 bits. So the result is not below the bytes computed from the shapes,
+    unless less is stored.
+    """
+    if model.dtype != "float32" or model.quantization is not None:
+        return stored
+    return max(stored // 2, min(stored, computed))
 
 
 def parameters(config: Mapping[str, Any]) -> int:

@@ -28,6 +28,8 @@ from qwen_runtime.checkpoints.model import (
     Module,
     Quantization,
     RopeScaling,
+    Steps,
+    Tower,
     report_names,
 )
 from qwen_runtime.checkpoints.reading import Fields, InvalidFactsError
@@ -42,6 +44,8 @@ __all__ = [
     "Module",
     "Quantization",
     "RopeScaling",
+    "Steps",
+    "Tower",
 ]
 
 CATALOG = "Catalog"
@@ -54,6 +58,7 @@ KV_BYTES_PER_VALUE = 2
 _VOCAB_STEP = 64
 
 _MAX_TEXT = 128
+_LONGEST_REFUSAL = 512
 
 _FAMILIES = {
     "Qwen2": "Qwen2", "Qwen2Moe": "Qwen2", "Qwen2VL": "Qwen2-VL", "Qwen2_5_VL": "Qwen2.5-VL",
@@ -77,7 +82,8 @@ class Checkpoint:
     `weight_bytes` is what stays in the memory of one GPU without a split. Of it, `replicated_bytes` (norms, router) are
     on every rank. `kv_weight_bytes` (K and V projections) are copied if there are more ranks than KV heads. The rest is
     divided. `source` is "Catalog", "Hub" or "Inspection". `digest` is the SHA-256 of the config.json, "" for the
-    catalog. `commit` is the commit of the hub's repository, "" for other sources.
+    catalog. `commit` is the commit of the hub's repository, "" for other sources. `tower` is set only if the vision
+    tower rejects a number of ranks that the heads of the language model accept.
     """
 
     architecture: str
@@ -106,12 +112,15 @@ class Checkpoint:
     replicated_bytes: int
     kv_weight_bytes: int
     commit: str = ""
+    tower: Tower | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back into an equal value."""
         record = asdict(self)
         if self.quantization is not None:
-            record["quantization"]["plain"] = [module.value for module in self.quantization.plain]
+            record["quantization"] = self.quantization.to_record()
+        if self.tower is None:
+            del record["tower"]
         return record
 
     @classmethod
@@ -132,6 +141,10 @@ class Checkpoint:
         if facts.quantization is not None and facts.quantization.method not in _SERVED:
             raise Fields(report["quantization"], "quantization.").refuse("method", "one of " + ", ".join(_SERVED))
         return facts
+
+    def with_tower(self, tower: Tower | None) -> Checkpoint:
+        """These facts with a vision tower, which they keep only if it decides something."""
+        return replace(self, tower=tower if tower is not None and parallel.decides(tower, self) else None)
 
     @property
     def family(self) -> str:
@@ -193,7 +206,7 @@ def _read(report: Fields, source: str) -> Checkpoint:
     attention_layers = report.optional("attentionLayers", layers)
     dense_layers = report.optional("denseLayers", layers, low=0)
     kv, replicated = _parts(report, shape)
-    return Checkpoint(
+    facts = Checkpoint(
         **shape,
         dtype=report.one_of("dtype", DTYPES),
         quantization=_quantization(report),
@@ -206,6 +219,18 @@ def _read(report: Fields, source: str) -> Checkpoint:
         multimodal=bool(report.optional_flag("multimodal")),
         replicated_bytes=replicated,
         kv_weight_bytes=kv,
+    )
+    return facts.with_tower(_tower(report))
+
+
+def _tower(report: Fields) -> Tower | None:
+    if not report.has("tower"):
+        return None
+    fields = report.nested("tower")
+    return Tower(
+        heads=fields.whole("heads", MAX_HEADS),
+        intermediate=fields.whole("intermediate", MAX_WIDTH),
+        merger=fields.whole("merger", MAX_BYTES),
     )
 
 
@@ -282,7 +307,25 @@ def _quantization(report: Fields) -> Quantization | None:
         desc_act=fields.optional_flag("descAct"),
         block=block,
         plain=_plain(fields),
+        steps=_steps(fields),
+        refused=_refused(fields),
     )
+
+
+def _steps(fields: Fields) -> Steps | None:
+    if not fields.has("steps"):
+        return None
+    steps = fields.nested("steps")
+    names = report_names(dict.fromkeys(Steps.__slots__, 1))
+    values = zip(Steps.__slots__, names, strict=True)
+    return Steps(**{name: steps.whole(reported, MAX_BYTES) for name, reported in values})
+
+
+def _refused(fields: Fields) -> str:
+    why = fields.values.get("refused") or ""
+    if not isinstance(why, str) or len(why) > _LONGEST_REFUSAL:
+        raise fields.refuse("refused", f"text of at most {_LONGEST_REFUSAL} characters")
+    return why
 
 
 def _plain(fields: Fields) -> tuple[Module, ...]:

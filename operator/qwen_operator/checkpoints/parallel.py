@@ -10,19 +10,18 @@ share the matrices of each of its experts ("MoE TP"). The vocabulary never block
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from qwen_runtime.checkpoints.formats import uniform_steps
+from qwen_runtime.checkpoints.model import Steps, Tower
 
 if TYPE_CHECKING:
     from qwen_operator.checkpoints.facts import Checkpoint
 
-# Row-parallel layers and the Marlin kernels of GPTQ and AWQ need inputs in steps of 128, whatever the group size is.
-KERNEL_STEP = 128
-# Their outputs come in steps of 64.
-_OUTPUT_STEP = 64
-# Scaled FP8 matrix products without blocks need dimensions in steps of 16.
-_FP8_STEP = 16
+_NO_STEPS = Steps()
+# More GPUs than any cluster gives to one replica.
+_MOST_RANKS = 1024
 
 
 def refusal(checkpoint: Checkpoint, tp: int, ep: int) -> str | None:
@@ -39,7 +38,14 @@ def refusal(checkpoint: Checkpoint, tp: int, ep: int) -> str | None:
     quantization = checkpoint.quantization
     if quantization is not None and quantization.method == "gguf":
         return f"GGUF weights run on one GPU only, not on TP {tp}"
-    return _heads(checkpoint, tp) or _experts(checkpoint, tp, ep) or _widths(checkpoint, tp, ep)
+    tower = _tower(checkpoint.tower, tp) if checkpoint.tower else None
+    return _heads(checkpoint, tp) or tower or _experts(checkpoint, tp, ep) or _widths(checkpoint, tp, ep)
+
+
+def decides(tower: Tower, checkpoint: Checkpoint) -> bool:
+    """Whether a vision tower rejects a number of ranks that the heads of the language model accept."""
+    most = min(checkpoint.heads, _MOST_RANKS)
+    return any(_tower(tower, tp) and not _heads(checkpoint, tp) for tp in range(2, most + 1))
 
 
 def valid(checkpoint: Checkpoint, max_gpus: int) -> tuple[tuple[int, int], ...]:
@@ -68,6 +74,15 @@ def _heads(checkpoint: Checkpoint, tp: int) -> str | None:
     return None
 
 
+def _tower(tower: Tower, tp: int) -> str | None:
+    if tower.heads % tp:
+        return f"{tower.heads} heads of the vision tower are not divisible by TP {tp}"
+    for name, width in (("MLP", tower.intermediate), ("merger", tower.merger)):
+        if width % tp:
+            return f"{name} width {width} of the vision tower is not divisible by TP {tp}"
+    return None
+
+
 def _experts(checkpoint: Checkpoint, tp: int, ep: int) -> str | None:
     if checkpoint.experts is None:
         return None
@@ -81,33 +96,30 @@ def _experts(checkpoint: Checkpoint, tp: int, ep: int) -> str | None:
 
 
 def _widths(checkpoint: Checkpoint, tp: int, ep: int) -> str | None:
-    shared, expert = checkpoint.shared_intermediate, checkpoint.expert_intermediate
+    shared, expert, steps = checkpoint.shared_intermediate, checkpoint.expert_intermediate, _steps(checkpoint)
     why = None
     if checkpoint.dense_layers:
-        why = _share("MLP width", checkpoint.intermediate, tp, _step(checkpoint, "mlp"))
+        why = _share("MLP width", checkpoint.intermediate, tp, steps.mlp)
     if why is None and shared is not None:
-        why = _share("shared expert width", shared, tp, _step(checkpoint, "mlp.shared_expert"))
+        why = _share("shared expert width", shared, tp, steps.shared_expert)
     if why is None and expert is not None:
-        why = _expert_share(checkpoint, tp, ep, _step(checkpoint, "mlp.experts"))
-    return why or _attention(checkpoint, tp)
+        why = _expert_share(checkpoint, tp, ep, steps.experts)
+    return why or _attention(checkpoint, tp, steps)
 
 
-def _attention(checkpoint: Checkpoint, tp: int) -> str | None:
-    for name, module, share in _attention_shares(checkpoint, tp):
-        step = _step(checkpoint, module)
+def _attention(checkpoint: Checkpoint, tp: int, steps: Steps) -> str | None:
+    for name, share, step in _attention_shares(checkpoint, tp, steps):
         if share % step:
             return f"{name} / TP {tp} = {share} is not a multiple of {step}, the step of its quantization"
-    return _outputs(checkpoint, tp)
+    return _outputs(checkpoint, tp, steps.qkv)
 
 
-def _step(checkpoint: Checkpoint, module: str) -> int:
-    """The number that divides each rank's share of this kind of layers. It is 1 for plain weights."""
+def _steps(checkpoint: Checkpoint) -> Steps:
+    """What each rank's shares must be multiples of. Facts hold it where layers differ; else the format decides."""
     quantization = checkpoint.quantization
-    if quantization is None or module in quantization.plain:
-        return 1
-    if quantization.method == "fp8":
-        return quantization.block or _FP8_STEP
-    return math.lcm(KERNEL_STEP, quantization.group_size or 1)
+    if quantization is None:
+        return _NO_STEPS
+    return quantization.steps or uniform_steps(quantization)
 
 
 def _share(name: str, width: int, ranks: int, step: int) -> str | None:
@@ -134,34 +146,26 @@ def _expert_share(checkpoint: Checkpoint, tp: int, ep: int, step: int) -> str | 
     return f"{split} = {width // ranks} is not a multiple of {step}, the step of its quantization{cure}"
 
 
-def _attention_shares(checkpoint: Checkpoint, tp: int) -> Iterator[tuple[str, str, int]]:
-    """(name with width, kind of layers, share of one rank) for every share that must be a multiple of the step.
-
-    For FP8, each output must be one too. A rank has at least one head of K and V.
-    """
+def _attention_shares(checkpoint: Checkpoint, tp: int, steps: Steps) -> Iterator[tuple[str, int, int]]:
+    """(name with width, share of one rank, its step) for every share. A rank has at least one head of K and V."""
     width = checkpoint.heads * checkpoint.head_dim
-    yield f"attention output width {width}", "self_attn", width // tp
+    yield f"attention output width {width}", width // tp, steps.attention
     linear = checkpoint.linear
     if linear is not None:
         value = linear.value_heads * linear.value_dim
-        yield f"linear attention output width {value}", "linear_attn", value // tp
-    if checkpoint.quantization is None or checkpoint.quantization.method != "fp8":
-        return
+        yield f"linear attention output width {value}", value // tp, steps.linear
     kv = max(1, checkpoint.kv_heads // tp) * checkpoint.head_dim
-    yield f"KV projection width {checkpoint.kv_heads * checkpoint.head_dim}", "self_attn", kv
+    yield f"KV projection width {checkpoint.kv_heads * checkpoint.head_dim}", kv, steps.kv
     if linear is not None:
         key = linear.key_heads * linear.key_dim
-        yield f"linear attention key width {key}", "linear_attn", key // tp
+        yield f"linear attention key width {key}", key // tp, steps.linear_key
 
 
-def _outputs(checkpoint: Checkpoint, tp: int) -> str | None:
-    quantization = checkpoint.quantization
-    if quantization is None or quantization.method == "fp8" or "self_attn" in quantization.plain:
-        return None
+def _outputs(checkpoint: Checkpoint, tp: int, step: int) -> str | None:
     heads = checkpoint.heads // tp + 2 * max(1, checkpoint.kv_heads // tp)
-    if heads * checkpoint.head_dim % _OUTPUT_STEP == 0:
+    if heads * checkpoint.head_dim % step == 0:
         return None
     return (
         f"QKV projection at TP {tp} has {heads * checkpoint.head_dim} outputs, "
-        f"which is not a multiple of {_OUTPUT_STEP}, the step of its quantization"
+        f"which is not a multiple of {step}, the step of its quantization"
     )

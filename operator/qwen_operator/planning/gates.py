@@ -24,8 +24,13 @@ def dropped(checkpoint: Checkpoint, formats: Formats) -> str | None:
             f"weights are {checkpoint.quantization_name}, which the operator cannot plan; use "
             f"{', '.join(sorted(formats.weights))} or 16 bit"
         )
-    if quantization.method not in ("gptq", "awq"):
-        return None
+    if quantization.refused:
+        return f"weights are {checkpoint.quantization_name}, which SGLang cannot load: {quantization.refused}"
+    return _packed(quantization, formats) if quantization.method in ("gptq", "awq") else None
+
+
+def _packed(quantization: Quantization, formats: Formats) -> str | None:
+    """Why no kernel unpacks these GPTQ or AWQ weights, or None."""
     if quantization.method == "gptq" and quantization.symmetric is False:
         return (
             "weights are asymmetric GPTQ (sym: false), whose kernel SGLang removed in 0.5.21; use symmetric GPTQ or AWQ"
@@ -56,6 +61,8 @@ def _weights(quantization: Quantization, formats: Formats) -> tuple[str, Capabil
     name = f"{quantization.method.upper()} weights"
     if quantization.method == "awq" and quantization.bits != 4:
         return f"{quantization.bits}-bit {name}", formats.awq_8_bits
+    if quantization.method == "compressed-tensors" and quantization.block:
+        return f"block FP8 {name}", formats.fp8_native
     return name, formats.weights[quantization.method]
 
 

@@ -9,14 +9,16 @@ also computes bytes, and accepts only classes and formats with known tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 from qwen_runtime.checkpoints import model as limits
 from qwen_runtime.checkpoints import quantization, shapes
+from qwen_runtime.checkpoints.formats import Stored
 from qwen_runtime.checkpoints.model import LinearAttention, ModelConfig, RopeScaling
+from qwen_runtime.checkpoints.modules import Held, Modules
 from qwen_runtime.checkpoints.reading import Fields, InvalidFactsError
 
 CONFIG_FILE = "config.json"
@@ -36,9 +38,13 @@ LAYOUTS = {
     "Qwen3VLForConditionalGeneration": _QWEN3,
     "Qwen3VLMoeForConditionalGeneration": _QWEN3,
     "Qwen3NextForCausalLM": _HYBRID,
+    "Qwen3_5ForCausalLM": _HYBRID,
     "Qwen3_5ForConditionalGeneration": _HYBRID,
+    "Qwen3_5MoeForCausalLM": _HYBRID,
     "Qwen3_5MoeForConditionalGeneration": _HYBRID,
 }
+# More experts than any model has are taken to be named as the first ones are.
+_NAMED_EXPERTS = 1024
 _STATE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -54,44 +60,13 @@ NO_TENSORS = TensorHints(None, has_lm_head=True)
 """For a config.json without its weights. If it lacks a field, the default of the model class counts."""
 
 
-def read(config: Mapping[str, Any], hints: TensorHints = NO_TENSORS) -> ModelConfig:
+def read(config: Mapping[str, Any], hints: TensorHints = NO_TENSORS, held: Held | None = None) -> ModelConfig:
     """The model that a parsed config.json describes, of any class.
 
-    Like in SGLang, the language model's numbers come from `text_config` if there is one. Raises InvalidFactsError,
-    which names the field, its value, and what would be right.
+    The language model's numbers come from `text_config` where there is one, as SGLang takes them. `held` is what the
+    files hold, if they are at hand. Raises InvalidFactsError with the field, its value, and what would be right.
     """
-    top = Fields(config)
-    text = _text(top)
-    architecture = _architecture(top)
-    layers = text.whole("num_hidden_layers", limits.MAX_LAYERS)
-    hidden = text.whole("hidden_size", limits.MAX_HIDDEN)
-    heads = text.whole("num_attention_heads", limits.MAX_HEADS)
-    experts = text.optional("num_experts", limits.MAX_EXPERTS, low=0) or None
-    dense = layers if experts is None else _dense_layers(text, layers)
-    attention_layers = _attention_layers(architecture, text, layers)
-    return ModelConfig(
-        architecture=architecture,
-        model_type=top.name("model_type"),
-        dtype=_dtype(top, text, hints),
-        layers=layers,
-        hidden=hidden,
-        heads=heads,
-        kv_heads=_kv_heads(text, heads),
-        head_dim=_head_dim(text, hidden, heads),
-        intermediate=_intermediate(text, dense),
-        vocab=(text if text.has("vocab_size") else top).whole("vocab_size", limits.MAX_VOCAB),
-        max_positions=text.whole("max_position_embeddings", limits.MAX_POSITIONS),
-        tied=_tied(top, text, hints),
-        quantization=quantization.read(top, text),
-        experts=experts,
-        attention_layers=attention_layers,
-        dense_layers=dense,
-        expert_intermediate=_expert_width(text, "moe_intermediate_size") if experts else None,
-        shared_intermediate=_expert_width(text, "shared_expert_intermediate_size") if experts else None,
-        linear=_linear(text, layers - attention_layers),
-        rope=_rope(text),
-        multimodal=top.has("vision_config"),
-    )
+    return _read(config, hints, held)[0]
 
 
 def measure(config: Mapping[str, Any], *, towers: bool = True) -> tuple[ModelConfig, shapes.Weights]:
@@ -104,11 +79,61 @@ def measure(config: Mapping[str, Any], *, towers: bool = True) -> tuple[ModelCon
     text = _text(top)
     _check_known(top)
     quantization.check_known(top, text)
-    model = read(config)
+    model, stored = _read(config, NO_TENSORS, None)
     if model.experts is not None and model.expert_intermediate is None:
         raise text.refuse("moe_intermediate_size", f"a whole number from 1 to {limits.MAX_WIDTH}")
-    tensors = chain(shapes.language_model(model, _layout(model.architecture, text)), _vision(top, model, towers))
-    return model, shapes.weigh(tensors, model.quantization)
+    vision = _vision(top, model.architecture, model.hidden, towers)
+    tower = shapes.vision_tower(vision) if vision else ()
+    return model, shapes.weigh(chain(shapes.language_model(model, _layout(model.architecture, text)), tower), stored)
+
+
+def _read(config: Mapping[str, Any], hints: TensorHints, held: Held | None) -> tuple[ModelConfig, Stored | None]:
+    top = Fields(config)
+    text = _text(top)
+    architecture = _architecture(top)
+    layers = text.whole("num_hidden_layers", limits.MAX_LAYERS)
+    hidden = text.whole("hidden_size", limits.MAX_HIDDEN)
+    heads = text.whole("num_attention_heads", limits.MAX_HEADS)
+    experts = text.optional("num_experts", limits.MAX_EXPERTS, low=0) or None
+    dense = frozenset(range(layers)) if experts is None else _dense_layers(text, layers)
+    attention = _attention_layers(architecture, text, layers)
+    shared = _expert_width(text, "shared_expert_intermediate_size") if experts else None
+    vision = _vision(top, architecture, hidden, needed=False)
+    modules = Modules(
+        layers=layers,
+        attention=attention,
+        dense=dense,
+        experts=min(experts or 0, _NAMED_EXPERTS),
+        shared=shared is not None,
+        split_input=architecture.startswith("Qwen3_5"),
+        nested=top.has("text_config") or top.has("vision_config"),
+    )
+    decided = quantization.decide(top, text, modules, held)
+    model = ModelConfig(
+        architecture=architecture,
+        model_type=top.name("model_type"),
+        dtype=_dtype(top, text, hints),
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=_kv_heads(text, heads),
+        head_dim=_head_dim(text, hidden, heads),
+        intermediate=_intermediate(text, len(dense)),
+        vocab=(text if text.has("vocab_size") else top).whole("vocab_size", limits.MAX_VOCAB),
+        max_positions=text.whole("max_position_embeddings", limits.MAX_POSITIONS),
+        tied=_tied(top, text, hints),
+        quantization=decided.quantization,
+        experts=experts,
+        attention_layers=len(attention),
+        dense_layers=len(dense),
+        expert_intermediate=_expert_width(text, "moe_intermediate_size") if experts else None,
+        shared_intermediate=shared,
+        linear=_linear(text, layers - len(attention)),
+        rope=_rope(text),
+        multimodal=top.has("vision_config"),
+        tower=vision.split if vision else None,
+    )
+    return model, decided.stored
 
 
 def _text(top: Fields) -> Fields:
@@ -183,34 +208,35 @@ def _expert_width(text: Fields, name: str) -> int | None:
     return text.optional(name, limits.MAX_WIDTH, low=0) or None
 
 
-def _dense_layers(text: Fields, layers: int) -> int:
-    """The number of layers that have a plain MLP, in a model with experts."""
+def _dense_layers(text: Fields, layers: int) -> frozenset[int]:
+    """Numbers of the layers of a model with experts that have a plain MLP instead."""
     step = text.optional("decoder_sparse_step", limits.MAX_LAYERS) or 1
     plain = text.values.get("mlp_only_layers") or []
     if not isinstance(plain, list) or not all(isinstance(index, int) for index in plain):
         raise text.refuse("mlp_only_layers", "a list of layer numbers")
-    return sum(index in plain or (index + 1) % step != 0 for index in range(layers))
+    return frozenset(plain).intersection(range(layers)) | {index for index in range(layers) if (index + 1) % step}
 
 
-def _attention_layers(architecture: str, text: Fields, layers: int) -> int:
-    """The number of layers with a KV cache: from `layer_types`, else every `full_attention_interval`th (default 4).
+def _attention_layers(architecture: str, text: Fields, layers: int) -> frozenset[int]:
+    """Numbers of the layers with a KV cache: as in `layer_types`, else every `full_attention_interval`th (default 4).
 
     The model class decides whether a model is a hybrid. An unknown class is a hybrid if it has linear attention.
     """
     layout = LAYOUTS.get(architecture)
     if not (layout.output_gate if layout else text.has("linear_num_value_heads")):
-        return layers
+        return frozenset(range(layers))
     if text.has("layer_types"):
         types = text.values["layer_types"]
-        right = ("full_attention", "linear_attention")
-        if not isinstance(types, list) or len(types) != layers or not all(item in right for item in types):
-            raise text.refuse("layer_types", f"a list of {layers} entries out of {' and '.join(right)}")
-        count = types.count("full_attention")
+        known = ("full_attention", "linear_attention")
+        if not isinstance(types, list) or len(types) != layers or not all(item in known for item in types):
+            raise text.refuse("layer_types", f"a list of {layers} entries out of {' and '.join(known)}")
+        found = frozenset(index for index, kind in enumerate(types) if kind == "full_attention")
     else:
-        count = layers // (text.optional("full_attention_interval", layers) or 4)
-    if count == 0:
+        interval = text.optional("full_attention_interval", layers) or 4
+        found = frozenset(range(interval - 1, layers, interval))
+    if not found:
         raise text.refuse("num_hidden_layers", "large enough for one layer with full attention")
-    return count
+    return found
 
 
 def _linear(text: Fields, layers: int) -> LinearAttention | None:
@@ -253,39 +279,70 @@ def _tied(top: Fields, text: Fields, hints: TensorHints) -> bool:
     return all(flags) if flags else not hints.has_lm_head
 
 
-def _vision(top: Fields, model: ModelConfig, needed: bool) -> Iterator[shapes.Tensors]:
+def _vision(top: Fields, architecture: str, out: int, needed: bool) -> shapes.Vision | None:
+    """The numbers of the vision tower; None without one, and unless it is `needed`, for one that cannot be read."""
     if not top.has("vision_config"):
-        return iter(())
+        return None
     try:
-        return shapes.vision_tower(_tower(model.architecture, top.nested("vision_config"), model.hidden))
+        return _tower(architecture, top.nested("vision_config"), out)
     except InvalidFactsError:
         if needed:
             raise
-        return iter(())
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _TowerDefaults:
+    """What the Hugging Face class of a tower has where a vision_config is silent."""
+
+    depth: int
+    width: int
+    patch: int
+    intermediate: int | None = None
+    positions: int | None = None
+    deepstack: int = 0
+
+
+# From transformers 5.24, models/*/configuration_*.py. A published vision_config names only what differs.
+_QWEN2_TOWER = _TowerDefaults(depth=32, width=1280, patch=14)
+_QWEN2_5_TOWER = _TowerDefaults(depth=32, width=3584, patch=14, intermediate=3420)
+_QWEN3_TOWER = _TowerDefaults(depth=27, width=1152, patch=16, intermediate=4304, positions=2304)
+_QWEN3_VL_TOWER = replace(_QWEN3_TOWER, deepstack=3)
+
+
+def _tower_defaults(architecture: str) -> _TowerDefaults:
+    if architecture == "Qwen2VLForConditionalGeneration":
+        return _QWEN2_TOWER
+    if architecture == "Qwen2_5_VLForConditionalGeneration":
+        return _QWEN2_5_TOWER
+    return _QWEN3_VL_TOWER if architecture.startswith("Qwen3VL") else _QWEN3_TOWER
 
 
 def _tower(architecture: str, fields: Fields, out: int) -> shapes.Vision:
-    """The numbers of a vision tower. Each generation has its own field names; defaults are those of Hugging Face."""
+    """Numbers of a tower under the names that its generation uses."""
     first = architecture == "Qwen2VLForConditionalGeneration"
-    width = fields.whole("embed_dim" if first else "hidden_size", limits.MAX_HIDDEN)
+    default = _tower_defaults(architecture)
+    width = fields.optional("embed_dim" if first else "hidden_size", limits.MAX_HIDDEN) or default.width
     channels = fields.optional("in_channels", 64) or fields.optional("in_chans", 64) or 3
-    edge = fields.whole("patch_size", 1024)
+    edge = fields.optional("patch_size", 1024) or default.patch
     frames = fields.optional("temporal_patch_size", 64) or 2
     merge = fields.optional("spatial_merge_size", 64) or 2
-    modern = architecture not in ("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")
-    deep = fields.values.get("deepstack_visual_indexes") or []
-    if not isinstance(deep, list):
+    deep = fields.values.get("deepstack_visual_indexes")
+    if deep is not None and not isinstance(deep, list):
         raise fields.refuse("deepstack_visual_indexes", "a list of layer numbers")
+    intermediate = None if first else fields.optional("intermediate_size", limits.MAX_WIDTH) or default.intermediate
+    positions = default.positions and (
+        fields.optional("num_position_embeddings", limits.MAX_WIDTH) or default.positions
+    )
     return shapes.Vision(
-        depth=fields.whole("depth", limits.MAX_LAYERS),
+        depth=fields.optional("depth", limits.MAX_LAYERS) or default.depth,
         width=width,
-        intermediate=(fields.optional("mlp_ratio", 64) or 4) * width
-        if first
-        else fields.whole("intermediate_size", limits.MAX_WIDTH),
+        intermediate=intermediate or (fields.optional("mlp_ratio", 64) or 4) * width,
         out=fields.optional("hidden_size" if first else "out_hidden_size", limits.MAX_HIDDEN) or out,
         patch=channels * frames * edge * edge,
         merged=merge * merge,
         gated=architecture == "Qwen2_5_VLForConditionalGeneration",
-        positions=fields.whole("num_position_embeddings", limits.MAX_WIDTH) if modern else None,
-        deepstack=len(deep),
+        positions=positions,
+        deepstack=default.deepstack if deep is None else len(deep),
+        heads=fields.optional("num_heads", limits.MAX_HEADS) or 16,
     )

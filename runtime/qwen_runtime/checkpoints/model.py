@@ -35,23 +35,62 @@ class Module(str, Enum):  # noqa: UP042 - StrEnum needs Python 3.11, engine imag
     SHARED_EXPERT = "mlp.shared_expert"
 
 
-SAMPLES = {
-    Module.ATTENTION: "self_attn.o_proj",
-    Module.LINEAR_ATTENTION: "linear_attn.out_proj",
-    Module.MLP: "mlp.down_proj",
-    Module.EXPERTS: "mlp.experts.0.down_proj",
-    Module.SHARED_EXPERT: "mlp.shared_expert.down_proj",
-}
-"""One layer of each kind, by the end of its name. If a quantization leaves this layer out, it leaves the kind out."""
+class Linear(str, Enum):  # noqa: UP042 - StrEnum needs Python 3.11, engine images may have 3.10
+    """The linear layers of one decoder layer that may be quantized; the values are their names in checkpoints.
+
+    Names of experts lack the expert's number. The input projection of linear attention may be stored in two parts.
+    """
+
+    Q = "self_attn.q_proj"
+    K = "self_attn.k_proj"
+    V = "self_attn.v_proj"
+    O = "self_attn.o_proj"  # noqa: E741 - the checkpoint's own name
+    LINEAR_IN = "linear_attn.in_proj_qkvz"
+    LINEAR_OUT = "linear_attn.out_proj"
+    GATE = "mlp.gate_proj"
+    UP = "mlp.up_proj"
+    DOWN = "mlp.down_proj"
+    EXPERT_GATE = "mlp.experts.gate_proj"
+    EXPERT_UP = "mlp.experts.up_proj"
+    EXPERT_DOWN = "mlp.experts.down_proj"
+    SHARED_GATE = "mlp.shared_expert.gate_proj"
+    SHARED_UP = "mlp.shared_expert.up_proj"
+    SHARED_DOWN = "mlp.shared_expert.down_proj"
+
+    @property
+    def module(self) -> Module:
+        """The kind of layers that it belongs to."""
+        return Module(self.value.rpartition(".")[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What each rank's share of a width must be a multiple of; 1 where any share is right.
+
+    `attention` and `linear` are for the widths of the attention outputs, `kv` for K and for V, `linear_key` for the
+    keys of linear attention, `qkv` for the outputs of Q, K and V together, the others for the widths of the MLPs.
+    """
+
+    attention: int = 1
+    kv: int = 1
+    qkv: int = 1
+    linear: int = 1
+    linear_key: int = 1
+    mlp: int = 1
+    experts: int = 1
+    shared_expert: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
     """How the linear layers are stored.
 
-    `group_size` is None if scales are not per group. `block` is the edge of FP8's square blocks, or None if a scale
-    covers a channel or the whole tensor. `symmetric` and `desc_act` are None if the files do not have them. `plain` are
-    the kinds of layers that stay at 16 bits.
+    `group_size` is None where scales are not per group. `block` is the edge of FP8's square blocks, or None where a
+    scale covers a channel or the whole tensor. `symmetric` and `desc_act` are None where the files do not say. `plain`
+    are the kinds of layers that were left at 16 bits, every one of them.
+
+    These describe most layers. `steps` is set where single layers are stored in another way, so that the rules of a
+    split do not follow from the rest. `refused` says in a clause why SGLang cannot load the checkpoint, "" if it can.
     """
 
     method: str
@@ -61,6 +100,13 @@ class Quantization:
     desc_act: bool | None = None
     block: int | None = None
     plain: tuple[Module, ...] = ()
+    steps: Steps | None = None
+    refused: str = ""
+
+    def to_record(self) -> dict[str, Any]:
+        """JSON values by the names of the fields. What is not set is left out, as in records before it existed."""
+        record = asdict(self) | {"plain": [module.value for module in self.plain]}
+        return {key: value for key, value in record.items() if key not in ("steps", "refused") or value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +126,15 @@ class LinearAttention:
 
 
 @dataclass(frozen=True, slots=True)
+class Tower:
+    """What tensor parallelism divides in a vision tower: heads, the width of the MLPs, and that of the merger."""
+
+    heads: int
+    intermediate: int
+    merger: int
+
+
+@dataclass(frozen=True, slots=True)
 class RopeScaling:
     """The scaling in config.json that extends the context beyond the trained positions. `type` is for example yarn."""
 
@@ -92,9 +147,10 @@ class RopeScaling:
 class ModelConfig:
     """The numbers of a config.json. `architecture` may be an unknown class.
 
-    `intermediate` is the width of the plain MLP. `dense_layers` layers use it: all of a dense model, usually none of a
-    model with experts. `experts` is the number of routed experts or None, `expert_intermediate` the width of one, and
-    `shared_intermediate` the width of the shared expert. `attention_layers` have a KV cache; `linear` are the others.
+    `intermediate` is the width of the plain MLP, used by `dense_layers` layers (all of a dense model, usually none of a
+    model with experts). `experts` is the number of routed experts or None, `expert_intermediate` the width of one,
+    `shared_intermediate` that of the shared expert. `attention_layers` have a KV cache; `linear` are the others.
+    `tower` is None for text models, and for a vision tower whose numbers cannot be read.
     """
 
     architecture: str
@@ -118,13 +174,16 @@ class ModelConfig:
     linear: LinearAttention | None
     rope: RopeScaling | None
     multimodal: bool
+    tower: Tower | None = None
 
     def to_report(self) -> dict[str, Any]:
         """The members of an inspection report that come from config.json, as JSON values."""
-        report = report_names(asdict(self))
+        record = asdict(self)
         if self.quantization is not None:
-            report["quantization"]["plain"] = [module.value for module in self.quantization.plain]
-        return report
+            record["quantization"] = self.quantization.to_record()
+        if self.tower is None:
+            del record["tower"]
+        return report_names(record)
 
 
 def report_names(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,25 @@
-"""The format of a checkpoint's weights, from the `quantization_config` of its config.json."""
+"""How a checkpoint's weights are stored, from the `quantization_config` of its config.json.
+
+A method's own fields describe most layers. Its lists and rules say which ones differ. The engine's reading counts:
+SGLang loads Q, K and V as one layer, gate and up as one, and the experts of a layer as one, so their parts have to be
+stored alike.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from qwen_runtime.checkpoints.model import MAX_BITS, MAX_WIDTH, SAMPLES, Module, Quantization
+from qwen_runtime.checkpoints import compressed
+from qwen_runtime.checkpoints.exclusions import MOST_RULES, Exceptions, Hits, Match, names_in
+from qwen_runtime.checkpoints.formats import Format, Kind, Stored, base, plain_kinds, steps_of, uniform_steps
+from qwen_runtime.checkpoints.model import MAX_BITS, MAX_WIDTH, Linear, Quantization
+from qwen_runtime.checkpoints.modules import Held, Modules, Unit, linears
 from qwen_runtime.checkpoints.reading import Fields
 
-MEASURED = ("gptq", "awq", "fp8")
-"""The methods whose bytes can be computed from the shapes."""
+MEASURED = ("gptq", "awq", "fp8", "compressed-tensors")
+"""The methods whose bytes are worked out from the shapes."""
 _PACKED_BITS = (4, 8)
 _IMPLIED_BITS = {
     "fp8": 8, "fbgemm_fp8": 8, "ptpc_fp8": 8, "mxfp8": 8, "w8a8_fp8": 8, "w8a8_int8": 8, "modelopt_fp8": 8,
@@ -18,22 +28,42 @@ _IMPLIED_BITS = {
 _MODELOPT_BITS = {"FP8": 8, "NVFP4": 4}
 
 
-def read(top: Fields, text: Fields) -> Quantization | None:
-    """The format of any method, None for plain weights. Raises InvalidFactsError."""
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """The facts, and the formats behind them; `stored` is None where bytes are not worked out."""
+
+    quantization: Quantization | None
+    stored: Stored | None
+
+
+def decide(top: Fields, text: Fields, modules: Modules, held: Held | None = None) -> Decided:
+    """No quantization for plain weights, else the format, whatever its method; raises InvalidFactsError.
+
+    `held` is what files hold. It decides which layers have 16 bits; without it, config.json does.
+    """
     fields = _fields(top, text)
     if fields is None:
-        return None
+        return Decided(None, None)
     method = fields.name("quant_method").lower()
     bits, group = _width(fields, method)
-    return Quantization(
+    quantization = Quantization(
         method=method,
         bits=bits,
         group_size=group,
         symmetric=_symmetric(fields, method),
         desc_act=None if method in ("awq", "fp8") else fields.optional_flag("desc_act"),
         block=_block(fields) if method == "fp8" else None,
-        plain=_plain(fields) if method in MEASURED else (),
     )
+    if method not in MEASURED:
+        return Decided(quantization, None)
+    rules = _rules(fields, quantization, modules)
+    stored, refused = _from_files(held, rules, modules) if held else _from_config(rules, modules)
+    plain, steps = plain_kinds(stored), steps_of(stored)
+    blocks = {one.block for formats in stored.values() for one in formats if one and one.block}
+    block = max(blocks, default=quantization.block)
+    quantization = replace(quantization, plain=plain, block=block, refused=refused)
+    known = method != "compressed-tensors" and (not stored or steps == uniform_steps(quantization, stored))
+    return Decided(quantization if known else replace(quantization, steps=steps), stored)
 
 
 def check_known(top: Fields, text: Fields) -> None:
@@ -44,16 +74,20 @@ def check_known(top: Fields, text: Fields) -> None:
     method = fields.values.get("quant_method")
     if not isinstance(method, str) or method.lower() not in MEASURED:
         raise fields.refuse("quant_method", "one of " + ", ".join(MEASURED))
-    if method.lower() != "fp8" and fields.values.get("bits") not in _PACKED_BITS:
+    if method.lower() in ("gptq", "awq") and fields.values.get("bits") not in _PACKED_BITS:
         raise fields.refuse("bits", f"{' or '.join(map(str, _PACKED_BITS))} with quant_method {method}")
 
 
 def _fields(top: Fields, text: Fields) -> Fields | None:
-    """The quantization of the top level, as in SGLang, or the nested one if the top level has none."""
-    owner = top if top.has("quantization_config") or not text.has("quantization_config") else text
-    if owner.values.get("quantization_config") in (None, {}):
-        return None
-    return owner.nested("quantization_config")
+    """The top level's quantization counts, as in SGLang; a nested one only where the top level has none.
+
+    Files that llm-compressor wrote before 2024 call it `compression_config`, which SGLang reads as well.
+    """
+    for name in ("quantization_config", "compression_config"):
+        owner = top if top.has(name) or not text.has(name) else text
+        if owner.values.get(name) not in (None, {}):
+            return owner.nested(name)
+    return None
 
 
 def _width(fields: Fields, method: str) -> tuple[int, int | None]:
@@ -73,7 +107,7 @@ def _width(fields: Fields, method: str) -> tuple[int, int | None]:
 
 
 def _first_group(fields: Fields) -> Fields:
-    """The first group of compressed-tensors. In every published checkpoint it has the linear layers."""
+    """The group of compressed-tensors that holds the linear layers in most published checkpoints."""
     groups = fields.nested("config_groups")
     if not groups.values:
         raise fields.refuse("config_groups", "an object with at least one group")
@@ -113,24 +147,194 @@ def _block(fields: Fields) -> int | None:
     return Fields({"weight_block_size[0]": block[0]}, fields.prefix).whole("weight_block_size[0]", MAX_WIDTH)
 
 
-def _plain(fields: Fields) -> tuple[Module, ...]:
-    """Kinds of layers that stay at 16 bits. One layer is enough for its kind."""
-    names = list(_left_out(fields))
-    return tuple(sorted(module for module, sample in SAMPLES.items() if any(name in sample for name in names)))
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """What differs from `default`, in the order in which the engine looks; the first match counts.
 
-
-def _left_out(fields: Fields) -> Iterator[str]:
-    """Names from the lists of AWQ and FP8 and from GPTQModel's negative rules, without the layer's number.
-
-    The rules are regular expressions of unknown origin. They are not run; their plain words are compared instead.
+    `merged`: the engine compares the names of merged layers, so these have to match as their parts do. `skips_experts`:
+    the engine ignores the rules for experts. `by_target`: layers that no rule names fall back on their parts. `unread`
+    has the fields that leave layers out and that the engine ignores.
     """
-    for field in ("modules_to_not_convert", "ignored_layers"):
-        names = fields.values.get(field) or []
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise fields.refuse(field, "a list of module names")
-        yield from (word for name in names if (word := re.sub(r"^.*\blayers\.\d+\.", "", name)))
-    rules = fields.nested("dynamic").values if fields.has("dynamic") else {}
-    for rule in rules:
-        word = re.sub(r"\.[*+]|[\\^$]", "", rule.removeprefix("-:"))
-        if rule.startswith("-:") and word:
-            yield word
+
+    method: str
+    default: Format | None
+    rules: tuple[tuple[Hits, Format | None], ...]
+    merged: bool = False
+    skips_experts: bool = False
+    by_target: bool = False
+    unread: tuple[str, ...] = ()
+
+    def matches(self, layer: int) -> _Matches:
+        """The rules that match anything in a layer, with what they match."""
+        found = ((hits(layer), one) for hits, one in self.rules)
+        return tuple((names, one) for names, one in found if names)
+
+
+_Matches = tuple[tuple[frozenset[str], Format | None], ...]
+_Alike = tuple[tuple[bool, bool], _Matches]
+
+
+def _rules(fields: Fields, quantization: Quantization, modules: Modules) -> _Rules:
+    method, exceptions = quantization.method, Exceptions(modules, fields.prefix)
+    if method == "compressed-tensors":
+        return _Rules(method, *compressed.rules(fields, exceptions), merged=True, by_target=True)
+    one = base(quantization)
+    match = Match.TEXT if method == "awq" else Match.PATH
+    lists = {
+        field: exceptions.listed(names_in(fields, field), match, field)
+        for field in ("modules_to_not_convert", "ignored_layers")
+        if fields.has(field)
+    }
+    if method == "gptq":
+        return _gptq(fields, one, lists | _only_these(fields, modules), exceptions)
+    return _Rules(method, one, tuple((hits, None) for hits in lists.values()), merged=method == "awq")
+
+
+def _gptq(fields: Fields, one: Format, lists: Mapping[str, Hits], exceptions: Exceptions) -> _Rules:
+    """SGLang reads `dynamic` only (layers/quantization/gptq/gptq.py:156), and not for experts (gptq.py:441)."""
+    layers = range(exceptions.modules.layers)
+    unread = tuple(field for field, hits in lists.items() if any(map(hits, layers)))
+    named: list[tuple[Hits, Format | None]] = [(hits, None) for hits in lists.values()]
+    rules = (*named, *_dynamic(fields, one, exceptions))
+    return _Rules("gptq", one, rules, merged=True, skips_experts=True, unread=unread)
+
+
+def _only_these(fields: Fields, modules: Modules) -> dict[str, Hits]:
+    """The names that `modules_in_block_to_quantize` of GPTQ leaves out; it lists those that are quantized."""
+    field = "modules_in_block_to_quantize"
+    blocks = fields.values.get(field) or []
+    if not isinstance(blocks, list):
+        raise fields.refuse(field, "a list of lists of module names")
+    names = [name for block in blocks for name in (block if isinstance(block, list) else [block])]
+    if not all(isinstance(name, str) for name in names) or len(names) > MOST_RULES:
+        raise fields.refuse(field, "a list of lists of module names")
+    if not names:
+        return {}
+    kept = set(names)
+    left = frozenset(name for shape in _shapes(modules) for unit in modules.units(shape) for _, name in unit.parts)
+    left -= {name for name in left if name in kept or any(name.endswith(f".{one}") for one in kept)}
+    return {field: lambda _: left}
+
+
+def _dynamic(fields: Fields, one: Format, exceptions: Exceptions) -> tuple[tuple[Hits, Format | None], ...]:
+    """GPTQModel's rules: `-:REGEX` leaves layers out, `+:REGEX` or `REGEX` changes fields of their format."""
+    rules = fields.nested("dynamic") if fields.has("dynamic") else Fields({})
+    if len(rules.values) > MOST_RULES:
+        raise fields.refuse("dynamic", f"an object with at most {MOST_RULES} rules")
+    found: list[tuple[Hits, Format | None]] = []
+    for text, change in rules.values.items():
+        if text.startswith("-:"):
+            found.append((exceptions.rule(text[2:], "dynamic"), None))
+        else:
+            if not isinstance(change, Mapping):
+                raise rules.refuse(text, "an object")
+            found.append(
+                (exceptions.rule(text.removeprefix("+:"), "dynamic"), _changed(one, Fields(change, rules.prefix)))
+            )
+    return tuple(found)
+
+
+def _changed(one: Format, change: Fields) -> Format:
+    bits = change.optional("bits", MAX_BITS) or one.bits
+    group = one.group_size
+    if change.has("group_size"):
+        group = None if change.values["group_size"] == -1 else change.whole("group_size", MAX_WIDTH)
+    problem = one.problem
+    if bits not in _PACKED_BITS:
+        problem = f"a rule of quantization_config.dynamic has {bits} bits; SGLang runs 4 and 8 bits"
+    elif change.optional_flag("sym") is False:
+        problem = (
+            "a rule of quantization_config.dynamic is asymmetric (sym: false); SGLang removed that kernel in 0.5.21"
+        )
+    return replace(one, bits=bits, group_size=group, problem=problem)
+
+
+def _shapes(modules: Modules) -> list[tuple[bool, bool]]:
+    return sorted({modules.shape(layer) for layer in range(modules.layers)})
+
+
+def _first(matches: _Matches, name: str, default: Format | None) -> Format | None:
+    return next((one for names, one in matches if name in names), default)
+
+
+def _from_config(rules: _Rules, modules: Modules) -> tuple[Stored, str]:
+    """What is stored how, and why the engine cannot load it or "". Layers with the same matches are decided once."""
+    layers: Counter[_Alike] = Counter()
+    refusals: dict[_Alike, str] = {}
+    refused = ""
+    for layer in range(modules.layers):
+        alike = (modules.shape(layer), rules.matches(layer))
+        layers[alike] += 1
+        if alike not in refusals:
+            conflicts = (_conflict(rules, alike[1], unit) for unit in modules.units(alike[0]))
+            refusals[alike] = next(filter(None, conflicts), "")
+            refused = refused or (refusals[alike] and f"layer {layer}: {refusals[alike]}")
+    stored: dict[Linear, Counter[Format | None]] = {}
+    for (shape, matches), count in layers.items():
+        for unit in modules.units(shape):
+            for linear, name in unit.parts:
+                stored.setdefault(linear, Counter())[_first(matches, name, rules.default)] += count
+    if rules.unread:
+        refused = f"SGLang ignores {' and '.join(rules.unread)} of quantization_config with GPTQ; it reads dynamic"
+    return stored, refused or _unsupported(rules.method, stored)
+
+
+def _conflict(rules: _Rules, matches: _Matches, unit: Unit) -> str:
+    """Why the engine cannot load a unit as the files must hold it, or ""."""
+    formats = {_first(matches, name, rules.default) for _, name in unit.parts}
+    if len(formats) > 1:
+        return _parts_differ(unit)
+    stored = formats.pop()
+    if unit.experts and rules.skips_experts:
+        same = stored == rules.default
+        return "" if same else "SGLang ignores the exceptions of quantization_config for experts with GPTQ"
+    if not rules.merged or (rules.by_target and stored is None):
+        return ""
+    engine = _first(matches, unit.merged, rules.default)
+    if engine == stored or (unit.experts and rules.by_target):
+        return ""
+    if rules.by_target and engine is not None and engine.problem:
+        return ""
+    return (
+        f"SGLang compares the exceptions of quantization_config with its own name {unit.merged}, which they do not "
+        "match as they match its parts"
+    )
+
+
+def _parts_differ(unit: Unit) -> str:
+    if unit.experts:
+        return "SGLang loads all experts of a layer as one, so all must be stored alike"
+    names = " and ".join(name.rpartition(".")[2] for _, name in unit.parts)
+    return f"SGLang loads {names} as one layer ({unit.merged}), so all must be stored alike"
+
+
+def _unsupported(method: str, stored: Stored) -> str:
+    """Why the engine has no kernel for one of the formats, or ""."""
+    problems = sorted({one.problem for formats in stored.values() for one in formats if one and one.problem})
+    if problems:
+        return problems[0]
+    experts = (Linear.EXPERT_GATE, Linear.EXPERT_UP, Linear.EXPERT_DOWN)
+    if any(one and one.kind is Kind.INT8 for linear in experts for one in stored.get(linear, ())):
+        return f"SGLang runs experts with 8-bit integers ({method} int-quantized) on NPUs only"
+    return ""
+
+
+def _from_files(held: Held, rules: _Rules, modules: Modules) -> tuple[Stored, str]:
+    """As `_from_config`, with the dtype in the files deciding which layers have 16 bits."""
+    stored: dict[Linear, Counter[Format | None]] = {}
+    by_layer: dict[int, list[tuple[str, bool]]] = {}
+    for (layer, name), plain in held.items():
+        by_layer.setdefault(layer, []).append((name, plain))
+    refused = ""
+    for layer in sorted(by_layer):
+        matches: _Matches = tuple((names, one) for names, one in rules.matches(layer) if one is not None)
+        formats: dict[str, Format | None] = {}
+        for name, plain in by_layer[layer]:
+            one = None if plain else _first(matches, name, rules.default)
+            formats[name] = one
+            for linear in linears(name):
+                stored.setdefault(linear, Counter())[one] += 1
+        for unit in modules.units(modules.shape(layer)):
+            if not refused and len({formats[name] for _, name in unit.parts if name in formats}) > 1:
+                refused = f"layer {layer}: {_parts_differ(unit)}"
+    return stored, refused or _unsupported(rules.method, stored)

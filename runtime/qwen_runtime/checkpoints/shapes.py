@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from qwen_runtime.checkpoints.model import LinearAttention, ModelConfig, Module, Quantization
+from qwen_runtime.checkpoints.formats import Format, Stored
+from qwen_runtime.checkpoints.model import Linear, LinearAttention, ModelConfig, Tower
 
 
 class Part(Enum):
@@ -24,13 +25,13 @@ class Part(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """`count` equal tensors of `inputs` x `outputs`. If they have a `module`, their format may be a quantized one."""
+    """`count` equal tensors of `inputs` x `outputs`; those of a `linear` layer may be stored in quantized formats."""
 
     inputs: int
     outputs: int
     count: int
     part: Part = Part.DIVIDED
-    module: Module | None = None
+    linear: Linear | None = None
 
     @property
     def parameters(self) -> int:
@@ -58,42 +59,34 @@ class Weights:
     kv_bytes: int
 
 
-def weigh(tensors: Iterable[Tensors], quantization: Quantization | None) -> Weights:
-    """The sums over all tensors. Values that are not quantized have 16 bits, as engines load them."""
+def weigh(tensors: Iterable[Tensors], stored: Stored | None) -> Weights:
+    """Add up; what is not quantized has 16 bits per value, as engines load it."""
     parameters = 0
     size = dict.fromkeys(Part, 0)
     for group in tensors:
         parameters += group.parameters
-        size[group.part] += group.count * _matrix_bytes(group, _format(group, quantization))
+        for one, count in _formats(group, stored):
+            plain = 2 * group.inputs * group.outputs
+            size[group.part] += count * (plain if one is None else one.matrix_bytes(group.inputs, group.outputs))
     return Weights(parameters, sum(size.values()), size[Part.REPLICATED], size[Part.KV])
 
 
-def _format(group: Tensors, quantization: Quantization | None) -> Quantization | None:
-    """The format of the matrices of a group, None for 16 bits per value."""
-    if quantization is None or group.module is None or group.module in quantization.plain:
-        return None
-    return quantization
+def _formats(group: Tensors, stored: Stored | None) -> Iterator[tuple[Format | None, int]]:
+    """How the matrices of a group are stored: each format with its number of matrices; None is 16 bits per value.
 
-
-def _matrix_bytes(group: Tensors, quantization: Quantization | None) -> int:
-    """Bytes of one matrix of the group in this format.
-
-    GPTQ and AWQ: packed values, plus a 16-bit scale and a packed zero point for each group of inputs and each output,
-    and for GPTQ the group index of each input (4 bytes). FP8: one byte per value, plus a 32-bit scale per block or per
-    matrix.
+    `stored` may count in another unit (a projection in two parts counts twice), so its counts are shares.
     """
-    inputs, outputs = group.inputs, group.outputs
-    if quantization is None:
-        return 2 * inputs * outputs
-    if quantization.method == "fp8":
-        blocks = 1
-        if quantization.block is not None:
-            blocks = -(-inputs // quantization.block) * -(-outputs // quantization.block)
-        return inputs * outputs + 4 * blocks
-    groups = -(-inputs // quantization.group_size) if quantization.group_size else 1
-    packed = (inputs + groups) * outputs * quantization.bits // 8
-    index = 4 * inputs if quantization.method == "gptq" else 0
-    return packed + groups * outputs * 2 + index
+    formats = stored.get(group.linear) if stored and group.linear else None
+    if not formats:
+        yield None, group.count
+        return
+    total, left = sum(formats.values()), group.count
+    for one, count in formats.items():
+        if one is not None:
+            share = group.count * count // total
+            left -= share
+            yield one, share
+    yield None, left
 
 
 def language_model(model: ModelConfig, layout: Layout) -> Iterator[Tensors]:
@@ -103,23 +96,24 @@ def language_model(model: ModelConfig, layout: Layout) -> Iterator[Tensors]:
     yield from _attention(model, layout)
     if model.linear is not None:
         yield from _linear_attention(model.hidden, model.linear)
-    yield from _mlp(model.hidden, model.intermediate, model.dense_layers, Module.MLP)
+    yield from _mlp(model.hidden, model.intermediate, model.dense_layers, _MLP)
     sparse = model.layers - model.dense_layers
     if model.experts is not None and model.expert_intermediate is not None:
         yield Tensors(model.hidden, model.experts, sparse, Part.REPLICATED)
-        yield from _mlp(model.hidden, model.expert_intermediate, sparse * model.experts, Module.EXPERTS)
+        yield from _mlp(model.hidden, model.expert_intermediate, sparse * model.experts, _EXPERTS)
     if model.shared_intermediate is not None:
         yield Tensors(model.hidden, 1, sparse, Part.REPLICATED)
-        yield from _mlp(model.hidden, model.shared_intermediate, sparse, Module.SHARED_EXPERT)
+        yield from _mlp(model.hidden, model.shared_intermediate, sparse, _SHARED)
 
 
 def _attention(model: ModelConfig, layout: Layout) -> Iterator[Tensors]:
     layers, hidden = model.attention_layers, model.hidden
     q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
     gated = q * (2 if layout.output_gate else 1)
-    yield Tensors(hidden, gated, layers, module=Module.ATTENTION)
-    yield Tensors(hidden, kv, 2 * layers, Part.KV, module=Module.ATTENTION)
-    yield Tensors(q, hidden, layers, module=Module.ATTENTION)
+    yield Tensors(hidden, gated, layers, linear=Linear.Q)
+    yield Tensors(hidden, kv, layers, Part.KV, linear=Linear.K)
+    yield Tensors(hidden, kv, layers, Part.KV, linear=Linear.V)
+    yield Tensors(q, hidden, layers, linear=Linear.O)
     if layout.qkv_bias:
         yield Tensors(1, gated, layers)
         yield Tensors(1, kv, 2 * layers, Part.KV)
@@ -132,17 +126,24 @@ def _attention(model: ModelConfig, layout: Layout) -> Iterator[Tensors]:
 def _linear_attention(hidden: int, linear: LinearAttention) -> Iterator[Tensors]:
     """Gated delta net: projections of Q, K, V and the gate Z, of beta and decay, a convolution, a norm, the output."""
     key, value = linear.key_heads * linear.key_dim, linear.value_heads * linear.value_dim
-    yield Tensors(hidden, 2 * key + 2 * value, linear.layers, module=Module.LINEAR_ATTENTION)
+    yield Tensors(hidden, 2 * key + 2 * value, linear.layers, linear=Linear.LINEAR_IN)
     yield Tensors(hidden, 2 * linear.value_heads, linear.layers)
     yield Tensors(linear.conv_kernel, 2 * key + value, linear.layers)
     yield Tensors(1, 2 * linear.value_heads, linear.layers)
     yield Tensors(1, linear.value_dim, linear.layers, Part.REPLICATED)
-    yield Tensors(value, hidden, linear.layers, module=Module.LINEAR_ATTENTION)
+    yield Tensors(value, hidden, linear.layers, linear=Linear.LINEAR_OUT)
 
 
-def _mlp(hidden: int, intermediate: int, count: int, module: Module) -> Iterator[Tensors]:
-    yield Tensors(hidden, intermediate, 2 * count, module=module)
-    yield Tensors(intermediate, hidden, count, module=module)
+_MLP = (Linear.GATE, Linear.UP, Linear.DOWN)
+_EXPERTS = (Linear.EXPERT_GATE, Linear.EXPERT_UP, Linear.EXPERT_DOWN)
+_SHARED = (Linear.SHARED_GATE, Linear.SHARED_UP, Linear.SHARED_DOWN)
+
+
+def _mlp(hidden: int, intermediate: int, count: int, linears: tuple[Linear, Linear, Linear]) -> Iterator[Tensors]:
+    gate, up, down = linears
+    yield Tensors(hidden, intermediate, count, linear=gate)
+    yield Tensors(hidden, intermediate, count, linear=up)
+    yield Tensors(intermediate, hidden, count, linear=down)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,12 @@ class Vision:
     gated: bool = False
     positions: int | None = None
     deepstack: int = 0
+    heads: int = 16
+
+    @property
+    def split(self) -> Tower:
+        """What tensor parallelism divides in it."""
+        return Tower(self.heads, self.intermediate, self.width * self.merged)
 
 
 def vision_tower(vision: Vision) -> Iterator[Tensors]:

@@ -162,14 +162,14 @@ def test_claim_and_hub_refuse_a_field_with_the_same_words(tmp_path: Path, config
 # An inspection reports what it counted in the files. Bytes from shapes need a class and a format that are known.
 ONLY_COUNTED: dict[str, tuple[dict[str, Any], str]] = {
     "another class": (DENSE | {"architectures": ["LlamaForCausalLM"]}, "architectures[0] is 'LlamaForCausalLM', it"),
-    "another hybrid": (HYBRID | {"architectures": ["Qwen3_5ForCausalLM"]}, "architectures[0] is 'Qwen3_5ForCausalLM'"),
+    "another hybrid": (HYBRID | {"architectures": ["Qwen4ForCausalLM"]}, "architectures[0] is 'Qwen4ForCausalLM'"),
     "another method": (
         DENSE | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
-        "quantization_config.quant_method is 'bitsandbytes', it must be one of gptq, awq, fp8",
+        "quantization_config.quant_method is 'bitsandbytes', it must be one of gptq, awq, fp8, compressed-",
     ),
     "MXFP8, whose blocks are rows": (
         DENSE | {"quantization_config": {"quant_method": "mxfp8", "weight_block_size": [1, 32]}},
-        "quantization_config.quant_method is 'mxfp8', it must be one of gptq, awq, fp8",
+        "quantization_config.quant_method is 'mxfp8', it must be one of gptq, awq, fp8, compressed-",
     ),
     "another width": (
         DENSE | {"quantization_config": GPTQ | {"bits": 3}},
@@ -275,7 +275,11 @@ def test_layers_left_at_16_bits_are_found_by_their_dtype(left_out: tuple[str, ..
         name: Tensor("BF16" if any(f".{kind}." in name for kind in left_out) else "F8_E4M3", count)
         for name, (count, _) in names_of(model).items()
     }
-    assert weights.plain_modules(tensors) == plain
+    read_again = read(
+        HYBRID | {"num_hidden_layers": 8, "quantization_config": FP8}, held=weights.linear_layers(tensors)
+    )
+    assert read_again.quantization is not None
+    assert read_again.quantization.plain == plain
 
 
 def test_every_layout_is_a_class_with_a_family() -> None:

@@ -36,6 +36,27 @@ def test_parsers_of_other_names_and_classes() -> None:
     assert parsers(facts("Qwen2.5-7B"), "Qwen/QwQ-32B", NAMES) == ("qwen", "qwen3-thinking")
     assert parsers(replace(dense, architecture="Qwen2_5_VLForConditionalGeneration"), "a/b", NAMES) == (None, None)
     assert parsers(replace(dense, architecture="Other"), "a/b", NAMES) == (None, None)
+    assert parsers(replace(dense, architecture="Qwen3_5ForCausalLM"), "a/b", NAMES) == ("qwen3_coder", "qwen3")
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen3-Embedding-8B", "team/qwen3-reranker-4b", "Alibaba-NLP/gte-Qwen2-7B-instruct"]
+)
+def test_embedding_models_have_no_answers_to_parse(name: str) -> None:
+    assert parsers(facts("Qwen3-8B"), name, NAMES) == (None, None)
+
+
+@pytest.mark.parametrize("vocab", [151665, 151669])
+def test_an_embedding_model_under_another_name_is_known_by_its_vocabulary(vocab: int) -> None:
+    assert parsers(replace(facts("Qwen3-8B"), vocab=vocab), "team/search", NAMES) == (None, None)
+
+
+def test_qwq_states_more_positions_than_it_was_trained_for() -> None:
+    checkpoint = facts("QwQ-32B")
+    assert (checkpoint.max_positions, longest_context(checkpoint)) == (40960, 131072)
+    assert json.loads(model_overrides(checkpoint, 131072) or "")["rope_scaling"]["factor"] == 4.0
+    assert facts("Qwen2-57B-A14B").max_positions == 131072
+    assert model_overrides(facts("Qwen2-57B-A14B"), 131072) is None
 
 
 def test_yarn_sets_both_fields() -> None:

@@ -172,9 +172,19 @@ def test_tensors_are_told_apart_by_what_several_gpus_do_with_them(tmp_path: Path
     report = facts(folder)
     assert (report["weightBytes"], report["idleBytes"]) == (sum(sizes.values()), 1010)
     assert (report["kvWeightBytes"], report["replicatedBytes"]) == (32, 18)
-    assert report["quantization"]["plain"] == ["self_attn"]
+    assert report["quantization"]["plain"] == ["mlp.experts", "self_attn"]
     (folder / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": False}))
     assert facts(folder)["idleBytes"] == 10
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_engines_keep_half_of_a_float32_checkpoint(tmp_path: Path, dtype: str) -> None:
+    folder = checkpoint(tmp_path, CONFIG | {"torch_dtype": dtype, "tie_word_embeddings": False})
+    sizes = {"model.embed_tokens.weight": 1000, "model.norm.weight": 20, "model.layers.0.self_attn.k_proj.weight": 40}
+    shard(folder / "model.safetensors", sizes, "F32")
+    report = facts(folder)
+    assert (report["weightBytes"], report["idleBytes"]) == (1060, 530)
+    assert (report["kvWeightBytes"], report["replicatedBytes"]) == (20, 10)
 
 
 def test_what_config_leaves_out_is_read_from_the_tensors(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ Compared with 0.5.23 in both wheels (paths below sglang/srt, lines of 0.5.22):
 * Memory: the engine reserves the same. arg_groups/memory_hook.py differs only at 234 to 240, the size of prefill graphs
   of MLA models, and plans switch these graphs off. model_executor/pool_configurator.py differs for speculative drafts,
   context parallelism, and models that the operator does not plan.
-* Formats: the least compute capabilities of the AWQ, GPTQ, FP8 and GGUF loaders in layers/quantization are equal.
+* Formats: the least compute capabilities of the AWQ, GPTQ, FP8, GGUF and compressed-tensors loaders in
+  layers/quantization are equal.
 * Parsers: function_call/parser_names.py and parser/reasoning_parser_names.py lack `beam` and `response_template` of
   0.5.23. The parsers for Qwen are equal.
 * Log lines: equal, so this folder has no `log_lines.json` and qwen-runtime uses that of 0.5.23. Compared:

@@ -120,7 +120,7 @@ FORMATS = Formats(
     bfloat16=(8, 0),
     fp8_native=(8, 9),
     # SGLang 0.5.21 removed GPTQ's own kernel. Only Marlin is left.
-    weights={"awq": (7, 5), "gptq": (8, 0), "fp8": (8, 0), "gguf": (7, 5)},
+    weights={"awq": (7, 5), "gptq": (8, 0), "fp8": (8, 0), "gguf": (7, 5), "compressed-tensors": (8, 0)},
     packed_bits=(4, 8),
     # The kernel for older GPUs unpacks only 4 bits. 8 bits need Marlin.
     awq_8_bits=(8, 0),

@@ -431,10 +431,10 @@ def test_any_quantization_is_facts_or_a_refusal_in_one_line(
     except InvalidFactsError as error:
         lines = str(error).splitlines()
     else:
-        lines = [""]
+        lines = [facts.quantization.refused if facts.quantization else ""]
+        assert len(lines[0].splitlines()) < 2
         assert Checkpoint.from_json(json.loads(json.dumps(facts.to_json()))) == facts
     assert len(lines) == 1
-    assert facts.quantization is None or len(facts.quantization.refused.splitlines()) < 2
 
 
 def test_the_facts_of_a_uniform_checkpoint_have_no_new_members() -> None:

@@ -175,7 +175,8 @@ class Cluster:
         exclusive: their taint keeps the pods of others away. answering: an exporter, while there is one, answers for
         their pods.
         """
-        label = uuid4().hex[:6]
+        # It begins with a letter: Kubernetes reads an unquoted 6087e4 as a number, unlike the writer of YAML used here.
+        label = f"p{uuid4().hex[:6]}"
         taints = {POOL_LABEL: label} if exclusive else USUAL_TAINTS
         tolerations = [{"key": key, "operator": "Equal", "value": value} for key, value in taints.items()]
         own = OwnNodes(

@@ -429,7 +429,8 @@ def test_any_quantization_is_facts_or_a_refusal_in_one_line(
     try:
         facts = from_config(SMALL | {"quantization_config": config})
     except InvalidFactsError as error:
-        assert len(str(error).splitlines()) == 1
+        lines = str(error).splitlines()
+        assert len(lines) == 1, lines
         return
     assert Checkpoint.from_json(json.loads(json.dumps(facts.to_json()))) == facts
     assert facts.quantization is None or len(facts.quantization.refused.splitlines()) < 2

@@ -54,6 +54,11 @@ def _integer(text: str) -> int | float:
     return int(text) if len(text) <= _LONGEST_INTEGER else float(text)
 
 
+def _label(name: str) -> str:
+    """A field's name in a message. Where files choose names themselves, they may hold anything."""
+    return name if name.isprintable() and len(name) <= _SHOWN else shown(name)
+
+
 @dataclass(frozen=True, slots=True)
 class Fields:
     """One JSON object. Messages have `prefix` before the names of its fields, for example `text_config.`."""
@@ -68,8 +73,8 @@ class Fields:
     def refuse(self, name: str, right: str) -> InvalidFactsError:
         """The error for a field: its name, its value, and what would be right."""
         if name not in self.values:
-            return InvalidFactsError(f"{self.prefix}{name} is missing, it must be {right}")
-        return InvalidFactsError(f"{self.prefix}{name} is {shown(self.values[name])}, it must be {right}")
+            return InvalidFactsError(f"{self.prefix}{_label(name)} is missing, it must be {right}")
+        return InvalidFactsError(f"{self.prefix}{_label(name)} is {shown(self.values[name])}, it must be {right}")
 
     def whole(self, name: str, high: int, low: int = 1) -> int:
         """A required whole number from `low` to `high`."""
@@ -119,4 +124,4 @@ class Fields:
         value = self.values.get(name)
         if not isinstance(value, Mapping):
             raise self.refuse(name, "an object")
-        return Fields(value, f"{self.prefix}{name}.")
+        return Fields(value, f"{self.prefix}{_label(name)}.")

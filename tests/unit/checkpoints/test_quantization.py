@@ -251,6 +251,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "a long name": (AWQ | {"modules_to_not_convert": ["a" * 600]}, "of at most 512 characters"),
     "names without a layer": (AWQ | {"modules_to_not_convert": [f"x{n}" for n in range(600)]}, "has 600 names without"),
     "rules": (GPTQ | {"dynamic": {f"-:a{n}": {} for n in range(5000)}}, "an object with at most 4096 rules"),
+    "a name in two lines": (CT | {"config_groups": {"a\nb": None}}, r"config_groups.'a\nb' is null, it must"),
     "no names": (CT | {"ignore": "lm_head"}, "quantization_config.ignore is 'lm_head', it must be a list of module"),
     "blocks": (GPTQ | {"modules_in_block_to_quantize": [[7]]}, "must be a list of lists of module names"),
     "edges": (CT | {"config_groups": {"a": group("float-quantized", BLOCK | {"block_structure": "128x64"}, TOKEN)}},

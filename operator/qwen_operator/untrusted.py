@@ -7,7 +7,6 @@ deep nesting cannot exhaust the stack.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -98,19 +97,22 @@ def clean(value: object, limit: int) -> str:
 
 def whole(value: object, low: int, high: int, otherwise: int) -> int:
     """The value if it is a whole number from `low` to `high`, else `otherwise`."""
-    right = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-    return int(str(value)) if right else otherwise
+    if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+        return value
+    return otherwise
 
 
 def digits(text: object, high: int, otherwise: int) -> int:
     """The number that a text of ASCII digits names, if it is at most `high`, else `otherwise`."""
-    right = isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= _LONGEST_INTEGER
-    return whole(int(str(text)), 0, high, otherwise) if right else otherwise
+    if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= _LONGEST_INTEGER:
+        return whole(int(text), 0, high, otherwise)
+    return otherwise
 
 
 def count(value: float, high: float) -> bool:
     """Whether the number can count something: finite, not negative and at most `high`."""
-    return math.isfinite(value) and 0 <= value <= high
+    # A comparison with NaN is false, and one with an integer of any size is exact.
+    return 0 <= value <= high
 
 
 def _plain(value: object) -> str:

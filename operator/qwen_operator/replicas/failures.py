@@ -177,6 +177,7 @@ def _record(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, Any
     # "Error" is the kubelet's word for any exit code except 0.
     kubelet_text = [ended.get("message") or objects.text(ended, "reason").removesuffix("Error")]
     log = report.get("log") if report else kubelet_text
+    entries = log if isinstance(log, list) else []
     return Failure(
         reason=reason,
         phase=untrusted.clean(report.get("phase") or "", _WORD),
@@ -184,7 +185,7 @@ def _record(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, Any
         exit_code=exit_code(report if "exitCode" in report else ended),
         time=untrusted.clean(ended.get("finishedAt") or "", _WORD),
         count=max(1, _restart_count(container)),
-        log=tuple(untrusted.clean(line, _LINE) for line in (log if isinstance(log, list) else ())[-10:] if line),
+        log=tuple(text for line in entries[-10:] if (text := untrusted.clean(line, _LINE))),
     )
 
 

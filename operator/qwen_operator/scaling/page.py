@@ -7,6 +7,7 @@ a page of 4 MB. So the lines must have the plain form of _LINE, and there must n
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ LARGEST_NUMBER = 1e15
 # A label with a few escaped characters. The parser is slow for many of them.
 _LABEL = r'[A-Za-z_][A-Za-z0-9_]{0,63}="[^"\\]{0,512}(?:\\.[^"\\]{0,512}){0,8}"'
 _LABELS = rf"(?:\{{(?:{_LABEL},?){{0,24}}\}})?"
-_LINE = re.compile(rf"[A-Za-z0-9_:]{{1,128}}{_LABELS} ?[-+0-9.A-Za-z]{{1,32}}(?: -?[0-9]{{1,20}})?\s*")
+_LINE = re.compile(rf"[A-Za-z0-9_:]{{1,128}}{_LABELS} ?[-+0-9.A-Za-z]{{1,512}}(?: -?[0-9]{{1,20}})?\s*")
 
 
 _Sample = tuple[str, Mapping[str, str], float]
@@ -129,7 +130,15 @@ def _samples(lines: Sequence[str]) -> list[_Sample]:
         if len(line) > LINE_CHARACTERS or not _LINE.fullmatch(line):
             raise ValueError(f"a line is not a plain series: {line[:80]}")
     families = text_string_to_metric_families("\n".join(lines) + "\n")
-    return [(sample.name, sample.labels, float(sample.value)) for family in families for sample in family.samples]
+    return [(sample.name, sample.labels, _number(sample.value)) for family in families for sample in family.samples]
+
+
+def _number(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        # The parser makes an integer of a text of digits, however long it is.
+        return math.inf
 
 
 def _over_ranks(name: str, samples: Iterable[_Sample]) -> float | None:

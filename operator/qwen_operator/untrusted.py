@@ -41,13 +41,35 @@ class Size:
 
 def decode(content: bytes | str, levels: int) -> Any:
     """The JSON value. What is nested deeper than `levels` becomes null. Raises ValueError if it is not JSON."""
-    raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
-    try:
-        value = _loads(raw)
-    except RecursionError:
-        value = _loads(_without_deep_parts(raw, levels))
+    value = loads(content, levels)
     cut_deep(value, levels)
     return value
+
+
+def loads(content: bytes | str, levels: int) -> Any:
+    """The JSON value. It may be too deep for a function that recurses, and has at least `levels` levels of the content.
+
+    Raises ValueError if it is not JSON.
+    """
+    raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    try:
+        return _loads(raw)
+    except RecursionError:
+        return _loads(_without_deep_parts(raw, levels))
+
+
+def deeper(value: Any, levels: int) -> bool:
+    """Whether a dict or list with members is nested deeper than `levels`. It is much faster than `size_of`."""
+    containers = [value] if isinstance(value, _CONTAINERS) else []
+    for _ in range(levels):
+        found: list[Any] = []
+        for container in containers:
+            members = container.values() if container.__class__ is dict else container
+            found += [member for member in members if member.__class__ in _CONTAINERS and member]
+        if not found:
+            return False
+        containers = found
+    return True
 
 
 def cut_deep(value: Any, levels: int) -> bool:

@@ -32,7 +32,9 @@ def decode(content: bytes | str) -> Any:
 
 def _decoded(content: bytes | str) -> tuple[Any, bool]:
     """See `decode`. Also returns whether an object was too deep."""
-    value = untrusted.decode(content, _WRAPPED)
+    value = untrusted.loads(content, _WRAPPED)
+    if not untrusted.deeper(value, MOST_LEVELS - 1):
+        return value, False
     deep = [item for item in _items(value) if untrusted.cut_deep(item, MOST_LEVELS)]
     for item in deep:
         name, namespace = (objects.text(item, "metadata", part) for part in ("name", "namespace"))
@@ -41,7 +43,8 @@ def _decoded(content: bytes | str) -> tuple[Any, bool]:
             MOST_LEVELS,
             extra={"object": untrusted.clean(f"{namespace}/{name}", 400), "resource": objects.text(item, "kind")},
         )
-    return value, bool(deep)
+    # The rest of an answer has few levels, unless it is no answer of an API server.
+    return value, untrusted.cut_deep(value, _WRAPPED) or bool(deep)
 
 
 def _items(value: Any) -> list[Any]:

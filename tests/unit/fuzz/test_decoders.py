@@ -61,7 +61,7 @@ engine_specs = st.builds(
     lambda rest: {"containers": [{"name": "engine", **rest}]},
     record("command", "args", "startupProbe", inner=either(st.lists(leaves, max_size=3))),
 )
-annotations = st.dictionaries(
+pod_annotations = st.dictionaries(
     st.sampled_from([ANNOTATION_CORDONED_SINCE, ANNOTATION_DRAINING_SINCE, ANNOTATION_REPLICA_PODS]),
     st.one_of(st.text(), st.sampled_from([value for value in NASTY if isinstance(value, str)])),
 )
@@ -79,7 +79,7 @@ pods = st.builds(
     },
     either(statuses),
     either(engine_specs),
-    annotations,
+    pod_annotations,
 )
 deployment_statuses = st.fixed_dictionaries(
     {},
@@ -101,7 +101,7 @@ def terminated(message: Any) -> dict[str, Any]:
 
 
 def clean(text: str, limit: int) -> bool:
-    return len(text) <= limit and not UNSAFE.search(text) and bool(text.encode() or True)
+    return len(text) <= limit and not UNSAFE.search(text)
 
 
 @fuzzed
@@ -169,7 +169,7 @@ def test_scaling_sees_any_deployment(pod: Any, status: Any) -> None:
     state = shown(deployment)
     assert state is None or clean(state.message, MESSAGE_LIMIT)
     failure = stored_failure(objects.mapping(deployment, "status", "lastFailure"))
-    assert failure is None or (isinstance(failure.exit_code, int) and failure.count >= 1)
+    assert failure is None or failure.count >= 1
 
 
 @fuzzed

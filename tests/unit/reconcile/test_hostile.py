@@ -15,8 +15,8 @@ from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.kube.mirror import Mirror
 from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
+from qwen_operator.replicas.pod_state import read_pod
 from qwen_operator.replicas.scaling_view import scaled_deployments
-from qwen_operator.routing import membership
 from qwen_operator.routing.membership import EntryNaming, GatewayView, Membership, advance
 from qwen_operator.scaling.page import Reading, Trouble, read_page
 from tests.unit.fakes import Clock, FakeKube
@@ -133,14 +133,12 @@ def test_one_deployment_that_scaling_cannot_read_is_left_out() -> None:
 
 
 def test_one_pod_that_the_agent_cannot_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    read_pod = membership.read_pod
-
     def picky(pod: Manifest, name: str) -> Any:
         if pod["metadata"]["uid"] == "bad":
             raise OverflowError
         return read_pod(pod, name)
 
-    monkeypatch.setattr(membership, "read_pod", picky)
+    monkeypatch.setattr("qwen_operator.routing.membership.read_pod", picky)
     qd = deployment()
     qd["metadata"]["uid"] = "q"
     labels = {"qwen-operator.dev/deployment": "chat", "qwen-operator.dev/routable": "true"}

@@ -46,10 +46,11 @@ test-e2e: $(STAMP) ## Test real pods with the real SGLang on the CPU behind the 
 	@$(BIN)/python -m tests.testbed up
 	$(PYTEST) -m "e2e and not slow" --timeout 900 tests/e2e
 
-test-slow: $(STAMP) ## Run the slow tests: outages, ten idle minutes, crashes of the test bed, a cold build; not part of CI
+test-slow: $(STAMP) ## Run the slow tests: outages, ten idle minutes, crashes of the test bed, a cold build, an hour of fuzzing; not part of CI
 	@$(BIN)/python -m tests.testbed up
 	$(PYTEST) -m slow --timeout 3600 tests/cluster tests/e2e
 	$(PYTEST) -s --timeout 5400 tests/slow
+	QWEN_FUZZ_EXAMPLES=50000 $(PYTEST) -n 2 --timeout 5400 tests/unit/fuzz
 	@$(BIN)/python -m tests.testbed down
 
 lint: $(STAMP) ## Run ruff, mypy --strict and import-linter

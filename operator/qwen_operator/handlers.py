@@ -6,9 +6,10 @@ stop the next. The queue behind the intake repeats everything that must be retri
 
 import os
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import aiohttp
 import kopf
 
 from qwen_operator.config import Config
@@ -16,6 +17,7 @@ from qwen_operator.controller.cache import WATCHED
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.resync import labels_of
 from qwen_operator.kube import Resource
+from qwen_operator.kube.decoding import GuardedResponse
 
 
 def routes(intake: Intake, relisted: Callable[[], None], resources: Iterable[Resource]) -> kopf.OperatorRegistry:
@@ -46,11 +48,42 @@ def event_handler(
     return on_event
 
 
-def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-    """Credentials from KUBECONFIG if it is set, else from the pod's service account.
+@dataclass(frozen=True, kw_only=True)
+class GuardedSession(kopf.AiohttpSession):
+    """A session of kopf's whose answers `kube.decoding` guards: kopf's own decoder fails for a deeply nested object.
 
-    kopf calls it again after every 401, because tokens rotate.
+    Two sessions with the same credentials are equal. So kopf notices when a new login gives credentials that the API
+    server has already rejected.
     """
+
+    credentials: kopf.ConnectionInfo
+    aiohttp_session: aiohttp.ClientSession = field(compare=False, repr=False)
+
+
+async def login(**kwargs: Any) -> kopf.AiohttpSession | None:
+    """A session for kopf. kopf calls this again after every 401, because tokens rotate."""
+    info = credentials(**kwargs)
+    if info is None:
+        return None
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context()),
+        headers=info.as_http_headers(),
+        proxy=info.proxy_url,
+        trust_env=info.trust_env,
+        response_class=GuardedResponse,
+    )
+    return GuardedSession(
+        server=info.server,
+        priority=info.priority,
+        default_namespace=info.default_namespace,
+        expiration=info.expiration,
+        credentials=info,
+        aiohttp_session=session,
+    )
+
+
+def credentials(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    """Credentials from KUBECONFIG if it is set, else from the pod's service account."""
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     if os.environ.get("KUBECONFIG") or not host:
         return kopf.login_with_kubeconfig(**kwargs)

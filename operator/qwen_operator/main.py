@@ -38,6 +38,7 @@ from qwen_operator.kube import QWENDEPLOYMENTS, KubeApi
 from qwen_operator.kube.client import connect
 from qwen_operator.kube.lease import Elector, FencedApi, Terms, wall_stamp
 from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
+from qwen_operator.objects import ObjectKey
 from qwen_operator.replicas.scaling_view import scaled_deployments
 
 # Longer than any reconcile: each of its requests has a time-out, and 64 replicas need 64 requests.
@@ -86,13 +87,15 @@ class Operator:
     @classmethod
     async def build(cls, config: Config, engines: Scraper) -> "Operator":
         store, queue = Store(), WorkQueue(clock=time.monotonic, random=random.random)
-        intake = Intake(store, queue)
         metrics = OperatorMetrics()
+        intake = Intake(store, queue, metrics.skipped)
         api = await connect(user_agent="qwen-operator", observer=metrics.requested)
         identity = f"{config.pod_name}_{wall_stamp()}"
         elector = Elector(api, Terms(config.namespace, config.lease_name, identity), time.monotonic)
         autoscaler = Autoscaler(
-            engines, lambda: scaled_deployments(store.all(QWENDEPLOYMENTS), store.replicas), queue.add
+            engines,
+            lambda: scaled_deployments(store.all(QWENDEPLOYMENTS), store.replicas, _not_scaled),
+            queue.add,
         )
         deployments = DeploymentMetrics(store, LoadSource(autoscaler.samples, autoscaler.ages), elector.leads)
         metrics.follow(queue, elector.leads)
@@ -163,6 +166,10 @@ class Operator:
         for _ in range(self.config.workers):
             tasks.append(Worker(self.queue, reconciler, self.metrics.reconciled, self.metrics.failed).run())
         await first_to_end(tasks)
+
+
+def _not_scaled(key: ObjectKey, error: Exception) -> None:
+    log.error("scaling cannot read this QwenDeployment", exc_info=error, extra={"deployment": "/".join(key)})
 
 
 async def read_hub(config: Config, query: HubQuery, seconds: float) -> HubCheckpoint:

@@ -5,6 +5,7 @@ leader reports deployments, so a sum over all operators counts nothing twice. La
 deployment, names from the operator's own lists (states, reasons), and single values of a spec and its plan.
 """
 
+import logging
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from qwen_operator import objects
+from qwen_operator import objects, untrusted
 from qwen_operator.controller.cache import Store
 from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.kube import QWENDEPLOYMENTS, Manifest
@@ -26,6 +27,11 @@ from qwen_operator.scaling.types import Sample
 
 KEY_LABELS = ("namespace", "deployment")
 INFO_LABELS = ("model", "gpu_product", "tensor", "quantization", "engine_version", "revision")
+_MOST = 10_000
+_LARGEST = 1e18
+_LABEL = 253
+
+log = logging.getLogger(__name__)
 
 
 class OperatorMetrics:
@@ -46,6 +52,12 @@ class OperatorMetrics:
             "qwen_operator_api_requests",
             "Requests to the API server, without watches. Code 0 means no answer",
             ("verb", "resource", "code"),
+        )
+        self._skipped = self._make(
+            prometheus.Counter,
+            "qwen_operator_skipped_objects",
+            "Objects that were skipped because they cannot be read",
+            ("resource",),
         )
         self._make(
             prometheus.Gauge, "qwen_operator_build_info", "Version of the operator, always 1", ("version",)
@@ -75,6 +87,10 @@ class OperatorMetrics:
         """Count a reconcile that failed; `reason` is the name of the error's class."""
         self._errors.labels(reason).inc()
 
+    def skipped(self, resource: str) -> None:
+        """Count an object that the operator cannot read."""
+        self._skipped.labels(resource).inc()
+
     def requested(self, verb: str, resource: str, status: int, _seconds: float) -> None:
         self._requests.labels(verb, resource, str(status)).inc()
 
@@ -101,7 +117,7 @@ class DeploymentMetrics(Collector):
         """Count a change of the wanted size, and a new failure, between two statuses of a deployment."""
         scaling = objects.mapping(new, "scaling")
         before, now = objects.mapping(old, "scaling").get("wanted"), scaling.get("wanted")
-        if before is not None and now is not None and before != now:
+        if isinstance(before, int) and isinstance(now, int) and before != now:
             self._scaled[(*key, "up" if now > before else "down", str(scaling.get("reason")))] += 1
         previous, last = objects.mapping(old, "lastFailure"), objects.mapping(new, "lastFailure")
         if last and (last.get("time"), last.get("pod")) != (previous.get("time"), previous.get("pod")):
@@ -118,8 +134,11 @@ class DeploymentMetrics(Collector):
         rows = {key_of(manifest): manifest for manifest in self.store.all(QWENDEPLOYMENTS)}
         gauges = _Gauges()
         for key, manifest in rows.items():
-            _status(gauges, key, manifest)
-            _replicas(gauges, key, manifest, self.store.replicas(manifest))
+            try:
+                _status(gauges, key, manifest)
+                _replicas(gauges, key, manifest, self.store.replicas(manifest))
+            except Exception:
+                log.exception("no metrics of this QwenDeployment", extra={"deployment": "/".join(key)})
             if (sample := samples.get(key)) is not None:
                 _sample(gauges, key, sample)
             if (age := ages.get(key)) is not None:
@@ -168,13 +187,13 @@ class _Gauges:
         self.families: dict[str, GaugeMetricFamily] = {}
 
     def add(self, name: str, key: ObjectKey, value: float | None, *labels: str) -> None:
-        """Add a value. None means an unknown value, which gets no series."""
-        if value is None:
+        """Add a value. An unknown value (None) and one that cannot be a count get no series."""
+        if not isinstance(value, int | float) or not untrusted.count(value, _LARGEST):
             return
         if name not in self.families:
             text, names = GAUGES[name]
             self.families[name] = GaugeMetricFamily(name, text, labels=(*KEY_LABELS, *names))
-        self.families[name].add_metric((*key, *labels), value)
+        self.families[name].add_metric((*key, *(untrusted.clean(label, _LABEL) for label in labels)), value)
 
 
 def _status(gauges: _Gauges, key: ObjectKey, manifest: Manifest) -> None:
@@ -188,8 +207,9 @@ def _status(gauges: _Gauges, key: ObjectKey, manifest: Manifest) -> None:
         plan.get("hash"),
     )
     gauges.add("qwen_deployment_info", key, 1, *("" if value is None else str(value) for value in info))
+    parts = ("type", "status", "reason")
     for condition in objects.members(status, "conditions"):
-        gauges.add("qwen_deployment_condition", key, 1, condition["type"], condition["status"], condition["reason"])
+        gauges.add("qwen_deployment_condition", key, 1, *(objects.text(condition, part) for part in parts))
     gauges.add("qwen_deployment_plan_kv_tokens", key, plan.get("kvTokens"))
     gauges.add("qwen_deployment_plan_startup_seconds", key, plan.get("startupSeconds"))
     gauges.add("qwen_deployment_replicas", key, last_wanted(manifest), "wanted")
@@ -203,9 +223,9 @@ def _replicas(gauges: _Gauges, key: ObjectKey, manifest: Manifest, replicas: Ite
     running = [replica for replica in replicas if not replica.broken]
     draining = [replica for replica in running if replica.deleting or replica.draining]
     status = objects.mapping(manifest, "status")
-    ready = int(status.get("readyReplicas") or 0)
+    ready = untrusted.whole(status.get("readyReplicas"), 0, _MOST, 0)
     granted = [replica for replica in running if replica.bound]
-    gpus = int(objects.mapping(status, "plan").get("gpusPerReplica") or 0)
+    gpus = untrusted.whole(objects.mapping(status, "plan").get("gpusPerReplica"), 0, _MOST, 0)
     states = {
         "granted": sum(replica not in draining for replica in granted),
         "ready": ready,

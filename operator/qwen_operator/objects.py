@@ -18,6 +18,26 @@ def key_of(item: Object) -> ObjectKey:
     return meta.get("namespace") or "", meta["name"]
 
 
+def malformed(item: object) -> str | None:
+    """The problem of something that is no Kubernetes object; None if it has metadata of the right types.
+
+    The API server stores no such object. Code that finds objects by name, uid and labels needs no checks of its own.
+    """
+    meta = item.get("metadata") if isinstance(item, dict) else None
+    if not isinstance(meta, dict):
+        return "metadata is not an object"
+    if not isinstance(meta.get("name"), str):
+        return "metadata.name is not a text"
+    for field in ("namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp"):
+        if not isinstance(meta.get(field, ""), str | None):
+            return f"metadata.{field} is not a text"
+    for field in ("labels", "annotations"):
+        entries = meta.get(field) or {}
+        if not isinstance(entries, dict) or not all(isinstance(text, str) for text in (*entries, *entries.values())):
+            return f"metadata.{field} are not texts"
+    return None
+
+
 def mapping(value: object, *path: str) -> Object:
     """The mapping at the end of a path of field names; {} if there is none."""
     for name in path:
@@ -82,9 +102,12 @@ def named(entries: Iterable[Object], name: str) -> Object:
 
 
 def moment(stamp: object) -> datetime | None:
-    """The time in an RFC 3339 text; None for anything else, and for a time without a zone."""
+    """The time in an RFC 3339 text; None for anything else, for a time without a zone, and for years after 9000.
+
+    Anybody may write an annotation. Near the largest date, the sum of a time and a delay would be an error.
+    """
     try:
         time = datetime.fromisoformat(str(stamp))
     except ValueError:
         return None
-    return time if time.tzinfo is not None else None
+    return time if time.tzinfo is not None and 1900 <= time.year <= 9000 else None

@@ -19,6 +19,9 @@ from tests.unit.fakes import ALL, FakeKube, matches
 NAMESPACES = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
 DEFINITIONS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False)
 SERVED = (*ALL, NAMESPACES, DEFINITIONS)
+# The server sends an object of DEEP_LEVELS levels where this text stands.
+DEEP = "very deep"
+DEEP_LEVELS = 1100
 # How often a watch looks for what is new.
 POLL_SECONDS = 0.01
 
@@ -62,7 +65,7 @@ class ApiServer:
             if "watch" in request.query:
                 return await self._watch(request, target)
             answer = self._read if request.method == "GET" else self._write
-            return web.json_response(await answer(request, target))
+            return web.json_response(text=_text(await answer(request, target)))
         except ApiError as error:
             return _status(error)
 
@@ -118,8 +121,13 @@ class ApiServer:
                 if inside and int(meta["resourceVersion"]) > since:
                     # Leaving the selection is a deletion to who watches it.
                     event = {"type": kind if matches(manifest, labels) else "DELETED", "object": manifest}
-                    await response.write(json.dumps(event).encode() + b"\n")
+                    await response.write(_text(event).encode() + b"\n")
             await asyncio.sleep(POLL_SECONDS)
+
+
+def _text(value: Manifest) -> str:
+    """JSON. Python cannot write a value as deep as the API server can, so DEEP stands for one."""
+    return json.dumps(value).replace(f'"{DEEP}"', '{"a":' * DEEP_LEVELS + "{}" + "}" * DEEP_LEVELS)
 
 
 def discovery(path: str) -> Manifest | None:

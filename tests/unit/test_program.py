@@ -116,11 +116,11 @@ def test_credentials_come_from_the_kubeconfig_or_by_address_from_the_pod(monkeyp
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
-    found = handlers.login()
+    found = handlers.credentials()
     assert found
     assert found.server == "https://[fd00::1]:6443"
     monkeypatch.setenv("KUBECONFIG", "somewhere")
-    assert handlers.login() is None
+    assert handlers.credentials() is None
 
 
 async def test_health_readiness_and_metrics() -> None:

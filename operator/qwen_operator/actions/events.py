@@ -11,6 +11,7 @@ from qwen_operator import objects
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.events import Event
 from qwen_operator.manifests.names import Manifest
+from qwen_operator.untrusted import clean
 
 
 def rfc3339(now: datetime) -> str:
@@ -63,7 +64,7 @@ def _manifest(deployment: Manifest, event: Event, about: object, now: str) -> Ma
         },
         "type": event.type,
         "reason": event.reason,
-        "message": event.message[:1024],
+        "message": clean(event.message, 1024),
         "firstTimestamp": now,
         "lastTimestamp": now,
         "count": 1,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from qwen_operator.untrusted import clean
+
 
 class ConditionType(StrEnum):
     """READY, PLANNED, MODEL_LOADED and SCALING_ACTIVE are always present, the others only while true (kstatus)."""
@@ -168,5 +170,5 @@ def _condition(old: Mapping[str, Any], verdict: Verdict, generation: int, now: s
 
 
 def clip(message: str, limit: int = MESSAGE_LIMIT) -> str:
-    """The message, cut to `limit` characters."""
-    return message if len(message) <= limit else f"{message[: limit - 3]}..."
+    """The message as one line of at most `limit` characters, without control characters."""
+    return clean(message, limit)

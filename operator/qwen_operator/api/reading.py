@@ -14,10 +14,16 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from qwen_operator import untrusted
 from qwen_operator.api.fields import Passthrough, Rule, camel
 from qwen_operator.api.schema import INT_OR_STRING, LIST_MAP_KEYS, LIST_TYPE, PRESERVE, RULES, Schema
 
 T = TypeVar("T")
+
+MOST_LEVELS = 32
+MOST_VALUES = 2048
+MOST_CHARACTERS = 16384
+"""Limits of one free-form object, such as an affinity: the API server checks only its first level."""
 
 _TYPES = {"string": str, "integer": int, "boolean": bool, "array": list, "object": Mapping}
 _TYPE_NAMES = {
@@ -34,6 +40,8 @@ def problems(value: Any, schema: Schema, path: str) -> list[str]:
     fault = _type_fault(value, schema)
     if fault:
         return [f"{path}: {shown(value)} must be {fault}"]
+    if schema.get(PRESERVE) and (fault := size_fault(value, MOST_VALUES, MOST_CHARACTERS)):
+        return [f"{path}: {fault}"]
     sentences = [f"{path}: {shown(value)} {fault}" for fault in _limit_faults(value, schema)]
     if isinstance(value, Mapping) and not schema.get(PRESERVE):
         sentences += _member_problems(value, schema, path)
@@ -43,6 +51,19 @@ def problems(value: Any, schema: Schema, path: str) -> list[str]:
     if not sentences:
         sentences += [_broken(value, rule, path) for rule in schema.get(RULES, ()) if not rule.holds(value)]
     return sentences
+
+
+def size_fault(value: Any, values: int, characters: int) -> str | None:
+    """The problem of an object that is nested too deeply or is too large; None if there is none."""
+    size = untrusted.size_of(value)
+    if size.levels > MOST_LEVELS:
+        deep = f"more than {MOST_LEVELS}" if size.levels > 2 * MOST_LEVELS else str(size.levels)
+        return f"the object has {deep} levels, it must have at most {MOST_LEVELS}"
+    if size.values > values:
+        return f"the object has {size.values} keys and entries, it must have at most {values}"
+    if size.characters > characters:
+        return f"the object has {size.characters} characters, it must have at most {characters}"
+    return None
 
 
 def _broken(value: Any, rule: Rule, path: str) -> str:
@@ -63,7 +84,11 @@ def _member(value: Any, names: list[str]) -> Any:
 
 def shown(value: Any) -> str:
     """The value as a message shows it: one line, at most 80 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        # ValueError: Python writes no integer of more than 4300 digits.
+        return f"a value of the type {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

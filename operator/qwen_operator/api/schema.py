@@ -24,7 +24,8 @@ _SCALARS: dict[Any, Schema] = {
     str: {"type": "string"},
     int: {"type": "integer", "format": "int64"},
     bool: {"type": "boolean"},
-    Passthrough: {"type": "object", PRESERVE: True},
+    # The API server cannot limit what is below the first level of such an object. `reading.py` does.
+    Passthrough: {"type": "object", PRESERVE: True, "maxProperties": 32},
     int | str: {INT_OR_STRING: True},  # a Kubernetes quantity: 2, "500m" or "4Gi"
 }
 

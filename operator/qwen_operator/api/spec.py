@@ -19,6 +19,9 @@ from qwen_operator.objects import mapping
 
 REPLAN_ANNOTATION = "qwen-operator.dev/replan"
 NAME_LIMIT = 40
+MOST_VALUES = 16384
+MOST_CHARACTERS = 262144
+"""Limits of a whole spec. Every copy of the spec in pods, revisions and memory is about as large."""
 
 _NAME_FORM = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 # Visible ASCII without the colon, which separates model and adapter in SGLang.
@@ -419,6 +422,10 @@ def parse(obj: Mapping[str, Any]) -> Spec:
     if not isinstance(name, str):
         raise InvalidSpec([f"metadata.name: {reading.shown(name)} must be text"])
     sentences = [f"metadata.name: {reading.shown(name)}: {rule.message}" for rule in NAME_RULES if not rule.holds(name)]
+    if fault := reading.size_fault(spec, MOST_VALUES, MOST_CHARACTERS):
+        # Which part of it is too deep or too large?
+        sentences += reading.problems(spec, object_schema(Spec), "spec") or [f"spec: {fault}"]
+        raise InvalidSpec(sentences)
     sentences += reading.problems(spec, object_schema(Spec), "spec")
     if sentences:
         raise InvalidSpec(sentences)

@@ -9,9 +9,11 @@ from typing import Any
 from qwen_operator.api.conditions import ConditionType, Reason, Verdict, clip, set_conditions
 from qwen_operator.api.status_size import shortened
 from qwen_operator.objects import mapping, members
+from qwen_operator.untrusted import clean
 
 _LOG_LINES = 10
 _LOG_LINE = 200
+_WORD = 63
 _STEPS = 64
 
 
@@ -131,10 +133,10 @@ def _failure(failure: Failure | None) -> dict[str, Any] | None:
         return None
     return {
         "reason": str(failure.reason),
-        "phase": failure.phase,
+        "phase": clean(failure.phase, _WORD),
         "pod": failure.pod,
         "exitCode": failure.exit_code,
-        "time": failure.time,
+        "time": clean(failure.time, _WORD),
         "count": failure.count,
-        "log": [line[:_LOG_LINE] for line in failure.log[-_LOG_LINES:]],
+        "log": [clean(line, _LOG_LINE) for line in failure.log[-_LOG_LINES:]],
     }

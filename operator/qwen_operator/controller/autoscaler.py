@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qwen_operator import untrusted
 from qwen_operator.api.conditions import Reason
 from qwen_operator.controller.scraper import Scraper
 from qwen_operator.objects import ObjectKey
@@ -22,6 +23,7 @@ from qwen_operator.scaling.types import EnginePod, Sample, ScaledDeployment, Sca
 INTERVAL_SECONDS = 2.0
 # Without jitter, the scrapes of several operators could stay in step and always hit an engine at the same moment.
 JITTER = 0.1
+_LARGEST_INDEX = 999_999_999
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +194,7 @@ def removal_order(engines: tuple[EnginePod, ...], sample: Sample) -> tuple[str, 
     def rank(engine: EnginePod) -> tuple[bool, bool, bool, int, int, int]:
         load = loads.get(engine.uid)
         busy = (load.requests, load.tokens_used) if load else (0, 0)
-        index = int(engine.index) if engine.index.isdecimal() else 0
+        index = untrusted.digits(engine.index, _LARGEST_INDEX, 0)
         return engine.ready, not engine.draining, load is None, *busy, -index
 
     return tuple(engine.pod for engine in sorted(engines, key=rank))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_operator import objects
+from qwen_operator import objects, untrusted
 from qwen_operator.api.claims import served_names
 from qwen_operator.api.writers import kept_fields
 from qwen_operator.hardware import hami
@@ -29,6 +29,8 @@ from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevision
 from qwen_operator.objects import ObjectKey, key_of
 from qwen_operator.replicas.groups import Replica, groups_of, is_engine_of
 from qwen_operator.replicas.pod_state import PodState, read_pod
+
+_LARGEST_VERSION = 10**24
 
 WATCHED = (
     QWENDEPLOYMENTS,
@@ -286,7 +288,7 @@ def _number(meta: Manifest) -> int:
 
 def _parse(version: str) -> int:
     """A resourceVersion as a number; 0 if it is not a number. Then the state that arrives last counts."""
-    return int(version) if version.isdigit() else 0
+    return untrusted.digits(version, _LARGEST_VERSION, 0)
 
 
 def _same(old: Manifest, new: Manifest) -> bool:

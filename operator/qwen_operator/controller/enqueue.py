@@ -1,6 +1,7 @@
 """Puts watch events and lists into the store, and the keys of the affected QwenDeployments into the queue. No I/O."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 
 from qwen_operator import objects
 from qwen_operator.api.claims import served_names
@@ -11,23 +12,40 @@ from qwen_operator.kube import NODES, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest
 from qwen_operator.manifests.names import LABEL_DEPLOYMENT
 from qwen_operator.objects import ObjectKey, key_of
 
+log = logging.getLogger(__name__)
+
 
 class Intake:
-    """The only way for watch events and lists into store and queue."""
+    """The only way for watch events and lists into store and queue.
 
-    def __init__(self, store: Store, queue: WorkQueue) -> None:
+    It skips an object that it cannot read, so that one object does not keep the others out. `skipped` gets the
+    plural of its resource.
+    """
+
+    def __init__(self, store: Store, queue: WorkQueue, skipped: Callable[[str], None] = lambda _plural: None) -> None:
         self._store = store
         self._queue = queue
+        self._skipped = skipped
 
     def event(self, resource: Resource, kind: str | None, manifest: Manifest) -> None:
         """Store a watch event. Every kind except DELETED carries a state of the object."""
+        if not self._readable(resource, manifest):
+            return
         change = (self._store.remove if kind == "DELETED" else self._store.update)(resource, manifest)
         if change is not None:
             self._enqueue([change])
 
     def listed(self, resource: Resource, namespace: str | None, items: Iterable[Manifest], version: str) -> None:
         """Store a complete list. Its changes include deletions that no event reported."""
-        self._enqueue(self._store.replace(resource, namespace, items, version))
+        readable = [item for item in items if self._readable(resource, item)]
+        self._enqueue(self._store.replace(resource, namespace, readable, version))
+
+    def _readable(self, resource: Resource, manifest: Manifest) -> bool:
+        problem = objects.malformed(manifest)
+        if problem is not None:
+            self._skipped(resource.plural)
+            log.warning("the operator skips an object", extra={"resource": resource.plural, "why": problem})
+        return problem is None
 
     def enqueue_all(self) -> None:
         """Queue every QwenDeployment."""

@@ -11,14 +11,13 @@ from typing import Protocol
 import aiohttp
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.scaling.page import Reading, Trouble, read_page
+from qwen_operator.scaling.page import PAGE_BYTES, Reading, Trouble, read_page
 from qwen_operator.scaling.types import EnginePod
+from qwen_operator.untrusted import clean
 
 PORT = 8000
 TIMEOUT_SECONDS = 1.5
 CONCURRENCY = 64
-# A page of a loaded engine has about 80 KB.
-PAGE_LIMIT = 4 * 1024 * 1024
 
 
 class Scraper(Protocol):
@@ -45,7 +44,7 @@ class HttpScraper:
         except TimeoutError:
             return Trouble(Reason.METRICS_MISSING, f"no answer within {TIMEOUT_SECONDS} s")
         except (aiohttp.ClientError, ValueError) as error:
-            return Trouble(Reason.METRICS_MISSING, f"{type(error).__name__}: {error}")
+            return Trouble(Reason.METRICS_MISSING, f"{type(error).__name__}: {clean(error, 200)}")
         return read_page(page, engine.model) if isinstance(page, str) else page
 
     async def _page(self, url: str) -> str | Trouble:
@@ -64,8 +63,8 @@ async def _body(response: aiohttp.ClientResponse) -> str | Trouble:
     async for part in response.content.iter_any():
         parts.append(part)
         size += len(part)
-        if size > PAGE_LIMIT:
-            return Trouble(Reason.METRICS_INVALID, f"the page has more than {PAGE_LIMIT} bytes")
+        if size > PAGE_BYTES:
+            return Trouble(Reason.METRICS_INVALID, f"the page has more than {PAGE_BYTES} bytes")
     return b"".join(parts).decode("utf-8", "replace")
 
 

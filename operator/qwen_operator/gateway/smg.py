@@ -6,9 +6,13 @@ from typing import Any, Protocol
 
 import aiohttp
 
+from qwen_operator import untrusted
+
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 5.0
+# smg repeats labels that engines report.
+_LEVELS = 16
 
 
 class Router(Protocol):
@@ -35,7 +39,7 @@ class Smg:
                 if response.status != 200:
                     log.warning("the router does not list its workers: HTTP %d", response.status)
                     return None
-                body = await response.json()
+                body = untrusted.decode(await response.read(), _LEVELS)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return None
         workers = body.get("workers") if isinstance(body, dict) else None

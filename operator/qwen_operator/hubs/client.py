@@ -32,7 +32,7 @@ from qwen_operator.checkpoints.hubs import (
 )
 from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG
 from qwen_runtime.checkpoints.model import MAX_BYTES
-from qwen_runtime.checkpoints.reading import Fields, parse_json, shown
+from qwen_runtime.checkpoints.reading import Fields, kind, parse_json, shown
 
 INDEX = "model.safetensors.index.json"
 LARGEST_INDEX = 32 << 20
@@ -92,7 +92,8 @@ async def fetch(
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _offline(base, str(error) or type(error).__name__) from None
     except InvalidFactsError as error:
-        raise HubError(HubReason.INVALID, f"{repository} at {base}: {error}") from None
+        # `public`, because a redirect may have led to a server that answers only inside the network.
+        raise HubError(HubReason.INVALID, f"{repository} at {base}: {error.public}") from None
 
 
 def _offline(base: str, detail: str) -> HubError:
@@ -199,7 +200,10 @@ async def _weights(repository: _Repository, listing: _Listing) -> tuple[int, fro
     shards = sorted(set(weight_map.values()))
     missing = next((file for file in shards if file not in listing.sizes), None)
     if missing is not None:
-        raise InvalidFactsError(f"{INDEX} names {shown(missing)}, which is not in the repository")
+        raise InvalidFactsError(
+            f"{INDEX} names {shown(missing)}, which is not in the repository",
+            f"{INDEX} names {kind(missing)}, which is not in the repository",
+        )
     if index.has("metadata") and any(listing.sizes[file] is None for file in shards):
         return index.nested("metadata").whole("total_size", MAX_BYTES), frozenset(weight_map)
     return _total(listing, shards), frozenset(weight_map)
@@ -253,7 +257,7 @@ async def _body(response: httpx.Response, limit: int, content: str) -> bytes:
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise HubError(
-            HubReason.INVALID, f"{content} has the encoding {shown(encoding)}, but the request asked for none"
+            HubReason.INVALID, f"{content} has the encoding {kind(encoding)}, but the request asked for none"
         )
     body = bytearray()
     async for part in response.aiter_raw():

@@ -27,6 +27,7 @@ from qwen_operator.kube.api import (
     Unavailable,
     error_from_status,
 )
+from qwen_operator.kube.decoding import decode, lines
 
 REQUEST_SECONDS = 15.0
 WATCH_SECONDS = 300
@@ -123,7 +124,7 @@ class HttpKubeApi:
         )
         response = await self._send("GET", resource, resource.path(namespace), _Request(query, timeout=timeout))
         try:
-            async for line in _lines(response):
+            async for line in lines(response.content):
                 kind, item = _event(line)
                 if kind == "ERROR":
                     raise error_from_status(int(item.get("code") or 500), item)
@@ -177,7 +178,7 @@ class HttpKubeApi:
     async def _request(self, method: str, resource: Resource, path: str, request: "_Request") -> Manifest:
         response = await self._send(method, resource, path, request)
         try:
-            content = json.loads(await response.read())
+            content = decode(await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise Unavailable(0, "AnswerLost", f"{method} {path}: {_text(error)}") from error
         if not isinstance(content, dict):
@@ -194,7 +195,7 @@ class HttpKubeApi:
         if response.status < 400:
             return response
         try:
-            body = json.loads(await response.read())
+            body = decode(await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             body = {}
         raise error_from_status(
@@ -278,22 +279,9 @@ def encode(body: Manifest) -> bytes:
 _ESCAPED = {ord(char): f"\\u{ord(char):04x}" for char in "&<>\u2028\u2029"}
 
 
-async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Yield complete lines. Not `content.readline`, which rejects lines longer than its buffer.
-
-    An incomplete line at the end of a broken stream is dropped: the next watch starts before it.
-    """
-    rest = b""
-    async for chunk in response.content.iter_any():
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            if line.strip():
-                yield line
-
-
 def _event(line: bytes) -> tuple[str, Manifest]:
     try:
-        event = json.loads(line)
+        event = decode(line)
         return str(event["type"]), dict(event["object"])
     except (ValueError, KeyError, TypeError) as error:
         raise Unavailable(0, "WatchBroken", f"cannot read a watch event: {error}") from error

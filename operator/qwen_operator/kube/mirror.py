@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from qwen_operator.kube.api import ApiError, Gone, KubeApi, Manifest, Resource
-from qwen_operator.objects import ObjectKey, key_of, text
+from qwen_operator.objects import ObjectKey, key_of, malformed, text
 
 OnChange = Callable[[Mapping[ObjectKey, Manifest]], None]
 """Called with all selected objects: once after the first complete list, then after every change.
@@ -64,15 +64,21 @@ class Mirror:
 
     async def _list(self) -> None:
         items, version = await self.api.list(self.resource, self.namespace, self.labels)
-        self.objects = {key_of(item): item for item in items}
+        self.objects = {key_of(item): item for item in items if self._readable(item)}
         self._version = version
         self.on_change(self.objects)
+
+    def _readable(self, item: Manifest) -> bool:
+        problem = malformed(item)
+        if problem is not None:
+            log.warning("the mirror skips an object", extra={"resource": self.resource.plural, "why": problem})
+        return problem is None
 
     async def _watch(self) -> None:
         assert self._version is not None
         async for kind, item in self.api.watch(self.resource, self.namespace, self._version, self.labels):
             self._version = text(item, "metadata", "resourceVersion") or self._version
-            if kind == "BOOKMARK":
+            if kind == "BOOKMARK" or not self._readable(item):
                 continue
             if kind == "DELETED":
                 self.objects.pop(key_of(item), None)

@@ -10,10 +10,14 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from qwen_operator import untrusted
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.names import Manifest, Owner
 from qwen_operator.manifests.objects import controller_revision
 from qwen_operator.planning.types import Plan
+
+# A spec has at most 32 levels. A pod and the record of a revision add a few.
+MOST_LEVELS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ def read_revision(manifest: Manifest) -> PinnedRevision:
     """The content of a ControllerRevision. Raises UnreadableRevisionError."""
     try:
         data = manifest["data"]
+        if (size := untrusted.size_of(data)).levels > MOST_LEVELS:
+            raise ValueError(f"it has {size.levels} levels, it must have at most {MOST_LEVELS}")
         return PinnedRevision(
             revision=revision_of(manifest),
             number=int(manifest["revision"]),
@@ -50,7 +56,7 @@ def read_revision(manifest: Manifest) -> PinnedRevision:
             plan=Plan.from_json(data["plan"]),
             template=dict(data["template"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         name = manifest["metadata"]["name"]
         raise UnreadableRevisionError(
             f"ControllerRevision {name} cannot be read ({type(error).__name__}: {error}): "

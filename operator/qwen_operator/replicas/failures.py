@@ -5,23 +5,28 @@ failed probes. The runtime's report makes the difference: it says how far the en
 whether it had answered its health checks.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_operator import objects
+from qwen_operator import objects, untrusted
 from qwen_operator.api.advice import ADVICE
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.status import Failure
 from qwen_operator.manifests.names import ENGINE_CONTAINER, Manifest
+from qwen_runtime.reasons import ReportReason
 
+MOST_RESTARTS = 1_000_000
 CRASH_LOOP_RESTARTS = 3
 CRASH_LOOP_SECONDS = 600.0
 """The kubelet's limit: it restarts a container that ran for longer without a back-off."""
 
 _SERVING = "Serving"
+_REPORTED = frozenset(Reason(reason.value) for reason in ReportReason)
+_LINE = 200
+_MOST_PROBE = 1_000_000
+_WORD = 63
 _SIGKILLED = 137
 _ON_REQUEST = frozenset({0, 130, 143})
 _NOT_RUN = ("StartError", "ContainerCannotRun")
@@ -30,7 +35,7 @@ _NODE_ENDED = frozenset({"Evicted", "Terminated", "NodeShutdown", "Preempting"})
 _CONSEQUENCES = frozenset({Reason.UNKNOWN, Reason.NCCL_FAILURE, Reason.HUNG, Reason.ENGINE_KILLED})
 # A line may follow a line without a line break.
 _STAMP = re.compile(r"^.*\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]]*\] ")
-_BACK_OFF = re.compile(r"back-off (\S+) restarting")
+_BACK_OFF = re.compile(r"back-off (\S{1,32}) restarting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ def failure_of(pod: Manifest) -> tuple[Failure | None, Restarts]:
 
 def evicted(status: Mapping[str, Any]) -> bool:
     """Whether the kubelet ended the whole pod, because of a lack of memory or disk or a node shutdown."""
-    return status.get("phase") == "Failed" and status.get("reason") in _NODE_ENDED
+    return status.get("phase") == "Failed" and objects.text(status, "reason") in _NODE_ENDED
 
 
 def served(status: Mapping[str, Any]) -> bool:
@@ -77,12 +82,8 @@ def served(status: Mapping[str, Any]) -> bool:
 
 
 def report_of(ended: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The JSON object in the message of a terminated container; {} if there is none."""
-    try:
-        report = json.loads(ended.get("message") or "")
-    except ValueError:
-        return {}
-    return report if isinstance(report, dict) else {}
+    """The JSON object in the message of a terminated container; {} if there is none. Whoever runs there wrote it."""
+    return untrusted.report(ended.get("message"))
 
 
 def reason_of(name: object) -> Reason | None:
@@ -91,6 +92,12 @@ def reason_of(name: object) -> Reason | None:
         return Reason(str(name))
     except ValueError:
         return None
+
+
+def reported_reason(report: Mapping[str, Any]) -> Reason | None:
+    """The reason in a report. None if it has none, or one that no report can have, such as Serving."""
+    reason = reason_of(report.get("reason"))
+    return reason if reason in _REPORTED else None
 
 
 def failure_message(failure: Failure, restarts: Restarts) -> str:
@@ -113,12 +120,12 @@ def _last_end(container: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _failure(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, Any]) -> Failure | None:
-    report, code = report_of(ended), ended.get("exitCode")
+    report = report_of(ended)
     if objects.is_deleting(pod) and (not report or report.get("asked")):
         # The deletion stopped it, and its init process reports no problem.
         return None
     if container.get("name") != ENGINE_CONTAINER:
-        reason = None if code == 0 else _unreported(ended)
+        reason = None if exit_code(ended) == 0 else _unreported(ended)
     elif report.get("asked"):
         reason = _after_sigterm(pod, ended, report)
     else:
@@ -127,10 +134,10 @@ def _failure(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, An
 
 
 def _without_sigterm(ended: Mapping[str, Any], report: Mapping[str, Any]) -> Reason | None:
-    reason = reason_of(report.get("reason"))
+    reason = reported_reason(report)
     if reason is None:
         # The init process turns an exit code of 0 into 1 if nobody requested the end. So these codes mean a request.
-        return None if ended.get("exitCode") in _ON_REQUEST and not report else _unreported(ended)
+        return None if exit_code(ended) in _ON_REQUEST and not report else _unreported(ended)
     oom = ended.get("reason") == "OOMKilled"
     return Reason.HOST_OUT_OF_MEMORY if oom and reason in _CONSEQUENCES else reason
 
@@ -147,7 +154,7 @@ def _unreported(ended: Mapping[str, Any]) -> Reason:
 
 def _after_sigterm(pod: Manifest, ended: Mapping[str, Any], report: Mapping[str, Any]) -> Reason | None:
     """The reason of an end after a SIGTERM, from the kubelet after failed probes or from a person."""
-    if (reason := reason_of(report.get("reason"))) is not None:
+    if (reason := reported_reason(report)) is not None:
         return reason
     if report.get("phase") != _SERVING:
         return Reason.STARTUP_OVERDUE if _overdue(pod, ended) else None
@@ -161,24 +168,24 @@ def _overdue(pod: Manifest, ended: Mapping[str, Any]) -> bool:
     probe = objects.mapping(engine, "startupProbe")
     if not probe or ran is None:
         return False
-    allowed = int(probe.get("failureThreshold") or 3) - 1
-    return ran >= allowed * int(probe.get("periodSeconds") or 10)
+    allowed = untrusted.whole(probe.get("failureThreshold"), 1, _MOST_PROBE, 3) - 1
+    return ran >= allowed * untrusted.whole(probe.get("periodSeconds"), 1, _MOST_PROBE, 10)
 
 
 def _record(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, Any], reason: Reason) -> Failure:
     report = report_of(ended)
     # "Error" is the kubelet's word for any exit code except 0.
-    kubelet_text = [ended.get("message") or str(ended.get("reason") or "").removesuffix("Error")]
+    kubelet_text = [ended.get("message") or objects.text(ended, "reason").removesuffix("Error")]
     log = report.get("log") if report else kubelet_text
-    code = report.get("exitCode", ended.get("exitCode"))
+    entries = log if isinstance(log, list) else []
     return Failure(
         reason=reason,
-        phase=str(report.get("phase") or ""),
+        phase=untrusted.clean(report.get("phase") or "", _WORD),
         pod=pod["metadata"]["name"],
-        exit_code=code if isinstance(code, int) else -1,
-        time=str(ended.get("finishedAt") or ""),
-        count=max(1, int(container.get("restartCount") or 0)),
-        log=tuple(str(line)[:200] for line in (log if isinstance(log, list) else ()) if line)[-10:],
+        exit_code=exit_code(report if "exitCode" in report else ended),
+        time=untrusted.clean(ended.get("finishedAt") or "", _WORD),
+        count=max(1, _restart_count(container)),
+        log=tuple(text for line in entries[-10:] if (text := untrusted.clean(line, _LINE))),
     )
 
 
@@ -187,29 +194,37 @@ def _eviction(pod: Manifest) -> Failure | None:
     status = objects.mapping(pod, "status")
     containers = [*objects.members(status, "containerStatuses"), *objects.members(status, "initContainerStatuses")]
     ends = [ended for container in containers if (ended := _last_end(container))]
-    times = [str(ended["finishedAt"]) for ended in ends if ended.get("finishedAt")]
+    times = [untrusted.clean(ended["finishedAt"], _WORD) for ended in ends if ended.get("finishedAt")]
     if not times:
         return None
-    code = ends[0].get("exitCode")
     return Failure(
         reason=Reason.EVICTED,
         phase="",
         pod=pod["metadata"]["name"],
-        exit_code=code if isinstance(code, int) else -1,
+        exit_code=exit_code(ends[0]),
         time=max(times),
         count=1,
-        log=(str(status.get("message") or status["reason"])[:200],),
+        log=(untrusted.clean(status.get("message") or status["reason"], _LINE),),
     )
 
 
 def _restarts(container: Mapping[str, Any], ended: Mapping[str, Any], failure: Failure) -> Restarts:
-    count = int(container.get("restartCount") or 0)
+    count = _restart_count(container)
     waiting = objects.mapping(container, "state", "waiting")
     looped = waiting.get("reason") == "CrashLoopBackOff"
-    back_off = _BACK_OFF.search(str(waiting.get("message") or "")) if looped else None
+    back_off = _BACK_OFF.search(objects.text(waiting, "message")) if looped else None
     # An engine that served for longer was healthy.
     soon = failure.phase not in ("", _SERVING) or (_seconds(ended) or 0.0) < CRASH_LOOP_SECONDS
     return Restarts(count, back_off[1] if back_off else "", soon, looping=soon and count >= CRASH_LOOP_RESTARTS)
+
+
+def _restart_count(container: Mapping[str, Any]) -> int:
+    return untrusted.whole(container.get("restartCount"), 0, MOST_RESTARTS, 0)
+
+
+def exit_code(ended: Mapping[str, Any]) -> int:
+    """The exit code in a terminated state or in a report; -1 if there is none."""
+    return untrusted.whole(ended.get("exitCode"), -(2**31), 2**31 - 1, -1)
 
 
 def _seconds(ended: Mapping[str, Any]) -> float | None:

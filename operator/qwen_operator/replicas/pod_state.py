@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from qwen_operator import objects
-from qwen_operator.api.conditions import Reason
+from qwen_operator import objects, untrusted
+from qwen_operator.api.conditions import MESSAGE_LIMIT, Reason
 from qwen_operator.api.status import Failure
 from qwen_operator.manifests.names import (
     ANNOTATION_CORDONED_SINCE,
@@ -26,9 +26,11 @@ from qwen_operator.manifests.names import (
     Manifest,
 )
 from qwen_operator.replicas.failures import (
+    MOST_RESTARTS,
     NO_RESTARTS,
     Restarts,
     evicted,
+    exit_code,
     failure_message,
     failure_of,
     reason_of,
@@ -196,7 +198,7 @@ def _unready_reason(pod: Manifest, failure: Failure | None, restarts: Restarts) 
         return Reason.DRAINING, f"{name} is being stopped"
     scheduled = objects.condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
-        return _unscheduled(name, str(scheduled.get("message", "")))
+        return _unscheduled(name, untrusted.clean(scheduled.get("message"), MESSAGE_LIMIT))
     if stuck := _stuck(name, status):
         return stuck
     if failure is not None:
@@ -208,7 +210,8 @@ def _progress(name: str, status: Mapping[str, Any]) -> tuple[Reason, str]:
     """How far a pod is if none of its containers has a problem."""
     if status.get("phase") in ("Failed", "Succeeded"):
         reason = Reason.EVICTED if evicted(status) else Reason.UNKNOWN
-        return reason, f"{name} ended: {status.get('message') or status.get('reason') or status['phase']}"
+        text = status.get("message") or status.get("reason") or status["phase"]
+        return reason, f"{name} ended: {untrusted.clean(text, MESSAGE_LIMIT)}"
     containers = objects.members(status, "containerStatuses")
     if any("running" in objects.mapping(container, "state") for container in containers):
         return Reason.LOADING, f"{name} is loading the model"
@@ -222,7 +225,7 @@ def _stuck(name: str, status: Mapping[str, Any]) -> tuple[Reason, str] | None:
         *objects.members(status, "containerStatuses"),
     ):
         waiting = objects.mapping(container, "state", "waiting")
-        text = str(waiting.get("message") or waiting.get("reason") or "")
+        text = untrusted.clean(waiting.get("message") or waiting.get("reason"), MESSAGE_LIMIT)
         if waiting.get("reason") in _PULL:
             cause = _BACK_OFF.sub("", text)
             return Reason.IMAGE_PULL_FAILED, f"{name}: the node cannot pull the image {container.get('image')}: {cause}"
@@ -276,12 +279,13 @@ def stored_failure(record: Mapping[str, Any]) -> Failure | None:
     reason = reason_of(record.get("reason"))
     if reason is None:
         return None
+    log = record.get("log")
     return Failure(
         reason=reason,
         phase=str(record.get("phase", "")),
         pod=str(record.get("pod", "")),
-        exit_code=int(record.get("exitCode", -1)),
+        exit_code=exit_code(record),
         time=str(record.get("time", "")),
-        count=int(record.get("count", 1)),
-        log=tuple(str(line) for line in record.get("log") or ()),
+        count=untrusted.whole(record.get("count"), 1, MOST_RESTARTS, 1),
+        log=tuple(str(line) for line in log) if isinstance(log, list) else (),
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from qwen_operator import objects
-from qwen_operator.api.conditions import ConditionType, Reason
+from qwen_operator import objects, untrusted
+from qwen_operator.api.conditions import MESSAGE_LIMIT, ConditionType, Reason
 from qwen_operator.manifests.names import ENGINE_CONTAINER, Manifest
+from qwen_operator.objects import ObjectKey
 from qwen_operator.replicas.groups import Replica
 from qwen_operator.replicas.wanted import last_wanted, written_size_rule
 from qwen_operator.scaling.load import LoadClass
@@ -14,16 +15,27 @@ from qwen_operator.scaling.types import EnginePod, ScaledDeployment, ScalingStat
 
 _LIMIT_OPTION = "--max-running-requests"
 _NAME_OPTION = "--served-model-name"
-_MOST_DIGITS = 9
+_LARGEST_LIMIT = 999_999_999
 
 
 def scaled_deployments(
-    deployments: Iterable[Manifest], replicas: Callable[[Manifest], Iterable[Replica]]
+    deployments: Iterable[Manifest],
+    replicas: Callable[[Manifest], Iterable[Replica]],
+    skipped: Callable[[ObjectKey, Exception], None] = lambda _key, _error: None,
 ) -> Iterator[ScaledDeployment]:
-    """All QwenDeployments that are not being deleted. `replicas` returns the replicas of one."""
+    """All QwenDeployments that are not being deleted. `replicas` returns the replicas of one.
+
+    If one cannot be read, it is left out and `skipped` gets its key and the error. The others scale on.
+    """
     for deployment in deployments:
-        if not objects.is_deleting(deployment):
-            yield scaled_deployment(deployment, replicas(deployment))
+        if objects.is_deleting(deployment):
+            continue
+        try:
+            scaled = scaled_deployment(deployment, replicas(deployment))
+        except Exception as error:
+            skipped(objects.key_of(deployment), error)
+            continue
+        yield scaled
 
 
 def scaled_deployment(deployment: Manifest, replicas: Iterable[Replica]) -> ScaledDeployment:
@@ -57,7 +69,7 @@ def shown(deployment: Manifest) -> ScalingState | None:
     return ScalingState(
         wanted=last_wanted(deployment) if by_load else None,
         reason=reason,
-        message=str(scaling.get("message", "")),
+        message=untrusted.clean(scaling.get("message"), MESSAGE_LIMIT),
         active=objects.holds(deployment, ConditionType.SCALING_ACTIVE),
         load=load,
     )
@@ -66,7 +78,6 @@ def shown(deployment: Manifest) -> ScalingState | None:
 def _engine(replica: Replica) -> EnginePod:
     leader = replica.leader
     command = _command(leader.manifest)
-    limit = _option(command, _LIMIT_OPTION)
     return EnginePod(
         pod=leader.name,
         uid=leader.uid,
@@ -74,7 +85,7 @@ def _engine(replica: Replica) -> EnginePod:
         ready=replica.up and bool(leader.address),
         draining=replica.draining,
         cordoned=leader.cordoned_since is not None,
-        limit=int(limit) if limit.isascii() and limit.isdecimal() and len(limit) <= _MOST_DIGITS else 0,
+        limit=untrusted.digits(_option(command, _LIMIT_OPTION), _LARGEST_LIMIT, 0),
         model=_option(command, _NAME_OPTION),
         replica=replica.name,
     )
@@ -82,8 +93,8 @@ def _engine(replica: Replica) -> EnginePod:
 
 def _command(pod: Manifest) -> list[str]:
     engine = objects.named(objects.members(pod, "spec", "containers"), ENGINE_CONTAINER)
-    parts = [*(engine.get("command") or ()), *(engine.get("args") or ())]
-    return [part for part in parts if isinstance(part, str)]
+    lists = [engine.get("command"), engine.get("args")]
+    return [part for parts in lists if isinstance(parts, list) for part in parts if isinstance(part, str)]
 
 
 def _option(command: list[str], name: str) -> str:

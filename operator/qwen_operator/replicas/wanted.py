@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
-from qwen_operator import objects
+from qwen_operator import objects, untrusted
 from qwen_operator.api import reading
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.schema import object_schema
 from qwen_operator.api.spec import Scaling
 from qwen_operator.scaling.types import Bounds, ScalingState
+
+# More than any version of the API allows.
+_MOST_WANTED = 10_000
 
 
 class Decider(StrEnum):
@@ -115,5 +117,5 @@ def _set_message(rule: SizeRule, writer: tuple[str, str] | None) -> str:
 
 def last_wanted(deployment: objects.Object) -> int | None:
     """The wanted number of replicas in the status; None if the status has none."""
-    number: Any = objects.mapping(deployment, "status", "scaling").get("wanted")
-    return number if isinstance(number, int) else None
+    number = untrusted.whole(objects.mapping(deployment, "status", "scaling").get("wanted"), 0, _MOST_WANTED, -1)
+    return None if number < 0 else number

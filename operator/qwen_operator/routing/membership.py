@@ -32,8 +32,10 @@ from qwen_operator.api.claims import Claims, DeploymentKey, claims
 from qwen_operator.manifests.names import LABEL_DEPLOYMENT
 from qwen_operator.replicas.groups import groups_of
 from qwen_operator.replicas.pod_state import PodState, read_pod
+from qwen_operator.untrusted import clean, decode
 
 MAX_NAMES = 4
+_FILE_LEVELS = 8
 DISCOVERY_ID = "smg.ai/discovery-id"
 
 
@@ -44,6 +46,7 @@ class Drop(StrEnum):
     ADDRESS_TAKEN = "AddressTaken"
     INVALID_NAME = "InvalidName"
     TOO_MANY_NAMES = "TooManyNames"
+    UNREADABLE = "Unreadable"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -131,7 +134,7 @@ class _Pod:
 def restore(content: str) -> Membership:
     """Read a membership from the discovery file. It is empty if `content` did not make the file."""
     try:
-        workers = json.loads(content)["workers"]
+        workers = decode(content, _FILE_LEVELS)["workers"]
         entries = tuple(_entry(worker["id"], worker["url"], worker["model_id"]) for worker in workers)
     except (ValueError, KeyError, TypeError, AttributeError):
         return Membership()
@@ -204,13 +207,12 @@ def _pod_urls(pod: _Pod, naming: EntryNaming) -> tuple[str, ...]:
 def _read_pods(manifests: Iterable[Mapping[str, Any]], dropped: list[Dropped]) -> tuple[list[_Pod], list[_Pod]]:
     """Return the leaders with an address, and the possible members among them. Both are sorted by age."""
     pods: list[_Pod] = []
-    for pod in _leaders(manifests):
+    for pod in _leaders(manifests, dropped):
         if not pod.address:
             continue
         if not _is_address(pod.address):
-            dropped.append(
-                Dropped(Drop.INVALID_ADDRESS, _subject(pod), f"status.podIP {pod.address!r} is not an IP address")
-            )
+            message = f"status.podIP {clean(pod.address, 64)!r} is not an IP address"
+            dropped.append(Dropped(Drop.INVALID_ADDRESS, _subject(pod), message))
             continue
         pods.append(pod)
     pods.sort(key=lambda pod: (pod.created, pod.owner, pod.name, pod.uid))
@@ -226,12 +228,19 @@ def _read_pods(manifests: Iterable[Mapping[str, Any]], dropped: list[Dropped]) -
     return alive, [pod for pod in alive if pod.routable]
 
 
-def _leaders(manifests: Iterable[Mapping[str, Any]]) -> Iterator[_Pod]:
+def _leaders(manifests: Iterable[Mapping[str, Any]], dropped: list[Dropped]) -> Iterator[_Pod]:
     """The first pod of each replica. A replica is routable if all its pods are ready."""
     states: dict[DeploymentKey, list[PodState]] = {}
     for manifest in manifests:
         owner = DeploymentKey(objects.text(manifest, "metadata", "namespace"), _deployment(manifest))
-        states.setdefault(owner, []).append(read_pod(dict(manifest), owner.name))
+        try:
+            state = read_pod(dict(manifest), owner.name)
+        except Exception as error:
+            # Whatever one pod holds, the others stay in the file.
+            subject = f"{owner.namespace}/{objects.text(manifest, 'metadata', 'name')}"
+            dropped.append(Dropped(Drop.UNREADABLE, subject, f"the pod cannot be read: {type(error).__name__}"))
+            continue
+        states.setdefault(owner, []).append(state)
     for owner, pods in states.items():
         for replica in groups_of(pods):
             leader = replica.leader

@@ -1,12 +1,14 @@
 """Reads the load from an engine's /metrics page, with the official parser.
 
 The parser gets only the few lines that matter. It needs about 11 ms for a whole page of a loaded engine, and 0.2 ms
-for these lines.
+for these lines. An engine may be compromised, and the parser's time is quadratic for long lines: it needs a minute for
+a page of 4 MB. So the lines must have the plain form of _LINE, and there must not be too many of them.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,12 +18,27 @@ from prometheus_client.parser import text_string_to_metric_families
 from qwen_operator import engines
 from qwen_operator.api.conditions import Reason
 from qwen_operator.engines.types import MetricNames
+from qwen_operator.untrusted import clean, count
 
 # The different sets of metric names of all supported versions, the newest version first.
 KNOWN_NAMES = tuple(dict.fromkeys(engines.of(version).metrics for version in reversed(engines.VERSIONS)))
 _OTHER_ENDPOINTS = frozenset({"/generate", "/api/chat", "/invocations", "/vertex_generate"})
 # The assumed size of the KV cache if an engine reports only the share in use.
 _WHOLE = 1_000_000
+PAGE_BYTES = 512 * 1024
+"""The largest page. A page of a loaded engine has about 80 KB."""
+LINE_CHARACTERS = 4096
+USED_CHARACTERS = 64 * 1024
+"""The largest sum of the lines that are used. A loaded engine has 2 to 4 KB of them for each GPU."""
+LARGEST_NUMBER = 1e15
+"""No engine has so many requests or tokens. Whole numbers up to here are exact, also as sums over many engines."""
+# A label with a few escaped characters. The parser is slow for many of them.
+_LABEL = r'[A-Za-z_][A-Za-z0-9_]{0,63}="[^"\\]{0,512}(?:\\.[^"\\]{0,512}){0,8}"'
+_LABELS = rf"(?:\{{(?:{_LABEL},?){{0,24}}\}})?"
+_LINE = re.compile(rf"[A-Za-z0-9_:]{{1,128}}{_LABELS} ?[-+0-9.A-Za-z]{{1,512}}(?: -?[0-9]{{1,20}})?\s*")
+
+
+_Sample = tuple[str, Mapping[str, str], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +73,26 @@ def read_page(page: str, model: str, names_of_versions: Sequence[MetricNames] = 
     A page does not name its SGLang version, so this tries the metric names of each version in turn. If none gives a
     reading, it returns the trouble of the first.
     """
-    results = (_read(page, model, names) for names in names_of_versions)
+    if len(page) > PAGE_BYTES:
+        return Trouble(Reason.METRICS_INVALID, f"the page has more than {PAGE_BYTES} bytes")
+    try:
+        samples = _samples(_used_lines(tuple(names_of_versions)).findall(page))
+    except (ValueError, LookupError, ArithmeticError) as error:
+        return Trouble(Reason.METRICS_INVALID, f"cannot parse the page: {clean(error, 200)}")
+    results = (_read(samples, model, names) for names in names_of_versions)
     first = next(results)
     if isinstance(first, Reading):
         return first
     return next((result for result in results if isinstance(result, Reading)), first)
 
 
-def _read(page: str, model: str, names: MetricNames) -> Reading | Trouble:
-    """The load on a page with these metric names.
+def _read(samples: Sequence[_Sample], model: str, names: MetricNames) -> Reading | Trouble:
+    """The load in the samples of a page with these metric names.
 
     It sums the scheduler's gauges over `dp_rank`, because each data-parallel rank has its own queue. The ranks of a
     tensor- or pipeline-parallel group repeat the same numbers, and the largest counts. With priority scheduling, the
     series with an empty `priority` is the total.
     """
-    lines = [line for line in page.splitlines() if line.startswith(_prefixes(names))]
-    try:
-        samples = _samples(lines)
-    except (ValueError, KeyError, IndexError) as error:
-        return Trouble(Reason.METRICS_INVALID, f"cannot parse the page: {error}")
     scheduler = names.scheduler
     relevant = [item for item in samples if item[0] not in scheduler or not model or item[1].get("model_name") == model]
     values = {name: _over_ranks(name, relevant) for name in scheduler}
@@ -88,24 +106,39 @@ def _read(page: str, model: str, names: MetricNames) -> Reading | Trouble:
     active = sum(value for name, labels, value in relevant if name == names.http_active and _generates(labels))
     inside = max(running + waiting, active)
     numbers = (running, waiting, inside, *tokens)
-    if not all(math.isfinite(number) and number >= 0 for number in numbers):
+    if not all(count(number, LARGEST_NUMBER) for number in numbers):
         return Trouble(Reason.METRICS_INVALID, f"{names.running}, {names.queued} or tokens are not counts: {numbers}")
-    beats = [value for name, _, value in relevant if name in (*names.ticks, *names.work)]
-    ticking = any(name in names.ticks for name, _, _ in relevant)
+    # A series without a number, such as NaN, would make the sum change or stay for ever.
+    beating = [(name, value) for name, _, value in relevant if name in (*names.ticks, *names.work)]
+    beats = [value for _, value in beating if count(value, LARGEST_NUMBER)]
+    ticking = any(name in names.ticks and count(value, LARGEST_NUMBER) for name, value in beating)
     return Reading(int(running), int(waiting), int(inside), int(tokens[0]), int(tokens[1]), sum(beats), ticking)
 
 
 @cache
-def _prefixes(names: MetricNames) -> tuple[str, ...]:
-    return tuple(f"{name}{end}" for name in names.all for end in ("{", " "))
+def _used_lines(names_of_versions: tuple[MetricNames, ...]) -> re.Pattern[str]:
+    """Matches the lines of these names."""
+    names = sorted({re.escape(name) for names in names_of_versions for name in names.all})
+    return re.compile(rf"^(?:{'|'.join(names)})[{{ ][^\n]*", re.MULTILINE)
 
 
-_Sample = tuple[str, Mapping[str, str], float]
-
-
-def _samples(lines: Iterable[str]) -> list[_Sample]:
+def _samples(lines: Sequence[str]) -> list[_Sample]:
+    """What the parser makes of the lines. Raises ValueError for a line that no engine prints, and for too many."""
+    if sum(map(len, lines)) > USED_CHARACTERS:
+        raise ValueError(f"the lines that matter have more than {USED_CHARACTERS} characters")
+    for line in lines:
+        if len(line) > LINE_CHARACTERS or not _LINE.fullmatch(line):
+            raise ValueError(f"a line is not a plain series: {line[:80]}")
     families = text_string_to_metric_families("\n".join(lines) + "\n")
-    return [(sample.name, sample.labels, float(sample.value)) for family in families for sample in family.samples]
+    return [(sample.name, sample.labels, _number(sample.value)) for family in families for sample in family.samples]
+
+
+def _number(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        # The parser makes an integer of a text of digits, however long it is.
+        return math.inf
 
 
 def _over_ranks(name: str, samples: Iterable[_Sample]) -> float | None:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from qwen_operator import objects
+from qwen_operator import objects, untrusted
 from qwen_operator.actions.blocked import Blocked, by_foreign_object
 from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch
-from qwen_operator.api.conditions import Reason
+from qwen_operator.api.conditions import MESSAGE_LIMIT, Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.api.status import Failure
 from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError
@@ -21,7 +21,7 @@ from qwen_operator.manifests.names import Manifest, inspection_pod_name
 from qwen_operator.manifests.ownership import Children, Ownership, ownership
 from qwen_operator.manifests.pods import inspection_pod
 from qwen_operator.planning.types import EngineSource
-from qwen_operator.replicas.failures import report_of
+from qwen_operator.replicas.failures import exit_code, report_of, reported_reason
 from qwen_operator.replicas.pod_state import stored_failure, unready_reason
 from qwen_operator.sources.scheme import Facts, SourceContext
 
@@ -103,7 +103,7 @@ def _ended(pod: Manifest) -> Mapping[str, Any] | None:
 def _outcome(pod: Manifest, ended: Mapping[str, Any], shown: Mapping[str, str]) -> Checkpoint | tuple[Reason, str]:
     """The facts in the pod's report, or the reason and message of its failure."""
     report = report_of(ended)
-    if not report or "error" in report or ended.get("exitCode") != 0:
+    if not report or "error" in report or exit_code(ended) != 0:
         reason, message = _error(pod, ended, report)
         for path, written in shown.items():
             message = message.replace(path, written)
@@ -130,28 +130,28 @@ def _failed(failure: Failure, pod: Manifest, now: datetime) -> Blocked:
 def _error(pod: Manifest, ended: Mapping[str, Any], report: Mapping[str, Any]) -> tuple[Reason, str]:
     error = report.get("error")
     if isinstance(error, dict):
-        try:
-            return Reason(str(error.get("reason"))), str(error.get("message") or "no message")
-        except ValueError:
-            return Reason.INSPECTION_FAILED, f"{error.get('reason')}: {error.get('message')}"
+        message = untrusted.clean(error.get("message") or "no message", MESSAGE_LIMIT)
+        reason = reported_reason(error)
+        if reason is not None:
+            return reason, message
+        return Reason.INSPECTION_FAILED, f"{untrusted.clean(error.get('reason'), 63)}: {message}"
     status = objects.mapping(pod, "status")
     cause = ended.get("message") or status.get("message") or ended.get("reason") or status.get("reason")
-    name, code = pod["metadata"]["name"], ended.get("exitCode", "none")
-    return Reason.INSPECTION_FAILED, f"{name} ended without a report, exit code {code}: {str(cause)[:300]}"
+    name, code = pod["metadata"]["name"], exit_code(ended) if "exitCode" in ended else "none"
+    return Reason.INSPECTION_FAILED, f"{name} ended without a report, exit code {code}: {untrusted.clean(cause, 300)}"
 
 
 def _failure(pod: Manifest, ended: Mapping[str, Any], reason: Reason, message: str, before: Failure | None) -> Failure:
-    finished = str(ended.get("finishedAt") or pod["metadata"].get("creationTimestamp") or "")
+    finished = untrusted.clean(ended.get("finishedAt") or pod["metadata"].get("creationTimestamp"), 63)
     if before is not None and before.time == finished:
         count = before.count
     else:
         count = before.count + 1 if before is not None else 1
-    code = ended.get("exitCode")
     return Failure(
         reason=reason,
         phase=PHASE,
         pod=pod["metadata"]["name"],
-        exit_code=code if isinstance(code, int) else -1,
+        exit_code=exit_code(ended),
         time=finished,
         count=count,
         log=(message,),

@@ -10,11 +10,19 @@ from typing import Any
 
 _LONGEST_INTEGER = 25
 _SHOWN = 80
+_SHORT_NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 _NAME = re.compile(r"[A-Za-z0-9_.+-]{1,128}")
 
 
 class InvalidFactsError(ValueError):
-    """A file, report or stored record that is not valid. The text is one sentence without a full stop."""
+    """A file, report or stored record that is not valid. The text is one sentence without a full stop.
+
+    `public` is the same without texts from the file. An answer from the network may hold what its reader must not see.
+    """
+
+    def __init__(self, message: str, public: str = "") -> None:
+        super().__init__(message)
+        self.public = public or message
 
 
 def shown(value: object) -> str:
@@ -27,6 +35,12 @@ def shown(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+def kind(value: object) -> str:
+    """A foreign value as it may stand in a public message: numbers and short names, and of other texts the length."""
+    hidden = isinstance(value, str) and not _SHORT_NAME.fullmatch(value)
+    return f"a text of {len(str(value))} characters" if hidden else shown(value)
 
 
 def parse_json(data: bytes | str, file: str, limit: int) -> dict[str, Any]:
@@ -45,7 +59,8 @@ def parse_json(data: bytes | str, file: str, limit: int) -> dict[str, Any]:
         detail = str(error) if isinstance(error, json.JSONDecodeError) else "it is not UTF-8 text"
         raise InvalidFactsError(f"{file} is not valid JSON: {detail}") from None
     if not isinstance(value, dict):
-        raise InvalidFactsError(f"{file} holds {shown(value)}, it must hold a JSON object")
+        right = "it must hold a JSON object"
+        raise InvalidFactsError(f"{file} holds {shown(value)}, {right}", f"{file} does not hold an object, {right}")
     return value
 
 
@@ -74,7 +89,10 @@ class Fields:
         """The error for a field: its name, its value, and what would be right."""
         if name not in self.values:
             return InvalidFactsError(f"{self.prefix}{_label(name)} is missing, it must be {right}")
-        return InvalidFactsError(f"{self.prefix}{_label(name)} is {shown(self.values[name])}, it must be {right}")
+        field, value = f"{self.prefix}{_label(name)}", self.values[name]
+        return InvalidFactsError(
+            f"{field} is {shown(value)}, it must be {right}", f"{field} is {kind(value)}, it must be {right}"
+        )
 
     def whole(self, name: str, high: int, low: int = 1) -> int:
         """A required whole number from `low` to `high`."""

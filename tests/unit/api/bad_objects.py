@@ -28,6 +28,11 @@ BAD = (
     Bad("name too long", name="q" * 41, says=("metadata.name", "at most 40 characters")),
     Bad("name with a dot", name="qwen1.5-7b", says=("metadata.name", "no dot", "qwen15-7b")),
     Bad("name begins with a digit", name="7b", says=("metadata.name", "begin with a letter")),
+    Bad(
+        "affinity with many members",
+        {"pod": {"affinity": {f"a{number}": {} for number in range(33)}}},
+        says=("spec.pod.affinity", "at most 32"),
+    ),
     Bad("model of the wrong type", {"model": 7}, says=("spec.model",)),
     Bad("model empty", {"model": ""}, says=("spec.model", "at least 1")),
     Bad("model with a colon", {"model": "Qwen/Qwen:7B"}, says=("spec.model", "Qwen/Qwen:7B", "colon")),

@@ -209,6 +209,8 @@ async def test_redirects_stay_on_tls_and_on_addresses(target: str, monkeypatch: 
 LISTINGS: list[tuple[Hub, Any, str]] = [
     (Hub.HUGGING_FACE, {"siblings": []}, "sha is missing, it must be a commit of 40 hexadecimal digits"),
     (Hub.HUGGING_FACE, {"sha": "main", "siblings": []}, "sha is 'main', it must be a commit"),
+    (Hub.HUGGING_FACE, {"sha": "key: " + "s" * 50, "siblings": []}, "sha is a text of 55 characters, it must be"),
+    (Hub.HUGGING_FACE, "AKIAIOSFODNN7EXAMPLE", "the list of files of Qwen/Test does not hold an object, it must hold"),
     (Hub.HUGGING_FACE, {"sha": COMMIT, "siblings": {}}, "siblings is an object, it must be a list of files"),
     (Hub.HUGGING_FACE, {"sha": COMMIT, "siblings": [7]}, "siblings is a list, it must be a list of files"),
     (Hub.HUGGING_FACE, {"sha": COMMIT, "siblings": [{"rfilename": 7}]}, "there is no config.json"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.qd import own_namespace
@@ -11,6 +12,10 @@ from tests.testbed.audit import AuditLog
 from tests.testbed.bed import Release, bring_up, install
 from tests.testbed.cluster import Cluster
 from tests.testbed.kubectl import Kubectl
+
+# Hypothesis allows an example 200 ms of wall-clock time: on a busy machine that measures the other processes.
+hypothesis.settings.register_profile("busy-machine", deadline=None)
+hypothesis.settings.load_profile("busy-machine")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@
 On the test bed, with the real SGLang: the image and the chart of the other commit come from a `git worktree` of it. One
 deployment on the real node answers short requests and streams all the time; some more run on simulated nodes. After
 each step this prints what the operator wrote, whether a pod was replaced, and how many requests were lost. Exit code 1
-if a pod was replaced, a request was lost, a child or an Event was written, or a status was written twice.
+if a pod was replaced, a request was lost, a child or an Event was written, or a status was written twice for anything
+but the class of the load, which follows the traffic.
 """
 
 from __future__ import annotations
@@ -17,26 +18,28 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
 
 import httpx
 
+from bench.control_plane import Watch
 from tests.qd import own_namespace, pods, qd, simulated, wait_load, wait_ready
 from tests.testbed import images
 from tests.testbed.audit import AuditLog
 from tests.testbed.bed import CHART, REPOSITORY, SIMULATED, VALUES, Release, bring_up, install
 from tests.testbed.cluster import Cluster
-from tests.testbed.kubectl import Kubectl
+from tests.testbed.kubectl import Kubectl, Manifest
 from tests.testbed.volumes import claim_manifests
 
 MODEL = "upgrade-served"
 SIMULATED_OBJECTS = 6
 SETTLE_SECONDS = 45.0
+LOAD = "summary.load"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,40 @@ class Traffic:
             return "" if '"finish_reason":"length"' in answer.read().decode().replace(" ", "") else "cut short"
 
 
+@dataclass(slots=True)
+class Statuses:
+    """Every status of each QwenDeployment, in the order in which a watch reported them."""
+
+    seen: dict[str, list[Manifest]] = field(default_factory=dict)
+
+    def take(self, deployment: Manifest) -> None:
+        """Keep a status that differs from the one before."""
+        statuses = self.seen.setdefault(deployment["metadata"]["name"], [])
+        status = deployment.get("status", {})
+        if not statuses or statuses[-1] != status:
+            statuses.append(status)
+
+    def changes(self) -> dict[str, list[set[str]]]:
+        """For each object and each write, the paths of the members that it changed."""
+        return {name: [_changed(*pair) for pair in pairwise(statuses)] for name, statuses in self.seen.items()}
+
+
+def _changed(old: Manifest, new: Manifest) -> set[str]:
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    return {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+
+
+def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for name, member in value.items():
+            yield from _leaves(member, f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for index, member in enumerate(value):
+            yield from _leaves(member, f"{path}[{index}]")
+    else:
+        yield path, value
+
+
 @contextmanager
 def worktree(commit: str) -> Iterator[Path]:
     """A checkout of the commit in a temporary folder."""
@@ -126,25 +163,28 @@ def install_build(bed: Cluster, build: Build) -> Release:
 def step(bed: Cluster, kubectl: Kubectl, build: Build, space: str, traffic: Traffic) -> list[str]:
     """Go to this build; prints what happened, and returns what must not happen."""
     before = _uids(kubectl, space)
-    audit, answered, lost = AuditLog(bed.audit_log), traffic.answered, len(traffic.lost)
-    release = install_build(bed, build)
-    time.sleep(SETTLE_SECONDS)
+    audit, answered, lost, statuses = AuditLog(bed.audit_log), traffic.answered, len(traffic.lost), Statuses()
+    with Watch(kubectl, "qd", space, statuses.take):
+        release = install_build(bed, build)
+        time.sleep(SETTLE_SECONDS)
     writes = audit.writes(release.operator_user, space)
-    status = Counter(write.name for write in writes if write.resource == "qwendeployments/status")
+    count = sum(write.resource == "qwendeployments/status" for write in writes)
     others = [str(write) for write in writes if write.resource != "qwendeployments/status"]
     replaced = before != _uids(kubectl, space)
     gone = traffic.lost[lost:]
     print(
         f"to {build.name}: {traffic.answered - answered} requests answered, {len(gone)} lost; pods replaced: "
-        f"{'yes' if replaced else 'none'}; status writes per object: {dict(status) or 'none'}; other writes: "
-        f"{others or 'none'}",
+        f"{'yes' if replaced else 'none'}; status writes: {count}; other writes: {others or 'none'}",
         flush=True,
     )
+    worded = {name: [paths for paths in changes if paths - {LOAD}] for name, changes in statuses.changes().items()}
+    for name, changes in worded.items():
+        print(f"  {name}: {[sorted(paths) for paths in changes]}", flush=True)
     return [
         *(["a pod was replaced"] if replaced else []),
         *(f"lost: {problem}" for problem in gone),
         *(f"written: {write}" for write in others),
-        *(f"status of {name} written {count} times" for name, count in status.items() if count > 1),
+        *(f"status of {name} written {len(changes)} times" for name, changes in worded.items() if len(changes) > 1),
     ]
 
 

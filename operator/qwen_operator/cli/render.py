@@ -5,13 +5,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from qwen_operator.api.spec import revision_hash
 from qwen_operator.cli import inputs
 from qwen_operator.cli.files import InputError
 from qwen_operator.cli.inputs import Inputs
 from qwen_operator.cli.plan import exit_code
+from qwen_operator.cli.yaml_text import yaml_text
 from qwen_operator.manifests.names import Owner, PodIdentity
 from qwen_operator.manifests.objects import controller_revision, disruption_budget
 from qwen_operator.manifests.pods import ReplicaPods, engine_pods, engine_template
@@ -41,7 +40,7 @@ def main(arguments: argparse.Namespace) -> int:
     if isinstance(result, NoFit):
         sys.stderr.write(f"{result.reason}: {result.message}\n")
         return exit_code(result)
-    sys.stdout.write(yaml.safe_dump_all(objects(given, result), sort_keys=False, explicit_start=True))
+    sys.stdout.write(yaml_text(objects(given, result)))
     return 0
 
 

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from qwen_operator import cli
 from qwen_operator.checkpoints import catalog
 
@@ -98,8 +100,9 @@ def _hash(*words: str) -> str:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = cli.main(["render", *words, *HARDWARE])
     # Sentences may improve; what is rendered may not.
-    said = out.getvalue() if code == 0 else err.getvalue().split(":", maxsplit=1)[0]
-    return f"{code} {hashlib.sha256(said.encode()).hexdigest()[:16]}"
+    objects = json.dumps(list(yaml.load_all(out.getvalue(), Loader=yaml.CSafeLoader)))
+    text = objects if code == 0 else err.getvalue().split(":", maxsplit=1)[0]
+    return f"{code} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 if __name__ == "__main__":

@@ -62,13 +62,13 @@ def deeper(value: Any, levels: int) -> bool:
     """Whether a dict or list with members is nested deeper than `levels`. It is much faster than `size_of`."""
     containers = [value] if isinstance(value, _CONTAINERS) else []
     for _ in range(levels):
-        found: list[Any] = []
+        inner: list[Any] = []
         for container in containers:
             members = container.values() if container.__class__ is dict else container
-            found += [member for member in members if member.__class__ in _CONTAINERS and member]
-        if not found:
+            inner += [member for member in members if member.__class__ in _CONTAINERS and member]
+        if not inner:
             return False
-        containers = found
+        containers = inner
     return True
 
 

@@ -12,19 +12,19 @@ import yaml
 _NUMBER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+")
 
 
-class _Dumper(yaml.SafeDumper):
+class _QuotingDumper(yaml.SafeDumper):
     """Quotes the texts that Kubernetes would read as numbers."""
 
 
-def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+def _text(dumper: _QuotingDumper, value: str) -> yaml.ScalarNode:
     style = "'" if _NUMBER.fullmatch(value) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
-_Dumper.add_representer(str, _text)
+_QuotingDumper.add_representer(str, _text)
 
 
 def yaml_text(documents: Iterable[Any]) -> str:
     """The documents, members in their own order; several of them, and each with its marker."""
-    text: str = yaml.dump_all(list(documents), Dumper=_Dumper, sort_keys=False, explicit_start=True)
+    text: str = yaml.dump_all(list(documents), Dumper=_QuotingDumper, sort_keys=False, explicit_start=True)
     return text

@@ -20,7 +20,7 @@ _BYTES = re.compile(r"([0-9]{1,15})(Ki|Mi|Gi|Ti)?")
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class GpuMemory:
     """`mib` of one GPU, 0 if nobody states it. `notes` has one sentence for each contradiction, without the node."""
 
     mib: int = 0
@@ -40,11 +40,11 @@ class Sources:
     host_mib: int = 0
 
 
-def read(labels: Mapping[str, str], sources: Sources) -> Memory:
+def read(labels: Mapping[str, str], sources: Sources) -> GpuMemory:
     """The memory of one GPU."""
     known, labelled = sources.board, mib(labels.get(MEMORY_LABEL))
     if known and known.unified and not labelled:
-        return Memory()
+        return GpuMemory()
     notes: list[str] = []
     least = labelled or (known.memory_mib if known else 0)
     if known and labelled and less(known.memory_mib, labelled):
@@ -64,7 +64,7 @@ def read(labels: Mapping[str, str], sources: Sources) -> Memory:
             whole = f"a whole {known.product} has {known.memory_mib}" if known else f"{MEMORY_LABEL} is {labelled}"
             notes.append(f"{source} {amount} MiB per GPU, {whole}: planned with {amount}, the smaller one")
             least = amount
-    return Memory(least, tuple(notes))
+    return GpuMemory(least, tuple(notes))
 
 
 def mib(text: str | None) -> int:

@@ -230,13 +230,13 @@ def _attention_layers(architecture: str, text: Fields, layers: int) -> frozenset
         known = ("full_attention", "linear_attention")
         if not isinstance(types, list) or len(types) != layers or not all(item in known for item in types):
             raise text.refuse("layer_types", f"a list of {layers} entries out of {' and '.join(known)}")
-        found = frozenset(index for index, kind in enumerate(types) if kind == "full_attention")
+        cached = frozenset(index for index, kind in enumerate(types) if kind == "full_attention")
     else:
         interval = text.optional("full_attention_interval", layers) or 4
-        found = frozenset(range(interval - 1, layers, interval))
-    if not found:
+        cached = frozenset(range(interval - 1, layers, interval))
+    if not cached:
         raise text.refuse("num_hidden_layers", "large enough for one layer with full attention")
-    return found
+    return cached
 
 
 def _linear(text: Fields, layers: int) -> LinearAttention | None:

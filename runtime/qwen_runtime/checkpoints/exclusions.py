@@ -70,15 +70,15 @@ class Exceptions:
 
     def listed(self, names: Iterable[str], match: Match, field: str) -> Hits:
         """Matches of a list of names; raises InvalidFactsError, which names `field`."""
-        found = _Listed(self, match)
+        listed = _Listed(self, match)
         for name in names:
-            found.add(name)
-        if len(found.everywhere) > _MOST_EVERYWHERE:
+            listed.add(name)
+        if len(listed.everywhere) > _MOST_EVERYWHERE:
             raise InvalidFactsError(
-                f"{self._prefix}{field} has {len(found.everywhere)} names without a layer, it must have at most "
+                f"{self._prefix}{field} has {len(listed.everywhere)} names without a layer, it must have at most "
                 f"{_MOST_EVERYWHERE}"
             )
-        return found.hits
+        return listed.hits
 
     def rule(self, text: str, field: str) -> Hits:
         """Matches of one expression, as `re.match`; raises InvalidFactsError, also later, with the expression."""
@@ -105,12 +105,12 @@ class _Listed:
         self._known: dict[frozenset[str], frozenset[str]] = {}
 
     def add(self, name: str) -> None:
-        found = _IN_LAYER.match(name.strip(".") if self._match is Match.PATH else name)
-        if found is None:
+        match = _IN_LAYER.match(name.strip(".") if self._match is Match.PATH else name)
+        if match is None:
             if name.strip("."):
                 self.everywhere.add(name)
             return
-        number, rest = found[1], found[2]
+        number, rest = match[1], match[2]
         self._by_layer.setdefault(int(number), set()).add(rest or "")
         if self._match is Match.TEXT and rest is None:
             # "layers.1" is a part of "layers.10" as well, for AutoAWQ and for SGLang.
@@ -170,13 +170,13 @@ class _Expression:
         }  # fmt: skip
 
     def hits(self, layer: int) -> frozenset[str]:
-        found: frozenset[str] = frozenset()
+        names: frozenset[str] = frozenset()
         try:
             for prefix in self._owner.modules.prefixes:
-                found |= self._after(f"{prefix}{layer}.")
+                names |= self._after(f"{prefix}{layer}.")
         except UnsafePatternError as error:
             raise refusal(self._field, self._text, error) from None
-        return found
+        return names
 
     def _after(self, prefix: str) -> frozenset[str]:
         """The names that the expression matches after a prefix; they depend only on the state after it."""

@@ -18,7 +18,7 @@ _SCALED_STEP = 16
 _FP4_GROUP = 16
 
 
-class Kind(Enum):
+class FormatKind(Enum):
     """Families of formats with the same layout."""
 
     PACKED = "packed"
@@ -36,7 +36,7 @@ class Format:
     input. `problem` says in a clause why SGLang does not load it, "" if it does.
     """
 
-    kind: Kind
+    kind: FormatKind
     bits: int = 8
     group_size: int | None = None
     block: int | None = None
@@ -52,11 +52,11 @@ class Format:
         each input (4 bytes). FP8 and INT8: one byte a value, a 32-bit scale per block, output or matrix. FP4: half a
         byte a value, one byte per 16 inputs, one 32-bit scale.
         """
-        if self.kind is Kind.PACKED:
+        if self.kind is FormatKind.PACKED:
             groups = -(-inputs // self.group_size) if self.group_size else 1
             packed = (inputs + (groups if self.zeros else 0)) * outputs * self.bits // 8
             return packed + groups * outputs * 2 + (4 * inputs if self.index else 0)
-        if self.kind is Kind.FP4:
+        if self.kind is FormatKind.FP4:
             return inputs * outputs // 2 + -(-inputs // _FP4_GROUP) * outputs + 4
         scales = outputs if self.channel else 1
         if self.block is not None:
@@ -65,7 +65,7 @@ class Format:
 
     @property
     def _packed(self) -> bool:
-        return self.kind in (Kind.PACKED, Kind.FP4)
+        return self.kind in (FormatKind.PACKED, FormatKind.FP4)
 
     @property
     def input_step(self) -> int:
@@ -90,9 +90,9 @@ Stored = Mapping[Linear, Mapping[Format | None, int]]
 def base(quantization: Quantization) -> Format:
     """The format that a method's own fields describe, without exceptions."""
     if quantization.method == "fp8":
-        return Format(Kind.FP8, block=quantization.block)
+        return Format(FormatKind.FP8, block=quantization.block)
     gptq = quantization.method == "gptq"
-    return Format(Kind.PACKED, quantization.bits, quantization.group_size, zeros=True, index=gptq)
+    return Format(FormatKind.PACKED, quantization.bits, quantization.group_size, zeros=True, index=gptq)
 
 
 def steps_of(stored: Stored) -> Steps:

@@ -300,12 +300,12 @@ class _Parser:
         if bounds:
             self._at += 1
             return bounds
-        found = _REPEAT.match(self._text, self._at)
-        if found is None or found[1] + found[3] == "":
+        repeat = _REPEAT.match(self._text, self._at)
+        if repeat is None or repeat[1] + repeat[3] == "":
             return None
-        self._at = found.end()
-        low = int(found[1] or 0)
-        high = low if not found[2] else int(found[3]) if found[3] else None
+        self._at = repeat.end()
+        low = int(repeat[1] or 0)
+        high = low if not repeat[2] else int(repeat[3]) if repeat[3] else None
         if high is not None and high < low:
             raise UnsafePatternError(f"repeats from {low} to {high} times")
         return low, high

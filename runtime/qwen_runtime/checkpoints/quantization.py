@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from qwen_runtime.checkpoints import compressed
 from qwen_runtime.checkpoints.exclusions import MOST_RULES, Exceptions, Hits, Match, names_in
-from qwen_runtime.checkpoints.formats import Format, Kind, Stored, base, plain_kinds, steps_of, uniform_steps
+from qwen_runtime.checkpoints.formats import Format, FormatKind, Stored, base, plain_kinds, steps_of, uniform_steps
 from qwen_runtime.checkpoints.model import MAX_BITS, MAX_WIDTH, Linear, Quantization
 from qwen_runtime.checkpoints.modules import Held, Modules, Unit, linears
 from qwen_runtime.checkpoints.reading import Fields
@@ -166,8 +166,8 @@ class _Rules:
 
     def matches(self, layer: int) -> _Matches:
         """The rules that match anything in a layer, with what they match."""
-        found = ((hits(layer), one) for hits, one in self.rules)
-        return tuple((names, one) for names, one in found if names)
+        matching = ((hits(layer), one) for hits, one in self.rules)
+        return tuple((names, one) for names, one in matching if names)
 
 
 _Matches = tuple[tuple[frozenset[str], Format | None], ...]
@@ -221,17 +221,17 @@ def _dynamic(fields: Fields, one: Format, exceptions: Exceptions) -> tuple[tuple
     rules = fields.nested("dynamic") if fields.has("dynamic") else Fields({})
     if len(rules.values) > MOST_RULES:
         raise fields.refuse("dynamic", f"an object with at most {MOST_RULES} rules")
-    found: list[tuple[Hits, Format | None]] = []
+    exceptions_by_rule: list[tuple[Hits, Format | None]] = []
     for text, change in rules.values.items():
         if text.startswith("-:"):
-            found.append((exceptions.rule(text[2:], "dynamic"), None))
+            exceptions_by_rule.append((exceptions.rule(text[2:], "dynamic"), None))
         else:
             if not isinstance(change, Mapping):
                 raise rules.refuse(text, "an object")
-            found.append(
+            exceptions_by_rule.append(
                 (exceptions.rule(text.removeprefix("+:"), "dynamic"), _changed(one, Fields(change, rules.prefix)))
             )
-    return tuple(found)
+    return tuple(exceptions_by_rule)
 
 
 def _changed(one: Format, change: Fields) -> Format:
@@ -314,7 +314,7 @@ def _unsupported(method: str, stored: Stored) -> str:
     if problems:
         return problems[0]
     experts = (Linear.EXPERT_GATE, Linear.EXPERT_UP, Linear.EXPERT_DOWN)
-    if any(one and one.kind is Kind.INT8 for linear in experts for one in stored.get(linear, ())):
+    if any(one and one.kind is FormatKind.INT8 for linear in experts for one in stored.get(linear, ())):
         return f"SGLang runs experts with 8-bit integers ({method} int-quantized) on NPUs only"
     return ""
 

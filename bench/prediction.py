@@ -17,7 +17,7 @@ from typing import Any
 
 from bench import sglang_defaults
 from qwen_operator import engines
-from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints import catalog, parallel
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
 from qwen_operator.planning.memory import Formula, Split
 
@@ -134,7 +134,7 @@ def inputs(point: Point) -> Inputs | str:
         return checkpoint
     if checkpoint.multimodal and point.get("mem_fraction_static") is None:
         return "SGLang lowers its default fraction for this multimodal model by its vision part, which is not known"
-    if why := checkpoint.parallel_refusal(int(point["tp"])):
+    if why := parallel.refusal(checkpoint, int(point["tp"])):
         return f"the operator refuses this split: {why}"
     return Inputs(checkpoint, int(point["gpu_mem_mib"]), int(point["tp"]), fraction)
 

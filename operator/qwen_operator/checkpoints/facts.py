@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from qwen_operator.checkpoints import parallel
+from qwen_operator.checkpoints.heads import tower_decides
 from qwen_runtime.checkpoints.model import (
     DTYPES,
     MAX_BITS,
@@ -144,7 +144,7 @@ class Checkpoint:
 
     def with_tower(self, tower: Tower | None) -> Checkpoint:
         """These facts with a vision tower, which they keep only if it decides something."""
-        return replace(self, tower=tower if tower is not None and parallel.decides(tower, self) else None)
+        return replace(self, tower=tower if tower is not None and tower_decides(tower, self) else None)
 
     @property
     def family(self) -> str:
@@ -190,14 +190,6 @@ class Checkpoint:
         state = linear.value_heads * linear.key_dim * linear.value_dim * linear.state_value_bytes
         channels = 2 * linear.key_heads * linear.key_dim + linear.value_heads * linear.value_dim
         return linear.layers * -(-(state + channels * (linear.conv_kernel - 1) * 2) // tp)
-
-    def parallel_refusal(self, tp: int, ep: int = 1) -> str | None:
-        """Why SGLang cannot split this checkpoint over `tp` ranks and `ep` expert groups, or None if it can."""
-        return parallel.refusal(self, tp, ep)
-
-    def valid_parallel(self, max_gpus: int) -> tuple[tuple[int, int], ...]:
-        """All valid (tp, ep) with tp <= `max_gpus`, fewer GPUs first, then the smaller ep."""
-        return parallel.valid(self, max_gpus)
 
 
 def _read(report: Fields, source: str) -> Checkpoint:

@@ -11,20 +11,16 @@ share the matrices of each of its experts ("MoE TP"). The vocabulary never block
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints.heads import head_refusal, tower_refusal
 from qwen_runtime.checkpoints.formats import uniform_steps
-from qwen_runtime.checkpoints.model import Steps, Tower
-
-if TYPE_CHECKING:
-    from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_runtime.checkpoints.model import Steps
 
 _NO_STEPS = Steps()
-# More GPUs than any cluster gives to one replica.
-_MOST_RANKS = 1024
 
 
-def refusal(checkpoint: Checkpoint, tp: int, ep: int) -> str | None:
+def refusal(checkpoint: Checkpoint, tp: int, ep: int = 1) -> str | None:
     """Why the checkpoint cannot be split over `tp` ranks with `ep` expert groups, or None if it can."""
     if tp < 1 or ep < 1:
         name, value = ("TP", tp) if tp < 1 else ("EP", ep)
@@ -38,14 +34,8 @@ def refusal(checkpoint: Checkpoint, tp: int, ep: int) -> str | None:
     quantization = checkpoint.quantization
     if quantization is not None and quantization.method == "gguf":
         return f"GGUF weights run on one GPU only, not on TP {tp}"
-    tower = _tower(checkpoint.tower, tp) if checkpoint.tower else None
-    return _heads(checkpoint, tp) or tower or _experts(checkpoint, tp, ep) or _widths(checkpoint, tp, ep)
-
-
-def decides(tower: Tower, checkpoint: Checkpoint) -> bool:
-    """Whether a vision tower rejects a number of ranks that the heads of the language model accept."""
-    most = min(checkpoint.heads, _MOST_RANKS)
-    return any(_tower(tower, tp) and not _heads(checkpoint, tp) for tp in range(2, most + 1))
+    tower = tower_refusal(checkpoint.tower, tp) if checkpoint.tower else None
+    return head_refusal(checkpoint, tp) or tower or _experts(checkpoint, tp, ep) or _widths(checkpoint, tp, ep)
 
 
 def valid(checkpoint: Checkpoint, max_gpus: int) -> tuple[tuple[int, int], ...]:
@@ -57,30 +47,6 @@ def valid(checkpoint: Checkpoint, max_gpus: int) -> tuple[tuple[int, int], ...]:
         for ep in range(1, tp + 1 if checkpoint.experts is not None else 2)
         if tp % ep == 0 and refusal(checkpoint, tp, ep) is None
     )
-
-
-def _heads(checkpoint: Checkpoint, tp: int) -> str | None:
-    heads, kv_heads, linear = checkpoint.heads, checkpoint.kv_heads, checkpoint.linear
-    if heads % tp:
-        return f"{heads} attention heads are not divisible by TP {tp}"
-    if kv_heads >= tp and kv_heads % tp:
-        return f"{kv_heads} KV heads are not divisible by TP {tp}"
-    if kv_heads < tp and tp % kv_heads:
-        return f"TP {tp} is not a multiple of the {kv_heads} KV heads, so SGLang cannot copy them evenly"
-    if linear is not None:
-        for name, count in (("key", linear.key_heads), ("value", linear.value_heads)):
-            if count % tp:
-                return f"{count} {name} heads of the linear attention are not divisible by TP {tp}"
-    return None
-
-
-def _tower(tower: Tower, tp: int) -> str | None:
-    if tower.heads % tp:
-        return f"{tower.heads} heads of the vision tower are not divisible by TP {tp}"
-    for name, width in (("MLP", tower.intermediate), ("merger", tower.merger)):
-        if width % tp:
-            return f"{name} width {width} of the vision tower is not divisible by TP {tp}"
-    return None
 
 
 def _experts(checkpoint: Checkpoint, tp: int, ep: int) -> str | None:

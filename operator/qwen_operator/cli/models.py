@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints import catalog, parallel
 
 _GIB = 1 << 30
 
@@ -38,7 +38,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _splits(entry: catalog.CatalogEntry) -> str:
     shown: dict[int, str] = {}
-    for tp, ep in entry.checkpoint.valid_parallel(8):
+    for tp, ep in parallel.valid(entry.checkpoint, 8):
         shown.setdefault(tp, f"{tp}" if ep == 1 else f"{tp} (EP {ep})")
     return ", ".join(shown.values())
 
@@ -53,6 +53,6 @@ def _record(entry: catalog.CatalogEntry) -> dict[str, object]:
         "weightBytes": facts.weight_bytes,
         "kvBytesPerToken": facts.kv_bytes_per_token(1),
         "contextTokens": facts.max_positions,
-        "parallel": [{"tensor": tp, "expert": ep} for tp, ep in facts.valid_parallel(8)],
+        "parallel": [{"tensor": tp, "expert": ep} for tp, ep in parallel.valid(facts, 8)],
         "verified": entry.verified,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from qwen_operator.checkpoints import parallel
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
 from qwen_operator.cli.inputs import Inputs
 from qwen_operator.hardware.boards import short_name
@@ -190,7 +191,7 @@ def _table(fit: Fit, wanted: Demand, given: Inputs) -> Iterator[str]:
         for reason, sizes in list(reasons.items())[:8]:
             yield f"{'no':>4}  TP {', '.join(sizes)}: {reason}"
     for one in (one for one in fit.budgets if one.split.ep > 1):
-        why = given.checkpoint.parallel_refusal(one.tp)
+        why = parallel.refusal(given.checkpoint, one.tp)
         yield f"{'':4}  {one.tp}e{one.split.ep}: experts in {one.split.ep} groups (--ep-size), because {why}"
 
 

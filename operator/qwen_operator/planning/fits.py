@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qwen_operator.api.spec import Spec
+from qwen_operator.checkpoints import parallel
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.engines.types import EngineVersion, KvCacheType
 from qwen_operator.hardware.inventory import GpuProduct, Inventory
@@ -148,17 +149,17 @@ class Search:
     def _valid(self, most: int) -> list[tuple[int, int]]:
         """The (tp, smallest ep) that a plan may choose, by tp."""
         least: dict[int, int] = {}
-        for tp, ep in self.checkpoint.valid_parallel(most):
+        for tp, ep in parallel.valid(self.checkpoint, most):
             if tp == self.limits.tensor or (self.limits.tensor is None and tp & (tp - 1) == 0):
                 least.setdefault(tp, ep)
         return list(least.items())
 
     def _refused(self, product: GpuProduct) -> tuple[tuple[int, str], ...]:
         reasons = []
-        valid = {tp for tp, _ in self.checkpoint.valid_parallel(self.most(product, 1))}
+        valid = {tp for tp, _ in parallel.valid(self.checkpoint, self.most(product, 1))}
         for tp in range(2, self.most(product, 1) + 1):
             if tp not in valid:
-                reasons.append((tp, self.checkpoint.parallel_refusal(tp) or ""))
+                reasons.append((tp, parallel.refusal(self.checkpoint, tp) or ""))
         return tuple(reasons)
 
 

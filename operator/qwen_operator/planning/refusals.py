@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import Spec
+from qwen_operator.checkpoints import parallel
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.engines.types import Formats, Role
 from qwen_operator.hardware.inventory import MEMORY_LABEL, PRODUCT_LABEL, GpuProduct, Inventory, UnlabelledNode
@@ -180,9 +181,9 @@ def _invalid_tensor(search: Search, groups: Groups) -> NoFit | None:
         return None
     products = [product for group in groups for product in group]
     most = max(search.most(product, product.full_nodes) for product in products)
-    pairs = checkpoint.valid_parallel(most)
+    pairs = parallel.valid(checkpoint, most)
     valid = sorted({tp for tp, _ in pairs})
-    why = None if tensor in valid else checkpoint.parallel_refusal(tensor)
+    why = None if tensor in valid else parallel.refusal(checkpoint, tensor)
     if why is None and tensor > most:
         why = f"one replica can have at most {most} GPUs here"
     elif why is None and not any(_placeable(tensor, search, product) for product in products):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints import catalog, parallel
 from qwen_operator.checkpoints.config import parameters
 from qwen_operator.checkpoints.facts import Checkpoint
 
@@ -52,7 +52,7 @@ def test_parameters_bytes_and_splits_of_every_model(model: dict[str, Any]) -> No
     assert facts.weight_bytes == model["bf16_weight_bytes"]
     assert facts.kv_bytes_per_token(1) == model["kv_bytes_per_token"]["bf16"]
     assert facts.kv_bytes_per_token(1, value_bytes=1) == model["kv_bytes_per_token"]["fp8"]
-    assert [tp for tp in POWERS if facts.parallel_refusal(tp) is None] == model["tp_valid"]
+    assert [tp for tp in POWERS if parallel.refusal(facts, tp) is None] == model["tp_valid"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant["repository"])
@@ -69,10 +69,10 @@ def test_bytes_and_splits_of_every_variant(variant: dict[str, Any]) -> None:
     if size:
         assert facts.weight_bytes / 2**30 + MTP_GIB.get(repository, 0) == pytest.approx(size, rel=1.5e-3, abs=6e-4)
     if "tp_valid" in variant:
-        assert [tp for tp in POWERS if facts.parallel_refusal(tp) is None] == variant["tp_valid"]
+        assert [tp for tp in POWERS if parallel.refusal(facts, tp) is None] == variant["tp_valid"]
     if "tp_ep_valid" in variant:
         most = SHARED_EXPERT_LIMIT.get(repository, 32)
-        found = [[tp, ep] for tp, ep in facts.valid_parallel(32) if tp in POWERS]
+        found = [[tp, ep] for tp, ep in parallel.valid(facts, 32) if tp in POWERS]
         assert found == [pair for pair in variant["tp_ep_valid"] if pair[0] <= most]
     if "moe_tp_valid" in variant:
         assert facts.expert_intermediate is not None
@@ -101,7 +101,7 @@ def test_the_catalog_ships_what_is_published() -> None:
 def test_padded_widths_are_those_of_the_checkpoint(repository: str, width: int, splits: list[int]) -> None:
     facts = of(repository)
     assert facts.intermediate == width
-    assert [tp for tp in POWERS if facts.parallel_refusal(tp) is None] == splits
+    assert [tp for tp in POWERS if parallel.refusal(facts, tp) is None] == splits
 
 
 def test_what_is_not_verified_says_so() -> None:
@@ -118,7 +118,7 @@ def test_entries_are_described() -> None:
     assert entry is not None
     assert (entry.family, entry.format, entry.checkpoint.weight_bytes) == ("Qwen1.5-72B", "gguf", 35927611744)
     assert entry.checkpoint.quantization_name == "gguf 3 bit"
-    assert entry.checkpoint.valid_parallel(8) == ((1, 1),)
+    assert parallel.valid(entry.checkpoint, 8) == ((1, 1),)
 
 
 def test_rows_survive_storage() -> None:
@@ -130,7 +130,7 @@ def test_rows_survive_storage() -> None:
 def test_more_ranks_hold_less_each_and_never_less_together(model: dict[str, Any]) -> None:
     for variant in model["variants"]:
         facts = of(variant["repository"])
-        ranks = sorted({tp for tp, _ in facts.valid_parallel(64)})
+        ranks = sorted({tp for tp, _ in parallel.valid(facts, 64)})
         shares = [facts.weight_bytes_per_rank(tp) for tp in ranks]
         assert shares == sorted(shares, reverse=True)
         assert shares[0] == facts.weight_bytes

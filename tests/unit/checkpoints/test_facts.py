@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints import catalog, parallel
 from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError, LinearAttention, Module, RopeScaling
 from tests.unit.checkpoints.reports import GPTQ, HYBRID, REPORT, V1
 
@@ -65,7 +65,7 @@ def test_a_record_of_the_first_version_is_read_with_derived_fields() -> None:
     assert facts.replicated_bytes == 2 * 2048 * (2 * 24 + 1 + 24 * 60)
     assert facts.quantization is not None
     assert facts.quantization.block == 128
-    assert "the facts do not have the width" in (facts.parallel_refusal(2) or "")
+    assert "the facts do not have the width" in (parallel.refusal(facts, 2) or "")
     assert Checkpoint.from_json(facts.to_json()) == facts
 
 

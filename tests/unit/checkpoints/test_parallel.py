@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints import catalog, parallel
 from qwen_operator.checkpoints.facts import Checkpoint, LinearAttention, Module, Quantization
 from tests.unit.checkpoints.reports import REPORT
 
@@ -79,8 +79,8 @@ SPLITS: dict[str, tuple[dict[str, Any], list[int]]] = {
 @pytest.mark.parametrize(("shape", "valid"), SPLITS.values(), ids=SPLITS.keys())
 def test_valid_splits(shape: dict[str, Any], valid: list[int]) -> None:
     checkpoint = facts(**shape)
-    assert [tp for tp in range(65) if checkpoint.parallel_refusal(tp) is None] == valid
-    assert [tp for tp, ep in checkpoint.valid_parallel(64) if ep == 1] == valid
+    assert [tp for tp in range(65) if parallel.refusal(checkpoint, tp) is None] == valid
+    assert [tp for tp, ep in parallel.valid(checkpoint, 64) if ep == 1] == valid
 
 
 def of(model: str) -> Checkpoint:
@@ -156,13 +156,13 @@ REFUSALS: list[tuple[Checkpoint, int, int, str]] = [
 
 @pytest.mark.parametrize(("checkpoint", "tp", "ep", "why"), REFUSALS)
 def test_a_refusal_says_why(checkpoint: Checkpoint, tp: int, ep: int, why: str) -> None:
-    assert (checkpoint.parallel_refusal(tp, ep) or "") == why
+    assert (parallel.refusal(checkpoint, tp, ep) or "") == why
 
 
 def test_valid_pairs_come_with_fewer_gpus_first_then_the_smaller_ep() -> None:
-    valid = of("Qwen3-235B-A22B-FP8").valid_parallel(8)
+    valid = parallel.valid(of("Qwen3-235B-A22B-FP8"), 8)
     assert valid == ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (8, 2), (8, 4), (8, 8))
-    assert of("Qwen2.5-7B").valid_parallel(8) == ((1, 1), (2, 1), (4, 1))
+    assert parallel.valid(of("Qwen2.5-7B"), 8) == ((1, 1), (2, 1), (4, 1))
 
 
 @settings(deadline=None)
@@ -170,6 +170,6 @@ def test_valid_pairs_come_with_fewer_gpus_first_then_the_smaller_ep() -> None:
 def test_the_valid_set_is_what_is_not_refused_and_refusals_name_numbers(model: str, tp: int, ep: int) -> None:
     checkpoint = catalog.lookup(model)
     assert checkpoint is not None
-    why = checkpoint.parallel_refusal(tp, ep)
-    assert ((tp, ep) in checkpoint.valid_parallel(70)) == (why is None)
+    why = parallel.refusal(checkpoint, tp, ep)
+    assert ((tp, ep) in parallel.valid(checkpoint, 70)) == (why is None)
     assert why is None or (any(character.isdigit() for character in why) and "\n" not in why)

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen_operator.checkpoints import parallel
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError, Module, Quantization, Steps, Tower
 from qwen_runtime import weights
@@ -52,7 +53,7 @@ def quantized(config: dict[str, Any], base: dict[str, Any], **changes: Any) -> C
 
 
 def ranks(facts: Checkpoint) -> list[int]:
-    return sorted({tp for tp, _ in facts.valid_parallel(16)})
+    return sorted({tp for tp, _ in parallel.valid(facts, 16)})
 
 
 def test_one_plain_layer_keeps_the_rule_of_the_others() -> None:
@@ -60,7 +61,7 @@ def test_one_plain_layer_keeps_the_rule_of_the_others() -> None:
     facts = from_config(DENSE_72B, 42_800_000_000)
     assert facts.weight_bytes == 42_800_000_000
     assert ranks(facts) == [1]
-    assert facts.parallel_refusal(2) == (
+    assert parallel.refusal(facts, 2) == (
         "MLP width 29568 / TP 2 = 14784 is not a multiple of 128, the step of its quantization"
     )
 
@@ -94,7 +95,7 @@ def test_a_sparse_vision_config_has_the_defaults_of_its_class(name: str, valid: 
     facts = from_config(case(name))
     assert (ranks(facts), facts.multimodal) == (valid, True)
     if why:
-        assert facts.parallel_refusal(8) == why
+        assert parallel.refusal(facts, 8) == why
     # What is written out in full weighs the same.
     config, full = case(name), {"depth": 32, "patch_size": 14, "num_heads": 16, "temporal_patch_size": 2}
     generation = {"embed_dim": 1280, "mlp_ratio": 4} if name[0] == "a" else {"intermediate_size": 3420}
@@ -351,7 +352,7 @@ def test_leaving_a_layer_out_saves_nothing_and_frees_no_other(
     assert after.weight_bytes >= before.weight_bytes
     for kept in {name for name in LINEARS if any((layer, name) not in names | {more} for layer in range(12))}:
         for tp in forbidden_by(spelling, kept):
-            assert after.parallel_refusal(tp)
+            assert parallel.refusal(after, tp)
 
 
 @cache
@@ -359,7 +360,7 @@ def forbidden_by(spelling: str, kept: str) -> tuple[int, ...]:
     """The numbers of ranks that are refused if only this kind of layers is quantized."""
     alone = [(layer, name) for layer in range(12) for name in LINEARS if name != kept]
     facts = exclude(spelling, alone)
-    return tuple(tp for tp in (2, 3, 4, 8, 16) if facts.parallel_refusal(tp))
+    return tuple(tp for tp in (2, 3, 4, 8, 16) if parallel.refusal(facts, tp))
 
 
 def files(config: dict[str, Any], plain: Callable[[str], bool], quantized_as: tuple[str, str]) -> Checkpoint:

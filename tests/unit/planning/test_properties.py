@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qwen_operator import engines
 from qwen_operator.api.spec import Spec, parse
-from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints import catalog, parallel
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.hardware.boards import board
@@ -128,7 +128,7 @@ def test_a_plan_is_a_valid_split_of_what_is_there(
     assert isinstance(result, Plan)
     _, gpus, count = cluster
 
-    assert (result.tensor_parallel, result.expert_parallel) in checkpoint.valid_parallel(gpus * count)
+    assert (result.tensor_parallel, result.expert_parallel) in parallel.valid(checkpoint, gpus * count)
     assert result.gpus_per_replica == result.tensor_parallel * result.pipeline_parallel
     assert result.nodes_per_replica <= count
     assert result.gpus_per_node <= gpus

@@ -97,7 +97,9 @@ class Store:
 
     def replicas(self, deployment: Manifest) -> tuple[Replica, ...]:
         """The deployment's own replicas, sorted by name."""
-        return groups_of(self.engine_pods(deployment))
+        revisions = (self.pinned(item) for item in self.related(CONTROLLER_REVISIONS, deployment))
+        sizes = {one.revision: one.plan.nodes_per_replica for one in revisions if isinstance(one, PinnedRevision)}
+        return groups_of(self.engine_pods(deployment), sizes)
 
     def _pod_state(self, pod: Manifest, deployment: str) -> PodState:
         key = key_of(pod)

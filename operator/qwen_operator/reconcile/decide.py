@@ -69,7 +69,7 @@ def _begin(observed: Observed, config: Config, now: datetime, spec: Spec) -> Cou
 
 def _rejected(observed: Observed, error: InvalidSpec, now: datetime) -> Decision:
     """The decision about an invalid spec: it changes only the status, and the pods keep running."""
-    existing = groups_of(as_of(state, now) for state in observed.engine_pods)
+    existing = groups_of((as_of(state, now) for state in observed.engine_pods), observed.pods_of_revisions)
     stamp = rfc3339(now)
     new = invalid_status(observed.deployment, error, sort_replicas(existing, "", observed.nodes), stamp)
     return Decision(OrderedActions(), new, status_events(observed.deployment, new, stamp))

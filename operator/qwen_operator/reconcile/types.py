@@ -63,6 +63,11 @@ class Observed:
         return Owner(meta["name"], meta["namespace"], meta["uid"])
 
     @property
+    def pods_of_revisions(self) -> dict[str, int]:
+        """How many pods a replica of each pinned revision has, by revision hash."""
+        return {name: pinned.plan.nodes_per_replica for name, pinned in self.readable.items()}
+
+    @property
     def readable(self) -> dict[str, PinnedRevision]:
         """The pinned revisions that this version can read, by revision hash."""
         return {name: pinned for name, pinned in self.pinned.items() if isinstance(pinned, PinnedRevision)}

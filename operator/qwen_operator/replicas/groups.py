@@ -12,13 +12,13 @@ A planned removal has three steps. The leader shows each of them, so that any op
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from qwen_operator import objects
 from qwen_operator.api.conditions import Reason
-from qwen_operator.manifests.names import LABEL_ROLE, ROLE_INSPECTION, Manifest
+from qwen_operator.manifests.names import LABEL_ROLE, ROLE_INSPECTION, Manifest, engine_pod_names
 from qwen_operator.manifests.ownership import Ownership, ownership
 from qwen_operator.replicas.node_health import NodeHealth, stays_when_cordoned
 from qwen_operator.replicas.pod_state import PodState
@@ -29,9 +29,10 @@ _FARTHEST_AHEAD = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """The existing pods of one replica, sorted by rank; at least one."""
+    """The existing pods of one replica, sorted by rank; at least one. `pods` of them make it whole."""
 
     members: tuple[PodState, ...]
+    pods: int = 1
 
     @property
     def leader(self) -> PodState:
@@ -55,7 +56,7 @@ class Replica:
     def missing_ranks(self) -> tuple[int, ...]:
         """The ranks whose pods do not exist."""
         there = {member.rank for member in self.members}
-        return tuple(rank for rank in range(self.leader.replica_pods) if rank not in there)
+        return tuple(rank for rank in range(self.pods) if rank not in there)
 
     @property
     def whole(self) -> bool:
@@ -209,12 +210,37 @@ def is_engine_of(pod: Manifest, deployment: Manifest) -> bool:
     return not inspection and ownership(pod, deployment) is Ownership.OWNED
 
 
-def groups_of(states: Iterable[PodState]) -> tuple[Replica, ...]:
-    """The replicas that these pods form, sorted by name."""
-    members: dict[str, list[PodState]] = {}
+def groups_of(states: Iterable[PodState], pods_of_revisions: Mapping[str, int] | None = None) -> tuple[Replica, ...]:
+    """The replicas that these pods form, sorted by name.
+
+    `pods_of_revisions`: how many pods a replica of each pinned revision has. For another revision the annotation of
+    the pods counts, which anybody may edit. A pod that has no place in its replica is a misnamed replica of its own,
+    so that no foreign pod can make a serving replica look broken.
+    """
+    sizes = pods_of_revisions or {}
+    groups: dict[str, list[PodState]] = {}
     for state in states:
-        members.setdefault(state.replica, []).append(state)
-    return tuple(Replica(tuple(sorted(group, key=lambda member: member.rank))) for _, group in sorted(members.items()))
+        groups.setdefault(state.replica, []).append(state)
+    replicas: list[Replica] = []
+    for name, group in groups.items():
+        size = sizes.get(group[0].revision) or _size_by_annotation(name, group)
+        names = engine_pod_names(name, size)
+        members = [state for state in group if state.name in names]
+        if members:
+            replicas.append(Replica(tuple(sorted(members, key=lambda member: member.rank)), size))
+        replicas += [
+            Replica((replace(state, replica=state.name, index=None, rank=0),))
+            for state in group
+            if state.name not in names
+        ]
+    return tuple(sorted(replicas, key=lambda replica: replica.name))
+
+
+def _size_by_annotation(name: str, group: Sequence[PodState]) -> int:
+    """A pod without a rank in its name is a whole replica, whatever its annotation says."""
+    if any(state.name == name for state in group):
+        return 1
+    return max(2, *(state.replica_pods for state in group))
 
 
 def sort_replicas(replicas: Sequence[Replica], revision: str, nodes: NodeHealth) -> SortedReplicas:

@@ -57,7 +57,8 @@ Before that, the router has no engine for a request.
 class PodState:
     """One engine pod, read for the QwenDeployment `deployment`.
 
-    `replica`: the name of its replica. `rank`: its place in it. `replica_pods`: how many pods a whole replica has.
+    `replica`: the name of its replica. `rank`: its place in it. `replica_pods`: how many pods a whole replica has, by
+    the annotation; the pinned plan knows better.
     `index`: None if the operator does not give such names to pods. Then the pod counts as a replica by itself.
     `node`, `address`: "" before the pod has them.
     `up`: the pod is Ready and not being deleted. `ended`: its phase is final.

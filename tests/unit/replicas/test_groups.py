@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 
 from qwen_operator.kube import NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, Manifest
@@ -148,3 +150,67 @@ async def test_the_gateway_routes_to_the_leader_of_a_replica_that_is_whole(world
     assert routed() == {f"{second}-0"}
     world.api.finish(world.api.one(PODS, f"{second}-1"), PODS)
     assert routed() == set()
+
+
+def copy_of(world: World, name: str, copied: str, **status: object) -> None:
+    """A pod beside another one, as `kubectl debug --copy-to=NAME --keep-labels` makes it."""
+    pod = deepcopy(world.api.one(PODS, name))
+    pod["metadata"] = {
+        "name": copied,
+        "namespace": pod["metadata"]["namespace"],
+        "labels": pod["metadata"]["labels"],
+        "annotations": pod["metadata"]["annotations"],
+    }
+    world.api.put(PODS, pod)
+    world.api.edit(PODS, copied, lambda item: item["status"].update(status))
+
+
+@pytest.mark.parametrize("phase", ["Pending", "Failed"])
+async def test_a_pod_that_is_named_like_a_member_takes_no_replica_down(phase: str) -> None:
+    world = await World().start()
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    serving = world.names()[0]
+    world.kubelet.engine = lambda pod: ready_status(pod) if pod["metadata"]["name"] == serving else None
+    copy_of(world, serving, f"{serving}-1", phase=phase, conditions=[])
+    await world.settle(20)
+    assert world.names() == [serving], "the copy is removed, the replica is not"
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert world.qd()["status"]["readyReplicas"] == 1
+
+
+async def test_an_edited_annotation_makes_no_replica_larger() -> None:
+    world = await World().start()
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    before = [pod["metadata"]["uid"] for pod in world.api.all(PODS)]
+    edit = {"qwen-operator.dev/replica-pods": "2"}
+    world.api.edit(PODS, world.names()[0], lambda item: item["metadata"]["annotations"].update(edit))
+    await world.settle(20)
+    assert [pod["metadata"]["uid"] for pod in world.api.all(PODS)] == before
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_a_foreign_pod_named_like_a_member_keeps_the_route() -> None:
+    world = await World().start()
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    leader = world.api.one(PODS, world.names()[0])
+    leader["status"]["podIP"] = "10.0.0.1"
+    foreign = deepcopy(leader)
+    foreign["metadata"] |= {"name": f"{leader['metadata']['name']}-1", "uid": "foreign"}
+    foreign["status"] = {"phase": "Pending"}
+    view = GatewayView([world.qd()], [leader, foreign], None)
+    entries = advance(view, Membership(), EntryNaming("n")).entries
+    assert [entry.pod for entry in entries] == [leader["metadata"]["name"]]
+
+
+async def test_a_group_survives_edits_of_its_annotation(world: World) -> None:
+    before = {pod["metadata"]["uid"] for pod in world.api.all(PODS)}
+    for pod, value in zip(list(world.api.all(PODS)), ["1", "7", "3", "64"], strict=True):
+        pod["metadata"]["annotations"]["qwen-operator.dev/replica-pods"] = value
+        world.api.put(PODS, deepcopy(pod))
+    await world.restart()
+    await world.settle(20)
+    assert {pod["metadata"]["uid"] for pod in world.api.all(PODS)} == before
+    assert world.qd()["status"]["readyReplicas"] == 2

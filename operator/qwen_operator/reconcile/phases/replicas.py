@@ -57,7 +57,8 @@ def _replicas(course: Course) -> tuple[Replica, ...]:
         course.observed.inventory,
         course.running.plan.gpu_product if course.running else "",
     )
-    return groups_of(explained(as_of(state, course.now), cluster) for state in course.observed.engine_pods)
+    states = (explained(as_of(state, course.now), cluster) for state in course.observed.engine_pods)
+    return groups_of(states, course.observed.pods_of_revisions)
 
 
 def _wanted(course: Course, sorted_replicas: SortedReplicas) -> WantedReplicas:

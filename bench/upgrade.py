@@ -27,7 +27,6 @@ from uuid import uuid4
 
 import httpx
 
-from bench.control_plane import Watch
 from tests.qd import own_namespace, pods, qd, simulated, wait_load, wait_ready
 from tests.testbed import images
 from tests.testbed.audit import AuditLog
@@ -94,9 +93,24 @@ class Traffic:
 
 @dataclass(slots=True)
 class Statuses:
-    """Every status of each QwenDeployment, in the order in which a watch reported them."""
+    """Every status of each QwenDeployment in a namespace, by looking twice a second.
 
+    A watch would end when Helm changes the CustomResourceDefinition.
+    """
+
+    kubectl: Kubectl
+    space: str
     seen: dict[str, list[Manifest]] = field(default_factory=dict)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def follow(self) -> None:
+        """Look until `stop` is called."""
+        while not self._stop.wait(0.5):
+            for deployment in self.kubectl.list("qd", self.space):
+                self.take(deployment)
+
+    def stop(self) -> None:
+        self._stop.set()
 
     def take(self, deployment: Manifest) -> None:
         """Keep a status that differs from the one before."""
@@ -163,10 +177,20 @@ def install_build(bed: Cluster, build: Build) -> Release:
 def step(bed: Cluster, kubectl: Kubectl, build: Build, space: str, traffic: Traffic) -> list[str]:
     """Go to this build; prints what happened, and returns what must not happen."""
     before = _uids(kubectl, space)
-    audit, answered, lost, statuses = AuditLog(bed.audit_log), traffic.answered, len(traffic.lost), Statuses()
-    with Watch(kubectl, "qd", space, statuses.take):
+    audit, answered, lost, statuses = (
+        AuditLog(bed.audit_log),
+        traffic.answered,
+        len(traffic.lost),
+        Statuses(kubectl, space),
+    )
+    follower = threading.Thread(target=statuses.follow)
+    follower.start()
+    try:
         release = install_build(bed, build)
         time.sleep(SETTLE_SECONDS)
+    finally:
+        statuses.stop()
+        follower.join()
     writes = audit.writes(release.operator_user, space)
     count = sum(write.resource == "qwendeployments/status" for write in writes)
     others = [str(write) for write in writes if write.resource != "qwendeployments/status"]

@@ -102,7 +102,7 @@ async def lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 
 def _safe(line: bytes) -> bytes | None:
     """The line in a form that `json.loads` can decode at any depth of the stack; None if there is none."""
-    if line.count(b"{") + line.count(b"[") <= MOST_LEVELS:
+    if line.count(b"{") + line.count(b"[") <= MOST_LEVELS or untrusted.is_shallow(line, MOST_LEVELS):
         return line
     try:
         event, cut = _decoded(line)

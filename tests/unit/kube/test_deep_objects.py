@@ -10,8 +10,10 @@ from typing import Any, cast
 
 import kopf
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from qwen_operator import handlers
+from qwen_operator import handlers, untrusted
 from qwen_operator.controller.cache import WATCHED
 from qwen_operator.controller.resync import Resync
 from qwen_operator.kube import QWENDEPLOYMENTS, Manifest
@@ -119,3 +121,36 @@ def test_what_is_cut_is_logged_with_its_name(caplog: pytest.LogCaptureFixture) -
 def test_an_ordinary_answer_is_what_json_makes_of_it() -> None:
     text = json.dumps({"items": [deployment()], "metadata": {"resourceVersion": "1"}, "n": [1, 1.5, None, True, "ü"]})
     assert decode(text) == decode(text.encode()) == json.loads(text)
+
+
+def nested(levels: int, key: str) -> dict[str, Any]:
+    """So many levels, with a text at each that may look like brackets."""
+    value: dict[str, Any] = {key: key}
+    for _ in range(levels - 1):
+        value = {key: value, "after": key}
+    return value
+
+
+@pytest.mark.parametrize("key", ["a", "}", "{", "}{", '"}', "\\", '\\"}', "[]", "]"])
+@pytest.mark.parametrize("levels", [1, 2, 30, 100, 101, 400])
+def test_depth_is_told_from_brackets_and_texts_do_not_count(key: str, levels: int) -> None:
+    raw = json.dumps({"type": "ADDED", "object": nested(levels - 1, key)} if levels > 1 else nested(1, key)).encode()
+    assert untrusted.is_shallow(raw, levels)
+    assert not untrusted.is_shallow(raw, levels - 1)
+
+
+@given(
+    st.recursive(
+        st.text() | st.none() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_depth_by_brackets_is_the_depth_of_the_value(value: Any) -> None:
+    raw = json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    levels = depth(value)
+    assert untrusted.is_shallow(raw, levels)
+    assert levels == 0 or not untrusted.is_shallow(raw, levels - 1)
+
+
+def depth(value: Any) -> int:
+    members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if members is None else 1 + max((depth(member) for member in members), default=0)

@@ -25,6 +25,7 @@ _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
 # encode.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_ONE_KIND = bytes.maketrans(b"[]", b"{}")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 _CONTAINERS = (dict, list)
 
@@ -65,11 +66,11 @@ def is_shallow(raw: bytes, levels: int) -> bool:
 
     It takes less time than decoding. For what is no JSON it may answer either way.
     """
-    brackets = _STRING.sub(b"", raw).translate(None, _NO_BRACKETS)
+    brackets = _STRING.sub(b"", raw).translate(_ONE_KIND, _NO_BRACKETS)
     for _ in range(levels):
         if not brackets:
             return True
-        brackets = brackets.replace(b"{}", b"").replace(b"[]", b"")
+        brackets = brackets.replace(b"{}", b"")
     return not brackets
 
 

@@ -33,10 +33,11 @@ def planned(kubectl: Kubectl, space: str, name: str) -> str:
 
 
 def restarts(kubectl: Kubectl, release: Release) -> dict[str, int]:
-    """How often each container of the release has restarted."""
+    """How often each container of the release has restarted. Pods of a rollout that still ends do not count."""
     return {
         f"{pod['metadata']['name']}/{container['name']}": container["restartCount"]
         for pod in kubectl.list("pods", release.namespace)
+        if "deletionTimestamp" not in pod["metadata"]
         for container in pod["status"].get("containerStatuses", ())
     }
 

@@ -213,8 +213,8 @@ def step(bed: Cluster, kubectl: Kubectl, build: Build, space: str, traffic: Traf
 
 
 def _uids(kubectl: Kubectl, space: str) -> set[str]:
-    found = kubectl.list("pods", space, "qwen-operator.dev/role=engine")
-    return {str(pod["metadata"]["uid"]) for pod in found}
+    engines = kubectl.list("pods", space, "qwen-operator.dev/role=engine")
+    return {str(pod["metadata"]["uid"]) for pod in engines}
 
 
 def _serve(bed: Cluster, kubectl: Kubectl, space: str) -> None:

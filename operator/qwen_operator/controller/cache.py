@@ -25,6 +25,7 @@ from qwen_operator.kube import (
     Resource,
 )
 from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, LABEL_DEPLOYMENT
+from qwen_operator.manifests.ownership import Ownership, ownership
 from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError, read_revision
 from qwen_operator.objects import ObjectKey, key_of
 from qwen_operator.replicas.groups import Replica, groups_of, is_engine_of
@@ -97,7 +98,9 @@ class Store:
 
     def replicas(self, deployment: Manifest) -> tuple[Replica, ...]:
         """The deployment's own replicas, sorted by name."""
-        revisions = (self.pinned(item) for item in self.related(CONTROLLER_REVISIONS, deployment))
+        related = self.related(CONTROLLER_REVISIONS, deployment)
+        # A ControllerRevision of somebody else may carry the deployment's label, and says nothing about its replicas.
+        revisions = (self.pinned(item) for item in related if ownership(item, deployment) is Ownership.OWNED)
         sizes = {one.revision: one.plan.nodes_per_replica for one in revisions if isinstance(one, PinnedRevision)}
         return groups_of(self.engine_pods(deployment), sizes)
 

@@ -6,7 +6,7 @@ from copy import deepcopy
 
 import pytest
 
-from qwen_operator.kube import NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, Manifest
+from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.routing.membership import EntryNaming, GatewayView, Membership, advance
 from tests.unit.world import World, change, deployment, node, ready_status, with_groups
 
@@ -214,3 +214,21 @@ async def test_a_group_survives_edits_of_its_annotation(world: World) -> None:
     await world.settle(20)
     assert {pod["metadata"]["uid"] for pod in world.api.all(PODS)} == before
     assert world.qd()["status"]["readyReplicas"] == 2
+
+
+async def test_a_foreign_revision_says_nothing_about_the_size_of_a_replica() -> None:
+    world = await World().start()
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    [before] = world.operator.store.replicas(world.qd())
+    foreign = deepcopy(world.api.all(CONTROLLER_REVISIONS)[0])
+    foreign["metadata"] = {
+        "name": f"z-{before.revision}",
+        "namespace": "team",
+        "labels": foreign["metadata"]["labels"],
+    }
+    foreign["data"]["plan"]["nodes_per_replica"] = 2
+    world.api.put(CONTROLLER_REVISIONS, foreign)
+    await world.settle(5)
+    [after] = world.operator.store.replicas(world.qd())
+    assert (after.pods, after.index, after.up) == (before.pods, before.index, True) == (1, 0, True)

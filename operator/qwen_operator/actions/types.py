@@ -102,6 +102,11 @@ class Refusal:
     message: str
     deletion: bool = False
 
+    def rejects(self, action: Action) -> bool:
+        """Whether it is the rejection of this action."""
+        same = (action.kind, action.name) == (self.kind, self.name)
+        return same and isinstance(action, Delete) == self.deletion
+
 
 @dataclass(frozen=True, slots=True)
 class OrderedActions:

@@ -110,7 +110,7 @@ def wanted_replicas(
 def _set_message(rule: SizeRule, writer: tuple[str, str] | None) -> str:
     # A patch of the scale subresource, for example by kubectl scale, is the only write that leaves no field manager.
     unnamed = "through the scale subresource (kubectl scale or an autoscaler)"
-    by = f"by {writer[0]} at {writer[1]}" if writer else unnamed
+    by = f"by {writer[0]}" + (f" at {writer[1]}" if writer[1] else "") if writer else unnamed
     overridden = "; spec.scaling has no effect until you remove spec.replicas" if rule.scaling_configured else ""
     return f"spec.replicas is {rule.least}, set {by}{overridden}"
 

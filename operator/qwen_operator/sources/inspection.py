@@ -17,7 +17,7 @@ from qwen_operator.api.status import Failure
 from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError
 from qwen_operator.hardware.inventory import GpuProduct, Inventory
 from qwen_operator.manifests.drift import pod_repair
-from qwen_operator.manifests.names import Manifest, inspection_pod_name
+from qwen_operator.manifests.names import INSPECTION_CONTAINER, Manifest, inspection_pod_name
 from qwen_operator.manifests.ownership import Children, Ownership, ownership
 from qwen_operator.manifests.pods import inspection_pod
 from qwen_operator.planning.types import EngineSource
@@ -92,12 +92,15 @@ def _unfinished(spec: Spec, pod: Manifest, before: Failure | None, desired: Mani
 
 
 def _ended(pod: Manifest) -> Mapping[str, Any] | None:
-    """The terminated state of the container of an ended pod; {} if the kubelet reports none. None before the end."""
-    if not objects.has_ended(pod):
-        return None
-    containers = objects.members(pod, "status", "containerStatuses")
-    ends = (objects.mapping(container, "state", "terminated") for container in containers)
-    return next((ended for ended in ends if ended), {})
+    """The terminated state of the inspection's container. None while it may still report.
+
+    {} if the pod ended and the kubelet reports no end of the container. The pod itself may run on: a service mesh can
+    add a container that never ends.
+    """
+    container = objects.named(objects.members(pod, "status", "containerStatuses"), INSPECTION_CONTAINER)
+    if ended := objects.mapping(container, "state", "terminated"):
+        return ended
+    return {} if objects.has_ended(pod) else None
 
 
 def _outcome(pod: Manifest, ended: Mapping[str, Any], shown: Mapping[str, str]) -> Checkpoint | tuple[Reason, str]:

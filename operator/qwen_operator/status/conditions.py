@@ -4,7 +4,7 @@ Ready is about requests: it is true if at least one replica answers, even while 
 Reconciling and Stalled are about the spec (kstatus): the change is in progress, or a person must act.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from qwen_operator import objects
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.actions.events import rfc3339
+from qwen_operator.actions.refusals import explain
 from qwen_operator.actions.types import Refusal
 from qwen_operator.api.conditions import ConditionType, Reason, Verdict
 from qwen_operator.api.spec import InvalidSpec, Spec
@@ -28,9 +29,6 @@ from qwen_operator.sources.inspection import PHASE
 STALLED_AFTER_FAILURES = 3
 _URGENT = (Reason.CLAIM_NOT_FOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED)
 
-
-# These words in a message of the API server mean that a ResourceQuota has no room.
-_QUOTA_WORDS = ("exceeded quota", "failed quota")
 _SHORT_OF_ROOM = (Reason.QUOTA_EXCEEDED, Reason.WAITING_FOR_GPUS, Reason.WAITING_FOR_NODE)
 
 
@@ -186,6 +184,8 @@ def _verdicts(meta: Manifest, given: StatusInput, failure: Failure | None) -> tu
         rollout = bool(given.ready) and reason is Reason.SERVING
         if rollout:
             reconciling = (Reason.REPLACING, "the operator replaces pods of an earlier revision")
+        elif given.blocked is not None:
+            reconciling = (given.blocked.reason, given.blocked.message)
         else:
             reconciling = (reason, message)
         verdicts.append(Verdict(ConditionType.RECONCILING, True, *reconciling))
@@ -210,18 +210,35 @@ def _scaling(given: StatusInput, reason: Reason, message: str) -> tuple[Verdict,
 def _progress(given: StatusInput) -> tuple[Reason, str]:
     """Why the present spec is not completely in use yet; SERVING if it is."""
     if given.blocked is not None:
-        return given.blocked.reason, given.blocked.message
+        return _progress_of_running(given, given.blocked)
     if (obstacle := _obstacle(given)) is not None:
         return obstacle
-    waiting = [replica for replica in given.current if not replica.ready]
-    # A failure is more important than a pod that is still starting.
-    waiting.sort(key=lambda replica: (replica.on_the_way, replica.reason not in _URGENT, replica.index or 0))
-    if waiting:
-        return waiting[0].reason, waiting[0].message
+    if (waiting := _most_urgent(given.current)) is not None:
+        return waiting.reason, waiting.message
     missing = given.wanted.number - sum(replica.ready for replica in given.current)
     if missing > 0:
         return Reason.STARTING, _missing(given, missing)
     return Reason.SERVING, "every replica answers"
+
+
+def _progress_of_running(given: StatusInput, blocked: Blocked) -> tuple[Reason, str]:
+    """What keeps the earlier revision, which still runs, from serving; else why the present spec has no revision.
+
+    What serves has the first say: a crash of it is more important than an inspection for the next revision.
+    """
+    running = [replica for replica in given.replicas.serving if given.running and given.wanted.number]
+    trouble = _most_urgent(running)
+    if trouble is None:
+        return blocked.reason, blocked.message
+    return trouble.reason, f"{trouble.message}; the changed spec is not in use yet: {blocked.message}"
+
+
+def _most_urgent(replicas: Iterable[Replica]) -> Replica | None:
+    """The replica that explains best why not all of them answer; None if all do."""
+    waiting = [replica for replica in replicas if not replica.ready]
+    # A failure is more important than a pod that is still starting.
+    waiting.sort(key=lambda replica: (replica.on_the_way, replica.reason not in _URGENT, replica.index or 0))
+    return waiting[0] if waiting else None
 
 
 def _obstacle(given: StatusInput) -> tuple[Reason, str] | None:
@@ -229,7 +246,7 @@ def _obstacle(given: StatusInput) -> tuple[Reason, str] | None:
     if given.full is not None:
         return Reason.QUOTA_EXCEEDED, given.full
     if given.refusal is not None:
-        return _rejected(given.refusal)
+        return explain(given.refusal)
     return (Reason.FOREIGN_OBJECT, given.foreign[0]) if given.foreign else None
 
 
@@ -237,14 +254,6 @@ def _missing(given: StatusInput, number: int) -> str:
     lost = [replica for replica in given.replicas.gone if replica.reason is Reason.NODE_LOST]
     cause = f"; {lost[0].message}" if lost else ""
     return f"the operator creates {number} of {given.wanted.number} replicas{cause}"
-
-
-def _rejected(refusal: Refusal) -> tuple[Reason, str]:
-    rejected = "the deletion of the" if refusal.deletion else "the"
-    text = f"the API server rejects {rejected} {refusal.kind} {refusal.name}: {refusal.message}"
-    if any(words in refusal.message for words in _QUOTA_WORDS):
-        return Reason.QUOTA_EXCEEDED, f"{text}; the operator retries it"
-    return Reason.POD_REFUSED, text
 
 
 def _ready(given: StatusInput, reason: Reason, message: str) -> Verdict:
@@ -301,7 +310,7 @@ def _planned(meta: Manifest, given: StatusInput) -> Verdict:
 def _stalled(given: StatusInput, reason: Reason, message: str, failure: Failure | None) -> Verdict | None:
     blocked = given.blocked
     if blocked is not None:
-        return None if blocked.waiting else Verdict(ConditionType.STALLED, True, reason, message)
+        return None if blocked.waiting else Verdict(ConditionType.STALLED, True, blocked.reason, blocked.message)
     if given.unreachable:
         return Verdict(ConditionType.STALLED, True, Reason.NAME_CONFLICT, _lost_message(given.lost_names))
     if reason is Reason.QUOTA_EXCEEDED:

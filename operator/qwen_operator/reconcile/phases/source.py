@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qwen_operator.actions.blocked import Blocked, by_foreign_object
+from qwen_operator.actions.refusals import explain
 from qwen_operator.actions.types import Kind
 from qwen_operator.api.conditions import Reason
 from qwen_operator.manifests.names import controller_revision_name, inspection_pod_name
@@ -59,10 +60,17 @@ def _occupied(course: Course) -> Blocked | None:
 
 
 def _blocked(course: Course, blocked: Blocked) -> Step:
-    """Set the reason and add the actions that may end it. If a quota has no room for them, that is the reason."""
+    """Set the reason and add the actions that may end it.
+
+    If a quota has no room for them, or the API server rejects one of them, that is the reason.
+    """
     actions, full = quotas.within_quotas(blocked.actions, course.observed.quotas)
     if full is not None and blocked.waiting:
         blocked = replace(blocked, reason=Reason.QUOTA_EXCEEDED, message=full)
+    refusal = course.observed.refusal
+    if refusal is not None and any(refusal.rejects(action) for action in actions):
+        reason, message = explain(refusal)
+        blocked = replace(blocked, reason=reason, message=message, waiting=reason is Reason.QUOTA_EXCEEDED)
     return Step(
         replace(course, blocked=blocked, query=blocked.query, full=full),
         actions,

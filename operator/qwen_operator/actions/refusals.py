@@ -1,0 +1,24 @@
+"""What a rejection by the API server means for the user. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from qwen_operator.actions.types import Refusal
+from qwen_operator.api.conditions import Reason
+
+# The API server's words for a ResourceQuota without room, or with a limit that the pod does not state.
+_QUOTA = ("exceeded quota", "failed quota")
+# The words of the LimitRange admission, which does not name the object.
+_LIMIT_RANGE = re.compile(r"(minimum|maximum) \S+ usage per |max limit to request ratio per ")
+
+
+def explain(refusal: Refusal) -> tuple[Reason, str]:
+    """The reason and the message of a rejected action."""
+    rejected = "the deletion of the" if refusal.deletion else "the"
+    text = f"the API server rejects {rejected} {refusal.kind} {refusal.name}: {refusal.message}"
+    if any(words in refusal.message for words in _QUOTA):
+        return Reason.QUOTA_EXCEEDED, f"{text}; the operator retries it"
+    if _LIMIT_RANGE.search(refusal.message):
+        text = f"{text}; a LimitRange of the namespace demands this: kubectl get limitrange shows it"
+    return Reason.POD_REFUSED, text

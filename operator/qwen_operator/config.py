@@ -10,13 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qwen_operator.api import reading
+from qwen_operator.api.pod import DEFAULTS, Pod
+from qwen_operator.api.schema import object_schema
 from qwen_operator.api.spec import EnvVar
 from qwen_operator.checkpoints.hubs import Hub, is_address
 from qwen_operator.hardware.boards import capability
 from qwen_operator.hardware.pools import MOST_DOLLARS, GpuPool, thousandths
-from qwen_operator.manifests.pods import RuntimeImage
+from qwen_operator.manifests.pods import InspectionDefaults, RuntimeImage
 from qwen_operator.planning.types import EngineDefaults
 from qwen_runtime.checkpoints.reading import shown
+
+NO_POD_DEFAULTS = Pod()
 
 
 class ConfigError(Exception):
@@ -43,11 +48,15 @@ class HubConfig:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a plan and its pods depend on: the operator's own image, the engine, the declared pools."""
+    """What a plan and its pods depend on: the operator's own image, the engine, the declared pools.
+
+    `pod` has the chart's defaults of spec.pod.
+    """
 
     image: RuntimeImage
     engine: EngineDefaults
     pools: tuple[GpuPool, ...]
+    pod: Pod = NO_POD_DEFAULTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +64,7 @@ class Config:
     """The configuration of one operator process. Empty `namespaces` means all of them.
 
     If `read_nodes` is false, the operator may not read nodes and knows only the declared pools. If `hub_lookup` is
-    true, it may query the public repositories of model hubs.
+    true, it may query the public repositories of model hubs. `pod` has the chart's defaults of spec.pod.
     """
 
     namespaces: tuple[str, ...]
@@ -71,6 +80,7 @@ class Config:
     read_nodes: bool = True
     lease_name: str = "qwen-operator"
     hub_lookup: bool = False
+    pod: Pod = NO_POD_DEFAULTS
 
 
 def load(environ: Mapping[str, str], text: str) -> Config:
@@ -92,13 +102,14 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         read_nodes=environ.get("QWEN_READ_NODES", "true") != "false",
         lease_name=environ.get("QWEN_LEASE_NAME") or "qwen-operator",
         hub_lookup=_hub(root).lookup,
+        pod=common.pod,
     )
 
 
 def settings(content: Mapping[str, Any]) -> Settings:
     """The part of the rendered configuration that plans depend on. Raises ConfigError."""
     root = Section("", content)
-    return Settings(image=_image(root), engine=_engine(root), pools=_pools(root))
+    return Settings(image=_image(root), engine=_engine(root), pools=_pools(root), pod=_pod(root))
 
 
 def _yaml(text: str) -> Mapping[str, Any]:
@@ -122,6 +133,17 @@ def _engine(root: Section) -> EngineDefaults:
     )
 
 
+def _pod(root: Section) -> Pod:
+    engine = root.section("engine")
+    content = dict(engine.section("pod").content)
+    for name in content:
+        if name not in DEFAULTS:
+            raise engine.section("pod").wrong(str(name), f"absent; engine.pod may have {', '.join(DEFAULTS)}")
+    if problems := reading.problems(content, object_schema(Pod), "engine.pod"):
+        raise ConfigError(problems[0])
+    return reading.build(Pod, content)
+
+
 def _variable(section: Section) -> EnvVar:
     value = section.text("value", "") if section.has("value") else None
     return EnvVar(section.text("name"), value, section.passthrough("valueFrom"))
@@ -139,7 +161,15 @@ def _hub(root: Section) -> HubConfig:
 def _image(root: Section) -> RuntimeImage:
     image = root.section("image")
     policy = image.choice("pullPolicy", ("Always", "IfNotPresent", "Never"), "IfNotPresent")
-    return RuntimeImage(image.text("reference"), policy, root.words("imagePullSecrets"))
+    return RuntimeImage(image.text("reference"), policy, root.words("imagePullSecrets"), _inspection(root))
+
+
+def _inspection(root: Section) -> InspectionDefaults:
+    inspection = root.section("inspection")
+    resources = inspection.section("resources")
+    given = {part: resources.texts(part) for part in ("requests", "limits") if resources.has(part)}
+    default = InspectionDefaults()
+    return InspectionDefaults(inspection.texts("nodeSelector"), {**default.resources, **given})
 
 
 def _pools(root: Section) -> tuple[GpuPool, ...]:

@@ -31,6 +31,7 @@ from qwen_operator.controller.observe import Observer
 from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.controller.resync import Resync
 from qwen_operator.controller.scraper import Scraper, scraper
+from qwen_operator.controller.volume_claims import VolumeClaims
 from qwen_operator.controller.worker import Reconciler, Worker, utc_now
 from qwen_operator.endpoints import http_app, serving
 from qwen_operator.hubs.client import fetch
@@ -160,7 +161,8 @@ class Operator:
         hub = HubReader(partial(read_hub, self.config), self.queue.add, utc_now)
         observer = Observer(self.store, self.config.pools, self.autoscaler.state, hub.answer_for)
         actor = Actor(api, self.store, utc_now)
-        reconciler = Reconciler(observer, actor, self.config, utc_now, self.deployments.count_changes, hub)
+        claims = VolumeClaims(api)
+        reconciler = Reconciler(observer, actor, self.config, utc_now, self.deployments.count_changes, hub, claims)
         keys = GatewayKeys(api, self.config)
         tasks: list[Coroutine[Any, Any, Any]] = [self.autoscaler.run(), keys.run(), hub.run()]
         for _ in range(self.config.workers):

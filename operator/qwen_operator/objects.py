@@ -9,6 +9,9 @@ from typing import Any
 
 Object = Mapping[str, Any]
 
+FIELD_MANAGER = "qwen-operator"
+"""The name under which the API server records the operator's writes in metadata.managedFields."""
+
 ObjectKey = tuple[str, str]
 """(namespace, name) of an object; the namespace is "" for cluster-scoped objects."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qwen_operator.actions.types import Action, Kind
@@ -9,7 +10,24 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.api.status import Failure
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import HubQuery
+from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, LABEL_DEPLOYMENT, Manifest
 from qwen_operator.planning.types import NoFit
+
+MOST_NAMED = 8
+"""How many foreign objects a message names."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignObject:
+    """An object of another owner with a name that the operator needs.
+
+    `former`: an earlier QwenDeployment of the same name left it behind, for example a restore or a deletion that
+    orphans children.
+    """
+
+    kind: Kind
+    name: str
+    former: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +52,31 @@ class Blocked:
     query: HubQuery | None = None
 
 
-def by_foreign_object(kind: Kind, name: str) -> Blocked:
-    """An object that does not belong to this QwenDeployment has a name that the operator needs."""
-    return Blocked(Reason.FOREIGN_OBJECT, foreign_message(kind, name), waiting=False)
+def by_foreign_objects(foreign: Sequence[ForeignObject], deployment: Manifest) -> Blocked:
+    """Objects that do not belong to this QwenDeployment have names that the operator needs."""
+    return Blocked(Reason.FOREIGN_OBJECT, foreign_message(foreign, deployment), waiting=False)
 
 
-def foreign_message(kind: Kind, name: str) -> str:
+def foreign_message(foreign: Sequence[ForeignObject], deployment: Manifest) -> str:
+    """One sentence about all of them, and how to adopt those that an earlier object of this name left behind."""
+    one = len(foreign) == 1
+    them = "it" if one else "them"
+    named = _joined([f"the {item.kind} {item.name}" for item in foreign])
+    exist = "already exists and does" if one else "already exist and do"
+    message = f"{named} {exist} not belong to this QwenDeployment, so the operator leaves {them} alone"
+    if not all(item.former for item in foreign):
+        return f"{message}: delete {them}, or give this QwenDeployment another name"
+    meta = deployment["metadata"]
+    kinds = ",".join(sorted({str(item.kind).lower() for item in foreign}))
     return (
-        f"the {kind} {name} already exists and does not belong to this QwenDeployment, so the operator leaves it "
-        "alone: delete it, or give this QwenDeployment another name"
+        f"{message}: an earlier QwenDeployment of this name made {them}. To adopt {them}: kubectl annotate --overwrite "
+        f"-n {meta['namespace']} {kinds} -l {LABEL_DEPLOYMENT}={meta['name']} {ANNOTATION_OWNER_UID}={meta['uid']}. "
+        f"Or delete {them}"
     )
+
+
+def _joined(parts: Sequence[str]) -> str:
+    shown, rest = parts[:MOST_NAMED], len(parts) - MOST_NAMED
+    if rest > 0:
+        return f"{', '.join(shown)} and {rest} more"
+    return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))

@@ -5,6 +5,7 @@ The name of an Event depends only on the observation. So a repeated step makes t
 
 import hashlib
 import json
+from collections.abc import Collection
 from datetime import datetime
 
 from qwen_operator import objects
@@ -37,6 +38,24 @@ def resize_events(deployment: Manifest, new: Manifest, now: str) -> tuple[Manife
     reason = Reason.SCALED_UP if wanted > old else Reason.SCALED_DOWN
     event = Event("Normal", str(reason), f"{old} -> {wanted}: {after['message']}")
     return (action_event(deployment, event, [str(before.get("since")), f"{old} -> {wanted}"], now),)
+
+
+def failure_events(deployment: Manifest, new: Manifest, reasons: Collection[str], now: str) -> tuple[Manifest, ...]:
+    """The Event of a new `status.lastFailure`, so that each crash, eviction and failed inspection has one.
+
+    `reasons`: the Events of the same change of the status. They already tell a failure of the same reason.
+    """
+    before, after = objects.mapping(deployment, "status", "lastFailure"), objects.mapping(new, "lastFailure")
+    about = [str(after.get("pod")), str(after.get("time"))]
+    repeated = about == [str(before.get("pod")), str(before.get("time"))]
+    if not after or repeated or after["reason"] in reasons:
+        return ()
+    lines = after.get("log") or []
+    cause = f": {lines[-1]}" if lines else ""
+    code = after.get("exitCode", -1)
+    end = f"ended with exit code {code}" if code >= 0 else "ended"
+    event = Event("Warning", str(after["reason"]), f"{after['pod']} {end}{cause}")
+    return (action_event(deployment, event, about, now),)
 
 
 def action_event(deployment: Manifest, event: Event, about: list[str], now: str) -> Manifest:

@@ -90,6 +90,7 @@ class Reason(StrEnum):
     TOKENIZER_MISSING = "TokenizerMissing"
     # the pod cannot start
     CLAIM_NOT_FOUND = "ClaimNotFound"
+    CLAIM_NOT_BOUND = "ClaimNotBound"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     # the engine ended
     BAD_FLAG = "BadFlag"

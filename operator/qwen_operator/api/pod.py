@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qwen_operator.api.fields import Passthrough, Rule, described
 
 GPU_RESOURCE = "nvidia.com/gpu"
 OWN_VOLUMES = ("qwen-runtime", "home", "tmp", "shm", "source")
+DEFAULTS = ("labels", "annotations", "priorityClassName", "imagePullSecrets", "tolerations", "resources")
+"""The fields that a chart can set for all engine pods."""
 OWN_PREFIXES = ("qwen-operator.dev/", "app.kubernetes.io/")
 
 _NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
@@ -150,4 +152,24 @@ class Pod:
         "fsGroup 65532, runAsNonRoot, seccomp RuntimeDefault. Set runAsUser here if only another user can read the "
         "weights.",
         default=None,
+    )
+
+
+def with_defaults(own: Pod, defaults: Pod) -> Pod:
+    """An object's pod fields on top of those of the chart.
+
+    Of labels, annotations and resources, each entry counts by itself. Tolerations and pull secrets add up.
+    """
+    resources = Resources(
+        requests={**defaults.resources.requests, **own.resources.requests},
+        limits={**defaults.resources.limits, **own.resources.limits},
+    )
+    return replace(
+        own,
+        labels={**defaults.labels, **own.labels},
+        annotations={**defaults.annotations, **own.annotations},
+        priority_class_name=own.priority_class_name or defaults.priority_class_name,
+        image_pull_secrets=tuple(dict.fromkeys((*defaults.image_pull_secrets, *own.image_pull_secrets))),
+        tolerations=(*defaults.tolerations, *own.tolerations),
+        resources=resources,
     )

@@ -299,6 +299,25 @@ class Rollout:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Disruption:
+    """What evictions may do, such as those of a node drain or of a node autoscaler."""
+
+    policy: str = described(
+        "Strict: nobody may evict a ready replica; before a node is drained, the operator starts a replacement on "
+        "another node. Node autoscalers that ask before they cordon, such as Karpenter, then never remove such a node. "
+        "AllowOne: one ready replica at a time may be evicted, and the operator replaces it afterwards. With a single "
+        "replica that is an outage. Default: Strict.",
+        default="Strict",
+        enum=["Strict", "AllowOne"],
+    )
+
+    @property
+    def allows_one(self) -> bool:
+        """Whether one ready replica at a time may be evicted."""
+        return self.policy == "AllowOne"
+
+
 def _tensor_within_limit(spec: Mapping[str, Any]) -> bool:
     tensor = mapping(spec, "parallelism").get("tensor")
     limit = mapping(spec, "hardware").get("maxGpusPerReplica")
@@ -395,6 +414,11 @@ class Spec:
         changes_pods=False,
     )
     rollout: Rollout = described("How the operator replaces and removes replicas.", default=Rollout, changes_pods=False)
+    disruption: Disruption = described(
+        "Whether node drains and node autoscalers may evict a replica before there is another one.",
+        default=Disruption,
+        changes_pods=False,
+    )
     pod: Pod = described(
         "Additions to the engine pods. Fields about placement, identity and access also apply to the inspection pod.",
         default=Pod,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
+from qwen_operator.api.pod import with_defaults
 from qwen_operator.api.spec import InvalidSpec, Spec, parse
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import INSPECTION, Checkpoint, InvalidFactsError
@@ -105,6 +106,7 @@ def read(arguments: argparse.Namespace) -> Inputs:
     except InvalidSpec as error:
         raise InputError("; ".join(error.problems)) from error
     settings = chart_settings(arguments.config)
+    spec = replace(spec, pod=with_defaults(spec.pod, settings.pod))
     return Inputs(
         manifest,
         spec,

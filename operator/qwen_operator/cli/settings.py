@@ -44,6 +44,7 @@ def rendered(values: Mapping[str, Any]) -> dict[str, Any]:
             "image": _rehosted(registry, engine.text("image", _ENGINE_IMAGE)),
             "version": engine.text("version", _ENGINE_VERSION),
         },
+        "inspection": root.raw("inspection"),
         "hub": root.raw("hub"),
         "gpuPools": root.raw("gpuPools"),
         "imagePullSecrets": [_name(one) for one in root.items("imagePullSecrets")],

@@ -24,6 +24,7 @@ from qwen_operator.kube import (
     Manifest,
     Resource,
 )
+from qwen_operator.manifests.drift import image_editors
 from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, LABEL_DEPLOYMENT
 from qwen_operator.manifests.ownership import Ownership, ownership
 from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError, read_revision
@@ -230,11 +231,18 @@ def trim(resource: Resource, manifest: Manifest) -> Manifest:
     PodDisruptionBudget, which counts pods.
     """
     meta = {name: value for name, value in manifest["metadata"].items() if name != "managedFields"}
-    if resource == QWENDEPLOYMENTS and (fields := kept_fields(manifest["metadata"])):
+    if fields := _read_fields(resource, manifest):
         meta["managedFields"] = fields
     if resource == POD_DISRUPTION_BUDGETS:
         return {**{name: value for name, value in manifest.items() if name != "status"}, "metadata": meta}
     return _trimmed_node(manifest, meta) if resource == NODES else {**manifest, "metadata": meta}
+
+
+def _read_fields(resource: Resource, manifest: Manifest) -> list[Manifest]:
+    """The part of metadata.managedFields that says who set the replicas, or who edited an image."""
+    if resource == QWENDEPLOYMENTS:
+        return kept_fields(manifest["metadata"])
+    return image_editors(manifest) if resource == PODS else []
 
 
 def _trimmed_node(manifest: Manifest, meta: Manifest) -> Manifest:

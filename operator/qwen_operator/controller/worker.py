@@ -19,6 +19,7 @@ from qwen_operator.controller.execute import Actor, Stale
 from qwen_operator.controller.hub_reader import HubReader
 from qwen_operator.controller.observe import Observer
 from qwen_operator.controller.queue import WorkQueue
+from qwen_operator.controller.volume_claims import VolumeClaims
 from qwen_operator.kube import ApiError, Forbidden, Invalid, Manifest, NamespaceTerminating, Unavailable
 from qwen_operator.kube.lease import NotLeading
 from qwen_operator.objects import ObjectKey
@@ -65,6 +66,7 @@ class Reconciler:
     now: Callable[[], datetime] = utc_now
     on_status: StatusObserver = lambda _key, _old, _new: None
     hub: HubReader | None = None
+    claims: VolumeClaims | None = None
     _written: dict[ObjectKey, datetime] = field(default_factory=dict)
     _failing: set[ObjectKey] = field(default_factory=set)
     _undeleted: dict[ObjectKey, "_Rejected"] = field(default_factory=dict)
@@ -80,6 +82,8 @@ class Reconciler:
             # The garbage collector removes the children.
             self._forget(key)
             return False, None
+        claim = await self.claims.of(observed) if self.claims is not None else None
+        observed = replace(observed, claim=claim)
         decision = self._decide(key, observed)
         if decision.query is not None and self.hub is not None:
             self.hub.ask(key, decision.query)
@@ -91,7 +95,7 @@ class Reconciler:
         concluding = decision
         if decision.actions.before_status:
             # Observe again, so that one write of the status covers the objects that were just created.
-            observed = self.observer.observe(key) or observed
+            observed = replace(self.observer.observe(key) or observed, claim=claim)
             concluding = self._decide(key, observed, rejected)
         too_early = await self._write(key, observed, concluding, now=rejected is not None)
         undeleted = await self._carry_out(key, decision.actions.after_status)

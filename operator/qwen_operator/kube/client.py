@@ -28,13 +28,13 @@ from qwen_operator.kube.api import (
     error_from_status,
 )
 from qwen_operator.kube.decoding import decode, lines
+from qwen_operator.objects import FIELD_MANAGER
 
 REQUEST_SECONDS = 15.0
 WATCH_SECONDS = 300
 # The API server sends a bookmark about once a minute. A stream that is silent for longer is dead, even if TCP is not.
 WATCH_SILENCE_SECONDS = 90.0
 LIST_CHUNK = 500
-FIELD_MANAGER = "qwen-operator"
 _REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
 
 Observer = Callable[[str, str, int, float], None]

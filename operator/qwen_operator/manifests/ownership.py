@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from qwen_operator import objects
-from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, Manifest
+from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, LABEL_DEPLOYMENT, Manifest
 
 
 class Ownership(StrEnum):
@@ -48,6 +48,13 @@ def children(items: Iterable[Manifest], deployment: Manifest) -> Children:
     for item in items:
         places[ownership(item, deployment)][item["metadata"]["name"]] = item
     return Children(owned, leftover, foreign)
+
+
+def is_former(child: Manifest, deployment: Manifest) -> bool:
+    """Whether an earlier QwenDeployment of the same name made this object, and nothing controls it now."""
+    marked = objects.annotations(child).get(ANNOTATION_OWNER_UID) not in (None, deployment["metadata"]["uid"])
+    named = objects.labels(child).get(LABEL_DEPLOYMENT) == deployment["metadata"]["name"]
+    return marked and named and not any(owner.get("controller") for owner in objects.owner_references(child))
 
 
 def ownership(child: Manifest, deployment: Manifest) -> Ownership:

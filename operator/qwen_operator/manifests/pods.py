@@ -6,15 +6,16 @@ and annotations by which the operator recognizes its pods.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_operator.api.pod import GPU_RESOURCE, Pod
 from qwen_operator.api.spec import EnvVar, Spec
-from qwen_operator.hardware.inventory import GpuProduct
+from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct
 from qwen_operator.manifests import names
 from qwen_operator.manifests.names import Manifest, Owner, PodIdentity
 from qwen_operator.manifests.quantities import canonical_quantities
@@ -50,7 +51,21 @@ _CONTAINER_SECURITY = {
     "capabilities": {"drop": ["ALL"]},
     "readOnlyRootFilesystem": True,
 }
+_RUNTIME_RESOURCES = {"cpu": "250m", "memory": "128Mi"}
 _GPU_TOLERATION = {"key": GPU_RESOURCE, "operator": "Exists"}
+
+
+@dataclass(frozen=True, slots=True)
+class InspectionDefaults:
+    """The chart's settings of inspection pods. A `node_selector` replaces that of spec.pod."""
+
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, Mapping[str, str]] = field(
+        default_factory=lambda: {
+            "requests": {"cpu": "50m", "memory": "64Mi"},
+            "limits": {"cpu": "1", "memory": "512Mi"},
+        }
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +78,7 @@ class RuntimeImage:
     reference: str
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
+    inspection: InspectionDefaults = InspectionDefaults()
 
 
 def engine_template(
@@ -171,17 +187,24 @@ def _engine_pod(owner: Owner, name: str, template: Mapping[str, Any], drain_seco
     }
 
 
+@dataclass(frozen=True, slots=True)
+class InspectionPlace:
+    """Where an inspection pod may run. It tolerates the taints of the nodes of `products`.
+
+    `near_gpus`: it must run on these nodes, like the engines. A claim that is not bound yet may bind where its first
+    pod runs. Otherwise it stays away from GPUs if it can, so that it does not boot a node of an empty GPU pool.
+    """
+
+    products: Sequence[GpuProduct] = ()
+    near_gpus: bool = True
+
+
 def inspection_pod(
-    identity: PodIdentity,
-    spec: Spec,
-    source: EngineSource,
-    runtime: RuntimeImage,
-    products: Sequence[GpuProduct] = (),
+    identity: PodIdentity, spec: Spec, source: EngineSource, runtime: RuntimeImage, place: InspectionPlace
 ) -> Manifest:
     """The pod that reads the checkpoint from the engine's mount, and reports its facts in its termination message.
 
-    It runs on nodes of `products`, like the engines, and as the same user. So engines can read what it can read, and a
-    claim that binds at the first pod binds where the engines can run.
+    It runs as the engines' user. So engines can read what it can read.
     """
     labels = _pod_labels(identity, names.ROLE_INSPECTION)
     name = names.inspection_pod_name(identity.owner.name, identity.revision)
@@ -193,16 +216,17 @@ def inspection_pod(
         "imagePullPolicy": runtime.pull_policy,
         "command": ["python3", _IMAGE_RUNTIME, "inspect", "--path", source.model_path],
         **_present(env=[_variable(variable) for variable in source.env]),
-        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+        "resources": {part: dict(amounts) for part, amounts in runtime.inspection.resources.items()},
         "securityContext": deepcopy(_CONTAINER_SECURITY),
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
         "volumeMounts": [dict(mount) for mount in source.mounts],
     }
-    tolerations = [item for product in products for item in product.tolerations]
+    tolerations = [item for product in place.products for item in product.tolerations]
+    selector = runtime.inspection.node_selector or spec.pod.node_selector
     pod = {
         **_common(spec.pod, runtime, (_GPU_TOLERATION, *tolerations)),
-        **_present(nodeSelector=dict(spec.pod.node_selector), affinity=_near_gpus(spec.pod, products)),
+        **_present(nodeSelector=dict(selector), affinity=_inspection_affinity(spec.pod, runtime, place)),
         "restartPolicy": "Never",
         "activeDeadlineSeconds": _INSPECTION_SECONDS,
         "containers": [container],
@@ -211,21 +235,40 @@ def inspection_pod(
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": canonical_quantities(pod)}
 
 
-def _near_gpus(pod: Pod, products: Sequence[GpuProduct]) -> Manifest:
-    """The user's affinity. If it has no node affinity, it gets one for the nodes of these products."""
+def _inspection_affinity(pod: Pod, runtime: RuntimeImage, place: InspectionPlace) -> Manifest:
+    """The user's affinity. If it has no node affinity, it gets one for the nodes of the place's products, or away."""
     affinity = dict(pod.affinity or {})
-    if not products or "nodeAffinity" in affinity:
+    if "nodeAffinity" in affinity or runtime.inspection.node_selector:
         return affinity
+    if not place.near_gpus:
+        absent = {"matchExpressions": [{"key": PRODUCT_LABEL, "operator": "DoesNotExist"}]}
+        preferred = [{"weight": 100, "preference": absent}]
+        return {**affinity, "nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
     terms = [
         {
             "matchExpressions": [
                 {"key": key, "operator": "In", "values": [value]} for key, value in sorted(product.selector.items())
             ]
         }
-        for product in products
+        for product in place.products
     ]
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
-    return {**affinity, "nodeAffinity": required}
+    return {**affinity, "nodeAffinity": required} if terms else affinity
+
+
+def reads_alike(template: Mapping[str, Any], pod: Pod, source: EngineSource) -> bool:
+    """Whether the pods of a pinned template read this source as the same user, so that its facts hold for both."""
+    spec = template["spec"]
+    commands = [part for container in spec["containers"] for part in container.get("command") or ()]
+    return (
+        spec.get("securityContext") == json.loads(json.dumps(_pod_security(pod)))
+        and all(dict(volume) in spec["volumes"] for volume in source.volumes)
+        and f"--model-path={source.model_path}" in commands
+    )
+
+
+def _pod_security(pod: Pod) -> Manifest:
+    return {**deepcopy(_POD_SECURITY), **(pod.security_context or {})}
 
 
 def _pod_labels(identity: PodIdentity, role: str) -> dict[str, str]:
@@ -247,7 +290,7 @@ def _common(pod: Pod, runtime: RuntimeImage, tolerations: tuple[Mapping[str, Any
         **optional,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {**deepcopy(_POD_SECURITY), **(pod.security_context or {})},
+        "securityContext": _pod_security(pod),
         "tolerations": [dict(item) for item in (*tolerations, *pod.tolerations)],
     }
 
@@ -258,7 +301,9 @@ def _runtime_container(runtime: RuntimeImage) -> Manifest:
         "image": runtime.reference,
         "imagePullPolicy": runtime.pull_policy,
         "command": ["python3", _IMAGE_RUNTIME, "install", RUNTIME_MOUNT],
-        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}},
+        # Equal requests and limits satisfy every ResourceQuota and LimitRange ratio. They cost nothing: a pod needs the
+        # larger of its init containers and its engine.
+        "resources": {"requests": dict(_RUNTIME_RESOURCES), "limits": dict(_RUNTIME_RESOURCES)},
         "securityContext": deepcopy(_CONTAINER_SECURITY),
         "volumeMounts": [{"name": "qwen-runtime", "mountPath": RUNTIME_MOUNT}],
     }

@@ -10,21 +10,26 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_operator import untrusted
+from qwen_operator import objects, untrusted
+from qwen_operator.api.spec import REPLAN_ANNOTATION
 from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.manifests.names import Manifest, Owner
+from qwen_operator.manifests.names import GROUP, Manifest, Owner
 from qwen_operator.manifests.objects import controller_revision
 from qwen_operator.planning.types import Plan
 
 # A spec has at most 32 levels. A pod and the record of a revision add a few.
 MOST_LEVELS = 64
+ANNOTATION_ENGINE = f"{GROUP}/engine"
+_OWN = "spec"
 
 
 @dataclass(frozen=True, slots=True)
 class PinnedRevision:
     """What a revision runs: the facts, the plan, and the pod of every replica without its name.
 
-    `revision` is the hash of the spec. `number` grows with each revision of a QwenDeployment.
+    `revision` is the hash of the spec. `number` grows with each revision of a QwenDeployment. `replan` is the value of
+    the object's annotation of this name, "" if it had none. `own_engine`: spec.engine chose the image or the version,
+    not the chart.
     """
 
     revision: str
@@ -32,10 +37,17 @@ class PinnedRevision:
     facts: Checkpoint
     plan: Plan
     template: Manifest
+    replan: str = ""
+    own_engine: bool = False
 
 
 class UnreadableRevisionError(Exception):
     """A ControllerRevision of ours that this version of the operator cannot read."""
+
+
+def replan_of(manifest: Manifest) -> str:
+    """The value of the annotation qwen-operator.dev/replan, of a QwenDeployment or of a ControllerRevision."""
+    return str(objects.annotations(manifest).get(REPLAN_ANNOTATION, ""))
 
 
 def revision_of(manifest: Manifest) -> str:
@@ -55,6 +67,8 @@ def read_revision(manifest: Manifest) -> PinnedRevision:
             facts=Checkpoint.from_json(data["facts"]),
             plan=Plan.from_json(data["plan"]),
             template=dict(data["template"]),
+            replan=replan_of(manifest),
+            own_engine=objects.annotations(manifest).get(ANNOTATION_ENGINE) == _OWN,
         )
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         name = manifest["metadata"]["name"]
@@ -67,7 +81,10 @@ def read_revision(manifest: Manifest) -> PinnedRevision:
 def revision_manifest(owner: Owner, pinned: PinnedRevision) -> Manifest:
     """The ControllerRevision that pins this content."""
     data = {"facts": pinned.facts.to_json(), "plan": pinned.plan.to_json(), "template": pinned.template}
-    return controller_revision(owner, pinned.revision, pinned.number, data)
+    manifest = controller_revision(owner, pinned.revision, pinned.number, data)
+    marks = {REPLAN_ANNOTATION: pinned.replan, ANNOTATION_ENGINE: _OWN if pinned.own_engine else ""}
+    manifest["metadata"]["annotations"] |= {name: value for name, value in marks.items() if value}
+    return manifest
 
 
 def revision_metadata(owner: Owner, revision: str) -> Manifest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -14,6 +14,12 @@ from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.hardware.inventory import short_name
 
 _GIB = 1 << 30
+
+
+def _repository(image: str) -> str:
+    """An image reference without its tag and digest."""
+    path, _, last = image.partition("@")[0].rpartition("/")
+    return f"{path}/{last.partition(':')[0]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,13 @@ class EngineDefaults:
     env: tuple[EnvVar, ...] = ()
     hub: Hub = Hub.HUGGING_FACE
     hub_url: str = ""
+
+    def at_version_of(self, plan: Plan) -> EngineDefaults:
+        """These settings with the image and version of a plan, if its image is of the same repository."""
+        repository, running = (_repository(image) for image in (self.image, plan.engine_image))
+        if repository != running:
+            return self
+        return replace(self, image=plan.engine_image, version=plan.engine_version)
 
     def mirror(self, hub: Hub) -> str:
         """The address of the mirror of a hub, "" for the hub itself."""

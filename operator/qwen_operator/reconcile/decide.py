@@ -7,11 +7,13 @@ writes, the next process continues there. If everything is done, it writes nothi
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
 from qwen_operator import objects
 from qwen_operator.actions.events import rfc3339
 from qwen_operator.actions.types import OrderedActions, in_order
+from qwen_operator.api.pod import with_defaults
 from qwen_operator.api.spec import InvalidSpec, Spec, parse, revision_hash
 from qwen_operator.config import Config
 from qwen_operator.reconcile.phases.budget import budget
@@ -61,7 +63,7 @@ def _begin(observed: Observed, config: Config, now: datetime, spec: Spec) -> Cou
         observed=observed,
         config=config,
         now=now,
-        spec=spec,
+        spec=replace(spec, pod=with_defaults(spec.pod, config.pod)),
         revision=revision_hash(observed.deployment["spec"], objects.annotations(observed.deployment)),
         unreachable=all_names_lost(spec, observed.lost_names),
     )

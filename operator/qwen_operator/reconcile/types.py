@@ -24,7 +24,7 @@ from qwen_operator.replicas.node_health import NodeHealth
 from qwen_operator.replicas.pod_state import PodState
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.types import ScalingState
-from qwen_operator.sources.scheme import Facts
+from qwen_operator.sources.scheme import Facts, VolumeClaim
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Observed:
     `scaling`: the scaling state; None while nothing is known.
     `lost_names`: served names that an older QwenDeployment holds, with that object's "namespace/name".
     `hub`: the answer to this deployment's last query; None while there is none.
+    `claim`: the claim with the files that are still to be inspected; None if it is unknown.
     `refusal`: the action that the API server rejected; None if there is none.
     `plans`: remembers answers that depend on the rest of it alone.
     """
@@ -54,6 +55,7 @@ class Observed:
     scaling: ScalingState | None = None
     lost_names: Mapping[str, str] = field(default_factory=dict)
     hub: HubAnswer | None = None
+    claim: VolumeClaim | None = None
     refusal: Refusal | None = None
     plans: PlanMemory = field(default_factory=PlanMemory)
 
@@ -92,13 +94,13 @@ class Decision:
 class Course:
     """What the phases of one decision know so far. Each phase sets its own fields.
 
-    `revision`: the hash of the present spec.
+    `spec`: the present spec with the chart's defaults of spec.pod. `revision`: the hash of the spec as it is written.
     `facts`, `plan`: set on the way to a new revision.
     `target`: the pinned revision of the present spec. Without it, `blocked` is the reason.
     `running`: the revision whose replicas should run: the target or, without one, the revision that served before.
     `newer`: a plan that is made today would run the same spec differently.
     `unreachable`: no client can reach this deployment, so the operator makes no new replica.
-    `foreign`: messages about objects of other owners with names that the operator needs.
+    `foreign`: the message about objects of other owners with names that the operator needs; "" if there are none.
     `full`: the message about a quota without room.
     `query`: the question for a hub.
     `status`, `events`: set by the last phase.
@@ -121,7 +123,7 @@ class Course:
     replicas: SortedReplicas = field(default_factory=SortedReplicas)
     wanted: WantedReplicas | None = None
     rules: RolloutRules | None = None
-    foreign: tuple[str, ...] = ()
+    foreign: str = ""
     full: str | None = None
     status: Manifest | None = None
     events: tuple[Manifest, ...] = ()

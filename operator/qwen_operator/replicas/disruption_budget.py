@@ -20,9 +20,10 @@ def budget_actions(
     The budget protects all wanted replicas, because the operator replaces a replica on a cordoned node before anybody
     may evict it. If the replacement is not ready in time, the budget allows the eviction, so that a drain of the node
     can end. If the operator may not read nodes, it sees no cordon. Then the budget always allows one eviction at a
-    time. Otherwise a drain would never end.
+    time. Otherwise a drain would never end. With the policy AllowOne it always does so, too: node autoscalers such as
+    Karpenter never touch a node whose pods no one may evict.
     """
-    if not rules.nodes.names:
+    if rules.allow_one or not rules.nodes.names:
         return _actions(owner, budgets, max(0, rules.wanted - 1))
     late = overdue(replicas, rules)
     if not late:

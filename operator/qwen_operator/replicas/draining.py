@@ -40,7 +40,8 @@ seconds, and one more because time stamps have whole seconds only.
 class RolloutRules:
     """How many replicas are wanted, and the rules for creating and removing them.
 
-    `startup_seconds` is the planned time until a replica answers.
+    `startup_seconds` is the planned time until a replica answers. `allow_one`: one ready replica at a time may be
+    evicted without a replacement.
     """
 
     deployment: Manifest
@@ -50,6 +51,7 @@ class RolloutRules:
     now: datetime
     scaling: ScalingState | None = None
     nodes: NodeHealth = field(default_factory=NodeHealth)
+    allow_one: bool = False
 
     @property
     def drain_limit(self) -> float:

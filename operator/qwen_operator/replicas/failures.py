@@ -190,18 +190,20 @@ def _record(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, Any
 
 
 def _eviction(pod: Manifest) -> Failure | None:
-    """The failure of an evicted pod; None if there is no time, because the kubelet never started the pod."""
+    """The failure of an evicted pod; None if the kubelet gives no time at all."""
     status = objects.mapping(pod, "status")
     containers = [*objects.members(status, "containerStatuses"), *objects.members(status, "initContainerStatuses")]
     ends = [ended for container in containers if (ended := _last_end(container))]
-    times = [untrusted.clean(ended["finishedAt"], _WORD) for ended in ends if ended.get("finishedAt")]
+    # A pod that was evicted before its containers started has only the time when the kubelet took it.
+    stamps = [ended.get("finishedAt") for ended in ends] + [status.get("startTime")]
+    times = [untrusted.clean(stamp, _WORD) for stamp in stamps if stamp]
     if not times:
         return None
     return Failure(
         reason=Reason.EVICTED,
         phase="",
         pod=pod["metadata"]["name"],
-        exit_code=exit_code(ends[0]),
+        exit_code=exit_code(ends[0]) if ends else -1,
         time=max(times),
         count=1,
         log=(untrusted.clean(status.get("message") or status["reason"], _LINE),),

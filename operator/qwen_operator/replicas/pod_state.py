@@ -44,6 +44,12 @@ _NAME = re.compile(r"(?P<deployment>.+?)-(?P<revision>[0-9a-f]{8})-(?P<index>\d{
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 # The kubelet alternates between the error and the same error after a back-off text. This makes one message of both.
 _BACK_OFF = re.compile(r"^Back-off pulling image \"[^\"]*\": (?:ErrImagePull: )?")
+_DEFAULT_SCHEDULER = "default-scheduler"
+_SCHEDULER = 63
+_INSTALL_SCHEDULER = (
+    "which spec.pod.schedulerName names: if no scheduler of this name runs in the cluster, install it or remove the "
+    "field"
+)
 
 ROUTED_SECONDS = 3.0
 """How many seconds after it became Ready a pod counts as answering.
@@ -199,20 +205,29 @@ def _unready_reason(pod: Manifest, failure: Failure | None, restarts: Restarts) 
         return Reason.DRAINING, f"{name} is being stopped"
     scheduled = objects.condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
-        return _unscheduled(name, untrusted.clean(scheduled.get("message"), MESSAGE_LIMIT))
+        return _unscheduled(pod, name, untrusted.clean(scheduled.get("message"), MESSAGE_LIMIT))
     if stuck := _stuck(name, status):
         return stuck
     if failure is not None:
         return failure.reason, failure_message(failure, restarts)
-    return _progress(name, status)
+    return _progress(pod, name, status)
 
 
-def _progress(name: str, status: Mapping[str, Any]) -> tuple[Reason, str]:
+def awaited_scheduler(pod: Manifest) -> str:
+    """The scheduler of spec.pod.schedulerName that has not looked at the pod yet; "" if there is none."""
+    name = untrusted.clean(objects.text(pod, "spec", "schedulerName"), _SCHEDULER)
+    looked_at = objects.node_of(pod) or objects.condition(pod, "PodScheduled")
+    return "" if looked_at or name in ("", _DEFAULT_SCHEDULER) else name
+
+
+def _progress(pod: Manifest, name: str, status: Mapping[str, Any]) -> tuple[Reason, str]:
     """How far a pod is if none of its containers has a problem."""
     if status.get("phase") in ("Failed", "Succeeded"):
         reason = Reason.EVICTED if evicted(status) else Reason.UNKNOWN
         text = status.get("message") or status.get("reason") or status["phase"]
         return reason, f"{name} ended: {untrusted.clean(text, MESSAGE_LIMIT)}"
+    if scheduler := awaited_scheduler(pod):
+        return Reason.STARTING, f"{name} waits for the scheduler {scheduler!r}, {_INSTALL_SCHEDULER}"
     containers = objects.members(status, "containerStatuses")
     if any("running" in objects.mapping(container, "state") for container in containers):
         return Reason.LOADING, f"{name} is loading the model"
@@ -235,11 +250,23 @@ def _stuck(name: str, status: Mapping[str, Any]) -> tuple[Reason, str] | None:
     return None
 
 
-def _unscheduled(name: str, message: str) -> tuple[Reason, str]:
+def _claims(pod: Manifest) -> list[str]:
+    volumes = objects.members(pod, "spec", "volumes")
+    names = (objects.text(volume, "persistentVolumeClaim", "claimName") for volume in volumes)
+    return [untrusted.clean(name, 63) for name in names if name][:4]
+
+
+def _unscheduled(pod: Manifest, name: str, message: str) -> tuple[Reason, str]:
     if claim := _MISSING_CLAIM.search(message):
         return Reason.CLAIM_NOT_FOUND, (
             f'the claim "{claim[1]}" does not exist in this namespace: create the PersistentVolumeClaim; '
             f"{name} then starts by itself"
+        )
+    if "unbound" in message and "PersistentVolumeClaim" in message:
+        claims = ", ".join(f'"{claim}"' for claim in _claims(pod)) or "of the pod"
+        return Reason.CLAIM_NOT_BOUND, (
+            f"{name} waits until the claim {claims} is bound: kubectl describe pvc shows its StorageClass and what is "
+            "missing"
         )
     # Cut the scheduler's notes on preemption, which do not help the reader.
     cause = message.split(" preemption:", maxsplit=1)[0].removesuffix(" no new claims to deallocate,").rstrip(". ")

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from qwen_operator import objects, untrusted
-from qwen_operator.actions.blocked import Blocked, by_foreign_object
+from qwen_operator.actions.blocked import Blocked
 from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch
 from qwen_operator.api.conditions import MESSAGE_LIMIT, Reason
 from qwen_operator.api.spec import Spec
@@ -19,14 +19,15 @@ from qwen_operator.hardware.inventory import GpuProduct, Inventory
 from qwen_operator.manifests.drift import pod_repair
 from qwen_operator.manifests.names import INSPECTION_CONTAINER, Manifest, inspection_pod_name
 from qwen_operator.manifests.ownership import Children, Ownership, ownership
-from qwen_operator.manifests.pods import inspection_pod
+from qwen_operator.manifests.pods import InspectionPlace, inspection_pod
 from qwen_operator.planning.types import EngineSource
 from qwen_operator.replicas.failures import exit_code, report_of, reported_reason
-from qwen_operator.replicas.pod_state import stored_failure, unready_reason
-from qwen_operator.sources.scheme import Facts, SourceContext
+from qwen_operator.replicas.pod_state import awaited_scheduler, stored_failure, unready_reason
+from qwen_operator.sources.scheme import Facts, SourceContext, VolumeClaim
 
 FIRST_RETRY_SECONDS = 30
 LAST_RETRY_SECONDS = 600
+_CANNOT_START = (Reason.CLAIM_NOT_FOUND, Reason.CLAIM_NOT_BOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED)
 PHASE = "Inspect"
 """`status.lastFailure.phase` of a failed inspection."""
 
@@ -36,20 +37,19 @@ def resolve(context: SourceContext, source: EngineSource, shown: Mapping[str, st
 
     `source` is what the pod mounts. `shown` maps paths in its container to the text that users wrote for them.
     """
-    spec, near = context.spec, products(context.spec, context.inventory)
-    desired = inspection_pod(context.identity, spec, source, context.runtime, near)
+    spec, claim = context.spec, context.claim
+    place = InspectionPlace(products(spec, context.inventory), near_gpus=claim is None or not claim.bound)
+    desired = inspection_pod(context.identity, spec, source, context.runtime, place)
     name, pod, deployment = desired["metadata"]["name"], context.inspection, context.deployment
     before = _failure_before(deployment, name)
     if pod is None:
         why = ActionReason.INSPECT_AGAIN if before else ActionReason.INSPECT
         return _waiting(spec, before, (Create(Kind.POD, desired, why),))
-    if ownership(pod, deployment) is Ownership.FOREIGN:
-        return by_foreign_object(Kind.POD, name)
     if objects.is_deleting(pod) or ownership(pod, deployment) is Ownership.LEFTOVER:
         return _waiting(spec, before, ())
     ended = _ended(pod)
     if ended is None:
-        return _unfinished(spec, pod, before, desired)
+        return _unfinished(context, pod, before, desired)
     outcome = _outcome(pod, ended, shown)
     if isinstance(outcome, Checkpoint):
         return Facts(outcome)
@@ -78,17 +78,29 @@ def _waiting(spec: Spec, before: Failure | None, actions: tuple[Action, ...]) ->
     return Blocked(Reason.INSPECTING, f"the inspection pod reads the files of {uri}", waiting=True, actions=actions)
 
 
-def _unfinished(spec: Spec, pod: Manifest, before: Failure | None, desired: Manifest) -> Blocked:
+def _unfinished(context: SourceContext, pod: Manifest, before: Failure | None, desired: Manifest) -> Blocked:
     name = pod["metadata"]["name"]
     repair = pod_repair(desired, pod)
     actions = (Patch(Kind.POD, name, repair, ActionReason.DRIFTED),) if repair else ()
     reason, message = unready_reason(pod)
-    if reason in (Reason.CLAIM_NOT_FOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED):
+    claim = context.claim
+    if reason is Reason.WAITING_FOR_GPUS and claim is not None and not claim.bound:
+        reason, message = Reason.CLAIM_NOT_BOUND, _unbound(claim, pod)
+    if reason in _CANNOT_START:
         return Blocked(reason, message, waiting=True, failure=before, actions=actions)
-    blocked = _waiting(spec, before, actions)
-    if reason is Reason.WAITING_FOR_GPUS and before is None:
+    blocked = _waiting(context.spec, before, actions)
+    if before is None and (reason is Reason.WAITING_FOR_GPUS or awaited_scheduler(pod)):
         return Blocked(Reason.INSPECTING, message, waiting=True, actions=actions)
     return blocked
+
+
+def _unbound(claim: VolumeClaim, pod: Manifest) -> str:
+    cause = untrusted.clean(objects.condition(pod, "PodScheduled").get("message"), 300).rstrip(". ")
+    of_class = f'of the StorageClass "{untrusted.clean(claim.storage_class, 63)}"' if claim.storage_class else ""
+    return (
+        f'the claim "{claim.name}" {of_class or "without a StorageClass"} is not bound ({cause}): kubectl describe pvc '
+        f"{claim.name} shows why; the inspection then starts by itself"
+    )
 
 
 def _ended(pod: Manifest) -> Mapping[str, Any] | None:

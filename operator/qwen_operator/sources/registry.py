@@ -7,7 +7,7 @@ from qwen_operator.checkpoints.hubs import HubQuery
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.manifests import pods
 from qwen_operator.manifests.names import Manifest, PodIdentity
-from qwen_operator.manifests.pods import RuntimeImage
+from qwen_operator.manifests.pods import InspectionPlace, RuntimeImage
 from qwen_operator.planning.types import EngineDefaults, EngineSource
 from qwen_operator.sources import hf, inspection, modelscope, pvc
 from qwen_operator.sources.scheme import Facts, Scheme, SourceContext
@@ -44,11 +44,18 @@ def hub_query(spec: Spec, defaults: EngineDefaults) -> HubQuery | None:
     return query(spec) if query else None
 
 
+def inspected(spec: Spec, defaults: EngineDefaults) -> EngineSource | None:
+    """What the inspection pod mounts; None if no pod reads this source."""
+    mounted = scheme_of(spec, defaults).inspected
+    return mounted(spec) if mounted else None
+
+
 def inspection_pod(
     identity: PodIdentity, spec: Spec, defaults: EngineDefaults, runtime: RuntimeImage, inventory: Inventory
 ) -> Manifest | None:
     """The inspection pod for the files of the source; None if no pod reads this source."""
-    inspected = scheme_of(spec, defaults).inspected
-    if inspected is None:
+    source = inspected(spec, defaults)
+    if source is None:
         return None
-    return pods.inspection_pod(identity, spec, inspected(spec), runtime, inspection.products(spec, inventory))
+    place = InspectionPlace(inspection.products(spec, inventory))
+    return pods.inspection_pod(identity, spec, source, runtime, place)

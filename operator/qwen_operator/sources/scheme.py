@@ -16,12 +16,21 @@ from qwen_operator.planning.types import EngineDefaults, EngineSource
 
 
 @dataclass(frozen=True, slots=True)
+class VolumeClaim:
+    """A PersistentVolumeClaim, as far as an inspection depends on it. `storage_class` is "" if it names none."""
+
+    name: str
+    bound: bool
+    storage_class: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SourceContext:
     """Everything that the facts of one revision's source depend on.
 
     `deployment`: the whole QwenDeployment. `inspection`: the pod with the name of the revision's inspection pod, which
-    may have another owner. `answer`: the hub's answer to the deployment's last query. `online`: the operator may ask
-    hubs. `now` is timezone-aware.
+    may have another owner. `claim`: the claim with the files; None if it is unknown. `answer`: the hub's answer to the
+    deployment's last query. `online`: the operator may ask hubs. `now` is timezone-aware.
     """
 
     spec: Spec
@@ -33,6 +42,7 @@ class SourceContext:
     online: bool
     now: datetime
     inspection: Manifest | None = None
+    claim: VolumeClaim | None = None
     answer: HubAnswer | None = None
 
     @property

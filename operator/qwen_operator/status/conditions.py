@@ -27,7 +27,7 @@ from qwen_operator.scaling.load import LoadClass
 from qwen_operator.sources.inspection import PHASE
 
 STALLED_AFTER_FAILURES = 3
-_URGENT = (Reason.CLAIM_NOT_FOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED)
+_URGENT = (Reason.CLAIM_NOT_FOUND, Reason.CLAIM_NOT_BOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED)
 
 _SHORT_OF_ROOM = (Reason.QUOTA_EXCEEDED, Reason.WAITING_FOR_GPUS, Reason.WAITING_FOR_NODE)
 
@@ -38,7 +38,7 @@ class StatusInput:
 
     `running`: the target or, without one, the revision that still runs.
     `replicas`: all replicas of the deployment, of any revision.
-    `foreign`: messages about objects of other owners with names that the operator needs.
+    `foreign`: the message about objects of other owners with names that the operator needs; "" if there are none.
     `full`: the message about a quota without room.
     `newer`: a plan that is made today would run the same spec differently.
     """
@@ -51,7 +51,7 @@ class StatusInput:
     replicas: SortedReplicas
     wanted: WantedReplicas
     rules: RolloutRules
-    foreign: tuple[str, ...]
+    foreign: str
     lost_names: Mapping[str, str]
     refusal: Refusal | None
     full: str | None
@@ -247,7 +247,7 @@ def _obstacle(given: StatusInput) -> tuple[Reason, str] | None:
         return Reason.QUOTA_EXCEEDED, given.full
     if given.refusal is not None:
         return explain(given.refusal)
-    return (Reason.FOREIGN_OBJECT, given.foreign[0]) if given.foreign else None
+    return (Reason.FOREIGN_OBJECT, given.foreign) if given.foreign else None
 
 
 def _missing(given: StatusInput, number: int) -> str:
@@ -344,6 +344,6 @@ def _degraded(given: StatusInput, message: str) -> Verdict | None:
     if not given.ready or not given.wanted.number:
         return None
     if given.foreign:
-        return Verdict(ConditionType.DEGRADED, True, Reason.FOREIGN_OBJECT, given.foreign[0])
+        return Verdict(ConditionType.DEGRADED, True, Reason.FOREIGN_OBJECT, given.foreign)
     broken = [replica for replica in given.current if not replica.ready and not replica.on_the_way]
     return Verdict(ConditionType.DEGRADED, True, Reason.REPLICA_LOST, message) if broken else None

@@ -13,7 +13,14 @@ from qwen_operator.checkpoints import catalog
 from qwen_operator.hardware.inventory import GpuPool, GpuProduct, inventory
 from qwen_operator.manifests import names
 from qwen_operator.manifests.names import Owner, PodIdentity
-from qwen_operator.manifests.pods import ReplicaPods, RuntimeImage, engine_pods, engine_template, inspection_pod
+from qwen_operator.manifests.pods import (
+    InspectionPlace,
+    ReplicaPods,
+    RuntimeImage,
+    engine_pods,
+    engine_template,
+    inspection_pod,
+)
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import EngineDefaults, EngineSource, Plan
 from qwen_operator.sources import registry
@@ -66,7 +73,7 @@ def _template(spec: Spec, planned: Plan | None = None) -> dict[str, Any]:
 
 def _inspection(products: tuple[GpuProduct, ...] = (), **spec: Any) -> dict[str, Any]:
     parsed = _spec(**CLAIM, **spec)
-    return inspection_pod(IDENTITY, parsed, _source(parsed), RUNTIME, products)
+    return inspection_pod(IDENTITY, parsed, _source(parsed), RUNTIME, InspectionPlace(products))
 
 
 def _engine(**spec: Any) -> dict[str, Any]:
@@ -253,7 +260,7 @@ def test_what_a_source_needs_is_in_both_pods() -> None:
     volume, mount = {"name": "source", "emptyDir": {}}, {"name": "source", "mountPath": "/m"}
     source = EngineSource("/m/a", env=(EnvVar("REGION", "eu"),), volumes=(volume,), mounts=(mount,))
     spec = _spec()
-    inspection = inspection_pod(IDENTITY, spec, source, RUNTIME)
+    inspection = inspection_pod(IDENTITY, spec, source, RUNTIME, InspectionPlace())
     assert inspection["spec"]["volumes"] == [volume]
     container = _container(inspection)
     assert (container["command"][-1], container["volumeMounts"]) == ("/m/a", [mount])

@@ -47,6 +47,8 @@ def _demote(item: Manifest) -> None:
 
 def _image(item: Manifest) -> None:
     item["spec"]["containers"][0]["image"] = "evil:1"
+    fields: Manifest = {"f:spec": {"f:containers": {'k:{"name":"engine"}': {"f:image": {}}}}}
+    item["metadata"]["managedFields"] = [{"manager": "kubectl-set", "operation": "Update", "fieldsV1": fields}]
 
 
 @pytest.mark.parametrize(

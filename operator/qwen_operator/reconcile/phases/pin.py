@@ -9,8 +9,14 @@ from qwen_operator import objects
 from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch
 from qwen_operator.manifests.drift import is_owned, subset
 from qwen_operator.manifests.names import Manifest
-from qwen_operator.manifests.revisions import PinnedRevision, revision_manifest, revision_metadata, revision_of
-from qwen_operator.reconcile.phases.plan import template_of
+from qwen_operator.manifests.revisions import (
+    PinnedRevision,
+    replan_of,
+    revision_manifest,
+    revision_metadata,
+    revision_of,
+)
+from qwen_operator.reconcile.phases.plan import last_served, template_of
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.sources.inspection import leftovers
 
@@ -24,11 +30,20 @@ def pin(course: Course) -> Step:
     if course.plan is not None and course.facts is not None:
         number = max((number_of(item) for item in course.observed.revisions.owned.values()), default=0) + 1
         facts = course.facts.checkpoint
-        target = PinnedRevision(course.revision, number, facts, course.plan, template_of(course, facts, course.plan))
+        engine = course.spec.engine
+        target = PinnedRevision(
+            revision=course.revision,
+            number=number,
+            facts=facts,
+            plan=course.plan,
+            template=template_of(course, facts, course.plan),
+            replan=replan_of(course.observed.deployment),
+            own_engine=bool(engine.image or engine.version),
+        )
         manifest = revision_manifest(course.observed.owner, target)
         actions.append(Create(Kind.CONTROLLER_REVISION, manifest, ActionReason.PIN_REVISION))
         course = replace(course, target=target)
-    course = replace(course, running=course.target or _last_served(course))
+    course = replace(course, running=course.target or last_served(course.observed))
     return Step(
         course,
         (
@@ -48,16 +63,6 @@ def number_of(manifest: Manifest) -> int:
 def _awaited_inspection(course: Course) -> str:
     """The revision whose inspection is not finished; "" if there is none."""
     return course.revision if course.target is None else ""
-
-
-def _last_served(course: Course) -> PinnedRevision | None:
-    """The revision in the status, or else the one with the highest number.
-
-    The number alone does not show it: when a user restores an earlier spec, its revision keeps its old number.
-    """
-    pinned = course.observed.readable
-    shown = objects.mapping(course.observed.deployment, "status", "plan").get("hash")
-    return pinned.get(str(shown)) or max(pinned.values(), key=lambda revision: revision.number, default=None)
 
 
 def _present(course: Course) -> Iterable[Manifest]:

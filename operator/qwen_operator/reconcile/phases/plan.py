@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from qwen_operator import objects
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.names import Manifest, PodIdentity
 from qwen_operator.manifests.pods import engine_template, same_template
-from qwen_operator.manifests.revisions import PinnedRevision, as_stored
+from qwen_operator.manifests.revisions import PinnedRevision, as_stored, replan_of
 from qwen_operator.planning import plan as planning
-from qwen_operator.planning.types import NoFit, Plan
+from qwen_operator.planning.types import EngineDefaults, NoFit, Plan
 from qwen_operator.reconcile.plan_memory import PlanInputs
-from qwen_operator.reconcile.types import Course, Step
+from qwen_operator.reconcile.types import Course, Observed, Step
 from qwen_operator.sources import registry
 
 
@@ -23,7 +24,7 @@ def plan(course: Course) -> Step:
     if course.facts is None:
         return Step(course)
     facts = course.facts
-    planned = _planned(course, facts.checkpoint)
+    planned = _planned(course, facts.checkpoint, _kept_engine(course))
     if isinstance(planned, NoFit):
         message = f"{planned.message}; {facts.remark}" if facts.remark else planned.message
         blocked = Blocked(planned.reason, message, waiting=False, facts=facts.checkpoint, no_fit=planned)
@@ -41,15 +42,36 @@ def _newer(course: Course, target: PinnedRevision) -> bool:
     return observed.plans.would_differ(observed.owner.uid, inputs, lambda: _would_differ(course, target))
 
 
-def _planned(course: Course, facts: Checkpoint) -> Plan | NoFit:
-    engine = course.config.engine
+def last_served(observed: Observed) -> PinnedRevision | None:
+    """The revision in the status, or else the one with the highest number.
+
+    The number alone does not show it: when a user restores an earlier spec, its revision keeps its old number.
+    """
+    pinned = observed.readable
+    shown = objects.mapping(observed.deployment, "status", "plan").get("hash")
+    return pinned.get(str(shown)) or max(pinned.values(), key=lambda revision: revision.number, default=None)
+
+
+def _kept_engine(course: Course) -> EngineDefaults:
+    """The chart's engine, with the SGLang version that runs: an edit of the spec is no upgrade of SGLang.
+
+    The annotation qwen-operator.dev/replan asks for the chart's version, spec.engine for its own.
+    """
+    running, engine, own = last_served(course.observed), course.config.engine, course.spec.engine
+    if own.image or own.version or running is None or running.own_engine:
+        return engine
+    asked = running.replan != replan_of(course.observed.deployment)
+    return engine if asked else engine.at_version_of(running.plan)
+
+
+def _planned(course: Course, facts: Checkpoint, engine: EngineDefaults) -> Plan | NoFit:
     source = registry.engine_source(course.spec, facts, engine)
     return planning.runnable(planning.plan(course.spec, facts, course.observed.inventory, engine, source), facts)
 
 
 def _would_differ(course: Course, target: PinnedRevision) -> bool:
     """Whether a plan that is made today would run the same spec differently."""
-    today = _planned(course, target.facts)
+    today = _planned(course, target.facts, course.config.engine)
     if isinstance(today, NoFit):
         return False
     return not same_template(template_of(course, target.facts, today), target.template)

@@ -8,6 +8,7 @@ from qwen_operator.actions.blocked import foreign_message
 from qwen_operator.actions.types import Create, Kind
 from qwen_operator.api.writers import replicas_writer
 from qwen_operator.manifests.names import budget_name
+from qwen_operator.reconcile.foreign import foreign_objects
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas import quotas
 from qwen_operator.replicas.draining import RolloutRules, waits
@@ -32,6 +33,7 @@ def replicas(course: Course) -> Step:
         now=course.now,
         scaling=observed.scaling,
         nodes=observed.nodes,
+        allow_one=course.spec.disruption.allows_one,
     )
     steps = _moves(course, sorted_replicas, rules)
     pinned = {**observed.readable, **({course.revision: course.target} if course.target else {})}
@@ -43,7 +45,7 @@ def replicas(course: Course) -> Step:
             replicas=sorted_replicas,
             wanted=wanted,
             rules=rules,
-            foreign=_foreign(course, steps.blocked),
+            foreign=_foreign_message(course, steps.blocked),
             full=course.full or full,
         ),
         actions,
@@ -82,15 +84,15 @@ def _moves(course: Course, sorted_replicas: SortedReplicas, rules: RolloutRules)
     return replace(steps, actions=tuple(action for action in steps.actions if not isinstance(action, Create)))
 
 
-def _foreign(course: Course, blocked: tuple[str, ...]) -> tuple[str, ...]:
-    """Messages about objects of other owners with names that the operator needs now; `blocked` are names of pods."""
-    budget = budget_name(course.observed.owner.name)
-    budgets = [budget] if budget in course.observed.budgets.foreign else []
-    pods = [name for name in blocked if name in course.observed.pods.foreign]
-    return (
-        *(foreign_message(Kind.POD_DISRUPTION_BUDGET, name) for name in budgets),
-        *(foreign_message(Kind.POD, name) for name in sorted(pods)),
-    )
+def _foreign_message(course: Course, blocked: tuple[str, ...]) -> str:
+    """The message about objects of other owners with names that the operator needs now; "" if there are none.
+
+    `blocked` are names of pods.
+    """
+    needed = [(Kind.POD, name) for name in blocked]
+    budget = (Kind.POD_DISRUPTION_BUDGET, budget_name(course.observed.owner.name))
+    foreign = foreign_objects(course.observed, (*needed, budget))
+    return foreign_message(foreign, course.observed.deployment) if foreign else ""
 
 
 def _requeue_after(replicas: tuple[Replica, ...], sorted_replicas: SortedReplicas, rules: RolloutRules) -> float | None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qwen_operator.actions.blocked import Blocked, by_foreign_object
+from qwen_operator.actions.blocked import Blocked, by_foreign_objects
 from qwen_operator.actions.refusals import explain
 from qwen_operator.actions.types import Kind
 from qwen_operator.api.conditions import Reason
 from qwen_operator.manifests.names import controller_revision_name, inspection_pod_name
-from qwen_operator.manifests.revisions import UnreadableRevisionError
+from qwen_operator.manifests.pods import reads_alike
+from qwen_operator.manifests.revisions import UnreadableRevisionError, replan_of
+from qwen_operator.reconcile.foreign import foreign_objects
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas import quotas
 from qwen_operator.sources import registry
-from qwen_operator.sources.scheme import SourceContext
+from qwen_operator.sources.scheme import Facts, SourceContext
 
 
 def source(course: Course) -> Step:
@@ -25,10 +27,28 @@ def source(course: Course) -> Step:
         return Step(replace(course, target=pinned))
     if (occupied := _occupied(course)) is not None:
         return _blocked(course, occupied)
-    facts = registry.resolve(_context(course))
+    facts = _known_facts(course) or registry.resolve(_context(course))
     if isinstance(facts, Blocked):
         return _blocked(course, facts)
     return Step(replace(course, facts=facts, query=facts.query))
+
+
+def _known_facts(course: Course) -> Facts | None:
+    """The facts of the same files from an earlier revision; None if a pod must read them.
+
+    Another placement or other labels of the pods do not change the files.
+    """
+    mounted = registry.inspected(course.spec, course.config.engine)
+    if mounted is None:
+        return None
+    replan = replan_of(course.observed.deployment)
+    known = [
+        pinned
+        for pinned in course.observed.readable.values()
+        if pinned.replan == replan and reads_alike(pinned.template, course.spec.pod, mounted)
+    ]
+    newest = max(known, key=lambda pinned: pinned.number, default=None)
+    return Facts(newest.facts) if newest else None
 
 
 def _context(course: Course) -> SourceContext:
@@ -44,16 +64,18 @@ def _context(course: Course) -> SourceContext:
         online=config.hub_lookup,
         now=course.now,
         inspection=observed.pods.get(name),
+        claim=observed.claim,
         answer=observed.hub,
     )
 
 
 def _occupied(course: Course) -> Blocked | None:
-    """The reason to wait if another ControllerRevision has the needed name: a foreign one, or one in deletion."""
+    """The reason to wait if another object has a needed name: a foreign one, or a ControllerRevision in deletion."""
     revisions = course.observed.revisions
     name = controller_revision_name(course.observed.owner.name, course.revision)
-    if name in revisions.foreign:
-        return by_foreign_object(Kind.CONTROLLER_REVISION, name)
+    pod = (Kind.POD, inspection_pod_name(course.observed.owner.name, course.revision))
+    if foreign := foreign_objects(course.observed, ((Kind.CONTROLLER_REVISION, name), pod)):
+        return by_foreign_objects(foreign, course.observed.deployment)
     if name in revisions:
         return Blocked(Reason.PENDING, f"waiting until {name} is removed", waiting=True)
     return None

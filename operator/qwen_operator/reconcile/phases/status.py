@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qwen_operator import objects
-from qwen_operator.actions.events import resize_events, rfc3339, transition_event
+from qwen_operator.actions.events import failure_events, resize_events, rfc3339, transition_event
 from qwen_operator.api.events import transitions
 from qwen_operator.manifests.names import Manifest
 from qwen_operator.reconcile.types import Course, Step
@@ -42,5 +42,7 @@ def status(course: Course) -> Step:
 def status_events(deployment: Manifest, new: Manifest, stamp: str) -> tuple[Manifest, ...]:
     """The Events of the changes between the present and a new status; `stamp` is RFC 3339."""
     old = objects.members(deployment, "status", "conditions")
-    changes = (transition_event(deployment, event, stamp) for event in transitions(old, new["conditions"]))
-    return (*changes, *resize_events(deployment, new, stamp))
+    changes = transitions(old, new["conditions"])
+    posted = (transition_event(deployment, event, stamp) for event in changes)
+    reasons = {event.reason for event in changes}
+    return (*posted, *failure_events(deployment, new, reasons, stamp), *resize_events(deployment, new, stamp))

@@ -135,7 +135,7 @@ def _engine(root: Section) -> EngineDefaults:
 
 def _pod(root: Section) -> Pod:
     engine = root.section("engine")
-    content = dict(engine.section("pod").content)
+    content = {name: value for name, value in engine.section("pod").content.items() if value not in ("", None)}
     for name in content:
         if name not in DEFAULTS:
             raise engine.section("pod").wrong(str(name), f"absent; engine.pod may have {', '.join(DEFAULTS)}")

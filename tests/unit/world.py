@@ -28,6 +28,7 @@ from qwen_operator.controller.hub_reader import Fetch, HubReader
 from qwen_operator.controller.observe import Observer
 from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.controller.resync import Resync, labels_of
+from qwen_operator.controller.volume_claims import VolumeClaims
 from qwen_operator.controller.worker import Reconciler, Worker
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
@@ -111,6 +112,13 @@ def change(world: World, **spec: Any) -> None:
     world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(spec))
 
 
+def edit_image(pod: Manifest) -> None:
+    """Somebody edits the image of the engine, and the API server records who."""
+    pod["spec"]["containers"][0]["image"] = "evil:1"
+    fields: Manifest = {"f:spec": {"f:containers": {f'k:{{"name":"{ENGINE_CONTAINER}"}}': {"f:image": {}}}}}
+    pod["metadata"]["managedFields"] = [{"manager": "kubectl-set", "operation": "Update", "fieldsV1": fields}]
+
+
 Behaviour = Callable[[Manifest], Manifest | None]
 """From a pod to its next status, or None when it stays as it is."""
 
@@ -144,6 +152,7 @@ class Kubelet:
     api: FakeKube
     report: Manifest = field(default_factory=lambda: REPORT)
     engine: Behaviour = ready_status
+    inspection: Behaviour | None = None
     place: bool = False
 
     def step(self) -> bool:
@@ -183,9 +192,13 @@ class Kubelet:
         if pod["status"]["phase"] in ("Succeeded", "Failed"):
             return None
         if pod["metadata"]["name"].endswith("-inspect"):
-            code = 1 if "error" in self.report else 0
-            return ended_status(INSPECTION_CONTAINER, code, json.dumps(self.report), self.api.clock.stamp())
+            return self.inspection(pod) if self.inspection else self.inspected(pod)
         return self.engine(pod) if self._group_is_whole(pod) else None
+
+    def inspected(self, _pod: Manifest) -> Manifest:
+        """The end of an inspection with the report."""
+        code = 1 if "error" in self.report else 0
+        return ended_status(INSPECTION_CONTAINER, code, json.dumps(self.report), self.api.clock.stamp())
 
     def _group_is_whole(self, pod: Manifest) -> bool:
         """An engine of several pods answers in none of them before all of them are there."""
@@ -224,6 +237,7 @@ class Operator:
             config,
             api.clock.now,
             hub=self.hub,
+            claims=VolumeClaims(api, api.clock.monotonic),
         )
         self.worker = Worker(self.queue, reconciler, self._count)
         self.lagging = False

@@ -5,7 +5,8 @@ The name of an Event depends only on the observation. So a repeated step makes t
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 
 from qwen_operator import objects
@@ -40,22 +41,34 @@ def resize_events(deployment: Manifest, new: Manifest, now: str) -> tuple[Manife
     return (action_event(deployment, event, [str(before.get("since")), f"{old} -> {wanted}"], now),)
 
 
-def failure_events(deployment: Manifest, new: Manifest, reasons: Collection[str], now: str) -> tuple[Manifest, ...]:
-    """The Event of a new `status.lastFailure`, so that each crash, eviction and failed inspection has one.
+@dataclass(frozen=True, slots=True)
+class LostReplica:
+    """A replica whose node is lost: the uid of its first pod, and what happens."""
 
-    `reasons`: the Events of the same change of the status. They already tell a failure of the same reason.
-    """
-    before, after = objects.mapping(deployment, "status", "lastFailure"), objects.mapping(new, "lastFailure")
-    about = [str(after.get("pod")), str(after.get("time"))]
-    repeated = about == [str(before.get("pod")), str(before.get("time"))]
-    if not after or repeated or after["reason"] in reasons:
-        return ()
-    lines = after.get("log") or []
+    uid: str
+    message: str
+
+
+def lost_node_events(deployment: Manifest, lost: Iterable[LostReplica], now: str) -> list[Manifest]:
+    """One Event for each lost replica, however often it is reported."""
+    return [
+        action_event(deployment, Event("Warning", str(Reason.NODE_LOST), replica.message), [replica.uid], now)
+        for replica in lost
+    ]
+
+
+def failure_events(deployment: Manifest, failure: objects.Object, now: str) -> list[Manifest]:
+    """The Event of a new `status.lastFailure`, so that each crash and each eviction has one. `failure` may be {}."""
+    before = objects.mapping(deployment, "status", "lastFailure")
+    about = [str(failure.get("pod")), str(failure.get("time"))]
+    if not failure or about == [str(before.get("pod")), str(before.get("time"))]:
+        return []
+    lines = failure.get("log") or []
     cause = f": {lines[-1]}" if lines else ""
-    code = after.get("exitCode", -1)
+    code = failure.get("exitCode", -1)
     end = f"ended with exit code {code}" if code >= 0 else "ended"
-    event = Event("Warning", str(after["reason"]), f"{after['pod']} {end}{cause}")
-    return (action_event(deployment, event, about, now),)
+    event = Event("Warning", str(failure["reason"]), f"{failure['pod']} {end}{cause}")
+    return [action_event(deployment, event, about, now)]
 
 
 def action_event(deployment: Manifest, event: Event, about: list[str], now: str) -> Manifest:

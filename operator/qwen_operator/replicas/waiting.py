@@ -42,9 +42,14 @@ def awaits_node(inventory: Inventory, product: str) -> bool:
     return any(entry.declared for entry in entries) and not any(entry.nodes for entry in entries)
 
 
+def node_lost(node: str, name: str) -> str:
+    """The message about a pod or replica whose node is gone."""
+    return f"node {node} does not exist any more: the operator replaces {name}"
+
+
 def _node_lost(state: PodState, nodes: NodeHealth) -> str:
     if state.started and nodes.gone(state.node):
-        return f"node {state.node} does not exist any more: the operator replaces {state.name}"
+        return node_lost(state.node, state.name)
     if state.node in nodes.silent:
         return (
             f"node {state.node} does not answer: the operator replaces {state.name} as soon as Kubernetes gives up the "

@@ -65,6 +65,7 @@ def test_schema_and_values_know_the_same_names() -> None:
     # What a pod may ask for beyond the defaults is for the user to say.
     optional |= {f".gateway.affinity.{kind}" for kind in ("nodeAffinity", "podAffinity", "podAntiAffinity")}
     optional |= {f".operator.affinity.{kind}" for kind in ("nodeAffinity", "podAffinity", "podAntiAffinity")}
+    optional |= {f".engine.pod.resources.{part}" for part in ("requests", "limits")}
     assert set(difference(yaml.safe_load(VALUES.read_text()), SCHEMA)) == optional
 
 

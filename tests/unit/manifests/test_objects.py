@@ -73,6 +73,14 @@ def test_a_pod_as_it_should_be_needs_no_repair() -> None:
 
 
 REFERENCE = names.owner_reference(OWNER)
+
+
+def edited(containers: str, name: str, manager: str = "kubectl-set") -> dict[str, Any]:
+    """The record of an edit of the image of one container."""
+    fields: dict[str, Any] = {f"f:{containers}": {f'k:{{"name":"{name}"}}': {"f:image": {}}}}
+    return {"managedFields": [{"manager": manager, "operation": "Update", "fieldsV1": {"f:spec": fields}}]}
+
+
 REPAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "label changed": ({"metadata": {"labels": {"ours": "2"}}}, {"metadata": {"labels": {"ours": "1"}}}),
     "labels gone": ({"metadata": {"labels": None}}, {"metadata": {"labels": {"ours": "1"}}}),
@@ -86,11 +94,14 @@ REPAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"metadata": {"ownerReferences": [REFERENCE]}},
     ),
     "image": (
-        {"spec": {"containers": [{"name": "engine", "image": "z"}]}},
+        {"spec": {"containers": [{"name": "engine", "image": "z"}]}, "metadata": edited("containers", "engine")},
         {"spec": {"containers": [{"name": "engine", "image": "a"}]}},
     ),
     "init image": (
-        {"spec": {"initContainers": [{"name": "runtime", "image": "z"}]}},
+        {
+            "spec": {"initContainers": [{"name": "runtime", "image": "z"}]},
+            "metadata": edited("initContainers", "runtime"),
+        },
         {"spec": {"initContainers": [{"name": "runtime", "image": "b"}]}},
     ),
 }
@@ -102,6 +113,28 @@ def test_a_repair_says_only_what_differs(damage: dict[str, Any], patch: dict[str
     for part, members in damage.items():
         observed[part] |= members
     assert pod_repair(_pod(), observed) == patch
+
+
+REWRITTEN = {
+    "by nobody else": {},
+    "by the operator's own request": edited("containers", "engine", manager="qwen-operator"),
+    "another field": {
+        "managedFields": [
+            {"manager": "kubelet", "fieldsV1": {"f:spec": {"f:containers": {'k:{"name":"engine"}': {"f:env": {}}}}}}
+        ]
+    },
+    "another container": edited("containers", "mesh"),
+    "nonsense": {"managedFields": [{"manager": "x", "fieldsV1": {"f:spec": {"f:containers": ["f:image"]}}}, 3]},
+}
+
+
+@pytest.mark.parametrize("metadata", REWRITTEN.values(), ids=REWRITTEN.keys())
+def test_an_image_that_admission_rewrote_stays(metadata: dict[str, Any]) -> None:
+    """Its field belongs to the request that created the pod. Only an edit by somebody else is undone."""
+    observed = deepcopy(_pod())
+    observed["spec"]["containers"][0]["image"] = "mirror.example.com/a@sha256:0"
+    observed["metadata"] |= metadata
+    assert pod_repair(_pod(), observed) is None
 
 
 def test_a_container_that_is_gone_is_not_patched_back() -> None:

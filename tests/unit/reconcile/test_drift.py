@@ -14,7 +14,7 @@ from qwen_operator.kube import (
     Manifest,
     Resource,
 )
-from tests.unit.world import World, deployment
+from tests.unit.world import World, deployment, edit_image
 
 MANAGED = "app.kubernetes.io/managed-by"
 CHILDREN = (PODS, CONTROLLER_REVISIONS, POD_DISRUPTION_BUDGETS)
@@ -45,17 +45,11 @@ def _demote(item: Manifest) -> None:
     item["metadata"]["ownerReferences"][0]["controller"] = False
 
 
-def _image(item: Manifest) -> None:
-    item["spec"]["containers"][0]["image"] = "evil:1"
-    fields: Manifest = {"f:spec": {"f:containers": {'k:{"name":"engine"}': {"f:image": {}}}}}
-    item["metadata"]["managedFields"] = [{"manager": "kubectl-set", "operation": "Update", "fieldsV1": fields}]
-
-
 @pytest.mark.parametrize(
     ("resource", "edit"),
     [
         *((resource, edit) for resource in CHILDREN for edit in (_unlabel, _hide, _orphan, _unmark, _demote)),
-        (PODS, _image),
+        (PODS, edit_image),
     ],
     ids=lambda value: value.plural if isinstance(value, Resource) else value.__name__.strip("_"),
 )

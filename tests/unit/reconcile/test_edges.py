@@ -11,7 +11,7 @@ import pytest
 from qwen_operator.controller.queue import FREE_STEPS
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Manifest, Unavailable
 from tests.unit.fakes import Write
-from tests.unit.world import World, deployment
+from tests.unit.world import World, deployment, edit_image
 
 CLAIM: dict[str, Any] = {"source": {"uri": "pvc://weights/chat"}, "model": "local"}
 
@@ -231,7 +231,7 @@ async def test_two_revisions_at_once_are_both_repaired() -> None:
     await world.settle()
     assert len(world.names()) == 2
     assert world.conditions()["Reconciling"][0] == "True"
-    world.api.edit(PODS, old, lambda item: item["spec"]["containers"][0].update(image="evil:1"))
+    world.api.edit(PODS, old, edit_image)
     await world.settle()
     assert world.api.one(PODS, old)["spec"]["containers"][0]["image"] != "evil:1"
 

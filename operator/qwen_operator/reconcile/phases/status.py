@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from qwen_operator import objects
-from qwen_operator.actions.events import failure_events, resize_events, rfc3339, transition_event
+from qwen_operator.actions.events import (
+    LostReplica,
+    failure_events,
+    lost_node_events,
+    resize_events,
+    rfc3339,
+    transition_event,
+)
+from qwen_operator.api.conditions import Reason
 from qwen_operator.api.events import transitions
 from qwen_operator.manifests.names import Manifest
 from qwen_operator.reconcile.types import Course, Step
+from qwen_operator.replicas.waiting import node_lost
+from qwen_operator.sources.inspection import PHASE as INSPECTION
 from qwen_operator.status.conditions import StatusInput, build_status
 
 
@@ -36,13 +47,28 @@ def status(course: Course) -> Step:
         ),
         stamp,
     )
-    return Step(replace(course, status=new, events=status_events(observed.deployment, new, stamp)))
+    events = status_events(observed.deployment, new, stamp, _lost_nodes(course))
+    return Step(replace(course, status=new, events=events))
 
 
-def status_events(deployment: Manifest, new: Manifest, stamp: str) -> tuple[Manifest, ...]:
-    """The Events of the changes between the present and a new status; `stamp` is RFC 3339."""
-    old = objects.members(deployment, "status", "conditions")
-    changes = transitions(old, new["conditions"])
-    posted = (transition_event(deployment, event, stamp) for event in changes)
+def _lost_nodes(course: Course) -> tuple[LostReplica, ...]:
+    gone = ((replica, replica.lost_node(course.observed.nodes)) for replica in course.replicas.gone)
+    return tuple(LostReplica(replica.leader.uid, node_lost(node, replica.name)) for replica, node in gone if node)
+
+
+def status_events(
+    deployment: Manifest, new: Manifest, stamp: str, lost: Sequence[LostReplica] = ()
+) -> tuple[Manifest, ...]:
+    """The Events of the changes between the present and a new status; `stamp` is RFC 3339.
+
+    `lost`: replicas whose node is lost. A failure that a condition reports gets no second Event.
+    """
+    changes = transitions(objects.members(deployment, "status", "conditions"), new["conditions"])
+    posted = [transition_event(deployment, event, stamp) for event in changes]
     reasons = {event.reason for event in changes}
-    return (*posted, *failure_events(deployment, new, reasons, stamp), *resize_events(deployment, new, stamp))
+    if Reason.NODE_LOST not in reasons:
+        posted += lost_node_events(deployment, lost, stamp)
+    failure = objects.mapping(new, "lastFailure")
+    if failure.get("reason") not in reasons and failure.get("phase") != INSPECTION:
+        posted += failure_events(deployment, failure, stamp)
+    return (*posted, *resize_events(deployment, new, stamp))

@@ -46,6 +46,10 @@ test-e2e: $(STAMP) ## Test real pods with the real SGLang on the CPU behind the 
 	@$(BIN)/python -m tests.testbed up
 	$(PYTEST) -m "e2e and not slow" --timeout 900 tests/e2e
 
+test-clients: $(STAMP) ## Run clients that people use (OpenAI, Anthropic, LangChain, LlamaIndex, LiteLLM, lm-eval, Vercel AI) against the test bed; needs node
+	@$(BIN)/python -m tests.testbed up
+	$(PYTEST) -s -m e2e --timeout 900 tests/e2e/test_clients.py
+
 test-slow: $(STAMP) ## Run the slow tests: outages, ten idle minutes, crashes of the test bed, a cold build, an hour of fuzzing; not part of CI
 	@$(BIN)/python -m tests.testbed up
 	$(PYTEST) -m slow --timeout 3600 tests/cluster tests/e2e

@@ -1,0 +1,110 @@
+"""Clients that people use, from their registries, against the real gateway and engine.
+
+Each client is installed in an environment of its own from the lock files in tests/clients, and its script does what
+tests/clients/python/checks.py describes. `make test-clients` prints the table of docs/clients.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Gateway
+from tests.qd import qd, wait_ready
+from tests.testbed.cache import cached
+from tests.testbed.kubectl import Kubectl, wait_for
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+CLIENTS = Path(__file__).parents[1] / "clients"
+LOCKS, PYTHON, NODE = CLIENTS / "locks", CLIENTS / "python", CLIENTS / "node"
+MODEL = "clients-model"
+RUN_SECONDS = 600
+
+# What does not work, and why. docs/clients.md explains each.
+KNOWN: dict[tuple[str, str], str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A client and the command that runs its script."""
+
+    name: str
+    command: tuple[str, ...]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def served(kubectl: Kubectl, claim_space: str, gateway: Gateway) -> Iterator[str]:
+    """The model that all clients ask."""
+    source = {"uri": "pvc://models/tiny-qwen2"}
+    kubectl.apply(qd(claim_space, "clients", model=MODEL, source=source))
+    wait_ready(kubectl, claim_space, "clients", timeout=300)
+    wait_for(f"{MODEL} is routed", lambda: gateway.chat(MODEL, max_tokens=1).status_code == 200, 20)
+    yield MODEL
+    kubectl.run("delete", "qd", "clients", "-n", claim_space)
+
+
+def python_client(script: str) -> Client:
+    lock = LOCKS / f"{script}.txt"
+
+    def build(folder: Path) -> None:
+        # A relocatable environment: the cache renames the folder after the build.
+        uv = str(Path(sys.executable).with_name("uv"))
+        environment = str(folder / "venv")
+        subprocess.run([uv, "venv", "--quiet", "--relocatable", "--python", sys.executable, environment], check=True)
+        install = [uv, "pip", "install", "--quiet", "--require-hashes", "--python", environment, "-r", str(lock)]
+        subprocess.run(install, check=True)
+
+    home = cached("client", [lock.read_bytes(), sys.version.encode()], build)
+    return Client(script, (str(home / "venv/bin/python"), str(PYTHON / f"{script}.py")), PYTHON)
+
+
+def node_client(script: str) -> Client:
+    package, lock = NODE / "package.json", NODE / "package-lock.json"
+    scripts = sorted(NODE.glob("*.mjs"))
+
+    def build(folder: Path) -> None:
+        for file in (package, lock, *scripts):
+            (folder / file.name).write_bytes(file.read_bytes())
+        subprocess.run(["npm", "ci", "--silent", "--no-audit", "--no-fund"], cwd=folder, check=True)
+
+    inputs = [file.read_bytes() for file in (package, lock, *scripts)]
+    home = cached("client-node", inputs, build)
+    return Client(f"{script} (node)", ("node", f"{script}.mjs"), home)
+
+
+SCRIPTS = (
+    *((python_client, path.stem) for path in sorted(PYTHON.glob("*.py")) if path.stem != "checks"),
+    *((node_client, path.stem) for path in sorted(NODE.glob("*.mjs")) if path.stem != "checks"),
+)
+
+
+@pytest.mark.parametrize(("install", "script"), SCRIPTS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_client_works(install: object, script: str, gateway: Gateway, served: str) -> None:
+    client = python_client(script) if install is python_client else node_client(script)
+    settings = {"QWEN_CLIENT_URL": gateway.url, "QWEN_CLIENT_KEY": gateway.key, "QWEN_CLIENT_MODEL": served}
+    # No other setting of this machine may reach a client: neither a proxy nor a key of its own.
+    plain = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    done = subprocess.run(
+        client.command,
+        cwd=client.folder,
+        env={**plain, **settings, "PYTHONPATH": str(PYTHON)},
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+        check=False,
+    )
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"check"')]
+    for result in results:
+        print(f"| {client.name} | {result['check']} | {'yes' if result['ok'] else 'no'} | {result['note']} |")
+    assert results, done.stderr[-2000:]
+    failed = {result["check"]: result["note"] for result in results if not result["ok"]}
+    known = {check for name, check in KNOWN if name == client.name}
+    assert failed.keys() == known, done.stderr[-4000:]

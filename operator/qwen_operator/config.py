@@ -6,10 +6,12 @@ setting, its value, and what would be right.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from qwen_operator.api.claims import ANY_NAMESPACE, NameRights
 from qwen_operator.api.spec import EnvVar
 from qwen_operator.checkpoints.hubs import Hub, is_address
 from qwen_operator.hardware.boards import capability
@@ -17,6 +19,9 @@ from qwen_operator.hardware.pools import MOST_DOLLARS, GpuPool, thousandths
 from qwen_operator.manifests.pods import RuntimeImage
 from qwen_operator.planning.types import EngineDefaults
 from qwen_runtime.checkpoints.reading import shown
+
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+_LONGEST_PATTERN = 96
 
 
 class ConfigError(Exception):
@@ -55,7 +60,7 @@ class Config:
     """The configuration of one operator process. Empty `namespaces` means all of them.
 
     If `read_nodes` is false, the operator may not read nodes and knows only the declared pools. If `hub_lookup` is
-    true, it may query the public repositories of model hubs.
+    true, it may query the public repositories of model hubs. `name_rights`: which namespaces may serve which names.
     """
 
     namespaces: tuple[str, ...]
@@ -71,6 +76,7 @@ class Config:
     read_nodes: bool = True
     lease_name: str = "qwen-operator"
     hub_lookup: bool = False
+    name_rights: NameRights = field(default_factory=NameRights)
 
 
 def load(environ: Mapping[str, str], text: str) -> Config:
@@ -92,6 +98,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         read_nodes=environ.get("QWEN_READ_NODES", "true") != "false",
         lease_name=environ.get("QWEN_LEASE_NAME") or "qwen-operator",
         hub_lookup=_hub(root).lookup,
+        name_rights=name_rights(content),
     )
 
 
@@ -99,6 +106,20 @@ def settings(content: Mapping[str, Any]) -> Settings:
     """The part of the rendered configuration that plans depend on. Raises ConfigError."""
     root = Section("", content)
     return Settings(image=_image(root), engine=_engine(root), pools=_pools(root))
+
+
+def name_rights(content: Mapping[str, Any]) -> NameRights:
+    """Which namespaces may serve which names: the setting `servedNames`. Raises ConfigError."""
+    section = Section("", content).section("servedNames")
+    for namespace in section.content:
+        if namespace != ANY_NAMESPACE and not _NAMESPACE.fullmatch(str(namespace)):
+            raise section.wrong(namespace, f"an entry for the name of a namespace, or for {ANY_NAMESPACE!r}")
+        for pattern in section.items(namespace):
+            if not isinstance(pattern, str) or not 0 < len(pattern) <= _LONGEST_PATTERN:
+                raise section.wrong(
+                    namespace, f"a list of names of 1 to {_LONGEST_PATTERN} characters, which may contain *"
+                )
+    return NameRights({str(namespace): tuple(section.items(namespace)) for namespace in section.content})
 
 
 def _yaml(text: str) -> Mapping[str, Any]:

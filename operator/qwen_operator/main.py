@@ -19,6 +19,7 @@ import kopf
 import prometheus_client
 
 from qwen_operator import handlers
+from qwen_operator.api.name_index import NameIndex
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
 from qwen_operator.config import Config
 from qwen_operator.controller.autoscaler import Autoscaler
@@ -86,7 +87,8 @@ class Operator:
 
     @classmethod
     async def build(cls, config: Config, engines: Scraper) -> "Operator":
-        store, queue = Store(), WorkQueue(clock=time.monotonic, random=random.random)
+        store = Store(NameIndex(config.name_rights, utc_now))
+        queue = WorkQueue(clock=time.monotonic, random=random.random)
         metrics = OperatorMetrics()
         intake = Intake(store, queue, metrics.skipped)
         api = await connect(user_agent="qwen-operator", observer=metrics.requested)

@@ -8,6 +8,7 @@ from qwen_operator import objects
 from qwen_operator.actions.events import resize_events, rfc3339, transition_event
 from qwen_operator.api.events import transitions
 from qwen_operator.manifests.names import Manifest
+from qwen_operator.objects import moment
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.status.conditions import StatusInput, build_status
 
@@ -29,14 +30,21 @@ def status(course: Course) -> Step:
             wanted=course.wanted,
             rules=course.rules,
             foreign=course.foreign,
-            lost_names=observed.lost_names,
+            names=observed.names,
             refusal=observed.refusal,
             full=course.full,
             newer=course.newer,
         ),
         stamp,
     )
-    return Step(replace(course, status=new, events=status_events(observed.deployment, new, stamp)))
+    events = status_events(observed.deployment, new, stamp)
+    return Step(replace(course, status=new, events=events), requeue_after=_reservation(course))
+
+
+def _reservation(course: Course) -> float | None:
+    """Seconds until the first name that this deployment waits for is no longer reserved for a namespace."""
+    until = moment(course.observed.names.reserved_until)
+    return max(1.0, (until - course.now).total_seconds()) if until is not None else None
 
 
 def status_events(deployment: Manifest, new: Manifest, stamp: str) -> tuple[Manifest, ...]:

@@ -203,7 +203,7 @@ def http_app(agent: Agent) -> web.Application:
         problem = "the router does not listen, or does not use the first complete list of workers yet"
         return None if agent.ready else problem
 
-    return endpoints.http_app(healthy, ready, agent.metrics.registry)
+    return endpoints.http_app(healthy, ready, endpoints.MetricsPage(agent.metrics.registry))
 
 
 async def run(settings: AgentSettings, api: KubeApi | None = None) -> None:

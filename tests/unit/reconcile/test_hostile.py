@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.controller.cache import Store
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.queue import WorkQueue
+from qwen_operator.endpoints import MetricsPage
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.kube.mirror import Mirror
 from qwen_operator.manifests.names import Owner, metadata
@@ -171,9 +173,8 @@ def test_one_status_does_not_break_the_metrics_page(status: Any) -> None:
     for name, its in (("bad", status), ("good", {"readyReplicas": 1, "scaling": {"wanted": 1}})):
         meta = {"name": name, "namespace": "team", "uid": name, "resourceVersion": "1"}
         store.update(QWENDEPLOYMENTS, {**deployment(name), "metadata": meta, "status": its})
-    registry = CollectorRegistry()
-    registry.register(DeploymentMetrics(store, LoadSource(dict, dict), lambda: True))
-    page = generate_latest(registry).decode()
+    deployments = DeploymentMetrics(store, LoadSource(dict, dict), lambda: True)
+    page = asyncio.run(MetricsPage(CollectorRegistry(), deployments.slices).body()).decode()
     assert 'qwen_deployment_replicas{deployment="good",namespace="team",state="wanted"} 1.0' in page
     assert 'state="wanted"} 1.0' in page
 

@@ -1,15 +1,16 @@
 """Reads and checks the environment variables of the gateway's two programs."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwen_operator.api.claims import NameRights
 from qwen_operator.config import ConfigError, name_rights
+from qwen_operator.untrusted import decode
 
 WORKERS_FILE = "workers.json"
 CONTROL_PLANE_KEY_FILE = "control-plane-key"
+_LEVELS = 4
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -99,7 +100,7 @@ class RouterSettings:
 
 def _name_rights(text: str) -> NameRights:
     try:
-        return name_rights({"servedNames": json.loads(text) if text else {}})
+        return name_rights({"servedNames": decode(text, _LEVELS) if text else {}})
     except (ValueError, ConfigError) as error:
         raise SettingsError(
             f"QWEN_SERVED_NAMES must be a JSON object of namespaces and lists of names: {error}"

@@ -241,18 +241,20 @@ def read_request(deployment: Mapping[str, Any], rights: NameRights) -> Request:
     good = [name for name, problem in problems.items() if problem is None]
     record = _Record.read(deployment)
     created = objects.text(meta, "creationTimestamp") or "9999"
-    claims = []
+    claims, forbidden = list[Claim](), list[str]()
     for name in good:
-        if rights.allow(key.namespace, name):
-            rank = record.rank(name)
-            since = {Rank.RECORDED: record.held.get(name, ""), Rank.ASKING: ""}.get(rank, created)
-            claims.append(Claim(name, key, mark, rank, since, created, record.waiting.get(name)))
+        if not rights.allow(key.namespace, name):
+            forbidden.append(name)
+            continue
+        rank = record.rank(name)
+        since = {Rank.RECORDED: record.held.get(name, ""), Rank.ASKING: ""}.get(rank, created)
+        claims.append(Claim(name, key, mark, rank, since, created, record.waiting.get(name)))
     return Request(
         key,
         mark,
         True,
         tuple(claims),
-        tuple(name for name in good if not rights.allow(key.namespace, name)),
+        tuple(forbidden),
         tuple(problem for problem in problems.values() if problem is not None),
     )
 

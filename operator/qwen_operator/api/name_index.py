@@ -1,7 +1,7 @@
 """The holders of all served names, kept up to date object by object. Pure.
 
-The gateway agent builds an index from all objects. The operator keeps one next to its store. A change costs time for
-the names of the changed object only, however many objects share a name.
+The operator keeps an index next to its store. A change costs time for the names of the changed object only, however
+many objects share a name. The gateway agent, which grants nothing, only needs `holders`.
 """
 
 from __future__ import annotations
@@ -110,20 +110,20 @@ class NameIndex:
             return
         names = dict.fromkeys(claim.name for request in (old, new) if request is not None for claim in request.claims)
         before = {name: self._answer(name) for name in names}
-        held = [name for name in names if self._holds(name, place)]
+        stays = old is not None and new is not None and new.living and new.mark == old.mark
+        held = [name for name in names if stays and self._holds(name, place)]
         if old is not None:
             self._remove(old)
         if new is not None:
-            self.add(new)
+            self._add(new)
         for name in names:
-            if name in held and new is not None and new.living and new.mark == getattr(old, "mark", ""):
+            if name in held:
                 self._give_up(name, place)
             self._settle(name)
             if self._answer(name) != before[name]:
                 self._moved[name] = Move(name, self._first(name), place)
 
-    def add(self, request: Request) -> None:
-        """Add what an object asks for."""
+    def _add(self, request: Request) -> None:
         self._requests[request.key] = request
         if request.living:
             self._living[request.mark] = request.key
@@ -154,14 +154,6 @@ class NameIndex:
         """All that ask for a name."""
         entry = self._names.get(name)
         return (claim.key for claim in entry.claims) if entry is not None else iter(())
-
-    def holders(self) -> dict[str, DeploymentKey]:
-        """The holder of each name that has one. It depends on the objects only, not on the order of their changes."""
-        found = ((name, entry.holder) for name, entry in self._names.items())
-        return {name: holder.key for name, holder in found if holder is not None}
-
-    def requests(self) -> Iterable[Request]:
-        return self._requests.values()
 
     def share(self, key: tuple[str, str]) -> NameShare:
         """What a deployment has, gets now, and does not have. Only the operator, which grants names, asks this."""
@@ -253,23 +245,22 @@ class Holders:
 
 
 def holders(deployments: Iterable[Mapping[str, Any]], rights: NameRights) -> Holders:
-    """The holders of all names, from the objects alone. Names that nobody holds yet have no owner."""
-    # An answer about holders needs no time: only a grant does, and this function grants nothing.
-    index = NameIndex(rights, lambda: _NO_TIME)
-    for deployment in deployments:
-        index.add(read_request(deployment, rights))
-    owners = index.holders()
+    """The holders of all names, from the objects alone. Names that nobody holds yet have no owner.
+
+    It has the same answer as a NameIndex of the same objects, in less time.
+    """
+    requests = [read_request(deployment, rights) for deployment in deployments]
+    first: dict[str, Claim] = {}
+    for request in requests:
+        for claim in request.claims:
+            best = first.get(claim.name)
+            if claim.holds and (best is None or claim.order < best.order):
+                first[claim.name] = claim
     return Holders(
-        owners,
-        {
-            request.key: tuple(claim.name for claim in request.claims if owners.get(claim.name) == request.key)
-            for request in index.requests()
-        },
-        {request.key: request.refused for request in index.requests()},
+        {name: claim.key for name, claim in first.items()},
+        {request.key: tuple(c.name for c in request.claims if first.get(c.name) is c) for request in requests},
+        {request.key: request.refused for request in requests},
     )
-
-
-_NO_TIME = datetime.fromisoformat("2000-01-01T00:00:00+00:00")
 
 
 def _order(claim: Claim) -> tuple[int, float, str, DeploymentKey]:

@@ -1,11 +1,15 @@
 """Who holds a served name, from the objects alone."""
 
+from datetime import UTC, datetime
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwen_operator.api.claims import NameRights, name_problem, served_names
-from qwen_operator.api.name_index import Holders, holders
+from qwen_operator.api.name_index import Holders, NameIndex, holders
 from tests.unit.gateway.objects import asking, deleting, deployment, holding
 
 Manifest = dict[str, Any]
@@ -141,6 +145,48 @@ def test_rights(patterns: dict[str, tuple[str, ...]], namespace: str, name: str,
 
 def test_a_pattern_of_many_stars_takes_no_time() -> None:
     assert not NameRights({"a": ("a*" * 48,)}).allow("a", "a" * 47 + "b")
+
+
+def _objects() -> st.SearchStrategy[list[Manifest]]:
+    """Objects in every state, of which several may record or list one name."""
+    names = st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True)
+    times = st.sampled_from(["", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"])
+
+    def made(number: int, parts: tuple[list[str], str, str, list[str]]) -> Manifest:
+        asked, state, since, listed = parts
+        plain = deployment(f"d{number}", age=number, namespace=f"n{number % 2}", servedNames=asked)
+        states = {
+            "recorded": holding({**plain, "spec": {"servedNames": listed or asked}}, since) | {"spec": plain["spec"]},
+            "legacy": legacy(plain, *listed),
+            "new": {**plain, "status": {}},
+            "deleting": deleting(plain),
+        }
+        return states[state]
+
+    state = st.sampled_from(["recorded", "legacy", "new", "deleting"])
+    parts = st.lists(st.tuples(names, state, times, names), max_size=6)
+    return parts.map(lambda all_parts: [made(*one) for one in enumerate(all_parts)])
+
+
+@given(_objects(), st.randoms(use_true_random=False))
+def test_operator_and_agent_have_one_answer_whatever_the_order_of_the_events(
+    items: list[Manifest], random: Random
+) -> None:
+    agent = holders(items, ANY)
+    index = NameIndex(ANY, lambda: datetime(2026, 1, 3, tzinfo=UTC))
+    events = [*items, *random.sample(items, len(items) // 2)]
+    random.shuffle(events)
+    for item in events:
+        index.put((item["metadata"]["namespace"], item["metadata"]["name"]), item if random.random() < 0.8 else None)
+    for item in items:
+        index.put((item["metadata"]["namespace"], item["metadata"]["name"]), item)
+    shares = {key: index.share(key) for key in agent.won}
+    granted = [one.name for share in shares.values() for one in share.held]
+    assert len(granted) == len(set(granted))
+    for key, share in shares.items():
+        names = tuple(one.name for one in share.held if agent.owners.get(one.name) == key)
+        assert names == agent.won[key]
+        assert not any(agent.owners.get(one.name, key) != key for one in share.held)
 
 
 def test_a_right_comes_before_possession() -> None:

@@ -158,7 +158,7 @@ class LostName:
     """A name that the deployment asks for and does not have.
 
     `deployment` is set only if the holder is in the same namespace: an object's name is nobody else's business.
-    `allowed`: the patterns of the namespace, for FORBIDDEN.
+    `allowed`: the patterns of the namespace, for FORBIDDEN. `first`: it is the next one when a reservation ends.
     """
 
     name: str
@@ -166,6 +166,7 @@ class LostName:
     holding: Holding | None = None
     deployment: str = ""
     allowed: str = ""
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +190,13 @@ class NameShare:
     def lost_names(self) -> frozenset[str]:
         return frozenset(lost.name for lost in self.lost)
 
-    @property
-    def reserved_until(self) -> str:
-        """When the first reservation ends; "" if there is none."""
-        times = [lost.holding.until for lost in self.lost if lost.holding is not None and lost.loss is Loss.RESERVED]
-        return min(times, key=seconds_of, default="")
+    def wait(self, now: datetime) -> float | None:
+        """Seconds until this deployment may get a name that is reserved for another namespace.
+
+        None if it is the next one for no such name: the others get it later.
+        """
+        times = [seconds_of(lost.holding.until) for lost in self.lost if lost.holding is not None and lost.first]
+        return max(1.0, min(times) - now.timestamp()) if times else None
 
     def record(self, uid: str, now: datetime) -> dict[str, Any]:
         """`status.names`: what this object holds and waits for. Only an object with this uid holds it."""

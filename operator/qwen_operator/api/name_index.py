@@ -174,7 +174,7 @@ class NameIndex:
             return HeldName(claim.name, holder.since) if holder.key == claim.key else _lost(claim, holder, Loss.HELD)
         chosen = self._next(entry)
         if chosen is None:
-            return LostName(claim.name, Loss.RESERVED, entry.last)
+            return LostName(claim.name, Loss.RESERVED, entry.last, first=claim.key == entry.claims[0].key)
         entry.chosen = chosen.key
         if chosen.key == claim.key:
             return HeldName(claim.name, after=entry.last.since if entry.last is not None else "")

@@ -73,4 +73,5 @@ def _rejected(observed: Observed, error: InvalidSpec, now: datetime) -> Decision
     stamp = rfc3339(now)
     record = observed.names.record(observed.owner.uid, now)
     new = invalid_status(observed.deployment, error, sort_replicas(existing, "", observed.nodes), record, stamp)
-    return Decision(OrderedActions(), new, status_events(observed.deployment, new, stamp))
+    events = status_events(observed.deployment, new, stamp)
+    return Decision(OrderedActions(), new, events, observed.names.wait(now))

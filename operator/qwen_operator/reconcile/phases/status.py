@@ -8,7 +8,6 @@ from qwen_operator import objects
 from qwen_operator.actions.events import resize_events, rfc3339, transition_event
 from qwen_operator.api.events import transitions
 from qwen_operator.manifests.names import Manifest
-from qwen_operator.objects import moment
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.status.conditions import StatusInput, build_status
 
@@ -38,13 +37,7 @@ def status(course: Course) -> Step:
         stamp,
     )
     events = status_events(observed.deployment, new, stamp)
-    return Step(replace(course, status=new, events=events), requeue_after=_reservation(course))
-
-
-def _reservation(course: Course) -> float | None:
-    """Seconds until the first name that this deployment waits for is no longer reserved for a namespace."""
-    until = moment(course.observed.names.reserved_until)
-    return max(1.0, (until - course.now).total_seconds()) if until is not None else None
+    return Step(replace(course, status=new, events=events), requeue_after=observed.names.wait(course.now))
 
 
 def status_events(deployment: Manifest, new: Manifest, stamp: str) -> tuple[Manifest, ...]:

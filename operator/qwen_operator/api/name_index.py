@@ -226,7 +226,7 @@ class NameIndex:
         return first.key if first is not None else None
 
     def _answer(self, name: str) -> tuple[object, ...]:
-        """What the other objects that ask for this name are told."""
+        """The part of the answer that the messages of all others depend on."""
         entry = self._names.get(name)
         holder = entry.holder if entry is not None else None
         if holder is not None:

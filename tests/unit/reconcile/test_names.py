@@ -78,8 +78,8 @@ async def test_an_older_object_cannot_take_a_name_by_an_edit_and_learns_why() ->
     await world.settle()
     assert owner(world) == "team-a/chat"
     message = (
-        f'spec.servedNames is "{NAME}", which a QwenDeployment in namespace team-a holds since {since}: choose another '
-        "name in spec.servedNames, or have the holder remove it from its own"
+        f'spec.servedNames has "{NAME}", which a QwenDeployment in namespace team-a holds since {since}: choose '
+        "another name in spec.servedNames, or have the holder remove it from its own"
     )
     assert world.message("Degraded", "old") == message
     assert world.conditions("old")["Degraded"] == ("True", "NameConflict")
@@ -87,6 +87,17 @@ async def test_an_older_object_cannot_take_a_name_by_an_edit_and_learns_why() ->
     await world.settle()
     assert world.conditions("old")["Stalled"] == ("True", "NameConflict")
     assert "chat" not in message.replace(NAME, "")
+
+
+async def test_a_model_without_served_names_is_told_that_its_name_is_the_model() -> None:
+    world = await World().start()
+    for namespace in ("team-a", "team-b"):
+        world.api.put(QWENDEPLOYMENTS, wants(namespace, f"of-{namespace}"))
+        await world.settle()
+    model = world.qd("of-team-b")["spec"]["model"]
+    assert world.message("Ready", "of-team-b").startswith(
+        f'spec.servedNames is empty, so the name is spec.model "{model}", which a QwenDeployment in namespace team-a'
+    )
 
 
 async def test_within_a_namespace_the_message_names_the_holder() -> None:
@@ -240,7 +251,7 @@ async def test_a_namespace_without_the_right_is_told_the_field_the_value_and_who
     await world.settle()
     assert world.conditions("chat")["Ready"] == ("False", "NameNotAllowed")
     assert world.message("Ready", "chat") == (
-        f'spec.servedNames is "{NAME}", which this namespace may not serve (allowed: "team-a-*"): choose another '
+        f'spec.servedNames has "{NAME}", which this namespace may not serve (allowed: "team-a-*"): choose another '
         "name in spec.servedNames, or ask the platform team to allow it in the Helm value servedNames"
     )
     assert world.conditions("good")["Degraded"] == ("True", "NameNotAllowed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -32,9 +33,8 @@ def owner(kubectl: Kubectl, name: str) -> str:
 def joined(kubectl: Kubectl, release: Release, name: str) -> set[str]:
     """The namespaces whose workers joined under a name, by the logs of all agents."""
     selector = ("-l", "app.kubernetes.io/component=gateway", "-c", "agent", "--tail=-1")
-    lines = kubectl.run("logs", "-n", release.namespace, *selector).splitlines()
-    ids = [line.rpartition(", ")[2] for line in lines if f"worker joins: '{name}'" in line]
-    return {ident.partition("/")[0].strip() for ident in ids}
+    logs = kubectl.run("logs", "-n", release.namespace, *selector)
+    return set(re.findall(rf"worker joins: '{re.escape(name)}' at [^,]+, ([^/]+)/", logs))
 
 
 def told(kubectl: Kubectl, thief: str) -> str:

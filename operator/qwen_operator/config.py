@@ -6,11 +6,13 @@ setting, its value, and what would be right.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_operator.api import reading
+from qwen_operator.api.claims import ANY_NAMESPACE, NameRights
 from qwen_operator.api.pod import DEFAULTS, Pod
 from qwen_operator.api.schema import object_schema
 from qwen_operator.api.spec import EnvVar
@@ -22,6 +24,8 @@ from qwen_operator.planning.types import EngineDefaults
 from qwen_runtime.checkpoints.reading import shown
 
 NO_POD_DEFAULTS = Pod()
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+_LONGEST_PATTERN = 96
 
 
 class ConfigError(Exception):
@@ -65,6 +69,7 @@ class Config:
 
     If `read_nodes` is false, the operator may not read nodes and knows only the declared pools. If `hub_lookup` is
     true, it may query the public repositories of model hubs. `pod` has the chart's defaults of spec.pod.
+    `name_rights`: which namespaces may serve which names.
     """
 
     namespaces: tuple[str, ...]
@@ -81,6 +86,7 @@ class Config:
     lease_name: str = "qwen-operator"
     hub_lookup: bool = False
     pod: Pod = NO_POD_DEFAULTS
+    name_rights: NameRights = field(default_factory=NameRights)
 
 
 def load(environ: Mapping[str, str], text: str) -> Config:
@@ -103,6 +109,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         lease_name=environ.get("QWEN_LEASE_NAME") or "qwen-operator",
         hub_lookup=_hub(root).lookup,
         pod=common.pod,
+        name_rights=name_rights(content),
     )
 
 
@@ -110,6 +117,20 @@ def settings(content: Mapping[str, Any]) -> Settings:
     """The part of the rendered configuration that plans depend on. Raises ConfigError."""
     root = Section("", content)
     return Settings(image=_image(root), engine=_engine(root), pools=_pools(root), pod=_pod(root))
+
+
+def name_rights(content: Mapping[str, Any]) -> NameRights:
+    """Which namespaces may serve which names: the setting `servedNames`. Raises ConfigError."""
+    section = Section("", content).section("servedNames")
+    for namespace in section.content:
+        if namespace != ANY_NAMESPACE and not _NAMESPACE.fullmatch(str(namespace)):
+            raise section.wrong(namespace, f"an entry for the name of a namespace, or for {ANY_NAMESPACE!r}")
+        for pattern in section.items(namespace):
+            if not isinstance(pattern, str) or not 0 < len(pattern) <= _LONGEST_PATTERN:
+                raise section.wrong(
+                    namespace, f"a list of names of 1 to {_LONGEST_PATTERN} characters, which may contain *"
+                )
+    return NameRights({str(namespace): tuple(section.items(namespace)) for namespace in section.content})
 
 
 def _yaml(text: str) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ import kopf
 import prometheus_client
 
 from qwen_operator import handlers
+from qwen_operator.api.name_index import NameIndex
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
 from qwen_operator.config import Config
 from qwen_operator.controller.autoscaler import Autoscaler
@@ -33,7 +34,7 @@ from qwen_operator.controller.resync import Resync
 from qwen_operator.controller.scraper import Scraper, scraper
 from qwen_operator.controller.volume_claims import VolumeClaims
 from qwen_operator.controller.worker import Reconciler, Worker, utc_now
-from qwen_operator.endpoints import http_app, serving
+from qwen_operator.endpoints import MetricsPage, http_app, serving
 from qwen_operator.hubs.client import fetch
 from qwen_operator.kube import QWENDEPLOYMENTS, KubeApi
 from qwen_operator.kube.client import connect
@@ -61,7 +62,7 @@ async def run(config: Config) -> None:
         stack.push_async_callback(operator.api.aclose)
         stopped = await stack.enter_async_context(signals())
         await stack.enter_async_context(
-            serving(config.http_port, http_app(operator.healthy, operator.ready, operator.metrics.registry))
+            serving(config.http_port, http_app(operator.healthy, operator.ready, operator.page()))
         )
         if await first_to_end([operator.resync.first(), stopped.wait()]) == 0:
             namespaces = ",".join(config.namespaces) or "all"
@@ -87,7 +88,8 @@ class Operator:
 
     @classmethod
     async def build(cls, config: Config, engines: Scraper) -> "Operator":
-        store, queue = Store(), WorkQueue(clock=time.monotonic, random=random.random)
+        store = Store(NameIndex(config.name_rights, utc_now))
+        queue = WorkQueue(clock=time.monotonic, random=random.random)
         metrics = OperatorMetrics()
         intake = Intake(store, queue, metrics.skipped)
         api = await connect(user_agent="qwen-operator", observer=metrics.requested)
@@ -100,7 +102,6 @@ class Operator:
         )
         deployments = DeploymentMetrics(store, LoadSource(autoscaler.samples, autoscaler.ages), elector.leads)
         metrics.follow(queue, elector.leads)
-        metrics.registry.register(deployments)
         return cls(
             config=config,
             api=api,
@@ -113,6 +114,10 @@ class Operator:
             metrics=metrics,
             deployments=deployments,
         )
+
+    def page(self) -> MetricsPage:
+        """The page of `/metrics`: about this process, and about the QwenDeployments."""
+        return MetricsPage(self.metrics.registry, self.deployments.slices)
 
     def healthy(self) -> str | None:
         """The problem if a worker hangs, else None."""

@@ -1,6 +1,6 @@
 """The operator's metrics: about itself (`qwen_operator_*`) and about the QwenDeployments (`qwen_deployment_*`).
 
-Each scrape computes the metrics of the deployments from the store, so a deleted deployment has no series. Only the
+Each page computes the metrics of the deployments from the store, so a deleted deployment has no series. Only the
 leader reports deployments, so a sum over all operators counts nothing twice. Labels have few values: namespace and
 deployment, names from the operator's own lists (states, reasons), and single values of a spec and its plan.
 """
@@ -14,7 +14,6 @@ from typing import Any
 
 import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from qwen_operator import objects, untrusted
 from qwen_operator.controller.cache import Store
@@ -30,6 +29,8 @@ INFO_LABELS = ("model", "gpu_product", "tensor", "quantization", "engine_version
 _MOST = 10_000
 _LARGEST = 1e18
 _LABEL = 253
+# The event loop waits for so many deployments at a time: some milliseconds.
+_SLICE = 10
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +105,8 @@ class LoadSource:
 
 
 @dataclass(slots=True, eq=False)
-class DeploymentMetrics(Collector):
-    """Collector of `qwen_deployment_*`."""
+class DeploymentMetrics:
+    """The metrics `qwen_deployment_*`."""
 
     store: Store
     load: LoadSource
@@ -123,17 +124,30 @@ class DeploymentMetrics(Collector):
         if last and (last.get("time"), last.get("pod")) != (previous.get("time"), previous.get("pod")):
             self._failures[(*key, str(last.get("reason")))] += 1
 
-    def describe(self) -> list[Metric]:
-        """No metrics: when the registry calls this, there are no deployments yet."""
-        return []
+    def slices(self) -> Iterator[Iterable[Metric]]:
+        """The metric families of a few deployments at a time, and at the end the counters.
 
-    def collect(self) -> Iterator[Metric]:
+        A deployment that changes between two slices appears as it is when its slice is made.
+        """
         if not self.leads():
             return
         samples, ages = self.load.samples(), self.load.ages()
-        rows = {key_of(manifest): manifest for manifest in self.store.all(QWENDEPLOYMENTS)}
+        keys = [key_of(manifest) for manifest in self.store.all(QWENDEPLOYMENTS)]
+        for start in range(0, len(keys), _SLICE):
+            yield self._gauges(keys[start : start + _SLICE], samples, ages)
+        yield [
+            self._counter("qwen_deployment_scale", self._scaled),
+            self._counter("qwen_deployment_engine_failures", self._failures),
+        ]
+
+    def _gauges(
+        self, keys: Iterable[ObjectKey], samples: Mapping[ObjectKey, Sample], ages: Mapping[ObjectKey, float]
+    ) -> Iterable[Metric]:
         gauges = _Gauges()
-        for key, manifest in rows.items():
+        for key in keys:
+            manifest = self.store.get(QWENDEPLOYMENTS, key)
+            if manifest is None:
+                continue
             try:
                 _status(gauges, key, manifest)
                 _replicas(gauges, key, manifest, self.store.replicas(manifest))
@@ -143,14 +157,13 @@ class DeploymentMetrics(Collector):
                 _sample(gauges, key, sample)
             if (age := ages.get(key)) is not None:
                 gauges.add("qwen_deployment_metrics_age_seconds", key, age)
-        yield from gauges.families.values()
-        yield self._counter("qwen_deployment_scale", self._scaled, rows)
-        yield self._counter("qwen_deployment_engine_failures", self._failures, rows)
+        return gauges.families.values()
 
-    def _counter(self, name: str, counts: Counts[tuple[str, ...]], rows: Mapping[ObjectKey, Manifest]) -> Metric:
+    def _counter(self, name: str, counts: Counts[tuple[str, ...]]) -> Metric:
         text, labels = COUNTERS[name]
         family = CounterMetricFamily(name, text, labels=(*KEY_LABELS, *labels))
-        for values in [values for values in counts if values[:2] not in rows]:
+        gone = [values for values in counts if self.store.get(QWENDEPLOYMENTS, (values[0], values[1])) is None]
+        for values in gone:
             del counts[values]
         for values, count in counts.items():
             family.add_metric(values, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,6 +193,14 @@ def test_the_operator_is_told_the_values() -> None:
     assert (loaded["workers"], loaded["resyncSeconds"]) == (8, 300)
 
 
+def test_the_operator_and_the_agents_get_the_same_rights_to_names() -> None:
+    rights = {"team-a": ["team-a-*"], "*": []}
+    manifests = render({"servedNames": rights})
+    assert config(manifests)["servedNames"] == rights
+    assert json.loads(str(environment(manifests, "qwen-gateway", "agent")["QWEN_SERVED_NAMES"])) == rights
+    assert "QWEN_SERVED_NAMES" not in environment(render({}), "qwen-gateway", "agent")
+
+
 @all_values
 def test_the_operator_can_read_its_configuration(values: Manifest) -> None:
     manifests = render(values)
@@ -261,6 +270,8 @@ def test_images(image: Manifest, engine: str, ours: str, theirs: str) -> None:
         ({"engine": {"args": "--device=cpu"}}, "/engine/args"),
         ({"fullnameOverride": "Qwen"}, "/fullnameOverride"),
         ({"operator": {"replicas": 0}}, "/operator/replicas"),
+        ({"servedNames": {"team-a": "x"}}, "/servedNames/team-a"),
+        ({"servedNames": {"Team A": ["x"]}}, "Team A"),
         ({"monitoring": {"runbookUrl": "wiki"}}, "/monitoring/runbookUrl"),
         ({"gateway": {"topologySpreadConstraints": [{"topologyKey": "rack"}]}}, "/topologySpreadConstraints/0"),
         ({"gpuPools": [POOL, POOL]}, "gpuPools has two entries with the name l4"),

@@ -77,14 +77,14 @@ def test_no_room_waits_and_goes_on_by_itself(kubectl: Kubectl, eight: OwnNodes, 
     wait_for("two are left", lambda: len(pods(kubectl, space, "wide")) == 2, 30)
 
 
-def test_a_served_name_belongs_to_its_oldest_claim(kubectl: Kubectl, space: str) -> None:
+def test_a_served_name_belongs_to_the_first_one_that_asks_for_it(kubectl: Kubectl, space: str) -> None:
     kubectl.apply(simulated(space, "first", L4, servedNames=[f"{space}-chat"]))
     wait_ready(kubectl, space, "first")
 
     kubectl.apply(simulated(space, "second", L4, servedNames=[f"{space}-chat"]))
 
     obj = wait_condition(kubectl, space, "second", ("Ready", "False", "NameConflict"))
-    assert f"{space}/first" in condition(obj, "Ready")["message"]
+    assert "which QwenDeployment first of this namespace holds since" in condition(obj, "Ready")["message"]
     kubectl.run("delete", "qd", "first", "-n", space)
     wait_ready(kubectl, space, "second")
 

@@ -151,6 +151,8 @@ class FakeKube:
         old = self._found(resource, meta["namespace"], meta["name"])
         if meta.get("uid") not in (None, old["metadata"]["uid"]):
             raise Conflict(409, "Conflict", "the uid is another one")
+        if meta.get("resourceVersion") not in (None, old["metadata"]["resourceVersion"]):
+            raise Conflict(409, "Conflict", "the object has been modified")
         new = {**copy.deepcopy(old), "status": copy.deepcopy(manifest["status"])}
         self._change(resource, old, new)
         return self._answer(number, self._found(resource, meta["namespace"], meta["name"]))

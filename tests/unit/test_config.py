@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qwen_operator.api.claims import NameRights
 from qwen_operator.config import ConfigError, load
 
 GOOD = """
@@ -77,6 +78,11 @@ def test_two_releases_in_one_namespace_can_have_a_lease_each() -> None:
         (("gpusPerNode: 4", "gpusPerNode: 4, nodeSelector: {pool: 1}"), "gpuPools[0].nodeSelector.pool is 1: it must"),
         (("[{operator: Exists}]", "[gpu]"), "gpuPools[0].tolerations[0] is 'gpu': it must be a mapping"),
         (("gpuPools: [{", "gpuPools: [x, {"), "gpuPools[0] is 'x': it must be a mapping"),
+        (("gateway: {", "servedNames: [a]\ngateway: {"), "servedNames is a list: it must be a mapping"),
+        (("gateway: {", "servedNames: {a: x}\ngateway: {"), "servedNames.a is 'x': it must be a list"),
+        (("gateway: {", "servedNames: {a: ['']}\ngateway: {"), "servedNames.a is a list: it must be a list of names"),
+        (("gateway: {", "servedNames: {a: [1]}\ngateway: {"), "servedNames.a is a list: it must be a list of names"),
+        (("gateway: {", "servedNames: {A_b: [x]}\ngateway: {"), "servedNames.A_b is a list: it must be an entry for"),
         (("gateway: {", "workers: 0\ngateway: {"), "workers is 0: it must be a whole number of at least 1"),
     ],
 )
@@ -134,3 +140,9 @@ def test_where_models_come_from() -> None:
 def test_a_port_that_is_no_number_is_refused() -> None:
     with pytest.raises(ConfigError, match="QWEN_OPERATOR_PORT is 'x'"):
         load({"QWEN_OPERATOR_PORT": "x"}, GOOD)
+
+
+def test_which_namespaces_may_serve_which_names() -> None:
+    rights = load({}, GOOD + 'servedNames: {team-a: ["team-a-*", x], "*": []}').name_rights
+    assert rights == NameRights({"team-a": ("team-a-*", "x"), "*": ()})
+    assert load({}, GOOD).name_rights == NameRights()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 import qwen_operator
 from qwen_operator.controller.cache import Store
 from qwen_operator.controller.queue import WorkQueue
+from qwen_operator.endpoints import MetricsPage
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.logkeys import LogKey
 from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
@@ -56,14 +60,18 @@ class World:
     def __post_init__(self) -> None:
         load = LoadSource(lambda: self.samples, lambda: self.ages)
         self.deployments = DeploymentMetrics(self.store, load, lambda: self.leading)
-        self.registry = CollectorRegistry()
-        self.registry.register(self.deployments)
+        self.page = MetricsPage(CollectorRegistry(), self.deployments.slices, clock=itertools.count().__next__)
 
     def value(self, name: str, **labels: str) -> float | None:
-        return self.registry.get_sample_value(name, {"namespace": "team", "deployment": "chat", **labels})
+        """The value in the text of the page."""
+        asked = {"namespace": "team", "deployment": "chat", **labels}
+        samples = [one for family in text_string_to_metric_families(self.text()) for one in family.samples]
+        return next((one.value for one in samples if (one.name, one.labels) == (name, asked)), None)
 
     def text(self) -> str:
-        return generate_latest(self.registry).decode()
+        """A new page."""
+        self.page = replace(self.page, _task=None)
+        return asyncio.run(self.page.body()).decode()
 
 
 @pytest.fixture
@@ -172,6 +180,77 @@ def test_who_stands_by_says_nothing_about_deployments(world: World) -> None:
     world.store.update(QWENDEPLOYMENTS, deployment(plan=PLAN))
     world.leading = False
     assert world.text() == ""
+
+
+def test_many_deployments_have_one_head_for_each_family_and_all_their_lines(world: World) -> None:
+    for number in range(25):
+        world.store.update(QWENDEPLOYMENTS, deployment(f"d{number}", plan=PLAN))
+    lines = world.text().splitlines()
+    heads = [line for line in lines if line.startswith("#")]
+    assert len(heads) == len(set(heads))
+    assert sum(line.startswith("qwen_deployment_info{") for line in lines) == 25
+    families = [line.partition("{")[0] for line in lines if not line.startswith("#")]
+    assert [name for name, _ in itertools.groupby(families)] == list(dict.fromkeys(families))
+
+
+@dataclass
+class Slow:
+    """Slices that count how often they were asked for; each takes a second of the page's clock."""
+
+    now: float = 0.0
+    renderings: int = 0
+    seen: list[int] = field(default_factory=list)
+
+    def slices(self) -> Iterator[list[Metric]]:
+        self.renderings += 1
+        for number in range(3):
+            self.now += 1
+            family = GaugeMetricFamily("m", "text", labels=("n",))
+            family.add_metric((str(number),), self.renderings)
+            yield [family]
+
+
+async def test_scrapes_at_the_same_time_share_one_rendering_that_gives_way() -> None:
+    slow = Slow()
+    page = MetricsPage(CollectorRegistry(), slow.slices, lambda: slow.now)
+    turns = 0
+
+    async def other_work() -> None:
+        nonlocal turns
+        while turns < 100:
+            turns += 1
+            await asyncio.sleep(0)
+
+    work = asyncio.create_task(other_work())
+    gone = asyncio.create_task(page.body())
+    await asyncio.sleep(0)
+    gone.cancel()
+    bodies = await asyncio.gather(*(page.body() for _ in range(50)))
+    assert turns >= 3
+    assert slow.renderings == 1
+    assert len(set(bodies)) == 1
+    assert bodies[0].decode().splitlines()[2:] == ['m{n="0"} 1.0', 'm{n="1"} 1.0', 'm{n="2"} 1.0']
+    # A page is served for ten times as long as it took.
+    slow.now += 29
+    assert await page.body() == bodies[0]
+    slow.now += 2
+    assert await page.body() != bodies[0]
+    await work
+
+
+async def test_a_rendering_that_fails_is_tried_again() -> None:
+    fails = [True]
+
+    def slices() -> Iterator[list[Metric]]:
+        if fails.pop():
+            raise OSError("no")
+        yield []
+
+    page = MetricsPage(CollectorRegistry(), slices)
+    with pytest.raises(OSError, match="no"):
+        await page.body()
+    fails.append(False)
+    assert await page.body() == b""
 
 
 def test_the_machine_in_numbers() -> None:

@@ -23,7 +23,7 @@ from qwen_operator.cli import main as cli
 from qwen_operator.config import GatewayConfig
 from qwen_operator.controller.cache import WATCHED
 from qwen_operator.controller.gateway_secret import GatewayKeys
-from qwen_operator.endpoints import http_app, serving
+from qwen_operator.endpoints import MetricsPage, http_app, serving
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
     NODES,
@@ -131,7 +131,7 @@ async def test_health_readiness_and_metrics() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     checks = (lambda: wrong["health"]), (lambda: wrong["ready"])
-    async with serving(port, http_app(*checks, metrics.registry)), aiohttp.ClientSession() as session:
+    async with serving(port, http_app(*checks, MetricsPage(metrics.registry))), aiohttp.ClientSession() as session:
 
         async def get(path: str) -> tuple[int, str]:
             async with session.get(f"http://127.0.0.1:{port}{path}") as answer:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from qwen_operator.api.conditions import Reason
+from qwen_operator.api.name_index import NameIndex
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
 from qwen_operator.config import Config, GatewayConfig
@@ -223,7 +224,7 @@ class Operator:
         self, api: FakeKube, config: Config, load: Load = lambda _namespace, _name, _uid: None, fetch: Fetch = no_hub
     ) -> None:
         self.api = api
-        self.store = Store()
+        self.store = Store(NameIndex(config.name_rights, api.clock.now))
         self.queue = WorkQueue(clock=api.clock.monotonic, random=lambda: 0.5)
         self.intake = Intake(self.store, self.queue)
         self.outcomes: Counter[str] = Counter()

@@ -79,6 +79,7 @@ class Reason(StrEnum):
     INVALID_OVERRIDE = "InvalidOverride"
     UNKNOWN_FLAG = "UnknownFlag"
     NAME_CONFLICT = "NameConflict"
+    NAME_NOT_ALLOWED = "NameNotAllowed"
     FOREIGN_OBJECT = "ForeignObject"
     POD_REFUSED = "PodRefused"
     # inspection

@@ -354,7 +354,7 @@ class Spec:
         changes_pods=True,
     )
     served_names: tuple[str, ...] = described(
-        "All names that clients can use for this model. If two QwenDeployments claim a name, the older one keeps it. "
+        "All names that clients can use for this model. A name has one holder, which keeps it until it gives it up. "
         "Changing this field restarts nothing. Default: the model. Example: [qwen-72b, chat-default].",
         default=(),
         max_items=4,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_operator.api.conditions import ConditionType, Reason, Verdict, clip, set_conditions
@@ -46,8 +46,8 @@ class Observation:
 
     `verdicts` has at least one entry for each of Ready, Planned, ModelLoaded and ScalingActive. `replicas` is the
     number of replicas that exist and are not draining, `ready` of those that answer, `wanted` of those that should
-    exist. `gpus` is the short form of the plan's GPUs ("4xH100-80GB") or "", `names` are the served names, `load` is
-    the class of the load.
+    exist. `gpus` is the short form of the plan's GPUs ("4xH100-80GB") or "", `names` are the served names,
+    `claims` is `status.names`, `load` is the class of the load.
     """
 
     generation: int
@@ -57,6 +57,7 @@ class Observation:
     selector: str
     names: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
+    claims: Mapping[str, Any] = field(default_factory=dict)
     gpus: str = ""
     model: Mapping[str, Any] | None = None
     plan: Mapping[str, Any] | None = None
@@ -84,6 +85,7 @@ def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[st
         "readyReplicas": observation.ready,
         "selector": observation.selector,
         "endpoint": {"names": list(observation.names)},
+        **({"names": dict(observation.claims)} if observation.claims else {}),
         **{key: dict(value) for key, value in optional.items() if value},
         "conditions": set_conditions(members(old, "conditions"), observation.verdicts, observation.generation, now),
         "summary": summary(observation),

@@ -14,7 +14,7 @@ from typing import Any
 
 from qwen_operator.api.conditions import clip
 
-SIZE_LIMIT = 4096
+SIZE_LIMIT = 5120
 """Bytes of a status as compact JSON."""
 
 BUDGETS = {
@@ -23,6 +23,7 @@ BUDGETS = {
     "readyReplicas": 20,
     "selector": 180,
     "endpoint": 420,
+    "names": 1180,
     "model": 330,
     "plan": 400,
     "noFit": 130,
@@ -33,8 +34,8 @@ BUDGETS = {
 }
 """Bytes that each part may always use, with its name."""
 
-RESERVED = {"progress": 130, "adapters": 226, "names": 200}
-"""Bytes for parts that are to come: the progress of a download, adapters, and names held and claimed."""
+RESERVED = {"progress": 130, "adapters": 226}
+"""Bytes for parts that are to come: the progress of a download, and adapters."""
 
 _SHORTEST_MESSAGE = 20
 
@@ -68,12 +69,14 @@ _CUTS = (
 def shortened(status: Mapping[str, Any]) -> dict[str, Any]:
     """The status with at most SIZE_LIMIT bytes; equal to the given one where that is small enough."""
     result = dict(status)
-    if size_of(result) <= SIZE_LIMIT:
+    # Most objects hold one short name. Logs and messages must not fill the room that four long names would take.
+    limit = SIZE_LIMIT - max(0, BUDGETS["names"] - _size_of_part(status, "names"))
+    if size_of(result) <= limit:
         return result
     for cut in _CUTS:
-        _shorten(result, cut.part, cut.apply)
+        _shorten(result, cut.part, cut.apply, limit)
     for part in ("conditions", "scaling", "summary"):
-        _shorten(result, part, _with_shorter_message)
+        _shorten(result, part, _with_shorter_message, limit)
     return result
 
 
@@ -82,9 +85,9 @@ def size_of(value: Any) -> int:
     return len(json.dumps(value, separators=(",", ":")).encode())
 
 
-def _shorten(status: dict[str, Any], part: str, step: Callable[[Any], Any | None]) -> None:
+def _shorten(status: dict[str, Any], part: str, step: Callable[[Any], Any | None], limit: int) -> None:
     """Take steps while both the status and the part are too large, and there is a step to take."""
-    while size_of(status) > SIZE_LIMIT and _size_of_part(status, part) > BUDGETS[part]:
+    while size_of(status) > limit and _size_of_part(status, part) > BUDGETS[part]:
         smaller = step(status[part])
         if smaller is None:
             return

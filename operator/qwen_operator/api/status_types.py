@@ -20,6 +20,42 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class NameHeld:
+    name: str = described("Served name.", max_length=96)
+    since: str = described(
+        "When the operator granted the name. If an earlier version granted it, the creation time of this object.",
+        max_length=32,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NameAwaited:
+    name: str = described("Served name.", max_length=96)
+    namespace: str = described("Namespace of the QwenDeployment that holds the name, or held it last.", max_length=63)
+    holder: str = described("Identifies that QwenDeployment. It is a hash of its uid.", max_length=16)
+    since: str = described("When the holder got the name.", default="", max_length=32)
+    until: str = described(
+        "The holder was deleted. Until this time the name is reserved for its namespace.", default="", max_length=32
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NamesStatus:
+    uid: str = described(
+        "The metadata.uid of the object that this part is about. For another object it is void.", max_length=64
+    )
+    held: tuple[NameHeld, ...] = described(
+        "Names that this QwenDeployment holds. It keeps them until it no longer asks for them.",
+        default=(),
+        max_items=4,
+        list_type="atomic",
+    )
+    waiting: tuple[NameAwaited, ...] = described(
+        "Names that another QwenDeployment holds.", default=(), max_items=4, list_type="atomic"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
     architecture: str = described("Architecture in config.json, for example Qwen2ForCausalLM.", max_length=128)
     quantization: str = described("Format of the weights, for example bfloat16 or gptq 4 bit.", max_length=160)
@@ -187,6 +223,7 @@ class Status:
         "Label selector of the replicas, for kubectl scale and autoscalers.", default="", max_length=512
     )
     endpoint: Endpoint = described("How clients reach the model.", default=Endpoint)
+    names: NamesStatus | None = described("Which served names this object holds, and since when.", default=None)
     model: ModelFacts | None = described("Facts about the model.", default=None)
     plan: PlanStatus | None = described("How one replica runs.", default=None)
     no_fit: NoFitStatus | None = described("Why there is no plan, in numbers.", default=None)

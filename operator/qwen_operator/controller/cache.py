@@ -7,10 +7,12 @@ Otherwise the operator would repeat each write once, when it sees the event of a
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from qwen_operator import objects, untrusted
-from qwen_operator.api.claims import served_names
+from qwen_operator.api.claims import NameRights
+from qwen_operator.api.name_index import NameIndex
 from qwen_operator.api.writers import kept_fields
 from qwen_operator.hardware import hami
 from qwen_operator.hardware.nodes import shares_host_memory
@@ -54,9 +56,13 @@ class ObjectChange:
 
 
 class Store:
-    """Objects by resource and key. Returned manifests are shared: never change them."""
+    """Objects by resource and key. Returned manifests are shared: never change them.
 
-    def __init__(self) -> None:
+    `names`: which QwenDeployment holds which served name, for the same states of the objects.
+    """
+
+    def __init__(self, names: NameIndex | None = None) -> None:
+        self.names = names or NameIndex(NameRights(), lambda: datetime.now(UTC))
         self._objects: dict[Resource, dict[ObjectKey, Manifest]] = {resource: {} for resource in WATCHED}
         self._related: dict[Resource, dict[str, set[ObjectKey]]] = {resource: {} for resource in WATCHED}
         self._generation = dict.fromkeys(_COMMON, 0)
@@ -80,7 +86,7 @@ class Store:
     def generation(self, resource: Resource) -> int:
         """A number that grows when something changes that matters for all QwenDeployments.
 
-        For nodes that is any change. For QwenDeployments it is a change of the claimed names, but not of the status.
+        For nodes that is any change. For QwenDeployments it is a new object, or the end of one.
         """
         return self._generation[resource]
 
@@ -198,6 +204,8 @@ class Store:
         self._forget(resource, key)
         self._count(resource, self._objects[resource].get(key), manifest)
         self._objects[resource][key] = manifest
+        if resource == QWENDEPLOYMENTS:
+            self.names.put(key, manifest)
         for owner in _owners(manifest):
             self._related[resource].setdefault(owner, set()).add(key)
 
@@ -206,6 +214,8 @@ class Store:
             self._pod_states.pop(key, None)
         elif resource == CONTROLLER_REVISIONS:
             self._pinned.pop(key, None)
+        elif resource == QWENDEPLOYMENTS:
+            self.names.put(key, None)
         self._forget(resource, key)
         self._count(resource, self._objects[resource].pop(key, None), None)
 
@@ -315,13 +325,9 @@ def _essence(manifest: Manifest | None) -> Manifest | None:
     return {**manifest, "metadata": meta}
 
 
-def _claim(deployment: Manifest | None) -> tuple[Any, ...] | None:
-    """All fields that decide which QwenDeployment holds which name."""
-    if deployment is None:
-        return None
-    meta = deployment["metadata"]
-    return (meta.get("creationTimestamp"), "deletionTimestamp" in meta, served_names(deployment))
+def _identity(deployment: Manifest | None) -> object:
+    return None if deployment is None else _uid(deployment)
 
 
-_COMMON: Mapping[Resource, Callable[[Manifest | None], object]] = {NODES: _essence, QWENDEPLOYMENTS: _claim}
+_COMMON: Mapping[Resource, Callable[[Manifest | None], object]] = {NODES: _essence, QWENDEPLOYMENTS: _identity}
 """The part of an object that matters for the decisions about all QwenDeployments; see `Store.generation`."""

@@ -4,13 +4,16 @@ import logging
 from collections.abc import Callable, Iterable
 
 from qwen_operator import objects
-from qwen_operator.api.claims import served_names
 from qwen_operator.api.conditions import Reason
 from qwen_operator.controller.cache import ObjectChange, Store
 from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.kube import NODES, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest, Resource
 from qwen_operator.manifests.names import LABEL_DEPLOYMENT
 from qwen_operator.objects import ObjectKey, key_of
+
+# A name may have thousands of claims. When its holder changes, those that wait for it only get another message. They
+# are reconciled one after the other, so that one edit does not fill the queue.
+WAITING_SECONDS = 0.1
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +35,7 @@ class Intake:
         if not self._readable(resource, manifest):
             return
         change = (self._store.remove if kind == "DELETED" else self._store.update)(resource, manifest)
-        if change is not None:
-            self._enqueue([change])
+        self._enqueue([change] if change is not None else [])
 
     def listed(self, resource: Resource, namespace: str | None, items: Iterable[Manifest], version: str) -> None:
         """Store a complete list. Its changes include deletions that no event reported."""
@@ -57,12 +59,13 @@ class Intake:
             if change.resource == NODES:
                 self.enqueue_all()
             elif change.resource == QWENDEPLOYMENTS:
-                self._deployment(change)
+                self._queue_all(change)
             elif change.resource == RESOURCE_QUOTAS:
                 self._quota(change)
             else:
                 for key in _owners(change):
                     self._queue.add(key)
+        self._names()
 
     def _quota(self, change: ObjectChange) -> None:
         """Queue only the deployments that wait for a quota: its status changes with every pod of the namespace."""
@@ -71,22 +74,22 @@ class Intake:
             if deployment["metadata"]["namespace"] in namespaces and _waits_for_quota(deployment):
                 self._queue.add(key_of(deployment))
 
-    def _deployment(self, change: ObjectChange) -> None:
+    def _queue_all(self, change: ObjectChange) -> None:
         for manifest in (change.old, change.new):
             if manifest is not None:
                 self._queue.add(key_of(manifest))
-        if _claim(change.old) == _claim(change.new):
-            return
-        names = set(_claim(change.old)) | set(_claim(change.new))
-        for other in self._store.all(QWENDEPLOYMENTS):
-            if names & set(served_names(other)):
-                self._queue.add(key_of(other))
 
+    def _names(self) -> None:
+        """Queue the deployments whose answer about a name changed: the first one now, those behind it little by little.
 
-def _claim(manifest: Manifest | None) -> tuple[str, ...]:
-    if manifest is None or objects.is_deleting(manifest):
-        return ()
-    return served_names(manifest)
+        An edit of an object that does not hold the name changes no other answer.
+        """
+        for move in self._store.names.moves():
+            if move.first not in (None, move.cause):
+                self._queue.add(move.first)
+            for place, key in enumerate(self._store.names.asking(move.name)):
+                if key not in (move.first, move.cause):
+                    self._queue.add_after(key, WAITING_SECONDS * place)
 
 
 def _waits_for_quota(deployment: Manifest) -> bool:

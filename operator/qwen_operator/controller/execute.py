@@ -73,16 +73,24 @@ class Actor:
         )
 
     async def write_status(self, deployment: Manifest, status: dict[str, Any]) -> None:
-        """Apply the complete status of a QwenDeployment."""
+        """Apply the complete status of a QwenDeployment; raises Stale, or ApiError.
+
+        A status that takes a name counts only for the observed state: the object may have given the name up since.
+        """
         meta = deployment["metadata"]
+        version = {"resourceVersion": meta.get("resourceVersion")} if _takes_name(deployment, status) else {}
         intent = {
             "apiVersion": deployment["apiVersion"],
             "kind": deployment["kind"],
             # With the uid, the apply fails if the object was replaced. Without it, the apply could create an object.
-            "metadata": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]},
+            "metadata": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"], **version},
             "status": status,
         }
-        answer = await self._api.apply_status(QWENDEPLOYMENTS, intent, manager=STATUS_MANAGER)
+        try:
+            answer = await self._api.apply_status(QWENDEPLOYMENTS, intent, manager=STATUS_MANAGER)
+        except Conflict as error:
+            await self._refresh(QWENDEPLOYMENTS, (meta["namespace"], meta["name"]))
+            raise Stale(f"the status of {meta['name']}: {error.message}") from error
         self._store.update(QWENDEPLOYMENTS, answer)
         summary = status["summary"]
         log.info(
@@ -138,3 +146,12 @@ class Actor:
                 self._store.remove(resource, stored, reported=False)
             return
         self._store.update(resource, current)
+
+
+def _takes_name(deployment: Manifest, status: Manifest) -> bool:
+    """Whether the new status records a name that the present one does not."""
+    held = [
+        {entry.get("name") for entry in objects.members(part, "names", "held")}
+        for part in (status, objects.mapping(deployment, "status"))
+    ]
+    return not held[0] <= held[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from qwen_operator import objects
-from qwen_operator.api.claims import Claims, DeploymentKey, claims
 from qwen_operator.api.spec import revision_hash
 from qwen_operator.checkpoints.hubs import HubAnswer
 from qwen_operator.controller.cache import Store
@@ -59,7 +58,7 @@ class Observer:
         self._scaling = scaling
         self._hub = hub
         self._hardware: tuple[int, Inventory, NodeHealth] = (-1, Inventory(), NodeHealth())
-        self._claims: tuple[int, Claims | None] = (-1, None)
+        self._deployments = -1
         self._plans = PlanMemory()
 
     def observe(self, key: ObjectKey) -> Observed | None:
@@ -87,9 +86,9 @@ class Observer:
             nodes=nodes,
             scaling=self._scaling(*key, meta["uid"]) or shown(deployment),
             inventory=gpus,
-            lost_names=self._lost_names(key),
+            names=self._store.names.share(key),
             hub=self._hub(key),
-            plans=self._plans,
+            plans=self._current_plans(),
         )
 
     def _children(self, resource: Resource, deployment: Manifest, names: Iterable[str]) -> Children:
@@ -109,11 +108,9 @@ class Observer:
             self._hardware = (generation, inventory(nodes, self._pools), node_health(nodes))
         return self._hardware
 
-    def _lost_names(self, key: ObjectKey) -> dict[str, str]:
+    def _current_plans(self) -> PlanMemory:
         generation = self._store.generation(QWENDEPLOYMENTS)
-        current = self._claims[1]
-        if current is None or self._claims[0] != generation:
-            current = claims(self._store.all(QWENDEPLOYMENTS))
-            self._claims = (generation, current)
+        if self._deployments != generation:
+            self._deployments = generation
             self._plans.keep({item["metadata"]["uid"] for item in self._store.all(QWENDEPLOYMENTS)})
-        return {lost.name: str(lost.owner) for lost in current.lost.get(DeploymentKey(*key), ())}
+        return self._plans

@@ -18,6 +18,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from qwen_operator import endpoints
+from qwen_operator.api.claims import NameRights
 from qwen_operator.gateway.settings import CONTROL_PLANE_KEY_FILE, WORKERS_FILE, AgentSettings
 from qwen_operator.gateway.smg import Router, Smg
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi, Manifest, Resource
@@ -61,6 +62,7 @@ class Agent:
     naming: EntryNaming
     sources: frozenset[tuple[str, str | None]]
     """The (plural, namespace) pairs that the agent must have listed before it may change the file."""
+    rights: NameRights = field(default_factory=NameRights)
     clock: Callable[[], float] = time.monotonic
     metrics: AgentMetrics = field(default_factory=AgentMetrics)
     membership: Membership = field(default_factory=Membership)
@@ -146,7 +148,7 @@ class Agent:
         return FAST_POLL_SECONDS if not self._settled or (waiting and fresh) else SLOW_POLL_SECONDS
 
     def _advance(self, workers: list[Manifest] | None) -> None:
-        observed = GatewayView(self._objects(QWENDEPLOYMENTS), self._objects(PODS), workers)
+        observed = GatewayView(self._objects(QWENDEPLOYMENTS), self._objects(PODS), workers, self.rights)
         before, self.membership = self.membership, advance(observed, self.membership, self.naming)
         self._report(before)
         self._write(self.membership.content())
@@ -201,7 +203,7 @@ def http_app(agent: Agent) -> web.Application:
         problem = "the router does not listen, or does not use the first complete list of workers yet"
         return None if agent.ready else problem
 
-    return endpoints.http_app(healthy, ready, agent.metrics.registry)
+    return endpoints.http_app(healthy, ready, endpoints.MetricsPage(agent.metrics.registry))
 
 
 async def run(settings: AgentSettings, api: KubeApi | None = None) -> None:
@@ -224,6 +226,7 @@ async def run(settings: AgentSettings, api: KubeApi | None = None) -> None:
             router=Smg(session, settings.router_url, settings.run_dir / CONTROL_PLANE_KEY_FILE),
             run_dir=settings.run_dir,
             naming=EntryNaming(nonce=secrets.token_hex(4), cluster_domain=settings.cluster_domain),
+            rights=settings.name_rights,
             sources=frozenset((resource.plural, namespace) for resource, namespace, _ in mirrored),
         )
         agent.start()

@@ -1,11 +1,16 @@
 """Reads and checks the environment variables of the gateway's two programs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from qwen_operator.api.claims import NameRights
+from qwen_operator.config import ConfigError, name_rights
+from qwen_operator.untrusted import decode
 
 WORKERS_FILE = "workers.json"
 CONTROL_PLANE_KEY_FILE = "control-plane-key"
+_LEVELS = 4
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -15,13 +20,17 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """`namespaces` is empty if the agent watches the whole cluster. `port` serves health and metrics."""
+    """`namespaces` is empty if the agent watches the whole cluster. `port` serves health and metrics.
+
+    `name_rights`: which namespaces may serve which names.
+    """
 
     namespaces: tuple[str, ...]
     run_dir: Path
     router_url: str
     port: int
     cluster_domain: str
+    name_rights: NameRights = field(default_factory=NameRights)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "AgentSettings":
@@ -36,6 +45,7 @@ class AgentSettings:
             router_url=url,
             port=_number(environ, "QWEN_AGENT_PORT", 8081, 1, 65535),
             cluster_domain=environ.get("QWEN_CLUSTER_DOMAIN", "cluster.local"),
+            name_rights=_name_rights(environ.get("QWEN_SERVED_NAMES", "")),
         )
 
 
@@ -86,6 +96,15 @@ class RouterSettings:
             shutdown_grace_seconds=_number(environ, "QWEN_GATEWAY_SHUTDOWN_GRACE_SECONDS", 180),
             log_level=level,
         )
+
+
+def _name_rights(text: str) -> NameRights:
+    try:
+        return name_rights({"servedNames": decode(text, _LEVELS) if text else {}})
+    except (ValueError, ConfigError) as error:
+        raise SettingsError(
+            f"QWEN_SERVED_NAMES must be a JSON object of namespaces and lists of names: {error}"
+        ) from error
 
 
 def _number(environ: Mapping[str, str], name: str, default: int, low: int = 0, high: int = 2**53) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from qwen_operator import objects
 from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, LABEL_DEPLOYMENT, Manifest
@@ -57,7 +58,15 @@ def is_former(child: Manifest, deployment: Manifest) -> bool:
     return marked and named and not any(owner.get("controller") for owner in objects.owner_references(child))
 
 
-def ownership(child: Manifest, deployment: Manifest) -> Ownership:
+def is_marked_child(child: Mapping[str, Any], deployment: Mapping[str, Any]) -> bool:
+    """Whether the child names this very object both as its controller and in the annotation with the owner's uid."""
+    uid = objects.text(deployment, "metadata", "uid")
+    controllers = [owner.get("uid") for owner in objects.owner_references(child) if owner.get("controller") is True]
+    marked = objects.annotations(child).get(ANNOTATION_OWNER_UID) == uid
+    return uid != "" and marked and controllers == [uid]
+
+
+def ownership(child: Mapping[str, Any], deployment: Mapping[str, Any]) -> Ownership:
     """The ownership of one object."""
     uid, name = deployment["metadata"]["uid"], deployment["metadata"]["name"]
     controller = next((owner for owner in objects.owner_references(child) if owner.get("controller")), None)

@@ -65,7 +65,7 @@ def _begin(observed: Observed, config: Config, now: datetime, spec: Spec) -> Cou
         now=now,
         spec=replace(spec, pod=with_defaults(spec.pod, config.pod)),
         revision=revision_hash(observed.deployment["spec"], objects.annotations(observed.deployment)),
-        unreachable=all_names_lost(spec, observed.lost_names),
+        unreachable=all_names_lost(spec, observed.names),
     )
 
 
@@ -73,5 +73,7 @@ def _rejected(observed: Observed, error: InvalidSpec, now: datetime) -> Decision
     """The decision about an invalid spec: it changes only the status, and the pods keep running."""
     existing = groups_of((as_of(state, now) for state in observed.engine_pods), observed.pods_of_revisions)
     stamp = rfc3339(now)
-    new = invalid_status(observed.deployment, error, sort_replicas(existing, "", observed.nodes), stamp)
-    return Decision(OrderedActions(), new, status_events(observed.deployment, new, stamp))
+    record = observed.names.record(observed.owner.uid, now)
+    new = invalid_status(observed.deployment, error, sort_replicas(existing, "", observed.nodes), record, stamp)
+    events = status_events(observed.deployment, new, stamp)
+    return Decision(OrderedActions(), new, events, observed.names.wait(now))

@@ -9,6 +9,7 @@ from typing import Any
 
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.actions.types import Action, OrderedActions, Refusal
+from qwen_operator.api.claims import NameShare
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.hubs import HubAnswer, HubQuery
 from qwen_operator.config import Config
@@ -36,7 +37,7 @@ class Observed:
     `pinned`: what its ControllerRevisions pin, by revision hash, or why this version cannot read one.
     `quotas`: the ResourceQuotas of its namespace.
     `scaling`: the scaling state; None while nothing is known.
-    `lost_names`: served names that an older QwenDeployment holds, with that object's "namespace/name".
+    `names`: which of its served names it holds, and why it does not hold the others.
     `hub`: the answer to this deployment's last query; None while there is none.
     `claim`: the claim with the files that are still to be inspected; None if it is unknown.
     `refusal`: the action that the API server rejected; None if there is none.
@@ -53,7 +54,7 @@ class Observed:
     nodes: NodeHealth = field(default_factory=NodeHealth)
     inventory: Inventory = field(default_factory=Inventory)
     scaling: ScalingState | None = None
-    lost_names: Mapping[str, str] = field(default_factory=dict)
+    names: NameShare = field(default_factory=NameShare)
     hub: HubAnswer | None = None
     claim: VolumeClaim | None = None
     refusal: Refusal | None = None

@@ -23,13 +23,15 @@ measured with smg 1.13.0. The tests run the spellings, the swap and the return a
 import ipaddress
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from qwen_operator import objects
-from qwen_operator.api.claims import Claims, DeploymentKey, claims
+from qwen_operator.api.claims import DeploymentKey, NameRights
+from qwen_operator.api.name_index import Holders, holders
 from qwen_operator.manifests.names import LABEL_DEPLOYMENT
+from qwen_operator.manifests.ownership import Ownership, is_marked_child, ownership
 from qwen_operator.replicas.groups import groups_of
 from qwen_operator.replicas.pod_state import PodState, read_pod
 from qwen_operator.untrusted import clean, decode
@@ -47,6 +49,7 @@ class Drop(StrEnum):
     INVALID_NAME = "InvalidName"
     TOO_MANY_NAMES = "TooManyNames"
     UNREADABLE = "Unreadable"
+    NOT_OWNED = "NotOwned"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -112,11 +115,15 @@ class Membership:
 
 @dataclass(frozen=True, slots=True)
 class GatewayView:
-    """The present objects. `workers` is smg's answer to `GET /workers`; None if smg does not answer."""
+    """The present objects. `workers` is smg's answer to `GET /workers`; None if smg does not answer.
+
+    `rights`: which namespaces may serve which names.
+    """
 
     deployments: Sequence[Mapping[str, Any]]
     pods: Sequence[Mapping[str, Any]]
     workers: Sequence[Mapping[str, Any]] | None
+    rights: NameRights = field(default_factory=NameRights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +153,9 @@ def advance(observed: GatewayView, previous: Membership, naming: EntryNaming) ->
 
     If nothing changes, it returns the same file again.
     """
-    owned = claims(observed.deployments)
+    owned = holders(observed.deployments, observed.rights)
     dropped: list[Dropped] = []
-    pods, routable = _read_pods(observed.pods, dropped)
+    pods, routable = _read_pods(_engine_pods(observed, dropped), dropped)
     kept, missing = _match(routable, owned, previous, naming, dropped)
     ready = None if observed.workers is None else ready_ids(observed.workers)
     admitted = _admit(missing, kept, _known_urls(observed.workers, previous), naming, previous.serial)
@@ -228,6 +235,25 @@ def _read_pods(manifests: Iterable[Mapping[str, Any]], dropped: list[Dropped]) -
     return alive, [pod for pod in alive if pod.routable]
 
 
+def _engine_pods(observed: GatewayView, dropped: list[Dropped]) -> Iterator[Mapping[str, Any]]:
+    """The pods that a present QwenDeployment owns. Labels alone make no engine: anybody may write them."""
+    deployments = {
+        DeploymentKey(objects.text(item, "metadata", "namespace"), objects.text(item, "metadata", "name")): item
+        for item in observed.deployments
+    }
+    for pod in observed.pods:
+        key = DeploymentKey(objects.text(pod, "metadata", "namespace"), _deployment(pod))
+        deployment = deployments.get(key)
+        if deployment is None:
+            continue
+        if is_marked_child(pod, deployment):
+            yield pod
+        elif ownership(pod, deployment) is Ownership.FOREIGN:
+            subject = f"{key.namespace}/{objects.text(pod, 'metadata', 'name')}"
+            message = f"the pod has the label of QwenDeployment {key.name}, but that object does not own it"
+            dropped.append(Dropped(Drop.NOT_OWNED, subject, message))
+
+
 def _leaders(manifests: Iterable[Mapping[str, Any]], dropped: list[Dropped]) -> Iterator[_Pod]:
     """The first pod of each replica. A replica is routable if all its pods are ready."""
     states: dict[DeploymentKey, list[PodState]] = {}
@@ -272,7 +298,7 @@ def _subject(pod: _Pod) -> str:
 
 
 def _match(
-    routable: Iterable[_Pod], owned: Claims, previous: Membership, naming: EntryNaming, dropped: list[Dropped]
+    routable: Iterable[_Pod], owned: Holders, previous: Membership, naming: EntryNaming, dropped: list[Dropped]
 ) -> tuple[list[Entry], list[tuple[_Pod, str]]]:
     """Return the entries that stay in the file, and the (pod, name) pairs that are new."""
     before = {(entry.uid, entry.owner, entry.name): entry for entry in previous.entries}

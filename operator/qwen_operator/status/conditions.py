@@ -14,6 +14,7 @@ from qwen_operator.actions.blocked import Blocked
 from qwen_operator.actions.events import rfc3339
 from qwen_operator.actions.refusals import explain
 from qwen_operator.actions.types import Refusal
+from qwen_operator.api.claims import NameShare
 from qwen_operator.api.conditions import ConditionType, Reason, Verdict
 from qwen_operator.api.spec import InvalidSpec, Spec
 from qwen_operator.api.status import Failure, Observation, ScalingReport, build
@@ -25,6 +26,7 @@ from qwen_operator.replicas.pod_state import last_failure
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.load import LoadClass
 from qwen_operator.sources.inspection import PHASE
+from qwen_operator.status.names import lost_message, lost_reason
 
 STALLED_AFTER_FAILURES = 3
 _URGENT = (Reason.CLAIM_NOT_FOUND, Reason.CLAIM_NOT_BOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED)
@@ -52,7 +54,7 @@ class StatusInput:
     wanted: WantedReplicas
     rules: RolloutRules
     foreign: str
-    lost_names: Mapping[str, str]
+    names: NameShare
     refusal: Refusal | None
     full: str | None
     newer: bool
@@ -79,16 +81,22 @@ class StatusInput:
     @property
     def unreachable(self) -> bool:
         """Whether no client can reach it, because other QwenDeployments hold all its names."""
-        return all_names_lost(self.spec, self.lost_names)
+        return all_names_lost(self.spec, self.names)
 
 
-def all_names_lost(spec: Spec, lost_names: Mapping[str, str]) -> bool:
-    """Whether older QwenDeployments hold all served names of this spec."""
-    return bool(spec.names) and all(name in lost_names for name in spec.names)
+def all_names_lost(spec: Spec, names: NameShare) -> bool:
+    """Whether this deployment has none of the served names of its spec."""
+    lost = names.lost_names
+    return bool(spec.names) and all(name in lost for name in spec.names)
 
 
-def invalid_status(deployment: Manifest, error: InvalidSpec, replicas: SortedReplicas, now: str) -> dict[str, Any]:
-    """The status of a QwenDeployment with an invalid spec. Its pods stay as they are."""
+def invalid_status(
+    deployment: Manifest, error: InvalidSpec, replicas: SortedReplicas, claims: Mapping[str, Any], now: str
+) -> dict[str, Any]:
+    """The status of a QwenDeployment with an invalid spec. Its pods stay as they are, and so do the names it holds.
+
+    `claims` is `status.names`.
+    """
     message = str(error)
     kinds = (ConditionType.READY, ConditionType.PLANNED, ConditionType.MODEL_LOADED, ConditionType.SCALING_ACTIVE)
     verdicts = [Verdict(kind, False, Reason.INVALID_SPEC, message) for kind in kinds]
@@ -102,6 +110,7 @@ def invalid_status(deployment: Manifest, error: InvalidSpec, replicas: SortedRep
         wanted=max(existing, 1),
         selector=engine_selector(meta["name"]),
         names=(),
+        claims=claims,
         verdicts=tuple(verdicts),
     )
     return build(observation, objects.mapping(deployment, "status"), now)
@@ -119,7 +128,8 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
         ready=given.answering,
         wanted=given.wanted.number,
         selector=engine_selector(meta["name"]),
-        names=tuple(name for name in given.spec.names if name not in given.lost_names),
+        names=tuple(name for name in given.spec.names if name not in given.names.lost_names),
+        claims=given.names.record(meta["uid"], given.rules.now),
         verdicts=_verdicts(meta, given, failure),
         gpus=running.plan.gpus if running else "",
         model=None
@@ -257,15 +267,15 @@ def _missing(given: StatusInput, number: int) -> str:
 
 
 def _ready(given: StatusInput, reason: Reason, message: str) -> Verdict:
-    lost, ready = given.lost_names, given.answering
+    lost, ready = given.names.lost, given.answering
     if given.unreachable and given.blocked is None:
-        return Verdict(ConditionType.READY, False, Reason.NAME_CONFLICT, _lost_message(lost))
+        return Verdict(ConditionType.READY, False, lost_reason(lost), lost_message(given.spec, lost))
     if ready and given.wanted.number:
         text = f"{ready} of {given.wanted.number} replicas answer"
         if reason is not Reason.SERVING:
             text = f"{text}; {message}"
         if lost:
-            text = f"{text}; {_lost_message(lost)}"
+            text = f"{text}; {lost_message(given.spec, lost)}"
         return Verdict(ConditionType.READY, True, Reason.SERVING, f"{text}{_leaving(given)}")
     if given.wanted.number == 0 and given.blocked is None:
         return Verdict(ConditionType.READY, False, Reason.SCALED, f"spec.replicas is 0{_leaving(given)}")
@@ -288,11 +298,6 @@ def _leaving(given: StatusInput) -> str:
     )
 
 
-def _lost_message(lost: Mapping[str, str]) -> str:
-    owners = "; ".join(f'"{name}" belongs to {winner}' for name, winner in sorted(lost.items()))
-    return f"{owners}, which is older: change spec.servedNames in this QwenDeployment or in the older one"
-
-
 def _planned(meta: Manifest, given: StatusInput) -> Verdict:
     if given.target is None:
         assert given.blocked is not None
@@ -312,7 +317,8 @@ def _stalled(given: StatusInput, reason: Reason, message: str, failure: Failure 
     if blocked is not None:
         return None if blocked.waiting else Verdict(ConditionType.STALLED, True, blocked.reason, blocked.message)
     if given.unreachable:
-        return Verdict(ConditionType.STALLED, True, Reason.NAME_CONFLICT, _lost_message(given.lost_names))
+        lost = given.names.lost
+        return Verdict(ConditionType.STALLED, True, lost_reason(lost), lost_message(given.spec, lost))
     if reason is Reason.QUOTA_EXCEEDED:
         return None
     if given.refusal is not None or (given.foreign and not given.ready):
@@ -338,9 +344,9 @@ def _reconciling(given: StatusInput) -> bool:
 
 
 def _degraded(given: StatusInput, message: str) -> Verdict | None:
-    lost = given.lost_names
+    lost = given.names.lost
     if lost and not given.unreachable:
-        return Verdict(ConditionType.DEGRADED, True, Reason.NAME_CONFLICT, _lost_message(lost))
+        return Verdict(ConditionType.DEGRADED, True, lost_reason(lost), lost_message(given.spec, lost))
     if not given.ready or not given.wanted.number:
         return None
     if given.foreign:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from qwen_operator.api.claims import RESERVED_SECONDS
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
     POD_DISRUPTION_BUDGETS,
@@ -21,7 +22,7 @@ from tests.unit.fakes import Write
 from tests.unit.world import World, change, deployment, ready_status, settled
 
 
-async def test_a_name_belongs_to_its_oldest_claim_and_returns_when_it_is_free() -> None:
+async def test_a_name_belongs_to_its_holder_and_returns_when_it_is_free() -> None:
     world = await settled(deployment("first", servedNames=["a", "b"]))
     world.api.put(QWENDEPLOYMENTS, deployment("second", "other", servedNames=["b", "c"]))
     world.api.put(QWENDEPLOYMENTS, deployment("third", "other", servedNames=["a"]))
@@ -29,14 +30,15 @@ async def test_a_name_belongs_to_its_oldest_claim_and_returns_when_it_is_free() 
     assert world.conditions("first")["Ready"] == ("True", "Serving")
     assert world.conditions("second")["Ready"] == ("True", "Serving")
     assert world.conditions("second")["Degraded"] == ("True", "NameConflict")
-    assert '"b" belongs to team/first' in world.message("Degraded", "second")
+    words = 'spec.servedNames has "b", which a QwenDeployment in namespace team holds since'
+    assert words in world.message("Degraded", "second")
     assert world.conditions("third")["Ready"] == ("False", "NameConflict")
     assert world.qd("second")["status"]["endpoint"]["names"] == ["c"]
-    assert '"b" belongs to team/first' in world.qd("second")["status"]["summary"]["message"]
+    assert words in world.qd("second")["status"]["summary"]["message"]
     # Nobody could ask for it: it takes no GPU.
     assert len(world.names()) == 2
     world.api.remove(world.qd("first"), QWENDEPLOYMENTS)
-    await world.settle()
+    await world.settle(2 * RESERVED_SECONDS)
     assert "Degraded" not in world.conditions("second")
     assert world.conditions("third")["Ready"] == ("True", "Serving")
 

@@ -31,7 +31,7 @@ def test_without_a_file_they_are_those_of_the_chart() -> None:
 
 
 # What the operator needs besides, from the release and from other values.
-FOR_THE_OPERATOR = {"gateway", "workers", "resyncSeconds"}
+FOR_THE_OPERATOR = {"gateway", "workers", "resyncSeconds", "servedNames"}
 
 
 def test_values_become_the_configuration_that_the_template_renders() -> None:

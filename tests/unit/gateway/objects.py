@@ -2,30 +2,60 @@
 
 from typing import Any
 
+from qwen_operator.api.claims import served_names
+from qwen_operator.manifests.names import Owner, metadata
+
 Manifest = dict[str, Any]
 
 
 def deployment(name: str, *, namespace: str = "demo", age: int = 0, **spec: Any) -> Manifest:
-    """A QwenDeployment of model `m` unless `spec` says otherwise; a greater `age` is an older object."""
-    return {
-        "metadata": {"namespace": namespace, "name": name, "creationTimestamp": f"2026-01-01T00:{59 - age:02}:00Z"},
-        "spec": {"model": "m", **spec},
-    }
+    """A QwenDeployment of model `m` unless `spec` says otherwise; a greater `age` is an older object.
+
+    It holds its names since it was made.
+    """
+    created = f"2026-01-01T00:{59 - age:02}:00Z"
+    return holding(
+        {
+            "metadata": {
+                "namespace": namespace,
+                "name": name,
+                "uid": uid_of(namespace, name),
+                "creationTimestamp": created,
+            },
+            "spec": {"model": "m", **spec},
+        },
+        created,
+    )
+
+
+def uid_of(namespace: str, name: str) -> str:
+    return f"uid-{namespace}-{name}"
+
+
+def holding(manifest: Manifest, since: str) -> Manifest:
+    """The same QwenDeployment after the operator granted it all names that it asks for."""
+    held = [{"name": name, "since": since} for name in served_names(manifest)]
+    return {**manifest, "status": {"names": {"uid": manifest["metadata"]["uid"], "held": held}}}
+
+
+def asking(manifest: Manifest, **spec: Any) -> Manifest:
+    """The same QwenDeployment after an edit of its spec that the operator has not seen yet."""
+    return {**manifest, "spec": {**manifest["spec"], **spec}}
 
 
 def pod(name: str, of: str, address: str = "10.0.0.5", *, namespace: str = "demo", uid: str = "") -> Manifest:
-    """A routable engine pod."""
+    """A routable engine pod, owned by the QwenDeployment `of` of its namespace."""
+    owner = Owner(of, namespace, uid_of(namespace, of))
+    labels = {
+        "qwen-operator.dev/deployment": of,
+        "qwen-operator.dev/role": "engine",
+        "qwen-operator.dev/routable": "true",
+    }
     return {
         "metadata": {
-            "namespace": namespace,
-            "name": name,
+            **metadata(owner, name, labels),
             "uid": uid or f"uid-{name}",
             "creationTimestamp": "2026-01-01T01:00:00Z",
-            "labels": {
-                "qwen-operator.dev/deployment": of,
-                "qwen-operator.dev/role": "engine",
-                "qwen-operator.dev/routable": "true",
-            },
         },
         "status": {
             "phase": "Running",

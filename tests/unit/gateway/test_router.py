@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen_operator.api.claims import NameRights
 from qwen_operator.gateway.router import build_command, control_plane_key, main, read_tenants
 from qwen_operator.gateway.settings import AgentSettings, RouterSettings, SettingsError
 
@@ -92,6 +93,11 @@ def test_agent_settings() -> None:
         AgentSettings.from_env({"QWEN_GATEWAY_ROUTER_URL": "router"})
     with pytest.raises(SettingsError, match="QWEN_AGENT_PORT is '99999'"):
         AgentSettings.from_env({"QWEN_AGENT_PORT": "99999"})
+    rights = AgentSettings.from_env({"QWEN_SERVED_NAMES": '{"team-a":["team-a-*"]}'}).name_rights
+    assert rights == NameRights({"team-a": ("team-a-*",)})
+    for wrong in ("{", "[]", '{"a":"x"}', "[" * 5000):
+        with pytest.raises(SettingsError, match="QWEN_SERVED_NAMES must be a JSON object"):
+            AgentSettings.from_env({"QWEN_SERVED_NAMES": wrong})
 
 
 def test_a_mounted_secret_is_read_past_the_kubelets_own_entries(tmp_path: Path) -> None:

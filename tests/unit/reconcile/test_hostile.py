@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.controller.cache import Store
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.queue import WorkQueue
+from qwen_operator.endpoints import MetricsPage
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.kube.mirror import Mirror
+from qwen_operator.manifests.names import Owner, metadata
 from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
 from qwen_operator.replicas.pod_state import read_pod
 from qwen_operator.replicas.scaling_view import scaled_deployments
@@ -141,10 +144,12 @@ def test_one_pod_that_the_agent_cannot_read_is_dropped(monkeypatch: pytest.Monke
     monkeypatch.setattr("qwen_operator.routing.membership.read_pod", picky)
     qd = deployment()
     qd["metadata"]["uid"] = "q"
+    qd["status"] = {"names": {"uid": "q", "held": [{"name": qd["spec"]["model"], "since": "2026-01-01T00:00:00Z"}]}}
     labels = {"qwen-operator.dev/deployment": "chat", "qwen-operator.dev/routable": "true"}
+    owner = Owner("chat", "team", "q")
     pods = [
         {
-            "metadata": {"name": f"chat-0a1b2c3d-{index}", "namespace": "team", "uid": uid, "labels": labels},
+            "metadata": {**metadata(owner, f"chat-0a1b2c3d-{index}", labels), "uid": uid},
             "status": {**ready_status({}), "podIP": f"10.0.0.{index + 1}"},
         }
         for index, uid in enumerate(("bad", "good"))
@@ -168,9 +173,8 @@ def test_one_status_does_not_break_the_metrics_page(status: Any) -> None:
     for name, its in (("bad", status), ("good", {"readyReplicas": 1, "scaling": {"wanted": 1}})):
         meta = {"name": name, "namespace": "team", "uid": name, "resourceVersion": "1"}
         store.update(QWENDEPLOYMENTS, {**deployment(name), "metadata": meta, "status": its})
-    registry = CollectorRegistry()
-    registry.register(DeploymentMetrics(store, LoadSource(dict, dict), lambda: True))
-    page = generate_latest(registry).decode()
+    deployments = DeploymentMetrics(store, LoadSource(dict, dict), lambda: True)
+    page = asyncio.run(MetricsPage(CollectorRegistry(), deployments.slices).body()).decode()
     assert 'qwen_deployment_replicas{deployment="good",namespace="team",state="wanted"} 1.0' in page
     assert 'state="wanted"} 1.0' in page
 

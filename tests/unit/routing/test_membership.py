@@ -9,8 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_operator.api.claims import NameRights
 from qwen_operator.routing.membership import Drop, EntryNaming, GatewayView, Membership, advance, restore, spellings
-from tests.unit.gateway.objects import Manifest, at, deleting, deployment, ended, pod, unlabelled, unready, worker
+from tests.unit.gateway.objects import (
+    Manifest,
+    asking,
+    at,
+    deleting,
+    deployment,
+    ended,
+    holding,
+    pod,
+    unlabelled,
+    unready,
+    worker,
+)
 
 NAMING = EntryNaming("n")
 IN_SMG_ALL: Any = object()
@@ -74,9 +87,59 @@ def test_pods_that_are_no_members(manifest: Manifest) -> None:
     assert step([D], [manifest]).entries == ()
 
 
-def test_a_name_that_is_lost_gets_no_worker() -> None:
-    rival = deployment("rival", namespace="other", age=9)
-    assert step([D, rival], [P0]).entries == ()
+def test_a_name_that_another_one_holds_gets_no_worker() -> None:
+    rival = deployment("rival", namespace="other")
+    older = asking(deployment("d", age=9, servedNames=["own"]), servedNames=["m"])
+    assert step([older, rival], [P0]).entries == ()
+
+
+def test_a_name_that_the_operator_has_not_granted_yet_gets_no_worker() -> None:
+    edited = asking(deployment("d", age=9), servedNames=["m", "new"])
+    assert lines(step([edited], [P0])) == ["m d-0 http://10.0.0.5:8000"]
+    assert lines(step([holding(edited, "2026-01-01T03:00:00Z")], [P0]))[1:] == ["new d-0 http://10.0.0.5.:8000"]
+
+
+def test_a_namespace_without_the_right_gets_no_worker() -> None:
+    def entries(rights: NameRights) -> int:
+        return len(advance(GatewayView([D], [P0], None, rights), Membership(), NAMING).entries)
+
+    assert entries(NameRights({"other": ("*",)})) == 0
+    assert entries(NameRights({"demo": ("m*",)})) == 1
+
+
+CONTROLLER = P0["metadata"]["ownerReferences"][0]
+EARLIER = {**CONTROLLER, "uid": "uid-of-an-earlier-d"}
+NO_CONTROLLER = {**CONTROLLER, "controller": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reported"),
+    [
+        ({"ownerReferences": [], "annotations": {}}, True),
+        ({"ownerReferences": []}, False),
+        ({"annotations": {}}, False),
+        ({"ownerReferences": [EARLIER]}, False),
+        ({"ownerReferences": [{**EARLIER, "kind": "ReplicaSet"}]}, True),
+        ({"ownerReferences": [NO_CONTROLLER]}, False),
+        ({"ownerReferences": [NO_CONTROLLER], "annotations": {}}, True),
+    ],
+    ids=["labels", "no owner", "no annotation", "leftover", "foreign", "no controller", "neither"],
+)
+def test_a_pod_with_our_labels_that_the_deployment_does_not_own_gets_no_request(
+    changes: Manifest, reported: bool
+) -> None:
+    forged = {**P0, "metadata": {**P0["metadata"], **changes}}
+    without = step([D], [forged, P1])
+    assert lines(without) == ["m d-1 http://10.0.0.6:8000"]
+    expected = [(Drop.NOT_OWNED, "demo/d-0")] if reported else []
+    assert [(drop.reason, drop.subject) for drop in without.dropped] == expected
+    # The operator restores the reference of a pod with its annotation.
+    assert lines(step([D], [P0, P1], without))[0] == "m d-0 http://10.0.0.5:8000"
+
+
+def test_the_pods_of_an_earlier_object_of_the_name_get_no_request() -> None:
+    anew = {**D, "metadata": {**D["metadata"], "uid": "uid-new"}}
+    assert step([holding(anew, "2026-01-01T03:00:00Z")], [P0]).entries == ()
 
 
 def test_the_id_is_kept_while_the_pod_stays_and_new_when_it_comes_back() -> None:

@@ -40,7 +40,7 @@ def status(course: Course) -> Step:
             wanted=course.wanted,
             rules=course.rules,
             foreign=course.foreign,
-            lost_names=observed.lost_names,
+            names=observed.names,
             refusal=observed.refusal,
             full=course.full,
             newer=course.newer,
@@ -48,7 +48,7 @@ def status(course: Course) -> Step:
         stamp,
     )
     events = status_events(observed.deployment, new, stamp, _lost_nodes(course))
-    return Step(replace(course, status=new, events=events))
+    return Step(replace(course, status=new, events=events), requeue_after=observed.names.wait(course.now))
 
 
 def _lost_nodes(course: Course) -> tuple[LostReplica, ...]:

@@ -18,6 +18,7 @@ MOST_BYTES = 1_000_000
 _SECTION_BYTES = 120_000
 _MOST_PODS = 20
 _MOST_EVENTS = 60
+_MOST_LINES = 400
 _NODE_FACTS = (
     "nvidia.com/",
     "kubernetes.io/arch",
@@ -69,7 +70,7 @@ def _sections(facts: ObjectFacts) -> Iterator[tuple[str, str]]:
     for title, page in facts.logs.items():
         yield title, _log(page)
     operator = [line for line in facts.operator_log.text.splitlines() if f"{facts.namespace}/{facts.name}" in line]
-    yield "operator's log", facts.operator_log.problem or "".join(f"{redact.log_line(line)}\n" for line in operator)
+    yield "operator's log", facts.operator_log.problem or _lines("\n".join(operator))
 
 
 def _conditions(status: objects.Object) -> Iterator[str]:
@@ -125,7 +126,10 @@ def _log(page: Page) -> str:
 
 
 def _lines(log: str) -> str:
-    return "".join(f"{redact.log_line(line)}\n" for line in log.splitlines()) or "empty\n"
+    lines = log[-2 * _SECTION_BYTES :].splitlines()[-_MOST_LINES:]
+    # The beginning of a cut line may have named what follows as a credential.
+    whole = lines[1:] if len(log) > 2 * _SECTION_BYTES else lines
+    return "".join(f"{redact.log_line(line)}\n" for line in whole) or "empty\n"
 
 
 def _yaml(value: Any) -> str:

@@ -31,7 +31,7 @@ from qwen_operator.objects import mapping, members
 MOST_NAMESPACES = 50
 _LOG_BYTES = 2_000_000
 _LOG_LINES = 2000
-_ENGINE_LOG_BYTES, _ENGINE_LOG_LINES = 100_000, 200
+_ENGINE_LOG_BYTES, _ENGINE_LOG_LINES = 400_000, 200
 _MOST_LOGGED_PODS = 8
 
 NAMESPACES = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
@@ -177,6 +177,7 @@ async def _general(reader: Reader, installation: Installation) -> dict[str, Any]
         "policy_bindings": reader.listed(POLICY_BINDINGS, keep=kept("spec")),
         "definition": reader.one(DEFINITIONS, None, _DEFINITION),
         "lease": reader.one(LEASES, namespace, lease),
+        "gateways": reader.one(DEPLOYMENTS, namespace, f"{base}-gateway"),
         "operator_pods": reader.listed(PODS, namespace, _own_pods(installation), kept("spec", "status")),
         "pod_monitors": reader.listed(POD_MONITORS, namespace, "app.kubernetes.io/part-of=qwen-operator", kept()),
         "prometheuses": reader.listed(PROMETHEUSES, keep=kept("spec")),

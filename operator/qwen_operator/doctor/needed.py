@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 Needed = tuple[str, str, str]
 """(verb, resource with its group, such as pods or controllerrevisions.apps, namespace or "" for the cluster)"""
@@ -46,7 +47,7 @@ def of_user(namespaces: tuple[str, ...], *, installed: bool) -> Iterator[Needed]
         yield from _each(USE, namespace)
 
 
-def review(needed: Needed, account: str) -> dict[str, object]:
+def review(needed: Needed, account: str) -> dict[str, Any]:
     """The body of the review: of the user if `account` is "", else of that account."""
     verb, resource, namespace = needed
     name, _, rest = resource.partition(".")
@@ -55,7 +56,7 @@ def review(needed: Needed, account: str) -> dict[str, object]:
         name, _, subresource = name.partition("/")
     attributes = {"verb": verb, "resource": name, "group": group, "subresource": subresource, "namespace": namespace}
     kind = "SubjectAccessReview" if account else "SelfSubjectAccessReview"
-    spec: dict[str, object] = {"resourceAttributes": {key: value for key, value in attributes.items() if value}}
+    spec: dict[str, Any] = {"resourceAttributes": {key: value for key, value in attributes.items() if value}}
     if account:
         spec |= {"user": account, "groups": ["system:serviceaccounts", "system:authenticated"]}
     return {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "metadata": {}, "spec": spec}

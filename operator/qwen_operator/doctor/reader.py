@@ -128,6 +128,8 @@ class Reader:
                     return await request()
             except Forbidden as error:
                 return otherwise(error, f"you may not {action}")
+            except NotFound as error:
+                return otherwise(error, clean(error.message, 200))
             except ApiError as error:
                 return otherwise(error, f"the API server did not answer {action}: {clean(error, 200)}")
             except (TimeoutError, ValueError) as error:
@@ -141,7 +143,8 @@ def _no_objects(error: Exception, why: str) -> Listed:
 
 def _no_page(error: Exception, why: str) -> Page:
     if isinstance(error, ApiError):
-        return Page("", error.status, why if isinstance(error, Forbidden) else clean(error.message, 200))
+        proxied = error.reason == f"HTTP{error.status}"
+        return Page("", error.status, why if isinstance(error, Forbidden) else clean(error.message, 200), proxied)
     return Page("", 0, why)
 
 

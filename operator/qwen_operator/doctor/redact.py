@@ -39,7 +39,6 @@ _SHOWN_ANNOTATIONS = re.compile(
 )
 
 _VALUE = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;&)\]}"']+)"""
-_NAME = rf"[\w.-]*(?:{_WORDS})[\w.-]*"
 _PATTERNS = (
     # Private keys and certificates, also on one line with \n.
     (re.compile(r"-----BEGIN [A-Z ]+-----.*?(?:-----END [A-Z ]+-----|$)", re.DOTALL), HIDDEN),
@@ -52,7 +51,7 @@ _PATTERNS = (
     ),
     (re.compile(r"\b(bearer|basic|negotiate)\s+[\w.~+/=-]{6,}", re.I), rf"\1 {HIDDEN}"),
     # scheme://user:password@host; also the user alone, which may be a token.
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@'\"]+@", re.I), rf"\1{HIDDEN}@"),
+    (re.compile(r"(\b[a-z][a-z0-9+.-]{0,20}://)[^\s/@'\"]+@", re.I), rf"\1{HIDDEN}@"),
     # Well-known forms of tokens: JWT, Hugging Face, OpenAI, GitHub, GitLab, Slack, AWS, Google, Stripe, npm, PyPI.
     (
         re.compile(
@@ -63,20 +62,27 @@ _PATTERNS = (
         HIDDEN,
     ),
 )
-_ASSIGNED = re.compile(rf"([\"']?)(-{{0,2}}{_NAME})(\1\s*[=:]\s*)(b?{_VALUE})", re.IGNORECASE)
-_OPTION = re.compile(rf"(?<![\w-])(--?{_NAME})(\s+)({_VALUE})", re.IGNORECASE)
+# Without the beginning of the name, since looking for it from every place would take quadratic time.
+_ASSIGNED = re.compile(rf"((?:{_WORDS})[\w.-]{{0,80}})([\"']?\s{{0,5}}[=:]\s{{0,5}})(b?{_VALUE})", re.IGNORECASE)
+_BEGINNING = re.compile(r"[\w-]{0,80}$")
+_OPTION = re.compile(rf"(?<![\w-])(--?[\w.-]{{0,80}}?(?:{_WORDS})[\w.-]{{0,80}})(\s+)({_VALUE})", re.IGNORECASE)
 _RUN = re.compile(r"(?<![A-Za-z0-9+/_=-])(?<!sha256:)[A-Za-z0-9+/_=-]{24,}")
 # Names of pods: Kubernetes ends them with random texts of at most ten characters.
 _OBJECT_NAME = re.compile(r"[a-z0-9]{1,12}(-[a-z0-9]{1,12})+")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_HEX = re.compile(r"[0-9a-fA-F]{32,}")
+# Colours of a terminal, and characters without a width, which could stand inside a name.
+_INVISIBLE = re.compile(
+    r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
+)
 # SGLang's --log-requests writes prompts and answers.
 _PROMPT = re.compile(r"(Receive|Finish): obj=|\"?(prompt|messages|input_ids)\"?\s*[:=]|text=['\"]")
 
 
 def line(text: object, limit: int = _LONGEST_LINE) -> str:
     """One line without control characters and credentials."""
-    return clean(_scrubbed(str(text)[: 4 * limit]), limit)
+    return clean(_scrubbed(_INVISIBLE.sub("", str(text)[: 2 * limit])), limit)
 
 
 def log_line(text: str) -> str:
@@ -152,10 +158,11 @@ def _scrubbed(text: str) -> str:
 
 
 def _assigned(match: re.Match[str]) -> str:
-    name = match[2].rpartition(".")[2]
-    if _HARMLESS.match(name) or match[4] in ("None", "null", "true", "false", "True", "False", HIDDEN):
+    beginning = _BEGINNING.search(match.string[max(0, match.start() - 80) : match.start()])
+    name = f"{beginning[0] if beginning else ''}{match[1]}".rpartition(".")[2]
+    if _HARMLESS.match(name) or match[3] in ("None", "null", "true", "false", "True", "False", HIDDEN):
         return match[0]
-    return f"{match[1]}{match[2]}{match[3]}{HIDDEN}"
+    return f"{match[1]}{match[2]}{HIDDEN}"
 
 
 def _is_random(run: str) -> bool:
@@ -166,6 +173,8 @@ def _is_random(run: str) -> bool:
     """
     if any(form.fullmatch(run) for form in (_UUID, _COMMIT, _OBJECT_NAME)):
         return False
+    if _HEX.fullmatch(run):
+        return True
     letters = run.strip("-_=/+")
     pairs = (pair for pair in pairwise(letters) if "".join(pair).isalnum())
     changes = sum(_kind(one) != _kind(other) for one, other in pairs)

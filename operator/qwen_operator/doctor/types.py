@@ -48,11 +48,15 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The text of an answer that is no object. `status` is that of HTTP, 0 if there was none; `problem` as above."""
+    """The text of an answer that is no object. `status` is that of HTTP, 0 if there was none; `problem` as above.
+
+    `proxied` is true for an error that is not the API server's own, but that of a pod behind it.
+    """
 
     text: str = ""
     status: int = 0
     problem: str = ""
+    proxied: bool = False
 
 
 NOTHING, NO_PAGE = Listed(), Page()
@@ -130,6 +134,12 @@ class ClusterFacts:
     operator_pods: Listed = NOTHING
     pod_monitors: Listed = NOTHING
     prometheuses: Listed = NOTHING
+    gateways: Listed = NOTHING
     log: Page = NO_PAGE
     gateway: Page = NO_PAGE
     rights: Sequence[Right] = field(default=())
+
+    @property
+    def existing(self) -> list[Served]:
+        """The namespaces that exist, or of which that is not known."""
+        return [one for one in self.served if not one.namespace.absent]

@@ -29,12 +29,14 @@ from qwen_operator.kube.api import (
     error_from_status,
 )
 from qwen_operator.kube.decoding import decode, lines
+from qwen_operator.untrusted import clean
 
 REQUEST_SECONDS = 15.0
 WATCH_SECONDS = 300
 # The API server sends a bookmark about once a minute. A stream that is silent for longer is dead, even if TCP is not.
 WATCH_SILENCE_SECONDS = 90.0
 LIST_CHUNK = 500
+MOST_ERROR_BYTES = 1_000_000
 FIELD_MANAGER = "qwen-operator"
 _REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
 
@@ -231,12 +233,8 @@ class HttpKubeApi:
             response = await self._send_once(method, resource, path, request)
         if response.status < 400:
             return response
-        try:
-            body = decode(await response.read())
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            body = {}
         raise error_from_status(
-            response.status, body if isinstance(body, dict) else {}, _seconds(response.headers.get("Retry-After"))
+            response.status, await _error_body(response), _seconds(response.headers.get("Retry-After"))
         )
 
     async def _send_once(
@@ -293,6 +291,20 @@ class _Request:
     content_type: str = "application/json"
     accept: str = "application/json"
     timeout: aiohttp.ClientTimeout = _REQUEST_TIMEOUT
+
+
+async def _error_body(response: aiohttp.ClientResponse) -> Manifest:
+    """The `Status` object of an error. If it has none, for example from a proxied pod, its text is the message."""
+    try:
+        raw = await _first_bytes(response, MOST_ERROR_BYTES)
+        body = decode(raw)
+    except ValueError:
+        body = {}
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return {}
+    if isinstance(body, dict) and body.get("message"):
+        return body
+    return {"message": clean(raw.decode("utf-8", "replace"), 300)}
 
 
 async def _first_bytes(response: aiohttp.ClientResponse, most: int) -> bytes:

@@ -19,13 +19,13 @@ def check(facts: ClusterFacts) -> Iterator[Finding]:
     sentences = dict.fromkeys((*_webhooks(facts), *_policies(facts)))
     for sentence in sentences:
         yield Finding(Mark.WARNING, NAME, sentence)
-    if facts.served and not sentences and not unread:
+    if facts.existing and not sentences and not unread:
         yield Finding(Mark.OK, NAME, "no admission webhook or policy of others sees our pods")
 
 
 def check_tried(facts: ClusterFacts) -> Iterator[Finding]:
     """The answers of the API server to sample pods that it did not store."""
-    for served in facts.served:
+    for served in facts.existing:
         for pod, rejection in served.tried:
             if rejection:
                 message = f"namespace {served.name}: the API server rejects {pod}: {rejection}"
@@ -43,7 +43,7 @@ def _webhooks(facts: ClusterFacts) -> Iterator[str]:
     for effect, listed in kinds:
         for configuration in listed.items:
             for webhook in members(configuration, "webhooks"):
-                names = [one.name for one in facts.served if _webhook_sees(webhook, one)]
+                names = [one.name for one in facts.existing if _webhook_sees(webhook, one)]
                 if names and on_pods(webhook.get("rules")):
                     down = (
                         "; it rejects every pod while it does not answer (failurePolicy Fail)"
@@ -77,7 +77,7 @@ def _policies(facts: ClusterFacts) -> Iterator[str]:
             denies = "Deny" in (spec.get("validationActions") or [])
             if spec.get("policyName") != name or not denies:
                 continue
-            names = [one.name for one in facts.served if _policy_sees(constraints, spec, one)]
+            names = [one.name for one in facts.existing if _policy_sees(constraints, spec, one)]
             if names:
                 yield f"the ValidatingAdmissionPolicy {name} may reject our pods in {', '.join(names)}: {_TRY}"
 

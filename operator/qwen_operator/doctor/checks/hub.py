@@ -4,10 +4,12 @@ import json
 from collections.abc import Iterator
 
 from qwen_operator import objects
+from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.doctor.types import ClusterFacts, Finding, Mark
 from qwen_operator.objects import mapping
 
 NAME = "hub"
+_HOSTS = {Hub.HUGGING_FACE: "huggingface.co", Hub.MODELSCOPE: "modelscope.cn"}
 # The message of controller/hub_reader.py. A test compares them.
 FAILED = "cannot read the hub"
 
@@ -20,7 +22,7 @@ def check(facts: ClusterFacts) -> Iterator[Finding]:
     if not config.hub_lookup:
         yield Finding(Mark.OK, NAME, "hub.lookup is false: the operator asks no hub")
         return
-    where = config.engine.hub_url or f"the hub {config.engine.hub.value}"
+    where = config.engine.hub_url or _HOSTS[config.engine.hub]
     failure = _last_failure(facts.log.text)
     if failure:
         yield Finding(

@@ -23,7 +23,7 @@ _CURE = (
 
 def check(facts: ClusterFacts) -> Iterator[Finding]:
     clean = []
-    for served in facts.served:
+    for served in facts.existing:
         if served.namespace.problem:
             yield Finding(Mark.UNKNOWN, NAME, f"namespace {served.name} not checked: {served.namespace.problem}")
             continue

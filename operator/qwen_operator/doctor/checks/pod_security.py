@@ -17,7 +17,7 @@ _RESTRICTED_VOLUMES = (
 
 
 def check(facts: ClusterFacts) -> Iterator[Finding]:
-    for served in facts.served:
+    for served in facts.existing:
         if served.namespace.problem:
             yield Finding(Mark.UNKNOWN, NAME, f"namespace {served.name} not checked: {served.namespace.problem}")
             continue

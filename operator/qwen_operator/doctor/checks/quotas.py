@@ -25,13 +25,13 @@ def check_namespaces(facts: ClusterFacts) -> Iterator[Finding]:
                 f"namespace {served.name} does not exist: run kubectl create namespace {served.name}, or take it out "
                 "of watchNamespaces",
             )
-    names = [served.name for served in facts.served]
+    names = [served.name for served in facts.existing]
     if names:
         yield Finding(Mark.OK, NAMES, f"checked as namespaces with engines: {', '.join(names)}")
 
 
 def check_quotas(facts: ClusterFacts) -> Iterator[Finding]:
-    for served in facts.served:
+    for served in facts.existing:
         if served.quotas.problem:
             yield Finding(Mark.UNKNOWN, QUOTA, f"namespace {served.name} not checked: {served.quotas.problem}")
             continue
@@ -48,7 +48,7 @@ def check_quotas(facts: ClusterFacts) -> Iterator[Finding]:
 
 
 def check_limit_ranges(facts: ClusterFacts) -> Iterator[Finding]:
-    for served in facts.served:
+    for served in facts.existing:
         if served.limit_ranges.problem:
             yield Finding(Mark.UNKNOWN, RANGE, f"namespace {served.name} not checked: {served.limit_ranges.problem}")
             continue

@@ -302,9 +302,8 @@ async def _error_body(response: aiohttp.ClientResponse) -> Manifest:
         body = {}
     except (aiohttp.ClientError, TimeoutError, OSError):
         return {}
-    if isinstance(body, dict) and body.get("message"):
-        return body
-    return {"message": clean(raw.decode("utf-8", "replace"), 300)}
+    known = body if isinstance(body, dict) else {}
+    return {**known, "message": known.get("message") or clean(raw.decode("utf-8", "replace"), 300)}
 
 
 async def _first_bytes(response: aiohttp.ClientResponse, most: int) -> bytes:

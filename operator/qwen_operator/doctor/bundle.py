@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,7 +70,8 @@ def _sections(facts: ObjectFacts) -> Iterator[tuple[str, str]]:
     yield "nodes", _listed(facts.nodes, _nodes)
     for title, page in facts.logs.items():
         yield title, _log(page)
-    operator = [line for line in facts.operator_log.text.splitlines() if f"{facts.namespace}/{facts.name}" in line]
+    about = re.compile(rf"(?<![\w.-]){re.escape(f'{facts.namespace}/{facts.name}')}(?![\w.-])")
+    operator = [line for line in facts.operator_log.text.splitlines() if about.search(line)]
     yield "operator's log", facts.operator_log.problem or _lines("\n".join(operator))
 
 

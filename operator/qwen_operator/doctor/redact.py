@@ -17,8 +17,8 @@ HIDDEN = "[hidden]"
 _LONGEST_LINE = 2000
 # Words that make the value of an option, a variable or a member a credential.
 _WORDS = (
-    r"api[_-]?keys?|apikey|access[_-]?key|secret|token(?!s\b|iz)|passw(?:or)?d|passwd|pwd|passphrase|credentials?|auth"
-    r"|bearer|cookie|session[_-]?id|signature|sig|private[_-]?key|client[_-]?key|license[_-]?key|admin[_-]?key|webhook"
+    r"api[_-]?keys?|apikey|access[_-]?key|secret|token(?!s\b|iz)|passw(?:or)?d|passwd|pwd|passphrase|credentials?|auth(?!or)"
+    r"|bearer|cookie|session[_-]?id|signature|(?<![a-z])sig(?![a-z])|private[_-]?key|client[_-]?key|license[_-]?key|admin[_-]?key|webhook"
     r"|encryption[_-]?key|account[_-]?key|dsn|connection[_-]?string"
 )
 _SUSPICIOUS = re.compile(_WORDS, re.IGNORECASE)
@@ -106,7 +106,7 @@ def _copy(value: Any, key: str) -> Any:
 
 
 def _mapping(value: Mapping[str, Any], key: str) -> Any:
-    if key in ("data", "stringData", "binaryData") and not {"facts", "plan", "template"} & set(value):
+    if key in ("data", "stringData", "binaryData"):
         return {str(name): HIDDEN for name in value}
     if key == "annotations":
         return {
@@ -161,6 +161,9 @@ def _assigned(match: re.Match[str]) -> str:
     beginning = _BEGINNING.search(match.string[max(0, match.start() - 80) : match.start()])
     name = f"{beginning[0] if beginning else ''}{match[1]}".rpartition(".")[2]
     if _HARMLESS.match(name) or match[3] in ("None", "null", "true", "false", "True", "False", HIDDEN):
+        return match[0]
+    if match[1].lower().startswith("token") and match[3].isdigit() and len(match[3]) < 10:
+        # A count of tokens, or the number of one: #new-token: 512, eos_token_id=151645.
         return match[0]
     return f"{match[1]}{match[2]}{HIDDEN}"
 

@@ -78,6 +78,8 @@ KEPT = [
     "serving on http://10.0.0.7:8000 and https://hub.example.com/Qwen/Qwen3-8B",
     "registry.example.com/team/sglang:v0.5.23-cu129",
     "api_key=None",
+    "Prefill batch, #new-seq: 1, #new-token: 512, #cached-token: 0, token usage: 0.00, eos_token_id=151645",
+    "Successfully assigned team-a/one-0 to node-7, lastAssigned: 12, author: team-a",
 ]
 
 
@@ -170,7 +172,8 @@ def facts(**changes: Any) -> bundle.ObjectFacts:
         "revisions": Listed([named("one-1234abcd", revision=1)]),
         "nodes": Listed(problem="you may not get nodes"),
         "logs": {"log of p/engine": Page(f"line\napi_key='{SECRET}'\nReceive: obj=x diagnosis\n", 200)},
-        "operator_log": Page(f'{{"object": "team-a/one", "error": "token={SECRET}"}}\n{{"object": "team-b/two"}}', 200),
+        "operator_log": Page(f'{{"object": "team-a/one", "error": "token={SECRET}"}}\n{{"object": "team-b/two"}}'
+            f'\n{{"object": "their-team-a/one", "x": "foreign"}}', 200),
     }  # fmt: skip
     return bundle.ObjectFacts(**(values | changes))
 
@@ -181,6 +184,7 @@ def test_the_text_for_support() -> None:
     assert "diagnosis" not in shown
     assert "\x1b" not in shown
     assert "team-b/two" not in shown, "another team's lines are not its business"
+    assert "foreign" not in shown
     for part in ("Ready False BadFlag", "1 x NVIDIA-L4", "one-1234abcd revision 1", "not read: you may not get nodes",
                  "Failed", "x3", "== log of p/engine ==", "phase: Running"):  # fmt: skip
         assert part in shown, part

@@ -67,21 +67,18 @@ class Reader:
 
     async def one(self, resource: Resource, namespace: str | None, name: str) -> Listed:
         """One object as a list of at most one."""
-
-        async def read() -> Listed:
-            item = decode(await self.source.read(resource.path(namespace, name), {}, _PAGE_BYTES))
-            return Listed([item]) if isinstance(item, dict) else Listed(problem="the answer is no object")
-
-        return await self._guarded(f"get {_place(resource, namespace)}", read, _no_objects)
+        return await self._object(f"get {_place(resource, namespace)}", resource.path(namespace, name))
 
     async def json(self, path: str) -> Listed:
         """A JSON object that is no resource, such as /version."""
+        return await self._object(f"get {path}", path)
 
+    async def _object(self, action: str, path: str) -> Listed:
         async def read() -> Listed:
             item = decode(await self.source.read(path, {}, _PAGE_BYTES))
             return Listed([item]) if isinstance(item, dict) else Listed(problem="the answer is no object")
 
-        return await self._guarded(f"get {path}", read, _no_objects)
+        return await self._guarded(action, read, _no_objects)
 
     async def page(self, action: str, path: str, query: Mapping[str, str], most_bytes: int) -> Page:
         """The text at any path. `action` names the right that it needs, for example "get pods/log in team-a"."""

@@ -6,7 +6,7 @@ from typing import Any
 from qwen_operator import objects
 from qwen_operator.actions.types import ActionReason, Create, Kind
 from qwen_operator.doctor.limits import refusals, unstated, with_defaults
-from qwen_operator.doctor.types import ClusterFacts, Finding, Mark, Served
+from qwen_operator.doctor.types import ClusterFacts, Finding, Listed, Mark, Served
 from qwen_operator.objects import mapping
 from qwen_operator.replicas.quotas import within_quotas
 
@@ -32,33 +32,35 @@ def check_namespaces(facts: ClusterFacts) -> Iterator[Finding]:
 
 def check_quotas(facts: ClusterFacts) -> Iterator[Finding]:
     for served in facts.existing:
-        if served.quotas.problem:
-            yield Finding(Mark.UNKNOWN, QUOTA, f"namespace {served.name} not checked: {served.quotas.problem}")
-            continue
-        faults = [fault for quota in served.quotas.items for fault in _quota_faults(served, quota, facts)]
-        yield from faults
-        if not faults:
-            count = len(served.quotas.items)
-            has = (
-                f"{count} ResourceQuota{'s have' if count > 1 else ' has'} room for"
-                if count
-                else "no ResourceQuota limits"
-            )
-            yield Finding(Mark.OK, QUOTA, f"namespace {served.name}: {has} our pods")
+        count = len(served.quotas.items)
+        has = (
+            f"{count} ResourceQuota{'s have' if count > 1 else ' has'} room for" if count else "no ResourceQuota limits"
+        )
+        yield from _findings(QUOTA, served.name, served.quotas, _quota_faults(served, facts), f"{has} our pods")
 
 
 def check_limit_ranges(facts: ClusterFacts) -> Iterator[Finding]:
     for served in facts.existing:
-        if served.limit_ranges.problem:
-            yield Finding(Mark.UNKNOWN, RANGE, f"namespace {served.name} not checked: {served.limit_ranges.problem}")
-            continue
-        faults = [fault for one in served.limit_ranges.items for fault in _range_faults(served, one, facts)]
-        yield from faults
-        if not faults:
-            yield Finding(Mark.OK, RANGE, f"namespace {served.name}: no LimitRange rejects our pods")
+        faults = _range_faults(served, facts)
+        yield from _findings(RANGE, served.name, served.limit_ranges, faults, "no LimitRange rejects our pods")
 
 
-def _quota_faults(served: Served, quota: objects.Object, facts: ClusterFacts) -> Iterator[Finding]:
+def _findings(name: str, namespace: str, read: Listed, faults: Iterator[Finding], good: str) -> Iterator[Finding]:
+    """The faults. Without any, that it is good; or that it could not be read."""
+    if read.problem:
+        yield Finding(Mark.UNKNOWN, name, f"namespace {namespace} not checked: {read.problem}")
+        return
+    first = next(faults, None)
+    yield first or Finding(Mark.OK, name, f"namespace {namespace}: {good}")
+    yield from faults
+
+
+def _quota_faults(served: Served, facts: ClusterFacts) -> Iterator[Finding]:
+    for quota in served.quotas.items:
+        yield from _faults_of_quota(served, quota, facts)
+
+
+def _faults_of_quota(served: Served, quota: objects.Object, facts: ClusterFacts) -> Iterator[Finding]:
     name = objects.text(quota, "metadata", "name")
     if mapping(quota, "spec").get("scopes") or mapping(quota, "spec").get("scopeSelector"):
         scoped = f'namespace {served.name}: ResourceQuota "{name}" has scopes, which this check does not evaluate'
@@ -88,18 +90,19 @@ def _unused(quota: objects.Object) -> dict[str, Any]:
     return {"metadata": quota["metadata"], "spec": mapping(quota, "spec")}
 
 
-def _range_faults(served: Served, limit_range: objects.Object, facts: ClusterFacts) -> Iterator[Finding]:
-    name = objects.text(limit_range, "metadata", "name")
-    for sample in facts.samples:
-        # One sentence for each pod is enough: a person changes the LimitRange as a whole.
-        fault = next(refusals(with_defaults(sample, [limit_range]), [limit_range]), "")
-        if fault:
-            yield Finding(
-                Mark.BAD,
-                RANGE,
-                f'namespace {served.name}: LimitRange "{name}" rejects {_named(sample)}, because {fault}: change the '
-                "LimitRange, or set spec.pod.resources",
-            )
+def _range_faults(served: Served, facts: ClusterFacts) -> Iterator[Finding]:
+    for limit_range in served.limit_ranges.items:
+        name = objects.text(limit_range, "metadata", "name")
+        for sample in facts.samples:
+            # One sentence for each pod is enough: a person changes the LimitRange as a whole.
+            fault = next(refusals(with_defaults(sample, [limit_range]), [limit_range]), "")
+            if fault:
+                yield Finding(
+                    Mark.BAD,
+                    RANGE,
+                    f'namespace {served.name}: LimitRange "{name}" rejects {_named(sample)}, because {fault}: change '
+                    "the LimitRange, or set spec.pod.resources",
+                )
 
 
 def _named(pod: Mapping[str, Any]) -> str:

@@ -50,9 +50,14 @@ def text(facts: ObjectFacts) -> str:
     """The whole text, at most MOST_BYTES in UTF-8."""
     head = f"# qwen-operator {facts.version}: {facts.namespace}/{facts.name}, collected {facts.now}\n"
     note = "# Credentials, prompts and unknown values are replaced by [hidden]. Read this text before you hand it on.\n"
-    sections = "\n".join(f"\n== {title} ==\n{_bounded(body)}" for title, body in _sections(facts))
-    whole = head + note + sections
-    return _bounded(whole, MOST_BYTES)
+    parts, room = [head, note], MOST_BYTES - len((head + note).encode()) - 2 * _SECTION_BYTES
+    for title, body in _sections(facts):
+        # To look for credentials takes time, so what has no room is not even read.
+        if room < 0:
+            return "".join([*parts, f"\n[... {title} and all after it are left out ...]\n"])
+        parts.append(f"\n== {title} ==\n{_bounded(body)}")
+        room -= len(parts[-1].encode())
+    return "".join(parts)
 
 
 def _sections(facts: ObjectFacts) -> Iterator[tuple[str, str]]:
@@ -68,11 +73,11 @@ def _sections(facts: ObjectFacts) -> Iterator[tuple[str, str]]:
     yield "pods", _listed(facts.pods, _pods)
     yield "revisions", _listed(facts.revisions, _revisions)
     yield "nodes", _listed(facts.nodes, _nodes)
-    for title, page in facts.logs.items():
-        yield title, _log(page)
     about = re.compile(rf"(?<![\w.-]){re.escape(f'{facts.namespace}/{facts.name}')}(?![\w.-])")
     operator = [line for line in facts.operator_log.text.splitlines() if about.search(line)]
     yield "operator's log", facts.operator_log.problem or _lines("\n".join(operator))
+    for title, page in facts.logs.items():
+        yield title, _log(page)
 
 
 def _conditions(status: objects.Object) -> Iterator[str]:
@@ -128,9 +133,9 @@ def _log(page: Page) -> str:
 
 
 def _lines(log: str) -> str:
-    lines = log[-2 * _SECTION_BYTES :].splitlines()[-_MOST_LINES:]
+    lines = redact.without_blocks(log[-_SECTION_BYTES:]).splitlines()[-_MOST_LINES:]
     # The beginning of a cut line may have named what follows as a credential.
-    whole = lines[1:] if len(log) > 2 * _SECTION_BYTES else lines
+    whole = lines[1:] if len(log) > _SECTION_BYTES else lines
     return "".join(f"{redact.log_line(line)}\n" for line in whole) or "empty\n"
 
 
@@ -140,11 +145,11 @@ def _yaml(value: Any) -> str:
     return yaml.safe_dump(json.loads(json.dumps(copied, default=str)), sort_keys=False, allow_unicode=True, width=160)
 
 
-def _bounded(body: str, most: int = _SECTION_BYTES) -> str:
+def _bounded(body: str) -> str:
     """The beginning and the end of a body that is too large."""
     raw = body.encode("utf-8", "replace")
-    if len(raw) <= most:
+    if len(raw) <= _SECTION_BYTES:
         return body
-    cut = f"\n[... {len(raw) - most} bytes left out ...]\n"
-    half = (most - len(cut.encode())) // 2
+    cut = f"\n[... {len(raw) - _SECTION_BYTES} bytes left out ...]\n"
+    half = (_SECTION_BYTES - len(cut.encode())) // 2
     return raw[:half].decode("utf-8", "ignore") + cut + raw[-half:].decode("utf-8", "ignore")

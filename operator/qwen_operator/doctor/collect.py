@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen_operator import objects
@@ -82,7 +82,7 @@ async def cluster(reader: Reader, request: Request) -> ClusterFacts:
     settings = request.defaults
     if installation.config:
         config = installation.config
-        settings = Settings(config.image, config.engine, config.pools)
+        settings = replace(settings, image=config.image, engine=config.engine, pools=config.pools)
     samples = sample_pods(settings)
     names, problem = _namespaces(request, installation, deployments)
     general, served, rights, log = await asyncio.gather(

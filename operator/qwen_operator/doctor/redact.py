@@ -17,9 +17,9 @@ HIDDEN = "[hidden]"
 _LONGEST_LINE = 2000
 # Words that make the value of an option, a variable or a member a credential.
 _WORDS = (
-    r"api[_-]?keys?|apikey|access[_-]?key|secret|token(?!s\b|iz)|passw(?:or)?d|passwd|pwd|passphrase|credentials?|auth(?!or)"
-    r"|bearer|cookie|session[_-]?id|signature|(?<![a-z])sig(?![a-z])|private[_-]?key|client[_-]?key|license[_-]?key|admin[_-]?key|webhook"
-    r"|encryption[_-]?key|account[_-]?key|dsn|connection[_-]?string"
+    r"api[_-]?keys?|access[_-]?key|private[_-]?key|client[_-]?key|license[_-]?key|admin[_-]?key|encryption[_-]?key"
+    r"|account[_-]?key|secret|token(?!s\b|iz)|passw(?:or)?d|pwd|passphrase|credentials?|auth(?!or)|bearer|cookie"
+    r"|session[_-]?id|signature|(?<![a-z])sig(?![a-z])|webhook|dsn|connection[_-]?string"
 )
 _SUSPICIOUS = re.compile(_WORDS, re.IGNORECASE)
 # Options and fields with such a word that hold no credential.
@@ -38,10 +38,12 @@ _SHOWN_ANNOTATIONS = re.compile(
     r"(qwen-operator\.dev|meta\.helm\.sh)/.*|kubectl\.kubernetes\.io/restartedAt|deployment\.kubernetes\.io/revision"
 )
 
-_VALUE = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;&)\]}"']+)"""
+_VALUE = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|(?:[^\s,;&)\]}"']|[,;&)](?=\S))+)"""
+# Private keys and certificates, in lines of their own or on one line with \n.
+_BLOCK = re.compile(r"-----BEGIN [A-Z ]+-----.*?(?:-----END [A-Z ]+-----|\Z)", re.DOTALL)
 _PATTERNS = (
-    # Private keys and certificates, also on one line with \n.
-    (re.compile(r"-----BEGIN [A-Z ]+-----.*?(?:-----END [A-Z ]+-----|$)", re.DOTALL), HIDDEN),
+    (_BLOCK, HIDDEN),
+    (re.compile(r"([?&](?:[\w.-]{0,40}key|code|pass|jwt|[kt])=)[^&\s\"']+", re.I), rf"\1{HIDDEN}"),
     (
         re.compile(
             r"((?:proxy-)?authorization|x-api-key|(?:set-)?cookie)([\"']?\s*[:=]\s*)(?:b?[\"'][^\"']*[\"']|[^\r\n]*)",
@@ -83,6 +85,11 @@ _PROMPT = re.compile(r"(Receive|Finish): obj=|\"?(prompt|messages|input_ids)\"?\
 def line(text: object, limit: int = _LONGEST_LINE) -> str:
     """One line without control characters and credentials."""
     return clean(_scrubbed(_INVISIBLE.sub("", str(text)[: 2 * limit])), limit)
+
+
+def without_blocks(text: str) -> str:
+    """A text of many lines without the private keys and certificates that span lines."""
+    return _BLOCK.sub(HIDDEN, text)
 
 
 def log_line(text: str) -> str:

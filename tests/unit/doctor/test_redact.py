@@ -63,6 +63,10 @@ TEXTS = [
     f"\x1b[31mtoken\x1b[0m={SECRET}",
     f"api\u200b_key={SECRET}",
     f"passphrase:{SECRET}",
+    f"PASSWORD=a,b;{SECRET}",
+    f"token=a){SECRET}",
+    f"https://hub.example.com/x?key={SECRET}",
+    f"GET /v1?a=1&subscription-key={SECRET} HTTP/1.1",
 ]
 PARTS = (SECRET, JWT, RANDOM, "AbCd1234", "IOSFODNN7", "0123456789abcdef", "AbCdAbCd")
 
@@ -190,11 +194,19 @@ def test_the_text_for_support() -> None:
         assert part in shown, part
 
 
+def test_a_private_key_over_several_lines_is_hidden() -> None:
+    key = f"-----BEGIN PRIVATE KEY-----\n{RANDOM * 2}\nshortEnd==\n-----END PRIVATE KEY-----"
+    shown = bundle.text(facts(logs={"log": Page(f"before\n{key}\nafter", 200)}))
+    assert "shortEnd" not in shown
+    assert "before" in shown
+    assert "after" in shown
+
+
 def test_its_size_is_bounded() -> None:
     long = Page("a line of a log " * 100 + "\n" + ("a line of a log " * 100 + "\n") * 2000, 200)
     shown = bundle.text(facts(logs={f"log {number}": long for number in range(30)}))
     assert len(shown.encode()) <= bundle.MOST_BYTES
-    assert "bytes left out" in shown
+    assert "and all after it are left out" in shown
 
 
 SHAPES = st.recursive(

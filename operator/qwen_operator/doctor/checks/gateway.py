@@ -26,7 +26,10 @@ def check(facts: ClusterFacts) -> Iterator[Finding]:
         yield _unreached(facts, service)
     elif page.proxied:
         yield Finding(
-            Mark.WARNING, NAME, f"the gateway {service} answers GET /v1/models with {page.status}: {page.problem}"
+            Mark.WARNING,
+            NAME,
+            f"the gateway {service} answers GET /v1/models with {page.status} ({page.problem}): a 503 is normal "
+            "as long as no engine is ready, so look at kubectl get qd -A",
         )
     elif page.status >= 500:
         yield Finding(

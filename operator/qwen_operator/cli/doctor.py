@@ -7,7 +7,8 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -67,11 +68,9 @@ def main(arguments: argparse.Namespace) -> int:
     0: nothing is wrong; 1: a check failed; 2: the cluster or the object cannot be read. Warnings, and checks that were
     not possible, do not change it.
     """
-    # The client logs the same errors as well, and warnings about broken connections belong to the findings.
-    for name in ("kubernetes", "qwen_operator"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        text, code = asyncio.run(asyncio.wait_for(_run(arguments), _SECONDS))
+        with _quiet():
+            text, code = asyncio.run(asyncio.wait_for(_run(arguments), _SECONDS))
         if arguments.output_file:
             Path(arguments.output_file).write_text(text, encoding="utf-8")
         else:
@@ -81,6 +80,20 @@ def main(arguments: argparse.Namespace) -> int:
     except (ConnectionError, OSError) as error:
         return _failed(clean(error, _LONGEST))
     return code
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the log lines of the client: what they say is among the findings."""
+    loggers = [logging.getLogger(name) for name in ("kubernetes", "qwen_operator")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _failed(message: str) -> int:

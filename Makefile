@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-unit test-cluster test-e2e test-slow lint format crds api-reference engine-table docs lock testbed-up testbed-down testbed-status clean
+.PHONY: help demo dev test test-unit test-cluster test-e2e test-slow lint format crds api-reference engine-table docs lock image audit pins workflows testbed-up testbed-down testbed-status clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,6 +13,11 @@ STAMP := $(VENV)/.synced
 NAMESPACE ?= qwen-system
 RELEASE ?= qwen
 PYTEST := $(BIN)/pytest
+# What `make image` builds, with which program.
+IMAGE ?= localhost/qwen-operator:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+BUILDER ?= $(if $(shell command -v buildah),buildah,docker)
+BASE ?=
+ACTIONLINT_VERSION := v1.7.12
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +90,28 @@ engine-table: $(STAMP) ## Write the option table of an SGLang version from its p
 lock: $(STAMP) ## Resolve the lock files again (after a change of pyproject.toml)
 	@$(BIN)/uv pip compile --quiet pyproject.toml --group dev --extra gateway --universal --python-version 3.11 --generate-hashes --no-header -o requirements.lock
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra gateway --universal --python-version 3.11 --generate-hashes --no-header -o runtime/requirements.lock
+
+image: $(STAMP) ## Build the image and its SBOM into dist/: BASE=python@sha256:... BUILDER=buildah|docker
+	@mkdir -p dist && rm -f dist/qwen-operator.tar
+	@if [ "$(BUILDER)" = docker ]; then \
+		docker build $(if $(BASE),--build-arg BASE=$(BASE)) -f runtime/Containerfile -t $(IMAGE) . && \
+		docker save -o dist/qwen-operator.tar $(IMAGE); \
+	else \
+		buildah bud $(if $(BASE),--build-arg BASE=$(BASE)) -f runtime/Containerfile -t $(IMAGE) . && \
+		buildah push $(IMAGE) oci-archive:dist/qwen-operator.tar:$(IMAGE); \
+	fi
+	@$(BIN)/python -m tools.sbom --check dist/qwen-operator.tar > dist/qwen-operator.cdx.json
+	@echo "dist/qwen-operator.tar is $(IMAGE); dist/qwen-operator.cdx.json lists what is in it"
+
+audit: $(STAMP) ## Fail if a package of the lock files has a known vulnerability, or cannot be looked up
+	@$(BIN)/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r runtime/requirements.lock
+	@$(BIN)/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock
+
+pins: $(STAMP) ## Name the images and actions that are not pinned by content: STRICT=--strict makes it an error
+	@$(BIN)/python -m tools.pins $(STRICT)
+
+workflows: ## Check the syntax of the workflows (needs Go)
+	@go run github.com/rhysd/actionlint/cmd/actionlint@$(ACTIONLINT_VERSION) -shellcheck= -pyflakes=
 
 testbed-up: $(STAMP) ## Start a real cluster on this machine (needs root): control plane, one node that claims 8 GPUs, simulated nodes, images
 	@$(BIN)/python -m tests.testbed up

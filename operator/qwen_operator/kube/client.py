@@ -8,8 +8,9 @@ needs discovery requests and a writable cache directory.
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -29,12 +30,14 @@ from qwen_operator.kube.api import (
 )
 from qwen_operator.kube.decoding import decode, lines
 from qwen_operator.objects import FIELD_MANAGER
+from qwen_operator.untrusted import clean
 
 REQUEST_SECONDS = 15.0
 WATCH_SECONDS = 300
 # The API server sends a bookmark about once a minute. A stream that is silent for longer is dead, even if TCP is not.
 WATCH_SILENCE_SECONDS = 90.0
 LIST_CHUNK = 500
+MOST_ERROR_BYTES = 1_000_000
 _REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
 
 Observer = Callable[[str, str, int, float], None]
@@ -46,19 +49,35 @@ async def connect(*, user_agent: str = FIELD_MANAGER, observer: Observer | None 
 
     Raises ConnectionError if neither is usable.
     """
-    client = ApiClient(configuration=await _configuration())
+    return await _connect(user_agent, observer, _configuration)
+
+
+async def connect_as(kubeconfig: str, context: str, *, user_agent: str) -> "HttpKubeApi":
+    """Like `connect`, for one file and one of its contexts. "" stands for the usual one.
+
+    Raises ConnectionError if they are not usable.
+    """
+    return await _connect(user_agent, None, partial(_configuration, kubeconfig, context))
+
+
+async def _connect(
+    user_agent: str, observer: Observer | None, configure: Callable[[], Awaitable[Any]]
+) -> "HttpKubeApi":
+    client = ApiClient(configuration=await configure())
     client.user_agent = user_agent
-    return HttpKubeApi(client, observer or (lambda _verb, _plural, _status, _seconds: None))
+    return HttpKubeApi(client, observer or (lambda _verb, _plural, _status, _seconds: None), configure)
 
 
-async def _configuration() -> Any:
+async def _configuration(kubeconfig: str = "", context: str = "") -> Any:
     configuration = Configuration()
-    if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
+    if os.environ.get("KUBERNETES_SERVICE_HOST") and not (os.environ.get("KUBECONFIG") or kubeconfig or context):
         load_incluster_config(client_configuration=configuration)
         return configuration
-    path = os.environ.get("KUBECONFIG") or KUBE_CONFIG_DEFAULT_LOCATION
+    path = kubeconfig or os.environ.get("KUBECONFIG") or KUBE_CONFIG_DEFAULT_LOCATION
     try:
-        await load_kube_config(config_file=path, client_configuration=configuration, persist_config=False)
+        await load_kube_config(
+            config_file=path, context=context or None, client_configuration=configuration, persist_config=False
+        )
     except (ConfigException, OSError) as error:
         raise ConnectionError(
             f"there is no cluster: this is not a pod, and the kubeconfig {path} is not usable: {error}"
@@ -73,9 +92,10 @@ class HttpKubeApi:
     bodies in a form that the API server does not keep (see `encode`).
     """
 
-    def __init__(self, client: ApiClient, observer: Observer) -> None:
+    def __init__(self, client: ApiClient, observer: Observer, configure: Callable[[], Awaitable[Any]]) -> None:
         self._client = client
         self._observer = observer
+        self._configure = configure
         self._proxy = _proxy(client.configuration)
         # Not trust_env: it reads ~/.netrc in a thread for every request, and fails if it finds the host there.
         self._session = aiohttp.ClientSession(
@@ -175,6 +195,25 @@ class HttpKubeApi:
         request = _Request(body=options.body())
         await self._request("DELETE", resource, resource.path(namespace, name), request)
 
+    async def read(self, path: str, query: Mapping[str, str], most_bytes: int) -> bytes:
+        """Return what the API server answers to a GET of any path, for example a log or the answer of a proxied pod.
+
+        At most `most_bytes`; the rest is left out. Raises ApiError.
+        """
+        resource = Resource("", "", path.rpartition("/")[2], "")
+        response = await self._send("GET", resource, path, _Request(query, accept="application/json, */*"))
+        try:
+            return await _first_bytes(response, most_bytes)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unavailable(0, "AnswerLost", f"GET {path}: {_text(error)}") from error
+        finally:
+            response.close()
+
+    async def try_create(self, resource: Resource, manifest: Manifest) -> Manifest:
+        """Let the API server check and admit an object without storing it. Raises ApiError if it rejects the object."""
+        path = resource.path(manifest["metadata"].get("namespace"))
+        return await self._request("POST", resource, path, _Request({"dryRun": "All"}, manifest))
+
     async def _request(self, method: str, resource: Resource, path: str, request: "_Request") -> Manifest:
         response = await self._send(method, resource, path, request)
         try:
@@ -194,12 +233,8 @@ class HttpKubeApi:
             response = await self._send_once(method, resource, path, request)
         if response.status < 400:
             return response
-        try:
-            body = decode(await response.read())
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            body = {}
         raise error_from_status(
-            response.status, body if isinstance(body, dict) else {}, _seconds(response.headers.get("Retry-After"))
+            response.status, await _error_body(response), _seconds(response.headers.get("Retry-After"))
         )
 
     async def _send_once(
@@ -211,7 +246,7 @@ class HttpKubeApi:
             _, url, headers, _, _ = await self._client.param_serialize(
                 method,
                 path,
-                header_params={"Accept": "application/json", "Content-Type": request.content_type},
+                header_params={"Accept": request.accept, "Content-Type": request.content_type},
                 auth_settings=["BearerToken"],
             )
             configuration = self._client.configuration
@@ -240,7 +275,7 @@ class HttpKubeApi:
     async def _reload(self) -> None:
         """Read the credentials from the configuration again: tokens from exec plugins and files expire too."""
         try:
-            fresh = await _configuration()
+            fresh = await self._configure()
         except (ConnectionError, ConfigException, OSError) as error:
             raise Unavailable(401, "Unauthorized", f"cannot read the credentials again: {error}") from error
         self._client.configuration.api_key = fresh.api_key
@@ -254,7 +289,30 @@ class _Request:
     query: Mapping[str, str] = field(default_factory=dict)
     body: Manifest | None = None
     content_type: str = "application/json"
+    accept: str = "application/json"
     timeout: aiohttp.ClientTimeout = _REQUEST_TIMEOUT
+
+
+async def _error_body(response: aiohttp.ClientResponse) -> Manifest:
+    """The `Status` object of an error. If it has none, for example from a proxied pod, its text is the message."""
+    try:
+        raw = await _first_bytes(response, MOST_ERROR_BYTES)
+        body = decode(raw)
+    except ValueError:
+        body = {}
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return {}
+    known = body if isinstance(body, dict) else {}
+    return {**known, "message": known.get("message") or clean(raw.decode("utf-8", "replace"), 300)}
+
+
+async def _first_bytes(response: aiohttp.ClientResponse, most: int) -> bytes:
+    content = bytearray()
+    async for chunk in response.content.iter_any():
+        content += chunk
+        if len(content) >= most:
+            break
+    return bytes(content[:most])
 
 
 def _proxy(configuration: Configuration) -> str | None:

@@ -30,7 +30,7 @@ from qwen_operator.kube import (
     TooManyRequests,
     Unavailable,
 )
-from qwen_operator.kube.client import connect, encode
+from qwen_operator.kube.client import HttpKubeApi, connect, connect_as, encode
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -302,3 +302,43 @@ async def test_a_replacement_carries_the_version_that_it_replaces(server: Server
     assert method == "PUT"
     assert url == "/apis/coordination.k8s.io/v1/namespaces/n/leases/l?fieldManager=qwen-operator"
     assert json.loads(body) == lease
+
+
+async def test_any_path_is_read_up_to_a_limit(server: Server, api: KubeApi) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text="0123456789" * 1000)
+
+    server.answer = answer
+    assert isinstance(api, HttpKubeApi)
+    assert await api.read("/api/v1/namespaces/a/pods/p/log", {"tailLines": "5"}, 25) == b"0123456789" * 2 + b"01234"
+    assert server.seen[-1][:2] == ("GET", "/api/v1/namespaces/a/pods/p/log?tailLines=5")
+
+
+async def test_a_dry_run_says_that_it_is_one(server: Server, api: KubeApi) -> None:
+    assert isinstance(api, HttpKubeApi)
+    await api.try_create(PODS, {"metadata": {"name": "p", "namespace": "a"}})
+    assert server.seen[-1][:2] == ("POST", "/api/v1/namespaces/a/pods?dryRun=All")
+
+
+async def test_the_error_of_a_proxied_pod_has_its_text(server: Server, api: KubeApi) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=503, text="Error trying to reach service: 'dial tcp'\x1b[0m")
+
+    server.answer = answer
+    assert isinstance(api, HttpKubeApi)
+    with pytest.raises(Unavailable) as error:
+        await api.read("/x", {}, 100)
+    assert (error.value.reason, error.value.message) == ("HTTP503", "Error trying to reach service: 'dial tcp' [0m")
+
+
+async def test_a_file_and_a_context_can_be_chosen(server: Server, tmp_path: Path) -> None:
+    _kubeconfig(tmp_path, int(server.url.rpartition(":")[2]), "chosen")
+    (tmp_path / "config").rename(tmp_path / "other")
+    api = await connect_as(str(tmp_path / "other"), "c", user_agent="test")
+    try:
+        await api.list(NODES, None)
+    finally:
+        await api.aclose()
+    assert server.headers[-1]["Authorization"] == "Bearer chosen"
+    with pytest.raises(ConnectionError):
+        await connect_as(str(tmp_path / "other"), "none", user_agent="test")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen_operator import objects
+from qwen_operator.manifests.kept import CUT
 from qwen_operator.manifests.names import Manifest
 
 _CONTAINER_LISTS = ("containers", "initContainers")
@@ -39,7 +40,8 @@ def pod_repair(desired: Mapping[str, Any], observed: Mapping[str, Any]) -> Manif
     annotations or owners that others set.
     """
     metadata: Manifest = {}
-    for key in ("labels", "annotations"):
+    # Of an object with too many labels or annotations, nobody knows which ones it has.
+    for key in () if CUT in observed else ("labels", "annotations"):
         existing = objects.mapping(observed, "metadata", key)
         wanted = objects.mapping(desired, "metadata", key)
         changed = {name: value for name, value in wanted.items() if existing.get(name) != value}

@@ -10,14 +10,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_operator import untrusted
+from qwen_operator.api.spec import UNKEPT
 from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.manifests.kept import data_fault
 from qwen_operator.manifests.names import Manifest, Owner
 from qwen_operator.manifests.objects import controller_revision
 from qwen_operator.planning.types import Plan
-
-# A spec has at most 32 levels. A pod and the record of a revision add a few.
-MOST_LEVELS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +45,8 @@ def read_revision(manifest: Manifest) -> PinnedRevision:
     """The content of a ControllerRevision. Raises UnreadableRevisionError."""
     try:
         data = manifest["data"]
-        if (size := untrusted.size_of(data)).levels > MOST_LEVELS:
-            raise ValueError(f"it has {size.levels} levels, it must have at most {MOST_LEVELS}")
+        if fault := manifest.get(UNKEPT) or data_fault(data):
+            raise ValueError(fault)
         return PinnedRevision(
             revision=revision_of(manifest),
             number=int(manifest["revision"]),

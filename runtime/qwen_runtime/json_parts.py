@@ -68,6 +68,11 @@ class Parts:
             self._open, self._depth = True, 1
         return self._scan(self._carried + data)
 
+    @property
+    def of_object(self) -> bool:
+        """Whether the parts are members of an object, and not of a list."""
+        return self._head.endswith(b"{")
+
     def end(self) -> bytes:
         """The text around the parts. It is no JSON if the text ended too early."""
         return self._head + self._tail

@@ -34,7 +34,6 @@ from aiohttp import web
 from qwen_operator.hubs.client import INDEX, LARGEST_INDEX
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
-    NODES,
     POD_DISRUPTION_BUDGETS,
     PODS,
     QWENDEPLOYMENTS,
@@ -83,15 +82,17 @@ async def ordinary(count: int) -> Contents:
     world = await World().start()
     world.api.put(QWENDEPLOYMENTS, deployment("chat-0000"))
     await world.settle()
-    texts = {}
+    texts: dict[str, tuple[str, ...]] = {}
     for resource in (QWENDEPLOYMENTS, *_CHILDREN):
         [item] = world.api.all(resource)
         item["metadata"]["managedFields"] = [_managed(item, name) for name in ("kubectl", "qwen-operator", "kubelet")]
         uid = world.api.all(QWENDEPLOYMENTS)[0]["metadata"]["uid"]
         text = json.dumps(item, separators=(",", ":"))
-        texts[resource.plural] = (text.replace("chat-0000", "chat-#").replace(f'"{uid}"', '"uid-#"'),)
-    nodes = [json.dumps({**item, "metadata": {**item["metadata"], "name": "gpu-#"}}) for item in world.api.all(NODES)]
-    return Contents({**texts, NODES.plural: tuple(nodes)}, count)
+        own = text.replace(f'"uid":"{item["metadata"]["uid"]}"', f'"uid":"{resource.plural}-#"')
+        texts[resource.plural] = (
+            own.replace("chat-0000", "chat-#").replace(f'"{uid}"', f'"{QWENDEPLOYMENTS.plural}-#"'),
+        )
+    return Contents(texts, count)
 
 
 def _managed(item: Manifest, manager: str) -> Manifest:
@@ -107,8 +108,8 @@ def _named(value: Any) -> Manifest:
 def largest(count: int) -> Contents:
     """Objects of _OBJECT_BYTES, in the shapes that take the most memory."""
     notes = {"qwen-operator.dev/replan": "x" * 200_000}
-    within = {"affinity": {"a": [{}] * 2000}, "nodeSelector": {}}
-    beyond = {"affinity": {"a": [{}] * (_OBJECT_BYTES // 3)}}
+    within: Manifest = {"affinity": {"a": [{}] * 2000}, "nodeSelector": {}}
+    beyond: Manifest = {"affinity": {"a": [{}] * (_OBJECT_BYTES // 3)}}
     conditions = [{"type": "T", "status": "S" * 10}] * 30_000
     deployments = (
         _named_object(QWENDEPLOYMENTS, notes, spec={"model": "m-#", "pod": within}, status={"conditions": conditions}),

@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import sys
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ async def operator(deployments: int, pods: int) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def agent(deployments: int, pods: int) -> None:
+async def agent() -> None:
     """Mirror all objects and write the file of workers, as the gateway's agent does."""
     api = await connected("qwen_operator.gateway.kept")
     sources = frozenset({(QWENDEPLOYMENTS.plural, None), (PODS.plural, None)})
@@ -106,9 +107,10 @@ def counted(store: Store) -> tuple[int, int]:
     return sum(1 for _ in store.all(QWENDEPLOYMENTS)), sum(1 for _ in store.all(PODS))
 
 
-async def until(holds: Any) -> None:
+async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_SECONDS):
-        while not holds():
+        # Nothing announces that kopf has delivered the last object.
+        while not holds():  # noqa: ASYNC110
             await asyncio.sleep(0.2)
 
 
@@ -119,10 +121,13 @@ def peak() -> int:
 
 
 def main(program: str, address: str, deployments: str, pods: str) -> None:
-    if program == "hubs":
-        asyncio.run(hubs(address))
-    else:
-        asyncio.run((operator if program == "operator" else agent)(int(deployments), int(pods)))
+    match program:
+        case "operator":
+            asyncio.run(operator(int(deployments), int(pods)))
+        case "agent":
+            asyncio.run(agent())
+        case _:
+            asyncio.run(hubs(address))
     print(peak())
 
 

@@ -146,7 +146,7 @@ def operator_settings(config: Config, random: Callable[[], float]) -> kopf.Opera
     settings.watching.client_timeout = 310
     settings.watching.connect_timeout = 10
     settings.watching.reconnect_backoff = 1.0
-    settings.watching.chunk_size = 250
+    settings.watching.chunk_size = 100
     for resource in WATCHED:
         if labels_of(resource):
             settings.watching.label_selectors[resource.group, resource.version, resource.plural] = labels_of(resource)

@@ -34,7 +34,7 @@ WATCH_SECONDS = 300
 # The API server sends a bookmark about once a minute. A stream that is silent for longer is dead, even if TCP is not.
 WATCH_SILENCE_SECONDS = 90.0
 # A page of a list may have hundreds of megabytes, if every object is as large as the API server allows.
-LIST_CHUNK = 250
+LIST_CHUNK = 100
 _PAGE_TIMEOUT = aiohttp.ClientTimeout(total=60.0, sock_connect=REQUEST_SECONDS, sock_read=REQUEST_SECONDS)
 FIELD_MANAGER = "qwen-operator"
 _REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=REQUEST_SECONDS)

@@ -150,7 +150,7 @@ def operator_settings(config: Config, random: Callable[[], float]) -> kopf.Opera
     for resource in WATCHED:
         if labels_of(resource):
             settings.watching.label_selectors[resource.group, resource.version, resource.plural] = labels_of(resource)
-    settings.networking.request_timeout = 30
+    settings.networking.request_timeout = 60
     settings.networking.connect_timeout = 5
     settings.networking.error_backoffs = Backoffs(random)
     settings.networking.enforce_retry_after = True

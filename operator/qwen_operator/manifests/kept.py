@@ -95,11 +95,11 @@ def kept_revision(revision: Mapping[str, Any]) -> Manifest:
 
 def data_fault(data: object) -> str | None:
     """Why the data of a ControllerRevision is none of ours: it is too deep or too large. None if it is neither."""
-    size = untrusted.size_of(data)
+    size = untrusted.size_of(data, most=2 * _REVISION_VALUES)
     if size.levels > REVISION_LEVELS:
         return f"it has {size.levels} levels, it must have at most {REVISION_LEVELS}"
     if size.values > _REVISION_VALUES:
-        return f"it has {size.values} keys and entries, it must have at most {_REVISION_VALUES}"
+        return f"it has more than {_REVISION_VALUES} keys and entries"
     if size.characters > _REVISION_CHARACTERS:
         return f"it has {size.characters} characters, it must have at most {_REVISION_CHARACTERS}"
     return None
@@ -108,7 +108,7 @@ def data_fault(data: object) -> str | None:
 def kept_budget(budget: Mapping[str, Any]) -> Manifest:
     """What is read of a PodDisruptionBudget: not its status, which counts pods and changes often."""
     spec = objects.mapping(budget, "spec")
-    size = untrusted.size_of(spec)
+    size = untrusted.size_of(spec, most=256)
     small = size.levels <= 8 and size.values <= 256 and size.characters <= 16_384
     return {**_top(budget), "spec": spec if small else {}}
 
@@ -130,7 +130,7 @@ def _top(item: Mapping[str, Any]) -> Manifest:
     cut = {CUT: True} if CUT in item else {}
     for part in ("labels", "annotations"):
         entries = objects.mapping(item, "metadata", part)
-        size = untrusted.size_of(entries)
+        size = untrusted.size_of(entries, most=_MOST_NAMES)
         if size.values > _MOST_NAMES or size.characters > _MOST_NAME_CHARACTERS:
             cut = {CUT: True}
             own = sorted(name for name in entries if name.startswith(OWN_PREFIXES))[:_OWN_NAMES]

@@ -13,10 +13,10 @@ import aiohttp
 import kopf
 
 from qwen_operator.config import Config
-from qwen_operator.controller.cache import WATCHED
+from qwen_operator.controller.cache import WATCHED, keep
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.resync import labels_of
-from qwen_operator.kube import Resource
+from qwen_operator.kube import Manifest, Resource
 from qwen_operator.kube.decoding import GuardedResponse
 
 
@@ -60,6 +60,13 @@ class GuardedSession(kopf.AiohttpSession):
     aiohttp_session: aiohttp.ClientSession = field(compare=False, repr=False)
 
 
+class TrimmedResponse(GuardedResponse):
+    """Of large objects, kopf gets only what the store keeps of them."""
+
+    def keep(self, plural: str, item: Manifest) -> Manifest:
+        return keep(plural, item)
+
+
 async def login(**kwargs: Any) -> kopf.AiohttpSession | None:
     """A session for kopf. kopf calls this again after every 401, because tokens rotate."""
     info = credentials(**kwargs)
@@ -70,7 +77,7 @@ async def login(**kwargs: Any) -> kopf.AiohttpSession | None:
         headers=info.as_http_headers(),
         proxy=info.proxy_url,
         trust_env=info.trust_env,
-        response_class=GuardedResponse,
+        response_class=TrimmedResponse,
     )
     return GuardedSession(
         server=info.server,
@@ -139,11 +146,11 @@ def operator_settings(config: Config, random: Callable[[], float]) -> kopf.Opera
     settings.watching.client_timeout = 310
     settings.watching.connect_timeout = 10
     settings.watching.reconnect_backoff = 1.0
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = 100
     for resource in WATCHED:
         if labels_of(resource):
             settings.watching.label_selectors[resource.group, resource.version, resource.plural] = labels_of(resource)
-    settings.networking.request_timeout = 30
+    settings.networking.request_timeout = 60
     settings.networking.connect_timeout = 5
     settings.networking.error_backoffs = Backoffs(random)
     settings.networking.enforce_retry_after = True

@@ -23,7 +23,7 @@ from qwen_operator.api.name_index import NameIndex
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
 from qwen_operator.config import Config
 from qwen_operator.controller.autoscaler import Autoscaler
-from qwen_operator.controller.cache import Store
+from qwen_operator.controller.cache import Store, keep
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.execute import Actor
 from qwen_operator.controller.gateway_secret import GatewayKeys
@@ -92,7 +92,7 @@ class Operator:
         queue = WorkQueue(clock=time.monotonic, random=random.random)
         metrics = OperatorMetrics()
         intake = Intake(store, queue, metrics.skipped)
-        api = await connect(user_agent="qwen-operator", observer=metrics.requested)
+        api = await connect(user_agent="qwen-operator", observer=metrics.requested, keep=keep)
         identity = f"{config.pod_name}_{wall_stamp()}"
         elector = Elector(api, Terms(config.namespace, config.lease_name, identity), time.monotonic)
         autoscaler = Autoscaler(

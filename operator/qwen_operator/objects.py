@@ -4,7 +4,9 @@ If a field is absent, null or of another type, they return an empty value. So th
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 Object = Mapping[str, Any]
@@ -114,3 +116,53 @@ def moment(stamp: object) -> datetime | None:
     except ValueError:
         return None
     return time if time.tzinfo is not None and 1900 <= time.year <= 9000 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Each:
+    """In a shape: a list of at most `most` entries, all of the same shape."""
+
+    shape: "Shape"
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """In a shape: an object with any names, at most `most` of them, with texts or numbers as values."""
+
+    most: int
+    characters: int
+
+
+Shape = int | Each | Names | Mapping[str, Any]
+"""What to keep of a value. A number: a text of at most so many characters, a number, a boolean or null.
+
+A mapping: an object, and of it these members, each with its own shape.
+"""
+
+_MOST_BITS = 128
+
+
+def kept(value: object, shape: Shape) -> Any:
+    """A copy with only what the shape names; None in place of what has another type. Longer texts and lists are cut."""
+    if isinstance(shape, int):
+        return _scalar(value, shape)
+    if isinstance(shape, Each):
+        return [kept(entry, shape.shape) for entry in value[: shape.most]] if isinstance(value, list) else None
+    if not isinstance(value, dict):
+        return None
+    if isinstance(shape, Names):
+        return {
+            name: _scalar(member, shape.characters)
+            for name, member in islice(value.items(), shape.most)
+            if len(name) <= shape.characters
+        }
+    return {name: kept(value[name], inner) for name, inner in shape.items() if name in value}
+
+
+def _scalar(value: object, characters: int) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= characters else value[:characters]
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return None
+    return value if isinstance(value, int | float | bool) else None

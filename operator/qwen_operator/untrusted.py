@@ -7,6 +7,7 @@ deep nesting cannot exhaust the stack.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -96,14 +97,16 @@ def cut_deep(value: Any, levels: int) -> bool:
     return False
 
 
-def size_of(value: Any) -> Size:
-    """The size of a value made of dicts and lists."""
+def size_of(value: Any, most: float = math.inf) -> Size:
+    """The size of a value made of dicts and lists. It stops counting at more than `most` values."""
     levels = values = 0
     characters = len(value) if isinstance(value, str) else 0
     for containers in _by_level(value):
         levels += 1
         for container in containers:
             values += len(container)
+            if values > most:
+                return Size(levels, values, characters)
             members = [*container, *container.values()] if isinstance(container, dict) else container
             characters += sum(len(member) for member in members if isinstance(member, str))
     return Size(levels, values, characters)

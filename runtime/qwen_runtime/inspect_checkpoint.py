@@ -6,7 +6,8 @@ that an engine will open is opened here first, with the same uid, because engine
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,16 @@ from qwen_runtime.checkpoints.model import ModelConfig
 from qwen_runtime.checkpoints.modules import Held
 from qwen_runtime.checkpoints.reading import InvalidFactsError, shown
 from qwen_runtime.faults import Fault, parsed
+from qwen_runtime.json_parts import Parts, TooLargeError
 from qwen_runtime.reasons import ReportReason
-from qwen_runtime.safetensors import Shard, opened, owner_and_mode, read_exactly, read_shard
+from qwen_runtime.safetensors import Room, Shard, opened, owner_and_mode, pieces, read_shard
 
 INDEX = "model.safetensors.index.json"
 LARGEST_INDEX = 100_000_000
+MOST_FILES = 10_000
+"""Weight files of a checkpoint. The largest known model has 200."""
+_MOST_NAMES = 100_000
+_LARGEST_ENTRY = 1 << 20
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
@@ -41,7 +47,8 @@ def inspect(folder: Path) -> dict[str, Any]:
     raw = _small_file(folder, CONFIG_FILE, LARGEST_CONFIG)
     content = parsed(raw, CONFIG_FILE, LARGEST_CONFIG)
     shard_names = _shard_names(folder, names)
-    shards = [read_shard(folder / name, name) for name in shard_names]
+    room = Room()
+    shards = [read_shard(folder / name, name, room) for name in shard_names]
     weight_bytes = sum(shard.data_bytes for shard in shards)
     if weight_bytes == 0:
         raise Fault(ReportReason.MODEL_NOT_FOUND, f"The *.safetensors files of {folder} hold no tensors.")
@@ -71,7 +78,7 @@ def _model(content: Mapping[str, Any], hints: TensorHints, held: Held) -> ModelC
 
 def _listing(folder: Path) -> frozenset[str]:
     try:
-        return frozenset(entry.name for entry in folder.iterdir())
+        names = frozenset(entry.name for entry in islice(folder.iterdir(), _MOST_NAMES + 1))
     except NotADirectoryError:
         if folder.suffix == ".gguf":
             raise _gguf(folder.name) from None
@@ -85,6 +92,10 @@ def _listing(folder: Path) -> frozenset[str]:
     except (OSError, ValueError) as error:
         detail = error.strerror if isinstance(error, OSError) else error
         raise Fault(ReportReason.UNREADABLE_WEIGHTS, f"{shown(str(folder))} cannot be listed: {detail}.") from None
+    if len(names) > _MOST_NAMES:
+        message = f"{folder} has more than {_MOST_NAMES} files; the path must name the folder of one checkpoint."
+        raise Fault(ReportReason.INVALID_CONFIG, message)
+    return names
 
 
 def _gguf(name: str) -> Fault:
@@ -104,29 +115,63 @@ def _refuse_other_weights(folder: Path, names: Iterable[str]) -> None:
 
 
 def _small_file(folder: Path, name: str, limit: int) -> bytes:
+    return b"".join(_pieces_of(folder, name, limit))
+
+
+def _pieces_of(folder: Path, name: str, limit: int) -> Iterator[bytes]:
+    """The content of a file of fewer than `limit` bytes. Raises Fault with InvalidConfig for a larger one."""
     with opened(folder / name, name) as descriptor:
         size = os.fstat(descriptor).st_size
-        data = read_exactly(descriptor, limit, name) if size < limit else b""
-    if size >= limit or len(data) >= limit:
-        raise Fault(ReportReason.INVALID_CONFIG, f"{name} has {size} bytes; it must have fewer than {limit}.", name)
-    return data
+        if size < limit:
+            count = 0
+            for piece in pieces(descriptor, limit, name):
+                count += len(piece)
+                yield piece
+            if count < limit:
+                return
+    raise Fault(ReportReason.INVALID_CONFIG, f"{name} has {size} bytes; it must have fewer than {limit}.", name)
 
 
 def _shard_names(folder: Path, names: frozenset[str]) -> list[str]:
     """The files in the index if there is one, as engines do, else every safetensors file."""
-    if INDEX not in names:
-        return sorted(name for name in names if name.endswith(".safetensors"))
-    index = parsed(_small_file(folder, INDEX, LARGEST_INDEX), INDEX, LARGEST_INDEX)
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    shards = _indexed(folder) if INDEX in names else {name for name in names if name.endswith(".safetensors")}
+    if len(shards) > MOST_FILES:
+        message = f"{folder} has more than {MOST_FILES} files of weights; the path must name one checkpoint."
+        raise Fault(ReportReason.INVALID_CONFIG, message)
+    return sorted(shards)
+
+
+def _indexed(folder: Path) -> set[str]:
+    """The files that the index names. It reads the index entry by entry."""
+    parts = Parts("weight_map", _LARGEST_ENTRY, _LARGEST_ENTRY)
+    files: set[str] = set()
+    try:
+        for piece in _pieces_of(folder, INDEX, LARGEST_INDEX):
+            entries = b",".join(parts.feed(piece))
+            if parts.of_object and len(files) <= MOST_FILES:
+                files |= _files(parsed(b"{%b}" % entries, INDEX, LARGEST_INDEX))
+    except TooLargeError as error:
+        raise Fault(ReportReason.INVALID_CONFIG, f"{INDEX} is too large: {error}.", INDEX) from None
+    if parts.dropped:
+        message = f"{INDEX} is too large: an entry has more than {_LARGEST_ENTRY} bytes."
+        raise Fault(ReportReason.INVALID_CONFIG, message, INDEX)
+    # A short index may be in the rest as a whole.
+    weight_map = parsed(parts.end(), INDEX, LARGEST_INDEX).get("weight_map")
+    if isinstance(weight_map, dict):
+        files |= _files(weight_map)
+    if not files:
         message = f"weight_map in {INDEX} is {shown(weight_map)}; it must be an object of tensor names and files."
         raise Fault(ReportReason.INVALID_CONFIG, message, INDEX)
+    return files
+
+
+def _files(weight_map: Mapping[str, Any]) -> set[str]:
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(".safetensors") or "/" in file or "\0" in file:
             label = f"weight_map[{shown(tensor)}]"
             message = f"{label} in {INDEX} is {shown(file)}; it must name a *.safetensors file of the same folder."
             raise Fault(ReportReason.INVALID_CONFIG, message, INDEX)
-    return sorted(set(weight_map.values()))
+    return set(weight_map.values())
 
 
 def _hints(shards: Iterable[Shard]) -> TensorHints:

@@ -1,13 +1,15 @@
 """Headers of safetensors files: the content that a shard declares, compared with the size of the file.
 
 Format: 8 bytes with the length of the header (little-endian), then the header, then the data without gaps. The header
-is JSON: `{name: {dtype, shape, data_offsets: [a, b]}}`, with offsets from the end of the header. Only it is read.
+is JSON: `{name: {dtype, shape, data_offsets: [a, b]}}`, with offsets from the end of the header. Only it is read, and
+tensor by tensor: as Python objects a header of 100 MB would need more than a gigabyte.
 """
 
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +17,17 @@ from typing import Any
 
 from qwen_runtime.checkpoints.reading import shown
 from qwen_runtime.faults import Fault, parsed
+from qwen_runtime.json_parts import Parts, TooLargeError
 from qwen_runtime.reasons import ReportReason
 
 LARGEST_HEADER = 100_000_000  # the limit of the safetensors library itself
+MOST_TENSORS = 400_000
+"""In all files of a checkpoint. The largest known model has 150,000."""
+MOST_NAME_CHARACTERS = 64 << 20
+"""The sum of the lengths of all tensors' names, so that a checkpoint needs at most about 300 MB."""
+_LARGEST_MEMBER = 4 << 20
+"""Bytes of one member of a header. `__metadata__` may hold any texts."""
+_CHUNK = 1 << 20
 _LARGEST_FILE = 2**63 - 1
 _LFS_POINTER = re.compile(rb"version https://git-lfs[^\n]*\n(?:[^\n]*\n)*?size (\d{1,18})\n")
 
@@ -40,6 +50,23 @@ class Shard:
     def data_bytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.size for tensor in self.tensors.values())
+
+
+@dataclass(slots=True)
+class Room:
+    """How many more tensors, and characters of their names, the files of a checkpoint may have."""
+
+    tensors: int = MOST_TENSORS
+    characters: int = MOST_NAME_CHARACTERS
+
+    def take(self, tensor: str, file: str) -> None:
+        """Count a tensor. Raises Fault with InvalidConfig."""
+        self.tensors -= 1
+        self.characters -= len(tensor)
+        if self.tensors < 0:
+            raise _too_large(file, f"its checkpoint has more than {MOST_TENSORS} tensors")
+        if self.characters < 0:
+            raise _too_large(file, f"its checkpoint's tensor names have more than {MOST_NAME_CHARACTERS} characters")
 
 
 def owner_and_mode(path: Path) -> str:
@@ -95,8 +122,18 @@ def read_exactly(descriptor: int, count: int, name: str) -> bytes:
     return b"".join(parts)
 
 
-def read_shard(path: Path, name: str) -> Shard:
-    """Check one shard against its own header, and return its tensors. Raises Fault."""
+def pieces(descriptor: int, count: int, name: str) -> Iterator[bytes]:
+    """The next `count` bytes in pieces, or fewer if the file ends."""
+    while count > 0 and (piece := read_exactly(descriptor, min(count, _CHUNK), name)):
+        yield piece
+        count -= len(piece)
+
+
+def read_shard(path: Path, name: str, room: Room | None = None) -> Shard:
+    """Check one shard against its own header, and return its tensors. Raises Fault.
+
+    `room` counts over all files of a checkpoint.
+    """
     with opened(path, name) as descriptor:
         size = os.fstat(descriptor).st_size
         length_field = read_exactly(descriptor, 8, name)
@@ -111,10 +148,7 @@ def read_shard(path: Path, name: str) -> Shard:
             raise Fault(ReportReason.INVALID_CONFIG, message, name)
         if 8 + length > size:
             raise truncated(name, 8 + length, size)
-        header = read_exactly(descriptor, length, name)
-    if len(header) < length:
-        raise truncated(name, 8 + length, 8 + len(header))
-    shard = parse_header(header, name)
+        shard = parse_header(_counted(descriptor, length, name), name, room or Room())
     if 8 + length + shard.data_bytes != size:
         raise truncated(name, 8 + length + shard.data_bytes, size)
     return shard
@@ -138,22 +172,43 @@ def _refuse_lfs_pointer(start: bytes, descriptor: int, size: int, name: str) -> 
         raise Fault(ReportReason.TRUNCATED_WEIGHTS, message, name, int(match.group(1)), size)
 
 
-def parse_header(header: bytes, name: str) -> Shard:
+def _counted(descriptor: int, length: int, name: str) -> Iterator[bytes]:
+    """The header in pieces. Raises Fault if the file ends within it."""
+    count = 0
+    for piece in pieces(descriptor, length, name):
+        count += len(piece)
+        yield piece
+    if count < length:
+        raise truncated(name, 8 + length, 8 + count)
+
+
+def parse_header(header: Iterable[bytes], name: str, room: Room) -> Shard:
     """The tensors of a header. Raises Fault with InvalidConfig if it is malformed, or ranges overlap or have gaps."""
-    entries = parsed(header, f"the header of {name}", LARGEST_HEADER)
-    entries.pop("__metadata__", None)
-    ranges: list[tuple[int, int]] = []
-    tensors: dict[str, Tensor] = {}
-    for tensor, entry in entries.items():
-        start, end, dtype = _entry(entry, tensor, name)
-        ranges.append((start, end))
-        tensors[tensor] = Tensor(dtype, end - start)
+    entries: dict[str, tuple[int, int, str]] = {}
+    parts = Parts(None, _LARGEST_MEMBER, _LARGEST_MEMBER)
+    try:
+        for piece in header:
+            _read_members(parts.feed(piece), name, entries, room)
+            if parts.dropped:
+                raise _too_large(name, f"one of its members has more than {_LARGEST_MEMBER} bytes")
+    except TooLargeError as error:
+        raise _too_large(name, str(error)) from None
+    parsed(parts.end(), f"the header of {name}", LARGEST_HEADER)
     position = 0
-    for start, end in sorted(ranges):
+    for start, end, _ in sorted(entries.values()):
         if start != position:
             raise _malformed(name, f"its tensors' data_offsets overlap or leave a gap at byte {position}")
         position = end
-    return Shard(tensors)
+    return Shard({tensor: Tensor(dtype, end - start) for tensor, (start, end, dtype) in entries.items()})
+
+
+def _read_members(parts: list[bytes], name: str, entries: dict[str, tuple[int, int, str]], room: Room) -> None:
+    """Add the tensors of these members. Of two equal names the last one counts."""
+    for tensor, entry in parsed(b"{%b}" % b",".join(parts), f"the header of {name}", LARGEST_HEADER).items():
+        if tensor != "__metadata__":
+            room.take(tensor, name)
+            start, end, dtype = _entry(entry, tensor, name)
+            entries[tensor] = (start, end, sys.intern(dtype))
 
 
 def _entry(entry: Any, tensor: str, name: str) -> tuple[int, int, str]:
@@ -164,6 +219,10 @@ def _entry(entry: Any, tensor: str, name: str) -> tuple[int, int, str]:
                 return start, end, dtype
     detail = f"tensor {shown(tensor)} must have a dtype and data_offsets of two whole numbers in order"
     raise _malformed(name, detail)
+
+
+def _too_large(name: str, detail: str) -> Fault:
+    return Fault(ReportReason.INVALID_CONFIG, f"The header of {name} is too large: {detail}.", name)
 
 
 def _malformed(name: str, detail: str) -> Fault:

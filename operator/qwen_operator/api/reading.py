@@ -55,12 +55,13 @@ def problems(value: Any, schema: Schema, path: str) -> list[str]:
 
 def size_fault(value: Any, values: int, characters: int) -> str | None:
     """The problem of an object that is nested too deeply or is too large; None if there is none."""
-    size = untrusted.size_of(value)
+    size = untrusted.size_of(value, most=2 * values)
     if size.levels > MOST_LEVELS:
         deep = f"more than {MOST_LEVELS}" if size.levels > 2 * MOST_LEVELS else str(size.levels)
         return f"the object has {deep} levels, it must have at most {MOST_LEVELS}"
     if size.values > values:
-        return f"the object has {size.values} keys and entries, it must have at most {values}"
+        many = f"more than {2 * values}" if size.values > 2 * values else str(size.values)
+        return f"the object has {many} keys and entries, it must have at most {values}"
     if size.characters > characters:
         return f"the object has {size.characters} characters, it must have at most {characters}"
     return None

@@ -19,8 +19,10 @@ from qwen_operator.objects import mapping
 
 REPLAN_ANNOTATION = "qwen-operator.dev/replan"
 NAME_LIMIT = 40
-MOST_VALUES = 16384
-MOST_CHARACTERS = 262144
+UNKEPT = "qwen-operator.dev/unkept"
+"""A top-level member of a stored object: why its content is not kept. The API server stores no such member."""
+MOST_VALUES = 4096
+MOST_CHARACTERS = 131072
 """Limits of a whole spec. Every copy of the spec in pods, revisions and memory is about as large."""
 
 _NAME_FORM = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -446,6 +448,8 @@ def parse(obj: Mapping[str, Any]) -> Spec:
     if not isinstance(name, str):
         raise InvalidSpec([f"metadata.name: {reading.shown(name)} must be text"])
     sentences = [f"metadata.name: {reading.shown(name)}: {rule.message}" for rule in NAME_RULES if not rule.holds(name)]
+    if unkept := obj.get(UNKEPT):
+        raise InvalidSpec([*sentences, *unkept])
     if fault := reading.size_fault(spec, MOST_VALUES, MOST_CHARACTERS):
         # Which part of it is too deep or too large?
         sentences += reading.problems(spec, object_schema(Spec), "spec") or [f"spec: {fault}"]

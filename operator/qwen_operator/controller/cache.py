@@ -12,8 +12,8 @@ from typing import Any
 
 from qwen_operator import objects, untrusted
 from qwen_operator.api.claims import NameRights
+from qwen_operator.api.kept import kept_deployment
 from qwen_operator.api.name_index import NameIndex
-from qwen_operator.api.writers import kept_fields
 from qwen_operator.hardware import hami
 from qwen_operator.hardware.nodes import shares_host_memory
 from qwen_operator.kube import (
@@ -26,7 +26,7 @@ from qwen_operator.kube import (
     Manifest,
     Resource,
 )
-from qwen_operator.manifests.drift import image_editors
+from qwen_operator.manifests.kept import kept_budget, kept_pod, kept_quota, kept_revision
 from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, LABEL_DEPLOYMENT
 from qwen_operator.manifests.ownership import Ownership, ownership
 from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError, read_revision
@@ -234,29 +234,39 @@ class Store:
             self._generation[resource] += 1
 
 
+_KEEP: Mapping[Resource, Callable[[Manifest], Manifest]] = {
+    QWENDEPLOYMENTS: kept_deployment,
+    PODS: kept_pod,
+    CONTROLLER_REVISIONS: kept_revision,
+    POD_DISRUPTION_BUDGETS: kept_budget,
+    RESOURCE_QUOTAS: kept_quota,
+}
+
+
 def trim(resource: Resource, manifest: Manifest) -> Manifest:
     """The part of an object that reconcile reads.
 
-    The rest changes often and must not cause a reconcile: a node's heartbeat and free memory, and the status of a
-    PodDisruptionBudget, which counts pods.
+    The rest changes often and must not cause a reconcile, such as a node's heartbeat and free memory. It may also be
+    large, and anybody may have written it.
     """
-    meta = {name: value for name, value in manifest["metadata"].items() if name != "managedFields"}
-    if fields := _read_fields(resource, manifest):
-        meta["managedFields"] = fields
-    if resource == POD_DISRUPTION_BUDGETS:
-        return {**{name: value for name, value in manifest.items() if name != "status"}, "metadata": meta}
-    return _trimmed_node(manifest, meta) if resource == NODES else {**manifest, "metadata": meta}
+    if resource == NODES:
+        return _trimmed_node(manifest)
+    keep = _KEEP.get(resource)
+    return manifest if keep is None else keep(manifest)
 
 
-def _read_fields(resource: Resource, manifest: Manifest) -> list[Manifest]:
-    """The part of metadata.managedFields that says who set the replicas, or who edited an image."""
-    if resource == QWENDEPLOYMENTS:
-        return kept_fields(manifest["metadata"])
-    return image_editors(manifest) if resource == PODS else []
+def keep(plural: str, manifest: Manifest) -> Manifest:
+    """See `trim`; an object of a resource that is not stored stays as it is."""
+    resource = _BY_PLURAL.get(plural)
+    return manifest if resource is None else trim(resource, manifest)
 
 
-def _trimmed_node(manifest: Manifest, meta: Manifest) -> Manifest:
+_BY_PLURAL = {resource.plural: resource for resource in WATCHED}
+
+
+def _trimmed_node(manifest: Manifest) -> Manifest:
     spec, status = objects.mapping(manifest, "spec"), objects.mapping(manifest, "status")
+    meta = objects.mapping(manifest, "metadata")
     meta = {name: meta[name] for name in ("name", "uid", "resourceVersion", "labels") if name in meta}
     annotations = objects.annotations(manifest)
     if shared := {name: annotations[name] for name in hami.ANNOTATIONS if name in annotations}:

@@ -26,13 +26,13 @@ def of(version: str) -> EngineVersion:
     """Everything that the operator knows about a version.
 
     A version without a folder gets everything from the nearest one, except the options. Its table of options is empty,
-    so options cannot be checked.
+    so the options of the chart cannot be checked, and an object may set only options of the nearest version.
     """
     name = versions.nearest(version, VERSIONS)
     engine: EngineVersion = import_module(f"{__name__}.{folder(name)}").ENGINE
     if name == version:
         return engine
-    return replace(engine, options=OptionTable(version, {}, engine.options.planned))
+    return replace(engine, options=OptionTable(version, {}, engine.options.planned, engine.options.options))
 
 
 def newest() -> EngineVersion:

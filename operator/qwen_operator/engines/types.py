@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.resources import files
 
@@ -56,12 +56,14 @@ class OptionTable:
     """The options of one version: `options` maps a spelling to its canonical name, `planned` a role to its option.
 
     An option in `planned` may have a fixed value, e.g. --graphs=off. If the version has no such option, `planned` lacks
-    the role. `options` is empty for a version without a folder; then options cannot be checked.
+    the role. `options` is empty for a version without a folder, and `nearest` has those of the nearest known version:
+    an object may set these, and only the chart others.
     """
 
     version: str
     options: Mapping[str, str]
     planned: Mapping[Role, str]
+    nearest: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, package: str, planned: Mapping[Role, str]) -> OptionTable:

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from qwen_operator import endpoints
 from qwen_operator.api.claims import NameRights
+from qwen_operator.gateway.kept import keep
 from qwen_operator.gateway.settings import CONTROL_PLANE_KEY_FILE, WORKERS_FILE, AgentSettings
 from qwen_operator.gateway.smg import Router, Smg
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi, Manifest, Resource
@@ -211,7 +212,7 @@ async def run(settings: AgentSettings, api: KubeApi | None = None) -> None:
 
     Without `api` it connects to the cluster that it runs in. Raises ConnectionError if there is no cluster.
     """
-    kube = api or await connect(user_agent="qwen-gateway-agent")
+    kube = api or await connect(user_agent="qwen-gateway-agent", keep=keep)
     namespaces: tuple[str | None, ...] = settings.namespaces or (None,)
     mirrored = [
         (resource, namespace, labels)

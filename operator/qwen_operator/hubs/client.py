@@ -2,8 +2,8 @@
 
 It needs three small answers: the list of files with their sizes and the commit, config.json, and the index of the
 weights. A hub is a foreign service that may be slow, absent or broken. So the client reads every answer as a stream up
-to a limit, follows few redirects and never from TLS to plain HTTP, and ends the whole reading after a fixed time. It
-sends only GET requests without credentials.
+to a limit, decodes one answer at a time, follows few redirects (`hubs.redirects` says where to), and ends the whole
+reading after a fixed time. It sends only GET requests without credentials.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -30,15 +31,22 @@ from qwen_operator.checkpoints.hubs import (
     is_address,
     is_repository,
 )
+from qwen_operator.hubs.redirects import reached_fault, redirect_fault
 from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG
 from qwen_runtime.checkpoints.model import MAX_BYTES
-from qwen_runtime.checkpoints.reading import Fields, kind, parse_json, shown
+from qwen_runtime.checkpoints.reading import MOST_MEMBERS, Fields, kind, parse_json, shown
+from qwen_runtime.json_parts import Parts, TooLargeError
 
 INDEX = "model.safetensors.index.json"
 LARGEST_INDEX = 32 << 20
 LARGEST_LISTING = 8 << 20
-# More members of a few bytes each would need too much memory as Python objects. A large model has 200 000 tensors.
-MOST_MEMBERS = 400_000
+MOST_FILES = 10_000
+"""Files of weights that an index may name. The largest known model has 200."""
+_LARGEST_ENTRY = 64 << 10
+_LARGEST_REST = 1 << 20
+_ENTRIES_AT_ONCE = 4096
+# Several readings may run at once, but only one decodes: as Python objects an answer is up to ten times larger.
+_DECODING = threading.Lock()
 # Some networks drop packets silently, so that a connection attempt gets no answer at all.
 LONGEST_CONNECT = 5.0
 _REDIRECTS = 5
@@ -50,6 +58,33 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class _Listing:
     commit: str
     sizes: Mapping[str, int | None]  # bytes by path; None if the hub does not say
+
+
+@dataclass(slots=True)
+class _Stored:
+    """What the index or the list of files says of the weights.
+
+    `size`: bytes. `heads`: whether there is an output head. `drafts`: whether there are layers for multi-token
+    prediction.
+    """
+
+    size: int = 0
+    heads: bool = False
+    drafts: bool = False
+    files: set[str] = field(default_factory=set)
+    tensors: int = 0
+
+    def add(self, weight_map: Mapping[str, Any], index: Fields) -> None:
+        """Count entries of the index. Raises InvalidFactsError."""
+        if not all(isinstance(file, str) for file in weight_map.values()):
+            raise index.refuse("weight_map", "an object of tensor names and files")
+        self.tensors += len(weight_map)
+        self.heads = self.heads or any(name.endswith("lm_head.weight") for name in weight_map)
+        self.drafts = self.drafts or any(name.startswith("mtp.") for name in weight_map)
+        self.files.update(weight_map.values())
+        if self.tensors > MOST_MEMBERS or len(self.files) > MOST_FILES:
+            counted = f"{MOST_MEMBERS} tensors" if self.tensors > MOST_MEMBERS else f"{MOST_FILES} files"
+            raise HubError(HubReason.TOO_LARGE, f"{INDEX} has more than {counted}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,28 +152,37 @@ async def _read(repository: _Repository, revision: str) -> HubCheckpoint:
         content = "GGUF files" if any(path.endswith(".gguf") for path in listing.sizes) else "no readable model"
         raise InvalidFactsError(f"there is no {CONFIG_FILE}; the repository contains {content}")
     raw = await _get(repository, repository.file_url(listing.commit, CONFIG_FILE), LARGEST_CONFIG, CONFIG_FILE)
-    # Parsing a file near the limit takes a second, which would block everything else on the event loop.
-    config = await asyncio.to_thread(parse_json, raw, CONFIG_FILE, LARGEST_CONFIG)
-    stored, tensors = await _weights(repository, listing)
-    facts = await asyncio.to_thread(_facts, config, stored, tensors)
+    # Decoding a file near the limit takes a second, which would block everything else on the event loop.
+    await asyncio.to_thread(_config, raw)
+    stored = await _weights(repository, listing)
+    facts = await asyncio.to_thread(_facts, raw, stored)
     return HubCheckpoint(replace(facts, digest=hashlib.sha256(raw).hexdigest()), listing.commit)
 
 
-def _facts(config: Mapping[str, Any], stored: int, tensors: frozenset[str]) -> Checkpoint:
-    return from_config(config, weight_bytes=_resident(config, stored, tensors), source=HUB)
+def _config(raw: bytes) -> None:
+    """Raise InvalidFactsError if this is no config.json. Its content must not wait in memory for the next answer."""
+    with _DECODING:
+        parse_json(raw, CONFIG_FILE, LARGEST_CONFIG)
 
 
-def _resident(config: Mapping[str, Any], stored: int, tensors: frozenset[str]) -> int:
+def _facts(raw: bytes, stored: _Stored) -> Checkpoint:
+    with _DECODING:
+        config = parse_json(raw, CONFIG_FILE, LARGEST_CONFIG)
+        return from_config(config, weight_bytes=_resident(config, stored), source=HUB)
+
+
+def _resident(config: Mapping[str, Any], weights: _Stored) -> int:
     """How many of the stored bytes an engine keeps in memory: an upper limit, from names and shapes of the tensors.
 
     A tied checkpoint may store the embedding again as lm_head. An engine loads it once. An engine loads a layer for
     multi-token prediction only for speculative decoding. Its size is known only if the weights are not quantized.
     """
+    stored = weights.size
     facts = from_config(config, weight_bytes=stored)
     copy = 2 * facts.vocab * facts.hidden
-    if facts.tied and any(name.endswith("lm_head.weight") for name in tensors) and copy < stored:
+    if facts.tied and weights.heads and copy < stored:
         stored -= copy
-    if facts.quantization is None and any(name.startswith("mtp.") for name in tensors):
+    if facts.quantization is None and weights.drafts:
         stored = min(stored, from_config(config).weight_bytes)
     return stored
 
@@ -146,10 +190,15 @@ def _resident(config: Mapping[str, Any], stored: int, tensors: frozenset[str]) -
 async def _listing(repository: _Repository, revision: str) -> _Listing:
     content = f"the list of files of {repository.name}"
     raw = await _get(repository, repository.listing_url(revision), LARGEST_LISTING, content)
-    answer = Fields(parse_json(raw, content, LARGEST_LISTING))
-    if repository.hub is Hub.MODELSCOPE:
-        return _modelscope_listing(answer, revision)
-    return _Listing(_commit(answer, "sha"), _sizes(answer, "siblings", ("rfilename", "size")))
+    return await asyncio.to_thread(_read_listing, raw, content, repository.hub, revision)
+
+
+def _read_listing(raw: bytes, content: str, hub: Hub, revision: str) -> _Listing:
+    with _DECODING:
+        answer = Fields(parse_json(raw, content, LARGEST_LISTING))
+        if hub is Hub.MODELSCOPE:
+            return _modelscope_listing(answer, revision)
+        return _Listing(_commit(answer, "sha"), _sizes(answer, "siblings", ("rfilename", "size")))
 
 
 def _modelscope_listing(answer: Fields, revision: str) -> _Listing:
@@ -185,19 +234,15 @@ def _sizes(fields: Fields, name: str, keys: tuple[str, str]) -> dict[str, int | 
     return sizes
 
 
-async def _weights(repository: _Repository, listing: _Listing) -> tuple[int, frozenset[str]]:
-    """Bytes of the weight files, and the names of the tensors if there is an index."""
+async def _weights(repository: _Repository, listing: _Listing) -> _Stored:
+    """The weight files, and what their tensors' names say if there is an index."""
     if INDEX not in listing.sizes:
         files = [path for path in listing.sizes if path.endswith(".safetensors") and "/" not in path]
         if not files:
             raise InvalidFactsError("there are no *.safetensors files; convert the weights to safetensors")
-        return _total(listing, files), frozenset()
-    raw = await _get(repository, repository.file_url(listing.commit, INDEX), LARGEST_INDEX, INDEX)
-    index = Fields(await asyncio.to_thread(parse_json, raw, INDEX, LARGEST_INDEX))
-    weight_map = index.nested("weight_map").values
-    if not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
-        raise index.refuse("weight_map", "an object of tensor names and files")
-    shards = sorted(set(weight_map.values()))
+        return _Stored(_total(listing, files))
+    index, stored = await _read_index(repository, repository.file_url(listing.commit, INDEX))
+    shards = sorted(stored.files)
     missing = next((file for file in shards if file not in listing.sizes), None)
     if missing is not None:
         raise InvalidFactsError(
@@ -205,8 +250,42 @@ async def _weights(repository: _Repository, listing: _Listing) -> tuple[int, fro
             f"{INDEX} names {kind(missing)}, which is not in the repository",
         )
     if index.has("metadata") and any(listing.sizes[file] is None for file in shards):
-        return index.nested("metadata").whole("total_size", MAX_BYTES), frozenset(weight_map)
-    return _total(listing, shards), frozenset(weight_map)
+        stored.size = index.nested("metadata").whole("total_size", MAX_BYTES)
+    else:
+        stored.size = _total(listing, shards)
+    return stored
+
+
+async def _read_index(repository: _Repository, url: str) -> tuple[Fields, _Stored]:
+    """The index without its entries, and what the entries say. It never stands in memory as a whole."""
+    parts, stored = Parts("weight_map", _LARGEST_ENTRY, _LARGEST_REST), _Stored()
+    entries: list[bytes] = []
+    try:
+        async for piece in _stream(repository, url, LARGEST_INDEX, INDEX):
+            entries += parts.feed(piece)
+            if parts.dropped:
+                raise HubError(HubReason.TOO_LARGE, f"an entry of {INDEX} has more than {_LARGEST_ENTRY} bytes")
+            if len(entries) >= _ENTRIES_AT_ONCE:
+                await asyncio.to_thread(_add_entries, entries, parts.of_object, stored)
+                entries = []
+    except TooLargeError as error:
+        raise HubError(HubReason.TOO_LARGE, f"{INDEX} is too large: {error}") from None
+    await asyncio.to_thread(_add_entries, entries, parts.of_object, stored)
+    index = Fields(await asyncio.to_thread(parse_json, parts.end(), INDEX, LARGEST_INDEX))
+    # A short index may be in the rest as a whole.
+    stored.add(index.nested("weight_map").values, index)
+    if not stored.files:
+        raise index.refuse("weight_map", "an object of tensor names and files")
+    return index, stored
+
+
+def _add_entries(entries: list[bytes], of_object: bool, stored: _Stored) -> None:
+    """Count entries. Those of a list are none: the rest then shows that weight_map is no object."""
+    if not of_object:
+        return
+    with _DECODING:
+        weight_map = parse_json(b"{%b}" % b",".join(entries), INDEX, LARGEST_INDEX)
+        stored.add(weight_map, Fields({"weight_map": weight_map}))
 
 
 def _total(listing: _Listing, files: list[str]) -> int:
@@ -215,24 +294,34 @@ def _total(listing: _Listing, files: list[str]) -> int:
     for file in files:
         size = listing.sizes[file]
         if size is None:
-            raise InvalidFactsError(f"the hub does not say how large {file} is")
+            raise InvalidFactsError(
+                f"the hub does not say how large {shown(file)} is", f"the hub does not say how large {kind(file)} is"
+            )
         total += size
     return total
 
 
 async def _get(repository: _Repository, url: str, limit: int, content: str) -> bytes:
     """The body of a GET request, at most `limit` bytes. `content` says in messages what it is. Raises HubError."""
+    return b"".join([piece async for piece in _stream(repository, url, limit, content)])
+
+
+async def _stream(repository: _Repository, url: str, limit: int, content: str) -> AsyncIterator[bytes]:
+    """See `_get`: the body in pieces."""
+    base = url
     for _ in range(_REDIRECTS + 1):
         async with repository.client.stream("GET", url) as response:
+            if url != base and (fault := reached_fault(response, repository.base)):
+                raise HubError(HubReason.INVALID, f"the hub redirects {content} to {fault}")
             following = response.next_request
             if following is None:
                 _check_status(repository, response, content)
-                return await _body(response, limit, content)
+                async for piece in _body(response, limit, content):
+                    yield piece
+                return
             target = str(following.url)
-            if not is_address(target) or (url.startswith("https:") and not target.startswith("https:")):
-                raise HubError(
-                    HubReason.INVALID, f"the hub redirects {content} to {shown(target)}, which is not allowed"
-                )
+            if fault := redirect_fault(url, target, repository.base):
+                raise HubError(HubReason.INVALID, f"the hub redirects {content} to {fault}")
             url = target
     raise HubError(HubReason.INVALID, f"the hub redirects {content} more than {_REDIRECTS} times")
 
@@ -253,17 +342,20 @@ def _check_status(repository: _Repository, response: httpx.Response, content: st
     raise HubError(HubReason.INVALID, f"the hub answered {status} for {content} of {place}; it must answer 200")
 
 
-async def _body(response: httpx.Response, limit: int, content: str) -> bytes:
+async def _body(response: httpx.Response, limit: int, content: str) -> AsyncIterator[bytes]:
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise HubError(
             HubReason.INVALID, f"{content} has the encoding {kind(encoding)}, but the request asked for none"
         )
-    body = bytearray()
-    async for part in response.aiter_raw():
-        body += part
-        if len(body) > limit:
-            raise HubError(HubReason.TOO_LARGE, f"{content} has more than {limit} bytes")
-    if body.count(b",") > MOST_MEMBERS:
-        raise HubError(HubReason.TOO_LARGE, f"{content} has more than {MOST_MEMBERS} members")
-    return bytes(body)
+    announced = response.headers.get("Content-Length", "")
+    size = int(announced) if announced.isascii() and announced.isdigit() and len(announced) < 20 else 0
+    if size <= limit:
+        size = 0
+        async for piece in response.aiter_raw():
+            size += len(piece)
+            if size > limit:
+                break
+            yield piece
+    if size > limit:
+        raise HubError(HubReason.TOO_LARGE, f"{content} has more than {limit} bytes")

@@ -19,7 +19,7 @@ import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import KUBE_CONFIG_DEFAULT_LOCATION, ConfigException, load_incluster_config, load_kube_config
 
-from qwen_operator import objects
+from qwen_operator import objects, untrusted
 from qwen_operator.kube.api import (
     DeleteOptions,
     KubeApi,
@@ -28,7 +28,7 @@ from qwen_operator.kube.api import (
     Unavailable,
     error_from_status,
 )
-from qwen_operator.kube.decoding import decode, lines
+from qwen_operator.kube.decoding import Keep, decode, decode_list, keep_all, lines
 from qwen_operator.objects import FIELD_MANAGER
 from qwen_operator.untrusted import clean
 
@@ -36,7 +36,9 @@ REQUEST_SECONDS = 15.0
 WATCH_SECONDS = 300
 # The API server sends a bookmark about once a minute. A stream that is silent for longer is dead, even if TCP is not.
 WATCH_SILENCE_SECONDS = 90.0
-LIST_CHUNK = 500
+# A page of a list may have hundreds of megabytes, if every object is as large as the API server allows.
+LIST_CHUNK = 100
+_PAGE_TIMEOUT = aiohttp.ClientTimeout(total=60.0, sock_connect=REQUEST_SECONDS, sock_read=REQUEST_SECONDS)
 MOST_ERROR_BYTES = 1_000_000
 _REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
 
@@ -44,12 +46,14 @@ Observer = Callable[[str, str, int, float], None]
 """Called once per request with verb, plural, HTTP status (0: no answer) and seconds."""
 
 
-async def connect(*, user_agent: str = FIELD_MANAGER, observer: Observer | None = None) -> KubeApi:
+async def connect(
+    *, user_agent: str = FIELD_MANAGER, observer: Observer | None = None, keep: Keep = keep_all
+) -> KubeApi:
     """Return a client for the cluster of the pod's service account, or else of KUBECONFIG or ~/.kube/config.
 
-    Raises ConnectionError if neither is usable.
+    Lists and watches return of each object what `keep` keeps. Raises ConnectionError if neither is usable.
     """
-    return await _connect(user_agent, observer, _configuration)
+    return await _connect(user_agent, observer, _configuration, keep)
 
 
 async def connect_as(kubeconfig: str, context: str, *, user_agent: str) -> "HttpKubeApi":
@@ -61,11 +65,11 @@ async def connect_as(kubeconfig: str, context: str, *, user_agent: str) -> "Http
 
 
 async def _connect(
-    user_agent: str, observer: Observer | None, configure: Callable[[], Awaitable[Any]]
+    user_agent: str, observer: Observer | None, configure: Callable[[], Awaitable[Any]], keep: Keep = keep_all
 ) -> "HttpKubeApi":
     client = ApiClient(configuration=await configure())
     client.user_agent = user_agent
-    return HttpKubeApi(client, observer or (lambda _verb, _plural, _status, _seconds: None), configure)
+    return HttpKubeApi(client, observer or (lambda _verb, _plural, _status, _seconds: None), configure, keep)
 
 
 async def _configuration(kubeconfig: str = "", context: str = "") -> Any:
@@ -92,10 +96,17 @@ class HttpKubeApi:
     bodies in a form that the API server does not keep (see `encode`).
     """
 
-    def __init__(self, client: ApiClient, observer: Observer, configure: Callable[[], Awaitable[Any]]) -> None:
+    def __init__(
+        self,
+        client: ApiClient,
+        observer: Observer,
+        configure: Callable[[], Awaitable[Any]],
+        keep: Keep = keep_all,
+    ) -> None:
         self._client = client
         self._observer = observer
         self._configure = configure
+        self._keep = keep
         self._proxy = _proxy(client.configuration)
         # Not trust_env: it reads ~/.netrc in a thread for every request, and fails if it finds the host there.
         self._session = aiohttp.ClientSession(
@@ -117,7 +128,7 @@ class HttpKubeApi:
             query["labelSelector"] = labels
         items: list[Manifest] = []
         while True:
-            page = await self._request("GET", resource, resource.path(namespace), _Request(query))
+            page = await self._page(resource, resource.path(namespace), _Request(query, timeout=_PAGE_TIMEOUT))
             # Items of a built-in kind lack apiVersion and kind. Items of a custom resource have them.
             items += [
                 {"apiVersion": resource.api_version, "kind": resource.kind, **item}
@@ -147,8 +158,8 @@ class HttpKubeApi:
             async for line in lines(response.content):
                 kind, item = _event(line)
                 if kind == "ERROR":
-                    raise error_from_status(int(item.get("code") or 500), item)
-                yield kind, item
+                    raise error_from_status(untrusted.whole(item.get("code"), 400, 599, 500), item)
+                yield kind, self._keep(resource.plural, item) if objects.malformed(item) is None else item
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unavailable(0, "WatchBroken", f"{resource.plural}: {_text(error)}") from error
         finally:
@@ -213,6 +224,18 @@ class HttpKubeApi:
         """Let the API server check and admit an object without storing it. Raises ApiError if it rejects the object."""
         path = resource.path(manifest["metadata"].get("namespace"))
         return await self._request("POST", resource, path, _Request({"dryRun": "All"}, manifest))
+
+    async def _page(self, resource: Resource, path: str, request: "_Request") -> Manifest:
+        response = await self._send("GET", resource, path, request)
+        try:
+            page = await decode_list(response.content, resource.plural, self._keep)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise Unavailable(0, "AnswerLost", f"GET {path}: {_text(error)}") from error
+        finally:
+            response.release()
+        if not isinstance(page, dict):
+            raise Unavailable(0, "AnswerLost", f"GET {path}: the answer is not a JSON object")
+        return page
 
     async def _request(self, method: str, resource: Resource, path: str, request: "_Request") -> Manifest:
         response = await self._send(method, resource, path, request)

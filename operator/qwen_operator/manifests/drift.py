@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen_operator import objects
+from qwen_operator.manifests.image_edits import edited_images
+from qwen_operator.manifests.kept import CUT
 from qwen_operator.manifests.names import Manifest
-from qwen_operator.objects import FIELD_MANAGER
 
-# How server-side apply names an entry of a list by its key.
-_CONTAINER_KEY = re.compile(r'k:\{"name":"([^"]*)"\}')
 _CONTAINER_LISTS = ("containers", "initContainers")
 
 
@@ -44,7 +42,8 @@ def pod_repair(desired: Mapping[str, Any], observed: Mapping[str, Any]) -> Manif
     may have replaced it by a mirror or a digest while the operator created the pod.
     """
     metadata: Manifest = {}
-    for key in ("labels", "annotations"):
+    # Of an object with too many labels or annotations, nobody knows which ones it has.
+    for key in () if CUT in observed else ("labels", "annotations"):
         existing = objects.mapping(observed, "metadata", key)
         wanted = objects.mapping(desired, "metadata", key)
         changed = {name: value for name, value in wanted.items() if existing.get(name) != value}
@@ -55,7 +54,7 @@ def pod_repair(desired: Mapping[str, Any], observed: Mapping[str, Any]) -> Manif
         metadata["ownerReferences"] = owners
     spec = {}
     for key in _CONTAINER_LISTS:
-        edited = _edited_images(observed, key)
+        edited = edited_images(observed, key)
         changed_images = [
             image
             for image in _images(objects.members(desired, "spec", key), objects.members(observed, "spec", key))
@@ -65,35 +64,6 @@ def pod_repair(desired: Mapping[str, Any], observed: Mapping[str, Any]) -> Manif
             spec[key] = changed_images
     patch = {key: value for key, value in (("metadata", metadata), ("spec", spec)) if value}
     return patch or None
-
-
-def image_editors(pod: Mapping[str, Any]) -> list[Manifest]:
-    """The entries of metadata.managedFields by which others own container images, without the other fields.
-
-    A change by admission belongs to the request that it changed, so it does not appear here.
-    """
-    entries = []
-    for entry in objects.members(pod, "metadata", "managedFields"):
-        spec_fields = objects.mapping(entry, "fieldsV1", "f:spec")
-        owned = {key: _named_images(objects.mapping(spec_fields, f"f:{key}")) for key in _CONTAINER_LISTS}
-        if entry.get("manager") == FIELD_MANAGER or not any(owned.values()):
-            continue
-        spec: Manifest = {
-            f"f:{key}": {name: {"f:image": {}} for name in names} for key, names in owned.items() if names
-        }
-        entries.append({"manager": entry.get("manager"), "fieldsV1": {"f:spec": spec}})
-    return entries
-
-
-def _edited_images(pod: Mapping[str, Any], key: str) -> set[str]:
-    """The names of the containers whose image others edited after the creation."""
-    fields = [objects.mapping(entry, "fieldsV1", "f:spec", f"f:{key}") for entry in image_editors(pod)]
-    names = {name for owned in fields for name in _named_images(owned)}
-    return {match[1] for name in names if (match := _CONTAINER_KEY.fullmatch(name))}
-
-
-def _named_images(containers: Mapping[str, Any]) -> list[str]:
-    return [name for name, owned in containers.items() if isinstance(owned, Mapping) and "f:image" in owned]
 
 
 def _images(desired: Sequence[Mapping[str, Any]], observed: Sequence[Mapping[str, Any]]) -> list[Manifest]:

@@ -10,15 +10,14 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_operator import objects, untrusted
-from qwen_operator.api.spec import REPLAN_ANNOTATION
+from qwen_operator import objects
+from qwen_operator.api.spec import REPLAN_ANNOTATION, UNKEPT
 from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.manifests.names import GROUP, Manifest, Owner
+from qwen_operator.manifests.kept import data_fault
+from qwen_operator.manifests.names import ENGINE_CONTAINER, GROUP, Manifest, Owner
 from qwen_operator.manifests.objects import controller_revision
 from qwen_operator.planning.types import Plan
 
-# A spec has at most 32 levels. A pod and the record of a revision add a few.
-MOST_LEVELS = 64
 ANNOTATION_ENGINE = f"{GROUP}/engine"
 _OWN = "spec"
 
@@ -59,14 +58,14 @@ def read_revision(manifest: Manifest) -> PinnedRevision:
     """The content of a ControllerRevision. Raises UnreadableRevisionError."""
     try:
         data = manifest["data"]
-        if (size := untrusted.size_of(data)).levels > MOST_LEVELS:
-            raise ValueError(f"it has {size.levels} levels, it must have at most {MOST_LEVELS}")
+        if fault := manifest.get(UNKEPT) or data_fault(data):
+            raise ValueError(fault)
         return PinnedRevision(
             revision=revision_of(manifest),
             number=int(manifest["revision"]),
             facts=Checkpoint.from_json(data["facts"]),
             plan=Plan.from_json(data["plan"]),
-            template=dict(data["template"]),
+            template=_template(data["template"]),
             replan=replan_of(manifest),
             own_engine=objects.annotations(manifest).get(ANNOTATION_ENGINE) == _OWN,
         )
@@ -76,6 +75,34 @@ def read_revision(manifest: Manifest) -> PinnedRevision:
             f"ControllerRevision {name} cannot be read ({type(error).__name__}: {error}): "
             "delete it, and the operator plans the revision again"
         ) from error
+
+
+def _template(template: Any) -> Manifest:
+    """The template if pods can be made of it, and compared with it. Raises ValueError or TypeError.
+
+    The API server never checked it, because to it the data of a ControllerRevision is any JSON.
+    """
+    meta, spec = template["metadata"], template["spec"]
+    for part in ("labels", "annotations"):
+        if not all(isinstance(text, str) for text in (*meta[part], *dict(meta[part]).values())):
+            raise ValueError(f"template.metadata.{part} are not texts")
+    for part in ("containers", "initContainers"):
+        containers = spec[part] if part == "containers" else spec.get(part, [])
+        if not isinstance(containers, list) or not all(_is_container(entry) for entry in containers):
+            raise ValueError(f"template.spec.{part} is not a list of containers with names and images")
+    if not any(entry["name"] == ENGINE_CONTAINER for entry in spec["containers"]):
+        raise ValueError(f"template.spec.containers has no {ENGINE_CONTAINER}")
+    for part in ("volumes", "tolerations", "imagePullSecrets"):
+        entries = spec.get(part, [])
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"template.spec.{part} is not a list of objects")
+    return dict(template)
+
+
+def _is_container(entry: object) -> bool:
+    texts = all(isinstance(objects.mapping(entry).get(part), str) for part in ("name", "image"))
+    lists = all(isinstance(objects.mapping(entry).get(part, []), list) for part in ("command", "args", "env"))
+    return texts and lists
 
 
 def revision_manifest(owner: Owner, pinned: PinnedRevision) -> Manifest:

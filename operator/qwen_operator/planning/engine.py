@@ -79,11 +79,13 @@ def choose(engine: Engine, defaults: EngineDefaults, source: EngineSource | None
     table = engine_version.options
     warnings: tuple[str, ...] = ()
     if not table.options:
-        warnings = (f"the options of SGLang {version} are not known to this operator, so they were not checked",)
+        warnings = (
+            f"the options of SGLang {version} are not known to this operator, so those of the chart were not checked",
+        )
     return EngineChoice(
         image=image,
         engine=engine_version,
-        chart=engine_args.read(defaults.args, table, CHART),
+        chart=engine_args.read(defaults.args, table, CHART, trusted=True),
         own=engine_args.read(engine.args, table, OBJECT),
         env=_merged_env(_ENV, source.env if source else (), defaults.env, engine.env),
         warnings=warnings,

@@ -77,11 +77,13 @@ class RefusedArgsError(ValueError):
         self.unknown = unknown
 
 
-def read(items: Sequence[str], table: OptionTable, where: str) -> tuple[Option, ...]:
+def read(items: Sequence[str], table: OptionTable, where: str, *, trusted: bool = False) -> tuple[Option, ...]:
     """The options of a list, each item `--name=value`, `--name value`, `--name`, or a value of the item before.
 
-    `where` names the list in messages, for example spec.engine.args. Raises RefusedArgsError.
+    `where` names the list in messages, for example spec.engine.args. `trusted`: the platform team wrote the list, so
+    that it may have options that nobody can check. Raises RefusedArgsError.
     """
+    _check_known(items, table, where, trusted=trusted)
     options: list[Option] = []
     for index, item in enumerate(items):
         if item.startswith("--"):
@@ -92,6 +94,24 @@ def read(items: Sequence[str], table: OptionTable, where: str) -> tuple[Option, 
         else:
             raise RefusedArgsError(f"{where}[{index}]: {item!r} is not an option; it must begin with --", unknown=True)
     return tuple(options)
+
+
+def _check_known(items: Sequence[str], table: OptionTable, where: str, *, trusted: bool) -> None:
+    """Refuse an object's options of a version without a table, unless the nearest version has them.
+
+    SGLang also takes the beginning of an option's name for the option, so a list of reserved names is not enough.
+    """
+    if table.options or trusted:
+        return
+    for index, item in enumerate(items):
+        spelling = _SPLIT.split(item, maxsplit=1)[0]
+        if item.startswith("--") and spelling not in table.nearest and spelling not in RESERVED:
+            raise RefusedArgsError(
+                f"{where}[{index}]: the operator does not know the options of SGLang {table.version}, and the nearest "
+                f"version that it knows has no option {spelling}; choose a known version in spec.engine.version, or "
+                "let the platform team set the option in the chart's engine.args",
+                unknown=True,
+            )
 
 
 def merge(*lists: Iterable[Option]) -> tuple[Option, ...]:
@@ -106,7 +126,7 @@ def _option(item: str, table: OptionTable, where: str) -> Option:
     split = _SPLIT.search(item)
     spelling = item[: split.start()] if split else item
     values = (item[split.end() :].strip() if split.group() != "=" else item[split.end() :],) if split else ()
-    name = table.options.get(spelling, spelling)
+    name = (table.options or table.nearest).get(spelling, spelling)
     # The canonical name of a reserved option in one version may be another spelling in a different version.
     for one in (name, spelling):
         reserved = RESERVED.get(KNOWN_ALIASES.get(one, one))

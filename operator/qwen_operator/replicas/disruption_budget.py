@@ -5,6 +5,7 @@ from __future__ import annotations
 from qwen_operator import objects
 from qwen_operator.actions.types import Action, ActionReason, Create, Kind, Patch
 from qwen_operator.manifests.drift import is_owned, subset
+from qwen_operator.manifests.kept import CUT
 from qwen_operator.manifests.names import Manifest, Owner, budget_name
 from qwen_operator.manifests.objects import disruption_budget
 from qwen_operator.manifests.ownership import Children
@@ -49,7 +50,8 @@ def _actions(owner: Owner, budgets: Children, min_available: int, event: Manifes
         return ()
     meta = {part: desired["metadata"][part] for part in ("labels", "annotations")}
     spec = objects.mapping(budget, "spec")
-    if subset(meta, budget["metadata"]) and is_owned(desired, budget) and spec == desired["spec"]:
+    known = CUT in budget or subset(meta, budget["metadata"])
+    if known and is_owned(desired, budget) and spec == desired["spec"]:
         return ()
     changed = spec.get("minAvailable") != min_available
     # The API server rejects maxUnavailable beside minAvailable, and replaces the selector as a whole.

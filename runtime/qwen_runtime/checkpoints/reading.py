@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+MOST_MEMBERS = 400_000
+"""The most values in one file that is decoded as a whole. Each takes up to 100 bytes as a Python object."""
 _LONGEST_INTEGER = 25
 _SHOWN = 80
 _SHORT_NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
@@ -51,6 +53,9 @@ def parse_json(data: bytes | str, file: str, limit: int) -> dict[str, Any]:
     """
     if len(data) > limit:
         raise InvalidFactsError(f"{file} has {len(data)} bytes, it must have at most {limit}")
+    raw = data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass")
+    if sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MOST_MEMBERS:
+        raise InvalidFactsError(f"{file} has more than {MOST_MEMBERS} values, it must have fewer")
     try:
         value = json.loads(data, parse_int=_integer)
     except RecursionError:

@@ -287,7 +287,8 @@ TEXTS = {
     "no text": (b'{"a": "\xff"}', "config.json is not valid JSON: it is not UTF-8 text"),
     "a list": (b"[1]", "config.json holds a list, it must hold a JSON object"),
     "a number": (b"7", "config.json holds 7, it must hold a JSON object"),
-    "deep": (b"[" * 500_000, "config.json is nested too deeply to be read"),
+    "deep": (b"[" * 100_000, "config.json is nested too deeply to be read"),
+    "many values": (b'{"a": [' + b"[]," * 250_000 + b"[]]}", "config.json has more than 400000 values, it must have"),
 }
 
 

@@ -15,6 +15,7 @@ import pytest
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubReason
 from qwen_operator.hubs.client import fetch
+from qwen_operator.hubs.redirects import reached_fault, redirect_fault
 from tests.unit.checkpoints.configs import DENSE, FP8
 from tests.unit.hubs.hub import COMMIT, FakeHub, repository, serving
 
@@ -109,8 +110,8 @@ DAMAGE: dict[str, tuple[Callable[[FakeHub], Any], HubReason, str]] = {
         "there is no config.json; the repository contains GGUF files",
     ),
     "no weights": (lambda hub: [hub.files.pop(name) for name in SHARDS], HubReason.INVALID, "no *.safetensors files"),
-    "unknown size": (lambda hub: hub.sizes.update(dict.fromkeys(SHARDS)), HubReason.INVALID, "how large model-00001"),
-    "negative size": (lambda hub: hub.sizes.update(dict.fromkeys(SHARDS, -1)), HubReason.INVALID, "how large model-0"),
+    "unknown size": (lambda hub: hub.sizes.update(dict.fromkeys(SHARDS)), HubReason.INVALID, "how large 'model-00001"),
+    "negative size": (lambda hub: hub.sizes.update(dict.fromkeys(SHARDS, -1)), HubReason.INVALID, "how large 'model-0"),
     "large config": (
         lambda hub: hub.files.update({"config.json": b"{" + b" " * 10_000_000}),
         HubReason.TOO_LARGE,
@@ -119,7 +120,17 @@ DAMAGE: dict[str, tuple[Callable[[FakeHub], Any], HubReason, str]] = {
     "an index that would fill the memory": (
         lambda hub: hub.files.update({INDEX: b'{"a":[' + b"{}," * 400_001 + b"{}]}"}),
         HubReason.TOO_LARGE,
-        "model.safetensors.index.json has more than 400000 members",
+        "model.safetensors.index.json is too large: it has more than 1048576 bytes besides its members",
+    ),
+    "an index with a huge name": (
+        lambda hub: hub.files.update({INDEX: b'{"weight_map":{"' + b"x" * 70_000 + b'":"m"}}'}),
+        HubReason.TOO_LARGE,
+        "an entry of model.safetensors.index.json has more than 65536 bytes",
+    ),
+    "an index of objects": (
+        lambda hub: hub.files.update({INDEX: b'{"weight_map":{"a":{}}}'}),
+        HubReason.INVALID,
+        "weight_map is an object, it must be an object of tensor names and files",
     ),
     "another model": (
         lambda hub: hub.files.update({"config.json": b'{"architectures": ["LlamaForCausalLM"]}'}),
@@ -188,6 +199,14 @@ async def test_what_does_not_exist_is_not_found(kind: Hub) -> None:
     assert refused.value.reason is HubReason.NOT_FOUND
 
 
+async def test_an_index_of_too_many_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen_operator.hubs.client.MOST_MEMBERS", 1000)
+    hub = repository(DENSE, SHARDS)
+    hub.files[INDEX] = b'{"weight_map":{' + b",".join(b'"%x":"m"' % number for number in range(1001)) + b"}}"
+    error = await refusal(hub, Hub.HUGGING_FACE)
+    assert (error.reason, "has more than 1000 tensors" in str(error)) == (HubReason.TOO_LARGE, True)
+
+
 async def test_no_hub_is_offline() -> None:
     async with serving(FakeHub({})) as hub:
         address = hub.address
@@ -197,13 +216,69 @@ async def test_no_hub_is_offline() -> None:
     assert refused.value.detail
 
 
-@pytest.mark.parametrize("target", ["http://hub.test/x", "ftp://hub.test/x", "https://hub.test:99999/x"])
-async def test_redirects_stay_on_tls_and_on_addresses(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    transport = httpx.MockTransport(lambda _: httpx.Response(302, headers={"Location": target}))
-    monkeypatch.setattr(httpx, "AsyncClient", partial(httpx.AsyncClient, transport=transport))
-    says = f"the hub redirects the list of files of Qwen/Test to '{target}', which is not allowed"
-    with pytest.raises(HubError, match=says):
-        await fetch("Qwen/Test", hub_url="https://hub.test")
+@pytest.mark.parametrize(
+    ("base", "target", "says"),
+    [
+        ("https://hub.test", "http://hub.test/x", "'hub.test' without TLS, which is not allowed"),
+        ("https://hub.test", "ftp://hub.test/x", "an address that is not http or https, which is not allowed"),
+        ("https://hub.test", "https://hub.test:99999/x", "an address that is not http or https"),
+        ("https://hub.test", "https://a:b@cdn.test/x", "'cdn.test' with credentials, which is not allowed"),
+        ("http://hub.test", "http://10.0.0.1/x", "'10.0.0.1', which is not allowed: it is a host inside the network"),
+        ("http://hub.test", "http://prometheus.monitoring.svc/x", "it is a host inside the network"),
+        ("http://hub.test", "http://kubernetes/x", "it is a host inside the network"),
+        ("http://hub.test", "http://a.b.svc.cluster.local./x", "it is a host inside the network"),
+        ("http://hub.test", "http://169.254.169.254/latest", "it is the node itself or its link"),
+        ("http://mirror.svc", "http://169.254.169.254/latest", "it is the node itself or its link"),
+        ("http://10.1.2.3", "http://127.0.0.1:10250/pods", "it is the node itself or its link"),
+        ("http://hub.test", "http://2130706433/x", "it is the node itself or its link"),
+        ("http://hub.test", "http://0x7f.1/x", "it is the node itself or its link"),
+        ("http://hub.test", "http://[::ffff:127.0.0.1]/x", "it is the node itself or its link"),
+        ("http://hub.test", "http://[64:ff9b::a00:1]/x", "it is the node itself or its link"),
+        ("http://hub.test", "http://[fd00::1]/x", "it is a host inside the network"),
+    ],
+)
+async def test_redirects_that_are_not_followed(
+    base: str, target: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        return httpx.Response(302, headers={"Location": target})
+
+    monkeypatch.setattr(httpx, "AsyncClient", partial(httpx.AsyncClient, transport=httpx.MockTransport(answer)))
+    with pytest.raises(HubError) as refused:
+        await fetch("Qwen/Test", hub_url=base)
+    assert str(refused.value).startswith("the hub redirects the list of files of Qwen/Test to ")
+    assert says in str(refused.value)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("base", "target"),
+    [
+        ("https://hub.test", "https://cdn.hub.test/x"),
+        ("https://hub.test", "https://8.8.8.8/x"),
+        ("http://mirror.models.svc", "http://minio.models.svc.cluster.local/x"),
+        ("http://10.1.2.3", "http://10.1.2.4/x"),
+    ],
+)
+def test_redirects_that_are_followed(base: str, target: str) -> None:
+    assert redirect_fault(base, target, base) is None
+
+
+def test_a_name_that_leads_inside_is_noticed_by_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen_operator.hubs.redirects.getproxies", dict)
+
+    class Stream:
+        def get_extra_info(self, _name: str) -> tuple[str, int]:
+            return "10.96.0.1", 443
+
+    request = httpx.Request("GET", "https://evil.test/x")
+    response = httpx.Response(200, request=request, extensions={"network_stream": Stream()})
+    assert "inside the network" in str(reached_fault(response, "https://hub.test"))
+    assert reached_fault(response, "http://mirror.models.svc") is None
+    assert reached_fault(response, "https://evil.test") is None
 
 
 LISTINGS: list[tuple[Hub, Any, str]] = [

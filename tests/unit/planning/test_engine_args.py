@@ -84,12 +84,15 @@ def test_refusals(items: list[str], unknown: bool, says: str) -> None:
     assert caught.value.unknown is unknown
 
 
-def test_another_version_is_not_checked_but_reserved_options_stay_reserved() -> None:
+def test_another_version_takes_known_options_and_reserved_ones_stay_reserved() -> None:
     assert table(VERSION).options
     assert not table("9.9.9").options
     assert not table("../engine").options
     assert table("9.9.9").planned == table(VERSION).planned
-    assert _render("--from-the-future", version="9.9.9") == ["--from-the-future"]
+    assert _render("--page-size=16", version="9.9.9") == ["--page-size=16"]
+    assert read(["--from-the-future"], table("9.9.9"), "chart", trusted=True)[0].name == "--from-the-future"
+    with pytest.raises(RefusedArgsError, match="has no option --from-the-future"):
+        _render("--from-the-future", version="9.9.9")
     with pytest.raises(RefusedArgsError, match="--tensor-parallel-size cannot be set"):
         _render("--tensor-parallel-size=2", version="9.9.9")
 
@@ -163,6 +166,16 @@ def test_image_and_version(own: Engine, chart: str, expected: tuple[str, str]) -
     choice = choose(own, EngineDefaults(chart, "0.5.23"))
     assert (choice.image, choice.table.version) == expected
     assert any("not checked" in warning for warning in choice.warnings) is (expected[1] != "0.5.23")
+
+
+@pytest.mark.parametrize("spelling", ["--mod=x", "--trust-remote-cod", "--enable-custom-logit", "--api-k=x", "--new"])
+def test_an_unknown_version_takes_only_known_options_from_an_object(spelling: str) -> None:
+    chart = EngineDefaults("x", "0.5.99", args=("--new=1",))
+    assert choose(Engine(args=("--page-size=16",)), chart).own[0].name == "--page-size"
+    with pytest.raises(
+        RefusedArgsError, match=r"spec\.engine\.args\[0\]: the operator does not know the options of SGLang"
+    ):
+        choose(Engine(args=(spelling,)), chart)
 
 
 def test_options_and_variables_of_the_object_win_over_the_charts_over_the_plans() -> None:

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen_runtime import safetensors
 from qwen_runtime.inspect_checkpoint import examine
 from qwen_runtime.report import LIMIT_BYTES, bounded
 from tests.unit.runtime.checkpoint import CONFIG, checkpoint, header, index, shard
@@ -547,3 +549,36 @@ def test_whatever_is_in_the_folder_the_report_is_bounded_json(
     assert len(data) <= LIMIT_BYTES
     assert json.loads(data)["version"] == (2 if complete else 1)
     assert complete or report["error"]["reason"] in REASONS
+
+
+def test_a_large_header_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    name = b"model.layers.0.mlp.experts.%d.down_proj.weight"
+    entry = b'"' + name + b'":{"dtype":"BF16","shape":[1],"data_offsets":[%d,%d]}'
+    padding = b'"__metadata__":{"format":"' + b"x" * 3_000_000 + b'"}'
+    text = b"{" + b",".join([padding, *(entry % (one, one, one + 1) for one in range(5_000))]) + b"}"
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(5_000))
+    tracemalloc.start()
+    try:
+        report = facts(folder)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert report["tensors"] == 5_000
+    assert peak < 24_000_000
+
+
+def test_a_checkpoint_of_too_many_tensors_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = checkpoint(tmp_path)
+    monkeypatch.setattr(safetensors.Room.__init__, "__defaults__", (3, 1000))
+    shard(folder / "model-2.safetensors", {"a": 2, "b": 2})
+    found = error(folder)
+    assert found["reason"] == "InvalidConfig"
+    assert "is too large: its checkpoint has more than 400000 tensors" in found["message"]
+
+
+def test_a_member_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    text = b'{"__metadata__":{"a":"' + b"x" * 5_000_000 + b'"}}'
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    assert "one of its members has more than 4194304 bytes" in error(folder)["message"]

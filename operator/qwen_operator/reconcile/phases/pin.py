@@ -8,6 +8,7 @@ from dataclasses import replace
 from qwen_operator import objects
 from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch
 from qwen_operator.manifests.drift import is_owned, subset
+from qwen_operator.manifests.kept import CUT
 from qwen_operator.manifests.names import Manifest
 from qwen_operator.manifests.revisions import (
     PinnedRevision,
@@ -79,7 +80,8 @@ def _repairs(course: Course) -> Iterator[Patch]:
             continue
         meta = revision_metadata(course.observed.owner, pinned.revision)
         wanted: Manifest = {part: meta[part] for part in ("labels", "annotations") if part in meta}
-        if not subset(wanted, item["metadata"]) or not is_owned({"metadata": meta}, item):
+        known = CUT in item or subset(wanted, item["metadata"])
+        if not known or not is_owned({"metadata": meta}, item):
             patch = {"metadata": {**wanted, "ownerReferences": meta["ownerReferences"]}}
             yield Patch(Kind.CONTROLLER_REVISION, meta["name"], patch, ActionReason.DRIFTED)
 

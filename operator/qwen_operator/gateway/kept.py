@@ -1,0 +1,40 @@
+"""What the agent keeps of the objects that it mirrors: names and their owners, and which pods answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qwen_operator import objects
+from qwen_operator.api.kept import kept_deployment
+from qwen_operator.api.pod import OWN_PREFIXES
+from qwen_operator.manifests.kept import kept_pod
+
+_SPEC = ("model", "servedNames")
+# The status says nothing about names that the agent could use of these, and they are nearly all of it.
+_UNUSED_STATUS = frozenset({"conditions", "plan", "noFit", "lastFailure", "scaling", "summary", "model", "progress"})
+
+
+def keep(plural: str, item: dict[str, Any]) -> dict[str, Any]:
+    """What the agent keeps of a QwenDeployment or of a pod."""
+    if plural == "pods":
+        return _pod(kept_pod(item))
+    if plural != "qwendeployments":
+        return item
+    deployment = kept_deployment(item)
+    spec, status = (objects.mapping(deployment, part) for part in ("spec", "status"))
+    meta = {name: value for name, value in deployment["metadata"].items() if name != "managedFields"}
+    return {
+        **deployment,
+        "metadata": meta,
+        "spec": {name: spec[name] for name in _SPEC if name in spec},
+        "status": {name: value for name, value in status.items() if name not in _UNUSED_STATUS},
+    }
+
+
+def _pod(pod: dict[str, Any]) -> dict[str, Any]:
+    """A pod without what it runs, and with the operator's own labels and annotations only."""
+    meta = dict(pod["metadata"])
+    for part in ("labels", "annotations"):
+        entries = objects.mapping(meta, part)
+        meta[part] = {name: text for name, text in entries.items() if name.startswith(OWN_PREFIXES)}
+    return {**pod, "metadata": meta, "spec": objects.kept(pod.get("spec"), {"nodeName": 253}) or {}}

@@ -96,8 +96,8 @@ class Search:
         return self.engine.formats.kv_cache_types[self.kv_cache_type]
 
     def most(self, product: GpuProduct, nodes: int) -> int:
-        """The most GPUs that a replica can have on this number of nodes."""
-        gpus = product.gpus_per_node * nodes
+        """The most GPUs that a replica can have on this number of nodes. Of parts of GPUs it is one."""
+        gpus = product.gpus_per_node * nodes if product.share is None else 1
         return min(gpus, self.limits.most or gpus)
 
     def fit(self, product: GpuProduct, *, nodes: bool) -> Fit:

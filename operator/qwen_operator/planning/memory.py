@@ -11,6 +11,7 @@ which more memory never gives fewer tokens.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from qwen_operator.checkpoints.facts import KV_BYTES_PER_VALUE, Checkpoint
@@ -96,6 +97,18 @@ class Formula:
         """GiB of a GPU that are free before an engine of `ranks` ranks loads its weights."""
         total = memory_mib / MIB_PER_GIB
         return max(0.0, total - self.context_gib(memory_mib) - self.communication_gib(memory_mib, ranks))
+
+    def shared_fraction(self, one: Budget, pods: int) -> int:
+        """--mem-fraction-static, in thousandths, for an engine on one of `pods` shares of a GPU.
+
+        SGLang 0.5.23 (mem_cache/kv_cache_configurator.py:3007) gives the pool what is free after the weights are
+        loaded, less (1 - fraction) x what was free before. Other engines on the GPU may load at any time between the
+        two. So both amounts lie between one share and the whole GPU. The value leaves at most the reserve of one share,
+        measured on the whole GPU. Then the pool gets its planned size in every order of starts, and the limits on
+        tokens and states keep it from getting more.
+        """
+        reserve = one.free - one.static
+        return min(999, 1000 - math.floor(1000 * reserve / (one.total * pods)))
 
     def context_gib(self, memory_mib: int) -> float:
         """GiB that the CUDA context, the driver and libraries take."""

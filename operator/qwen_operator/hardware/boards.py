@@ -71,8 +71,12 @@ def boards() -> tuple[Board, ...]:
 
 
 def board(name: str) -> Board | None:
-    """The board of a label value, of another spelling of it, or of a short name. Upper and lower case are equal."""
-    return _data().names.get(name.casefold())
+    """The board of a label value, of another spelling of it, or of a short name. Upper and lower case are equal.
+
+    Drivers before 460 leave out the maker: A100-PCIE-40GB.
+    """
+    names, wanted = _data().names, name.casefold()
+    return names.get(wanted) or names.get(f"nvidia-{wanted}")
 
 
 def less(memory_mib: int, than_mib: int) -> bool:

@@ -36,6 +36,8 @@ _MIG_RESOURCE = re.compile(
 _MIG_PRODUCT = re.compile(r"-MIG-(?P<profile>([1-7]c\.)?[1-7]g\.(?P<gb>[1-9][0-9]{0,2})gb[^ ]*?)(-SHARED)?$")
 _MIG_PROFILE = re.compile(r"([1-7]c\.)?[1-7]g\.(?P<gb>[1-9][0-9]{0,2})gb.*")
 _RENAMED = re.compile(r"nvidia\.com/gpu[.-][a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+# Names of amounts, not of shares: MiB, cores, percent.
+_AMOUNT = re.compile(r"mem|core|percent|count")
 _GKE_CLIENTS_LABEL = "cloud.google.com/gke-max-shared-clients-per-gpu"
 _SHARED = "-SHARED"
 # A slice has less memory than its profile says. Of the profiles that NVIDIA documents, 1g.18gb of the H200 has least:
@@ -114,7 +116,7 @@ def parts(node: Mapping[str, Any], labels: Mapping[str, str]) -> Iterator[Part]:
             continue
         if match := _MIG_RESOURCE.fullmatch(name):
             yield _slice(name, match["profile"], count, labels)
-        elif _RENAMED.fullmatch(name):
+        elif _RENAMED.fullmatch(name) and not _AMOUNT.search(name):
             profile = _MIG_PRODUCT.search(labels.get(PRODUCT_LABEL, ""))
             yield _single(name, profile["profile"], count, labels) if profile else _shared(name, count, labels)
         elif name == GPU_RESOURCE:
@@ -196,22 +198,25 @@ def _shared(name: str, count: int, labels: Mapping[str, str]) -> Part:
     gpu, own, cloud = _gpu(labels)
     if not gpu:
         return Part(name, unusable=_no_product(name))
-    pods = _pods(labels, GPU_RESOURCE)
+    pods, cards = _pods(labels, GPU_RESOURCE), quantity(labels.get(COUNT_LABEL)) or 0
+    if pods == 1 and name != GPU_RESOURCE and 0 < cards < count <= cards * _MOST_PODS:
+        # GPU feature discovery without the device plugin's configuration says 1, whatever the plugin does.
+        pods = -(-count // cards)
     if pods == 1:
         return Part(name, unusable=_unknown_pods(name, count))
     known = cloud.board if cloud else board(gpu)
     memory = gpu_memory.read(labels, gpu_memory.Sources(known, cloud))
     if not memory.mib:
         return Part(name, unusable=f"{gpu}: no label says how much memory it has: set {MEMORY_LABEL}")
-    cards = _at_most(count, labels.get(COUNT_LABEL), pods)
+    number = _at_most(count, labels.get(COUNT_LABEL), pods)
     notes = memory.notes
-    if cards < count:
+    if number < count:
         notes += (
-            f"{COUNT_LABEL} and {REPLICAS_LABEL} allow {cards} {name}, the node offers {count}: planned with {cards}",
+            f"{COUNT_LABEL} and {REPLICAS_LABEL} allow {number} {name}, the node offers {count}: planned with {number}",
         )
     part = _divided(Part(name, f"{gpu}{_SHARED}", selector=own), memory.mib, pods, labels)
     capability = capability_of(labels) or (known.compute_capability if known else None)
-    return replace(part, count=cards, compute_capability=capability, notes=notes)
+    return replace(part, count=number, compute_capability=capability, notes=notes)
 
 
 def _divided(part: Part, memory_mib: int, pods: int, labels: Mapping[str, str]) -> Part:

@@ -53,6 +53,7 @@ def refuse(spec: Spec, search: Search, choice: EngineChoice, inventory: Inventor
     return (
         unknown_architecture(checkpoint)
         or _dropped(checkpoint, choice.engine.formats)
+        or _unloadable(checkpoint)
         or _too_long(spec, wanted, checkpoint)
         or _contradicting_args(spec, wanted, checkpoint, choice)
         or _no_products(spec, inventory, groups)
@@ -77,6 +78,16 @@ def unknown_architecture(checkpoint: Checkpoint) -> NoFit | None:
 def _dropped(checkpoint: Checkpoint, formats: Formats) -> NoFit | None:
     why = gates.dropped(checkpoint, formats)
     return NoFit(Reason.DOES_NOT_FIT, why) if why else None
+
+
+def _unloadable(checkpoint: Checkpoint) -> NoFit | None:
+    """The refusal of widths that SGLang loads on no number of GPUs, or None."""
+    why = parallel.refusal(checkpoint, 1)
+    if why is None or parallel.valid(checkpoint, checkpoint.heads):
+        return None
+    return NoFit(
+        Reason.DOES_NOT_FIT, f"SGLang cannot load the weights on any number of GPUs: {why}; use 16-bit weights"
+    )
 
 
 def _too_long(spec: Spec, wanted: Demand, checkpoint: Checkpoint) -> NoFit | None:

@@ -48,7 +48,7 @@ def warnings(product: GpuProduct) -> tuple[str, ...]:
             "compute; the engine uses one slice and cannot be split over several",
         )
     divided = (
-        f"shared GPU: {share.pods} pods share one {product.whole}, and the plan gives this engine "
+        f"shared GPU: {share.pods} pods share one {product.product.removesuffix('-SHARED')}, and the plan gives this engine "
         f"{product.memory_mib} MiB, an equal part of its memory"
     )
     if share.kind is ShareKind.MPS:

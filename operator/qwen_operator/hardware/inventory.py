@@ -109,7 +109,8 @@ class Inventory:
 
     `parts` has the MIG slices and shared GPUs. They count only for a spec that asks for them. `part_ignored` and
     `part_notes` are sentences about them, each after the name of the resource. `shared_products` has pairs of a part
-    with the name of whole GPUs, and of the sentence in `ignored` that leaves out its nodes.
+    with the name of whole GPUs, and of the sentence in `ignored` that leaves out its nodes. `offered` are the resources
+    of the whole cluster, if this is the part of it that offers another one than whole GPUs.
     """
 
     products: tuple[GpuProduct, ...] = ()
@@ -120,6 +121,7 @@ class Inventory:
     part_ignored: tuple[tuple[str, str], ...] = ()
     part_notes: tuple[tuple[str, str], ...] = ()
     shared_products: tuple[tuple[str, str], ...] = ()
+    offered: tuple[str, ...] = ()
 
     def usable(self, tolerations: Sequence[Mapping[str, Any]]) -> Inventory:
         """The GPUs that a pod with these tolerations may use, with one entry for each product and selector."""
@@ -142,6 +144,7 @@ class Inventory:
             return replace(
                 self,
                 products=tuple(one for one in self.parts if one.resource_name == resource_name),
+                offered=tuple(sorted({one.resource_name for one in (*self.products, *self.parts)})),
                 unlabelled=(),
                 ignored=tuple(sentence for name, sentence in self.part_ignored if name == resource_name),
                 notes=tuple(sentence for name, sentence in self.part_notes if name == resource_name),
@@ -159,11 +162,6 @@ class Inventory:
             ignored=tuple(sentence for sentence in self.ignored if sentence not in obsolete),
             notes=(*self.notes, *(sentence for name, sentence in self.part_notes if name == GPU_RESOURCE)),
         )
-
-    @property
-    def resource_names(self) -> tuple[str, ...]:
-        """The resources under which the cluster offers GPUs, slices and shared GPUs."""
-        return tuple(sorted({one.resource_name for one in (*self.products, *self.parts)}))
 
     def with_product(self, product: GpuProduct) -> Inventory:
         """The same hardware and one more product."""

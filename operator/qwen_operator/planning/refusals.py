@@ -159,7 +159,7 @@ def _no_parts(resource: str, inventory: Inventory) -> str:
     """The refusal of a resource that no node offers, or only nodes that cannot be planned."""
     if inventory.ignored:
         return f"no node offers {resource} that can be planned: {'; '.join(inventory.ignored)}"
-    names = ", ".join(name for name in inventory.resource_names if name != resource)
+    names = ", ".join(name for name in inventory.offered if name != resource)
     plain = [one for one in inventory.parts if one.resource_name == GPU_RESOURCE and one.share]
     if plain:
         named = ", ".join(sorted({one.product for one in plain}))

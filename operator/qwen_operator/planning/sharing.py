@@ -47,8 +47,9 @@ def warnings(product: GpuProduct) -> tuple[str, ...]:
             f"MIG slice: {product.product} has its {product.memory_mib} MiB for itself, but only a part of the GPU's "
             "compute; the engine uses one slice and cannot be split over several",
         )
+    gpu = product.product.removesuffix("-SHARED")
     divided = (
-        f"shared GPU: {share.pods} pods share one {product.product.removesuffix('-SHARED')}, and the plan gives this engine "
+        f"shared GPU: {share.pods} pods share one {gpu}, and the plan gives this engine "
         f"{product.memory_mib} MiB, an equal part of its memory"
     )
     if share.kind is ShareKind.MPS:

@@ -153,7 +153,10 @@ class Inventory:
             one for one in self.parts if one.resource_name == GPU_RESOURCE and any(one.called(name) for name in names)
         ]
         if not chosen:
-            return self
+            # Why the part that a spec names cannot be planned.
+            named = any(whole(name)[1] for name in names)
+            why = [sentence for name, sentence in self.part_ignored if named and name == GPU_RESOURCE]
+            return replace(self, ignored=(*self.ignored, *why)) if why else self
         called = {one.product for one in chosen}
         obsolete = {sentence for product, sentence in self.shared_products if product in called}
         return replace(

@@ -36,8 +36,9 @@ REPLICAS_LABEL = "nvidia.com/gpu.replicas"
 # GKE.
 SHARING_LABELS = ("nvidia.com/gpu.sharing-strategy", "cloud.google.com/gke-gpu-sharing-strategy")
 GKE_MIG_LABEL = "cloud.google.com/gke-gpu-partition-size"
-_MIG_STATE_LABEL = "nvidia.com/mig.config.state"
-_MIG_RESOURCE = "nvidia.com/mig-"
+MIG_STATE_LABEL = "nvidia.com/mig.config.state"
+MIG_CHANGES = ("pending", "rebooting")
+MIG_RESOURCE = "nvidia.com/mig-"
 _MIG_SIZE = re.compile(r"nvidia\.com/mig-(?:[1-7]c\.)?([1-7])g\.")
 _PIECES = 7
 _PRESENT_LABEL = "nvidia.com/gpu.present"
@@ -162,13 +163,13 @@ def _unreadable(seen: _Node) -> str:
 
 def _none(seen: _Node) -> str:
     """Why the node has no allocatable GPU. "" if nothing says that it has any."""
-    slices, others = seen.amounts(_MIG_RESOURCE), _other_resources(seen)
+    slices, others = seen.amounts(MIG_RESOURCE), _other_resources(seen)
     if slices:
         choice = f"{_CHOOSE_RESOURCE}: {_first(slices)}"
         return f"{seen.gpu}: cut into MIG slices ({slices}), and {_ONLY}: {choice}; {_MIG_OFF}"
-    state = seen.labels.get(_MIG_STATE_LABEL, "")
-    if state in ("pending", "rebooting"):
-        return f"{seen.gpu}: MIG is being configured ({_MIG_STATE_LABEL}={state}); wait until it is done"
+    state = seen.labels.get(MIG_STATE_LABEL, "")
+    if state in MIG_CHANGES:
+        return f"{seen.gpu}: MIG is being configured ({MIG_STATE_LABEL}={state}); wait until it is done"
     if others:
         return others
     if GPU_RESOURCE in seen.resources:
@@ -254,7 +255,7 @@ def _counted(seen: _Node, count: int) -> Offer:
     cut = _cut(seen)
     if least and least - cut < cards:
         if least <= cut:
-            slices = seen.amounts(_MIG_RESOURCE)
+            slices = seen.amounts(MIG_RESOURCE)
             return Offer(
                 unusable=f"{seen.gpu}: {count} {GPU_RESOURCE} are allocatable, but all {least} GPUs are cut into MIG "
                 f"slices ({slices}): restart the device plugin; {_CHOOSE_RESOURCE}: {_first(slices)}"
@@ -296,7 +297,7 @@ def _labelled(labels: Mapping[str, str]) -> tuple[int, str]:
 
 def _remaining(seen: _Node, count: int) -> list[str]:
     """Sentences about GPUs that exist but are not among the `count` allocatable ones."""
-    slices = seen.amounts(_MIG_RESOURCE)
+    slices = seen.amounts(MIG_RESOURCE)
     if slices:
         return [f"its other GPUs are cut into MIG slices ({slices}), which are not planned"]
     capacity = quantity(seen.capacity.get(GPU_RESOURCE)) or 0

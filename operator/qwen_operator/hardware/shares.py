@@ -23,6 +23,9 @@ from qwen_operator.hardware.offers import (
     COUNT_LABEL,
     GKE_MIG_LABEL,
     GPU_RESOURCE,
+    MIG_CHANGES,
+    MIG_RESOURCE,
+    MIG_STATE_LABEL,
     PRODUCT_LABEL,
     REPLICAS_LABEL,
     SHARING_LABELS,
@@ -114,7 +117,9 @@ def parts(node: Mapping[str, Any], labels: Mapping[str, str]) -> Iterator[Part]:
         count = quantity(value) or 0
         if not count:
             continue
-        if match := _MIG_RESOURCE.fullmatch(name):
+        if name.startswith(MIG_RESOURCE) and labels.get(MIG_STATE_LABEL) in MIG_CHANGES:
+            yield Part(name, unusable=f"{name}: MIG is being configured ({MIG_STATE_LABEL}={labels[MIG_STATE_LABEL]})")
+        elif match := _MIG_RESOURCE.fullmatch(name):
             yield _slice(name, match["profile"], count, labels)
         elif _RENAMED.fullmatch(name) and not _AMOUNT.search(name):
             profile = _MIG_PRODUCT.search(labels.get(PRODUCT_LABEL, ""))

@@ -135,7 +135,8 @@ class Search:
 
         NVLink rings and SGLang's own all-reduce are made for powers of two.
         """
-        return [Split(tp, ep) for tp, ep in self._valid(self.most(product, 1))]
+        shares = product.share.pods if product.share else 1
+        return [Split(tp, ep, shares=shares) for tp, ep in self._valid(self.most(product, 1))]
 
     def _on_nodes(self, product: GpuProduct) -> list[Split]:
         """Splits over several equal nodes, with the same number of GPUs on each."""

@@ -8,7 +8,6 @@ from qwen_operator.engines.types import Role
 from qwen_operator.hardware.inventory import GpuProduct
 from qwen_operator.hardware.shares import ShareKind
 from qwen_operator.planning.fits import Fit, Search
-from qwen_operator.planning.memory import Formula
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +20,13 @@ class MemorySettings:
 
 def settings(search: Search, fit: Fit) -> MemorySettings:
     """The memory settings for the chosen split. An engine that shares its GPU gets limits beside the fraction."""
-    one, share = fit.best, fit.product.share
-    if share is None or share.pods == 1:
+    one = fit.best
+    if one.split.shares == 1:
         return MemorySettings(one.tuning.fraction)
-    tokens = ((Role.MOST_TOKENS, str(one.kv_tokens)),)
-    if one.most_requests is None:
-        return MemorySettings(Formula(search.engine.memory).shared_fraction(one, share.pods), tokens)
-    slots = one.most_requests * search.engine.memory.slots_per_request
-    states = ((Role.MOST_STATES, str(slots)),)
-    return MemorySettings(Formula(search.engine.memory).shared_fraction(one, share.pods), (*tokens, *states))
+    limits = [(Role.MOST_TOKENS, str(one.kv_tokens))]
+    if one.most_requests is not None:
+        limits.append((Role.MOST_STATES, str(one.most_requests * search.engine.memory.slots_per_request)))
+    return MemorySettings(one.shared_fraction, tuple(limits))
 
 
 def brings_own_shm(product: GpuProduct) -> bool:

@@ -75,7 +75,7 @@ REPORTS: dict[str, tuple[list[str], int, list[str]]] = {
     "gpu-operator#1602: a profile that is not there": (
         nodes("n7_custom_mig", "--resource-name", "nvidia.com/mig-7g.80gb"),
         3,
-        ["the nodes offer nvidia.com/mig-1g.10gb, nvidia.com/mig-2g.20gb"],
+        ["the nodes offer nvidia.com/gpu, nvidia.com/mig-1g.10gb, nvidia.com/mig-2g.20gb"],
     ),
     "gpu-operator#835: fifteen pods for each GPU": (
         nodes("n8_ts15", "--product", "A100-80GB-SHARED", model=SMALL),

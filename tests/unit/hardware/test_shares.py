@@ -231,6 +231,15 @@ def test_a_part_is_no_whole_gpu(case: Case) -> None:
 
 
 UNUSABLE = {
+    "slices that are being made": (
+        node(
+            "n",
+            whole_labels(A100, "40960") | {"nvidia.com/mig.config.state": "rebooting"},
+            {"nvidia.com/mig-1g.5gb": "7"},
+        ),
+        "nvidia.com/mig-1g.5gb",
+        "n: nvidia.com/mig-1g.5gb: MIG is being configured (nvidia.com/mig.config.state=rebooting)",
+    ),
     "shares of an unknown number": (
         node("n", whole_labels("NVIDIA-A10", "23028"), {f"{GPU}.shared": "8"}),
         f"{GPU}.shared",
@@ -255,6 +264,31 @@ def test_a_part_that_cannot_be_sized_has_a_sentence(bad: dict[str, Any], resourc
     assert seen.products == ()
     (sentence,) = seen.ignored
     assert says in sentence
+
+
+def test_a_named_share_that_cannot_be_sized_says_why() -> None:
+    bad = node("n", {f"{GPU}.product": "NVIDIA-A10-SHARED", f"{GPU}.memory": "23028"}, {GPU: "8"})
+    seen = inventory([bad], [])
+    assert len(seen.ignored) == 1
+    why = seen.offering(GPU, ["NVIDIA-A10-SHARED"]).ignored
+    assert "n: 8 x nvidia.com/gpu: no label says how many pods share one GPU" in why[1]
+
+
+def test_amounts_are_no_shares() -> None:
+    labels = whole_labels("NVIDIA-A10", "23028", "2", replicas="4")
+    assert inventory([node("n", labels, {f"{GPU}.memory": "8192", f"{GPU}-cores": "100"})], []).parts == ()
+
+
+@pytest.mark.parametrize(
+    ("slices", "whole_gpus"),
+    [({"1g.10gb": "7"}, 1), ({"1g.10gb": "8"}, 0), ({"3g.40gb": "2"}, 1), ({"1g.10gb.shared": "28"}, 2)],
+)
+def test_gpus_that_are_cut_are_not_whole_as_well(slices: dict[str, str], whole_gpus: int) -> None:
+    """The plugin still lists both GPUs. Seven compute slices are one GPU; shares of slices are more than slices."""
+    resources = {GPU: "2"} | {f"nvidia.com/mig-{name}": count for name, count in slices.items()}
+    seen = inventory([node("n", whole_labels(H100, "81559", "2"), resources)], [])
+    assert sum(one.gpus_per_node for one in seen.products) == whole_gpus
+    assert any("restart the device plugin" in one for one in (*seen.notes, *seen.ignored)) == (whole_gpus < 2)
 
 
 def test_hami_shares_are_no_choice() -> None:

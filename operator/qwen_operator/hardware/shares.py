@@ -24,7 +24,6 @@ from qwen_operator.hardware.offers import (
     GKE_MIG_LABEL,
     GPU_RESOURCE,
     MIG_CHANGES,
-    MIG_RESOURCE,
     MIG_STATE_LABEL,
     PRODUCT_LABEL,
     REPLICAS_LABEL,
@@ -110,22 +109,28 @@ def part_of(product: str, resource_name: str, pods: int = 1) -> tuple[str, Share
 def parts(node: Mapping[str, Any], labels: Mapping[str, str]) -> Iterator[Part]:
     """What a well-formed node offers beside whole GPUs. `labels` are the node's own, as text."""
     status = mapping(node, "status")
-    resources = mapping(status, "allocatable") if "allocatable" in status else mapping(status, "capacity")
+    capacity = mapping(status, "capacity")
+    resources = mapping(status, "allocatable") if "allocatable" in status else capacity
     if hami.shares(mapping(node, "metadata", "annotations")) > 1:
         return
     for name, value in sorted((str(name), value) for name, value in resources.items()):
-        count = quantity(value) or 0
-        if not count:
-            continue
-        if name.startswith(MIG_RESOURCE) and labels.get(MIG_STATE_LABEL) in MIG_CHANGES:
-            yield Part(name, unusable=f"{name}: MIG is being configured ({MIG_STATE_LABEL}={labels[MIG_STATE_LABEL]})")
-        elif match := _MIG_RESOURCE.fullmatch(name):
-            yield _slice(name, match["profile"], count, labels)
-        elif _RENAMED.fullmatch(name) and not _AMOUNT.search(name):
-            profile = _MIG_PRODUCT.search(labels.get(PRODUCT_LABEL, ""))
-            yield _single(name, profile["profile"], count, labels) if profile else _shared(name, count, labels)
-        elif name == GPU_RESOURCE:
-            yield from _plain(count, labels)
+        count, most = quantity(value) or 0, quantity(capacity.get(name)) or 0
+        for part in _of_resource(name, count, labels) if count else ():
+            unhealthy = () if most <= count else (f"only {count} of {most} {name} are allocatable",)
+            yield part if part.unusable else replace(part, notes=(*part.notes, *unhealthy))
+
+
+def _of_resource(name: str, count: int, labels: Mapping[str, str]) -> Iterator[Part]:
+    """The parts that one resource of a node is."""
+    match, profile = _MIG_RESOURCE.fullmatch(name), _MIG_PRODUCT.search(labels.get(PRODUCT_LABEL, ""))
+    if match and labels.get(MIG_STATE_LABEL) in MIG_CHANGES:
+        yield Part(name, unusable=f"{name}: MIG is being configured ({MIG_STATE_LABEL}={labels[MIG_STATE_LABEL]})")
+    elif match:
+        yield _slice(name, match["profile"], count, labels)
+    elif _RENAMED.fullmatch(name) and not _AMOUNT.search(name):
+        yield _single(name, profile["profile"], count, labels) if profile else _shared(name, count, labels)
+    elif name == GPU_RESOURCE:
+        yield from _plain(count, labels)
 
 
 def _plain(count: int, labels: Mapping[str, str]) -> Iterator[Part]:

@@ -291,6 +291,14 @@ def test_gpus_that_are_cut_are_not_whole_as_well(slices: dict[str, str], whole_g
     assert any("restart the device plugin" in one for one in (*seen.notes, *seen.ignored)) == (whole_gpus < 2)
 
 
+def test_unhealthy_slices_are_named() -> None:
+    made = node("n", whole_labels(A100, "40960") | mixed("1g.5gb", A100, "4864", "7"), {"nvidia.com/mig-1g.5gb": "6"})
+    made["status"]["capacity"] = {"nvidia.com/mig-1g.5gb": "7"}
+    seen = inventory([made], []).offering("nvidia.com/mig-1g.5gb", ())
+    assert [one.gpus_per_node for one in seen.products] == [6]
+    assert seen.notes == ("n: only 6 of 7 nvidia.com/mig-1g.5gb are allocatable",)
+
+
 def test_hami_shares_are_no_choice() -> None:
     hami = {"annotations": {"hami.io/node-nvidia-register": "GPU-0,10,46068,100,NVIDIA-A40,0,true:"}}
     labels = whole_labels("NVIDIA-A40", "46068", "1", replicas="10")

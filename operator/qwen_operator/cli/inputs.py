@@ -258,7 +258,15 @@ def _inventory(arguments: argparse.Namespace, pools: tuple[GpuPool, ...], resour
     hardware = inventory(nodes, pools)
     for product in given:
         hardware = hardware.with_product(_priced(product, pools))
-    return hardware
+    guesses = tuple(
+        (
+            one.resource_name,
+            f"--gpu {text}: planned with {one.memory_mib} MiB, which the profile has at least; exact is {text}:MIB",
+        )
+        for text, one in zip(arguments.gpu, given, strict=True)
+        if one.share and profile_mib(one.product) and ":" not in text
+    )
+    return replace(hardware, part_notes=(*hardware.part_notes, *guesses))
 
 
 def _priced(product: GpuProduct, pools: tuple[GpuPool, ...]) -> GpuProduct:

@@ -157,6 +157,14 @@ REPORTS: dict[str, tuple[list[str], int, list[str]]] = {
         0,
         ["(2 replicas on 2 shared GPUs)", "--max-total-tokens="],
     ),
+    "scaleway docs#2165: seven slices of an H100, without labels": (
+        [*SMALL, "--gpu", "H100-PCIe=7x1", "--resource-name", "nvidia.com/mig-1g.10gb"],
+        0,
+        [
+            "(7 replicas on 7 MIG slices)",
+            "planned with 9011 MiB, which the profile has at least; exact is H100-PCIe=7x1:MIB",
+        ],
+    ),
     "k8s-device-plugin#1078: several slices for one engine": (
         manifest("l1_qd_mig", "--nodes", str(DATA / "n7_custom_mig.json")),
         2,

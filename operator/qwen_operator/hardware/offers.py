@@ -35,6 +35,7 @@ REPLICAS_LABEL = "nvidia.com/gpu.replicas"
 # If one of these has a value other than none, pods share a GPU. The first is of GPU feature discovery, the second of
 # GKE.
 SHARING_LABELS = ("nvidia.com/gpu.sharing-strategy", "cloud.google.com/gke-gpu-sharing-strategy")
+GKE_CLIENTS_LABEL = "cloud.google.com/gke-max-shared-clients-per-gpu"
 GKE_MIG_LABEL = "cloud.google.com/gke-gpu-partition-size"
 MIG_STATE_LABEL = "nvidia.com/mig.config.state"
 MIG_CHANGES = ("pending", "rebooting")
@@ -118,7 +119,8 @@ def _parts_only(seen: _Node) -> str:
         return f"{product}: a MIG slice, no whole GPU, and {_ONLY}: {choice}{_MIG_OFF}"
     if labels.get(GKE_MIG_LABEL):
         size, cloud = labels[GKE_MIG_LABEL], named_by(labels)
-        choice = f"{_CHOOSE_PRODUCT}: [{cloud.board.product}-MIG-{size}]; " if cloud else ""
+        shared = "-SHARED" if (quantity(labels.get(GKE_CLIENTS_LABEL)) or 0) > 1 else ""
+        choice = f"{_CHOOSE_PRODUCT}: [{cloud.board.product}-MIG-{size}{shared}]; " if cloud else ""
         return (
             f"{seen.gpu}: cut into MIG slices ({GKE_MIG_LABEL}={size}), and {_ONLY}: {choice}for whole GPUs, use a "
             "node pool without gpuPartitionSize"

@@ -21,6 +21,7 @@ from qwen_operator.hardware.boards import BoardLabel, board, capability_of, name
 from qwen_operator.hardware.gpu_memory import MEMORY_LABEL
 from qwen_operator.hardware.offers import (
     COUNT_LABEL,
+    GKE_CLIENTS_LABEL,
     GKE_MIG_LABEL,
     GPU_RESOURCE,
     MIG_CHANGES,
@@ -40,7 +41,6 @@ _MIG_PROFILE = re.compile(r"([1-7]c\.)?[1-7]g\.(?P<gb>[1-9][0-9]{0,2})gb.*")
 _RENAMED = re.compile(r"nvidia\.com/gpu[.-][a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 # Names of amounts, not of shares: MiB, cores, percent.
 _AMOUNT = re.compile(r"mem|core|percent|count")
-_GKE_CLIENTS_LABEL = "cloud.google.com/gke-max-shared-clients-per-gpu"
 _SHARED = "-SHARED"
 # A slice has less memory than its profile says. Of the profiles that NVIDIA documents, 1g.18gb of the H200 has least:
 # 16.0 of 18.
@@ -235,7 +235,7 @@ def _divided(part: Part, memory_mib: int, pods: int, labels: Mapping[str, str]) 
         return replace(part, memory_mib=memory_mib)
     kind = ShareKind.MPS if any(labels.get(label) == "mps" for label in SHARING_LABELS) else ShareKind.TIME_SLICING
     prefix = part.resource_name.removesuffix(".shared") if part.resource_name.startswith("nvidia.com/mig-") else ""
-    counting = (f"{prefix}.replicas" if prefix else REPLICAS_LABEL, _GKE_CLIENTS_LABEL)
+    counting = (f"{prefix}.replicas" if prefix else REPLICAS_LABEL, GKE_CLIENTS_LABEL)
     marks = tuple((label, labels[label]) for label in counting if label in labels)[:1]
     product = part.product if part.product.upper().endswith(_SHARED) else f"{part.product}{_SHARED}"
     return replace(
@@ -258,7 +258,7 @@ def _gpu(labels: Mapping[str, str]) -> tuple[str, tuple[tuple[str, str], ...], B
 
 def _pods(labels: Mapping[str, str], prefix: str) -> int:
     """How many pods share one GPU or slice. 1 if no label says so."""
-    for label in (f"{prefix}.replicas", _GKE_CLIENTS_LABEL):
+    for label in (f"{prefix}.replicas", GKE_CLIENTS_LABEL):
         stated = quantity(labels.get(label)) or 0
         if 1 < stated <= _MOST_PODS:
             return stated

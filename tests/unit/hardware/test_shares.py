@@ -316,6 +316,25 @@ def test_shares_of_different_size_have_selectors_of_their_own() -> None:
     assert [(one.memory_mib, one.selector[f"{GPU}.replicas"]) for one in seen] == [(11514, "2"), (5757, "4")]
 
 
+def test_the_product_that_a_sentence_names_is_one_that_can_be_chosen() -> None:
+    """Whatever shares or cuts the GPUs: the cure in the sentence is a cure."""
+    gke = {"cloud.google.com/gke-accelerator": "nvidia-tesla-a100"}
+    cut = {"cloud.google.com/gke-gpu-partition-size": "1g.5gb"}
+    clients = {"cloud.google.com/gke-max-shared-clients-per-gpu": "2"}
+    for labels in (
+        gke | cut,
+        gke | cut | clients,
+        gke | clients | {"cloud.google.com/gke-gpu-sharing-strategy": "time-sharing"},
+        whole_labels("NVIDIA-A10", "23028", "2", replicas="4"),
+        whole_labels(f"{A100}-MIG-1g.5gb", "4864", "8"),
+    ):
+        seen = inventory([node("n", labels, {GPU: "8"})], [])
+        [sentence] = seen.ignored
+        name = sentence.partition("set spec.hardware.products: [")[2].partition("]")[0]
+        assert [one.product for one in seen.offering(GPU, [name]).products] == [name]
+        assert seen.offering(GPU, [name]).ignored == ()
+
+
 def test_a_chosen_share_is_not_left_out_at_the_same_time() -> None:
     shared = node("s", whole_labels("NVIDIA-A10-SHARED", "23028", "1", replicas="2"), {GPU: "2"})
     other = node("t", whole_labels("NVIDIA-L4-SHARED", "23034", "1", replicas="2"), {GPU: "2"})

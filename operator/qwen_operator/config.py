@@ -13,9 +13,10 @@ from typing import Any
 
 from qwen_operator.api import reading
 from qwen_operator.api.claims import ANY_NAMESPACE, NameRights
+from qwen_operator.api.fields import matches
 from qwen_operator.api.pod import DEFAULTS, Pod
 from qwen_operator.api.schema import object_schema
-from qwen_operator.api.spec import EnvVar
+from qwen_operator.api.spec import RESOURCE_FORM, EnvVar
 from qwen_operator.checkpoints.hubs import Hub, is_address
 from qwen_operator.hardware.boards import capability
 from qwen_operator.hardware.pools import MOST_DOLLARS, GpuPool, thousandths
@@ -204,7 +205,14 @@ def _pool(section: Section) -> GpuPool:
         raise section.wrong("costPerGpuHour", f'dollars per GPU and hour from 0 to {MOST_DOLLARS}, for example "2.90"')
     if compute is not None and compute_capability is None:
         raise section.wrong("computeCapability", 'MAJOR.MINOR, for example "9.0"')
+    resource_name, pods = section.text("resourceName", "nvidia.com/gpu"), section.number("podsPerGpu", 1)
+    if not matches(RESOURCE_FORM, resource_name):
+        raise section.wrong("resourceName", "nvidia.com/gpu, a MIG profile such as nvidia.com/mig-3g.40gb, or a share")
+    if resource_name.startswith("nvidia.com/gpu") and resource_name != "nvidia.com/gpu" and pods < 2:
+        raise section.wrong("podsPerGpu", f"the number of pods that share one GPU as {resource_name}, for example 4")
     return GpuPool(
+        resource_name=resource_name,
+        pods_per_gpu=pods,
         name=section.text("name"),
         product=section.text("product"),
         memory_mib=section.number("memoryMiB"),

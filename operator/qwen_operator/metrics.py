@@ -182,6 +182,10 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen_deployment_replicas_max": ("The largest number of replicas that scaling may choose", ()),
     "qwen_deployment_scaling_configured": ("1 if spec.scaling is set, even while spec.replicas decides", ()),
     "qwen_deployment_gpus": ("GPUs: allocated (to pods with a node), ready (of replicas that answer)", ("state",)),
+    "qwen_deployment_gpu_shares": (
+        "MIG slices and shares of GPUs: allocated (to pods with a node), ready (of replicas that answer)",
+        ("resource", "state"),
+    ),
     "qwen_deployment_queue_requests": ("Requests that wait in the engines", ()),
     "qwen_deployment_running_requests": ("Requests that run in the engines", ()),
     "qwen_deployment_kv_used_tokens": ("Tokens in use in the engines' KV caches", ()),
@@ -247,8 +251,11 @@ def _replicas(gauges: _Gauges, key: ObjectKey, manifest: Manifest, replicas: Ite
     }
     for state, count in states.items():
         gauges.add("qwen_deployment_replicas", key, count, state)
-    gauges.add("qwen_deployment_gpus", key, gpus * len(granted), "allocated")
-    gauges.add("qwen_deployment_gpus", key, gpus * ready, "ready")
+    # A slice or a share is no GPU: several of them are one.
+    parts = objects.mapping(status, "plan").get("resourceName")
+    name, resource = ("qwen_deployment_gpu_shares", (str(parts),)) if parts else ("qwen_deployment_gpus", ())
+    gauges.add(name, key, gpus * len(granted), *resource, "allocated")
+    gauges.add(name, key, gpus * ready, *resource, "ready")
 
 
 def _sample(gauges: _Gauges, key: ObjectKey, sample: Sample) -> None:

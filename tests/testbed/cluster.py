@@ -56,6 +56,14 @@ class OwnNodes:
     pod: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What simulated nodes offer instead of whole GPUs: their resources, and labels that differ."""
+
+    resources: Mapping[str, str]
+    labels: Mapping[str, str]
+
+
 class Cluster:
     """One test bed per state folder. Several objects, even in several processes, can use the same one."""
 
@@ -169,11 +177,13 @@ class Cluster:
         self.kubectl("delete", "node", name, "--ignore-not-found")
 
     @contextmanager
-    def own_nodes(self, pool: Pool, *, exclusive: bool = True, answering: bool = False) -> Iterator[OwnNodes]:
+    def own_nodes(
+        self, pool: Pool, *, exclusive: bool = True, answering: bool = False, parts: Parts | None = None
+    ) -> Iterator[OwnNodes]:
         """Adds simulated nodes, whatever other nodes there are, and removes them at the end of the block.
 
         exclusive: their taint keeps the pods of others away. answering: an exporter, while there is one, answers for
-        their pods.
+        their pods. parts: what the nodes offer instead of whole GPUs.
         """
         # It begins with a letter: Kubernetes reads an unquoted 6087e4 as a number, unlike the writer of YAML used here.
         label = f"p{uuid4().hex[:6]}"
@@ -185,7 +195,12 @@ class Cluster:
         )
         labels = {**gpu_labels(pool.product, pool.gpus), POOL_LABEL: label, **owned()}
         pod_range = SIMULATED_METRICS_RANGE if answering else ""
-        manifests = [node_manifest(name, labels, pool.gpus, taints=taints, pod_range=pod_range) for name in own.names]
+        gpus, resources = (pool.gpus, {}) if parts is None else (0, dict(parts.resources))
+        labels |= {} if parts is None else parts.labels
+        manifests = [
+            node_manifest(name, labels, gpus, taints=taints, pod_range=pod_range, resources=resources)
+            for name in own.names
+        ]
         try:
             self._apply_nodes(manifests)
             self._wait_ready(own.names)

@@ -92,16 +92,23 @@ def gpu_labels(product: str, gpus: int) -> dict[str, str]:
 
 
 def node_manifest(
-    name: str, labels: Mapping[str, str], gpus: int, *, taints: Mapping[str, str] = USUAL_TAINTS, pod_range: str = ""
+    name: str,
+    labels: Mapping[str, str],
+    gpus: int,
+    *,
+    taints: Mapping[str, str] = USUAL_TAINTS,
+    pod_range: str = "",
+    resources: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """A Node for kwok to play, with room for real pod requests; `labels` are added to the usual ones.
 
     taints: keys and values, all with the effect NoSchedule. pod_range: where its pods get their addresses from; not
-    given: from SIMULATED_POD_RANGE.
+    given: from SIMULATED_POD_RANGE. resources: what it offers besides whole GPUs.
     """
     room = {"cpu": "192", "memory": "2Ti", "ephemeral-storage": "4Ti", "pods": "110"}
     if gpus:
         room["nvidia.com/gpu"] = str(gpus)
+    room |= resources or {}
     usual = {
         "type": "kwok",
         "kubernetes.io/hostname": name,

@@ -76,6 +76,14 @@ def test_two_releases_in_one_namespace_can_have_a_lease_each() -> None:
             "image.pullPolicy is 'Sometimes': it must be Al",
         ),
         (("gpusPerNode: 4", "gpusPerNode: 4, nodeSelector: {pool: 1}"), "gpuPools[0].nodeSelector.pool is 1: it must"),
+        (
+            ("gpusPerNode: 4", "gpusPerNode: 4, resourceName: nvidia.com/gpumem"),
+            "gpuPools[0].resourceName is 'nvidia.com/gpumem': it must be nvidia.com/gpu, a MIG profile",
+        ),
+        (
+            ("gpusPerNode: 4", "gpusPerNode: 4, resourceName: nvidia.com/gpu.shared"),
+            "gpuPools[0].podsPerGpu is missing: it must be the number of pods that share one GPU",
+        ),
         (("[{operator: Exists}]", "[gpu]"), "gpuPools[0].tolerations[0] is 'gpu': it must be a mapping"),
         (("gpuPools: [{", "gpuPools: [x, {"), "gpuPools[0] is 'x': it must be a mapping"),
         (("gateway: {", "servedNames: [a]\ngateway: {"), "servedNames is a list: it must be a mapping"),

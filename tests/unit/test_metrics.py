@@ -90,6 +90,17 @@ PLAN = {
 }
 
 
+def test_slices_do_not_count_as_gpus(world: World) -> None:
+    plan = {**PLAN, "gpusPerReplica": 1, "resourceName": "nvidia.com/mig-3g.40gb", "share": "MIG"}
+    world.store.update(QWENDEPLOYMENTS, deployment(plan=plan, readyReplicas=1))
+    world.store.update(PODS, pod(0))
+    world.store.update(PODS, pod(1))
+    slices = {"resource": "nvidia.com/mig-3g.40gb"}
+    assert world.value("qwen_deployment_gpu_shares", **slices, state="allocated") == 2
+    assert world.value("qwen_deployment_gpu_shares", **slices, state="ready") == 1
+    assert world.value("qwen_deployment_gpus", state="allocated") is None
+
+
 def test_a_deployment_in_numbers(world: World) -> None:
     scaling = {"scaling": {"minReplicas": 2, "maxReplicas": 5}}
     conditions = [{"type": "Ready", "status": "True", "reason": "Serving"}]

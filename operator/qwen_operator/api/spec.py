@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from qwen_operator.api import reading, uris
 from qwen_operator.api.fields import Passthrough, Rule, camel, described, matches
-from qwen_operator.api.pod import OWN_VOLUMES, Pod
+from qwen_operator.api.pod import GPU_RESOURCE, OWN_VOLUMES, Pod
 from qwen_operator.api.schema import object_schema
 from qwen_operator.objects import mapping
 
@@ -29,6 +29,11 @@ _NAME_FORM = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 # Visible ASCII without the colon, which separates model and adapter in SGLang.
 _CLIENT_NAME = r"^[!-9;-~]+$"
 _REVISION = r"^[A-Za-z0-9][-A-Za-z0-9._/+]*$"
+RESOURCE_FORM = (
+    r"^nvidia[.]com/(gpu([.-][a-z0-9]([-a-z0-9.]*[a-z0-9])?)?"
+    r"|mig-([1-7]c[.])?[1-7]g[.][1-9][0-9]{0,2}gb([.-](me|gfx|all))*([.]shared)?)$"
+)
+"""Resources that a spec may name: whole GPUs, renamed shares of them, and MIG profiles."""
 _VERSION = r"^[0-9]+[.][0-9]+[.][0-9]+[-.+0-9A-Za-z]*$"
 
 
@@ -126,6 +131,23 @@ class Hardware:
     )
     max_gpus_per_replica: int | None = described(
         "The most GPUs that one replica may use. Default: as many as there are.", default=None, minimum=1, maximum=64
+    )
+    resource_name: str = described(
+        "Resource that the engine pods request. nvidia.com/gpu: whole GPUs. A MIG profile, for example "
+        "nvidia.com/mig-3g.40gb: one slice for each replica. nvidia.com/gpu.shared or another name that the device "
+        "plugin gives to shared GPUs: a share of one GPU for each replica, with the memory of the GPU divided by the "
+        "number of pods that share it. Nodes may offer slices and shares as nvidia.com/gpu too: then set "
+        "spec.hardware.products to their product, which ends with -MIG-3g.40gb or -SHARED. Default: nvidia.com/gpu.",
+        default=GPU_RESOURCE,
+        max_length=63,
+        rules=(
+            Rule(
+                f"self.matches('{RESOURCE_FORM}')",
+                "must be a resource of NVIDIA's device plugin that holds GPUs, slices or shares of them; right would "
+                "be nvidia.com/gpu, nvidia.com/mig-3g.40gb or nvidia.com/gpu.shared",
+                lambda name: matches(RESOURCE_FORM, name),
+            ),
+        ),
     )
 
 

@@ -81,8 +81,12 @@ class PlannedParallelism:
 @dataclass(frozen=True, slots=True)
 class PlanStatus:
     hash: str = described("Revision of the plan. It is part of the names of the pods.", max_length=16)
-    gpu_product: str = described("GPU product: the value of the node label nvidia.com/gpu.product.", max_length=128)
-    gpus_per_replica: int = described("Number of GPUs that each replica takes.")
+    gpu_product: str = described(
+        "GPU product: the value of the node label nvidia.com/gpu.product. Of a MIG slice or a shared GPU, it ends with "
+        "-MIG-3g.40gb or -SHARED.",
+        max_length=128,
+    )
+    gpus_per_replica: int = described("Number of GPUs that each replica takes. 1 for a slice or a share of a GPU.")
     parallelism: PlannedParallelism = described("How the model is split over GPUs.")
     context_tokens: int = described("Longest request in tokens, input and output together.")
     kv_tokens: int = described(
@@ -104,6 +108,14 @@ class PlanStatus:
         "How many requests of spec.workload (default: 2048 + 512 tokens) fit into kvTokens.", default=0
     )
     kv_cache_type: str = described("Type of the values in the KV cache, with SGLang's name.", default="", max_length=32)
+    resource_name: str = described(
+        "Resource that the pods request. Not set for whole GPUs, which are nvidia.com/gpu.", default="", max_length=63
+    )
+    share: str = described(
+        "How a replica gets a part of a GPU: MIG, TimeSlicing or MPS. Not set for whole GPUs.",
+        default="",
+        max_length=32,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,11 @@ def refusal(checkpoint: Checkpoint, tp: int, ep: int = 1) -> str | None:
         return f"EP {ep} needs a model with experts, but {checkpoint.architecture} has none: EP must be 1"
     if tp % ep:
         return f"TP {tp} is not a multiple of EP {ep}: every expert group needs the same number of GPUs"
-    if (tp, ep) == (1, 1):
-        return None
     quantization = checkpoint.quantization
+    if (tp, ep) == (1, 1):
+        # Merged layers and experts: SGLang checks their widths on one GPU as well (layers/quantization/fp8.py:600 and
+        # 1588, compressed_tensors_w8a8_fp8_moe.py:109).
+        return _widths(checkpoint, 1, 1) if quantization is not None and quantization.block else None
     if quantization is not None and quantization.method == "gguf":
         return f"GGUF weights run on one GPU only, not on TP {tp}"
     tower = tower_refusal(checkpoint.tower, tp) if checkpoint.tower else None

@@ -22,13 +22,24 @@ from qwen_operator.cli import files
 from qwen_operator.cli.files import InputError
 from qwen_operator.cli.settings import chart_settings
 from qwen_operator.config import Settings
-from qwen_operator.hardware.boards import Board, board, similar
-from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct, Inventory, inventory
+from qwen_operator.hardware.boards import Board, board, similar, whole
+from qwen_operator.hardware.inventory import (
+    GPU_RESOURCE,
+    PRODUCT_LABEL,
+    GpuProduct,
+    Inventory,
+    inventory,
+    part_selector,
+)
 from qwen_operator.hardware.pools import GpuPool
+from qwen_operator.hardware.shares import part_of, profile_mib
 from qwen_operator.planning.types import EngineDefaults, EngineSource
 from qwen_operator.sources import registry
 
-_GPU = re.compile(r"(?P<product>[^=]+)=(?P<gpus>[1-9][0-9]?)x(?P<nodes>[1-9][0-9]{0,3})(:(?P<mib>[1-9][0-9]{3,6}))?")
+_GPU = re.compile(
+    r"(?P<product>[^=]+)=(?P<gpus>[1-9][0-9]?)x(?P<nodes>[1-9][0-9]{0,3})(:(?P<mib>[1-9][0-9]{3,6}))?"
+    r"(/(?P<pods>[2-9]|[1-9][0-9]))?"
+)
 _NAME = "model"
 
 
@@ -75,7 +86,8 @@ def options(parser: argparse.ArgumentParser, *, manifest_only: bool = False) -> 
         action="append",
         default=[],
         metavar="PRODUCT=GPUSxNODES",
-        help="GPUs per node and number of nodes; can be repeated. For an unknown product, add its memory as :MIB",
+        help="GPUs per node and number of nodes; can be repeated. For an unknown product, add its memory as :MIB. With "
+        "--resource-name, the slices or shares per node; /4 at the end: 4 pods share one GPU",
     )
     parser.add_argument("--nodes", metavar="FILE", help="node objects, from kubectl get nodes -o yaml")
     parser.add_argument("--config", metavar="FILE", help="values of the chart: gpuPools, engine, image")
@@ -95,6 +107,14 @@ def _spec_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-gpus", type=int, metavar="GPUS", help="largest number of GPUs (spec.hardware.maxGpusPerReplica)"
     )
+    parser.add_argument(
+        "--resource-name",
+        metavar="NAME",
+        help="nvidia.com/mig-3g.40gb, nvidia.com/gpu.shared ... (spec.hardware.resourceName)",
+    )
+    parser.add_argument(
+        "--product", action="append", default=[], metavar="PRODUCT", help="a product to use (spec.hardware.products)"
+    )
     parser.add_argument("--kv-cache-type", metavar="TYPE", help="Auto, BFloat16 or Fp8E4m3 (spec.engine.kvCacheType)")
 
 
@@ -111,7 +131,7 @@ def read(arguments: argparse.Namespace) -> Inputs:
         manifest,
         spec,
         _checkpoint(arguments, spec, settings.engine),
-        _inventory(arguments, settings.pools),
+        _inventory(arguments, settings.pools, spec.hardware.resource_name),
         settings,
         weights_computed=bool(arguments.checkpoint_config) and arguments.weight_bytes is None,
     )
@@ -155,11 +175,20 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         if given.get(option) is not None
     }
+    hardware = {
+        name: given[option]
+        for name, option in (
+            ("products", "product"),
+            ("maxGpusPerReplica", "max_gpus"),
+            ("resourceName", "resource_name"),
+        )
+        if given.get(option)
+    }
     values = {
         "contextTokens": given.get("context"),
         "workload": {"concurrency": 1, **workload} if workload else None,
         "parallelism": {"tensor": given["tensor"]} if given.get("tensor") is not None else None,
-        "hardware": {"maxGpusPerReplica": given["max_gpus"]} if given.get("max_gpus") is not None else None,
+        "hardware": hardware or None,
         "engine": {"kvCacheType": given["kv_cache_type"]} if given.get("kv_cache_type") is not None else None,
     }
     return {name: value for name, value in values.items() if value is not None}
@@ -220,8 +249,8 @@ def _from_config(path: str, weight_bytes: int | None) -> Checkpoint:
         raise InputError(f"{path}: {error}") from error
 
 
-def _inventory(arguments: argparse.Namespace, pools: tuple[GpuPool, ...]) -> Inventory:
-    given = [_product(text) for text in arguments.gpu]
+def _inventory(arguments: argparse.Namespace, pools: tuple[GpuPool, ...], resource_name: str) -> Inventory:
+    given = [_product(text, resource_name) for text in arguments.gpu]
     if arguments.nodes:
         nodes = files.nodes(arguments.nodes)
     elif given or pools:
@@ -231,7 +260,15 @@ def _inventory(arguments: argparse.Namespace, pools: tuple[GpuPool, ...]) -> Inv
     hardware = inventory(nodes, pools)
     for product in given:
         hardware = hardware.with_product(_priced(product, pools))
-    return hardware
+    guesses = tuple(
+        (
+            one.resource_name,
+            f"--gpu {text}: planned with {one.memory_mib} MiB, which the profile has at least; exact is {text}:MIB",
+        )
+        for text, one in zip(arguments.gpu, given, strict=True)
+        if one.share and profile_mib(one.product) and ":" not in text
+    )
+    return replace(hardware, part_notes=(*hardware.part_notes, *guesses))
 
 
 def _priced(product: GpuProduct, pools: tuple[GpuPool, ...]) -> GpuProduct:
@@ -239,28 +276,48 @@ def _priced(product: GpuProduct, pools: tuple[GpuPool, ...]) -> GpuProduct:
     return replace(product, cost_per_gpu_hour=cost)
 
 
-def _product(text: str) -> GpuProduct:
+def _product(text: str, resource_name: str = GPU_RESOURCE) -> GpuProduct:
     match = _GPU.fullmatch(text)
     if match is None:
         name = text.partition("=")[0] or "PRODUCT"
         raise InputError(f"--gpu {text}: must be PRODUCT=GPUSxNODES, for example {name}=8x1")
-    given, mib = match["product"], match["mib"]
-    known_board = board(given)
-    if "-MIG-" in given.upper() or given.upper().endswith("-SHARED"):
-        raise InputError(f"--gpu {text}: is a part of a GPU; an engine needs whole GPUs, name the GPU itself")
-    if mib is None and (known_board is None or known_board.unified):
-        raise InputError(f"--gpu {text}: {_without_memory(given, known_board)}, {text}:MIB")
-    name = known_board.product if known_board else given
+    gpu, _ = whole(match["product"])
+    known_board = board(gpu)
+    pods = int(match["pods"] or 1)
+    name, share = part_of(known_board.product if known_board else gpu, resource_name, pods)
+    if fault := _part_fault(match, name, resource_name):
+        raise InputError(f"--gpu {text}: {fault}")
+    memory_mib = int(match["mib"] or profile_mib(name))
+    if not memory_mib and (known_board is None or known_board.unified):
+        raise InputError(f"--gpu {text}: {_without_memory(gpu, known_board)}, {text}:MIB")
     return GpuProduct(
         product=name,
-        memory_mib=int(mib) if mib else known_board.memory_mib if known_board else 0,
+        memory_mib=(memory_mib or (known_board.memory_mib if known_board else 0)) // pods,
         gpus_per_node=int(match["gpus"]),
         nodes=int(match["nodes"]),
-        selector={PRODUCT_LABEL: name},
+        selector={PRODUCT_LABEL: name} if share is None else part_selector(name, resource_name, pods),
         declared=False,
         compute_capability=known_board.compute_capability if known_board else None,
-        full_nodes=int(match["nodes"]),
+        full_nodes=int(match["nodes"]) if share is None else 1,
+        resource_name=resource_name,
+        share=share,
     )
+
+
+def _part_fault(match: re.Match[str], name: str, resource_name: str) -> str:
+    """Why the value of --gpu and --resource-name do not agree, "" if they do."""
+    given, part = match["product"], whole(match["product"])[1].upper()
+    slice_of = whole(given)[1].removeprefix("-MIG-").removesuffix("-SHARED")
+    if part and resource_name == GPU_RESOURCE:
+        resource = f"nvidia.com/mig-{slice_of}" if "-MIG-" in part else f"{GPU_RESOURCE}.shared"
+        return f"{given} is a part of a GPU: add --resource-name {resource}"
+    if "-MIG-" in part and given.casefold() != f"{whole(given)[0]}{whole(name)[1]}".casefold():
+        return f"{given} is no slice that --resource-name {resource_name} names: write {whole(given)[0]} alone"
+    if resource_name == GPU_RESOURCE and match["pods"]:
+        return f"/{match['pods']} is for shared GPUs: add --resource-name, for example {GPU_RESOURCE}.shared"
+    if not profile_mib(resource_name) and resource_name != GPU_RESOURCE and not match["pods"]:
+        return f"{resource_name} is a share of a GPU: add how many pods share one, for example {match[0]}/4"
+    return ""
 
 
 def _without_memory(name: str, known: Board | None) -> str:
@@ -274,8 +331,15 @@ def _without_memory(name: str, known: Board | None) -> str:
 
 
 def names_product(text: str, products: tuple[str, ...]) -> bool:
-    """Whether a value of --gpu is one of these products."""
-    return any(_product(text).called(name) for name in products)
+    """Whether a value of --gpu is one of these products, or a part of one."""
+    gpu = text.partition("=")[0]
+    known = board(whole(gpu)[0])
+    names = {
+        gpu.casefold(),
+        whole(gpu)[0].casefold(),
+        *((known.product.casefold(), known.short.casefold()) if known else ()),
+    }
+    return any(whole(name)[0].casefold() in names or name.casefold() in names for name in products)
 
 
 def _cluster_nodes() -> list[Mapping[str, Any]]:

@@ -30,6 +30,7 @@ _OPTIONS = {
     "engine.kvCacheType": "--kv-cache-type",
     "parallelism.tensor": "--tensor",
     "hardware.maxGpusPerReplica": "--max-gpus",
+    "hardware.resourceName": "--resource-name",
 }
 _KEPT = {"--input-tokens": "input_tokens", "--output-tokens": "output_tokens"}
 
@@ -85,6 +86,8 @@ def record(arguments: argparse.Namespace, given: Inputs, result: Plan | NoFit) -
         "gpusPerReplica": result.gpus_per_replica,
         "nodesPerReplica": result.nodes_per_replica,
         "gpuProduct": result.gpu_product,
+        "resourceName": result.resource_name,
+        **({"share": result.share} if result.share else {}),
         "contextTokens": result.context_tokens,
         "kvTokens": result.kv_tokens,
         "maxRunningRequests": result.max_running_requests,
@@ -134,8 +137,10 @@ def command(arguments: argparse.Namespace, alternative: Alternative) -> str:
         "engine.kvCacheType": arguments.kv_cache_type,
         "parallelism.tensor": arguments.tensor,
         "hardware.maxGpusPerReplica": arguments.max_gpus,
+        "hardware.resourceName": arguments.resource_name,
     }
     changes = dict(alternative.changes)
+    kept = None if "hardware.products" in changes else tuple(arguments.product)
     products = changes.pop("hardware.products", None)
     if arguments.model is None or not set(changes) <= set(_OPTIONS):
         return ""
@@ -148,11 +153,12 @@ def command(arguments: argparse.Namespace, alternative: Alternative) -> str:
     shown += ["--hub"] if arguments.hub and "model" not in changes else []
     gpus = list(arguments.gpu)
     if alternative.hardware:
-        kept = [gpu for gpu in gpus if not inputs.names_product(gpu, (alternative.hardware.product,))]
-        gpus = [*kept, str(alternative.hardware)]
+        others = [gpu for gpu in gpus if not inputs.names_product(gpu, (alternative.hardware.product,))]
+        gpus = [*others, str(alternative.hardware)]
     if products and len(gpus) > 1:
         gpus = [gpu for gpu in gpus if inputs.names_product(gpu, products)]
     shown += [part for gpu in gpus for part in ("--gpu", gpu)]
+    shown += [part for name in (products if arguments.nodes else kept) or () for part in ("--product", name)]
     return shlex.join(["qwen-operator", "plan", *shown])
 
 

@@ -9,7 +9,7 @@ from qwen_operator.checkpoints import parallel
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
 from qwen_operator.cli.inputs import Inputs
 from qwen_operator.hardware.boards import short_name
-from qwen_operator.hardware.inventory import GpuProduct
+from qwen_operator.hardware.inventory import GpuProduct, Inventory
 from qwen_operator.hardware.pools import dollars
 from qwen_operator.planning import explain, gates
 from qwen_operator.planning.fits import Demand, Fit
@@ -30,6 +30,11 @@ def text(given: Inputs, outcome: Outcome, commands: Mapping[Alternative, str]) -
         else _does_not(given, outcome, result, commands)
     )
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _hardware(given: Inputs) -> Inventory:
+    """The part of the hardware that the spec asks for."""
+    return given.inventory.offering(given.spec.hardware.resource_name, given.spec.hardware.products)
 
 
 def number(value: int) -> str:
@@ -54,9 +59,11 @@ def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alter
     yield from _table(fit, wanted, given)
     yield ""
     yield from _arithmetic(chosen)
+    if product.share and product.share.pods > 1:
+        yield _labelled("options", _shared_options(result))
     yield _labelled("holds", f"{_holds(chosen, wanted)}; {result.max_running_requests} run at once, more wait")
     yield from (_labelled(*step.split(": ", 1)) for step in result.steps if step.startswith("start-up: "))
-    yield _labelled("pod", _pod(result))
+    yield _labelled("pod", _pod(result, product.unit))
     if product.cost_per_gpu_hour is not None:
         price = product.cost_per_gpu_hour
         yield _labelled(
@@ -66,9 +73,9 @@ def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alter
     yield from _wrapped("args", result.args)
     for warning in result.warnings:
         yield _labelled("warning", warning)
-    for remark in (*gates.remarks(given.checkpoint, product, chosen.tp, fit.engine.formats), *given.inventory.notes):
+    for remark in (*gates.remarks(given.checkpoint, product, chosen.tp, fit.engine.formats), *_hardware(given).notes):
         yield _labelled("note", remark)
-    for sentence in given.inventory.ignored:
+    for sentence in _hardware(given).ignored:
         yield _labelled("left out", sentence)
     for one in cheaper:
         yield _labelled("cheaper", f"{one.describe()} takes {_gpus(one)} ({number(one.kv_tokens)} tokens)")
@@ -98,9 +105,9 @@ def _does_not(given: Inputs, outcome: Outcome, result: NoFit, commands: Mapping[
         yield _labelled("missing", result.missing)
     for fit in (one for one in outcome.tried if one.gate):
         yield _labelled("refused", fit.gate or "")
-    for note in given.inventory.notes:
+    for note in _hardware(given).notes:
         yield _labelled("note", note)
-    for sentence in given.inventory.ignored:
+    for sentence in _hardware(given).ignored:
         if sentence not in result.message:
             yield _labelled("left out", sentence)
     yield from _alternatives(result.alternatives, commands)
@@ -145,7 +152,9 @@ def _room(product: GpuProduct, result: Plan) -> str:
         return ""
     each = product.gpus_per_node // result.gpus_per_node
     replicas = each * product.nodes // result.nodes_per_replica
-    return f"   ({replicas} replica{'s' if replicas != 1 else ''} on {product.gpus_per_node * product.nodes} GPUs)"
+    units = product.gpus_per_node * product.nodes
+    unit = product.unit if product.share and units == 1 else f"{product.unit}s"
+    return f"   ({replicas} replica{'s' if replicas != 1 else ''} on {units} {unit})"
 
 
 def _model(given: Inputs, wanted: Demand, fit: Fit) -> Iterator[str]:
@@ -235,12 +244,23 @@ def _holds(one: Budget, wanted: Demand) -> str:
     )
 
 
-def _pod(result: Plan) -> str:
-    each = "" if result.nodes_per_replica == 1 else " (each of the replica's pods)"
-    gpus = f"{result.gpus_per_node} GPU{'s' if result.gpus_per_node > 1 else ''}"
+def _shared_options(result: Plan) -> str:
+    """Why the option of the fraction has another value than the arithmetic."""
+    options = [arg for arg in result.args if arg.startswith(("--mem-fraction-static=", "--max-total-tokens="))]
     return (
-        f"{gpus}; requests {result.cpu_millis / 1000:g} CPU and {result.host_memory_bytes / GIB:g} GiB of memory; "
-        f"/dev/shm {result.shm_bytes / GIB:g} GiB{each}"
+        f"{' '.join(options)}: the fraction is of the whole GPU and leaves the reserve of one share; the tokens are "
+        "limited to the plan, whatever else is loaded"
+    )
+
+
+def _pod(result: Plan, unit: str) -> str:
+    each = "" if result.nodes_per_replica == 1 else " (each of the replica's pods)"
+    gpus = f"{result.gpus_per_node} {unit}{'s' if result.gpus_per_node > 1 else ''}"
+    named = f" ({result.resource_name})" if result.share else ""
+    shm = f"{result.shm_bytes / GIB:g} GiB" if result.shm_bytes else "of the device plugin"
+    return (
+        f"{gpus}{named}; requests {result.cpu_millis / 1000:g} CPU and {result.host_memory_bytes / GIB:g} GiB of "
+        f"memory; /dev/shm {shm}{each}"
     )
 
 

@@ -19,6 +19,8 @@ class Role(StrEnum):
     EXPERT_PARALLEL = "expertParallel"
     NODES = "nodes"
     MEMORY_FRACTION = "memoryFraction"
+    MOST_TOKENS = "mostTokens"
+    MOST_STATES = "mostStates"
     CONTEXT_LENGTH = "contextLength"
     CHUNKED_PREFILL = "chunkedPrefill"
     DECODE_GRAPH_BATCH = "decodeGraphBatch"

@@ -15,6 +15,7 @@ from functools import cache
 from importlib.resources import files
 
 INSTANCE_TYPE_LABEL = "node.kubernetes.io/instance-type"
+_COMPUTE_LABEL = "nvidia.com/gpu.compute"
 
 _FAMILIES = ("GeForce", "Quadro", "RTX", "TITAN")
 _MEMORY_PART = re.compile(r"^\d+GB$")
@@ -23,6 +24,8 @@ _CAPABILITY = re.compile(r"([0-9]{1,2})\.([0-9])")
 _PART = re.compile(r"[0-9]+|[a-z]+")
 _LETTERS_FOR_ZEROS = re.compile(r"(?<=[0-9])o+")
 _GIGABYTES = re.compile(r"(?<=[-_ ])([0-9]+)g\b")
+# A part of a board: the profile of a MIG slice, the mark of a shared GPU, or both.
+_PART_OF = re.compile(r"(?P<whole>.+?)(?P<part>(-MIG-.+?)?(-SHARED)?)", re.IGNORECASE)
 _VENDOR = {"nvidia", "tesla", "geforce"}
 _SIMILAR = 0.6
 # In percent. Drivers keep up to 4 % of a board's memory for error correction, and tables round. A larger difference
@@ -68,8 +71,12 @@ def boards() -> tuple[Board, ...]:
 
 
 def board(name: str) -> Board | None:
-    """The board of a label value, of another spelling of it, or of a short name. Upper and lower case are equal."""
-    return _data().names.get(name.casefold())
+    """The board of a label value, of another spelling of it, or of a short name. Upper and lower case are equal.
+
+    Drivers before 460 leave out the maker: A100-PCIE-40GB.
+    """
+    names, wanted = _data().names, name.casefold()
+    return names.get(wanted) or names.get(f"nvidia-{wanted}")
 
 
 def less(memory_mib: int, than_mib: int) -> bool:
@@ -149,16 +156,29 @@ def short_name(product: str) -> str:
 
     For a known board it comes from the table. For others there is a rule: drop a leading "NVIDIA-" or "Tesla-", keep
     the model, and keep the memory if the label has it as "<n>GB". So NVIDIA-A800-SXM4-80GB becomes A800-80GB. A name
-    that begins with a family word (RTX, GeForce, ...) stays whole.
+    that begins with a family word (RTX, GeForce, ...) stays whole. A part of a GPU keeps the end of its name.
     """
+    product, part = whole(product)
     known_board = _data().boards.get(product)
     if known_board:
-        return known_board.short
+        return f"{known_board.short}{part}"
     bare = re.sub(r"^(NVIDIA|Tesla)-(?=.)", "", product)
     model, *rest = bare.split("-")
     if model in _FAMILIES:
-        return bare
-    return "-".join([model, *(part for part in rest if _MEMORY_PART.match(part))][:2])
+        return f"{bare}{part}"
+    return "-".join([model, *(one for one in rest if _MEMORY_PART.match(one))][:2]) + part
+
+
+def whole(product: str) -> tuple[str, str]:
+    """The whole GPU of a product, and the rest of its name: "-MIG-3g.40gb", "-SHARED", or "" for a whole GPU."""
+    match = _PART_OF.fullmatch(product)
+    return (match["whole"], match["part"]) if match else (product, "")
+
+
+def capability_of(labels: Mapping[str, str]) -> tuple[int, int] | None:
+    """The compute capability that labels of GPU feature discovery state, or None."""
+    major, minor = labels.get(f"{_COMPUTE_LABEL}.major", ""), labels.get(f"{_COMPUTE_LABEL}.minor", "")
+    return capability(f"{major}.{minor}") if major != "0" else None
 
 
 def capability(text: str) -> tuple[int, int] | None:

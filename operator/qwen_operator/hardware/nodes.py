@@ -7,26 +7,26 @@ smaller number counts, and a note says so.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_operator import objects
-from qwen_operator.hardware import form, gpu_memory, hami, offers
+from qwen_operator.hardware import form, gpu_memory, hami, offers, shares
 from qwen_operator.hardware.boards import (
     INSTANCE_TYPE_LABEL,
     BoardLabel,
     board,
+    capability_of,
     named_by,
     provider_label,
     provider_labels,
 )
 from qwen_operator.hardware.gpu_memory import CLOUD_MEMORY_LABELS, MEMORY_LABEL
 from qwen_operator.hardware.offers import GPU_RESOURCE, PRODUCT_LABEL
+from qwen_operator.hardware.shares import Share
 from qwen_operator.objects import mapping, members
 
-_MAJOR_LABEL = "nvidia.com/gpu.compute.major"
-_MINOR_LABEL = "nvidia.com/gpu.compute.minor"
 _VGPU_LABEL = "nvidia.com/vgpu.present"
 # The profile at the end of a vGPU's name: GRID-T4-16Q, NVIDIA-A40-48C.
 _VGPU_PROFILE = re.compile(r"-[0-9]{1,3}[ABCQ]$")
@@ -77,7 +77,8 @@ class NodeGpus:
     """The GPUs of a node. `unusable` says why a pod cannot use them, `unlabelled` what their labels lack.
 
     `selector` selects nodes of this kind. `notes` has one sentence for each contradiction between sources. Neither
-    these nor `unusable` name the node. `marks` are the labels that selectors use.
+    these nor `unusable` name the node. `marks` are the labels that selectors use. `share` is the part of a GPU that a
+    pod gets, None for whole GPUs.
     """
 
     node: str
@@ -91,6 +92,8 @@ class NodeGpus:
     unlabelled: UnlabelledNode | None = None
     notes: tuple[str, ...] = ()
     marks: Mapping[str, str] = field(default_factory=dict)
+    resource_name: str = GPU_RESOURCE
+    share: Share | None = None
 
 
 def read(node: Mapping[str, Any]) -> NodeGpus | None:
@@ -108,6 +111,31 @@ def read(node: Mapping[str, Any]) -> NodeGpus | None:
     if offer.unusable:
         return NodeGpus(name, unusable=offer.unusable)
     return _planned(node, name, labels, offer)
+
+
+def parts(node: Mapping[str, Any]) -> Iterator[NodeGpus]:
+    """The MIG slices and shared GPUs of a node object of any form. `gpus` is their number."""
+    if not isinstance(node, dict) or form.fault(node):
+        return
+    name, labels = str(mapping(node, "metadata").get("name") or "?"), _labels(node)
+    for part in shares.parts(node, labels):
+        if part.unusable:
+            yield NodeGpus(name, unusable=part.unusable, resource_name=part.resource_name)
+            continue
+        keys = (*(key for key, _ in part.selector), *NARROWING_LABELS)
+        yield NodeGpus(
+            node=name,
+            product=part.product,
+            memory_mib=part.memory_mib,
+            gpus=part.count,
+            compute_capability=part.compute_capability,
+            selector=part.selector,
+            taints=_taints(node),
+            notes=part.notes,
+            marks={key: labels[key] for key in keys if key in labels},
+            resource_name=part.resource_name,
+            share=part.share,
+        )
 
 
 def shares_host_memory(labels: Mapping[str, Any]) -> bool:
@@ -132,7 +160,7 @@ def _planned(node: Mapping[str, Any], name: str, labels: Mapping[str, str], offe
         product=product,
         memory_mib=memory.mib,
         gpus=offer.gpus,
-        compute_capability=_capability(labels) or (known.compute_capability if known else None),
+        compute_capability=capability_of(labels) or (known.compute_capability if known else None),
         selector=(selector,),
         taints=_taints(node),
         notes=(*offer.notes, *memory.notes, *_vgpu(labels, product), *([unquoted] if unquoted else [])),
@@ -160,11 +188,6 @@ def _vgpu(labels: Mapping[str, str], product: str) -> list[str]:
     if labels.get(_VGPU_LABEL) != "true" and not _VGPU_PROFILE.search(product):
         return []
     return [f"{product} is a vGPU: it has its memory for itself, but other virtual machines use the same GPU"]
-
-
-def _capability(labels: Mapping[str, str]) -> tuple[int, int] | None:
-    major, minor = offers.quantity(labels.get(_MAJOR_LABEL)), offers.quantity(labels.get(_MINOR_LABEL))
-    return (major, minor) if major and minor is not None else None
 
 
 def _taints(node: Mapping[str, Any]) -> tuple[Taint, ...]:

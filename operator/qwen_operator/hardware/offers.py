@@ -31,13 +31,17 @@ _COUNT_LABELS = (
     "gpu.nvidia.com/count",
     "aliyun.accelerator/nvidia_count",
 )
-_REPLICAS_LABEL = "nvidia.com/gpu.replicas"
+REPLICAS_LABEL = "nvidia.com/gpu.replicas"
 # If one of these has a value other than none, pods share a GPU. The first is of GPU feature discovery, the second of
 # GKE.
-_SHARING_LABELS = ("nvidia.com/gpu.sharing-strategy", "cloud.google.com/gke-gpu-sharing-strategy")
-_GKE_MIG_LABEL = "cloud.google.com/gke-gpu-partition-size"
-_MIG_STATE_LABEL = "nvidia.com/mig.config.state"
-_MIG_RESOURCE = "nvidia.com/mig-"
+SHARING_LABELS = ("nvidia.com/gpu.sharing-strategy", "cloud.google.com/gke-gpu-sharing-strategy")
+GKE_CLIENTS_LABEL = "cloud.google.com/gke-max-shared-clients-per-gpu"
+GKE_MIG_LABEL = "cloud.google.com/gke-gpu-partition-size"
+MIG_STATE_LABEL = "nvidia.com/mig.config.state"
+MIG_CHANGES = ("pending", "rebooting")
+MIG_RESOURCE = "nvidia.com/mig-"
+_MIG_SIZE = re.compile(r"nvidia\.com/mig-(?:[1-7]c\.)?([1-7])g\.")
+_PIECES = 7
 _PRESENT_LABEL = "nvidia.com/gpu.present"
 # Node feature discovery sets these for display and 3D controllers of NVIDIA (PCI vendor 10de).
 _PCI_LABEL = re.compile(r"feature\.node\.kubernetes\.io/pci-(03[0-9a-f]{2}_)?10de\.present")
@@ -46,7 +50,11 @@ _OTHER_VENDORS = ("amd.com/gpu", "gpu.intel.com/", "habana.ai/", "google.com/tpu
 _NETWORK = re.compile(r"rdma|hostdev|sriov|mlnx|nic|_ib|_vf")
 _ACCELERATOR = re.compile(r"gpu|cuda|gaudi|/tpu|neuron", re.IGNORECASE)
 _QUANTITY = re.compile(r"([0-9]{1,9})(k|M|e[0-6])?")
-_ONLY = "the operator plans whole GPUs only"
+# Without one of these fields of the spec, a part of a GPU is no choice (`hardware.shares`).
+_ONLY = "the operator plans whole GPUs by default"
+_CHOOSE_PRODUCT = "to use them for a small model, set spec.hardware.products"
+_CHOOSE_RESOURCE = "to use them for a small model, set spec.hardware.resourceName"
+_MIG_OFF = "for whole GPUs, set the node label nvidia.com/mig.config to all-disabled, or run nvidia-smi -mig 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,32 +115,45 @@ def _parts_only(seen: _Node) -> str:
     """Why a pod gets a part of a GPU, although the resource has the name of whole ones. "" if it gets a whole one."""
     labels, product = seen.labels, seen.labels.get(PRODUCT_LABEL, "")
     if "-MIG-" in product.upper():
+        choice = "" if product.upper().endswith("-INVALID") else f"{_CHOOSE_PRODUCT}: [{product}]; "
+        return f"{product}: a MIG slice, no whole GPU, and {_ONLY}: {choice}{_MIG_OFF}"
+    if labels.get(GKE_MIG_LABEL):
+        size, cloud = labels[GKE_MIG_LABEL], named_by(labels)
+        shared = "-SHARED" if (quantity(labels.get(GKE_CLIENTS_LABEL)) or 0) > 1 else ""
+        choice = f"{_CHOOSE_PRODUCT}: [{cloud.board.product}-MIG-{size}{shared}]; " if cloud else ""
         return (
-            f"{product}: a MIG slice, no whole GPU, and {_ONLY}: set the node label nvidia.com/mig.config to "
-            "all-disabled, or switch MIG off with nvidia-smi -mig 0"
+            f"{seen.gpu}: cut into MIG slices ({GKE_MIG_LABEL}={size}), and {_ONLY}: {choice}for whole GPUs, use a "
+            "node pool without gpuPartitionSize"
         )
-    if labels.get(_GKE_MIG_LABEL):
-        return (
-            f"{seen.gpu}: cut into MIG slices ({_GKE_MIG_LABEL}={labels[_GKE_MIG_LABEL]}), and {_ONLY}: use a node "
-            "pool without gpuPartitionSize"
-        )
-    for label in _SHARING_LABELS:
+    for label in SHARING_LABELS:
         strategy = labels.get(label, "none")
         if strategy not in ("none", ""):
-            return _shared(product or GPU_RESOURCE, f"{label}={strategy}", gke=label.startswith("cloud.google.com/"))
-    replicas = quantity(labels.get(_REPLICAS_LABEL)) or 0
+            return _shared(seen, f"{label}={strategy}", gke=label.startswith("cloud.google.com/"))
+    replicas = quantity(labels.get(REPLICAS_LABEL)) or 0
     if replicas > 1:
-        return _shared(product or GPU_RESOURCE, f"{_REPLICAS_LABEL}={replicas}", gke=False)
-    return _shared(product, "-SHARED in its name", gke=False) if product.upper().endswith("-SHARED") else ""
+        return _shared(seen, f"{REPLICAS_LABEL}={replicas}", gke=False)
+    return _shared(seen, "-SHARED in its name", gke=False) if product.upper().endswith("-SHARED") else ""
 
 
-def _shared(gpu: str, sign: str, *, gke: bool) -> str:
+def _shared(seen: _Node, sign: str, *, gke: bool) -> str:
+    named = named_by(seen.labels)
+    gpu = seen.labels.get(PRODUCT_LABEL) or (named.board.product if named else GPU_RESOURCE)
     cure = (
         "use a node pool without GPU sharing"
         if gke
         else "remove `sharing` from the device plugin's configuration there"
     )
-    return f"{gpu} is shared between pods ({sign}), and {_ONLY}: {cure}"
+    choice = _choose_renamed(seen)
+    if not choice and gpu != GPU_RESOURCE and quantity(seen.resources.get(GPU_RESOURCE)):
+        choice = f"{_CHOOSE_PRODUCT}: [{gpu.removesuffix('-SHARED')}-SHARED]; "
+    return f"{gpu} is shared between pods ({sign}), and {_ONLY}: {choice}for whole GPUs, {cure}"
+
+
+def _choose_renamed(seen: _Node) -> str:
+    """How a spec asks for the first resource that is a renamed share of GPUs. "" if there is none."""
+    renamed = (f"{GPU_RESOURCE}.", f"{GPU_RESOURCE}-")
+    names = [name for name in sorted(seen.resources) if name.startswith(renamed) and quantity(seen.resources[name])]
+    return f"{_CHOOSE_RESOURCE}: {names[0]}; " if names else ""
 
 
 def _unreadable(seen: _Node) -> str:
@@ -144,15 +165,13 @@ def _unreadable(seen: _Node) -> str:
 
 def _none(seen: _Node) -> str:
     """Why the node has no allocatable GPU. "" if nothing says that it has any."""
-    slices, others = seen.amounts(_MIG_RESOURCE), _other_resources(seen)
+    slices, others = seen.amounts(MIG_RESOURCE), _other_resources(seen)
     if slices:
-        return (
-            f"{seen.gpu}: cut into MIG slices ({slices}), and {_ONLY}: set the node label nvidia.com/mig.config to "
-            "all-disabled, or switch MIG off with nvidia-smi -mig 0"
-        )
-    state = seen.labels.get(_MIG_STATE_LABEL, "")
-    if state in ("pending", "rebooting"):
-        return f"{seen.gpu}: MIG is being configured ({_MIG_STATE_LABEL}={state}); wait until it is done"
+        choice = f"{_CHOOSE_RESOURCE}: {_first(slices)}"
+        return f"{seen.gpu}: cut into MIG slices ({slices}), and {_ONLY}: {choice}; {_MIG_OFF}"
+    state = seen.labels.get(MIG_STATE_LABEL, "")
+    if state in MIG_CHANGES:
+        return f"{seen.gpu}: MIG is being configured ({MIG_STATE_LABEL}={state}); wait until it is done"
     if others:
         return others
     if GPU_RESOURCE in seen.resources:
@@ -203,8 +222,8 @@ def _other_resources(seen: _Node) -> str:
         return ""
     amounts = ", ".join(f"{quantity(seen.resources[name])} x {name}" for name in names)
     return (
-        f"{seen.gpu}: offered as {amounts}, which are shares of GPUs or GPUs under another name; engines ask for "
-        f"{GPU_RESOURCE}: let the device plugin offer whole GPUs under that name"
+        f"{seen.gpu}: offered as {amounts}, which are shares of GPUs or GPUs under another name, and {_ONLY}: "
+        f"{_choose_renamed(seen)}for whole GPUs, let the device plugin offer them as {GPU_RESOURCE}"
     )
 
 
@@ -235,12 +254,41 @@ def _counted(seen: _Node, count: int) -> Offer:
             "share GPUs there; if they do not, correct the label"
         )
         cards = least
+    cut = _cut(seen)
+    if least and least - cut < cards:
+        if least <= cut:
+            slices = seen.amounts(MIG_RESOURCE)
+            return Offer(
+                unusable=f"{seen.gpu}: {count} {GPU_RESOURCE} are allocatable, but all {least} GPUs are cut into MIG "
+                f"slices ({slices}): restart the device plugin; {_CHOOSE_RESOURCE}: {_first(slices)}"
+            )
+        notes.append(
+            f"{label} is {least} and at least {cut} of them are cut into MIG slices, but the node offers {cards} "
+            f"{GPU_RESOURCE}: planned with {least - cut}; restart the device plugin"
+        )
+        cards = least - cut
     if cards > _MOST_GPUS and not least:
         return Offer(
             unusable=f"{seen.gpu}: {cards} {GPU_RESOURCE} are more than the {_MOST_GPUS} GPUs of the largest node, so "
             f"pods share them: set the node label {COUNT_LABEL} to the number of cards"
         )
     return Offer(cards, notes=(*notes, *_remaining(seen, count)))
+
+
+def _cut(seen: _Node) -> int:
+    """The least number of GPUs that the MIG slices of the node are cut from: seven compute slices are one GPU."""
+    pieces = 0
+    for name, value in seen.resources.items():
+        match = _MIG_SIZE.match(name)
+        # Shares of slices are more than the slices.
+        if match and not name.endswith(".shared"):
+            pieces += int(match[1]) * (quantity(value) or 0)
+    return -(-pieces // _PIECES)
+
+
+def _first(amounts: str) -> str:
+    """The first resource of `_Node.amounts`."""
+    return amounts.partition(",")[0].partition(" x ")[2]
 
 
 def _labelled(labels: Mapping[str, str]) -> tuple[int, str]:
@@ -251,7 +299,7 @@ def _labelled(labels: Mapping[str, str]) -> tuple[int, str]:
 
 def _remaining(seen: _Node, count: int) -> list[str]:
     """Sentences about GPUs that exist but are not among the `count` allocatable ones."""
-    slices = seen.amounts(_MIG_RESOURCE)
+    slices = seen.amounts(MIG_RESOURCE)
     if slices:
         return [f"its other GPUs are cut into MIG slices ({slices}), which are not planned"]
     capacity = quantity(seen.capacity.get(GPU_RESOURCE)) or 0

@@ -22,6 +22,9 @@ class GpuPool:
     that label. If it is set, it also holds for existing nodes of the product. `max_nodes` is the number of nodes that
     the pool may grow to. If it is None, no replica is planned over several of them. `cost_per_gpu_hour` is in
     thousandths of a dollar. `compute_capability` defaults to that of the board.
+
+    `resource_name` is what pods request. For MIG slices, all amounts are of slices. `pods_per_gpu` pods share one GPU:
+    `memory_mib` is then of the whole GPU, `gpus_per_node` and the cost are of the shares.
     """
 
     name: str
@@ -33,6 +36,8 @@ class GpuPool:
     max_nodes: int | None = None
     cost_per_gpu_hour: int | None = None
     compute_capability: tuple[int, int] | None = None
+    resource_name: str = "nvidia.com/gpu"
+    pods_per_gpu: int = 1
 
 
 def thousandths(value: object) -> int | None:

@@ -52,7 +52,7 @@ async def decode_list(stream: aiohttp.StreamReader, plural: str, keep: Keep) -> 
             items += [item for item in (kept_object(part, plural, keep),) if item is not None]
     if parts.dropped:
         log.warning(
-            "objects of more than %d bytes are skipped", LARGEST_OBJECT, extra={"resource": plural, "n": parts.dropped}
+            "%d objects of more than %d bytes are skipped", parts.dropped, LARGEST_OBJECT, extra={"resource": plural}
         )
     value = decode(parts.end())
     if items and isinstance(value, dict):

@@ -310,7 +310,7 @@ def _runtime_container(runtime: RuntimeImage) -> Manifest:
 
 
 def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
-    gpus = {GPU_RESOURCE: str(plan.gpus_per_node)}
+    gpus = {plan.resource_name: str(plan.gpus_per_node)}
     resources = spec.pod.resources
     # As everywhere in Kubernetes, a limit without a request is also the request. The API server rejects a limit that is
     # below our request.
@@ -320,7 +320,7 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
         {"name": "qwen-runtime", "mountPath": RUNTIME_MOUNT, "readOnly": True},
         {"name": "home", "mountPath": _HOME},
         {"name": "tmp", "mountPath": "/tmp"},
-        {"name": "shm", "mountPath": "/dev/shm"},
+        *([{"name": "shm", "mountPath": "/dev/shm"}] if plan.shm_bytes else []),
         *(dict(mount) for mount in source.mounts),
         *(dict(mount) for mount in spec.pod.volume_mounts),
     ]
@@ -396,11 +396,12 @@ def _probes(plan: Plan) -> Manifest:
 
 
 def _engine_volumes(spec: Spec, plan: Plan, source: EngineSource) -> list[Manifest]:
+    shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{plan.shm_bytes // 1024}Ki"}}
     return [
         {"name": "qwen-runtime", "emptyDir": {}},
         {"name": "home", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{plan.shm_bytes // 1024}Ki"}},
+        *([shm] if plan.shm_bytes else []),
         *(dict(volume) for volume in source.volumes),
         *(dict(volume) for volume in spec.pod.volumes),
     ]

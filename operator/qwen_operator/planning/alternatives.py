@@ -10,7 +10,7 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.hardware.boards import board, less
-from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct, Inventory
+from qwen_operator.hardware.inventory import GPU_RESOURCE, PRODUCT_LABEL, GpuProduct, Inventory
 from qwen_operator.planning.fits import Demand, Fit
 from qwen_operator.planning.types import Alternative, AlternativeKind, NodesNeeded, NoFit, Plan
 
@@ -140,6 +140,9 @@ _WRITERS: Mapping[str, Callable[[Spec, Any], Spec]] = {
     "workload.concurrency": _workload,
     "engine.kvCacheType": lambda spec, value: replace(spec, engine=replace(spec.engine, kv_cache_type=value)),
     "hardware.products": lambda spec, value: replace(spec, hardware=replace(spec.hardware, products=value or ())),
+    "hardware.resourceName": lambda spec, value: replace(
+        spec, hardware=replace(spec.hardware, resource_name=value or GPU_RESOURCE)
+    ),
     "hardware.maxGpusPerReplica": lambda spec, value: replace(
         spec, hardware=replace(spec.hardware, max_gpus_per_replica=value)
     ),
@@ -161,6 +164,7 @@ def _candidates(failed: FailedSearch) -> Iterator[_Candidate]:
     free = tuple((path, None) for path in limits(spec))
     if free:
         yield _Candidate(AlternativeKind.LIMITS, free)
+    yield from _other_parts(failed, free)
     formats = list(_formats(spec))
     for changes, checkpoint in formats:
         yield _Candidate(AlternativeKind.QUANTIZATION, changes, checkpoint)
@@ -173,6 +177,19 @@ def _candidates(failed: FailedSearch) -> Iterator[_Candidate]:
     if spec.hardware.products:
         yield _Candidate(AlternativeKind.PRODUCT, (("hardware.products", None), *free))
     yield from _hardware(failed, free)
+
+
+def _other_parts(failed: FailedSearch, free: tuple[tuple[str, Any], ...]) -> Iterator[_Candidate]:
+    """Larger slices or whole GPUs, for a spec that asks for parts of GPUs."""
+    spec = failed.spec
+    if spec.hardware.resource_name == GPU_RESOURCE:
+        return
+    products = (("hardware.products", None),) if spec.hardware.products else ()
+    sizes = {one.resource_name: one.memory_mib for one in failed.inventory.parts}
+    for name in sorted(sizes, key=lambda name: sizes[name]):
+        if name not in (spec.hardware.resource_name, GPU_RESOURCE):
+            yield _Candidate(AlternativeKind.PRODUCT, (("hardware.resourceName", name), *products, *free))
+    yield _Candidate(AlternativeKind.PRODUCT, (("hardware.resourceName", None), *products, *free))
 
 
 def _formats(spec: Spec) -> Iterator[tuple[tuple[tuple[str, Any], ...], Checkpoint]]:
@@ -211,6 +228,8 @@ def _states(fit: Fit) -> tuple[int, ...]:
 
 def _hardware(failed: FailedSearch, free: tuple[tuple[str, Any], ...]) -> Iterator[_Candidate]:
     """Nodes of other products, then more nodes of the existing products."""
+    if failed.spec.hardware.resource_name != GPU_RESOURCE:
+        free = (("hardware.resourceName", None), *free)
     for name in _COMMON:
         if all(product.product != name for product in failed.inventory.products):
             asked = (("hardware.products", (name,)),) if failed.spec.hardware.products else ()
@@ -219,7 +238,8 @@ def _hardware(failed: FailedSearch, free: tuple[tuple[str, Any], ...]) -> Iterat
         product = fit.product
         known = board(product.product)
         # More of a part of a board cannot be asked for by the board's name.
-        if not fit.gate and known and not known.unified and not less(product.memory_mib, known.memory_mib):
+        whole = known and product.share is None and not known.unified and not less(product.memory_mib, known.memory_mib)
+        if whole and not fit.gate:
             for nodes in range(2, _MOST_NODES + 1):
                 more = NodesNeeded(product.product, product.gpus_per_node, nodes)
                 yield _Candidate(AlternativeKind.NODES, free, hardware=more)

@@ -58,7 +58,8 @@ def model(checkpoint: Checkpoint, wanted: Demand, kv_cache: KvCacheType) -> tupl
 def splits(fit: Fit, wanted: Demand) -> tuple[str, ...]:
     """One line for the product, and one for each split up to the chosen one."""
     product = fit.product
-    head = f"{product.product}: {product.memory_mib / 1024:.2f} GiB per GPU, {product.gpus_per_node} per node"
+    memory = f"{product.memory_mib / 1024:.2f} GiB per {product.unit}"
+    head = f"{product.product}: {memory}, {product.gpus_per_node} per node"
     if fit.gate:
         return (f"{head}; {fit.gate}",)
     lines = [head]

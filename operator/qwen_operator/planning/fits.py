@@ -96,8 +96,8 @@ class Search:
         return self.engine.formats.kv_cache_types[self.kv_cache_type]
 
     def most(self, product: GpuProduct, nodes: int) -> int:
-        """The most GPUs that a replica can have on this number of nodes."""
-        gpus = product.gpus_per_node * nodes
+        """The most GPUs that a replica can have on this number of nodes. Of parts of GPUs it is one."""
+        gpus = product.gpus_per_node * nodes if product.share is None else 1
         return min(gpus, self.limits.most or gpus)
 
     def fit(self, product: GpuProduct, *, nodes: bool) -> Fit:
@@ -135,7 +135,8 @@ class Search:
 
         NVLink rings and SGLang's own all-reduce are made for powers of two.
         """
-        return [Split(tp, ep) for tp, ep in self._valid(self.most(product, 1))]
+        shares = product.share.pods if product.share else 1
+        return [Split(tp, ep, shares=shares) for tp, ep in self._valid(self.most(product, 1))]
 
     def _on_nodes(self, product: GpuProduct) -> list[Split]:
         """Splits over several equal nodes, with the same number of GPUs on each."""

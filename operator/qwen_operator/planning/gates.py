@@ -77,7 +77,7 @@ def remarks(checkpoint: Checkpoint, product: GpuProduct, gpus: int, formats: For
     """Remarks for people about this format on this number of GPUs of the product, as lines of the arithmetic."""
     has = product.compute_capability
     lines = []
-    known_board = board(product.product)
+    known_board = board(product.whole)
     if known_board and not known_board.verified:
         lines.append(_unverified(known_board))
     if known_board and not known_board.nvlink and gpus > _PCIE_GPUS:

@@ -11,6 +11,7 @@ which more memory never gives fewer tokens.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from qwen_operator.checkpoints.facts import KV_BYTES_PER_VALUE, Checkpoint
@@ -22,11 +23,15 @@ MIB_PER_GIB = 1024
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The shape of a replica: `tp` ranks in total, `ep` groups of experts, over `nodes` equal nodes."""
+    """The shape of a replica: `tp` ranks in total, `ep` groups of experts, over `nodes` equal nodes.
+
+    Each rank has one of `shares` equal shares of a GPU. 1 means a whole GPU, or a slice.
+    """
 
     tp: int
     ep: int = 1
     nodes: int = 1
+    shares: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,19 @@ class Budget:
         """Memory for weights, states and KV cache."""
         return self.free * self.tuning.fraction / 1000
 
+    @property
+    def shared_fraction(self) -> int:
+        """--mem-fraction-static, in thousandths, for an engine on a share of a GPU.
+
+        SGLang 0.5.23 (mem_cache/kv_cache_configurator.py:3007) gives the pool what is free after the weights are
+        loaded, less (1 - fraction) x what was free before. Other engines on the GPU may load at any time between the
+        two. So both amounts lie between one share and the whole GPU. The value leaves at most the reserve of one share,
+        measured on the whole GPU. Then the pool gets its planned size in every order of starts, and the limits on
+        tokens and states keep it from getting more.
+        """
+        reserve = self.free - self.static
+        return min(999, 1000 - math.floor(1000 * reserve / (self.total * self.split.shares)))
+
     def need(self, tokens: int) -> float:
         """Free memory per GPU, in GiB, that this number of tokens needs."""
         kv = tokens * self.kv_bytes_per_token / GIB
@@ -92,10 +110,14 @@ class Formula:
         graphs = constants.reserve_mib_per_graph_request * settings.graph_batch
         return constants.reserve_mib + constants.reserve_mib_per_token * tokens + graphs
 
-    def free_before_load(self, memory_mib: int, ranks: int) -> float:
-        """GiB of a GPU that are free before an engine of `ranks` ranks loads its weights."""
+    def free_before_load(self, memory_mib: int, ranks: int, shares: int = 1) -> float:
+        """GiB of a GPU that are free before an engine of `ranks` ranks loads its weights.
+
+        If it is one of `shares` shares of a GPU, `memory_mib` is that of the share. Each engine has a context of its
+        own, and its size follows from the whole GPU.
+        """
         total = memory_mib / MIB_PER_GIB
-        return max(0.0, total - self.context_gib(memory_mib) - self.communication_gib(memory_mib, ranks))
+        return max(0.0, total - self.context_gib(memory_mib * shares) - self.communication_gib(memory_mib, ranks))
 
     def context_gib(self, memory_mib: int) -> float:
         """GiB that the CUDA context, the driver and libraries take."""
@@ -145,7 +167,7 @@ class Formula:
         constants = self.constants
         settings = self.tuning(memory_mib, multimodal=checkpoint.multimodal)
         ratio = self.default_ratio(checkpoint) if state_ratio is None else state_ratio
-        free = self.free_before_load(memory_mib, split.tp)
+        free = self.free_before_load(memory_mib, split.tp, split.shares)
         weights = self.weights_gib(checkpoint, split)
         pool = free * settings.fraction / 1000 - weights
         per_token = checkpoint.kv_bytes_per_token(split.tp, kv_value_bytes)

@@ -15,7 +15,7 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
 from qwen_operator.engines.types import Role
 from qwen_operator.hardware.inventory import Inventory
-from qwen_operator.planning import alternatives, behaviour, engine, explain, gates
+from qwen_operator.planning import alternatives, behaviour, engine, explain, gates, sharing
 from qwen_operator.planning.engine import EngineChoice, RoleValues
 from qwen_operator.planning.engine_args import RefusedArgsError
 from qwen_operator.planning.fits import Demand, Fit, Limits, Search, demand, find, groups
@@ -98,7 +98,7 @@ def _attempt(
         choice = engine.choose(spec.engine, defaults, source)
     except RefusedArgsError as error:
         return Outcome(NoFit(Reason.UNKNOWN_FLAG if error.unknown else Reason.INVALID_OVERRIDE, str(error)), wanted)
-    inventory = inventory.usable(spec.pod.tolerations)
+    inventory = inventory.usable(spec.pod.tolerations).offering(spec.hardware.resource_name, spec.hardware.products)
     limits = Limits(spec.parallelism.tensor, spec.hardware.max_gpus_per_replica)
     search = Search(choice.engine, checkpoint, wanted, spec.engine.kv_cache_type, limits)
     candidates = groups(spec.hardware.products, inventory)
@@ -130,11 +130,11 @@ def _plan(spec: Spec, search: Search, choice: EngineChoice, fit: Fit, inventory:
         engine_version=choice.table.version,
         args=args,
         env=choice.env,
-        shm_bytes=per_node * GIB,
+        shm_bytes=0 if sharing.brings_own_shm(fit.product) else per_node * GIB,
         steps=_steps(search, fit, inventory, start, running),
         selector=dict(fit.product.selector),
         tolerations=tuple(fit.product.tolerations),
-        warnings=warnings,
+        warnings=(*warnings, *sharing.warnings(fit.product)),
         message=f"{explain.sentence(fit.product, chosen)}{facts}",
         nodes_per_replica=chosen.split.nodes,
         expert_parallel=chosen.split.ep,
@@ -145,6 +145,8 @@ def _plan(spec: Spec, search: Search, choice: EngineChoice, fit: Fit, inventory:
         kv_bytes_per_token_per_rank=chosen.kv_bytes_per_token,
         cpu_millis=per_node * _CPU_MILLIS,
         host_memory_bytes=per_node * _HOST_BYTES,
+        resource_name=fit.product.resource_name,
+        share=fit.product.share.kind if fit.product.share else "",
     )
 
 
@@ -183,16 +185,17 @@ def _settings(spec: Spec, search: Search, fit: Fit, choice: EngineChoice, runnin
         (Role.REASONING_PARSER, reasoning),
         (Role.REVISION, choice.revision),
     )
+    shared = sharing.settings(search, fit)
     always = (
         (Role.TENSOR_PARALLEL, str(split.tp)),
-        (Role.MEMORY_FRACTION, f"{tuning.fraction / 1000:g}"),
+        (Role.MEMORY_FRACTION, f"{shared.fraction / 1000:g}"),
         (Role.CONTEXT_LENGTH, str(search.wanted.context)),
         (Role.CHUNKED_PREFILL, str(tuning.chunk)),
         (Role.DECODE_GRAPH_BATCH, str(min(tuning.graph_batch, running))),
         (Role.MAX_RUNNING_REQUESTS, str(running)),
         (Role.KV_CACHE_TYPE, search.kv_cache.name),
     )
-    values = [(role, (value,)) for role, value in (*always, *optional) if value is not None]
+    values = [(role, (value,)) for role, value in (*always, *shared.limits, *optional) if value is not None]
     return (*values, *engine.FIXED)
 
 

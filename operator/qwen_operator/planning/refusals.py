@@ -12,7 +12,14 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints import parallel
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.engines.types import Formats, Role
-from qwen_operator.hardware.inventory import MEMORY_LABEL, PRODUCT_LABEL, GpuProduct, Inventory, UnlabelledNode
+from qwen_operator.hardware.inventory import (
+    GPU_RESOURCE,
+    MEMORY_LABEL,
+    PRODUCT_LABEL,
+    GpuProduct,
+    Inventory,
+    UnlabelledNode,
+)
 from qwen_operator.planning import behaviour, gates
 from qwen_operator.planning.engine import EngineChoice
 from qwen_operator.planning.fits import Demand, Search
@@ -46,6 +53,7 @@ def refuse(spec: Spec, search: Search, choice: EngineChoice, inventory: Inventor
     return (
         unknown_architecture(checkpoint)
         or _dropped(checkpoint, choice.engine.formats)
+        or _unloadable(checkpoint)
         or _too_long(spec, wanted, checkpoint)
         or _contradicting_args(spec, wanted, checkpoint, choice)
         or _no_products(spec, inventory, groups)
@@ -70,6 +78,16 @@ def unknown_architecture(checkpoint: Checkpoint) -> NoFit | None:
 def _dropped(checkpoint: Checkpoint, formats: Formats) -> NoFit | None:
     why = gates.dropped(checkpoint, formats)
     return NoFit(Reason.DOES_NOT_FIT, why) if why else None
+
+
+def _unloadable(checkpoint: Checkpoint) -> NoFit | None:
+    """The refusal of widths that SGLang loads on no number of GPUs, or None."""
+    why = parallel.refusal(checkpoint, 1)
+    if why is None or parallel.valid(checkpoint, checkpoint.heads):
+        return None
+    return NoFit(
+        Reason.DOES_NOT_FIT, f"SGLang cannot load the weights on any number of GPUs: {why}; use 16-bit weights"
+    )
 
 
 def _too_long(spec: Spec, wanted: Demand, checkpoint: Checkpoint) -> NoFit | None:
@@ -125,6 +143,9 @@ def _no_products(spec: Spec, inventory: Inventory, groups: Groups) -> NoFit | No
     ignored = f"; left out: {'; '.join(inventory.ignored)}" if inventory.ignored else ""
     if inventory.unlabelled:
         return NoFit(Reason.UNLABELLED_GPUS, f"{unlabelled(inventory)}{ignored}")
+    resource = spec.hardware.resource_name
+    if not inventory.products and resource != GPU_RESOURCE:
+        return NoFit(Reason.NO_GPUS, _no_parts(resource, inventory))
     if inventory.products and spec.hardware.products:
         names = ", ".join(f"{one.product} ({one.short})" for one in inventory.products)
         asked = ", ".join(spec.hardware.products)
@@ -132,6 +153,22 @@ def _no_products(spec: Spec, inventory: Inventory, groups: Groups) -> NoFit | No
     # Each node that is left out has its own way out; a node more would be none for it.
     way_out = ignored or ": add a GPU node with the NVIDIA device plugin, or declare the pool that will be scaled up"
     return NoFit(Reason.NO_GPUS, f"no node offers a whole nvidia.com/gpu and the chart declares no gpuPools{way_out}")
+
+
+def _no_parts(resource: str, inventory: Inventory) -> str:
+    """The refusal of a resource that no node offers, or only nodes that cannot be planned."""
+    if inventory.ignored:
+        return f"no node offers {resource} that can be planned: {'; '.join(inventory.ignored)}"
+    names = ", ".join(name for name in inventory.offered if name != resource)
+    plain = [one for one in inventory.parts if one.resource_name == GPU_RESOURCE and one.share]
+    if plain:
+        named = ", ".join(sorted({one.product for one in plain}))
+        names += f"; the slices or shares here have the name {GPU_RESOURCE}: to use them, remove the field and set "
+        names += f"spec.hardware.products to one of {named}"
+    cure = f"the nodes offer {names}" if names else "the nodes offer no GPUs either"
+    return (
+        f"spec.hardware.resourceName is {resource}, but no node offers it and no entry of gpuPools declares it: {cure}"
+    )
 
 
 def unlabelled(inventory: Inventory) -> str:
@@ -184,7 +221,9 @@ def _invalid_tensor(search: Search, groups: Groups) -> NoFit | None:
     pairs = parallel.valid(checkpoint, most)
     valid = sorted({tp for tp, _ in pairs})
     why = None if tensor in valid else parallel.refusal(checkpoint, tensor)
-    if why is None and tensor > most:
+    if tensor > 1 and all(product.share for product in products):
+        why = "an engine cannot be split over MIG slices or shared GPUs"
+    elif why is None and tensor > most:
         why = f"one replica can have at most {most} GPUs here"
     elif why is None and not any(_placeable(tensor, search, product) for product in products):
         sizes = ", ".join(str(size) for size in sorted({product.gpus_per_node for product in products}))

@@ -11,9 +11,10 @@ from typing import Any
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import EnvVar
 from qwen_operator.checkpoints.hubs import Hub
-from qwen_operator.hardware.inventory import short_name
+from qwen_operator.hardware.inventory import GPU_RESOURCE, short_name
 
 _GIB = 1 << 30
+_OF_PARTS = ("resource_name", "share")
 
 
 def _repository(image: str) -> str:
@@ -76,6 +77,9 @@ class Plan:
     `kv_tokens` is a promise, with a margin. `max_running_requests` is the number of requests that the engine runs at
     once. `typical_requests` is how many requests of the workload's size the tokens hold. `cpu_millis` and
     `host_memory_bytes` are requests of one pod. Some stored records are older than the fields with a default.
+
+    Pods request `resource_name`. `share` is a `ShareKind` if that is a part of a GPU, "" for whole GPUs. A stored
+    record has these two members only for parts.
     """
 
     gpu_product: str
@@ -104,6 +108,8 @@ class Plan:
     kv_bytes_per_token_per_rank: int = 0
     cpu_millis: int = 500
     host_memory_bytes: int = 2 * _GIB
+    resource_name: str = GPU_RESOURCE
+    share: str = ""
 
     @property
     def gpus(self) -> str:
@@ -117,7 +123,8 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back into an equal value."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        members = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return members if self.share else {key: value for key, value in members.items() if key not in _OF_PARTS}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Plan:
@@ -136,6 +143,7 @@ class Plan:
         return {
             "hash": revision,
             "gpuProduct": self.gpu_product,
+            **({"resourceName": self.resource_name, "share": self.share} if self.share else {}),
             "gpusPerReplica": self.gpus_per_replica,
             "nodesPerReplica": self.nodes_per_replica,
             "parallelism": {"tensor": self.tensor_parallel, **experts},

@@ -38,7 +38,7 @@ def explained(state: PodState, cluster: Cluster) -> PodState:
 
 def awaits_node(inventory: Inventory, product: str) -> bool:
     """Whether the product is only in a declared pool, and no node has it now."""
-    entries = [item for item in inventory.products if item.product == product]
+    entries = [item for item in (*inventory.products, *inventory.parts) if item.product == product]
     return any(entry.declared for entry in entries) and not any(entry.nodes for entry in entries)
 
 

@@ -59,9 +59,9 @@ def resolve(context: SourceContext, source: EngineSource, shown: Mapping[str, st
 
 def products(spec: Spec, inventory: Inventory) -> tuple[GpuProduct, ...]:
     """The products that a plan may choose, as far as they are known before there is a plan."""
-    usable = inventory.usable(spec.pod.tolerations).products
     names = spec.hardware.products
-    return tuple(item for item in usable if not names or any(item.called(name) for name in names))
+    usable = inventory.usable(spec.pod.tolerations).offering(spec.hardware.resource_name, names)
+    return tuple(item for item in usable.products if not names or any(item.called(name) for name in names))
 
 
 def _failure_before(deployment: Manifest, pod: str) -> Failure | None:

@@ -224,7 +224,7 @@ IN_PODS = {
     "source": ["uri", "revision"],
     "contextTokens": [],
     "workload": ["concurrency", "inputTokens", "outputTokens"],
-    "hardware": ["products", "maxGpusPerReplica"],
+    "hardware": ["products", "maxGpusPerReplica", "resourceName"],
     "parallelism": ["tensor"],
     "engine": ["image", "version", "args", "env", "kvCacheType", "startupSeconds"],
     "pod": [

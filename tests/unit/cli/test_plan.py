@@ -350,7 +350,27 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "a slice": (
         ["--model", MODEL, "--gpu", f"{H100}-MIG-1g.10gb=7x1:9856"],
-        "MIG-1g.10gb=7x1:9856: is a part of a GPU; an engine needs whole GPUs",
+        f"{H100}-MIG-1g.10gb is a part of a GPU: add --resource-name nvidia.com/mig-1g.10gb",
+    ),
+    "a slice of another size than the resource": (
+        ["--model", MODEL, "--gpu", f"{H100}-MIG-1g.10gb=7x1", "--resource-name", "nvidia.com/mig-3g.40gb"],
+        f"is no slice that --resource-name nvidia.com/mig-3g.40gb names: write {H100} alone",
+    ),
+    "a shared GPU without its resource": (
+        ["--model", MODEL, "--gpu", "A10-SHARED=4x1/4"],
+        "A10-SHARED is a part of a GPU: add --resource-name nvidia.com/gpu.shared",
+    ),
+    "shares of whole GPUs": (
+        ["--model", MODEL, "--gpu", "A10=4x1/4"],
+        "/4 is for shared GPUs: add --resource-name, for example nvidia.com/gpu.shared",
+    ),
+    "shares without the number of pods": (
+        ["--model", MODEL, "--gpu", "A10=4x1", "--resource-name", "nvidia.com/gpu.shared"],
+        "nvidia.com/gpu.shared is a share of a GPU: add how many pods share one, for example A10=4x1/4",
+    ),
+    "a resource that holds no GPUs": (
+        ["--model", MODEL, "--gpu", "A10=4x1", "--resource-name", "nvidia.com/gpumem"],
+        "spec.hardware.resourceName: 'nvidia.com/gpumem': must be a resource of NVIDIA's device plugin",
     ),
     "fields against each other": (
         ["--model", MODEL, "--gpu", "L4=8x1", "--tensor", "4", "--max-gpus", "2"],

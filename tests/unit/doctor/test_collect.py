@@ -19,6 +19,7 @@ from qwen_operator.doctor.collect import Request
 from qwen_operator.doctor.reader import Reader
 from qwen_operator.doctor.types import Mark
 from qwen_operator.kube import NODES, PODS, Forbidden, Manifest, NotFound, Resource
+from qwen_operator.kube.client import LIST_CHUNK
 from tests.unit.doctor.facts import NOW, named, operator
 
 ROOT = Path(__file__).parents[3]
@@ -66,13 +67,14 @@ async def test_thousands_of_nodes_come_in_pages_and_are_cut() -> None:
 
     async def pages(query: Mapping[str, str]) -> Manifest:
         at = int(query.get("continue", "0"))
-        rest = str(at + 500) if at < 4500 else ""
-        return {"items": [node(at + one) for one in range(int(query["limit"]))], "metadata": {"continue": rest}}
+        after = at + int(query["limit"])
+        rest = str(after) if after < 5000 else ""
+        return {"items": [node(one) for one in range(at, after)], "metadata": {"continue": rest}}
 
     source = FakeSource({NODES.path(None): pages})
     facts = await collect.cluster(Reader(source), request())
     assert len(facts.nodes.items) == 5000
-    assert len([1 for path, _ in source.asked if path == NODES.path(None)]) == 10
+    assert len([1 for path, _ in source.asked if path == NODES.path(None)]) == 5000 // LIST_CHUNK
     assert "images" not in str(facts.nodes.items[0])
 
 

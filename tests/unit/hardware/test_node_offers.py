@@ -127,7 +127,9 @@ UNUSABLE: dict[str, tuple[Node, str]] = {
             },
             gpus="7",
         ),
-        "cloud.google.com/gke-gpu-partition-size=1g.5gb), and the operator plans whole GPUs only: use a node pool",
+        "cloud.google.com/gke-gpu-partition-size=1g.5gb), and the operator plans whole GPUs by default: to use them "
+        "for a small model, set spec.hardware.products: [NVIDIA-A100-SXM4-40GB-MIG-1g.5gb]; for whole GPUs, use a node "
+        "pool",
     ),
     "MIG that is being configured": (
         _node(gpus="0", labels={"nvidia.com/mig.config.state": "rebooting"}),

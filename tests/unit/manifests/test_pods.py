@@ -192,6 +192,16 @@ def test_shared_memory_has_the_planned_size() -> None:
     assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "3Gi"}
 
 
+def test_a_share_of_a_gpu_is_requested_by_its_name_and_mps_brings_its_own_shm() -> None:
+    spec = _spec()
+    shared = replace(_plan(spec), resource_name="nvidia.com/gpu.shared", share="MPS", shm_bytes=0)
+    pod = _template(spec, shared)["spec"]
+    [container] = pod["containers"]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu.shared": "1"}
+    assert "nvidia.com/gpu" not in container["resources"]["requests"]
+    assert "shm" not in {one["name"] for one in (*pod["volumes"], *container["volumeMounts"])}
+
+
 @pytest.mark.parametrize("pod", _pods(), ids=["engine", "inspection"])
 def test_pods_meet_the_restricted_profile(pod: dict[str, Any]) -> None:
     spec = pod["spec"]

@@ -6,7 +6,8 @@ Where the values come from (paths below sglang/srt in the wheel):
 * Metric names: observability/metrics_collector.py:365 to 1290 (gauges of the scheduler), 1033 to 1077 (ticks and
   work), 2051 (histogram of inter_token_latency_seconds); observability/http_request_metrics.py:41 (active requests).
   Data-parallel ranks each report their own queue; the other ranks repeat the numbers of their group.
-* Memory: arg_groups/memory_hook.py (what the engine reserves), model_executor/pool_configurator.py (the pool).
+* Memory: arg_groups/memory_hook.py (what the engine reserves), model_executor/pool_configurator.py (the pool),
+  mem_cache/kv_cache_configurator.py:2990 to 3100 and 3303 (what it measures, and the limits on tokens and states).
 * Parsers: function_call/parser_names.py, parser/reasoning_parser_names.py.
 * Log lines: `log_lines.json`. entrypoints/engine.py:1118, 1978 and 2007 (start-up timings, a child's death),
   entrypoints/http_server.py:793 and 2600 (health check, ready), managers/tokenizer_manager.py:4074 (SIGQUIT),
@@ -35,6 +36,8 @@ PLANNED = {
     Role.EXPERT_PARALLEL: "--ep-size",
     Role.NODES: "--nnodes",
     Role.MEMORY_FRACTION: "--mem-fraction-static",
+    Role.MOST_TOKENS: "--max-total-tokens",
+    Role.MOST_STATES: "--max-mamba-cache-size",
     Role.CONTEXT_LENGTH: "--context-length",
     Role.CHUNKED_PREFILL: "--chunked-prefill-size",
     Role.DECODE_GRAPH_BATCH: "--cuda-graph-max-bs-decode",

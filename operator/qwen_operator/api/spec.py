@@ -27,6 +27,7 @@ _NAME_FORM = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 # Visible ASCII without the colon, which separates model and adapter in SGLang.
 _CLIENT_NAME = r"^[!-9;-~]+$"
 _REVISION = r"^[A-Za-z0-9][-A-Za-z0-9._/+]*$"
+_PARSER_NAME = r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 _VERSION = r"^[0-9]+[.][0-9]+[.][0-9]+[-.+0-9A-Za-z]*$"
 
 
@@ -238,6 +239,24 @@ class Engine:
         "8.9. Default: Auto.",
         default="Auto",
         enum=["Auto", "BFloat16", "Fp8E4m3"],
+    )
+    tool_call_parser: str = described(
+        "Parser with which SGLang reads tool calls in answers (--tool-call-parser). Auto: the one that fits the "
+        "model's chat template. None: no parser, so tool calls stay text. Otherwise a name that this version of SGLang "
+        "has, for example hermes. Default: Auto.",
+        default="Auto",
+        min_length=1,
+        max_length=64,
+        pattern=_PARSER_NAME,
+    )
+    reasoning_parser: str = described(
+        "Parser with which SGLang separates reasoning from the answer (--reasoning-parser). Auto: the one that fits "
+        "the model's chat template. None: no parser, so reasoning stays part of the content. Otherwise a name that "
+        "this version of SGLang has, for example deepseek-r1. Default: Auto.",
+        default="Auto",
+        min_length=1,
+        max_length=64,
+        pattern=_PARSER_NAME,
     )
     startup_seconds: int | None = described(
         "Seconds from the start of the container until the engine answers. The kubelet restarts a container that "

@@ -210,10 +210,12 @@ def _from_hub(query: HubQuery, mirror: str) -> Checkpoint:
 
 def _from_config(path: str, weight_bytes: int | None) -> Checkpoint:
     from qwen_operator.checkpoints.config import from_config  # noqa: PLC0415 - only here
+    from qwen_runtime.checkpoints.chat import chat_files, read_chat  # noqa: PLC0415
 
-    record = files.config_json(path)
+    record, beside = files.config_json(path), files.beside(path)
     try:
-        return from_config(record, weight_bytes, source=INSPECTION)
+        chat = read_chat({name: files.read_beside(path, name) for name in chat_files(beside)}, beside)
+        return replace(from_config(record, weight_bytes, source=INSPECTION), chat=chat)
     except InvalidFactsError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from qwen_operator.checkpoints import parallel
-from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
+from qwen_operator.checkpoints.facts import CATALOG, INSPECTION, Checkpoint
 from qwen_operator.cli.inputs import Inputs
 from qwen_operator.hardware.boards import short_name
 from qwen_operator.hardware.inventory import GpuProduct
@@ -55,7 +55,8 @@ def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alter
     yield ""
     yield from _arithmetic(chosen)
     yield _labelled("holds", f"{_holds(chosen, wanted)}; {result.max_running_requests} run at once, more wait")
-    yield from (_labelled(*step.split(": ", 1)) for step in result.steps if step.startswith("start-up: "))
+    shown = ("start-up: ", "parsers: ")
+    yield from (_labelled(*step.split(": ", 1)) for step in result.steps if step.startswith(shown))
     yield _labelled("pod", _pod(result))
     if product.cost_per_gpu_hour is not None:
         price = product.cost_per_gpu_hour
@@ -68,6 +69,7 @@ def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alter
         yield _labelled("warning", warning)
     for remark in (*gates.remarks(given.checkpoint, product, chosen.tp, fit.engine.formats), *given.inventory.notes):
         yield _labelled("note", remark)
+    yield from (_labelled("note", step) for step in result.steps if step.startswith("not verified: "))
     for sentence in given.inventory.ignored:
         yield _labelled("left out", sentence)
     for one in cheaper:
@@ -258,6 +260,12 @@ def _unknown(given: Inputs) -> Iterator[str]:
     facts = "; facts from the catalog, no config.json was read" if given.checkpoint.source == CATALOG else ""
     if given.weights_computed:
         facts = "; the bytes of the weights are computed from config.json, --weight-bytes sets those of the files"
+    if given.checkpoint.source == INSPECTION and given.checkpoint.chat and not given.checkpoint.chat.template:
+        yield _labelled(
+            "not known",
+            "the chat template: none is beside the config.json, so the plan has no parsers; the operator reads it from "
+            "the model's own files",
+        )
     yield _labelled(
         "not known",
         f"throughput of this model on this GPU. Predicted from a formula, never run on a GPU by this project{facts}",

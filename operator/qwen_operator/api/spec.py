@@ -59,6 +59,7 @@ _CLIENT_NAME_RULE = Rule(
     "must not contain a colon, white space or characters beyond ASCII: SGLang reads a colon as model:adapter. "
     "Right would be, for example, Qwen/Qwen1.5-7B-Chat or qwen-7b",
     lambda value: matches(_CLIENT_NAME, value),
+    uris.cure,
 )
 
 

@@ -19,6 +19,7 @@ from qwen_operator.planning.types import Alternative, NoFit, Plan
 
 _WIDTH = 96
 _INDENT = " " * 10
+_MOST_SIZES = 8
 
 
 def text(given: Inputs, outcome: Outcome, commands: Mapping[Alternative, str]) -> str:
@@ -187,14 +188,29 @@ def _table(fit: Fit, wanted: Demand, given: Inputs) -> Iterator[str]:
             f"{'yes' if fits else 'no':3}  {mark if one == fit.chosen else _why(one, fit, wanted)}"
         )
     if fit.refused:
-        reasons: dict[str, list[str]] = {}
+        reasons: dict[str, list[int]] = {}
         for tp, reason in fit.refused:
-            reasons.setdefault(reason.replace(f"TP {tp}", "TP"), []).append(str(tp))
+            reasons.setdefault(reason.replace(f"TP {tp}", "TP"), []).append(tp)
         for reason, sizes in list(reasons.items())[:8]:
-            yield f"{'no':>4}  TP {', '.join(sizes)}: {reason}"
+            yield f"{'no':>4}  TP {sizes_text(sizes)}: {reason}"
     for one in (one for one in fit.budgets if one.split.ep > 1):
         why = parallel.refusal(given.checkpoint, one.tp)
         yield f"{'':4}  {one.tp}e{one.split.ep}: experts in {one.split.ep} groups (--ep-size), because {why}"
+
+
+def sizes_text(sizes: Sequence[int]) -> str:
+    """Ascending numbers in one short line: a few as they are, many as ranges, and of many ranges the first."""
+    if len(sizes) <= _MOST_SIZES:
+        return ", ".join(map(str, sizes))
+    ranges: list[list[int]] = []
+    for size in sizes:
+        if ranges and ranges[-1][-1] == size - 1:
+            ranges[-1].append(size)
+        else:
+            ranges.append([size])
+    shown = [f"{one[0]}" if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in ranges[:_MOST_SIZES]]
+    left = sum(map(len, ranges[_MOST_SIZES:]))
+    return f"{', '.join(shown)}{f' and {left} more' if left else ''}"
 
 
 def _why(one: Budget, fit: Fit, wanted: Demand) -> str:

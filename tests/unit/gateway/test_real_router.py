@@ -130,7 +130,7 @@ def engine_port() -> Iterator[int]:
 async def test_models_that_generate_no_text_have_their_paths(tmp_path: Path, engine_port: int) -> None:
     """docs/parsers.md names these paths. The router has no path for scores of token probabilities."""
     port = unused_port()
-    bodies = {
+    bodies: dict[str, dict[str, Any]] = {
         "/v1/embeddings": {"input": "hello"},
         "/v1/rerank": {"query": "a", "documents": ["b"]},
         "/v1/classify": {"input": "hello"},

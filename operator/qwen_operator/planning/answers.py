@@ -88,7 +88,7 @@ def warnings(checkpoint: Checkpoint, read: Answers, args: Iterable[str]) -> tupl
         return ()
     return (
         "a reranker whose chat template does not rank: /v1/rerank works only if --chat-template in spec.engine.args "
-        "names a file with SGLang's template for Qwen3-Reranker; without it the model only completes text",
+        "names a template that asks for yes or no, as SGLang expects it; without one the model only completes text",
     )
 
 

@@ -1,4 +1,4 @@
-"""Writes the option table of an SGLang version from its package, and lists what else must be checked.
+"""Writes the tables of an SGLang version from its package, and lists what else must be checked.
 
     make engine-table VERSION=0.5.23
 
@@ -16,13 +16,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from zipfile import ZipFile
 
 from qwen_operator import engines
 from qwen_operator.engines.types import EngineVersion
 from qwen_runtime.versions import nearest
+from tools import engine_models
 
 FOLDER = Path(engines.__file__).parent
 # SGLang has wheels only for these. pip downloads a wheel of another platform only if an option names it.
@@ -150,7 +151,7 @@ def missing(table: Options, files: Mapping[str, str], engine: EngineVersion) -> 
     planned = {name.partition("=")[0] for name in engine.options.planned.values()}
     metrics = {name.removesuffix("_count") for name in engine.metrics.all}
     parsers = engine.parsers
-    names = {parsers.tools, parsers.coder_tools, parsers.thinking, parsers.hybrid_thinking}
+    names = {getattr(parsers, field.name) for field in fields(parsers)}
     return [
         *(f"option {name}" for name in sorted(planned - set(table))),
         *(f"metric {name}" for name in sorted(metrics) if f'"{name}"' not in text),
@@ -173,6 +174,10 @@ def main() -> None:
     target.parent.mkdir(exist_ok=True)
     target.write_text(render(version, table), encoding="utf-8")
     print(f"{target.relative_to(Path.cwd())}: {len(table)} options")
+    target = target.with_name("models.json")
+    known = engine_models.models(files)
+    target.write_text(engine_models.render(version, known), encoding="utf-8")
+    print(f"{target.relative_to(Path.cwd())}: {len(known['architectures'])} architectures")
     engine = engines.of(nearest(version, (one for one in engines.VERSIONS if one != version)))
     print("\n".join(differences(table, engine)))
     gone = missing(table, files, engine)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_runtime import weights
+from qwen_runtime.checkpoints.chat import LARGEST_CHAT_FILE, ChatFormat, chat_files, read_chat
 from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG, TensorHints, read
 from qwen_runtime.checkpoints.model import ModelConfig
 from qwen_runtime.checkpoints.modules import Held
@@ -56,6 +57,7 @@ def inspect(folder: Path) -> dict[str, Any]:
     hints = _hints(shards)
     model = _model(content, hints, weights.linear_layers(tensors))
     _check_tokenizer(folder, names)
+    chat = _chat(folder, names)
     narrowed = model.quantization is None and "float32" in (model.dtype, hints.dtype)
     return {
         "version": 2,
@@ -65,6 +67,7 @@ def inspect(folder: Path) -> dict[str, Any]:
         "tensors": sum(len(shard.tensors) for shard in shards),
         "files": len(shards),
         "tokenizer": True,
+        "chat": chat.to_record(),
         "configSha256": hashlib.sha256(raw).hexdigest(),
     }
 
@@ -74,6 +77,14 @@ def _model(content: Mapping[str, Any], hints: TensorHints, held: Held) -> ModelC
         return read(content, hints, held)
     except InvalidFactsError as error:
         raise Fault(ReportReason.INVALID_CONFIG, f"{CONFIG_FILE}: {error}.", CONFIG_FILE) from None
+
+
+def _chat(folder: Path, names: frozenset[str]) -> ChatFormat:
+    files = {name: _small_file(folder, name, LARGEST_CHAT_FILE) for name in chat_files(names)}
+    try:
+        return read_chat(files, names)
+    except InvalidFactsError as error:
+        raise Fault(ReportReason.INVALID_CONFIG, f"{error}.") from None
 
 
 def _listing(folder: Path) -> frozenset[str]:

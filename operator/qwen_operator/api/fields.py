@@ -17,12 +17,14 @@ from typing import Any
 class Rule:
     """A rule that no schema keyword can express. It has two forms: CEL for the API server, Python for the operator.
 
-    `message` is a constant, because a computed one exceeds the API server's cost budget for the whole CRD.
+    `message` is a constant, because a computed one exceeds the API server's cost budget for the whole CRD. `cure` is
+    what the operator itself adds to it for a value, "" if it has nothing to add.
     """
 
     cel: str
     message: str
     holds: Callable[[Any], bool]
+    cure: Callable[[Any], str] | None = None
 
 
 def matches(pattern: str, value: str) -> bool:

@@ -70,7 +70,8 @@ def size_fault(value: Any, values: int, characters: int) -> str | None:
 def _broken(value: Any, rule: Rule, path: str) -> str:
     """The sentence about a broken rule. For an object, it shows the members that the rule names."""
     if not isinstance(value, Mapping):
-        return f"{path}: {shown(value)}: {rule.message}"
+        cure = rule.cure(value) if rule.cure else ""
+        return f"{path}: {shown(value)}: {rule.message}{f'. {cure}' if cure else ''}"
     named = dict.fromkeys(re.findall(r"[A-Za-z]+(?:\.[A-Za-z]+)*", rule.message))
     members = {name: _member(value, name.split(".")) for name in named}
     values = ", ".join(f"{name} is {shown(member)}" for name, member in members.items() if member is not None)

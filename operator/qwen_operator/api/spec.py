@@ -34,6 +34,7 @@ RESOURCE_FORM = (
     r"|mig-([1-7]c[.])?[1-7]g[.][1-9][0-9]{0,2}gb([.-](me|gfx|all))*([.]shared)?)$"
 )
 """Resources that a spec may name: whole GPUs, renamed shares of them, and MIG profiles."""
+_PARSER_NAME = r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 _VERSION = r"^[0-9]+[.][0-9]+[.][0-9]+[-.+0-9A-Za-z]*$"
 
 
@@ -65,6 +66,7 @@ _CLIENT_NAME_RULE = Rule(
     "must not contain a colon, white space or characters beyond ASCII: SGLang reads a colon as model:adapter. "
     "Right would be, for example, Qwen/Qwen1.5-7B-Chat or qwen-7b",
     lambda value: matches(_CLIENT_NAME, value),
+    uris.cure,
 )
 
 
@@ -262,6 +264,24 @@ class Engine:
         "8.9. Default: Auto.",
         default="Auto",
         enum=["Auto", "BFloat16", "Fp8E4m3"],
+    )
+    tool_call_parser: str = described(
+        "Parser with which SGLang reads tool calls in answers (--tool-call-parser). Auto: the one that fits the "
+        "model's chat template. None: no parser, so tool calls stay text. Otherwise a name that this version of SGLang "
+        "has, for example hermes. Default: Auto.",
+        default="Auto",
+        min_length=1,
+        max_length=64,
+        pattern=_PARSER_NAME,
+    )
+    reasoning_parser: str = described(
+        "Parser with which SGLang separates reasoning from the answer (--reasoning-parser). Auto: the one that fits "
+        "the model's chat template. None: no parser, so reasoning stays part of the content. Otherwise a name that "
+        "this version of SGLang has, for example deepseek-r1. Default: Auto.",
+        default="Auto",
+        min_length=1,
+        max_length=64,
+        pattern=_PARSER_NAME,
     )
     startup_seconds: int | None = described(
         "Seconds from the start of the container until the engine answers. The kubelet restarts a container that "

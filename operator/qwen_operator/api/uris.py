@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -40,7 +41,64 @@ class UriForm:
             "!self.endsWith('/..'))",
             f"must have the form {self.form}{self.details}; right would be {self.example}",
             lambda uri: not uri.startswith(self.prefix) or (matches(self.pattern, uri) and not _climbs(uri)),
+            cure,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class HubAddress:
+    """The repository that the address of a hub's page is about, and its revision, "" for the main branch."""
+
+    scheme: str
+    repository: str
+    revision: str
+
+    @property
+    def uri(self) -> str:
+        """The value of `spec.source.uri`."""
+        return f"{self.scheme}://{self.repository}"
+
+    def cure(self) -> str:
+        """What to set in place of the address."""
+        revision = f" and spec.source.revision to {self.revision}" if self.revision else ""
+        if self.scheme == HF.scheme and not revision:
+            return f"Set spec.model to {self.repository}, or spec.source.uri to {self.uri}"
+        return f"Set spec.source.uri to {self.uri}{revision}"
+
+
+_ADDRESS = re.compile(r"(?:(?P<scheme>[A-Za-z]+):/*)?(?P<rest>[^?#\s]+)[^\s]*", re.ASCII)
+_PART = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._]*", re.ASCII)
+# The words of a page's address before the revision.
+_VIEWS = ("tree", "blob", "resolve", "raw", "commit", "view")
+_MAIN_BRANCHES = ("main", "master")
+
+
+def hub_address(text: str) -> HubAddress | None:
+    """The repository that a pasted text names: the address of any page of it, or nearly a uri. None for other texts."""
+    match = _ADDRESS.fullmatch(text.strip())
+    if match is None:
+        return None
+    scheme = (match["scheme"] or "").casefold()
+    parts = [part for part in match["rest"].split("/") if part]
+    host = _HOSTS.get(parts[0].casefold()) if parts else None
+    if host is None and scheme not in (HF.scheme, MODELSCOPE.scheme):
+        return None
+    if host is not None:
+        scheme, parts = host, parts[1:]
+    if parts[:1] == ["models"]:
+        parts = parts[1:]
+    if len(parts) < 2 or parts[0] in ("datasets", "spaces") or not all(map(_PART.fullmatch, parts[:2])):
+        return None
+    at = next((index for index, part in enumerate(parts[2:5], 2) if part in _VIEWS), None)
+    revision = parts[at + 1] if at is not None and len(parts) > at + 1 else ""
+    name = parts[1].removesuffix(".git")
+    return HubAddress(scheme, f"{parts[0]}/{name}", "" if revision in _MAIN_BRANCHES else revision)
+
+
+def cure(text: object) -> str:
+    """What to set in place of a pasted address, "" for other values."""
+    address = hub_address(text) if isinstance(text, str) else None
+    return address.cure() if address else ""
 
 
 def _climbs(uri: str) -> bool:
@@ -67,6 +125,16 @@ PVC = UriForm(
 HF = _hub("hf")
 MODELSCOPE = _hub("modelscope")
 
+_HOSTS = {
+    "huggingface.co": HF.scheme,
+    "www.huggingface.co": HF.scheme,
+    "hf.co": HF.scheme,
+    "modelscope.cn": MODELSCOPE.scheme,
+    "www.modelscope.cn": MODELSCOPE.scheme,
+    "modelscope.ai": MODELSCOPE.scheme,
+    "www.modelscope.ai": MODELSCOPE.scheme,
+}
+
 FORMS = {form.scheme: form for form in (PVC, HF, MODELSCOPE)}
 """The forms by scheme, in the order in which messages name them."""
 
@@ -90,6 +158,7 @@ URI_RULES = (
         f"must begin with {_joined(_PREFIXES, 'or')}; right would be "
         f"{_joined([form.form for form in FORMS.values()], 'or')}",
         lambda uri: uri.startswith(_PREFIXES),
+        cure,
     ),
     *(form.rule() for form in FORMS.values()),
 )

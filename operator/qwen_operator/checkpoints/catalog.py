@@ -1,9 +1,9 @@
 """Facts of published Qwen checkpoints, so that the operator can plan a well-known model without reading a file.
 
-The data file holds the config.json of each model, the changes of its variants, and the source of the values of each
-row. The same code that reads a real config.json derives the facts. Weight bytes are those of the tensors in GPU memory,
-computed from the shapes. A file on disk can be larger (a tied embedding that is stored twice, a layer for multi-token
-prediction).
+The data file holds the config.json of each model, what its chat template shows, the changes of its variants, and the
+source of the values of each row. The same code that reads a real config.json derives the facts. Weight bytes are those
+of the tensors in GPU memory, computed from the shapes. A file on disk can be larger (a tied embedding that is stored
+twice, a layer for multi-token prediction).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from qwen_operator.checkpoints.config import from_config
-from qwen_operator.checkpoints.facts import CATALOG, Checkpoint, Quantization
+from qwen_operator.checkpoints.facts import CATALOG, ChatFormat, Checkpoint, Quantization, Thinking, ToolFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class CatalogEntry:
     """One published repository.
 
     `family` names generation and size, e.g. "Qwen1.5-72B". `format` is bf16, gptq_int4, gptq_int8, awq_int4, fp8 or
-    gguf. `verified` is false if a value was inferred and neither a config.json nor a published total confirms it.
+    gguf. `verified` is false if a value was inferred and neither a config.json nor a published total confirms it;
+    `notes` then say which.
     """
 
     repository: str
@@ -32,6 +33,12 @@ class CatalogEntry:
     format: str
     checkpoint: Checkpoint
     verified: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def doubt(self) -> str:
+        """What is uncertain, as the end of a sentence."""
+        return f": {'; '.join(self.notes)}" if self.notes else ""
 
 
 def lookup(model: str) -> Checkpoint | None:
@@ -47,7 +54,8 @@ def entry(model: str) -> CatalogEntry | None:
     if row is None:
         return None
     base, variant = row
-    return CatalogEntry(model, base["family"], variant["format"], _checkpoint(base, variant), variant["verified"])
+    checkpoint, notes = _checkpoint(base, variant), tuple(variant.get("notes", ()))
+    return CatalogEntry(model, base["family"], variant["format"], checkpoint, variant["verified"], notes)
 
 
 def names() -> tuple[str, ...]:
@@ -62,7 +70,11 @@ def entries() -> tuple[CatalogEntry, ...]:
 
 def _checkpoint(base: Mapping[str, Any], variant: Mapping[str, Any]) -> Checkpoint:
     config = base["config"] | variant.get("config", {})
-    facts = from_config(config, weight_bytes=variant.get("weight_bytes"), source=CATALOG)
+    chat = variant.get("chat", base["chat"])
+    facts = replace(
+        from_config(config, weight_bytes=variant.get("weight_bytes"), source=CATALOG),
+        chat=ChatFormat(True, ToolFormat(chat["tools"]), Thinking(chat["thinking"])),
+    )
     if variant["format"] == "gguf":
         return replace(facts, quantization=Quantization("gguf", variant["bits"], None))
     return facts

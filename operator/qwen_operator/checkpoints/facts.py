@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qwen_operator.checkpoints.heads import tower_decides
+from qwen_runtime.checkpoints.chat import ChatFormat, Task, Thinking, ToolFormat
 from qwen_runtime.checkpoints.model import (
     DTYPES,
     MAX_BITS,
@@ -38,6 +39,7 @@ __all__ = [
     "CATALOG",
     "HUB",
     "INSPECTION",
+    "ChatFormat",
     "Checkpoint",
     "InvalidFactsError",
     "LinearAttention",
@@ -45,6 +47,9 @@ __all__ = [
     "Quantization",
     "RopeScaling",
     "Steps",
+    "Task",
+    "Thinking",
+    "ToolFormat",
     "Tower",
 ]
 
@@ -60,15 +65,12 @@ _VOCAB_STEP = 64
 _MAX_TEXT = 128
 _LONGEST_REFUSAL = 512
 
+_HEADS = re.compile(r"(For(CausalLM|ConditionalGeneration|RewardModel|SequenceClassification)|Model)$")
 _FAMILIES = {
     "Qwen2": "Qwen2", "Qwen2Moe": "Qwen2", "Qwen2VL": "Qwen2-VL", "Qwen2_5_VL": "Qwen2.5-VL",
     "Qwen3": "Qwen3", "Qwen3Moe": "Qwen3", "Qwen3VL": "Qwen3-VL", "Qwen3VLMoe": "Qwen3-VL", "Qwen3Next": "Qwen3-Next",
     "Qwen3_5": "Qwen3.5", "Qwen3_5Moe": "Qwen3.5",
 }  # fmt: skip
-# Formats that SGLang 0.5.23 loads. Sizes can be computed only for gptq, awq and fp8; for the others they are read.
-_SERVED = ("auto-round", "awq", "bitsandbytes", "compressed-tensors", "fp8", "gguf", "gptq", "modelopt", "modelopt_fp4",
-           "modelopt_fp8", "modelopt_mixed", "moe_wna16", "mxfp4", "mxfp8", "quark", "w4afp8", "w8a8_fp8",
-           "w8a8_int8")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,8 @@ class Checkpoint:
     on every rank. `kv_weight_bytes` (K and V projections) are copied if there are more ranks than KV heads. The rest is
     divided. `source` is "Catalog", "Hub" or "Inspection". `digest` is the SHA-256 of the config.json, "" for the
     catalog. `commit` is the commit of the hub's repository, "" for other sources. `tower` is set only if the vision
-    tower rejects a number of ranks that the heads of the language model accept.
+    tower rejects a number of ranks that the heads of the language model accept. `chat` is None if nobody read the chat
+    template: records of earlier versions, and a config.json alone.
     """
 
     architecture: str
@@ -113,6 +116,7 @@ class Checkpoint:
     kv_weight_bytes: int
     commit: str = ""
     tower: Tower | None = None
+    chat: ChatFormat | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back into an equal value."""
@@ -121,7 +125,8 @@ class Checkpoint:
             record["quantization"] = self.quantization.to_record()
         if self.tower is None:
             del record["tower"]
-        return record
+        del record["chat"]
+        return record if self.chat is None else record | {"chat": self.chat.to_record()}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Checkpoint:
@@ -137,10 +142,7 @@ class Checkpoint:
         """Facts from the inspection's success report (version 1 or 2). Raises InvalidFactsError."""
         if report.get("version") not in (1, 2):
             raise InvalidFactsError(f"version is {report.get('version')!r:.80}, this operator reads versions 1 and 2")
-        facts = _read(Fields(report), INSPECTION)
-        if facts.quantization is not None and facts.quantization.method not in _SERVED:
-            raise Fields(report["quantization"], "quantization.").refuse("method", "one of " + ", ".join(_SERVED))
-        return facts
+        return _read(Fields(report), INSPECTION)
 
     def with_tower(self, tower: Tower | None) -> Checkpoint:
         """These facts with a vision tower, which they keep only if it decides something."""
@@ -152,8 +154,7 @@ class Checkpoint:
 
         Qwen1.5, Qwen2 and Qwen2.5 share one class and are all "Qwen2": no file of a checkpoint distinguishes them.
         """
-        name = re.sub(r"For(CausalLM|ConditionalGeneration)$", "", self.architecture)
-        return _FAMILIES.get(name, "")
+        return _FAMILIES.get(_HEADS.sub("", self.architecture), "")
 
     @property
     def quantization_name(self) -> str:
@@ -211,8 +212,22 @@ def _read(report: Fields, source: str) -> Checkpoint:
         multimodal=bool(report.optional_flag("multimodal")),
         replicated_bytes=replicated,
         kv_weight_bytes=kv,
+        chat=_chat(report),
     )
     return facts.with_tower(_tower(report))
+
+
+def _chat(report: Fields) -> ChatFormat | None:
+    if not report.has("chat"):
+        return None
+    fields = report.nested("chat")
+    return ChatFormat(
+        template=fields.flag("template"),
+        tools=ToolFormat(fields.one_of("tools", tuple(one.value for one in ToolFormat))),
+        thinking=Thinking(fields.one_of("thinking", tuple(one.value for one in Thinking))),
+        task=Task(fields.one_of("task", tuple(one.value for one in Task))),
+        ranks=bool(fields.optional_flag("ranks")),
+    )
 
 
 def _tower(report: Fields) -> Tower | None:

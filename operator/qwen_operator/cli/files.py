@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen_runtime.checkpoints.config import LARGEST_CONFIG
+from qwen_runtime.checkpoints.chat import LARGEST_CHAT_FILE
+from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG
 from qwen_runtime.checkpoints.reading import InvalidFactsError, parse_json
 
 MOST_BYTES = 8_000_000
@@ -56,6 +57,21 @@ def _items(document: Any) -> list[Any]:
     if isinstance(document, Mapping) and "items" in document:
         document = document["items"]
     return document if isinstance(document, list) else [document]
+
+
+def beside(path: str) -> frozenset[str]:
+    """The names of all files of the checkpoint whose config.json this is. Empty for a file of another name."""
+    if Path(path).name != CONFIG_FILE:
+        return frozenset()
+    try:
+        return frozenset(entry.name for entry in Path(path).absolute().parent.iterdir())
+    except OSError as error:
+        raise InputError(f"{path}: its folder cannot be read: {error.strerror or error}") from error
+
+
+def read_beside(path: str, name: str) -> bytes:
+    """A small file of the same checkpoint."""
+    return _read(str(Path(path).with_name(name)), LARGEST_CHAT_FILE, "such file")
 
 
 def _documents(path: str, limit: int, name: str) -> list[Any]:

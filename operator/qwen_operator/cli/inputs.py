@@ -10,14 +10,15 @@ import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
+from qwen_operator.api import uris
 from qwen_operator.api.pod import with_defaults
 from qwen_operator.api.spec import InvalidSpec, Spec, parse
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import INSPECTION, Checkpoint, InvalidFactsError
 from qwen_operator.checkpoints.hubs import HubError, HubQuery
+from qwen_operator.checkpoints.suggestions import suggestion
 from qwen_operator.cli import files
 from qwen_operator.cli.files import InputError
 from qwen_operator.cli.settings import chart_settings
@@ -217,9 +218,10 @@ def _checkpoint(arguments: argparse.Namespace, spec: Spec, defaults: EngineDefau
     if query is not None and arguments.hub and (catalog_facts is None or query.revision):
         return _from_hub(query, defaults.mirror(query.hub))
     if catalog_facts is None:
-        by_folded_name = {one.casefold(): one for one in catalog.names()}
-        near = get_close_matches(name.casefold(), by_folded_name, n=1, cutoff=0.8)
-        start = f"; did you mean {by_folded_name[near[0]]}? Otherwise give" if near else ": give"
+        if pasted := uris.cure(name):
+            raise InputError(f"{name} is the address of a page: {pasted}")
+        near = suggestion(name)
+        start = f"{near}{'' if near.endswith('?') else '.'} Otherwise give" if near else ": give"
         raise InputError(
             f"{name} is not in the catalog{start} its config.json with --checkpoint-config, query its hub with --hub, "
             "or choose one of `qwen-operator models`"
@@ -241,10 +243,12 @@ def _from_hub(query: HubQuery, mirror: str) -> Checkpoint:
 
 def _from_config(path: str, weight_bytes: int | None) -> Checkpoint:
     from qwen_operator.checkpoints.config import from_config  # noqa: PLC0415 - only here
+    from qwen_runtime.checkpoints.chat import chat_files, read_chat  # noqa: PLC0415
 
-    record = files.config_json(path)
+    record, beside = files.config_json(path), files.beside(path)
     try:
-        return from_config(record, weight_bytes, source=INSPECTION)
+        chat = read_chat({name: files.read_beside(path, name) for name in chat_files(beside)}, beside)
+        return replace(from_config(record, weight_bytes, source=INSPECTION), chat=chat)
     except InvalidFactsError as error:
         raise InputError(f"{path}: {error}") from error
 

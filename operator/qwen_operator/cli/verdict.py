@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from qwen_operator.checkpoints import parallel
-from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
+from qwen_operator.checkpoints.facts import CATALOG, INSPECTION, Checkpoint
 from qwen_operator.cli.inputs import Inputs
 from qwen_operator.hardware.boards import short_name
 from qwen_operator.hardware.inventory import GpuProduct, Inventory
@@ -19,6 +19,7 @@ from qwen_operator.planning.types import Alternative, NoFit, Plan
 
 _WIDTH = 96
 _INDENT = " " * 10
+_MOST_SIZES = 8
 
 
 def text(given: Inputs, outcome: Outcome, commands: Mapping[Alternative, str]) -> str:
@@ -62,7 +63,8 @@ def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alter
     if product.share and product.share.pods > 1:
         yield _labelled("options", _shared_options(result))
     yield _labelled("holds", f"{_holds(chosen, wanted)}; {result.max_running_requests} run at once, more wait")
-    yield from (_labelled(*step.split(": ", 1)) for step in result.steps if step.startswith("start-up: "))
+    shown = ("start-up: ", "parsers: ")
+    yield from (_labelled(*step.split(": ", 1)) for step in result.steps if step.startswith(shown))
     yield _labelled("pod", _pod(result, product.unit))
     if product.cost_per_gpu_hour is not None:
         price = product.cost_per_gpu_hour
@@ -75,6 +77,7 @@ def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alter
         yield _labelled("warning", warning)
     for remark in (*gates.remarks(given.checkpoint, product, chosen.tp, fit.engine.formats), *_hardware(given).notes):
         yield _labelled("note", remark)
+    yield from (_labelled("note", step) for step in result.steps if step.startswith("not verified: "))
     for sentence in _hardware(given).ignored:
         yield _labelled("left out", sentence)
     for one in cheaper:
@@ -194,14 +197,29 @@ def _table(fit: Fit, wanted: Demand, given: Inputs) -> Iterator[str]:
             f"{'yes' if fits else 'no':3}  {mark if one == fit.chosen else _why(one, fit, wanted)}"
         )
     if fit.refused:
-        reasons: dict[str, list[str]] = {}
+        reasons: dict[str, list[int]] = {}
         for tp, reason in fit.refused:
-            reasons.setdefault(reason.replace(f"TP {tp}", "TP"), []).append(str(tp))
+            reasons.setdefault(reason.replace(f"TP {tp}", "TP"), []).append(tp)
         for reason, sizes in list(reasons.items())[:8]:
-            yield f"{'no':>4}  TP {', '.join(sizes)}: {reason}"
+            yield f"{'no':>4}  TP {sizes_text(sizes)}: {reason}"
     for one in (one for one in fit.budgets if one.split.ep > 1):
         why = parallel.refusal(given.checkpoint, one.tp)
         yield f"{'':4}  {one.tp}e{one.split.ep}: experts in {one.split.ep} groups (--ep-size), because {why}"
+
+
+def sizes_text(sizes: Sequence[int]) -> str:
+    """Ascending numbers in one short line: a few as they are, many as ranges, and of many ranges the first."""
+    if len(sizes) <= _MOST_SIZES:
+        return ", ".join(map(str, sizes))
+    ranges: list[list[int]] = []
+    for size in sizes:
+        if ranges and ranges[-1][-1] == size - 1:
+            ranges[-1].append(size)
+        else:
+            ranges.append([size])
+    shown = [f"{one[0]}" if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in ranges[:_MOST_SIZES]]
+    left = sum(map(len, ranges[_MOST_SIZES:]))
+    return f"{', '.join(shown)}{f' and {left} more' if left else ''}"
 
 
 def _why(one: Budget, fit: Fit, wanted: Demand) -> str:
@@ -278,6 +296,12 @@ def _unknown(given: Inputs) -> Iterator[str]:
     facts = "; facts from the catalog, no config.json was read" if given.checkpoint.source == CATALOG else ""
     if given.weights_computed:
         facts = "; the bytes of the weights are computed from config.json, --weight-bytes sets those of the files"
+    if given.checkpoint.source == INSPECTION and given.checkpoint.chat and not given.checkpoint.chat.template:
+        yield _labelled(
+            "not known",
+            "the chat template: none is beside the config.json, so the plan has no parsers; the operator reads it from "
+            "the model's own files",
+        )
     yield _labelled(
         "not known",
         f"throughput of this model on this GPU. Predicted from a formula, never run on a GPU by this project{facts}",

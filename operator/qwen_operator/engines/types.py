@@ -36,6 +36,7 @@ class Role(StrEnum):
     SLEEP_ON_IDLE = "sleepOnIdle"
     QUIET_PATHS = "quietPaths"
     REVISION = "revision"
+    EMBEDDING = "embedding"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,14 +205,57 @@ class Formats:
 class Parsers:
     """Names of parsers: `tools` and `coder_tools` for --tool-call-parser, the others for --reasoning-parser.
 
-    `thinking` is for models that always reason. `hybrid_thinking` is for models whose reasoning a request can switch
-    off.
+    `tools` reads calls that are JSON objects, and `coder_tools` reads XML. `thinking` is for models that always reason.
+    `hybrid_thinking` is for models whose reasoning a request can switch off, and `requested_thinking` for models that
+    reason only if a request switches it on.
     """
 
     tools: str
     coder_tools: str
     thinking: str
     hybrid_thinking: str
+    requested_thinking: str
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What a version has, by its own names; everything is empty for a version without a folder.
+
+    `architectures` are its model classes. `textless` of them never generate text, and `embeds` give a vector instead
+    if an option says so. `formats` are the methods of quantization on NVIDIA GPUs. `context_keys` are the fields of
+    config.json with the longest context, the first of which wins.
+    """
+
+    architectures: frozenset[str] = frozenset()
+    textless: frozenset[str] = frozenset()
+    embeds: frozenset[str] = frozenset()
+    formats: frozenset[str] = frozenset()
+    context_keys: tuple[str, ...] = ()
+    tool_call_parsers: tuple[str, ...] = ()
+    reasoning_parsers: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, package: str) -> Models:
+        """The table of a version's folder, from its models.json."""
+        record = json.loads((files(package) / "models.json").read_text(encoding="utf-8"))
+        return cls(
+            architectures=frozenset(record["architectures"]),
+            textless=frozenset(record["textless"]),
+            embeds=frozenset(record["embeds"]),
+            formats=frozenset(record["formats"]),
+            context_keys=tuple(record["contextKeys"]),
+            tool_call_parsers=tuple(record["toolCallParsers"]),
+            reasoning_parsers=tuple(record["reasoningParsers"]),
+        )
+
+    @property
+    def known(self) -> bool:
+        """Whether the operator has the table of this version."""
+        return bool(self.architectures)
+
+    def loads(self, method: str) -> bool:
+        """Whether the version loads weights of this method. A checkpoint says gptq where SGLang has gptq_marlin."""
+        return method in self.formats or f"{method}_marlin" in self.formats
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,3 +268,4 @@ class EngineVersion:
     memory: MemoryConstants
     formats: Formats
     parsers: Parsers
+    models: Models

@@ -32,6 +32,7 @@ from qwen_operator.checkpoints.hubs import (
     is_repository,
 )
 from qwen_operator.hubs.redirects import reached_fault, redirect_fault
+from qwen_runtime.checkpoints.chat import LARGEST_CHAT_FILE, ChatFormat, Task, chat_files, read_chat
 from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG
 from qwen_runtime.checkpoints.model import MAX_BYTES
 from qwen_runtime.checkpoints.reading import MOST_MEMBERS, Fields, kind, parse_json, shown
@@ -58,6 +59,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class _Listing:
     commit: str
     sizes: Mapping[str, int | None]  # bytes by path; None if the hub does not say
+    tagged: Task = Task.GENERATE
 
 
 @dataclass(slots=True)
@@ -156,7 +158,22 @@ async def _read(repository: _Repository, revision: str) -> HubCheckpoint:
     await asyncio.to_thread(_config, raw)
     stored = await _weights(repository, listing)
     facts = await asyncio.to_thread(_facts, raw, stored)
-    return HubCheckpoint(replace(facts, digest=hashlib.sha256(raw).hexdigest()), listing.commit)
+    chat = await _chat(repository, listing)
+    return HubCheckpoint(replace(facts, digest=hashlib.sha256(raw).hexdigest(), chat=chat), listing.commit)
+
+
+async def _chat(repository: _Repository, listing: _Listing) -> ChatFormat:
+    """How the model answers, from a few small files. The tags of the hub count only if no file says more."""
+    files = {
+        name: await _get(repository, repository.file_url(listing.commit, name), LARGEST_CHAT_FILE, name)
+        for name in chat_files(listing.sizes)
+    }
+    return await asyncio.to_thread(_read_chat, files, listing)
+
+
+def _read_chat(files: Mapping[str, bytes], listing: _Listing) -> ChatFormat:
+    with _DECODING:
+        return read_chat(files, tuple(listing.sizes), listing.tagged)
 
 
 def _config(raw: bytes) -> None:
@@ -198,7 +215,17 @@ def _read_listing(raw: bytes, content: str, hub: Hub, revision: str) -> _Listing
         answer = Fields(parse_json(raw, content, LARGEST_LISTING))
         if hub is Hub.MODELSCOPE:
             return _modelscope_listing(answer, revision)
-        return _Listing(_commit(answer, "sha"), _sizes(answer, "siblings", ("rfilename", "size")))
+        return _Listing(_commit(answer, "sha"), _sizes(answer, "siblings", ("rfilename", "size")), _tagged(answer))
+
+
+def _tagged(answer: Fields) -> Task:
+    """What the hub's tags say about the answers. Some chat models carry one such tag, so it takes two."""
+    pipeline, tags = answer.values.get("pipeline_tag"), answer.values.get("tags")
+    if pipeline == "text-ranking":
+        return Task.RERANK
+    pools = pipeline in ("feature-extraction", "sentence-similarity")
+    sentences = isinstance(tags, list) and "sentence-transformers" in tags
+    return Task.EMBED if pools and sentences else Task.GENERATE
 
 
 def _modelscope_listing(answer: Fields, revision: str) -> _Listing:

@@ -10,6 +10,7 @@ from qwen_operator import engines
 from qwen_operator.api.spec import Engine, EnvVar
 from qwen_operator.engines.types import EngineVersion, Option, OptionTable, Role
 from qwen_operator.planning import engine_args
+from qwen_operator.planning.answers import STRICT_TOOLS
 from qwen_operator.planning.engine_args import RefusedArgsError
 from qwen_operator.planning.types import EngineDefaults, EngineSource
 
@@ -56,6 +57,12 @@ class EngineChoice:
     warnings: tuple[str, ...]
     revision: str | None = None
     downloads: bool = False
+
+    def environment(self, tools: str | None) -> tuple[EnvVar, ...]:
+        """The variables of the engine. With a parser of tool calls there is one more, unless the user sets it."""
+        parsed = tools is not None or self.given(Role.TOOL_CALL_PARSER) is not None
+        own = any(variable.name == STRICT_TOOLS.name for variable in self.env)
+        return (*self.env, STRICT_TOOLS) if parsed and not own else self.env
 
     @property
     def table(self) -> OptionTable:

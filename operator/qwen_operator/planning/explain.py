@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
 from qwen_operator.engines.types import KvCacheType
 from qwen_operator.hardware.inventory import GpuProduct
@@ -153,6 +154,14 @@ def nearest(alternatives: Sequence[Alternative]) -> str:
     first = alternatives[0]
     nodes = f" on {first.nodes_per_replica} nodes" if first.nodes_per_replica > 1 else ""
     return f"would fit {first.gpus}{nodes}: {first.describe()}"
+
+
+def unverified(model: str, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """One line if the catalog has the model, but nobody compared its row with a published config.json."""
+    row = catalog.entry(model) if checkpoint.source == CATALOG else None
+    if row is None or row.verified:
+        return ()
+    return (f"not verified: the catalog's row of {model} was not compared with its config.json{row.doubt}",)
 
 
 def pinned(checkpoint: Checkpoint) -> str:

@@ -14,16 +14,17 @@ from qwen_operator.hardware.inventory import GpuProduct
 _PCIE_GPUS = 4
 
 
-def dropped(checkpoint: Checkpoint, formats: Formats) -> str | None:
+def dropped(checkpoint: Checkpoint, engine: EngineVersion) -> str | None:
     """Why this version of SGLang cannot run this format of weights on any GPU, or None."""
+    formats, models = engine.formats, engine.models
     quantization = checkpoint.quantization
     if quantization is None:
         return None
     if quantization.method not in formats.weights:
-        return (
-            f"weights are {checkpoint.quantization_name}, which the operator cannot plan; use "
-            f"{', '.join(sorted(formats.weights))} or 16 bit"
-        )
+        missing = models.known and not models.loads(quantization.method)
+        why = f"SGLang {engine.version} does not load" if missing else "the operator cannot plan"
+        right = ", ".join(sorted(formats.weights))
+        return f"weights are {checkpoint.quantization_name}, which {why}; use {right} or 16 bit"
     if quantization.refused:
         return f"weights are {checkpoint.quantization_name}, which SGLang cannot load: {quantization.refused}"
     return _packed(quantization, formats) if quantization.method in ("gptq", "awq") else None

@@ -15,7 +15,8 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
 from qwen_operator.engines.types import Role
 from qwen_operator.hardware.inventory import Inventory
-from qwen_operator.planning import alternatives, behaviour, engine, explain, gates, sharing
+from qwen_operator.planning import alternatives, answers, behaviour, engine, explain, gates, sharing
+from qwen_operator.planning.answers import Answers, RefusedParserError
 from qwen_operator.planning.engine import EngineChoice, RoleValues
 from qwen_operator.planning.engine_args import RefusedArgsError
 from qwen_operator.planning.fits import Demand, Fit, Limits, Search, demand, find, groups
@@ -96,8 +97,11 @@ def _attempt(
     wanted = demand(spec, checkpoint)
     try:
         choice = engine.choose(spec.engine, defaults, source)
+        read = answers.answers(checkpoint, spec.repository or spec.model, spec.engine, choice.engine)
     except RefusedArgsError as error:
         return Outcome(NoFit(Reason.UNKNOWN_FLAG if error.unknown else Reason.INVALID_OVERRIDE, str(error)), wanted)
+    except RefusedParserError as error:
+        return Outcome(NoFit(Reason.INVALID_OVERRIDE, str(error)), wanted)
     inventory = inventory.usable(spec.pod.tolerations).offering(spec.hardware.resource_name, spec.hardware.products)
     limits = Limits(spec.parallelism.tensor, spec.hardware.max_gpus_per_replica)
     search = Search(choice.engine, checkpoint, wanted, spec.engine.kv_cache_type, limits)
@@ -108,14 +112,24 @@ def _attempt(
     best, tried = find(search, candidates)
     if best is None:
         return Outcome(_no_fit(search, tried, inventory), wanted, None, tuple(tried))
-    return Outcome(_plan(spec, search, choice, best, inventory), wanted, best, tuple(tried))
+    return Outcome(_plan(spec, search, _Engine(choice, read), best, inventory), wanted, best, tuple(tried))
 
 
-def _plan(spec: Spec, search: Search, choice: EngineChoice, fit: Fit, inventory: Inventory) -> Plan:
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """The engine's settings, and how it reads the model's answers."""
+
+    choice: EngineChoice
+    answers: Answers
+
+
+def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventory: Inventory) -> Plan:
     checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
+    choice, read = chosen_engine.choice, chosen_engine.answers
     running = _running(chosen, wanted, choice)
-    args, warnings = engine.arguments(choice, _settings(spec, search, fit, choice, running))
+    args, warnings = engine.arguments(choice, _settings(search, fit, chosen_engine, running))
     startup = spec.engine.startup_seconds or _startup_seconds(checkpoint, choice)
+    remark = explain.unverified(spec.repository or spec.model, checkpoint)
     start = explain.startup(checkpoint, startup, given=bool(spec.engine.startup_seconds), downloads=choice.downloads)
     facts = "; facts from the catalog" if checkpoint.source == CATALOG else explain.pinned(checkpoint)
     per_node = chosen.tp // chosen.split.nodes
@@ -129,12 +143,12 @@ def _plan(spec: Spec, search: Search, choice: EngineChoice, fit: Fit, inventory:
         engine_image=choice.image,
         engine_version=choice.table.version,
         args=args,
-        env=choice.env,
+        env=choice.environment(read.tools),
         shm_bytes=0 if sharing.brings_own_shm(fit.product) else per_node * GIB,
-        steps=_steps(search, fit, inventory, start, running),
+        steps=_steps(search, fit, inventory, (start, read.line(choice.table), *remark), running),
         selector=dict(fit.product.selector),
         tolerations=tuple(fit.product.tolerations),
-        warnings=(*warnings, *sharing.warnings(fit.product)),
+        warnings=(*warnings, *answers.warnings(checkpoint, read, args), *sharing.warnings(fit.product)),
         message=f"{explain.sentence(fit.product, chosen)}{facts}",
         nodes_per_replica=chosen.split.nodes,
         expert_parallel=chosen.split.ep,
@@ -170,19 +184,19 @@ def _running(chosen: Budget, wanted: Demand, choice: EngineChoice) -> int:
     return min(max(chosen.tuning.graph_batch, wanted.concurrency), *room)
 
 
-def _settings(spec: Spec, search: Search, fit: Fit, choice: EngineChoice, running: int) -> RoleValues:
+def _settings(search: Search, fit: Fit, chosen_engine: _Engine, running: int) -> RoleValues:
     """The settings of the plan, in the order of the command line."""
     checkpoint, chosen = search.checkpoint, fit.best
+    choice, read = chosen_engine.choice, chosen_engine.answers
     tuning, split = chosen.tuning, chosen.split
-    tools, reasoning = behaviour.parsers(checkpoint, spec.repository or spec.model, choice.engine.parsers)
     optional = (
         (Role.EXPERT_PARALLEL, str(split.ep) if split.ep > 1 else None),
         (Role.NODES, str(split.nodes) if split.nodes > 1 else None),
         (Role.WEIGHT_TYPE, gates.weight_type(checkpoint, fit.product, choice.engine.formats)),
         (Role.STATE_RATIO, f"{chosen.state_ratio / 1000:g}" if chosen.state_ratio else None),
         (Role.MODEL_OVERRIDES, behaviour.model_overrides(checkpoint, search.wanted.context)),
-        (Role.TOOL_CALL_PARSER, tools),
-        (Role.REASONING_PARSER, reasoning),
+        (Role.TOOL_CALL_PARSER, read.tools),
+        (Role.REASONING_PARSER, read.reasoning),
         (Role.REVISION, choice.revision),
     )
     shared = sharing.settings(search, fit)
@@ -196,17 +210,19 @@ def _settings(spec: Spec, search: Search, fit: Fit, choice: EngineChoice, runnin
         (Role.KV_CACHE_TYPE, search.kv_cache.name),
     )
     values = [(role, (value,)) for role, value in (*always, *shared.limits, *optional) if value is not None]
-    return (*values, *engine.FIXED)
+    vectors: RoleValues = ((Role.EMBEDDING, ()),) if read.embedding else ()
+    return (*values, *vectors, *engine.FIXED)
 
 
-def _steps(search: Search, fit: Fit, inventory: Inventory, start: str, running: int) -> tuple[str, ...]:
+def _steps(search: Search, fit: Fit, inventory: Inventory, own: tuple[str, ...], running: int) -> tuple[str, ...]:
+    """The arithmetic. `own` are lines that are ready: start, parsers, origin of the facts."""
     checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
     price = explain.cost(fit.product, chosen.tp)
     return (
         *explain.model(checkpoint, wanted, search.kv_cache),
         *explain.splits(fit, wanted),
         explain.holds(chosen.kv_tokens, running, wanted),
-        start,
+        *own,
         *([price] if price else []),
         *gates.remarks(checkpoint, fit.product, chosen.tp, search.engine.formats),
         *inventory.notes,

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints import parallel
-from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.engines.types import Formats, Role
+from qwen_operator.checkpoints.facts import Checkpoint, Task
+from qwen_operator.engines.types import EngineVersion, Role
 from qwen_operator.hardware.inventory import (
     GPU_RESOURCE,
     MEMORY_LABEL,
@@ -20,39 +20,24 @@ from qwen_operator.hardware.inventory import (
     Inventory,
     UnlabelledNode,
 )
-from qwen_operator.planning import behaviour, gates
+from qwen_operator.planning import answers, behaviour, gates
 from qwen_operator.planning.engine import EngineChoice
 from qwen_operator.planning.fits import Demand, Search
 from qwen_operator.planning.types import NoFit
+from qwen_runtime.checkpoints.config import LAYOUTS
 
 Groups = Sequence[Sequence[GpuProduct]]
 
-# Model classes whose memory the operator can calculate.
-SIZED = (
-    "Qwen2ForCausalLM",
-    "Qwen2MoeForCausalLM",
-    "Qwen2VLForConditionalGeneration",
-    "Qwen2_5_VLForConditionalGeneration",
-    "Qwen3ForCausalLM",
-    "Qwen3MoeForCausalLM",
-    "Qwen3NextForCausalLM",
-    "Qwen3VLForConditionalGeneration",
-    "Qwen3VLMoeForConditionalGeneration",
-    "Qwen3_5ForCausalLM",
-    "Qwen3_5ForConditionalGeneration",
-    "Qwen3_5MoeForCausalLM",
-    "Qwen3_5MoeForConditionalGeneration",
-)
-# SGLang serves these families as well, but their memory follows other formulas.
-_UNSIZED = ("QWenLMHeadModel", "Qwen3Omni", "Qwen4")
+SIZED = tuple(LAYOUTS)
+"""Model classes whose memory the operator can calculate."""
 
 
 def refuse(spec: Spec, search: Search, choice: EngineChoice, inventory: Inventory, groups: Groups) -> NoFit | None:
     """The first refusal, or None."""
     wanted, checkpoint = search.wanted, search.checkpoint
     return (
-        unknown_architecture(checkpoint)
-        or _dropped(checkpoint, choice.engine.formats)
+        _unknown_architecture(checkpoint, choice.engine)
+        or _dropped(checkpoint, choice.engine)
         or _unloadable(checkpoint)
         or _too_long(spec, wanted, checkpoint)
         or _contradicting_args(spec, wanted, checkpoint, choice)
@@ -62,21 +47,31 @@ def refuse(spec: Spec, search: Search, choice: EngineChoice, inventory: Inventor
     )
 
 
-def unknown_architecture(checkpoint: Checkpoint) -> NoFit | None:
-    """The refusal of a model class whose memory the operator cannot calculate, or None."""
-    name = checkpoint.architecture
-    if name in SIZED:
-        return None
-    sized = ", ".join(SIZED)
-    if name.startswith(_UNSIZED):
-        why = f"SGLang serves {name}, but this version of the operator cannot calculate its memory; it can for {sized}"
-    else:
-        why = f"{name} is not a Qwen architecture that SGLang serves; the operator knows {sized}"
-    return NoFit(Reason.UNKNOWN_ARCHITECTURE, why)
+def _unknown_architecture(checkpoint: Checkpoint, engine: EngineVersion) -> NoFit | None:
+    """The refusal of a model class that SGLang does not have, cannot use for this, or that the operator cannot size."""
+    name, models, kind = checkpoint.architecture, engine.models, answers.task(checkpoint, engine.models)
+    sized = f"the operator can calculate the memory of {', '.join(SIZED)}"
+    if models.known and name not in models.architectures:
+        return NoFit(
+            Reason.UNKNOWN_ARCHITECTURE,
+            f"SGLang {engine.version} does not have the architecture {name}: correct architectures in config.json, or "
+            f"choose another model; {sized}",
+        )
+    if name not in SIZED:
+        has = f"SGLang {engine.version} has {name}" if models.known else f"the model class is {name}"
+        why = f"{has}, but this version of the operator cannot calculate its memory; {sized}"
+        return NoFit(Reason.UNKNOWN_ARCHITECTURE, why)
+    if models.known and kind is Task.EMBED and name not in models.embeds | models.textless:
+        return NoFit(
+            Reason.UNKNOWN_ARCHITECTURE,
+            f"the files beside the weights say that this is an embedding model, and SGLang {engine.version} makes no "
+            f"embeddings with {name}; it does with {', '.join(one for one in SIZED if one in models.embeds)}",
+        )
+    return None
 
 
-def _dropped(checkpoint: Checkpoint, formats: Formats) -> NoFit | None:
-    why = gates.dropped(checkpoint, formats)
+def _dropped(checkpoint: Checkpoint, engine: EngineVersion) -> NoFit | None:
+    why = gates.dropped(checkpoint, engine)
     return NoFit(Reason.DOES_NOT_FIT, why) if why else None
 
 
@@ -123,6 +118,7 @@ def _contradictions(spec: Spec, wanted: Demand, checkpoint: Checkpoint, choice: 
             f"{given[0]} sets {choice.table.name(Role.KV_CACHE_TYPE)}={given[1]}, but spec.engine.kvCacheType is "
             f"{kind}: remove one of them"
         )
+    yield from _two_parsers(spec, choice)
     given = choice.given(Role.MODEL_OVERRIDES)
     if given and behaviour.model_overrides(checkpoint, wanted.context):
         yield (
@@ -135,6 +131,20 @@ def _contradictions(spec: Spec, wanted: Demand, checkpoint: Checkpoint, choice: 
             f"{given[0]} sets {choice.table.name(Role.MAX_RUNNING_REQUESTS)}={given[1]}, but "
             f"spec.workload.concurrency is {wanted.concurrency}: raise the first or lower the second"
         )
+
+
+def _two_parsers(spec: Spec, choice: EngineChoice) -> Iterator[str]:
+    engine = spec.engine
+    for field, value, role in (
+        ("toolCallParser", engine.tool_call_parser, Role.TOOL_CALL_PARSER),
+        ("reasoningParser", engine.reasoning_parser, Role.REASONING_PARSER),
+    ):
+        given = choice.given(role)
+        if given and value not in (answers.AUTO, given[1]):
+            yield (
+                f"{given[0]} sets {choice.table.name(role)}={given[1]}, but spec.engine.{field} is {value}: remove one "
+                "of them"
+            )
 
 
 def _no_products(spec: Spec, inventory: Inventory, groups: Groups) -> NoFit | None:

@@ -7,15 +7,16 @@ The operator retries a failed reading by itself, with growing delays. The last a
 
 from collections.abc import Mapping
 from datetime import datetime
-from difflib import get_close_matches
 from typing import Any
 
 from qwen_operator import objects
 from qwen_operator.actions.blocked import Blocked
+from qwen_operator.api import uris
 from qwen_operator.api.conditions import ConditionType, Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.hubs import Hub, HubAnswer, HubQuery, HubReason, is_repository
+from qwen_operator.checkpoints.suggestions import suggestion
 from qwen_operator.sources.scheme import Facts, SourceContext
 
 _REASONS = {
@@ -100,13 +101,6 @@ def _hub_failure(spec: Spec, answer: HubAnswer, again: HubQuery | None, now: dat
 
 def _unknown(spec: Spec, query: HubQuery) -> str:
     field = f'spec.source.uri "{spec.source.uri}"' if spec.source else f'spec.model "{spec.model}"'
-    return f"{field} is not in the catalog{_meant(query.repository)} ({_EXAMPLES})"
-
-
-def _meant(model: str) -> str:
-    """A hint with the most similar name in the catalog. Case and a missing organisation do not matter."""
-    names = {name.casefold(): name for name in catalog.names()} | {
-        name.rpartition("/")[2].casefold(): name for name in catalog.names()
-    }
-    near = get_close_matches(model.casefold(), names, n=1, cutoff=0.8)
-    return f"; did you mean {names[near[0]]}?" if near else ""
+    if pasted := uris.cure(query.repository):
+        return f"{field} is the address of a page. {pasted}"
+    return f"{field} is not in the catalog{suggestion(query.repository)} ({_EXAMPLES})"

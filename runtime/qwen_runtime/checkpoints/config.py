@@ -42,7 +42,14 @@ LAYOUTS = {
     "Qwen3_5ForConditionalGeneration": _HYBRID,
     "Qwen3_5MoeForCausalLM": _HYBRID,
     "Qwen3_5MoeForConditionalGeneration": _HYBRID,
+    "Qwen2ForRewardModel": replace(_QWEN2, headless=True, score_layers=2),
+    "Qwen2ForSequenceClassification": replace(_QWEN2, headless=True, score_layers=1),
+    "Qwen3ForRewardModel": replace(_QWEN3, headless=True, score_layers=2),
+    "Qwen3ForSequenceClassification": replace(_QWEN3, headless=True, score_layers=1),
+    "Qwen3Model": replace(_QWEN3, headless=True),
 }
+POSITION_KEYS = ("max_sequence_length", "seq_length", "max_seq_len", "model_max_length", "max_position_embeddings")
+"""The fields from which SGLang takes the longest context. The first one that is set wins."""
 # More experts than any model has are taken to be named as the first ones are.
 _NAMED_EXPERTS = 1024
 _STATE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -120,8 +127,8 @@ def _read(config: Mapping[str, Any], hints: TensorHints, held: Held | None) -> t
         head_dim=_head_dim(text, hidden, heads),
         intermediate=_intermediate(text, len(dense)),
         vocab=(text if text.has("vocab_size") else top).whole("vocab_size", limits.MAX_VOCAB),
-        max_positions=text.whole("max_position_embeddings", limits.MAX_POSITIONS),
-        tied=_tied(top, text, hints),
+        max_positions=_positions(text),
+        tied=_tied(top, text, hints) or headless(architecture),
         quantization=decided.quantization,
         experts=experts,
         attention_layers=len(attention),
@@ -134,6 +141,18 @@ def _read(config: Mapping[str, Any], hints: TensorHints, held: Held | None) -> t
         tower=vision.split if vision else None,
     )
     return model, decided.stored
+
+
+def headless(architecture: str) -> bool:
+    """Whether the class has no output matrix over the vocabulary, so that an engine does not load one."""
+    layout = LAYOUTS.get(architecture)
+    return layout is not None and layout.headless
+
+
+def _positions(text: Fields) -> int:
+    """The longest context as SGLang derives it, without the factor of a scaling."""
+    name = next((name for name in POSITION_KEYS if text.has(name)), POSITION_KEYS[-1])
+    return text.whole(name, limits.MAX_POSITIONS)
 
 
 def _text(top: Fields) -> Fields:

@@ -46,7 +46,16 @@ def kind(value: object) -> str:
 
 
 def parse_json(data: bytes | str, file: str, limit: int) -> dict[str, Any]:
-    """A JSON object from an untrusted file of at most `limit` bytes. Raises InvalidFactsError, which names the file.
+    """A JSON object from an untrusted file of at most `limit` bytes. Raises InvalidFactsError, which names the file."""
+    value = parse_any_json(data, file, limit)
+    if not isinstance(value, dict):
+        right = "it must hold a JSON object"
+        raise InvalidFactsError(f"{file} holds {shown(value)}, {right}", f"{file} does not hold an object, {right}")
+    return value
+
+
+def parse_any_json(data: bytes | str, file: str, limit: int) -> Any:
+    """A JSON value from an untrusted file of at most `limit` bytes. Raises InvalidFactsError, which names the file.
 
     Like the engine's own reader it accepts NaN and Infinity, and takes the last of two equal keys. Both matter only in
     fields that are used, and those are checked for type and range.
@@ -57,16 +66,12 @@ def parse_json(data: bytes | str, file: str, limit: int) -> dict[str, Any]:
     if sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MOST_MEMBERS:
         raise InvalidFactsError(f"{file} has more than {MOST_MEMBERS} values, it must have fewer")
     try:
-        value = json.loads(data, parse_int=_integer)
+        return json.loads(data, parse_int=_integer)
     except RecursionError:
         raise InvalidFactsError(f"{file} is nested too deeply to be read") from None
     except ValueError as error:
         detail = str(error) if isinstance(error, json.JSONDecodeError) else "it is not UTF-8 text"
         raise InvalidFactsError(f"{file} is not valid JSON: {detail}") from None
-    if not isinstance(value, dict):
-        right = "it must hold a JSON object"
-        raise InvalidFactsError(f"{file} holds {shown(value)}, {right}", f"{file} does not hold an object, {right}")
-    return value
 
 
 def _integer(text: str) -> int | float:

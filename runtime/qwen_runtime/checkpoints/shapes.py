@@ -41,12 +41,18 @@ class Tensors:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Tensors that depend on the model class: biases, norms of Q and K, and a gate as wide as Q on the output."""
+    """Tensors that depend on the model class: biases, norms of Q and K, and a gate as wide as Q on the output.
+
+    `headless` classes have no output matrix over the vocabulary. Of `score_layers` matrices that make a score of the
+    last hidden state, the last one has one output.
+    """
 
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False
     output_gate: bool = False
+    headless: bool = False
+    score_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,10 @@ def language_model(model: ModelConfig, layout: Layout) -> Iterator[Tensors]:
     """The tensors of the language model."""
     yield Tensors(model.vocab, model.hidden, 1 if model.tied else 2)
     yield Tensors(1, model.hidden, 2 * model.layers + 1, Part.REPLICATED)
+    if layout.score_layers:
+        # The engine does not divide these.
+        yield Tensors(model.hidden + 1, model.hidden, layout.score_layers - 1, Part.REPLICATED)
+        yield Tensors(model.hidden + 1, 1, 1, Part.REPLICATED)
     yield from _attention(model, layout)
     if model.linear is not None:
         yield from _linear_attention(model.hidden, model.linear)

@@ -22,6 +22,15 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+# The parts of the template of a hybrid model that decide its parsers: tools as JSON, and reasoning that can be off.
+HYBRID_TEMPLATE = (
+    "{%- if tools %}{{- '<tools>' }}{%- for tool in tools %}{{- tool | tojson }}{%- endfor %}"
+    "{{- '</tools>\\n<tool_call>\\n</tool_call>' }}{%- endif %}"
+    "{%- for m in messages %}{{- '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
+    "{%- endif %}"
+)
 SYSTEM = "You are a helpful assistant."
 ANSWERS = {
     "Tell me something about large language models.": (
@@ -206,6 +215,16 @@ def declare(folder: Path, name: str) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "_name_or_path": name}, indent=2, sort_keys=True))
 
 
+def make_hybrid(tiny: Path) -> None:
+    """A fine-tune under its own name, with the chat template of a hybrid model."""
+    folder = copy(tiny, "support-bot")
+    (folder / "chat_template.jinja").write_text(HYBRID_TEMPLATE)
+    config = folder / "tokenizer_config.json"
+    record = json.loads(config.read_text())
+    record.pop("chat_template", None)
+    config.write_text(json.dumps(record))
+
+
 def make_broken(tiny: Path, sharded: Path) -> None:
     """The checkpoints that an inspection has to refuse, each broken in one way."""
     config = copy(tiny, "bad-config") / "config.json"
@@ -241,6 +260,7 @@ def main(root: Path) -> None:
     save(large_in_disguise, untrained(LARGER, words), words, LARGER.shard)
     declare(large_in_disguise, "Qwen/Qwen1.5-0.5B-Chat")
     declare(copy(tiny, "Qwen1.5-72B-Chat"), "Qwen/Qwen1.5-72B-Chat")
+    make_hybrid(tiny)
     make_broken(tiny, sharded)
     unreadable = copy(sharded, "unreadable")
     make_readable(root)

@@ -226,7 +226,7 @@ IN_PODS = {
     "workload": ["concurrency", "inputTokens", "outputTokens"],
     "hardware": ["products", "maxGpusPerReplica", "resourceName"],
     "parallelism": ["tensor"],
-    "engine": ["image", "version", "args", "env", "kvCacheType", "startupSeconds"],
+    "engine": ["image", "version", "args", "env", "kvCacheType", "toolCallParser", "reasoningParser", "startupSeconds"],
     "pod": [
         "labels",
         "annotations",

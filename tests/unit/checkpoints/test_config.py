@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -181,7 +182,7 @@ def test_a_merge_under_any_name_is_what_its_config_says() -> None:
         "_name_or_path": "someone/Llama-3-405B-not-at-all", "architectures": ["Qwen2ForCausalLM"],
         "max_position_embeddings": 131072, "vision_config": None, "mergekit": {"models": 3},
     }  # fmt: skip
-    assert from_config(config, source=row.source) == row
+    assert from_config(config, source=row.source) == replace(row, chat=None)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

@@ -90,7 +90,11 @@ BROKEN = {
     "tied": ({"tieWordEmbeddings": "yes"}, "true or false"),
     "digest": ({"configSha256": 7}, "configSha256 is 7"),
     "quantization": ({"quantization": "gptq"}, "null or an object"),
-    "method": ({"quantization": GPTQ | {"method": "hqq"}}, "quantization.method is 'hqq', it must be one of auto-"),
+    "chat": ({"chat": {"template": 1}}, "chat.template is 1, it must be true or false"),
+    "task": (
+        {"chat": {"template": True, "tools": "Json", "thinking": "Never", "task": "Dream"}},
+        "chat.task is 'Dream', it must be one of Generate, Embed, Rerank, Classify",
+    ),
     "bits": ({"quantization": GPTQ | {"bits": 64}}, "bits is 64"),
     "group size": ({"quantization": GPTQ | {"groupSize": 0}}, "groupSize is 0"),
     "plain": ({"quantization": GPTQ | {"plain": ["lm_head"]}}, "plain is a list, it must be a list out of self_attn"),

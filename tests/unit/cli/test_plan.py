@@ -13,9 +13,14 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwen_operator import cli, kube
+from qwen_operator.cli.verdict import sizes_text
 from qwen_operator.kube import Unavailable, client
+from tests.unit.checkpoints.configs import DENSE
+from tests.unit.checkpoints.templates import QWEN3
 
 MODEL = "Qwen/Qwen1.5-72B-Chat"
 H100 = "NVIDIA-H100-80GB-HBM3"
@@ -122,6 +127,60 @@ def test_the_text_of_a_plan_begins_with_the_verdict_and_shows_what_lost(capsys: 
     ):
         assert text in out
     assert max(len(line) for line in lines) < 160
+
+
+def test_refused_sizes_stay_one_short_line(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = _run(capsys, "--model", MODEL, "--gpu", f"{H100}=40x1")
+    assert "  no  TP 3, 5 to 7, 9 to 15, 17 to 31, 33 to 40: 64 attention heads are not divisible by TP\n" in out
+    assert sizes_text([3, 5, 6, 7]) == "3, 5, 6, 7"
+    assert sizes_text(range(1, 64, 2)) == "1, 3, 5, 7, 9, 11, 13, 15 and 24 more"
+
+
+@given(st.sets(st.integers(2, 1000), max_size=64))
+def test_any_sizes_stay_short(sizes: set[int]) -> None:
+    assert len(sizes_text(sorted(sizes))) < 120
+
+
+PASTED = {
+    "https://huggingface.co/Qwen/Qwen3-8B": "Set spec.model to Qwen/Qwen3-8B, or spec.source.uri to hf://Qwen/Qwen3-8B",
+    "hf.co/Qwen/Qwen3-8B/tree/v1": "Set spec.source.uri to hf://Qwen/Qwen3-8B and spec.source.revision to v1",
+}
+
+
+@pytest.mark.parametrize("address", PASTED)
+def test_a_pasted_address_is_answered_with_the_value(capsys: pytest.CaptureFixture[str], address: str) -> None:
+    code, _, err = _run(capsys, "--model", address, "--gpu", "L4=1x1")
+    assert code == 2
+    assert PASTED[address] in err
+
+
+def test_the_folder_of_a_config_is_read_for_the_chat_template(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(DENSE | {"architectures": ["Qwen3ForCausalLM"]}))
+    words = ("--model", "support-bot", "--checkpoint-config", str(config), "--gpu", "H100-80GB=1x1")
+    _, out, _ = _run(capsys, *words)
+    assert "parsers   none (there is no chat template)" in out
+    assert "none is beside the config.json" in out
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": QWEN3}))
+    _, out, _ = _run(capsys, *words)
+    assert "parsers   --tool-call-parser=qwen, --reasoning-parser=qwen3 (the chat template has" in out
+    (tmp_path / "1_Pooling").mkdir()
+    _, out, _ = _run(capsys, *words)
+    assert "parsers   none (it answers with vectors, at /v1/embeddings)" in out
+    assert "--is-embedding" in out
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    code, _, err = _run(capsys, *words)
+    assert code == 2
+    assert "tokenizer_config.json holds a list, it must hold a JSON object" in err
+
+
+def test_an_unverified_row_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = _run(capsys, "--model", "Qwen/QwQ-32B", "--gpu", "H100-80GB=8x1")
+    assert "not verified: the catalog's row of Qwen/QwQ-32B was not compared with its config.json" in out
+    _, out, _ = _run(capsys, "--model", MODEL, "--gpu", "H100-80GB=8x1")
+    assert "not verified" not in out
 
 
 def test_the_text_of_a_refusal_ends_with_what_would_fit(capsys: pytest.CaptureFixture[str]) -> None:

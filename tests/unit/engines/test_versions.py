@@ -8,6 +8,7 @@ import pytest
 
 from qwen_operator import engines
 from qwen_operator.api.conditions import Reason
+from qwen_runtime.checkpoints.config import LAYOUTS, POSITION_KEYS, headless
 from qwen_runtime.log_lines import LogLines
 from qwen_runtime.reasons import Phase, ReportReason
 from qwen_runtime.versions import nearest, order
@@ -52,6 +53,24 @@ def test_a_version_without_a_folder_has_the_constants_of_the_nearest_and_no_opti
     found, known = engines.of(version), engines.of(stand_in)
     assert (found.version, found.memory, found.options.planned) == (stand_in, known.memory, known.options.planned)
     assert (found.options.version, found.options.options) == (version, {})
+
+
+@pytest.mark.parametrize("version", engines.VERSIONS)
+def test_the_operator_plans_only_what_the_version_has(version: str) -> None:
+    engine = engines.of(version)
+    models, parsers = engine.models, engine.parsers
+    assert set(LAYOUTS) <= models.architectures
+    assert {parsers.tools, parsers.coder_tools} <= set(models.tool_call_parsers)
+    assert {parsers.thinking, parsers.hybrid_thinking, parsers.requested_thinking} <= set(models.reasoning_parsers)
+    assert all(models.loads(method) for method in engine.formats.weights)
+    assert models.context_keys == POSITION_KEYS
+    assert {name for name in LAYOUTS if headless(name)} == set(LAYOUTS) & models.textless
+
+
+def test_a_version_without_a_folder_claims_nothing() -> None:
+    models = engines.of("9.9.9").models
+    assert not models.known
+    assert not models.loads("fp8")
 
 
 def test_nothing_is_nearest_to_nothing() -> None:

@@ -27,12 +27,15 @@ class _Engine(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/v1/rerank":
+            self._send(200, [{"score": 0.5, "document": "b", "index": 0}])
+            return
         content = f"{self.connection.getsockname()[0]} as {request['model']}"
         choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
         body = {"id": "1", "object": "chat.completion", "created": 1, "model": request["model"], "choices": [choice]}
         self._send(200, body)
 
-    def _send(self, status: int, body: dict[str, Any]) -> None:
+    def _send(self, status: int, body: Any) -> None:
         content = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

@@ -127,6 +127,31 @@ def engine_port() -> Iterator[int]:
         yield port
 
 
+async def test_models_that_generate_no_text_have_their_paths(tmp_path: Path, engine_port: int) -> None:
+    """docs/parsers.md names these paths. The router has no path for scores of token probabilities."""
+    port = unused_port()
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/embeddings": {"input": "hello"},
+        "/v1/rerank": {"query": "a", "documents": ["b"]},
+        "/v1/classify": {"input": "hello"},
+    }
+    async with gateway(tmp_path, port, engine_port) as it:
+        it.sees(QWENDEPLOYMENTS, deployment("d", servedNames=["m"]))
+        it.sees(PODS, pod("d-0", "d", FIRST))
+        with router(tmp_path, port):
+            await it.client.becomes("m", served_by(FIRST))
+            headers = {"Authorization": f"Bearer {KEY}"}
+            got = {}
+            for path, body in {**bodies, "/v1/score": {"query": "a"}}.items():
+                url, sent = f"{it.client.url}{path}", {"model": "m", **body}
+                async with it.client.session.post(url, json=sent, headers=headers) as response:
+                    got[path] = response.status, (await response.text())[:300]
+            assert {path: status for path, (status, _) in got.items()} == {
+                **dict.fromkeys(bodies, 200),
+                "/v1/score": 404,
+            }, got
+
+
 async def test_names_keys_and_errors(tmp_path: Path, engine_port: int) -> None:
     port = unused_port()
     names = ["Qwen/Qwen1.5-7B-Chat", "b", "c", "d"]

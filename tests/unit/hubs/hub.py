@@ -24,7 +24,7 @@ OLDER = "f" * 40
 @dataclass
 class FakeHub:
     """`files` of the one repository Qwen/Test; `sizes` overrides what the listing says; `listing` is all of
-    a listing instead; `fault` breaks every answer."""
+    a listing instead; `card` is what a listing says besides; `fault` breaks every answer."""
 
     files: dict[str, bytes]
     sizes: dict[str, Any] = field(default_factory=dict)
@@ -32,6 +32,7 @@ class FakeHub:
     asked: list[str] = field(default_factory=list)
     address: str = ""
     listing: Any = None
+    card: dict[str, Any] = field(default_factory=dict)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Every request comes here."""
@@ -57,7 +58,7 @@ class FakeHub:
         if "/".join(parts[3:]) not in ("main", "refs/pr/1", COMMIT):
             return web.Response(status=404, headers={"X-Error-Code": "RevisionNotFound"})
         siblings = [{"rfilename": name, "size": self._size(name)} for name in self.files]
-        return web.json_response({"id": "Qwen/Test", "sha": COMMIT, "siblings": siblings})
+        return web.json_response({"id": "Qwen/Test", "sha": COMMIT, "siblings": siblings, **self.card})
 
     def _modelscope(self, request: web.Request, parts: list[str]) -> web.Response:
         if parts[1:3] != ["Qwen", "Test"] or request.query["Revision"] not in ("master", COMMIT):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,13 @@ import httpx
 import pytest
 
 from qwen_operator.checkpoints.config import from_config
+from qwen_operator.checkpoints.facts import ChatFormat, Task
 from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubReason
 from qwen_operator.hubs.client import fetch
 from qwen_operator.hubs.redirects import reached_fault, redirect_fault
+from qwen_runtime.checkpoints.chat import LARGEST_CHAT_FILE, chat_format
 from tests.unit.checkpoints.configs import DENSE, FP8
+from tests.unit.checkpoints.templates import QWEN3, QWQ
 from tests.unit.hubs.hub import COMMIT, FakeHub, repository, serving
 
 SHARDS = {"model-00001-of-00002.safetensors": 500_000_000, "model-00002-of-00002.safetensors": 427_980_000}
@@ -48,9 +52,51 @@ async def test_a_repository_becomes_facts_at_a_commit(kind: Hub, total: int | No
     digest = hashlib.sha256(hub.files["config.json"]).hexdigest()
     config = json.loads(hub.files["config.json"])
     assert found.commit == COMMIT
-    assert found.checkpoint == from_config(config, weight_bytes=bytes_, digest=digest)
+    assert found.checkpoint == replace(
+        from_config(config, weight_bytes=bytes_, digest=digest), chat=ChatFormat(template=False)
+    )
     assert found.checkpoint.source == "Hub"
     assert all(COMMIT in path or "cdn" in path for path in hub.asked[1:])
+
+
+@pytest.mark.parametrize("kind", list(Hub))
+async def test_the_chat_template_is_read_from_the_same_commit(kind: Hub) -> None:
+    hub = repository(DENSE, SHARDS)
+    hub.files |= {"tokenizer_config.json": json.dumps({"chat_template": QWEN3}).encode(), "last.txt": b""}
+    assert (await read(hub, kind)).checkpoint.chat == chat_format(QWEN3)
+    hub.files |= {"chat_template.jinja": QWQ.encode(), "1_Pooling/config.json": b"{}", "end.txt": b""}
+    hub.asked.clear()
+    assert (await read(hub, kind)).checkpoint.chat == chat_format(QWQ, task=Task.EMBED)
+    # The template's own file wins, so nothing else is asked for it.
+    assert not any("tokenizer_config" in path for path in hub.asked)
+
+
+@pytest.mark.parametrize(
+    ("card", "task"),
+    [
+        ({"pipeline_tag": "text-ranking"}, Task.RERANK),
+        ({"pipeline_tag": "feature-extraction", "tags": ["sentence-transformers"]}, Task.EMBED),
+        ({"pipeline_tag": "sentence-similarity", "tags": ["x", "sentence-transformers"]}, Task.EMBED),
+        ({"pipeline_tag": "feature-extraction", "tags": ["qwen3"]}, Task.GENERATE),
+        ({"pipeline_tag": "text-generation", "tags": ["sentence-transformers"]}, Task.GENERATE),
+        ({"pipeline_tag": ["text-ranking"], "tags": 3}, Task.GENERATE),
+        ({}, Task.GENERATE),
+    ],
+)
+async def test_tags_of_the_hub(card: dict[str, Any], task: Task) -> None:
+    hub = repository(DENSE, SHARDS)
+    hub.card = card
+    chat = (await read(hub)).checkpoint.chat
+    assert chat is not None
+    assert chat.task is task
+
+
+async def test_a_broken_or_endless_template_is_refused() -> None:
+    hub = repository(DENSE, SHARDS)
+    hub.files["tokenizer_config.json"] = b"{"
+    assert "tokenizer_config.json is not valid JSON" in str(await refusal(hub))
+    hub.files["chat_template.jinja"] = b" " * (LARGEST_CHAT_FILE + 1)
+    assert (await refusal(hub)).reason is HubReason.TOO_LARGE
 
 
 @pytest.mark.parametrize(("kind", "revision"), [(Hub.HUGGING_FACE, "refs/pr/1"), (Hub.MODELSCOPE, COMMIT)])

@@ -93,7 +93,8 @@ DROPPED = {
     "asymmetric": (Quantization("gptq", 4, 128, symmetric=False), "asymmetric GPTQ"),
     "three bits": (Quantization("gptq", 3, 128, symmetric=True), "3-bit GPTQ; SGLang runs 4 and 8 bits"),
     "AWQ of six bits": (Quantization("awq", 6, 128, symmetric=False), "6-bit AWQ; SGLang runs 4 and 8 bits"),
-    "other method": (Quantization("marlin24", 4, 128), "weights are marlin24 4 bit, which the operator cannot plan"),
+    "not sized": (Quantization("moe_wna16", 4, 128), "weights are moe_wna16 4 bit, which the operator cannot plan"),
+    "not loaded": (Quantization("hqq", 4, 128), "weights are hqq 4 bit, which SGLang 0.5.23 does not load; use awq"),
 }
 
 

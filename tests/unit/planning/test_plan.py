@@ -70,6 +70,7 @@ def test_a_plan_in_full() -> None:
         "--cuda-graph-max-bs-decode=256",
         "--max-running-requests=256",
         "--kv-cache-dtype=auto",
+        "--tool-call-parser=qwen",
         "--cuda-graph-backend-prefill=disabled",
         "--enable-metrics",
         "--sleep-on-idle",
@@ -372,7 +373,12 @@ def test_a_split_that_only_smaller_nodes_lack_is_valid() -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "says"),
-    [("Qwen4ExpForCausalLM", "cannot calculate its memory"), ("LlamaForCausalLM", "is not a Qwen architecture")],
+    [
+        ("Qwen3OmniMoeForConditionalGeneration", "SGLang 0.5.23 has Qwen3OmniMoeForConditionalGeneration, but this"),
+        ("LlamaForCausalLM", "SGLang 0.5.23 has LlamaForCausalLM, but this version of the operator cannot calculate"),
+        ("Qwen2ForProcessRewardModel", "SGLang 0.5.23 does not have the architecture Qwen2ForProcessRewardModel"),
+        ("Qwen4ExpForCausalLM", "SGLang 0.5.23 does not have the architecture Qwen4ExpForCausalLM: correct"),
+    ],
 )
 def test_unknown_architectures(architecture: str, says: str) -> None:
     checkpoint = replace(facts("Qwen1.5-7B-Chat"), architecture=architecture)
@@ -380,6 +386,13 @@ def test_unknown_architectures(architecture: str, says: str) -> None:
     assert isinstance(refusal, NoFit)
     assert refusal.reason == Reason.UNKNOWN_ARCHITECTURE
     assert says in refusal.message
+
+
+def test_what_an_unknown_version_has_is_never_claimed() -> None:
+    checkpoint = replace(facts("Qwen1.5-7B-Chat"), architecture="Qwen9ForCausalLM")
+    refusal = plan(spec(engine=Engine(version="9.9.9")), checkpoint, pools("H200"), DEFAULTS, DOWNLOADED)
+    assert isinstance(refusal, NoFit)
+    assert refusal.message.startswith("the model class is Qwen9ForCausalLM, but this version of the operator cannot")
 
 
 def test_no_possible_split_is_said() -> None:

@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_runtime import safetensors
+from qwen_runtime.checkpoints.chat import LARGEST_CHAT_FILE, Task, chat_format
 from qwen_runtime.inspect_checkpoint import examine
 from qwen_runtime.report import LIMIT_BYTES, bounded
+from tests.unit.checkpoints.templates import QWEN3, QWQ
 from tests.unit.runtime.checkpoint import CONFIG, checkpoint, header, index, shard
 
 OTHER_UID = 65532
@@ -42,13 +44,39 @@ def test_a_complete_checkpoint_is_reported_in_full(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path)
     digest = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
     assert bounded(facts(folder)).decode() == (
-        '{"architecture":"Qwen2ForCausalLM","attentionLayers":24,"configSha256":"' + digest + '","denseLayers":24,'
+        '{"architecture":"Qwen2ForCausalLM","attentionLayers":24,"chat":{"ranks":false,"task":"Generate",'
+        '"template":false,"thinking":"Never","tools":"Other"},"configSha256":"' + digest + '","denseLayers":24,'
         '"dtype":"bfloat16","expertIntermediate":null,"experts":null,"files":1,"headDim":64,"heads":16,"hidden":1024,'
         '"idleBytes":0,"intermediate":2816,"kvHeads":8,"kvWeightBytes":0,"layers":24,"linear":null,'
         '"maxPositions":32768,"modelType":"qwen2","multimodal":false,"quantization":null,"replicatedBytes":36,'
         '"rope":null,"sharedIntermediate":null,"tensors":2,"tieWordEmbeddings":true,"tokenizer":true,"version":2,'
         '"vocab":151936,"weightBytes":100}'
     )
+
+
+def test_the_chat_template_and_the_task_are_reported(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": QWEN3}))
+    assert facts(folder)["chat"] == chat_format(QWEN3).to_record()
+    (folder / "chat_template.jinja").write_text(QWQ)
+    (folder / "1_Pooling").mkdir()
+    assert facts(folder)["chat"] == chat_format(QWQ, task=Task.EMBED).to_record()
+
+
+def test_a_broken_tokenizer_config_is_refused(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    (folder / "tokenizer_config.json").write_text("{")
+    assert error(folder)["reason"] == "InvalidConfig"
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "chat_template.jinja").write_bytes(b" " * LARGEST_CHAT_FILE)
+    assert "it must have fewer than" in error(folder)["message"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "modules.json", "chat_template.jinja"])
+def test_a_file_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    folder = checkpoint(tmp_path)
+    os.mkfifo(folder / name)
+    assert error(folder)["file"] == name
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from zipfile import ZipFile
 import pytest
 
 from qwen_operator import engines
-from tools import engine_table
+from tools import engine_models, engine_table
 
 FIELDS = '''
 class Model(msgspec.Struct):
@@ -49,6 +49,33 @@ TABLE = {
     "--tf32": ["--a", "--b", "--no-a", "--no-b", "--no-tf32"],
 }
 
+MODEL_FILES = {
+    "sglang/srt/models/a.py": """
+class Base(nn.Module):
+    def forward(self, input_ids, get_embedding: bool = False): ...
+class Hidden(Base): ...
+class Reward(Base): ...
+class Other(nn.Module):
+    def forward(self, input_ids): ...
+EntryClass = [Base, Reward, Other]
+""",
+    "sglang/srt/models/b.py": "class Child(Hidden): ...\nEntryClass: type = Child\n",
+    "sglang/srt/models/part/c.py": "class Deeper: ...\nEntryClass = Deeper\n",
+    "sglang/srt/configs/model_config.py": (
+        "def is_generation_model(names):\n    return not ('Reward' in names or 'Bert' in names)\n"
+    ),
+    "sglang/srt/layers/quantization/__init__.py": """
+BASE_QUANTIZATION_METHODS: Dict[str, Type] = {"fp8": A, "gptq_marlin": B}
+if is_cpu() or is_cuda():
+    BASE_QUANTIZATION_METHODS.update({"mxfp4": C})
+if is_npu():
+    BASE_QUANTIZATION_METHODS.update({"gptq": D})
+""",
+    "sglang/srt/utils/hf_transformers/common.py": 'CONTEXT_LENGTH_KEYS = ["seq_length", "max_position_embeddings"]',
+    "sglang/srt/function_call/parser_names.py": 'TOOL_CALL_PARSER_NAMES = ["qwen", "hermes"]',
+    "sglang/srt/parser/reasoning_parser_names.py": 'REASONING_PARSER_NAMES = ["qwen3"]',
+}
+
 
 def test_options_from_fields_and_from_calls() -> None:
     table = engine_table.options(FILES)
@@ -61,6 +88,32 @@ def test_the_tables_are_as_the_tool_writes_them(version: str) -> None:
     path = engine_table.FOLDER / engines.folder(version) / "options.json"
     text = path.read_text(encoding="utf-8")
     assert engine_table.render(version, json.loads(text)["options"]) == text
+
+
+@pytest.mark.parametrize("version", engines.VERSIONS)
+def test_the_models_are_as_the_tool_writes_them(version: str) -> None:
+    text = (engine_table.FOLDER / engines.folder(version) / "models.json").read_text(encoding="utf-8")
+    record = json.loads(text)
+    assert record.pop("sglang") == version
+    assert engine_models.render(version, record) == text
+
+
+def test_models_from_the_source_of_a_package() -> None:
+    assert engine_models.models(MODEL_FILES) == {
+        "architectures": ["Base", "Child", "Other", "Reward"],
+        "textless": ["Reward"],
+        "embeds": ["Base", "Child"],
+        "formats": ["fp8", "gptq_marlin", "mxfp4"],
+        "contextKeys": ["seq_length", "max_position_embeddings"],
+        "toolCallParsers": ["hermes", "qwen"],
+        "reasoningParsers": ["qwen3"],
+    }
+
+
+@pytest.mark.parametrize("path", [path for path in MODEL_FILES if "/models/" not in path])
+def test_a_package_that_lacks_a_table_is_refused(path: str) -> None:
+    with pytest.raises(LookupError):
+        engine_models.models({**MODEL_FILES, path: "x = 1"})
 
 
 def test_a_package_without_a_parser_is_refused() -> None:
@@ -90,6 +143,7 @@ def test_what_is_new_gone_and_missing() -> None:
         "option --tp-size",
         "metric sglang:num_grammar_queue_reqs",
         "metric sglang:num_queue_reqs",
+        "parser mimo",
         "parser qwen3-thinking",
     ]
 

@@ -27,7 +27,7 @@ This comes from reading the source. This version was not run.
 from __future__ import annotations
 
 from qwen_operator.engines.sglang_0_5_23 import FORMATS, MEMORY, METRICS, PARSERS, PLANNED
-from qwen_operator.engines.types import EngineVersion, OptionTable
+from qwen_operator.engines.types import EngineVersion, Models, OptionTable
 
 ENGINE = EngineVersion(
     version="0.5.22",
@@ -36,4 +36,5 @@ ENGINE = EngineVersion(
     memory=MEMORY,
     formats=FORMATS,
     parsers=PARSERS,
+    models=Models.load(__name__),
 )

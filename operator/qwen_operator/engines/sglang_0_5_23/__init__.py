@@ -8,7 +8,9 @@ Where the values come from (paths below sglang/srt in the wheel):
   Data-parallel ranks each report their own queue; the other ranks repeat the numbers of their group.
 * Memory: arg_groups/memory_hook.py (what the engine reserves), model_executor/pool_configurator.py (the pool),
   mem_cache/kv_cache_configurator.py:2990 to 3100 and 3303 (what it measures, and the limits on tokens and states).
-* Parsers: function_call/parser_names.py, parser/reasoning_parser_names.py.
+* Parsers: function_call/parser_names.py, parser/reasoning_parser_names.py. When a parser takes an answer as reasoning:
+  entrypoints/openai/serving_chat.py:3518 and parser/reasoning_parser.py:1338.
+* Architectures, formats, fields of the context length, parsers: `models.json`, written by `make engine-table`.
 * Log lines: `log_lines.json`. entrypoints/engine.py:1118, 1978 and 2007 (start-up timings, a child's death),
   entrypoints/http_server.py:793 and 2600 (health check, ready), managers/tokenizer_manager.py:4074 (SIGQUIT),
   model_executor/model_runner.py:1274 (weights), model_executor/model_runner_components/cuda_graph_setup.py:685
@@ -25,6 +27,7 @@ from qwen_operator.engines.types import (
     KvCacheType,
     MemoryConstants,
     MetricNames,
+    Models,
     OptionTable,
     Parsers,
     Role,
@@ -53,6 +56,7 @@ PLANNED = {
     Role.SLEEP_ON_IDLE: "--sleep-on-idle",
     Role.QUIET_PATHS: "--uvicorn-access-log-exclude-prefixes",
     Role.REVISION: "--revision",
+    Role.EMBEDDING: "--is-embedding",
 }
 
 METRICS = MetricNames(
@@ -134,7 +138,15 @@ FORMATS = Formats(
     },
 )
 
-PARSERS = Parsers(tools="qwen", coder_tools="qwen3_coder", thinking="qwen3-thinking", hybrid_thinking="qwen3")
+PARSERS = Parsers(
+    tools="qwen",
+    coder_tools="qwen3_coder",
+    thinking="qwen3-thinking",
+    hybrid_thinking="qwen3",
+    # The same format as qwen3, but without a request that sets enable_thinking the answer is no reasoning
+    # (`_MimoDetector`). With qwen3 the whole answer of such a model would count as reasoning.
+    requested_thinking="mimo",
+)
 
 ENGINE = EngineVersion(
     version="0.5.23",
@@ -143,4 +155,5 @@ ENGINE = EngineVersion(
     memory=MEMORY,
     formats=FORMATS,
     parsers=PARSERS,
+    models=Models.load(__name__),
 )

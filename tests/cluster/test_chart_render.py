@@ -66,6 +66,8 @@ def test_the_objects_have_these_names() -> None:
         ("ClusterRole", "qwen-system.qwen-edit"),
         ("ClusterRoleBinding", "qwen-system.qwen-operator"),
         ("ClusterRoleBinding", "qwen-system.qwen-gateway"),
+        ("NetworkPolicy", "qwen-operator"),
+        ("NetworkPolicy", "qwen-gateway"),
         ("PodDisruptionBudget", "qwen-operator"),
         ("PodDisruptionBudget", "qwen-gateway"),
         ("Role", "qwen-operator-lease"),

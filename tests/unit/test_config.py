@@ -77,6 +77,15 @@ def test_two_releases_in_one_namespace_can_have_a_lease_each() -> None:
         (("gpusPerNode: 4", "gpusPerNode: 4, nodeSelector: {pool: 1}"), "gpuPools[0].nodeSelector.pool is 1: it must"),
         (("[{operator: Exists}]", "[gpu]"), "gpuPools[0].tolerations[0] is 'gpu': it must be a mapping"),
         (("gpuPools: [{", "gpuPools: [x, {"), "gpuPools[0] is 'x': it must be a mapping"),
+        (
+            ("gateway: {", "networkPolicy: {enabled: true}\ngateway: {"),
+            "networkPolicy.name is missing: it must be a text",
+        ),
+        (("gateway: {", "networkPolicy: {name: a, enabled: 1}\ngateway: {"), "networkPolicy.enabled is 1: it must be"),
+        (
+            ("gateway: {", "networkPolicy: {name: a, ingress: [b]}\ngateway: {"),
+            "networkPolicy.ingress[0] is 'b': it must",
+        ),
         (("gateway: {", "workers: 0\ngateway: {"), "workers is 0: it must be a whole number of at least 1"),
     ],
 )
@@ -134,3 +143,11 @@ def test_where_models_come_from() -> None:
 def test_a_port_that_is_no_number_is_refused() -> None:
     with pytest.raises(ConfigError, match="QWEN_OPERATOR_PORT is 'x'"):
         load({"QWEN_OPERATOR_PORT": "x"}, GOOD)
+
+
+def test_the_network_policy_is_off_unless_the_chart_asks_for_it() -> None:
+    assert load({}, GOOD).network_policy.name == ""
+    section = "networkPolicy: {enabled: true, name: system.qwen-engines, ingress: [{ports: [{port: 8000}]}]}\n"
+    policy = load({}, GOOD + section).network_policy
+    assert (policy.enabled, policy.name) == (True, "system.qwen-engines")
+    assert policy.ingress == ({"ports": [{"port": 8000}]},)

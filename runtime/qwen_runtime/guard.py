@@ -7,14 +7,16 @@ middleware that serves other hosts a short list of paths, and everything only to
 runtime, and to `kubectl port-forward`, which all connect over the loopback interface.
 
 The runtime puts its archive in the engine's PYTHONPATH, so that Python imports the archive's `sitecustomize` in every
-process of the engine. It adds the middleware when SGLang imports its HTTP server. If that module has another form than
-the known versions, the import fails, and the engine does not start open.
+process of the engine. It adds the middleware when SGLang imports its HTTP server. If that module is elsewhere, or
+has another form than in the known versions, the engine does not start.
 """
 
 import importlib.machinery
+import importlib.util
 import json
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -104,6 +106,21 @@ class Finder:
 def install() -> None:
     """Guard the HTTP server that this process may import later."""
     sys.meta_path.insert(0, Finder())
+
+
+def unknown_engine() -> str | None:
+    """The problem if this Python has an SGLang whose HTTP server the guard would not find, else None."""
+    package, _, module = SERVER_MODULE.partition(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return None
+    file = module.replace(".", "/") + ".py"
+    if any((Path(folder) / file).is_file() for folder in spec.submodule_search_locations or ()):
+        return None
+    return (
+        f"this {package} has no {file}, so qwen-runtime cannot close its administrative endpoints to other pods; "
+        "use a version of SGLang that this operator knows"
+    )
 
 
 def environment(current: Mapping[str, str], archive: str) -> dict[str, str]:

@@ -111,3 +111,11 @@ def test_every_process_of_an_engine_adds_the_guard_to_its_http_server(archive: P
 def test_an_http_server_of_an_unknown_form_does_not_start(archive: Path, tmp_path: Path) -> None:
     done = start(archive, engine_image(tmp_path / "image", "def make_app(): ...\n"), tmp_path)
     assert "has no application that qwen-runtime can close to other pods" in done.stderr
+
+
+def test_an_engine_whose_http_server_is_elsewhere_does_not_start(archive: Path, tmp_path: Path) -> None:
+    image = engine_image(tmp_path / "image", "")
+    (image / "sglang" / "srt" / "entrypoints" / "http_server.py").unlink()
+    done = start(archive, image, tmp_path)
+    assert done.returncode == 1
+    assert "this sglang has no srt/entrypoints/http_server.py" in done.stderr

@@ -59,6 +59,7 @@ class NetworkPolicies:
     _seen: dict[str | None, dict[ObjectKey, Manifest]] = field(default_factory=dict)
     _written: dict[str, tuple[Manifest, Manifest]] = field(default_factory=dict)
     _refused: dict[str, tuple[float, str]] = field(default_factory=dict)
+    _unreadable: bool = False
 
     def parts(self) -> list[Coroutine[Any, Any, NoReturn]]:
         """What must run at the same time, for ever. Nothing if the release has no policies."""
@@ -170,7 +171,12 @@ class NetworkPolicies:
         try:
             await self.api.list(NETWORK_POLICIES, scope, CHILD_LABELS)
         except Forbidden as error:
-            self._report("", error)
+            if not self._unreadable:
+                self._unreadable = True
+                log.warning(
+                    "the operator may not list NetworkPolicies: other pods can reach the engines",
+                    extra={"error": str(error)},
+                )
             return False
         except ApiError:
             return True

@@ -40,7 +40,7 @@ def component(peer: Manifest) -> str:
 
 def test_by_default_only_the_gateway_s_api_is_open() -> None:
     manifests = render({})
-    assert ingress(manifests, "gateway") == [{"ports": [{"protocol": "TCP", "port": "http"}]}]
+    assert ingress(manifests, "gateway") == [{"ports": [{"protocol": "TCP", "port": 8000}]}]
     [rule] = ingress(manifests, "operator")
     assert [component(peer) for peer in rule["from"]] == ["test"]
     [rule] = engines(manifests)
@@ -58,7 +58,7 @@ def test_the_policies_select_the_release_s_pods_and_ports_that_exist() -> None:
         selector = policy["podSelector"]["matchLabels"].items()
         [template] = [spec for meta, spec in pods(manifests) if selector <= meta.get("labels", {}).items()]
         containers = [*template["containers"], *template.get("initContainers", ())]
-        existing = {port["name"] for container in containers for port in container.get("ports", ())}
+        existing = {port["containerPort"] for container in containers for port in container.get("ports", ())}
         assert {port["port"] for rule in policy["ingress"] for port in rule["ports"]} == existing
         for peer in engines(manifests)[0]["from"]:
             if "podSelector" in peer and component(peer) == part:
@@ -76,7 +76,7 @@ def test_the_values_open_ports() -> None:
     )
     api, metrics, mesh = ingress(manifests, "gateway")
     assert (api["from"][0], component(api["from"][1])) == (CLIENTS, "test")
-    assert (metrics["from"], [port["port"] for port in metrics["ports"]]) == ([PROMETHEUS], ["agent", "metrics"])
+    assert (metrics["from"], [port["port"] for port in metrics["ports"]]) == ([PROMETHEUS], [8081, 9090])
     assert mesh == MESH
     assert PROMETHEUS in ingress(manifests, "operator")[0]["from"]
     assert ingress(manifests, "operator")[1] == MESH

@@ -372,7 +372,7 @@ def test_the_engines_carry_what_their_monitor_looks_for() -> None:
 
 
 def test_alerts_are_about_this_release_and_link_to_their_section() -> None:
-    values = {"monitoring": {"enabled": True, "runbookUrl": "https://wiki.test/qwen"}}
+    values = VALUES["monitored"] | {"monitoring": {"enabled": True, "runbookUrl": "https://wiki.test/qwen"}}
     groups = one(render(values, release="other"), "PrometheusRule", "other")["spec"]["groups"]
     rules = {rule["alert"]: rule for group in groups for rule in group["rules"]}
     assert 'job="qwen-system/other-operator"' in rules["QwenNoLeader"]["expr"]

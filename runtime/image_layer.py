@@ -33,6 +33,23 @@ runpy.run_module("qwen_runtime", run_name="__main__")
 """
 
 
+# Python imports this module at the start of every process that has the archive in its PYTHONPATH. It hides the
+# environment's own module of this name, so it runs that one too.
+SITE_CUSTOMIZE = """\
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+
+from qwen_runtime import guard
+
+guard.install()
+_archive = __spec__.origin.rpartition("/")[0]
+_own = PathFinder.find_spec("sitecustomize", [path for path in sys.path if path != _archive])
+if _own is not None and _own.loader is not None:
+    _own.loader.exec_module(module_from_spec(_own))
+"""
+
+
 def write_runtime_archive(target: Path) -> None:
     """Writes the runtime as one executable file. The same sources always give the same bytes.
 
@@ -43,6 +60,7 @@ def write_runtime_archive(target: Path) -> None:
         handle.write(b"#!/usr/bin/env python3\n")
         with zipfile.ZipFile(handle, "w", zipfile.ZIP_DEFLATED) as archive:
             _add(archive, "__main__.py", ARCHIVE_MAIN.encode())
+            _add(archive, "sitecustomize.py", SITE_CUSTOMIZE.encode())
             for path in sorted(package.rglob("*.py")):
                 _add(archive, path.relative_to(package.parent).as_posix(), path.read_bytes())
             for path in sorted(ENGINES.glob("*/log_lines.json")):

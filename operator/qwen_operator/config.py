@@ -43,6 +43,19 @@ class GatewayConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkPolicyConfig:
+    """The NetworkPolicy of the namespaces with engines: its name, and who may connect to them.
+
+    `ingress` has the form of `spec.ingress`. If `enabled` is false, the operator removes the policies of this name.
+    Without a name it leaves all policies alone.
+    """
+
+    enabled: bool = False
+    name: str = ""
+    ingress: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class HubConfig:
     """The hub of models without a source, the address of its mirror or "", and whether the operator may query hubs."""
 
@@ -88,6 +101,7 @@ class Config:
     hub_lookup: bool = False
     pod: Pod = NO_POD_DEFAULTS
     name_rights: NameRights = field(default_factory=NameRights)
+    network_policy: NetworkPolicyConfig = NetworkPolicyConfig()
 
 
 def load(environ: Mapping[str, str], text: str) -> Config:
@@ -111,6 +125,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         hub_lookup=_hub(root).lookup,
         pod=common.pod,
         name_rights=name_rights(content),
+        network_policy=_network_policy(root),
     )
 
 
@@ -231,6 +246,17 @@ def _gateway(root: Section, namespace: str) -> GatewayConfig:
         namespace=gateway.text("namespace", namespace),
         keys_secret=gateway.text("keysSecret", "qwen-gateway-keys"),
         auth=gateway.choice("auth", ("keys", "none"), "keys"),
+    )
+
+
+def _network_policy(root: Section) -> NetworkPolicyConfig:
+    if not root.has("networkPolicy"):
+        return NetworkPolicyConfig()
+    policy = root.section("networkPolicy")
+    return NetworkPolicyConfig(
+        enabled=policy.flag("enabled", default=False),
+        name=policy.text("name"),
+        ingress=tuple(rule.content for rule in policy.sections("ingress")),
     )
 
 

@@ -28,6 +28,7 @@ from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.execute import Actor
 from qwen_operator.controller.gateway_secret import GatewayKeys
 from qwen_operator.controller.hub_reader import HubReader
+from qwen_operator.controller.network_policies import NetworkPolicies
 from qwen_operator.controller.observe import Observer
 from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.controller.resync import Resync
@@ -169,7 +170,8 @@ class Operator:
         claims = VolumeClaims(api)
         reconciler = Reconciler(observer, actor, self.config, utc_now, self.deployments.count_changes, hub, claims)
         keys = GatewayKeys(api, self.config)
-        tasks: list[Coroutine[Any, Any, Any]] = [self.autoscaler.run(), keys.run(), hub.run()]
+        policies = NetworkPolicies(api, self.store, self.config.network_policy, self.config.namespaces, time.monotonic)
+        tasks: list[Coroutine[Any, Any, Any]] = [self.autoscaler.run(), keys.run(), hub.run(), *policies.parts()]
         for _ in range(self.config.workers):
             tasks.append(Worker(self.queue, reconciler, self.metrics.reconciled, self.metrics.failed).run())
         await first_to_end(tasks)

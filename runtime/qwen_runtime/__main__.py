@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from qwen_runtime import __version__
 from qwen_runtime.engine_log import Patience
+from qwen_runtime.guard import unknown_engine
 from qwen_runtime.inspect_checkpoint import examine
 from qwen_runtime.install import NotInstalled, install
 from qwen_runtime.launch import launch
@@ -70,6 +71,9 @@ def _launch(options: argparse.Namespace, command: Sequence[str]) -> int:
         log_lines = installed()
     except NoLogLines as error:
         complain(str(error))
+        return 1
+    if problem := unknown_engine():
+        complain(problem)
         return 1
     return launch(command, log_lines, Patience(options.crash_seconds, options.port_seconds), options.termination_log)
 

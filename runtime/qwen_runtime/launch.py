@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from qwen_runtime import processes
+from qwen_runtime import guard, processes
 from qwen_runtime.diagnose import Ending, asked_report, failure_report, verdict
 from qwen_runtime.engine_log import EngineLog, Patience
 from qwen_runtime.log_lines import LogLines
@@ -32,11 +33,13 @@ _OUTPUT_SECONDS = 5.0
 class Supervisor:
     """One run of one command. It uses process-wide state (signal handlers, all children): only one per process.
 
+    `archive` is the path of this program, which also closes the engine's administrative endpoints (see `guard`).
     `on_asked` is called once, after the first signal to end has arrived and before the engine gets it.
     """
 
     log_lines: LogLines
     patience: Patience
+    archive: str
     on_asked: Callable[[EngineLog], None]
     log: EngineLog = field(init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -69,6 +72,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
+                env=guard.environment(os.environ, self.archive),
                 start_new_session=True,
             )
         except OSError as error:
@@ -159,7 +163,7 @@ def launch(command: Sequence[str], log_lines: LogLines, patience: Patience, term
     def on_asked(log: EngineLog) -> None:
         deliver(bounded(asked_report(log)), termination_log)
 
-    supervisor = Supervisor(log_lines, patience, on_asked)
+    supervisor = Supervisor(log_lines, patience, os.path.realpath(sys.argv[0]), on_asked)
     ending = supervisor.run(command)
     log = supervisor.log
     if ending.clean:

@@ -27,12 +27,16 @@ Manifest = dict[str, Any]
 POOL: Manifest = {"name": "l4", "product": "NVIDIA-L4", "memoryMiB": 23034, "gpusPerNode": 8}
 NAMESPACED: Manifest = {"watchNamespaces": ["team-a", "team-b"], "gpuPools": [POOL]}
 TESTBED: Manifest = yaml.safe_load((ROOT / "tests/testbed/values.yaml").read_text())
+PROMETHEUS: Manifest = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
 VALUES = {
     "default": {},
     "namespaced": NAMESPACED,
     "testbed": TESTBED,
     "open": {"gateway": {"auth": "none"}},
-    "monitored": {"monitoring": {"enabled": True, "labels": {"release": "prometheus"}}},
+    "monitored": {
+        "monitoring": {"enabled": True, "labels": {"release": "prometheus"}},
+        "networkPolicy": {"metricsFrom": [PROMETHEUS]},
+    },
 }
 all_values = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
 

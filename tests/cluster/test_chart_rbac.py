@@ -8,6 +8,7 @@ import pytest
 
 from qwen_operator.controller.cache import WATCHED
 from qwen_operator.controller.execute import RESOURCES
+from qwen_operator.kube import NETWORK_POLICIES
 from tests.cluster.chart import NAMESPACED, Manifest, all_values, environment, of_kind, one, pods, render
 
 pytestmark = pytest.mark.cluster
@@ -21,6 +22,8 @@ OPERATOR_RULES = {
     ("policy", "poddisruptionbudgets"): "get list watch create patch",
     ("", "resourcequotas"): "list watch",
     ("", "events"): "create",
+    ("networking.k8s.io", "networkpolicies"): "list watch create",
+    ("networking.k8s.io", "networkpolicies", "qwen-system.qwen-engines"): "update delete",
 }
 OWN_RULES = {
     "qwen-operator-lease": {
@@ -59,7 +62,8 @@ def test_rights_follow_the_program() -> None:
     """It may watch what it watches and write the children that it makes, and nothing else of either kind."""
     rules = OPERATOR_RULES | NODE_RULES
     children = {(resource.group, resource.plural) for resource in RESOURCES.values()}
-    assert {what for what, verbs in rules.items() if "list watch" in verbs} == {(r.group, r.plural) for r in WATCHED}
+    watched = {(resource.group, resource.plural) for resource in (*WATCHED, NETWORK_POLICIES)}
+    assert {what for what, verbs in rules.items() if "list watch" in verbs} == watched
     assert {what for what, verbs in rules.items() if "get list watch create patch" in verbs} == children
 
 

@@ -67,6 +67,8 @@ def test_the_objects_have_these_names() -> None:
         ("ClusterRole", "qwen-system.qwen-edit"),
         ("ClusterRoleBinding", "qwen-system.qwen-operator"),
         ("ClusterRoleBinding", "qwen-system.qwen-gateway"),
+        ("NetworkPolicy", "qwen-operator"),
+        ("NetworkPolicy", "qwen-gateway"),
         ("PodDisruptionBudget", "qwen-operator"),
         ("PodDisruptionBudget", "qwen-gateway"),
         ("Role", "qwen-operator-lease"),
@@ -381,7 +383,7 @@ def test_the_engines_carry_what_their_monitor_looks_for() -> None:
 
 
 def test_alerts_are_about_this_release_and_link_to_their_section() -> None:
-    values = {"monitoring": {"enabled": True, "runbookUrl": "https://wiki.test/qwen"}}
+    values = VALUES["monitored"] | {"monitoring": {"enabled": True, "runbookUrl": "https://wiki.test/qwen"}}
     groups = one(render(values, release="other"), "PrometheusRule", "other")["spec"]["groups"]
     rules = {rule["alert"]: rule for group in groups for rule in group["rules"]}
     assert 'job="qwen-system/other-operator"' in rules["QwenNoLeader"]["expr"]

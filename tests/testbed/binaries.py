@@ -62,6 +62,7 @@ PARTS = (
     Part("kubernetes", "tool", _kubernetes_linker()),
     Part("kwok", "sigs.k8s.io/kwok/cmd/kwok"),
     Part("coredns", "."),
+    Part("kube-router", "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router"),
     Part("helm", "helm.sh/helm/v4/cmd/helm"),
 )
 

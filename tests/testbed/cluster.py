@@ -21,6 +21,7 @@ from tests.testbed.node import RealNode
 from tests.testbed.ownership import OWNER, abandoned, owned
 from tests.testbed.packages import ensure_packages
 from tests.testbed.pki import ensure_pki
+from tests.testbed.policies import PolicyEngine
 from tests.testbed.sandbox import HOLDER, Sandbox, wait_for
 from tests.testbed.simulated import (
     USUAL_TAINTS,
@@ -42,6 +43,7 @@ DAEMON_PROGRAMS = (
     "kwok",
     "kubelet",
     "kube-proxy",
+    "kube-router",
     "coredns",
 )
 API_CLIENTS = ("kwok", "kubelet", "kube-proxy", "coredns")
@@ -72,6 +74,7 @@ class Cluster:
         self._sandbox = Sandbox(self._at)
         self._control_plane = ControlPlane(self._at, self._sandbox)
         self._node = RealNode(self._at, self._sandbox)
+        self._policies = PolicyEngine(self._at, self._sandbox)
 
     @property
     def state_dir(self) -> Path:
@@ -211,6 +214,15 @@ class Cluster:
     def exporter(self) -> AbstractContextManager[Exporter]:
         """An exporter that serves chosen metrics for the simulated engines until the block ends."""
         return exporting(self._sandbox, self._at.root)
+
+    @contextmanager
+    def enforcing_policies(self) -> Iterator[None]:
+        """Enforces NetworkPolicies on the real node until the block ends. The rest of the time nothing does."""
+        self._policies.start()
+        try:
+            yield
+        finally:
+            self._policies.stop()
 
     def load_image(self, archive: Path) -> None:
         """Imports an image archive (OCI or Docker) into the real node, unless the node has this file's images."""

@@ -21,6 +21,7 @@ NEEDED = {
     "iptables": "iptables",
     "nft": "nftables",
     "conntrack": "conntrack",
+    "ipset": "ipset",
     "socat": "socat",
     "ip": "iproute2",
     "gcc": "gcc",

@@ -62,9 +62,10 @@ SUBJECTS = {
     "kube-proxy": Subject("system:kube-proxy"),
     "coredns": Subject("testbed-coredns", "system:masters"),
     "kwok": Subject("testbed-kwok", "system:masters"),
+    "kube-router": Subject("testbed-kube-router", "system:masters"),
     "testbed": Subject("testbed", "system:masters"),
 }
-KUBECONFIGS = ("controller-manager", "scheduler", "kubelet", "kube-proxy", "coredns", "kwok", "testbed")
+KUBECONFIGS = ("controller-manager", "scheduler", "kubelet", "kube-proxy", "coredns", "kwok", "kube-router", "testbed")
 
 
 def ensure_pki(at: Layout) -> None:

@@ -16,6 +16,7 @@ from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
     EVENTS,
     LEASES,
+    NETWORK_POLICIES,
     NODES,
     PERSISTENT_VOLUME_CLAIMS,
     POD_DISRUPTION_BUDGETS,
@@ -44,6 +45,7 @@ ALL = (
     EVENTS,
     SECRETS,
     LEASES,
+    NETWORK_POLICIES,
 )
 
 
@@ -140,7 +142,9 @@ class FakeKube:
         meta = manifest["metadata"]
         number = self._write("replace", resource, meta["name"])
         old = self._found(resource, meta.get("namespace"), meta["name"])
-        if meta.get("resourceVersion") != old["metadata"]["resourceVersion"]:
+        # Only a Lease must name the version that it replaces.
+        unconditional = () if resource == LEASES else (None,)
+        if meta.get("resourceVersion") not in (old["metadata"]["resourceVersion"], *unconditional):
             raise Conflict(409, "Conflict", "the object has been modified")
         self._change(resource, old, copy.deepcopy(manifest))
         return self._answer(number, self._found(resource, meta.get("namespace"), meta["name"]))

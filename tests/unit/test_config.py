@@ -91,6 +91,15 @@ def test_two_releases_in_one_namespace_can_have_a_lease_each() -> None:
         (("gateway: {", "servedNames: {a: ['']}\ngateway: {"), "servedNames.a is a list: it must be a list of names"),
         (("gateway: {", "servedNames: {a: [1]}\ngateway: {"), "servedNames.a is a list: it must be a list of names"),
         (("gateway: {", "servedNames: {A_b: [x]}\ngateway: {"), "servedNames.A_b is a list: it must be an entry for"),
+        (
+            ("gateway: {", "networkPolicy: {enabled: true}\ngateway: {"),
+            "networkPolicy.name is missing: it must be a text",
+        ),
+        (("gateway: {", "networkPolicy: {name: a, enabled: 1}\ngateway: {"), "networkPolicy.enabled is 1: it must be"),
+        (
+            ("gateway: {", "networkPolicy: {name: a, ingress: [b]}\ngateway: {"),
+            "networkPolicy.ingress[0] is 'b': it must",
+        ),
         (("gateway: {", "workers: 0\ngateway: {"), "workers is 0: it must be a whole number of at least 1"),
     ],
 )
@@ -154,3 +163,11 @@ def test_which_namespaces_may_serve_which_names() -> None:
     rights = load({}, GOOD + 'servedNames: {team-a: ["team-a-*", x], "*": []}').name_rights
     assert rights == NameRights({"team-a": ("team-a-*", "x"), "*": ()})
     assert load({}, GOOD).name_rights == NameRights()
+
+
+def test_the_network_policy_is_off_unless_the_chart_asks_for_it() -> None:
+    assert load({}, GOOD).network_policy.name == ""
+    section = "networkPolicy: {enabled: true, name: system.qwen-engines, ingress: [{ports: [{port: 8000}]}]}\n"
+    policy = load({}, GOOD + section).network_policy
+    assert (policy.enabled, policy.name) == (True, "system.qwen-engines")
+    assert policy.ingress == ({"ports": [{"port": 8000}]},)

@@ -33,6 +33,31 @@ meet. The dot, which no namespace has in its name, keeps release c in namespace 
 {{- default (printf "%s-gateway-keys" (include "qwen.base" .)) .Values.gateway.keysSecret -}}
 {{- end -}}
 
+{{/* The NetworkPolicy of this release in every namespace with QwenDeployments. */}}
+{{- define "qwen.enginePolicy" -}}
+{{- include "qwen.clusterBase" . }}-engines
+{{- end -}}
+
+{{/* Takes (dict "root" $ "component" "operator"). A NetworkPolicyPeer: the component's pods, seen from any namespace. */}}
+{{- define "qwen.policyPeer" -}}
+namespaceSelector:
+  matchLabels: {kubernetes.io/metadata.name: {{ .root.Release.Namespace }}}
+podSelector:
+  matchLabels:
+    {{- include "qwen.selectorLabels" . | nindent 4 }}
+{{- end -}}
+
+{{/* The list spec.ingress of qwen.enginePolicy. All of an engine is on one port. */}}
+{{- define "qwen.engineIngress" -}}
+{{- $ports := list (dict "protocol" "TCP" "port" 8000) -}}
+{{- $peers := list -}}
+{{- range $component := list "gateway" "operator" -}}
+{{- $peers = append $peers (include "qwen.policyPeer" (dict "root" $ "component" $component) | fromYaml) -}}
+{{- end -}}
+{{- $rules := list (dict "from" (concat $peers .Values.networkPolicy.metricsFrom) "ports" $ports) -}}
+{{- concat $rules .Values.networkPolicy.engines.extraIngress | toYaml -}}
+{{- end -}}
+
 {{/* "true" when the operator may read nodes. */}}
 {{- define "qwen.readNodes" -}}
 {{- ternary "true" "false" (or (empty .Values.watchNamespaces) .Values.rbac.readNodes) -}}

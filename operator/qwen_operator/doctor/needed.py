@@ -18,6 +18,7 @@ OPERATOR: dict[str, tuple[str, ...]] = {
     "resourcequotas": ("list", "watch"),
     "persistentvolumeclaims": ("get",),
     "events": ("create",),
+    "networkpolicies.networking.k8s.io": ("list", "watch", "create"),
 }
 """In each namespace that the operator serves: the chart's `qwen.operatorRules`."""
 

@@ -41,6 +41,7 @@ def keys_without_comment(text: str) -> list[str]:
 def test_every_value_is_commented() -> None:
     # Sections whose name says all; the values in them are commented one by one. Resources are Kubernetes' own words.
     sections = {"operator", "gateway", "hub", "service", "crds", "rbac", "serviceAccount", "monitoring"}
+    sections |= {"networkPolicy", "engines"}
     assert set(keys_without_comment(VALUES.read_text())) == sections | {"requests", "limits"}
 
 

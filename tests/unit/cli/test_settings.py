@@ -31,7 +31,7 @@ def test_without_a_file_they_are_those_of_the_chart() -> None:
 
 
 # What the operator needs besides, from the release and from other values.
-FOR_THE_OPERATOR = {"gateway", "workers", "resyncSeconds", "servedNames"}
+FOR_THE_OPERATOR = {"networkPolicy", "gateway", "workers", "resyncSeconds", "servedNames"}
 
 
 def test_values_become_the_configuration_that_the_template_renders() -> None:
@@ -41,7 +41,7 @@ def test_values_become_the_configuration_that_the_template_renders() -> None:
     values = yaml.safe_load(VALUES.read_text())
     mine = rendered(values)
     assert set(mine) | FOR_THE_OPERATOR == members
-    assert set(mine["engine"]) == set(re.findall(r'^    "(\w+)" .*engine', template, re.MULTILINE))
+    assert set(mine["engine"]) == set(re.findall(r'^    "(\w+)" .*\$engine\b', template, re.MULTILINE))
     assert mine["image"]["reference"] == f"{values['image']['repository']}:{TAG}"
     rest = {name: values["operator"][name] for name in ("workers", "resyncSeconds")}
     config = load({}, yaml.safe_dump(mine | rest | {"gateway": {"auth": values["gateway"]["auth"]}}))

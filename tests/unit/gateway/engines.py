@@ -7,6 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
+from qwen_runtime.guard import is_open
+
 
 class _Engine(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -15,17 +17,21 @@ class _Engine(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if self._closed():
+            return
         answers: dict[str, Any] = {
             "/health": {},
             "/ready": {},
             "/server_info": {"served_model_name": "engine", "model_path": "engine", "version": "0.5.23"},
             "/model_info": {"model_path": "engine", "is_generation": True},
-            "/v1/models": {"object": "list", "data": [{"id": "engine", "object": "model"}]},
+            "/v1/models": {"object": "list", "data": [{"id": "engine", "object": "model", "owned_by": "sglang"}]},
         }
         answer = answers.get(self.path.partition("?")[0])
         self._send(404 if answer is None else 200, answer or {})
 
     def do_POST(self) -> None:
+        if self._closed():
+            return
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/v1/rerank":
             self._send(200, [{"score": 0.5, "document": "b", "index": 0}])
@@ -34,6 +40,14 @@ class _Engine(BaseHTTPRequestHandler):
         choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
         body = {"id": "1", "object": "chat.completion", "created": 1, "model": request["model"], "choices": [choice]}
         self._send(200, body)
+
+    def _closed(self) -> bool:
+        """Refuse what an engine refuses other pods: its guard cannot tell them apart on loopback."""
+        path = self.path.partition("?")[0]
+        closed = not is_open("http", "10.0.0.5", path)
+        if closed:
+            self._send(403, {})
+        return closed
 
     def _send(self, status: int, body: Any) -> None:
         content = json.dumps(body).encode()

@@ -1,0 +1,131 @@
+"""Closes the administrative endpoints of SGLang to everything outside its pod.
+
+SGLang has one port for everything: inference, probes, metrics, and calls that abort requests, release memory, replace
+weights or print all settings. Its own keys do not separate them well: the gateway's router needs the key of an engine
+to register it, and `/server_info` prints both keys. So there are no keys. Instead the engine's HTTP application gets a
+middleware that serves other hosts a short list of paths, and everything only to its own pod: to SGLang itself, to the
+runtime, and to `kubectl port-forward`, which all connect over the loopback interface.
+
+The runtime puts its archive in the engine's PYTHONPATH, so that Python imports the archive's `sitecustomize` in every
+process of the engine. It adds the middleware when SGLang imports its HTTP server. If that module is elsewhere, or
+has another form than in the known versions, the engine does not start.
+"""
+
+import importlib.machinery
+import importlib.util
+import json
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+SERVER_MODULE = "sglang.srt.entrypoints.http_server"
+
+# Not the whole of 127.0.0.0/8: the proxy of a service mesh connects from 127.0.0.6 for its remote clients.
+LOOPBACK = frozenset({"127.0.0.1", "::1", "::ffff:127.0.0.1"})
+
+OPEN_PATHS = frozenset(
+    {
+        # The probes of the kubelet and of the router. The metrics.
+        *("/health", "/ready", "/metrics", "/metrics/"),
+        # What the router reads to register an engine and to compare loads.
+        *("/v1/models", "/model_info", "/get_model_info", "/version", "/v1/loads"),
+        # Inference.
+        *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"),
+        *("/v1/messages/count_tokens", "/v1/rerank", "/v1/score", "/v1/classify", "/v1/audio/transcriptions"),
+        *("/v1/tokenize", "/v1/detokenize", "/tokenize", "/detokenize", "/generate"),
+    }
+)
+OPEN_BELOW = ("/v1/models/", "/v1/responses/")
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def is_open(kind: str, client: str | None, path: str) -> bool:
+    """Whether to serve a connection. `kind` is the ASGI scope's type, `client` the address of the other side."""
+    if kind == "lifespan" or client in LOOPBACK:
+        return True
+    return kind == "http" and (path in OPEN_PATHS or path.startswith(OPEN_BELOW))
+
+
+class Guard:
+    """ASGI middleware: 403 for requests that are not open."""
+
+    def __init__(self, app: Application) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client, path = scope.get("client"), str(scope.get("path", ""))
+        if is_open(scope["type"], client[0] if client else None, path):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await _refuse(path, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+
+async def _refuse(path: str, send: Send) -> None:
+    message = f"{path[:200]} is only open inside the engine's pod; use kubectl port-forward"
+    body = json.dumps({"error": {"message": message, "type": "forbidden", "code": 403}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 403, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class _GuardedLoader(importlib.machinery.SourceFileLoader):
+    """Loads the HTTP server and adds the middleware to its application."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        add = getattr(getattr(module, "app", None), "add_middleware", None)
+        if add is None:
+            raise ImportError(f"{module.__name__} has no application that qwen-runtime can close to other pods")
+        add(Guard)
+
+
+class Finder:
+    """Finds only SGLang's HTTP server."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, _target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """See importlib.abc.MetaPathFinder."""
+        if name != SERVER_MODULE:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is None or spec.origin is None:
+            return spec
+        spec.loader = _GuardedLoader(name, spec.origin)
+        return spec
+
+
+def install() -> None:
+    """Guard the HTTP server that this process may import later."""
+    sys.meta_path.insert(0, Finder())
+
+
+def unknown_engine() -> str | None:
+    """The problem if this Python has an SGLang whose HTTP server the guard would not find, else None."""
+    package, _, module = SERVER_MODULE.partition(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return None
+    file = module.replace(".", "/") + ".py"
+    if any((Path(folder) / file).is_file() for folder in spec.submodule_search_locations or ()):
+        return None
+    return (
+        f"this {package} has no {file}, so qwen-runtime cannot close its administrative endpoints to other pods; "
+        "use a version of SGLang that this operator knows"
+    )
+
+
+def environment(current: Mapping[str, str], archive: str) -> dict[str, str]:
+    """The environment of an engine whose processes import `sitecustomize` from `archive`."""
+    others = [path for path in current.get("PYTHONPATH", "").split(":") if path]
+    kept = {name: value for name, value in current.items() if name != "FORWARDED_ALLOW_IPS"}
+    # With FORWARDED_ALLOW_IPS, the HTTP server would believe a client that claims to be the loopback interface.
+    return {**kept, "PYTHONPATH": ":".join([archive, *others])}

@@ -1,0 +1,121 @@
+"""The guard in front of an engine's administrative endpoints, alone and in a real Python process."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_runtime.guard import SERVER_MODULE, Guard, environment, is_open
+
+# Every endpoint of SGLang 0.5.22 and 0.5.23 that changes an engine or tells more than a client needs.
+CLOSED = """
+/server_info /get_server_info /set_internal_state /flush_cache /abort_request /pause_generation /continue_generation
+/release_memory_occupation /resume_memory_occupation /update_weights_from_disk /update_weights_from_tensor
+/update_weights_from_distributed /update_weights_from_ipc /init_weights_update_group /destroy_weights_update_group
+/get_weights_by_name /weights_checker /load_lora_adapter /unload_lora_adapter /load_lora_adapter_from_tensors
+/open_session /close_session /configure_logging /start_profile /stop_profile /freeze_gc /set_trace_level /slow_down
+/pd_role_switch /hicache/storage-backend /add_external_corpus /health_generate /docs /openapi.json /dumper/x
+/flush_cache/ //flush_cache /metrics/../flush_cache /v1/unknown
+"""
+OPEN = """
+/health /ready /metrics /v1/models /v1/models/m /model_info /v1/loads /v1/chat/completions /v1/completions
+/v1/embeddings /v1/messages /v1/responses /v1/responses/1/cancel /v1/rerank /v1/score /generate /v1/tokenize
+"""
+
+
+@pytest.mark.parametrize("path", CLOSED.split())
+def test_other_hosts_reach_no_administrative_endpoint(path: str) -> None:
+    for client in ("10.0.0.5", "127.0.0.6", "fd00::5", "testclient", None):
+        assert not is_open("http", client, path)
+    for client in ("127.0.0.1", "::1"):
+        assert is_open("http", client, path)
+
+
+@pytest.mark.parametrize("path", OPEN.split())
+def test_other_hosts_reach_what_the_gateway_and_the_probes_use(path: str) -> None:
+    assert is_open("http", "10.0.0.5", path)
+    assert not is_open("websocket", "10.0.0.5", path)
+
+
+async def answer(scope: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The ASGI messages for one request to an application that says `served`."""
+    sent: list[Mapping[str, Any]] = []
+
+    async def send(message: Mapping[str, Any]) -> None:
+        sent.append(message)
+
+    async def receive() -> None:
+        return None
+
+    async def app(_scope: Mapping[str, Any], _receive: Any, send: Any) -> None:
+        await send({"type": "served"})
+
+    await Guard(app)(scope, receive, send)
+    return sent
+
+
+def test_a_refused_request_gets_403_and_a_sentence() -> None:
+    foreign = {"type": "http", "client": ("10.0.0.5", 1), "path": "/flush_cache"}
+    start, body = asyncio.run(answer(foreign))
+    assert start["status"] == 403
+    assert b"/flush_cache is only open inside the engine's pod" in body["body"]
+    assert asyncio.run(answer({**foreign, "type": "websocket"})) == [{"type": "websocket.close", "code": 1008}]
+    assert asyncio.run(answer({**foreign, "client": ("127.0.0.1", 1)})) == [{"type": "served"}]
+    assert asyncio.run(answer({"type": "lifespan"})) == [{"type": "served"}]
+
+
+def test_the_environment_keeps_what_it_had_but_trusts_no_forwarding_proxy() -> None:
+    before = {"PYTHONPATH": "/mine:/other", "FORWARDED_ALLOW_IPS": "*", "HOME": "/home"}
+    assert environment(before, "/a.pyz") == {"PYTHONPATH": "/a.pyz:/mine:/other", "HOME": "/home"}
+    assert environment({}, "/a.pyz") == {"PYTHONPATH": "/a.pyz"}
+
+
+def engine_image(folder: Path, server: str) -> Path:
+    """A folder for PYTHONPATH with a package that has the place of SGLang's HTTP server, and a sitecustomize."""
+    package = folder / "sglang" / "srt" / "entrypoints"
+    package.mkdir(parents=True)
+    for part in (package, package.parent, package.parent.parent):
+        (part / "__init__.py").touch()
+    (package / "http_server.py").write_text(server)
+    (folder / "sitecustomize.py").write_text("print('the image customizes its site')\n")
+    return folder
+
+
+def start(archive: Path, image: Path, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a child process of a child process of `launch`, as SGLang starts its HTTP workers."""
+    child = f"import {SERVER_MODULE} as server; print(server.app.added)"
+    program = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {child!r}]))"
+    command = [sys.executable, str(archive), "launch", "--termination-log", str(tmp_path / "log"), "--"]
+    return subprocess.run(
+        [*command, sys.executable, "-c", program],
+        env={"PYTHONPATH": str(image)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_process_of_an_engine_adds_the_guard_to_its_http_server(archive: Path, tmp_path: Path) -> None:
+    add = "def add_middleware(self, one): self.added.append(one.__name__)"
+    server = f"class App:\n    added = []\n    {add}\napp = App()\n"
+    done = start(archive, engine_image(tmp_path / "image", server), tmp_path)
+    assert "['Guard']" in done.stdout.splitlines(), done.stderr
+    # The launcher, the engine's first process, and that one's child.
+    assert done.stdout.count("the image customizes its site") == 3
+
+
+def test_an_http_server_of_an_unknown_form_does_not_start(archive: Path, tmp_path: Path) -> None:
+    done = start(archive, engine_image(tmp_path / "image", "def make_app(): ...\n"), tmp_path)
+    assert "has no application that qwen-runtime can close to other pods" in done.stderr
+
+
+def test_an_engine_whose_http_server_is_elsewhere_does_not_start(archive: Path, tmp_path: Path) -> None:
+    image = engine_image(tmp_path / "image", "")
+    (image / "sglang" / "srt" / "entrypoints" / "http_server.py").unlink()
+    done = start(archive, image, tmp_path)
+    assert done.returncode == 1
+    assert "this sglang has no srt/entrypoints/http_server.py" in done.stderr

@@ -7,7 +7,7 @@ setting, its value, and what would be right.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_operator.api.spec import EnvVar
@@ -16,6 +16,7 @@ from qwen_operator.hardware.boards import capability
 from qwen_operator.hardware.pools import MOST_DOLLARS, GpuPool, thousandths
 from qwen_operator.manifests.pods import RuntimeImage
 from qwen_operator.planning.types import EngineDefaults
+from qwen_operator.tenancy.lists import PATTERNS, Mode, Setting, Tenancy
 from qwen_runtime.checkpoints.reading import shown
 
 
@@ -65,6 +66,7 @@ class Config:
     engine: EngineDefaults
     pools: tuple[GpuPool, ...]
     gateway: GatewayConfig
+    tenancy: Tenancy = field(default_factory=Tenancy)
     workers: int = 8
     resync_seconds: int = 300
     http_port: int = 8080
@@ -86,6 +88,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         engine=common.engine,
         pools=common.pools,
         gateway=_gateway(root, namespace),
+        tenancy=tenancy_of(root.section("tenancy"), common.engine.image),
         workers=root.number("workers", 8),
         resync_seconds=root.number("resyncSeconds", 300),
         http_port=_port(environ),
@@ -173,6 +176,29 @@ def _gateway(root: Section, namespace: str) -> GatewayConfig:
         keys_secret=gateway.text("keysSecret", "qwen-gateway-keys"),
         auth=gateway.choice("auth", ("keys", "none"), "keys"),
     )
+
+
+def tenancy_of(section: Section, engine_image: str) -> Tenancy:
+    """What tenants may ask for, from the chart's `tenancy`. Raises ConfigError."""
+    by_namespace = section.section("namespaces")
+    return Tenancy(
+        mode=Mode(section.choice("mode", tuple(Mode), Mode.RESTRICTED)),
+        added=_lists(section),
+        by_namespace={name: _lists(by_namespace.section(name)) for name in by_namespace.content},
+        exempt=frozenset(section.words("exempt")),
+        engine_image=engine_image,
+    )
+
+
+def _lists(section: Section) -> Mapping[Setting, tuple[str, ...]]:
+    lists = {setting: section.words(setting) for setting in Setting if section.has(setting)}
+    for setting, entries in lists.items():
+        star = "*" if setting in PATTERNS else ""
+        if not all(entries) or any("*" in entry.removesuffix(star) for entry in entries):
+            raise section.wrong(
+                setting, f"a list of names{', each with at most one *, at its end' if star else ', without *'}"
+            )
+    return lists
 
 
 def _port(environ: Mapping[str, str]) -> int:

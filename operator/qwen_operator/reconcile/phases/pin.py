@@ -28,7 +28,7 @@ def pin(course: Course) -> Step:
         manifest = revision_manifest(course.observed.owner, target)
         actions.append(Create(Kind.CONTROLLER_REVISION, manifest, ActionReason.PIN_REVISION))
         course = replace(course, target=target)
-    course = replace(course, running=course.target or _last_served(course))
+    course = replace(course, running=course.target or course.observed.last_served)
     return Step(
         course,
         (
@@ -48,16 +48,6 @@ def number_of(manifest: Manifest) -> int:
 def _awaited_inspection(course: Course) -> str:
     """The revision whose inspection is not finished; "" if there is none."""
     return course.revision if course.target is None else ""
-
-
-def _last_served(course: Course) -> PinnedRevision | None:
-    """The revision in the status, or else the one with the highest number.
-
-    The number alone does not show it: when a user restores an earlier spec, its revision keeps its old number.
-    """
-    pinned = course.observed.readable
-    shown = objects.mapping(course.observed.deployment, "status", "plan").get("hash")
-    return pinned.get(str(shown)) or max(pinned.values(), key=lambda revision: revision.number, default=None)
 
 
 def _present(course: Course) -> Iterable[Manifest]:

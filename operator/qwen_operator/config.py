@@ -44,11 +44,15 @@ class HubConfig:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a plan and its pods depend on: the operator's own image, the engine, the declared pools."""
+    """What a plan and its pods depend on: the operator's own image, the engine, the declared pools.
+
+    `tenancy` decides whether there may be a plan.
+    """
 
     image: RuntimeImage
     engine: EngineDefaults
     pools: tuple[GpuPool, ...]
+    tenancy: Tenancy = field(default_factory=Tenancy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         engine=common.engine,
         pools=common.pools,
         gateway=_gateway(root, namespace),
-        tenancy=tenancy_of(root.section("tenancy"), common.engine.image),
+        tenancy=common.tenancy,
         workers=root.number("workers", 8),
         resync_seconds=root.number("resyncSeconds", 300),
         http_port=_port(environ),
@@ -101,7 +105,8 @@ def load(environ: Mapping[str, str], text: str) -> Config:
 def settings(content: Mapping[str, Any]) -> Settings:
     """The part of the rendered configuration that plans depend on. Raises ConfigError."""
     root = Section("", content)
-    return Settings(image=_image(root), engine=_engine(root), pools=_pools(root))
+    engine = _engine(root)
+    return Settings(_image(root), engine, _pools(root), _tenancy(root.section("tenancy"), engine.image))
 
 
 def _yaml(text: str) -> Mapping[str, Any]:
@@ -178,8 +183,7 @@ def _gateway(root: Section, namespace: str) -> GatewayConfig:
     )
 
 
-def tenancy_of(section: Section, engine_image: str) -> Tenancy:
-    """What tenants may ask for, from the chart's `tenancy`. Raises ConfigError."""
+def _tenancy(section: Section, engine_image: str) -> Tenancy:
     by_namespace = section.section("namespaces")
     return Tenancy(
         mode=Mode(section.choice("mode", tuple(Mode), Mode.RESTRICTED)),
@@ -191,7 +195,7 @@ def tenancy_of(section: Section, engine_image: str) -> Tenancy:
 
 
 def _lists(section: Section) -> Mapping[Setting, tuple[str, ...]]:
-    lists = {setting: section.words(setting) for setting in Setting if section.has(setting)}
+    lists = {setting: entries for setting in Setting if (entries := section.words(setting))}
     for setting, entries in lists.items():
         star = "*" if setting in PATTERNS else ""
         if not all(entries) or any("*" in entry.removesuffix(star) for entry in entries):

@@ -210,7 +210,7 @@ def bad_pods(space: str) -> dict[str, Manifest]:
         "no security": engine_pod(space, securityContext={}),
         "account": engine_pod(space, serviceAccountName="builder"),
         "critical": engine_pod(space, priorityClassName="system-node-critical"),
-        "privileged": container_with(space, privileged=True),
+        "privileged": container_with(space, privileged=True, allowPrivilegeEscalation=True),
         "capability": container_with(space, capabilities={"add": ["SYS_ADMIN"], "drop": ["ALL"]}),
         "escalation": container_with(space, allowPrivilegeEscalation=True),
     }

@@ -20,9 +20,10 @@ COMMANDS = {
     "crds": "print the custom resource definitions, or write them to a folder",
     "plan": "plan GPUs and options for a model, without a cluster; exit code 3 if it does not fit",
     "render": "print the objects that the operator would create for a manifest",
+    "tenancy": "list the QwenDeployments that ask for more than the chart's tenancy allows; exit code 3 if any",
     "models": "list the published models that the operator knows without reading a file",
 }
-PRINTING = ("crds", "plan", "render", "models")
+PRINTING = ("crds", "plan", "render", "tenancy", "models")
 # The exit code of a program that SIGPIPE ends.
 _NO_READER = 141
 

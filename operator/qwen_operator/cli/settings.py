@@ -46,6 +46,7 @@ def rendered(values: Mapping[str, Any]) -> dict[str, Any]:
         },
         "hub": root.raw("hub"),
         "gpuPools": root.raw("gpuPools"),
+        "tenancy": root.raw("tenancy"),
         "imagePullSecrets": [_name(one) for one in root.items("imagePullSecrets")],
     }
 

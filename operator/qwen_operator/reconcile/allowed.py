@@ -15,9 +15,12 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.manifests.expansion import unescaped
 from qwen_operator.manifests.names import ENGINE_CONTAINER, Manifest
 from qwen_operator.manifests.quantities import canonical_quantities
+from qwen_operator.planning.engine import choose
+from qwen_operator.planning.engine_args import RefusedArgsError
 from qwen_operator.reconcile.types import Course
 from qwen_operator.tenancy.judge import refused
 
+_ARGS = ("engine", "args")
 SHOWN = 3
 """How many entries a message names."""
 
@@ -31,11 +34,22 @@ def not_allowed(course: Course) -> Blocked | None:
     running = course.observed.last_served
     before = spec_of(running.template, spec) if running is not None else None
     refusals = refused(spec, tenancy, owner.namespace, before)
+    if any(one.rule.path == _ARGS for one in refusals) and _has_wrong_options(course):
+        # Planning refuses these, and says what would be right.
+        refusals = tuple(one for one in refusals if one.rule.path != _ARGS)
     if not refusals:
         return None
-    sentences = [one.message for one in refusals[:SHOWN]]
-    more = [f"and {len(refusals) - SHOWN} more"] if len(refusals) > SHOWN else []
-    return Blocked(Reason.NOT_ALLOWED, "; ".join((*sentences, *more)), waiting=False)
+    count = f"{len(refusals)} entries, of which the first: " if len(refusals) > SHOWN else ""
+    message = count + "; ".join(one.message for one in refusals[:SHOWN])
+    return Blocked(Reason.NOT_ALLOWED, message, waiting=False)
+
+
+def _has_wrong_options(course: Course) -> bool:
+    try:
+        choose(course.spec.engine, course.config.engine)
+    except RefusedArgsError:
+        return True
+    return False
 
 
 def spec_of(template: Mapping[str, Any], spec: Mapping[str, Any]) -> Manifest:

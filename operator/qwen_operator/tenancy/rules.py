@@ -200,7 +200,26 @@ def _all(text: str, member: str, words: tuple[str, ...]) -> str:
     return f"{text}.all({member}, {member} in {_texts(words)})"
 
 
+def _is(of: str, member: str, kind: str) -> str:
+    return f"has({of}.{member}) && type({of}.{member}) == {kind}"
+
+
+def _each(of: str, member: str, holds: str) -> str:
+    """CEL: the member is absent, or a list of objects `t` that all fulfil `holds`."""
+    return f"(!has({of}.{member}) || ({_is(of, member, 'list')} && {of}.{member}.all(t, type(t) == map && {holds})))"
+
+
+def _shown(member: str, otherwise: str) -> str:
+    return f"{_is('item', member, 'string')} ? item.{member} : '{otherwise}'"
+
+
 _TERM = f"variables.{allowed_variable(Setting.POD_AFFINITY_FIELDS)}"
+
+_WEIGHTED = (
+    f"{_all('t', 'm', ('weight', 'podAffinityTerm'))} && {_is('t', 'podAffinityTerm', 'map')} && "
+    f"t.podAffinityTerm.all(m, m in {_TERM})"
+)
+_SOURCE = f"t.all(m, m in variables.{allowed_variable(Setting.VOLUME_TYPES)})"
 
 RULES: tuple[Rule, ...] = (
     _keys("pod.labels", Setting.LABELS, "a tenant may use names without a domain, such as team"),
@@ -212,10 +231,10 @@ RULES: tuple[Rule, ...] = (
         Setting.TOLERATIONS,
         f"a tenant may tolerate nvidia.com/gpu, and {' and '.join(_LOST_NODE)} with NoExecute and tolerationSeconds",
         _toleration,
-        f"has(item.key) && item.key != '' && {_all('item', 'm', _TOLERATION)} && "
+        f"{_is('item', 'key', 'string')} && item.key != '' && {_all('item', 'm', _TOLERATION)} && "
         f"({cel_matches('item.key', Setting.TOLERATIONS)} || (item.key in {_texts(_LOST_NODE)} && "
-        "item.effect == 'NoExecute' && type(item.tolerationSeconds) == int))",
-        "has(item.key) ? string(item.key) : 'every taint'",
+        f"has(item.effect) && item.effect == 'NoExecute' && {_is('item', 'tolerationSeconds', 'int')}))",
+        _shown("key", "every taint"),
     ),
     Rule(
         ("pod", "affinity"),
@@ -223,11 +242,10 @@ RULES: tuple[Rule, ...] = (
         Setting.POD_AFFINITY_FIELDS,
         "a tenant may select nodes and pods of the own namespace, so no namespaces and no namespaceSelector",
         _affinity,
-        f"item == 'nodeAffinity' || (item in ['podAffinity', 'podAntiAffinity'] && "
+        "item == 'nodeAffinity' || (item in ['podAffinity', 'podAntiAffinity'] && type(VALUE) == map && "
         f"{_all('VALUE', 'm', (_REQUIRED, _PREFERRED))} && "
-        f"VALUE.?{_REQUIRED}.orValue([]).all(t, t.all(m, m in {_TERM})) && "
-        f"VALUE.?{_PREFERRED}.orValue([]).all(t, {_all('t', 'm', ('weight', 'podAffinityTerm'))} && "
-        f"t.podAffinityTerm.all(m, m in {_TERM})))",
+        f"{_each('VALUE', _REQUIRED, f't.all(m, m in {_TERM})')} && "
+        f"{_each('VALUE', _PREFERRED, _WEIGHTED)})",
     ),
     _field("pod.runtimeClassName", Setting.RUNTIME_CLASSES, "a tenant may use the default runtime or nvidia"),
     _field("pod.schedulerName", Setting.SCHEDULERS, "a tenant may use default-scheduler"),
@@ -241,9 +259,8 @@ RULES: tuple[Rule, ...] = (
         "a tenant may use persistentVolumeClaim, emptyDir, configMap, secret, downwardAPI, and projected of these",
         _volume,
         f"item.all(m, m == 'name' || m in variables.{allowed_variable(Setting.VOLUME_TYPES)}) && "
-        "(!has(item.projected) || item.projected.?sources.orValue([]).all(s, "
-        f"s.all(m, m in variables.{allowed_variable(Setting.VOLUME_TYPES)})))",
-        "string(item.?name.orValue('')) + ' (' + item.filter(m, m != 'name').map(m, string(m)).join(', ') + ')'",
+        f"(!has(item.projected) || (type(item.projected) == map && {_each('item.projected', 'sources', _SOURCE)}))",
+        f"({_shown('name', 'no name')}) + ' (' + item.filter(m, m != 'name').map(m, string(m)).join(', ') + ')'",
     ),
     Rule(
         ("pod", "volumeMounts"),
@@ -252,9 +269,10 @@ RULES: tuple[Rule, ...] = (
         "a tenant may mount the volumes of spec.pod.volumes below /mnt, /data, /models and /templates and at "
         f"/home/qwen/huggingface, with the fields {', '.join(_MOUNT)}",
         _mount,
-        f"{_all('item', 'm', _MOUNT)} && variables.pod.?volumes.orValue([]).exists(v, v.?name.orValue('') == item.name)"
-        f" && !item.mountPath.contains('..') && {cel_matches('item.mountPath', Setting.MOUNT_PATHS)}",
-        "string(item.?mountPath.orValue(''))",
+        f"{_all('item', 'm', _MOUNT)} && {_is('item', 'name', 'string')} && {_is('item', 'mountPath', 'string')} && "
+        "variables.pod.?volumes.orValue([]).exists(v, v.?name.orValue('') == item.name) && "
+        f"!item.mountPath.contains('..') && {cel_matches('item.mountPath', Setting.MOUNT_PATHS)}",
+        _shown("mountPath", "no mountPath"),
     ),
     Rule(
         ("pod", "securityContext"),
@@ -266,7 +284,7 @@ RULES: tuple[Rule, ...] = (
         f"{cel_matches('item', Setting.SECURITY_CONTEXT)} || item in {_texts(_POLICIES)} || "
         f"(item in {_texts(_IDS)} && type(VALUE) == int && VALUE > 0) || "
         "(item == 'runAsNonRoot' && VALUE == true) || "
-        "(item == 'supplementalGroups' && VALUE.all(g, type(g) == int && g > 0)) || "
+        "(item == 'supplementalGroups' && type(VALUE) == list && VALUE.all(g, type(g) == int && g > 0)) || "
         f"(item in {_texts(_DEFAULT_PROFILES)} && VALUE == {{'type': 'RuntimeDefault'}})",
     ),
     Rule(

@@ -103,7 +103,6 @@ ENGINE_OPTIONS = (
     "--max-queued-requests",
     "--max-running-requests",
     "--max-total-tokens",
-    "--media-url-max-file-size-mb",
     "--mem-fraction-static",
     "--mm-attention-backend",
     "--moe-runner-backend",

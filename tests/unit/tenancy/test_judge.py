@@ -104,7 +104,8 @@ def test_the_built_in_options_exist_and_load_nothing() -> None:
     words = ("trust", "path", "custom-weight", "url", "endpoint", "port", "api-key", "hook", "plugin", "config", "file")
     assert [name for name in ENGINE_OPTIONS if any(f"-{word}" in name for word in words)] == []
     assert "--host" not in ENGINE_OPTIONS
-    bad = ("LD_", "PYTHON", "NVIDIA_", "PATH", "PROXY", "PLUGIN", "ENDPOINT", "PACKAGE")
+    assert [name for name in ENGINE_VARIABLES if name.startswith("LD_")] == []
+    bad = ("PYTHON", "NVIDIA_", "PATH", "PROXY", "PLUGIN", "ENDPOINT", "PACKAGE")
     assert [name for name in ENGINE_VARIABLES if any(word in name for word in bad)] == []
     assert all("*" not in entry for setting in (Setting.ENGINE_ARGS, Setting.ENV) for entry in BUILT_IN[setting])
 

@@ -372,7 +372,8 @@ class Spec:
         changes_pods=True,
     )
     engine: Engine = described(
-        "Your own image, options and environment for the engine, in place of the chart's and the planned ones.",
+        "Your own image, options and environment for the engine, in place of the chart's and the planned ones. The "
+        "chart's tenancy decides which are allowed.",
         default=Engine,
         changes_pods=True,
     )
@@ -396,7 +397,8 @@ class Spec:
     )
     rollout: Rollout = described("How the operator replaces and removes replicas.", default=Rollout, changes_pods=False)
     pod: Pod = described(
-        "Additions to the engine pods. Fields about placement, identity and access also apply to the inspection pod.",
+        "Additions to the engine pods. Fields about placement, identity and access also apply to the inspection pod. "
+        "The chart's tenancy decides which values are allowed.",
         default=Pod,
         changes_pods=True,
     )

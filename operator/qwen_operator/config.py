@@ -105,8 +105,8 @@ def load(environ: Mapping[str, str], text: str) -> Config:
 def settings(content: Mapping[str, Any]) -> Settings:
     """The part of the rendered configuration that plans depend on. Raises ConfigError."""
     root = Section("", content)
-    engine = _engine(root)
-    return Settings(_image(root), engine, _pools(root), _tenancy(root.section("tenancy"), engine.image))
+    image, engine = _image(root), _engine(root)
+    return Settings(image, engine, _pools(root), _tenancy(root.section("tenancy"), engine.image))
 
 
 def _yaml(text: str) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from qwen_operator.hardware.boards import capability
 from qwen_operator.hardware.pools import MOST_DOLLARS, GpuPool, thousandths
 from qwen_operator.manifests.pods import InspectionDefaults, RuntimeImage
 from qwen_operator.planning.types import EngineDefaults
+from qwen_operator.tenancy.lists import PATTERNS, Mode, Setting, Tenancy
 from qwen_runtime.checkpoints.reading import shown
 
 NO_POD_DEFAULTS = Pod()
@@ -68,13 +69,14 @@ class HubConfig:
 class Settings:
     """What a plan and its pods depend on: the operator's own image, the engine, the declared pools.
 
-    `pod` has the chart's defaults of spec.pod.
+    `pod` has the chart's defaults of spec.pod. `tenancy` decides whether there may be a plan.
     """
 
     image: RuntimeImage
     engine: EngineDefaults
     pools: tuple[GpuPool, ...]
     pod: Pod = NO_POD_DEFAULTS
+    tenancy: Tenancy = field(default_factory=Tenancy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class Config:
     engine: EngineDefaults
     pools: tuple[GpuPool, ...]
     gateway: GatewayConfig
+    tenancy: Tenancy = field(default_factory=Tenancy)
     workers: int = 8
     resync_seconds: int = 300
     http_port: int = 8080
@@ -117,6 +120,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         engine=common.engine,
         pools=common.pools,
         gateway=_gateway(root, namespace),
+        tenancy=common.tenancy,
         workers=root.number("workers", 8),
         resync_seconds=root.number("resyncSeconds", 300),
         http_port=_port(environ),
@@ -132,7 +136,9 @@ def load(environ: Mapping[str, str], text: str) -> Config:
 def settings(content: Mapping[str, Any]) -> Settings:
     """The part of the rendered configuration that plans depend on. Raises ConfigError."""
     root = Section("", content)
-    return Settings(image=_image(root), engine=_engine(root), pools=_pools(root), pod=_pod(root))
+    image, engine = _image(root), _engine(root)
+    tenancy = _tenancy(root.section("tenancy"), engine.image)
+    return Settings(image, engine, _pools(root), _pod(root), tenancy)
 
 
 def name_rights(content: Mapping[str, Any]) -> NameRights:
@@ -258,6 +264,28 @@ def _network_policy(root: Section) -> NetworkPolicyConfig:
         name=policy.text("name"),
         ingress=tuple(rule.content for rule in policy.sections("ingress")),
     )
+
+
+def _tenancy(section: Section, engine_image: str) -> Tenancy:
+    by_namespace = section.section("namespaces")
+    return Tenancy(
+        mode=Mode(section.choice("mode", tuple(Mode), Mode.RESTRICTED)),
+        added=_lists(section),
+        by_namespace={name: _lists(by_namespace.section(name)) for name in by_namespace.content},
+        exempt=frozenset(section.words("exempt")),
+        engine_image=engine_image,
+    )
+
+
+def _lists(section: Section) -> Mapping[Setting, tuple[str, ...]]:
+    lists = {setting: entries for setting in Setting if (entries := section.words(setting))}
+    for setting, entries in lists.items():
+        star = "*" if setting in PATTERNS else ""
+        if not all(entries) or any("*" in entry.removesuffix(star) for entry in entries):
+            raise section.wrong(
+                setting, f"a list of names{', each with at most one *, at its end' if star else ', without *'}"
+            )
+    return lists
 
 
 def _port(environ: Mapping[str, str]) -> int:

@@ -69,6 +69,10 @@ def test_the_objects_have_these_names() -> None:
         ("ClusterRoleBinding", "qwen-system.qwen-gateway"),
         ("NetworkPolicy", "qwen-operator"),
         ("NetworkPolicy", "qwen-gateway"),
+        ("ValidatingAdmissionPolicy", "qwen-system.qwen-tenants"),
+        ("ValidatingAdmissionPolicyBinding", "qwen-system.qwen-tenants"),
+        ("ValidatingAdmissionPolicy", "qwen-system.qwen-operator"),
+        ("ValidatingAdmissionPolicyBinding", "qwen-system.qwen-operator"),
         ("PodDisruptionBudget", "qwen-operator"),
         ("PodDisruptionBudget", "qwen-gateway"),
         ("Role", "qwen-operator-lease"),
@@ -87,7 +91,12 @@ def test_names_stay_short_and_distinct(values: Manifest) -> None:
     for m in manifests:
         assert m["kind"] == "CustomResourceDefinition" or len(m["metadata"]["name"]) <= 63
         assert all(len(value) <= 63 for value in m["metadata"]["labels"].values())
-    kinds = ("ClusterRole", "ClusterRoleBinding")
+    kinds = (
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+    )
     others = of_kind(render(values, release="r" * 53, namespace=other_team), *kinds)
     mine = {(m["kind"], m["metadata"]["name"]) for m in of_kind(manifests, *kinds)}
     assert mine.isdisjoint((m["kind"], m["metadata"]["name"]) for m in others)

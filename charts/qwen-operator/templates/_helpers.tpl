@@ -184,3 +184,26 @@ spec:
     matchLabels:
       {{- include "qwen.selectorLabels" . | nindent 6 }}
 {{- end -}}
+
+{{/*
+Takes (dict "root" $ "lists" LISTS "engineImage" IMAGE). The CEL variables with what tenants may ask for: the built-in
+lists, those of the values, and those of the request's namespace.
+*/}}
+{{- define "qwen.allowedLists" -}}
+{{- $tenancy := .root.Values.tenancy -}}
+{{- $name := .engineImage | splitList "@" | first -}}
+{{- $parts := splitList "/" $name -}}
+{{- $repository := append (initial $parts) (last $parts | splitList ":" | first) | join "/" -}}
+{{- $images := list .engineImage $repository (printf "%s:*" $repository) (printf "%s@*" $repository) -}}
+{{- range $setting, $builtIn := .lists -}}
+{{- $all := concat $builtIn (ternary $images list (eq $setting "images")) (index $tenancy $setting) | uniq | default list -}}
+{{- $own := dict -}}
+{{- range $namespace, $lists := $tenancy.namespaces -}}
+{{- with index $lists $setting -}}
+{{- $_ := set $own $namespace . -}}
+{{- end -}}
+{{- end }}
+- name: allowed{{ substr 0 1 $setting | upper }}{{ substr 1 -1 $setting }}
+  expression: {{ ternary (toJson $all) (printf "%s + (request.namespace in %s ? %s[request.namespace] : [])" (toJson $all) (toJson $own) (toJson $own)) (empty $own) | quote }}
+{{- end -}}
+{{- end -}}

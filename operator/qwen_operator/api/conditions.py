@@ -71,6 +71,7 @@ class Reason(StrEnum):
     NODE_LOST = "NodeLost"
     # rejected before a pod exists
     INVALID_SPEC = "InvalidSpec"
+    NOT_ALLOWED = "NotAllowed"
     UNKNOWN_MODEL = "UnknownModel"
     UNKNOWN_ARCHITECTURE = "UnknownArchitecture"
     UNLABELLED_GPUS = "UnlabelledGpus"

@@ -435,7 +435,8 @@ class Spec:
         changes_pods=True,
     )
     engine: Engine = described(
-        "Your own image, options and environment for the engine, in place of the chart's and the planned ones.",
+        "Your own image, options and environment for the engine, in place of the chart's and the planned ones. The "
+        "chart's tenancy decides which are allowed.",
         default=Engine,
         changes_pods=True,
     )
@@ -464,7 +465,8 @@ class Spec:
         changes_pods=False,
     )
     pod: Pod = described(
-        "Additions to the engine pods. Fields about placement, identity and access also apply to the inspection pod.",
+        "Additions to the engine pods. Fields about placement, identity and access also apply to the inspection pod. "
+        "The chart's tenancy decides which values are allowed.",
         default=Pod,
         changes_pods=True,
     )

@@ -21,9 +21,10 @@ COMMANDS = {
     "plan": "plan GPUs and options for a model, without a cluster; exit code 3 if it does not fit",
     "render": "print the objects that the operator would create for a manifest",
     "doctor": "check a cluster, or collect all about one QwenDeployment for support; exit code 1 if a check failed",
+    "tenancy": "list the QwenDeployments that ask for more than the chart's tenancy allows; exit code 3 if any",
     "models": "list the published models that the operator knows without reading a file",
 }
-PRINTING = ("crds", "plan", "render", "models", "doctor")
+PRINTING = ("crds", "plan", "render", "tenancy", "models", "doctor")
 # The exit code of a program that SIGPIPE ends.
 _NO_READER = 141
 

@@ -348,24 +348,12 @@ def names_product(text: str, products: tuple[str, ...]) -> bool:
 
 def _cluster_nodes() -> list[Mapping[str, Any]]:
     """The nodes of the kubeconfig's cluster."""
-    import asyncio  # noqa: PLC0415 - a second of imports that only this case needs
-    import logging  # noqa: PLC0415
+    from qwen_operator.cli.cluster import listed  # noqa: PLC0415 - a second of imports that only this case needs
+    from qwen_operator.kube import NODES  # noqa: PLC0415
 
-    from qwen_operator.kube import NODES, ApiError  # noqa: PLC0415
-    from qwen_operator.kube.client import connect  # noqa: PLC0415
-
-    async def listed() -> list[Mapping[str, Any]]:
-        api = await connect()
-        try:
-            return list((await api.list(NODES, None))[0])
-        finally:
-            await api.aclose()
-
-    # The client logs the same error as well.
-    logging.getLogger("kubernetes").setLevel(logging.CRITICAL)
     try:
-        return asyncio.run(listed())
-    except (ApiError, ConnectionError) as error:
+        return listed(NODES)
+    except ConnectionError as error:
         raise InputError(
             f"no hardware is given, and the cluster cannot be reached ({error}): give --gpu, --nodes or --config"
         ) from error

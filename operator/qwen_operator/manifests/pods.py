@@ -16,7 +16,7 @@ from typing import Any
 from qwen_operator.api.pod import GPU_RESOURCE, Pod
 from qwen_operator.api.spec import EnvVar, Spec
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct
-from qwen_operator.manifests import names
+from qwen_operator.manifests import expansion, names
 from qwen_operator.manifests.names import Manifest, Owner, PodIdentity
 from qwen_operator.manifests.quantities import canonical_quantities
 from qwen_operator.planning.types import EngineSource, Plan
@@ -214,7 +214,7 @@ def inspection_pod(
         "name": names.INSPECTION_CONTAINER,
         "image": runtime.reference,
         "imagePullPolicy": runtime.pull_policy,
-        "command": ["python3", _IMAGE_RUNTIME, "inspect", "--path", source.model_path],
+        "command": _literal(["python3", _IMAGE_RUNTIME, "inspect", "--path", source.model_path]),
         **_present(env=[_variable(variable) for variable in source.env]),
         "resources": {part: dict(amounts) for part, amounts in runtime.inspection.resources.items()},
         "securityContext": deepcopy(_CONTAINER_SECURITY),
@@ -329,7 +329,7 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
         "name": names.ENGINE_CONTAINER,
         "image": plan.engine_image,
         "imagePullPolicy": "IfNotPresent",
-        "command": _command(spec, plan, source),
+        "command": _literal(_command(spec, plan, source)),
         "env": [_variable(variable) for variable in _environment(plan)],
         "ports": [{"name": "http", "containerPort": names.ENGINE_PORT, "protocol": "TCP"}],
         "resources": {"requests": requests, "limits": {**resources.limits, **gpus}},
@@ -375,7 +375,12 @@ def _environment(plan: Plan) -> tuple[EnvVar, ...]:
 
 
 def _variable(variable: EnvVar) -> Manifest:
-    return {"name": variable.name, **_present(value=variable.value, valueFrom=variable.value_from)}
+    value = None if variable.value is None else expansion.escaped(variable.value)
+    return {"name": variable.name, **_present(value=value, valueFrom=variable.value_from)}
+
+
+def _literal(command: Sequence[str]) -> list[str]:
+    return [expansion.escaped(word) for word in command]
 
 
 def _probes(plan: Plan) -> Manifest:

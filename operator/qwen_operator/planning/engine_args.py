@@ -126,6 +126,11 @@ def _option(item: str, table: OptionTable, where: str) -> Option:
     split = _SPLIT.search(item)
     spelling = item[: split.start()] if split else item
     values = (item[split.end() :].strip() if split.group() != "=" else item[split.end() :],) if split else ()
+    if values and values[0].startswith("--"):
+        # With a second value, SGLang would get this one as an option of its own, past the checks below.
+        raise RefusedArgsError(
+            f"{where}: {item!r} has an option as its value; write each option as an entry", unknown=False
+        )
     name = (table.options or table.nearest).get(spelling, spelling)
     # The canonical name of a reserved option in one version may be another spelling in a different version.
     for one in (name, spelling):

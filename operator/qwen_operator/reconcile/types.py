@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from qwen_operator import objects
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.actions.types import Action, OrderedActions, Refusal
 from qwen_operator.api.claims import NameShare
@@ -74,6 +75,16 @@ class Observed:
     def readable(self) -> dict[str, PinnedRevision]:
         """The pinned revisions that this version can read, by revision hash."""
         return {name: pinned for name, pinned in self.pinned.items() if isinstance(pinned, PinnedRevision)}
+
+    @property
+    def last_served(self) -> PinnedRevision | None:
+        """The revision in the status, or else the one with the highest number.
+
+        The number alone does not show it: when a user restores an earlier spec, its revision keeps its old number.
+        """
+        shown = objects.mapping(self.deployment, "status", "plan").get("hash")
+        readable = self.readable
+        return readable.get(str(shown)) or max(readable.values(), key=lambda revision: revision.number, default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from qwen_operator.manifests.names import Manifest
 from qwen_operator.manifests.revisions import as_stored, read_revision
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import Plan
+from qwen_operator.tenancy.lists import Setting, Tenancy
 from tests.unit.world import CONFIG, REPORT, World, deployment, node
 
 SPEC = {"model": "Qwen/Qwen1.5-72B-Chat", "replicas": 2}
@@ -87,7 +89,7 @@ async def test_what_is_rendered_is_what_the_operator_creates(
     """The operator runs on an API in memory that has the same nodes; only what an API server adds may differ."""
     manifest = deployment(**spec)
     nodes = [node(), node("small", 4, 46068, "NVIDIA-L40S"), node("other", 8, 23034, "NVIDIA-L4")]
-    world = World()
+    world = World(config=replace(CONFIG, tenancy=Tenancy(added={Setting.TOLERATIONS: ("team",)})))
     for item in nodes:
         world.api.put(NODES, item)
     await world.start()

@@ -45,7 +45,7 @@ def test_values_become_the_configuration_that_the_template_renders() -> None:
     assert mine["image"]["reference"] == f"{values['image']['repository']}:{TAG}"
     rest = {name: values["operator"][name] for name in ("workers", "resyncSeconds")}
     config = load({}, yaml.safe_dump(mine | rest | {"gateway": {"auth": values["gateway"]["auth"]}}))
-    assert Settings(config.image, config.engine, config.pools) == chart_settings(None)
+    assert Settings(config.image, config.engine, config.pools, config.pod, config.tenancy) == chart_settings(None)
     bare = load({}, yaml.safe_dump({"image": mine["image"], "engine": mine["engine"]}))
     assert bare == config
 

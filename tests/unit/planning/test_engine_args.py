@@ -213,3 +213,17 @@ def test_harmless_settings_may_be_replaced_in_silence() -> None:
     args, warnings = engine.arguments(choice, SETTINGS)
     assert warnings == ()
     assert "/metrics" not in args
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        ["--cuda-graph-bs-decode --trust-remote-code", "1"],
+        ["--cuda-graph-bs-decode=--host", "1"],
+        ["--log-level --host"],
+    ],
+)
+def test_no_option_hides_as_a_value(items: list[str]) -> None:
+    """With a second value, each would be an argument of its own, and SGLang would read the first as an option."""
+    with pytest.raises(RefusedArgsError, match="has an option as its value"):
+        read(items, table(VERSION), "args")

@@ -24,8 +24,10 @@ from qwen_operator.kube import (
     Manifest,
 )
 from qwen_operator.planning.types import EngineDefaults
+from qwen_operator.tenancy.lists import Mode, Tenancy
 from tests.unit.world import CONFIG, REPORT, World, change, deployment, ended_status, node, ready_status, settled
 
+TRUSTED = replace(CONFIG, tenancy=Tenancy(mode=Mode.TRUSTED))
 TOLERATION = Passthrough({"key": "team", "operator": "Exists"})
 CLAIM: Manifest = {"source": {"uri": "pvc://models/chat"}}
 
@@ -165,7 +167,7 @@ class TestInspection:
         assert words.rstrip(".") in world.message("Ready")
 
     async def test_a_scheduler_that_does_not_exist_is_named(self) -> None:
-        world = await World().start()
+        world = await World(config=TRUSTED).start()
         world.kubelet.engine = world.kubelet.inspection = stays
         world.api.put(QWENDEPLOYMENTS, deployment(pod={"schedulerName": "gang"}))
         world.api.put(QWENDEPLOYMENTS, deployment("mounted", pod={"schedulerName": "gang"}, **CLAIM))
@@ -254,7 +256,9 @@ class TestSettingsOfTheChart:
 
     @pytest.mark.parametrize("engine", [{"version": "0.5.22"}, {"image": "other/sglang:v0.5.22"}])
     async def test_the_spec_chooses_its_own_sglang_and_gives_it_back(self, engine: Manifest) -> None:
-        world = await settled(deployment())
+        world = await World(config=TRUSTED).start()
+        world.api.put(QWENDEPLOYMENTS, deployment())
+        await world.settle()
         change(world, engine=engine)
         await world.settle()
         assert self.images(world) == {engine.get("image", "example/sglang:v0.5.22")}

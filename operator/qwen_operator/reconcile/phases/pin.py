@@ -17,7 +17,7 @@ from qwen_operator.manifests.revisions import (
     revision_metadata,
     revision_of,
 )
-from qwen_operator.reconcile.phases.plan import last_served, template_of
+from qwen_operator.reconcile.phases.plan import template_of
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.sources.inspection import leftovers
 
@@ -44,7 +44,7 @@ def pin(course: Course) -> Step:
         manifest = revision_manifest(course.observed.owner, target)
         actions.append(Create(Kind.CONTROLLER_REVISION, manifest, ActionReason.PIN_REVISION))
         course = replace(course, target=target)
-    course = replace(course, running=course.target or last_served(course.observed))
+    course = replace(course, running=course.target or course.observed.last_served)
     return Step(
         course,
         (

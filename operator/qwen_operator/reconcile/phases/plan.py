@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qwen_operator import objects
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.names import Manifest, PodIdentity
@@ -13,7 +12,7 @@ from qwen_operator.manifests.revisions import PinnedRevision, as_stored, replan_
 from qwen_operator.planning import plan as planning
 from qwen_operator.planning.types import EngineDefaults, NoFit, Plan
 from qwen_operator.reconcile.plan_memory import PlanInputs
-from qwen_operator.reconcile.types import Course, Observed, Step
+from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.sources import registry
 
 
@@ -42,22 +41,12 @@ def _newer(course: Course, target: PinnedRevision) -> bool:
     return observed.plans.would_differ(observed.owner.uid, inputs, lambda: _would_differ(course, target))
 
 
-def last_served(observed: Observed) -> PinnedRevision | None:
-    """The revision in the status, or else the one with the highest number.
-
-    The number alone does not show it: when a user restores an earlier spec, its revision keeps its old number.
-    """
-    pinned = observed.readable
-    shown = objects.mapping(observed.deployment, "status", "plan").get("hash")
-    return pinned.get(str(shown)) or max(pinned.values(), key=lambda revision: revision.number, default=None)
-
-
 def _kept_engine(course: Course) -> EngineDefaults:
     """The chart's engine, with the SGLang version that runs: an edit of the spec is no upgrade of SGLang.
 
     The annotation qwen-operator.dev/replan asks for the chart's version, spec.engine for its own.
     """
-    running, engine, own = last_served(course.observed), course.config.engine, course.spec.engine
+    running, engine, own = course.observed.last_served, course.config.engine, course.spec.engine
     if own.image or own.version or running is None or running.own_engine:
         return engine
     asked = running.replan != replan_of(course.observed.deployment)

@@ -11,6 +11,7 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.manifests.names import controller_revision_name, inspection_pod_name
 from qwen_operator.manifests.pods import reads_alike
 from qwen_operator.manifests.revisions import UnreadableRevisionError, replan_of
+from qwen_operator.reconcile.allowed import not_allowed
 from qwen_operator.reconcile.foreign import foreign_objects
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas import quotas
@@ -25,6 +26,8 @@ def source(course: Course) -> Step:
         return _blocked(course, Blocked(Reason.UNKNOWN, str(pinned), waiting=False))
     if pinned is not None:
         return Step(replace(course, target=pinned))
+    if (refused := not_allowed(course)) is not None:
+        return _blocked(course, refused)
     if (occupied := _occupied(course)) is not None:
         return _blocked(course, occupied)
     facts = _known_facts(course) or registry.resolve(_context(course))

@@ -1,0 +1,260 @@
+"""What tenants may ask for, as a table that the operator's rules and the policy of the API server must both keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Spec = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A part of a spec, and the field that is `refused`, or "" if it is allowed. `before` is what the object had."""
+
+    id: str
+    spec: Spec
+    refused: str = ""
+    before: Spec = field(default_factory=dict)
+
+
+def pod(**members: Any) -> Spec:
+    return {"pod": members}
+
+
+def engine(**members: Any) -> Spec:
+    return {"engine": members}
+
+
+def volume(**source: Any) -> Spec:
+    return pod(volumes=[{"name": "v", **source}])
+
+
+def mount(path: str, **members: Any) -> Spec:
+    return pod(volumes=[{"name": "v", "emptyDir": {}}], volumeMounts=[{"name": "v", "mountPath": path, **members}])
+
+
+def security(**members: Any) -> Spec:
+    return pod(securityContext=members)
+
+
+def toleration(**members: Any) -> Spec:
+    return pod(tolerations=[members])
+
+
+def affinity(**term: Any) -> Spec:
+    terms = [{"topologyKey": "kubernetes.io/hostname", "labelSelector": {}, **term}]
+    return pod(affinity={"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}})
+
+
+def preferred(**term: Any) -> Spec:
+    terms = [{"weight": 1, "podAffinityTerm": {"topologyKey": "kubernetes.io/hostname", **term}}]
+    return pod(affinity={"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": terms}})
+
+
+def variable(name: str, **members: Any) -> Spec:
+    return engine(env=[{"name": name, **members}])
+
+
+def args(*words: str) -> Spec:
+    return engine(args=list(words))
+
+
+TOKEN = {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}}
+LOST = "node.kubernetes.io/unreachable"
+SECRET = {"secretKeyRef": {"name": "s", "key": "k"}}
+HOST: Spec = {"name": "host", "hostPath": {"path": "/"}}
+CODE = "--trust-remote-code"
+
+ALLOWED: tuple[Case, ...] = (
+    Case("nothing", {}),
+    Case("a label", pod(labels={"team": "a"})),
+    Case("an annotation", pod(annotations={"note": "text"})),
+    Case("pull secrets", pod(imagePullSecrets=[{"name": "own"}])),
+    Case("a node selector", pod(nodeSelector={"topology.kubernetes.io/zone": "a"})),
+    Case(
+        "spread",
+        pod(topologySpreadConstraints=[{"maxSkew": 1, "topologyKey": "z", "whenUnsatisfiable": "DoNotSchedule"}]),
+    ),
+    Case("GPU taint", toleration(key="nvidia.com/gpu", operator="Exists")),
+    Case("lost node for a time", toleration(key=LOST, operator="Exists", effect="NoExecute", tolerationSeconds=60)),
+    Case("node affinity", pod(affinity={"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}})),
+    Case("own pods apart", affinity()),
+    Case("own pods near", preferred(labelSelector={"matchLabels": {"a": "b"}})),
+    Case("nvidia's runtime", pod(runtimeClassName="nvidia")),
+    Case("default scheduler", pod(schedulerName="default-scheduler")),
+    Case("default account", pod(serviceAccountName="default")),
+    Case(
+        "resources", pod(resources={"requests": {"cpu": "1"}, "limits": {"memory": "8Gi", "ephemeral-storage": "1Gi"}})
+    ),
+    Case("claim", volume(persistentVolumeClaim={"claimName": "c"})),
+    Case("emptyDir", volume(emptyDir={"medium": "Memory", "sizeLimit": "1Gi"})),
+    Case("ConfigMap", volume(configMap={"name": "c"})),
+    Case("Secret", volume(secret={"secretName": "s"})),
+    Case("projected", volume(projected={"sources": [{"secret": {"name": "s"}}, {"configMap": {"name": "c"}}]})),
+    Case("downward API", volume(downwardAPI={"items": []})),
+    Case("a mount", mount("/templates", readOnly=True)),
+    Case("a mount below", mount("/mnt/x", subPath="y")),
+    Case("cache", mount("/home/qwen/huggingface")),
+    Case("another user", security(runAsUser=1000, runAsGroup=1000, fsGroup=1000, supplementalGroups=[2000])),
+    Case("tight", security(runAsNonRoot=True, seccompProfile={"type": "RuntimeDefault"})),
+    Case("fsGroup policy", security(fsGroupChangePolicy="Always")),
+    Case("AppArmor default", security(appArmorProfile={"type": "RuntimeDefault"})),
+    Case("another tag", engine(image="localhost/sglang-cpu:v0.5.22")),
+    Case("digest", engine(image="localhost/sglang-cpu@sha256:" + "0" * 64)),
+    Case("an option", args("--schedule-policy=lpm")),
+    Case("an option with a space", args("--schedule-policy lpm")),
+    Case("an option and its value", args("--chunked-prefill-size", "-1")),
+    Case("several values", args("--cuda-graph-bs-decode", "1", "2")),
+    Case("a variable", variable("OMP_NUM_THREADS", value="1")),
+    Case("token of a hub", variable("HF_TOKEN", valueFrom=SECRET)),
+    Case("other fields of the engine", engine(version="0.5.23", kvCacheType="BFloat16", startupSeconds=100)),
+)
+
+REFUSED: tuple[Case, ...] = (
+    Case("mesh label", pod(labels={"sidecar.istio.io/inject": "true"}), "spec.pod.labels"),
+    Case("workload identity", pod(labels={"azure.workload.identity/use": "true"}), "spec.pod.labels"),
+    Case(
+        "AppArmor",
+        pod(annotations={"container.apparmor.security.beta.kubernetes.io/engine": "x"}),
+        "spec.pod.annotations",
+    ),
+    Case("runtime annotation", pod(annotations={"io.kubernetes.cri-o.Devices": "/dev/sda"}), "spec.pod.annotations"),
+    Case("networks", pod(annotations={"k8s.v1.cni.cncf.io/networks": "host"}), "spec.pod.annotations"),
+    Case("critical", pod(priorityClassName="system-node-critical"), "spec.pod.priorityClassName"),
+    Case("tolerate all", toleration(operator="Exists"), "spec.pod.tolerations"),
+    Case("tolerate all by effect", toleration(operator="Exists", effect="NoExecute"), "spec.pod.tolerations"),
+    Case("empty key", toleration(key="", operator="Exists"), "spec.pod.tolerations"),
+    Case("control plane", toleration(key="node-role.kubernetes.io/control-plane"), "spec.pod.tolerations"),
+    Case("lost node for ever", toleration(key=LOST, operator="Exists", effect="NoExecute"), "spec.pod.tolerations"),
+    Case(
+        "lost node unscheduled", toleration(key=LOST, effect="NoSchedule", tolerationSeconds=9), "spec.pod.tolerations"
+    ),
+    Case("unknown member", toleration(key="nvidia.com/gpu", other="x"), "spec.pod.tolerations"),
+    Case("number as key", toleration(key=7), "spec.pod.tolerations"),
+    Case("others' pods", affinity(namespaceSelector={}), "spec.pod.affinity"),
+    Case("others' pods by name", affinity(namespaces=["kube-system"]), "spec.pod.affinity"),
+    Case("others' pods preferred", preferred(namespaces=["kube-system"]), "spec.pod.affinity"),
+    Case("unknown affinity", pod(affinity={"other": {}}), "spec.pod.affinity"),
+    Case("text as affinity", pod(affinity={"podAffinity": "x"}), "spec.pod.affinity"),
+    Case(
+        "null in affinity",
+        pod(affinity={"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": "x"}}),
+        "spec.pod.affinity",
+    ),
+    Case("runtime", pod(runtimeClassName="runc-privileged"), "spec.pod.runtimeClassName"),
+    Case("scheduler", pod(schedulerName="other"), "spec.pod.schedulerName"),
+    Case("account", pod(serviceAccountName="builder"), "spec.pod.serviceAccountName"),
+    Case("device", pod(resources={"limits": {"devices.kubevirt.io/kvm": 1}}), "spec.pod.resources.limits"),
+    Case("hugepages", pod(resources={"requests": {"hugepages-2Mi": "2Mi"}}), "spec.pod.resources.requests"),
+    *(
+        Case(f"volume {kind}", volume(**{kind: source}), "spec.pod.volumes")
+        for kind, source in {
+            "hostPath": {"path": "/"},
+            "csi": {"driver": "d"},
+            "ephemeral": {"volumeClaimTemplate": {}},
+            "image": {"reference": "i"},
+            "nfs": {"server": "s", "path": "/"},
+            "iscsi": {"targetPortal": "t", "iqn": "i", "lun": 0},
+            "flexVolume": {"driver": "d"},
+            "unknown": {},
+        }.items()
+    ),
+    Case("token", volume(projected={"sources": [TOKEN]}), "spec.pod.volumes"),
+    Case(
+        "token beside a Secret", volume(projected={"sources": [{"secret": {"name": "s"}}, TOKEN]}), "spec.pod.volumes"
+    ),
+    Case("two kinds", volume(emptyDir={}, hostPath={"path": "/"}), "spec.pod.volumes"),
+    Case("text as sources", volume(projected={"sources": "x"}), "spec.pod.volumes"),
+    Case("over programs", mount("/usr/lib/python3/dist-packages"), "spec.pod.volumeMounts"),
+    Case("over the runtime", mount("/qwen-runtime/qwen-runtime.pyz"), "spec.pod.volumeMounts"),
+    Case("over user packages", mount("/home/qwen/.local"), "spec.pod.volumeMounts"),
+    Case("climbing", mount("/mnt/../usr"), "spec.pod.volumeMounts"),
+    Case("expanded path", mount("/mnt/x", subPathExpr="$(P)"), "spec.pod.volumeMounts"),
+    Case("propagation", mount("/mnt/x", mountPropagation="Bidirectional"), "spec.pod.volumeMounts"),
+    Case(
+        "the operator's volume",
+        pod(volumeMounts=[{"name": "qwen-runtime", "mountPath": "/mnt/r"}]),
+        "spec.pod.volumeMounts",
+    ),
+    Case("root", security(runAsUser=0), "spec.pod.securityContext"),
+    Case("root group", security(supplementalGroups=[0]), "spec.pod.securityContext"),
+    Case("root fsGroup", security(fsGroup=0), "spec.pod.securityContext"),
+    Case("may be root", security(runAsNonRoot=False), "spec.pod.securityContext"),
+    Case("text as user", security(runAsUser="1000"), "spec.pod.securityContext"),
+    Case("Unconfined", security(seccompProfile={"type": "Unconfined"}), "spec.pod.securityContext"),
+    Case(
+        "local profile",
+        security(seccompProfile={"type": "Localhost", "localhostProfile": "x"}),
+        "spec.pod.securityContext",
+    ),
+    Case("AppArmor off", security(appArmorProfile={"type": "Unconfined"}), "spec.pod.securityContext"),
+    Case("SELinux", security(seLinuxOptions={"type": "spc_t"}), "spec.pod.securityContext"),
+    Case("sysctls", security(sysctls=[{"name": "kernel.shm_rmid_forced", "value": "1"}]), "spec.pod.securityContext"),
+    Case("unknown security", security(other=True), "spec.pod.securityContext"),
+    Case("another image", engine(image="docker.io/evil/sglang:v0.5.23"), "spec.engine.image"),
+    Case("image that begins alike", engine(image="localhost/sglang-cpu-evil:v1"), "spec.engine.image"),
+    Case("registry with a port", engine(image="localhost/sglang-cpu:5000/evil"), "spec.engine.image"),
+    *(
+        Case(f"option {words[0]}", args(*words), "spec.engine.args")
+        for words in (
+            (CODE,),
+            ("--enable-custom-logit-processor",),
+            ("--load-format=pt",),
+            ("--tokenizer-path", "/mnt/x"),
+            ("--lora-paths=a=/mnt/x",),
+            ("--speculative-draft-model-path=evil/draft",),
+            ("--sidecar=evil",),
+            ("--tool-server=evil.example",),
+            ("--otlp-traces-endpoint=evil.example:4317",),
+            ("--custom-weight-loader=evil.load",),
+            ("--allowed-media-domains=evil.example",),
+            ("--kv-events-config={}",),
+            ("--schedule-policy\t--x",),
+            ("--schedule-policy=lpm", "-x"),
+            ("--no-such-option",),
+        )
+    ),
+    *(
+        Case(f"variable {name}", variable(name, value="x"), "spec.engine.env")
+        for name in (
+            "NVIDIA_VISIBLE_DEVICES",
+            "NVIDIA_DRIVER_CAPABILITIES",
+            "CUDA_VISIBLE_DEVICES",
+            "LD_PRELOAD",
+            "LD_LIBRARY_PATH",
+            "PYTHONPATH",
+            "PYTHONSTARTUP",
+            "PATH",
+            "BASH_ENV",
+            "HF_ENDPOINT",
+            "NCCL_NET_PLUGIN",
+            "SGLANG_NCCL_SO_PATH",
+            "SGLANG_EXTERNAL_MODEL_PACKAGE",
+            "HTTPS_PROXY",
+            "HOME",
+        )
+    ),
+    Case("variable from elsewhere", variable("HF_TOKEN", valueFrom={"fileKeyRef": {"path": "x"}}), "spec.engine.env"),
+)
+
+RATCHET: tuple[Case, ...] = (
+    Case("kept volume", pod(volumes=[HOST], labels={"new": "label"}), before=pod(volumes=[HOST])),
+    Case("kept beside a good one", pod(volumes=[{"name": "e", "emptyDir": {}}, HOST]), before=pod(volumes=[HOST])),
+    Case(
+        "kept account", pod(serviceAccountName="builder", labels={"a": "b"}), before=pod(serviceAccountName="builder")
+    ),
+    Case("kept user", security(runAsUser=0, fsGroup=5), before=security(runAsUser=0)),
+    Case("kept toleration", toleration(operator="Exists"), before=toleration(operator="Exists")),
+    Case("kept option", engine(args=[CODE], startupSeconds=99), before=args(CODE)),
+    Case("kept variable", variable("LD_PRELOAD", value="x"), before=variable("LD_PRELOAD", value="x")),
+    Case("kept image", engine(image="evil/x:v1", startupSeconds=99), before=engine(image="evil/x:v1")),
+    Case("dropped", {}, before=pod(volumes=[HOST])),
+    Case("a second volume", pod(volumes=[HOST, HOST | {"name": "b"}]), "spec.pod.volumes", pod(volumes=[HOST])),
+    Case("another path", volume(hostPath={"path": "/etc"}), "spec.pod.volumes", volume(hostPath={"path": "/"})),
+    Case("another user value", security(fsGroup=0, runAsUser=0), "spec.pod.securityContext", security(runAsUser=0)),
+    Case("another value", args("--load-format", "pt"), "spec.engine.args", args("--load-format", "auto")),
+    Case("another variable", variable("LD_PRELOAD", value="y"), "spec.engine.env", variable("LD_PRELOAD", value="x")),
+    Case("another image", engine(image="evil/y:v1"), "spec.engine.image", engine(image="evil/x:v1")),
+)
+"""Updates: what was there may stay, nothing may be added."""

@@ -42,7 +42,7 @@ class Pod:
 
     def client(self, key: str | None = "key-all", **headers: str) -> httpx.Client:
         bearer = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.Client(base_url=self.url, headers={**bearer, **headers}, timeout=30)
+        return httpx.Client(base_url=self.url, headers={**bearer, **headers}, timeout=30, verify=False)
 
     def chat(self, model: str, key: str | None = "key-all", **body: Any) -> httpx.Response:
         message = {"role": "user", "content": "0"}

@@ -7,7 +7,7 @@ answer. Measured with smg 1.13.0, these are closed for a reason:
 * `/v1/tokenize`, `/v1/detokenize`: smg answers them itself, and only with tokenizers that it does not load here.
 * `/generate`: SGLang's own interface, without limits of a model's chat format.
 * `/v1/conversations`, `/v1/responses/ID`: smg keeps no history here.
-* `/get_server_info`, `/get_model_info`, `/health_generate`, `/engine_metrics`: smg asks engines for these without a key.
+* `/get_server_info`, `/get_model_info`, `/health_generate`, `/engine_metrics`: smg asks engines, without a key.
 * `/workers`, `/wasm`, `/flush_cache` and alike: smg's control plane.
 """
 
@@ -119,9 +119,7 @@ http {{
 
 
 def _public(settings: ProxySettings) -> str:
-    headers = "\n".join(
-        f"        proxy_set_header {name} $http_{name.replace('-', '_')};" for name in PASSED_ON
-    )
+    headers = "\n".join(f"        proxy_set_header {name} $http_{name.replace('-', '_')};" for name in PASSED_ON)
     routes = "\n".join(_route(path) for path in ROUTES)
     health = "\n".join(_health(path) for path in HEALTH)
     return f"""\

@@ -41,7 +41,7 @@ class Current:
 
     def refresh(self) -> None:
         """Read both files once. What cannot be used is logged once and leaves the last good state."""
-        problems = []
+        problems: list[str] = []
         if self.settings.auth:
             try:
                 self.keys = read_keys(read_folder(self.settings.keys_dir), self.keys.of)

@@ -28,6 +28,10 @@ _LIMITS = {"requestsPerMinute": 0, "tokensPerMinute": 0, "concurrentRequests": 1
 """The numbers that a tenant may have, and the least value of each. 0 is: no limit, or for bodyBytes the gateway's."""
 
 
+class TenantsError(ValueError):
+    """A tenant's limits are wrong. The message names the field, its value and what is allowed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one tenant may do. `models` are patterns, in which `*` stands for any text."""
@@ -118,37 +122,37 @@ def _shared(keys: Mapping[str, Iterable[str]]) -> list[tuple[str, str]]:
 def read_tenants(text: str) -> Tenants:
     """The tenants of the mounted ConfigMap: `{"defaults": {...}, "tenants": {NAME: {...}}}`.
 
-    Raises ValueError with a sentence that names field and value.
+    Raises TenantsError with a sentence that names field and value, or ValueError if it is not JSON.
     """
     root = untrusted.decode(text.encode(), _LEVELS)
     if not isinstance(root, dict) or not isinstance(root.get("tenants", {}), dict):
-        raise ValueError("the tenants must be a mapping with the fields defaults and tenants")
+        raise TenantsError("the tenants must be a mapping with the fields defaults and tenants")
     defaults = _limits("tenantDefaults", root.get("defaults", {}), Limits())
     own = {}
     for name, value in root.get("tenants", {}).items():
         if not _TENANT.fullmatch(name):
-            raise ValueError(f"tenants has {name!r}; a name may contain letters, digits, '.', '_' and '-'")
+            raise TenantsError(f"tenants has {name!r}; a name may contain letters, digits, '.', '_' and '-'")
         own[name] = _limits(f"tenants.{name}", value, defaults)
     return Tenants(defaults, own)
 
 
 def _limits(where: str, value: Any, base: Limits) -> Limits:
     if not isinstance(value, dict):
-        raise ValueError(f"{where} must be a mapping")
+        raise TenantsError(f"{where} must be a mapping")
     if unknown := sorted(value.keys() - _LIMITS.keys() - {"models"}):
-        raise ValueError(f"{where} has the field {unknown[0]!r}; it may have models, {', '.join(_LIMITS)}")
+        raise TenantsError(f"{where} has the field {unknown[0]!r}; it may have models, {', '.join(_LIMITS)}")
     numbers = dict(base.numbers)
     for name, least in _LIMITS.items():
         number = value.get(name, numbers[name])
         if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= 2**53:
-            raise ValueError(f"{where}.{name} is {number!r}; it must be a whole number of at least {least}")
+            raise TenantsError(f"{where}.{name} is {number!r}; it must be a whole number of at least {least}")
         numbers[name] = number
     models = value.get("models", list(base.models))
     if not isinstance(models, list) or len(models) > MAX_PATTERNS:
-        raise ValueError(f"{where}.models must be a list of at most {MAX_PATTERNS} patterns")
+        raise TenantsError(f"{where}.models must be a list of at most {MAX_PATTERNS} patterns")
     for pattern in models:
         if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern):
-            raise ValueError(f"{where}.models has {pattern!r}; a pattern is a served name, in which * is any text")
+            raise TenantsError(f"{where}.models has {pattern!r}; a pattern is a served name, in which * is any text")
     return Limits(tuple(models), numbers)
 
 

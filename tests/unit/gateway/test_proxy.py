@@ -53,9 +53,13 @@ def settled(pod: Pod) -> Iterator[None]:
     """Each test begins with the same keys and tenants, and what engines received before is forgotten."""
     for received in pod.received.values():
         received.clear()
+    before = (pod.folder / "proxy/settings.json").read_text()
     yield
-    pod.write_keys(KEYS)
-    pod.write_tenants(TENANTS)
+    if (pod.folder / "proxy/settings.json").read_text() != before:
+        loads = pod.metrics()["qwen_gateway_settings_loads"]
+        pod.write_keys(KEYS)
+        pod.write_tenants(TENANTS)
+        until(lambda: pod.metrics()["qwen_gateway_settings_loads"] > loads, "the usual keys and tenants are back")
 
 
 def error(answer: httpx.Response) -> tuple[int, str]:
@@ -436,17 +440,16 @@ def asks(pod: Pod, pause: int, tokens: int) -> Callable[[], tuple[int, int]]:
 
 def test_no_request_is_lost_when_the_pod_ends(tmp_path: Path) -> None:
     """SIGTERM as the kubelet sends it: to the proxy first, and to the router when the proxy has ended."""
-    with gateway(tmp_path) as pod, ThreadPoolExecutor(12) as pool:
+    body = json.dumps(body_of("", "open"))[1:]
+    with gateway(tmp_path) as pod, ThreadPoolExecutor(12) as pool, stalled(pod, "key-all", len(body) + 1) as late:
         streams = [pool.submit(asks(pod, 100, 30)) for _ in range(10)]
         until(lambda: len(pod.received["open"]) == 10, "all streams run")
-        late = stalled(pod, "key-all", 100)
         proxy, router = pod.processes["proxy"], pod.processes["router"]
 
         proxy.send_signal(signal.SIGTERM)
 
         until(lambda: not listens(pod), "the proxy takes no new connection")
-        body = json.dumps(body_of("", "open"))[1:]
-        late.sendall(body.encode() + b" " * (99 - len(body)))
+        late.sendall(body.encode())
         assert late.recv(4096).startswith(b"HTTP/1.1 200 ")
         assert proxy.poll() is None
         assert [stream.result() for stream in streams] == [(200, 31)] * 10

@@ -51,8 +51,14 @@ def test_smg_itself_understands_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("environ", "sentence"),
     [
-        ({"QWEN_GATEWAY_ROUTER_PORT": "http"}, "QWEN_GATEWAY_ROUTER_PORT is 'http'; it must be a whole number from 1 to 65535"),
-        ({"QWEN_GATEWAY_ROUTER_PORT": "0"}, "QWEN_GATEWAY_ROUTER_PORT is '0'; it must be a whole number from 1 to 65535"),
+        (
+            {"QWEN_GATEWAY_ROUTER_PORT": "http"},
+            "QWEN_GATEWAY_ROUTER_PORT is 'http'; it must be a whole number from 1 to 65535",
+        ),
+        (
+            {"QWEN_GATEWAY_ROUTER_PORT": "0"},
+            "QWEN_GATEWAY_ROUTER_PORT is '0'; it must be a whole number from 1 to 65535",
+        ),
         ({"QWEN_GATEWAY_QUEUE_SIZE": "-1"}, "QWEN_GATEWAY_QUEUE_SIZE is '-1'"),
         ({"QWEN_LOG_LEVEL": "trace"}, "QWEN_LOG_LEVEL is 'trace'; it must be one of debug, info, warning, error"),
     ],

@@ -37,13 +37,14 @@ POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 def ensure_packages(needed: Mapping[str, str] = NEEDED) -> None:
-    """Installs what is missing of `needed`. Raises StepFailed if that is not possible (not root, no apt, no network)."""
+    """Installs what is missing of `needed`. Raises StepFailed if it cannot (not root, no apt, no network)."""
     with locked("apt"):
         missing = sorted({package for name, package in needed.items() if not _present(name)})
         if not missing:
             return
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            raise StepFailed(f"the packages {' '.join(missing)} are missing, and only root on Debian can install them")
+            names = " ".join(missing)
+            raise StepFailed(f"the packages {names} are missing, and only root on Debian can install them")
         quiet = {"DEBIAN_FRONTEND": "noninteractive"}
         run_step("refreshing apt's package lists", ["apt-get", "update", "-q"], env=quiet)
         with _services_stay_down():

@@ -185,7 +185,7 @@ def _route(path: str) -> str:
 def _health(path: str) -> str:
     return f"""\
         location = {path} {{
-            limit_except GET {{ deny all; }}
+            access_by_lua_block {{ require("qwen.requests").health() }}
             set $args "";
             proxy_pass_request_body off;
             proxy_pass http://router/liveness;

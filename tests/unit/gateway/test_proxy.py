@@ -109,6 +109,7 @@ def test_every_other_route_is_closed_with_any_key(pod: Pod, method: str, path: s
 def test_health_needs_no_key_and_tells_nothing(pod: Pod, path: str) -> None:
     with pod.client(None) as client:
         assert (client.get(path).status_code, client.get(path).text) == (200, "OK")
+        assert error(client.post(path)) == (405, "method_not_allowed")
 
 
 def test_the_list_has_only_what_the_tenant_may_ask_for(pod: Pod) -> None:

@@ -185,6 +185,13 @@ function requests.models(name)
     return models.answer_list(ticket.tenant)
 end
 
+-- For the gateway's own health.
+function requests.health()
+    if ngx.req.get_method() ~= "HEAD" then
+        only("GET")
+    end
+end
+
 local function allowed_origin()
     local origin = ngx.var.http_origin
     if not origin then

@@ -47,7 +47,7 @@ local function read_models()
     local models = {}
     for _, worker in ipairs(file.workers) do
         -- For smg, the model "unknown" is that of any worker.
-        if type(worker.model_id) == "string" and worker.model_id ~= "unknown" then
+        if type(worker) == "table" and type(worker.model_id) == "string" and worker.model_id ~= "unknown" then
             models[worker.model_id] = true
         end
     end

@@ -459,6 +459,16 @@ def test_no_request_is_lost_when_the_pod_ends(tmp_path: Path) -> None:
         assert router.wait(15) == 0
 
 
+def test_a_router_that_is_away_is_told(tmp_path: Path) -> None:
+    with gateway(tmp_path) as pod, pod.client() as client:
+        pod.processes["router"].kill()
+        pod.processes["router"].wait()
+        for answer in (client.get("/v1/models"), pod.chat("open")):
+            assert error(answer) == (502, "router_unavailable")
+            assert answer.headers["retry-after"] == "1"
+        assert client.get("/liveness").status_code == 502
+
+
 def listens(pod: Pod) -> bool:
     try:
         socket.create_connection(("127.0.0.1", int(pod.url.rsplit(":", 1)[1]))).close()

@@ -44,6 +44,10 @@ end
 local function visible(tenant)
     local names, entries = {}, {}
     local answer = ngx.location.capture("/-/models")
+    -- 503 is smg's answer without a worker.
+    if answer.status ~= 200 and answer.status ~= 503 then
+        return answers.refuse(502, "The gateway's router does not answer. Try again.", { retry_after = 1 })
+    end
     local decoded = answer.status == 200 and cjson.decode(answer.body)
     if type(decoded) ~= "table" or type(decoded.data) ~= "table" then
         return names, entries

@@ -72,7 +72,7 @@ class Current:
             return
         replace(nginx.Files(limits.proxy_dir).settings, content)
         self._written = content
-        log.info("keys and tenants taken over", extra={"tenants_with_keys": len(self.keys.of)})
+        log.info("keys and tenants taken over; %d tenants have keys", len(self.keys.of))
 
 
 def read_folder(folder: Path) -> dict[str, str]:

@@ -485,3 +485,15 @@ def test_without_keys_there_is_one_tenant_with_limits(tmp_path: Path) -> None:
         assert pod.chat("open", "any-key").status_code == 200
         assert "any-key" not in repr(pod.received)
         assert 'qwen_gateway_running_requests{tenant="anonymous"}' in pod.metrics()
+
+
+def test_a_tool_of_the_request_has_the_router_call_nobody(pod: Pod) -> None:
+    """smg can call MCP servers itself; before engines that speak HTTP it passes the tool on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, pod.client() as client:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+        tool = {"type": "mcp", "server_label": "a", "server_url": url, "require_approval": "never"}
+        client.post("/v1/responses", json={"model": "open", "input": "a", "tools": [tool]})
+        listener.settimeout(1)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+    assert [one.path for one in pod.received["open"]] == ["/v1/responses"]

@@ -102,6 +102,9 @@ class _Router:
     async def workers(self) -> list[dict[str, Any]] | None:
         return []
 
+    async def alive(self) -> bool:
+        return True
+
 
 def counted(store: Store) -> tuple[int, int]:
     return sum(1 for _ in store.all(QWENDEPLOYMENTS)), sum(1 for _ in store.all(PODS))

@@ -36,11 +36,15 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
-    """Where the gateway runs, and how clients authenticate: `auth` is "keys" or "none"."""
+    """Where the gateway runs, and how clients authenticate: `auth` is "keys" or "none".
+
+    `create_keys`: whether the operator creates the Secret of the keys if there is none.
+    """
 
     namespace: str
     keys_secret: str
     auth: str
+    create_keys: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +256,7 @@ def _gateway(root: Section, namespace: str) -> GatewayConfig:
         namespace=gateway.text("namespace", namespace),
         keys_secret=gateway.text("keysSecret", "qwen-gateway-keys"),
         auth=gateway.choice("auth", ("keys", "none"), "keys"),
+        create_keys=gateway.flag("createKeys", default=True),
     )
 
 

@@ -76,7 +76,7 @@ def test_the_values_open_ports() -> None:
     )
     api, metrics, mesh = ingress(manifests, "gateway")
     assert (api["from"][0], component(api["from"][1])) == (CLIENTS, "test")
-    assert (metrics["from"], [port["port"] for port in metrics["ports"]]) == ([PROMETHEUS], [8081, 9090])
+    assert (metrics["from"], [port["port"] for port in metrics["ports"]]) == ([PROMETHEUS], [8081, 9090, 9091])
     assert mesh == MESH
     assert PROMETHEUS in ingress(manifests, "operator")[0]["from"]
     assert ingress(manifests, "operator")[1] == MESH

@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from qwen_operator.config import load
+from qwen_operator.gateway.settings import ProxySettings
+from qwen_operator.gateway.tenants import Limits, read_tenants
 from qwen_operator.manifests import names
 from tests.cluster.chart import (
     CHART,
@@ -57,6 +59,7 @@ def test_the_objects_have_these_names() -> None:
         ("ServiceAccount", "qwen-operator"),
         ("ServiceAccount", "qwen-gateway"),
         ("ConfigMap", "qwen-operator"),
+        ("ConfigMap", "qwen-gateway-tenants"),
         ("Deployment", "qwen-operator"),
         ("Deployment", "qwen-gateway"),
         ("Service", "qwen-operator"),
@@ -117,11 +120,11 @@ def test_without_keys_there_is_no_secret() -> None:
     manifests = render(VALUES["open"])
     spec = one(manifests, "Deployment", "qwen-gateway")["spec"]["template"]["spec"]
     assert [volume["name"] for volume in spec["volumes"] if "secret" in volume] == []
-    assert environment(manifests, "qwen-gateway", "router")["QWEN_GATEWAY_AUTH"] == "none"
+    assert environment(manifests, "qwen-gateway", "proxy")["QWEN_GATEWAY_AUTH"] == "none"
     assert config(manifests)["gateway"]["auth"] == "none"
 
 
-def test_with_keys_the_router_waits_for_the_secret_that_the_operator_makes() -> None:
+def test_with_keys_the_proxy_waits_for_the_secret_that_the_operator_makes() -> None:
     manifests = render({})
     spec = one(manifests, "Deployment", "qwen-gateway")["spec"]["template"]["spec"]
     (volume,) = [volume for volume in spec["volumes"] if "secret" in volume]
@@ -129,8 +132,48 @@ def test_with_keys_the_router_waits_for_the_secret_that_the_operator_makes() -> 
     assert config(manifests)["gateway"] == {
         "namespace": "qwen-system",
         "keysSecret": "qwen-gateway-keys",
+        "createKeys": True,
         "auth": "keys",
     }
+
+
+def test_somebody_else_may_create_the_keys() -> None:
+    manifests = render({"gateway": {"keys": {"create": False}, "keysSecret": "from-the-vault"}})
+    spec = one(manifests, "Deployment", "qwen-gateway")["spec"]["template"]["spec"]
+    assert [v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v] == ["from-the-vault"]
+    assert config(manifests)["gateway"]["createKeys"] is False
+    assert "qwen-gateway-keys" not in {m["metadata"]["name"] for m in of_kind(manifests, "Role")}
+
+
+def test_only_the_proxy_sees_keys_and_is_reached_by_clients() -> None:
+    manifests = render({})
+    spec = one(manifests, "Deployment", "qwen-gateway")["spec"]["template"]["spec"]
+    holders = [c["name"] for c in containers(spec) if "keys" in {m["name"] for m in c["volumeMounts"]}]
+    assert holders == ["proxy"]
+    ports = {c["name"]: [port["containerPort"] for port in c["ports"]] for c in containers(spec)}
+    assert ports == {"agent": [8081], "router": [9090], "proxy": [8000, 9091]}
+    # The kubelet stops sidecars after the others, the last one first.
+    assert [c["name"] for c in spec["initContainers"] if c["restartPolicy"] == "Always"] == ["agent", "router"]
+    assert [c["name"] for c in spec["containers"]] == ["proxy"]
+
+
+def test_tenants_reach_the_proxy_as_it_reads_them() -> None:
+    tenants = {"team-a": {"models": ["Qwen/*"], "tokensPerMinute": 100000000}}
+    manifests = render({"gateway": {"tenants": tenants, "corsAllowedOrigins": ["https://a.example.com", "https://b"]}})
+    content = one(manifests, "ConfigMap", "qwen-gateway-tenants")["data"]["tenants.json"]
+    found = read_tenants(content)
+    assert found.own["team-a"].models == ("Qwen/*",)
+    assert found.own["team-a"].numbers["tokensPerMinute"] == 100000000
+    assert found.defaults == Limits()
+    environ = {name: value or "" for name, value in environment(manifests, "qwen-gateway", "proxy").items()}
+    assert ProxySettings.from_env(environ).cors_origins == ("https://a.example.com", "https://b")
+
+
+@pytest.mark.parametrize(
+    "tenant", [{"model": ["a"]}, {"models": "a"}, {"requestsPerMinute": -1}, {"concurrentRequests": 0}]
+)
+def test_wrong_tenants_are_refused(tenant: Manifest) -> None:
+    assert "team-a" in refused({"gateway": {"tenants": {"team-a": tenant}}})
 
 
 @all_values
@@ -226,12 +269,17 @@ def test_bounds_reach_the_router_as_plain_numbers() -> None:
     values = {"gateway": {"limits": {"bodyBytes": 536870912, "queueSize": 0}, "shutdownGraceSeconds": 600}}
     manifests = render(values)
     env = environment(manifests, "qwen-gateway", "router")
+    proxy = environment(manifests, "qwen-gateway", "proxy")
+    assert (proxy["QWEN_GATEWAY_MAX_BODY_BYTES"], proxy["QWEN_GATEWAY_MAX_BUFFERED_BYTES"]) == (
+        "536870912",
+        "402653184",
+    )
     assert env["QWEN_GATEWAY_MAX_BODY_BYTES"] == "536870912"
     assert env["QWEN_GATEWAY_QUEUE_SIZE"] == "0"
     assert env["QWEN_GATEWAY_MAX_CONCURRENT_REQUESTS"] == "1024"
     assert env["QWEN_GATEWAY_SHUTDOWN_GRACE_SECONDS"] == "600"
     spec = one(manifests, "Deployment", "qwen-gateway")["spec"]["template"]["spec"]
-    assert spec["terminationGracePeriodSeconds"] == 10 + 600 + 10
+    assert spec["terminationGracePeriodSeconds"] == 10 + 600 + 20
 
 
 @all_values

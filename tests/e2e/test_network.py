@@ -115,7 +115,7 @@ def actors(bed: Cluster, kubectl: Kubectl, release: Release, claim_space: str) -
 def test_another_pod_reaches_no_engine_and_no_metrics(actors: Cast, who: str) -> None:
     gateway, operator = actors.address("gateway"), actors.address("operator")
     closed = [(actors.engine, 8000, "/v1/models"), (actors.engine, 8000, "/metrics"), (operator, 8080, "/metrics")]
-    closed += [(gateway, 8081, "/metrics"), (gateway, 9090, "/metrics")]
+    closed += [(gateway, 8081, "/metrics"), (gateway, 9090, "/metrics"), (gateway, 9091, "/metrics")]
     assert {actors.ask(who, *place) for place in closed} == {"closed"}
     assert actors.ask(who, gateway, 8000, "/v1/models") != "closed"
 

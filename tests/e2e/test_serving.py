@@ -79,14 +79,50 @@ def test_keys_are_required_and_unknown_models_are_404(gateway: Gateway, served: 
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         refused = httpx.post(f"{gateway.url}/v1/chat/completions", json={"model": MODEL}, headers=headers, timeout=30)
         assert refused.status_code == 401
-    assert httpx.get(f"{gateway.url}/workers", timeout=30).status_code == 401
+    assert httpx.get(f"{gateway.url}/v1/models", timeout=30).status_code == 401
     with gateway.client() as client:
-        assert client.get("/workers").status_code == 401, "a client's key opens the router's control plane"
+        assert {one["id"] for one in client.get("/v1/models").json()["data"]} == {MODEL, ALIAS}
+        for path in ("/workers", "/get_server_info", "/engine_metrics"):
+            assert client.get(path).status_code == 404
+            assert httpx.get(f"{gateway.url}{path}", timeout=30).status_code == 404
 
     unknown = gateway.chat("no-such-model")
 
     assert unknown.status_code == 404
     assert "no-such-model" in json.dumps(unknown.json())
+
+
+@pytest.mark.timeout(600)
+def test_keys_and_tenants_change_while_the_gateway_runs(
+    kubectl: Kubectl, release: Release, gateway: Gateway, served: Manifest
+) -> None:
+    """The kubelet takes about a minute for each change of a mounted Secret or ConfigMap."""
+    space = release.namespace
+    before = {pod["metadata"]["uid"] for pod in kubectl.list("pods", space)}
+    other = Gateway(gateway.url, "key-of-another-tenant")
+    assert other.chat(MODEL, max_tokens=1).status_code == 401
+
+    def patch(kind: str, name: str, content: Manifest) -> None:
+        kubectl.run("patch", kind, name, "-n", space, "--type=merge", "-p", json.dumps(content))
+
+    def answers(client: Gateway, model: str, status: int) -> None:
+        def right() -> bool:
+            assert gateway.chat(MODEL, max_tokens=1).status_code == 200
+            # Each gateway pod reads the change at its own time.
+            return all(client.chat(model, max_tokens=1).status_code == status for _ in range(6))
+
+        wait_for(f"{model} is answered with {status}", right, 150)
+
+    tenants = {"defaults": {}, "tenants": {"other": {"models": [ALIAS]}}}
+    patch("configmap", "qwen-gateway-tenants", {"data": {"tenants.json": json.dumps(tenants)}})
+    patch("secret", release.keys, {"stringData": {"other": "key-to-come\nkey-of-another-tenant\n"}})
+    answers(other, ALIAS, 200)
+    answers(other, MODEL, 404)
+    patch("secret", release.keys, {"stringData": {"other": "key-to-come\n"}})
+    answers(other, ALIAS, 401)
+    patch("configmap", "qwen-gateway-tenants", {"data": {"tenants.json": "{}"}})
+
+    assert {pod["metadata"]["uid"] for pod in kubectl.list("pods", space)} == before
 
 
 def test_status_says_what_runs(kubectl: Kubectl, served: Manifest) -> None:

@@ -78,7 +78,7 @@ def _dependencies_archive() -> Path:
     """The stage `dependencies` of the Containerfile: everything except this repository's own code."""
 
     def build(folder: Path) -> None:
-        base = base_image.base_archive()
+        base = base_image.operator_base_archive()
         with buildah("image-dependencies") as tool:
             options = ["--target=dependencies", f"--build-arg=BASE=oci-archive:{base}", *tool.pip_volume()]
             source = ["--file", str(CONTAINERFILE), "--tag=dependencies", str(REPOSITORY)]
@@ -86,7 +86,10 @@ def _dependencies_archive() -> Path:
             target = f"oci-archive:{folder / 'image.tar'}:dependencies"
             tool.step("operator image 2/2: archive", "push", "dependencies", target)
 
-    return cached("image-dependencies", [*_contents([LOCK, CONTAINERFILE]), *base_image.INPUTS], build) / "image.tar"
+    return (
+        cached("image-dependencies", [*_contents([LOCK, CONTAINERFILE]), *base_image.OPERATOR_INPUTS], build)
+        / "image.tar"
+    )
 
 
 def _tree(folder: Path) -> list[Path]:

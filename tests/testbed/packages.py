@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,17 +28,24 @@ NEEDED = {
     "readelf": "binutils",
     "curl": "curl",
 }
+# What the gateway's proxy needs, also in the unit tests.
+PROXY = {
+    "nginx": "nginx-light",
+    "/usr/lib/nginx/modules/ngx_http_lua_module.so": "libnginx-mod-http-lua",
+    "/usr/share/lua/5.1/cjson/util.lua": "lua-cjson",
+}
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 
-def ensure_packages() -> None:
-    """Installs what is missing. Raises StepFailed if that is not possible (not root, no apt, no network)."""
+def ensure_packages(needed: Mapping[str, str] = NEEDED) -> None:
+    """Installs what is missing of `needed`. Raises StepFailed if it cannot (not root, no apt, no network)."""
     with locked("apt"):
-        missing = sorted({package for name, package in NEEDED.items() if not _present(name)})
+        missing = sorted({package for name, package in needed.items() if not _present(name)})
         if not missing:
             return
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            raise StepFailed(f"the packages {' '.join(missing)} are missing, and only root on Debian can install them")
+            names = " ".join(missing)
+            raise StepFailed(f"the packages {names} are missing, and only root on Debian can install them")
         quiet = {"DEBIAN_FRONTEND": "noninteractive"}
         run_step("refreshing apt's package lists", ["apt-get", "update", "-q"], env=quiet)
         with _services_stay_down():

@@ -282,6 +282,12 @@ async def test_without_keys_nothing_is_asked() -> None:
     assert api.writes == []
 
 
+async def test_keys_of_somebody_else_are_not_made() -> None:
+    api = FakeKube()
+    await GatewayKeys(api, replace(CONFIG, gateway=GatewayConfig("system", "keys", "keys", create_keys=False))).ensure()
+    assert api.writes == []
+
+
 async def test_only_the_watched_namespaces_are_listed() -> None:
     world = await World(config=replace(CONFIG, namespaces=("team",))).start()
     world.api.put(QWENDEPLOYMENTS, deployment(namespace="elsewhere"))

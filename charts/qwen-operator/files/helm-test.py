@@ -27,9 +27,8 @@ def is_ok(answer):
 
 
 def is_model_list(answer):
-    """A gateway without any model says so in a 503 of its own; one that keeps its list to itself says 401."""
-    status, text = answer
-    return status in (200, 401) or (status == 503 and "no_models_available" in text)
+    """Without a key the gateway keeps its list to itself, unless it asks for none."""
+    return answer[0] in (200, 401)
 
 
 def passes(url, accepts):

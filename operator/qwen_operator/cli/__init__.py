@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "run the operator; QWEN_CONFIG names its configuration file",
     "gateway-agent": "tell the gateway's router which engines exist",
     "gateway-router": "start the gateway's router",
+    "gateway-proxy": "start the proxy that clients reach, in front of the router",
     "crds": "print the custom resource definitions, or write them to a folder",
     "plan": "plan GPUs and options for a model, without a cluster; exit code 3 if it does not fit",
     "render": "print the objects that the operator would create for a manifest",

@@ -1,4 +1,7 @@
-"""The Secret of the gateway's client keys. The leader creates it if it is absent, and never reads or replaces it."""
+"""The Secret of the gateway's client keys. The leader creates it if it is absent, and never reads or replaces it.
+
+With `gateway.keys.create: false` somebody else creates it.
+"""
 
 import asyncio
 import logging
@@ -34,7 +37,7 @@ class GatewayKeys:
     async def ensure(self) -> float:
         """Create the Secret unless it exists. Returns the seconds until the next check."""
         gateway = self.config.gateway
-        if gateway.auth != "keys":
+        if gateway.auth != "keys" or not gateway.create_keys:
             return EXISTS_SECONDS
         secret = f"{gateway.namespace}/{gateway.keys_secret}"
         try:

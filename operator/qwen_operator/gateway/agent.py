@@ -195,7 +195,10 @@ class Agent:
 
 
 def http_app(agent: Agent) -> web.Application:
-    """`/healthz`, `/readyz` and `/metrics` of the gateway pod."""
+    """`/healthz`, `/readyz` and `/metrics` of the gateway pod, and `/router`: whether its router answers.
+
+    The kubelet asks here for the router, which listens on loopback only.
+    """
 
     def healthy() -> str | None:
         return None if agent.alive else f"the agent's loop has not run for {STUCK_SECONDS:.0f} s"
@@ -204,7 +207,13 @@ def http_app(agent: Agent) -> web.Application:
         problem = "the router does not listen, or does not use the first complete list of workers yet"
         return None if agent.ready else problem
 
-    return endpoints.http_app(healthy, ready, endpoints.MetricsPage(agent.metrics.registry))
+    async def router(_: web.Request) -> web.Response:
+        alive = await agent.router.alive()
+        return web.Response(text="ok\n") if alive else web.Response(status=503, text="the router does not answer\n")
+
+    app = endpoints.http_app(healthy, ready, endpoints.MetricsPage(agent.metrics.registry))
+    app.add_routes([web.get("/router", router)])
+    return app
 
 
 async def run(settings: AgentSettings, api: KubeApi | None = None) -> None:

@@ -1,15 +1,15 @@
-"""Starts the router: reads its keys, builds its command line, and runs smg in this process.
+"""Starts the router: makes its control-plane key, builds its command line, and runs smg in this process.
 
-smg accepts keys only on its command line, not from a file or an environment variable. The arguments of a process are
-visible in `/proc`, in `ps` and to security agents that record every exec. So this program does not execute a command.
-It calls smg's entry point in its own process, and the keys never become arguments of a process.
+smg listens on loopback only. It knows no key of a client: the proxy in front checks them and names the tenant in a
+header that smg trusts. Only its metrics have a port that other pods reach.
 
-smg reads the keys once. A change of the Secret takes effect after the pod's next start.
+smg accepts its control-plane key only on its command line, not from a file or an environment variable. The arguments
+of a process are visible in `/proc`, in `ps` and to security agents that record every exec. So this program does not
+execute a command. It calls smg's entry point in its own process, and the key never becomes an argument of a process.
 """
 
 import importlib
 import logging
-import re
 import secrets
 import signal
 import sys
@@ -22,8 +22,6 @@ from typing import NoReturn
 from qwen_operator.gateway.settings import CONTROL_PLANE_KEY_FILE, WORKERS_FILE, RouterSettings, SettingsError
 
 POLL_SECONDS = 0.5
-_TENANT = re.compile(r"[A-Za-z0-9._-]+")
-_KEY = re.compile(r"[!-~]+")
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +33,8 @@ log = logging.getLogger(__name__)
 #   any probe, smg stops using a worker that refuses connections 2 s after the last contact. Other workers get the
 #   request.
 # * By default a circuit breaker excludes a worker for 60 s after a failure. An engine restarts in place in less time.
+# * By default smg keeps every conversation and response in memory, and runs "background" responses that no limit of a
+#   tenant covers.
 _FIXED = (
     "--enable-igw",
     "--discovery-provider=file",
@@ -49,20 +49,22 @@ _FIXED = (
     "--cb-timeout-duration-secs=10",
     "--policy=cache_aware",
     "--disable-tokenizer-autoload",
+    "--trust-tenant-header",
+    "--history-backend=none",
+    "--max-background-responses=0",
     "--log-json",
 )
 
 
-def build_command(settings: RouterSettings, control_plane_key: str, tenants: Mapping[str, str]) -> list[str]:
-    """Return the arguments of `smg`. `tenants` maps tenant ids to API keys; without tenants no client needs a key.
-
-    Raises SettingsError if smg would misread a tenant id or a key, or if two tenants have the same key.
-    """
-    command = ["launch", *_FIXED]
-    command += [
+def build_command(settings: RouterSettings, control_plane_key: str) -> list[str]:
+    """Return the arguments of `smg`."""
+    return [
+        "launch",
+        *_FIXED,
         f"--discovery-file={settings.run_dir / WORKERS_FILE}",
         f"--host={settings.host}",
         f"--port={settings.port}",
+        "--prometheus-host=0.0.0.0",
         f"--prometheus-port={settings.metrics_port}",
         f"--max-payload-size={settings.max_body_bytes}",
         f"--max-concurrent-requests={settings.max_concurrent_requests}",
@@ -71,36 +73,9 @@ def build_command(settings: RouterSettings, control_plane_key: str, tenants: Map
         f"--request-timeout-secs={settings.request_timeout_seconds}",
         f"--shutdown-grace-period-secs={settings.shutdown_grace_seconds}",
         f"--log-level={'warn' if settings.log_level == 'warning' else settings.log_level}",
-        # Without this key, every client could add and remove workers.
+        # Without this key, every process in the pod could add and remove workers.
         f"--control-plane-api-keys=agent:agent:admin:{control_plane_key}",
     ]
-    owners: dict[str, str] = {}
-    for tenant, key in sorted(tenants.items()):
-        _check(tenant, key)
-        if owners.setdefault(key, tenant) != tenant:
-            raise SettingsError(f"the tenants {owners[key]!r} and {tenant!r} have the same key; each needs its own")
-        command.append(f"--tenant-api-key={tenant}:{key}")
-    return command
-
-
-def _check(tenant: str, key: str) -> None:
-    if not _TENANT.fullmatch(tenant):
-        raise SettingsError(f"the tenant id {tenant!r} is not usable; it may contain letters, digits, '.', '_' and '-'")
-    if not _KEY.fullmatch(key):
-        defect = "is empty" if not key else "contains white space or a character outside ASCII"
-        raise SettingsError(f"the key of tenant {tenant!r} {defect}; it must be one word of printable ASCII characters")
-
-
-def read_tenants(keys_dir: Path) -> dict[str, str]:
-    """Read a mounted Secret: file name = tenant id, content = key. Empty if there is no Secret yet.
-
-    Files that begin with a dot belong to the kubelet (`..data` and the directory behind it).
-    """
-    try:
-        files = sorted(path for path in keys_dir.iterdir() if not path.name.startswith(".") and path.is_file())
-        return {path.name: path.read_text("utf-8", "replace").strip("\r\n") for path in files}
-    except FileNotFoundError:
-        return {}
 
 
 def control_plane_key(run_dir: Path) -> str:
@@ -124,18 +99,14 @@ def main(
     launch: Callable[[Sequence[str]], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Wait for the worker file and the keys, then run smg until it ends. Returns the exit status."""
+    """Wait for the worker file, then run smg until it ends. Returns the exit status."""
     # Process 1 of a container ignores SIGTERM unless it handles the signal.
     signal.signal(signal.SIGTERM, _leave)
     try:
         settings = RouterSettings.from_env(environ)
         key = control_plane_key(settings.run_dir)
         _wait((settings.run_dir / WORKERS_FILE).exists, f"{WORKERS_FILE} in {settings.run_dir}", sleep)
-        tenants: dict[str, str] = {}
-        if settings.auth:
-            _wait(lambda: bool(read_tenants(settings.keys_dir)), f"a key in {settings.keys_dir}", sleep)
-            tenants = read_tenants(settings.keys_dir)
-        command = build_command(settings, key, tenants)
+        command = build_command(settings, key)
     except (SettingsError, OSError) as error:
         print(f"the router cannot start: {error}", file=sys.stderr)
         return 1

@@ -11,6 +11,8 @@ from qwen_operator import untrusted
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 5.0
+# Less than the time-out of the kubelet's probes.
+ALIVE_SECONDS = 2.5
 # smg repeats labels that engines report.
 _LEVELS = 16
 
@@ -20,6 +22,10 @@ class Router(Protocol):
 
     async def workers(self) -> list[dict[str, Any]] | None:
         """The workers that the router knows; None if it does not answer (not started, restarting or hung)."""
+        ...
+
+    async def alive(self) -> bool:
+        """Whether the router answers, also without a worker."""
         ...
 
 
@@ -44,3 +50,11 @@ class Smg:
             return None
         workers = body.get("workers") if isinstance(body, dict) else None
         return [worker for worker in workers if isinstance(worker, dict)] if isinstance(workers, list) else None
+
+    async def alive(self) -> bool:
+        try:
+            timeout = aiohttp.ClientTimeout(total=ALIVE_SECONDS)
+            async with self._session.get(f"{self._url}/liveness", timeout=timeout) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False

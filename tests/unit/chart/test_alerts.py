@@ -22,8 +22,9 @@ THEIRS = {"smg_admission_queue_rejected_total", "sglang:num_retracted_requests_t
 
 
 def exported() -> set[str]:
-    """Names of the metrics of operator and agent, as the program's text has them: counters without `_total`."""
-    text = "".join(path.read_text() for path in sorted((ROOT / "operator").rglob("*.py")))
+    """Names of the metrics of operator, agent and proxy, as the program's text has them: counters without `_total`."""
+    paths = [path for path in sorted((ROOT / "operator").rglob("*")) if path.suffix in (".py", ".lua")]
+    text = "".join(path.read_text() for path in paths)
     return set(re.findall(r'"(qwen_(?:deployment|operator|gateway)_[a-z_]+)"', text))
 
 

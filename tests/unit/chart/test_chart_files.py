@@ -125,8 +125,8 @@ def test_an_example_is_one_short_deployment(path: Path) -> None:
     [
         (200, '{"object":"list","data":[]}', True),
         (401, '{"error":{"code":"invalid_api_key"}}', True),
-        (503, '{"error":{"code":"no_models_available"}}', True),
-        (503, "upstream connect error", False),
+        (502, '{"error":{"code":"router_unavailable"}}', False),
+        (503, '{"error":{"code":"gateway_unavailable"}}', False),
         (404, "", False),
         (0, "Connection refused", False),
     ],

@@ -18,7 +18,8 @@ PAGES = sorted({*(ROOT / "docs").rglob("*.md"), *(ROOT / source for source in OU
 every_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 
 FIELDS = {field.path.replace("[]", "") for field in all_fields()}
-SOURCE = "".join(path.read_text() for path in sorted((ROOT / "operator/qwen_operator").rglob("*.py")))
+FILES = [path for path in sorted((ROOT / "operator/qwen_operator").rglob("*")) if path.suffix in (".py", ".lua")]
+SOURCE = "".join(path.read_text() for path in FILES)
 METRICS = set(re.findall(r'"(qwen_(?:deployment|operator|gateway)_[a-z_]+)"', SOURCE))
 KEYS = {value for value in vars(names).values() if str(value).startswith(f"{GROUP}/")} | {REPLAN_ANNOTATION}
 TARGETS = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

@@ -1,13 +1,26 @@
 """Stand-in engines on loopback: the few SGLang endpoints that the router asks for."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
 from qwen_runtime.guard import is_open
+
+USAGE = {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16}
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A request that reached an engine; the names of headers are in lower case."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
 
 
 class _Engine(BaseHTTPRequestHandler):
@@ -33,13 +46,37 @@ class _Engine(BaseHTTPRequestHandler):
         if self._closed():
             return
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path == "/v1/rerank":
-            self._send(200, [{"score": 0.5, "document": "b", "index": 0}])
+        server = self.server
+        assert isinstance(server, _Server)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        server.received.append(Received(self.path, headers, request))
+        if request.get("stream"):
+            self._stream(request)
             return
         content = f"{self.connection.getsockname()[0]} as {request['model']}"
         choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
         body = {"id": "1", "object": "chat.completion", "created": 1, "model": request["model"], "choices": [choice]}
-        self._send(200, body)
+        self._send(200, {**body, "usage": USAGE})
+
+    def _stream(self, request: dict[str, Any]) -> None:
+        """`max_tokens` events, with a pause of so many milliseconds between two as the first message says."""
+        pause = int(request["messages"][0]["content"]) / 1000
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        head = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": request["model"]}
+        for number in range(request["max_tokens"]):
+            choice = {"index": 0, "delta": {"content": f" {number}"}, "finish_reason": None}
+            self._event({**head, "choices": [choice]})
+            time.sleep(pause)
+        if (request.get("stream_options") or {}).get("include_usage"):
+            self._event({**head, "choices": [], "usage": USAGE})
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def _event(self, body: dict[str, Any]) -> None:
+        self.wfile.write(b"data: " + json.dumps(body).encode() + b"\n\n")
+        self.wfile.flush()
 
     def _closed(self) -> bool:
         """Refuse what an engine refuses other pods: its guard cannot tell them apart on loopback."""
@@ -60,6 +97,11 @@ class _Engine(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        super().__init__(address, _Engine)
+        self.received: list[Received] = []
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that is killed in the middle of a request is part of the tests."""
@@ -68,11 +110,18 @@ class _Server(ThreadingHTTPServer):
 @contextmanager
 def engine(address: str, port: int = 0) -> Iterator[int]:
     """Serve on `address` until the block ends; yields the port. Answers tell the address and the model asked for."""
-    server = _Server((address, port), _Engine)
+    with recorded_engine(address, port) as (served, _):
+        yield served
+
+
+@contextmanager
+def recorded_engine(address: str, port: int = 0) -> Iterator[tuple[int, list[Received]]]:
+    """As `engine`; yields the port and the list of what it receives."""
+    server = _Server((address, port))
     thread = Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
-        yield server.server_address[1]
+        yield server.server_address[1], server.received
     finally:
         server.shutdown()
         server.server_close()

@@ -31,6 +31,9 @@ class FakeRouter:
     async def workers(self) -> list[dict[str, Any]] | None:
         return self.answer
 
+    async def alive(self) -> bool:
+        return self.answer is not None
+
 
 class FakeClock:
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qwen_operator.api.claims import NameRights
-from qwen_operator.gateway.router import build_command, control_plane_key, main, read_tenants
+from qwen_operator.gateway.router import build_command, control_plane_key, main
 from qwen_operator.gateway.settings import AgentSettings, RouterSettings, SettingsError
 
 
@@ -21,7 +21,7 @@ def test_smg_itself_understands_the_command_line() -> None:
     settings = RouterSettings.from_env(
         {
             "QWEN_GATEWAY_RUN_DIR": "/r",
-            "QWEN_GATEWAY_PORT": "8001",
+            "QWEN_GATEWAY_ROUTER_PORT": "8009",
             "QWEN_GATEWAY_METRICS_PORT": "9091",
             "QWEN_GATEWAY_MAX_BODY_BYTES": "4096",
             "QWEN_GATEWAY_MAX_CONCURRENT_REQUESTS": "7",
@@ -32,46 +32,34 @@ def test_smg_itself_understands_the_command_line() -> None:
             "QWEN_LOG_LEVEL": "warning",
         }
     )
-    command = build_command(settings, "CP", {"team-b": "k:2", "team-a": "-k1"})
+    command = build_command(settings, "CP")
     assert command[0] == "launch"
     args = importlib.import_module("smg.launch_router").parse_router_args(command[1:])
     assert args.enable_igw
     assert args.discovery_file == "/r/workers.json"
-    assert (args.host, args.port, args.prometheus_port) == ("0.0.0.0", 8001, 9091)
+    assert (args.host, args.port) == ("127.0.0.1", 8009)
+    assert (args.prometheus_host, args.prometheus_port) == ("0.0.0.0", 9091)
     assert (args.max_payload_size, args.max_concurrent_requests) == (4096, 7)
     assert (args.queue_size, args.queue_timeout_secs) == (8, 9)
     assert (args.request_timeout_secs, args.shutdown_grace_period_secs) == (10, 11)
     assert args.log_level == "warn"
-    assert args.tenant_api_keys == [("team-a", "-k1"), ("team-b", "k:2")]
+    assert args.tenant_api_keys == []
+    assert args.trust_tenant_header
+    assert (args.history_backend, args.max_background_responses) == ("none", 0)
     assert [(key[0], key[2]) for key in args.control_plane_api_keys] == [("agent", "CP")]
-
-
-@pytest.mark.parametrize(
-    ("tenants", "words"),
-    [
-        ({"a:b": "k"}, "tenant id 'a:b'"),
-        ({"a b": "k"}, "tenant id 'a b'"),
-        ({"a": ""}, "the key of tenant 'a' is empty"),
-        ({"a": "se cret"}, "the key of tenant 'a' contains white space"),
-        ({"a": "secrét"}, "outside ASCII"),
-        ({"a": "k", "b": "k"}, "'a' and 'b' have the same key"),
-    ],
-)
-def test_keys_that_smg_would_read_differently_are_refused_without_showing_them(
-    tenants: dict[str, str], words: str
-) -> None:
-    with pytest.raises(SettingsError) as caught:
-        build_command(RouterSettings.from_env({}), "CP", tenants)
-    assert words in str(caught.value)
-    assert "cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("environ", "sentence"),
     [
-        ({"QWEN_GATEWAY_AUTH": "open"}, "QWEN_GATEWAY_AUTH is 'open'; it must be keys or none"),
-        ({"QWEN_GATEWAY_PORT": "http"}, "QWEN_GATEWAY_PORT is 'http'; it must be a whole number from 1 to 65535"),
-        ({"QWEN_GATEWAY_PORT": "0"}, "QWEN_GATEWAY_PORT is '0'; it must be a whole number from 1 to 65535"),
+        (
+            {"QWEN_GATEWAY_ROUTER_PORT": "http"},
+            "QWEN_GATEWAY_ROUTER_PORT is 'http'; it must be a whole number from 1 to 65535",
+        ),
+        (
+            {"QWEN_GATEWAY_ROUTER_PORT": "0"},
+            "QWEN_GATEWAY_ROUTER_PORT is '0'; it must be a whole number from 1 to 65535",
+        ),
         ({"QWEN_GATEWAY_QUEUE_SIZE": "-1"}, "QWEN_GATEWAY_QUEUE_SIZE is '-1'"),
         ({"QWEN_LOG_LEVEL": "trace"}, "QWEN_LOG_LEVEL is 'trace'; it must be one of debug, info, warning, error"),
     ],
@@ -100,17 +88,6 @@ def test_agent_settings() -> None:
             AgentSettings.from_env({"QWEN_SERVED_NAMES": wrong})
 
 
-def test_a_mounted_secret_is_read_past_the_kubelets_own_entries(tmp_path: Path) -> None:
-    assert read_tenants(tmp_path / "absent") == {}
-    data = tmp_path / "..2026_01_01"
-    data.mkdir()
-    (data / "team-a").write_text("key\n")
-    (tmp_path / "..data").symlink_to(data.name)
-    (tmp_path / "team-a").symlink_to("..data/team-a")
-    (tmp_path / "folder").mkdir()
-    assert read_tenants(tmp_path) == {"team-a": "key"}
-
-
 def test_the_control_plane_key_is_random_private_and_kept(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
@@ -122,35 +99,21 @@ def test_the_control_plane_key_is_random_private_and_kept(tmp_path: Path) -> Non
     assert (tmp_path / "control-plane-key").stat().st_mode & 0o777 == 0o600
 
 
-def environ_of(folder: Path, auth: str = "keys") -> dict[str, str]:
-    return {
-        "QWEN_GATEWAY_AUTH": auth,
-        "QWEN_GATEWAY_RUN_DIR": str(folder),
-        "QWEN_GATEWAY_KEYS_DIR": str(folder / "keys"),
-    }
+def environ_of(folder: Path) -> dict[str, str]:
+    return {"QWEN_GATEWAY_RUN_DIR": str(folder)}
 
 
-def test_the_router_waits_for_the_worker_file_and_then_for_a_key(tmp_path: Path) -> None:
+def test_the_router_waits_for_the_worker_file_and_locks_its_control_plane(tmp_path: Path) -> None:
     launched: list[Sequence[str]] = []
-    arrivals = [tmp_path / "workers.json", tmp_path / "keys" / "team-a"]
-    (tmp_path / "keys").mkdir()
 
     def sleep(_seconds: float) -> None:
         assert not launched
-        arrivals.pop(0).write_text("key")
+        (tmp_path / "workers.json").write_text("")
 
     assert main(environ_of(tmp_path), launch=launched.append, sleep=sleep) == 0
-    assert not arrivals
-    assert "--tenant-api-key=team-a:key" in launched[0]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-def test_without_auth_it_waits_for_no_key_but_still_locks_the_control_plane(tmp_path: Path) -> None:
-    launched: list[Sequence[str]] = []
-    (tmp_path / "workers.json").write_text("")
-    assert main(environ_of(tmp_path, "none"), launch=launched.append) == 0
-    assert not [flag for flag in launched[0] if flag.startswith("--tenant")]
+    assert not [flag for flag in launched[0] if flag.startswith("--tenant-api-key")]
     assert [flag for flag in launched[0] if flag.startswith("--control-plane-api-keys=agent:agent:admin:")]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_router_that_still_waits_ends_at_sigterm(tmp_path: Path) -> None:
@@ -161,7 +124,7 @@ def test_a_router_that_still_waits_ends_at_sigterm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"QWEN_GATEWAY_AUTH": "x"}, "QWEN_GATEWAY_AUTH"), ({"QWEN_GATEWAY_RUN_DIR": "/absent/run"}, "/absent/run")],
+    [({"QWEN_LOG_LEVEL": "x"}, "QWEN_LOG_LEVEL"), ({"QWEN_GATEWAY_RUN_DIR": "/absent/run"}, "/absent/run")],
 )
 def test_a_router_that_cannot_start_says_why_in_one_line(
     change: dict[str, str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

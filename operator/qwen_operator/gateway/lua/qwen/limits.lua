@@ -1,0 +1,96 @@
+-- The limits of the tenants: requests at once, requests and tokens a minute, bytes of bodies held.
+--
+-- nginx runs one worker process, so that plain tables count for the whole pod. A worker that crashed begins with none.
+local limits = {}
+
+-- Tenant -> number of its requests that hold a slot.
+limits.running = {}
+-- All bodies together, and those of each tenant, in bytes.
+limits.buffered = 0
+
+-- A body up to this size stays in memory. nginx's configuration has the same number.
+limits.SMALL_BYTES = 65536
+
+local buffered_of = {}
+local buckets = {}
+
+local function bucket(tenant, kind, per_minute)
+    local key = kind .. " " .. tenant
+    local now = ngx.now()
+    local one = buckets[key]
+    if not one then
+        one = { level = per_minute, at = now }
+        buckets[key] = one
+    end
+    one.level = math.min(per_minute, one.level + (now - one.at) * per_minute / 60)
+    one.at = now
+    return one
+end
+
+-- Seconds until the bucket has `needed` again, rounded up.
+local function wait(one, needed, per_minute)
+    return math.max(1, math.ceil((needed - one.level) * 60 / per_minute))
+end
+
+function limits.take_slot(tenant, allowed)
+    local running = limits.running[tenant] or 0
+    if running >= allowed then
+        return false
+    end
+    limits.running[tenant] = running + 1
+    return true
+end
+
+function limits.free_slot(tenant)
+    limits.running[tenant] = limits.running[tenant] - 1
+end
+
+-- nil, or the seconds to wait. A limit of 0 does not exist.
+function limits.take_request(tenant, per_minute)
+    if per_minute == 0 then
+        return nil
+    end
+    local one = bucket(tenant, "requests", per_minute)
+    if one.level < 1 then
+        return wait(one, 1, per_minute)
+    end
+    one.level = one.level - 1
+    return nil
+end
+
+-- nil, or the seconds to wait. Tokens are known only afterwards, so a tenant may run into debt and waits it out.
+function limits.has_tokens(tenant, per_minute)
+    if per_minute == 0 then
+        return nil
+    end
+    local one = bucket(tenant, "tokens", per_minute)
+    return one.level < 1 and wait(one, 1, per_minute) or nil
+end
+
+function limits.spend_tokens(tenant, per_minute, count)
+    if per_minute > 0 then
+        local one = bucket(tenant, "tokens", per_minute)
+        one.level = one.level - count
+    end
+end
+
+-- Reserves room for a body. One tenant may hold half of the room.
+function limits.take_room(tenant, bytes, room)
+    local own = buffered_of[tenant] or 0
+    if own + bytes > room / 2 then
+        return false, "tenant"
+    end
+    if limits.buffered + bytes > room then
+        return false, "gateway"
+    end
+    buffered_of[tenant] = own + bytes
+    limits.buffered = limits.buffered + bytes
+    return true
+end
+
+function limits.free_room(tenant, bytes)
+    buffered_of[tenant] = buffered_of[tenant] - bytes
+    limits.buffered = limits.buffered - bytes
+end
+
+return limits

@@ -1,0 +1,215 @@
+"""The configuration of nginx, the proxy in front of the router. Pure.
+
+Each address of the router that clients may use stands in ROUTES. Everything else is 404, whatever the router would
+answer. Measured with smg 1.13.0, these are closed for a reason:
+
+* `/v1/rerank` and `/rerank`: smg sends them to any worker, whatever the body's `model` says.
+* `/v1/tokenize`, `/v1/detokenize`: smg answers them itself, and only with tokenizers that it does not load here.
+* `/generate`: SGLang's own interface, without limits of a model's chat format.
+* `/v1/conversations`, `/v1/responses/ID`: smg keeps no history here.
+* `/get_server_info`, `/get_model_info`, `/health_generate`, `/engine_metrics`: smg asks engines, without a key.
+* `/workers`, `/wasm`, `/flush_cache` and alike: smg's control plane.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_operator.gateway.settings import ProxySettings
+
+ROUTES = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/embeddings",
+    "/v1/classify",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+)
+"""POST with a key; the body is JSON and names a model."""
+HEALTH = ("/health", "/liveness", "/readiness")
+"""GET without a key: whether the proxy and the router run. Nothing about engines."""
+MODELS = "/v1/models"
+"""GET with a key: the list, and below it one model."""
+TENANT_HEADER = "x-smg-tenant-id"
+PASSED_ON = (
+    "x-request-id",
+    "x-correlation-id",
+    "traceparent",
+    "tracestate",
+    "anthropic-version",
+    "anthropic-beta",
+)
+"""The request headers that reach the router as the client wrote them. All others end here."""
+
+MODULES = Path("/usr/lib/nginx/modules")
+LUA = Path(__file__).parent / "lua"
+# As in lua/qwen/limits.lua.
+SMALL_BODY_BYTES = 65536
+MAX_CONNECTIONS = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where the proxy keeps its files, all below its own folder."""
+
+    folder: Path
+
+    @property
+    def configuration(self) -> Path:
+        return self.folder / "nginx.conf"
+
+    @property
+    def settings(self) -> Path:
+        """What nginx reads again while it runs: digests of keys, and tenants."""
+        return self.folder / "settings.json"
+
+    @property
+    def bodies(self) -> Path:
+        return self.folder / "bodies"
+
+
+def render(settings: ProxySettings) -> str:
+    """The whole of nginx.conf. nginx runs one worker process, which counts for all tenants."""
+    files = Files(settings.proxy_dir)
+    connections = min(MAX_CONNECTIONS, 2 * settings.max_requests + 1024)
+    temporary = "\n".join(
+        f"    {module}_temp_path {files.bodies};" for module in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return f"""\
+load_module {MODULES}/ndk_http_module.so;
+load_module {MODULES}/ngx_http_lua_module.so;
+daemon off;
+worker_processes 1;
+pid {files.folder}/nginx.pid;
+error_log stderr error;
+worker_shutdown_timeout {settings.shutdown_grace_seconds or 1}s;
+events {{
+    worker_connections {connections};
+}}
+http {{
+    access_log off;
+    server_tokens off;
+    default_type application/json;
+{temporary}
+    client_max_body_size {settings.max_body_bytes};
+    client_body_buffer_size {SMALL_BODY_BYTES};
+    client_header_timeout 15s;
+    # The program answers a slow body with 408 before this time, which ends the connection without an answer.
+    client_body_timeout {settings.body_timeout_seconds + 5}s;
+    lingering_time 5s;
+    lingering_timeout 2s;
+    lua_package_path "{LUA}/?.lua;/usr/share/lua/5.1/?.lua;;";
+    init_worker_by_lua_block {{
+        require("qwen.state").start {{
+            settings = "{files.settings}",
+            workers = "{settings.run_dir}/workers.json",
+        }}
+    }}
+    upstream router {{
+        server {settings.router};
+        keepalive 64;
+        # smg keeps an idle connection open for longer than 20 s.
+        keepalive_timeout 10s;
+    }}
+{_public(settings)}
+{_inside(settings)}
+}}
+"""
+
+
+def _public(settings: ProxySettings) -> str:
+    headers = "\n".join(f"        proxy_set_header {name} $http_{name.replace('-', '_')};" for name in PASSED_ON)
+    routes = "\n".join(_route(path) for path in ROUTES)
+    health = "\n".join(_health(path) for path in HEALTH)
+    return f"""\
+    server {{
+        listen {settings.host}:{settings.port} backlog=1024;
+        set $qwen_ticket "";
+        set $qwen_tenant "";
+        set $qwen_max_body_bytes {settings.max_body_bytes};
+        error_page 400 404 405 413 414 500 502 503 504 @refused;
+        header_filter_by_lua_block {{ require("qwen.requests").head() }}
+        body_filter_by_lua_block {{ require("qwen.requests").piece() }}
+        log_by_lua_block {{ require("qwen.requests").finish() }}
+        proxy_http_version 1.1;
+        proxy_pass_request_headers off;
+        proxy_set_header Host router;
+        proxy_set_header Connection "";
+        proxy_set_header Content-Type application/json;
+        proxy_set_header {TENANT_HEADER} $qwen_tenant;
+        # The key of the engine. nginx leaves out a header whose value is empty.
+        proxy_set_header Authorization "";
+{headers}
+        proxy_hide_header Set-Cookie;
+        proxy_hide_header x-smg-routed-worker-id;
+        proxy_hide_header x-smg-error-code;
+        proxy_hide_header Access-Control-Allow-Origin;
+        proxy_hide_header Access-Control-Allow-Credentials;
+        proxy_buffering off;
+        proxy_next_upstream off;
+        proxy_connect_timeout 5s;
+        proxy_read_timeout {settings.request_timeout_seconds}s;
+{routes}
+        location = {MODELS} {{
+            content_by_lua_block {{ require("qwen.requests").models() }}
+        }}
+        location ~ ^{MODELS}/(?<name>.+)$ {{
+            content_by_lua_block {{ require("qwen.requests").models(ngx.var.name) }}
+        }}
+        location = /-/models {{
+            internal;
+            proxy_pass http://router{MODELS};
+        }}
+{health}
+        location @refused {{
+            content_by_lua_block {{ require("qwen.answers").of_nginx() }}
+        }}
+        location / {{
+            content_by_lua_block {{ require("qwen.answers").no_route() }}
+        }}
+    }}"""
+
+
+def _route(path: str) -> str:
+    # The address of the router is written out and the query is dropped: nothing of the client's spelling goes on.
+    return f"""\
+        location = {path} {{
+            set $args "";
+            access_by_lua_block {{ require("qwen.requests").admit() }}
+            proxy_pass http://router{path};
+        }}"""
+
+
+def _health(path: str) -> str:
+    return f"""\
+        location = {path} {{
+            access_by_lua_block {{ require("qwen.requests").health() }}
+            set $args "";
+            proxy_pass_request_body off;
+            proxy_pass http://router/liveness;
+        }}"""
+
+
+def _inside(settings: ProxySettings) -> str:
+    """The server for Prometheus and the kubelet."""
+    return f"""\
+    server {{
+        listen {settings.host}:{settings.metrics_port};
+        location = /metrics {{
+            content_by_lua_block {{ require("qwen.metrics").page() }}
+        }}
+        location = /liveness {{
+            return 200 "ok\\n";
+        }}
+        location = /readiness {{
+            content_by_lua_block {{
+                if not require("qwen.state").settings.ready then
+                    ngx.status = 503
+                end
+                ngx.say(ngx.status == 503 and "no valid keys or tenants yet" or "ok")
+            }}
+        }}
+        location / {{
+            return 404;
+        }}
+    }}"""

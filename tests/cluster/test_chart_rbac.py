@@ -22,6 +22,7 @@ OPERATOR_RULES = {
     ("policy", "poddisruptionbudgets"): "get list watch create patch",
     ("", "resourcequotas"): "list watch",
     ("", "events"): "create",
+    ("", "persistentvolumeclaims"): "get",
     ("networking.k8s.io", "networkpolicies"): "list watch create",
     ("networking.k8s.io", "networkpolicies", "qwen-system.qwen-engines"): "update delete",
 }
@@ -138,7 +139,7 @@ def test_the_cluster_s_own_roles_see_and_change_deployments_but_no_status() -> N
     assert aggregated(view) == {"view", "edit", "admin"}
     assert aggregated(edit) == {"edit", "admin"}
     names = {m["metadata"]["name"] for m in of_kind(render({"rbac": {"aggregate": False}}), "ClusterRole")}
-    assert names == {"qwen-system.qwen-operator", "qwen-system.qwen-gateway"}
+    assert names == {"qwen-system.qwen-operator", "qwen-system.qwen-gateway", "qwen-operator-serves-all-namespaces"}
 
 
 def aggregated(role: Manifest) -> set[str]:

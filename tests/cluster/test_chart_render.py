@@ -38,6 +38,8 @@ from tests.cluster.chart import (
 from tests.testbed.kubectl import Kubectl, wait_for
 
 pytestmark = pytest.mark.cluster
+# Helm refuses a second release that has it: both would serve all namespaces.
+ALL_NAMESPACES = "qwen-operator-serves-all-namespaces"
 
 
 @all_values
@@ -72,6 +74,7 @@ def test_the_objects_have_these_names() -> None:
         ("ClusterRoleBinding", "qwen-system.qwen-gateway"),
         ("NetworkPolicy", "qwen-operator"),
         ("NetworkPolicy", "qwen-gateway"),
+        ("ClusterRole", ALL_NAMESPACES),
         ("ValidatingAdmissionPolicy", "qwen-system.qwen-tenants"),
         ("ValidatingAdmissionPolicyBinding", "qwen-system.qwen-tenants"),
         ("ValidatingAdmissionPolicy", "qwen-system.qwen-operator"),
@@ -102,7 +105,8 @@ def test_names_stay_short_and_distinct(values: Manifest) -> None:
     )
     others = of_kind(render(values, release="r" * 53, namespace=other_team), *kinds)
     mine = {(m["kind"], m["metadata"]["name"]) for m in of_kind(manifests, *kinds)}
-    assert mine.isdisjoint((m["kind"], m["metadata"]["name"]) for m in others)
+    theirs = {(m["kind"], m["metadata"]["name"]) for m in others}
+    assert mine & theirs <= {("ClusterRole", ALL_NAMESPACES)}
 
 
 def test_cluster_scoped_names_of_two_releases_never_meet() -> None:
@@ -110,7 +114,8 @@ def test_cluster_scoped_names_of_two_releases_never_meet() -> None:
 
     def roles(release: str, namespace: str) -> set[str]:
         kinds = ("ClusterRole", "ClusterRoleBinding")
-        return {m["metadata"]["name"] for m in of_kind(render({}, release=release, namespace=namespace), *kinds)}
+        manifests = of_kind(render({}, release=release, namespace=namespace), *kinds)
+        return {m["metadata"]["name"] for m in manifests} - {ALL_NAMESPACES}
 
     assert roles("c", "a-b").isdisjoint(roles("b-c", "a"))
     assert roles("qwen", "team-a").isdisjoint(roles("qwen", "team-b"))
@@ -241,7 +246,9 @@ def test_the_operator_is_told_the_values() -> None:
     values = {**TESTBED, "gpuPools": [POOL], "imagePullSecrets": [{"name": "registry"}]}
     loaded = config(render(values))
     assert loaded["image"] == {"reference": "localhost/qwen-operator:0.1.0", "pullPolicy": "IfNotPresent"}
+    defaults = loaded["engine"].pop("pod")
     assert loaded["engine"] == TESTBED["engine"]
+    assert not any(defaults.values())
     assert loaded["gpuPools"] == [POOL]
     assert loaded["imagePullSecrets"] == ["registry"]
     assert (loaded["workers"], loaded["resyncSeconds"]) == (8, 300)
@@ -476,3 +483,10 @@ def test_the_api_server_accepts_every_object(kubectl: Kubectl, restricted: str, 
 def test_the_api_server_accepts_the_examples(kubectl: Kubectl, space: str) -> None:
     examples = kubectl.run("apply", "--dry-run=server", "-n", space, "-o", "name", "-f", str(ROOT / "docs/examples"))
     assert len(examples.split()) == len(list((ROOT / "docs/examples").glob("*.yaml")))
+
+
+def test_only_a_release_for_all_namespaces_has_the_role_that_a_second_one_may_not_have() -> None:
+    [role] = [m for m in of_kind(render({}), "ClusterRole") if m["metadata"]["name"] == ALL_NAMESPACES]
+    assert role["rules"] == []
+    narrow = render({"watchNamespaces": ["team-a"], "gpuPools": [POOL]})
+    assert ALL_NAMESPACES not in {m["metadata"]["name"] for m in of_kind(narrow, "ClusterRole")}

@@ -170,7 +170,7 @@ def test_one_object_is_collected_without_its_secrets(
     bed: Cluster, kubectl: Kubectl, release: Release, space: str
 ) -> None:
     secret = "hunter2-Tr0ub4dor"
-    env = [{"name": "MY_VALUE", "value": secret}, {"name": "HF_TOKEN", "value": "hf_" + "a1B2" * 8}]
+    env = [{"name": "LANG", "value": secret}, {"name": "HF_TOKEN", "value": "hf_" + "a1B2" * 8}]
     engine = {"env": env, "args": ["--log-level=info"]}
     manifest = simulated(space, "one", "NVIDIA-L4", engine=engine)
     manifest["metadata"]["annotations"] = {"team.example/password": secret}

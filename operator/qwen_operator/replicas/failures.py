@@ -35,6 +35,7 @@ _NODE_ENDED = frozenset({"Evicted", "Terminated", "NodeShutdown", "Preempting"})
 _CONSEQUENCES = frozenset({Reason.UNKNOWN, Reason.NCCL_FAILURE, Reason.HUNG, Reason.ENGINE_KILLED})
 # A line may follow a line without a line break.
 _STAMP = re.compile(r"^.*\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]]*\] ")
+_MEMORY = re.compile(r"memory|oom", re.IGNORECASE)
 _BACK_OFF = re.compile(r"back-off (\S{1,32}) restarting")
 
 
@@ -103,8 +104,13 @@ def reported_reason(report: Mapping[str, Any]) -> Reason | None:
 def failure_message(failure: Failure, restarts: Restarts) -> str:
     """What happened, what to do about it, and when the kubelet tries again."""
     phase = f" while in {failure.phase}" if failure.phase else ""
-    last = f": {_STAMP.sub('', failure.log[-1])}" if failure.log else ""
-    parts = [f"{failure.pod} ended with exit code {failure.exit_code}{phase}{last}"]
+    last = _STAMP.sub("", failure.log[-1]) if failure.log else ""
+    end = f"{failure.pod} ended with exit code {failure.exit_code}{phase}"
+    if failure.reason is Reason.HOST_OUT_OF_MEMORY and not _MEMORY.search(last):
+        # The kernel gives a process no time to write a cause, so the last line is about something else.
+        parts = [f"{end}: the kernel ended it for lack of memory" + (f"; its last line was {last!r}" if last else "")]
+    else:
+        parts = [f"{end}: {last}" if last else end]
     if advice := ADVICE.get(failure.reason):
         parts.append(advice)
     if restarts.back_off:

@@ -121,6 +121,11 @@ def test_what_is_said_has_cause_advice_and_the_wait_for_the_next_try() -> None:
     [
         (ended(137), "ended with exit code 137. Find out"),
         (ended(137, "", "OOMKilled"), "ended with exit code 137: OOMKilled. Raise"),
+        # The kernel leaves no line, so the last one is no cause.
+        (
+            ended(137, {**REPORT, "reason": "EngineKilled", "log": ["Loading shards: 40%"]}, "OOMKilled"),
+            ": the kernel ended it for lack of memory; its last line was 'Loading shards: 40%'. Raise",
+        ),
         # What changes with every try, or belongs to the line before, is left out.
         (ended(1, {**REPORT, "log": ["ready![2026-11-24 16:40:46 TP0] Subprocess died..."]}), ": Subprocess died. "),
     ],

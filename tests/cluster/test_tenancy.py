@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.cluster.admission import without_policy
 from tests.qd import SIMULATED, alive, qd, simulated, wait_condition, wait_ready
 from tests.tenancy import ALLOWED, HOST, RATCHET, REFUSED, Case
 from tests.testbed.bed import Release, install
@@ -21,7 +22,6 @@ pytestmark = pytest.mark.cluster
 L4 = "NVIDIA-L4"
 TENANT = "tenant@example.com"
 GROUP = "qwen-operator.dev"
-POLICY = "qwen-system.qwen-tenants"
 EVERYBODY = {
     # What Kubernetes gives to every account.
     ("selfsubjectreviews.authentication.k8s.io", "create"),
@@ -106,22 +106,6 @@ def test_the_largest_object_costs_less_than_the_limit(kubectl: Kubectl, space: s
     said = messages(kubectl, objects, "create")
     assert set(said) == {1}
     assert "denied request: spec.engine.env: V1, V2" in said[1]
-
-
-@contextmanager
-def without_policy(kubectl: Kubectl, space: str) -> Iterator[None]:
-    """As before an upgrade: the API server accepts everything."""
-    bad = manifest(space, 999, {"pod": {"serviceAccountName": "builder"}})
-    binding = kubectl.json("get", "validatingadmissionpolicybinding", POLICY)
-    kubectl.run("delete", "validatingadmissionpolicybinding", POLICY)
-    try:
-        wait_for("the policy is gone", lambda: not messages(kubectl, [bad], "create"))
-        yield
-    finally:
-        for key in ("resourceVersion", "uid", "creationTimestamp", "generation", "managedFields"):
-            binding["metadata"].pop(key, None)
-        kubectl.run("create", "-f", "-", stdin=json.dumps(binding))
-    wait_for("the policy is back", lambda: bool(messages(kubectl, [bad], "create")))
 
 
 @pytest.mark.alone

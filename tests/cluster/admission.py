@@ -1,0 +1,38 @@
+"""Takes away the policy about tenants for a while, to make what was there before an upgrade."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.qd import qd
+from tests.testbed.kubectl import Kubectl, wait_for
+
+POLICY = "qwen-system.qwen-tenants"
+
+
+@contextmanager
+def without_policy(kubectl: Kubectl, space: str) -> Iterator[None]:
+    """The API server accepts everything. Other tests must not run meanwhile."""
+    bad = qd(space, "probe", model="Qwen/Qwen1.5-0.5B-Chat", pod={"serviceAccountName": "builder"})
+
+    def refused() -> bool:
+        try:
+            kubectl.refused(bad)
+        except AssertionError:
+            return False
+        return True
+
+    binding = kubectl.json("get", "validatingadmissionpolicybinding", POLICY)
+    kubectl.run("delete", "validatingadmissionpolicybinding", POLICY)
+    try:
+        wait_for("the policy is gone", lambda: not refused())
+        yield
+    finally:
+        for key in ("resourceVersion", "uid", "creationTimestamp", "generation", "managedFields"):
+            binding["metadata"].pop(key, None)
+        # As Helm, so that its next upgrade finds nothing that another owns.
+        text = json.dumps(binding)
+        kubectl.run("apply", "--server-side", "--field-manager=helm", "-f", "-", stdin=text)
+    wait_for("the policy is back", refused)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from qwen_operator.api.conditions import clip
@@ -40,29 +39,35 @@ RESERVED = {"progress": 130, "adapters": 226}
 _SHORTEST_MESSAGE = 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """One way to shorten a part: by one entry of a list, from its end or its beginning."""
+_SHORTEST_LINE = 40
 
-    part: str
-    entries: str
-    from_start: bool = False
-
-    def apply(self, part: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The part without one entry; None where there is none."""
-        entries = part.get(self.entries)
-        if not entries:
-            return None
-        return {**part, self.entries: entries[1:] if self.from_start else entries[:-1]}
+Step = Callable[[Any], Any | None]
+"""Shortens a part a little; None where there is nothing left to shorten."""
 
 
-# In this order: the arithmetic of what does not run, what would fit, the arithmetic, the older log lines, the options.
-_CUTS = (
-    _Cut("noFit", "steps"),
-    _Cut("noFit", "alternatives"),
-    _Cut("plan", "steps"),
-    _Cut("lastFailure", "log", from_start=True),
-    _Cut("plan", "args"),
+def _without_last(entries: str) -> Step:
+    """Without the last entry of a list."""
+    return lambda part: {**part, entries: part[entries][:-1]} if part.get(entries) else None
+
+
+def _with_shorter_log(part: Any) -> Any | None:
+    """Without the oldest line of the log. The last line has the cause, so it gets shorter but stays."""
+    log = part.get("log")
+    if not log:
+        return None
+    if len(log) > 1:
+        return {**part, "log": log[1:]}
+    length = len(log[0])
+    return {**part, "log": [clip(log[0], max(_SHORTEST_LINE, length * 3 // 4))]} if length > _SHORTEST_LINE else None
+
+
+# In this order: the arithmetic of what does not run, what would fit, the arithmetic, the log, the options.
+_CUTS: tuple[tuple[str, Step], ...] = (
+    ("noFit", _without_last("steps")),
+    ("noFit", _without_last("alternatives")),
+    ("plan", _without_last("steps")),
+    ("lastFailure", _with_shorter_log),
+    ("plan", _without_last("args")),
 )
 
 
@@ -73,8 +78,8 @@ def shortened(status: Mapping[str, Any]) -> dict[str, Any]:
     limit = SIZE_LIMIT - max(0, BUDGETS["names"] - _size_of_part(status, "names"))
     if size_of(result) <= limit:
         return result
-    for cut in _CUTS:
-        _shorten(result, cut.part, cut.apply, limit)
+    for part, step in _CUTS:
+        _shorten(result, part, step, limit)
     for part in ("conditions", "scaling", "summary"):
         _shorten(result, part, _with_shorter_message, limit)
     return result
@@ -85,7 +90,7 @@ def size_of(value: Any) -> int:
     return len(json.dumps(value, separators=(",", ":")).encode())
 
 
-def _shorten(status: dict[str, Any], part: str, step: Callable[[Any], Any | None], limit: int) -> None:
+def _shorten(status: dict[str, Any], part: str, step: Step, limit: int) -> None:
     """Take steps while both the status and the part are too large, and there is a step to take."""
     while size_of(status) > limit and _size_of_part(status, part) > BUDGETS[part]:
         smaller = step(status[part])

@@ -175,6 +175,7 @@ def test_a_status_is_never_larger_than_its_limit() -> None:
     built = status.build(_observation(plan=plan, last_failure=failure, verdicts=verdicts, scaling=scaling), {}, NOW)
     assert len(json.dumps(built, separators=(",", ":"))) <= SIZE_LIMIT
     assert built["plan"]["steps"] == []
+    assert [line[0] for line in built["lastFailure"]["log"]] == ["l"], "the line with the cause gets shorter and stays"
     assert all(condition["message"] for condition in built["conditions"]), "a long plan takes no condition its words"
     assert len(plan["steps"]) == 100, "the input is not touched"
 

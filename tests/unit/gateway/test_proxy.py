@@ -151,6 +151,46 @@ def test_the_engine_gets_its_own_key_and_nothing_else_of_the_client(pod: Pod) ->
         assert not {"authorization", "x-api-key"} & one.headers.keys()
 
 
+ORDERS = [
+    {"X-Accel-Redirect": "/-/models"},
+    {"X-Accel-Redirect": "/v1/models"},
+    {"X-Accel-Redirect": "@refused"},
+    {"X-Accel-Redirect": "/health", "Status": "201"},
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("orders", ORDERS)
+def test_an_engine_gives_the_proxy_no_orders(pod: Pod, orders: dict[str, str], stream: bool) -> None:
+    """nginx would leave the request for another address, and its tenant would never get the slot back."""
+    for _ in range(3):
+        answer = pod.chat("open", "key-few", user=json.dumps(orders), stream=stream, max_tokens=1)
+        assert (answer.status_code, "chat.completion" in answer.text) == (200, True)
+    until(lambda: pod.metrics()['qwen_gateway_running_requests{tenant="few"}'] == 0, "the slots are free")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_gives_the_client_no_orders(pod: Pod, stream: bool) -> None:
+    orders = {
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Allow-Headers": "*",
+        "Access-Control-Allow-Credentials": "true",
+        "Alt-Svc": 'h3="127.0.0.1:1"',
+        "Clear-Site-Data": '"*"',
+        "Link": "<http://127.0.0.1/>; rel=preload",
+        "Location": "http://127.0.0.1/",
+        "Refresh": "0; url=http://127.0.0.1/",
+        "Set-Cookie": "a=b",
+        "Strict-Transport-Security": "max-age=9",
+        "WWW-Authenticate": "Basic",
+        "X-Other": "1",
+    }
+    answer = pod.chat("open", user=json.dumps(orders), stream=stream, max_tokens=1)
+    assert answer.status_code == 200
+    length = "transfer-encoding" if stream else "content-length"
+    assert answer.headers.keys() == {"server", "date", "content-type", "connection", "x-request-id", length}
+
+
 def test_the_answer_does_not_name_the_engine(pod: Pod) -> None:
     answer = pod.chat("open")
 

@@ -218,10 +218,32 @@ function requests.preflight(method)
     return ngx.exit(ngx.HTTP_NO_CONTENT)
 end
 
+-- Of an answer of the router, only these headers reach the client. The router passes on whatever an engine sends: a
+-- compromised one could otherwise send a browser elsewhere, or make a proxy in front of this one work for it.
+local ANSWER_HEADERS = {
+    ["connection"] = true,
+    ["content-length"] = true,
+    ["content-type"] = true,
+    ["retry-after"] = true,
+    ["transfer-encoding"] = true,
+    ["x-request-id"] = true,
+}
+
+local function drop_headers()
+    for name in pairs(ngx.resp.get_headers(0, true)) do
+        if not ANSWER_HEADERS[name:lower()] then
+            ngx.header[name] = nil
+        end
+    end
+end
+
 -- In the phase header_filter, for every answer.
 function requests.head()
     if ngx.is_subrequest then
         return
+    end
+    if ngx.var.upstream_status then
+        drop_headers()
     end
     local origin = allowed_origin()
     if origin then

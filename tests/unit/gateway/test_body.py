@@ -36,13 +36,16 @@ http {{
         listen 127.0.0.1:{port};
         location = /file {{
             client_body_in_file_only clean;
-            content_by_lua_block {{ ngx.req.read_body() ngx.print(require("qwen.body").model() or "") }}
+            content_by_lua_block {{
+                ngx.req.read_body()
+                ngx.print(require("qwen.body").model(function() ngx.sleep(0.001) end) or "")
+            }}
         }}
         location / {{
             client_body_buffer_size 64m;
             content_by_lua_block {{
                 ngx.req.read_body()
-                local reader = require("qwen.body").reader()
+                local reader = require("qwen.body").reader(function() end)
                 local body, size = ngx.req.get_body_data() or "", tonumber(ngx.var.arg_size)
                 for at = 1, #body, size do
                     if reader:feed(body:sub(at, at + size - 1)) then return end

@@ -362,6 +362,25 @@ def test_a_client_that_leaves_frees_its_slot(pod: Pod) -> None:
         until(lambda: pod.metrics()['qwen_gateway_running_requests{tenant="few"}'] == 0, "the slots are free")
 
 
+def test_bodies_that_take_long_to_read_stop_nobody_else(pod: Pod) -> None:
+    """The bodies of one tenant are read one after the other. All at once, the other tenant got 8 answers here."""
+    body = ('{"model":"none","a":[' + "[]," * 400_000 + "0]}").encode()
+
+    def greedy() -> int:
+        with pod.client("key-all", **{"Content-Type": "application/json"}) as client:
+            return client.post("/v1/chat/completions", content=body).status_code
+
+    answered = 0
+    with ThreadPoolExecutor(16) as pool, pod.client("key-some") as polite:
+        running = [pool.submit(greedy) for _ in range(16)]
+        while not all(one.done() for one in running):
+            assert error(polite.post("/v1/chat/completions", json=body_of("", "none")))[0] == 404
+            answered += 1
+        # In this pod a turn is waited for 2 seconds.
+        assert {one.result() for one in running} <= {404, 429}
+    assert answered > 100
+
+
 def test_requests_and_tokens_a_minute(pod: Pod) -> None:
     limits = {"some": {"requestsPerMinute": 3}, "few": {"tokensPerMinute": 20}}
     pod.write_tenants({"defaults": {}, "tenants": limits})

@@ -1,6 +1,8 @@
 -- The limits of the tenants: requests at once, requests and tokens a minute, bytes of bodies held.
 --
 -- nginx runs one worker process, so that plain tables count for the whole pod. A worker that crashed begins with none.
+local semaphore = require "ngx.semaphore"
+
 local limits = {}
 
 -- Tenant -> number of its requests that hold a slot.
@@ -13,6 +15,7 @@ limits.SMALL_BYTES = 65536
 
 local buffered_of = {}
 local buckets = {}
+local turns = {}
 
 local function bucket(tenant, kind, per_minute)
     local key = kind .. " " .. tenant
@@ -91,6 +94,17 @@ end
 function limits.free_room(tenant, bytes)
     buffered_of[tenant] = buffered_of[tenant] - bytes
     limits.buffered = limits.buffered - bytes
+end
+
+-- Whether the tenant's turn came within so many seconds. Of one tenant, one request at a time may do long work in the
+-- worker process. So the others wait for as many parts of such work as there are tenants, not as there are requests.
+function limits.take_turn(tenant, seconds)
+    turns[tenant] = turns[tenant] or semaphore.new(1)
+    return turns[tenant]:wait(seconds)
+end
+
+function limits.end_turn(tenant)
+    turns[tenant]:post(1)
 end
 
 return limits

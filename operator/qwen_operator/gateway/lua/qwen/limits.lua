@@ -13,6 +13,9 @@ limits.buffered = 0
 -- A body up to this size stays in memory. nginx's configuration has the same number.
 limits.SMALL_BYTES = 65536
 
+-- The engine reports the tokens. A compromised one must not shut a tenant out of all other models for days.
+local MAX_DEBT_MINUTES = 60
+
 local buffered_of = {}
 local buckets = {}
 local turns = {}
@@ -73,7 +76,7 @@ end
 function limits.spend_tokens(tenant, per_minute, count)
     if per_minute > 0 then
         local one = bucket(tenant, "tokens", per_minute)
-        one.level = one.level - count
+        one.level = math.max(one.level - count, -MAX_DEBT_MINUTES * per_minute)
     end
 end
 

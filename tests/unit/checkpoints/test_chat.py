@@ -164,7 +164,7 @@ HOSTILE = (
 
 @pytest.mark.parametrize("part", HOSTILE)
 def test_a_hostile_template_is_read_quickly(part: str) -> None:
-    """Some of these took minutes. Matching holds the interpreter's lock, so the operator lost its Lease meanwhile."""
+    """Some of these took minutes. Matching holds the interpreter's lock, so nothing else runs meanwhile."""
     head = "<|im_start|>enable_thinking <think> add_generation_prompt "
     text = (head + part * (LARGEST_TEMPLATE // len(part) + 1))[:LARGEST_TEMPLATE]
     began = time.process_time()

@@ -378,7 +378,7 @@ def test_bodies_that_take_long_to_read_stop_nobody_else(pod: Pod) -> None:
             answered += 1
         # In this pod a turn is waited for 2 seconds.
         assert {one.result() for one in running} <= {404, 429}
-    assert answered > 100
+    assert answered > 40
 
 
 def test_requests_and_tokens_a_minute(pod: Pod) -> None:

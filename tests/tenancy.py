@@ -66,6 +66,16 @@ SECRET = {"secretKeyRef": {"name": "s", "key": "k"}}
 HOST: Spec = {"name": "host", "hostPath": {"path": "/"}}
 CODE = "--trust-remote-code"
 
+
+def host_at(*paths: str) -> Spec:
+    """The node's files at the paths; below /mnt/own, a volume that everybody may have."""
+    names = {path: "own" if path == "/mnt/own" else "host" for path in paths}
+    return pod(
+        volumes=[HOST, {"name": "own", "emptyDir": {}}],
+        volumeMounts=[{"name": name, "mountPath": path} for path, name in names.items()],
+    )
+
+
 ALLOWED: tuple[Case, ...] = (
     Case("nothing", {}),
     Case("a label", pod(labels={"team": "a"})),
@@ -250,6 +260,21 @@ RATCHET: tuple[Case, ...] = (
     Case("kept variable", variable("LD_PRELOAD", value="x"), before=variable("LD_PRELOAD", value="x")),
     Case("kept image", engine(image="evil/x:v1", startupSeconds=99), before=engine(image="evil/x:v1")),
     Case("dropped", {}, before=pod(volumes=[HOST])),
+    Case("kept mount", host_at("/opt/x", "/mnt/own"), before=host_at("/opt/x")),
+    Case("a second place for a kept volume", host_at("/opt/x", "/mnt/x"), "spec.pod.volumeMounts", host_at("/opt/x")),
+    Case("a first place for a kept volume", host_at("/mnt/x"), "spec.pod.volumeMounts", pod(volumes=[HOST])),
+    Case(
+        "a kept volume with more rights",
+        pod(volumes=[HOST], volumeMounts=[{"name": "host", "mountPath": "/mnt/x"}]),
+        "spec.pod.volumeMounts",
+        pod(volumes=[HOST], volumeMounts=[{"name": "host", "mountPath": "/mnt/x", "readOnly": True}]),
+    ),
+    Case(
+        "a kept volume beside one of its name",
+        pod(volumes=[HOST, {"name": "host", "emptyDir": {}}], volumeMounts=[{"name": "host", "mountPath": "/mnt/x"}]),
+        "spec.pod.volumeMounts",
+        pod(volumes=[HOST]),
+    ),
     Case("a second volume", pod(volumes=[HOST, HOST | {"name": "b"}]), "spec.pod.volumes", pod(volumes=[HOST])),
     Case("another path", volume(hostPath={"path": "/etc"}), "spec.pod.volumes", volume(hostPath={"path": "/"})),
     Case("another user value", security(fsGroup=0, runAsUser=0), "spec.pod.securityContext", security(runAsUser=0)),

@@ -140,11 +140,8 @@ def _public(settings: ProxySettings) -> str:
         # The key of the engine. nginx leaves out a header whose value is empty.
         proxy_set_header Authorization "";
 {headers}
-        proxy_hide_header Set-Cookie;
-        proxy_hide_header x-smg-routed-worker-id;
-        proxy_hide_header x-smg-error-code;
-        proxy_hide_header Access-Control-Allow-Origin;
-        proxy_hide_header Access-Control-Allow-Credentials;
+        # An engine's answer may have these headers, and nginx would obey them.
+        proxy_ignore_headers X-Accel-Redirect X-Accel-Expires X-Accel-Limit-Rate X-Accel-Buffering X-Accel-Charset;
         proxy_buffering off;
         proxy_next_upstream off;
         proxy_connect_timeout 5s;

@@ -46,6 +46,7 @@ MOST_FILES = 10_000
 _LARGEST_ENTRY = 64 << 10
 _LARGEST_REST = 1 << 20
 _ENTRIES_AT_ONCE = 4096
+_BATCH = 64 << 10
 # Several readings may run at once, but only one decodes: as Python objects an answer is up to ten times larger.
 _DECODING = threading.Lock()
 # Some networks drop packets silently, so that a connection attempt gets no answer at all.
@@ -288,8 +289,8 @@ async def _read_index(repository: _Repository, url: str) -> tuple[Fields, _Store
     parts, stored = Parts("weight_map", _LARGEST_ENTRY, _LARGEST_REST), _Stored()
     entries: list[bytes] = []
     try:
-        async for piece in _stream(repository, url, LARGEST_INDEX, INDEX):
-            entries += parts.feed(piece)
+        async for piece in _batches(_stream(repository, url, LARGEST_INDEX, INDEX)):
+            entries += await asyncio.to_thread(parts.feed, piece)
             if parts.dropped:
                 raise HubError(HubReason.TOO_LARGE, f"an entry of {INDEX} has more than {_LARGEST_ENTRY} bytes")
             if len(entries) >= _ENTRIES_AT_ONCE:
@@ -304,6 +305,18 @@ async def _read_index(repository: _Repository, url: str) -> tuple[Fields, _Store
     if not stored.files:
         raise index.refuse("weight_map", "an object of tensor names and files")
     return index, stored
+
+
+async def _batches(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in pieces of at least _BATCH, because the work for a piece grows with what came before."""
+    waiting, size = list[bytes](), 0
+    async for piece in pieces:
+        waiting.append(piece)
+        size += len(piece)
+        if size >= _BATCH:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    yield b"".join(waiting)
 
 
 def _add_entries(entries: list[bytes], of_object: bool, stored: _Stored) -> None:

@@ -13,6 +13,7 @@ from qwen_operator.tenancy.rules import RULES, Entry, Rule, Shape, option_name
 
 # What a rule may raise for a value of an unexpected form. CEL fails in these cases too, which is a refusal.
 _BAD_FORM = (TypeError, AttributeError, LookupError, ValueError)
+_VOLUMES, _MOUNTS = ("pod", "volumes"), ("pod", "volumeMounts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +42,31 @@ def refused(
     ran before the lists became stricter can still be changed.
     """
     old = before or {}
-    return tuple(one for rule in RULES for one in _of_rule(rule, spec, tenancy.allowed(namespace, rule.setting), old))
+    return tuple(
+        Refused(f"{rule.name}{place}", item, rule)
+        for rule in RULES
+        for place, key, item in _against(rule, spec, tenancy, namespace)
+        if not _stays(rule, key, item, _at(old, rule.path))
+    )
 
 
-def _of_rule(
-    rule: Rule, spec: Mapping[str, Any], allowed: tuple[str, ...], before: Mapping[str, Any]
-) -> Iterator[Refused]:
-    value, old = _at(spec, rule.path), _at(before, rule.path)
-    pod = mapping(spec, "pod")
-    for place, key, item in _entries(rule, value):
-        if not _holds(rule, Entry(item, key, allowed, pod)) and not _stays(rule, key, item, old):
-            yield Refused(f"{rule.name}{place}", item, rule)
+def _against(rule: Rule, spec: Mapping[str, Any], tenancy: Tenancy, namespace: str) -> Iterator[tuple[str, str, Any]]:
+    """The entries, as `_entries` gives them, that the rule refuses."""
+    allowed = tenancy.allowed(namespace, rule.setting)
+    volumes = _own_volumes(spec, tenancy, namespace) if rule.path == _MOUNTS else frozenset()
+    for place, key, item in _entries(rule, _at(spec, rule.path)):
+        if not _holds(rule, Entry(item, key, allowed, volumes)):
+            yield place, key, item
+
+
+def _own_volumes(spec: Mapping[str, Any], tenancy: Tenancy, namespace: str) -> frozenset[str]:
+    """The names of the volumes that the rule allows."""
+    (rule,) = [rule for rule in RULES if rule.path == _VOLUMES]
+    bad = [item for _, _, item in _against(rule, spec, tenancy, namespace)]
+    names = [item.get("name") for item in _at(spec, _VOLUMES) or () if isinstance(item, Mapping) and item not in bad]
+    return frozenset(name for name in names if isinstance(name, str)) - {
+        item.get("name") for item in bad if isinstance(item, Mapping) and isinstance(item.get("name"), str)
+    }
 
 
 def _entries(rule: Rule, value: Any) -> Iterator[tuple[str, str, Any]]:

@@ -45,12 +45,15 @@ class Shape(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What `holds` gets. `key` is the key of a mapping, else "". `allowed` is the rule's list; `pod` is spec.pod."""
+    """What `holds` gets. `key` is the key of a mapping, else "". `allowed` is the rule's list.
+
+    `volumes` has the names of the volumes in spec.pod that the rule for volumes allows.
+    """
 
     value: Any
     key: str
     allowed: tuple[str, ...]
-    pod: Mapping[str, Any]
+    volumes: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +121,8 @@ def _members(value: Any) -> Mapping[str, Any]:
 
 
 def _mount(entry: Entry) -> bool:
-    names = [volume.get("name") for volume in entry.pod.get("volumes") or ()]
     path = entry.value["mountPath"]
-    known = set(entry.value) <= set(_MOUNT) and entry.value["name"] in names
+    known = set(entry.value) <= set(_MOUNT) and entry.value["name"] in entry.volumes
     return known and ".." not in path and matches(path, entry.allowed)
 
 
@@ -221,6 +223,21 @@ _WEIGHTED = (
 )
 _SOURCE = f"t.all(m, m in variables.{allowed_variable(Setting.VOLUME_TYPES)})"
 
+
+def _volume_cel(of: str) -> str:
+    return (
+        f"{of}.all(m, m == 'name' || m in variables.{allowed_variable(Setting.VOLUME_TYPES)}) && "
+        f"(!has({of}.projected) || (type({of}.projected) == map && {_each(f'{of}.projected', 'sources', _SOURCE)}))"
+    )
+
+
+# A volume that may only stay because it was there before gets no new place: the old one may be read-only or a folder.
+_OWN_VOLUME = (
+    "variables.pod.?volumes.orValue([]).exists(v, v.?name.orValue('') == item.name) && "
+    f"variables.pod.volumes.all(v, v.?name.orValue('') != item.name || ({_volume_cel('v')}))"
+)
+
+
 RULES: tuple[Rule, ...] = (
     _keys("pod.labels", Setting.LABELS, "a tenant may use names without a domain, such as team"),
     _keys("pod.annotations", Setting.ANNOTATIONS, "a tenant may use names without a domain, such as team"),
@@ -258,8 +275,7 @@ RULES: tuple[Rule, ...] = (
         Setting.VOLUME_TYPES,
         "a tenant may use persistentVolumeClaim, emptyDir, configMap, secret, downwardAPI, and projected of these",
         _volume,
-        f"item.all(m, m == 'name' || m in variables.{allowed_variable(Setting.VOLUME_TYPES)}) && "
-        f"(!has(item.projected) || (type(item.projected) == map && {_each('item.projected', 'sources', _SOURCE)}))",
+        _volume_cel("item"),
         f"({_shown('name', 'no name')}) + ' (' + item.filter(m, m != 'name').map(m, string(m)).join(', ') + ')'",
     ),
     Rule(
@@ -270,7 +286,7 @@ RULES: tuple[Rule, ...] = (
         f"/home/qwen/huggingface, with the fields {', '.join(_MOUNT)}",
         _mount,
         f"{_all('item', 'm', _MOUNT)} && {_is('item', 'name', 'string')} && {_is('item', 'mountPath', 'string')} && "
-        "variables.pod.?volumes.orValue([]).exists(v, v.?name.orValue('') == item.name) && "
+        f"{_OWN_VOLUME} && "
         f"!item.mountPath.contains('..') && {cel_matches('item.mountPath', Setting.MOUNT_PATHS)}",
         _shown("mountPath", "no mountPath"),
     ),

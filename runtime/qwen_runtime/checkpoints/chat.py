@@ -15,7 +15,7 @@ from typing import Any
 
 from qwen_runtime.checkpoints.reading import InvalidFactsError, parse_any_json, parse_json
 
-LARGEST_TEMPLATE = 1 << 20
+LARGEST_TEMPLATE = 1 << 17
 """The most characters of a chat template. Real ones have at most 20 000."""
 LARGEST_CHAT_FILE = 10_000_000
 """The most bytes of one of the files that `chat_files` names."""
@@ -90,16 +90,18 @@ class ChatFormat:
 
 # A reranker that answers with yes or no is recognised by this instruction, as SGLang recognises it.
 _YES_OR_NO = 'answer can only be "yes" or "no"'
-_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+# A template may be hostile, so each of these patterns takes time in proportion to the text. A comment without an end
+# goes to the end of the text.
+_COMMENT = re.compile(r"\{#.*?(?:#\}|\Z)", re.DOTALL)
 # In the source of a template, a line break in a text is a backslash and an n.
 _CLOSED = re.compile(r"<think>(?:\\n|\s)*</think>")
 _CHATML, _DEEPSEEK = "<|im_start|>", "<｜Assistant｜>"
 _SWITCH = "enable_thinking"
 # Ways to write "reasoning, unless the request switches it off". Everything else with the switch is off by default.
 _ON_BY_DEFAULT = (
-    r"enable_thinking\s+is\s+(?:sameas\s*\(?\s*)?false",
+    r"enable_thinking\s+is\s+(?:sameas\s*+\(?\s*+)?false",
     r"enable_thinking\s*==\s*false",
-    r"enable_thinking\s+is\s+not\s+(?:sameas\s*\(?\s*)?false",
+    r"enable_thinking\s+is\s+not\s+(?:sameas\s*+\(?\s*+)?false",
     r"enable_thinking\s*!=\s*false",
     r"enable_thinking\s+is\s+defined\s+and\s+not\s+enable_thinking",
     r"enable_thinking\s+is\s+(?:not\s+defined|undefined)\s+or",
@@ -108,7 +110,7 @@ _ON_BY_DEFAULT = (
     r"enable_thinking\s+if\s+enable_thinking\s+is\s+defined\s+else\s+true",
     r"true\s+if\s+enable_thinking\s+is\s+(?:not\s+defined|undefined)\s+else",
     r"set\s+enable_thinking\s*=\s*true",
-    r"namespace\([^)]*enable_thinking\s*=\s*true",
+    r"namespace\([^()]*enable_thinking\s*=\s*true",
 )
 _ON = re.compile("|".join(_ON_BY_DEFAULT), re.IGNORECASE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -144,3 +145,28 @@ def test_comments_change_nothing(comment: str, template: str) -> None:
 def test_any_text_is_read_without_an_error(text: str) -> None:
     chat_format(text)
     chat_format(TURNS + text + prompt(CLOSE_IF_FALSE))
+
+
+HOSTILE = (
+    "{#",
+    "{# #",
+    "namespace(",
+    "namespace(enable_thinking ",
+    "enable_thinking is sameas" + " " * 60_000,
+    "enable_thinking is not sameas (" + " " * 60_000,
+    "enable_thinking" + " " * 9_000,
+    "set ",
+    "not enable_thinking is ",
+    "<think>\\n",
+    "add_generation_prompt",
+)
+
+
+@pytest.mark.parametrize("part", HOSTILE)
+def test_a_hostile_template_is_read_quickly(part: str) -> None:
+    """Some of these took minutes. Matching holds the interpreter's lock, so nothing else runs meanwhile."""
+    head = "<|im_start|>enable_thinking <think> add_generation_prompt "
+    text = (head + part * (LARGEST_TEMPLATE // len(part) + 1))[:LARGEST_TEMPLATE]
+    began = time.process_time()
+    chat_format(text)
+    assert time.process_time() - began < 1

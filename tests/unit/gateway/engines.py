@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +24,15 @@ class Received:
 
 
 class _Engine(BaseHTTPRequestHandler):
+    """The field `user` of a request may have headers of the answer, as JSON."""
+
     protocol_version = "HTTP/1.1"
+    extra: Mapping[str, str] = {}
+
+    def end_headers(self) -> None:
+        for name, value in self.extra.items():
+            self.send_header(name, value)
+        super().end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -50,6 +58,8 @@ class _Engine(BaseHTTPRequestHandler):
         assert isinstance(server, _Server)
         headers = {name.lower(): value for name, value in self.headers.items()}
         server.received.append(Received(self.path, headers, request))
+        user = str(request.get("user"))
+        self.extra = json.loads(user) if user.startswith("{") else {}
         if request.get("stream"):
             self._stream(request)
             return

@@ -1,4 +1,4 @@
-"""The proxy's reader of bodies against Python's: they agree, or the body is refused."""
+"""The proxy's reader of bodies against Python's: they agree, or the body is refused. Also its bounds in memory."""
 
 import json
 import os
@@ -36,13 +36,31 @@ http {{
         listen 127.0.0.1:{port};
         location = /file {{
             client_body_in_file_only clean;
-            content_by_lua_block {{ ngx.req.read_body() ngx.print(require("qwen.body").model() or "") }}
+            content_by_lua_block {{
+                ngx.req.read_body()
+                ngx.print(require("qwen.body").model(function() ngx.sleep(0.001) end) or "")
+            }}
+        }}
+        location = /series {{
+            content_by_lua_block {{
+                local metrics = require "qwen.metrics"
+                for number = 1, 30000 do metrics.ended("greedy", "m" .. number, 200) end
+                metrics.ended("polite", "open", 200)
+                metrics.page()
+            }}
+        }}
+        location = /debt {{
+            content_by_lua_block {{
+                local limits = require "qwen.limits"
+                limits.spend_tokens("t", 600, 1e8)
+                ngx.print(limits.has_tokens("t", 600))
+            }}
         }}
         location / {{
             client_body_buffer_size 64m;
             content_by_lua_block {{
                 ngx.req.read_body()
-                local reader = require("qwen.body").reader()
+                local reader = require("qwen.body").reader(function() end)
                 local body, size = ngx.req.get_body_data() or "", tonumber(ngx.var.arg_size)
                 for at = 1, #body, size do
                     if reader:feed(body:sub(at, at + size - 1)) then return end
@@ -164,3 +182,15 @@ def test_a_huge_body_is_read_or_refused_while_others_are_answered(reader: httpx.
             answered += 1
         assert huge.result() == model
     assert answered > 2
+
+
+def test_one_tenant_does_not_use_up_the_series_of_others(reader: httpx.Client) -> None:
+    lines = reader.get("/series").text.splitlines()
+    assert 'qwen_gateway_requests_total{tenant="polite",model="open",code="200"} 1' in lines
+    greedy = [line for line in lines if 'tenant="greedy"' in line]
+    assert len(greedy) == 257
+    assert 'qwen_gateway_requests_total{tenant="greedy",model="",code="200"} 29744' in greedy
+
+
+def test_a_wrong_count_of_tokens_costs_a_tenant_an_hour_at_most(reader: httpx.Client) -> None:
+    assert 3595 <= int(reader.get("/debt").text) <= 3601

@@ -151,6 +151,46 @@ def test_the_engine_gets_its_own_key_and_nothing_else_of_the_client(pod: Pod) ->
         assert not {"authorization", "x-api-key"} & one.headers.keys()
 
 
+ORDERS = [
+    {"X-Accel-Redirect": "/-/models"},
+    {"X-Accel-Redirect": "/v1/models"},
+    {"X-Accel-Redirect": "@refused"},
+    {"X-Accel-Redirect": "/health", "Status": "201"},
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("orders", ORDERS)
+def test_an_engine_gives_the_proxy_no_orders(pod: Pod, orders: dict[str, str], stream: bool) -> None:
+    """nginx would leave the request for another address, and its tenant would never get the slot back."""
+    for _ in range(3):
+        answer = pod.chat("open", "key-few", user=json.dumps(orders), stream=stream, max_tokens=1)
+        assert (answer.status_code, "chat.completion" in answer.text) == (200, True)
+    until(lambda: pod.metrics()['qwen_gateway_running_requests{tenant="few"}'] == 0, "the slots are free")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_gives_the_client_no_orders(pod: Pod, stream: bool) -> None:
+    orders = {
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Allow-Headers": "*",
+        "Access-Control-Allow-Credentials": "true",
+        "Alt-Svc": 'h3="127.0.0.1:1"',
+        "Clear-Site-Data": '"*"',
+        "Link": "<http://127.0.0.1/>; rel=preload",
+        "Location": "http://127.0.0.1/",
+        "Refresh": "0; url=http://127.0.0.1/",
+        "Set-Cookie": "a=b",
+        "Strict-Transport-Security": "max-age=9",
+        "WWW-Authenticate": "Basic",
+        "X-Other": "1",
+    }
+    answer = pod.chat("open", user=json.dumps(orders), stream=stream, max_tokens=1)
+    assert answer.status_code == 200
+    length = "transfer-encoding" if stream else "content-length"
+    assert answer.headers.keys() == {"server", "date", "content-type", "connection", "x-request-id", length}
+
+
 def test_the_answer_does_not_name_the_engine(pod: Pod) -> None:
     answer = pod.chat("open")
 
@@ -320,6 +360,25 @@ def test_a_client_that_leaves_frees_its_slot(pod: Pod) -> None:
         for connection in connections:
             connection.close()
         until(lambda: pod.metrics()['qwen_gateway_running_requests{tenant="few"}'] == 0, "the slots are free")
+
+
+def test_bodies_that_take_long_to_read_stop_nobody_else(pod: Pod) -> None:
+    """The bodies of one tenant are read one after the other. All at once, the other tenant got 8 answers here."""
+    body = ('{"model":"none","a":[' + "[]," * 400_000 + "0]}").encode()
+
+    def greedy() -> int:
+        with pod.client("key-all", **{"Content-Type": "application/json"}) as client:
+            return client.post("/v1/chat/completions", content=body).status_code
+
+    answered = 0
+    with ThreadPoolExecutor(16) as pool, pod.client("key-some") as polite:
+        running = [pool.submit(greedy) for _ in range(16)]
+        while not all(one.done() for one in running):
+            assert error(polite.post("/v1/chat/completions", json=body_of("", "none")))[0] == 404
+            answered += 1
+        # In this pod a turn is waited for 2 seconds.
+        assert {one.result() for one in running} <= {404, 429}
+    assert answered > 40
 
 
 def test_requests_and_tokens_a_minute(pod: Pod) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.facts import ChatFormat, Task
 from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubReason
+from qwen_operator.hubs import client
 from qwen_operator.hubs.client import fetch
 from qwen_operator.hubs.redirects import reached_fault, redirect_fault
 from qwen_runtime.checkpoints.chat import LARGEST_CHAT_FILE, chat_format
@@ -251,6 +252,24 @@ async def test_an_index_of_too_many_tensors(monkeypatch: pytest.MonkeyPatch) -> 
     hub.files[INDEX] = b'{"weight_map":{' + b",".join(b'"%x":"m"' % number for number in range(1001)) + b"}}"
     error = await refusal(hub, Hub.HUGGING_FACE)
     assert (error.reason, "has more than 1000 tensors" in str(error)) == (HubReason.TOO_LARGE, True)
+
+
+async def test_an_index_in_crumbs_is_read_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub decides how large the pieces are. Each one was searched together with all that came before."""
+    stream = client._stream
+
+    async def crumbs(*args: Any) -> AsyncIterator[bytes]:
+        async for piece in stream(*args):
+            for start in range(0, len(piece), 64):
+                yield piece[start : start + 64]
+
+    monkeypatch.setattr(client, "_stream", crumbs)
+    hub = repository(DENSE, SHARDS)
+    hub.files[INDEX] = b"{" + b'"a":1,' * 40_000 + b'"weight_map":{"x":"none.safetensors"}}'
+    began = time.process_time()
+    error = await refusal(hub, Hub.HUGGING_FACE)
+    assert (error.reason, "none.safetensors" in error.whole) == (HubReason.INVALID, True)
+    assert time.process_time() - began < 4
 
 
 async def test_no_hub_is_offline() -> None:

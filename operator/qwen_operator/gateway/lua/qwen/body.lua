@@ -5,8 +5,8 @@
 -- that match, at most 100 levels, exactly one field "model" at the top, which is a string, and no other field there
 -- whose name differs from "model" only by case or has an escape. Everything else is refused, not interpreted.
 --
--- A step costs about 0.4 us of the one worker process, so the number of steps has a bound. Long text, images in base64
--- and lists of numbers take few steps.
+-- A step costs about 0.4 us of the one worker process, so the number of steps has a bound, and other requests run after
+-- each STEPS_AT_ONCE. Long text, images in base64 and lists of numbers take few steps.
 local cjson = require "cjson.safe"
 
 local find, byte, sub, lower = string.find, string.byte, string.sub, string.lower
@@ -17,6 +17,9 @@ local MAX_LEVELS = 100
 -- Of a served name; longer text is not a name.
 local MAX_CAPTURED = 1024
 local CHUNK_BYTES = 16384
+-- After so many pieces, and after so many steps, other requests run. Either takes about 2 ms.
+local CHUNKS_AT_ONCE = 16
+local STEPS_AT_ONCE = 4096
 local MAX_STEPS = 1000000
 
 local QUOTE, BACKSLASH, COLON, COMMA = byte('"'), byte("\\"), byte(":"), byte(",")
@@ -32,9 +35,9 @@ local Reader = {}
 Reader.__index = Reader
 
 -- `expects` is what may come next in the outermost object: start, first (a key or the end), key, colon, value, next
--- (a comma or the end) or nothing.
-function body.reader()
-    return setmetatable({ expects = "start", levels = {}, depth = 0, steps = 0 }, Reader)
+-- (a comma or the end) or nothing. `pause` is called between two parts of a long work.
+function body.reader(pause)
+    return setmetatable({ expects = "start", levels = {}, depth = 0, steps = 0, pause = pause }, Reader)
 end
 
 function Reader:open_string(captured)
@@ -199,6 +202,9 @@ function Reader:feed(text)
         if self.steps > MAX_STEPS then
             return "it has more than " .. MAX_STEPS .. " strings, brackets and escapes"
         end
+        if self.steps % STEPS_AT_ONCE == 0 then
+            self.pause()
+        end
         if self.in_string then
             at, fault = self:read_string(text, at)
         elseif self.depth > 1 then
@@ -241,9 +247,9 @@ function Reader:finish()
 end
 
 -- The model of the current request, whose body has been read. A long body is read in pieces, and other requests run
--- between two of them.
-function body.model()
-    local reader = body.reader()
+-- between two of them. `pause` lets them run.
+function body.model(pause)
+    local reader = body.reader(pause)
     local path = ngx.req.get_body_file()
     if not path then
         local fault = reader:feed(ngx.req.get_body_data() or "")
@@ -253,11 +259,14 @@ function body.model()
         return reader:finish()
     end
     local file = assert(io.open(path, "rb"))
-    local piece, fault = file:read(CHUNK_BYTES), nil
+    local piece, fault, count = file:read(CHUNK_BYTES), nil, 0
     while piece and not fault do
         fault = reader:feed(piece)
         piece = file:read(CHUNK_BYTES)
-        ngx.sleep(0)
+        count = count + 1
+        if count % CHUNKS_AT_ONCE == 0 then
+            pause()
+        end
     end
     file:close()
     if fault then

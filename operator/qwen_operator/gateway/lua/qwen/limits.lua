@@ -1,6 +1,8 @@
 -- The limits of the tenants: requests at once, requests and tokens a minute, bytes of bodies held.
 --
 -- nginx runs one worker process, so that plain tables count for the whole pod. A worker that crashed begins with none.
+local semaphore = require "ngx.semaphore"
+
 local limits = {}
 
 -- Tenant -> number of its requests that hold a slot.
@@ -11,8 +13,12 @@ limits.buffered = 0
 -- A body up to this size stays in memory. nginx's configuration has the same number.
 limits.SMALL_BYTES = 65536
 
+-- The engine reports the tokens. A compromised one must not shut a tenant out of all other models for days.
+local MAX_DEBT_MINUTES = 60
+
 local buffered_of = {}
 local buckets = {}
+local turns = {}
 
 local function bucket(tenant, kind, per_minute)
     local key = kind .. " " .. tenant
@@ -70,7 +76,7 @@ end
 function limits.spend_tokens(tenant, per_minute, count)
     if per_minute > 0 then
         local one = bucket(tenant, "tokens", per_minute)
-        one.level = one.level - count
+        one.level = math.max(one.level - count, -MAX_DEBT_MINUTES * per_minute)
     end
 end
 
@@ -91,6 +97,17 @@ end
 function limits.free_room(tenant, bytes)
     buffered_of[tenant] = buffered_of[tenant] - bytes
     limits.buffered = limits.buffered - bytes
+end
+
+-- Whether the tenant's turn came within so many seconds. Of one tenant, one request at a time may do long work in the
+-- worker process. So the others wait for as many parts of such work as there are tenants, not as there are requests.
+function limits.take_turn(tenant, seconds)
+    turns[tenant] = turns[tenant] or semaphore.new(1)
+    return turns[tenant]:wait(seconds)
+end
+
+function limits.end_turn(tenant)
+    turns[tenant]:post(1)
 end
 
 return limits

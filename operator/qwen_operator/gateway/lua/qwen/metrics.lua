@@ -1,13 +1,16 @@
 -- The proxy's metrics in Prometheus' text format.
 --
 -- The label model has only names that a worker serves or served; anything else that a client writes counts under an
--- empty one. Together with the tenants, which are names of keys, this bounds the number of series.
+-- empty one. Together with the tenants, which are names of keys, this bounds the number of series. Names can change as
+-- often as somebody edits servedNames, so those of one tenant have a bound of their own: nobody uses up the series of
+-- the others.
 local limits = require "qwen.limits"
 local state = require "qwen.state"
 
 local metrics = {}
 
 local MAX_SERIES = 20000
+local MAX_MODELS = 256
 
 -- Name, type, help. A counter's name gets the suffix _total.
 local FAMILIES = {
@@ -20,6 +23,8 @@ local FAMILIES = {
 
 local series = {}
 local count = 0
+-- Tenant -> its models, and their number.
+local models_of = {}
 
 local function escaped(value)
     return (value:gsub("[\\\"\n]", { ["\\"] = "\\\\", ['"'] = '\\"', ["\n"] = "\\n" }))
@@ -37,7 +42,21 @@ local function add(name, labels, amount)
     family[labels] = (family[labels] or 0) + amount
 end
 
+-- The model, or an empty one if the tenant has too many already.
+local function bounded(tenant, model)
+    local own = models_of[tenant] or { number = 0, names = {} }
+    models_of[tenant] = own
+    if not own.names[model] then
+        if own.number >= MAX_MODELS then
+            return ""
+        end
+        own.names[model], own.number = true, own.number + 1
+    end
+    return model
+end
+
 local function owner(tenant, model)
+    model = bounded(tenant, model)
     return string.format('tenant="%s",model="%s"', escaped(tenant), escaped(model))
 end
 

@@ -18,7 +18,7 @@ local last = 0
 
 local function open_ticket(tenant)
     last = last + 1
-    local ticket = { tenant = tenant, model = "", room = 0, slot = false, started = ngx.now() }
+    local ticket = { tenant = tenant, model = "", room = 0, slot = false, turn = false, started = ngx.now() }
     tickets[last] = ticket
     ngx.var.qwen_ticket = last
     return ticket
@@ -125,6 +125,25 @@ local function read_body(ticket)
     ngx.thread.kill(watch)
 end
 
+local function end_turn(ticket)
+    if ticket.turn then
+        ticket.turn = false
+        limits.end_turn(ticket.tenant)
+    end
+end
+
+-- Lets other requests run while a body is searched that takes long.
+local function pause_of(ticket)
+    return function()
+        ticket.turn = ticket.turn or limits.take_turn(ticket.tenant, state.settings.bodyTimeoutSeconds)
+        if not ticket.turn then
+            too_many(ticket, "complexBodies", 1, "bodies with very many strings and brackets at once")
+        end
+        -- After a sleep of 0, nginx would go on with this request before it looks at any connection.
+        ngx.sleep(0.001)
+    end
+end
+
 local function find_model(ticket, allowed)
     local path = ngx.req.get_body_file()
     if path then
@@ -133,7 +152,8 @@ local function find_model(ticket, allowed)
         file:close()
         check_length(ticket, length, allowed)
     end
-    local name, fault = body.model()
+    local name, fault = body.model(pause_of(ticket))
+    end_turn(ticket)
     if not name then
         return refuse(ticket, "format", 400, "The request body is refused: " .. fault .. ".", { param = "model" })
     end
@@ -218,10 +238,32 @@ function requests.preflight(method)
     return ngx.exit(ngx.HTTP_NO_CONTENT)
 end
 
+-- Of an answer of the router, only these headers reach the client. The router passes on whatever an engine sends: a
+-- compromised one could otherwise send a browser elsewhere, or make a proxy in front of this one work for it.
+local ANSWER_HEADERS = {
+    ["connection"] = true,
+    ["content-length"] = true,
+    ["content-type"] = true,
+    ["retry-after"] = true,
+    ["transfer-encoding"] = true,
+    ["x-request-id"] = true,
+}
+
+local function drop_headers()
+    for name in pairs(ngx.resp.get_headers(0, true)) do
+        if not ANSWER_HEADERS[name:lower()] then
+            ngx.header[name] = nil
+        end
+    end
+end
+
 -- In the phase header_filter, for every answer.
 function requests.head()
     if ngx.is_subrequest then
         return
+    end
+    if ngx.var.upstream_status then
+        drop_headers()
     end
     local origin = allowed_origin()
     if origin then
@@ -263,6 +305,7 @@ function requests.finish()
         return
     end
     tickets[number] = nil
+    end_turn(ticket)
     if ticket.slot then
         limits.free_slot(ticket.tenant)
         metrics.held(ticket.tenant, ticket.model, ngx.now() - ticket.started)

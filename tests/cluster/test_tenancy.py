@@ -188,6 +188,7 @@ def bad_pods(space: str) -> dict[str, Manifest]:
         "another name": engine_pod(space, "other"),
         "hostNetwork": engine_pod(space, hostNetwork=True),
         "hostPID": engine_pod(space, hostPID=True),
+        "a chosen node": engine_pod(space, nodeName="control-plane"),
         "a token": engine_pod(space, automountServiceAccountToken=True),
         "hostPath": engine_pod(space, volumes=[HOST]),
         "root": engine_pod(space, securityContext={"runAsUser": 0}),

@@ -86,7 +86,9 @@ _NO_HOST = (
     "!variables.changesSpec || ("
     + " && ".join(f"!object.spec.?{name}.orValue(false)" for name in _HOST)
     + " && !object.spec.?automountServiceAccountToken.orValue(true) && !has(object.spec.resourceClaims) && "
-    "size(object.spec.?ephemeralContainers.orValue([])) == 0)"
+    "size(object.spec.?ephemeralContainers.orValue([])) == 0 && "
+    # The scheduler chooses the node, with the tolerations that the lists allow.
+    "(oldObject != null || object.spec.?nodeName.orValue('') == ''))"
 )
 _BOUND = (
     f"variables.containers.all(c, c.name in {_list(_CONTAINERS)} && has(c.securityContext) && "

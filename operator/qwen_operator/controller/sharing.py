@@ -77,7 +77,8 @@ class Shared:
 
 
 def _text(value: str) -> str:
-    return sys.intern(value) if len(value) <= _LONGEST_TEXT else value
+    # A member of an enum is a text too, but not one of the type that Python can intern.
+    return sys.intern(str(value)) if len(value) <= _LONGEST_TEXT else value
 
 
 def _interned(value: Any) -> Any:

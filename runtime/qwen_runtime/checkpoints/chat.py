@@ -90,7 +90,7 @@ class ChatFormat:
 
 # A reranker that answers with yes or no is recognised by this instruction, as SGLang recognises it.
 _YES_OR_NO = 'answer can only be "yes" or "no"'
-_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+_SPACE = re.compile(r"\s+")
 # In the source of a template, a line break in a text is a backslash and an n.
 _CLOSED = re.compile(r"<think>(?:\\n|\s)*</think>")
 _CHATML, _DEEPSEEK = "<|im_start|>", "<｜Assistant｜>"
@@ -108,7 +108,7 @@ _ON_BY_DEFAULT = (
     r"enable_thinking\s+if\s+enable_thinking\s+is\s+defined\s+else\s+true",
     r"true\s+if\s+enable_thinking\s+is\s+(?:not\s+defined|undefined)\s+else",
     r"set\s+enable_thinking\s*=\s*true",
-    r"namespace\([^)]*enable_thinking\s*=\s*true",
+    r"namespace\([^()]*enable_thinking\s*=\s*true",
 )
 _ON = re.compile("|".join(_ON_BY_DEFAULT), re.IGNORECASE)
 
@@ -159,12 +159,21 @@ def chat_format(template: str | None, tool_template: str | None = None, task: Ta
         return ChatFormat(template=False, task=task)
     if max(len(template), len(tool_template or "")) > LARGEST_TEMPLATE:
         return ChatFormat(template=True, task=task)
-    plain = _COMMENT.sub("", template)
-    with_tools = _COMMENT.sub("", tool_template) if tool_template else plain
+    plain = _without_comments(template)
+    with_tools = _without_comments(tool_template) if tool_template else plain
     ranks = _YES_OR_NO in plain.replace("\\", "").lower()
     if ranks and task is Task.GENERATE:
         task = Task.RERANK
     return ChatFormat(True, _tools(with_tools), _thinking(plain), task, ranks)
+
+
+def _without_comments(template: str) -> str:
+    # A regular expression would look for the end of each comment anew, which takes hours for a megabyte of "{#".
+    kept, position = [], 0
+    while (start := template.find("{#", position)) >= 0 and (end := template.find("#}", start + 2)) >= 0:
+        kept.append(template[position:start])
+        position = end + 2
+    return "".join([*kept, template[position:]])
 
 
 def _tools(template: str) -> ToolFormat:
@@ -189,7 +198,8 @@ def _thinking(template: str) -> Thinking:
     if _SWITCH in template:
         if "<think>" not in template:
             return Thinking.NEVER
-        return Thinking.DEFAULT_ON if _ON.search(template) else Thinking.DEFAULT_OFF
+        # Several patterns have two neighbouring spaces of any length, and would try all ways to divide a long one.
+        return Thinking.DEFAULT_ON if _ON.search(_SPACE.sub(" ", template)) else Thinking.DEFAULT_OFF
     opens = bool(found) and "<think>" in _CLOSED.sub("", end)
     return Thinking.ALWAYS if opens else Thinking.NEVER
 

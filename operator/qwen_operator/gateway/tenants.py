@@ -152,7 +152,8 @@ def _limits(where: str, value: Any, base: Limits) -> Limits:
         raise TenantsError(f"{where}.models must be a list of at most {MAX_PATTERNS} patterns")
     for pattern in models:
         if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern):
-            raise TenantsError(f"{where}.models has {_shown(pattern)}; a pattern is a served name, in which * is any text")
+            wrong = _shown(pattern)
+            raise TenantsError(f"{where}.models has {wrong}; a pattern is a served name, in which * is any text")
     return Limits(tuple(models), numbers)
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import httpx
@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from qwen_operator.actions.types import ActionReason, Create, Kind
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.hubs import ADDRESSES, Hub, HubCheckpoint, HubError
+from qwen_operator.controller.volume_claims import VolumeClaims
 from qwen_operator.gateway.proxy import MAX_BYTES, read_folder
 from qwen_operator.gateway.settings import AgentSettings, ProxySettings, RouterSettings, SettingsError
 from qwen_operator.gateway.tenants import MAX_KEYS, Keys, TenantsError, read_keys, read_tenants
@@ -494,3 +495,16 @@ def test_any_quota_has_room_or_a_message(listed: list[dict[str, Any]], requests:
     pod = {"metadata": {"name": "chat-0"}, "spec": {"containers": [container]}}
     kept, message = within_quotas([Create(Kind.POD, pod, ActionReason.INSPECT)], listed)
     assert bool(kept) == (message is None)
+
+
+@fuzzed
+@given(either(record("phase", "x")), either(record("storageClassName")))
+def test_any_claim_is_bound_or_not(status: Any, spec: Any) -> None:
+    class Claims:
+        async def get(self, *_: object) -> dict[str, Any]:
+            return {"metadata": {"name": "models"}, "spec": spec, "status": status}
+
+    claim = asyncio.run(VolumeClaims(cast("Any", Claims()))._read("team", "models"))
+    assert claim is not None
+    assert claim.bound == (isinstance(status, dict) and status.get("phase") == "Bound")
+    assert isinstance(claim.storage_class, str)

@@ -1,6 +1,6 @@
 """The peak memory of the operator and of the gateway's agent, without a cluster.
 
-    python -m bench.memory [--objects 10000] [--largest 200] [--before FOLDER] [--json]
+    python -m bench.memory [--objects 10000] [--largest 200] [--case ordinary|largest|hubs] [--before FOLDER]
 
 One process per number reads from a simulated API server, or a simulated hub, on loopback. The operator lists and
 watches through kopf and its own client, and decides about every object once. The agent mirrors all objects and writes
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -49,17 +49,28 @@ LIMITS = {"operator": 512, "agent": 384, "hubs": 512}
 COMMIT = "0" * 40
 _OBJECT_BYTES = 1_400_000
 _CHILDREN = (PODS, CONTROLLER_REVISIONS, POD_DISRUPTION_BUDGETS)
+_LONGEST_SECONDS = 900.0
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """MiB. `before` is None if no other version was measured."""
+    """MiB. `peak` is None if the program did not finish, and `before` also if no other version was measured."""
 
     case: str
     program: str
     limit: int
-    peak: float
+    peak: float | None
     before: float | None
+
+    @property
+    def fits(self) -> bool:
+        return self.peak is not None and self.peak <= self.limit
+
+    @property
+    def row(self) -> str:
+        numbers = ["–" if number is None else f"{number:.0f}" for number in (self.peak, self.before)]
+        factor = f"{self.before / self.peak:.1f}" if self.before and self.peak else "–"
+        return f"| {self.case} | {self.program} | {self.limit} | {' | '.join(numbers)} | {factor} |"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +80,15 @@ class Contents:
     texts: dict[str, tuple[str, ...]]
     count: int
 
-    def page(self, plural: str, start: int, limit: int) -> bytes:
-        """A list, as the API server answers it."""
+    def page(self, plural: str, start: int, limit: int) -> Iterator[bytes]:
+        """A list, as the API server answers it, in pieces of about one object."""
         texts, end = self.texts.get(plural, ()), min(start + limit, self.count)
-        items = [texts[number % len(texts)].replace("#", str(number)) for number in range(start, end)] if texts else []
         meta = {"resourceVersion": "1000000", **({"continue": str(end)} if texts and end < self.count else {})}
-        return f'{{"metadata":{json.dumps(meta)},"items":[{",".join(items)}]}}'.encode()
+        yield f'{{"metadata":{json.dumps(meta)},"items":['.encode()
+        for number in range(start, end) if texts else ():
+            comma = "," if number > start else ""
+            yield f"{comma}{texts[number % len(texts)].replace('#', str(number))}".encode()
+        yield b"]}"
 
 
 async def ordinary(count: int) -> Contents:
@@ -125,9 +139,14 @@ def largest(count: int) -> Contents:
 
 def _named_object(resource: Resource, annotations: Manifest, labels: Manifest | None = None, **content: Any) -> str:
     owned = {"qwen-operator.dev/deployment": "chat-#", "qwen-operator.dev/role": "engine", **(labels or {})}
-    meta = {"name": "chat-#", "namespace": "team", "uid": "uid-#", "resourceVersion": "#", "labels": owned}
+    uid = f"{QWENDEPLOYMENTS.plural}-#"
+    meta: Manifest = {"name": "chat-#", "namespace": "team", "uid": f"{resource.plural}-#", "resourceVersion": "#"}
+    if resource == PODS:
+        owner = {"apiVersion": QWENDEPLOYMENTS.api_version, "kind": QWENDEPLOYMENTS.kind, "name": "chat-#", "uid": uid}
+        meta |= {"ownerReferences": [{**owner, "controller": True}]}
+        annotations = {**annotations, "qwen-operator.dev/owner-uid": uid}
     kind = {"apiVersion": resource.api_version, "kind": resource.kind}
-    manifest = {**kind, "metadata": {**meta, "annotations": annotations}, **content}
+    manifest = {**kind, "metadata": {**meta, "labels": owned, "annotations": annotations}, **content}
     return json.dumps(manifest, separators=(",", ":"))
 
 
@@ -153,8 +172,15 @@ def application(contents: Contents) -> web.Application:
             await response.prepare(request)
             await asyncio.sleep(3600)
             return response
-        start, limit = int(request.query.get("continue", "0")), int(request.query.get("limit", "500"))
-        return web.Response(body=contents.page(plural, start, limit), content_type="application/json")
+        start, limit = int(request.query.get("continue", "0")), int(request.query.get("limit", contents.count))
+        response = web.StreamResponse(headers={"content-type": "application/json"})
+        # A program that has its numbers ends in the middle of its next list.
+        with suppress(ConnectionError):
+            await response.prepare(request)
+            for piece in contents.page(plural, start, limit):
+                await response.write(piece)
+            await response.write_eof()
+        return response
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handle)
@@ -195,26 +221,49 @@ def _serve(pipe: Connection, contents: Contents) -> None:
     asyncio.run(run())
 
 
-def peak(program: str, address: str, contents: Contents, tree: Path) -> float:
-    """MiB of the version in this working tree."""
+def peak(program: str, address: str, contents: Contents, tree: Path) -> float | None:
+    """MiB of the version in this working tree; None if it did not finish, whose reason is printed."""
     with tempfile.TemporaryDirectory() as folder:
         kubeconfig = Path(folder) / "kubeconfig"
-        cluster = {"name": "c", "cluster": {"server": address}}
-        context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
-        user = {"name": "u", "user": {"token": "token"}}
-        config = {"current-context": "c", "clusters": [cluster], "users": [user], "contexts": [context]}
-        kubeconfig.write_text(json.dumps(config))
+        kubeconfig.write_text(json.dumps(_kubeconfig(address)))
         pods = contents.count if PODS.plural in contents.texts else 0
         paths = [str(path) for path in (tree / "operator", tree / "runtime", tree)]
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "bench/memory_subject.py"), program, address, str(contents.count), str(pods)],
-            env={**os.environ, "KUBECONFIG": str(kubeconfig), "PYTHONPATH": ":".join(paths), "NO_PROXY": "127.0.0.1"},
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            check=True,
-            text=True,
-        )
+        try:
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    str(ROOT / "bench/memory_subject.py"),
+                    program,
+                    address,
+                    str(contents.count),
+                    str(pods),
+                ],
+                env={
+                    **os.environ,
+                    "KUBECONFIG": str(kubeconfig),
+                    "PYTHONPATH": ":".join(paths),
+                    "NO_PROXY": "127.0.0.1",
+                },
+                cwd=folder,
+                capture_output=True,
+                timeout=_LONGEST_SECONDS,
+                check=True,
+                text=True,
+            )
+        except subprocess.TimeoutExpired:
+            print(f"{program} did not finish within {_LONGEST_SECONDS:.0f} s", file=sys.stderr)
+            return None
+        except subprocess.CalledProcessError as error:
+            print(f"{program} ended with {error.returncode}: {error.stderr[-2000:]}", file=sys.stderr)
+            return None
     return int(done.stdout.split()[-1]) / 1024
+
+
+def _kubeconfig(address: str) -> Manifest:
+    cluster = {"name": "c", "cluster": {"server": address}}
+    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+    user = {"name": "u", "user": {"token": "token"}}
+    return {"current-context": "c", "clusters": [cluster], "users": [user], "contexts": [context]}
 
 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
@@ -233,7 +282,7 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
 
 
 def main() -> int:
-    """1 if a program needed more than its limit."""
+    """1 if a program needed more than its limit, or did not finish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=int, default=10_000)
     parser.add_argument("--largest", type=int, default=200)
@@ -243,12 +292,8 @@ def main() -> int:
     print("| case | program | limit MiB | peak MiB | before MiB | before / now |\n|---|---|---|---|---|---|")
     over = False
     for result in measure(options):
-        before = ("–", "–")
-        if result.before is not None:
-            before = (f"{result.before:.0f}", f"{result.before / result.peak:.1f}")
-        row = (result.case, result.program, result.limit, f"{result.peak:.0f}", *before)
-        print("| " + " | ".join(map(str, row)) + " |", flush=True)
-        over = over or result.peak > result.limit
+        print(result.row, flush=True)
+        over = over or not result.fits
     return int(over)
 
 

@@ -23,12 +23,13 @@ from pathlib import Path
 import httpx
 from aiohttp import web
 
-from qwen_operator.controller.scraper import CONCURRENCY, page_url, scraper
-from qwen_operator.scaling.page import Reading, Trouble, read_page
+from qwen_operator.controller.scraper import page_url, scraper
+from qwen_operator.scaling.page import Page, Reading, Trouble
 from qwen_operator.scaling.types import EnginePod
 
 PAGE = Path(__file__).parents[1] / "tests/unit/scaling/pages/loaded.txt"
 MODEL = "tiny"
+_SLOTS = 64
 Read = Callable[[EnginePod], Awaitable[Reading | Trouble]]
 
 
@@ -97,14 +98,14 @@ async def cpu_per_page(read_one: Read, engines: list[EnginePod]) -> float:
 
 
 async def measure(count: int, port: int, looks: int) -> Result:
-    engines, slots = fleet(count), asyncio.Semaphore(CONCURRENCY)
+    engines, slots = fleet(count), asyncio.Semaphore(_SLOTS)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with scraper(port) as own, httpx.AsyncClient(trust_env=False, timeout=60, limits=limits) as client:
 
         async def by_httpx(engine: EnginePod) -> Reading | Trouble:
             async with slots:
                 response = await client.get(page_url(engine.address, port))
-            return read_page(response.text, engine.model)
+            return parsed(response.content, engine.model)
 
         readers: tuple[Read, Read] = (own.read, by_httpx)
         costs: tuple[list[float], list[float]] = ([], [])
@@ -117,11 +118,17 @@ async def measure(count: int, port: int, looks: int) -> Result:
 
 
 def parsing(times: int) -> float:
-    page = PAGE.read_text(encoding="utf-8")
+    page = PAGE.read_bytes()
     start = time.process_time()
     for _ in range(times):
-        read_page(page, MODEL)
+        parsed(page, MODEL)
     return 1000 * (time.process_time() - start) / times
+
+
+def parsed(content: bytes, model: str) -> Reading | Trouble:
+    page = Page()
+    page.feed(content)
+    return page.read(model)
 
 
 def main() -> None:

@@ -91,6 +91,26 @@ def test_without_metrics_the_size_is_held_and_the_reason_is_said(
     scaled(kubectl, space, "m", 1)
 
 
+def test_an_engine_with_a_page_of_4_mb_keeps_no_other_from_being_scaled(
+    kubectl: Kubectl, nodes: OwnNodes, exporter: Exporter, space: str
+) -> None:
+    exporter.say(MODEL)
+    scaling = {"maxReplicas": 2, "stabilizationSeconds": 5}
+    kubectl.apply(*(answering(nodes, space, name, scaling=scaling) for name in ("bad", "good")))
+    for name in ("bad", "good"):
+        wait_ready(kubectl, space, name)
+    [pod] = alive(kubectl, space, "bad")
+    try:
+        exporter.flood(pod["status"]["podIP"])
+        wait_condition(kubectl, space, "bad", ("ScalingActive", "False", "MetricsInvalid"), 30)
+        exporter.say(MODEL, running=30, queued=400, tokens=90_000)
+        scaled(kubectl, space, "good", 2)
+        assert len(alive(kubectl, space, "bad")) == 1
+    finally:
+        exporter.flood()
+        exporter.say(MODEL)
+
+
 def test_a_number_that_is_set_wins_and_says_by_whom(
     kubectl: Kubectl, nodes: OwnNodes, exporter: Exporter, space: str
 ) -> None:

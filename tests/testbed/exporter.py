@@ -32,6 +32,7 @@ class Exporter:
         self._path = path
         self._loads: dict[str, Mapping[str, int]] = {}
         self._refused = False
+        self._flooded: tuple[str, ...] = ()
         self._write()
 
     def say(self, model: str, *, running: int = 0, queued: int = 0, tokens: int = 0, capacity: int = 100_000) -> None:
@@ -49,9 +50,14 @@ class Exporter:
         self._refused = refused
         self._write()
 
+    def flood(self, *addresses: str) -> None:
+        """The simulated engines at these addresses, and no others, answer with the hostile page."""
+        self._flooded = addresses
+        self._write()
+
     def _write(self) -> None:
         new = self._path.with_suffix(".new")
-        new.write_text(json.dumps({"loads": self._loads, "refused": self._refused}))
+        new.write_text(json.dumps({"loads": self._loads, "refused": self._refused, "flooded": self._flooded}))
         new.replace(self._path)
 
 
@@ -88,6 +94,11 @@ def page(loads: Mapping[str, Mapping[str, int]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def hostile_page() -> str:
+    """4 MB in which one series has all the labels. A parser that takes quadratic time needs a minute for it."""
+    return "sglang:num_running_reqs{" + ",".join(f'l{number}="v"' for number in range(345_000)) + "} 1\n"
+
+
 def _serve(path: Path) -> None:
     """Serves until standard input ends."""
 
@@ -96,7 +107,8 @@ def _serve(path: Path) -> None:
 
         def do_GET(self) -> None:
             told = json.loads(path.read_text())
-            body = page(told["loads"]).encode()
+            flooded = self.connection.getsockname()[0] in told["flooded"]
+            body = (hostile_page() if flooded else page(told["loads"])).encode()
             self.send_response(401 if told["refused"] else 200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.send_header("Content-Length", str(len(body)))
@@ -104,6 +116,8 @@ def _serve(path: Path) -> None:
             with suppress(ConnectionError):
                 self.end_headers()
                 self.wfile.write(body)
+            # The reader of such a page closes the connection in the middle of it.
+            self.close_connection = self.close_connection or flooded
 
         def log_message(self, format: str, *args: Any) -> None:
             return

@@ -83,6 +83,8 @@ class Reason(StrEnum):
     NAME_NOT_ALLOWED = "NameNotAllowed"
     FOREIGN_OBJECT = "ForeignObject"
     POD_REFUSED = "PodRefused"
+    # the operator itself fails
+    OPERATOR_ERROR = "OperatorError"
     # inspection
     INSPECTION_FAILED = "InspectionFailed"
     MODEL_NOT_FOUND = "ModelNotFound"

@@ -14,6 +14,7 @@ from qwen_operator import objects, untrusted
 from qwen_operator.api.claims import NameRights
 from qwen_operator.api.kept import kept_deployment
 from qwen_operator.api.name_index import NameIndex
+from qwen_operator.controller.sharing import Shared
 from qwen_operator.hardware import hami
 from qwen_operator.hardware.nodes import shares_host_memory
 from qwen_operator.kube import (
@@ -243,16 +244,16 @@ _KEEP: Mapping[Resource, Callable[[Manifest], Manifest]] = {
 }
 
 
+_SHARED = Shared()
+
+
 def trim(resource: Resource, manifest: Manifest) -> Manifest:
-    """The part of an object that reconcile reads.
+    """The part of an object that reconcile reads, with parts that equal objects share.
 
     The rest changes often and must not cause a reconcile, such as a node's heartbeat and free memory. It may also be
     large, and anybody may have written it.
     """
-    if resource == NODES:
-        return _trimmed_node(manifest)
-    keep = _KEEP.get(resource)
-    return manifest if keep is None else keep(manifest)
+    return _SHARED.of(_trimmed_node(manifest) if resource == NODES else _KEEP[resource](manifest))
 
 
 def keep(plural: str, manifest: Manifest) -> Manifest:

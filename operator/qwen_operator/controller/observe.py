@@ -61,6 +61,10 @@ class Observer:
         self._deployments = -1
         self._plans = PlanMemory()
 
+    def deployment(self, key: ObjectKey) -> Manifest | None:
+        """The QwenDeployment alone."""
+        return self._store.get(QWENDEPLOYMENTS, key)
+
     def observe(self, key: ObjectKey) -> Observed | None:
         """Everything that decides about this QwenDeployment; None when it does not exist."""
         deployment = self._store.get(QWENDEPLOYMENTS, key)

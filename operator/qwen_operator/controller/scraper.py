@@ -11,13 +11,12 @@ from typing import Protocol
 import aiohttp
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.scaling.page import PAGE_BYTES, Reading, Trouble, read_page
+from qwen_operator.scaling.page import Page, Reading, Trouble
 from qwen_operator.scaling.types import EnginePod
 from qwen_operator.untrusted import clean
 
 PORT = 8000
 TIMEOUT_SECONDS = 1.5
-CONCURRENCY = 64
 
 
 class Scraper(Protocol):
@@ -27,45 +26,37 @@ class Scraper(Protocol):
 
 
 class HttpScraper:
-    """Reads pages over one shared session. Each page has TIMEOUT_SECONDS.
+    """Reads pages over one shared session. Each page has TIMEOUT_SECONDS of its own, with its parsing.
 
-    It reads at most CONCURRENCY bodies at the same time.
+    Nothing limits how many pages it reads at the same time: then slow engines would delay the others. Of each page it
+    keeps only the lines that matter.
     """
 
     def __init__(self, session: aiohttp.ClientSession, port: int = PORT) -> None:
         self._session = session
         self._port = port
-        self._slots = asyncio.Semaphore(CONCURRENCY)
 
     async def read(self, engine: EnginePod) -> Reading | Trouble:
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 page = await self._page(page_url(engine.address, self._port))
+                return await asyncio.to_thread(page.read, engine.model) if isinstance(page, Page) else page
         except TimeoutError:
             return Trouble(Reason.METRICS_MISSING, f"no answer within {TIMEOUT_SECONDS} s")
         except (aiohttp.ClientError, ValueError) as error:
             return Trouble(Reason.METRICS_MISSING, f"{type(error).__name__}: {clean(error, 200)}")
-        return read_page(page, engine.model) if isinstance(page, str) else page
 
-    async def _page(self, url: str) -> str | Trouble:
+    async def _page(self, url: str) -> Page | Trouble:
         async with self._session.get(url, allow_redirects=False) as response:
             if response.status in (401, 403):
                 return Trouble(Reason.METRICS_UNAUTHORIZED, f"/metrics answers {response.status}")
             if response.status != 200:
                 return Trouble(Reason.METRICS_MISSING, f"/metrics answers {response.status}")
-            # Take a slot only after the answer has begun. Otherwise engines that do not answer would block the slots.
-            async with self._slots:
-                return await _body(response)
-
-
-async def _body(response: aiohttp.ClientResponse) -> str | Trouble:
-    parts, size = [], 0
-    async for part in response.content.iter_any():
-        parts.append(part)
-        size += len(part)
-        if size > PAGE_BYTES:
-            return Trouble(Reason.METRICS_INVALID, f"the page has more than {PAGE_BYTES} bytes")
-    return b"".join(parts).decode("utf-8", "replace")
+            page = Page()
+            async for part in response.content.iter_any():
+                if not page.feed(part):
+                    break
+            return page
 
 
 @asynccontextmanager
@@ -76,7 +67,7 @@ async def scraper(port: int = PORT) -> AsyncIterator[HttpScraper]:
     (`bench/scrape.py`).
     """
     session = aiohttp.ClientSession(
-        # One connection per engine stays open. The slots limit how many are in use at the same time.
+        # One connection per engine stays open.
         connector=aiohttp.TCPConnector(limit=0),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"user-agent": "qwen-operator", "accept": "text/plain", "accept-encoding": "identity"},

@@ -8,11 +8,13 @@ with that status and would not see the change again.
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from qwen_operator import objects
+from qwen_operator.actions.events import rfc3339
 from qwen_operator.actions.types import Action, Delete, Refusal
 from qwen_operator.config import Config
 from qwen_operator.controller.execute import Actor, Stale
@@ -25,10 +27,13 @@ from qwen_operator.kube.lease import NotLeading
 from qwen_operator.objects import ObjectKey
 from qwen_operator.reconcile.decide import decide
 from qwen_operator.reconcile.types import Decision, Observed
+from qwen_operator.status.crashed import crashed_status
 
 # If only messages and reasons change, the operator writes the status at most once in this time. Otherwise a pod that is
 # bound, starts and answers within a moment would cause three writes.
 PACE_SECONDS = 5.0
+# After so many crashes in a row, the status of the object says so. One crash may have a cause that is over at once.
+CRASHES_SHOWN = 3
 
 StatusObserver = Callable[[ObjectKey, Manifest, Manifest], None]
 """Called after every write of a status, with the key, the old status and the new one."""
@@ -108,6 +113,18 @@ class Reconciler:
             raise Unfinished(rejected.error, _soonest(concluding.requeue_after, too_early))
         self._failing.discard(key)
         return bool(decision.actions), _soonest(decision.requeue_after, too_early)
+
+    async def show_crash(self, key: ObjectKey, error: str) -> None:
+        """Write into the object's status that the operator cannot handle it. The next decision replaces that status.
+
+        `error` is the type of the error.
+        """
+        deployment = self.observer.deployment(key)
+        if deployment is None or objects.is_deleting(deployment):
+            return
+        status = crashed_status(deployment, error, rfc3339(self.now()))
+        if status is not None:
+            await self.actor.write_status(deployment, status)
 
     def _decide(self, key: ObjectKey, observed: Observed, rejected: "_Rejected | None" = None) -> Decision:
         """The decision, with the rejection to report.
@@ -215,6 +232,7 @@ class Worker:
     reconciler: Reconciler
     report: Callable[[str, float], None]
     failed: Callable[[str], None] = lambda _reason: None
+    _crashes: Counter[ObjectKey] = field(default_factory=Counter)
 
     async def run(self) -> None:
         while True:
@@ -253,7 +271,9 @@ class Worker:
             delay = self.queue.retry(key)
             self.failed(type(error).__name__)
             log.exception("reconcile crashed", extra={**deployment, "retry_seconds": round(delay, 1)})
+            await self._crashed(key, type(error).__name__)
             return "crash"
+        self._crashes.pop(key, None)
         if acted:
             self.queue.again(key)
         else:
@@ -261,6 +281,18 @@ class Worker:
         if after is not None:
             self.queue.add_after(key, after)
         return "acted" if acted else "quiet"
+
+    async def _crashed(self, key: ObjectKey, error: str) -> None:
+        self._crashes[key] += 1
+        if self._crashes[key] < CRASHES_SHOWN:
+            return
+        try:
+            await self.reconciler.show_crash(key, error)
+        except NotLeading:
+            raise
+        except Exception:
+            # The next crash tries again. Until then the log and the metric have it.
+            log.warning("a crash cannot be shown", extra={"deployment": "/".join(key)}, exc_info=True)
 
     def _retry(self, key: ObjectKey, error: ApiError) -> str:
         delay = self.queue.retry(key, error.retry_after or 0.0)

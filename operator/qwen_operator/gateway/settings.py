@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qwen_operator.api.claims import NameRights
 from qwen_operator.config import ConfigError, name_rights
-from qwen_operator.untrusted import decode
+from qwen_operator.untrusted import clean, decode, digits
 
 WORKERS_FILE = "workers.json"
 """In the run dir: served name -> the key that its engines ask for. Without the file no engine has a key."""
@@ -173,6 +173,7 @@ def _number(environ: Mapping[str, str], name: str, default: int, low: int = 0, h
     text = environ.get(name, "").strip()
     if not text:
         return default
-    if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-        raise SettingsError(f"{name} is {text!r}; it must be a whole number from {low} to {high}")
-    return int(text)
+    number = digits(text, high, -1)
+    if number < low:
+        raise SettingsError(f"{name} is {clean(text, 80)!r}; it must be a whole number from {low} to {high}")
+    return number

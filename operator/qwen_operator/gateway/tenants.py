@@ -93,7 +93,7 @@ def read_keys(entries: Mapping[str, str], before: Mapping[str, tuple[str, ...]])
 
 def _fault(tenant: str, keys: tuple[str, ...]) -> str | None:
     if not _TENANT.fullmatch(tenant):
-        return f"the tenant id {tenant!r} is not usable; it may contain letters, digits, '.', '_' and '-'"
+        return f"the tenant id {_shown(tenant)} is not usable; it may contain letters, digits, '.', '_' and '-'"
     if not keys:
         return f"the entry of tenant {tenant!r} is empty; it must have one key per line"
     if len(keys) > MAX_KEYS:
@@ -131,7 +131,7 @@ def read_tenants(text: str) -> Tenants:
     own = {}
     for name, value in root.get("tenants", {}).items():
         if not _TENANT.fullmatch(name):
-            raise TenantsError(f"tenants has {name!r}; a name may contain letters, digits, '.', '_' and '-'")
+            raise TenantsError(f"tenants has {_shown(name)}; a name may contain letters, digits, '.', '_' and '-'")
         own[name] = _limits(f"tenants.{name}", value, defaults)
     return Tenants(defaults, own)
 
@@ -140,20 +140,25 @@ def _limits(where: str, value: Any, base: Limits) -> Limits:
     if not isinstance(value, dict):
         raise TenantsError(f"{where} must be a mapping")
     if unknown := sorted(value.keys() - _LIMITS.keys() - {"models"}):
-        raise TenantsError(f"{where} has the field {unknown[0]!r}; it may have models, {', '.join(_LIMITS)}")
+        raise TenantsError(f"{where} has the field {_shown(unknown[0])}; it may have models, {', '.join(_LIMITS)}")
     numbers = dict(base.numbers)
     for name, least in _LIMITS.items():
         number = value.get(name, numbers[name])
         if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= 2**53:
-            raise TenantsError(f"{where}.{name} is {number!r}; it must be a whole number of at least {least}")
+            raise TenantsError(f"{where}.{name} is {_shown(number)}; it must be a whole number of at least {least}")
         numbers[name] = number
     models = value.get("models", list(base.models))
     if not isinstance(models, list) or len(models) > MAX_PATTERNS:
         raise TenantsError(f"{where}.models must be a list of at most {MAX_PATTERNS} patterns")
     for pattern in models:
         if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern):
-            raise TenantsError(f"{where}.models has {pattern!r}; a pattern is a served name, in which * is any text")
+            wrong = _shown(pattern)
+            raise TenantsError(f"{where}.models has {wrong}; a pattern is a served name, in which * is any text")
     return Limits(tuple(models), numbers)
+
+
+def _shown(value: object) -> str:
+    return repr(value if isinstance(value, int | float) else untrusted.clean(value, 80))
 
 
 @dataclass(frozen=True, slots=True)

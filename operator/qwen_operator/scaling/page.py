@@ -2,14 +2,17 @@
 
 The parser gets only the few lines that matter. It needs about 11 ms for a whole page of a loaded engine, and 0.2 ms
 for these lines. An engine may be compromised, and the parser's time is quadratic for long lines: it needs a minute for
-a page of 4 MB. So the lines must have the plain form of _LINE, and there must not be too many of them.
+a page of 4 MB. So only the first PAGE_BYTES of a page count, the lines must have the plain form of _LINE, and each name
+may have only so many of them. What one series has wrong does not hide the others.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -26,17 +29,21 @@ _OTHER_ENDPOINTS = frozenset({"/generate", "/api/chat", "/invocations", "/vertex
 # The assumed size of the KV cache if an engine reports only the share in use.
 _WHOLE = 1_000_000
 PAGE_BYTES = 512 * 1024
-"""The largest page. A page of a loaded engine has about 80 KB."""
-LINE_CHARACTERS = 4096
-USED_CHARACTERS = 64 * 1024
-"""The largest sum of the lines that are used. A loaded engine has 2 to 4 KB of them for each GPU."""
+"""How much of a page counts. A page of a loaded engine has about 80 KB."""
+LINE_BYTES = 4096
+MOST_SERIES = 100
+"""Series of each name that count. A gauge of the scheduler has one for each GPU and priority."""
+NAME_BYTES = 12 * 1024
+"""The largest sum of the lines of one name. A line has about 130 bytes."""
 LARGEST_NUMBER = 1e15
 """No engine has so many requests or tokens. Whole numbers up to here are exact, also as sums over many engines."""
 # A label with a few escaped characters. The parser is slow for many of them.
 _LABEL = r'[A-Za-z_][A-Za-z0-9_]{0,63}="[^"\\]{0,512}(?:\\.[^"\\]{0,512}){0,8}"'
 _LABELS = rf"(?:\{{(?:{_LABEL},?){{0,24}}\}})?"
-_LINE = re.compile(rf"[A-Za-z0-9_:]{{1,128}}{_LABELS} ?[-+0-9.A-Za-z]{{1,512}}(?: -?[0-9]{{1,20}})?\s*")
+_LINE = re.compile(rf"[A-Za-z0-9_:]{{1,128}}{_LABELS} ?(?P<value>[-+0-9.A-Za-z]{{1,512}})(?: -?[0-9]{{1,20}})?\s*")
 
+_PARSER_ERRORS = (ValueError, LookupError, ArithmeticError)
+_MANY = "more than "
 
 _Sample = tuple[str, Mapping[str, str], float]
 
@@ -67,27 +74,93 @@ class Trouble:
     detail: str
 
 
-def read_page(page: str, model: str, names_of_versions: Sequence[MetricNames] = KNOWN_NAMES) -> Reading | Trouble:
-    """The load on a page of SGLang; `model` is the required value of the label model_name, "" for any.
+class Page:
+    """A page while it arrives. It keeps only whole lines that matter, and of each name only so many."""
 
-    A page does not name its SGLang version, so this tries the metric names of each version in turn. If none gives a
-    reading, it returns the trouble of the first.
-    """
-    if len(page) > PAGE_BYTES:
-        return Trouble(Reason.METRICS_INVALID, f"the page has more than {PAGE_BYTES} bytes")
-    try:
-        samples = _samples(_used_lines(tuple(names_of_versions)).findall(page))
-    except (ValueError, LookupError, ArithmeticError) as error:
-        return Trouble(Reason.METRICS_INVALID, f"cannot parse the page: {clean(error, 200)}")
-    results = (_read(samples, model, names) for names in names_of_versions)
-    first = next(results)
-    if isinstance(first, Reading):
-        return first
-    return next((result for result in results if isinstance(result, Reading)), first)
+    def __init__(self, names_of_versions: Sequence[MetricNames] = KNOWN_NAMES) -> None:
+        self._versions = tuple(names_of_versions)
+        self._pattern = _used_lines(self._versions)
+        self._size = 0
+        self._rest = b""
+        self._last = b""
+        self._lines: dict[str, list[bytes]] = {}
+        self._bytes: Counter[str] = Counter()
+        self._problems: dict[str, str] = {}
+
+    def feed(self, content: bytes) -> bool:
+        """Take the next bytes. Returns whether the page needs more of them, if there are more."""
+        text = self._rest + content[: max(0, PAGE_BYTES - self._size)]
+        self._size += len(content)
+        whole, end, rest = text.rpartition(b"\n")
+        if end:
+            self._take(whole)
+        # The beginning of a line that is too long is enough to see that.
+        self._rest = rest[: LINE_BYTES + 1]
+        return self._size <= PAGE_BYTES
+
+    def read(self, model: str) -> Reading | Trouble:
+        """The load on the page; `model` is the required value of the label model_name, "" for any.
+
+        A page does not name its SGLang version, so this tries the metric names of each version in turn. If none gives a
+        reading, it returns the trouble of the first.
+        """
+        if self._size > PAGE_BYTES:
+            self._leave_out_the_cut_name()
+        else:
+            self._take(self._rest)
+        self._rest = b""
+        samples = self._samples()
+        results = (_read(samples, self._problems, model, names) for names in self._versions)
+        first = next(results)
+        result = (
+            first if isinstance(first, Reading) else next((one for one in results if isinstance(one, Reading)), first)
+        )
+        if isinstance(result, Trouble) and self._size > PAGE_BYTES:
+            cut = f"the page has more than {PAGE_BYTES} bytes, and the operator reads no more"
+            return Trouble(result.reason, f"{cut}; {result.detail}")
+        return result
+
+    def _take(self, lines: bytes) -> None:
+        self._last = lines[lines.rfind(b"\n") + 1 :]
+        for match in self._pattern.finditer(lines):
+            name, line = match[1].decode(), match[0]
+            kept = self._lines.setdefault(name, [])
+            if len(line) > LINE_BYTES:
+                self._problem(name, f"a line of more than {LINE_BYTES} bytes")
+            elif len(kept) == MOST_SERIES or self._bytes[name] + len(line) > NAME_BYTES:
+                # Which ranks the others belong to is not known, so a sum would be too small.
+                self._problems[name] = f"{_MANY}{MOST_SERIES} series or {NAME_BYTES} bytes"
+            else:
+                kept.append(line)
+                self._bytes[name] += len(line)
+
+    def _leave_out_the_cut_name(self) -> None:
+        """If the cut may be between two series of one name, leave out all of them, because the sum needs all."""
+        match = self._pattern.match(self._last)
+        if match is not None and match[1].startswith(self._rest[: len(match[1])]):
+            name = match[1].decode()
+            self._lines.pop(name, None)
+            self._problem(name, "series beyond the end")
+
+    def _problem(self, name: str, problem: str) -> None:
+        self._problems.setdefault(name, problem)
+
+    def _samples(self) -> list[_Sample]:
+        """What the parser makes of the plain lines."""
+        plain = []
+        for name, lines in self._lines.items():
+            for line in lines:
+                text = line.decode("utf-8", "replace")
+                match = _LINE.fullmatch(text)
+                if match is None or not _is_number(match["value"]):
+                    self._problem(name, f"a line that is no plain series: {clean(text, 80)}")
+                    continue
+                plain.append(text)
+        return _parsed(plain)
 
 
-def _read(samples: Sequence[_Sample], model: str, names: MetricNames) -> Reading | Trouble:
-    """The load in the samples of a page with these metric names.
+def _read(samples: Sequence[_Sample], problems: Mapping[str, str], model: str, names: MetricNames) -> Reading | Trouble:
+    """The load in the samples of a page with these metric names. `problems`: why lines of a name do not count.
 
     It sums the scheduler's gauges over `dp_rank`, because each data-parallel rank has its own queue. The ranks of a
     tensor- or pipeline-parallel group repeat the same numbers, and the largest counts. With priority scheduling, the
@@ -95,42 +168,55 @@ def _read(samples: Sequence[_Sample], model: str, names: MetricNames) -> Reading
     """
     scheduler = names.scheduler
     relevant = [item for item in samples if item[0] not in scheduler or not model or item[1].get("model_name") == model]
-    values = {name: _over_ranks(name, relevant) for name in scheduler}
+    good = [item for item in relevant if count(item[2], LARGEST_NUMBER)]
+    values = {name: None if _too_many(problems, name) else _over_ranks(name, relevant) for name in scheduler}
     running, queued = values[names.running], values[names.queued]
     if running is None or queued is None:
-        return _missing(names.running if running is None else names.queued, model)
+        return _missing(names.running if running is None else names.queued, model, relevant, problems)
     tokens = _tokens(values, names)
     if tokens is None:
-        return _missing(names.tokens_used, model)
+        return _missing(names.tokens_used, model, relevant, problems)
     waiting = queued + (values[names.grammar_queue] or 0.0)
-    active = sum(value for name, labels, value in relevant if name == names.http_active and _generates(labels))
+    active = sum(value for name, labels, value in good if name == names.http_active and _generates(labels))
     inside = max(running + waiting, active)
     numbers = (running, waiting, inside, *tokens)
     if not all(count(number, LARGEST_NUMBER) for number in numbers):
         return Trouble(Reason.METRICS_INVALID, f"{names.running}, {names.queued} or tokens are not counts: {numbers}")
     # A series without a number, such as NaN, would make the sum change or stay for ever.
-    beating = [(name, value) for name, _, value in relevant if name in (*names.ticks, *names.work)]
-    beats = [value for _, value in beating if count(value, LARGEST_NUMBER)]
-    ticking = any(name in names.ticks and count(value, LARGEST_NUMBER) for name, value in beating)
+    beats = [value for name, _, value in good if name in (*names.ticks, *names.work)]
+    ticking = any(name in names.ticks for name, _, _ in good)
     return Reading(int(running), int(waiting), int(inside), int(tokens[0]), int(tokens[1]), sum(beats), ticking)
 
 
 @cache
-def _used_lines(names_of_versions: tuple[MetricNames, ...]) -> re.Pattern[str]:
-    """Matches the lines of these names."""
+def _used_lines(names_of_versions: tuple[MetricNames, ...]) -> re.Pattern[bytes]:
+    """Matches the lines of these names, with the name as its group."""
     names = sorted({re.escape(name) for names in names_of_versions for name in names.all})
-    return re.compile(rf"^(?:{'|'.join(names)})[{{ ][^\n]*", re.MULTILINE)
+    return re.compile(rf"^({'|'.join(names)})[{{ ][^\n]*".encode(), re.MULTILINE)
+
+
+def _parsed(lines: Sequence[str]) -> list[_Sample]:
+    try:
+        return _samples(lines)
+    except _PARSER_ERRORS:
+        samples = []
+        for line in lines:
+            with suppress(*_PARSER_ERRORS):
+                samples += _samples([line])
+        return samples
 
 
 def _samples(lines: Sequence[str]) -> list[_Sample]:
-    """What the parser makes of the lines. Raises ValueError for a line that no engine prints, and for too many."""
-    if sum(map(len, lines)) > USED_CHARACTERS:
-        raise ValueError(f"the lines that matter have more than {USED_CHARACTERS} characters")
-    for line in lines:
-        if len(line) > LINE_CHARACTERS or not _LINE.fullmatch(line):
-            raise ValueError(f"a line is not a plain series: {line[:80]}")
     families = text_string_to_metric_families("\n".join(lines) + "\n")
     return [(sample.name, sample.labels, _number(sample.value)) for family in families for sample in family.samples]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _number(value: float) -> float:
@@ -142,12 +228,14 @@ def _number(value: float) -> float:
 
 
 def _over_ranks(name: str, samples: Iterable[_Sample]) -> float | None:
+    """The sum of the ranks; None if there is none, or one that has no number of use."""
     by_rank: dict[str, float] = {}
     for series, labels, value in samples:
         if series == name and not labels.get("priority"):
             rank = labels.get("dp_rank", "")
-            by_rank[rank] = max(by_rank.get(rank, value), value)
-    return sum(by_rank.values()) if by_rank else None
+            usable = value if count(value, LARGEST_NUMBER) else -1.0
+            by_rank[rank] = max(by_rank.get(rank, usable), usable)
+    return sum(by_rank.values()) if by_rank and min(by_rank.values()) >= 0 else None
 
 
 def _tokens(values: Mapping[str, float | None], names: MetricNames) -> tuple[float, float] | None:
@@ -162,6 +250,13 @@ def _generates(labels: Mapping[str, str]) -> bool:
     return labels.get("method") == "POST" and (endpoint.startswith("/v1/") or endpoint in _OTHER_ENDPOINTS)
 
 
-def _missing(name: str, model: str) -> Trouble:
+def _too_many(problems: Mapping[str, str], name: str) -> bool:
+    return problems.get(name, "").startswith(_MANY)
+
+
+def _missing(name: str, model: str, samples: Sequence[_Sample], problems: Mapping[str, str]) -> Trouble:
     label = f' with model_name="{model}"' if model else ""
-    return Trouble(Reason.METRICS_INVALID, f"the page has no {name}{label}")
+    bad = [value for series, _, value in samples if series == name and not count(value, LARGEST_NUMBER)]
+    problem = f"the value {bad[0]}, which is no count from 0 to {LARGEST_NUMBER:.0e}" if bad else problems.get(name)
+    because = f" that can be used: it has {problem}" if problem else ""
+    return Trouble(Reason.METRICS_INVALID, f"the page has no {name}{label}{because}")

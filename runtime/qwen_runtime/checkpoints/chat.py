@@ -93,6 +93,7 @@ _YES_OR_NO = 'answer can only be "yes" or "no"'
 # A template may be hostile, so each of these patterns takes time in proportion to the text. A comment without an end
 # goes to the end of the text.
 _COMMENT = re.compile(r"\{#.*?(?:#\}|\Z)", re.DOTALL)
+_SPACE = re.compile(r"\s+")
 # In the source of a template, a line break in a text is a backslash and an n.
 _CLOSED = re.compile(r"<think>(?:\\n|\s)*</think>")
 _CHATML, _DEEPSEEK = "<|im_start|>", "<｜Assistant｜>"
@@ -191,7 +192,8 @@ def _thinking(template: str) -> Thinking:
     if _SWITCH in template:
         if "<think>" not in template:
             return Thinking.NEVER
-        return Thinking.DEFAULT_ON if _ON.search(template) else Thinking.DEFAULT_OFF
+        # Several patterns have two neighbouring spaces of any length, and would try all ways to divide a long one.
+        return Thinking.DEFAULT_ON if _ON.search(_SPACE.sub(" ", template)) else Thinking.DEFAULT_OFF
     opens = bool(found) and "<think>" in _CLOSED.sub("", end)
     return Thinking.ALWAYS if opens else Thinking.NEVER
 

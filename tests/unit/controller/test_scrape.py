@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-import aiohttp
 import pytest
 from aiohttp import web
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.controller import scraper as scrape
 from qwen_operator.controller.scraper import page_url, scraper
-from qwen_operator.scaling.page import Reading, Trouble
+from qwen_operator.scaling.page import Page, Reading, Trouble
 from tests.unit.scaling.world import engine
 
 PAGE = (Path(__file__).parents[1] / "scaling" / "pages" / "loaded.txt").read_text(encoding="utf-8")
@@ -107,7 +107,7 @@ TROUBLES: dict[str, tuple[Handler, Reason, str]] = {
     "sent elsewhere": (_status(302), Reason.METRICS_MISSING, "302"),
     "no answer": (_never, Reason.METRICS_MISSING, "no answer within"),
     "a drip": (_drip, Reason.METRICS_MISSING, "no answer within"),
-    "without end": (_endless, Reason.METRICS_INVALID, "more than"),
+    "without end": (_endless, Reason.METRICS_INVALID, "the page has more than 524288 bytes"),
     "no text": (_binary, Reason.METRICS_INVALID, "no sglang:num_running_reqs"),
     "cut off": (_cut, Reason.METRICS_MISSING, "ClientPayloadError"),
 }
@@ -145,42 +145,61 @@ async def test_the_environments_proxy_is_not_for_pods(monkeypatch: pytest.Monkey
         assert isinstance(await read(port), Reading)
 
 
-async def test_few_bodies_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scrape, "CONCURRENCY", 3)
-    iter_any, now, most = aiohttp.StreamReader.iter_any, 0, 0
+async def test_of_a_page_that_is_too_large_the_beginning_is_read_and_no_more() -> None:
+    sent = 0
 
-    async def counted(body: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-        nonlocal now, most
-        now += 1
-        most = max(most, now)
-        await asyncio.sleep(0.02)
-        async for part in iter_any(body):
-            yield part
-        now -= 1
+    async def large(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(PAGE.encode())
+        with suppress(ConnectionError):
+            for _ in range(1000):
+                await response.write(b"# padding\n" * 1000)
+                sent += 10_000
+        return response
 
-    monkeypatch.setattr(aiohttp.StreamReader, "iter_any", counted)
+    async with serving(large) as port:
+        found = await read(port)
+    assert isinstance(found, Reading)
+    assert (found.running, found.queued) == (1, 4)
+    assert sent < 8_000_000, "the rest is left in the buffers of the sockets"
+
+
+async def test_the_time_of_a_page_includes_its_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One page that is parsed for ever delays neither the event loop nor the others."""
+    monkeypatch.setattr(scrape, "TIMEOUT_SECONDS", 0.3)
+    end, parse = threading.Event(), Page.read
+
+    def slow(page: Page, model: str) -> Reading | Trouble:
+        if model == "slow":
+            end.wait(5)
+        return parse(page, model)
+
+    monkeypatch.setattr(Page, "read", slow)
     async with serving(_page) as port, scraper(port) as pages:
         wanted = replace(engine(0), address="127.0.0.1", model="tiny")
-        found = await asyncio.gather(*(pages.read(wanted) for _ in range(12)))
-    assert all(isinstance(one, Reading) for one in found)
-    assert most == 3
+        found = await asyncio.gather(pages.read(replace(wanted, model="slow")), *(pages.read(wanted) for _ in range(5)))
+        end.set()
+    assert found[0] == Trouble(Reason.METRICS_MISSING, "no answer within 0.3 s")
+    assert all(isinstance(one, Reading) for one in found[1:])
 
 
-async def test_engines_that_do_not_answer_delay_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scrape, "CONCURRENCY", 3)
-    asked = 0
+@pytest.mark.parametrize("slow", [_never, _drip], ids=["no answer", "a drip"])
+async def test_slow_engines_delay_no_other(slow: Handler) -> None:
+    asked, all_asked = 0, asyncio.Event()
 
-    async def the_last_one(_: web.Request) -> web.StreamResponse:
+    async def the_last_one(request: web.Request) -> web.StreamResponse:
         nonlocal asked
         asked += 1
-        if asked <= 30:
-            await asyncio.sleep(3600)
-        return web.Response(text=PAGE)
+        if asked == 100:
+            all_asked.set()
+        return await slow(request) if asked <= 100 else web.Response(text=PAGE)
 
     async with serving(the_last_one) as port, scraper(port) as pages:
         wanted = replace(engine(0), address="127.0.0.1", model="tiny")
-        hung = [asyncio.create_task(pages.read(wanted)) for _ in range(30)]
-        await asyncio.sleep(0.1)
+        hung = [asyncio.create_task(pages.read(wanted)) for _ in range(100)]
+        await all_asked.wait()
         found = await pages.read(wanted)
         assert isinstance(found, Reading)
         assert not any(task.done() for task in hung)

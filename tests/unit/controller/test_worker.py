@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import datetime
 
 import pytest
 
-from qwen_operator.controller.worker import Worker
+from qwen_operator.config import Config
+from qwen_operator.controller import worker
+from qwen_operator.controller.worker import CRASHES_SHOWN, Worker
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Forbidden, Manifest
 from qwen_operator.kube.lease import NotLeading
 from qwen_operator.objects import ObjectKey
+from qwen_operator.reconcile.decide import decide
+from qwen_operator.reconcile.types import Decision, Observed
 from tests.unit.fakes import Clock, FakeKube, Write
-from tests.unit.world import World, deployment, node, ready_status
+from tests.unit.world import World, deployment, node, ready_status, settled
 
 KEY = ("team", "chat")
 
@@ -147,3 +152,91 @@ async def test_a_worker_that_leads_no_more_ends() -> None:
     with pytest.raises(NotLeading):
         await world.operator.step()
     assert world.api.writes == []
+
+
+class Faulty:
+    """A decide that fails for one object while `error` is set."""
+
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._name = name
+        self.error: Exception | None = None
+        monkeypatch.setattr(worker, "decide", self)
+
+    def __call__(self, observed: Observed, config: Config, now: datetime) -> Decision:
+        if self.error is not None and observed.deployment["metadata"]["name"] == self._name:
+            raise self.error
+        return decide(observed, config, now)
+
+
+async def crash(world: World, times: int) -> None:
+    """Let the reconcile of `chat` be repeated this many times."""
+    for _ in range(times):
+        world.operator.queue.add(KEY)
+        await world.operator.step()
+
+
+async def test_crashes_in_a_row_are_in_the_status_until_it_works_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    faulty = Faulty("chat", monkeypatch)
+    world = await settled(deployment())
+    before, before_conditions = world.qd()["status"], world.conditions()
+    faulty.error = KeyError("tenant's own text")
+    await crash(world, CRASHES_SHOWN - 1)
+    assert world.qd()["status"] == before, "one crash may be over at once"
+    writes = status_writes(world)
+    await crash(world, 1)
+    after = world.qd()["status"]
+    assert world.conditions() == {**before_conditions, "Stalled": ("True", "OperatorError")}
+    assert world.message("Stalled") == "the operator cannot handle this object: KeyError; report it"
+    assert {part: value for part, value in after.items() if part != "conditions"} == {
+        part: value for part, value in before.items() if part != "conditions"
+    }
+    faulty.error = ValueError()
+    await crash(world, 5)
+    assert status_writes(world) == writes + 1, "it is written once, whatever the next error is"
+    faulty.error = None
+    await crash(world, 1)
+    assert world.qd()["status"] == before
+
+
+async def test_crashes_with_others_between_them_are_not_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    faulty = Faulty("chat", monkeypatch)
+    world = await settled(deployment())
+    for _ in range(2):
+        faulty.error = KeyError()
+        await crash(world, CRASHES_SHOWN - 1)
+        faulty.error = None
+        await crash(world, 1)
+    assert "Stalled" not in world.conditions()
+
+
+async def test_an_object_that_never_had_a_status_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    faulty = Faulty("chat", monkeypatch)
+    faulty.error = RecursionError()
+    world = await World().start()
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    world.api.put(QWENDEPLOYMENTS, deployment("other", servedNames=["other"]))
+    await world.settle()
+    assert world.conditions()["Ready"] == ("Unknown", "OperatorError")
+    assert world.conditions()["Stalled"] == ("True", "OperatorError")
+    assert world.qd()["status"]["summary"]["status"] == "OperatorError"
+    assert world.conditions("other")["Ready"] == ("True", "Serving")
+    faulty.error = None
+    await world.settle()
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert "Stalled" not in world.conditions()
+
+
+async def test_a_status_that_cannot_be_written_ends_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    faulty = Faulty("chat", monkeypatch)
+    world = await settled(deployment())
+    faulty.error = KeyError()
+
+    async def refused(*_: object, **_more: object) -> Manifest:
+        raise Forbidden(403, "Forbidden", "not today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.api, "apply_status", refused)
+        await crash(world, CRASHES_SHOWN + 1)
+    assert "Stalled" not in world.conditions()
+    await crash(world, 1)
+    assert world.conditions()["Stalled"] == ("True", "OperatorError")

@@ -21,9 +21,10 @@ from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
 from qwen_operator.replicas.pod_state import read_pod
 from qwen_operator.replicas.scaling_view import scaled_deployments
 from qwen_operator.routing.membership import EntryNaming, GatewayView, Membership, advance
-from qwen_operator.scaling.page import Reading, Trouble, read_page
+from qwen_operator.scaling.page import Reading, Trouble
 from tests.unit.fakes import Clock, FakeKube
 from tests.unit.fuzz.values import NASTY, nested
+from tests.unit.scaling.world import read_page
 from tests.unit.world import change, deployment, ready_status, settled
 
 MESSAGES = [value for value in NASTY if isinstance(value, str)]

@@ -9,7 +9,8 @@ import pytest
 
 from qwen_operator import engines
 from qwen_operator.api.conditions import Reason
-from qwen_operator.scaling.page import Reading, Trouble, read_page
+from qwen_operator.scaling.page import LINE_BYTES, MOST_SERIES, NAME_BYTES, PAGE_BYTES, Page, Reading, Trouble
+from tests.unit.scaling.world import read_page
 
 PAGES = Path(__file__).parent / "pages"
 LABELS = 'engine_type="unified",model_name="tiny",moe_ep_rank="0",pp_rank="0",tp_rank="{rank}"'
@@ -109,10 +110,24 @@ INVALID: dict[str, tuple[str, str]] = {
     "no queue": (_page(num_queue_reqs=""), "no sglang:num_queue_reqs"),
     "no tokens": (_page(num_used_tokens=""), "no sglang:num_used_tokens"),
     "no capacity and no share": (_page(max_total_num_tokens=0), "no sglang:num_used_tokens"),
-    "not a number": (_page(num_running_reqs="NaN"), "not counts"),
-    "negative": (_page(num_used_tokens=-1), "not counts"),
-    "cut off": (_page('sglang:num_queue_reqs{model_name="ti'), "cannot parse the page"),
-    "no value": (_page("sglang:num_queue_reqs{} x"), "cannot parse the page"),
+    "not a number": (_page(num_running_reqs="NaN"), "the value nan, which is no count from 0 to 1e+15"),
+    "negative": (_page(num_used_tokens=-1), "the value -1.0, which is no count"),
+    "cut off": (_page('sglang:num_queue_reqs{model_name="ti', num_queue_reqs=""), "a line that is no plain series"),
+    "no value": (_page("sglang:num_queue_reqs{} x", num_queue_reqs=""), "a line that is no plain series"),
+    "one rank of two": (_page('sglang:num_queue_reqs{model_name="tiny",dp_rank="1"} NaN'), "the value nan"),
+    "a long line": (
+        _page(f'sglang:num_queue_reqs{{a="{"x" * LINE_BYTES}"}} 1', num_queue_reqs=""),
+        f"a line of more than {LINE_BYTES} bytes",
+    ),
+    "too many series": (
+        _page(*_ranks("num_queue_reqs", "dp_rank", [1] * MOST_SERIES)),
+        f"more than {MOST_SERIES} series or {NAME_BYTES} bytes",
+    ),
+    "too large series": (
+        _page(*(f'sglang:num_queue_reqs{{a="{"x" * 500}",b="{number}"}} 1' for number in range(40))),
+        f"more than {MOST_SERIES} series or {NAME_BYTES} bytes",
+    ),
+    "numbers too large as a sum": (_page(*_ranks("num_queue_reqs", "dp_rank", [10**15] * 2)), "not counts"),
 }
 
 
@@ -149,3 +164,85 @@ def test_the_names_of_every_version_are_tried() -> None:
     found = read_page("", "tiny", (newest, older))
     assert isinstance(found, Trouble)
     assert newest.running in found.detail
+
+
+ABSURD = ["8e307", "9" * 400, "-1", "NaN", "Inf", "x", "1e16", "0x10", ""]
+UNNEEDED = [
+    'sglang:num_grammar_queue_reqs{{model_name="tiny"}} {}',
+    'sglang:token_usage{{model_name="tiny"}} {}',
+    'sglang:http_requests_active{{endpoint="/v1/x",method="POST"}} {}',
+    "sglang:scheduler_idle_seconds_total {}",
+    'sglang:realtime_tokens_total{{mode="decode"}} {}',
+    'sglang:num_queue_reqs{{model_name="tiny",tp_rank="7"}} {}',
+    'sglang:num_queue_reqs{{model_name="tiny",priority="7"}} {}',
+    'sglang:num_queue_reqs{{model_name="other"}} {}',
+]
+
+
+@pytest.mark.parametrize("value", ABSURD)
+@pytest.mark.parametrize("line", UNNEEDED)
+def test_one_absurd_series_hides_no_good_one(line: str, value: str) -> None:
+    for page in (_page(line.format(value)), f"{line.format(value)}\n{_page()}"):
+        reading = _reading(page)
+        assert (reading.running, reading.queued, reading.inside) == (2, 4, 6)
+        assert (reading.tokens_used, reading.tokens_capacity) == (300, 8192)
+        assert (reading.beat, reading.ticking) == (0, False)
+
+
+BAD_LINES = {
+    "cut off": 'sglang:num_queue_reqs{model_name="ti',
+    "a long line": f'sglang:num_queue_reqs{{a="{"x" * 200_000}"}} 1',
+    "a label twice": 'sglang:num_queue_reqs{a="1",a="2"} 1',
+    "many labels": "sglang:num_queue_reqs{" + ",".join(f'l{index}="v"' for index in range(400)) + "} 1",
+    "many escapes": 'sglang:num_queue_reqs{a="' + '\\"' * 900 + '"} 1',
+    "not UTF-8": "sglang:num_queue_reqs{} \udc00",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES.keys())
+def test_one_bad_line_hides_no_good_one(line: str) -> None:
+    assert (_reading(_page(line)).queued, _reading(f"{line}\n{_page()}").queued) == (4, 4)
+
+
+@pytest.mark.parametrize("step", [1, 7, 4096, 70_000])
+def test_a_page_reads_the_same_wherever_it_is_cut_into_pieces(step: int) -> None:
+    content = (PAGES / "loaded.txt").read_bytes()
+    page = Page()
+    assert all(page.feed(content[start : start + step]) for start in range(0, len(content), step))
+    assert page.read("tiny") == _reading(content.decode())
+
+
+def test_the_beginning_of_a_large_page_is_enough_if_it_has_what_is_needed() -> None:
+    assert _reading(_page() + "#" * 4_000_000).queued == 4
+    assert _reading(_page() + "# x\n" * 1_000_000).queued == 4
+    page = Page()
+    assert page.feed(_page().encode())
+    assert not page.feed(b"#" * PAGE_BYTES)
+
+
+def test_a_large_page_without_what_is_needed_at_its_beginning_says_so() -> None:
+    trouble = read_page("#" * PAGE_BYTES + "\n" + _page(), "tiny")
+    assert isinstance(trouble, Trouble)
+    assert trouble.reason == Reason.METRICS_INVALID
+    assert trouble.detail == (
+        "the page has more than 524288 bytes, and the operator reads no more; "
+        'the page has no sglang:num_running_reqs with model_name="tiny"'
+    )
+
+
+def test_series_at_the_cut_do_not_count_because_some_may_be_missing() -> None:
+    ranks = "\n".join(_ranks("num_queue_reqs", "dp_rank", [1] * 8))
+    padding = "#" * (PAGE_BYTES - len(_page(num_queue_reqs="")) - len(ranks) // 2)
+    trouble = read_page(f"{_page(num_queue_reqs='')}{padding}\n{ranks}\n", "tiny")
+    assert isinstance(trouble, Trouble)
+    assert "no sglang:num_queue_reqs" in trouble.detail
+    assert "series beyond the end" in trouble.detail
+
+
+def test_of_a_page_little_stays_in_memory() -> None:
+    lines = "\n".join(f'{name}{{a="{number}"}} 1' for name in engines.newest().metrics.all for number in range(3000))
+    page = Page()
+    page.feed(lines.encode())
+    kept = [line for of_name in page._lines.values() for line in of_name]
+    assert len(kept) <= MOST_SERIES * len(engines.newest().metrics.all)
+    assert isinstance(page.read(""), Trouble)

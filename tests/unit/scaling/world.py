@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from qwen_operator.api.conditions import Reason
+from qwen_operator.engines.types import MetricNames
 from qwen_operator.scaling import policy
+from qwen_operator.scaling.page import KNOWN_NAMES, Page, Reading, Trouble
 from qwen_operator.scaling.policy import History
 from qwen_operator.scaling.types import Bounds, EngineLoad, EnginePod, Sample, ScalingDecision
 
@@ -53,3 +55,10 @@ class Replay:
         for _ in range(times - 1):
             decision = self.look(fleet, loads)
         return decision
+
+
+def read_page(text: str, model: str, names_of_versions: Sequence[MetricNames] = KNOWN_NAMES) -> Reading | Trouble:
+    """What is read of a whole page."""
+    page = Page(names_of_versions)
+    page.feed(text.encode("utf-8", "replace"))
+    return page.read(model)

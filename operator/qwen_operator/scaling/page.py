@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from qwen_operator import engines
 from qwen_operator.api.conditions import Reason
 from qwen_operator.engines.types import MetricNames
+from qwen_operator.scaling.types import Work
 from qwen_operator.untrusted import clean, count
 
 # The different sets of metric names of all supported versions, the newest version first.
@@ -47,6 +48,7 @@ class Reading:
 
     `queued`: requests that wait in the scheduler's queues. `inside`: all requests that the engine has not finished. It
     also counts requests that the scheduler does not know yet and, for a moment, requests whose answer has ended.
+    `work`: counters since the engine's start; None if the page has no counter of idle seconds.
     `beat`: a number that changes while the scheduler is alive. `ticking`: it also changes without requests.
     """
 
@@ -57,6 +59,7 @@ class Reading:
     tokens_capacity: int
     beat: float
     ticking: bool
+    work: Work | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,8 @@ def _read(samples: Sequence[_Sample], model: str, names: MetricNames) -> Reading
     beating = [(name, value) for name, _, value in relevant if name in (*names.ticks, *names.work)]
     beats = [value for _, value in beating if count(value, LARGEST_NUMBER)]
     ticking = any(name in names.ticks and count(value, LARGEST_NUMBER) for name, value in beating)
-    return Reading(int(running), int(waiting), int(inside), int(tokens[0]), int(tokens[1]), sum(beats), ticking)
+    integers = (int(running), int(waiting), int(inside), int(tokens[0]), int(tokens[1]))
+    return Reading(*integers, sum(beats), ticking, _work(relevant, names))
 
 
 @cache
@@ -142,12 +146,34 @@ def _number(value: float) -> float:
 
 
 def _over_ranks(name: str, samples: Iterable[_Sample]) -> float | None:
+    by_rank = _by_rank(name, samples)
+    return sum(by_rank.values()) if by_rank else None
+
+
+def _by_rank(name: str, samples: Iterable[_Sample]) -> dict[str, float]:
     by_rank: dict[str, float] = {}
     for series, labels, value in samples:
         if series == name and not labels.get("priority"):
             rank = labels.get("dp_rank", "")
             by_rank[rank] = max(by_rank.get(rank, value), value)
-    return sum(by_rank.values()) if by_rank else None
+    return by_rank
+
+
+def _work(samples: Sequence[_Sample], names: MetricNames) -> Work | None:
+    """The counters of work. Data-parallel ranks share the tokens, and each has its own idle time: the mean counts.
+
+    A counter of tokens appears with the first tokens.
+    """
+    idle = _by_rank(names.idle, samples)
+    modes = (names.prefill_mode, names.decode_mode)
+    prefilled, decoded = (
+        sum(_by_rank(names.tokens, [item for item in samples if item[1].get("mode") == mode]).values())
+        for mode in modes
+    )
+    if not idle:
+        return None
+    numbers = (prefilled, decoded, sum(idle.values()) / len(idle))
+    return Work(*numbers) if all(count(number, LARGEST_NUMBER) for number in numbers) else None
 
 
 def _tokens(values: Mapping[str, float | None], names: MetricNames) -> tuple[float, float] | None:

@@ -145,7 +145,8 @@ class Engine:
 
     def _prefill(self) -> bool:
         """One prefill iteration; False if no waiting request can be admitted."""
-        speed, budget, pairs, finished = self.speed, CHUNK, 0.0, []
+        speed, budget, pairs = self.speed, CHUNK, 0.0
+        finished: list[Request] = []
         while self._waiting and budget:
             request = self._waiting[0]
             if not self._left:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from bench.autoscaling.fleet import Rule
@@ -111,9 +112,9 @@ def _mean(values: list[float]) -> float:
 
 
 RULES: Mapping[str, Callable[[], Rule]] = {
-    **{f"{name} (ours), 300 s": lambda policy=policy: Own(policy, 300.0) for name, policy in POLICIES.items()},
-    "AIBrix KPA, KV .5 (default)": lambda: AibrixKpa(0.5),
-    "AIBrix KPA, KV .05": lambda: AibrixKpa(0.05),
-    "KubeAI, 100 (default)": lambda: KubeAi(100),
-    "KubeAI, 4": lambda: KubeAi(4),
+    **{f"{name} (ours), 300 s": partial(Own, policy, 300.0) for name, policy in POLICIES.items()},
+    "AIBrix KPA, KV .5 (default)": partial(AibrixKpa, 0.5),
+    "AIBrix KPA, KV .05": partial(AibrixKpa, 0.05),
+    "KubeAI, 100 (default)": partial(KubeAi, 100),
+    "KubeAI, 4": partial(KubeAi, 4),
 }

@@ -327,6 +327,14 @@ class Scaling:
         minimum=0,
         maximum=3600,
     )
+    policy: str = described(
+        "What the number of replicas follows. Queue: waiting requests and KV tokens; cheap, but answers become slow "
+        "before it adds replicas. Objective: it aims at a first token within 2 s and then 100 ms per token for 99 % of "
+        "the requests; it measures how fast the replicas are, and keeps spare replicas for the time that a start "
+        "takes. It costs more GPUs than Queue. Default: Queue.",
+        default="Queue",
+        enum=["Queue", "Objective"],
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,8 @@ class _Watched:
     uid: str
     memories: readings.Memories = field(default_factory=dict)
     history: Any = None
+    policy: str = ""
+    """The policy that the history belongs to."""
     load: LoadMemory | None = None
     sample: Sample | None = None
     state: ScalingState | None = None
@@ -63,9 +65,9 @@ class Autoscaler:
         view: Callable[[], Iterable[ScaledDeployment]],
         on_change: Callable[[ObjectKey], None],
         pace: Pace | None = None,
-        policy: Policy = POLICIES[DEFAULT],
+        policies: Mapping[str, Policy] = POLICIES,
     ) -> None:
-        self._policy = policy
+        self._policies = policies
         self._scraper = scraper
         self._view = view
         self._on_change = on_change
@@ -155,8 +157,13 @@ class Autoscaler:
             return ScalingState(None, Reason.NOT_CONFIGURED, "", active=False)
         old = watched.state
         engines, bounds = deployment.engines, deployment.bounds
-        watched.history = self._policy.remember(watched.history, sample, engines, bounds.window, deployment.size)
-        decision = self._policy.decide(watched.history, bounds, engines)
+        name = deployment.policy or DEFAULT
+        if watched.policy != name:
+            # The history is of the other policy's type. The new one starts with the present size.
+            watched.history, watched.policy = None, name
+        policy = self._policies[name]
+        watched.history = policy.remember(watched.history, sample, engines, bounds.window, deployment.size)
+        decision = policy.decide(watched.history, bounds, engines)
         if old and watched.resumed:
             watched.resumed = False
             return old

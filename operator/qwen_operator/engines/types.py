@@ -90,7 +90,8 @@ class MetricNames:
     """Names on an engine's /metrics page.
 
     `ticks` are counters that grow about once a second while the scheduler's loop runs, with or without requests.
-    `work` are counters that grow only with requests.
+    `work` are counters that grow only with requests. `tokens` counts the processed tokens: its label `mode` is
+    `prefill_mode` or `decode_mode`. `idle` counts the seconds without work. Both are also in `ticks` or `work`.
     """
 
     running: str
@@ -102,6 +103,10 @@ class MetricNames:
     http_active: str
     ticks: tuple[str, ...]
     work: tuple[str, ...]
+    tokens: str
+    prefill_mode: str
+    decode_mode: str
+    idle: str
 
     @property
     def scheduler(self) -> tuple[str, ...]:

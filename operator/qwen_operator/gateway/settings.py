@@ -163,7 +163,7 @@ def _origins(environ: Mapping[str, str]) -> tuple[str, ...]:
     for origin in origins:
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise SettingsError(
-                f"QWEN_GATEWAY_CORS_ALLOWED_ORIGINS has {origin!r}; an origin is a scheme and a host, "
+                f"QWEN_GATEWAY_CORS_ALLOWED_ORIGINS has {origin[:80]!r}; an origin is a scheme and a host, "
                 "for example https://chat.example.com, or * alone"
             )
     return origins

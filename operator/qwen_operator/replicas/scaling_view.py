@@ -41,13 +41,15 @@ def scaled_deployments(
 def scaled_deployment(deployment: Manifest, replicas: Iterable[Replica]) -> ScaledDeployment:
     """The deployment with the leaders of its replicas, without replicas that are being deleted or have ended."""
     meta = deployment["metadata"]
+    rule = written_size_rule(deployment)
     return ScaledDeployment(
         key=objects.key_of(deployment),
         uid=meta["uid"],
         engines=tuple(_engine(replica) for replica in replicas if not replica.deleting and not replica.broken),
-        bounds=written_size_rule(deployment).bounds,
+        bounds=rule.bounds,
         shown=shown(deployment),
         size=last_wanted(deployment),
+        policy=rule.policy,
     )
 
 

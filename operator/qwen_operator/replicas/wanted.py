@@ -14,6 +14,7 @@ from qwen_operator.api import reading
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.schema import object_schema
 from qwen_operator.api.spec import Scaling
+from qwen_operator.scaling.policies import DEFAULT
 from qwen_operator.scaling.types import Bounds, ScalingState
 
 # More than any version of the API allows.
@@ -33,7 +34,7 @@ class SizeRule:
     """What decides, and the smallest and largest size. The sizes are equal unless the load decides.
 
     `stabilization_seconds` comes from spec.scaling. `scaling_configured`: spec.scaling is set, even if spec.replicas
-    decides.
+    decides. `policy` is a name in scaling/policies.py.
     """
 
     decider: Decider
@@ -41,6 +42,7 @@ class SizeRule:
     most: int
     stabilization_seconds: float = 0.0
     scaling_configured: bool = False
+    policy: str = DEFAULT
 
     @property
     def bounds(self) -> Bounds | None:
@@ -57,9 +59,8 @@ def size_rule(replicas: int | None, scaling: Scaling | None) -> SizeRule:
         return SizeRule(Decider.SPEC_REPLICAS, replicas, replicas, scaling_configured=scaling is not None)
     if scaling is None:
         return SizeRule(Decider.DEFAULT, 1, 1)
-    return SizeRule(
-        Decider.LOAD, scaling.min_replicas, scaling.max_replicas, float(scaling.stabilization_seconds), True
-    )
+    sizes = (scaling.min_replicas, scaling.max_replicas)
+    return SizeRule(Decider.LOAD, *sizes, float(scaling.stabilization_seconds), True, scaling.policy)
 
 
 def written_size_rule(deployment: objects.Object) -> SizeRule:

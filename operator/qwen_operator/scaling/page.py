@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from qwen_operator import engines
 from qwen_operator.api.conditions import Reason
 from qwen_operator.engines.types import MetricNames
+from qwen_operator.scaling.types import Work
 from qwen_operator.untrusted import clean, count
 
 # The different sets of metric names of all supported versions, the newest version first.
@@ -54,6 +55,7 @@ class Reading:
 
     `queued`: requests that wait in the scheduler's queues. `inside`: all requests that the engine has not finished. It
     also counts requests that the scheduler does not know yet and, for a moment, requests whose answer has ended.
+    `work`: counters since the engine's start; None if the page has no counter of idle seconds.
     `beat`: a number that changes while the scheduler is alive. `ticking`: it also changes without requests.
     """
 
@@ -64,6 +66,7 @@ class Reading:
     tokens_capacity: int
     beat: float
     ticking: bool
+    work: Work | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +188,9 @@ def _read(samples: Sequence[_Sample], problems: Mapping[str, str], model: str, n
     # A series without a number, such as NaN, would make the sum change or stay for ever.
     beats = [value for name, _, value in good if name in (*names.ticks, *names.work)]
     ticking = any(name in names.ticks for name, _, _ in good)
-    return Reading(int(running), int(waiting), int(inside), int(tokens[0]), int(tokens[1]), sum(beats), ticking)
+    whole = not any(_too_many(problems, name) for name in (names.idle, names.tokens))
+    integers = (int(running), int(waiting), int(inside), int(tokens[0]), int(tokens[1]))
+    return Reading(*integers, sum(beats), ticking, _work(good, names) if whole else None)
 
 
 @cache
@@ -229,13 +234,35 @@ def _number(value: float) -> float:
 
 def _over_ranks(name: str, samples: Iterable[_Sample]) -> float | None:
     """The sum of the ranks; None if there is none, or one that has no number of use."""
+    by_rank = _by_rank(name, samples)
+    return sum(by_rank.values()) if by_rank and min(by_rank.values()) >= 0 else None
+
+
+def _by_rank(name: str, samples: Iterable[_Sample]) -> dict[str, float]:
     by_rank: dict[str, float] = {}
     for series, labels, value in samples:
         if series == name and not labels.get("priority"):
             rank = labels.get("dp_rank", "")
             usable = value if count(value, LARGEST_NUMBER) else -1.0
             by_rank[rank] = max(by_rank.get(rank, usable), usable)
-    return sum(by_rank.values()) if by_rank and min(by_rank.values()) >= 0 else None
+    return by_rank
+
+
+def _work(samples: Sequence[_Sample], names: MetricNames) -> Work | None:
+    """The counters of work. Data-parallel ranks share the tokens, and each has its own idle time: the mean counts.
+
+    A counter of tokens appears with the first tokens.
+    """
+    idle = _by_rank(names.idle, samples)
+    modes = (names.prefill_mode, names.decode_mode)
+    prefilled, decoded = (
+        sum(_by_rank(names.tokens, [item for item in samples if item[1].get("mode") == mode]).values())
+        for mode in modes
+    )
+    if not idle:
+        return None
+    numbers = (prefilled, decoded, sum(idle.values()) / len(idle))
+    return Work(*numbers) if all(count(number, LARGEST_NUMBER) for number in numbers) else None
 
 
 def _tokens(values: Mapping[str, float | None], names: MetricNames) -> tuple[float, float] | None:

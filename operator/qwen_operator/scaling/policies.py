@@ -1,4 +1,5 @@
-"""The scaling policies. Adding one is a module with two functions, and a line in POLICIES. Pure.
+"""The scaling policies. Adding one is a module with two functions, a line in POLICIES, and its name in
+the field `spec.scaling.policy`. Pure.
 
 A policy remembers what it needs in a value of its own. `remember` adds one scrape to it, `decide` answers from it. Both
 are pure, so a recorded history can be replayed through any policy.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from qwen_operator.scaling import policy
+from qwen_operator.scaling import objective, policy
 from qwen_operator.scaling.types import Bounds, EnginePod, Sample, ScalingDecision
 
 
@@ -29,8 +30,9 @@ class Policy(Protocol):
 
 
 POLICIES: dict[str, Policy] = {
-    "queue": policy,
+    "Queue": policy,
+    "Objective": objective,
 }
-"""Every policy by its name."""
+"""Every policy by its name in spec.scaling.policy."""
 
-DEFAULT = "queue"
+DEFAULT = "Queue"

@@ -13,10 +13,10 @@ as a second scrape confirms the need.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass, replace
 
-from qwen_operator.api.conditions import Reason
+from qwen_operator.scaling import answers
+from qwen_operator.scaling.answers import SETTLE_SECONDS, Problems, existing
 from qwen_operator.scaling.types import Bounds, EngineLoad, EnginePod, Sample, ScalingDecision
 
 # Answers grow while a new replica starts, and a full KV cache makes SGLang send running requests back to the queue. The
@@ -27,15 +27,6 @@ TOKEN_TARGET = 0.6
 GUESS_FACTOR = 2
 # Above any maxReplicas. It keeps the history short when thousands of requests wait.
 LARGEST_NEED = 100
-# After the operator's start no replica is removed for this time, even with a window of 0: scrapes may be incomplete.
-SETTLE_SECONDS = 10.0
-
-_BLIND = {
-    Reason.METRICS_UNAUTHORIZED: "reject requests for /metrics (HTTP 401 or 403)",
-    Reason.METRICS_INVALID: "answer /metrics without the load of this model",
-    Reason.METRICS_FROZEN: "answer /metrics with numbers that do not change, because the scheduler hangs",
-    Reason.METRICS_MISSING: "do not answer /metrics on port 8000",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +63,7 @@ class History:
     size: int
     last: Need
     peaks: tuple[Need, ...]
-    problems: tuple[tuple[Reason, int], ...] = ()
+    problems: Problems = ()
 
 
 def measure(sample: Sample, engines: tuple[EnginePod, ...]) -> Need:
@@ -127,16 +118,15 @@ def remember(
     A need counts only if a second scrape confirms it. So a request that waits for the next batch starts no replica.
     An unreadable engine counts as one fully loaded replica, and the size does not shrink until it is readable.
     """
-    seen = {load.uid for load in sample.engines}
-    unread = [engine for engine in engines if engine.ready and not engine.draining and engine.uid not in seen]
+    missing = answers.unread(sample, engines)
     need = measure(sample, engines)
     if history is None:
         size = existing(engines) if last_wanted is None else last_wanted
         # The first scrape adds no replica, because no second scrape confirms it yet.
         history = History(sample.at, size, size, replace(need, replicas=min(need.replicas, size)), ())
     confirmed = replace(min(history.last, need, key=lambda each: each.replicas), at=sample.at)
-    if unread or not sample.engines:
-        overdue = sum(engine.pod in sample.problems for engine in unread)
+    if missing or not sample.engines:
+        overdue = sum(engine.pod in sample.problems for engine in missing)
         size = max(history.size, confirmed.replicas + overdue)
         confirmed = replace(confirmed, replicas=size, incomplete=True)
     peaks = tuple(peak for peak in history.peaks if sample.at - peak.at < window and peak.replicas > confirmed.replicas)
@@ -148,34 +138,15 @@ def remember(
         size=max(peaks[0].replicas, history.floor if young else 0),
         last=need,
         peaks=peaks,
-        problems=tuple(sorted(Counter(sample.problems.values()).items(), key=lambda item: (-item[1], item[0]))),
+        problems=answers.problems_of(sample),
     )
-
-
-def existing(engines: tuple[EnginePod, ...]) -> int:
-    """The number of replicas that are not draining. Pods of two revisions with the same index count as one replica."""
-    return len({engine.index for engine in engines if not engine.draining})
 
 
 def decide(history: History, bounds: Bounds, engines: tuple[EnginePod, ...]) -> ScalingDecision:
     """The size between the bounds; the same history gives the same answer."""
-    wanted = min(max(history.size, bounds.least), bounds.most)
-    answering = [engine for engine in engines if engine.ready and not engine.draining]
-    ready = len({engine.index for engine in answering})
-    if history.problems:
-        return ScalingDecision(wanted, history.problems[0][0], _blind(history, len(answering), wanted), active=False)
-    if not ready:
-        message = f"no replica answers yet, so there is no load to measure: {_replicas(wanted)} until then"
-        return ScalingDecision(wanted, Reason.NOTHING_TO_MEASURE, message, active=False)
-    if history.size > bounds.most:
-        reason = Reason.AT_MAXIMUM
-    elif ready < wanted:
-        reason = Reason.SCALING_UP
-    else:
-        # A replica that leaves because of its node is not a change of the size.
-        staying = existing(tuple(engine for engine in engines if not engine.cordoned))
-        reason = Reason.SCALING_DOWN if staying > wanted else Reason.STEADY
-    return ScalingDecision(wanted, reason, _explained(history, bounds, wanted))
+    return answers.decided(
+        history.size, history.problems, bounds, engines, lambda wanted: _explained(history, bounds, wanted)
+    )
 
 
 def _tokens(loads: tuple[EngineLoad, ...], running: int, queued: int) -> int:
@@ -184,18 +155,8 @@ def _tokens(loads: tuple[EngineLoad, ...], running: int, queued: int) -> int:
     return used + (math.ceil(used / running * queued) if running else 0)
 
 
-def _blind(history: History, answering: int, wanted: int) -> str:
-    reason, count = history.problems[0]
-    others = sum(number for _, number in history.problems[1:])
-    more = f", {others} more cannot be read either" if others else ""
-    return (
-        f"{count} of {answering} engine pods {_BLIND[reason]}{more}; they count as busy, and the operator does not "
-        f"scale down: {_replicas(wanted)}"
-    )
-
-
 def _explained(history: History, bounds: Bounds, wanted: int) -> str:
-    peak, needed = history.peaks[0], _replicas(history.size)
+    peak, needed = history.peaks[0], answers.replicas(history.size)
     seconds = max(bounds.window, SETTLE_SECONDS)
     patience = f"the operator removes none until it has measured the load for {seconds:.0f} s"
     if history.size > peak.replicas:
@@ -205,11 +166,7 @@ def _explained(history: History, bounds: Bounds, wanted: int) -> str:
     else:
         past = f", the most within {bounds.window:.0f} s" if peak is not history.peaks[-1] else ""
         text = f"{_numbers(peak)}: {needed} {'wanted' if wanted == history.size else 'needed'}{past}"
-    if wanted == history.size:
-        return text
-    return (
-        f"{text}, minReplicas is {bounds.least}" if wanted > history.size else f"{text}, maxReplicas is {bounds.most}"
-    )
+    return answers.bounded(text, history.size, wanted, bounds)
 
 
 def _numbers(need: Need) -> str:
@@ -220,7 +177,3 @@ def _numbers(need: Need) -> str:
         return requests
     slots = "ran at once per replica while others waited" if need.observed else "run at once per replica"
     return f"{requests}, {need.slots} {slots}"
-
-
-def _replicas(number: int) -> str:
-    return f"{number} replica" if number == 1 else f"{number} replicas"

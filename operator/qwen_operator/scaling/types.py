@@ -49,7 +49,8 @@ class ScaledDeployment:
     """A QwenDeployment with its engine pods that are not being deleted.
 
     `bounds`: None if the load does not decide. `shown`: the state in its status, with which a new leader starts.
-    `size`: the last wanted number, also if the spec decided it; None if there is none yet.
+    `size`: the last wanted number, also if the spec decided it; None if there is none yet. `policy`: its name; "" for
+    the default.
     """
 
     key: ObjectKey
@@ -58,6 +59,16 @@ class ScaledDeployment:
     bounds: Bounds | None = None
     shown: ScalingState | None = None
     size: int | None = None
+    policy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What an engine has done since its start: prompt tokens computed, tokens decoded, and seconds without work."""
+
+    prefilled: float
+    decoded: float
+    idle: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +76,8 @@ class EngineLoad:
     """The load that one engine reports.
 
     `queued`: requests in its scheduler's queues. The tokens are those of its KV cache (0 of 0 if it reports none).
-    `inside`: all requests that it has not finished, at least the running and waiting ones.
+    `inside`: all requests that it has not finished, at least the running and waiting ones. `work`: None if it does not
+    report all of these counters.
     """
 
     pod: str
@@ -75,6 +87,7 @@ class EngineLoad:
     tokens_used: int
     tokens_capacity: int
     inside: int = 0
+    work: Work | None = None
 
     @property
     def requests(self) -> int:

@@ -96,7 +96,8 @@ class HostileHub:
         if "/api/" not in path and part == "listing":
             part = "other"
         status, headers, body = self.answers.get(part, (404, {}, b""))
-        return httpx.Response(status, headers={name: text.encode("utf-8") for name, text in headers.items()}, content=_in_pieces(body))
+        raw = [(name.encode(), text.encode()) for name, text in headers.items()]
+        return httpx.Response(status, headers=raw, content=_in_pieces(body))
 
 
 async def _in_pieces(body: bytes) -> AsyncIterator[bytes]:

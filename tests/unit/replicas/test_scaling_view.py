@@ -56,6 +56,8 @@ def test_a_pod_that_answers() -> None:
     command = ["x", "launch", "--", "--served-model-name=org/m", "--max-running-requests", "2"]
     found = scaled(deployment(scaling={"maxReplicas": 3}), [pod(command=command)])
     assert (found.key, found.uid, found.bounds) == (("team", "demo"), "uid-demo", Bounds(1, 3, 300.0))
+    assert found.policy == "Queue"
+    assert scaled(deployment(scaling={"maxReplicas": 3, "policy": "Objective"}), []).policy == "Objective"
     assert found.engines == (
         EnginePod("demo-12345678-0", "uid-0", "fd00::7", limit=2, model="org/m", replica="demo-12345678-0"),
     )

@@ -73,6 +73,14 @@ RULES: dict[str, tuple[dict[str, Any], SizeRule]] = {
     "nothing said": ({}, SizeRule(Decider.DEFAULT, 1, 1)),
     "a number": ({"replicas": 0}, SizeRule(Decider.SPEC_REPLICAS, 0, 0)),
     "by load": ({"scaling": {"maxReplicas": 4}}, SizeRule(Decider.LOAD, 1, 4, 300.0, True)),
+    "by load with a policy": (
+        {"scaling": {"maxReplicas": 4, "policy": "Objective"}},
+        SizeRule(Decider.LOAD, 1, 4, 300.0, True, "Objective"),
+    ),
+    "a policy that does not exist": (
+        {"scaling": {"maxReplicas": 4, "policy": "Magic"}},
+        SizeRule(Decider.DEFAULT, 1, 1),
+    ),
     "by load from two": (
         {"scaling": {"minReplicas": 2, "maxReplicas": 2, "stabilizationSeconds": 9}},
         SizeRule(Decider.LOAD, 2, 2, 9.0, True),

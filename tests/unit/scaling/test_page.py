@@ -10,6 +10,7 @@ import pytest
 from qwen_operator import engines
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling.page import LINE_BYTES, MOST_SERIES, NAME_BYTES, PAGE_BYTES, Page, Reading, Trouble
+from qwen_operator.scaling.types import Work
 from tests.unit.scaling.world import read_page
 
 PAGES = Path(__file__).parent / "pages"
@@ -42,6 +43,30 @@ def test_a_loaded_engine() -> None:
     assert found.inside == 6
     assert found.ticking
     assert found.beat > 800, "815 tokens were decoded"
+
+
+def test_the_work_of_an_engine() -> None:
+    assert _reading((PAGES / "loaded.txt").read_text(encoding="utf-8")).work == Work(47.0, 815.0, 2.684989598)
+    fresh = _reading((PAGES / "idle.txt").read_text(encoding="utf-8")).work
+    assert fresh == Work(28.0, 7.0, 1.814928443)
+
+
+def test_the_work_of_data_parallel_ranks_is_added_and_their_idle_time_is_not() -> None:
+    tokens = [
+        f'sglang:realtime_tokens_total{{model_name="tiny",mode="{mode}",dp_rank="{rank}",tp_rank="{other}"}} {value}'
+        for mode, value in (("prefill_compute", 50), ("decode", 70), ("prefill_cache", 900))
+        for rank in (0, 1)
+        for other in (0, 1)
+    ]
+    idle = _ranks("scheduler_idle_seconds_total", "dp_rank", [10, 30])
+    assert _reading(_page(*tokens, *idle)).work == Work(100.0, 140.0, 20.0)
+
+
+@pytest.mark.parametrize("value", ["NaN", "-1", "1e300"])
+def test_work_that_is_no_count_is_not_known(value: str) -> None:
+    idle = f'sglang:scheduler_idle_seconds_total{{model_name="tiny"}} {value}'
+    assert _reading(_page(idle)).work is None
+    assert _reading(_page()).work is None
 
 
 def test_an_idle_engine() -> None:

@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.scaling.policy import LARGEST_NEED, existing, measure
+from qwen_operator.scaling.answers import existing
+from qwen_operator.scaling.policy import LARGEST_NEED, measure
 from qwen_operator.scaling.types import Bounds, EngineLoad, EnginePod
 from tests.unit.scaling.world import TOKENS, Replay, engine, engines, load, sample
 

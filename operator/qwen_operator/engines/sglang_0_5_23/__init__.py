@@ -73,6 +73,10 @@ METRICS = MetricNames(
         "sglang:scheduler_process_cpu_seconds_total",
     ),
     work=("sglang:realtime_tokens_total", "sglang:inter_token_latency_seconds_count"),
+    tokens="sglang:realtime_tokens_total",
+    prefill_mode="prefill_compute",
+    decode_mode="decode",
+    idle="sglang:scheduler_idle_seconds_total",
 )
 
 MEMORY = MemoryConstants(

@@ -1,0 +1,1 @@
+"""Replays request traces through scaling rules, in a simulator of SGLang engines."""

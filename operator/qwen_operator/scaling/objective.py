@@ -1,0 +1,254 @@
+"""The policy `Objective`: replicas for a latency objective, with headroom for the time that a start takes. Pure.
+
+The objective: 99 % of the requests get their first token within 2 s, and then one token in 100 ms. The demand, in
+replicas, is the largest of three. T tokens are in the KV caches, and P prompt tokens arrive per second:
+
+    cache      T / (TOKEN_TARGET * capacity)
+    decode     (T * cached + limit * P * prefill) / (limit - floor)
+    prefill    P * prefill / share
+
+`floor`, `cached` and `prefill` are measured (speed.py). The second line follows from the time per output token: a
+replica decodes while it does not prefill, and a step takes floor + cached * tokens. `share` is steered (steering.py).
+The headroom is learned (growth.py). Waiting prompts add the replicas that compute them within CLEAR_SECONDS. While the
+speed is unknown, only the first line counts. The size is never below the need by the rule of policy.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from qwen_operator.scaling import answers, growth, policy, speed, steering
+from qwen_operator.scaling.answers import SETTLE_SECONDS, Problems
+from qwen_operator.scaling.growth import Growth
+from qwen_operator.scaling.policy import LARGEST_NEED, TOKEN_TARGET, Need
+from qwen_operator.scaling.speed import Meter, Speed
+from qwen_operator.scaling.steering import Steering, Traffic
+from qwen_operator.scaling.types import Bounds, EnginePod, Sample, ScalingDecision
+
+OUTPUT_TOKEN_SECONDS = 0.1
+DECODE_MARGIN = 0.7
+"""The share of OUTPUT_TOKEN_SECONDS that the mean may take, so that slow moments stay below it."""
+CLEAR_SECONDS = 60.0
+ARRIVAL_SECONDS = 60.0
+"""Arriving prompts are counted over this time."""
+FIRST_START_SECONDS = 180.0
+"""The start time that is assumed before a start was seen."""
+LONGEST_START_SECONDS = 1800.0
+# A size that is hardly too large is kept. Otherwise a load at the border of two sizes would change it again and again.
+_SLACK = 0.1
+_LIMITS = {
+    "cache": "KV tokens need {demand:.1f}",
+    "decode": "decoding within 70 ms per token needs {demand:.1f}",
+    "prefill": "prefill needs {demand:.1f}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What one scrape needs. `demand`: in replicas, by `limit`. `size`: with headroom, as a number of replicas.
+
+    `need`: the need by the rule of policy.py. `incomplete`: part of the load was unreadable.
+    """
+
+    at: float
+    size: int
+    need: Need
+    demand: float = 0.0
+    limit: str = "cache"
+    incomplete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """Prompt tokens of the last ARRIVAL_SECONDS: (time, tokens since the scrape before). `counters`: each engine's
+    counter at the last scrape, by uid."""
+
+    recent: tuple[tuple[float, float], ...] = ()
+    counters: Mapping[str, float] = field(default_factory=dict)
+
+    def rate(self) -> float:
+        """Tokens per second. In the first half of ARRIVAL_SECONDS, it is too low rather than too high."""
+        passed = self.recent[-1][0] - self.recent[0][0] if self.recent else 0.0
+        return sum(tokens for _, tokens in self.recent[1:]) / max(passed, ARRIVAL_SECONDS / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """`pending`: when each pod that does not answer yet was first seen, by uid. `seconds`: what the last start took."""
+
+    pending: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = FIRST_START_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What the policy remembers. `peaks`, `floor` and `size` are as in policy.py."""
+
+    began: float
+    floor: int
+    size: int
+    last: Demand
+    peaks: tuple[Demand, ...] = ()
+    meter: Meter = field(default_factory=Meter)
+    speed: Speed | None = None
+    growth: Growth = field(default_factory=Growth)
+    steering: Steering = field(default_factory=Steering)
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    starts: Starts = field(default_factory=Starts)
+    problems: Problems = ()
+
+
+def remember(
+    history: History | None,
+    sample: Sample,
+    engines: tuple[EnginePod, ...],
+    window: float,
+    last_wanted: int | None = None,
+) -> History:
+    """The history with one more scrape. Call it in the order of time; `window` is in seconds.
+
+    As in policy.py, a size counts only if a second scrape confirms it, an unreadable engine counts as busy, and the
+    size does not shrink before a whole window was seen.
+    """
+    need = policy.measure(sample, engines)
+    if history is None:
+        size = answers.existing(engines) if last_wanted is None else last_wanted
+        # The first scrape adds no replica, because no second scrape confirms it yet.
+        history = History(sample.at, size, size, Demand(sample.at, min(need.replicas, size), need))
+    missing = answers.unread(sample, engines)
+    complete = bool(sample.engines) and not missing
+    history = _counted(history, sample, engines)
+    if complete:
+        history = _learned(history, sample, engines, need)
+    demand = _demand(history, sample, need)
+    confirmed = replace(min(history.last, demand, key=lambda each: each.size), at=sample.at)
+    if not complete:
+        overdue = sum(engine.pod in sample.problems for engine in missing)
+        confirmed = replace(confirmed, size=max(history.size, confirmed.size + overdue), incomplete=True)
+    peaks = tuple(peak for peak in history.peaks if sample.at - peak.at < window and peak.size > confirmed.size)
+    peaks = (*peaks, confirmed)
+    floor = history.floor if sample.at - history.began < max(window, SETTLE_SECONDS) else 0
+    return replace(
+        history,
+        floor=floor,
+        size=max(peaks[0].size, floor),
+        last=demand,
+        peaks=peaks,
+        problems=answers.problems_of(sample),
+    )
+
+
+def decide(history: History, bounds: Bounds, engines: tuple[EnginePod, ...]) -> ScalingDecision:
+    """The size between the bounds; the same history gives the same answer."""
+    return answers.decided(
+        history.size, history.problems, bounds, engines, lambda wanted: _explained(history, bounds, wanted)
+    )
+
+
+def _counted(history: History, sample: Sample, engines: tuple[EnginePod, ...]) -> History:
+    """With what each single engine shows: its speed, the prompts that it computed, and how long its start took."""
+    meter, measured = speed.observe(history.meter, sample), history.speed
+    if meter.blocks != history.meter.blocks:
+        measured = speed.measured(meter, _capacity(sample)) or measured
+    counters = {load.uid: load.work.prefilled for load in sample.engines if load.work is not None}
+    before = history.arrivals
+    new = sum(max(0.0, count - before.counters.get(uid, count)) for uid, count in counters.items())
+    recent = tuple(each for each in before.recent if sample.at - each[0] < ARRIVAL_SECONDS)
+    return replace(
+        history,
+        meter=meter,
+        speed=measured,
+        arrivals=Arrivals((*recent, (sample.at, new)), counters),
+        starts=_started(history.starts, engines, sample.at),
+    )
+
+
+def _started(starts: Starts, engines: tuple[EnginePod, ...], at: float) -> Starts:
+    pending = {
+        engine.uid: starts.pending.get(engine.uid, at) for engine in engines if not engine.ready and not engine.draining
+    }
+    took = [at - starts.pending[engine.uid] for engine in engines if engine.ready and engine.uid in starts.pending]
+    return Starts(pending, min(max(took), LONGEST_START_SECONDS) if took else starts.seconds)
+
+
+def _learned(history: History, sample: Sample, engines: tuple[EnginePod, ...], need: Need) -> History:
+    """With what only a complete scrape teaches: how the demand grows, and how much prefill is too much.
+
+    The first minutes teach nothing about growth, because the fleet may still be too small for the load that it finds.
+    Waits while replicas start teach nothing about the share of prefill.
+    """
+    if history.speed is not None and need.running and not history.starts.pending:
+        ready = sum(engine.ready and not engine.draining for engine in engines)
+        rate = history.arrivals.rate()
+        traffic = Traffic(
+            queued=need.queued,
+            arriving=rate / max(1.0, _context(sample, need)),
+            prefilling=rate * history.speed.prefill / max(1, ready),
+            ready=max(1, ready),
+        )
+        passed = max(0.0, sample.at - history.last.at)
+        history = replace(history, steering=steering.steer(history.steering, traffic, passed))
+    if sample.at - history.began < ARRIVAL_SECONDS + history.starts.seconds:
+        return history
+    demand = max(_parts(history, sample).values())
+    return replace(history, growth=growth.watch(history.growth, sample.at, demand, history.starts.seconds))
+
+
+def _demand(history: History, sample: Sample, need: Need) -> Demand:
+    parts = _parts(history, sample)
+    limit = max(parts, key=lambda each: parts[each])
+    target = growth.with_headroom(history.growth, parts[limit])
+    if history.speed is not None:
+        target += need.queued * _context(sample, need) * history.speed.prefill / CLEAR_SECONDS
+    size = math.ceil(target)
+    if size < history.size:
+        size = min(history.size, math.ceil(target + _SLACK))
+    return Demand(sample.at, min(max(size, need.replicas), LARGEST_NEED), need, parts[limit], limit)
+
+
+def _parts(history: History, sample: Sample) -> dict[str, float]:
+    """The demand by each limit, in replicas."""
+    tokens, capacity = sum(load.tokens_used for load in sample.engines), _capacity(sample)
+    parts = {"cache": tokens / (TOKEN_TARGET * capacity) if capacity else 0.0}
+    if history.speed is not None:
+        prefilling = history.arrivals.rate() * history.speed.prefill
+        limit = DECODE_MARGIN * OUTPUT_TOKEN_SECONDS
+        # An engine that misses the limit alone would need an infinite number of replicas.
+        room = max(limit / 10, limit - history.speed.floor)
+        parts["decode"] = (tokens * history.speed.cached + limit * prefilling) / room
+        parts["prefill"] = prefilling / history.steering.share
+    return parts
+
+
+def _context(sample: Sample, need: Need) -> float:
+    """The mean number of tokens of a running request; 0 if none runs."""
+    return sum(load.tokens_used for load in sample.engines) / need.running if need.running else 0.0
+
+
+def _capacity(sample: Sample) -> int:
+    return min((load.tokens_capacity for load in sample.engines if load.tokens_capacity), default=0)
+
+
+def _explained(history: History, bounds: Bounds, wanted: int) -> str:
+    peak, needed = history.peaks[0], answers.replicas(history.size)
+    patience = (
+        f"the operator removes none until it has measured the load for {max(bounds.window, SETTLE_SECONDS):.0f} s"
+    )
+    if history.size > peak.size:
+        text = f"{needed} at the first scrape; {patience}"
+    elif peak.incomplete:
+        text = f"{needed} kept while the load was unknown; {patience}"
+    else:
+        past = f", the most within {bounds.window:.0f} s" if peak is not history.peaks[-1] else ""
+        text = f"{_numbers(peak, history)}: {needed} {'wanted' if wanted == history.size else 'needed'}{past}"
+    return answers.bounded(text, history.size, wanted, bounds)
+
+
+def _numbers(demand: Demand, history: History) -> str:
+    load = f"{demand.need.queued} queued + {demand.need.running} running"
+    if demand.size == demand.need.replicas and demand.demand < demand.size - 1:
+        return f"{load}, slots and KV tokens need {demand.size}"
+    limit = _LIMITS[demand.limit].format(demand=demand.demand)
+    return f"{load}, {limit}, with headroom for a start of {history.starts.seconds:.0f} s"

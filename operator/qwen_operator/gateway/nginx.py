@@ -14,7 +14,7 @@ answer. Measured with smg 1.13.0, these are closed for a reason:
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_operator.gateway.settings import ProxySettings
+from qwen_operator.gateway.settings import WAITING_FILE, WORKERS_FILE, ProxySettings
 
 ROUTES = (
     "/v1/chat/completions",
@@ -46,6 +46,8 @@ LUA = Path(__file__).parent / "lua"
 # As in lua/qwen/limits.lua.
 SMALL_BODY_BYTES = 65536
 MAX_CONNECTIONS = 65536
+# The part of all requests that may wait for a replica, so that they never take the place of those that run.
+HOLD_SHARE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +102,16 @@ http {{
     lingering_timeout 2s;
     lua_package_path "{LUA}/?.lua;/usr/share/lua/5.1/?.lua;;";
     init_worker_by_lua_block {{
-        require("qwen.state").start {{
+        require("qwen.state").start({{
             settings = "{files.settings}",
-            workers = "{settings.run_dir}/workers.json",
-        }}
+            workers = "{settings.run_dir}/{WORKERS_FILE}",
+            waiting = "{settings.run_dir}/{WAITING_FILE}",
+        }}, {{
+            seconds = {settings.hold_seconds},
+            requests = {settings.hold_requests},
+            total = {max(1, settings.max_requests // HOLD_SHARE)},
+            grace = {settings.shutdown_grace_seconds},
+        }})
     }}
     upstream router {{
         server {settings.router};
@@ -175,6 +183,8 @@ def _route(path: str) -> str:
     return f"""\
         location = {path} {{
             set $args "";
+            # A client that leaves while its request waits frees its place.
+            lua_check_client_abort on;
             access_by_lua_block {{ require("qwen.requests").admit() }}
             proxy_pass http://router{path};
         }}"""

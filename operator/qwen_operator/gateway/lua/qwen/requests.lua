@@ -1,6 +1,7 @@
 -- What happens to one request: whose it is, what its tenant may do, what it asks for, and what it cost.
 local answers = require "qwen.answers"
 local body = require "qwen.body"
+local hold = require "qwen.hold"
 local limits = require "qwen.limits"
 local metrics = require "qwen.metrics"
 local models = require "qwen.models"
@@ -167,6 +168,7 @@ function requests.admit()
     take_room(ticket, length, allowed)
     read_body(ticket)
     find_model(ticket, allowed)
+    hold.wait(ticket)
     ticket.length = tonumber(ngx.var.request_length) or 0
 end
 
@@ -263,6 +265,7 @@ function requests.finish()
         return
     end
     tickets[number] = nil
+    hold.release(ticket)
     if ticket.slot then
         limits.free_slot(ticket.tenant)
         metrics.held(ticket.tenant, ticket.model, ngx.now() - ticket.started)

@@ -80,6 +80,7 @@ class Agent:
     _settled: bool = False
     _stepped_at: float = 0.0
     _written_at: float = 0.0
+    _waiting_at: float = 0.0
     _dropped: tuple[Dropped, ...] = ()
     _overdue: frozenset[str] = frozenset()
 
@@ -151,7 +152,7 @@ class Agent:
     def pause(self) -> float:
         """Seconds until the next step: few while a worker joins or leaves, but not for ever for a broken worker."""
         waiting = self.membership.leaving or self.membership.awaited
-        fresh = self.clock() - self._written_at < SETTLE_SECONDS
+        fresh = self.clock() - max(self._written_at, self._waiting_at) < SETTLE_SECONDS
         return FAST_POLL_SECONDS if not self._settled or (waiting and fresh) else SLOW_POLL_SECONDS
 
     def _advance(self, workers: list[Manifest] | None) -> None:
@@ -203,7 +204,7 @@ class Agent:
     def _write_waiting(self, content: str) -> None:
         if content != self._waiting_written:
             _replace(self.run_dir / WAITING_FILE, content)
-            self._waiting_written = content
+            self._waiting_written, self._waiting_at = content, self.clock()
 
 
 def _replace(path: Path, content: str) -> None:

@@ -17,7 +17,8 @@ from qwen_operator.routing.membership import GatewayView, Membership, ready_ids
 
 @dataclass(frozen=True, slots=True)
 class WaitingName:
-    """`stopped`: spec.replicas is 0, so no replica will come. `stalled`: none will come before a person acts.
+    """`stopped`: spec.replicas is 0, so no replica will come. `stalled`: there is no pod, and none will come before a
+    person acts.
 
     `startup_seconds`: the planned start of a replica; 0 if it is not known. `started_at`: when the container of the
     oldest starting replica started, in seconds since 1970; 0 if none runs.
@@ -51,7 +52,7 @@ def waiting_names(
         name: WaitingName(
             name,
             objects.mapping(deployments[key], "spec").get("replicas") == 0,
-            _is_stalled(deployments[key]),
+            key not in started and _is_stalled(deployments[key]),
             _whole(objects.mapping(deployments[key], "status", "plan").get("startupSeconds")),
             started.get(key, 0),
         )
@@ -83,15 +84,16 @@ def _whole(value: object) -> int:
 
 
 def _started(observed: GatewayView, keys: set[DeploymentKey]) -> dict[DeploymentKey, int]:
-    """When the first container that runs now started, for each deployment."""
+    """When the first container that runs now started, for each deployment with pods; 0 if none runs."""
     first: dict[DeploymentKey, int] = {}
     for pod in observed.pods:
         label = str(objects.labels(pod).get(LABEL_DEPLOYMENT, ""))
         key = DeploymentKey(objects.text(pod, "metadata", "namespace"), label)
         if key not in keys or objects.is_deleting(pod):
             continue
+        first.setdefault(key, 0)
         for container in objects.members(pod, "status", "containerStatuses"):
             time = objects.moment(objects.text(container, "state", "running", "startedAt"))
             if time is not None:
-                first[key] = min(first.get(key, 2**53), int(time.timestamp()))
+                first[key] = min(first[key] or 2**53, int(time.timestamp()))
     return first

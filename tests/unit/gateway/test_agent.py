@@ -166,6 +166,22 @@ async def test_a_restarted_agent_keeps_file_and_ids(tmp_path: Path) -> None:
     assert second.file == before
 
 
+async def test_a_worker_that_smg_has_given_up_is_looked_for_often(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.sees(PODS, P0)
+    world.sees(QWENDEPLOYMENTS, D)
+    await world.agent.step()
+    world.smg_takes_the_file()
+    await world.agent.step()
+    world.clock.now += 100
+    assert world.agent.pause() == agent_module.SLOW_POLL_SECONDS
+    world.router.answer = []
+    await world.agent.step()
+    assert world.agent.pause() == agent_module.FAST_POLL_SECONDS
+    world.clock.now += 100
+    assert world.agent.pause() == agent_module.SLOW_POLL_SECONDS
+
+
 async def test_the_names_without_a_ready_worker_are_written_before_the_workers(tmp_path: Path) -> None:
     world = World(tmp_path)
     path = tmp_path / "waiting.json"

@@ -1,6 +1,8 @@
 """Requests for a model without a replica that answers: the proxy before the real router, as its pod runs both."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -195,3 +197,70 @@ def test_without_a_time_no_request_waits(tmp_path: Path) -> None:
         answer = pod.chat("open")
         assert error(answer) == (503, "model_not_ready")
         assert answer.headers["retry-after"] == "10"
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
+def test_what_an_engine_answers_reaches_the_client_as_it_is(pod: Pod, status: int) -> None:
+    answer = pod.chat("open", user=f"answer with {status}")
+    assert (answer.status_code, answer.json()) == (status, {"message": "of the engine"})
+    assert "x-accel-redirect" not in answer.headers
+    assert held(pod) == 0
+
+
+def workers(pod: Pod, *added: dict[str, str]) -> None:
+    path = pod.folder / "run/workers.json"
+    content = json.loads(path.read_text())
+    kept = [one for one in content["workers"] if not one["id"].startswith("added")]
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps({**content, "workers": [*kept, *added]}))
+    draft.rename(path)
+
+
+def test_a_request_that_the_router_gives_back_is_sent_again(pod: Pod) -> None:
+    """The agent has not noticed yet that the only replica is gone."""
+    port = json.loads((pod.folder / "run/workers.json").read_text())["workers"][0]["url"].rsplit(":", 1)[1]
+    workers(pod, {"id": "added-1", "url": "http://127.77.1.9:1", "model_id": "late"})
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(pod.chat, "late")
+            until(lambda: pod.metrics().get('qwen_gateway_held_requests{model="late"}') == 1, "it waits")
+            workers(pod, {"id": "added-2", "url": f"http://127.77.1.5.:{port}", "model_id": "late"})
+            assert asked.result().status_code == 200
+        workers(pod, {"id": "added-3", "url": "http://127.77.1.9:1", "model_id": "never"})
+        until(lambda: pod.chat("never").status_code != 404, "the proxy has read the file")
+        answer = pod.chat("never")
+        assert error(answer) == (503, "model_not_ready")
+        assert "for 6 s" in answer.json()["error"]["message"]
+    finally:
+        workers(pod)
+
+
+def test_requests_wait_also_while_the_pod_ends(tmp_path: Path) -> None:
+    with gateway(tmp_path, QWEN_GATEWAY_SHUTDOWN_GRACE_SECONDS="9") as pod, ThreadPoolExecutor(8) as pool:
+        unready(pod)
+        first = ask(pool, pod, 4)
+        other = pool.submit(pod.chat, "gone")
+        until(lambda: held(pod) == 4, "they wait")
+        assert other.result().status_code == 404
+        waits(pod, open={}, gone={})
+        with pod.client() as client:
+            until(lambda: "gone" in client.get("/v1/models").text, "the proxy has read the file")
+        other = pool.submit(pod.chat, "gone")
+        until(lambda: pod.metrics().get('qwen_gateway_held_requests{model="gone"}') == 1, "it waits")
+
+        pod.processes["proxy"].send_signal(signal.SIGTERM)
+        time.sleep(1)
+        waits(pod, gone={})
+
+        assert [one.result().status_code for one in first] == [200] * 4
+        assert "gateway pod ends" in other.result().json()["error"]["message"]
+        assert (other.result().status_code, other.result().headers["retry-after"]) == (503, "1")
+        assert pod.processes["proxy"].wait(10) == 0
+
+
+def test_the_proxy_ends_with_its_relay(tmp_path: Path) -> None:
+    with gateway(tmp_path) as pod:
+        os.kill(int((tmp_path / "proxy/relay.pid").read_text()), signal.SIGTERM)
+        assert pod.processes["proxy"].wait(10) == 1
+        pod.start("proxy")
+        pod.becomes_ready()

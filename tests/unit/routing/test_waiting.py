@@ -87,7 +87,10 @@ def test_the_planned_start_and_the_first_container_that_runs() -> None:
     status = {**D["status"], "plan": {"startupSeconds": 90}, "conditions": [{"type": "Ready", "status": "False"}]}
     world.step([{**D, "status": status}], [running("d-0", 20), running("d-1", 10), deleting(running("d-2", 5))])
     assert world.waiting["m"] == WaitingName("m", False, False, 90, 1767225610)
+    # The kubelet restarts a pod that exists, whatever the operator waits for.
     world.step([{**D, "status": {**status, "conditions": [stalled]}}], [unready(P0)])
+    assert world.waiting["m"] == WaitingName("m", False, False, 90, 0)
+    world.step([{**D, "status": {**status, "conditions": [stalled]}}], [deleting(P0)])
     assert world.waiting["m"] == WaitingName("m", False, True, 90, 0)
     for wrong in (None, "90", True, -1, 2**60):
         world.step([{**D, "status": {**status, "plan": {"startupSeconds": wrong}, "conditions": wrong}}], [])

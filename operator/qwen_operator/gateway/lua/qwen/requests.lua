@@ -172,6 +172,11 @@ function requests.admit()
     ticket.length = tonumber(ngx.var.request_length) or 0
 end
 
+-- For a request that the router gave back. `cut`: an engine may have begun with it.
+function requests.again(cut)
+    hold.again(tickets[tonumber(ngx.var.qwen_ticket)], cut)
+end
+
 -- For GET /v1/models and GET /v1/models/NAME.
 function requests.models(name)
     requests.preflight("GET")

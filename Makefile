@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-unit test-cluster test-e2e test-slow lint format crds api-reference engine-table docs lock image audit pins workflows testbed-up testbed-down testbed-status clean
+.PHONY: help demo dev test test-unit test-cluster test-e2e test-slow bench-loss lint format crds api-reference engine-table docs lock image audit pins workflows testbed-up testbed-down testbed-status clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -61,6 +61,9 @@ test-slow: $(STAMP) ## Run the slow tests: outages, ten idle minutes, crashes of
 	$(PYTEST) -s --timeout 5400 tests/slow
 	QWEN_FUZZ_EXAMPLES=50000 $(PYTEST) -n 2 --timeout 5400 tests/unit/fuzz
 	@$(BIN)/python -m tests.testbed down
+
+bench-loss: $(STAMP) ## Count what clients lose while the only replica of a model is replaced or killed, on loopback
+	@$(BIN)/python -m bench.loss
 
 lint: $(STAMP) ## Run ruff, mypy --strict and import-linter
 	@$(BIN)/ruff check .

@@ -101,7 +101,8 @@ class Target:
 
 def targets(pod: Pod) -> tuple[Target, Target]:
     router = pod.processes["router"].pid
-    workers = _children(_children(pod.processes["proxy"].pid)[0])
+    # nginx and its relay.
+    workers = [worker for master in _children(pod.processes["proxy"].pid) for worker in _children(master)]
     alone = Target("smg alone", f"http://127.0.0.1:{pod.environ['QWEN_GATEWAY_ROUTER_PORT']}", (router,))
     return alone, Target("nginx before smg", pod.url, (router, *workers))
 

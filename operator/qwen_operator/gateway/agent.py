@@ -1,8 +1,8 @@
 """The gateway agent: writes the file from which the router in its pod learns which workers exist.
 
-The agent only lists and watches, and writes this one file. While the API server is unavailable, the file stays as it
-is. When the router restarts, it reads the file again. When the agent restarts, it continues from the file: a worker
-whose id changed would be out of service for a moment.
+The agent only lists and watches, and writes this file and one for the proxy, with the names that no worker serves now.
+While the API server is unavailable, both files stay as they are. When the router restarts, it reads its file again.
+When the agent restarts, it continues from that file: a worker whose id changed would be out of service for a moment.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from qwen_operator import endpoints
 from qwen_operator.api.claims import NameRights
 from qwen_operator.gateway.kept import keep
-from qwen_operator.gateway.settings import CONTROL_PLANE_KEY_FILE, WORKERS_FILE, AgentSettings
+from qwen_operator.gateway.settings import CONTROL_PLANE_KEY_FILE, WAITING_FILE, WORKERS_FILE, AgentSettings
 from qwen_operator.gateway.smg import Router, Smg
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi, Manifest, Resource
 from qwen_operator.kube.client import connect
@@ -28,6 +28,7 @@ from qwen_operator.kube.mirror import OnChange, mirror
 from qwen_operator.manifests.names import LABEL_ROLE, ROLE_ENGINE, ROLE_ENGINE_WORKER
 from qwen_operator.objects import ObjectKey
 from qwen_operator.routing.membership import Dropped, EntryNaming, GatewayView, Membership, advance, restore
+from qwen_operator.routing.waiting import WaitingName, waiting_file, waiting_names
 
 POD_SELECTOR = f"{LABEL_ROLE} in ({ROLE_ENGINE},{ROLE_ENGINE_WORKER})"
 COALESCE_SECONDS = 0.05
@@ -52,6 +53,9 @@ class AgentMetrics:
         self.writes = Counter(
             "qwen_gateway_membership_writes", "How often the agent replaced the worker file.", registry=self.registry
         )
+        self.waiting = Gauge(
+            "qwen_gateway_waiting_models", "Served names without a worker that is ready.", registry=self.registry
+        )
 
 
 @dataclass(slots=True)
@@ -69,11 +73,14 @@ class Agent:
     membership: Membership = field(default_factory=Membership)
     _seen: dict[tuple[str, str | None], list[Manifest]] = field(default_factory=dict)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _waiting: dict[str, WaitingName] = field(default_factory=dict)
+    _waiting_written: str | None = None
     _written: str | None = None
     _listening_since: float | None = None
     _settled: bool = False
     _stepped_at: float = 0.0
     _written_at: float = 0.0
+    _waiting_at: float = 0.0
     _dropped: tuple[Dropped, ...] = ()
     _overdue: frozenset[str] = frozenset()
 
@@ -145,13 +152,17 @@ class Agent:
     def pause(self) -> float:
         """Seconds until the next step: few while a worker joins or leaves, but not for ever for a broken worker."""
         waiting = self.membership.leaving or self.membership.awaited
-        fresh = self.clock() - self._written_at < SETTLE_SECONDS
+        fresh = self.clock() - max(self._written_at, self._waiting_at) < SETTLE_SECONDS
         return FAST_POLL_SECONDS if not self._settled or (waiting and fresh) else SLOW_POLL_SECONDS
 
     def _advance(self, workers: list[Manifest] | None) -> None:
         observed = GatewayView(self._objects(QWENDEPLOYMENTS), self._objects(PODS), workers, self.rights)
         before, self.membership = self.membership, advance(observed, self.membership, self.naming)
         self._report(before)
+        self._waiting = waiting_names(observed, self.membership, self._waiting)
+        self.metrics.waiting.set(len(self._waiting))
+        # Before the workers: the proxy must not send a request to a worker that smg does not know yet.
+        self._write_waiting(waiting_file(self._waiting))
         self._write(self.membership.content())
         wanted = len(self.membership.entries) - len(self.membership.leaving)
         self.metrics.wanted.set(wanted)
@@ -186,12 +197,21 @@ class Agent:
     def _write(self, content: str) -> None:
         if content == self._written:
             return
-        draft = self.run_dir / f"{WORKERS_FILE}.draft"
-        draft.write_text(content, "utf-8")
-        # The router must never read half a file.
-        draft.rename(self.run_dir / WORKERS_FILE)
+        _replace(self.run_dir / WORKERS_FILE, content)
         self._written, self._written_at = content, self.clock()
         self.metrics.writes.inc()
+
+    def _write_waiting(self, content: str) -> None:
+        if content != self._waiting_written:
+            _replace(self.run_dir / WAITING_FILE, content)
+            self._waiting_written, self._waiting_at = content, self.clock()
+
+
+def _replace(path: Path, content: str) -> None:
+    """Write a file in one step, so that nobody reads half of it."""
+    draft = path.with_name(f"{path.name}.draft")
+    draft.write_text(content, "utf-8")
+    draft.rename(path)
 
 
 def http_app(agent: Agent) -> web.Application:

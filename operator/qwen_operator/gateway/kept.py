@@ -9,9 +9,14 @@ from qwen_operator.api.kept import kept_deployment
 from qwen_operator.api.pod import OWN_PREFIXES
 from qwen_operator.manifests.kept import kept_pod
 
-_SPEC = ("model", "servedNames")
+_SPEC = ("model", "servedNames", "replicas")
 # The status says nothing about names that the agent could use of these, and they are nearly all of it.
-_UNUSED_STATUS = frozenset({"conditions", "plan", "noFit", "lastFailure", "scaling", "summary", "model", "progress"})
+_UNUSED_STATUS = frozenset({"noFit", "lastFailure", "scaling", "summary", "model", "progress"})
+
+_PARTS: dict[str, objects.Shape] = {
+    "plan": {"startupSeconds": 32},
+    "conditions": objects.Each({"type": 64, "status": 16}, 16),
+}
 
 
 def keep(plural: str, item: dict[str, Any]) -> dict[str, Any]:
@@ -27,7 +32,11 @@ def keep(plural: str, item: dict[str, Any]) -> dict[str, Any]:
         **deployment,
         "metadata": meta,
         "spec": {name: spec[name] for name in _SPEC if name in spec},
-        "status": {name: value for name, value in status.items() if name not in _UNUSED_STATUS},
+        "status": {
+            name: objects.kept(value, _PARTS[name]) if name in _PARTS else value
+            for name, value in status.items()
+            if name not in _UNUSED_STATUS
+        },
     }
 
 

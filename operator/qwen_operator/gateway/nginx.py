@@ -14,7 +14,7 @@ answer. Measured with smg 1.13.0, these are closed for a reason:
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_operator.gateway.settings import ProxySettings
+from qwen_operator.gateway.settings import WAITING_FILE, WORKERS_FILE, ProxySettings
 
 ROUTES = (
     "/v1/chat/completions",
@@ -46,6 +46,11 @@ LUA = Path(__file__).parent / "lua"
 # As in lua/qwen/limits.lua.
 SMALL_BODY_BYTES = 65536
 MAX_CONNECTIONS = 65536
+# Headers of an answer that give nginx orders.
+_OTHER_ORDERS = "X-Accel-Expires X-Accel-Limit-Rate X-Accel-Buffering X-Accel-Charset"
+_ORDERS = f"X-Accel-Redirect {_OTHER_ORDERS}"
+# The part of all requests that may wait for a replica, so that they never take the place of those that run.
+HOLD_SHARE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,14 @@ class Files:
         return self.folder / "settings.json"
 
     @property
+    def relay_configuration(self) -> Path:
+        return self.folder / "relay.conf"
+
+    @property
+    def relay_socket(self) -> Path:
+        return self.folder / "relay.sock"
+
+    @property
     def bodies(self) -> Path:
         return self.folder / "bodies"
 
@@ -71,26 +84,10 @@ class Files:
 def render(settings: ProxySettings) -> str:
     """The whole of nginx.conf. nginx runs one worker process, which counts for all tenants."""
     files = Files(settings.proxy_dir)
-    connections = min(MAX_CONNECTIONS, 2 * settings.max_requests + 1024)
-    temporary = "\n".join(
-        f"    {module}_temp_path {files.bodies};" for module in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
     return f"""\
-load_module {MODULES}/ndk_http_module.so;
-load_module {MODULES}/ngx_http_lua_module.so;
-daemon off;
-worker_processes 1;
-pid {files.folder}/nginx.pid;
-error_log stderr error;
-worker_shutdown_timeout {settings.shutdown_grace_seconds or 1}s;
-events {{
-    worker_connections {connections};
-}}
+{_process(settings, "nginx.pid")}
 http {{
-    access_log off;
-    server_tokens off;
-    default_type application/json;
-{temporary}
+{_common(files)}
     client_max_body_size {settings.max_body_bytes};
     client_body_buffer_size {SMALL_BODY_BYTES};
     client_header_timeout 15s;
@@ -98,23 +95,102 @@ http {{
     client_body_timeout {settings.body_timeout_seconds + 5}s;
     lingering_time 5s;
     lingering_timeout 2s;
-    lua_package_path "{LUA}/?.lua;/usr/share/lua/5.1/?.lua;;";
     init_worker_by_lua_block {{
-        require("qwen.state").start {{
+        require("qwen.state").start({{
             settings = "{files.settings}",
-            workers = "{settings.run_dir}/workers.json",
-        }}
+            workers = "{settings.run_dir}/{WORKERS_FILE}",
+            waiting = "{settings.run_dir}/{WAITING_FILE}",
+        }}, {{
+            seconds = {settings.hold_seconds},
+            requests = {settings.hold_requests},
+            total = {max(1, settings.max_requests // HOLD_SHARE)},
+            grace = {settings.shutdown_grace_seconds},
+        }})
     }}
-    upstream router {{
-        server {settings.router};
-        keepalive 64;
-        # smg keeps an idle connection open for longer than 20 s.
-        keepalive_timeout 10s;
-    }}
+{_upstream("router", settings.router)}
+{_upstream("relay", f"unix:{files.relay_socket}")}
 {_public(settings)}
 {_inside(settings)}
 }}
 """
+
+
+def render_relay(settings: ProxySettings) -> str:
+    """The whole of relay.conf: the second nginx, which only tells apart who answers (lua/qwen/relay.lua).
+
+    It is a process of its own because nginx closes its sockets as soon as it is to end, while requests still run.
+    """
+    files = Files(settings.proxy_dir)
+    return f"""\
+{_process(settings, "relay.pid")}
+http {{
+{_common(files)}
+    # The first nginx has checked the size.
+    client_max_body_size 0;
+{_upstream("router", settings.router)}
+    server {{
+        listen unix:{files.relay_socket} backlog=1024;
+        keepalive_timeout 60s;
+        keepalive_requests 1000000;
+        error_page 400 408 413 414 494 500 502 503 504 @failed;
+        proxy_http_version 1.1;
+        proxy_set_header Host router;
+        proxy_set_header Connection "";
+        proxy_request_buffering off;
+        proxy_buffering off;
+        proxy_next_upstream off;
+        proxy_connect_timeout 5s;
+        proxy_read_timeout {settings.request_timeout_seconds + 5}s;
+        # An engine must not choose the location that goes on with a request.
+        proxy_ignore_headers {_ORDERS};
+        header_filter_by_lua_block {{ require("qwen.relay").head() }}
+        location / {{
+            proxy_pass http://router;
+        }}
+        # The first nginx answers for both.
+        location @failed {{
+            return 444;
+        }}
+    }}
+}}
+"""
+
+
+def _process(settings: ProxySettings, pid: str) -> str:
+    connections = min(MAX_CONNECTIONS, 2 * settings.max_requests + 1024)
+    return f"""\
+load_module {MODULES}/ndk_http_module.so;
+load_module {MODULES}/ngx_http_lua_module.so;
+daemon off;
+worker_processes 1;
+pid {settings.proxy_dir}/{pid};
+error_log stderr error;
+worker_shutdown_timeout {settings.shutdown_grace_seconds or 1}s;
+events {{
+    worker_connections {connections};
+}}"""
+
+
+def _common(files: Files) -> str:
+    temporary = "\n".join(
+        f"    {module}_temp_path {files.bodies};" for module in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return f"""\
+    access_log off;
+    server_tokens off;
+    default_type application/json;
+{temporary}
+    lua_package_path "{LUA}/?.lua;/usr/share/lua/5.1/?.lua;;";"""
+
+
+def _upstream(name: str, server: str) -> str:
+    return f"""\
+    upstream {name} {{
+        server {server};
+        keepalive 64;
+        # smg keeps an idle connection open for longer than 20 s, and the relay for 60 s.
+        keepalive_timeout 10s;
+    }}"""
 
 
 def _public(settings: ProxySettings) -> str:
@@ -137,11 +213,12 @@ def _public(settings: ProxySettings) -> str:
         proxy_set_header Connection "";
         proxy_set_header Content-Type application/json;
         proxy_set_header {TENANT_HEADER} $qwen_tenant;
-        # The key of the engine. nginx leaves out a header whose value is empty.
+        # nginx leaves out a header whose value is empty.
         proxy_set_header Authorization "";
 {headers}
-        # An engine's answer may have these headers, and nginx would obey them.
-        proxy_ignore_headers X-Accel-Redirect X-Accel-Expires X-Accel-Limit-Rate X-Accel-Buffering X-Accel-Charset;
+        # An engine's answer may have such headers, and nginx would obey them. Only the relay's own redirect counts: it
+        # takes away that of an engine.
+        proxy_ignore_headers {_OTHER_ORDERS};
         proxy_buffering off;
         proxy_next_upstream off;
         proxy_connect_timeout 5s;
@@ -155,9 +232,12 @@ def _public(settings: ProxySettings) -> str:
         }}
         location = /-/models {{
             internal;
+            proxy_ignore_headers {_ORDERS};
             proxy_pass http://router{MODELS};
         }}
 {health}
+{_again("@again", "false")}
+{_again("@cut", "true")}
         location @refused {{
             content_by_lua_block {{ require("qwen.answers").of_nginx() }}
         }}
@@ -172,8 +252,20 @@ def _route(path: str) -> str:
     return f"""\
         location = {path} {{
             set $args "";
+            # A client that leaves while its request waits frees its place.
+            lua_check_client_abort on;
             access_by_lua_block {{ require("qwen.requests").admit() }}
-            proxy_pass http://router{path};
+            proxy_pass http://relay{path};
+        }}"""
+
+
+def _again(name: str, cut: str) -> str:
+    # $uri is one of ROUTES.
+    return f"""\
+        location {name} {{
+            lua_check_client_abort on;
+            access_by_lua_block {{ require("qwen.requests").again({cut}) }}
+            proxy_pass http://relay$uri;
         }}"""
 
 
@@ -183,6 +275,7 @@ def _health(path: str) -> str:
             access_by_lua_block {{ require("qwen.requests").health() }}
             set $args "";
             proxy_pass_request_body off;
+            proxy_ignore_headers {_ORDERS};
             proxy_pass http://router/liveness;
         }}"""
 

@@ -1,5 +1,7 @@
 """Starts nginx in front of the router, keeps its keys and tenants current, and ends it gracefully.
 
+A second nginx, the relay, passes its requests on to the router. It starts before the first one and ends after it.
+
 nginx ends at once at SIGTERM, which is what a kubelet sends, and gracefully only at SIGQUIT. So this program stays as
 its parent and translates. Meanwhile it reads the mounted Secret and ConfigMap again every two seconds: a change needs
 no restart and ends no request. It is not in the path of a request.
@@ -11,6 +13,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +23,7 @@ from qwen_operator.gateway.settings import ProxySettings, SettingsError
 from qwen_operator.gateway.tenants import Frame, Keys, Tenants, read_keys, read_tenants, settings_file
 
 READ_SECONDS = 2.0
+START_SECONDS = 0.02
 NGINX = "nginx"
 # A larger file is no list of keys or tenants.
 MAX_BYTES = 1024 * 1024
@@ -103,21 +107,39 @@ def main(environ: Mapping[str, str]) -> int:
         files = nginx.Files(settings.proxy_dir)
         files.bodies.mkdir(mode=0o700, exist_ok=True)
         replace(files.configuration, nginx.render(settings))
+        replace(files.relay_configuration, nginx.render_relay(settings))
+        # nginx leaves it behind if it is killed, and then does not start.
+        files.relay_socket.unlink(missing_ok=True)
         current = Current(settings)
         current.refresh()
     except (SettingsError, OSError) as error:
         print(f"the proxy cannot start: {error}", file=sys.stderr)
         return 1
-    command = [NGINX, "-c", str(files.configuration), "-e", "stderr"]
+    relay = _start(files.relay_configuration)
+    try:
+        while relay.poll() is None and not files.relay_socket.exists():
+            time.sleep(START_SECONDS)
+        return _attend(_start(files.configuration), relay, current)
+    finally:
+        relay.send_signal(signal.SIGQUIT)
+        relay.wait()
+
+
+def _start(configuration: Path) -> "subprocess.Popen[bytes]":
+    command = [NGINX, "-c", str(configuration), "-e", "stderr"]
     if os.geteuid() == 0:
         # Outside a pod. As root, nginx gives its worker another user, who cannot read the private files.
         command += ["-g", "user root;"]
-    process = subprocess.Popen(command, env={"PATH": os.environ.get("PATH", "")})
-    return _attend(process, current)
+    return subprocess.Popen(command, env={"PATH": os.environ.get("PATH", "")})
 
 
-def _attend(process: "subprocess.Popen[bytes]", current: Current) -> int:
+def _attend(process: "subprocess.Popen[bytes]", relay: "subprocess.Popen[bytes]", current: Current) -> int:
     while (code := process.poll()) is None:
+        if relay.poll() is not None:
+            log.error("the relay ended with status %d; the proxy ends too", relay.returncode)
+            process.terminate()
+            process.wait()
+            return 1
         received = signal.sigtimedwait(_SIGNALS, READ_SECONDS)
         if received is not None and received.si_signo != signal.SIGCHLD:
             process.send_signal(signal.SIGQUIT)

@@ -10,7 +10,9 @@ from qwen_operator.config import ConfigError, name_rights
 from qwen_operator.untrusted import clean, decode, digits
 
 WORKERS_FILE = "workers.json"
-"""In the run dir: served name -> the key that its engines ask for. Without the file no engine has a key."""
+"""In the run dir: the workers, as the router reads them."""
+WAITING_FILE = "waiting.json"
+"""In the run dir: the served names without a worker that is ready."""
 CONTROL_PLANE_KEY_FILE = "control-plane-key"
 _LEVELS = 4
 ROUTER_PORT = 8001
@@ -110,7 +112,8 @@ class ProxySettings:
 
     `run_dir` is shared with agent and router and only read. `proxy_dir` belongs to the proxy alone: its configuration,
     the digests of the keys and the request bodies that do not fit in memory. Times are in seconds.
-    `max_buffered_bytes` bounds the request bodies above 64 KiB that the pod holds at once.
+    `max_buffered_bytes` bounds the request bodies above 64 KiB that the pod holds at once. `hold_requests`: how many
+    requests for one model may wait for a replica, each for at most `hold_seconds`. 0 seconds: none waits.
     """
 
     auth: bool
@@ -128,6 +131,8 @@ class ProxySettings:
     request_timeout_seconds: int
     shutdown_grace_seconds: int
     max_requests: int
+    hold_requests: int
+    hold_seconds: int
     cors_origins: tuple[str, ...]
 
     @classmethod
@@ -154,6 +159,8 @@ class ProxySettings:
             shutdown_grace_seconds=_number(environ, "QWEN_GATEWAY_SHUTDOWN_GRACE_SECONDS", 180),
             max_requests=_number(environ, "QWEN_GATEWAY_MAX_CONCURRENT_REQUESTS", 1024)
             + _number(environ, "QWEN_GATEWAY_QUEUE_SIZE", 1024),
+            hold_requests=_number(environ, "QWEN_GATEWAY_HOLD_REQUESTS", 100, 1),
+            hold_seconds=_number(environ, "QWEN_GATEWAY_HOLD_SECONDS", 540),
             cors_origins=_origins(environ),
         )
 

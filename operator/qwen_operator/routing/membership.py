@@ -98,7 +98,8 @@ class Membership:
     """The workers of the file in the file's order.
 
     `serial` counts the admissions with the present nonce. `awaited`: ids that smg does not report as ready. `leaving`:
-    ids that stay only until a replacement is ready. `dropped`: pods and names that are not in the file.
+    ids that stay only until a replacement is ready. `dropped`: pods and names that are not in the file. `owners`: the
+    holder of each name that the router can serve, also without a worker.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -106,6 +107,7 @@ class Membership:
     awaited: frozenset[str] = frozenset()
     leaving: frozenset[str] = frozenset()
     dropped: tuple[Dropped, ...] = ()
+    owners: Mapping[str, DeploymentKey] = field(default_factory=dict)
 
     def content(self) -> str:
         """The text of the discovery file. Equal memberships give equal text."""
@@ -176,6 +178,7 @@ def advance(observed: GatewayView, previous: Membership, naming: EntryNaming) ->
         awaited=frozenset(entry.id for entry in members) - (ready or frozenset()),
         leaving=frozenset(entry.id for entry in leaving),
         dropped=tuple(sorted(set(dropped))),
+        owners={name: key for key, names in owned.won.items() for name in names[:MAX_NAMES]},
     )
 
 

@@ -1,6 +1,7 @@
 """Stand-in engines on loopback: the few SGLang endpoints that the router asks for."""
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -63,6 +64,9 @@ class _Engine(BaseHTTPRequestHandler):
         if request.get("stream"):
             self._stream(request)
             return
+        if words := re.fullmatch(r"answer with (\d+)", str(request.get("user"))):
+            self._send(int(words[1]), {"message": "of the engine"}, {"X-Accel-Redirect": "/-/models"})
+            return
         content = f"{self.connection.getsockname()[0]} as {request['model']}"
         choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
         body = {"id": "1", "object": "chat.completion", "created": 1, "model": request["model"], "choices": [choice]}
@@ -96,10 +100,12 @@ class _Engine(BaseHTTPRequestHandler):
             self._send(403, {})
         return closed
 
-    def _send(self, status: int, body: Any) -> None:
+    def _send(self, status: int, body: Any, headers: Mapping[str, str] | None = None) -> None:
         content = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

@@ -148,7 +148,7 @@ async def test_the_file_is_replaced_only_when_its_content_changes(tmp_path: Path
     await world.agent.step()
     assert (tmp_path / "workers.json").stat().st_ino == inode
     assert world.metric("qwen_gateway_membership_writes_total") == 2.0
-    assert world.files == ["workers.json"]
+    assert sorted(world.files) == ["waiting.json", "workers.json"]
 
 
 async def test_a_restarted_agent_keeps_file_and_ids(tmp_path: Path) -> None:
@@ -164,6 +164,46 @@ async def test_a_restarted_agent_keeps_file_and_ids(tmp_path: Path) -> None:
     second.sees(QWENDEPLOYMENTS, D)
     await second.agent.step()
     assert second.file == before
+
+
+async def test_a_worker_that_smg_has_given_up_is_looked_for_often(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.sees(PODS, P0)
+    world.sees(QWENDEPLOYMENTS, D)
+    await world.agent.step()
+    world.smg_takes_the_file()
+    await world.agent.step()
+    world.clock.now += 100
+    assert world.agent.pause() == agent_module.SLOW_POLL_SECONDS
+    world.router.answer = []
+    await world.agent.step()
+    assert world.agent.pause() == agent_module.FAST_POLL_SECONDS
+    world.clock.now += 100
+    assert world.agent.pause() == agent_module.SLOW_POLL_SECONDS
+
+
+async def test_the_names_without_a_ready_worker_are_written_before_the_workers(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    path = tmp_path / "waiting.json"
+
+    def waiting() -> list[str]:
+        return list(json.loads(path.read_text())["waiting"])
+
+    world.sees(PODS, P0)
+    await world.agent.step()
+    assert not path.exists()
+    world.sees(QWENDEPLOYMENTS, D)
+    await world.agent.step()
+    assert (waiting(), world.metric("qwen_gateway_waiting_models")) == (["m"], 1.0)
+    world.smg_takes_the_file()
+    await world.agent.step()
+    assert (waiting(), world.metric("qwen_gateway_waiting_models")) == ([], 0.0)
+    path.unlink()
+    path.mkdir()
+    world.sees(PODS)
+    with pytest.raises(IsADirectoryError):
+        await world.agent.step()
+    assert [entry["model_id"] for entry in world.file] == ["m"]
 
 
 async def test_the_loop_makes_before_it_breaks(tmp_path: Path) -> None:

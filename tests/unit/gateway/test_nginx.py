@@ -2,22 +2,24 @@
 
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from qwen_operator.gateway.nginx import LUA, SMALL_BODY_BYTES, Files, render
+from qwen_operator.gateway.nginx import LUA, SMALL_BODY_BYTES, Files, render, render_relay
 from qwen_operator.gateway.settings import ProxySettings
 from tests.testbed.packages import PROXY, ensure_packages
 
 
 @pytest.mark.parametrize("change", [{}, {"QWEN_GATEWAY_SHUTDOWN_GRACE_SECONDS": "0", "QWEN_GATEWAY_PORT": "18123"}])
-def test_nginx_accepts_it(change: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", [render, render_relay])
+def test_nginx_accepts_it(made: Callable[[ProxySettings], str], change: dict[str, str], tmp_path: Path) -> None:
     ensure_packages(PROXY)
     settings = ProxySettings.from_env({"QWEN_GATEWAY_PROXY_DIR": str(tmp_path), **change})
     files = Files(tmp_path)
     files.bodies.mkdir()
-    files.configuration.write_text(render(settings))
+    files.configuration.write_text(made(settings))
 
     done = subprocess.run(
         ["nginx", "-t", "-c", str(files.configuration), "-e", "stderr"], capture_output=True, text=True, check=False

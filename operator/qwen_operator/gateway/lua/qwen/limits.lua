@@ -1,4 +1,5 @@
--- The limits of the tenants: requests at once, requests and tokens a minute, bytes of bodies held.
+-- The limits of the tenants: requests at once, requests and tokens a minute, bytes of bodies held, and the requests that
+-- wait for a replica.
 --
 -- nginx runs one worker process, so that plain tables count for the whole pod. A worker that crashed begins with none.
 local semaphore = require "ngx.semaphore"
@@ -9,6 +10,8 @@ local limits = {}
 limits.running = {}
 -- All bodies together, and those of each tenant, in bytes.
 limits.buffered = 0
+-- Model -> number of requests that wait for its first replica.
+limits.held = {}
 
 -- A body up to this size stays in memory. nginx's configuration has the same number.
 limits.SMALL_BYTES = 65536
@@ -17,6 +20,9 @@ limits.SMALL_BYTES = 65536
 local MAX_DEBT_MINUTES = 60
 
 local buffered_of = {}
+local held_total = 0
+-- Tenant -> number of all its requests that wait. Tenant and model -> number of those for this model.
+local held_of = {}
 local buckets = {}
 local turns = {}
 
@@ -108,6 +114,38 @@ end
 
 function limits.end_turn(tenant)
     turns[tenant]:post(1)
+end
+
+local function half(number)
+    return math.max(1, math.floor(number / 2))
+end
+
+-- A place to wait for a replica: at most `most` for a model and `total` in the pod. One tenant may have half of each.
+-- Returns false and whose limit is reached, and that limit.
+function limits.take_hold(tenant, model, most, total)
+    local own = tenant .. "\n" .. model
+    if (held_of[own] or 0) >= half(most) then
+        return false, "tenant", half(most)
+    elseif (limits.held[model] or 0) >= most then
+        return false, "model", most
+    elseif (held_of[tenant] or 0) >= half(total) then
+        return false, "tenant", half(total)
+    elseif held_total >= total then
+        return false, "gateway", total
+    end
+    held_of[own] = (held_of[own] or 0) + 1
+    held_of[tenant] = (held_of[tenant] or 0) + 1
+    limits.held[model] = (limits.held[model] or 0) + 1
+    held_total = held_total + 1
+    return true
+end
+
+function limits.free_hold(tenant, model)
+    local own = tenant .. "\n" .. model
+    held_of[own] = held_of[own] > 1 and held_of[own] - 1 or nil
+    held_of[tenant] = held_of[tenant] - 1
+    limits.held[model] = limits.held[model] - 1
+    held_total = held_total - 1
 end
 
 return limits

@@ -17,6 +17,8 @@ local FAMILIES = {
     { "qwen_gateway_requests", "counter", "Requests that ended, by tenant, model and status." },
     { "qwen_gateway_refusals", "counter", "Requests that the proxy refused, by tenant and reason." },
     { "qwen_gateway_request_seconds", "counter", "Seconds that requests held a slot of their tenant." },
+    { "qwen_gateway_holds", "counter", "Requests that waited for a replica, by tenant and model." },
+    { "qwen_gateway_hold_seconds", "counter", "Seconds that requests waited for a replica." },
     { "qwen_gateway_tokens", "counter", "Tokens that answers reported, by direction (in or out)." },
     { "qwen_gateway_uncounted_answers", "counter", "Answers that reported no tokens." },
 }
@@ -72,6 +74,14 @@ function metrics.held(tenant, model, seconds)
     add("qwen_gateway_request_seconds", owner(tenant, model), seconds)
 end
 
+function metrics.hold(tenant, model)
+    add("qwen_gateway_holds", owner(tenant, model), 1)
+end
+
+function metrics.hold_seconds(tenant, model, seconds)
+    add("qwen_gateway_hold_seconds", owner(tenant, model), seconds)
+end
+
 -- `tokens` as usage.tokens gives them.
 function metrics.tokens(tenant, model, tokens)
     if not tokens then
@@ -82,15 +92,15 @@ function metrics.tokens(tenant, model, tokens)
     add("qwen_gateway_tokens", owner(tenant, model) .. ',direction="out"', tokens.out or 0)
 end
 
-local function gauge(lines, name, help, value)
+local function gauge(lines, name, help, value, label)
     lines[#lines + 1] = "# HELP " .. name .. " " .. help
     lines[#lines + 1] = "# TYPE " .. name .. " gauge"
     if type(value) == "number" then
         lines[#lines + 1] = name .. " " .. value
         return
     end
-    for tenant, number in pairs(value) do
-        lines[#lines + 1] = string.format('%s{tenant="%s"} %d', name, escaped(tenant), number)
+    for key, number in pairs(value) do
+        lines[#lines + 1] = string.format('%s{%s="%s"} %d', name, label, escaped(key), number)
     end
 end
 
@@ -104,7 +114,8 @@ function metrics.page()
             lines[#lines + 1] = string.format("%s{%s} %.14g", name, labels, value)
         end
     end
-    gauge(lines, "qwen_gateway_running_requests", "Requests that hold a slot, by tenant.", limits.running)
+    gauge(lines, "qwen_gateway_running_requests", "Requests that hold a slot, by tenant.", limits.running, "tenant")
+    gauge(lines, "qwen_gateway_held_requests", "Requests that wait for a replica, by model.", limits.held, "model")
     gauge(lines, "qwen_gateway_buffered_bytes", "Bytes of large request bodies that are held now.", limits.buffered)
     local problems = state.settings.problems or 0
     gauge(lines, "qwen_gateway_settings_problems", "Entries of keys and tenants that are invalid now.", problems)

@@ -39,8 +39,23 @@ function models.allowed(tenant, name)
     return false
 end
 
--- The router's own list, without what the tenant may not ask for: name -> its entry as JSON. Without a worker it is
--- empty.
+-- Adds the models for which a request waits, as the router would list them.
+local function add_waiting(tenant, names, entries)
+    local added = {}
+    for name, waiting in pairs(state.waiting) do
+        if not waiting.stopped and not entries[name] and models.allowed(tenant, name) then
+            added[#added + 1] = name
+        end
+    end
+    table.sort(added)
+    for _, name in ipairs(added) do
+        names[#names + 1] = name
+        entries[name] = cjson.encode({ id = name, object = "model", created = 0, owned_by = "self_hosted" })
+    end
+    return names, entries
+end
+
+-- The router's own list, without what the tenant may not ask for: name -> its entry as JSON.
 local function visible(tenant)
     local names, entries = {}, {}
     local answer = ngx.location.capture("/-/models")
@@ -49,16 +64,14 @@ local function visible(tenant)
         return answers.refuse(502, "The gateway's router does not answer. Try again.", { retry_after = 1 })
     end
     local decoded = answer.status == 200 and cjson.decode(answer.body)
-    if type(decoded) ~= "table" or type(decoded.data) ~= "table" then
-        return names, entries
-    end
-    for _, model in ipairs(decoded.data) do
+    local data = type(decoded) == "table" and type(decoded.data) == "table" and decoded.data or {}
+    for _, model in ipairs(data) do
         if type(model.id) == "string" and state.models[model.id] and models.allowed(tenant, model.id) then
             names[#names + 1] = model.id
             entries[model.id] = cjson.encode(model)
         end
     end
-    return names, entries
+    return add_waiting(tenant, names, entries)
 end
 
 function models.answer_list(tenant)

@@ -1,6 +1,7 @@
 -- What happens to one request: whose it is, what its tenant may do, what it asks for, and what it cost.
 local answers = require "qwen.answers"
 local body = require "qwen.body"
+local hold = require "qwen.hold"
 local limits = require "qwen.limits"
 local metrics = require "qwen.metrics"
 local models = require "qwen.models"
@@ -187,7 +188,13 @@ function requests.admit()
     take_room(ticket, length, allowed)
     read_body(ticket)
     find_model(ticket, allowed)
+    hold.wait(ticket)
     ticket.length = tonumber(ngx.var.request_length) or 0
+end
+
+-- For a request that the router gave back. `cut`: an engine may have begun with it.
+function requests.again(cut)
+    hold.again(tickets[tonumber(ngx.var.qwen_ticket)], cut)
 end
 
 -- For GET /v1/models and GET /v1/models/NAME.
@@ -306,6 +313,7 @@ function requests.finish()
     end
     tickets[number] = nil
     end_turn(ticket)
+    hold.release(ticket)
     if ticket.slot then
         limits.free_slot(ticket.tenant)
         metrics.held(ticket.tenant, ticket.model, ngx.now() - ticket.started)

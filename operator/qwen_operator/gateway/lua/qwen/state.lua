@@ -1,14 +1,17 @@
 -- What the proxy knows: the digests of the keys, the tenants' limits, the served names.
 --
--- It reads two files several times a second and takes a file over only if it is complete: settings.json from the
--- program that started nginx, and workers.json from the gateway's agent.
+-- It reads three files several times a second and takes a file over only if it is complete: settings.json from the
+-- program that started nginx, and workers.json and waiting.json from the gateway's agent.
 local cjson = require "cjson.safe"
 
 local state = {
     settings = { ready = false, keys = {}, tenants = {}, defaults = {} },
     -- Served name -> true.
     models = {},
+    -- Served name without a worker that is ready -> stopped, stalled, startupSeconds, startedAt.
+    waiting = {},
     loads = 0,
+    hold = { seconds = 0, requests = 0, total = 0, grace = 0 },
 }
 
 local READ_SECONDS = 0.25
@@ -37,7 +40,26 @@ local function read(name)
     return value
 end
 
-local function read_models()
+local function read_waiting()
+    local file = read("waiting")
+    if not file or type(file.waiting) ~= "table" then
+        return
+    end
+    local waiting = {}
+    for name, one in pairs(file.waiting) do
+        if type(one) == "table" and name ~= "unknown" then
+            waiting[name] = {
+                stopped = one.stopped == true,
+                stalled = one.stalled == true,
+                startupSeconds = tonumber(one.startupSeconds) or 0,
+                startedAt = tonumber(one.startedAt) or 0,
+            }
+        end
+    end
+    state.waiting = waiting
+end
+
+local function read_workers()
     local file = read("workers")
     if not file or type(file.workers) ~= "table" then
         return
@@ -52,6 +74,13 @@ local function read_models()
     state.models = models
 end
 
+-- The agent writes a name that loses its last worker to waiting.json first. Read in the other order, such a name is
+-- never in neither of the two.
+local function read_models()
+    read_workers()
+    read_waiting()
+end
+
 function state.refresh()
     local settings = read("settings")
     if settings then
@@ -61,17 +90,25 @@ function state.refresh()
     read_models()
 end
 
--- Whether a worker serves this name. An unknown name is looked up in the file again: it may be new.
+local function known(model)
+    return state.models[model] ~= nil or state.waiting[model] ~= nil
+end
+
+-- Whether somebody serves this name, also if no worker is ready. An unknown name is looked up in the files again: it
+-- may be new.
 function state.serves(model)
-    if state.models[model] then
-        return true
+    if not known(model) then
+        state.look()
     end
-    if ngx.now() - looked < PAUSE_SECONDS then
-        return false
+    return known(model)
+end
+
+-- Reads what the agent wrote, but not more often than every PAUSE_SECONDS.
+function state.look()
+    if ngx.now() - looked >= PAUSE_SECONDS then
+        looked = ngx.now()
+        read_models()
     end
-    looked = ngx.now()
-    read_models()
-    return state.models[model] == true
 end
 
 -- The tenant whose key this is, or nil. Only digests are compared, so that the time tells nothing about a key.
@@ -88,8 +125,10 @@ function state.limits_of(tenant)
     return state.settings.tenants[tenant] or state.settings.defaults
 end
 
-function state.start(files)
+-- `files`: the paths of the three files. `hold`: seconds, requests, total and grace, which qwen.hold explains.
+function state.start(files, hold)
     paths = files
+    state.hold = hold
     state.refresh()
     assert(ngx.timer.every(READ_SECONDS, function(premature)
         if not premature then

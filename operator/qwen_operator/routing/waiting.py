@@ -1,0 +1,99 @@
+"""Which served names have a holder and no worker that is ready. Pure.
+
+The proxy in front of the router reads the result from a file. It answers requests for such a name itself, because the
+router would answer 404 at once, as for a name that does not exist.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qwen_operator import objects
+from qwen_operator.api.claims import DeploymentKey
+from qwen_operator.manifests.names import LABEL_DEPLOYMENT
+from qwen_operator.routing.membership import GatewayView, Membership, ready_ids
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingName:
+    """`stopped`: spec.replicas is 0, so no replica will come. `stalled`: there is no pod, and none will come before a
+    person acts.
+
+    `startup_seconds`: the planned start of a replica; 0 if it is not known. `started_at`: when the container of the
+    oldest starting replica started, in seconds since 1970; 0 if none runs.
+    """
+
+    name: str
+    stopped: bool = False
+    stalled: bool = False
+    startup_seconds: int = 0
+    started_at: int = 0
+
+
+def waiting_names(
+    observed: GatewayView, membership: Membership, before: Mapping[str, WaitingName]
+) -> dict[str, WaitingName]:
+    """The names of `membership.owners` that no ready worker serves, sorted.
+
+    While smg does not answer, a name with workers stays what it was.
+    """
+    ready = None if observed.workers is None else ready_ids(observed.workers)
+    served = {
+        entry.name for entry in membership.entries if (entry.name not in before if ready is None else entry.id in ready)
+    }
+    waiting = {name: key for name, key in membership.owners.items() if name not in served}
+    if not waiting:
+        return {}
+    keys = set(waiting.values())
+    deployments = {key: item for item in observed.deployments if (key := DeploymentKey(*objects.key_of(item))) in keys}
+    started = _started(observed, keys)
+    return {
+        name: WaitingName(
+            name,
+            objects.mapping(deployments[key], "spec").get("replicas") == 0,
+            key not in started and _is_stalled(deployments[key]),
+            _whole(objects.mapping(deployments[key], "status", "plan").get("startupSeconds")),
+            started.get(key, 0),
+        )
+        for name, key in sorted(waiting.items())
+    }
+
+
+def waiting_file(waiting: Mapping[str, WaitingName]) -> str:
+    """The text of the file. Equal names give equal text."""
+    names = {
+        one.name: {
+            "stopped": one.stopped,
+            "stalled": one.stalled,
+            "startupSeconds": one.startup_seconds,
+            "startedAt": one.started_at,
+        }
+        for one in waiting.values()
+    }
+    return json.dumps({"version": 1, "waiting": names}, indent=1) + "\n"
+
+
+def _is_stalled(deployment: Mapping[str, Any]) -> bool:
+    conditions = objects.members(deployment, "status", "conditions")
+    return any(one.get("type") == "Stalled" and one.get("status") == "True" for one in conditions)
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31 else 0
+
+
+def _started(observed: GatewayView, keys: set[DeploymentKey]) -> dict[DeploymentKey, int]:
+    """When the first container that runs now started, for each deployment with pods; 0 if none runs."""
+    first: dict[DeploymentKey, int] = {}
+    for pod in observed.pods:
+        label = str(objects.labels(pod).get(LABEL_DEPLOYMENT, ""))
+        key = DeploymentKey(objects.text(pod, "metadata", "namespace"), label)
+        if key not in keys or objects.is_deleting(pod):
+            continue
+        first.setdefault(key, 0)
+        for container in objects.members(pod, "status", "containerStatuses"):
+            time = objects.moment(objects.text(container, "state", "running", "startedAt"))
+            if time is not None:
+                first[key] = min(first[key] or 2**53, int(time.timestamp()))
+    return first

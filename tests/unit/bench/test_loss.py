@@ -1,0 +1,42 @@
+"""A short run of the loss table, with all real programs of the gateway pod."""
+
+import asyncio
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from bench.loss import EVENTS, MODEL, POISON, run, world
+from tests.unit.gateway.proxied import gateway
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_nothing_is_lost(event: str, tmp_path: Path) -> None:
+    with gateway(tmp_path) as running:
+        result = asyncio.run(run(running, event, cycles=1, clients=8, pause=1))
+    assert result.tally.lost == {}
+    assert result.twice == []
+    assert result.held >= 4
+    assert len(result.tally.answered) > 50
+
+
+@pytest.mark.timeout(180)
+def test_a_request_that_ends_engines_is_sent_twice_and_no_more(tmp_path: Path) -> None:
+    async def ask() -> tuple[int, str, str | None, list[str]]:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "0"}], "user": POISON}
+        headers = {"Authorization": "Bearer key-all"}
+        async with world(running, tmp_path / "engines") as made, aiohttp.ClientSession(running.url) as session:
+            asked = asyncio.create_task(session.post("/v1/chat/completions", json=body, headers=headers))
+            for _ in range(2):
+                assert made.engine is not None
+                await asyncio.to_thread(made.engine.wait)
+                await made.killed()
+            answer = await asked
+            code = (await answer.json())["error"]["code"]
+            begins = [engine for engine, _, what, ident in made.notes() if (what, ident) == ("begin", POISON)]
+            served = await asyncio.to_thread(running.chat, MODEL, user="other")
+            assert served.status_code == 200
+            return answer.status, code, answer.headers.get("x-should-retry"), begins
+
+    with gateway(tmp_path) as running:
+        assert asyncio.run(ask()) == (500, "replica_ended", "false", ["engine-001", "engine-002"])

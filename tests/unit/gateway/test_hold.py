@@ -1,0 +1,266 @@
+"""Requests for a model without a replica that answers: the proxy before the real router, as its pod runs both."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.unit.gateway.proxied import Pod, gateway, until
+from tests.unit.gateway.test_proxy import error
+
+HELD = 'qwen_gateway_held_requests{model="open"}'
+
+
+@pytest.fixture(scope="module")
+def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
+    bounds = {"QWEN_GATEWAY_HOLD_REQUESTS": "8", "QWEN_GATEWAY_HOLD_SECONDS": "6"}
+    with gateway(tmp_path_factory.mktemp("hold"), **bounds) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def served(pod: Pod) -> Iterator[None]:
+    """Each test begins and ends with a model that is served."""
+    yield
+    waits(pod)
+    until(lambda: pod.chat("open").status_code == 200, "the model is served")
+    pod.received["open"].clear()
+
+
+def waits(pod: Pod, **names: dict[str, Any]) -> None:
+    """The agent's file: the names without a ready worker."""
+    path = pod.folder / "run/waiting.json"
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps({"version": 1, "waiting": names}))
+    draft.rename(path)
+
+
+def unready(pod: Pod, **fields: Any) -> None:
+    """The model has no ready worker, and the proxy knows it."""
+    waits(
+        pod,
+        open={"stopped": False, "stalled": False, "startupSeconds": 0, "startedAt": 0, **fields},
+        probe={"stopped": True},
+    )
+    until(lambda: pod.chat("probe").status_code == 503, "the proxy has read the file")
+
+
+def held(pod: Pod) -> float:
+    return pod.metrics().get(HELD, 0)
+
+
+def ask(pool: ThreadPoolExecutor, pod: Pod, count: int, key: str = "key-all") -> list[Future[httpx.Response]]:
+    return [pool.submit(pod.chat, "open", key) for _ in range(count)]
+
+
+def test_a_request_waits_until_a_replica_answers_and_reaches_it_once(pod: Pod) -> None:
+    unready(pod)
+    with ThreadPoolExecutor(8) as pool:
+        asked = ask(pool, pod, 4)
+        until(lambda: held(pod) == 4, "four requests wait")
+        assert pod.received["open"] == []
+        waits(pod)
+        assert [one.result().status_code for one in asked] == [200] * 4
+    assert len(pod.received["open"]) == 4
+    assert held(pod) == 0
+    metrics = pod.metrics()
+    assert metrics['qwen_gateway_holds_total{tenant="all",model="open"}'] >= 4
+    assert metrics['qwen_gateway_hold_seconds_total{tenant="all",model="open"}'] > 0
+
+
+def test_a_large_body_and_a_stream_wait_too(pod: Pod) -> None:
+    unready(pod)
+    with ThreadPoolExecutor(2) as pool:
+        large = pool.submit(pod.chat, "open", user="x" * 300_000)
+        stream = pool.submit(pod.chat, "open", stream=True, max_tokens=3)
+        until(lambda: held(pod) == 2, "both wait")
+        waits(pod)
+        assert large.result().status_code == 200
+        assert stream.result().text.endswith("data: [DONE]\n\n")
+    assert {len(one.body.get("user", "")) for one in pod.received["open"]} == {0, 300_000}
+
+
+def test_other_models_are_served_meanwhile(pod: Pod) -> None:
+    unready(pod)
+    with ThreadPoolExecutor(4) as pool:
+        asked = ask(pool, pod, 3)
+        until(lambda: held(pod) == 3, "three wait")
+        assert pod.chat("closed").status_code == 200
+        waits(pod)
+        assert {one.result().status_code for one in asked} == {200}
+
+
+def test_a_client_that_leaves_frees_its_place_and_is_not_executed(pod: Pod) -> None:
+    unready(pod)
+    with pod.client() as client, pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/chat/completions", json={"model": "open", "messages": []}, timeout=0.7)
+    until(lambda: held(pod) == 0, "the place is free")
+    waits(pod)
+    time.sleep(0.5)
+    assert pod.received["open"] == []
+
+
+def test_a_tenant_has_half_of_the_places(pod: Pod) -> None:
+    unready(pod)
+    with ThreadPoolExecutor(16) as pool:
+        first = ask(pool, pod, 4)
+        until(lambda: held(pod) == 4, "half of the places are taken")
+        refused = pod.chat("open")
+        assert error(refused) == (503, "model_not_ready")
+        assert "4 requests wait for tenant all" in refused.json()["error"]["message"]
+        assert refused.headers["retry-after"] == "10"
+        second = ask(pool, pod, 4, "key-some")
+        until(lambda: held(pod) == 8, "all places are taken")
+        assert "8 requests wait for it" in pod.chat("open", "key-few").json()["error"]["message"]
+        waits(pod)
+        assert {one.result().status_code for one in first + second} == {200}
+
+
+def test_nobody_waits_longer_than_the_bound(pod: Pod) -> None:
+    unready(pod)
+    begun = time.monotonic()
+    answer = pod.chat("open")
+    assert 5.5 < time.monotonic() - begun < 9
+    assert error(answer) == (503, "model_not_ready")
+    assert "for 6 s" in answer.json()["error"]["message"]
+    assert answer.headers["retry-after"] == "10"
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "words", "after"),
+    [
+        ({"stopped": True}, "model_stopped", "spec.replicas is 0", "60"),
+        ({"stalled": True}, "model_not_ready", "until somebody acts", "60"),
+        ({"startupSeconds": 1831}, "model_not_ready", "needs about 1831 s more", "1831"),
+    ],
+)
+def test_waiting_that_is_of_no_use_ends_at_once(
+    pod: Pod, fields: dict[str, Any], code: str, words: str, after: str
+) -> None:
+    unready(pod, **fields)
+    answer = pod.chat("open")
+    assert error(answer) == (503, code)
+    assert words in answer.json()["error"]["message"]
+    assert answer.headers["retry-after"] == after
+    assert answer.elapsed.total_seconds() < 2
+    with pod.client() as client:
+        anthropic = client.post("/v1/messages", json={"model": "open", "messages": [], "max_tokens": 1})
+    assert (anthropic.status_code, anthropic.json()["error"]["type"]) == (503, "overloaded_error")
+
+
+def test_a_start_that_is_nearly_over_is_waited_for(pod: Pod) -> None:
+    unready(pod, startupSeconds=1831, startedAt=int(time.time()) - 1830)
+    with ThreadPoolExecutor(1) as pool:
+        (asked,) = ask(pool, pod, 1)
+        until(lambda: held(pod) == 1, "it waits")
+        waits(pod)
+        assert asked.result().status_code == 200
+
+
+def test_the_list_has_the_models_for_which_a_request_waits(pod: Pod) -> None:
+    waits(pod, new={}, off={"stopped": True}, open={})
+    until(lambda: pod.chat("off").status_code == 503, "the proxy has read the file")
+    with pod.client() as client, pod.client("key-some") as some:
+        listed = client.get("/v1/models").json()["data"]
+        assert sorted(one["id"] for one in listed) == ["closed", "new", "open"]
+        assert len({json.dumps({**one, "id": ""}, sort_keys=True) for one in listed}) == 1
+        assert client.get("/v1/models/new").json()["id"] == "new"
+        assert client.get("/v1/models/off").status_code == 404
+        assert [one["id"] for one in some.get("/v1/models").json()["data"]] == ["open"]
+
+
+def test_who_may_not_ask_for_it_learns_nothing(pod: Pod) -> None:
+    waits(pod, closed={"stopped": True})
+    until(lambda: pod.chat("closed").status_code == 503, "the proxy has read the file")
+    assert error(pod.chat("closed", "key-some")) == (404, "model_not_found")
+
+
+def test_a_name_that_is_given_up_meanwhile_is_unknown(pod: Pod) -> None:
+    waits(pod, gone={})
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(pod.chat, "gone")
+        until(lambda: pod.metrics().get('qwen_gateway_held_requests{model="gone"}') == 1, "it waits")
+        waits(pod)
+        assert error(asked.result()) == (404, "model_not_found")
+
+
+def test_without_a_time_no_request_waits(tmp_path: Path) -> None:
+    with gateway(tmp_path, QWEN_GATEWAY_HOLD_SECONDS="0") as pod:
+        unready(pod)
+        answer = pod.chat("open")
+        assert error(answer) == (503, "model_not_ready")
+        assert answer.headers["retry-after"] == "10"
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
+def test_what_an_engine_answers_reaches_the_client_as_it_is(pod: Pod, status: int) -> None:
+    answer = pod.chat("open", user=f"answer with {status}")
+    assert (answer.status_code, answer.json()) == (status, {"message": "of the engine"})
+    assert "x-accel-redirect" not in answer.headers
+    assert held(pod) == 0
+
+
+def workers(pod: Pod, *added: dict[str, str]) -> None:
+    path = pod.folder / "run/workers.json"
+    content = json.loads(path.read_text())
+    kept = [one for one in content["workers"] if not one["id"].startswith("added")]
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps({**content, "workers": [*kept, *added]}))
+    draft.rename(path)
+
+
+def test_a_request_that_the_router_gives_back_is_sent_again(pod: Pod) -> None:
+    """The agent has not noticed yet that the only replica is gone."""
+    port = json.loads((pod.folder / "run/workers.json").read_text())["workers"][0]["url"].rsplit(":", 1)[1]
+    workers(pod, {"id": "added-1", "url": "http://127.77.1.9:1", "model_id": "late"})
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(pod.chat, "late")
+            until(lambda: pod.metrics().get('qwen_gateway_held_requests{model="late"}') == 1, "it waits")
+            workers(pod, {"id": "added-2", "url": f"http://127.77.1.5.:{port}", "model_id": "late"})
+            assert asked.result().status_code == 200
+        workers(pod, {"id": "added-3", "url": "http://127.77.1.9:1", "model_id": "never"})
+        until(lambda: pod.chat("never").status_code != 404, "the proxy has read the file")
+        answer = pod.chat("never")
+        assert error(answer) == (503, "model_not_ready")
+        assert "for 6 s" in answer.json()["error"]["message"]
+    finally:
+        workers(pod)
+
+
+def test_requests_wait_also_while_the_pod_ends(tmp_path: Path) -> None:
+    with gateway(tmp_path, QWEN_GATEWAY_SHUTDOWN_GRACE_SECONDS="9") as pod, ThreadPoolExecutor(8) as pool:
+        unready(pod)
+        first = ask(pool, pod, 4)
+        other = pool.submit(pod.chat, "gone")
+        until(lambda: held(pod) == 4, "they wait")
+        assert other.result().status_code == 404
+        waits(pod, open={}, gone={})
+        with pod.client() as client:
+            until(lambda: "gone" in client.get("/v1/models").text, "the proxy has read the file")
+        other = pool.submit(pod.chat, "gone")
+        until(lambda: pod.metrics().get('qwen_gateway_held_requests{model="gone"}') == 1, "it waits")
+
+        pod.processes["proxy"].send_signal(signal.SIGTERM)
+        time.sleep(1)
+        waits(pod, gone={})
+
+        assert [one.result().status_code for one in first] == [200] * 4
+        assert "gateway pod ends" in other.result().json()["error"]["message"]
+        assert (other.result().status_code, other.result().headers["retry-after"]) == (503, "1")
+        assert pod.processes["proxy"].wait(10) == 0
+
+
+def test_the_proxy_ends_with_its_relay(tmp_path: Path) -> None:
+    with gateway(tmp_path) as pod:
+        os.kill(int((tmp_path / "proxy/relay.pid").read_text()), signal.SIGTERM)
+        assert pod.processes["proxy"].wait(10) == 1
+        pod.start("proxy")
+        pod.becomes_ready()

@@ -37,6 +37,7 @@ class Role(StrEnum):
     QUIET_PATHS = "quietPaths"
     REVISION = "revision"
     EMBEDDING = "embedding"
+    MEDIA_DOMAINS = "mediaDomains"
 
 
 @dataclass(frozen=True, slots=True)

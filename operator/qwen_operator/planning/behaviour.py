@@ -1,4 +1,4 @@
-"""Options that depend on the model and not on memory: longer contexts with YaRN."""
+"""Options that depend on the model and not on memory: longer contexts with YaRN, and media."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ from qwen_operator.checkpoints.facts import Checkpoint
 YARN_FACTOR = 4
 # Qwen3 and QwQ state 40960 positions, of which 32768 were trained; their documentation starts YaRN from those.
 _STATED_AND_TRAINED = {("Qwen3", 40960): 32768, ("Qwen2", 40960): 32768}
+
+
+# The reserved top-level domain .invalid never resolves. Without a list, SGLang fetches any address (utils/common.py,
+# _assert_media_url_allowed), also one inside the cluster.
+NO_MEDIA_DOMAIN = "none.invalid"
+
+
+def media_domains(checkpoint: Checkpoint) -> str | None:
+    """The hosts from which an engine may fetch what a request names by its address: none. None for text models."""
+    return NO_MEDIA_DOMAIN if checkpoint.multimodal else None
 
 
 def longest_context(checkpoint: Checkpoint) -> int:

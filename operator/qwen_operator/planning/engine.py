@@ -26,7 +26,14 @@ _ENV = (
 _QUIET_PATHS = ("/health", "/ready", "/metrics", "/v1/loads")
 # A plan sets these for behaviour, not for memory. Another value does not make the prediction wrong.
 _HARMLESS = frozenset(
-    {Role.TOOL_CALL_PARSER, Role.REASONING_PARSER, Role.METRICS, Role.SLEEP_ON_IDLE, Role.QUIET_PATHS}
+    {
+        Role.TOOL_CALL_PARSER,
+        Role.REASONING_PARSER,
+        Role.METRICS,
+        Role.SLEEP_ON_IDLE,
+        Role.QUIET_PATHS,
+        Role.MEDIA_DOMAINS,
+    }
 )
 
 RoleValues = tuple[tuple[Role, tuple[str, ...]], ...]

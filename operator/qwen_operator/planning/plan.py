@@ -198,6 +198,7 @@ def _settings(search: Search, fit: Fit, chosen_engine: _Engine, running: int) ->
         (Role.TOOL_CALL_PARSER, read.tools),
         (Role.REASONING_PARSER, read.reasoning),
         (Role.REVISION, choice.revision),
+        (Role.MEDIA_DOMAINS, behaviour.media_domains(checkpoint)),
     )
     shared = sharing.settings(search, fit)
     always = (

@@ -1,13 +1,19 @@
-"""Contexts beyond the model's own."""
+"""Contexts beyond the model's own, and media."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 
-from qwen_operator.checkpoints.facts import RopeScaling
-from qwen_operator.planning.behaviour import longest_context, model_overrides
+from qwen_operator.api.spec import parse
+from qwen_operator.checkpoints.facts import Checkpoint, RopeScaling
+from qwen_operator.hardware.inventory import inventory
+from qwen_operator.planning.behaviour import longest_context, media_domains, model_overrides
+from qwen_operator.planning.plan import plan
+from qwen_operator.planning.types import EngineDefaults, Plan
+from qwen_operator.sources import registry
 from tests.unit.planning.models import facts
+from tests.unit.world import deployment, node
 
 
 def test_qwq_states_more_positions_than_it_was_trained_for() -> None:
@@ -55,3 +61,21 @@ def test_qwen3_states_more_than_it_was_trained_for() -> None:
 
 def test_models_that_see_keep_their_own_limit() -> None:
     assert longest_context(replace(facts("Qwen3-8B"), multimodal=True)) == facts("Qwen3-8B").max_positions
+
+
+def test_an_engine_fetches_nothing_that_a_client_names_unless_the_chart_names_hosts() -> None:
+    assert media_domains(facts("Qwen3-8B")) is None
+    checkpoint = facts("Qwen3.5-27B")
+    assert planned(checkpoint).count("--allowed-media-domains=none.invalid") == 1
+    args = planned(checkpoint, "--allowed-media-domains=images.example.com")
+    assert [arg for arg in args if "media" in arg] == ["--allowed-media-domains=images.example.com"]
+
+
+def planned(checkpoint: Checkpoint, *chart: str) -> tuple[str, ...]:
+    defaults = EngineDefaults("lmsysorg/sglang", "0.5.23", args=chart)
+    spec = parse(deployment(model="Qwen/Qwen3.5-27B"))
+    source = registry.engine_source(spec, checkpoint, defaults)
+    result = plan(spec, checkpoint, inventory([node(gpus=8)], ()), defaults, source)
+    assert isinstance(result, Plan)
+    assert not [warning for warning in result.warnings if "media" in warning]
+    return result.args

@@ -57,6 +57,7 @@ PLANNED = {
     Role.QUIET_PATHS: "--uvicorn-access-log-exclude-prefixes",
     Role.REVISION: "--revision",
     Role.EMBEDDING: "--is-embedding",
+    Role.MEDIA_DOMAINS: "--allowed-media-domains",
 }
 
 METRICS = MetricNames(

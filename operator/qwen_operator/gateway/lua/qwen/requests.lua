@@ -269,7 +269,7 @@ function requests.head()
     if ngx.is_subrequest then
         return
     end
-    if ngx.var.upstream_status then
+    if ngx.var.upstream_status and not ngx.ctx.own_answer then
         drop_headers()
     end
     local origin = allowed_origin()

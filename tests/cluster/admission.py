@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,9 +29,5 @@ def without_policy(kubectl: Kubectl, space: str) -> Iterator[None]:
         wait_for("the policy is gone", lambda: not refused())
         yield
     finally:
-        for key in ("resourceVersion", "uid", "creationTimestamp", "generation", "managedFields"):
-            binding["metadata"].pop(key, None)
-        # As Helm, so that its next upgrade finds nothing that another owns.
-        text = json.dumps(binding)
-        kubectl.run("apply", "--server-side", "--field-manager=helm", "-f", "-", stdin=text)
+        kubectl.apply_as_helm(binding)
     wait_for("the policy is back", refused)

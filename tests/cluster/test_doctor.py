@@ -126,9 +126,6 @@ def test_a_stopped_operator_and_an_old_definition_are_found(
     patch = json.dumps([{"op": "replace", "path": path, "value": "of another version"}])
     crd = "qwendeployments.qwen-operator.dev"
     definition = kubectl.json("get", "crd", crd)
-    for key in ("resourceVersion", "uid", "creationTimestamp", "generation", "managedFields"):
-        definition["metadata"].pop(key, None)
-    before = json.dumps({name: part for name, part in definition.items() if name != "status"})
     kubectl.run("scale", f"deployment/{release.operator}", f"deployment/{release.gateway}", "-n", release.namespace,
                 "--replicas=0")  # fmt: skip
     kubectl.run("patch", "crd", crd, "--type", "json", "-p", patch)
@@ -137,8 +134,7 @@ def test_a_stopped_operator_and_an_old_definition_are_found(
                     "--for=delete", "--timeout=90s")  # fmt: skip
         rows = findings(bed, "--watch-namespace", space)
     finally:
-        # As Helm, so that its next upgrade finds nothing that another owns.
-        kubectl.run("apply", "--server-side", "--force-conflicts", "--field-manager=helm", "-f", "-", stdin=before)
+        kubectl.apply_as_helm(definition)
         kubectl.run("scale", f"deployment/{release.operator}", "-n", release.namespace, "--replicas=2")
         kubectl.run("scale", f"deployment/{release.gateway}", "-n", release.namespace, "--replicas=1")
         for name in (release.operator, release.gateway):

@@ -102,8 +102,9 @@ def test_keys_and_tenants_change_while_the_gateway_runs(
     other = Gateway(gateway.url, "key-of-another-tenant")
     assert other.chat(MODEL, max_tokens=1).status_code == 401
 
-    def patch(kind: str, name: str, content: Manifest) -> None:
-        kubectl.run("patch", kind, name, "-n", space, "--type=merge", "-p", json.dumps(content))
+    def replace_keys(keys: str) -> None:
+        content = json.dumps({"stringData": {"other": keys}})
+        kubectl.run("patch", "secret", release.keys, "-n", space, "--type=merge", "-p", content)
 
     def answers(client: Gateway, model: str, status: int) -> None:
         def right() -> bool:
@@ -114,13 +115,14 @@ def test_keys_and_tenants_change_while_the_gateway_runs(
         wait_for(f"{model} is answered with {status}", right, 150)
 
     tenants = {"defaults": {}, "tenants": {"other": {"models": [ALIAS]}}}
-    patch("configmap", "qwen-gateway-tenants", {"data": {"tenants.json": json.dumps(tenants)}})
-    patch("secret", release.keys, {"stringData": {"other": "key-to-come\nkey-of-another-tenant\n"}})
+    chart = kubectl.json("get", "configmap", "qwen-gateway-tenants", "-n", space)
+    kubectl.apply_as_helm({**chart, "data": {"tenants.json": json.dumps(tenants)}})
+    replace_keys("key-to-come\nkey-of-another-tenant\n")
     answers(other, ALIAS, 200)
     answers(other, MODEL, 404)
-    patch("secret", release.keys, {"stringData": {"other": "key-to-come\n"}})
+    replace_keys("key-to-come\n")
     answers(other, ALIAS, 401)
-    patch("configmap", "qwen-gateway-tenants", {"data": {"tenants.json": "{}"}})
+    kubectl.apply_as_helm(chart)
 
     assert {pod["metadata"]["uid"] for pod in kubectl.list("pods", space)} == before
 

@@ -55,6 +55,17 @@ class Kubectl:
     def apply(self, *manifests: Manifest) -> None:
         self.run("apply", "-f", "-", stdin=yaml.safe_dump_all(manifests, sort_keys=False))
 
+    def apply_as_helm(self, live: Manifest) -> None:
+        """Write an object of the chart, as it was read and changed, with Helm as the owner of its fields.
+
+        Otherwise Helm's next upgrade would find a conflict with kubectl.
+        """
+        server = ("resourceVersion", "uid", "creationTimestamp", "generation", "managedFields")
+        metadata = {name: value for name, value in live["metadata"].items() if name not in server}
+        manifest = {**{name: part for name, part in live.items() if name != "status"}, "metadata": metadata}
+        options = ("--server-side", "--force-conflicts", "--field-manager=helm")
+        self.run("apply", *options, "-f", "-", stdin=json.dumps(manifest))
+
     def refused(self, manifest: Manifest) -> str:
         """The API server's message when it rejects the object. Raises AssertionError if it accepts it."""
         try:

@@ -17,7 +17,7 @@ def test_nothing_is_lost(event: str, tmp_path: Path) -> None:
     assert result.tally.lost == {}
     assert result.twice == []
     assert result.held >= 4
-    assert len(result.tally.answered) > 50
+    assert len(result.tally.answered) > result.held
 
 
 @pytest.mark.timeout(180)

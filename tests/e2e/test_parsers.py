@@ -45,7 +45,7 @@ def test_the_template_chose_the_parsers(served: Manifest) -> None:
     assert any("<tool_call> with JSON" in step for step in served["status"]["plan"]["steps"])
 
 
-# Slow: a model with random weights ends a call only by chance, so it may take many tries.
+# Slow: a model with random weights ends a call only by chance. The router takes temperatures up to 2.
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "order"}}])
 def test_arguments_follow_the_schema_although_the_tool_is_not_strict(
@@ -53,7 +53,7 @@ def test_arguments_follow_the_schema_although_the_tool_is_not_strict(
 ) -> None:
     calls: list[Manifest] = []
     for seed in range(20):
-        hot: dict[str, Any] = {"max_tokens": 300, "temperature": 8, "seed": seed, "parallel_tool_calls": False}
+        hot: dict[str, Any] = {"max_tokens": 300, "temperature": 2, "seed": seed, "parallel_tool_calls": False}
         answer = gateway.chat(MODEL, tools=[TOOL], tool_choice=choice, chat_template_kwargs=QUIET, **hot)
         assert answer.status_code == 200, answer.text
         calls += answer.json()["choices"][0]["message"].get("tool_calls") or []

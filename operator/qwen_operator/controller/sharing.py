@@ -62,12 +62,12 @@ class Shared:
             return made, None
         # The order of the members counts: it is the order in which they are written.
         key = (made.__class__, *names, *marks)
-        found = self._young.get(key)
-        if found is None:
-            found = self._old.get(key, made)
-            self._add(key, found)
-        # The table keeps `found` while its number stands in the key of a container, because that container has it.
-        return found, id(found)
+        part = self._young.get(key)
+        if part is None:
+            part = self._old.get(key, made)
+            self._add(key, part)
+        # The table keeps `part` while its number stands in the key of a container, because that container has it.
+        return part, id(part)
 
     def _add(self, key: Key, part: Any) -> None:
         self._weight += 100 + sum(len(mark) if isinstance(mark, str) else 10 for mark in key)

@@ -110,13 +110,13 @@ def _fault(tenant: str, keys: tuple[str, ...]) -> str | None:
 def _shared(keys: Mapping[str, Iterable[str]]) -> list[tuple[str, str]]:
     """(tenant, another tenant with the same key), both ways."""
     owners: dict[str, str] = {}
-    found = []
+    pairs = []
     for tenant in sorted(keys):
         for key in keys[tenant]:
             other = owners.setdefault(key, tenant)
             if other != tenant:
-                found += [(tenant, other), (other, tenant)]
-    return found
+                pairs += [(tenant, other), (other, tenant)]
+    return pairs
 
 
 def read_tenants(text: str) -> Tenants:

@@ -23,6 +23,8 @@ local KINDS = {
 }
 
 local function send(status, text)
+    -- The proxy may answer itself although an engine was asked before. Its own headers must reach the client.
+    ngx.ctx.own_answer = true
     ngx.status = status
     ngx.header["Content-Type"] = "application/json"
     ngx.header["Content-Length"] = #text

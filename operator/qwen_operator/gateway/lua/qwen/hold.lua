@@ -132,8 +132,6 @@ function hold.again(ticket, cut)
         metrics.refused(ticket.tenant, "replicaEnded")
         -- OpenAI's clients would send it again.
         ngx.header["x-should-retry"] = "false"
-        -- This answer is the proxy's own, although an engine was asked before.
-        ngx.ctx.own_answer = true
         local message = "The replica of the model '%s' ended %d times while it had this request. It is not sent again."
         return answers.refuse(500, string.format(message, ticket.model, MAX_ENDS), { code = "replica_ended" })
     end

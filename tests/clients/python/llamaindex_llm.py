@@ -16,6 +16,8 @@ llm = OpenAILike(
     is_function_calling_model=True,
     context_window=2048,
     max_tokens=200,
+    # LlamaIndex asks for 0.1, with which the tiny model repeats one token until the answer is cut.
+    temperature=1,
     max_retries=0,
     timeout=300,
 )

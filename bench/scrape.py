@@ -23,7 +23,7 @@ from pathlib import Path
 import httpx
 from aiohttp import web
 
-from qwen_operator.controller.scraper import page_url, scraper
+from qwen_operator.controller.scraper import pod_url, scraper
 from qwen_operator.scaling.page import Page, Reading, Trouble
 from qwen_operator.scaling.types import EnginePod
 
@@ -104,7 +104,7 @@ async def measure(count: int, port: int, looks: int) -> Result:
 
         async def by_httpx(engine: EnginePod) -> Reading | Trouble:
             async with slots:
-                response = await client.get(page_url(engine.address, port))
+                response = await client.get(pod_url(engine.address, port, "/metrics"))
             return parsed(response.content, engine.model)
 
         readers: tuple[Read, Read] = (own.read, by_httpx)

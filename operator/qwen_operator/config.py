@@ -38,13 +38,16 @@ class ConfigError(Exception):
 class GatewayConfig:
     """Where the gateway runs, and how clients authenticate: `auth` is "keys" or "none".
 
-    `create_keys`: whether the operator creates the Secret of the keys if there is none.
+    `create_keys`: whether the operator creates the Secret of the keys if there is none. `pod_labels`: the selector of
+    its pods; "" if the operator cannot read them. `hold_seconds`: how long a request may wait there for a replica.
     """
 
     namespace: str
     keys_secret: str
     auth: str
     create_keys: bool = True
+    pod_labels: str = ""
+    hold_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +260,8 @@ def _gateway(root: Section, namespace: str) -> GatewayConfig:
         keys_secret=gateway.text("keysSecret", "qwen-gateway-keys"),
         auth=gateway.choice("auth", ("keys", "none"), "keys"),
         create_keys=gateway.flag("createKeys", default=True),
+        pod_labels=",".join(f"{name}={value}" for name, value in gateway.texts("podLabels").items()),
+        hold_seconds=gateway.number("holdSeconds", 0, least=0),
     )
 
 
@@ -374,11 +379,11 @@ class Section:
             raise self.wrong(name, " or ".join(right))
         return str(value)
 
-    def number(self, name: str, default: int | None = None) -> int:
-        """A whole number of at least 1. It is required if there is no default."""
+    def number(self, name: str, default: int | None = None, *, least: int = 1) -> int:
+        """A whole number of at least `least`. It is required if there is no default."""
         value = self.raw(name) if self.has(name) else default
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.wrong(name, "a whole number of at least 1")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.wrong(name, f"a whole number of at least {least}")
         return value
 
     def flag(self, name: str, *, default: bool) -> bool:

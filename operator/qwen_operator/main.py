@@ -22,10 +22,11 @@ from qwen_operator import handlers
 from qwen_operator.api.name_index import NameIndex
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
 from qwen_operator.config import Config
-from qwen_operator.controller.autoscaler import Autoscaler
+from qwen_operator.controller.autoscaler import Autoscaler, Sources
 from qwen_operator.controller.cache import Store, keep
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.execute import Actor
+from qwen_operator.controller.gateway_demand import GatewayDemand, gateway_demand
 from qwen_operator.controller.gateway_secret import GatewayKeys
 from qwen_operator.controller.hub_reader import HubReader
 from qwen_operator.controller.network_policies import NetworkPolicies
@@ -59,7 +60,8 @@ async def run(config: Config) -> None:
     cast("Any", prometheus_client).disable_created_metrics()
     async with contextlib.AsyncExitStack() as stack:
         engines = await stack.enter_async_context(scraper())
-        operator = await Operator.build(config, engines)
+        gateway = await stack.enter_async_context(gateway_demand())
+        operator = await Operator.build(config, engines, gateway)
         stack.push_async_callback(operator.api.aclose)
         stopped = await stack.enter_async_context(signals())
         await stack.enter_async_context(
@@ -83,12 +85,13 @@ class Operator:
     queue: WorkQueue
     intake: Intake
     resync: Resync
+    gateway: GatewayDemand
     autoscaler: Autoscaler
     metrics: OperatorMetrics
     deployments: DeploymentMetrics
 
     @classmethod
-    async def build(cls, config: Config, engines: Scraper) -> "Operator":
+    async def build(cls, config: Config, engines: Scraper, gateway: GatewayDemand) -> "Operator":
         store = Store(NameIndex(config.name_rights, utc_now))
         queue = WorkQueue(clock=time.monotonic, random=random.random)
         metrics = OperatorMetrics()
@@ -96,12 +99,14 @@ class Operator:
         api = await connect(user_agent="qwen-operator", observer=metrics.requested, keep=keep)
         identity = f"{config.pod_name}_{wall_stamp()}"
         elector = Elector(api, Terms(config.namespace, config.lease_name, identity), time.monotonic)
-        autoscaler = Autoscaler(
+        sources = Sources(
+            lambda: scaled_deployments(store.all(QWENDEPLOYMENTS), store.replicas, store.names.held, _not_scaled),
             engines,
-            lambda: scaled_deployments(store.all(QWENDEPLOYMENTS), store.replicas, _not_scaled),
-            queue.add,
+            gateway.read,
         )
-        deployments = DeploymentMetrics(store, LoadSource(autoscaler.samples, autoscaler.ages), elector.leads)
+        autoscaler = Autoscaler(sources, queue.add)
+        load = LoadSource(autoscaler.samples, autoscaler.ages, autoscaler.held)
+        deployments = DeploymentMetrics(store, load, elector.leads)
         metrics.follow(queue, elector.leads)
         return cls(
             config=config,
@@ -111,6 +116,7 @@ class Operator:
             queue=queue,
             intake=intake,
             resync=Resync(api, intake, config, random.random, time.monotonic, nodes_readable=config.read_nodes),
+            gateway=gateway,
             autoscaler=autoscaler,
             metrics=metrics,
             deployments=deployments,
@@ -172,6 +178,8 @@ class Operator:
         keys = GatewayKeys(api, self.config)
         policies = NetworkPolicies(api, self.store, self.config.network_policy, self.config.namespaces, time.monotonic)
         tasks: list[Coroutine[Any, Any, Any]] = [self.autoscaler.run(), keys.run(), hub.run(), *policies.parts()]
+        if labels := self.config.gateway.pod_labels:
+            tasks.append(self.gateway.follow(self.api, self.config.gateway.namespace, labels))
         for _ in range(self.config.workers):
             tasks.append(Worker(self.queue, reconciler, self.metrics.reconciled, self.metrics.failed).run())
         await first_to_end(tasks)

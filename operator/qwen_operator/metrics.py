@@ -102,6 +102,7 @@ class LoadSource:
 
     samples: Callable[[], Mapping[ObjectKey, Sample]]
     ages: Callable[[], Mapping[ObjectKey, float]]
+    held: Callable[[], Mapping[ObjectKey, int]] = dict
 
 
 @dataclass(slots=True, eq=False)
@@ -131,17 +132,21 @@ class DeploymentMetrics:
         """
         if not self.leads():
             return
-        samples, ages = self.load.samples(), self.load.ages()
+        samples, ages, held = self.load.samples(), self.load.ages(), self.load.held()
         keys = [key_of(manifest) for manifest in self.store.all(QWENDEPLOYMENTS)]
         for start in range(0, len(keys), _SLICE):
-            yield self._gauges(keys[start : start + _SLICE], samples, ages)
+            yield self._gauges(keys[start : start + _SLICE], samples, ages, held)
         yield [
             self._counter("qwen_deployment_scale", self._scaled),
             self._counter("qwen_deployment_engine_failures", self._failures),
         ]
 
     def _gauges(
-        self, keys: Iterable[ObjectKey], samples: Mapping[ObjectKey, Sample], ages: Mapping[ObjectKey, float]
+        self,
+        keys: Iterable[ObjectKey],
+        samples: Mapping[ObjectKey, Sample],
+        ages: Mapping[ObjectKey, float],
+        held: Mapping[ObjectKey, int],
     ) -> Iterable[Metric]:
         gauges = _Gauges()
         for key in keys:
@@ -157,6 +162,7 @@ class DeploymentMetrics:
                 _sample(gauges, key, sample)
             if (age := ages.get(key)) is not None:
                 gauges.add("qwen_deployment_metrics_age_seconds", key, age)
+            gauges.add("qwen_deployment_held_requests", key, held.get(key))
         return gauges.families.values()
 
     def _counter(self, name: str, counts: Counts[tuple[str, ...]]) -> Metric:
@@ -188,6 +194,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "qwen_deployment_queue_requests": ("Requests that wait in the engines", ()),
     "qwen_deployment_running_requests": ("Requests that run in the engines", ()),
+    "qwen_deployment_held_requests": ("Requests that wait in the gateway; only for minReplicas: 0", ()),
     "qwen_deployment_kv_used_tokens": ("Tokens in use in the engines' KV caches", ()),
     "qwen_deployment_kv_capacity_tokens": ("Tokens for which the engines' KV caches have room", ()),
     "qwen_deployment_plan_kv_tokens": ("Planned: tokens for which the KV cache of one replica has room", ()),

@@ -37,9 +37,12 @@ class Reason(StrEnum):
     # it works
     SERVING = "Serving"
     SCALED = "Scaled"
+    ASLEEP = "Asleep"
+    SUSPENDED = "Suspended"
     FITS = "Fits"
     LOADED = "Loaded"
     # on the way
+    WAKING = "Waking"
     PENDING = "Pending"
     INSPECTING = "Inspecting"
     WAITING_FOR_GPUS = "WaitingForGpus"
@@ -63,6 +66,7 @@ class Reason(StrEnum):
     METRICS_UNAUTHORIZED = "MetricsUnauthorized"
     METRICS_FROZEN = "MetricsFrozen"
     METRICS_INVALID = "MetricsInvalid"
+    GATEWAY_SILENT = "GatewaySilent"
     # only in Events
     SCALED_UP = "ScaledUp"
     SCALED_DOWN = "ScaledDown"
@@ -122,6 +126,9 @@ PROGRESS = frozenset(
         Reason.LOADING,
         Reason.REPLACING,
         Reason.SCALED,
+        Reason.ASLEEP,
+        Reason.SUSPENDED,
+        Reason.WAKING,
     }
 )
 # The metrics of the engines cannot be used, so scaling does not know the load.

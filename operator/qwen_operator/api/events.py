@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qwen_operator.api.conditions import METRICS_LOST, PROGRESS, ConditionType
+from qwen_operator.api.conditions import METRICS_LOST, PROGRESS, ConditionType, Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ def _event(condition: Mapping[str, Any]) -> Event | None:
     if kind == ConditionType.SCALING_ACTIVE:
         return Event("Warning", reason, message) if reason in METRICS_LOST else None
     if kind == ConditionType.READY and true:
-        return Event("Normal", reason, message)
+        # The change of the size has an Event.
+        return None if reason in (Reason.ASLEEP, Reason.WAKING) else Event("Normal", reason, message)
     if true or kind == ConditionType.RECONCILING or reason in PROGRESS:
         return None
     return Event("Warning", reason, message)

@@ -167,6 +167,10 @@ class NameIndex:
         held = tuple(answer for answer in answers if isinstance(answer, HeldName))
         return NameShare(held, (*lost, *forbidden), request.refused)
 
+    def held(self, key: tuple[str, str]) -> tuple[str, ...]:
+        """The names that a deployment has or gets now."""
+        return tuple(one.name for one in self.share(key).held)
+
     def _granted(self, claim: Claim) -> HeldName | LostName:
         entry = self._names[claim.name]
         holder = entry.holder

@@ -316,7 +316,12 @@ class Scaling:
         maximum=64,
     )
     min_replicas: int = described(
-        "The fewest replicas, even without load. Default: 1.", default=1, minimum=1, maximum=64
+        "The fewest replicas, even without load. 0: after idleSeconds without requests the operator removes all "
+        "replicas, and the model sleeps. The next request waits in the gateway, and the operator starts a replica for "
+        "it. A new deployment sleeps until its first request. Default: 1.",
+        default=1,
+        minimum=0,
+        maximum=64,
     )
     stabilization_seconds: int = described(
         "The operator removes a replica only if the load needed fewer replicas for all of these seconds. It adds "
@@ -334,6 +339,13 @@ class Scaling:
         "takes. It costs more GPUs than Queue. Default: Queue.",
         default="Queue",
         enum=["Queue", "Objective"],
+    )
+    idle_seconds: int = described(
+        "With minReplicas 0: how long a model must be without requests, in seconds, before it sleeps. Each wake takes "
+        "the whole start of a replica (status.plan.startupSeconds). Default: 600.",
+        default=600,
+        minimum=30,
+        maximum=86400,
     )
 
 
@@ -451,12 +463,18 @@ class Spec:
     replicas: int | None = described(
         "Number of replicas, each with its own GPUs. If set, there are exactly this many and spec.scaling has no "
         "effect. You, kubectl scale, a HorizontalPodAutoscaler or KEDA can set this field. If not set, spec.scaling "
-        "decides; without spec.scaling there is one replica. 0 stops all replicas and keeps the plan. To return to "
-        "spec.scaling, remove this field: kubectl patch qd NAME --type=json -p "
+        "decides; without spec.scaling there is one replica. 0 stops all replicas and keeps the plan; requests do not "
+        "wake them. To return to spec.scaling, remove this field: kubectl patch qd NAME --type=json -p "
         '\'[{"op":"remove","path":"/spec/replicas"}]\'.',
         default=None,
         minimum=0,
         maximum=64,
+        changes_pods=False,
+    )
+    suspend: bool = described(
+        "True: the operator removes all replicas, whatever replicas and scaling say, and clients get 503. It keeps the "
+        "plan and the names. Requests do not wake a suspended model. Default: false.",
+        default=False,
         changes_pods=False,
     )
     scaling: Scaling | None = described(

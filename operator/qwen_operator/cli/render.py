@@ -53,7 +53,8 @@ def objects(given: Inputs, result: Plan) -> list[Mapping[str, Any]]:
     template = engine_template(identity, given.spec, result, given.source, runtime)
     record = {"facts": given.checkpoint.to_json(), "plan": result.to_json(), "template": template}
     inspection = registry.inspection_pod(identity, given.spec, given.settings.engine, runtime, given.inventory)
-    replicas, drain = size_rule(given.spec.replicas, given.spec.scaling).least, given.spec.rollout.drain_seconds
+    replicas = size_rule(given.spec.replicas, given.spec.scaling, suspend=given.spec.suspend).least
+    drain = given.spec.rollout.drain_seconds
     return [
         *([inspection] if inspection else []),
         controller_revision(owner, revision, 1, record),

@@ -14,13 +14,16 @@ from qwen_operator import untrusted
 from qwen_operator.api.conditions import Reason
 from qwen_operator.controller.scraper import Scraper
 from qwen_operator.objects import ObjectKey
-from qwen_operator.scaling import readings
+from qwen_operator.scaling import readings, zero
+from qwen_operator.scaling.demand import Demand
 from qwen_operator.scaling.load import LoadMemory, classify, resume, settle
 from qwen_operator.scaling.page import Reading, Trouble
 from qwen_operator.scaling.policies import DEFAULT, POLICIES, Policy
-from qwen_operator.scaling.types import EnginePod, Sample, ScaledDeployment, ScalingState
+from qwen_operator.scaling.types import EnginePod, Sample, ScaledDeployment, ScalingDecision, ScalingState
 
 INTERVAL_SECONDS = 2.0
+LOOK_SECONDS = 1.0
+"""How often it looks whether somebody asks for a model that sleeps."""
 # Without jitter, the scrapes of several operators could stay in step and always hit an engine at the same moment.
 JITTER = 0.1
 _LARGEST_INDEX = 999_999_999
@@ -46,30 +49,51 @@ class _Watched:
     history: Any = None
     policy: str = ""
     """The policy that the history belongs to."""
+    rest: zero.Rest | None = None
+    held: int = 0
     load: LoadMemory | None = None
     sample: Sample | None = None
     state: ScalingState | None = None
     resumed: bool = False
     """`state` comes from the status, not from a scrape. Two scrapes must agree before it may change."""
 
+    @property
+    def asleep(self) -> bool:
+        return self.rest is not None and self.rest.asleep
+
+
+async def _no_demand() -> Demand:
+    return Demand()
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What the loop reads: the deployments, the pages of their engines, and what waits in the gateway.
+
+    It asks for `demand` only while a deployment may sleep.
+    """
+
+    view: Callable[[], Iterable[ScaledDeployment]]
+    engines: Scraper
+    demand: Callable[[], Awaitable[Demand]] = _no_demand
+
 
 class Autoscaler:
-    """Scrapes all deployments of `view` every INTERVAL_SECONDS; `on_change` gets the key of each changed state.
+    """Scrapes all deployments every INTERVAL_SECONDS; `on_change` gets the key of each changed state.
 
     Start it when the view is complete: the policy keeps the replicas of the first scrape for one whole window.
     """
 
     def __init__(
         self,
-        scraper: Scraper,
-        view: Callable[[], Iterable[ScaledDeployment]],
+        sources: Sources,
         on_change: Callable[[ObjectKey], None],
         pace: Pace | None = None,
         policies: Mapping[str, Policy] = POLICIES,
     ) -> None:
         self._policies = policies
-        self._scraper = scraper
-        self._view = view
+        self._sources = sources
+        self._demand = Demand()
         self._on_change = on_change
         self._pace = pace or Pace()
         self._watched: dict[ObjectKey, _Watched] = {}
@@ -98,22 +122,38 @@ class Autoscaler:
             if (memories := watched.memories.values())
         }
 
+    def held(self) -> Mapping[ObjectKey, int]:
+        """The requests that wait in the gateway for each QwenDeployment that may sleep."""
+        return {key: watched.held for key, watched in self._watched.items() if watched.rest is not None}
+
     async def run(self) -> None:
         """Scrape for ever. An error in one QwenDeployment is logged; any other error ends the loop."""
         while True:
             began = self._pace.clock()
             await self.scrape()
-            period = INTERVAL_SECONDS * (1 + JITTER * self._pace.chance())
-            await self._pace.sleep(max(0.0, began + period - self._pace.clock()))
+            until = began + INTERVAL_SECONDS * (1 + JITTER * self._pace.chance())
+            if any(watched.asleep for watched in self._watched.values()):
+                await self._pace.sleep(max(0.0, min(began + LOOK_SECONDS, until) - self._pace.clock()))
+                await self.wake()
+            await self._pace.sleep(max(0.0, until - self._pace.clock()))
 
     async def scrape(self) -> None:
         """Scrape every deployment once, all at the same time. A slow engine delays only its own deployment."""
-        deployments = list(self._view())
+        deployments = list(self._sources.view())
         current = {deployment.key: deployment.uid for deployment in deployments}
         self._watched = {key: kept for key, kept in self._watched.items() if current.get(key) == kept.uid}
+        self._demand = await self._sources.demand() if any(one.may_sleep for one in deployments) else Demand()
         async with asyncio.TaskGroup() as group:
             for deployment in deployments:
                 group.create_task(self._guarded(deployment))
+
+    async def wake(self) -> None:
+        """Wake the models that sleep and that somebody asks for."""
+        self._demand = await self._sources.demand()
+        for deployment in self._sources.view():
+            watched = self._watched.get(deployment.key)
+            if watched and watched.asleep and watched.uid == deployment.uid and self._demand.of(deployment.names).held:
+                await self._guarded(deployment)
 
     async def _guarded(self, deployment: ScaledDeployment) -> None:
         try:
@@ -123,7 +163,7 @@ class Autoscaler:
 
     async def _step(self, deployment: ScaledDeployment) -> None:
         ready = [engine for engine in deployment.engines if engine.ready]
-        pages = await asyncio.gather(*(self._scraper.read(engine) for engine in ready))
+        pages = await asyncio.gather(*(self._sources.engines.read(engine) for engine in ready))
         results = dict(zip((engine.uid for engine in ready), pages, strict=True))
         watched = self._watched.get(deployment.key)
         if watched is None:
@@ -158,12 +198,14 @@ class Autoscaler:
         old = watched.state
         engines, bounds = deployment.engines, deployment.bounds
         name = deployment.policy or DEFAULT
-        if watched.policy != name:
-            # The history is of the other policy's type. The new one starts with the present size.
+        if watched.policy != name or watched.asleep:
+            # The history is of the other policy's type, or of the time before the model slept. The new one starts with
+            # the present size.
             watched.history, watched.policy = None, name
         policy = self._policies[name]
         watched.history = policy.remember(watched.history, sample, engines, bounds.window, deployment.size)
-        decision = policy.decide(watched.history, bounds, engines)
+        decision = policy.decide(watched.history, replace(bounds, least=max(1, bounds.least)), engines)
+        decision = self._rested(watched, deployment, sample, decision)
         if old and watched.resumed:
             watched.resumed = False
             return old
@@ -181,6 +223,21 @@ class Autoscaler:
             },
         )
         return ScalingState(decision.replicas, decision.reason, decision.message, decision.active)
+
+    def _rested(
+        self, watched: _Watched, deployment: ScaledDeployment, sample: Sample, awake: ScalingDecision
+    ) -> ScalingDecision:
+        """The decision of the policy, `awake`, or that the model sleeps."""
+        bounds = deployment.bounds
+        if bounds is None or bounds.least > 0:
+            watched.rest = None
+            return awake
+        known = self._demand.of(deployment.names)
+        watched.held = known.held
+        demand = known if self._demand.complete or known.held else None
+        rest = watched.rest or zero.begin(deployment.size, sample.at)
+        watched.rest = zero.advance(rest, demand, sample, deployment.engines, bounds.idle_seconds)
+        return zero.decide(watched.rest, demand, bounds.idle_seconds, awake)
 
 
 def _resumed(deployment: ScaledDeployment) -> _Watched:

@@ -39,7 +39,7 @@ class HttpScraper:
     async def read(self, engine: EnginePod) -> Reading | Trouble:
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
-                page = await self._page(page_url(engine.address, self._port))
+                page = await self._page(pod_url(engine.address, self._port, "/metrics"))
                 return await asyncio.to_thread(page.read, engine.model) if isinstance(page, Page) else page
         except TimeoutError:
             return Trouble(Reason.METRICS_MISSING, f"no answer within {TIMEOUT_SECONDS} s")
@@ -77,8 +77,8 @@ async def scraper(port: int = PORT) -> AsyncIterator[HttpScraper]:
         yield HttpScraper(session, port)
 
 
-def page_url(address: str, port: int) -> str:
-    """The URL of an engine's metrics. Raises ValueError if `address` is not an IP address."""
+def pod_url(address: str, port: int, path: str) -> str:
+    """The URL of a page of a pod. Raises ValueError if `address` is not an IP address."""
     ip = ip_address(address)
     host = f"[{ip}]" if isinstance(ip, IPv6Address) else str(ip)
-    return f"http://{host}:{port}/metrics"
+    return f"http://{host}:{port}{path}"

@@ -9,7 +9,7 @@ from qwen_operator.api.kept import kept_deployment
 from qwen_operator.api.pod import OWN_PREFIXES
 from qwen_operator.manifests.kept import kept_pod
 
-_SPEC = ("model", "servedNames", "replicas")
+_SPEC = ("model", "servedNames", "replicas", "suspend")
 # The status says nothing about names that the agent could use of these, and they are nearly all of it.
 _UNUSED_STATUS = frozenset({"noFit", "lastFailure", "scaling", "summary", "model", "progress"})
 

@@ -281,12 +281,16 @@ def _health(path: str) -> str:
 
 
 def _inside(settings: ProxySettings) -> str:
-    """The server for Prometheus and the kubelet."""
+    """The server for Prometheus, the kubelet and the operator."""
     return f"""\
     server {{
         listen {settings.host}:{settings.metrics_port};
         location = /metrics {{
             content_by_lua_block {{ require("qwen.metrics").page() }}
+        }}
+        # What waits for a model that sleeps. The operator reads it.
+        location = /demand {{
+            content_by_lua_block {{ require("qwen.demand").page() }}
         }}
         location = /liveness {{
             return 200 "ok\\n";

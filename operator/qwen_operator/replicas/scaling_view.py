@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from qwen_operator import objects, untrusted
 from qwen_operator.api.conditions import MESSAGE_LIMIT, ConditionType, Reason
@@ -21,9 +22,10 @@ _LARGEST_LIMIT = 999_999_999
 def scaled_deployments(
     deployments: Iterable[Manifest],
     replicas: Callable[[Manifest], Iterable[Replica]],
+    names: Callable[[ObjectKey], tuple[str, ...]] = lambda _key: (),
     skipped: Callable[[ObjectKey, Exception], None] = lambda _key, _error: None,
 ) -> Iterator[ScaledDeployment]:
-    """All QwenDeployments that are not being deleted. `replicas` returns the replicas of one.
+    """All QwenDeployments that are not being deleted. `replicas` and `names` return those of one.
 
     If one cannot be read, it is left out and `skipped` gets its key and the error. The others scale on.
     """
@@ -31,18 +33,22 @@ def scaled_deployments(
         if objects.is_deleting(deployment):
             continue
         try:
-            scaled = scaled_deployment(deployment, replicas(deployment))
+            scaled = scaled_deployment(deployment, replicas(deployment), names)
         except Exception as error:
             skipped(objects.key_of(deployment), error)
             continue
         yield scaled
 
 
-def scaled_deployment(deployment: Manifest, replicas: Iterable[Replica]) -> ScaledDeployment:
+def scaled_deployment(
+    deployment: Manifest,
+    replicas: Iterable[Replica],
+    names: Callable[[ObjectKey], tuple[str, ...]] = lambda _key: (),
+) -> ScaledDeployment:
     """The deployment with the leaders of its replicas, without replicas that are being deleted or have ended."""
     meta = deployment["metadata"]
     rule = written_size_rule(deployment)
-    return ScaledDeployment(
+    scaled = ScaledDeployment(
         key=objects.key_of(deployment),
         uid=meta["uid"],
         engines=tuple(_engine(replica) for replica in replicas if not replica.deleting and not replica.broken),
@@ -51,6 +57,8 @@ def scaled_deployment(deployment: Manifest, replicas: Iterable[Replica]) -> Scal
         size=last_wanted(deployment),
         policy=rule.policy,
     )
+    # To find the names takes longer than the rest, and only a model that may sleep needs them.
+    return replace(scaled, names=names(scaled.key)) if scaled.may_sleep else scaled
 
 
 def shown(deployment: Manifest) -> ScalingState | None:
@@ -67,7 +75,7 @@ def shown(deployment: Manifest) -> ScalingState | None:
         )
     except ValueError:
         return None
-    by_load = reason not in (Reason.REPLICAS_SET, Reason.NOT_CONFIGURED)
+    by_load = reason not in (Reason.REPLICAS_SET, Reason.NOT_CONFIGURED, Reason.SUSPENDED)
     return ScalingState(
         wanted=last_wanted(deployment) if by_load else None,
         reason=reason,

@@ -24,6 +24,7 @@ _MOST_WANTED = 10_000
 class Decider(StrEnum):
     """What decides how many replicas there are."""
 
+    SPEC_SUSPEND = "spec.suspend"
     SPEC_REPLICAS = "spec.replicas"
     LOAD = "spec.scaling"
     DEFAULT = "default"
@@ -34,7 +35,8 @@ class SizeRule:
     """What decides, and the smallest and largest size. The sizes are equal unless the load decides.
 
     `stabilization_seconds` comes from spec.scaling. `scaling_configured`: spec.scaling is set, even if spec.replicas
-    decides. `policy` is a name in scaling/policies.py.
+    decides. `policy` is a name in scaling/policies.py. `idle_seconds`: with a `least` of 0, how long the model must be
+    without requests before it sleeps.
     """
 
     decider: Decider
@@ -43,36 +45,52 @@ class SizeRule:
     stabilization_seconds: float = 0.0
     scaling_configured: bool = False
     policy: str = DEFAULT
+    idle_seconds: float = 0.0
 
     @property
     def bounds(self) -> Bounds | None:
         """The limits for the load; None if the load does not decide."""
-        return Bounds(self.least, self.most, self.stabilization_seconds) if self.decider is Decider.LOAD else None
+        if self.decider is not Decider.LOAD:
+            return None
+        return Bounds(self.least, self.most, self.stabilization_seconds, self.idle_seconds)
 
     def bounded(self, number: int) -> int:
         return min(max(number, self.least), self.most)
 
 
-def size_rule(replicas: int | None, scaling: Scaling | None) -> SizeRule:
-    """The rule of a spec: `replicas` takes precedence over `scaling`. Without both there is one replica."""
+def size_rule(replicas: int | None, scaling: Scaling | None, *, suspend: bool = False) -> SizeRule:
+    """The rule of a spec: `suspend` takes precedence over `replicas`, and that over `scaling`.
+
+    Without all of them there is one replica.
+    """
+    if suspend:
+        return SizeRule(Decider.SPEC_SUSPEND, 0, 0, scaling_configured=scaling is not None)
     if replicas is not None:
         return SizeRule(Decider.SPEC_REPLICAS, replicas, replicas, scaling_configured=scaling is not None)
     if scaling is None:
         return SizeRule(Decider.DEFAULT, 1, 1)
-    sizes = (scaling.min_replicas, scaling.max_replicas)
-    return SizeRule(Decider.LOAD, *sizes, float(scaling.stabilization_seconds), True, scaling.policy)
+    return SizeRule(
+        Decider.LOAD,
+        scaling.min_replicas,
+        scaling.max_replicas,
+        float(scaling.stabilization_seconds),
+        scaling_configured=True,
+        policy=scaling.policy,
+        idle_seconds=0.0 if scaling.min_replicas else float(scaling.idle_seconds),
+    )
 
 
 def written_size_rule(deployment: objects.Object) -> SizeRule:
     """The rule of an unchecked spec. If the spec is invalid, the rule of an empty spec."""
     spec = objects.mapping(deployment, "spec")
     replicas, scaling = spec.get("replicas"), spec.get("scaling")
+    suspend = spec.get("suspend") is True
     number = replicas if isinstance(replicas, int) and not isinstance(replicas, bool) else None
     if replicas is not None and number is None:
-        return size_rule(None, None)
+        return size_rule(None, None, suspend=suspend)
     if scaling is None or reading.problems(scaling, object_schema(Scaling), "spec.scaling"):
-        return size_rule(number, None)
-    return size_rule(number, reading.build(Scaling, objects.mapping(scaling)))
+        return size_rule(number, None, suspend=suspend)
+    return size_rule(number, reading.build(Scaling, objects.mapping(scaling)), suspend=suspend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +114,17 @@ def wanted_replicas(
     `writer` is who set spec.replicas, and when. `existing` is the number of replicas that are not draining. If the load
     should decide but is unknown, that number stays.
     """
+    if rule.decider is Decider.SPEC_SUSPEND:
+        return WantedReplicas(0, Reason.SUSPENDED, "spec.suspend is true")
     if rule.decider is Decider.SPEC_REPLICAS:
         return WantedReplicas(rule.least, Reason.REPLICAS_SET, _set_message(rule, writer))
     if rule.decider is Decider.DEFAULT:
         message = "there is one replica, because neither spec.scaling nor spec.replicas is set"
         return WantedReplicas(rule.least, Reason.NOT_CONFIGURED, message)
     if state is None or state.wanted is None:
+        if rule.bounded(existing) == 0:
+            message = "asleep: the first request waits in the gateway and starts a replica"
+            return WantedReplicas(0, Reason.ASLEEP, message, by_load=True)
         message = "the operator has not measured the load yet; until then the number of replicas does not change"
         return WantedReplicas(rule.bounded(existing), Reason.NOTHING_TO_MEASURE, message)
     # The bounds may have changed since the state was made.

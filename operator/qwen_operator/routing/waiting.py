@@ -17,15 +17,15 @@ from qwen_operator.routing.membership import GatewayView, Membership, ready_ids
 
 @dataclass(frozen=True, slots=True)
 class WaitingName:
-    """`stopped`: spec.replicas is 0, so no replica will come. `stalled`: there is no pod, and none will come before a
-    person acts.
+    """`stopped`: the field of the spec that says that no replica comes; "" if none does. `stalled`: there is no pod,
+    and none will come before a person acts.
 
     `startup_seconds`: the planned start of a replica; 0 if it is not known. `started_at`: when the container of the
     oldest starting replica started, in seconds since 1970; 0 if none runs.
     """
 
     name: str
-    stopped: bool = False
+    stopped: str = ""
     stalled: bool = False
     startup_seconds: int = 0
     started_at: int = 0
@@ -51,7 +51,7 @@ def waiting_names(
     return {
         name: WaitingName(
             name,
-            objects.mapping(deployments[key], "spec").get("replicas") == 0,
+            _stopped(objects.mapping(deployments[key], "spec")),
             key not in started and _is_stalled(deployments[key]),
             _whole(objects.mapping(deployments[key], "status", "plan").get("startupSeconds")),
             started.get(key, 0),
@@ -72,6 +72,12 @@ def waiting_file(waiting: Mapping[str, WaitingName]) -> str:
         for one in waiting.values()
     }
     return json.dumps({"version": 1, "waiting": names}, indent=1) + "\n"
+
+
+def _stopped(spec: Mapping[str, Any]) -> str:
+    if spec.get("suspend") is True:
+        return "spec.suspend is true"
+    return "spec.replicas is 0" if spec.get("replicas") == 0 else ""
 
 
 def _is_stalled(deployment: Mapping[str, Any]) -> bool:

@@ -37,11 +37,15 @@ class EnginePod:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The smallest and largest size, and for how many seconds (`window`) a larger need counts."""
+    """The smallest and largest size, and for how many seconds (`window`) a larger need counts.
+
+    `idle_seconds`: with a `least` of 0, how long the model must be without requests before it sleeps.
+    """
 
     least: int
     most: int
     window: float
+    idle_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class ScaledDeployment:
 
     `bounds`: None if the load does not decide. `shown`: the state in its status, with which a new leader starts.
     `size`: the last wanted number, also if the spec decided it; None if there is none yet. `policy`: its name; "" for
-    the default.
+    the default. `names`: the served names that it holds.
     """
 
     key: ObjectKey
@@ -60,6 +64,12 @@ class ScaledDeployment:
     shown: ScalingState | None = None
     size: int | None = None
     policy: str = ""
+    names: tuple[str, ...] = ()
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether it may have no replicas while nobody asks for it."""
+        return self.bounds is not None and self.bounds.least == 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from qwen_operator.status.names import lost_message, lost_reason
 STALLED_AFTER_FAILURES = 3
 _URGENT = (Reason.CLAIM_NOT_FOUND, Reason.CLAIM_NOT_BOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED)
 
+_RESTS = (Reason.ASLEEP, Reason.GATEWAY_SILENT, Reason.SUSPENDED)
 _SHORT_OF_ROOM = (Reason.QUOTA_EXCEEDED, Reason.WAITING_FOR_GPUS, Reason.WAITING_FOR_NODE)
 
 
@@ -43,6 +44,7 @@ class StatusInput:
     `foreign`: the message about objects of other owners with names that the operator needs; "" if there are none.
     `full`: the message about a quota without room.
     `newer`: a plan that is made today would run the same spec differently.
+    `hold_seconds`: how long a request may wait in the gateway.
     """
 
     spec: Spec
@@ -58,6 +60,7 @@ class StatusInput:
     refusal: Refusal | None
     full: str | None
     newer: bool
+    hold_seconds: int = 0
 
     @property
     def ready(self) -> list[Replica]:
@@ -178,7 +181,7 @@ def _verdicts(meta: Manifest, given: StatusInput, failure: Failure | None) -> tu
     ready = _ready(given, reason, message)
     loaded = bool(given.ready)
     if given.wanted.number == 0 and given.blocked is None:
-        reason, message = Reason.SCALED, ready.message
+        reason, message = ready.reason, ready.message
     verdicts = [
         ready,
         _planned(meta, given),
@@ -278,8 +281,37 @@ def _ready(given: StatusInput, reason: Reason, message: str) -> Verdict:
             text = f"{text}; {lost_message(given.spec, lost)}"
         return Verdict(ConditionType.READY, True, Reason.SERVING, f"{text}{_leaving(given)}")
     if given.wanted.number == 0 and given.blocked is None:
-        return Verdict(ConditionType.READY, False, Reason.SCALED, f"spec.replicas is 0{_leaving(given)}")
+        return _resting(given)
+    if given.wanted.reason is Reason.WAKING and _comes_by_itself(given):
+        text = f"{given.wanted.message}; {message}{_expected(given)}"
+        return Verdict(ConditionType.READY, True, Reason.WAKING, text)
     return Verdict(ConditionType.READY, False, reason, message)
+
+
+def _resting(given: StatusInput) -> Verdict:
+    """Ready of a deployment without wanted replicas. A model that sleeps is ready: it answers whoever asks."""
+    wanted = given.wanted
+    asleep = wanted.reason is Reason.ASLEEP
+    reason = wanted.reason if wanted.reason in _RESTS else Reason.SCALED
+    return Verdict(ConditionType.READY, asleep, reason, f"{wanted.message}{_leaving(given)}")
+
+
+def _comes_by_itself(given: StatusInput) -> bool:
+    """Whether nothing keeps the replica that wakes from answering."""
+    if given.blocked is not None or _obstacle(given) is not None:
+        return False
+    return all(replica.on_the_way for replica in given.current if not replica.ready)
+
+
+def _expected(given: StatusInput) -> str:
+    """When the replica that wakes should answer, by the plan. The time stays the same while it starts."""
+    created = [
+        objects.moment(objects.text(one.leader.manifest, "metadata", "creationTimestamp")) for one in given.current
+    ]
+    first = min((moment for moment in created if moment is not None), default=None)
+    if first is None or given.running is None:
+        return ""
+    return f"; by plan it answers at {rfc3339(first + timedelta(seconds=given.running.plan.startup_seconds))}"
 
 
 def _leaving(given: StatusInput) -> str:
@@ -309,7 +341,20 @@ def _planned(meta: Manifest, given: StatusInput) -> Verdict:
             "a newer plan is available: kubectl annotate --overwrite qwendeployment "
             f"-n {meta['namespace']} {meta['name']} qwen-operator.dev/replan=$(date +%s)"
         )
+    parts.append(_long_wake(given))
     return Verdict(ConditionType.PLANNED, True, Reason.FITS, "; ".join(part for part in parts if part))
+
+
+def _long_wake(given: StatusInput) -> str:
+    """The warning that the first requests after a sleep are not held until they are answered."""
+    plan, scaling = given.running.plan if given.running else None, given.spec.scaling
+    if plan is None or scaling is None or scaling.min_replicas or plan.startup_seconds <= given.hold_seconds:
+        return ""
+    return (
+        f"a start takes about {plan.startup_seconds} s, but requests wait in the gateway for at most "
+        f"{given.hold_seconds} s (chart value gateway.hold.maxSeconds): with spec.scaling.minReplicas 0, the first "
+        "requests after a sleep get 503 with Retry-After"
+    )
 
 
 def _stalled(given: StatusInput, reason: Reason, message: str, failure: Failure | None) -> Verdict | None:
@@ -338,6 +383,9 @@ def _reconciling(given: StatusInput) -> bool:
     """
     if given.blocked is not None:
         return True
+    if given.wanted.reason in (Reason.ASLEEP, Reason.WAKING):
+        # Sleep and waking are no changes of the spec.
+        return given.outdated
     if given.wanted.number == 0:
         return bool(given.replicas.all)
     return given.outdated or not any(replica.ready for replica in given.current)

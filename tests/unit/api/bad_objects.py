@@ -88,7 +88,9 @@ BAD = (
     Bad("replicas as text", {"replicas": "2"}, says=("spec.replicas",)),
     Bad("scaling without a limit", {"scaling": {"minReplicas": 2}}, says=("spec.scaling.maxReplicas",)),
     Bad(
-        "scaling to nothing", {"scaling": {"minReplicas": 0, "maxReplicas": 2}}, says=("spec.scaling.minReplicas", "1")
+        "scaling below nothing",
+        {"scaling": {"minReplicas": -1, "maxReplicas": 2}},
+        says=("spec.scaling.minReplicas", "0"),
     ),
     Bad("scaling without end", {"scaling": {"maxReplicas": 65}}, says=("spec.scaling.maxReplicas", "64")),
     Bad(

@@ -6,17 +6,18 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.controller.autoscaler import INTERVAL_SECONDS, Autoscaler, Pace
+from qwen_operator.controller.autoscaler import INTERVAL_SECONDS, Autoscaler, Pace, Sources
 from qwen_operator.controller.scraper import scraper
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.replicas.scaling_view import scaled_deployments
+from qwen_operator.scaling.demand import Demand, ModelDemand
 from qwen_operator.scaling.types import ScalingState
 from tests.unit.fakes import Clock, FakeKube
 from tests.unit.world import World, deployment, ready_status
@@ -84,6 +85,10 @@ class ScalingWorld(World):
     """A world whose operator learns of the load from its own autoscaler."""
 
     scaler: Autoscaler | None = None
+    demand: Demand = field(default_factory=lambda: Demand(complete=True))
+
+    async def read_demand(self) -> Demand:
+        return self.demand
 
     def load(self, namespace: str, name: str, uid: str) -> ScalingState | None:
         return self.scaler.state(namespace, name, uid) if self.scaler else None
@@ -115,9 +120,13 @@ async def scaled(engines: list[Engine], clock: Clock) -> AsyncIterator[ScalingWo
         await world.start()
         world.kubelet.engine = answering
         operator = world.operator
+        store = operator.store
         world.scaler = Autoscaler(
-            pages,
-            lambda: scaled_deployments(operator.store.all(QWENDEPLOYMENTS), operator.store.replicas),
+            Sources(
+                lambda: scaled_deployments(store.all(QWENDEPLOYMENTS), store.replicas, store.names.held),
+                pages,
+                world.read_demand,
+            ),
             operator.queue.add,
             Pace(clock=clock.monotonic),
         )
@@ -172,3 +181,96 @@ async def test_engines_that_cannot_be_read_lose_no_replica() -> None:
         await world.pass_time(120)
         assert world.replicas() == {0: True, 1: True, 2: True}
         assert world.scaling() == (3, Reason.METRICS_MISSING)
+
+
+SLEEPS = {"minReplicas": 0, "maxReplicas": 3, "stabilizationSeconds": 30, "idleSeconds": 60}
+
+
+def condition(world: ScalingWorld, kind: str) -> tuple[str, str]:
+    (one,) = [one for one in world.qd()["status"]["conditions"] if one["type"] == kind]
+    return one["status"], one["reason"]
+
+
+async def drains(world: ScalingWorld) -> None:
+    """Wait until the only replica drains."""
+    for _ in range(60):
+        await world.pass_time(2)
+        if world.replicas() != {0: True}:
+            break
+    assert world.replicas() == {0: False}
+
+
+async def test_a_model_wakes_when_somebody_asks_and_sleeps_when_nobody_does() -> None:
+    clock = Clock()
+    engines = [Engine(clock)]
+    async with scaled(engines, clock) as world:
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
+        await world.pass_time(120)
+        assert world.replicas() == {}
+        assert world.scaling() == (0, Reason.ASLEEP)
+        assert condition(world, "Ready") == ("True", Reason.ASLEEP)
+
+        world.demand = Demand({MODEL: ModelDemand(held=2, asked=0.1)}, complete=True)
+        await world.pass_time(2)
+        assert list(world.replicas()) == [0]
+        world.demand = Demand(complete=True)
+        engines[0].running = 2
+        await world.pass_time(200)
+        assert world.replicas() == {0: True}
+        assert condition(world, "Ready") == ("True", Reason.SERVING)
+
+        engines[0].running = 0
+        await world.pass_time(50)
+        assert world.replicas() == {0: True}
+        await drains(world)
+        await world.pass_time(10)
+        assert world.replicas() == {}
+        assert condition(world, "Ready") == ("True", Reason.ASLEEP)
+        assert {"ScaledUp", "ScaledDown", "Serving"} <= set(world.events())
+
+
+async def test_a_request_that_comes_while_the_last_replica_drains_gets_it_back() -> None:
+    clock = Clock()
+    engines = [Engine(clock)]
+    async with scaled(engines, clock) as world:
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
+        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)}, complete=True)
+        await world.pass_time(4)
+        world.demand = Demand(complete=True)
+        await drains(world)
+        engines[0].running = 1
+        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)}, complete=True)
+        await world.pass_time(4)
+        assert world.replicas() == {0: True}
+        assert [write.verb for write in world.api.writes if write.verb == "delete"] == []
+
+
+async def test_without_the_gateway_nothing_sleeps_and_a_sleeper_says_so() -> None:
+    clock = Clock()
+    engines = [Engine(clock)]
+    async with scaled(engines, clock) as world:
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
+        world.demand = Demand()
+        await world.pass_time(10)
+        assert condition(world, "Ready") == ("False", Reason.GATEWAY_SILENT)
+        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)})
+        await world.pass_time(6)
+        world.demand = Demand()
+        await world.pass_time(300)
+        assert world.replicas() == {0: True}
+
+
+async def test_what_suspends_a_deployment_removes_its_replicas_and_nobody_wakes_it() -> None:
+    clock = Clock()
+    engines = [Engine(clock)]
+    async with scaled(engines, clock) as world:
+        await world.pass_time(10)
+        assert world.replicas() == {0: True}
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(suspend=True))
+        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)}, complete=True)
+        await world.pass_time(30)
+        assert world.replicas() == {}
+        assert condition(world, "Ready") == ("False", Reason.SUSPENDED)
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].pop("suspend"))
+        await world.pass_time(10)
+        assert world.replicas() == {0: True}

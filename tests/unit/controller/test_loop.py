@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.controller.autoscaler import INTERVAL_SECONDS, Autoscaler, Pace, removal_order
+from qwen_operator.controller.autoscaler import INTERVAL_SECONDS, Autoscaler, Pace, Sources, removal_order
 from qwen_operator.objects import ObjectKey
 from qwen_operator.scaling.page import Reading, Trouble
 from qwen_operator.scaling.types import Bounds, EnginePod, ScaledDeployment, ScalingState
@@ -35,7 +35,7 @@ class World:
 
     def __post_init__(self) -> None:
         pace = Pace(clock=lambda: self.now, sleep=self._sleep, chance=lambda: 0.5)
-        self.scaler = Autoscaler(self, lambda: self.fleets, self.changes.append, pace)
+        self.scaler = Autoscaler(Sources(lambda: self.fleets, self), self.changes.append, pace)
 
     async def read(self, engine: EnginePod) -> Reading | Trouble:
         found = self.says.get(engine.uid, reading())
@@ -299,7 +299,7 @@ async def test_the_loop_looks_every_two_seconds_and_ends_with_what_is_no_deploym
 
     view: Callable[[], list[ScaledDeployment]] = broken
     with pytest.raises(RuntimeError, match="view"):
-        await Autoscaler(world, view, world.changes.append).run()
+        await Autoscaler(Sources(view, world), world.changes.append).run()
 
 
 def test_the_first_to_go() -> None:

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.controller import scraper as scrape
-from qwen_operator.controller.scraper import page_url, scraper
+from qwen_operator.controller.scraper import pod_url, scraper
 from qwen_operator.scaling.page import Page, Reading, Trouble
 from tests.unit.scaling.world import engine
 
@@ -96,7 +96,7 @@ async def test_a_page_is_read() -> None:
 
 
 def test_an_address_of_ipv6_is_bracketed() -> None:
-    assert page_url("fd00::7", 8000) == "http://[fd00::7]:8000/metrics"
+    assert pod_url("fd00::7", 8000, "/metrics") == "http://[fd00::7]:8000/metrics"
 
 
 TROUBLES: dict[str, tuple[Handler, Reason, str]] = {

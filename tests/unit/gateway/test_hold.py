@@ -46,8 +46,8 @@ def unready(pod: Pod, **fields: Any) -> None:
     """The model has no ready worker, and the proxy knows it."""
     waits(
         pod,
-        open={"stopped": False, "stalled": False, "startupSeconds": 0, "startedAt": 0, **fields},
-        probe={"stopped": True},
+        open={"stopped": "", "stalled": False, "startupSeconds": 0, "startedAt": 0, **fields},
+        probe={"stopped": "spec.replicas is 0"},
     )
     until(lambda: pod.chat("probe").status_code == 503, "the proxy has read the file")
 
@@ -136,7 +136,7 @@ def test_nobody_waits_longer_than_the_bound(pod: Pod) -> None:
 @pytest.mark.parametrize(
     ("fields", "code", "words", "after"),
     [
-        ({"stopped": True}, "model_stopped", "spec.replicas is 0", "60"),
+        ({"stopped": "spec.replicas is 0"}, "model_stopped", "spec.replicas is 0", "60"),
         ({"stalled": True}, "model_not_ready", "until somebody acts", "60"),
         ({"startupSeconds": 1831}, "model_not_ready", "needs about 1831 s more", "1831"),
     ],
@@ -165,7 +165,7 @@ def test_a_start_that_is_nearly_over_is_waited_for(pod: Pod) -> None:
 
 
 def test_the_list_has_the_models_for_which_a_request_waits(pod: Pod) -> None:
-    waits(pod, new={}, off={"stopped": True}, open={})
+    waits(pod, new={}, off={"stopped": "spec.replicas is 0"}, open={})
     until(lambda: pod.chat("off").status_code == 503, "the proxy has read the file")
     with pod.client() as client, pod.client("key-some") as some:
         listed = client.get("/v1/models").json()["data"]
@@ -177,7 +177,7 @@ def test_the_list_has_the_models_for_which_a_request_waits(pod: Pod) -> None:
 
 
 def test_who_may_not_ask_for_it_learns_nothing(pod: Pod) -> None:
-    waits(pod, closed={"stopped": True})
+    waits(pod, closed={"stopped": "spec.replicas is 0"})
     until(lambda: pod.chat("closed").status_code == 503, "the proxy has read the file")
     assert error(pod.chat("closed", "key-some")) == (404, "model_not_found")
 
@@ -264,3 +264,49 @@ def test_the_proxy_ends_with_its_relay(tmp_path: Path) -> None:
         assert pod.processes["proxy"].wait(10) == 1
         pod.start("proxy")
         pod.becomes_ready()
+
+
+def demand(pod: Pod) -> dict[str, Any]:
+    """What the operator reads."""
+    models: dict[str, Any] = httpx.get(f"{pod.metrics_url}/demand").json()["models"]
+    return models
+
+
+def test_the_operator_sees_who_waits_and_for_how_long(pod: Pod) -> None:
+    unready(pod)
+    assert demand(pod).get("open", {}).get("held", 0) == 0
+    with ThreadPoolExecutor(2) as pool:
+        asked = ask(pool, pod, 2)
+        until(lambda: demand(pod).get("open", {}).get("held") == 2, "two requests wait")
+        time.sleep(0.5)
+        seen = demand(pod)["open"]
+        assert 0.5 <= seen["oldest"] < 5
+        assert 0.4 <= seen["asked"] < 5
+        waits(pod)
+        assert {one.result().status_code for one in asked} == {200}
+    assert demand(pod)["open"]["held"] == 0
+    assert "closed" not in demand(pod), "nobody had to wait for it"
+
+
+def test_the_operator_sees_who_asked_for_a_model_whose_start_takes_too_long(pod: Pod) -> None:
+    unready(pod, startupSeconds=1831)
+    assert error(pod.chat("open")) == (503, "model_not_ready")
+    seen = demand(pod)["open"]
+    assert (seen["held"], seen["asked"] < 2) == (0, True)
+
+
+def test_who_asks_for_what_is_switched_off_wakes_nothing(pod: Pod) -> None:
+    unready(pod, stopped="spec.suspend is true")
+    before = demand(pod).get("open", {}).get("asked")
+    answer = pod.chat("open")
+    assert error(answer) == (503, "model_stopped")
+    assert "spec.suspend is true" in answer.json()["error"]["message"]
+    after = demand(pod).get("open", {}).get("asked")
+    assert after is None or (before is not None and after >= before)
+
+
+def test_who_may_not_ask_for_a_model_does_not_wake_it(pod: Pod) -> None:
+    waits(pod, closed={}, probe={"stopped": "spec.replicas is 0"})
+    until(lambda: pod.chat("probe").status_code == 503, "the proxy has read the file")
+    assert pod.chat("closed", "key-some").status_code == 404
+    assert "closed" not in demand(pod)

@@ -131,7 +131,7 @@ def test_one_deployment_that_scaling_cannot_read_is_left_out() -> None:
     for item in items:
         item["metadata"]["uid"] = "u"
     skipped: list[str] = []
-    found = list(scaled_deployments(items, replicas, lambda key, _error: skipped.append(key[1])))
+    found = list(scaled_deployments(items, replicas, skipped=lambda key, _error: skipped.append(key[1])))
     assert [item.key[1] for item in found] == ["good"]
     assert skipped == ["bad"]
 

@@ -47,12 +47,24 @@ CASES: dict[str, tuple[Case, Answer]] = {
         (BY_LOAD, _state(None), 0),
         (2, Reason.NOTHING_TO_MEASURE, False, "not measured the load yet"),
     ),
+    "not measured, and may sleep": (
+        (Spec("m", scaling=Scaling(4, 0)), None, 0),
+        (0, Reason.ASLEEP, True, "the first request waits in the gateway and starts a replica"),
+    ),
+    "not measured, may sleep, and runs": (
+        (Spec("m", scaling=Scaling(4, 0)), None, 1),
+        (1, Reason.NOTHING_TO_MEASURE, False, "not measured the load yet"),
+    ),
+    "suspended": (
+        (Spec("m", suspend=True, replicas=3, scaling=SCALING), _state(3), 3),
+        (0, Reason.SUSPENDED, False, "spec.suspend is true"),
+    ),
     "blind": ((BY_LOAD, _state(3, Reason.METRICS_FROZEN, False), 1), (3, Reason.METRICS_FROZEN, False, "as counted")),
 }
 
 
 def _wanted(spec: Spec, state: ScalingState | None, writer: tuple[str, str] | None, existing: int) -> WantedReplicas:
-    return wanted_replicas(size_rule(spec.replicas, spec.scaling), state, writer, existing)
+    return wanted_replicas(size_rule(spec.replicas, spec.scaling, suspend=spec.suspend), state, writer, existing)
 
 
 @pytest.mark.parametrize(("case", "answer"), CASES.values(), ids=CASES.keys())
@@ -80,6 +92,14 @@ RULES: dict[str, tuple[dict[str, Any], SizeRule]] = {
     "a policy that does not exist": (
         {"scaling": {"maxReplicas": 4, "policy": "Magic"}},
         SizeRule(Decider.DEFAULT, 1, 1),
+    ),
+    "from nothing": (
+        {"scaling": {"maxReplicas": 4, "minReplicas": 0}},
+        SizeRule(Decider.LOAD, 0, 4, 300.0, True, idle_seconds=600.0),
+    ),
+    "suspended": (
+        {"scaling": {"maxReplicas": 4}, "replicas": 8, "suspend": True},
+        SizeRule(Decider.SPEC_SUSPEND, 0, 0, scaling_configured=True),
     ),
     "by load from two": (
         {"scaling": {"minReplicas": 2, "maxReplicas": 2, "stabilizationSeconds": 9}},

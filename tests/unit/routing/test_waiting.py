@@ -67,11 +67,14 @@ def test_only_a_granted_name_waits_and_no_fifth_one() -> None:
 
 def test_what_the_file_says() -> None:
     world = World()
-    world.step([D, deployment("off", model="o", replicas=0), deployment("on", model="p", replicas=1)], [])
+    off, on = deployment("off", model="o", replicas=0), deployment("on", model="p", replicas=1)
+    world.step([D, off, on, deployment("rests", model="q", suspend=True, replicas=0)], [])
+    stopped = {"m": "", "o": "spec.replicas is 0", "p": "", "q": "spec.suspend is true"}
     assert json.loads(waiting_file(world.waiting)) == {
         "version": 1,
         "waiting": {
-            name: {"stopped": name == "o", "stalled": False, "startupSeconds": 0, "startedAt": 0} for name in "mop"
+            name: {"stopped": field, "stalled": False, "startupSeconds": 0, "startedAt": 0}
+            for name, field in stopped.items()
         },
     }
 
@@ -86,12 +89,12 @@ def test_the_planned_start_and_the_first_container_that_runs() -> None:
     stalled = {"type": "Stalled", "status": "True"}
     status = {**D["status"], "plan": {"startupSeconds": 90}, "conditions": [{"type": "Ready", "status": "False"}]}
     world.step([{**D, "status": status}], [running("d-0", 20), running("d-1", 10), deleting(running("d-2", 5))])
-    assert world.waiting["m"] == WaitingName("m", False, False, 90, 1767225610)
+    assert world.waiting["m"] == WaitingName("m", "", False, 90, 1767225610)
     # The kubelet restarts a pod that exists, whatever the operator waits for.
     world.step([{**D, "status": {**status, "conditions": [stalled]}}], [unready(P0)])
-    assert world.waiting["m"] == WaitingName("m", False, False, 90, 0)
+    assert world.waiting["m"] == WaitingName("m", "", False, 90, 0)
     world.step([{**D, "status": {**status, "conditions": [stalled]}}], [deleting(P0)])
-    assert world.waiting["m"] == WaitingName("m", False, True, 90, 0)
+    assert world.waiting["m"] == WaitingName("m", "", True, 90, 0)
     for wrong in (None, "90", True, -1, 2**60):
         world.step([{**D, "status": {**status, "plan": {"startupSeconds": wrong}, "conditions": wrong}}], [])
         assert world.waiting["m"] == WaitingName("m")

@@ -8,7 +8,7 @@ from typing import Any
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.schema import object_schema
 from qwen_operator.api.spec import Scaling
-from qwen_operator.controller.autoscaler import Autoscaler
+from qwen_operator.controller.autoscaler import Autoscaler, Sources
 from qwen_operator.scaling.page import Reading
 from qwen_operator.scaling.policies import DEFAULT, POLICIES
 from qwen_operator.scaling.types import Bounds, EnginePod, Sample, ScaledDeployment, ScalingDecision
@@ -34,7 +34,7 @@ class Quiet:
 async def test_the_autoscaler_runs_the_policy_that_it_is_given() -> None:
     key = ("team", "chat")
     deployment = ScaledDeployment(key, "u", (EnginePod("chat-0", "p0"),), Bounds(1, 3, 0.0))
-    autoscaler = Autoscaler(Quiet(), lambda: [deployment], lambda _key: None, policies={DEFAULT: Counted()})
+    autoscaler = Autoscaler(Sources(lambda: [deployment], Quiet()), lambda _key: None, policies={DEFAULT: Counted()})
     wanted = []
     for _ in range(4):
         await autoscaler.scrape()
@@ -47,7 +47,9 @@ async def test_a_deployment_chooses_its_policy_and_a_change_starts_with_the_pres
     key = ("team", "chat")
     replicas = tuple(EnginePod(f"chat-{number}", f"p{number}") for number in range(2))
     deployment = ScaledDeployment(key, "u", replicas, Bounds(1, 3, 300.0), size=2, policy="Objective")
-    autoscaler = Autoscaler(Quiet(), lambda: [deployment], lambda _key: None, policies=POLICIES | {"Other": Counted()})
+    autoscaler = Autoscaler(
+        Sources(lambda: [deployment], Quiet()), lambda _key: None, policies=POLICIES | {"Other": Counted()}
+    )
     sizes = []
     for name in ("Objective", "Queue", "Other", "Objective", ""):
         deployment = replace(deployment, policy=name)

@@ -68,7 +68,7 @@ def _wanted(course: Course, sorted_replicas: SortedReplicas) -> WantedReplicas:
     deployment = course.observed.deployment
     shown = last_wanted(deployment)
     existing = sorted_replicas.count(len(sorted_replicas.serving) if shown is None else shown)
-    rule = size_rule(course.spec.replicas, course.spec.scaling)
+    rule = size_rule(course.spec.replicas, course.spec.scaling, suspend=course.spec.suspend)
     return wanted_replicas(rule, course.observed.scaling, replicas_writer(deployment["metadata"]), existing)
 
 

@@ -44,6 +44,7 @@ def status(course: Course) -> Step:
             refusal=observed.refusal,
             full=course.full,
             newer=course.newer,
+            hold_seconds=course.config.gateway.hold_seconds,
         ),
         stamp,
     )

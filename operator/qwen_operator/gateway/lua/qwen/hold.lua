@@ -6,6 +6,7 @@
 -- state.hold has the bounds: `seconds` for one request, `requests` for one model, `total` for the pod. `grace`: the
 -- seconds that nginx has at its end.
 local answers = require "qwen.answers"
+local demand = require "qwen.demand"
 local limits = require "qwen.limits"
 local metrics = require "qwen.metrics"
 local state = require "qwen.state"
@@ -42,7 +43,7 @@ end
 local function check(ticket, waiting)
     local model, seconds = ticket.model, remaining(waiting)
     if waiting.stopped then
-        local message = string.format("The model '%s' is switched off: spec.replicas is 0.", model)
+        local message = string.format("The model '%s' is switched off: %s.", model, waiting.stopped)
         return refuse(ticket, "modelStopped", 60, message, "model_stopped")
     end
     if waiting.stalled then
@@ -69,6 +70,7 @@ local function take(ticket, waiting)
     if granted then
         ticket.hold = ngx.now()
         ticket.patience = ticket.patience or ngx.now() + state.hold.seconds
+        demand.add(ticket)
         return metrics.hold(ticket.tenant, ticket.model)
     end
     local seconds = waiting and remaining(waiting) or USUAL_SECONDS
@@ -98,6 +100,10 @@ function hold.wait(ticket, resume)
     local waiting = state.waiting[ticket.model]
     while waiting or (resume and not ticket.absent and ngx.now() < resume) do
         if waiting then
+            if not ticket.absent and not waiting.stopped then
+                -- Also if it may not wait: a start that takes longer than requests wait goes on without them.
+                demand.ask(ticket.model)
+            end
             check(ticket, waiting)
             ticket.absent = true
         end
@@ -141,6 +147,7 @@ end
 function hold.release(ticket)
     if ticket.hold then
         limits.free_hold(ticket.tenant, ticket.model)
+        demand.remove(ticket)
         metrics.hold_seconds(ticket.tenant, ticket.model, ngx.now() - ticket.hold)
         ticket.hold = nil
     end

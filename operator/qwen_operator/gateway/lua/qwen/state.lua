@@ -49,7 +49,7 @@ local function read_waiting()
     for name, one in pairs(file.waiting) do
         if type(one) == "table" and name ~= "unknown" then
             waiting[name] = {
-                stopped = one.stopped == true,
+                stopped = type(one.stopped) == "string" and one.stopped ~= "" and one.stopped or nil,
                 stalled = one.stalled == true,
                 startupSeconds = tonumber(one.startupSeconds) or 0,
                 startedAt = tonumber(one.startedAt) or 0,

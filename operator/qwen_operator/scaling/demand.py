@@ -1,0 +1,86 @@
+"""What the gateway knows and the engines do not: requests for a model that no replica answers. Pure.
+
+The proxy of each gateway pod shows them at `/demand` (gateway/lua/qwen/demand.lua). The pages come over the network, so
+they are bounded and read in a guard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from qwen_operator.untrusted import count, decode, whole
+
+PAGE_BYTES = 256 * 1024
+"""How much of a page counts. The entry of a model has about 100 bytes."""
+_LEVELS = 4
+_MOST_HELD = 1_000_000
+_LONGEST_SECONDS = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDemand:
+    """The demand for one served name, or for all names of a deployment.
+
+    `held`: requests that wait in the gateway now. `oldest`: for how many seconds the first of them has waited.
+    `asked`: seconds since the last request that found no replica, also if it did not wait; infinite if there was none.
+    """
+
+    held: int = 0
+    oldest: float = 0.0
+    asked: float = inf
+
+    def __add__(self, other: ModelDemand) -> ModelDemand:
+        return ModelDemand(self.held + other.held, max(self.oldest, other.oldest), min(self.asked, other.asked))
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """The demand at all gateway pods. `complete`: every gateway pod that serves clients was read just now."""
+
+    models: Mapping[str, ModelDemand] = field(default_factory=dict)
+    complete: bool = False
+
+    def of(self, names: Iterable[str]) -> ModelDemand:
+        """The demand for all of these served names together."""
+        return sum((self.models[name] for name in names if name in self.models), ModelDemand())
+
+
+def read_page(content: bytes) -> dict[str, ModelDemand]:
+    """The demand on one page by served name. Raises ValueError if it is no page of the proxy.
+
+    An entry with a wrong number is left out. It does not hide the others.
+    """
+    if len(content) > PAGE_BYTES:
+        raise ValueError(f"the page has more than {PAGE_BYTES} bytes")
+    page = decode(content, _LEVELS)
+    try:
+        models = page["models"].items()
+    except (TypeError, LookupError, AttributeError):
+        raise ValueError("the page has no models") from None
+    entries = {str(name): _entry(entry) for name, entry in models}
+    return {name: entry for name, entry in entries.items() if entry is not None}
+
+
+def merged(pages: Iterable[Mapping[str, ModelDemand]]) -> dict[str, ModelDemand]:
+    """The demand of several gateway pods."""
+    models: dict[str, ModelDemand] = {}
+    for page in pages:
+        for name, demand in page.items():
+            models[name] = models.get(name, ModelDemand()) + demand
+    return models
+
+
+def _entry(entry: Any) -> ModelDemand | None:
+    if not isinstance(entry, Mapping):
+        return None
+    held, oldest, asked = whole(entry.get("held"), 0, _MOST_HELD, -1), entry.get("oldest", 0), entry.get("asked", inf)
+    if held < 0 or not _seconds(oldest) or not (asked == inf or _seconds(asked)):
+        return None
+    return ModelDemand(held, float(oldest), float(asked))
+
+
+def _seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and count(value, _LONGEST_SECONDS)

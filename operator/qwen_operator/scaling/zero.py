@@ -1,0 +1,92 @@
+"""Whether a model sleeps, that is, has no replicas because nobody asks for it. Pure.
+
+This is the same for every scaling policy: a policy decides between one replica and maxReplicas, and this module decides
+between none and the policy's answer. The present rule for a wake is: one request that found no replica starts one.
+
+A model sleeps only if the operator has seen for all of `idle_seconds` that nobody needs it: a replica answered, every
+engine was readable and did no work, and no gateway held a request. So a model that is hard to see does not sleep, and a
+start that takes longer than `idle_seconds` is not broken off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.scaling import answers
+from qwen_operator.scaling.demand import ModelDemand
+from qwen_operator.scaling.types import EnginePod, Sample, ScalingDecision
+
+ASKED_SECONDS = 30.0
+"""How long a request that did not wait still wakes its model. The operator reads the gateway much more often."""
+
+Totals = Mapping[str, tuple[float, float]]
+"""The prompt tokens computed and the tokens decoded since its start, of each engine by uid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What is remembered of a model that may sleep. All times are monotonic seconds.
+
+    `busy_at`: the last time at which it was needed, or at which that could not be seen. `since`: since when it sleeps
+    or is awake. `started`: a replica has answered since then. `totals`: what its engines had done by the last scrape.
+    """
+
+    asleep: bool
+    since: float
+    busy_at: float
+    started: bool = False
+    totals: Totals = field(default_factory=dict)
+
+
+def begin(wanted: int | None, at: float) -> Rest:
+    """The memory of a new leader. `wanted`: the number of replicas in the status; None if there is none yet.
+
+    A new deployment sleeps until somebody asks for it.
+    """
+    return Rest(not wanted, at - ASKED_SECONDS, at, started=bool(wanted))
+
+
+def advance(
+    rest: Rest, demand: ModelDemand | None, sample: Sample, engines: tuple[EnginePod, ...], idle_seconds: float
+) -> Rest:
+    """The memory after one more look. `demand` is None if not all gateway pods could be read."""
+    at = sample.at
+    if rest.asleep:
+        return (
+            Rest(asleep=False, since=at, busy_at=at) if demand is not None and _wakes(demand, at - rest.since) else rest
+        )
+    answering = any(engine.ready and not engine.draining for engine in engines)
+    totals = {load.uid: (load.work.prefilled, load.work.decoded) for load in sample.engines if load.work is not None}
+    quiet = answering and _quiet(sample, engines, totals, rest.totals) and demand is not None and not demand.held
+    rest = replace(rest, started=rest.started or answering, totals=totals, busy_at=rest.busy_at if quiet else at)
+    return Rest(asleep=True, since=at, busy_at=at) if quiet and at - rest.busy_at >= idle_seconds else rest
+
+
+def decide(rest: Rest, demand: ModelDemand | None, idle_seconds: float, awake: ScalingDecision) -> ScalingDecision:
+    """The size and why. `awake` is the answer of the policy, at least one replica."""
+    if rest.asleep and demand is None:
+        message = "no gateway pod can be read, so nobody can wake this model: it sleeps until the gateway answers"
+        return ScalingDecision(0, Reason.GATEWAY_SILENT, message, active=False)
+    if rest.asleep:
+        message = f"asleep: it had no request for {idle_seconds:.0f} s; the next one waits in the gateway and wakes it"
+        return ScalingDecision(0, Reason.ASLEEP, message)
+    if rest.started:
+        return awake
+    number = demand.held if demand is not None else 0
+    requests = f"{number} request{'s' if number != 1 else ''} waited" if number else "a request came"
+    return ScalingDecision(awake.replicas, Reason.WAKING, f"waking: {requests} when the operator asked for a replica")
+
+
+def _wakes(demand: ModelDemand, slept: float) -> bool:
+    return demand.held > 0 or demand.asked <= min(ASKED_SECONDS, slept)
+
+
+def _quiet(sample: Sample, engines: tuple[EnginePod, ...], totals: Totals, before: Totals) -> bool:
+    """Whether every engine is readable, has no request, and had none since the last scrape."""
+    if sample.problems or answers.unread(sample, engines):
+        return False
+    return not any(load.requests for load in sample.engines) and all(
+        before.get(uid) == done for uid, done in totals.items()
+    )

@@ -1,0 +1,70 @@
+"""What the gateway says that waits: pages that a proxy writes, and pages that nobody should write."""
+
+from __future__ import annotations
+
+import json
+from math import inf
+
+import pytest
+from hypothesis import given
+
+from qwen_operator.scaling.demand import PAGE_BYTES, Demand, ModelDemand, merged, read_page
+from tests.unit.fuzz.values import anything
+
+
+def page(**models: object) -> bytes:
+    return json.dumps({"models": models}).encode()
+
+
+def test_a_page_has_the_demand_of_each_name() -> None:
+    read = read_page(page(a={"held": 3, "oldest": 2.5, "asked": 0.25}, b={"held": 0, "oldest": 0, "asked": 40}))
+    assert read == {"a": ModelDemand(3, 2.5, 0.25), "b": ModelDemand(0, 0.0, 40.0)}
+    assert read_page(page(a={"held": 1})) == {"a": ModelDemand(1, 0.0, inf)}
+    assert read_page(page()) == {}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        [],
+        {},
+        {"held": -1},
+        {"held": True},
+        {"held": 1.5},
+        {"held": 10**30},
+        {"held": 1, "oldest": -1},
+        {"held": 1, "oldest": "2"},
+        {"held": 1, "oldest": 1e300},
+        {"held": 1, "asked": None},
+        {"held": 1, "asked": [2]},
+    ],
+)
+def test_a_wrong_entry_hides_no_other(entry: object) -> None:
+    assert read_page(page(bad=entry, good={"held": 2})) == {"good": ModelDemand(2)}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"ok", b"[]", b"{}", b'{"models": []}', b"[" * 5000, b" " * PAGE_BYTES + b"{}", b'{"models": 5}']
+)
+def test_what_is_no_page_is_a_value_error(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        read_page(content)
+
+
+@given(anything)
+def test_no_page_raises_anything_else(value: object) -> None:
+    for content in (value, {"models": value}, {"models": {"a": value}}):
+        try:
+            read = read_page(json.dumps(content, default=str).encode("utf-8", "replace"))
+        except ValueError:
+            continue
+        assert all(one.held >= 0 and one.oldest >= 0 and one.asked >= 0 for one in read.values())
+
+
+def test_the_demand_of_all_gateway_pods_and_names_adds_up() -> None:
+    models = merged([{"a": ModelDemand(2, 5.0, 1.0), "b": ModelDemand(1)}, {"a": ModelDemand(3, 2.0, 7.0)}])
+    assert models == {"a": ModelDemand(5, 5.0, 1.0), "b": ModelDemand(1)}
+    demand = Demand(models, complete=True)
+    assert demand.of(("a", "b", "other")) == ModelDemand(6, 5.0, 1.0)
+    assert demand.of(()) == ModelDemand()

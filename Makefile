@@ -62,7 +62,7 @@ test-slow: $(STAMP) ## Run the slow tests: outages, ten idle minutes, crashes of
 	QWEN_FUZZ_EXAMPLES=50000 $(PYTEST) -n 2 --timeout 5400 tests/unit/fuzz
 	@$(BIN)/python -m tests.testbed down
 
-bench-loss: $(STAMP) ## Count what clients lose while the only replica of a model is replaced or killed, on loopback
+bench-loss: $(STAMP) ## Count what clients lose over rollout, scaling, sleep and crashes, with the real gateway on loopback
 	@$(BIN)/python -m bench.loss
 
 lint: $(STAMP) ## Run ruff, mypy --strict and import-linter

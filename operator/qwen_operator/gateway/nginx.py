@@ -105,6 +105,12 @@ http {{
             requests = {settings.hold_requests},
             total = {max(1, settings.max_requests // HOLD_SHARE)},
             grace = {settings.shutdown_grace_seconds},
+        }}, {{
+            socket = "{files.relay_socket}",
+            head_seconds = {settings.hold_head_seconds},
+            answer_seconds = {settings.request_timeout_seconds},
+            tenant_header = "{TENANT_HEADER}",
+            passed_on = {{{", ".join(f'"{name}"' for name in PASSED_ON)}}},
         }})
     }}
 {_upstream("router", settings.router)}

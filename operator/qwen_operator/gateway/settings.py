@@ -114,6 +114,7 @@ class ProxySettings:
     the digests of the keys and the request bodies that do not fit in memory. Times are in seconds.
     `max_buffered_bytes` bounds the request bodies above 64 KiB that the pod holds at once. `hold_requests`: how many
     requests for one model may wait for a replica, each for at most `hold_seconds`. 0 seconds: none waits.
+    A stream that has waited for `hold_head_seconds` gets the head of its answer; 0: none does.
     """
 
     auth: bool
@@ -133,6 +134,7 @@ class ProxySettings:
     max_requests: int
     hold_requests: int
     hold_seconds: int
+    hold_head_seconds: int
     cors_origins: tuple[str, ...]
 
     @classmethod
@@ -161,6 +163,7 @@ class ProxySettings:
             + _number(environ, "QWEN_GATEWAY_QUEUE_SIZE", 1024),
             hold_requests=_number(environ, "QWEN_GATEWAY_HOLD_REQUESTS", 100, 1),
             hold_seconds=_number(environ, "QWEN_GATEWAY_HOLD_SECONDS", 540),
+            hold_head_seconds=_number(environ, "QWEN_GATEWAY_HOLD_HEAD_SECONDS", 20),
             cors_origins=_origins(environ),
         )
 

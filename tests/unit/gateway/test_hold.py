@@ -20,7 +20,11 @@ HELD = 'qwen_gateway_held_requests{model="open"}'
 
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
-    bounds = {"QWEN_GATEWAY_HOLD_REQUESTS": "8", "QWEN_GATEWAY_HOLD_SECONDS": "6"}
+    bounds = {
+        "QWEN_GATEWAY_HOLD_REQUESTS": "8",
+        "QWEN_GATEWAY_HOLD_SECONDS": "6",
+        "QWEN_GATEWAY_HOLD_HEAD_SECONDS": "1",
+    }
     with gateway(tmp_path_factory.mktemp("hold"), **bounds) as running:
         yield running
 
@@ -31,6 +35,9 @@ def served(pod: Pod) -> Iterator[None]:
     yield
     waits(pod)
     until(lambda: pod.chat("open").status_code == 200, "the model is served")
+    until(lambda: pod.chat("probe").status_code == 404, "the proxy has read the file")
+    # For some milliseconds after a look, a name that is not known causes no other one.
+    time.sleep(0.1)
     pod.received["open"].clear()
 
 
@@ -310,3 +317,73 @@ def test_who_may_not_ask_for_a_model_does_not_wake_it(pod: Pod) -> None:
     until(lambda: pod.chat("probe").status_code == 503, "the proxy has read the file")
     assert pod.chat("closed", "key-some").status_code == 404
     assert "closed" not in demand(pod)
+
+
+WAITS = ": the request waits for a replica\n\n"
+
+
+def streamed(pod: Pod, **body: Any) -> tuple[int, list[tuple[float, str]], str]:
+    """Status, (second, text) of each piece, and what ended it before its time."""
+    begun, pieces, broken = time.monotonic(), list[tuple[float, str]](), ""
+    request = {"model": "open", "messages": [{"role": "user", "content": "0"}], "stream": True, **body}
+    with pod.client() as client, client.stream("POST", "/v1/chat/completions", json=request) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        try:
+            pieces += [(time.monotonic() - begun, text) for text in answer.iter_text()]
+        except httpx.TransportError as error:
+            broken = type(error).__name__
+        return answer.status_code, pieces, broken
+
+
+def test_a_stream_that_waits_long_gets_its_head_and_then_its_answer(pod: Pod) -> None:
+    unready(pod)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(streamed, pod, max_tokens=3, user="x" * 200_000)
+        until(lambda: held(pod) == 1, "it waits")
+        time.sleep(2.5)
+        waits(pod)
+        status, pieces, broken = asked.result()
+    text = "".join(piece for _, piece in pieces)
+    assert (status, broken) == (200, "")
+    assert 0.9 < pieces[0][0] < 2.4
+    assert pieces[0][1] == WAITS
+    assert text.removeprefix(WAITS).startswith("data: {")
+    assert text.endswith("data: [DONE]\n\n")
+    assert text.count('"content"') == 3
+    (received,) = pod.received["open"]
+    assert len(received.body["user"]) == 200_000
+    metrics = pod.metrics()
+    assert metrics['qwen_gateway_requests_total{tenant="all",model="open",code="200"}'] >= 1
+
+
+def test_what_goes_wrong_after_the_head_is_an_event(pod: Pod) -> None:
+    unready(pod)
+    status, pieces, broken = streamed(pod)
+    text = "".join(piece for _, piece in pieces)
+    assert (status, broken) == (200, "")
+    event = text.removeprefix(WAITS)
+    assert event.startswith("data: ")
+    assert json.loads(event.removeprefix("data: "))["error"]["code"] == "model_not_ready"
+    assert "[DONE]" not in text
+    assert pod.metrics()['qwen_gateway_requests_total{tenant="all",model="open",code="503"}'] >= 1
+
+
+def test_anthropics_clients_get_their_own_form_of_it(pod: Pod) -> None:
+    unready(pod)
+    body = {"model": "open", "messages": [], "max_tokens": 1, "stream": True}
+    with pod.client() as client:
+        answer = client.post("/v1/messages", json=body)
+    assert answer.status_code == 200
+    event, data = answer.text.removeprefix(WAITS).strip().split("\n")
+    assert event == "event: error"
+    assert json.loads(data.removeprefix("data: "))["error"]["type"] == "overloaded_error"
+
+
+def test_an_answer_that_is_no_stream_waits_in_silence(pod: Pod) -> None:
+    unready(pod)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(pod.chat, "open"), pool.submit(pod.chat, "open", stream=False)]
+        until(lambda: held(pod) == 2, "both wait")
+        time.sleep(1.5)
+        waits(pod)
+        assert [one.result().json()["object"] for one in asked] == ["chat.completion"] * 2

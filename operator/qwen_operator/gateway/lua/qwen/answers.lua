@@ -22,7 +22,18 @@ local KINDS = {
     [504] = { "server_error", "router_timeout", "api_error", "The gateway's router did not answer in time." },
 }
 
+-- An error as an event of a stream whose head is sent already. `text` is JSON.
+function answers.event(text)
+    local kind = ngx.var.uri:sub(1, #ANTHROPIC) == ANTHROPIC and "event: error\n" or ""
+    ngx.print(kind .. "data: " .. text:gsub("[\r\n]+", " ") .. "\n\n")
+    return ngx.exit(ngx.HTTP_OK)
+end
+
 local function send(status, text)
+    if ngx.headers_sent then
+        ngx.ctx.failed = status
+        return answers.event(text)
+    end
     -- The proxy may answer itself although an engine was asked before. Its own headers must reach the client.
     ngx.ctx.own_answer = true
     ngx.status = status
@@ -47,7 +58,7 @@ end
 function answers.refuse(status, message, options)
     options = options or {}
     local kind = KINDS[status] or KINDS[500]
-    if options.retry_after then
+    if options.retry_after and not ngx.headers_sent then
         ngx.header["Retry-After"] = options.retry_after
     end
     if ngx.var.uri:sub(1, #ANTHROPIC) == ANTHROPIC then

@@ -159,6 +159,9 @@ function Reader:read_value(text, at, char)
         return nil, "a value is missing"
     end
     -- The scalar may go on in the next piece.
+    if self.key == "stream" then
+        self.stream = sub(text, at, stop - 1) == "true"
+    end
     self.expects = "next"
     self.in_scalar = stop > #text
     return stop
@@ -243,10 +246,11 @@ function Reader:finish()
     if type(name) ~= "string" or not find(name, "^[!-~]+$") then
         return nil, "the field \"model\" is no served name"
     end
-    return name
+    return name, nil, self.stream
 end
 
--- The model of the current request, whose body has been read. A long body is read in pieces, and other requests run
+-- The model of the current request, whose body has been read: its name, or nil and what is wrong. The third result is
+-- whether it asks for a stream, which may be missed in a long body. A long body is read in pieces, and other requests run
 -- between two of them. `pause` lets them run.
 function body.model(pause)
     local reader = body.reader(pause)

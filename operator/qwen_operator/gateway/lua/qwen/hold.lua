@@ -1,12 +1,14 @@
 -- Requests for a model without a replica that answers now: the only one ended, is replaced, or still starts.
 --
 -- Such a request waits here and not in the router, so it takes none of the router's places and memory. Its body lies in
--- nginx, as before every request. No part of an answer has been sent to the client.
+-- nginx, as before every request. No part of an answer has been sent to the client, but
+-- for the head of a stream that waits long (qwen.early).
 --
 -- state.hold has the bounds: `seconds` for one request, `requests` for one model, `total` for the pod. `grace`: the
 -- seconds that nginx has at its end.
 local answers = require "qwen.answers"
 local demand = require "qwen.demand"
+local early = require "qwen.early"
 local limits = require "qwen.limits"
 local metrics = require "qwen.metrics"
 local state = require "qwen.state"
@@ -109,6 +111,7 @@ function hold.wait(ticket, resume)
         end
         take(ticket, waiting)
         check_time(ticket)
+        early.beat(ticket)
         ngx.sleep(STEP_SECONDS)
         waiting = state.waiting[ticket.model]
     end
@@ -136,8 +139,10 @@ function hold.again(ticket, cut)
     end
     if (ticket.ends or 0) >= MAX_ENDS then
         metrics.refused(ticket.tenant, "replicaEnded")
-        -- OpenAI's clients would send it again.
-        ngx.header["x-should-retry"] = "false"
+        if not ngx.headers_sent then
+            -- OpenAI's clients would send it again.
+            ngx.header["x-should-retry"] = "false"
+        end
         local message = "The replica of the model '%s' ended %d times while it had this request. It is not sent again."
         return answers.refuse(500, string.format(message, ticket.model, MAX_ENDS), { code = "replica_ended" })
     end

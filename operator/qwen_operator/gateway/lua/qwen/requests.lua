@@ -1,6 +1,7 @@
 -- What happens to one request: whose it is, what its tenant may do, what it asks for, and what it cost.
 local answers = require "qwen.answers"
 local body = require "qwen.body"
+local early = require "qwen.early"
 local hold = require "qwen.hold"
 local limits = require "qwen.limits"
 local metrics = require "qwen.metrics"
@@ -153,7 +154,7 @@ local function find_model(ticket, allowed)
         file:close()
         check_length(ticket, length, allowed)
     end
-    local name, fault = body.model(pause_of(ticket))
+    local name, fault, stream = body.model(pause_of(ticket))
     end_turn(ticket)
     if not name then
         return refuse(ticket, "format", 400, "The request body is refused: " .. fault .. ".", { param = "model" })
@@ -163,7 +164,7 @@ local function find_model(ticket, allowed)
         metrics.refused(ticket.tenant, "model")
         return answers.no_model(name)
     end
-    ticket.model = name
+    ticket.model, ticket.stream = name, stream
     ngx.var.qwen_tenant = ticket.tenant
 end
 
@@ -172,6 +173,13 @@ local function only(method)
         return
     end
     answers.wrong_method(method)
+end
+
+-- If the head of the answer is sent already, the request ends here.
+local function answer_early(ticket)
+    while ticket.head do
+        hold.again(ticket, early.answer(ticket) == "@cut")
+    end
 end
 
 -- For the addresses of the router that want a model in the body.
@@ -188,13 +196,16 @@ function requests.admit()
     take_room(ticket, length, allowed)
     read_body(ticket)
     find_model(ticket, allowed)
-    hold.wait(ticket)
     ticket.length = tonumber(ngx.var.request_length) or 0
+    hold.wait(ticket)
+    answer_early(ticket)
 end
 
 -- For a request that the router gave back. `cut`: an engine may have begun with it.
 function requests.again(cut)
-    hold.again(tickets[tonumber(ngx.var.qwen_ticket)], cut)
+    local ticket = tickets[tonumber(ngx.var.qwen_ticket)]
+    hold.again(ticket, cut)
+    answer_early(ticket)
 end
 
 -- For GET /v1/models and GET /v1/models/NAME.
@@ -324,7 +335,7 @@ function requests.finish()
     if ticket.answer then
         count_tokens(ticket)
     end
-    metrics.ended(ticket.tenant, ticket.model, ngx.status)
+    metrics.ended(ticket.tenant, ticket.model, ngx.ctx.failed or ngx.status)
 end
 
 return requests

@@ -12,6 +12,7 @@ local state = {
     waiting = {},
     loads = 0,
     hold = { seconds = 0, requests = 0, total = 0, grace = 0 },
+    relay = { head_seconds = 0 },
 }
 
 local READ_SECONDS = 0.25
@@ -125,10 +126,13 @@ function state.limits_of(tenant)
     return state.settings.tenants[tenant] or state.settings.defaults
 end
 
--- `files`: the paths of the three files. `hold`: seconds, requests, total and grace, which qwen.hold explains.
-function state.start(files, hold)
+-- `files`: the paths of the three files. `hold`: seconds, requests, total and grace, which qwen.hold explains. `relay`:
+-- its socket, answer_seconds, tenant_header and passed_on, and head_seconds: after so many seconds of waiting a stream
+-- gets its head (qwen.early), 0 for never.
+function state.start(files, hold, relay)
     paths = files
     state.hold = hold
+    state.relay = relay
     state.refresh()
     assert(ngx.timer.every(READ_SECONDS, function(premature)
         if not premature then

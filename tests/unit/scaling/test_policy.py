@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling.answers import existing
-from qwen_operator.scaling.policy import LARGEST_NEED, measure
+from qwen_operator.scaling.policy import measure
+from qwen_operator.scaling.sizes import LARGEST_NEED
 from qwen_operator.scaling.types import Bounds, EngineLoad, EnginePod
 from tests.unit.scaling.world import TOKENS, Replay, engine, engines, load, sample
 
@@ -252,7 +253,7 @@ def test_it_never_leaves_the_bounds_and_remembers_little(
         decision = replay.look(engines(len(numbers), pending), loads, problems)
         assert least <= decision.replicas <= least + more
         assert replay.history is not None
-        peaks = [peak.replicas for peak in replay.history.peaks]
+        peaks = [peak.size for peak in replay.history.peaks]
         assert peaks == sorted(set(peaks), reverse=True)
 
 

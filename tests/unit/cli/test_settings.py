@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qwen_operator.api.spec import EnvVar
+from qwen_operator.api.engine import EnvVar
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.cli.settings import chart_settings, rendered
 from qwen_operator.config import Settings, load

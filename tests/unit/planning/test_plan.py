@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.api.spec import Engine, Hardware, Parallelism, Spec, Workload
+from qwen_operator.api.engine import Engine
+from qwen_operator.api.sizing import Hardware, Parallelism, Workload
+from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import INSPECTION
 from qwen_operator.hardware.inventory import GpuPool, Inventory, inventory
 from qwen_operator.planning.memory import GIB

@@ -102,9 +102,9 @@ def test_credentials_come_from_the_kubeconfig_or_by_address_from_the_pod(monkeyp
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
-    found = handlers.credentials()
-    assert found
-    assert found.server == "https://[fd00::1]:6443"
+    credentials = handlers.credentials()
+    assert credentials
+    assert credentials.server == "https://[fd00::1]:6443"
     monkeypatch.setenv("KUBECONFIG", "somewhere")
     assert handlers.credentials() is None
 
@@ -300,8 +300,8 @@ def test_the_commands_explain_themselves_and_crds_are_printed_or_written(
     with pytest.raises(SystemExit) as ended:
         cli(["--help"])
     assert ended.value.code == 0
-    told = capsys.readouterr().out
-    assert all(command in told for command in COMMANDS)
+    output = capsys.readouterr().out
+    assert all(command in output for command in COMMANDS)
     root = logging.getLogger()
     before = root.handlers[:]
     try:

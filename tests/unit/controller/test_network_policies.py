@@ -61,9 +61,9 @@ class World:
         self.store.remove(resource, {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": "99"}})
 
     def look(self) -> None:
-        found = [item for item in self.kube.all(NETWORK_POLICIES) if item["metadata"].get("labels")]
+        labelled = [item for item in self.kube.all(NETWORK_POLICIES) if item["metadata"].get("labels")]
         self.policies.listener(None)(
-            {(item["metadata"]["namespace"], item["metadata"]["name"]): item for item in found}
+            {(item["metadata"]["namespace"], item["metadata"]["name"]): item for item in labelled}
         )
 
     async def steps(self, number: int = 1) -> World:

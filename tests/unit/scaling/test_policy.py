@@ -133,8 +133,8 @@ def test_an_engine_that_cannot_be_read_counts_as_busy() -> None:
 
 def test_the_commonest_problem_is_named_and_the_others_counted() -> None:
     replay = Replay(Bounds(1, 8, WINDOW))
-    found = dict.fromkeys(("a", "b"), Reason.METRICS_MISSING) | {"c": Reason.METRICS_FROZEN}
-    decision = replay.look(engines(3), [], found)
+    problems = dict.fromkeys(("a", "b"), Reason.METRICS_MISSING) | {"c": Reason.METRICS_FROZEN}
+    decision = replay.look(engines(3), [], problems)
     assert decision.reason == Reason.METRICS_MISSING
     assert "2 of 3" in decision.message
     assert "1 more cannot be read either" in decision.message

@@ -196,3 +196,18 @@ def test_a_right_comes_before_possession() -> None:
     holder, waiter = deployment("a", age=9), deployment("b", namespace="other")
     assert holders([holder], rights).owners == {}
     assert holders([holder, waiter], rights).owners == {"m": ("other", "b")}
+
+
+def test_a_name_that_is_being_granted_stays_with_its_object_while_that_is_edited() -> None:
+    """The operator writes the grant into the status. An edit may come before the status that says so."""
+    index = NameIndex(ANY, lambda: datetime(2026, 1, 3, tzinfo=UTC))
+    first, older = ({**deployment(name, age=age), "status": {}} for name, age in (("first", 1), ("older", 9)))
+    index.put(("demo", "first"), first)
+    assert [one.name for one in index.share(("demo", "first")).held] == ["m"]
+    index.put(("demo", "older"), older)
+    index.put(("demo", "first"), asking(first, servedNames=["m", "n"]))
+    assert index.share(("demo", "older")).held == ()
+    assert [one.name for one in index.share(("demo", "first")).held] == ["m", "n"]
+    # Once it no longer asks, the name is free.
+    index.put(("demo", "first"), asking(first, servedNames=["n"]))
+    assert [one.name for one in index.share(("demo", "older")).held] == ["m"]

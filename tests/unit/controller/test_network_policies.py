@@ -247,6 +247,25 @@ async def test_the_mirrors_begin_before_the_first_write() -> None:
     assert [item["metadata"]["namespace"] for item in kube.all(NETWORK_POLICIES)] == ["a"]
 
 
+async def test_a_namespace_whose_policies_cannot_be_listed_keeps_no_other_open() -> None:
+    class Closed(FakeKube):
+        async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
+            if namespace == "b":
+                raise Forbidden(403, "Forbidden", "networkpolicies is forbidden")
+            return await super().list(resource, namespace, labels)
+
+    kube, store = Closed(), Store()
+    for namespace in ("a", "b"):
+        store.update(QWENDEPLOYMENTS, deployment(namespace))
+    policies = NetworkPolicies(kube, store, CONFIG, ("a", "b"), Clock().monotonic, lambda _s: asyncio.sleep(0))
+    tasks = [asyncio.create_task(part) for part in policies.parts()]
+    await asyncio.sleep(0.05)
+    for one in tasks:
+        one.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert [item["metadata"]["namespace"] for item in kube.all(NETWORK_POLICIES)] == ["a"]
+
+
 def test_a_release_without_a_policy_name_runs_nothing() -> None:
     policies = NetworkPolicies(FakeKube(), Store(), NetworkPolicyConfig(), (), Clock().monotonic)
     assert policies.parts() == []

@@ -331,6 +331,17 @@ def test_a_second_release(mine: str, other: str, clash: str) -> None:
     assert clash in finding.message
 
 
+@pytest.mark.parametrize(("other", "what"), [("", "all namespaces"), ("team-b,team-a", "team-a, team-b")])
+def test_another_release_before_the_own_one_is_installed(other: str, what: str) -> None:
+    """Nothing acts twice yet. Perhaps the release has another name than --release says."""
+    listed = Listed([operator("other", "o-operator", watched=other)])
+    absent = installed(None, operator=Listed(absent=True))
+    finding = only("second-release", cluster(installation=absent, operators=listed))
+    assert finding.mark is Mark.WARNING
+    assert f"other/o-operator serves {what}: give a new release" in finding.message
+    assert "--release" in finding.message
+
+
 def test_rights() -> None:
     account = "system:serviceaccount:qwen-system:qwen-operator"
     rights = [

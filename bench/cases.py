@@ -8,7 +8,8 @@ from functools import cache
 from itertools import product
 
 from bench.oracle import CARDS, Card
-from qwen_operator.api.spec import Spec, Workload
+from qwen_operator.api.sizing import Workload
+from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.catalog import CatalogEntry
 from qwen_operator.hardware.inventory import Inventory, inventory

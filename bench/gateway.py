@@ -244,14 +244,14 @@ async def measure(pod: Pod, rounds: int, seconds: float) -> None:
     both = targets(pod)
     print("| load | target | TTFT p50, ms | TTFT p99, ms | CPU per token, us | tokens/s |\n|---|---|--:|--:|--:|--:|")
     for label, clients, pause in (("20 clients, 20 ms per token", 20, 20), ("16 clients, flat out", 16, 0)):
-        found: dict[str, list[Round]] = {target.name: [] for target in both}
+        measured: dict[str, list[Round]] = {target.name: [] for target in both}
         for _ in range(rounds):
             for target in both:
-                found[target.name].append(await stream_round(target, clients, pause, seconds))
-        for name, own in found.items():
+                measured[target.name].append(await stream_round(target, clients, pause, seconds))
+        for name, own in measured.items():
             numbers = [statistics.median(getattr(one, what) for one in own) for what in Round.__dataclass_fields__]
             print(f"| {label} | {name} | {numbers[0]:.1f} | {numbers[1]:.1f} | {numbers[2]:.1f} | {numbers[3]:,.0f} |")
-        pairs = zip(*found.values(), strict=True)
+        pairs = zip(*measured.values(), strict=True)
         ratios = [(new.p50 / old.p50, new.p99 / old.p99, new.cpu / old.cpu) for old, new in pairs]
         medians = (f"{statistics.median(column):.2f}" for column in zip(*ratios, strict=True))
         print(f"| {label} | ratio of a round, median | {' | '.join(medians)} | |")

@@ -58,8 +58,8 @@ def wait_condition(
 
     def probe() -> Manifest | None:
         obj = kubectl.get("qd", name, namespace)
-        found = condition(obj, kind)
-        if found.get("status") == status and found.get("reason") == reason:
+        shown = condition(obj, kind)
+        if shown.get("status") == status and shown.get("reason") == reason:
             return obj
         return None
 
@@ -84,8 +84,8 @@ def wait_load(kubectl: Kubectl, namespace: str, name: str) -> None:
 
 def pods(kubectl: Kubectl, namespace: str, name: str) -> list[Manifest]:
     """Its engine pods, sorted by name."""
-    found = kubectl.list("pods", namespace, f"qwen-operator.dev/deployment={name},qwen-operator.dev/role=engine")
-    return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
+    items = kubectl.list("pods", namespace, f"qwen-operator.dev/deployment={name},qwen-operator.dev/role=engine")
+    return sorted(items, key=lambda pod: str(pod["metadata"]["name"]))
 
 
 def alive(kubectl: Kubectl, namespace: str, name: str) -> list[Manifest]:
@@ -95,5 +95,5 @@ def alive(kubectl: Kubectl, namespace: str, name: str) -> list[Manifest]:
 
 def events(kubectl: Kubectl, namespace: str, name: str) -> set[tuple[str, str]]:
     """(type, reason) of the Events about one QwenDeployment."""
-    found = kubectl.list("events", namespace)
-    return {(e["type"], e["reason"]) for e in found if e["involvedObject"].get("name") == name}
+    items = kubectl.list("events", namespace)
+    return {(e["type"], e["reason"]) for e in items if e["involvedObject"].get("name") == name}

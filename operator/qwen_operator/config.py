@@ -13,10 +13,11 @@ from typing import Any
 
 from qwen_operator.api import reading
 from qwen_operator.api.claims import ANY_NAMESPACE, NameRights
+from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.fields import matches
 from qwen_operator.api.pod import DEFAULTS, Pod
 from qwen_operator.api.schema import object_schema
-from qwen_operator.api.spec import RESOURCE_FORM, EnvVar
+from qwen_operator.api.sizing import RESOURCE_FORM
 from qwen_operator.checkpoints.hubs import Hub, is_address
 from qwen_operator.hardware.boards import capability
 from qwen_operator.hardware.pools import MOST_DOLLARS, GpuPool, thousandths

@@ -59,13 +59,23 @@ class Guard:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client, path = scope.get("client"), str(scope.get("path", ""))
+        client, path = scope.get("client"), _route(scope)
         if is_open(scope["type"], client[0] if client else None, path):
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
             await _refuse(path, send)
         else:
             await send({"type": "websocket.close", "code": 1008})
+
+
+def _route(scope: Scope) -> str:
+    """The path by which the application finds its endpoint. Like Starlette, it leaves out the root path.
+
+    With --fastapi-root-path=/v1/models, the path of every request begins like an open one.
+    """
+    path, root = str(scope.get("path", "")), str(scope.get("root_path", ""))
+    rest = path.removeprefix(root)
+    return rest if rest.startswith("/") else path
 
 
 async def _refuse(path: str, send: Send) -> None:

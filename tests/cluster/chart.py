@@ -102,8 +102,8 @@ def refused(values: Mapping[str, Any]) -> str:
 
 
 def one(manifests: list[Manifest], kind: str, name: str) -> Manifest:
-    (found,) = [m for m in manifests if m["kind"] == kind and m["metadata"]["name"] == name]
-    return found
+    (manifest,) = [m for m in manifests if m["kind"] == kind and m["metadata"]["name"] == name]
+    return manifest
 
 
 def of_kind(manifests: list[Manifest], *kinds: str) -> list[Manifest]:
@@ -123,8 +123,8 @@ def containers(spec: Manifest) -> list[Manifest]:
 
 def environment(manifests: list[Manifest], deployment: str, container: str) -> dict[str, str | None]:
     spec = one(manifests, "Deployment", deployment)["spec"]["template"]["spec"]
-    (found,) = [c for c in containers(spec) if c["name"] == container]
-    return {entry["name"]: entry.get("value") for entry in found["env"]}
+    (named,) = [c for c in containers(spec) if c["name"] == container]
+    return {entry["name"]: entry.get("value") for entry in named["env"]}
 
 
 def config(manifests: list[Manifest]) -> Manifest:

@@ -32,12 +32,12 @@ CHILDREN = ("pods", "controllerrevisions", "poddisruptionbudgets")
 
 def identities(kubectl: Kubectl, namespace: str, kinds: tuple[str, ...] = CHILDREN) -> dict[tuple[str, str], str]:
     """(kind, name) -> uid of the objects in a namespace, for pods with the restarts of their containers."""
-    found = {}
+    ids = {}
     for kind in kinds:
         for item in kubectl.list(kind, namespace):
             restarts = [c["restartCount"] for c in item.get("status", {}).get("containerStatuses", [])]
-            found[kind, item["metadata"]["name"]] = f"{item['metadata']['uid']} {restarts}"
-    return found
+            ids[kind, item["metadata"]["name"]] = f"{item['metadata']['uid']} {restarts}"
+    return ids
 
 
 def quiet(kubectl: Kubectl, namespace: str) -> None:
@@ -178,8 +178,8 @@ def test_an_uninstall_leaves_the_engines_and_an_installation_finds_them_again(
 ) -> None:
     key, crd = release.key(kubectl), kubectl.json("get", "crd", CRD)["metadata"]["uid"]
     try:
-        said = live(bed, "uninstall", release.name, "-n", release.namespace, "--wait", "--timeout", "2m")
-        assert CRD in said
+        output = live(bed, "uninstall", release.name, "-n", release.namespace, "--wait", "--timeout", "2m")
+        assert CRD in output
         wait_for("operator and gateway are gone", lambda: not kubectl.list("pods", release.namespace), 120)
         assert kubectl.list("deployments", release.namespace) == []
         assert kubectl.json("get", "crd", CRD)["metadata"]["uid"] == crd
@@ -260,8 +260,8 @@ class TestTwoReleases:
         assert kubectl.json("get", "clusterroles,clusterrolebindings", "-l", owned)["items"] == []
 
     def test_helm_test_passes(self, bed: Cluster, two: Two) -> None:
-        said = live(bed, "test", two.second.name, "-n", two.second.namespace, "--logs", "--timeout", "3m")
-        assert said.count(PASSED) == 3, said
+        output = live(bed, "test", two.second.name, "-n", two.second.namespace, "--logs", "--timeout", "3m")
+        assert output.count(PASSED) == 3, output
 
     def test_one_goes_and_the_other_stays(self, kubectl: Kubectl, bed: Cluster, two: Two) -> None:
         kubectl.apply(engine(two.nodes, two.mine, "stays"), engine(two.nodes, two.other, "left"))
@@ -289,8 +289,8 @@ def test_a_second_owner_of_the_crd_is_refused(kubectl: Kubectl, bed: Cluster, re
 
 @pytest.mark.alone
 def test_helm_test_passes(bed: Cluster, release: Release) -> None:
-    said = live(bed, "test", release.name, "-n", release.namespace, "--logs", "--timeout", "3m")
-    assert said.count(PASSED) == 3, said
+    output = live(bed, "test", release.name, "-n", release.namespace, "--logs", "--timeout", "3m")
+    assert output.count(PASSED) == 3, output
 
 
 VIEWER = {("get", ""), ("list", ""), ("watch", ""), ("get", "status"), ("get", "scale")}

@@ -105,8 +105,8 @@ def test_every_binding_joins_a_role_and_an_account_that_exist(values: Manifest) 
 
 def one_of_namespace(manifests: list[Manifest], reference: Manifest, namespace: str | None) -> Manifest:
     wanted = (reference["kind"], reference["name"], namespace)
-    (found,) = [m for m in manifests if (m["kind"], m["metadata"]["name"], m["metadata"].get("namespace")) == wanted]
-    return found
+    (manifest,) = [m for m in manifests if (m["kind"], m["metadata"]["name"], m["metadata"].get("namespace")) == wanted]
+    return manifest
 
 
 def test_no_right_on_secrets_without_keys() -> None:

@@ -55,8 +55,8 @@ def test_two_renders_are_the_same_bytes(values: Manifest) -> None:
 
 def test_the_objects_have_these_names() -> None:
     """What the documentation, the demo and users rely on."""
-    found = {(m["kind"], m["metadata"]["name"]) for m in render({})}
-    assert found == {
+    names = {(m["kind"], m["metadata"]["name"]) for m in render({})}
+    assert names == {
         ("CustomResourceDefinition", "qwendeployments.qwen-operator.dev"),
         ("ServiceAccount", "qwen-operator"),
         ("ServiceAccount", "qwen-gateway"),
@@ -87,7 +87,7 @@ def test_the_objects_have_these_names() -> None:
         ("RoleBinding", "qwen-gateway-keys"),
         ("Pod", "qwen-test"),
     }
-    assert found == {(m["kind"], m["metadata"]["name"]) for m in render({}, release="qwen-operator")}
+    assert names == {(m["kind"], m["metadata"]["name"]) for m in render({}, release="qwen-operator")}
 
 
 @all_values
@@ -166,10 +166,10 @@ def test_tenants_reach_the_proxy_as_it_reads_them() -> None:
     tenants = {"team-a": {"models": ["Qwen/*"], "tokensPerMinute": 100000000}}
     manifests = render({"gateway": {"tenants": tenants, "corsAllowedOrigins": ["https://a.example.com", "https://b"]}})
     content = one(manifests, "ConfigMap", "qwen-gateway-tenants")["data"]["tenants.json"]
-    found = read_tenants(content)
-    assert found.own["team-a"].models == ("Qwen/*",)
-    assert found.own["team-a"].numbers["tokensPerMinute"] == 100000000
-    assert found.defaults == Limits()
+    limits = read_tenants(content)
+    assert limits.own["team-a"].models == ("Qwen/*",)
+    assert limits.own["team-a"].numbers["tokensPerMinute"] == 100000000
+    assert limits.defaults == Limits()
     environ = {name: value or "" for name, value in environment(manifests, "qwen-gateway", "proxy").items()}
     assert ProxySettings.from_env(environ).cors_origins == ("https://a.example.com", "https://b")
 
@@ -183,9 +183,9 @@ def test_wrong_tenants_are_refused(tenant: Manifest) -> None:
 
 @all_values
 def test_every_pod_meets_the_restricted_profile(values: Manifest) -> None:
-    found = list(pods(render(values)))
-    assert len(found) == 3
-    for _, spec in found:
+    templates = list(pods(render(values)))
+    assert len(templates) == 3
+    for _, spec in templates:
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["runAsUser"] == 65532
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -234,8 +234,8 @@ def test_the_crd_has_two_switches() -> None:
 def test_a_changed_configuration_replaces_the_operator_and_nothing_else_does() -> None:
     def checksum(values: Manifest) -> str:
         template = one(render(values), "Deployment", "qwen-operator")["spec"]["template"]
-        found: str = template["metadata"]["annotations"]["checksum/config"]
-        return found
+        digest: str = template["metadata"]["annotations"]["checksum/config"]
+        return digest
 
     assert checksum({"gateway": {"replicas": 5}, "commonLabels": {"team": "ml"}}) == checksum({})
     assert checksum({"engine": {"args": ["--schedule-policy=lpm"]}}) != checksum({})

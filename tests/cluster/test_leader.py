@@ -75,6 +75,6 @@ def test_a_leader_killed_in_a_burst_leaves_no_pod_double_or_missing(
 
     for name in names:
         wait_ready(kubectl, space, name, timeout=120)
-    found = [len(pods(kubectl, space, name)) for name in names]
-    assert found == [1] * len(names)
+    counts = [len(pods(kubectl, space, name)) for name in names]
+    assert counts == [1] * len(names)
     settled(kubectl, release)

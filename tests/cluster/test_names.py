@@ -37,7 +37,7 @@ def joined(kubectl: Kubectl, release: Release, name: str) -> set[str]:
     return set(re.findall(rf"worker joins: '{re.escape(name)}' at [^,]+, ([^/]+)/", logs))
 
 
-def told(kubectl: Kubectl, thief: str) -> str:
+def degraded_message(kubectl: Kubectl, thief: str) -> str:
     """What the object that wants the name learns."""
     return str(condition(kubectl.get("qd", "older", thief), "Degraded").get("message"))
 
@@ -75,4 +75,4 @@ def test_a_live_name_is_not_taken_by_an_edit_or_by_re_creation(
     wait_ready(kubectl, space, "chat")
     assert owner(kubectl, name) == f"{space}/chat"
     assert joined(kubectl, release, name) == {space}
-    wait_for("the thief is told the new holder", lambda: "holds since" in told(kubectl, thief), 30)
+    wait_for("the thief is told the new holder", lambda: "holds since" in degraded_message(kubectl, thief), 30)

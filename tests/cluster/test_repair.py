@@ -58,8 +58,8 @@ def test_a_pinned_revision_is_repaired_and_goes_when_nothing_runs_it(
     kubectl.run("label", "controllerrevision", name, "-n", space, "--overwrite", "app.kubernetes.io/instance=other")
 
     def labels() -> bool:
-        found = kubectl.get("controllerrevision", name, space) or {"metadata": {}}
-        return bool(found["metadata"].get("labels") == old["metadata"]["labels"])
+        revision = kubectl.get("controllerrevision", name, space) or {"metadata": {}}
+        return bool(revision["metadata"].get("labels") == old["metadata"]["labels"])
 
     wait_for("the label is put back", labels, 30)
     # The newest two that nothing runs are kept for a way back.
@@ -81,8 +81,8 @@ def test_a_deleted_pod_is_replaced(kubectl: Kubectl, space: str, settled: Manife
     kubectl.run("delete", "pod", settled["metadata"]["name"], "-n", space, "--wait=false")
 
     def replaced() -> bool:
-        found = pods(kubectl, space, "own")
-        return len(found) == 1 and found[0]["metadata"]["uid"] != settled["metadata"]["uid"]
+        present = pods(kubectl, space, "own")
+        return len(present) == 1 and present[0]["metadata"]["uid"] != settled["metadata"]["uid"]
 
     wait_for("another pod is there, and only that", replaced, 60)
     wait_ready(kubectl, space, "own")

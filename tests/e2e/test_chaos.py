@@ -78,10 +78,10 @@ class World:
 
     def delete_a_pod(self) -> str:
         """One of at least two that answer: the last one's end is an outage, whoever serves."""
-        found = pods(self.kubectl, self.space, "chaos")
-        if sum(condition(pod, "Ready").get("status") == "True" and not _going(pod) for pod in found) < 2:
+        present = pods(self.kubectl, self.space, "chaos")
+        if sum(condition(pod, "Ready").get("status") == "True" and not _going(pod) for pod in present) < 2:
             return ""
-        pod = self.luck.choice(found)["metadata"]["name"]
+        pod = self.luck.choice(present)["metadata"]["name"]
         self.kubectl.run("delete", "pod", pod, "-n", self.space, "--wait=false")
         return f"pod {pod} deleted"
 
@@ -154,7 +154,7 @@ def test_chaos(bed: Cluster, kubectl: Kubectl, release: Release, gateway: Gatewa
             trickle.stop()
         for thread in threads:
             thread.join(120)
-    lost = sorted(found for trickle in trickles for found in trickle.lost)
+    lost = sorted(loss for trickle in trickles for loss in trickle.lost)
     short, streams = (trickle.answered for trickle in trickles)
     print(f"{short} short answers and {streams} whole streams, {len(lost)} lost, after {len(log)} deeds")
     for at, what in lost:

@@ -16,14 +16,14 @@ TINY: dict[str, Any] = {"source": {"uri": "pvc://models/tiny-qwen2"}}
 
 
 def failure(kubectl: Kubectl, space: str, name: str) -> Manifest:
-    found: Manifest = (kubectl.get("qd", name, space) or {}).get("status", {}).get("lastFailure") or {}
-    return found
+    last: Manifest = (kubectl.get("qd", name, space) or {}).get("status", {}).get("lastFailure") or {}
+    return last
 
 
 def died(kubectl: Kubectl, space: str, name: str, timeout: float) -> Manifest:
-    found = wait_for(f"{name} dies", lambda: failure(kubectl, space, name) or None, timeout)
+    death = wait_for(f"{name} dies", lambda: failure(kubectl, space, name) or None, timeout)
     print(kubectl.run("get", "qd", name, "-n", space, "-o", "wide"))
-    return found
+    return death
 
 
 @pytest.mark.timeout(400)
@@ -31,10 +31,10 @@ def test_a_bad_value_of_an_option_is_a_crash_loop_with_its_cause(kubectl: Kubect
     engine = {"args": ["--schedule-policy=nonsense"]}
     kubectl.apply(qd(claim_space, "flag", model="e2e-flag", engine=engine, **TINY))
 
-    found = died(kubectl, claim_space, "flag", 180)
+    death = died(kubectl, claim_space, "flag", 180)
 
-    assert (found["reason"], found["exitCode"]) == ("BadFlag", 2)
-    assert any("nonsense" in line for line in found["log"])
+    assert (death["reason"], death["exitCode"]) == ("BadFlag", 2)
+    assert any("nonsense" in line for line in death["log"])
     obj = wait_condition(kubectl, claim_space, "flag", ("Stalled", "True", "BadFlag"), 240)
     assert "schedule-policy" in obj["status"]["summary"]["message"]
     assert ("Warning", "BadFlag") in events(kubectl, claim_space, "flag")
@@ -46,9 +46,9 @@ def test_too_little_memory_for_all_processes_is_said_so(kubectl: Kubectl, claim_
     pod = {"resources": {"limits": {"memory": "400Mi"}, "requests": {"memory": "100Mi"}}}
     kubectl.apply(qd(claim_space, "small", model="e2e-small", pod=pod, **TINY))
 
-    found = died(kubectl, claim_space, "small", 180)
+    death = died(kubectl, claim_space, "small", 180)
 
-    assert found["reason"] == "HostOutOfMemory"
+    assert death["reason"] == "HostOutOfMemory"
     kubectl.run("delete", "qd", "small", "-n", claim_space, "--wait=false")
 
 
@@ -60,8 +60,8 @@ def test_a_killed_scheduler_is_no_lack_of_memory_and_comes_back(kubectl: Kubectl
 
     send(pods_processes(pod["metadata"]["uid"], "sglang::scheduler"), signal.SIGKILL)
 
-    found = died(kubectl, claim_space, "victim", 120)
-    assert (found["reason"], found["phase"]) == ("EngineKilled", "Serving")
+    death = died(kubectl, claim_space, "victim", 120)
+    assert (death["reason"], death["phase"]) == ("EngineKilled", "Serving")
     wait_ready(kubectl, claim_space, "victim", timeout=300)
     # A clean end leaves no cause behind.
     before = failure(kubectl, claim_space, "victim")

@@ -23,11 +23,11 @@ ON_CPU = ("--tool-call-parser", "--reasoning-parser", "--json-model-override-arg
 
 def flag_sets(lists: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
     """The distinct sets of options that mean something on a CPU; those that differ in numbers only count as one."""
-    found: dict[str, tuple[str, ...]] = {}
+    forms: dict[str, tuple[str, ...]] = {}
     for args in lists:
         flags = tuple(arg for arg in args if arg.startswith(ON_CPU))
-        found.setdefault(re.sub(r"[0-9]{2,}", "", " ".join(flags)), flags)
-    return sorted(found.values())
+        forms.setdefault(re.sub(r"[0-9]{2,}", "", " ".join(flags)), flags)
+    return sorted(forms.values())
 
 
 def parser_pod(namespace: str) -> Manifest:

@@ -33,15 +33,15 @@ UNSEEN = {
 def grants(kubectl: Kubectl, release: Release, account: str) -> set[Grant]:
     """(verb, resource) of all roles that are bound to a service account of the release."""
     bindings: list[Manifest] = kubectl.json("get", "clusterrolebindings,rolebindings", "-A")["items"]
-    found: set[Grant] = set()
+    granted: set[Grant] = set()
     for binding in bindings:
         if not any(_is(subject, release, account) for subject in binding.get("subjects") or ()):
             continue
         kind, name = binding["roleRef"]["kind"], binding["roleRef"]["name"]
         space = ("-n", binding["metadata"]["namespace"]) if kind == "Role" else ()
         for rule in kubectl.json("get", kind.lower(), name, *space)["rules"]:
-            found |= {(verb, resource) for verb in rule["verbs"] for resource in rule.get("resources", ())}
-    return found
+            granted |= {(verb, resource) for verb in rule["verbs"] for resource in rule.get("resources", ())}
+    return granted
 
 
 def _is(subject: Manifest, release: Release, account: str) -> bool:

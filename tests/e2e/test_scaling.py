@@ -62,8 +62,8 @@ def ends(futures: list[Future[str]]) -> list[str]:
 
 
 def scaling(kubectl: Kubectl, space: str) -> Manifest:
-    found: Manifest = (kubectl.get("qd", "load", space) or {}).get("status", {}).get("scaling") or {}
-    return found
+    status: Manifest = (kubectl.get("qd", "load", space) or {}).get("status", {}).get("scaling") or {}
+    return status
 
 
 def test_two_streams_change_nothing(kubectl: Kubectl, gateway: Gateway, scaled: str) -> None:
@@ -122,7 +122,7 @@ def waiting(kubectl: Kubectl, space: str) -> int:
     total = 0.0
     for pod in alive(kubectl, space, "load"):
         page = httpx.get(f"http://{pod['status']['podIP']}:8000/metrics", timeout=10).text
-        total += sum(float(found) for found in re.findall(r"^sglang:num_queue_reqs{.*} (\S+)$", page, re.MULTILINE))
+        total += sum(float(queued) for queued in re.findall(r"^sglang:num_queue_reqs{.*} (\S+)$", page, re.MULTILINE))
     return int(total)
 
 
@@ -132,13 +132,13 @@ def _short(queue: int) -> tuple[int] | None:
 
 
 def _wanted(kubectl: Kubectl, space: str, number: int) -> Manifest | None:
-    found = scaling(kubectl, space)
-    return found if found.get("wanted") == number else None
+    status = scaling(kubectl, space)
+    return status if status.get("wanted") == number else None
 
 
 @pytest.mark.timeout(300)
 def test_a_frozen_scheduler_holds_the_size(kubectl: Kubectl, scaled: str) -> None:
-    [pod] = wait_for("one pod", lambda: found if len(found := alive(kubectl, scaled, "load")) == 1 else None, 120)
+    [pod] = wait_for("one pod", lambda: engines if len(engines := alive(kubectl, scaled, "load")) == 1 else None, 120)
     with frozen(pods_processes(pod["metadata"]["uid"], "sglang::scheduler")):
         obj = wait_condition(kubectl, scaled, "load", ("ScalingActive", "False", "MetricsFrozen"), 30)
         assert obj["status"]["scaling"]["wanted"] == 1

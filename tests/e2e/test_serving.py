@@ -187,8 +187,8 @@ def test_a_deleted_pod_is_replaced_and_routed_again(kubectl: Kubectl, gateway: G
     kubectl.run("delete", "pod", before["metadata"]["name"], "-n", space)
 
     def replaced() -> bool:
-        found = pods(kubectl, space, "tiny")
-        return len(found) == 1 and found[0]["metadata"]["uid"] != before["metadata"]["uid"]
+        present = pods(kubectl, space, "tiny")
+        return len(present) == 1 and present[0]["metadata"]["uid"] != before["metadata"]["uid"]
 
     wait_for("the pod is replaced", replaced, 60)
     wait_ready(kubectl, space, "tiny", timeout=300)

@@ -106,10 +106,10 @@ def _serve(path: Path) -> None:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            told = json.loads(path.read_text())
-            flooded = self.connection.getsockname()[0] in told["flooded"]
-            body = (hostile_page() if flooded else page(told["loads"])).encode()
-            self.send_response(401 if told["refused"] else 200)
+            state = json.loads(path.read_text())
+            flooded = self.connection.getsockname()[0] in state["flooded"]
+            body = (hostile_page() if flooded else page(state["loads"])).encode()
+            self.send_response(401 if state["refused"] else 200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.send_header("Content-Length", str(len(body)))
             # Who asked may have given up by now.

@@ -22,6 +22,6 @@ def owned() -> dict[str, str]:
 
 def abandoned(items: Iterable[Mapping[str, Any]]) -> list[str]:
     """Names of the objects whose owner does not run any more and that nobody deletes yet."""
-    found = [item["metadata"] for item in items]
-    owners = {meta["name"]: meta.get("labels", {}).get(OWNER) for meta in found if "deletionTimestamp" not in meta}
+    metadata = [item["metadata"] for item in items]
+    owners = {meta["name"]: meta.get("labels", {}).get(OWNER) for meta in metadata if "deletionTimestamp" not in meta}
     return [name for name, owner in owners.items() if owner and not Path(f"/proc/{owner}").exists()]

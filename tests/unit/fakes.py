@@ -320,8 +320,8 @@ def merge(old: Any, patch: Any) -> Any:
     if isinstance(old, list) and isinstance(patch, list):
         for key in ("uid", "name"):
             if all(isinstance(item, dict) and key in item for item in [*old, *patch]):
-                found = {item[key]: item for item in old}
+                merged = {item[key]: item for item in old}
                 for item in patch:
-                    found[item[key]] = merge(found.get(item[key]), item)
-                return list(found.values())
+                    merged[item[key]] = merge(merged.get(item[key]), item)
+                return list(merged.values())
     return copy.deepcopy(patch)

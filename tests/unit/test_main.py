@@ -126,10 +126,8 @@ async def _kubelet(kube: FakeKube) -> None:
 
 
 @pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield
+def environment(kubeconfig: Path) -> Iterator[Path]:
+    yield kubeconfig
     # The process switches them off for itself, and here for all tests.
     cast("Any", prometheus_client).enable_created_metrics()
 

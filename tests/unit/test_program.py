@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
 import kopf
@@ -21,7 +21,6 @@ from qwen_operator import handlers, main
 from qwen_operator.cli import COMMANDS, logs
 from qwen_operator.cli import main as cli
 from qwen_operator.config import GatewayConfig
-from qwen_operator.controller.cache import WATCHED
 from qwen_operator.controller.gateway_secret import GatewayKeys
 from qwen_operator.endpoints import MetricsPage, http_app, serving
 from qwen_operator.kube import (
@@ -39,9 +38,9 @@ from qwen_operator.kube import (
     Unavailable,
 )
 from qwen_operator.metrics import OperatorMetrics
-from tests.unit import api_server
 from tests.unit.fakes import Clock, FakeKube
 from tests.unit.waiting import until
+from tests.unit.watching import watched_by_kopf
 from tests.unit.world import CONFIG, Operator, World, deployment
 
 
@@ -60,27 +59,14 @@ def test_kopf_is_a_watch_shell_that_never_gives_up_and_never_writes() -> None:
     assert list(itertools.islice(delays, 3)) == first[:3]
 
 
-async def test_children_are_selected_by_the_api_server_and_nothing_else_is_watched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+async def test_children_are_selected_by_the_api_server_and_nothing_else_is_watched(kubeconfig: Path) -> None:
     kube = FakeKube()
     kube.put(QWENDEPLOYMENTS, deployment())
     operator = Operator(kube, CONFIG)
-    async with api_server.serving(kube, tmp_path / "kubeconfig") as server:
-        watching = kopf.operator(
-            registry=handlers.routes(operator.intake, lambda: None, WATCHED),
-            settings=handlers.operator_settings(CONFIG, lambda: 0.0),
-            clusterwide=True,
-            identity=cast("Any", "operator-0"),
-        )
-        task = asyncio.create_task(watching)
-        await until(lambda: len(server.watches) == len(WATCHED) and operator.queue.take())
+    async with watched_by_kopf(operator, kube, kubeconfig) as server:
+        await until(operator.queue.take)
         # Whatever kopf would write by itself, it writes right after the event.
         await asyncio.sleep(0.1)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
     children = "app.kubernetes.io/managed-by=qwen-operator"
     assert server.watches == {
         (QWENDEPLOYMENTS, ""),
@@ -116,9 +102,9 @@ def test_credentials_come_from_the_kubeconfig_or_by_address_from_the_pod(monkeyp
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
-    found = handlers.credentials()
-    assert found
-    assert found.server == "https://[fd00::1]:6443"
+    credentials = handlers.credentials()
+    assert credentials
+    assert credentials.server == "https://[fd00::1]:6443"
     monkeypatch.setenv("KUBECONFIG", "somewhere")
     assert handlers.credentials() is None
 
@@ -314,8 +300,8 @@ def test_the_commands_explain_themselves_and_crds_are_printed_or_written(
     with pytest.raises(SystemExit) as ended:
         cli(["--help"])
     assert ended.value.code == 0
-    told = capsys.readouterr().out
-    assert all(command in told for command in COMMANDS)
+    output = capsys.readouterr().out
+    assert all(command in output for command in COMMANDS)
     root = logging.getLogger()
     before = root.handlers[:]
     try:

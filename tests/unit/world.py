@@ -371,11 +371,11 @@ class World:
 
     def state(self) -> Manifest:
         """Everything that stays, without what differs between two runs that ended the same way."""
-        found: Manifest = {}
+        objects: Manifest = {}
         for resource in (QWENDEPLOYMENTS, PODS, CONTROLLER_REVISIONS, POD_DISRUPTION_BUDGETS):
             for item in self.api.all(resource):
-                found[f"{resource.plural}/{item['metadata']['name']}"] = _timeless(item)
-        return found
+                objects[f"{resource.plural}/{item['metadata']['name']}"] = _timeless(item)
+        return objects
 
 
 _TIMES = {

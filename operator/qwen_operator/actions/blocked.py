@@ -10,7 +10,7 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.api.status import Failure
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import HubQuery
-from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, LABEL_DEPLOYMENT, Manifest
+from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, Manifest
 from qwen_operator.planning.types import NoFit
 
 MOST_NAMED = 8
@@ -58,21 +58,37 @@ def by_foreign_objects(foreign: Sequence[ForeignObject], deployment: Manifest) -
 
 
 def foreign_message(foreign: Sequence[ForeignObject], deployment: Manifest) -> str:
-    """One sentence about all of them, and how to adopt those that an earlier object of this name left behind."""
-    one = len(foreign) == 1
-    them = "it" if one else "them"
-    named = _joined([f"the {item.kind} {item.name}" for item in foreign])
-    exist = "already exists and does" if one else "already exist and do"
-    message = f"{named} {exist} not belong to this QwenDeployment, so the operator leaves {them} alone"
-    if not all(item.former for item in foreign):
-        return f"{message}: delete {them}, or give this QwenDeployment another name"
-    meta = deployment["metadata"]
-    kinds = ",".join(sorted({str(item.kind).lower() for item in foreign}))
-    return (
-        f"{message}: an earlier QwenDeployment of this name made {them}. To adopt {them}: kubectl annotate --overwrite "
-        f"-n {meta['namespace']} {kinds} -l {LABEL_DEPLOYMENT}={meta['name']} {ANNOTATION_OWNER_UID}={meta['uid']}. "
-        f"Or delete {them}"
-    )
+    """What to do about all of them, and how to adopt those that an earlier object of this name left behind."""
+    former = [item for item in foreign if item.former]
+    others = [item for item in foreign if not item.former]
+    earlier = "earlier QwenDeployment of this name made"
+    if not others:
+        return f"{_left_alone(former)}: an {earlier} {_them(former)}. {_adoption(former, deployment)}"
+    message = f"{_left_alone(others)}: delete {_them(others)}, or give this QwenDeployment another name"
+    return f"{message}. An {earlier} {_listed(former)}. {_adoption(former, deployment)}" if former else message
+
+
+def _left_alone(foreign: Sequence[ForeignObject]) -> str:
+    exist = "already exists and does" if len(foreign) == 1 else "already exist and do"
+    alone = f"the operator leaves {_them(foreign)} alone"
+    return f"{_listed(foreign)} {exist} not belong to this QwenDeployment, so {alone}"
+
+
+def _adoption(former: Sequence[ForeignObject], deployment: Manifest) -> str:
+    """How to adopt them. The command has names and no label, because an object of somebody else may have the label."""
+    meta, first = deployment["metadata"], former[:MOST_NAMED]
+    them = _them(former) if len(first) == len(former) else f"the first {MOST_NAMED}"
+    names = " ".join(f"{item.kind.lower()}/{item.name}" for item in first)
+    command = f"kubectl annotate --overwrite -n {meta['namespace']} {names} {ANNOTATION_OWNER_UID}={meta['uid']}"
+    return f"To adopt {them}: {command}. Or delete {_them(former)}"
+
+
+def _them(foreign: Sequence[ForeignObject]) -> str:
+    return "it" if len(foreign) == 1 else "them"
+
+
+def _listed(foreign: Sequence[ForeignObject]) -> str:
+    return _joined([f"the {item.kind} {item.name}" for item in foreign])
 
 
 def _joined(parts: Sequence[str]) -> str:

@@ -341,8 +341,8 @@ def _matches(pattern: str, name: str) -> bool:
         return False
     place, end = len(first), len(name) - len(last)
     for part in middle:
-        found = name.find(part, place, end)
-        if found < 0:
+        start = name.find(part, place, end)
+        if start < 0:
             return False
-        place = found + len(part)
+        place = start + len(part)
     return True

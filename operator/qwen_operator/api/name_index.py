@@ -79,6 +79,11 @@ class _Name:
         if self.last is not None:
             self.last = Holding("", "", self.last.since)
 
+    def choose_again(self, key: DeploymentKey) -> None:
+        """After an edit of the object that is given the name: the write of its status may still be on its way."""
+        if key in self.by_key and self.holder is None:
+            self.chosen = key
+
 
 @dataclass(frozen=True, slots=True)
 class Move:
@@ -112,10 +117,13 @@ class NameIndex:
         before = {name: self._answer(name) for name in names}
         stays = old is not None and new is not None and new.living and new.mark == old.mark
         held = [name for name in names if stays and self._holds(name, place)]
+        granted = [name for name in names if stays and self._is_chosen(name, place)]
         if old is not None:
             self._remove(old)
         if new is not None:
             self._add(new)
+        for name in granted:
+            self._names[name].choose_again(place)
         for name in names:
             if name in held:
                 self._give_up(name, place)
@@ -140,6 +148,10 @@ class NameIndex:
         entry = self._names.get(name)
         holder = entry.holder if entry is not None else None
         return holder is not None and holder.key == key
+
+    def _is_chosen(self, name: str, key: DeploymentKey) -> bool:
+        entry = self._names.get(name)
+        return entry is not None and entry.chosen == key
 
     def _give_up(self, name: str, key: DeploymentKey) -> None:
         if key not in self._names[name].by_key:

@@ -1,6 +1,7 @@
 """The spec of a QwenDeployment: what users write, as typed Python.
 
-The descriptions here are the manual that `kubectl explain qd.spec` prints.
+The descriptions are the manual that `kubectl explain qd.spec` prints. source.py, sizing.py, engine.py and pod.py have
+parts of it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from qwen_operator.api import reading, uris
-from qwen_operator.api.fields import Passthrough, Rule, camel, described, matches
-from qwen_operator.api.pod import GPU_RESOURCE, OWN_VOLUMES, Pod
+from qwen_operator.api.engine import Engine
+from qwen_operator.api.fields import Rule, camel, described, matches
+from qwen_operator.api.pod import OWN_VOLUMES, Pod
 from qwen_operator.api.schema import object_schema
+from qwen_operator.api.sizing import Hardware, Parallelism, Workload
+from qwen_operator.api.source import Source
 from qwen_operator.objects import mapping
 
 REPLAN_ANNOTATION = "qwen-operator.dev/replan"
@@ -28,14 +32,6 @@ MOST_CHARACTERS = 131072
 _NAME_FORM = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 # Visible ASCII without the colon, which separates model and adapter in SGLang.
 _CLIENT_NAME = r"^[!-9;-~]+$"
-_REVISION = r"^[A-Za-z0-9][-A-Za-z0-9._/+]*$"
-RESOURCE_FORM = (
-    r"^nvidia[.]com/(gpu([.-][a-z0-9]([-a-z0-9.]*[a-z0-9])?)?"
-    r"|mig-([1-7]c[.])?[1-7]g[.][1-9][0-9]{0,2}gb([.-](me|gfx|all))*([.]shared)?)$"
-)
-"""Resources that a spec may name: whole GPUs, renamed shares of them, and MIG profiles."""
-_PARSER_NAME = r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
-_VERSION = r"^[0-9]+[.][0-9]+[.][0-9]+[-.+0-9A-Za-z]*$"
 
 
 NAME_RULES = (
@@ -68,229 +64,6 @@ _CLIENT_NAME_RULE = Rule(
     lambda value: matches(_CLIENT_NAME, value),
     uris.cure,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where the bytes of the model are."""
-
-    RULES: ClassVar = (uris.REVISION_RULE,)
-
-    uri: str = described(
-        "Where the model's files are. pvc://CLAIM/PATH is a folder in a PersistentVolumeClaim of this namespace. The "
-        "engine mounts it read-only, and the operator inspects config.json and the weights before an engine starts. "
-        "hf://ORGANISATION/NAME is a repository on Hugging Face, and modelscope://ORGANISATION/NAME is one on "
-        "ModelScope. The engine downloads it. Examples: pvc://models/qwen/7b-chat, hf://Qwen/Qwen1.5-7B-Chat.",
-        min_length=1,
-        max_length=512,
-        rules=uris.URI_RULES,
-    )
-    revision: str | None = described(
-        "Branch, tag or commit of a repository on a hub. The operator asks the hub once for the commit and plans with "
-        "it. All replicas load that commit from Hugging Face. From ModelScope they load the branch or tag as it is "
-        "when they start. Default: the main branch. Examples: main, v1.0, 4f2c8b1d0e9a7c6f5b3d2e1a0f9c8b7a6d5e4f3c.",
-        default=None,
-        min_length=1,
-        max_length=128,
-        rules=(
-            Rule(
-                f"self.matches('{_REVISION}') && !self.contains('..')",
-                "must be a branch, a tag or a commit, without white space and without '..'; right would be v1.0",
-                lambda revision: matches(_REVISION, revision) and ".." not in revision,
-            ),
-        ),
-    )
-
-    @property
-    def scheme(self) -> str:
-        """The beginning of the uri, without colon and slashes. It is a key of `uris.FORMS`."""
-        return self.uri.partition("://")[0]
-
-    @property
-    def location(self) -> str:
-        """The rest of the uri. Each scheme reads it in its own way."""
-        return self.uri.partition("://")[2]
-
-    @property
-    def repository(self) -> str | None:
-        """ORGANISATION/NAME if the source is a hub, else None."""
-        return self.location if uris.FORMS[self.scheme].repository else None
-
-
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """Which GPUs may be used."""
-
-    products: tuple[str, ...] = described(
-        "GPU products that the model may use, in order of preference. Each is a value of the node label "
-        "nvidia.com/gpu.product, or a short name. Default: any product; the operator takes the cheapest replica if "
-        "all costs are known (gpuPools of the chart), else the one with the fewest GPUs. Example: [H100-80GB, "
-        "NVIDIA-L40S].",
-        default=(),
-        max_items=16,
-        list_type="atomic",
-        items={"min_length": 1, "max_length": 63, "pattern": r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"},
-    )
-    max_gpus_per_replica: int | None = described(
-        "The most GPUs that one replica may use. Default: as many as there are.", default=None, minimum=1, maximum=64
-    )
-    resource_name: str = described(
-        "Resource that the engine pods request. nvidia.com/gpu: whole GPUs. A MIG profile, for example "
-        "nvidia.com/mig-3g.40gb: one slice for each replica. nvidia.com/gpu.shared or another name that the device "
-        "plugin gives to shared GPUs: a share of one GPU for each replica, with the memory of the GPU divided by the "
-        "number of pods that share it. Nodes may offer slices and shares as nvidia.com/gpu too: then set "
-        "spec.hardware.products to their product, which ends with -MIG-3g.40gb or -SHARED. Default: nvidia.com/gpu.",
-        default=GPU_RESOURCE,
-        max_length=63,
-        rules=(
-            Rule(
-                f"self.matches('{RESOURCE_FORM}')",
-                "must be a resource of NVIDIA's device plugin that holds GPUs, slices or shares of them; right would "
-                "be nvidia.com/gpu, nvidia.com/mig-3g.40gb or nvidia.com/gpu.shared",
-                lambda name: matches(RESOURCE_FORM, name),
-            ),
-        ),
-    )
-
-
-def _request_within_context(spec: Mapping[str, Any]) -> bool:
-    workload, context = mapping(spec, "workload"), spec.get("contextTokens")
-    given = [workload.get(name) or default for name, default in (("inputTokens", 2048), ("outputTokens", 512))]
-    return context is None or not spec.get("workload") or sum(given) <= context
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What has to fit at the same time."""
-
-    concurrency: int = described(
-        "Number of requests that run at the same time on one replica. Example: 16.", minimum=1, maximum=4096
-    )
-    input_tokens: int = described(
-        "Tokens in the prompt of a typical request. Default: 2048.", default=2048, minimum=1, maximum=16777216
-    )
-    output_tokens: int = described(
-        "Tokens in the answer to a typical request. Default: 512.", default=512, minimum=1, maximum=16777216
-    )
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all running requests together."""
-        return self.concurrency * (self.input_tokens + self.output_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Parallelism:
-    """Overrides of the planned split."""
-
-    tensor: int | None = described(
-        "Number of GPUs over which the model is split (tensor parallelism, SGLang's --tp-size). This is also the "
-        "number of GPUs per replica. Default: the smallest power of two that fits. The operator rejects a value that "
-        "is not valid for the model or does not fit, and lists the valid values.",
-        default=None,
-        minimum=1,
-        maximum=64,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class EnvVar:
-    """One environment variable: `value` as it is, or `valueFrom` a Kubernetes source."""
-
-    RULES: ClassVar = (
-        Rule(
-            "!(has(self.value) && has(self.valueFrom))",
-            "must have value or valueFrom, not both",
-            lambda item: item.get("value") is None or item.get("valueFrom") is None,
-        ),
-    )
-
-    name: str = described("Name of the variable.", max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")
-    value: str | None = described(
-        "Value of the variable. Without value and valueFrom, the variable is empty.", default=None, max_length=4096
-    )
-    value_from: Passthrough | None = described(
-        "Source of the value, as in a container: secretKeyRef, configMapKeyRef, fieldRef or resourceFieldRef. "
-        "Example: {secretKeyRef: {name: hf-token, key: token}}.",
-        default=None,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """Overrides of the engine's image and options."""
-
-    image: str | None = described(
-        "Image of SGLang. If it has no tag or digest, the operator appends :v and the version. Default: the chart's "
-        "engine.image, lmsysorg/sglang. Example: registry.example.com/sglang:v0.5.23-cu129.",
-        default=None,
-        min_length=1,
-        max_length=512,
-        pattern=r"^[!-~]+$",
-    )
-    version: str | None = described(
-        "Version of SGLang in the image, without a v. It decides which options exist, and the tag of an image that "
-        "has none. Default: the version in the image's tag, or else the chart's engine.version. Example: 0.5.23.",
-        default=None,
-        max_length=32,
-        rules=(
-            Rule(
-                f"self.matches('{_VERSION}')",
-                "must be a version of three numbers without a v; right would be 0.5.23",
-                lambda version: matches(_VERSION, version),
-            ),
-        ),
-    )
-    args: tuple[str, ...] = described(
-        "Options for SGLang. Write each as --name=value, as --name, or as two entries --name and value. They come "
-        "after the planned options and the chart's options, and the last one of a name wins. The operator rejects "
-        "options that it sets itself (model, name, address, parallel sizes, context length) and options that this "
-        'version does not have. Example: ["--schedule-policy=lpm"].',
-        default=(),
-        max_items=64,
-        list_type="atomic",
-        items={"min_length": 1, "max_length": 2048},
-    )
-    env: tuple[EnvVar, ...] = described(
-        "Environment variables for SGLang. They replace planned variables and the chart's variables of the same name.",
-        default=(),
-        max_items=64,
-        list_type="map",
-        list_map_keys=["name"],
-    )
-    kv_cache_type: str = described(
-        "Type of the values in the KV cache. Auto: the model's own type, 2 bytes, never an 8-bit type. BFloat16: 2 "
-        "bytes. Fp8E4m3: 1 byte, so twice as many tokens fit, with some loss of accuracy; it needs compute capability "
-        "8.9. Default: Auto.",
-        default="Auto",
-        enum=["Auto", "BFloat16", "Fp8E4m3"],
-    )
-    tool_call_parser: str = described(
-        "Parser with which SGLang reads tool calls in answers (--tool-call-parser). Auto: the one that fits the "
-        "model's chat template. None: no parser, so tool calls stay text. Otherwise a name that this version of SGLang "
-        "has, for example hermes. Default: Auto.",
-        default="Auto",
-        min_length=1,
-        max_length=64,
-        pattern=_PARSER_NAME,
-    )
-    reasoning_parser: str = described(
-        "Parser with which SGLang separates reasoning from the answer (--reasoning-parser). Auto: the one that fits "
-        "the model's chat template. None: no parser, so reasoning stays part of the content. Otherwise a name that "
-        "this version of SGLang has, for example deepseek-r1. Default: Auto.",
-        default="Auto",
-        min_length=1,
-        max_length=64,
-        pattern=_PARSER_NAME,
-    )
-    startup_seconds: int | None = described(
-        "Seconds from the start of the container until the engine answers. The kubelet restarts a container that "
-        "takes more than twice as long. Default: planned, 240 s plus one second for each 10^9 bytes of weights, and "
-        "ten more seconds for each 10^9 bytes if the engine downloads the model.",
-        default=None,
-        minimum=10,
-        maximum=86400,
-    )
 
 
 def _bounds_in_order(scaling: Mapping[str, Any]) -> bool:
@@ -380,6 +153,12 @@ class Disruption:
     def allows_one(self) -> bool:
         """Whether one ready replica at a time may be evicted."""
         return self.policy == "AllowOne"
+
+
+def _request_within_context(spec: Mapping[str, Any]) -> bool:
+    workload, context = mapping(spec, "workload"), spec.get("contextTokens")
+    given = [workload.get(name) or default for name, default in (("inputTokens", 2048), ("outputTokens", 512))]
+    return context is None or not spec.get("workload") or sum(given) <= context
 
 
 def _tensor_within_limit(spec: Mapping[str, Any]) -> bool:

@@ -71,6 +71,10 @@ class NetworkPolicies:
     def _scopes(self) -> tuple[str | None, ...]:
         return self.namespaces or (None,)
 
+    def _scope(self, namespace: str) -> str | None:
+        """The scope that lists the policies of a namespace."""
+        return namespace if self.namespaces else None
+
     async def _follow(self, scope: str | None) -> NoReturn:
         """Mirror the policies of one namespace, or of all of them."""
         while not await self._readable(scope):
@@ -79,8 +83,7 @@ class NetworkPolicies:
 
     async def _repair(self) -> NoReturn:
         while True:
-            if len(self._seen) == len(self._scopes):
-                await self.step()
+            await self.step()
             await self.sleep(STEP_SECONDS)
 
     def listener(self, scope: str | None) -> OnChange:
@@ -92,11 +95,16 @@ class NetworkPolicies:
         return on_change
 
     async def step(self) -> None:
-        """Compare every namespace once, and write what differs."""
+        """Compare every namespace whose policies were listed, and write what differs.
+
+        A policy that no list showed yet would look absent.
+        """
         deployed = {item["metadata"]["namespace"] for item in self.store.all(QWENDEPLOYMENTS)}
         present = {key[0]: item for seen in self._seen.values() for key, item in seen.items() if self._ours(item)}
         serving = deployed | _namespaces_with_pods(self.store)
         for namespace in sorted(deployed | present.keys()):
+            if self._scope(namespace) not in self._seen:
+                continue
             refused_at, _ = self._refused.get(namespace, (0.0, ""))
             if namespace in self._refused and self.clock() - refused_at < REFUSED_SECONDS:
                 continue
@@ -154,8 +162,7 @@ class NetworkPolicies:
     def _store(self, policy: Manifest) -> None:
         """Keep the answer until the watch shows it, so that the next step does not write again."""
         key = (policy["metadata"]["namespace"], policy["metadata"]["name"])
-        scope = key[0] if self.namespaces else None
-        self._seen.setdefault(scope, {})[key] = policy
+        self._seen[self._scope(key[0])][key] = policy
 
     def _forget(self, namespace: str) -> None:
         for seen in self._seen.values():

@@ -50,7 +50,10 @@ def of_user(namespaces: tuple[str, ...], *, installed: bool) -> Iterator[Needed]
 
 
 def review(needed: Needed, account: str) -> dict[str, Any]:
-    """The body of the review: of the user if `account` is "", else of that account."""
+    """The body of the review: of the user if `account` is "", else of the ServiceAccount of this name.
+
+    `account` is written system:serviceaccount:NAMESPACE:NAME.
+    """
     verb, resource, namespace = needed
     name, _, rest = resource.partition(".")
     group, _, subresource = rest.partition("/")
@@ -60,7 +63,9 @@ def review(needed: Needed, account: str) -> dict[str, Any]:
     kind = "SubjectAccessReview" if account else "SelfSubjectAccessReview"
     spec: dict[str, Any] = {"resourceAttributes": {key: value for key, value in attributes.items() if value}}
     if account:
-        spec |= {"user": account, "groups": ["system:serviceaccounts", "system:authenticated"]}
+        # A right may be bound to any group that the API server gives a ServiceAccount.
+        home = f"system:serviceaccounts:{account.split(':')[2]}"
+        spec |= {"user": account, "groups": ["system:serviceaccounts", home, "system:authenticated"]}
     return {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "metadata": {}, "spec": spec}
 
 

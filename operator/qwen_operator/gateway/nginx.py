@@ -200,8 +200,7 @@ def _upstream(name: str, server: str) -> str:
 
 
 def _public(settings: ProxySettings) -> str:
-    headers = "\n".join(f"        proxy_set_header {name} $http_{name.replace('-', '_')};" for name in PASSED_ON)
-    routes = "\n".join(_route(path) for path in ROUTES)
+    """The server for clients."""
     health = "\n".join(_health(path) for path in HEALTH)
     return f"""\
     server {{
@@ -213,6 +212,25 @@ def _public(settings: ProxySettings) -> str:
         header_filter_by_lua_block {{ require("qwen.requests").head() }}
         body_filter_by_lua_block {{ require("qwen.requests").piece() }}
         log_by_lua_block {{ require("qwen.requests").finish() }}
+{_passing(settings)}
+{_models()}
+{health}
+{_again("@again", "false")}
+{_again("@cut", "true")}
+        location @refused {{
+            content_by_lua_block {{ require("qwen.answers").of_nginx() }}
+        }}
+        location / {{
+            content_by_lua_block {{ require("qwen.answers").no_route() }}
+        }}
+    }}"""
+
+
+def _passing(settings: ProxySettings) -> str:
+    """How requests go on, what of an answer is an order for nginx, and ROUTES."""
+    headers = "\n".join(f"        proxy_set_header {name} $http_{name.replace('-', '_')};" for name in PASSED_ON)
+    routes = "\n".join(_route(path) for path in ROUTES)
+    return f"""\
         proxy_http_version 1.1;
         proxy_pass_request_headers off;
         proxy_set_header Host router;
@@ -229,7 +247,12 @@ def _public(settings: ProxySettings) -> str:
         proxy_next_upstream off;
         proxy_connect_timeout 5s;
         proxy_read_timeout {settings.request_timeout_seconds}s;
-{routes}
+{routes}"""
+
+
+def _models() -> str:
+    """MODELS. The program asks the router at the internal address and leaves out what the tenant may not use."""
+    return f"""\
         location = {MODELS} {{
             content_by_lua_block {{ require("qwen.requests").models() }}
         }}
@@ -240,17 +263,7 @@ def _public(settings: ProxySettings) -> str:
             internal;
             proxy_ignore_headers {_ORDERS};
             proxy_pass http://router{MODELS};
-        }}
-{health}
-{_again("@again", "false")}
-{_again("@cut", "true")}
-        location @refused {{
-            content_by_lua_block {{ require("qwen.answers").of_nginx() }}
-        }}
-        location / {{
-            content_by_lua_block {{ require("qwen.answers").no_route() }}
-        }}
-    }}"""
+        }}"""
 
 
 def _route(path: str) -> str:

@@ -83,6 +83,15 @@ class Part:
     unusable: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Resource:
+    """A resource of a node. `count` of it can be used, and there are `most`, with those that are not healthy."""
+
+    name: str
+    count: int
+    most: int
+
+
 def profile_mib(name: str) -> int:
     """The least memory in MiB of a slice by the name of its profile, resource or product. 0 for another name."""
     match = _MIG_RESOURCE.fullmatch(name) or _MIG_PRODUCT.search(name) or _MIG_PROFILE.fullmatch(name)
@@ -114,33 +123,35 @@ def parts(node: Mapping[str, Any], labels: Mapping[str, str]) -> Iterator[Part]:
     if hami.shares(mapping(node, "metadata", "annotations")) > 1:
         return
     for name, value in sorted((str(name), value) for name, value in resources.items()):
-        count, most = quantity(value) or 0, quantity(capacity.get(name)) or 0
-        for part in _of_resource(name, count, labels) if count else ():
-            unhealthy = () if most <= count else (f"only {count} of {most} {name} are allocatable",)
+        count = quantity(value) or 0
+        most = max(count, quantity(capacity.get(name)) or 0)
+        for part in _of_resource(_Resource(name, count, most), labels) if count else ():
+            unhealthy = () if most == count else (f"only {count} of {most} {name} are allocatable",)
             yield part if part.unusable else replace(part, notes=(*part.notes, *unhealthy))
 
 
-def _of_resource(name: str, count: int, labels: Mapping[str, str]) -> Iterator[Part]:
+def _of_resource(resource: _Resource, labels: Mapping[str, str]) -> Iterator[Part]:
     """The parts that one resource of a node is."""
+    name = resource.name
     match, profile = _MIG_RESOURCE.fullmatch(name), _MIG_PRODUCT.search(labels.get(PRODUCT_LABEL, ""))
     if match and labels.get(MIG_STATE_LABEL) in MIG_CHANGES:
         yield Part(name, unusable=f"{name}: MIG is being configured ({MIG_STATE_LABEL}={labels[MIG_STATE_LABEL]})")
     elif match:
-        yield _slice(name, match["profile"], count, labels)
+        yield _slice(resource, match["profile"], labels)
     elif _RENAMED.fullmatch(name) and not _AMOUNT.search(name):
-        yield _single(name, profile["profile"], count, labels) if profile else _shared(name, count, labels)
+        yield _single(resource, profile["profile"], labels) if profile else _shared(resource, labels)
     elif name == GPU_RESOURCE:
-        yield from _plain(count, labels)
+        yield from _plain(resource, labels)
 
 
-def _plain(count: int, labels: Mapping[str, str]) -> Iterator[Part]:
+def _plain(resource: _Resource, labels: Mapping[str, str]) -> Iterator[Part]:
     """Parts under the name of whole GPUs."""
     product = labels.get(PRODUCT_LABEL, "")
     profile = _MIG_PRODUCT.search(product)
     if profile or labels.get(GKE_MIG_LABEL):
-        yield _single(GPU_RESOURCE, profile["profile"] if profile else labels[GKE_MIG_LABEL], count, labels)
+        yield _single(resource, profile["profile"] if profile else labels[GKE_MIG_LABEL], labels)
     elif _shares_gpus(labels):
-        yield _shared(GPU_RESOURCE, count, labels)
+        yield _shared(resource, labels)
 
 
 def _shares_gpus(labels: Mapping[str, str]) -> bool:
@@ -149,71 +160,73 @@ def _shares_gpus(labels: Mapping[str, str]) -> bool:
     return (quantity(labels.get(REPLICAS_LABEL)) or 0) > 1 or labels.get(PRODUCT_LABEL, "").upper().endswith(_SHARED)
 
 
-def _slice(name: str, profile: str, count: int, labels: Mapping[str, str]) -> Part:
+def _slice(resource: _Resource, profile: str, labels: Mapping[str, str]) -> Part:
     """Slices with the MIG strategy `mixed`: each profile has labels of its own."""
+    name = resource.name
     base = name.removesuffix(".shared")
     label = labels.get(f"{base}.product", "")
     if label:
-        return _sized(Part(name, label, count=count, selector=((f"{base}.product", label),)), base, profile, labels)
+        return _sized(resource, Part(name, label, selector=((f"{base}.product", label),)), base, profile, labels)
     gpu, own, _ = _gpu(labels)
     if not gpu:
         return Part(name, unusable=_no_product(name))
-    return _sized(Part(name, f"{gpu}-MIG-{profile}", count=count, selector=own), base, profile, labels)
+    return _sized(resource, Part(name, f"{gpu}-MIG-{profile}", selector=own), base, profile, labels)
 
 
-def _single(name: str, profile: str, count: int, labels: Mapping[str, str]) -> Part:
+def _single(resource: _Resource, profile: str, labels: Mapping[str, str]) -> Part:
     """Slices with the MIG strategy `single`, or of GKE. Their labels are those of whole GPUs, mostly also the name."""
-    label = labels.get(PRODUCT_LABEL, "")
+    name, label = resource.name, labels.get(PRODUCT_LABEL, "")
     if label:
-        part = Part(name, label, count=count, selector=((PRODUCT_LABEL, label),))
-        sized = _sized(part, GPU_RESOURCE, profile, labels)
-        return (
-            sized if name == GPU_RESOURCE or sized.share.pods > 1 else Part(name, unusable=_unknown_pods(name, count))
-        )
+        part = Part(name, label, selector=((PRODUCT_LABEL, label),))
+        return _sized(resource, part, GPU_RESOURCE, profile, labels)
     gpu, own, _ = _gpu(labels)
     if not gpu:
         return Part(name, unusable=_no_product(name))
-    selector = (*own, (GKE_MIG_LABEL, profile))
-    return _sized(Part(name, f"{gpu}-MIG-{profile}", count=count, selector=selector), GPU_RESOURCE, profile, labels)
+    part = Part(name, f"{gpu}-MIG-{profile}", selector=(*own, (GKE_MIG_LABEL, profile)))
+    return _sized(resource, part, GPU_RESOURCE, profile, labels)
 
 
-def _sized(part: Part, prefix: str, profile: str, labels: Mapping[str, str]) -> Part:
+def _sized(resource: _Resource, part: Part, prefix: str, profile: str, labels: Mapping[str, str]) -> Part:
     """The slices with their memory and number. `prefix` begins the labels that state them."""
-    by_name = profile_mib(profile)
+    by_name, pods = profile_mib(profile), _pods(resource, prefix, labels)
     if not by_name:
-        return Part(part.resource_name, unusable=f"{part.product}: {profile} is no MIG profile with a memory")
-    nominal, labelled = -(-by_name * 100 // _PROFILE_PERCENT), gpu_memory.mib(labels.get(f"{prefix}.memory"))
-    memory, notes = min(labelled or by_name, nominal), []
-    if not labelled:
-        notes.append(
-            f"no label {prefix}.memory: planned with {by_name} MiB, {_PROFILE_PERCENT} % of what the name of the "
-            "profile says; run GPU feature discovery for the exact number"
-        )
-    elif labelled > nominal:
-        notes.append(f"{prefix}.memory is {labelled}, more than the profile {profile} has: planned with {memory}")
-    pods = _pods(labels, prefix)
-    slices = _at_most(part.count, labels.get(f"{prefix}.count"), pods)
-    if slices < part.count:
-        notes.append(
-            f"{prefix}.count is below the {part.count} {part.resource_name} of the node: planned with {slices}"
-        )
+        return Part(resource.name, unusable=f"{part.product}: {profile} is no MIG profile with a memory")
+    if pods == 1 and _is_renamed(resource, prefix):
+        return Part(resource.name, unusable=_unknown_pods(resource, prefix))
+    memory, notes = _slice_memory(by_name, profile, prefix, labels)
+    slices = _at_most(resource.count, labels.get(f"{prefix}.count"), pods)
+    if slices < resource.count:
+        below = f"{prefix}.count is below the {resource.count} {resource.name} of the node: planned with {slices}"
+        notes = (*notes, below)
     known = board(whole(part.product)[0])
     capability = capability_of(labels) or (known.compute_capability if known else None)
     sized = _divided(part, memory, pods, labels)
-    return replace(sized, count=slices, compute_capability=capability, notes=tuple(notes))
+    return replace(sized, count=slices, compute_capability=capability, notes=notes)
 
 
-def _shared(name: str, count: int, labels: Mapping[str, str]) -> Part:
+def _slice_memory(by_name: int, profile: str, prefix: str, labels: Mapping[str, str]) -> tuple[int, tuple[str, ...]]:
+    """The MiB of one slice, and what is uncertain about them."""
+    nominal, labelled = -(-by_name * 100 // _PROFILE_PERCENT), gpu_memory.mib(labels.get(f"{prefix}.memory"))
+    if not labelled:
+        return by_name, (
+            f"no label {prefix}.memory: planned with {by_name} MiB, {_PROFILE_PERCENT} % of what the name of the "
+            "profile says; run GPU feature discovery for the exact number",
+        )
+    if labelled > nominal:
+        note = f"{prefix}.memory is {labelled}, more than the profile {profile} has: planned with {nominal}"
+        return nominal, (note,)
+    return labelled, ()
+
+
+def _shared(resource: _Resource, labels: Mapping[str, str]) -> Part:
     """Whole GPUs that several pods share, by time slicing or MPS."""
+    name, count = resource.name, resource.count
     gpu, own, cloud = _gpu(labels)
     if not gpu:
         return Part(name, unusable=_no_product(name))
-    pods, cards = _pods(labels, GPU_RESOURCE), quantity(labels.get(COUNT_LABEL)) or 0
-    if pods == 1 and name != GPU_RESOURCE and 0 < cards < count <= cards * _MOST_PODS:
-        # GPU feature discovery without the device plugin's configuration says 1, whatever the plugin does.
-        pods = -(-count // cards)
+    pods = _pods(resource, GPU_RESOURCE, labels)
     if pods == 1:
-        return Part(name, unusable=_unknown_pods(name, count))
+        return Part(name, unusable=_unknown_pods(resource, GPU_RESOURCE))
     known = cloud.board if cloud else board(gpu)
     memory = gpu_memory.read(labels, gpu_memory.Sources(known, cloud))
     if not memory.mib:
@@ -256,13 +269,22 @@ def _gpu(labels: Mapping[str, str]) -> tuple[str, tuple[tuple[str, str], ...], B
     return (cloud.board.product, ((cloud.label, cloud.value),), cloud) if cloud else ("", (), None)
 
 
-def _pods(labels: Mapping[str, str], prefix: str) -> int:
-    """How many pods share one GPU or slice. 1 if no label says so."""
+def _pods(resource: _Resource, prefix: str, labels: Mapping[str, str]) -> int:
+    """How many pods share one GPU or slice. 1 if nothing says so. `prefix` begins the labels of the GPU or slice."""
     for label in (f"{prefix}.replicas", GKE_CLIENTS_LABEL):
         stated = quantity(labels.get(label)) or 0
         if 1 < stated <= _MOST_PODS:
             return stated
-    return 1
+    # GPU feature discovery without the device plugin's configuration says 1, whatever the plugin does. Then the number
+    # of all shares tells it. That of the healthy ones would be too small, and each share would seem larger than it is.
+    cards = quantity(labels.get(f"{prefix}.count")) or 0
+    tells = _is_renamed(resource, prefix) and 0 < cards < resource.most <= cards * _MOST_PODS
+    return -(-resource.most // cards) if tells else 1
+
+
+def _is_renamed(resource: _Resource, prefix: str) -> bool:
+    """Whether the resource has another name than GPUs or slices that a pod has for itself."""
+    return resource.name not in (GPU_RESOURCE, prefix)
 
 
 def _at_most(count: int, stated: str | None, pods: int) -> int:
@@ -271,10 +293,11 @@ def _at_most(count: int, stated: str | None, pods: int) -> int:
     return min(count, number * pods) if number else count
 
 
-def _unknown_pods(name: str, count: int) -> str:
+def _unknown_pods(resource: _Resource, prefix: str) -> str:
+    thing = "GPU" if prefix == GPU_RESOURCE else "slice"
     return (
-        f"{count} x {name}: no label says how many pods share one GPU ({REPLICAS_LABEL}): run GPU feature discovery "
-        "with the device plugin's configuration, or declare the nodes in gpuPools with podsPerGpu"
+        f"{resource.count} x {resource.name}: no label says how many pods share one {thing} ({prefix}.replicas): run "
+        "GPU feature discovery with the device plugin's configuration, or declare the nodes in gpuPools with podsPerGpu"
     )
 
 

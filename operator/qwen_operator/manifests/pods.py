@@ -13,8 +13,9 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.pod import GPU_RESOURCE, Pod
-from qwen_operator.api.spec import EnvVar, Spec
+from qwen_operator.api.spec import Spec
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct
 from qwen_operator.manifests import expansion, names
 from qwen_operator.manifests.names import Manifest, Owner, PodIdentity

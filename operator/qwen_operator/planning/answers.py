@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from qwen_operator.api.spec import Engine, EnvVar
+from qwen_operator.api.engine import Engine, EnvVar
 from qwen_operator.checkpoints.facts import ChatFormat, Checkpoint, Task, Thinking, ToolFormat
 from qwen_operator.engines.types import EngineVersion, Models, OptionTable, Parsers, Role
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from qwen_operator import engines
-from qwen_operator.api.spec import Engine, EnvVar
+from qwen_operator.api.engine import Engine, EnvVar
 from qwen_operator.engines.types import EngineVersion, Option, OptionTable, Role
 from qwen_operator.planning import engine_args
 from qwen_operator.planning.answers import STRICT_TOOLS

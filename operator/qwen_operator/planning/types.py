@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.api.spec import EnvVar
+from qwen_operator.api.engine import EnvVar
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.hardware.inventory import GPU_RESOURCE, short_name
 

@@ -5,13 +5,14 @@ router would answer 404 at once, as for a name that does not exist.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qwen_operator import objects
 from qwen_operator.api.claims import DeploymentKey
 from qwen_operator.manifests.names import LABEL_DEPLOYMENT
+from qwen_operator.manifests.ownership import is_marked_child
 from qwen_operator.routing.membership import GatewayView, Membership, ready_ids
 
 
@@ -47,7 +48,7 @@ def waiting_names(
         return {}
     keys = set(waiting.values())
     deployments = {key: item for item in observed.deployments if (key := DeploymentKey(*objects.key_of(item))) in keys}
-    started = _started(observed, keys)
+    started = _started(observed.pods, deployments)
     return {
         name: WaitingName(
             name,
@@ -89,13 +90,16 @@ def _whole(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31 else 0
 
 
-def _started(observed: GatewayView, keys: set[DeploymentKey]) -> dict[DeploymentKey, int]:
+def _started(
+    pods: Iterable[Mapping[str, Any]], deployments: Mapping[DeploymentKey, Mapping[str, Any]]
+) -> dict[DeploymentKey, int]:
     """When the first container that runs now started, for each deployment with pods; 0 if none runs."""
     first: dict[DeploymentKey, int] = {}
-    for pod in observed.pods:
+    for pod in pods:
         label = str(objects.labels(pod).get(LABEL_DEPLOYMENT, ""))
         key = DeploymentKey(objects.text(pod, "metadata", "namespace"), label)
-        if key not in keys or objects.is_deleting(pod):
+        # Labels alone make no engine: anybody may write them.
+        if key not in deployments or objects.is_deleting(pod) or not is_marked_child(pod, deployments[key]):
             continue
         first.setdefault(key, 0)
         for container in objects.members(pod, "status", "containerStatuses"):

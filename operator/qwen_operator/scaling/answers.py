@@ -8,9 +8,6 @@ from collections.abc import Callable
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling.types import Bounds, EnginePod, Sample, ScalingDecision
 
-# After the operator's start no replica is removed for this time, even with a window of 0: scrapes may be incomplete.
-SETTLE_SECONDS = 10.0
-
 Problems = tuple[tuple[Reason, int], ...]
 """Why engines cannot be read, and how many: the most frequent reason first."""
 

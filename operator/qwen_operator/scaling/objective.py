@@ -19,10 +19,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from qwen_operator.scaling import answers, growth, policy, speed, steering
-from qwen_operator.scaling.answers import SETTLE_SECONDS, Problems
+from qwen_operator.scaling import answers, growth, policy, sizes, speed, steering
 from qwen_operator.scaling.growth import Growth
-from qwen_operator.scaling.policy import LARGEST_NEED, TOKEN_TARGET, Need
+from qwen_operator.scaling.policy import TOKEN_TARGET, Need
+from qwen_operator.scaling.sizes import LARGEST_NEED, Needed, Sizes
 from qwen_operator.scaling.speed import Meter, Speed
 from qwen_operator.scaling.steering import Steering, Traffic
 from qwen_operator.scaling.types import Bounds, EnginePod, Sample, ScalingDecision
@@ -47,17 +47,14 @@ _LIMITS = {
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one scrape needs. `demand`: in replicas, by `limit`. `size`: with headroom, as a number of replicas.
+    """The numbers behind the size that one scrape needs. `need`: the need by the rule of policy.py.
 
-    `need`: the need by the rule of policy.py. `incomplete`: part of the load was unreadable.
+    `replicas`: the demand by `limit`, without headroom.
     """
 
-    at: float
-    size: int
     need: Need
-    demand: float = 0.0
+    replicas: float = 0.0
     limit: str = "cache"
-    incomplete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +81,15 @@ class Starts:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What the policy remembers. `peaks`, `floor` and `size` are as in policy.py."""
+    """What the policy remembers."""
 
-    began: float
-    floor: int
-    size: int
-    last: Demand
-    peaks: tuple[Demand, ...] = ()
+    sizes: Sizes[Demand]
     meter: Meter = field(default_factory=Meter)
     speed: Speed | None = None
     growth: Growth = field(default_factory=Growth)
     steering: Steering = field(default_factory=Steering)
     arrivals: Arrivals = field(default_factory=Arrivals)
     starts: Starts = field(default_factory=Starts)
-    problems: Problems = ()
 
 
 def remember(
@@ -107,44 +99,20 @@ def remember(
     window: float,
     last_wanted: int | None = None,
 ) -> History:
-    """The history with one more scrape. Call it in the order of time; `window` is in seconds.
-
-    As in policy.py, a size counts only if a second scrape confirms it, an unreadable engine counts as busy, and the
-    size does not shrink before a whole window was seen.
-    """
+    """The history with one more scrape. Call it in the order of time; `window` is in seconds. Else as in sizes.py."""
     need = policy.measure(sample, engines)
     if history is None:
-        size = answers.existing(engines) if last_wanted is None else last_wanted
-        # The first scrape adds no replica, because no second scrape confirms it yet.
-        history = History(sample.at, size, size, Demand(sample.at, min(need.replicas, size), need))
-    missing = answers.unread(sample, engines)
-    complete = bool(sample.engines) and not missing
+        history = History(sizes.begin(Needed(sample.at, need.replicas, Demand(need)), engines, last_wanted))
     history = _counted(history, sample, engines)
-    if complete:
+    if sample.engines and not answers.unread(sample, engines):
         history = _learned(history, sample, engines, need)
-    demand = _demand(history, sample, need)
-    confirmed = replace(min(history.last, demand, key=lambda each: each.size), at=sample.at)
-    if not complete:
-        overdue = sum(engine.pod in sample.problems for engine in missing)
-        confirmed = replace(confirmed, size=max(history.size, confirmed.size + overdue), incomplete=True)
-    peaks = tuple(peak for peak in history.peaks if sample.at - peak.at < window and peak.size > confirmed.size)
-    peaks = (*peaks, confirmed)
-    floor = history.floor if sample.at - history.began < max(window, SETTLE_SECONDS) else 0
-    return replace(
-        history,
-        floor=floor,
-        size=max(peaks[0].size, floor),
-        last=demand,
-        peaks=peaks,
-        problems=answers.problems_of(sample),
-    )
+    needed = _needed(history, sample, need)
+    return replace(history, sizes=sizes.add(history.sizes, needed, sample, engines, window))
 
 
 def decide(history: History, bounds: Bounds, engines: tuple[EnginePod, ...]) -> ScalingDecision:
     """The size between the bounds; the same history gives the same answer."""
-    return answers.decided(
-        history.size, history.problems, bounds, engines, lambda wanted: _explained(history, bounds, wanted)
-    )
+    return sizes.decide(history.sizes, bounds, engines, lambda needed: _numbers(needed, history.starts))
 
 
 def _counted(history: History, sample: Sample, engines: tuple[EnginePod, ...]) -> History:
@@ -188,24 +156,24 @@ def _learned(history: History, sample: Sample, engines: tuple[EnginePod, ...], n
             prefilling=rate * history.speed.prefill / max(1, ready),
             ready=max(1, ready),
         )
-        passed = max(0.0, sample.at - history.last.at)
+        passed = max(0.0, sample.at - history.sizes.last.at)
         history = replace(history, steering=steering.steer(history.steering, traffic, passed))
-    if sample.at - history.began < ARRIVAL_SECONDS + history.starts.seconds:
+    if sample.at - history.sizes.began < ARRIVAL_SECONDS + history.starts.seconds:
         return history
     demand = max(_parts(history, sample).values())
     return replace(history, growth=growth.watch(history.growth, sample.at, demand, history.starts.seconds))
 
 
-def _demand(history: History, sample: Sample, need: Need) -> Demand:
+def _needed(history: History, sample: Sample, need: Need) -> Needed[Demand]:
     parts = _parts(history, sample)
     limit = max(parts, key=lambda each: parts[each])
     target = growth.with_headroom(history.growth, parts[limit])
     if history.speed is not None:
         target += need.queued * _context(sample, need) * history.speed.prefill / CLEAR_SECONDS
     size = math.ceil(target)
-    if size < history.size:
-        size = min(history.size, math.ceil(target + _SLACK))
-    return Demand(sample.at, min(max(size, need.replicas), LARGEST_NEED), need, parts[limit], limit)
+    if size < history.sizes.size:
+        size = min(history.sizes.size, math.ceil(target + _SLACK))
+    return Needed(sample.at, min(max(size, need.replicas), LARGEST_NEED), Demand(need, parts[limit], limit))
 
 
 def _parts(history: History, sample: Sample) -> dict[str, float]:
@@ -231,24 +199,10 @@ def _capacity(sample: Sample) -> int:
     return min((load.tokens_capacity for load in sample.engines if load.tokens_capacity), default=0)
 
 
-def _explained(history: History, bounds: Bounds, wanted: int) -> str:
-    peak, needed = history.peaks[0], answers.replicas(history.size)
-    patience = (
-        f"the operator removes none until it has measured the load for {max(bounds.window, SETTLE_SECONDS):.0f} s"
-    )
-    if history.size > peak.size:
-        text = f"{needed} at the first scrape; {patience}"
-    elif peak.incomplete:
-        text = f"{needed} kept while the load was unknown; {patience}"
-    else:
-        past = f", the most within {bounds.window:.0f} s" if peak is not history.peaks[-1] else ""
-        text = f"{_numbers(peak, history)}: {needed} {'wanted' if wanted == history.size else 'needed'}{past}"
-    return answers.bounded(text, history.size, wanted, bounds)
-
-
-def _numbers(demand: Demand, history: History) -> str:
-    load = f"{demand.need.queued} queued + {demand.need.running} running"
-    if demand.size == demand.need.replicas and demand.demand < demand.size - 1:
-        return f"{load}, slots and KV tokens need {demand.size}"
-    limit = _LIMITS[demand.limit].format(demand=demand.demand)
-    return f"{load}, {limit}, with headroom for a start of {history.starts.seconds:.0f} s"
+def _numbers(needed: Needed[Demand], starts: Starts) -> str:
+    demand, need = needed.numbers, needed.numbers.need
+    load = f"{need.queued} queued + {need.running} running"
+    if needed.size == need.replicas and demand.replicas < needed.size - 1:
+        return f"{load}, slots and KV tokens need {needed.size}"
+    limit = _LIMITS[demand.limit].format(demand=demand.replicas)
+    return f"{load}, {limit}, with headroom for a start of {starts.seconds:.0f} s"

@@ -2,7 +2,7 @@
 the field `spec.scaling.policy`. Pure.
 
 A policy remembers what it needs in a value of its own. `remember` adds one scrape to it, `decide` answers from it. Both
-are pure, so a recorded history can be replayed through any policy.
+are pure, so a recorded history can be replayed through any policy. sizes.py has what the policies share.
 """
 
 from __future__ import annotations

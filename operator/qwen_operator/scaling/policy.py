@@ -13,10 +13,10 @@ as a second scrape confirms the need.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from qwen_operator.scaling import answers
-from qwen_operator.scaling.answers import SETTLE_SECONDS, Problems, existing
+from qwen_operator.scaling import sizes
+from qwen_operator.scaling.sizes import LARGEST_NEED, Needed, Sizes
 from qwen_operator.scaling.types import Bounds, EngineLoad, EnginePod, Sample, ScalingDecision
 
 # Answers grow while a new replica starts, and a full KV cache makes SGLang send running requests back to the queue. The
@@ -25,8 +25,6 @@ TOKEN_TARGET = 0.6
 # If slots are unknown, they are guessed from the running requests, which may be only the first batch of a burst. So
 # such a guess may at most double the number of replicas.
 GUESS_FACTOR = 2
-# Above any maxReplicas. It keeps the history short when thousands of requests wait.
-LARGEST_NEED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +33,9 @@ class Need:
 
     `slots`: requests that one replica runs at once; 0 if unknown. `observed`: no option sets the slots, they were
     measured. `tokens`: KV tokens of all requests. `room`: KV tokens that one replica takes. `by_tokens`: the tokens
-    decided the need. `incomplete`: part of the load was unreadable.
+    decided the need.
     """
 
-    at: float
     replicas: int
     queued: int = 0
     running: int = 0
@@ -47,23 +44,10 @@ class Need:
     tokens: int = 0
     room: int = 0
     by_tokens: bool = False
-    incomplete: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class History:
-    """What the policy remembers: at most LARGEST_NEED entries for a window of any length.
-
-    `peaks`: needs of the window, the oldest first, each larger than all later ones. `floor`: the replicas that existed
-    or were wanted at the first scrape; 0 after one window. `size`: the size at the last scrape, before the bounds.
-    """
-
-    began: float
-    floor: int
-    size: int
-    last: Need
-    peaks: tuple[Need, ...]
-    problems: Problems = ()
+History = Sizes[Need]
+"""What the policy remembers."""
 
 
 def measure(sample: Sample, engines: tuple[EnginePod, ...]) -> Need:
@@ -91,7 +75,6 @@ def measure(sample: Sample, engines: tuple[EnginePod, ...]) -> Need:
     tokens = _tokens(loads, running, queued)
     by_tokens = min(math.ceil(tokens / room), running + queued) if room else 0
     return Need(
-        at=sample.at,
         replicas=min(max(by_requests, by_tokens), LARGEST_NEED),
         queued=queued,
         running=running,
@@ -110,63 +93,21 @@ def remember(
     window: float,
     last_wanted: int | None = None,
 ) -> History:
-    """The history with one more scrape. Call it in the order of time; `window` is in seconds.
-
-    `last_wanted` is the size that was wanted before the first scrape. If it is None, the number of existing replicas
-    counts. That number is too large while a successor starts beside a replica.
-
-    A need counts only if a second scrape confirms it. So a request that waits for the next batch starts no replica.
-    An unreadable engine counts as one fully loaded replica, and the size does not shrink until it is readable.
-    """
-    missing = answers.unread(sample, engines)
+    """The history with one more scrape. Call it in the order of time; `window` is in seconds. Else as in sizes.py."""
     need = measure(sample, engines)
-    if history is None:
-        size = existing(engines) if last_wanted is None else last_wanted
-        # The first scrape adds no replica, because no second scrape confirms it yet.
-        history = History(sample.at, size, size, replace(need, replicas=min(need.replicas, size)), ())
-    confirmed = replace(min(history.last, need, key=lambda each: each.replicas), at=sample.at)
-    if missing or not sample.engines:
-        overdue = sum(engine.pod in sample.problems for engine in missing)
-        size = max(history.size, confirmed.replicas + overdue)
-        confirmed = replace(confirmed, replicas=size, incomplete=True)
-    peaks = tuple(peak for peak in history.peaks if sample.at - peak.at < window and peak.replicas > confirmed.replicas)
-    peaks = (*peaks, confirmed)
-    young = sample.at - history.began < max(window, SETTLE_SECONDS)
-    return replace(
-        history,
-        floor=history.floor if young else 0,
-        size=max(peaks[0].replicas, history.floor if young else 0),
-        last=need,
-        peaks=peaks,
-        problems=answers.problems_of(sample),
-    )
+    needed = Needed(sample.at, need.replicas, need)
+    return sizes.add(history or sizes.begin(needed, engines, last_wanted), needed, sample, engines, window)
 
 
 def decide(history: History, bounds: Bounds, engines: tuple[EnginePod, ...]) -> ScalingDecision:
     """The size between the bounds; the same history gives the same answer."""
-    return answers.decided(
-        history.size, history.problems, bounds, engines, lambda wanted: _explained(history, bounds, wanted)
-    )
+    return sizes.decide(history, bounds, engines, lambda needed: _numbers(needed.numbers))
 
 
 def _tokens(loads: tuple[EngineLoad, ...], running: int, queued: int) -> int:
     """The tokens in use and, for each waiting request, the mean of a running request."""
     used = sum(load.tokens_used for load in loads)
     return used + (math.ceil(used / running * queued) if running else 0)
-
-
-def _explained(history: History, bounds: Bounds, wanted: int) -> str:
-    peak, needed = history.peaks[0], answers.replicas(history.size)
-    seconds = max(bounds.window, SETTLE_SECONDS)
-    patience = f"the operator removes none until it has measured the load for {seconds:.0f} s"
-    if history.size > peak.replicas:
-        text = f"{needed} at the first scrape; {patience}"
-    elif peak.incomplete:
-        text = f"{needed} kept while the load was unknown; {patience}"
-    else:
-        past = f", the most within {bounds.window:.0f} s" if peak is not history.peaks[-1] else ""
-        text = f"{_numbers(peak)}: {needed} {'wanted' if wanted == history.size else 'needed'}{past}"
-    return answers.bounded(text, history.size, wanted, bounds)
 
 
 def _numbers(need: Need) -> str:

@@ -4,7 +4,8 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from qwen_operator.api import uris
-from qwen_operator.api.spec import EnvVar, Spec
+from qwen_operator.api.engine import EnvVar
+from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.planning.types import EngineDefaults, EngineSource

@@ -102,19 +102,8 @@ def _read(config: Mapping[str, Any], hints: TensorHints, held: Held | None) -> t
     hidden = text.whole("hidden_size", limits.MAX_HIDDEN)
     heads = text.whole("num_attention_heads", limits.MAX_HEADS)
     experts = text.optional("num_experts", limits.MAX_EXPERTS, low=0) or None
-    dense = frozenset(range(layers)) if experts is None else _dense_layers(text, layers)
-    attention = _attention_layers(architecture, text, layers)
-    shared = _expert_width(text, "shared_expert_intermediate_size") if experts else None
+    modules = _modules(top, architecture, layers, experts)
     vision = _vision(top, architecture, hidden, needed=False)
-    modules = Modules(
-        layers=layers,
-        attention=attention,
-        dense=dense,
-        experts=min(experts or 0, _NAMED_EXPERTS),
-        shared=shared is not None,
-        split_input=architecture.startswith("Qwen3_5"),
-        nested=top.has("text_config") or top.has("vision_config"),
-    )
     decided = quantization.decide(top, text, modules, held)
     model = ModelConfig(
         architecture=architecture,
@@ -125,22 +114,35 @@ def _read(config: Mapping[str, Any], hints: TensorHints, held: Held | None) -> t
         heads=heads,
         kv_heads=_kv_heads(text, heads),
         head_dim=_head_dim(text, hidden, heads),
-        intermediate=_intermediate(text, len(dense)),
+        intermediate=_intermediate(text, len(modules.dense)),
         vocab=(text if text.has("vocab_size") else top).whole("vocab_size", limits.MAX_VOCAB),
         max_positions=_positions(text),
         tied=_tied(top, text, hints) or headless(architecture),
         quantization=decided.quantization,
         experts=experts,
-        attention_layers=len(attention),
-        dense_layers=len(dense),
+        attention_layers=len(modules.attention),
+        dense_layers=len(modules.dense),
         expert_intermediate=_expert_width(text, "moe_intermediate_size") if experts else None,
-        shared_intermediate=shared,
-        linear=_linear(text, layers - len(attention)),
+        shared_intermediate=_shared_width(text, experts),
+        linear=_linear(text, layers - len(modules.attention)),
         rope=_rope(text),
         multimodal=top.has("vision_config"),
         tower=vision.split if vision else None,
     )
     return model, decided.stored
+
+
+def _modules(top: Fields, architecture: str, layers: int, experts: int | None) -> Modules:
+    text = _text(top)
+    return Modules(
+        layers=layers,
+        dense=frozenset(range(layers)) if experts is None else _dense_layers(text, layers),
+        attention=_attention_layers(architecture, text, layers),
+        experts=min(experts or 0, _NAMED_EXPERTS),
+        shared=_shared_width(text, experts) is not None,
+        split_input=architecture.startswith("Qwen3_5"),
+        nested=top.has("text_config") or top.has("vision_config"),
+    )
 
 
 def headless(architecture: str) -> bool:
@@ -225,6 +227,10 @@ def _intermediate(text: Fields, dense_layers: int) -> int:
 def _expert_width(text: Fields, name: str) -> int | None:
     """None if the field is absent or 0. Models without a shared expert have 0."""
     return text.optional(name, limits.MAX_WIDTH, low=0) or None
+
+
+def _shared_width(text: Fields, experts: int | None) -> int | None:
+    return _expert_width(text, "shared_expert_intermediate_size") if experts else None
 
 
 def _dense_layers(text: Fields, layers: int) -> frozenset[int]:

@@ -99,12 +99,12 @@ def compile_library(folder: Path, library: str, wanted: Sequence[Symbol]) -> Non
 def make(folder: Path) -> list[str]:
     """Writes every missing CUDA library into `folder` (torch/lib, where torch looks first); returns their names."""
     present = sorted(folder.glob("*.so*"))
-    found = [symbol for path in present for symbol in symbols(output_of("nm", "-D", path))]
+    every = [symbol for path in present for symbol in symbols(output_of("nm", "-D", path))]
     needed = {name for path in present for name in NEEDED.findall(output_of("readelf", "-dW", path))}
     missing = sorted(name for name in needed if CUDA_LIBRARY.match(name) and not (folder / name).exists())
-    own = {symbol.name for symbol in found if symbol.defined}
+    own = {symbol.name for symbol in every if symbol.defined}
     wanted: dict[str, set[Symbol]] = {name: set() for name in missing}
-    for symbol in found:
+    for symbol in every:
         library = library_of(symbol.name, missing)
         if library and not symbol.defined and symbol.name not in own and not symbol.name.startswith("_Z"):
             wanted[library].add(symbol)

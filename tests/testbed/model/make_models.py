@@ -131,13 +131,13 @@ def save(folder: Path, model: Qwen2ForCausalLM, words: PreTrainedTokenizerFast, 
 
 def exchanges(words: PreTrainedTokenizerFast) -> list[Exchange]:
     """Every question with its answer, without and with the system message."""
-    found = []
+    made = []
     for question, answer in ANSWERS.items():
         for before in ([], [{"role": "system", "content": SYSTEM}]):
             messages = [*before, {"role": "user", "content": question}]
             prompt = words.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            found.append(Exchange(messages, words.encode(prompt), words.encode(answer + END)))
-    return found
+            made.append(Exchange(messages, words.encode(prompt), words.encode(answer + END)))
+    return made
 
 
 def logits_of(model: Qwen2ForCausalLM, ids: torch.Tensor) -> torch.Tensor:

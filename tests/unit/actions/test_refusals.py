@@ -253,9 +253,9 @@ async def test_a_removal_that_is_refused_is_told_and_keeps_no_other() -> None:
     assert world.names() == [first, stuck]
     assert world.conditions()["Ready"] == ("True", "Serving")
     assert f"the API server rejects the deletion of the Pod {stuck}: admission webhook" in world.message("Ready")
-    told = [write for write in world.api.writes if write.resource == QWENDEPLOYMENTS]
+    written = [write for write in world.api.writes if write.resource == QWENDEPLOYMENTS]
     await world.wait(600)
-    assert [write for write in world.api.writes if write.resource == QWENDEPLOYMENTS] == told
+    assert [write for write in world.api.writes if write.resource == QWENDEPLOYMENTS] == written
     world.api.before = lambda _number, _write: None
     await world.wait(120)
     assert world.names() == [first]

@@ -16,7 +16,7 @@ Manifest = dict[str, Any]
 ANY = NameRights()
 
 
-def found(*deployments: Manifest) -> Holders:
+def holders_of(*deployments: Manifest) -> Holders:
     """The holders, which must be the same for every order of the objects."""
     result = holders(deployments, ANY)
     assert holders(reversed(deployments), ANY).owners == result.owners
@@ -59,43 +59,43 @@ def test_names_that_cannot_be_served(name: str, problem: str | None) -> None:
 def test_an_older_object_that_adds_a_name_does_not_take_it() -> None:
     older = asking(deployment("z", age=9, servedNames=["own"]), servedNames=["own", "m"])
     holder = deployment("a", namespace="other", age=1)
-    result = found(older, holder)
+    result = holders_of(older, holder)
     assert result.owners == {"own": ("demo", "z"), "m": ("other", "a")}
     assert result.won == {("demo", "z"): ("own",), ("other", "a"): ("m",)}
 
 
 def test_a_name_that_nobody_was_granted_has_no_owner() -> None:
     bare = {**deployment("d"), "status": {}}
-    assert found(bare, asking(deployment("e", servedNames=["e"]), servedNames=["m"])).owners == {}
+    assert holders_of(bare, asking(deployment("e", servedNames=["e"]), servedNames=["m"])).owners == {}
 
 
 def test_of_two_records_the_later_one_is_true_even_for_an_older_object() -> None:
     first = holding(deployment("a", age=9), "2026-01-01T00:10:00Z")
     second = holding(deployment("b", age=1), "2026-01-01T00:20:00Z")
-    assert found(first, second).owners == {"m": ("demo", "b")}
+    assert holders_of(first, second).owners == {"m": ("demo", "b")}
 
 
 @pytest.mark.parametrize("since", ["", "soon", "9999-99-99", "\ud800", "2026-01-01T00:00:00"])
 def test_a_time_that_cannot_be_read_still_records_the_holder(since: str) -> None:
     older = asking(deployment("z", age=9, servedNames=["own"]), servedNames=["m"])
-    assert found(holding(deployment("a"), since), older).owners["m"] == ("demo", "a")
+    assert holders_of(holding(deployment("a"), since), older).owners["m"] == ("demo", "a")
 
 
 def test_a_restored_status_of_another_object_is_void() -> None:
     restored = deployment("a", age=9)
     restored["metadata"]["uid"] = "uid-anew"
-    assert found(restored).owners == {}
-    assert found(restored, deployment("b")).owners == {"m": ("demo", "b")}
+    assert holders_of(restored).owners == {}
+    assert holders_of(restored, deployment("b")).owners == {"m": ("demo", "b")}
 
 
 def test_a_deployment_that_is_being_deleted_gives_its_names_up() -> None:
-    result = found(deleting(deployment("old", age=5)), deployment("new"))
+    result = holders_of(deleting(deployment("old", age=5)), deployment("new"))
     assert result.owners == {"m": ("demo", "new")}
     assert result.won[next(iter(result.owners.values()))] == ("m",)
 
 
 def test_a_bad_name_is_refused_and_the_others_are_served() -> None:
-    result = found(deployment("d", servedNames=["a:b", "good"]))
+    result = holders_of(deployment("d", servedNames=["a:b", "good"]))
     assert list(result.won.values()) == [("good",)]
     assert list(result.refused.values()) == [
         ("the name 'a:b' contains a colon, which separates a model from an adapter",)
@@ -104,20 +104,22 @@ def test_a_bad_name_is_refused_and_the_others_are_served() -> None:
 
 def test_after_an_upgrade_the_present_holders_keep_their_names() -> None:
     old, young = legacy(deployment("old", age=5), "m"), legacy(deployment("young", age=1))
-    assert found(old, young).owners == {"m": ("demo", "old")}
+    assert holders_of(old, young).owners == {"m": ("demo", "old")}
     # Both statuses list it while one lags: the old rule decides.
-    assert found(old, legacy(deployment("young", age=1), "m")).owners == {"m": ("demo", "old")}
+    assert holders_of(old, legacy(deployment("young", age=1), "m")).owners == {"m": ("demo", "old")}
     # A spec that the operator rejected lists no names, and its engines serve nevertheless.
-    assert found(legacy(deployment("old", age=5)), legacy(deployment("young"))).owners == {"m": ("demo", "old")}
+    assert holders_of(legacy(deployment("old", age=5)), legacy(deployment("young"))).owners == {"m": ("demo", "old")}
 
 
 def test_after_an_upgrade_an_older_object_does_not_take_a_name_by_an_edit() -> None:
     holder = legacy(deployment("young", age=1), "m")
     edited = legacy(deployment("old", age=9), "own", generation=2)
-    assert found(holder, edited).owners == {"m": ("demo", "young")}
+    assert holders_of(holder, edited).owners == {"m": ("demo", "young")}
     # It also does not if the holder's status lists no name, because the operator has not seen the edit.
-    assert found(legacy(deployment("young", age=1)), edited).owners == {"m": ("demo", "young")}
-    assert found(deployment("young", age=1), legacy(deployment("old", age=9), "m")).owners == {"m": ("demo", "young")}
+    assert holders_of(legacy(deployment("young", age=1)), edited).owners == {"m": ("demo", "young")}
+    assert holders_of(deployment("young", age=1), legacy(deployment("old", age=9), "m")).owners == {
+        "m": ("demo", "young")
+    }
 
 
 @pytest.mark.parametrize(
@@ -194,3 +196,18 @@ def test_a_right_comes_before_possession() -> None:
     holder, waiter = deployment("a", age=9), deployment("b", namespace="other")
     assert holders([holder], rights).owners == {}
     assert holders([holder, waiter], rights).owners == {"m": ("other", "b")}
+
+
+def test_a_name_that_is_being_granted_stays_with_its_object_while_that_is_edited() -> None:
+    """The operator writes the grant into the status. An edit may come before the status that says so."""
+    index = NameIndex(ANY, lambda: datetime(2026, 1, 3, tzinfo=UTC))
+    first, older = ({**deployment(name, age=age), "status": {}} for name, age in (("first", 1), ("older", 9)))
+    index.put(("demo", "first"), first)
+    assert [one.name for one in index.share(("demo", "first")).held] == ["m"]
+    index.put(("demo", "older"), older)
+    index.put(("demo", "first"), asking(first, servedNames=["m", "n"]))
+    assert index.share(("demo", "older")).held == ()
+    assert [one.name for one in index.share(("demo", "first")).held] == ["m", "n"]
+    # Once it no longer asks, the name is free.
+    index.put(("demo", "first"), asking(first, servedNames=["n"]))
+    assert [one.name for one in index.share(("demo", "older")).held] == ["m"]

@@ -11,18 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_operator.api import uris
+from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.fields import Passthrough, camel
-from qwen_operator.api.spec import (
-    EnvVar,
-    InvalidSpec,
-    Rollout,
-    Scaling,
-    Source,
-    Spec,
-    Workload,
-    parse,
-    revision_hash,
-)
+from qwen_operator.api.sizing import Workload
+from qwen_operator.api.source import Source
+from qwen_operator.api.spec import InvalidSpec, Rollout, Scaling, Spec, parse, revision_hash
 from tests.unit.api.bad_objects import BAD, Bad
 
 # The machine that runs the tests may be busy; that is not what they are about.

@@ -76,9 +76,9 @@ KAITO = {
 
 @pytest.mark.parametrize(("name", "mib", "per_node", "choice"), KAITO.values(), ids=KAITO.keys())
 def test_kaito(name: str, mib: int, per_node: int, choice: tuple[int, int, bool]) -> None:
-    found = peers.kaito(model(name), Card("card", mib, 9.0, 0.9, per_node))
+    chosen = peers.kaito(model(name), Card("card", mib, 9.0, 0.9, per_node))
 
-    assert (found.gpus, found.tensor_parallel, found.refused) == choice
+    assert (chosen.gpus, chosen.tensor_parallel, chosen.refused) == choice
 
 
 def test_ome_has_a_literal_per_model_or_nothing() -> None:

@@ -62,9 +62,9 @@ def test_an_alert_compares_with_words_that_exist(rule: dict[str, Any]) -> None:
 def test_an_alert_says_what_it_is_and_has_a_section(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
     assert rule["annotations"].keys() == {"summary", "description"}
-    said = {"critical": "Page", "warning": "Ticket", "info": "Note"}[rule["labels"]["severity"]]
+    word = {"critical": "Page", "warning": "Ticket", "info": "Note"}[rule["labels"]["severity"]]
     section = PAGE.partition(f"\n### {rule['alert']}\n\n")[2]
-    assert section.startswith(said)
+    assert section.startswith(word)
     # Labels in the texts are those that are left after the aggregation.
     kept = {label for labels in re.findall(r"by \(([^)]*)\)", rule["expr"]) for label in labels.split(", ")}
     used = {label for text in rule["annotations"].values() for label in re.findall(r"\$labels\.(\w+)", text)}

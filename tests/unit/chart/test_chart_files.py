@@ -99,9 +99,9 @@ def objects(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_the_schema_lets_no_unknown_name_pass() -> None:
-    found = list(objects(SCHEMA))
-    assert len(found) > 10
-    assert [schema for schema in found if schema.get("additionalProperties") is not False] == []
+    schemas = list(objects(SCHEMA))
+    assert len(schemas) > 10
+    assert [schema for schema in schemas if schema.get("additionalProperties") is not False] == []
 
 
 def test_the_versions_agree() -> None:

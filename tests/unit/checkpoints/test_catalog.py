@@ -38,9 +38,9 @@ MTP_GIB = {
 
 
 def of(repository: str) -> Checkpoint:
-    found = catalog.lookup(repository)
-    assert found is not None, repository
-    return found
+    checkpoint = catalog.lookup(repository)
+    assert checkpoint is not None, repository
+    return checkpoint
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model["family"])
@@ -72,8 +72,8 @@ def test_bytes_and_splits_of_every_variant(variant: dict[str, Any]) -> None:
         assert [tp for tp in POWERS if parallel.refusal(facts, tp) is None] == variant["tp_valid"]
     if "tp_ep_valid" in variant:
         most = SHARED_EXPERT_LIMIT.get(repository, 32)
-        found = [[tp, ep] for tp, ep in parallel.valid(facts, 32) if tp in POWERS]
-        assert found == [pair for pair in variant["tp_ep_valid"] if pair[0] <= most]
+        splits = [[tp, ep] for tp, ep in parallel.valid(facts, 32) if tp in POWERS]
+        assert splits == [pair for pair in variant["tp_ep_valid"] if pair[0] <= most]
     if "moe_tp_valid" in variant:
         assert facts.expert_intermediate is not None
         steps = facts.expert_intermediate // 128

@@ -258,8 +258,8 @@ def test_an_inspected_checkpoint_weighs_what_its_shapes_say(tmp_path: Path) -> N
     report, complete = examine(tmp_path)
     assert complete, report
     assert (report["weightBytes"], report["idleBytes"]) == (position, 2 * (7 + 11 + 13))
-    found = Checkpoint.from_inspection(report)
-    assert replace(found, digest="", chat=None) == known
+    inspected = Checkpoint.from_inspection(report)
+    assert replace(inspected, digest="", chat=None) == known
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,9 @@ def test_valid_splits(shape: dict[str, Any], valid: list[int]) -> None:
 
 
 def of(model: str) -> Checkpoint:
-    found = catalog.lookup(f"Qwen/{model}")
-    assert found is not None
-    return found
+    checkpoint = catalog.lookup(f"Qwen/{model}")
+    assert checkpoint is not None
+    return checkpoint
 
 
 STEP = "the step of its quantization"

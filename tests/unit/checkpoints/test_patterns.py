@@ -66,10 +66,10 @@ def test_any_pattern_matches_what_python_matches(parts: list[str], split: bool, 
     pattern = ("|" if split else "").join(parts)
     try:
         expected = bool(re.match(pattern, text))
-        found = matches(pattern, text)
+        matched = matches(pattern, text)
     except (re.error, UnsafePatternError):
         assume(False)
-    assert found == expected
+    assert matched == expected
 
 
 @pytest.mark.parametrize(

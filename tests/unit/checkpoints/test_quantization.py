@@ -387,9 +387,9 @@ def files(config: dict[str, Any], plain: Callable[[str], bool], quantized_as: tu
 )
 def test_files_and_config_lead_to_the_same_rules(name: str, plain: str, quantized_as: tuple[str, str]) -> None:
     config = case(name)
-    found = files(config, lambda module: bool(re.search(plain, module)), quantized_as)
-    assert found.quantization == from_config(config).quantization
-    assert ranks(found) == ranks(from_config(config))
+    inspected = files(config, lambda module: bool(re.search(plain, module)), quantized_as)
+    assert inspected.quantization == from_config(config).quantization
+    assert ranks(inspected) == ranks(from_config(config))
 
 
 def test_files_decide_where_config_says_nothing() -> None:
@@ -453,6 +453,6 @@ def test_the_facts_of_a_uniform_checkpoint_have_no_new_members() -> None:
 def test_facts_from_before_there_were_steps_keep_their_meaning() -> None:
     facts = quantized(DENSE_7B, AWQ)
     old = facts.to_json() | {"quantization": facts.to_json()["quantization"] | {"plain": ["mlp"]}}
-    found = Checkpoint.from_json(old)
-    assert found.quantization == Quantization("awq", 4, 128, symmetric=False, plain=(Module.MLP,))
-    assert ranks(found) == [1, 2, 4]
+    restored = Checkpoint.from_json(old)
+    assert restored.quantization == Quantization("awq", 4, 128, symmetric=False, plain=(Module.MLP,))
+    assert ranks(restored) == [1, 2, 4]

@@ -70,8 +70,8 @@ def test_alternatives_ask_the_hub_too(hub: FakeHub, tmp_path: Path, capsys: pyte
     config = _values(tmp_path, hub)
     words = ["--model", "Qwen/Test", "--hub", "--config", config, "--concurrency", "900", "--gpu", "NVIDIA-L4=1x1"]
     assert cli.main(["plan", *words, "-o", "json"]) == 3
-    found = json.loads(capsys.readouterr().out)["noFit"]["alternatives"]
-    commands = [shlex.split(one["command"])[1:] for one in found if one["command"]]
+    alternatives = json.loads(capsys.readouterr().out)["noFit"]["alternatives"]
+    commands = [shlex.split(one["command"])[1:] for one in alternatives if one["command"]]
     assert commands
     assert all("--hub" in command and cli.main([*command, "-o", "json"]) == 0 for command in commands)
 

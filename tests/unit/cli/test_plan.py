@@ -282,8 +282,8 @@ TEXTS = {
 
 @pytest.mark.parametrize(("words", "code", "says"), TEXTS.values(), ids=TEXTS.keys())
 def test_texts(capsys: pytest.CaptureFixture[str], words: list[str], code: int, says: list[str]) -> None:
-    found, out, err = _run(capsys, *words)
-    assert found == code, err
+    exit_code, out, err = _run(capsys, *words)
+    assert exit_code == code, err
     assert [text for text in says if text not in out] == [], out
 
 
@@ -548,8 +548,8 @@ def test_without_hardware_the_cluster_is_asked(
         return _Api(nodes)
 
     monkeypatch.setattr(client, "connect", connect)
-    found, out, err = _run(capsys, "--model", MODEL)
-    assert found == code
+    exit_code, out, err = _run(capsys, "--model", MODEL)
+    assert exit_code == code
     assert ("give --gpu, --nodes or --config" in err) is (nodes is None)
     assert ("NO PLAN" in out) is (nodes == [])
 

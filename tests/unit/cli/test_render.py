@@ -136,8 +136,8 @@ def _plan(given: Inputs) -> Plan:
 def test_what_cannot_be_run_is_not_rendered(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, spec: dict[str, Any], code: int, says: str
 ) -> None:
-    found, out, err = _render(capsys, tmp_path / "qd.json", spec)
-    assert (found, out) == (code, "")
+    exit_code, out, err = _render(capsys, tmp_path / "qd.json", spec)
+    assert (exit_code, out) == (code, "")
     assert says in err
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qwen_operator.api.spec import EnvVar
+from qwen_operator.api.engine import EnvVar
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.cli.settings import chart_settings, rendered
 from qwen_operator.config import Settings, load
@@ -83,8 +83,8 @@ IMAGES = {
 
 @pytest.mark.parametrize(("values", "image", "engine"), IMAGES.values(), ids=IMAGES.keys())
 def test_images(tmp_path: Path, values: dict[str, Any], image: RuntimeImage, engine: str) -> None:
-    found = _settings(tmp_path, values)
-    assert (found.image, found.engine.image) == (image, engine)
+    settings = _settings(tmp_path, values)
+    assert (settings.image, settings.engine.image) == (image, engine)
 
 
 def test_variables_and_the_hub(tmp_path: Path) -> None:

@@ -38,11 +38,11 @@ class World:
         self.scaler = Autoscaler(Sources(lambda: self.fleets, self), self.changes.append, pace)
 
     async def read(self, engine: EnginePod) -> Reading | Trouble:
-        found = self.says.get(engine.uid, reading())
-        if isinstance(found, Exception):
-            raise found
+        answer = self.says.get(engine.uid, reading())
+        if isinstance(answer, Exception):
+            raise answer
         # The scheduler of every engine is alive.
-        return replace(found, beat=self.now) if isinstance(found, Reading) else found
+        return replace(answer, beat=self.now) if isinstance(answer, Reading) else answer
 
     async def _sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
@@ -55,13 +55,13 @@ class World:
             await self.scaler.scrape()
             self.now += INTERVAL_SECONDS
 
-    def told(self, key: ObjectKey = KEY, uid: str | None = None) -> ScalingState | None:
+    def published(self, key: ObjectKey = KEY, uid: str | None = None) -> ScalingState | None:
         return self.scaler.state(*key, uid or "/".join(key))
 
     def state(self, key: ObjectKey = KEY) -> tuple[int | None, Reason, str]:
-        found = self.told(key)
-        assert found is not None
-        return found.wanted, found.reason, found.load
+        published = self.published(key)
+        assert published is not None
+        return published.wanted, published.reason, published.load
 
 
 BOUNDS = Bounds(1, 8, 300.0)
@@ -84,7 +84,7 @@ async def test_load_in_the_metrics_is_a_decision_within_five_seconds() -> None:
 
 async def test_reconcile_is_told_of_changes_only() -> None:
     world = World([one(*engines(1))])
-    assert world.told() is None
+    assert world.published() is None
     await world.looks()
     assert world.changes == [KEY]
     await world.looks(500)
@@ -101,11 +101,11 @@ async def test_a_restart_goes_on_from_what_the_status_shows(says: Reading | Trou
     members = engines(1 if says == reading() else 3)
     before = World([one(*members, bounds=Bounds(1, 3, 300.0))], {member.uid: says for member in members})
     await before.looks(400)
-    shown = before.told()
+    shown = before.published()
     after = World([replace(before.fleets[0], shown=shown)], before.says)
     await after.looks(20)
     assert after.changes == []
-    assert after.told() == shown
+    assert after.published() == shown
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ async def test_a_draining_engine_that_cannot_be_read_holds_no_answer() -> None:
     members = (engine(0, draining=True), engine(1, ready=False), engine(2, ready=False))
     world = World([replace(one(*members), shown=shown)], {"uid-0": GONE})
     await world.looks(10)
-    state = world.told()
+    state = world.published()
     assert state is not None
     assert (state.reason, state.active, state.load) == (Reason.NOTHING_TO_MEASURE, False, "-")
 
@@ -157,10 +157,10 @@ async def test_the_numbers_told_are_those_of_the_decision() -> None:
     world = World([one(*engines(3))])
     world.says |= {f"uid-{number}": reading(2) for number in range(3)}
     await world.looks(3)
-    told = world.told()
+    before = world.published()
     world.says["uid-0"] = reading(1)
     await world.looks(3)
-    assert world.told() == told
+    assert world.published() == before
 
 
 async def test_the_order_of_removal_follows_the_load_without_a_change() -> None:
@@ -168,10 +168,10 @@ async def test_the_order_of_removal_follows_the_load_without_a_change() -> None:
     world.says |= {"uid-0": reading(1), "uid-1": reading(2)}
     await world.looks(2)
     before = len(world.changes)
-    first = world.told()
+    first = world.published()
     world.says |= {"uid-0": reading(2), "uid-1": reading(1)}
     await world.looks(2)
-    second = world.told()
+    second = world.published()
     assert first is not None
     assert second is not None
     assert (first.removal_order[0], second.removal_order[0]) == ("demo-12345678-0", "demo-12345678-1")
@@ -207,13 +207,13 @@ async def test_draining_pods() -> None:
     world = World([one(engine(0), engine(1, draining=True), bounds=None)])
     world.says["uid-1"] = reading(1, 2)
     await world.looks(2)
-    state = world.told()
+    state = world.published()
     assert state is not None
     assert not state.idle
     assert state.unfinished == {"uid-1": 3}
     world.says["uid-1"] = reading()
     await world.looks(2)
-    state = world.told()
+    state = world.published()
     assert state is not None
     assert state.idle == {"uid-1"}
     assert state.unfinished == {"uid-1": 0}
@@ -224,7 +224,7 @@ async def test_a_fault_of_one_deployment_is_logged_and_stops_no_other(caplog: py
     world.says["uid-1"] = RuntimeError("boom")
     await world.looks(2)
     assert world.state() == (1, Reason.STEADY, "idle")
-    assert world.told(("team", "bad")) is None
+    assert world.published(("team", "bad")) is None
     assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == [
         "scaling step failed"
     ] * 2
@@ -264,14 +264,14 @@ async def test_what_is_gone_is_forgotten_and_a_namesake_is_new() -> None:
     await world.looks(5)
     world.fleets = [replace(one(*engines(1)), uid="another")]
     # It may be asked for before it was looked at.
-    assert world.told(uid="another") is None
+    assert world.published(uid="another") is None
     await world.looks(2)
-    state = world.told(uid="another")
+    state = world.published(uid="another")
     assert state is not None
     assert state.wanted == 1
     world.fleets = []
     await world.looks()
-    assert world.told() is None
+    assert world.published() is None
     assert (world.scaler.samples(), world.scaler.ages()) == ({}, {})
 
 
@@ -279,7 +279,7 @@ async def test_samples_and_ages_are_for_metrics() -> None:
     world = World([one(*engines(2)), one(key=("team", "empty"))])
     world.says["uid-0"] = reading(1, 2)
     await world.looks(2)
-    assert [found.requests for found in world.scaler.samples()[KEY].engines] == [3, 0]
+    assert [load.requests for load in world.scaler.samples()[KEY].engines] == [3, 0]
     world.says["uid-1"] = GONE
     await world.looks(4)
     assert world.scaler.ages() == {KEY: 10.0}

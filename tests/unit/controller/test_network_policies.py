@@ -61,9 +61,9 @@ class World:
         self.store.remove(resource, {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": "99"}})
 
     def look(self) -> None:
-        found = [item for item in self.kube.all(NETWORK_POLICIES) if item["metadata"].get("labels")]
+        labelled = [item for item in self.kube.all(NETWORK_POLICIES) if item["metadata"].get("labels")]
         self.policies.listener(None)(
-            {(item["metadata"]["namespace"], item["metadata"]["name"]): item for item in found}
+            {(item["metadata"]["namespace"], item["metadata"]["name"]): item for item in labelled}
         )
 
     async def steps(self, number: int = 1) -> World:
@@ -240,6 +240,25 @@ async def test_the_mirrors_begin_before_the_first_write() -> None:
     await asyncio.sleep(0.01)
     assert kube.writes == []
     tasks = [task, asyncio.create_task(first), asyncio.create_task(second)]
+    await asyncio.sleep(0.05)
+    for one in tasks:
+        one.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert [item["metadata"]["namespace"] for item in kube.all(NETWORK_POLICIES)] == ["a"]
+
+
+async def test_a_namespace_whose_policies_cannot_be_listed_keeps_no_other_open() -> None:
+    class Closed(FakeKube):
+        async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
+            if namespace == "b":
+                raise Forbidden(403, "Forbidden", "networkpolicies is forbidden")
+            return await super().list(resource, namespace, labels)
+
+    kube, store = Closed(), Store()
+    for namespace in ("a", "b"):
+        store.update(QWENDEPLOYMENTS, deployment(namespace))
+    policies = NetworkPolicies(kube, store, CONFIG, ("a", "b"), Clock().monotonic, lambda _s: asyncio.sleep(0))
+    tasks = [asyncio.create_task(part) for part in policies.parts()]
     await asyncio.sleep(0.05)
     for one in tasks:
         one.cancel()

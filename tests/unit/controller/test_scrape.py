@@ -90,9 +90,9 @@ async def _cut(request: web.Request) -> web.StreamResponse:
 
 async def test_a_page_is_read() -> None:
     async with serving(_page) as port:
-        found = await read(port)
-    assert isinstance(found, Reading)
-    assert (found.running, found.queued, found.inside) == (1, 4, 6)
+        result = await read(port)
+    assert isinstance(result, Reading)
+    assert (result.running, result.queued, result.inside) == (1, 4, 6)
 
 
 def test_an_address_of_ipv6_is_bracketed() -> None:
@@ -117,26 +117,26 @@ TROUBLES: dict[str, tuple[Handler, Reason, str]] = {
 async def test_troubles(handler: Handler, reason: Reason, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrape, "TIMEOUT_SECONDS", 0.5)
     async with serving(handler) as port:
-        found = await read(port)
-    assert isinstance(found, Trouble)
-    assert found.reason == reason
-    assert says in found.detail
+        result = await read(port)
+    assert isinstance(result, Trouble)
+    assert result.reason == reason
+    assert says in result.detail
 
 
 async def test_nobody_listens() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-        found = await read(port)
-    assert isinstance(found, Trouble)
-    assert found.reason == Reason.METRICS_MISSING
+        result = await read(port)
+    assert isinstance(result, Trouble)
+    assert result.reason == Reason.METRICS_MISSING
 
 
 @pytest.mark.parametrize("address", ["", "engine.example", "10.0.0.1/x"])
 async def test_only_addresses_are_asked(address: str) -> None:
-    found = await read(1, address)
-    assert isinstance(found, Trouble)
-    assert found.reason == Reason.METRICS_MISSING
+    result = await read(1, address)
+    assert isinstance(result, Trouble)
+    assert result.reason == Reason.METRICS_MISSING
 
 
 async def test_the_environments_proxy_is_not_for_pods(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,9 +160,9 @@ async def test_of_a_page_that_is_too_large_the_beginning_is_read_and_no_more() -
         return response
 
     async with serving(large) as port:
-        found = await read(port)
-    assert isinstance(found, Reading)
-    assert (found.running, found.queued) == (1, 4)
+        result = await read(port)
+    assert isinstance(result, Reading)
+    assert (result.running, result.queued) == (1, 4)
     assert sent < 8_000_000, "the rest is left in the buffers of the sockets"
 
 
@@ -179,10 +179,12 @@ async def test_the_time_of_a_page_includes_its_parsing(monkeypatch: pytest.Monke
     monkeypatch.setattr(Page, "read", slow)
     async with serving(_page) as port, scraper(port) as pages:
         wanted = replace(engine(0), address="127.0.0.1", model="tiny")
-        found = await asyncio.gather(pages.read(replace(wanted, model="slow")), *(pages.read(wanted) for _ in range(5)))
+        results = await asyncio.gather(
+            pages.read(replace(wanted, model="slow")), *(pages.read(wanted) for _ in range(5))
+        )
         end.set()
-    assert found[0] == Trouble(Reason.METRICS_MISSING, "no answer within 0.3 s")
-    assert all(isinstance(one, Reading) for one in found[1:])
+    assert results[0] == Trouble(Reason.METRICS_MISSING, "no answer within 0.3 s")
+    assert all(isinstance(one, Reading) for one in results[1:])
 
 
 @pytest.mark.parametrize("slow", [_never, _drip], ids=["no answer", "a drip"])
@@ -200,8 +202,8 @@ async def test_slow_engines_delay_no_other(slow: Handler) -> None:
         wanted = replace(engine(0), address="127.0.0.1", model="tiny")
         hung = [asyncio.create_task(pages.read(wanted)) for _ in range(100)]
         await all_asked.wait()
-        found = await pages.read(wanted)
-        assert isinstance(found, Reading)
+        result = await pages.read(wanted)
+        assert isinstance(result, Reading)
         assert not any(task.done() for task in hung)
         for task in hung:
             task.cancel()

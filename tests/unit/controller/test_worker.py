@@ -113,14 +113,14 @@ async def test_a_burst_costs_each_object_two_statuses() -> None:
 
 async def test_every_written_status_is_told_with_the_one_before() -> None:
     world = World()
-    told: list[tuple[ObjectKey, bool, str]] = []
-    world.operator.worker.reconciler.on_status = lambda key, old, new: told.append(
+    reported: list[tuple[ObjectKey, bool, str]] = []
+    world.operator.worker.reconciler.on_status = lambda key, old, new: reported.append(
         (key, bool(old), new["summary"]["status"])
     )
     await world.start()
     world.api.put(QWENDEPLOYMENTS, deployment())
     await world.settle()
-    assert told == [(KEY, False, "Starting"), (KEY, True, "Serving")]
+    assert reported == [(KEY, False, "Starting"), (KEY, True, "Serving")]
 
 
 async def test_errors_are_counted_by_their_class() -> None:

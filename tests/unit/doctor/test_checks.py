@@ -189,7 +189,7 @@ def test_pod_security(level: str | None, pod: dict[str, Any], mark: Mark, part: 
 
 
 @pytest.mark.parametrize(
-    ("labels", "annotations", "found"),
+    ("labels", "annotations", "warned"),
     [
         ({"istio-injection": "enabled"}, {}, True),
         ({"istio-injection": "disabled"}, {}, False),
@@ -200,13 +200,13 @@ def test_pod_security(level: str | None, pod: dict[str, Any], mark: Mark, part: 
         ({}, {}, False),
     ],
 )
-def test_meshes(labels: dict[str, str], annotations: dict[str, str], found: bool) -> None:
+def test_meshes(labels: dict[str, str], annotations: dict[str, str], warned: bool) -> None:
     one = served(namespace=Listed([named("team-a", labels=labels, annotations=annotations)]))
-    assert only("mesh", cluster(served=(one,))).mark is (Mark.WARNING if found else Mark.OK)
+    assert only("mesh", cluster(served=(one,))).mark is (Mark.WARNING if warned else Mark.OK)
 
 
 @pytest.mark.parametrize(
-    ("webhook", "found"),
+    ("webhook", "warned"),
     [
         ({"rules": [POD_RULE]}, True),
         ({"rules": [{**POD_RULE, "apiGroups": ["*"], "resources": ["*/*"], "operations": ["*"]}]}, True),
@@ -229,12 +229,12 @@ def test_meshes(labels: dict[str, str], annotations: dict[str, str], found: bool
         ({"rules": "many"}, False),
     ],
 )
-def test_webhooks_that_see_our_pods(webhook: dict[str, Any], found: bool) -> None:
+def test_webhooks_that_see_our_pods(webhook: dict[str, Any], warned: bool) -> None:
     configuration = named("w", webhooks=[{"name": "w.example", **webhook}])
     for field in ("webhooks", "mutating_webhooks"):
         finding = only("admission", cluster(**{field: Listed([configuration])}))
-        assert finding.mark is (Mark.WARNING if found else Mark.OK)
-        assert ("w.example" in finding.message) is found
+        assert finding.mark is (Mark.WARNING if warned else Mark.OK)
+        assert ("w.example" in finding.message) is warned
 
 
 def test_admission_policies() -> None:
@@ -329,6 +329,17 @@ def test_a_second_release(mine: str, other: str, clash: str) -> None:
     finding = only("second-release", cluster(installation=installed(operator=Listed([own])), operators=listed))
     assert finding.mark is (Mark.BAD if clash else Mark.OK)
     assert clash in finding.message
+
+
+@pytest.mark.parametrize(("other", "what"), [("", "all namespaces"), ("team-b,team-a", "team-a, team-b")])
+def test_another_release_before_the_own_one_is_installed(other: str, what: str) -> None:
+    """Nothing acts twice yet. Perhaps the release has another name than --release says."""
+    listed = Listed([operator("other", "o-operator", watched=other)])
+    absent = installed(None, operator=Listed(absent=True))
+    finding = only("second-release", cluster(installation=absent, operators=listed))
+    assert finding.mark is Mark.WARNING
+    assert f"other/o-operator serves {what}: give a new release" in finding.message
+    assert "--release" in finding.message
 
 
 def test_rights() -> None:

@@ -204,6 +204,8 @@ def test_a_review_names_resource_group_and_subresource() -> None:
     }  # fmt: skip
     core = needed.review(("get", "pods/log", ""), "system:serviceaccount:a:b")["spec"]
     assert core["resourceAttributes"] == {"verb": "get", "resource": "pods", "subresource": "log"}
+    # The groups of a ServiceAccount: a right may be bound to any of them.
+    assert core["groups"] == ["system:serviceaccounts", "system:serviceaccounts:a", "system:authenticated"]
 
 
 def test_without_a_cluster_there_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

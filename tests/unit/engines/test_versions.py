@@ -50,9 +50,9 @@ def test_the_versions_differ_in_options_only() -> None:
 def test_a_version_without_a_folder_has_the_constants_of_the_nearest_and_no_options(
     version: str, stand_in: str
 ) -> None:
-    found, known = engines.of(version), engines.of(stand_in)
-    assert (found.version, found.memory, found.options.planned) == (stand_in, known.memory, known.options.planned)
-    assert (found.options.version, found.options.options) == (version, {})
+    nearest, known = engines.of(version), engines.of(stand_in)
+    assert (nearest.version, nearest.memory, nearest.options.planned) == (stand_in, known.memory, known.options.planned)
+    assert (nearest.options.version, nearest.options.options) == (version, {})
 
 
 @pytest.mark.parametrize("version", engines.VERSIONS)

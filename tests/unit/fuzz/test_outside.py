@@ -473,9 +473,9 @@ def test_any_shares_of_gpus_are_counted_or_left_out(nodes: list[dict[str, Any]])
         node["metadata"]["name"] = f"gpu-{number}"
     counted = inventory(nodes, ())
     for node in nodes:
-        found = list(shares.parts(node, node["metadata"]["labels"]))
-        assert len(found) <= len(RESOURCES)
-        assert all(0 <= part.memory_mib < 2**40 and 0 <= part.share.pods <= 2**31 for part in found)
+        parts = list(shares.parts(node, node["metadata"]["labels"]))
+        assert len(parts) <= len(RESOURCES)
+        assert all(0 <= part.memory_mib < 2**40 and 0 <= part.share.pods <= 2**31 for part in parts)
         assert 1 <= hami.shares(node["metadata"]["annotations"]) < 10**9
         assert 0 <= hami.memory_mib(node["metadata"]["annotations"]) < 10**9
     assert len(counted.products) <= len(nodes) * len(RESOURCES)

@@ -174,8 +174,8 @@ def test_parts_are_the_members_wherever_the_text_is_cut(
     document = {"kind": "List", "metadata": {"items": 1}, "items": items, "other": other}
     text = json.dumps(document, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     parts = Parts("items", 1 << 20, 1 << 20)
-    found = [part for start in range(0, len(text), step) for part in parts.feed(text[start : start + step])]
-    assert [json.loads(part.decode("utf-8", "surrogatepass")) for part in found] == items
+    members = [part for start in range(0, len(text), step) for part in parts.feed(text[start : start + step])]
+    assert [json.loads(part.decode("utf-8", "surrogatepass")) for part in members] == items
     assert json.loads(parts.end().decode("utf-8", "surrogatepass")) == {**document, "items": []}
 
 
@@ -191,5 +191,5 @@ def test_any_bytes_are_taken_apart_within_bounds(pieces: list[bytes]) -> None:
 
 def test_a_part_beyond_the_limit_is_dropped_and_counted() -> None:
     parts = Parts("items", 100, 100)
-    found = [part for piece in (b'{"items":[1,"' + b"x" * 500, b"x" * 500 + b'",2]}') for part in parts.feed(piece)]
-    assert ([*map(json.loads, found)], parts.dropped, parts.end()) == ([1, 2], 1, b'{"items":[]}')
+    members = [part for piece in (b'{"items":[1,"' + b"x" * 500, b"x" * 500 + b'",2]}') for part in parts.feed(piece)]
+    assert ([*map(json.loads, members)], parts.dropped, parts.end()) == ([1, 2], 1, b'{"items":[]}')

@@ -137,10 +137,10 @@ def test_a_model_that_is_found_is_the_one_of_another_parser(
 ) -> None:
     pairs = [*fields, ("model", model)]
     text = "{" + ",".join(f"{json.dumps(name)} : {json.dumps(value, indent=indent)}" for name, value in pairs) + "}"
-    found = model_of(reader, text.encode(), size)
+    read_model = model_of(reader, text.encode(), size)
 
-    assert found in ("", pythons(text.encode()))
-    if not found:
+    assert read_model in ("", pythons(text.encode()))
+    if not read_model:
         plain = [name for name, _ in pairs if name.lower() == "model" or "\\" in json.dumps(name)] == ["model"]
         assert not (plain and model.isascii() and model.isprintable() and model and " " not in model)
 
@@ -154,11 +154,11 @@ def test_a_damaged_body_is_refused_or_read_as_by_another_parser(
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(body) - 1))
         body[at : at + data.draw(st.integers(0, 2))] = data.draw(st.sampled_from(list(b'{}[]",:\\ mM\x00'))).to_bytes()
-    found = model_of(reader, bytes(body), size)
+    model = model_of(reader, bytes(body), size)
 
     parsed = pythons(bytes(body))
     # A number or a word that is not JSON is left to the router, which refuses it: the model is the same for both.
-    assert not found or parsed in (None, found)
+    assert not model or parsed in (None, model)
 
 
 FILLERS = {

@@ -11,9 +11,9 @@ FRAME = Frame(True, 1000, 10_000, 60, ())
 
 
 def test_an_entry_has_one_key_per_line() -> None:
-    found = read_keys({"a": "one\n", "b": "two\r\n\nthree\ntwo", "default": "four"}, {})
+    keys = read_keys({"a": "one\n", "b": "two\r\n\nthree\ntwo", "default": "four"}, {})
 
-    assert found == Keys({"a": ("one",), "b": ("two", "three"), "default": ("four",)})
+    assert keys == Keys({"a": ("one",), "b": ("two", "three"), "default": ("four",)})
 
 
 @pytest.mark.parametrize(
@@ -31,37 +31,37 @@ def test_an_entry_has_one_key_per_line() -> None:
     ],
 )
 def test_an_entry_that_is_refused_is_told_without_its_key(entries: dict[str, str], words: str) -> None:
-    found = read_keys({**entries, "good": "other"}, {})
+    keys = read_keys({**entries, "good": "other"}, {})
 
-    assert found.of == {"good": ("other",)}
-    assert words in found.problems[0]
-    assert "cr" not in "".join(found.problems).replace("characters", "")
+    assert keys.of == {"good": ("other",)}
+    assert words in keys.problems[0]
+    assert "cr" not in "".join(keys.problems).replace("characters", "")
 
 
 def test_a_refused_entry_keeps_its_last_good_keys_and_a_removed_one_none() -> None:
     before = {"a": ("old-a",), "b": ("old-b",), "c": ("old-c",)}
 
-    found = read_keys({"a": "two words", "b": "new-b"}, before)
+    keys = read_keys({"a": "two words", "b": "new-b"}, before)
 
-    assert found.of == {"a": ("old-a",), "b": ("new-b",)}
+    assert keys.of == {"a": ("old-a",), "b": ("new-b",)}
 
 
 def test_a_key_that_moved_belongs_to_the_valid_entry() -> None:
-    found = read_keys({"a": "two words", "b": "old-a"}, {"a": ("old-a", "old-2")})
+    keys = read_keys({"a": "two words", "b": "old-a"}, {"a": ("old-a", "old-2")})
 
-    assert found.of == {"a": ("old-2",), "b": ("old-a",)}
+    assert keys.of == {"a": ("old-2",), "b": ("old-a",)}
 
 
 def test_a_tenant_has_the_defaults_for_what_it_does_not_say() -> None:
     text = '{"defaults": {"requestsPerMinute": 60}, "tenants": {"a": {"models": ["Qwen/*"], "bodyBytes": 10}}}'
 
-    found = json.loads(settings_file(FRAME, Keys({"a": ("k",)}), read_tenants(text), 0, "salt"))
+    settings = json.loads(settings_file(FRAME, Keys({"a": ("k",)}), read_tenants(text), 0, "salt"))
 
-    assert found["ready"] is True
-    assert found["keys"] == {digest("salt", "k"): "a"}
+    assert settings["ready"] is True
+    assert settings["keys"] == {digest("salt", "k"): "a"}
     rest = {"requestsPerMinute": 60, "tokensPerMinute": 0, "concurrentRequests": 256}
-    assert found["tenants"] == {"a": {**rest, "models": ["Qwen/*"], "bodyBytes": 10}}
-    assert found["defaults"] == {**rest, "models": ["*"], "bodyBytes": 1000}
+    assert settings["tenants"] == {"a": {**rest, "models": ["Qwen/*"], "bodyBytes": 10}}
+    assert settings["defaults"] == {**rest, "models": ["*"], "bodyBytes": 1000}
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_tenants_that_are_refused(text: str, words: str) -> None:
 
 def test_the_proxy_serves_nobody_before_it_has_keys_and_tenants() -> None:
     def ready(frame: Frame, keys: Keys, tenants: Tenants | None) -> bool:
-        found: bool = json.loads(settings_file(frame, keys, tenants, 0, "salt"))["ready"]
-        return found
+        is_ready: bool = json.loads(settings_file(frame, keys, tenants, 0, "salt"))["ready"]
+        return is_ready
 
     keys, none = Keys({"a": ("k",)}), Frame(False, 1000, 10_000, 60, ())
     assert ready(FRAME, keys, Tenants())

@@ -16,10 +16,10 @@ def test_the_data_is_complete_and_its_names_are_no_riddles() -> None:
         assert 15000 <= one.memory_mib <= 300000
         assert (6, 0) <= one.compute_capability <= (12, 1)
         assert board(one.product.lower()) is one
-        found = board(one.short)
-        assert found
+        entry = board(one.short)
+        assert entry
         # One short name may stand for two boards only where both have the same memory and capability.
-        assert (found.memory_mib, found.compute_capability) == (one.memory_mib, one.compute_capability)
+        assert (entry.memory_mib, entry.compute_capability) == (one.memory_mib, one.compute_capability)
 
 
 @pytest.mark.parametrize(
@@ -32,9 +32,9 @@ def test_the_data_is_complete_and_its_names_are_no_riddles() -> None:
     ],
 )
 def test_boards_by_other_names(name: str, product: str) -> None:
-    found = board(name)
-    assert found
-    assert found.product == product
+    entry = board(name)
+    assert entry
+    assert entry.product == product
 
 
 def test_an_unknown_name_is_no_board() -> None:
@@ -80,9 +80,9 @@ CLOUDS = [
 
 @pytest.mark.parametrize(("label", "value", "product"), CLOUDS)
 def test_labels_of_clouds(label: str, value: str, product: str) -> None:
-    found = board(product)
-    assert found
-    assert named_by({label: value, "kubernetes.io/arch": "amd64"}) == BoardLabel(label, value, found)
+    entry = board(product)
+    assert entry
+    assert named_by({label: value, "kubernetes.io/arch": "amd64"}) == BoardLabel(label, value, entry)
 
 
 @pytest.mark.parametrize(
@@ -102,15 +102,15 @@ def test_labels_that_name_no_single_board(labels: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(("kind", "mib"), [("g6f.large", 2861), ("g6f.4xlarge", 11444), ("gr6f.4xlarge", 11444)])
 def test_instance_types_with_a_part_of_a_board(kind: str, mib: int) -> None:
-    found = named_by({"karpenter.k8s.aws/instance-gpu-name": "l4", "node.kubernetes.io/instance-type": kind})
-    assert found
-    assert (found.label, found.board.short, found.part_mib) == ("node.kubernetes.io/instance-type", "L4", mib)
+    named = named_by({"karpenter.k8s.aws/instance-gpu-name": "l4", "node.kubernetes.io/instance-type": kind})
+    assert named
+    assert (named.label, named.board.short, named.part_mib) == ("node.kubernetes.io/instance-type", "L4", mib)
 
 
 @pytest.mark.parametrize(("mib", "short"), [(40960, "A100-40GB"), (81920, "A100-80GB"), (5722, None), (0, None)])
 def test_a_name_of_several_boards_and_a_memory_name_one(mib: int, short: str | None) -> None:
-    found = named_by({"karpenter.k8s.aws/instance-gpu-name": "a100"}, mib)
-    assert (found.board.short if found else None) == short
+    named = named_by({"karpenter.k8s.aws/instance-gpu-name": "a100"}, mib)
+    assert (named.board.short if named else None) == short
 
 
 @pytest.mark.parametrize("one", boards(), ids=lambda one: one.product)

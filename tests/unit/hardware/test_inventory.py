@@ -70,19 +70,19 @@ NONE: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("node", NONE)
 def test_nodes_without_gpus_are_nothing(node: dict[str, Any]) -> None:
-    found = inventory([node], [])
-    assert (found.products, found.unlabelled, found.ignored) == ((), (), ())
+    hardware = inventory([node], [])
+    assert (hardware.products, hardware.unlabelled, hardware.ignored) == ((), (), ())
 
 
 def test_gpus_without_labels_are_told() -> None:
     unknown = [_node("b", product="Other", **_extra(memory="")), _node("a", product="Other", **_extra(memory="80GB"))]
-    found = inventory([_node("c", product=""), *unknown, _node("d")], [])
-    assert found.unlabelled == (
+    hardware = inventory([_node("c", product=""), *unknown, _node("d")], [])
+    assert hardware.unlabelled == (
         UnlabelledNode("a", "Other", ("nvidia.com/gpu.memory",)),
         UnlabelledNode("b", "Other", ("nvidia.com/gpu.memory",)),
         UnlabelledNode("c", "", ("nvidia.com/gpu.product",)),
     )
-    assert len(found.products) == 1
+    assert len(hardware.products) == 1
 
 
 def test_the_memory_of_a_known_board_needs_no_label() -> None:
@@ -108,9 +108,9 @@ SHARED = {
 
 @pytest.mark.parametrize(("node", "says"), SHARED.values(), ids=SHARED.keys())
 def test_shared_gpus_are_left_out_with_a_reason(node: dict[str, Any], says: str) -> None:
-    found = inventory([node], [])
-    assert found.products == ()
-    assert says in found.ignored[0]
+    hardware = inventory([node], [])
+    assert hardware.products == ()
+    assert says in hardware.ignored[0]
 
 
 DISAGREE = {
@@ -131,9 +131,9 @@ DISAGREE = {
 
 @pytest.mark.parametrize(("node", "shape", "says"), DISAGREE.values(), ids=DISAGREE.keys())
 def test_labels_that_disagree_are_told(node: dict[str, Any], shape: tuple[int, int], says: str) -> None:
-    found = inventory([node], [])
-    assert [(one.memory_mib, one.gpus_per_node) for one in found.products] == [shape]
-    (note,) = found.notes
+    hardware = inventory([node], [])
+    assert [(one.memory_mib, one.gpus_per_node) for one in hardware.products] == [shape]
+    (note,) = hardware.notes
     assert says in note
 
 
@@ -146,8 +146,8 @@ def test_a_gpu_out_of_order_is_told_and_is_no_fault_of_the_labels() -> None:
 
 
 def test_nodes_with_the_same_reason_share_a_sentence() -> None:
-    found = inventory([_node(f"n{index}", product=f"{H100}-SHARED") for index in range(3)], [])
-    (sentence,) = found.ignored
+    hardware = inventory([_node(f"n{index}", product=f"{H100}-SHARED") for index in range(3)], [])
+    (sentence,) = hardware.ignored
     assert sentence.startswith(f"n0 and 2 more nodes: {H100}-SHARED is shared between pods")
 
 
@@ -161,9 +161,9 @@ def test_compute_capability_is_the_labels_else_the_boards() -> None:
 def test_a_cloud_without_feature_discovery_is_selected_by_its_own_label() -> None:
     gke = {"cloud.google.com/gke-accelerator": "nvidia-l4"}
     node = _node(product="", **_extra(memory=""), **gke)
-    found = inventory([node, _node(), _node(product="NVIDIA-L4", **_extra(memory="23034"))], [])
-    assert found.unlabelled == ()
-    assert [(one.product, one.memory_mib, one.selector) for one in found.products] == [
+    hardware = inventory([node, _node(), _node(product="NVIDIA-L4", **_extra(memory="23034"))], [])
+    assert hardware.unlabelled == ()
+    assert [(one.product, one.memory_mib, one.selector) for one in hardware.products] == [
         (H100, 81559, {"nvidia.com/gpu.product": H100}),
         ("NVIDIA-L4", 23034, gke),
         ("NVIDIA-L4", 23034, {"nvidia.com/gpu.product": "NVIDIA-L4"}),
@@ -282,10 +282,10 @@ def test_a_pool_brings_tolerations_for_the_nodes_of_its_product() -> None:
 
 
 def test_hardware_can_be_thought_of_beside_or_instead() -> None:
-    found = inventory([_node("a"), _node("b", product="NVIDIA-L4", **_extra(memory="23034"))], [])
+    hardware = inventory([_node("a"), _node("b", product="NVIDIA-L4", **_extra(memory="23034"))], [])
     (more,) = inventory([_node("c", gpus="4")], []).products
-    assert [one.gpus_per_node for one in found.with_product(more).products] == [8, 8, 4]
-    assert [(one.short, one.gpus_per_node) for one in found.with_instead(more).products] == [
+    assert [one.gpus_per_node for one in hardware.with_product(more).products] == [8, 8, 4]
+    assert [(one.short, one.gpus_per_node) for one in hardware.with_instead(more).products] == [
         ("L4", 8),
         ("H100-80GB", 4),
     ]

@@ -291,6 +291,32 @@ def test_gpus_that_are_cut_are_not_whole_as_well(slices: dict[str, str], whole_g
     assert any("restart the device plugin" in one for one in (*seen.notes, *seen.ignored)) == (whole_gpus < 2)
 
 
+def test_shares_of_an_unhealthy_gpu_make_the_others_no_larger() -> None:
+    """Two GPUs with four shares each. No label says so. All shares tell it, and not the healthy ones."""
+    made = node("n", whole_labels("NVIDIA-A10", "23028", "2"), {f"{GPU}.shared": "4"})
+    made["status"]["capacity"] = {f"{GPU}.shared": "8"}
+    (product,) = inventory([made], []).offering(f"{GPU}.shared", ()).products
+    assert (product.share, product.memory_mib, product.gpus_per_node) == (Share(SLICED, 4), 5757, 4)
+
+
+SHARED_SLICE = "nvidia.com/mig-2g.10gb.shared"
+
+
+def test_shares_of_slices_without_their_number_are_counted() -> None:
+    labels = whole_labels(A100, "40960") | mixed("2g.10gb", A100, "9984", "24", replicas="1")
+    (product,) = inventory([node("n", labels, {SHARED_SLICE: "48"})], []).offering(SHARED_SLICE, ()).products
+    assert (product.share, product.memory_mib, product.gpus_per_node) == (Share(SLICED, 2), 4992, 48)
+
+
+def test_shares_of_slices_that_cannot_be_counted_have_a_sentence() -> None:
+    labels = whole_labels(A100, "40960") | {"nvidia.com/mig-2g.10gb.memory": "9984"}
+    seen = inventory([node("n", labels, {SHARED_SLICE: "48"})], []).offering(SHARED_SLICE, ())
+    assert seen.products == ()
+    (sentence,) = seen.ignored
+    assert "48 x nvidia.com/mig-2g.10gb.shared: no label says how many pods share one slice" in sentence
+    assert "(nvidia.com/mig-2g.10gb.replicas)" in sentence
+
+
 def test_unhealthy_slices_are_named() -> None:
     made = node("n", whole_labels(A100, "40960") | mixed("1g.5gb", A100, "4864", "7"), {"nvidia.com/mig-1g.5gb": "6"})
     made["status"]["capacity"] = {"nvidia.com/mig-1g.5gb": "7"}

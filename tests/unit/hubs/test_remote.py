@@ -49,14 +49,14 @@ async def refusal(hub: FakeHub, kind: Hub = Hub.HUGGING_FACE, revision: str = ""
 @pytest.mark.parametrize(("total", "bytes_"), [(None, 927_980_000), (927_975_424, 927_980_000)])
 async def test_a_repository_becomes_facts_at_a_commit(kind: Hub, total: int | None, bytes_: int) -> None:
     hub = repository(DENSE | {"quantization_config": FP8}, SHARDS, total)
-    found = await read(hub, kind)
+    answer = await read(hub, kind)
     digest = hashlib.sha256(hub.files["config.json"]).hexdigest()
     config = json.loads(hub.files["config.json"])
-    assert found.commit == COMMIT
-    assert found.checkpoint == replace(
+    assert answer.commit == COMMIT
+    assert answer.checkpoint == replace(
         from_config(config, weight_bytes=bytes_, digest=digest), chat=ChatFormat(template=False)
     )
-    assert found.checkpoint.source == "Hub"
+    assert answer.checkpoint.source == "Hub"
     assert all(COMMIT in path or "cdn" in path for path in hub.asked[1:])
 
 

@@ -63,16 +63,16 @@ class Server:
 
 @pytest.fixture
 async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
-    found = Server()
+    made = Server()
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", found.handle)
+    app.router.add_route("*", "/{path:.*}", made.handle)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     _kubeconfig(tmp_path, runner.addresses[0][1], "one")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
-    yield found
+    yield made
     await runner.cleanup()
 
 

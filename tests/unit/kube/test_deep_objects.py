@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import kopf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_operator import handlers, untrusted
-from qwen_operator.controller.cache import WATCHED
+from qwen_operator import untrusted
 from qwen_operator.controller.resync import Resync
 from qwen_operator.kube import QWENDEPLOYMENTS, Manifest
 from qwen_operator.kube.client import connect
 from qwen_operator.kube.decoding import MOST_LEVELS, decode
-from qwen_operator.kube.mirror import Mirror
-from qwen_operator.objects import ObjectKey
 from qwen_operator.untrusted import size_of
 from tests.unit import api_server
 from tests.unit.fakes import FakeKube
 from tests.unit.waiting import until
+from tests.unit.watching import mirrored, watched_by_kopf
 from tests.unit.world import CONFIG, Operator, deployment
 
 
 def deep(name: str) -> Manifest:
-    base = deployment()
-    pod = {"affinity": {"nodeAffinity": api_server.DEEP}}
-    return {**base, "metadata": {**base["metadata"], "name": name}, "spec": {**base["spec"], "pod": pod}}
-
-
-def good(name: str) -> Manifest:
-    base = deployment()
-    return {**base, "metadata": {**base["metadata"], "name": name}}
-
-
-@pytest.fixture
-def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    return tmp_path / "kubeconfig"
+    return deployment(name, pod={"affinity": {"nodeAffinity": api_server.DEEP}})
 
 
 def names(keys: Any) -> set[str]:
@@ -51,20 +33,7 @@ def names(keys: Any) -> set[str]:
 
 
 async def test_a_list_and_a_watch_deliver_the_others(kubeconfig: Path) -> None:
-    kube = FakeKube()
-    kube.put(QWENDEPLOYMENTS, deep("bad"))
-    kube.put(QWENDEPLOYMENTS, good("first"))
-    seen: dict[ObjectKey, Manifest] = {}
-    async with api_server.serving(kube, kubeconfig):
-        api = await connect()
-        task = asyncio.create_task(Mirror(api, QWENDEPLOYMENTS, None, "", seen.update).run())
-        await until(lambda: len(seen) == 2)
-        kube.put(QWENDEPLOYMENTS, deep("worse"))
-        kube.put(QWENDEPLOYMENTS, good("second"))
-        await until(lambda: len(seen) == 4)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await api.aclose()
+    seen = await mirrored(deep, kubeconfig)
     assert names(seen) == {"bad", "worse", "first", "second"}
     assert all(size_of(item).levels <= MOST_LEVELS for item in seen.values())
 
@@ -72,7 +41,7 @@ async def test_a_list_and_a_watch_deliver_the_others(kubeconfig: Path) -> None:
 async def test_a_list_of_the_operator_stores_and_queues_all(kubeconfig: Path) -> None:
     kube = FakeKube()
     kube.put(QWENDEPLOYMENTS, deep("bad"))
-    kube.put(QWENDEPLOYMENTS, good("first"))
+    kube.put(QWENDEPLOYMENTS, deployment("first"))
     operator = Operator(kube, CONFIG)
     async with api_server.serving(kube, kubeconfig):
         api = await connect()
@@ -84,27 +53,17 @@ async def test_a_list_of_the_operator_stores_and_queues_all(kubeconfig: Path) ->
 async def test_kopf_keeps_watching(kubeconfig: Path, caplog: pytest.LogCaptureFixture) -> None:
     kube = FakeKube()
     kube.put(QWENDEPLOYMENTS, deep("bad"))
-    kube.put(QWENDEPLOYMENTS, good("first"))
+    kube.put(QWENDEPLOYMENTS, deployment("first"))
     operator = Operator(kube, CONFIG)
 
     def stored(name: str) -> bool:
         return any(item["metadata"]["name"] == name for item in operator.store.all(QWENDEPLOYMENTS))
 
-    async with api_server.serving(kube, kubeconfig) as server:
-        watching = kopf.operator(
-            registry=handlers.routes(operator.intake, lambda: None, WATCHED),
-            settings=handlers.operator_settings(CONFIG, lambda: 0.0),
-            clusterwide=True,
-            identity=cast("Any", "operator-0"),
-        )
-        task = asyncio.create_task(watching)
-        await until(lambda: len(server.watches) == len(WATCHED) and stored("first") and stored("bad"))
+    async with watched_by_kopf(operator, kube, kubeconfig):
+        await until(lambda: stored("first") and stored("bad"))
         kube.put(QWENDEPLOYMENTS, deep("worse"))
-        kube.put(QWENDEPLOYMENTS, good("second"))
+        kube.put(QWENDEPLOYMENTS, deployment("second"))
         await until(lambda: stored("second") and stored("worse"))
-        assert not task.done()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
     logged = [record for record in caplog.records if "too deeply" in record.getMessage()]
     assert {getattr(record, "object").rpartition("/")[2] for record in logged} == {"bad", "worse"}  # noqa: B009
 

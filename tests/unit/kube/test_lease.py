@@ -536,9 +536,9 @@ def test_when_the_lease_may_be_taken(seen: list[tuple[float, Manifest | None]], 
 
 def test_a_taken_lease_keeps_what_is_not_ours() -> None:
     candidate = Candidate(Terms("system", NAME, "me"))
-    found = lease("", leaseTransitions=4, strategy="OldestEmulationVersion")
-    found["metadata"]["labels"] = {"team": "x"}
-    candidate.observe(found, 0.0)
+    taken = lease("", leaseTransitions=4, strategy="OldestEmulationVersion")
+    taken["metadata"]["labels"] = {"team": "x"}
+    candidate.observe(taken, 0.0)
 
     assert candidate.taken("now") == {
         "apiVersion": "coordination.k8s.io/v1",

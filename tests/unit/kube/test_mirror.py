@@ -47,7 +47,7 @@ class Flaky(FakeKube):
 
 async def _played(api: Flaky, between: list[Callable[[], object]]) -> tuple[list[list[str]], list[int]]:
     """What the mirror told, and the attempt number at every pause; `between` runs at the pauses."""
-    told: list[list[str]] = []
+    delivered: list[list[str]] = []
     pauses: list[int] = []
 
     async def pause(attempt: int) -> None:
@@ -56,10 +56,10 @@ async def _played(api: Flaky, between: list[Callable[[], object]]) -> tuple[list
             raise Enough
         between.pop(0)()
 
-    mirror = Mirror(api, PODS, "n", "l=a", lambda objects: told.append(sorted(name for _, name in objects)), pause)
+    mirror = Mirror(api, PODS, "n", "l=a", lambda objects: delivered.append(sorted(name for _, name in objects)), pause)
     with pytest.raises(Enough):
         await mirror.run()
-    return told, pauses
+    return delivered, pauses
 
 
 def _flaky(*script: Exception | None) -> Flaky:
@@ -77,8 +77,8 @@ async def test_changes_come_by_watch_and_only_of_the_selection() -> None:
         api.put(PODS, _pod("other", "b"))
         api.finish(api.one(PODS, "one"), PODS)
 
-    told, pauses = await _played(api, [later])
-    assert told == [["one"], ["one", "two"], ["two"]]
+    delivered, pauses = await _played(api, [later])
+    assert delivered == [["one"], ["one", "two"], ["two"]]
     assert pauses == [0, 0]
 
 
@@ -86,8 +86,8 @@ async def test_an_outage_changes_nothing_and_waits_longer_each_time() -> None:
     down = Unavailable(0, "NoAnswer", "down")
     api = _flaky(down, down, None, down, down)
     api.put(PODS, _pod("one"))
-    told, pauses = await _played(api, [lambda: None] * 4)
-    assert told == [["one"]]
+    delivered, pauses = await _played(api, [lambda: None] * 4)
+    assert delivered == [["one"]]
     assert pauses == [1, 2, 3, 4, 0]
 
 
@@ -100,5 +100,5 @@ async def test_what_was_deleted_unseen_is_found_by_the_list_after_gone() -> None
         api.finish(api.one(PODS, "one"), PODS)
         api.journal.clear()
 
-    told, _ = await _played(api, [unseen, lambda: None])
-    assert told == [["one", "two"], ["two"]]
+    delivered, _ = await _played(api, [unseen, lambda: None])
+    assert delivered == [["one", "two"], ["two"]]

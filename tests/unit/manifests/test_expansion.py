@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_operator.api.spec import EnvVar, parse
+from qwen_operator.api.engine import EnvVar
+from qwen_operator.api.spec import parse
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.hardware.inventory import inventory
 from qwen_operator.manifests.expansion import escaped, unescaped

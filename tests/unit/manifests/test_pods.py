@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from qwen_operator.api.spec import EnvVar, Spec, parse
+from qwen_operator.api.engine import EnvVar
+from qwen_operator.api.spec import Spec, parse
 from qwen_operator.checkpoints import catalog
 from qwen_operator.hardware.inventory import GpuPool, GpuProduct, inventory
 from qwen_operator.manifests import names

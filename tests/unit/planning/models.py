@@ -17,9 +17,9 @@ DOWNLOADED = EngineSource("team/model", downloads=True)
 
 def facts(model: str) -> Checkpoint:
     """The catalog's facts; the organisation may be left out."""
-    found = catalog.lookup(f"Qwen/{model}")
-    assert found is not None, model
-    return found
+    checkpoint = catalog.lookup(f"Qwen/{model}")
+    assert checkpoint is not None, model
+    return checkpoint
 
 
 def pools(*names: str, gpus: int = 8, nodes: int | None = None) -> Inventory:

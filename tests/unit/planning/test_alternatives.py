@@ -61,27 +61,27 @@ CASES: dict[str, tuple[dict[str, Any], str, Inventory, set[str]]] = {
 }
 
 
-def _again(spec: Mapping[str, Any], checkpoint: Checkpoint, found: Inventory, one: Alternative) -> Plan | NoFit:
+def _again(spec: Mapping[str, Any], checkpoint: Checkpoint, hardware: Inventory, one: Alternative) -> Plan | NoFit:
     """The plan after doing what the alternative says, from the object as a user would have it then."""
     obj = merged({"metadata": {"name": "m"}, "spec": dict(spec)}, one.patch())
     known = catalog.lookup(obj["spec"]["model"]) if obj["spec"]["model"] != spec["model"] else checkpoint
     assert known
-    there = found.with_instead(product_of(one.hardware)) if one.hardware else found
+    there = hardware.with_instead(product_of(one.hardware)) if one.hardware else hardware
     return plan(parse(obj), known, there, DEFAULTS, DOWNLOADED)
 
 
-@pytest.mark.parametrize(("spec", "model", "found", "kinds"), CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(("spec", "model", "hardware", "kinds"), CASES.values(), ids=CASES.keys())
 def test_every_alternative_is_itself_a_plan(
-    spec: dict[str, Any], model: str, found: Inventory, kinds: set[str]
+    spec: dict[str, Any], model: str, hardware: Inventory, kinds: set[str]
 ) -> None:
     checkpoint = facts(model)
-    refusal = plan(parse({"metadata": {"name": "m"}, "spec": spec}), checkpoint, found, DEFAULTS, DOWNLOADED)
+    refusal = plan(parse({"metadata": {"name": "m"}, "spec": spec}), checkpoint, hardware, DEFAULTS, DOWNLOADED)
     assert isinstance(refusal, NoFit)
     assert {str(one.kind) for one in refusal.alternatives} == kinds
     assert len(refusal.alternatives) <= MOST
     for one in refusal.alternatives:
         assert one.changes or one.hardware
-        again = _again(spec, checkpoint, found, one)
+        again = _again(spec, checkpoint, hardware, one)
         assert isinstance(again, Plan), one
         assert (again.gpu_product, again.gpus_per_replica, again.kv_tokens) == (
             one.gpu_product,
@@ -130,14 +130,14 @@ def test_nothing_is_made_up_where_nothing_fits() -> None:
 
 
 def test_a_format_that_takes_fewer_gpus_is_found() -> None:
-    found = pools("H100-80GB")
+    hardware = pools("H100-80GB")
 
     def planner(spec: Spec, checkpoint: Checkpoint, there: Inventory) -> Plan | NoFit:
         return plan(spec, checkpoint, there, DEFAULTS, DOWNLOADED)
 
     for model, expected in (("Qwen1.5-72B-Chat", "2xH100-80GB"), ("Qwen1.5-7B-Chat", None)):
         spec = parse({"metadata": {"name": "m"}, "spec": {"model": f"Qwen/{model}"}})
-        result = planner(spec, facts(model), found)
+        result = planner(spec, facts(model), hardware)
         assert isinstance(result, Plan)
-        other = cheaper(spec, found, result, planner)
+        other = cheaper(spec, hardware, result, planner)
         assert (other.gpus if other else None) == expected

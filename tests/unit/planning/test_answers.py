@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from qwen_operator import engines
-from qwen_operator.api.spec import Engine, EnvVar
+from qwen_operator.api.engine import Engine, EnvVar
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import ChatFormat, Checkpoint, Task
 from qwen_operator.planning.answers import Answers, RefusedParserError, answers, recorded_parsers, warnings

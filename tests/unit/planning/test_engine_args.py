@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qwen_operator import engines
-from qwen_operator.api.spec import Engine, EnvVar
+from qwen_operator.api.engine import Engine, EnvVar
 from qwen_operator.engines.types import OptionTable, Role
 from qwen_operator.planning import engine
 from qwen_operator.planning.engine import EngineChoice, choose

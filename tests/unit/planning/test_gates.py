@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.api.spec import Engine
+from qwen_operator.api.engine import Engine
 from qwen_operator.checkpoints.facts import Quantization
 from qwen_operator.hardware.inventory import GpuPool, inventory
 from qwen_operator.planning.plan import plan

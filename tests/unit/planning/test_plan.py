@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.api.spec import Engine, Hardware, Parallelism, Spec, Workload
+from qwen_operator.api.engine import Engine
+from qwen_operator.api.sizing import Hardware, Parallelism, Workload
+from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import INSPECTION
 from qwen_operator.hardware.inventory import GpuPool, Inventory, inventory
 from qwen_operator.planning.memory import GIB
@@ -21,14 +23,14 @@ ALL = ("T4", "L4", "L40S", "H100-80GB", "H200")
 H100 = "NVIDIA-H100-80GB-HBM3"
 
 
-def _planned(asked: Spec, model: str, found: Inventory, source: EngineSource = DOWNLOADED) -> Plan:
-    result = plan(asked, facts(model), found, DEFAULTS, source)
+def _planned(asked: Spec, model: str, hardware: Inventory, source: EngineSource = DOWNLOADED) -> Plan:
+    result = plan(asked, facts(model), hardware, DEFAULTS, source)
     assert isinstance(result, Plan), result
     return result
 
 
-def _refused(asked: Spec, model: str, found: Inventory, defaults: EngineDefaults = DEFAULTS) -> NoFit:
-    result = plan(asked, facts(model), found, defaults, DOWNLOADED)
+def _refused(asked: Spec, model: str, hardware: Inventory, defaults: EngineDefaults = DEFAULTS) -> NoFit:
+    result = plan(asked, facts(model), hardware, defaults, DOWNLOADED)
     assert isinstance(result, NoFit), result
     return result
 
@@ -146,16 +148,16 @@ def test_a_pool_places_the_pods() -> None:
 
 
 def test_a_workload_asks_for_room_beyond_one_request() -> None:
-    model, found = "Qwen1.5-7B-Chat", pools("L40S")
-    assert _planned(spec(), model, found).gpus_per_replica == 1
+    model, hardware = "Qwen1.5-7B-Chat", pools("L40S")
+    assert _planned(spec(), model, hardware).gpus_per_replica == 1
     busy = spec(context_tokens=8192, workload=Workload(16, 2048, 512))
-    result = _planned(busy, model, found)
+    result = _planned(busy, model, hardware)
     assert result.kv_tokens >= 16 * 2560
     assert "workload: 16 requests x (2048 + 512) = 40960 tokens; with contextTokens 40960 are needed" in result.steps
     assert result.typical_requests >= 16
     # a workload below one long request changes nothing
     idle = spec(workload=Workload(1))
-    assert _planned(idle, model, found).gpus_per_replica == 1
+    assert _planned(idle, model, hardware).gpus_per_replica == 1
     many = _planned(spec(context_tokens=512, workload=Workload(300, 128, 128)), "Qwen1.5-0.5B", pools("L4"))
     assert many.max_running_requests == 300
     assert "--cuda-graph-max-bs-decode=48" in many.args
@@ -254,9 +256,9 @@ NO_HARDWARE = {
 }
 
 
-@pytest.mark.parametrize(("asked", "found", "reason", "says"), NO_HARDWARE.values(), ids=NO_HARDWARE.keys())
-def test_without_usable_gpus(asked: Spec, found: Inventory, reason: Reason, says: str) -> None:
-    refusal = _refused(asked, "Qwen1.5-0.5B", found)
+@pytest.mark.parametrize(("asked", "hardware", "reason", "says"), NO_HARDWARE.values(), ids=NO_HARDWARE.keys())
+def test_without_usable_gpus(asked: Spec, hardware: Inventory, reason: Reason, says: str) -> None:
+    refusal = _refused(asked, "Qwen1.5-0.5B", hardware)
     assert refusal.reason == reason
     assert says in refusal.message
     assert refusal.alternatives == ()
@@ -272,8 +274,8 @@ def test_a_model_too_large_for_the_gpus_says_what_is_missing() -> None:
 
 
 def test_nodes_without_labels_are_mentioned_when_the_others_do_not_suffice() -> None:
-    found = inventory([NODE], [pool("L4")])
-    assert "kubectl label node gpu-3" in _refused(spec(), "Qwen1.5-72B-Chat", found).message
+    hardware = inventory([NODE], [pool("L4")])
+    assert "kubectl label node gpu-3" in _refused(spec(), "Qwen1.5-72B-Chat", hardware).message
 
 
 def test_labels_that_disagree_are_part_of_the_arithmetic() -> None:
@@ -337,8 +339,8 @@ def test_options_that_agree_with_the_fields_are_no_contradiction() -> None:
 
 def test_a_split_over_nodes_must_be_even() -> None:
     # 16 GPUs on nodes of 6 would be 6 + 6 + 4
-    found = inventory([], [pool("H100-80GB", 6, max_nodes=4)])
-    refusal = _refused(spec(parallelism=Parallelism(16)), "Qwen1.5-72B-Chat", found)
+    hardware = inventory([], [pool("H100-80GB", 6, max_nodes=4)])
+    refusal = _refused(spec(parallelism=Parallelism(16)), "Qwen1.5-72B-Chat", hardware)
     assert refusal.reason is Reason.INVALID_OVERRIDE
     assert "cannot be split evenly over nodes of 6 GPUs" in refusal.message
     even = _planned(spec(parallelism=Parallelism(16)), "Qwen1.5-72B-Chat", pools("H100-80GB", nodes=4))
@@ -354,9 +356,9 @@ def test_an_unknown_option_of_the_chart_names_the_chart() -> None:
 
 
 def test_an_override_of_the_split_is_taken_or_does_not_fit() -> None:
-    found = pools("L4", "H100-80GB")
-    assert _planned(spec(parallelism=Parallelism(8)), "Qwen1.5-72B-Chat", found).gpus == "8xH100-80GB"
-    limited = _refused(spec(parallelism=Parallelism(2)), "Qwen1.5-72B-Chat", found)
+    hardware = pools("L4", "H100-80GB")
+    assert _planned(spec(parallelism=Parallelism(8)), "Qwen1.5-72B-Chat", hardware).gpus == "8xH100-80GB"
+    limited = _refused(spec(parallelism=Parallelism(2)), "Qwen1.5-72B-Chat", hardware)
     assert limited.reason == Reason.DOES_NOT_FIT
     assert limited.message.endswith("would fit 4xH100-80GB: without spec.parallelism.tensor")
     small = inventory([], [pool("L4", 1), pool("L40S", 2)])
@@ -396,9 +398,9 @@ def test_what_an_unknown_version_has_is_never_claimed() -> None:
 
 
 def test_no_possible_split_is_said() -> None:
-    found = inventory([], [pool("L4", 8)])
+    hardware = inventory([], [pool("L4", 8)])
     quantized = replace(facts("Qwen1.5-14B-Chat-GPTQ-Int4"), intermediate=13696)
-    refusal = plan(spec(parallelism=Parallelism(2)), quantized, found, DEFAULTS, DOWNLOADED)
+    refusal = plan(spec(parallelism=Parallelism(2)), quantized, hardware, DEFAULTS, DOWNLOADED)
     assert isinstance(refusal, NoFit)
     assert "valid here: 1" in refusal.message
     hybrid = _refused(spec(workload=Workload(500, 16, 16)), "Qwen3.5-27B", inventory([], [pool("H100-80GB", 2)]))
@@ -407,10 +409,10 @@ def test_no_possible_split_is_said() -> None:
 
 
 def test_a_hybrid_gives_up_requests_for_a_long_context_and_tokens_for_many_requests() -> None:
-    found = inventory([], [pool("L40S", 2)])
+    hardware = inventory([], [pool("L40S", 2)])
     ratios = {}
     for asked in (spec(context_tokens=8192), spec(), spec(context_tokens=4096, workload=Workload(30, 64, 64))):
-        result = _planned(asked, "Qwen3.5-27B", found)
+        result = _planned(asked, "Qwen3.5-27B", hardware)
         (ratio,) = [arg.partition("=")[2] for arg in result.args if arg.startswith("--mamba-full-memory-ratio")]
         ratios[ratio] = (result.kv_tokens, result.max_running_requests)
     assert list(ratios) == ["0.9", "0.25", "2"]
@@ -419,8 +421,8 @@ def test_a_hybrid_gives_up_requests_for_a_long_context_and_tokens_for_many_reque
 
 
 def test_a_product_that_is_barred_is_no_place_for_a_split() -> None:
-    found = inventory([], [pool("T4", 8), pool("L4", 1)])
-    refusal = _refused(spec(parallelism=Parallelism(2)), "Qwen1.5-7B-Chat-GPTQ-Int4", found)
+    hardware = inventory([], [pool("T4", 8), pool("L4", 1)])
+    refusal = _refused(spec(parallelism=Parallelism(2)), "Qwen1.5-7B-Chat-GPTQ-Int4", hardware)
     assert refusal.message.startswith("GPTQ weights need compute capability 8.0, Tesla-T4 has 7.5; would fit")
 
 

@@ -73,13 +73,13 @@ def nodes(memory_mib: int, gpus: int, count: int, product: str = "NVIDIA-Made-Up
     return [{"metadata": {"name": f"node-{i}", "labels": labels}, "status": status} for i in range(count)]
 
 
-def found(cluster: tuple[int, int, int]) -> Inventory:
+def inventory_of(cluster: tuple[int, int, int]) -> Inventory:
     return inventory(nodes(*cluster), ())
 
 
 def planned(checkpoint: Checkpoint, cluster: tuple[int, int, int], context: int) -> Plan | NoFit:
     spec = Spec(model="team/model", context_tokens=min(context, checkpoint.max_positions))
-    return plan(spec, checkpoint, found(cluster), DEFAULTS, DOWNLOADED)
+    return plan(spec, checkpoint, inventory_of(cluster), DEFAULTS, DOWNLOADED)
 
 
 @UNHURRIED
@@ -182,13 +182,13 @@ def test_every_alternative_is_itself_a_plan(
 def followed(spec: Mapping[str, Any], alternative: Alternative, there: tuple[str, int, int]) -> Plan | NoFit:
     """The plan of a manifest that does what the alternative says, with the nodes that it says beside those there."""
     patched = merged(spec, alternative.patch().get("spec", {}))
-    found = [] if alternative.hardware and alternative.hardware.product == there[0] else nodes_of(*there)
+    nodes = [] if alternative.hardware and alternative.hardware.product == there[0] else nodes_of(*there)
     if alternative.hardware is not None:
         wanted = alternative.hardware
-        found += nodes_of(wanted.product, wanted.gpus_per_node, wanted.nodes)
+        nodes += nodes_of(wanted.product, wanted.gpus_per_node, wanted.nodes)
     checkpoint = catalog.lookup(str(patched["model"]))
     assert checkpoint is not None
-    return plan(manifest(patched), checkpoint, inventory(found, ()), DEFAULTS, DOWNLOADED)
+    return plan(manifest(patched), checkpoint, inventory(nodes, ()), DEFAULTS, DOWNLOADED)
 
 
 def nodes_of(product: str, gpus: int, count: int) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_operator.api.spec import Hardware, Parallelism
+from qwen_operator.api.sizing import Hardware, Parallelism
 from qwen_operator.engines.sglang_0_5_23 import MEMORY
 from qwen_operator.hardware.inventory import GpuPool, Inventory, inventory
 from qwen_operator.planning.plan import explore, plan

@@ -79,14 +79,14 @@ async def test_an_edit_of_what_is_ours_is_undone(resource: Resource, edit: Calla
 
 
 @pytest.mark.parametrize("resource", CHILDREN, ids=lambda resource: resource.plural)
-@pytest.mark.parametrize("told", [True, False], ids=["event", "missed"])
-async def test_what_is_deleted_comes_back_also_when_no_event_told(resource: Resource, told: bool) -> None:
+@pytest.mark.parametrize("event", [True, False], ids=["event", "missed"])
+async def test_what_is_deleted_comes_back_also_when_no_event_tells(resource: Resource, event: bool) -> None:
     world = await World().start()
     world.api.put(QWENDEPLOYMENTS, deployment(replicas=2))
     await world.settle()
     before = world.state()
     world.api.finish(world.api.one(resource, world.names(resource)[0]), resource)
-    if not told:
+    if not event:
         world.operator.miss()
         await world.operator.resync.once()
     await world.settle()

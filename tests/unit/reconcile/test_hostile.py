@@ -103,7 +103,7 @@ def test_a_version_that_is_no_number_counts_as_none(version: str) -> None:
 
 async def test_the_mirror_keeps_what_is_an_object() -> None:
     seen: list[int] = []
-    mirror = Mirror(_Listing(FakeKube(Clock())), PODS, None, "", lambda found: seen.append(len(found)))
+    mirror = Mirror(_Listing(FakeKube(Clock())), PODS, None, "", lambda objects: seen.append(len(objects)))
     await mirror._list()
     assert seen == [1]
 
@@ -131,8 +131,8 @@ def test_one_deployment_that_scaling_cannot_read_is_left_out() -> None:
     for item in items:
         item["metadata"]["uid"] = "u"
     skipped: list[str] = []
-    found = list(scaled_deployments(items, replicas, skipped=lambda key, _error: skipped.append(key[1])))
-    assert [item.key[1] for item in found] == ["good"]
+    readable = list(scaled_deployments(items, replicas, skipped=lambda key, _error: skipped.append(key[1])))
+    assert [item.key[1] for item in readable] == ["good"]
     assert skipped == ["bad"]
 
 
@@ -203,8 +203,8 @@ def test_absurd_numbers_are_refused_and_an_absurd_beat_is_no_beat(value: str) ->
     numbers = {"num_running_reqs": "1", "num_queue_reqs": "2", "num_used_tokens": "3", "max_total_num_tokens": "4"}
     good = "\n".join(f"sglang:{name} {number}" for name, number in numbers.items())
     for name in numbers:
-        found = read_page("\n".join(f"sglang:{key} {value if key == name else 1}" for key in numbers), "")
-        assert isinstance(found, Trouble), name
+        result = read_page("\n".join(f"sglang:{key} {value if key == name else 1}" for key in numbers), "")
+        assert isinstance(result, Trouble), name
     ticking = read_page(f"{good}\nsglang:scheduler_process_cpu_seconds_total {value}", "")
     assert isinstance(ticking, Reading)
     assert (ticking.ticking, ticking.beat) == (False, 0)

@@ -344,11 +344,9 @@ class TestRestoredFromABackup:
         message = world.message("Ready")
         assert all(name in message for name in names), message
         uid = world.qd()["metadata"]["uid"]
-        command = (
-            "kubectl annotate --overwrite -n team controllerrevision,pod,poddisruptionbudget "
-            f"-l qwen-operator.dev/deployment=chat qwen-operator.dev/owner-uid={uid}"
-        )
-        assert command in message
+        kinds = ("controllerrevision", "poddisruptionbudget", "pod", "pod")
+        named = " ".join(f"{kind}/{name}" for kind, name in zip(kinds, names, strict=True))
+        assert f"kubectl annotate --overwrite -n team {named} qwen-operator.dev/owner-uid={uid}. Or" in message
 
         for resource in (CONTROLLER_REVISIONS, POD_DISRUPTION_BUDGETS, PODS):
             for name in world.names(resource):
@@ -372,6 +370,25 @@ class TestRestoredFromABackup:
         await world.settle()
         assert f"the Pod {name} already exists" in world.message("Ready")
         assert "kubectl annotate" not in world.message("Ready")
+
+    async def test_beside_an_object_of_somebody_else_the_command_names_what_it_adopts(self) -> None:
+        world = await self.orphaned()
+        (revision,), (budget,) = world.names(CONTROLLER_REVISIONS), world.names(POD_DISRUPTION_BUDGETS)
+        first, second = world.names()
+        # A revision that somebody else made, with the operator's label.
+        world.api.edit(
+            CONTROLLER_REVISIONS,
+            revision,
+            lambda item: item["metadata"]["annotations"].pop("qwen-operator.dev/owner-uid"),
+        )
+        await world.settle()
+        assert world.message("Ready") == (
+            f"the ControllerRevision {revision} already exists and does not belong to this QwenDeployment, so the "
+            "operator leaves it alone: delete it, or give this QwenDeployment another name. An earlier QwenDeployment "
+            f"of this name made the PodDisruptionBudget {budget}, the Pod {first} and the Pod {second}. To adopt them: "
+            f"kubectl annotate --overwrite -n team poddisruptionbudget/{budget} pod/{first} pod/{second} "
+            f"qwen-operator.dev/owner-uid={world.qd()['metadata']['uid']}. Or delete them"
+        )
 
     @staticmethod
     async def pod_name() -> str:

@@ -98,9 +98,9 @@ def test_the_end_of_an_engine_has_one_reason(end: Manifest, reason: str | None) 
     ],
 )
 def test_a_pod_that_is_deleted_fails_only_if_its_engine_crashed(end: Manifest, failed: bool) -> None:
-    found = state(pod(end, deleting=True))
+    pod_state = state(pod(end, deleting=True))
 
-    assert (found.failure is not None, found.crash_looping) == (failed, False)
+    assert (pod_state.failure is not None, pod_state.crash_looping) == (failed, False)
 
 
 def test_what_is_said_has_cause_advice_and_the_wait_for_the_next_try() -> None:
@@ -165,15 +165,15 @@ def test_an_engine_that_served_for_long_begins_the_count_anew(
     report: Manifest, seconds: int, counts: list[int]
 ) -> None:
     record: Manifest = {}
-    found = []
+    counted = []
     for day in (20, 21, 22):
         end = ended(1, report, seconds=seconds)
         end |= {key: end[key].replace("-24T", f"-{day}T") for key in ("startedAt", "finishedAt")}
         failure = last_failure(record, [state(pod(end, restarts=1))])
         assert failure is not None
-        found.append(failure.count)
+        counted.append(failure.count)
         record = {"reason": failure.reason, "time": failure.time, "count": failure.count, "pod": failure.pod}
-    assert found == counts
+    assert counted == counts
 
 
 def test_a_pod_that_answers_again_is_in_no_loop() -> None:
@@ -186,12 +186,12 @@ def test_a_pod_that_answers_again_is_in_no_loop() -> None:
 def test_an_eviction_is_the_nodes_doing_and_not_the_engines() -> None:
     gone = pod(ended(137, SERVED), state={"terminated": ended(137, SERVED)})
     gone["status"] |= {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}
-    found = state(gone)
+    pod_state = state(gone)
 
-    assert found.reason is Reason.EVICTED
-    assert "low on resource: memory. The operator replaces the pod" in found.message
-    assert found.failure is not None
-    assert (found.failure.reason, found.failure.exit_code) == (Reason.EVICTED, 137)
+    assert pod_state.reason is Reason.EVICTED
+    assert "low on resource: memory. The operator replaces the pod" in pod_state.message
+    assert pod_state.failure is not None
+    assert (pod_state.failure.reason, pod_state.failure.exit_code) == (Reason.EVICTED, 137)
     never_ran: dict[str, Any] = {"metadata": gone["metadata"], "status": {"phase": "Failed", "reason": "Evicted"}}
     assert (state(never_ran).reason, state(never_ran).failure) == (Reason.EVICTED, None)
 
@@ -216,7 +216,7 @@ def test_every_reason_that_an_engine_can_end_with_has_its_advice() -> None:
 
 
 def test_a_message_keeps_its_advice_however_long_the_line() -> None:
-    found = state(pod(ended(2, {**REPORT, "log": ["x" * 5000]}), state={"waiting": BACK_OFF}))
+    pod_state = state(pod(ended(2, {**REPORT, "log": ["x" * 5000]}), state={"waiting": BACK_OFF}))
 
-    assert len(found.message) < MESSAGE_LIMIT
-    assert ADVICE[Reason.BAD_FLAG] in found.message
+    assert len(pod_state.message) < MESSAGE_LIMIT
+    assert ADVICE[Reason.BAD_FLAG] in pod_state.message

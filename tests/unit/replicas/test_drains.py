@@ -114,9 +114,9 @@ async def test_what_works_on_when_the_time_is_over_is_cut_and_told() -> None:
     await world.wait(5)
     assert len(world.names()) == 1
     assert world.events()["DrainTimedOut"] == 1
-    [told] = [event for event in world.api.all(EVENTS) if event["reason"] == "DrainTimedOut"]
-    assert told["type"] == "Warning"
-    assert "the operator deletes it and cuts 2 requests; set spec.rollout.drainSeconds" in told["message"]
+    [warning] = [event for event in world.api.all(EVENTS) if event["reason"] == "DrainTimedOut"]
+    assert warning["type"] == "Warning"
+    assert "the operator deletes it and cuts 2 requests; set spec.rollout.drainSeconds" in warning["message"]
 
 
 async def test_a_longer_time_holds_for_drains_that_have_begun() -> None:
@@ -336,9 +336,9 @@ async def test_another_number_of_replicas_is_told_once_with_its_cause() -> None:
     await world.settle()
     await world.restart()
     await world.settle()
-    told = [event for event in world.api.all(EVENTS) if event["reason"] in ("ScaledUp", "ScaledDown")]
-    assert {event["message"] for event in told} == {"1 -> 3: as the test says", "3 -> 2: as the test says"}
-    assert len(told) == 2
+    events = [event for event in world.api.all(EVENTS) if event["reason"] in ("ScaledUp", "ScaledDown")]
+    assert {event["message"] for event in events} == {"1 -> 3: as the test says", "3 -> 2: as the test says"}
+    assert len(events) == 2
 
 
 async def test_removing_replicas_hands_back_from_the_present_size() -> None:

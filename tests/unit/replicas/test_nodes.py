@@ -114,9 +114,9 @@ async def test_a_drain_without_room_elsewhere_ends_after_the_drain_time_with_a_w
     assert world.conditions()["Ready"] == ("True", "Serving")
     await world.wait(10)
     assert available(world) == 0
-    [told] = [event for event in world.api.all(EVENTS) if event["reason"] == "DrainTimedOut"]
-    assert told["type"] == "Warning"
-    assert "may be evicted now" in told["message"]
+    [warning] = [event for event in world.api.all(EVENTS) if event["reason"] == "DrainTimedOut"]
+    assert warning["type"] == "Warning"
+    assert "may be evicted now" in warning["message"]
     await world.wait(60)
     # It serves until somebody evicts it; then the budget is whole again.
     assert where(world) == {"0": "gpu-1", "1": ""}
@@ -352,15 +352,15 @@ STATES: dict[str, tuple[Manifest, NodeHealth]] = {
 
 @pytest.mark.parametrize(("item", "expected"), STATES.values(), ids=STATES.keys())
 def test_what_a_node_says(item: Manifest, expected: NodeHealth) -> None:
-    found = node_health([{"metadata": {"name": "n"}, **item}])
-    assert (found.cordoned, found.silent, found.out_of_service) == (
+    health = node_health([{"metadata": {"name": "n"}, **item}])
+    assert (health.cordoned, health.silent, health.out_of_service) == (
         expected.cordoned,
         expected.silent,
         expected.out_of_service,
     )
-    assert not found.gone("n")
-    assert found.gone("other")
-    assert not found.gone("")
+    assert not health.gone("n")
+    assert health.gone("other")
+    assert not health.gone("")
     assert not NodeHealth().gone("n")
 
 

@@ -70,26 +70,26 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_a_quota_has_room_or_says_in_numbers_why_not(case: Case) -> None:
-    kept, said = within_quotas([pod(**GPUS)], [quota(case.hard, case.used, **case.spec)])
+    kept, message = within_quotas([pod(**GPUS)], [quota(case.hard, case.used, **case.spec)])
     assert bool(kept) == (not case.says)
-    assert all(text in (said or "") for text in case.says), said
-    assert (said is None) == (not case.says)
+    assert all(text in (message or "") for text in case.says), message
+    assert (message is None) == (not case.says)
 
 
 def test_pods_that_are_granted_count_and_other_actions_pass() -> None:
     budget = Create(Kind.POD_DISRUPTION_BUDGET, {"metadata": {"name": "s"}, "spec": {}}, ActionReason.BUDGET_MISSING)
     actions = [pod("a", **GPUS), budget, pod("b", **GPUS), pod("c", **GPUS)]
-    kept, said = within_quotas(actions, [quota({"requests.nvidia.com/gpu": "8"})])
+    kept, message = within_quotas(actions, [quota({"requests.nvidia.com/gpu": "8"})])
     assert [action.manifest["metadata"]["name"] for action in kept if isinstance(action, Create)] == ["a", "s", "b"]
-    assert said is not None
-    assert "c needs 4" in said
+    assert message is not None
+    assert "c needs 4" in message
 
 
 def test_fractions_are_whole_numbers() -> None:
     assert usage(pod(requests={"cpu": "2500m"}).manifest)["requests.cpu"] == Decimal("2.5")
-    _, said = within_quotas([pod(requests={"cpu": "2500m"})], [quota({"cpu": "2"})])
-    assert said is not None
-    assert "needs 2500m" in said
+    _, message = within_quotas([pod(requests={"cpu": "2500m"})], [quota({"cpu": "2"})])
+    assert message is not None
+    assert "needs 2500m" in message
 
 
 async def test_no_pod_is_made_that_a_quota_forbids_and_it_goes_on_by_itself() -> None:
@@ -151,8 +151,8 @@ async def test_an_inspection_goes_to_the_pools_that_the_spec_allows(products: li
     keys = [toleration["key"] for toleration in pod["spec"]["tolerations"]]
     assert [key for key in keys if key in "ab"] == pools
     required = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-    found = [term["matchExpressions"][0]["values"] for term in required["nodeSelectorTerms"]]
-    assert found == [[name] for name in pools]
+    terms = [term["matchExpressions"][0]["values"] for term in required["nodeSelectorTerms"]]
+    assert terms == [[name] for name in pools]
 
 
 async def test_a_size_that_a_quota_forbids_is_a_limit_and_no_outage() -> None:
@@ -207,8 +207,8 @@ async def test_the_budget_asks_for_all_wanted_replicas_and_is_written_only_when_
     await world.settle()
 
     def spec() -> Manifest:
-        found: Manifest = world.api.one(POD_DISRUPTION_BUDGETS, "chat-engine")["spec"]
-        return found
+        budget: Manifest = world.api.one(POD_DISRUPTION_BUDGETS, "chat-engine")["spec"]
+        return budget
 
     assert spec()["minAvailable"] == 2
     world.api.remove(world.api.one(PODS, world.names()[0]), PODS)
@@ -238,8 +238,8 @@ async def test_where_cordons_cannot_be_seen_a_drain_may_take_one_at_a_time(repli
     world = await World(config=replace(CONFIG, pools=(pool,), read_nodes=False)).start()
     world.api.put(QWENDEPLOYMENTS, deployment(replicas=replicas))
     await world.settle()
-    found = [item["spec"]["minAvailable"] for item in world.api.all(POD_DISRUPTION_BUDGETS)]
-    assert found == ([] if budget is None else [budget])
+    least = [item["spec"]["minAvailable"] for item in world.api.all(POD_DISRUPTION_BUDGETS)]
+    assert least == ([] if budget is None else [budget])
 
 
 async def test_the_counting_of_the_disruption_controller_is_no_news() -> None:

@@ -54,11 +54,11 @@ def _with(manifest: Manifest, part: str, **members: Any) -> Manifest:
 
 def test_a_pod_that_answers() -> None:
     command = ["x", "launch", "--", "--served-model-name=org/m", "--max-running-requests", "2"]
-    found = scaled(deployment(scaling={"maxReplicas": 3}), [pod(command=command)])
-    assert (found.key, found.uid, found.bounds) == (("team", "demo"), "uid-demo", Bounds(1, 3, 300.0))
-    assert found.policy == "Queue"
+    view = scaled(deployment(scaling={"maxReplicas": 3}), [pod(command=command)])
+    assert (view.key, view.uid, view.bounds) == (("team", "demo"), "uid-demo", Bounds(1, 3, 300.0))
+    assert view.policy == "Queue"
     assert scaled(deployment(scaling={"maxReplicas": 3, "policy": "Objective"}), []).policy == "Objective"
-    assert found.engines == (
+    assert view.engines == (
         EnginePod("demo-12345678-0", "uid-0", "fd00::7", limit=2, model="org/m", replica="demo-12345678-0"),
     )
 
@@ -130,8 +130,8 @@ def test_what_is_no_engine(manifest: Manifest) -> None:
 
 def test_deployments_that_are_being_deleted_are_not_looked_at() -> None:
     leaving = _with(deployment(), "metadata", deletionTimestamp="2026-11-24T10:00:00Z")
-    found = list(scaled_deployments([leaving, deployment()], lambda owner: replicas(owner, [pod()])))
-    assert [len(one.engines) for one in found] == [1]
+    views = list(scaled_deployments([leaving, deployment()], lambda owner: replicas(owner, [pod()])))
+    assert [len(one.engines) for one in views] == [1]
     assert scaled({"metadata": deployment()["metadata"]}, []).bounds is None
 
 

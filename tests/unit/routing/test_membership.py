@@ -176,9 +176,9 @@ def test_names_that_the_router_cannot_tell_apart_are_left_out_by_name() -> None:
 
 def test_a_bad_entry_is_dropped_and_named_and_the_others_stay() -> None:
     broken = deployment("broken", servedNames=["a:b"])
-    found = step([D, broken], [P0, at(P1, "fe80::zz"), pod("d-2", "d", "fe80::1%eth0")])
-    assert lines(found) == ["m d-0 http://10.0.0.5:8000"]
-    assert [(drop.reason, drop.subject) for drop in found.dropped] == [
+    membership = step([D, broken], [P0, at(P1, "fe80::zz"), pod("d-2", "d", "fe80::1%eth0")])
+    assert lines(membership) == ["m d-0 http://10.0.0.5:8000"]
+    assert [(drop.reason, drop.subject) for drop in membership.dropped] == [
         (Drop.INVALID_ADDRESS, "demo/d-1"),
         (Drop.INVALID_ADDRESS, "demo/d-2"),
         (Drop.INVALID_NAME, "demo/broken"),
@@ -189,9 +189,9 @@ def test_one_address_has_one_holder_the_youngest() -> None:
     heir = pod("d-9", "d", "10.0.0.5")
     heir["metadata"]["creationTimestamp"] = "2026-01-02T00:00:00Z"
     for order in ([P0, heir], [heir, P0]):
-        found = step([D], order)
-        assert lines(found) == ["m d-9 http://10.0.0.5:8000"]
-        assert [(drop.reason, drop.subject) for drop in found.dropped] == [(Drop.ADDRESS_TAKEN, "demo/d-0")]
+        membership = step([D], order)
+        assert lines(membership) == ["m d-9 http://10.0.0.5:8000"]
+        assert [(drop.reason, drop.subject) for drop in membership.dropped] == [(Drop.ADDRESS_TAKEN, "demo/d-0")]
 
 
 def test_a_pod_that_no_one_routes_to_gives_its_address_up_silently() -> None:
@@ -275,12 +275,12 @@ def test_a_foreign_file_is_an_empty_membership(content: str) -> None:
 
 
 def test_the_urls_of_an_ipv6_pod_are_its_address_and_the_dns_names_of_that() -> None:
-    found = advance(
+    membership = advance(
         GatewayView([deployment("d", servedNames=list("abcd"))], [at(P0, "fd00:0::5")], None),
         Membership(),
         replace(NAMING, cluster_domain="example.org"),
     )
-    assert [entry.url for entry in found.entries] == [
+    assert [entry.url for entry in membership.entries] == [
         "http://[fd00::5]:8000",
         "http://fd00--5.demo.pod.example.org:8000",
         "http://fd00--5.demo.pod.example.org.:8000",

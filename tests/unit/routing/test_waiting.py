@@ -98,3 +98,13 @@ def test_the_planned_start_and_the_first_container_that_runs() -> None:
     for wrong in (None, "90", True, -1, 2**60):
         world.step([{**D, "status": {**status, "plan": {"startupSeconds": wrong}, "conditions": wrong}}], [])
         assert world.waiting["m"] == WaitingName("m")
+
+
+def test_a_pod_that_only_has_the_label_of_a_stalled_model_is_no_reason_to_wait() -> None:
+    stalled = {**D["status"], "conditions": [{"type": "Stalled", "status": "True"}]}
+    foreign = {**P0, "metadata": {**P0["metadata"], "ownerReferences": []}}
+    world = World()
+    world.step([{**D, "status": stalled}], [foreign])
+    assert world.waiting["m"].stalled
+    world.step([{**D, "status": stalled}], [foreign, unready(P0)])
+    assert not world.waiting["m"].stalled

@@ -90,11 +90,11 @@ def never(_path: str) -> bool:
 
 @pytest.mark.parametrize(("reason", "line"), LINES)
 def test_a_line_gives_its_reason(reason: str, line: str) -> None:
-    found = classify(
+    verdict = classify(
         ["Load weight begin. avail mem=17.09 GB", line, "  File x.py"], KNOWN, lambda path: "/here/" in path
     )
-    assert found.reason.value == reason
-    assert found.line == (line if reason != "Unknown" else "")
+    assert verdict.reason.value == reason
+    assert verdict.line == (line if reason != "Unknown" else "")
 
 
 def test_a_cause_beats_its_consequence_wherever_it_stands() -> None:

@@ -41,6 +41,20 @@ def test_other_hosts_reach_what_the_gateway_and_the_probes_use(path: str) -> Non
     assert not is_open("websocket", "10.0.0.5", path)
 
 
+@pytest.mark.parametrize("root", ["/llm", "/v1/models", "/v1/models/", "/health"])
+def test_a_root_path_is_no_part_of_what_is_open(root: str) -> None:
+    """With --fastapi-root-path, the server puts it before the path, and the application takes it away again."""
+    foreign = {"type": "http", "client": ("10.0.0.5", 1), "root_path": root}
+    assert asyncio.run(answer({**foreign, "path": f"{root}/health"})) == [{"type": "served"}]
+    assert asyncio.run(answer({**foreign, "path": f"{root}/flush_cache"}))[0].get("status") == 403
+
+
+def test_a_path_that_only_begins_like_the_root_path_stays_whole() -> None:
+    foreign = {"type": "http", "client": ("10.0.0.5", 1), "root_path": "/llm"}
+    assert asyncio.run(answer({**foreign, "path": "/llm-2/health"}))[0].get("status") == 403
+    assert asyncio.run(answer({**foreign, "path": "/health"})) == [{"type": "served"}]
+
+
 async def answer(scope: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The ASGI messages for one request to an application that says `served`."""
     sent: list[Mapping[str, Any]] = []

@@ -36,8 +36,8 @@ def error(folder: Path) -> dict[str, Any]:
     report, complete = examine(folder)
     assert not complete, report
     assert set(report) == {"version", "error"}
-    found: dict[str, Any] = report["error"]
-    return found
+    reported: dict[str, Any] = report["error"]
+    return reported
 
 
 def test_a_complete_checkpoint_is_reported_in_full(tmp_path: Path) -> None:
@@ -286,10 +286,10 @@ def test_multimodal_configs_keep_the_numbers_in_text_config(tmp_path: Path) -> N
 def test_an_implausible_field_is_named_with_its_value_and_what_is_right(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    found = error(checkpoint(tmp_path, CONFIG | changes))
-    assert found["reason"] == "InvalidConfig"
-    assert found["file"] == "config.json"
-    assert found["message"].startswith(message)
+    fault = error(checkpoint(tmp_path, CONFIG | changes))
+    assert fault["reason"] == "InvalidConfig"
+    assert fault["file"] == "config.json"
+    assert fault["message"].startswith(message)
 
 
 def test_numbers_of_millions_of_digits_are_refused_at_once(tmp_path: Path) -> None:
@@ -376,9 +376,9 @@ def test_a_broken_folder_is_refused_with_one_sentence(
 ) -> None:
     folder = checkpoint(tmp_path)
     damage(folder)
-    found = error(folder)
-    assert found["reason"] == reason
-    assert found["message"].startswith(message.replace("{folder}", str(folder)))
+    fault = error(folder)
+    assert fault["reason"] == reason
+    assert fault["message"].startswith(message.replace("{folder}", str(folder)))
 
 
 def test_the_path_itself_may_be_wrong(tmp_path: Path) -> None:
@@ -430,9 +430,9 @@ def test_a_git_lfs_pointer_is_recognised(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path)
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 988097824\n"
     (folder / "model.safetensors").write_bytes(pointer)
-    found = error(folder)
-    assert (found["reason"], found["bytesWanted"], found["bytesFound"]) == ("TruncatedWeights", 988097824, len(pointer))
-    assert "git-lfs" in found["message"]
+    fault = error(folder)
+    assert (fault["reason"], fault["bytesWanted"], fault["bytesFound"]) == ("TruncatedWeights", 988097824, len(pointer))
+    assert "git-lfs" in fault["message"]
 
 
 def test_links_are_followed_as_a_hub_cache_has_them(tmp_path: Path) -> None:
@@ -443,9 +443,9 @@ def test_links_are_followed_as_a_hub_cache_has_them(tmp_path: Path) -> None:
         (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
     assert facts(snapshot) == facts(blobs)
     (blobs / "model.safetensors").unlink()
-    found = error(snapshot)
-    assert (found["reason"], found["file"]) == ("ModelNotFound", "model.safetensors")
-    assert "it is a link to ../../blobs/model.safetensors, which does not exist" in found["message"]
+    fault = error(snapshot)
+    assert (fault["reason"], fault["file"]) == ("ModelNotFound", "model.safetensors")
+    assert "it is a link to ../../blobs/model.safetensors, which does not exist" in fault["message"]
 
 
 def test_only_the_files_of_the_index_count(tmp_path: Path) -> None:
@@ -504,8 +504,8 @@ def as_engine_uid(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     with os.fdopen(read, "rb") as result:
         data = result.read()
     os.waitpid(child, 0)
-    found: dict[str, Any] = pickle.loads(data)
-    return found
+    outcome: dict[str, Any] = pickle.loads(data)
+    return outcome
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -514,11 +514,11 @@ def test_a_file_that_this_uid_may_not_open_is_reported_with_the_cure(shared_fold
     root = os.geteuid() == 0
     assert as_engine_uid(lambda: facts(folder))["files"] == 1
     (folder / name).chmod(0o600 if root else 0)
-    found = as_engine_uid(lambda: error(folder))
-    assert (found["reason"], found["file"]) == ("UnreadableWeights", name)
+    fault = as_engine_uid(lambda: error(folder))
+    assert (fault["reason"], fault["file"]) == ("UnreadableWeights", name)
     mode = "0600" if root else "0000"
     uid = OTHER_UID if root else os.geteuid()
-    assert found["message"] == (
+    assert fault["message"] == (
         f"{name} cannot be opened by uid {uid}: its mode is {mode} and its owner is uid {os.geteuid()}; "
         "run chmod a+r on it, and chmod a+rx on the folders above it."
     )
@@ -527,10 +527,10 @@ def test_a_file_that_this_uid_may_not_open_is_reported_with_the_cure(shared_fold
 def test_a_folder_that_this_uid_may_not_list_is_reported(shared_folder: Path) -> None:
     folder = checkpoint(shared_folder / "m")
     folder.chmod(0o711 if os.geteuid() == 0 else 0o111)
-    found = as_engine_uid(lambda: error(folder))
+    fault = as_engine_uid(lambda: error(folder))
     folder.chmod(0o755)
-    assert found["reason"] == "UnreadableWeights"
-    assert "cannot be listed by uid" in found["message"]
+    assert fault["reason"] == "UnreadableWeights"
+    assert "cannot be listed by uid" in fault["message"]
 
 
 json_values = st.recursive(
@@ -600,9 +600,9 @@ def test_a_checkpoint_of_too_many_tensors_is_refused(tmp_path: Path, monkeypatch
     folder = checkpoint(tmp_path)
     monkeypatch.setattr(safetensors.Room.__init__, "__defaults__", (3, 1000))
     shard(folder / "model-2.safetensors", {"a": 2, "b": 2})
-    found = error(folder)
-    assert found["reason"] == "InvalidConfig"
-    assert "is too large: its checkpoint has more than 400000 tensors" in found["message"]
+    fault = error(folder)
+    assert fault["reason"] == "InvalidConfig"
+    assert "is too large: its checkpoint has more than 400000 tensors" in fault["message"]
 
 
 def test_a_member_beyond_the_limit_is_refused(tmp_path: Path) -> None:

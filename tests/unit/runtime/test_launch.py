@@ -47,8 +47,8 @@ class Launched:
         return process
 
     def report(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.log.read_bytes())
-        return found
+        content: dict[str, Any] = json.loads(self.log.read_bytes())
+        return content
 
     def stop(self) -> None:
         for process in self.running:
@@ -351,8 +351,8 @@ CAUSE = "torch.OutOfMemoryError: CUDA out of memory."
 def test_the_log_of_a_report_ends_with_the_cause(lines: list[str], first: str, last: str) -> None:
     log = log_with(*lines)
     ending = Ending(1, asked=False, hung=False, oom_kills=None)
-    found = failure_report(ending, log, verdict(ending, log, never))["log"]
-    assert (len(found), found[0], found[-1]) == (10, first, last)
+    shown = failure_report(ending, log, verdict(ending, log, never))["log"]
+    assert (len(shown), shown[0], shown[-1]) == (10, first, last)
 
 
 @pytest.mark.parametrize(

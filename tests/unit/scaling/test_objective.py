@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling import objective
 from qwen_operator.scaling.objective import History
-from qwen_operator.scaling.policy import LARGEST_NEED
+from qwen_operator.scaling.sizes import LARGEST_NEED
 from qwen_operator.scaling.types import Bounds, EngineLoad, EnginePod, Sample, ScalingDecision, Work
 from tests.unit.scaling.world import engines, load, sample
 
@@ -164,7 +164,7 @@ def test_it_never_leaves_the_bounds_and_remembers_little(
         decision = world.see(sample(world.at, loads if seen else [], {} if seen else PROBLEMS))
         assert least <= decision.replicas <= least + more
         assert world.history is not None
-        sizes = [peak.size for peak in world.history.peaks]
+        sizes = [peak.size for peak in world.history.sizes.peaks]
         assert sizes == sorted(set(sizes), reverse=True)
         assert max(sizes) <= LARGEST_NEED + len(PROBLEMS) * len(looks)
         assert len(world.history.arrivals.recent) <= 31
@@ -183,7 +183,7 @@ def test_more_load_never_needs_fewer(numbers: tuple[float, int, int], queued: in
         world.see(sample(at, world.loads(prompts, running, before + waits, 500 + tokens)))
         world.work = work
         assert world.history is not None
-        sizes.append(world.history.last.size)
+        sizes.append(world.history.sizes.last.size)
     assert sizes == sorted(sizes)
 
 

@@ -31,18 +31,18 @@ def _page(*extra: str, labels: str = LABELS, **values: object) -> str:
 
 
 def _reading(page: str) -> Reading:
-    found = read_page(page, "tiny")
-    assert isinstance(found, Reading), found
-    return found
+    result = read_page(page, "tiny")
+    assert isinstance(result, Reading), result
+    return result
 
 
 def test_a_loaded_engine() -> None:
     """Six requests are inside: one runs, four are queued, and one is on its way to the scheduler."""
-    found = _reading((PAGES / "loaded.txt").read_text(encoding="utf-8"))
-    assert (found.running, found.queued, found.tokens_used, found.tokens_capacity) == (1, 4, 206, 8192)
-    assert found.inside == 6
-    assert found.ticking
-    assert found.beat > 800, "815 tokens were decoded"
+    reading = _reading((PAGES / "loaded.txt").read_text(encoding="utf-8"))
+    assert (reading.running, reading.queued, reading.tokens_used, reading.tokens_capacity) == (1, 4, 206, 8192)
+    assert reading.inside == 6
+    assert reading.ticking
+    assert reading.beat > 800, "815 tokens were decoded"
 
 
 def test_the_work_of_an_engine() -> None:
@@ -70,8 +70,8 @@ def test_work_that_is_no_count_is_not_known(value: str) -> None:
 
 
 def test_an_idle_engine() -> None:
-    found = _reading((PAGES / "idle.txt").read_text(encoding="utf-8"))
-    assert (found.running, found.queued, found.tokens_used, found.ticking) == (0, 0, 0, True)
+    reading = _reading((PAGES / "idle.txt").read_text(encoding="utf-8"))
+    assert (reading.running, reading.queued, reading.tokens_used, reading.ticking) == (0, 0, 0, True)
 
 
 def _ranks(name: str, label: str, values: list[int]) -> list[str]:
@@ -116,15 +116,15 @@ NUMBERS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
 
 @pytest.mark.parametrize(("page", "numbers"), NUMBERS.values(), ids=NUMBERS.keys())
 def test_numbers(page: str, numbers: tuple[int, int, int, int]) -> None:
-    found = _reading(page)
-    assert (found.running, found.queued, found.tokens_used, found.tokens_capacity) == numbers
+    reading = _reading(page)
+    assert (reading.running, reading.queued, reading.tokens_used, reading.tokens_capacity) == numbers
 
 
 @pytest.mark.parametrize(("active", "inside"), [(9, 9), (1, 6)])
 def test_requests_that_the_scheduler_does_not_know_are_inside_and_not_in_a_queue(active: int, inside: int) -> None:
     """The HTTP server knows a request before the scheduler does, and still counts it when its answer has ended."""
-    found = _reading(_page(f'sglang:http_requests_active{{endpoint="/v1/chat/completions",method="POST"}} {active}'))
-    assert (found.running, found.queued, found.inside) == (2, 4, inside)
+    reading = _reading(_page(f'sglang:http_requests_active{{endpoint="/v1/chat/completions",method="POST"}} {active}'))
+    assert (reading.running, reading.queued, reading.inside) == (2, 4, inside)
 
 
 INVALID: dict[str, tuple[str, str]] = {
@@ -158,10 +158,10 @@ INVALID: dict[str, tuple[str, str]] = {
 
 @pytest.mark.parametrize(("page", "says"), INVALID.values(), ids=INVALID.keys())
 def test_what_cannot_be_used(page: str, says: str) -> None:
-    found = read_page(page, "tiny")
-    assert isinstance(found, Trouble)
-    assert found.reason == Reason.METRICS_INVALID
-    assert says in found.detail
+    trouble = read_page(page, "tiny")
+    assert isinstance(trouble, Trouble)
+    assert trouble.reason == Reason.METRICS_INVALID
+    assert says in trouble.detail
 
 
 def test_any_model_will_do_where_none_is_wanted() -> None:
@@ -183,12 +183,12 @@ def test_the_names_of_every_version_are_tried() -> None:
     older = replace(newest, running="sglang:running", queued="sglang:queued")
     old_page = _page().replace("num_running_reqs", "running").replace("num_queue_reqs", "queued")
     for page in (_page(), old_page):
-        found = read_page(page, "tiny", (newest, older))
-        assert isinstance(found, Reading)
-        assert (found.running, found.queued) == (2, 4)
-    found = read_page("", "tiny", (newest, older))
-    assert isinstance(found, Trouble)
-    assert newest.running in found.detail
+        result = read_page(page, "tiny", (newest, older))
+        assert isinstance(result, Reading)
+        assert (result.running, result.queued) == (2, 4)
+    result = read_page("", "tiny", (newest, older))
+    assert isinstance(result, Trouble)
+    assert newest.running in result.detail
 
 
 ABSURD = ["8e307", "9" * 400, "-1", "NaN", "Inf", "x", "1e16", "0x10", ""]

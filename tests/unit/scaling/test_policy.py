@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling.answers import existing
-from qwen_operator.scaling.policy import LARGEST_NEED, measure
+from qwen_operator.scaling.policy import measure
+from qwen_operator.scaling.sizes import LARGEST_NEED
 from qwen_operator.scaling.types import Bounds, EngineLoad, EnginePod
 from tests.unit.scaling.world import TOKENS, Replay, engine, engines, load, sample
 
@@ -132,8 +133,8 @@ def test_an_engine_that_cannot_be_read_counts_as_busy() -> None:
 
 def test_the_commonest_problem_is_named_and_the_others_counted() -> None:
     replay = Replay(Bounds(1, 8, WINDOW))
-    found = dict.fromkeys(("a", "b"), Reason.METRICS_MISSING) | {"c": Reason.METRICS_FROZEN}
-    decision = replay.look(engines(3), [], found)
+    problems = dict.fromkeys(("a", "b"), Reason.METRICS_MISSING) | {"c": Reason.METRICS_FROZEN}
+    decision = replay.look(engines(3), [], problems)
     assert decision.reason == Reason.METRICS_MISSING
     assert "2 of 3" in decision.message
     assert "1 more cannot be read either" in decision.message
@@ -252,7 +253,7 @@ def test_it_never_leaves_the_bounds_and_remembers_little(
         decision = replay.look(engines(len(numbers), pending), loads, problems)
         assert least <= decision.replicas <= least + more
         assert replay.history is not None
-        peaks = [peak.replicas for peak in replay.history.peaks]
+        peaks = [peak.size for peak in replay.history.peaks]
         assert peaks == sorted(set(peaks), reverse=True)
 
 

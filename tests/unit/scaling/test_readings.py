@@ -39,26 +39,26 @@ class Look:
 def test_the_last_numbers_count_until_an_engine_is_overdue() -> None:
     look = Look()
     look(reading(3))
-    found = [look(GONE) for _ in range(int(GRACE_SECONDS / STEP))]
-    assert [[load.running for load in one.engines] for one in found] == [[3], [3], [3], [3], []]
-    assert [dict(one.problems) for one in found[-2:]] == [{}, {"demo-12345678-0": Reason.METRICS_MISSING}]
+    samples = [look(GONE) for _ in range(int(GRACE_SECONDS / STEP))]
+    assert [[load.running for load in one.engines] for one in samples] == [[3], [3], [3], [3], []]
+    assert [dict(one.problems) for one in samples[-2:]] == [{}, {"demo-12345678-0": Reason.METRICS_MISSING}]
     assert [load.running for load in look(reading(1, beat=1.0)).engines] == [1]
 
 
 def test_an_engine_that_was_never_read_is_given_time_too() -> None:
     look = Look()
-    found = [look(Trouble(Reason.METRICS_UNAUTHORIZED, "401")) for _ in range(6)]
-    assert [len(one.engines) + len(one.problems) for one in found] == [0, 0, 0, 0, 0, 1]
+    samples = [look(Trouble(Reason.METRICS_UNAUTHORIZED, "401")) for _ in range(6)]
+    assert [len(one.engines) + len(one.problems) for one in samples] == [0, 0, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize(("ticking", "running"), [(True, 0), (True, 2), (False, 2)])
 def test_a_scheduler_that_shows_no_life_is_frozen_and_recovers(ticking: bool, running: int) -> None:
     look = Look()
-    found = [look(reading(running, beat=7.0, ticking=ticking)) for _ in range(11)]
-    assert [bool(one.problems) for one in found] == [False] * 10 + [True]
-    assert found[-1].at == FROZEN_SECONDS
-    assert found[-1].problems == {"demo-12345678-0": Reason.METRICS_FROZEN}
-    assert found[-1].engines == ()
+    samples = [look(reading(running, beat=7.0, ticking=ticking)) for _ in range(11)]
+    assert [bool(one.problems) for one in samples] == [False] * 10 + [True]
+    assert samples[-1].at == FROZEN_SECONDS
+    assert samples[-1].problems == {"demo-12345678-0": Reason.METRICS_FROZEN}
+    assert samples[-1].engines == ()
     assert not look(reading(running, beat=8.0, ticking=ticking)).problems
 
 

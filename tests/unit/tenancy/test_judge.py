@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_operator.api.engine import Engine
 from qwen_operator.api.fields import camel
 from qwen_operator.api.pod import Pod
-from qwen_operator.api.spec import Engine
 from qwen_operator.engines import of
 from qwen_operator.planning.engine_args import RESERVED
 from qwen_operator.tenancy.judge import refused

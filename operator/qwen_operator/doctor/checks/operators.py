@@ -107,6 +107,14 @@ def check_others(facts: ClusterFacts) -> Iterator[Finding]:
     for one in clashing:
         namespace, name = _key(one)
         same = ", ".join(sorted(set(mine or watched(one)) & set(watched(one) or mine))) or "all namespaces"
+        if not facts.installation.installed:
+            yield Finding(
+                Mark.WARNING,
+                OTHERS,
+                f"{namespace}/{name} serves {same}: give a new release watchNamespaces that do not overlap, or name "
+                "that one with --namespace and --release",
+            )
+            continue
         yield Finding(
             Mark.BAD,
             OTHERS,

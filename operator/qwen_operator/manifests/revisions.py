@@ -7,6 +7,7 @@ the operator.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,7 @@ class UnreadableRevisionError(Exception):
     """A ControllerRevision of ours that this version of the operator cannot read."""
 
 
-def replan_of(manifest: Manifest) -> str:
+def replan_of(manifest: Mapping[str, Any]) -> str:
     """The value of the annotation qwen-operator.dev/replan, of a QwenDeployment or of a ControllerRevision."""
     return str(objects.annotations(manifest).get(REPLAN_ANNOTATION, ""))
 

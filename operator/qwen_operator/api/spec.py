@@ -28,7 +28,6 @@ MOST_CHARACTERS = 131072
 _NAME_FORM = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 # Visible ASCII without the colon, which separates model and adapter in SGLang.
 _CLIENT_NAME = r"^[!-9;-~]+$"
-_REVISION = r"^[A-Za-z0-9][-A-Za-z0-9._/+]*$"
 RESOURCE_FORM = (
     r"^nvidia[.]com/(gpu([.-][a-z0-9]([-a-z0-9.]*[a-z0-9])?)?"
     r"|mig-([1-7]c[.])?[1-7]g[.][1-9][0-9]{0,2}gb([.-](me|gfx|all))*([.]shared)?)$"
@@ -94,9 +93,9 @@ class Source:
         max_length=128,
         rules=(
             Rule(
-                f"self.matches('{_REVISION}') && !self.contains('..')",
+                f"self.matches('{uris.REVISION_FORM}') && !self.contains('..')",
                 "must be a branch, a tag or a commit, without white space and without '..'; right would be v1.0",
-                lambda revision: matches(_REVISION, revision) and ".." not in revision,
+                uris.is_revision,
             ),
         ),
     )

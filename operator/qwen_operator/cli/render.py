@@ -19,6 +19,7 @@ from qwen_operator.planning.plan import plan, runnable
 from qwen_operator.planning.types import NoFit, Plan
 from qwen_operator.replicas.wanted import size_rule
 from qwen_operator.sources import registry
+from qwen_operator.tenancy.models import place_of
 
 # The API server gives every object its own uid. Here the object does not exist yet.
 NO_UID = "00000000-0000-0000-0000-000000000000"
@@ -60,6 +61,7 @@ def objects(given: Inputs, result: Plan) -> list[Mapping[str, Any]]:
         template=template,
         replan=replan_of(given.manifest),
         own_engine=bool(given.spec.engine.image or given.spec.engine.version),
+        source=str(place_of(given.manifest["spec"], given.settings.engine.hub)),
     )
     inspection = registry.inspection_pod(identity, given.spec, given.settings.engine, runtime, given.inventory)
     replicas, drain = size_rule(given.spec.replicas, given.spec.scaling).least, given.spec.rollout.drain_seconds

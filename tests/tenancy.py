@@ -283,3 +283,77 @@ RATCHET: tuple[Case, ...] = (
     Case("another image", engine(image="evil/y:v1"), "spec.engine.image", engine(image="evil/x:v1")),
 )
 """Updates: what was there may stay, nothing may be added."""
+
+MODELS = (
+    "hf://Qwen/*",
+    "hf://Qwen/Qwen3-8B@v*",
+    "hf://own/chat@refs/pr/7",
+    "modelscope://Qwen/Qwen3-*",
+    "pvc://models/qwen/*",
+    "pvc://models/one",
+)
+"""The list of models with which the next cases hold. Models without a source come from Hugging Face."""
+
+
+def source(uri: str, revision: str | None = None, **spec: Any) -> Spec:
+    return {"source": {"uri": uri, **({} if revision is None else {"revision": revision})}, **spec}
+
+
+_CACHE = mount("/home/qwen/huggingface")
+
+MODELS_ALLOWED: tuple[Case, ...] = (
+    Case("a model by name", {"model": "Qwen/Qwen1.5-0.5B-Chat"}),
+    Case("a repository", source("hf://Qwen/Qwen3-8B")),
+    Case("another name for it", source("hf://Qwen/Qwen3-8B", model="chat")),
+    Case("the main branch by name", source("hf://Qwen/Qwen3-0.6B", "main")),
+    Case("a listed revision", source("hf://Qwen/Qwen3-8B", "v1.0")),
+    Case("one revision", source("hf://own/chat", "refs/pr/7")),
+    Case("another hub", source("modelscope://Qwen/Qwen3-8B", "master")),
+    Case("a folder of a claim", source("pvc://models/qwen/7b@chat")),
+    Case("one folder", source("pvc://models/one")),
+    Case("a mount that hides no weights", mount("/mnt/models")),
+)
+
+MODELS_REFUSED: tuple[Case, ...] = (
+    Case("another organisation by name", {"model": "evil/chat"}, "spec.model"),
+    Case("an organisation that begins alike", {"model": "QwenEvil/chat"}, "spec.model"),
+    Case("no organisation", {"model": "Qwen"}, "spec.model"),
+    Case("a name that climbs", {"model": "Qwen/../evil/chat"}, "spec.model"),
+    Case("a name that ends above", {"model": "Qwen/.."}, "spec.model"),
+    Case("an encoded name", {"model": "Qwen/%2e%2e/evil"}, "spec.model"),
+    Case("a name with more parts", {"model": "Qwen/chat/main"}, "spec.model"),
+    Case("a name with a revision", {"model": "own/chat@refs/pr/7"}, "spec.model"),
+    Case("a listed name from elsewhere", source("pvc://own/chat", model="Qwen/Qwen3-8B"), "spec.source"),
+    Case("another case", source("hf://qwen/Qwen3-8B"), "spec.source"),
+    Case("another organisation", source("hf://evil/chat"), "spec.source"),
+    Case("a proposal", source("hf://Qwen/Qwen3-0.6B", "refs/pr/7"), "spec.source"),
+    Case("a proposal of a listed revision", source("hf://Qwen/Qwen3-8B", "refs/pr/7"), "spec.source"),
+    Case("a proposal by its commit", source("hf://Qwen/Qwen3-0.6B", "4f2c8b1d" * 5), "spec.source"),
+    Case("a branch in capitals", source("hf://Qwen/Qwen3-0.6B", "Main"), "spec.source"),
+    Case("the main branch of one revision", source("hf://own/chat"), "spec.source"),
+    Case("a name in another hub", source("modelscope://Qwen/Qwen2.5-7B"), "spec.source"),
+    Case("another claim", source("pvc://own/qwen/chat"), "spec.source"),
+    Case("another folder", source("pvc://models/other"), "spec.source"),
+    Case("the whole claim", source("pvc://models"), "spec.source"),
+    Case("below one folder", source("pvc://models/one/two"), "spec.source"),
+    Case("a folder beside", source("pvc://models//qwen/chat"), "spec.source"),
+    Case("over the weights", mount("/models/source/chat"), "spec.pod.volumeMounts"),
+    Case("over the weights by a detour", mount("/models//source/chat"), "spec.pod.volumeMounts"),
+    Case("a cache of one's own", _CACHE, "spec.pod.volumeMounts"),
+)
+
+MODELS_RATCHET: tuple[Case, ...] = (
+    Case("kept model", {"model": "evil/chat", **pod(labels={"a": "b"})}, before={"model": "evil/chat"}),
+    Case("kept source", source("pvc://own/chat", contextTokens=2048), before=source("pvc://own/chat")),
+    Case("kept source under another name", source("pvc://own/chat", model="x"), before=source("pvc://own/chat")),
+    Case("kept revision", source("hf://evil/chat", "v1", contextTokens=2048), before=source("hf://evil/chat", "v1")),
+    Case("kept model as a source", source("hf://evil/chat"), before={"model": "evil/chat"}),
+    Case("kept mount", {**_CACHE, "contextTokens": 2048}, before=_CACHE),
+    Case("a listed model for another", {"model": "Qwen/Qwen1.5-0.5B-Chat"}, before={"model": "evil/chat"}),
+    Case("another folder", source("pvc://own/other"), "spec.source", source("pvc://own/chat")),
+    Case("another revision", source("hf://evil/chat", "v2"), "spec.source", source("hf://evil/chat", "v1")),
+    Case("a first revision", source("hf://evil/chat", "v1"), "spec.source", {"model": "evil/chat"}),
+    Case("another hub", source("modelscope://evil/chat"), "spec.source", {"model": "evil/chat"}),
+    Case("another model", {"model": "evil/other"}, "spec.model", {"model": "evil/chat"}),
+)
+"""Updates of objects that were there before the list."""

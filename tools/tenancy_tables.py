@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qwen_operator.tenancy.lists import BUILT_IN
+from qwen_operator.tenancy import models
+from qwen_operator.tenancy.lists import BUILT_IN, Setting
 from qwen_operator.tenancy.options import ENGINE_OPTIONS, ENGINE_VARIABLES
 from qwen_operator.tenancy.rules import FREE, RULES, Rule
 
@@ -18,7 +19,8 @@ def tables() -> str:
         "| field | `restricted` | `trusted` | what tenants may write | list below `tenancy` |",
         "|---|---|---|---|---|",
     ]
-    rows = [_row(rule) for rule in RULES]
+    model = f"| `spec.model`, `spec.source` | by the list | allowed | {models.RIGHT} | `{Setting.MODELS}` |"
+    rows = [model, *(_row(rule) for rule in RULES)]
     free = [f"| `{field}` | allowed | allowed | anything: {why} | |" for field, why in FREE.items()]
     return "\n".join(
         [

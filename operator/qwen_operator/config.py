@@ -23,6 +23,7 @@ from qwen_operator.hardware.boards import capability
 from qwen_operator.hardware.pools import MOST_DOLLARS, GpuPool, thousandths
 from qwen_operator.manifests.pods import InspectionDefaults, RuntimeImage
 from qwen_operator.planning.types import EngineDefaults
+from qwen_operator.tenancy import models
 from qwen_operator.tenancy.lists import PATTERNS, Mode, Setting, Tenancy
 from qwen_runtime.checkpoints.reading import shown
 
@@ -145,7 +146,7 @@ def settings(content: Mapping[str, Any]) -> Settings:
     """The part of the rendered configuration that plans depend on. Raises ConfigError."""
     root = Section("", content)
     image, engine = _image(root), _engine(root)
-    tenancy = _tenancy(root.section("tenancy"), engine.image)
+    tenancy = _tenancy(root.section("tenancy"), engine)
     return Settings(image, engine, _pools(root), _pod(root), tenancy)
 
 
@@ -277,19 +278,26 @@ def _network_policy(root: Section) -> NetworkPolicyConfig:
     )
 
 
-def _tenancy(section: Section, engine_image: str) -> Tenancy:
+def _tenancy(section: Section, engine: EngineDefaults) -> Tenancy:
     by_namespace = section.section("namespaces")
+    mode = Mode(section.choice("mode", tuple(Mode), Mode.RESTRICTED))
     return Tenancy(
-        mode=Mode(section.choice("mode", tuple(Mode), Mode.RESTRICTED)),
-        added=_lists(section),
-        by_namespace={name: _lists(by_namespace.section(name)) for name in by_namespace.content},
+        mode=mode,
+        added=_lists(section, mode),
+        by_namespace={name: _lists(by_namespace.section(name), mode) for name in by_namespace.content},
         exempt=frozenset(section.words("exempt")),
-        engine_image=engine_image,
+        engine_image=engine.image,
+        hub=engine.hub,
     )
 
 
-def _lists(section: Section) -> Mapping[Setting, tuple[str, ...]]:
+def _lists(section: Section, mode: Mode) -> Mapping[Setting, tuple[str, ...]]:
     lists = {setting: entries for setting in Setting if (entries := section.words(setting))}
+    for index, entry in enumerate(lists.get(Setting.MODELS, ())):
+        if mode is Mode.TRUSTED:
+            raise section.wrong_entry(Setting.MODELS, index, "absent while tenancy.mode is trusted: then no list holds")
+        if not models.is_entry(entry):
+            raise section.wrong_entry(Setting.MODELS, index, models.FORM)
     for setting, entries in lists.items():
         star = "*" if setting in PATTERNS else ""
         if not all(entries) or any("*" in entry.removesuffix(star) for entry in entries):
@@ -335,6 +343,11 @@ class Section:
         state = f"is {shown(self.raw(name))}" if self.has(name) else "is missing"
         return ConfigError(f"{self._at(name)} {state}: it must be {right}")
 
+    def wrong_entry(self, name: str, index: int, right: str) -> ConfigError:
+        """The error for one entry of a list."""
+        place = f"{name}[{index}]"
+        return Section(self.path, {place: self.items(name)[index]}).wrong(place, right)
+
     def section(self, name: str) -> Section:
         """A mapping in this one, empty if it is absent."""
         return Section(self._at(name), self.raw(name) if self.has(name) else {})
@@ -358,7 +371,7 @@ class Section:
         """A list of texts; a number counts as its digits."""
         for index, value in enumerate(self.items(name)):
             if not isinstance(value, (str, int, float)) or isinstance(value, bool):
-                raise Section(self.path, {f"{name}[{index}]": value}).wrong(f"{name}[{index}]", "a text, in quotes")
+                raise self.wrong_entry(name, index, "a text, in quotes")
         return tuple(str(value) for value in self.items(name))
 
     def texts(self, name: str) -> Mapping[str, str]:

@@ -11,10 +11,11 @@ from uuid import uuid4
 import pytest
 import yaml
 
-from qwen_operator.config import load
+from qwen_operator.config import load, settings
 from qwen_operator.gateway.settings import ProxySettings
 from qwen_operator.gateway.tenants import Limits, read_tenants
 from qwen_operator.manifests import names
+from qwen_operator.tenancy.lists import Setting
 from tests.cluster.chart import (
     CHART,
     POOL,
@@ -342,6 +343,14 @@ def test_images(image: Manifest, engine: str, ours: str, theirs: str) -> None:
         ({"servedNames": {"Team A": ["x"]}}, "Team A"),
         ({"monitoring": {"runbookUrl": "wiki"}}, "/monitoring/runbookUrl"),
         ({"gateway": {"topologySpreadConstraints": [{"topologyKey": "rack"}]}}, "/topologySpreadConstraints/0"),
+        ({"tenancy": {"models": ["hf://Qwen/*", "hf://Qwen*"]}}, "/tenancy/models/1"),
+        ({"tenancy": {"models": ["hf://Qwen/x@main"]}}, "/tenancy/models/0"),
+        ({"tenancy": {"namespaces": {"team-a": {"models": ["Qwen/*"]}}}}, "/tenancy/namespaces/team-a/models/0"),
+        ({"tenancy": {"mode": "trusted", "models": ["pvc://*"]}}, "tenancy.mode is trusted, in which no list holds"),
+        (
+            {"tenancy": {"mode": "trusted", "namespaces": {"team-a": {"models": ["pvc://*"]}}}},
+            "tenancy.namespaces.team-a.models has entries",
+        ),
         ({"gpuPools": [POOL, POOL]}, "gpuPools has two entries with the name l4"),
         ({"serviceAccount": {"create": False}}, "serviceAccount.create is false: name two existing service accounts"),
         (
@@ -352,6 +361,23 @@ def test_images(image: Manifest, engine: str, ours: str, theirs: str) -> None:
 )
 def test_wrong_values_are_refused_by_name(values: Manifest, words: str) -> None:
     assert words in refused(values)
+
+
+def test_policy_and_operator_get_the_same_models() -> None:
+    tenancy = {"models": ["hf://Qwen/*"], "namespaces": {"team-a": {"models": ["pvc://*"]}}}
+    manifests = render({"tenancy": tenancy, "hub": {"default": "modelscope"}})
+    policy = one(manifests, "ValidatingAdmissionPolicy", "qwen-system.qwen-tenants")["spec"]
+    variables = {entry["name"]: entry["expression"] for entry in policy["variables"]}
+    own = '{"team-a":["pvc://*"]}'
+    assert variables["allowedModels"] == (
+        f'["hf://Qwen/*"] + (request.namespace in {own} ? {own}[request.namespace] : [])'
+    )
+    assert variables["defaultHub"] == "'modelscope'"
+    # A variable sees only those before it.
+    assert list(variables).index("allowedModels") < list(variables).index("allowsModel")
+    read = settings(config(manifests)).tenancy
+    assert read.allowed("team-a", Setting.MODELS) == ("hf://Qwen/*", "pvc://*")
+    assert read.hub == "modelscope"
 
 
 @pytest.mark.parametrize("component", ["operator", "gateway"])

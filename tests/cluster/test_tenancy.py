@@ -11,9 +11,19 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.admission import without_policy
+from tests.cluster.admission import refuses, without_policy
 from tests.qd import SIMULATED, alive, qd, simulated, wait_condition, wait_ready
-from tests.tenancy import ALLOWED, HOST, RATCHET, REFUSED, Case
+from tests.tenancy import (
+    ALLOWED,
+    HOST,
+    MODELS,
+    MODELS_ALLOWED,
+    MODELS_RATCHET,
+    MODELS_REFUSED,
+    RATCHET,
+    REFUSED,
+    Case,
+)
 from tests.testbed.bed import Release, install
 from tests.testbed.cluster import Cluster
 from tests.testbed.kubectl import Kubectl, KubectlError, Manifest, wait_for
@@ -31,9 +41,8 @@ EVERYBODY = {
 
 
 def manifest(space: str, number: int, spec: Manifest) -> Manifest:
-    return qd(
-        space, f"case-{number}", model="Qwen/Qwen1.5-0.5B-Chat", servedNames=[f"{space}-{number}"], replicas=0, **spec
-    )
+    usual = {"model": "Qwen/Qwen1.5-0.5B-Chat", "servedNames": [f"{space}-{number}"], "replicas": 0}
+    return qd(space, f"case-{number}", **{**usual, **spec})
 
 
 def messages(kubectl: Kubectl, manifests: list[Manifest], *words: str) -> dict[int, str]:
@@ -118,6 +127,36 @@ def test_what_was_there_may_stay_and_nothing_is_added(kubectl: Kubectl, space: s
     for number, case in enumerate(RATCHET):
         if case.before and case.id not in ("dropped",):
             wait_condition(kubectl, space, f"case-{number}", ("Planned", "False", "NotAllowed"))
+
+
+@pytest.mark.alone
+def test_the_list_of_models_holds_in_the_api_server(
+    kubectl: Kubectl, bed: Cluster, space: str, release: Release
+) -> None:
+    cases = (*MODELS_ALLOWED, *MODELS_REFUSED)
+    kubectl.apply(*(manifest(space, n, case.before) for n, case in enumerate(MODELS_RATCHET)))
+    foreign = qd(space, "probe", model="evil/chat")
+    try:
+        # Only this namespace is narrowed: other tests' objects stay as they are.
+        install(bed, "--set-json", f"tenancy.namespaces={json.dumps({space: {'models': MODELS}})}")
+        wait_for("the list holds", lambda: refuses(kubectl, foreign))
+        assert kubectl.refused(foreign).endswith(
+            "denied request: spec.model: hf://evil/chat: not allowed here: tenants of this namespace may serve only "
+            "hf://Qwen/*, hf://Qwen/Qwen3-8B@v*, hf://own/chat@refs/pr/7 and 3 more; the platform team may allow it "
+            "with the chart value tenancy.models"
+        )
+        with as_tenant(kubectl, space) as tenant:
+            said = messages(kubectl, [manifest(space, n, case.spec) for n, case in enumerate(cases)], "create", *tenant)
+        assert faults(cases, said) == []
+        proposal = next(text for n, text in said.items() if cases[n].id == "a proposal")
+        assert "(an entry without @ allows only the main branch)" in proposal
+        said = messages(kubectl, [manifest(space, n, case.spec) for n, case in enumerate(MODELS_RATCHET)], "replace")
+        assert faults(MODELS_RATCHET, said) == []
+        # The operator judges by itself. These were stored before the list, and none of them could run.
+        for number in (n for n, case in enumerate(MODELS_RATCHET) if "pod" not in case.before):
+            wait_condition(kubectl, space, f"case-{number}", ("Planned", "False", "NotAllowed"))
+    finally:
+        install(bed)
 
 
 @pytest.mark.alone

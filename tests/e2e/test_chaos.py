@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
-import httpx
 import pytest
 
 from tests.e2e.conftest import Gateway
+from tests.e2e.traffic import Trickle, flowing, short_answer, stream
 from tests.qd import pods, qd, wait_ready
 from tests.testbed.bed import Release
 from tests.testbed.cluster import Cluster
@@ -31,41 +30,6 @@ AFTERMATH_SECONDS = 60.0
 KILLS = 3
 STREAM_TOKENS = 400
 """A stream is open for most of the time between two misfortunes."""
-
-
-@dataclass(slots=True)
-class Trickle:
-    """One request after the other, with a breath between them, until it is stopped."""
-
-    ask: Callable[[], str]
-    """Sends one; empty when the answer was whole, otherwise what went wrong. May raise httpx.HTTPError."""
-    answered: int = 0
-    lost: list[tuple[float, str]] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    def run(self) -> None:
-        while not self._stop.wait(0.5):
-            try:
-                what = self.ask()
-            except httpx.HTTPError as error:
-                what = f"{type(error).__name__}: {error}"
-            if what:
-                self.lost.append((time.monotonic(), what))
-            else:
-                self.answered += 1
-
-    def stop(self) -> None:
-        self._stop.set()
-
-
-def short_answer(gateway: Gateway) -> str:
-    answer = gateway.chat(MODEL, max_tokens=8)
-    return "" if answer.status_code == 200 else f"HTTP {answer.status_code}: {answer.text}"
-
-
-def long_stream(gateway: Gateway) -> str:
-    reason = gateway.stream(MODEL, STREAM_TOKENS)
-    return "" if reason == "length" else f"stream: {reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +98,11 @@ def test_chaos(bed: Cluster, kubectl: Kubectl, release: Release, gateway: Gatewa
     wait_ready(kubectl, claim_space, "chaos", timeout=300)
     world = World(bed, kubectl, release, claim_space, random.Random(SEED))
     deeds = [world.delete_a_pod, world.kill_an_operator, world.restart_the_api_server, world.change_the_size]
-    trickles = [Trickle(partial(short_answer, gateway)), Trickle(partial(long_stream, gateway))]
-    threads = [threading.Thread(target=trickle.run) for trickle in trickles]
+    asks = (partial(short_answer, gateway, MODEL), partial(stream, gateway, MODEL, STREAM_TOKENS))
+    trickles = [Trickle(ask) for ask in asks]
     log: list[tuple[float, str]] = []
     start = time.monotonic()
-    for thread in threads:
-        thread.start()
-    try:
+    with flowing(trickles):
         while time.monotonic() - start < SECONDS:
             log.append(strike(world, world.luck.choice(deeds)))
             print(f"{log[-1][0] - start:7.1f} s  {log[-1][1]}", flush=True)
@@ -149,11 +111,6 @@ def test_chaos(bed: Cluster, kubectl: Kubectl, release: Release, gateway: Gatewa
         arguments = (f"--for=jsonpath={{.status.readyReplicas}}={wanted}", "--timeout=300s")
         kubectl.run("wait", "qd/chaos", "-n", claim_space, *arguments, timeout=330)
         wait_for("no pod too many", lambda: len(pods(kubectl, claim_space, "chaos")) == wanted, 120)
-    finally:
-        for trickle in trickles:
-            trickle.stop()
-        for thread in threads:
-            thread.join(120)
     lost = sorted(loss for trickle in trickles for loss in trickle.lost)
     short, streams = (trickle.answered for trickle in trickles)
     print(f"{short} short answers and {streams} whole streams, {len(lost)} lost, after {len(log)} deeds")

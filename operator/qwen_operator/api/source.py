@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qwen_operator.api import uris
-from qwen_operator.api.fields import Rule, described, matches
-
-_REVISION = r"^[A-Za-z0-9][-A-Za-z0-9._/+]*$"
+from qwen_operator.api.fields import Rule, described
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +33,9 @@ class Source:
         max_length=128,
         rules=(
             Rule(
-                f"self.matches('{_REVISION}') && !self.contains('..')",
+                f"self.matches('{uris.REVISION_FORM}') && !self.contains('..')",
                 "must be a branch, a tag or a commit, without white space and without '..'; right would be v1.0",
-                lambda revision: matches(_REVISION, revision) and ".." not in revision,
+                uris.is_revision,
             ),
         ),
     )

@@ -207,7 +207,7 @@ class Spec:
     )
     source: Source | None = described(
         "Where the model's files are. Default: the repository with the name of the model on the chart's hub, which is "
-        "Hugging Face unless the chart sets another one.",
+        "Hugging Face unless the chart sets another one. The chart's tenancy may limit which sources are allowed.",
         default=None,
         changes_pods=True,
     )

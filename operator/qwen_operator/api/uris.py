@@ -70,7 +70,10 @@ _ADDRESS = re.compile(r"(?:(?P<scheme>[A-Za-z]+):/*)?(?P<rest>[^?#\s]+)[^\s]*", 
 _PART = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._]*", re.ASCII)
 # The words of a page's address before the revision.
 _VIEWS = ("tree", "blob", "resolve", "raw", "commit", "view")
-_MAIN_BRANCHES = ("main", "master")
+
+MAIN_BRANCHES = ("main", "master")
+"""The names that hubs give to the branch which is meant without a revision."""
+REVISION_FORM = r"^[A-Za-z0-9][-A-Za-z0-9._/+]*$"
 
 
 def hub_address(text: str) -> HubAddress | None:
@@ -92,7 +95,7 @@ def hub_address(text: str) -> HubAddress | None:
     at = next((index for index, part in enumerate(parts[2:5], 2) if part in _VIEWS), None)
     revision = parts[at + 1] if at is not None and len(parts) > at + 1 else ""
     name = parts[1].removesuffix(".git")
-    return HubAddress(scheme, f"{parts[0]}/{name}", "" if revision in _MAIN_BRANCHES else revision)
+    return HubAddress(scheme, f"{parts[0]}/{name}", "" if revision in MAIN_BRANCHES else revision)
 
 
 def cure(text: object) -> str:
@@ -171,3 +174,13 @@ REVISION_RULE = Rule(
     lambda source: source.get("revision") is None or str(source.get("uri")).startswith(_REPOSITORY_PREFIXES),
 )
 """The rule of `spec.source` about its revision."""
+
+
+def is_uri(text: str) -> bool:
+    """Whether the text can be the value of `spec.source.uri`."""
+    return all(rule.holds(text) for rule in URI_RULES)
+
+
+def is_revision(text: str) -> bool:
+    """Whether the text can be the value of `spec.source.revision`, apart from its length."""
+    return matches(REVISION_FORM, text) and ".." not in text

@@ -12,12 +12,14 @@ from qwen_operator.cli.inputs import Inputs
 from qwen_operator.cli.plan import exit_code
 from qwen_operator.cli.yaml_text import yaml_text
 from qwen_operator.manifests.names import Owner, PodIdentity
-from qwen_operator.manifests.objects import controller_revision, disruption_budget
+from qwen_operator.manifests.objects import disruption_budget
 from qwen_operator.manifests.pods import ReplicaPods, engine_pods, engine_template
+from qwen_operator.manifests.revisions import PinnedRevision, replan_of, revision_manifest
 from qwen_operator.planning.plan import plan, runnable
 from qwen_operator.planning.types import NoFit, Plan
 from qwen_operator.replicas.wanted import size_rule
 from qwen_operator.sources import registry
+from qwen_operator.tenancy.models import place_of
 
 # The API server gives every object its own uid. Here the object does not exist yet.
 NO_UID = "00000000-0000-0000-0000-000000000000"
@@ -51,13 +53,22 @@ def objects(given: Inputs, result: Plan) -> list[Mapping[str, Any]]:
     revision = revision_hash(given.manifest["spec"], metadata.get("annotations") or {})
     identity, runtime = PodIdentity(owner, revision), given.settings.image
     template = engine_template(identity, given.spec, result, given.source, runtime)
-    record = {"facts": given.checkpoint.to_json(), "plan": result.to_json(), "template": template}
+    pinned = PinnedRevision(
+        revision=revision,
+        number=1,
+        facts=given.checkpoint,
+        plan=result,
+        template=template,
+        replan=replan_of(given.manifest),
+        own_engine=bool(given.spec.engine.image or given.spec.engine.version),
+        source=str(place_of(given.manifest["spec"], given.settings.engine.hub)),
+    )
     inspection = registry.inspection_pod(identity, given.spec, given.settings.engine, runtime, given.inventory)
     replicas = size_rule(given.spec.replicas, given.spec.scaling, suspend=given.spec.suspend).least
     drain = given.spec.rollout.drain_seconds
     return [
         *([inspection] if inspection else []),
-        controller_revision(owner, revision, 1, record),
+        revision_manifest(owner, pinned),
         *([disruption_budget(owner, replicas)] if replicas else []),
         *(
             pod

@@ -7,6 +7,7 @@ the operator.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from qwen_operator.manifests.objects import controller_revision
 from qwen_operator.planning.types import Plan
 
 ANNOTATION_ENGINE = f"{GROUP}/engine"
+ANNOTATION_SOURCE = f"{GROUP}/source"
 _OWN = "spec"
 
 
@@ -28,7 +30,8 @@ class PinnedRevision:
 
     `revision` is the hash of the spec. `number` grows with each revision of a QwenDeployment. `replan` is the value of
     the object's annotation of this name, "" if it had none. `own_engine`: spec.engine chose the image or the version,
-    not the chart.
+    not the chart. `source`: where the weights come from, as `tenancy.models.Place` writes it; "" if the version that
+    pinned the revision did not say.
     """
 
     revision: str
@@ -38,13 +41,14 @@ class PinnedRevision:
     template: Manifest
     replan: str = ""
     own_engine: bool = False
+    source: str = ""
 
 
 class UnreadableRevisionError(Exception):
     """A ControllerRevision of ours that this version of the operator cannot read."""
 
 
-def replan_of(manifest: Manifest) -> str:
+def replan_of(manifest: Mapping[str, Any]) -> str:
     """The value of the annotation qwen-operator.dev/replan, of a QwenDeployment or of a ControllerRevision."""
     return str(objects.annotations(manifest).get(REPLAN_ANNOTATION, ""))
 
@@ -68,6 +72,7 @@ def read_revision(manifest: Manifest) -> PinnedRevision:
             template=_template(data["template"]),
             replan=replan_of(manifest),
             own_engine=objects.annotations(manifest).get(ANNOTATION_ENGINE) == _OWN,
+            source=str(objects.annotations(manifest).get(ANNOTATION_SOURCE, "")),
         )
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         name = manifest["metadata"]["name"]
@@ -109,7 +114,11 @@ def revision_manifest(owner: Owner, pinned: PinnedRevision) -> Manifest:
     """The ControllerRevision that pins this content."""
     data = {"facts": pinned.facts.to_json(), "plan": pinned.plan.to_json(), "template": pinned.template}
     manifest = controller_revision(owner, pinned.revision, pinned.number, data)
-    marks = {REPLAN_ANNOTATION: pinned.replan, ANNOTATION_ENGINE: _OWN if pinned.own_engine else ""}
+    marks = {
+        REPLAN_ANNOTATION: pinned.replan,
+        ANNOTATION_ENGINE: _OWN if pinned.own_engine else "",
+        ANNOTATION_SOURCE: pinned.source,
+    }
     manifest["metadata"]["annotations"] |= {name: value for name, value in marks.items() if value}
     return manifest
 

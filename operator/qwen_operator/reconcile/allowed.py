@@ -15,12 +15,14 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.manifests.expansion import unescaped
 from qwen_operator.manifests.names import ENGINE_CONTAINER, Manifest
 from qwen_operator.manifests.quantities import canonical_quantities
+from qwen_operator.manifests.revisions import PinnedRevision
 from qwen_operator.planning.engine import choose
 from qwen_operator.planning.engine_args import RefusedArgsError
 from qwen_operator.reconcile.types import Course
+from qwen_operator.tenancy import models
 from qwen_operator.tenancy.judge import refused
+from qwen_operator.tenancy.lists import Setting
 
-_ARGS = ("engine", "args")
 SHOWN = 3
 """How many entries a message names."""
 
@@ -32,11 +34,11 @@ def not_allowed(course: Course) -> Blocked | None:
         return None
     spec = canonical_quantities(course.observed.deployment["spec"])
     running = course.observed.last_served
-    before = spec_of(running.template, spec) if running is not None else None
+    before = spec_of(running, spec) if running is not None else None
     refusals = refused(spec, tenancy, owner.namespace, before)
-    if any(one.rule.path == _ARGS for one in refusals) and _has_wrong_options(course):
+    if any(one.setting is Setting.ENGINE_ARGS for one in refusals) and _has_wrong_options(course):
         # Planning refuses these, and says what would be right.
-        refusals = tuple(one for one in refusals if one.rule.path != _ARGS)
+        refusals = tuple(one for one in refusals if one.setting is not Setting.ENGINE_ARGS)
     if not refusals:
         return None
     count = f"{len(refusals)} entries, of which the first: " if len(refusals) > SHOWN else ""
@@ -52,16 +54,18 @@ def _has_wrong_options(course: Course) -> bool:
     return False
 
 
-def spec_of(template: Mapping[str, Any], spec: Mapping[str, Any]) -> Manifest:
-    """What the template of a revision has of the fields that are judged, in the form of a spec.
+def spec_of(running: PinnedRevision, spec: Mapping[str, Any]) -> Manifest:
+    """What a revision has of the fields that are judged, in the form of a spec.
 
     An image in `spec` without a tag counts as the template's image if that has the tag which the operator appends.
     """
-    pod, metadata = objects.mapping(template, "spec"), objects.mapping(template, "metadata")
+    pod, metadata = objects.mapping(running.template, "spec"), objects.mapping(running.template, "metadata")
     engines = [one for one in objects.members(pod, "containers") if one.get("name") == ENGINE_CONTAINER]
     engine = engines[0] if engines else {}
     image, written = str(engine.get("image")), str(objects.mapping(spec, "engine").get("image"))
+    place = models.parsed(running.source)
     return {
+        "source": {"uri": place.uri, "revision": place.revision},
         "pod": {
             "labels": metadata.get("labels"),
             "annotations": metadata.get("annotations"),

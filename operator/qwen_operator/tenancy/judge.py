@@ -8,8 +8,9 @@ from typing import Any
 
 from qwen_operator.api.reading import shown
 from qwen_operator.objects import mapping
-from qwen_operator.tenancy.lists import Tenancy
-from qwen_operator.tenancy.rules import RULES, Entry, Rule, Shape, option_name
+from qwen_operator.tenancy import models
+from qwen_operator.tenancy.lists import Setting, Tenancy
+from qwen_operator.tenancy.rules import RULES, Entry, Rule, Shape, may_allow, option_name
 
 # What a rule may raise for a value of an unexpected form. CEL fails in these cases too, which is a refusal.
 _BAD_FORM = (TypeError, AttributeError, LookupError, ValueError)
@@ -18,19 +19,17 @@ _VOLUMES, _MOUNTS = ("pod", "volumes"), ("pod", "volumeMounts")
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """One entry of a spec that the lists do not allow."""
+    """One entry of a spec that the lists do not allow. `setting` is the list, `right` says what would be right."""
 
     field: str
     value: Any
-    rule: Rule
+    setting: Setting
+    right: str
 
     @property
     def message(self) -> str:
         """The field, its value, what would be right, and who may allow it."""
-        return (
-            f"{self.field}: {shown(self.value)} is not allowed here: {self.rule.right}; the platform team may allow it "
-            f"with the chart value tenancy.{self.rule.setting}"
-        )
+        return f"{self.field}: {shown(self.value)} is not allowed here: {self.right}{may_allow(self.setting)}"
 
 
 def refused(
@@ -42,12 +41,22 @@ def refused(
     ran before the lists became stricter can still be changed.
     """
     old = before or {}
-    return tuple(
-        Refused(f"{rule.name}{place}", item, rule)
+    entries = tuple(
+        Refused(f"{rule.name}{place}", item, rule.setting, rule.right)
         for rule in RULES
         for place, key, item in _against(rule, spec, tenancy, namespace)
         if not _stays(rule, key, item, _at(old, rule.path))
     )
+    return (*_refused_model(spec, old, tenancy, namespace), *entries)
+
+
+def _refused_model(
+    spec: Mapping[str, Any], old: Mapping[str, Any], tenancy: Tenancy, namespace: str
+) -> tuple[Refused, ...]:
+    allowed, place = tenancy.allowed(namespace, Setting.MODELS), models.place_of(spec, tenancy.hub)
+    if models.allows(allowed, place) or place == models.place_of(old, tenancy.hub):
+        return ()
+    return (Refused(models.field_of(spec), str(place), Setting.MODELS, models.right(allowed, place)),)
 
 
 def _against(rule: Rule, spec: Mapping[str, Any], tenancy: Tenancy, namespace: str) -> Iterator[tuple[str, str, Any]]:

@@ -19,6 +19,7 @@ class Mode(StrEnum):
 class Setting(StrEnum):
     """The lists, by their names below `tenancy` in the chart's values."""
 
+    MODELS = "models"
     SERVICE_ACCOUNTS = "serviceAccounts"
     PRIORITY_CLASSES = "priorityClasses"
     RUNTIME_CLASSES = "runtimeClasses"
@@ -37,6 +38,7 @@ class Setting(StrEnum):
 
 
 BUILT_IN: Mapping[Setting, tuple[str, ...]] = {
+    Setting.MODELS: (),
     Setting.SERVICE_ACCOUNTS: ("default",),
     Setting.PRIORITY_CLASSES: (),
     Setting.RUNTIME_CLASSES: ("nvidia",),
@@ -45,7 +47,7 @@ BUILT_IN: Mapping[Setting, tuple[str, ...]] = {
     Setting.ENGINE_ARGS: ENGINE_OPTIONS,
     Setting.ENV: ENGINE_VARIABLES,
     Setting.VOLUME_TYPES: ("persistentVolumeClaim", "emptyDir", "configMap", "secret", "downwardAPI", "projected"),
-    Setting.MOUNT_PATHS: ("/mnt/*", "/data/*", "/models/*", "/templates", "/templates/*", "/home/qwen/huggingface"),
+    Setting.MOUNT_PATHS: ("/mnt/*", "/data/*", "/templates", "/templates/*"),
     Setting.SECURITY_CONTEXT: (),
     Setting.TOLERATIONS: ("nvidia.com/gpu",),
     Setting.POD_AFFINITY_FIELDS: ("labelSelector", "topologyKey", "matchLabelKeys", "mismatchLabelKeys"),
@@ -56,10 +58,19 @@ BUILT_IN: Mapping[Setting, tuple[str, ...]] = {
 """What every tenant may ask for. The values of the chart add to it.
 
 Labels and annotations also allow every name without a domain, and tolerations those of a lost node for some seconds.
+An empty list of models allows every model.
+"""
+
+MODEL_PATHS = ("/models/*", "/home/qwen/huggingface")
+"""Mount paths that every tenant may use too, as long as the list of models is empty.
+
+The engine reads weights there, from a claim or from the cache of a hub. So a mount could put other weights in place of
+those that the list allows.
 """
 
 PATTERNS = frozenset(
     {
+        Setting.MODELS,
         Setting.IMAGES,
         Setting.ENV,
         Setting.MOUNT_PATHS,
@@ -78,7 +89,7 @@ class Tenancy:
 
     `added` extends the built-in lists for all namespaces, `by_namespace` for one. `exempt` has QwenDeployments as
     NAMESPACE/NAME that may ask for everything. `engine_image` is the chart's image: every tag and digest of it is
-    allowed.
+    allowed. `hub` is the scheme of the hub from which models without a source come.
     """
 
     mode: Mode = Mode.RESTRICTED
@@ -86,6 +97,7 @@ class Tenancy:
     by_namespace: Mapping[str, Mapping[Setting, tuple[str, ...]]] = field(default_factory=dict)
     exempt: frozenset[str] = frozenset()
     engine_image: str = ""
+    hub: str = "hf"
 
     def judges(self, namespace: str, name: str) -> bool:
         """Whether the rules are for this QwenDeployment."""
@@ -93,9 +105,16 @@ class Tenancy:
 
     def allowed(self, namespace: str, setting: Setting) -> tuple[str, ...]:
         """The whole list for one namespace."""
-        own = self.by_namespace.get(namespace, {})
-        images = image_patterns(self.engine_image) if setting is Setting.IMAGES else ()
-        return (*BUILT_IN[setting], *images, *self.added.get(setting, ()), *own.get(setting, ()))
+        own = self.by_namespace.get(namespace, {}).get(setting, ())
+        return (*BUILT_IN[setting], *self._more(namespace, setting), *self.added.get(setting, ()), *own)
+
+    def _more(self, namespace: str, setting: Setting) -> tuple[str, ...]:
+        """What is built in besides, by the rest of the decision."""
+        if setting is Setting.IMAGES:
+            return image_patterns(self.engine_image)
+        if setting is Setting.MOUNT_PATHS and not self.allowed(namespace, Setting.MODELS):
+            return MODEL_PATHS
+        return ()
 
 
 def image_patterns(image: str) -> tuple[str, ...]:

@@ -9,9 +9,9 @@ import json
 import sys
 from typing import Any
 
-from qwen_operator.tenancy import operator_policy
+from qwen_operator.tenancy import models, operator_policy
 from qwen_operator.tenancy.lists import BUILT_IN
-from qwen_operator.tenancy.rules import RULES, Rule, Shape
+from qwen_operator.tenancy.rules import RULES, Rule, Shape, may_allow
 
 
 def document() -> dict[str, Any]:
@@ -27,8 +27,12 @@ def document() -> dict[str, Any]:
     return {
         "lists": {str(setting): list(entries) for setting, entries in BUILT_IN.items()},
         "tenants": {
-            "variables": [*parts, *({"name": _name(rule), "expression": refused(rule)} for rule in RULES)],
-            "validations": [_validation(rule) for rule in RULES],
+            "variables": [
+                *models.VARIABLES,
+                *parts,
+                *({"name": _name(rule), "expression": refused(rule)} for rule in RULES),
+            ],
+            "validations": [models.validation(), *(_validation(rule) for rule in RULES)],
         },
         "operator": operator_policy.document(),
     }
@@ -64,9 +68,7 @@ def _name(rule: Rule) -> str:
 
 
 def _validation(rule: Rule) -> dict[str, str]:
-    end = (
-        f": not allowed here: {rule.right}; the platform team may allow it with the chart value tenancy.{rule.setting}"
-    )
+    end = f": not allowed here: {rule.right}{may_allow(rule.setting)}"
     entries = f"variables.{_name(rule)}"
     return {
         "expression": f"size({entries}) == 0",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from qwen_operator.tenancy.lists import PATTERNS, Setting, matches
+from qwen_operator.tenancy.lists import MODEL_PATHS, PATTERNS, Setting, matches
 
 _SIMPLE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _NUMBER = re.compile(r"-[0-9.]+")
@@ -161,10 +161,13 @@ def _variable(entry: Entry) -> bool:
 
 
 def cel_matches(text: str, setting: Setting) -> str:
-    """CEL of `lists.matches`."""
+    """Whether the list has the text, or a pattern of it, in CEL."""
     listed = f"variables.{allowed_variable(setting)}"
-    if setting not in PATTERNS:
-        return f"{text} in {listed}"
+    return _cel_pattern(text, listed) if setting in PATTERNS else f"{text} in {listed}"
+
+
+def _cel_pattern(text: str, listed: str) -> str:
+    """CEL of `lists.matches`; `listed` is CEL for the patterns."""
     rest = f"{text}.substring(size(p) - 1)"
     tag = f" && (!(p.endsWith(':*') || p.endsWith('@*')) || !{rest}.contains('/'))"
     start = f"p.endsWith('*') && {text}.startsWith(p.substring(0, size(p) - 1)){tag}"
@@ -174,6 +177,11 @@ def cel_matches(text: str, setting: Setting) -> str:
 def allowed_variable(setting: Setting) -> str:
     """The name of the CEL variable with a list."""
     return f"allowed{setting[0].upper()}{setting[1:]}"
+
+
+def may_allow(setting: Setting) -> str:
+    """The end of a message: who may allow it."""
+    return f"; the platform team may allow it with the chart value tenancy.{setting}"
 
 
 def _texts(words: tuple[str, ...]) -> str:
@@ -231,6 +239,11 @@ def _volume_cel(of: str) -> str:
     )
 
 
+_MOUNT_PATHS = (
+    f"(variables.{allowed_variable(Setting.MOUNT_PATHS)} + "
+    f"(size(variables.{allowed_variable(Setting.MODELS)}) == 0 ? {_texts(MODEL_PATHS)} : []))"
+)
+
 # A volume that may only stay because it was there before gets no new place: the old one may be read-only or a folder.
 _OWN_VOLUME = (
     "variables.pod.?volumes.orValue([]).exists(v, v.?name.orValue('') == item.name) && "
@@ -282,12 +295,12 @@ RULES: tuple[Rule, ...] = (
         ("pod", "volumeMounts"),
         Shape.LIST,
         Setting.MOUNT_PATHS,
-        "a tenant may mount the volumes of spec.pod.volumes below /mnt, /data, /models and /templates and at "
-        f"/home/qwen/huggingface, with the fields {', '.join(_MOUNT)}",
+        "a tenant may mount the volumes of spec.pod.volumes below /mnt, /data and /templates, and below /models and at "
+        f"/home/qwen/huggingface while tenancy.models is empty, with the fields {', '.join(_MOUNT)}",
         _mount,
         f"{_all('item', 'm', _MOUNT)} && {_is('item', 'name', 'string')} && {_is('item', 'mountPath', 'string')} && "
         f"{_OWN_VOLUME} && "
-        f"!item.mountPath.contains('..') && {cel_matches('item.mountPath', Setting.MOUNT_PATHS)}",
+        f"!item.mountPath.contains('..') && {_cel_pattern('item.mountPath', _MOUNT_PATHS)}",
         _shown("mountPath", "no mountPath"),
     ),
     Rule(

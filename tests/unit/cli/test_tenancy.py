@@ -71,3 +71,16 @@ def test_wrong_values_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     code, _, err = _run(capsys, tmp_path / "qd.json", BAD, "--config", str(values))
     assert code == 2
     assert "tenancy.env is a list: it must be a list of names" in err
+
+
+def test_models_that_are_not_listed_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    values = tmp_path / "values.json"
+    values.write_text(json.dumps({"tenancy": {"namespaces": {"team": {"models": ["hf://Qwen/*"]}}}}))
+    other, mirrored = _object("other", source={"uri": "pvc://own/chat"}), {"hub": {"default": "modelscope"}}
+    code, out, _ = _run(capsys, tmp_path / "qd.json", [_object("good"), other], "--config", str(values))
+    assert code == 3
+    assert out.splitlines()[0].startswith("team/other: spec.source: 'pvc://own/chat' is not allowed here: ")
+    assert "1 of 2 QwenDeployments ask for more than tenancy allows" in out
+    values.write_text(json.dumps({**json.loads(values.read_text()), **mirrored}))
+    _, out, _ = _run(capsys, tmp_path / "qd.json", _object("good"), "--config", str(values))
+    assert out.startswith("team/good: spec.model: 'modelscope://Qwen/Qwen1.5-7B-Chat' is not allowed here: ")

@@ -8,31 +8,55 @@ from typing import Any
 import pytest
 
 from qwen_operator.api.spec import InvalidSpec, parse
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints.hubs import HubCheckpoint, HubError, HubQuery, HubReason, is_repository
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS
-from qwen_operator.tenancy.lists import Mode, Tenancy
-from tests.tenancy import ALLOWED, CODE, HOST, RATCHET, REFUSED, Case
-from tests.unit.world import CONFIG, World, change, deployment
+from qwen_operator.manifests.revisions import ANNOTATION_SOURCE
+from qwen_operator.tenancy.lists import Mode, Setting, Tenancy
+from tests.tenancy import (
+    ALLOWED,
+    CODE,
+    HOST,
+    MODELS,
+    MODELS_ALLOWED,
+    MODELS_RATCHET,
+    MODELS_REFUSED,
+    RATCHET,
+    REFUSED,
+    Case,
+    source,
+)
+from tests.unit.world import CONFIG, REPORT, World, change, deployment
 
 IMAGE = "localhost/sglang-cpu"
 ENGINE = replace(CONFIG.engine, image=IMAGE)
 TRUSTED = replace(CONFIG, engine=ENGINE, tenancy=Tenancy(mode=Mode.TRUSTED))
 RESTRICTED = replace(CONFIG, engine=ENGINE, tenancy=Tenancy(engine_image=IMAGE))
+FREE = replace(RESTRICTED, hub_lookup=True)
+NARROW = replace(FREE, tenancy=Tenancy(engine_image=IMAGE, added={Setting.MODELS: MODELS}))
 CLAIM = {"source": {"uri": "pvc://weights/chat"}, "model": "local"}
+
+
+async def hub(query: HubQuery, _seconds: float) -> HubCheckpoint:
+    """Every repository that there could be exists."""
+    if not is_repository(query.repository):
+        raise HubError(HubReason.NOT_FOUND, f"{query} does not exist")
+    return HubCheckpoint(Checkpoint.from_inspection(REPORT), "c0ffee" * 6)
 
 
 async def served(config: Any = RESTRICTED, **spec: Any) -> World:
     """A world with `chat` in it that has come to rest."""
-    world = await World(config=config).start()
+    world = await World(config=config, fetch=hub).start()
     world.api.put(QWENDEPLOYMENTS, deployment(**spec))
     await world.settle()
     return world
 
 
-async def upgraded(**spec: Any) -> World:
+async def upgraded(before: Any = TRUSTED, after: Any = RESTRICTED, **spec: Any) -> World:
     """The same world after an upgrade from an operator that allowed everything."""
-    world = await served(TRUSTED, **spec)
-    assert world.conditions()["Ready"] == ("True", "Serving")
-    world.config = RESTRICTED
+    world = await served(before, **spec)
+    assert world.conditions()["Ready"] == ("True", "Serving"), world.message("Planned")
+    world.config = after
     await world.restart()
     await world.settle()
     return world
@@ -132,3 +156,59 @@ async def test_wrong_options_are_told_as_wrong_not_as_forbidden() -> None:
     # Without a table of its options, nobody knows what an option of that version does.
     world = await served(engine={"args": [CODE], "version": "0.9.9"})
     assert world.conditions()["Planned"] == ("False", "NotAllowed")
+
+
+@pytest.mark.parametrize("case", MODELS_REFUSED, ids=lambda case: case.id)
+async def test_a_model_that_is_not_listed_gets_no_pod(case: Case) -> None:
+    world = await served(NARROW, **case.spec)
+    assert world.names() == []
+    assert world.names(CONTROLLER_REVISIONS) == []
+    assert world.conditions()["Planned"] == ("False", "NotAllowed")
+    assert world.message("Planned").startswith(case.refused)
+
+
+@pytest.mark.parametrize("case", MODELS_ALLOWED, ids=lambda case: case.id)
+async def test_a_listed_model_is_planned_as_ever(case: Case) -> None:
+    world, free = await served(NARROW, **case.spec), await served(FREE, **case.spec)
+    assert world.conditions() == free.conditions()
+    assert world.conditions()["Planned"][1] != "NotAllowed"
+
+
+@pytest.mark.parametrize("case", MODELS_RATCHET, ids=lambda case: case.id)
+async def test_the_model_that_runs_may_stay(case: Case) -> None:
+    world = await upgraded(FREE, NARROW, **case.before)
+    before = uids(world)
+    assert world.conditions()["Planned"] == ("True", "Fits")
+    world.api.edit(
+        QWENDEPLOYMENTS, "chat", lambda item: item.update(spec={"model": "Qwen/Qwen1.5-0.5B-Chat", **case.spec})
+    )
+    await world.settle()
+    refused = world.conditions()["Planned"][1] == "NotAllowed"
+    assert refused == bool(case.refused), world.message("Planned")
+    assert world.conditions()["Ready"][0] == "True"
+    if case.refused:
+        assert uids(world) == before
+
+
+async def test_a_revision_of_an_earlier_version_learns_where_its_weights_come_from() -> None:
+    """So the model may stay when the list comes. One write for each object, and no new pods."""
+    world = await served(FREE, **source("pvc://own/chat"))
+    [revision] = world.api.all(CONTROLLER_REVISIONS)
+    assert revision["metadata"]["annotations"][ANNOTATION_SOURCE] == "pvc://own/chat"
+    before = uids(world)
+    name = revision["metadata"]["name"]
+    world.api.edit(CONTROLLER_REVISIONS, name, lambda item: item["metadata"]["annotations"].pop(ANNOTATION_SOURCE))
+    world.config, written = NARROW, len(world.api.writes)
+    await world.restart()
+    await world.settle()
+    assert [(one.verb, one.resource, one.name) for one in world.api.writes[written:]] == [
+        ("patch", CONTROLLER_REVISIONS, name)
+    ]
+    assert uids(world) == before
+    change(world, contextTokens=2048)
+    await world.settle()
+    assert world.conditions()["Planned"] == ("True", "Fits")
+    assert uids(world) != before
+    assert {item["metadata"]["annotations"][ANNOTATION_SOURCE] for item in world.api.all(CONTROLLER_REVISIONS)} == {
+        "pvc://own/chat"
+    }

@@ -24,7 +24,7 @@ TENANCY = Tenancy(engine_image="localhost/sglang-cpu")
 
 
 def fields_of(case: Case, tenancy: Tenancy = TENANCY, namespace: str = "team") -> set[str]:
-    return {one.rule.name for one in refused(case.spec, tenancy, namespace, case.before)}
+    return {one.field.partition("[")[0] for one in refused(case.spec, tenancy, namespace, case.before)}
 
 
 @pytest.mark.parametrize("case", [*ALLOWED, *REFUSED, *RATCHET], ids=lambda case: case.id)
@@ -81,7 +81,7 @@ EXTENDED = {
 }
 
 
-@pytest.mark.parametrize("setting", Setting)
+@pytest.mark.parametrize("setting", [one for one in Setting if one is not Setting.MODELS])
 def test_the_platform_team_extends_every_list(setting: Setting) -> None:
     entries, spec = EXTENDED[setting]
     assert refused(spec, TENANCY, "team")

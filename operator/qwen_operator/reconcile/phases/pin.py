@@ -11,6 +11,7 @@ from qwen_operator.manifests.drift import is_owned, subset
 from qwen_operator.manifests.kept import CUT
 from qwen_operator.manifests.names import Manifest
 from qwen_operator.manifests.revisions import (
+    ANNOTATION_SOURCE,
     PinnedRevision,
     replan_of,
     revision_manifest,
@@ -20,6 +21,7 @@ from qwen_operator.manifests.revisions import (
 from qwen_operator.reconcile.phases.plan import template_of
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.sources.inspection import leftovers
+from qwen_operator.tenancy.models import place_of
 
 KEPT_REVISIONS = 2
 """How many revisions the operator keeps besides the present one and those that have pods."""
@@ -40,6 +42,7 @@ def pin(course: Course) -> Step:
             template=template_of(course, facts, course.plan),
             replan=replan_of(course.observed.deployment),
             own_engine=bool(engine.image or engine.version),
+            source=_source(course),
         )
         manifest = revision_manifest(course.observed.owner, target)
         actions.append(Create(Kind.CONTROLLER_REVISION, manifest, ActionReason.PIN_REVISION))
@@ -61,6 +64,11 @@ def number_of(manifest: Manifest) -> int:
     return int(manifest.get("revision") or 0)
 
 
+def _source(course: Course) -> str:
+    """Where the weights of the present spec come from."""
+    return str(place_of(course.observed.deployment["spec"], course.config.engine.hub))
+
+
 def _awaited_inspection(course: Course) -> str:
     """The revision whose inspection is not finished; "" if there is none."""
     return course.revision if course.target is None else ""
@@ -80,6 +88,9 @@ def _repairs(course: Course) -> Iterator[Patch]:
             continue
         meta = revision_metadata(course.observed.owner, pinned.revision)
         wanted: Manifest = {part: meta[part] for part in ("labels", "annotations") if part in meta}
+        if pinned.revision == course.revision and not pinned.source:
+            # An earlier version pinned it. Its hash says that it runs the present spec.
+            wanted["annotations"] = {**wanted["annotations"], ANNOTATION_SOURCE: _source(course)}
         known = CUT in item or subset(wanted, item["metadata"])
         if not known or not is_owned({"metadata": meta}, item):
             patch = {"metadata": {**wanted, "ownerReferences": meta["ownerReferences"]}}

@@ -28,10 +28,19 @@ class Tally:
         return len(self.answered) + len(self.lost) + len(self.cut)
 
 
-async def client(session: aiohttp.ClientSession, name: str, tally: Tally, ends: asyncio.Event) -> None:
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """While `asking` is set, clients begin requests. After `ends` they begin none any more."""
+
+    asking: asyncio.Event
+    ends: asyncio.Event
+
+
+async def client(session: aiohttp.ClientSession, name: str, tally: Tally, turn: Turn) -> None:
     """One request after the other: three streams, three short ones, one large body."""
     for number in itertools.count():
-        if ends.is_set():
+        await turn.asking.wait()
+        if turn.ends.is_set():
             return
         ident, kind = f"{name}-{number}", number % 7
         text = "x" * LARGE_BYTES if kind == 6 else "x"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from bench.loss.clients import Tally, client
+from bench.loss.clients import Tally, Turn, client
 from bench.loss.engine import MODEL
 from bench.loss.world import EVENTS, KILLS, World, world
 from tests.unit.gateway.proxied import Pod
@@ -79,7 +79,7 @@ async def run(running: Pod, event: str, load: Load) -> Result:
         asyncio.TaskGroup() as group,
     ):
         for number in range(load.clients):
-            group.create_task(client(session, f"{event.replace(' ', '-')}-{number}", tally, ends))
+            group.create_task(client(session, f"{event.replace(' ', '-')}-{number}", tally, Turn(made.asking, ends)))
         watch = group.create_task(_watch(made, waiting))
         for _ in range(load.cycles):
             await asyncio.sleep(load.pause)

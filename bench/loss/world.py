@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import signal
 import subprocess
 import time
@@ -54,13 +55,19 @@ class Replica:
 
 
 class World:
-    """A gateway pod with its agent. `first_at`: when each replica answered first, by name."""
+    """A gateway pod with its agent.
+
+    `wakes`: for how many seconds the first request had waited, each time the operator saw one. The clients begin
+    requests only while `asking` is set.
+    """
 
     def __init__(self, running: Pod, session: aiohttp.ClientSession, demand: GatewayDemand, folder: Path) -> None:
         self.running, self.session, self.demand, self.folder = running, session, demand, folder
         self.port = unused_port()
         self.replicas: dict[str, Replica] = {}
         self.wakes: list[float] = []
+        self.asking = asyncio.Event()
+        self.asking.set()
         self._numbers, self._agents = itertools.count(1), itertools.count(1)
         self._loop: asyncio.Task[None] | None = None
         folder.mkdir()
@@ -177,15 +184,17 @@ async def one_of_two_killed(world: World) -> float:
 
 
 async def slept(world: World) -> float:
-    """The only replica drains and ends. Then the operator sees who waits, and starts another one."""
+    """Nobody asks, and the only replica drains and ends. Then all ask at once, and the operator starts another one."""
     (one,) = world.replicas.values()
+    world.asking.clear()
     await world.drain(one)
-    while True:
+    asyncio.get_running_loop().call_later(random.uniform(0, LOOK_SECONDS), world.asking.set)
+    for _ in range(60):
         waiting = (await world.demand.read()).of([MODEL])
         if waiting.held:
+            world.wakes.append(waiting.oldest)
             break
         await asyncio.sleep(LOOK_SECONDS)
-    world.wakes.append(waiting.oldest)
     return await world.start()
 
 

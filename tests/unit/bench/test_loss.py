@@ -9,17 +9,18 @@ import pytest
 from bench.loss.engine import MODEL, POISON
 from bench.loss.picture import picture
 from bench.loss.run import Load, run
-from bench.loss.world import EVENTS, KILLS, killed, world
+from bench.loss.world import KILLS, killed, world
 from tests.unit.gateway.proxied import gateway
 
 
-@pytest.mark.parametrize("event", EVENTS)
+# The whole table takes minutes: make bench-loss.
+@pytest.mark.parametrize("event", ["rolled out", "slept and woken", "replaced", "killed"])
 def test_nothing_is_lost(event: str, tmp_path: Path) -> None:
     with gateway(tmp_path) as running:
         result = asyncio.run(run(running, event, Load(cycles=1, clients=8, pause=1)))
     assert result.tally.lost == {}
     assert result.twice == []
-    if event in ("replaced", "slept and woken", "agent killed", "killed"):
+    if event != "rolled out":
         assert result.held >= 4
     assert len(result.tally.answered) > result.held
     assert event in KILLS or not result.tally.cut

@@ -62,7 +62,10 @@ class _Engine(BaseHTTPRequestHandler):
         user = str(request.get("user"))
         self.extra = json.loads(user) if user.startswith("{") else {}
         if request.get("stream"):
-            self._stream(request)
+            if request.get("user") == "ends early":
+                self._break_off(request)
+            else:
+                self._stream(request)
             return
         if words := re.fullmatch(r"answer with (\d+)", str(request.get("user"))):
             self._send(int(words[1]), {"message": "of the engine"}, {"X-Accel-Redirect": "/-/models"})
@@ -87,6 +90,21 @@ class _Engine(BaseHTTPRequestHandler):
         if (request.get("stream_options") or {}).get("include_usage"):
             self._event({**head, "choices": [], "usage": USAGE})
         self.wfile.write(b"data: [DONE]\n\n")
+
+    def _break_off(self, request: dict[str, Any]) -> None:
+        """Two events as uvicorn sends them, and then the connection ends."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for text in ("a", "b"):
+            choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+            chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": request["model"]}
+            event = b"data: " + json.dumps({**chunk, "choices": [choice]}).encode() + b"\n\n"
+            self.wfile.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
+            self.wfile.flush()
+        time.sleep(0.1)
+        self.close_connection = True
 
     def _event(self, body: dict[str, Any]) -> None:
         self.wfile.write(b"data: " + json.dumps(body).encode() + b"\n\n")

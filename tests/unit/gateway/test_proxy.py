@@ -1,5 +1,6 @@
 """The proxy before the router, as its pod runs both: who reaches what, what the engine gets, and what is refused."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -558,3 +560,17 @@ def test_a_tool_of_the_request_has_the_router_call_nobody(pod: Pod) -> None:
         with pytest.raises(TimeoutError):
             listener.accept()
     assert [one.path for one in pod.received["open"]] == ["/v1/responses"]
+
+
+def test_idle_connections_shut_nobody_out(tmp_path: Path) -> None:
+    """More of them than the proxy has places for connections: it gives up the oldest idle ones."""
+    small = {"QWEN_GATEWAY_MAX_CONCURRENT_REQUESTS": "8", "QWEN_GATEWAY_QUEUE_SIZE": "8"}
+    with gateway(tmp_path, **small) as pod, contextlib.ExitStack() as stack:
+        host, port = urlsplit(pod.url).hostname, urlsplit(pod.url).port
+        for number in range(2500):
+            idle = stack.enter_context(socket.create_connection((host, port)))
+            if number % 2:
+                # The others have said nothing at all.
+                idle.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        for _ in range(20):
+            assert pod.chat("open").status_code == 200

@@ -297,10 +297,22 @@ function requests.head()
     end
 end
 
+local FAILED, ENDED = 'data: {"error":', "data: %[DONE%]%s*"
+
+-- If an engine ends in the middle of a stream, smg sends an error and then the sign of a complete answer. A client that
+-- does not know such errors would take the answer for complete. A line break inside of an event would be escaped.
+local function without_false_end(answer, text)
+    answer.failed = answer.failed or text:sub(1, #FAILED) == FAILED or text:find("\n" .. FAILED, 1, true) ~= nil
+    return answer.failed and text:gsub(ENDED, "") or text
+end
+
 -- In the phase body_filter, for every piece of an answer.
 function requests.piece()
     local answer = ngx.ctx.answer
     if answer and ngx.arg[1] ~= "" then
+        if answer.stream then
+            ngx.arg[1] = without_false_end(answer, ngx.arg[1])
+        end
         usage.add(answer, ngx.arg[1])
     end
 end

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 # * By default a circuit breaker excludes a worker for 60 s after a failure. An engine restarts in place in less time.
 # * By default smg keeps every conversation and response in memory, and runs "background" responses that no limit of a
 #   tenant covers.
+# smg's retries stay as they are: five tries within half a second. So a full engine, which answers 503, is not asked for
+# ever. What no engine can take at the moment waits in the proxy (decision 18).
 _FIXED = (
     "--enable-igw",
     "--discovery-provider=file",

@@ -574,3 +574,12 @@ def test_idle_connections_shut_nobody_out(tmp_path: Path) -> None:
                 idle.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
         for _ in range(20):
             assert pod.chat("open").status_code == 200
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_full_engine_is_asked_five_times_and_then_its_answer_counts(pod: Pod, status: int) -> None:
+    pod.received["open"].clear()
+    answer = pod.chat("open", user=f"answer with {status}")
+    assert (answer.status_code, len(pod.received["open"])) == (status, 5)
+    assert answer.elapsed.total_seconds() < 5
+    assert pod.chat("open").status_code == 200, "the router still uses the engine"

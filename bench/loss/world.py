@@ -58,7 +58,7 @@ class World:
     """A gateway pod with its agent.
 
     `wakes`: for how many seconds the first request had waited, each time the operator saw one. The clients begin
-    requests only while `asking` is set.
+    requests only while `asking` is set. `holder`: the QwenDeployment that holds the name which they ask for.
     """
 
     def __init__(self, running: Pod, session: aiohttp.ClientSession, demand: GatewayDemand, folder: Path) -> None:
@@ -66,6 +66,7 @@ class World:
         self.port = unused_port()
         self.replicas: dict[str, Replica] = {}
         self.wakes: list[float] = []
+        self.holder = "d"
         self.asking = asyncio.Event()
         self.asking.set()
         self._numbers, self._agents = itertools.count(1), itertools.count(1)
@@ -90,9 +91,16 @@ class World:
             sources=frozenset({("qwendeployments", None), ("pods", None)}),
         )
         self.agent.start()
-        self.agent.listener(QWENDEPLOYMENTS, None)({("demo", "d"): deployment("d")})
+        self.give_name(self.holder)
         self.sees()
         self._loop = asyncio.create_task(self.agent.loop())
+
+    def give_name(self, holder: str) -> None:
+        """From now on this QwenDeployment holds the name, and the other one another name."""
+        self.holder = holder
+        names = {name: MODEL if name == holder else f"other-{name}" for name in ("d", "e")}
+        deployments = {("demo", name): deployment(name, model=model) for name, model in names.items()}
+        self.agent.listener(QWENDEPLOYMENTS, None)(deployments)
 
     def sees(self) -> None:
         """The agent learns of the present pods."""
@@ -105,8 +113,8 @@ class World:
             one.process.kill()
             one.process.wait()
 
-    async def start(self) -> float:
-        """A new replica answers, and the agent learns that its pod is ready. Returns when."""
+    async def start(self, of: str = "") -> float:
+        """A new replica of a QwenDeployment, by default the holder, answers, and the agent learns it. Returns when."""
         number = next(self._numbers)
         address, log = f"127.79.{number // 250}.{number % 250 + 1}", self.folder / f"engine-{number:03}.log"
         process = engine.launch(address, self.port, log)
@@ -116,7 +124,7 @@ class World:
                 break
             except OSError:
                 await asyncio.sleep(0.02)
-        one = Replica(process, pod(f"d-{number}", "d", address), log)
+        one = Replica(process, pod(f"d-{number}", of or self.holder, address), log)
         self.replicas[one.name] = one
         self.sees()
         return time.monotonic()
@@ -183,6 +191,18 @@ async def one_of_two_killed(world: World) -> float:
     return await world.start()
 
 
+async def handed_over(world: World) -> float:
+    """The name goes from one QwenDeployment to another one that runs (blue and green). Then the first one drains."""
+    (one,) = world.replicas.values()
+    other = "e" if world.holder == "d" else "d"
+    ready = await world.start(other)
+    await asyncio.sleep(NOTICE_SECONDS)
+    world.give_name(other)
+    await asyncio.sleep(NOTICE_SECONDS)
+    await world.drain(one)
+    return ready
+
+
 async def slept(world: World) -> float:
     """Nobody asks, and the only replica drains and ends. Then all ask at once, and the operator starts another one."""
     (one,) = world.replicas.values()
@@ -234,6 +254,7 @@ async def agent_killed(world: World) -> float:
 EVENTS: Mapping[str, Callable[[World], Awaitable[float]]] = {
     "rolled out": rolled_out,
     "scaled 1-3-1": scaled,
+    "name handed over": handed_over,
     "slept and woken": slept,
     "replaced": replaced,
     "agent killed": agent_killed,

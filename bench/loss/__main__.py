@@ -35,7 +35,7 @@ def main() -> int:
         for reason, count in Counter(result.tally.lost.values()).most_common(5):
             print(f"  lost {count} times: {reason}")
         good = good and result.good
-        if options.pictures and event in ("rolled out", "slept and woken"):
+        if options.pictures and event in ("rolled out", "put to sleep and woken"):
             name = event.replace(" ", "-")
             (options.pictures / f"{name}.svg").write_text(picture(result), encoding="utf-8")
     print("nothing lost, nothing twice" if good else "FAILED: requests were lost or executed twice")

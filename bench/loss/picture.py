@@ -18,9 +18,10 @@ def picture(result: Result, seconds: float = 40.0) -> str:
     lanes = [("waiting", _WAITING, [(at - result.begun_at, count) for at, count in result.waiting])]
     for number, engine in enumerate(engines):
         lanes.append((f"engine {number + 1}", _ENGINES[number % len(_ENGINES)], _running(result, engine)))
-    title = f"Requests while a replica is {result.event}: none lost, none executed twice"
+    verdict = "none lost, none executed twice" if result.good else "requests were lost or executed twice"
+    title = f"Requests of {result.clients} clients while a model is {result.event}: {verdict}"
     height = _TOP + len(lanes) * _LANE + 28
-    return frame(title if result.good else f"{result.event}: requests were lost", height, _body(lanes, seconds))
+    return frame(title, height, _body(lanes, seconds))
 
 
 def _running(result: Result, engine: str) -> list[tuple[float, int]]:

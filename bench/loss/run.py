@@ -38,6 +38,7 @@ class Result:
 
     event: str
     cycles: int
+    clients: int
     tally: Tally
     held: int
     twice: list[str]
@@ -96,6 +97,7 @@ async def run(running: Pod, event: str, load: Load) -> Result:
     return Result(
         event,
         load.cycles,
+        load.clients,
         tally,
         _holds(running) - before,
         twice,

@@ -255,7 +255,7 @@ EVENTS: Mapping[str, Callable[[World], Awaitable[float]]] = {
     "rolled out": rolled_out,
     "scaled 1-3-1": scaled,
     "name handed over": handed_over,
-    "slept and woken": slept,
+    "put to sleep and woken": slept,
     "replaced": replaced,
     "agent killed": agent_killed,
     "killed": killed,

@@ -14,7 +14,7 @@ from tests.unit.gateway.proxied import gateway
 
 
 # The whole table takes minutes: make bench-loss.
-@pytest.mark.parametrize("event", ["rolled out", "slept and woken", "replaced", "killed"])
+@pytest.mark.parametrize("event", ["rolled out", "put to sleep and woken", "replaced", "killed"])
 def test_nothing_is_lost(event: str, tmp_path: Path) -> None:
     with gateway(tmp_path) as running:
         result = asyncio.run(run(running, event, Load(cycles=1, clients=8, pause=1)))

@@ -1,12 +1,15 @@
 """The proxy before the router, as its pod runs both: who reaches what, what the engine gets, and what is refused."""
 
 import json
+import re
+import resource
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -536,6 +539,22 @@ def listens(pod: Pod) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_idle_connections_take_no_place_of_others(tmp_path: Path) -> None:
+    """They may stay for an hour, so nginx must close the oldest ones when it has no connection left."""
+    few = {"QWEN_GATEWAY_MAX_CONCURRENT_REQUESTS": "1", "QWEN_GATEWAY_QUEUE_SIZE": "1"}
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    # Many systems begin with 1024 open files.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with gateway(tmp_path, **few) as pod, ExitStack() as idle:
+        port = int(pod.url.rsplit(":", 1)[1])
+        for _ in range(1200):
+            connection = idle.enter_context(socket.create_connection(("127.0.0.1", port), 5))
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 404 ")
+        assert pod.chat("open").status_code == 200
+        assert re.search(r"worker_connections 10\d\d;", (tmp_path / "proxy/nginx.conf").read_text())
 
 
 def test_without_keys_there_is_one_tenant_with_limits(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 import json
 import re
 import resource
+import shlex
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,9 +17,12 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from qwen_operator.gateway.nginx import HEALTH, ROUTES
-from tests.unit.gateway.proxied import KEYS, TENANTS, Pod, gateway, until
+from tests.testbed.packages import ensure_packages
+from tests.unit.chart.manual import ROOT, VALUES
+from tests.unit.gateway.proxied import KEYS, OPEN, TENANTS, Pod, gateway, until
 
 MESSAGES = [{"role": "user", "content": "0"}]
 BODIES: dict[str, dict[str, Any]] = {
@@ -565,6 +570,22 @@ def test_without_keys_there_is_one_tenant_with_limits(tmp_path: Path) -> None:
         assert pod.chat("open", "any-key").status_code == 200
         assert "any-key" not in repr(pod.received)
         assert 'qwen_gateway_running_requests{tenant="anonymous"}' in pod.metrics()
+
+
+def test_the_trial_of_the_documentation_works_without_a_key(tmp_path: Path) -> None:
+    ensure_packages({"curl": "curl"})
+    port = yaml.safe_load(VALUES.read_text())["gateway"]["service"]["port"]
+    with gateway(tmp_path, QWEN_GATEWAY_AUTH="none") as pod:
+        for name in ("gateway.md", "clients.md"):
+            page = (ROOT / "docs" / name).read_text()
+            assert f"kubectl port-forward -n qwen-system svc/qwen-gateway 8000:{port}" in page
+            [command] = re.findall(r"```\n(curl http://localhost:8000/.*?)```", page, re.DOTALL)
+            assert "Authorization" not in command
+            here = command.replace("http://localhost:8000", pod.url).replace("Qwen/Qwen1.5-0.5B-Chat", "open")
+            done = subprocess.run(
+                [*shlex.split(here), "--silent", "--fail"], capture_output=True, text=True, check=True
+            )
+            assert json.loads(done.stdout)["choices"][0]["message"]["content"] == f"{OPEN} as open"
 
 
 def test_a_tool_of_the_request_has_the_router_call_nobody(pod: Pod) -> None:

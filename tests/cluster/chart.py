@@ -33,6 +33,8 @@ VALUES = {
     "namespaced": NAMESPACED,
     "testbed": TESTBED,
     "open": {"gateway": {"auth": "none"}},
+    "ingress": {"gateway": {"ingress": {"enabled": True, "hosts": ["llm.example.com"], "tls": {"secretName": "tls"}}}},
+    "routed": {"gateway": {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}}},
     "monitored": {
         "monitoring": {"enabled": True, "labels": {"release": "prometheus"}},
         "networkPolicy": {"metricsFrom": [PROMETHEUS]},

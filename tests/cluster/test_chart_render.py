@@ -496,8 +496,8 @@ def restricted(kubectl: Kubectl) -> Iterator[str]:
     kubectl.run("delete", "namespace", name, "--wait=false")
 
 
-# The kinds of the Prometheus operator are not in the test bed.
-@pytest.mark.parametrize("name", sorted(VALUES.keys() - {"monitored"}))
+# The kinds of the Prometheus operator and of the Gateway API are not in the test bed.
+@pytest.mark.parametrize("name", sorted(VALUES.keys() - {"monitored", "routed"}))
 def test_the_api_server_accepts_every_object(kubectl: Kubectl, restricted: str, name: str) -> None:
     values = VALUES[name]
     if "watchNamespaces" in values:

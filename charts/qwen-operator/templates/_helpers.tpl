@@ -166,6 +166,46 @@ capabilities: {drop: [ALL]}
 {{- end -}}
 
 {{/*
+Seconds: how long what stands before the gateway must wait. The body arrives, the request waits for a replica, the
+answer takes its time. 10 more, so that the gateway's own refusal comes first.
+*/}}
+{{- define "qwen.patience" -}}
+{{- $gateway := .Values.gateway -}}
+{{- add $gateway.limits.bodyTimeoutSeconds $gateway.hold.maxSeconds $gateway.limits.requestTimeoutSeconds 10 -}}
+{{- end -}}
+
+{{/* The user's annotations of the Ingress, and those that its controller needs besides. */}}
+{{- define "qwen.ingressAnnotations" -}}
+{{- $ingress := .Values.gateway.ingress -}}
+{{- $annotations := deepCopy $ingress.annotations -}}
+{{- $patience := include "qwen.patience" . -}}
+{{- $needed := dict -}}
+{{- if eq $ingress.controller "ingress-nginx" -}}
+{{- $prefix := "nginx.ingress.kubernetes.io/proxy-" -}}
+{{- range $name := list "read-timeout" "send-timeout" -}}
+{{- $_ := set $needed (print $prefix $name) $patience -}}
+{{- end -}}
+{{- range $name := list "buffering" "request-buffering" -}}
+{{- $_ := set $needed (print $prefix $name) "off" -}}
+{{- end -}}
+{{- $_ := set $needed (print $prefix "body-size") (.Values.gateway.limits.bodyBytes | int64 | toString) -}}
+{{- else if eq $ingress.controller "alb" -}}
+{{- /* One annotation holds all attributes: others of the user must not take the time limit away. */ -}}
+{{- $key := "alb.ingress.kubernetes.io/load-balancer-attributes" -}}
+{{- $attributes := get $annotations $key -}}
+{{- if not (contains "idle_timeout.timeout_seconds" $attributes) -}}
+{{- $_ := set $annotations $key (printf "%s,idle_timeout.timeout_seconds=%s" $attributes $patience | trimPrefix ",") -}}
+{{- end -}}
+{{- $_ := set $needed "alb.ingress.kubernetes.io/target-type" "ip" -}}
+{{- /* Without it an ALB asks for /, gets 404 and takes the pods for unhealthy. */ -}}
+{{- $_ := set $needed "alb.ingress.kubernetes.io/healthcheck-path" "/health" -}}
+{{- end -}}
+{{- with merge $annotations $needed -}}
+{{- toYaml . -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
 Takes (dict "root" $ "component" "operator"). Of two pods one stays, of more all but one; and a pod that is not ready
 never holds up the drain of its node.
 */}}

@@ -46,6 +46,9 @@ LUA = Path(__file__).parent / "lua"
 # As in lua/qwen/limits.lua.
 SMALL_BODY_BYTES = 65536
 MAX_CONNECTIONS = 65536
+# A load balancer in front must be the one that closes an idle connection. Otherwise it sends a request on a connection
+# that ends at that moment, and answers 502. An ALB waits at most 4000 s, Envoy an hour.
+IDLE_SECONDS = 4100
 # Headers of an answer that give nginx orders.
 _OTHER_ORDERS = "X-Accel-Expires X-Accel-Limit-Rate X-Accel-Buffering X-Accel-Charset"
 _ORDERS = f"X-Accel-Redirect {_OTHER_ORDERS}"
@@ -205,6 +208,7 @@ def _public(settings: ProxySettings) -> str:
     return f"""\
     server {{
         listen {settings.host}:{settings.port} backlog=1024;
+        keepalive_timeout {IDLE_SECONDS}s;
         set $qwen_ticket "";
         set $qwen_tenant "";
         set $qwen_max_body_bytes {settings.max_body_bytes};

@@ -291,9 +291,10 @@ def _ready(given: StatusInput, reason: Reason, message: str) -> Verdict:
 def _resting(given: StatusInput) -> Verdict:
     """Ready of a deployment without wanted replicas. A model that sleeps is ready: it answers whoever asks."""
     wanted = given.wanted
+    if wanted.reason not in _RESTS:
+        return Verdict(ConditionType.READY, False, Reason.SCALED, f"spec.replicas is 0{_leaving(given)}")
     asleep = wanted.reason is Reason.ASLEEP
-    reason = wanted.reason if wanted.reason in _RESTS else Reason.SCALED
-    return Verdict(ConditionType.READY, asleep, reason, f"{wanted.message}{_leaving(given)}")
+    return Verdict(ConditionType.READY, asleep, wanted.reason, f"{wanted.message}{_leaving(given)}")
 
 
 def _comes_by_itself(given: StatusInput) -> bool:

@@ -50,6 +50,7 @@ def test_the_settings_reach_it() -> None:
         "server 127.0.0.1:1236;",
         "client_max_body_size 4096;",
         "proxy_read_timeout 77s;",
+        "keepalive_timeout 4100s;",
         "worker_shutdown_timeout 88s;",
         'settings = "/p/settings.json",',
     ):

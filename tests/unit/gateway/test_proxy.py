@@ -2,21 +2,29 @@
 
 import contextlib
 import json
+import re
+import resource
+import shlex
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import yaml
 
 from qwen_operator.gateway.nginx import HEALTH, ROUTES
-from tests.unit.gateway.proxied import KEYS, TENANTS, Pod, gateway, until
+from tests.testbed.packages import ensure_packages
+from tests.unit.chart.manual import ROOT, VALUES
+from tests.unit.gateway.proxied import KEYS, OPEN, TENANTS, Pod, gateway, until
 
 MESSAGES = [{"role": "user", "content": "0"}]
 BODIES: dict[str, dict[str, Any]] = {
@@ -540,6 +548,22 @@ def listens(pod: Pod) -> bool:
     return True
 
 
+def test_idle_connections_take_no_place_of_others(tmp_path: Path) -> None:
+    """They may stay for an hour, so nginx must close the oldest ones when it has no connection left."""
+    few = {"QWEN_GATEWAY_MAX_CONCURRENT_REQUESTS": "1", "QWEN_GATEWAY_QUEUE_SIZE": "1"}
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    # Many systems begin with 1024 open files.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with gateway(tmp_path, **few) as pod, ExitStack() as idle:
+        port = int(pod.url.rsplit(":", 1)[1])
+        for _ in range(1200):
+            connection = idle.enter_context(socket.create_connection(("127.0.0.1", port), 5))
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 404 ")
+        assert pod.chat("open").status_code == 200
+        assert re.search(r"worker_connections 10\d\d;", (tmp_path / "proxy/nginx.conf").read_text())
+
+
 def test_without_keys_there_is_one_tenant_with_limits(tmp_path: Path) -> None:
     with gateway(tmp_path, QWEN_GATEWAY_AUTH="none") as pod:
         assert pod.chat("closed", None).status_code == 200
@@ -548,6 +572,22 @@ def test_without_keys_there_is_one_tenant_with_limits(tmp_path: Path) -> None:
         assert pod.chat("open", "any-key").status_code == 200
         assert "any-key" not in repr(pod.received)
         assert 'qwen_gateway_running_requests{tenant="anonymous"}' in pod.metrics()
+
+
+def test_the_trial_of_the_documentation_works_without_a_key(tmp_path: Path) -> None:
+    ensure_packages({"curl": "curl"})
+    port = yaml.safe_load(VALUES.read_text())["gateway"]["service"]["port"]
+    with gateway(tmp_path, QWEN_GATEWAY_AUTH="none") as pod:
+        for name in ("gateway.md", "clients.md"):
+            page = (ROOT / "docs" / name).read_text()
+            assert f"kubectl port-forward -n qwen-system svc/qwen-gateway 8000:{port}" in page
+            [command] = re.findall(r"```\n(curl http://localhost:8000/.*?)```", page, re.DOTALL)
+            assert "Authorization" not in command
+            here = command.replace("http://localhost:8000", pod.url).replace("Qwen/Qwen1.5-0.5B-Chat", "open")
+            done = subprocess.run(
+                [*shlex.split(here), "--silent", "--fail"], capture_output=True, text=True, check=True
+            )
+            assert json.loads(done.stdout)["choices"][0]["message"]["content"] == f"{OPEN} as open"
 
 
 def test_a_tool_of_the_request_has_the_router_call_nobody(pod: Pod) -> None:

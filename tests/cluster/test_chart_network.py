@@ -40,7 +40,10 @@ def component(peer: Manifest) -> str:
 
 def test_by_default_only_the_gateway_s_api_is_open() -> None:
     manifests = render({})
-    assert ingress(manifests, "gateway") == [{"ports": [{"protocol": "TCP", "port": 8000}]}]
+    [clients, demand] = ingress(manifests, "gateway")
+    assert clients == {"ports": [{"protocol": "TCP", "port": 8000}]}
+    assert demand["ports"] == [{"protocol": "TCP", "port": 9091}]
+    assert [component(peer) for peer in demand["from"]] == ["operator"]
     [rule] = ingress(manifests, "operator")
     assert [component(peer) for peer in rule["from"]] == ["test"]
     [rule] = engines(manifests)
@@ -74,7 +77,7 @@ def test_the_values_open_ports() -> None:
             engines={"extraIngress": [MESH]},
         )
     )
-    api, metrics, mesh = ingress(manifests, "gateway")
+    api, _, metrics, mesh = ingress(manifests, "gateway")
     assert (api["from"][0], component(api["from"][1])) == (CLIENTS, "test")
     assert (metrics["from"], [port["port"] for port in metrics["ports"]]) == ([PROMETHEUS], [8081, 9090, 9091])
     assert mesh == MESH

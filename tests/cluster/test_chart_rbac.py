@@ -77,6 +77,8 @@ def test_rights_in_named_namespaces() -> None:
         ("team-b", "qwen-system.qwen-operator"): OPERATOR_RULES,
         ("team-a", "qwen-system.qwen-gateway"): GATEWAY_RULES,
         ("team-b", "qwen-system.qwen-gateway"): GATEWAY_RULES,
+        # The gateway's own pods, which show who asks for a model that sleeps.
+        ("qwen-system", "qwen-gateway-demand"): {("", "pods"): "list watch"},
         **{("qwen-system", name): rules for name, rules in OWN_RULES.items()},
     }
     assert environment(manifests, "qwen-operator", "operator")["QWEN_WATCH_NAMESPACES"] == "team-a,team-b"

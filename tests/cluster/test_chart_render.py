@@ -140,6 +140,12 @@ def test_with_keys_the_proxy_waits_for_the_secret_that_the_operator_makes() -> N
         "keysSecret": "qwen-gateway-keys",
         "createKeys": True,
         "auth": "keys",
+        "holdSeconds": 540,
+        "podLabels": {
+            "app.kubernetes.io/name": "qwen-operator",
+            "app.kubernetes.io/instance": "qwen",
+            "app.kubernetes.io/component": "gateway",
+        },
     }
 
 

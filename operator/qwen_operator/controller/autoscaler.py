@@ -94,6 +94,7 @@ class Autoscaler:
         self._policies = policies
         self._sources = sources
         self._demand = Demand()
+        self._may_sleep: list[ScaledDeployment] = []
         self._on_change = on_change
         self._pace = pace or Pace()
         self._watched: dict[ObjectKey, _Watched] = {}
@@ -142,15 +143,16 @@ class Autoscaler:
         deployments = list(self._sources.view())
         current = {deployment.key: deployment.uid for deployment in deployments}
         self._watched = {key: kept for key, kept in self._watched.items() if current.get(key) == kept.uid}
-        self._demand = await self._sources.demand() if any(one.may_sleep for one in deployments) else Demand()
+        self._may_sleep = [deployment for deployment in deployments if deployment.may_sleep]
+        self._demand = await self._sources.demand() if self._may_sleep else Demand()
         async with asyncio.TaskGroup() as group:
             for deployment in deployments:
                 group.create_task(self._guarded(deployment))
 
     async def wake(self) -> None:
-        """Wake the models that sleep and that somebody asks for."""
+        """Wake the models that slept at the last scrape and that somebody asks for."""
         self._demand = await self._sources.demand()
-        for deployment in self._sources.view():
+        for deployment in self._may_sleep:
             watched = self._watched.get(deployment.key)
             if watched and watched.asleep and watched.uid == deployment.uid and self._demand.of(deployment.names).held:
                 await self._guarded(deployment)

@@ -183,7 +183,10 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen_deployment_info": ("What the deployment serves and how, always 1", INFO_LABELS),
     "qwen_deployment_condition": ("The present conditions, always 1", ("type", "status", "reason")),
-    "qwen_deployment_replicas": ("Replicas: wanted, granted (with a node), starting, ready, draining", ("state",)),
+    "qwen_deployment_replicas": (
+        "Replicas: wanted, advised (by load), granted (with a node), starting, ready, draining",
+        ("state",),
+    ),
     "qwen_deployment_replicas_min": ("The smallest number of replicas that scaling may choose", ()),
     "qwen_deployment_replicas_max": ("The largest number of replicas that scaling may choose", ()),
     "qwen_deployment_scaling_configured": ("1 if spec.scaling is set, even while spec.replicas decides", ()),
@@ -236,8 +239,11 @@ def _status(gauges: _Gauges, key: ObjectKey, manifest: Manifest) -> None:
         gauges.add("qwen_deployment_condition", key, 1, *(objects.text(condition, part) for part in parts))
     gauges.add("qwen_deployment_plan_kv_tokens", key, plan.get("kvTokens"))
     gauges.add("qwen_deployment_plan_startup_seconds", key, plan.get("startupSeconds"))
-    gauges.add("qwen_deployment_replicas", key, last_wanted(manifest), "wanted")
-    rule = written_size_rule(manifest)
+    wanted, rule = last_wanted(manifest), written_size_rule(manifest)
+    gauges.add("qwen_deployment_replicas", key, wanted, "wanted")
+    if rule.bounds is not None:
+        advised = objects.mapping(status, "scaling").get("advised", wanted)
+        gauges.add("qwen_deployment_replicas", key, advised, "advised")
     gauges.add("qwen_deployment_scaling_configured", key, int(rule.scaling_configured))
     gauges.add("qwen_deployment_replicas_min", key, rule.least)
     gauges.add("qwen_deployment_replicas_max", key, rule.most)

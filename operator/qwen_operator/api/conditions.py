@@ -61,6 +61,7 @@ class Reason(StrEnum):
     # scaling: something else decides
     NOT_CONFIGURED = "NotConfigured"
     REPLICAS_SET = "ReplicasSet"
+    ADVISORY = "Advisory"
     NOTHING_TO_MEASURE = "NothingToMeasure"
     METRICS_MISSING = "MetricsMissing"
     METRICS_UNAUTHORIZED = "MetricsUnauthorized"

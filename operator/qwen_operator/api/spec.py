@@ -113,6 +113,13 @@ class Scaling:
         default="Queue",
         enum=["Queue", "Objective"],
     )
+    mode: str = described(
+        "Auto: the operator changes the number of replicas by load. Advisory: it decides and shows what it would do, "
+        "in status.scaling and in its metrics, and changes nothing. It does that too while spec.replicas is set. "
+        "Default: Auto.",
+        default="Auto",
+        enum=["Auto", "Advisory"],
+    )
     idle_seconds: int = described(
         "With minReplicas 0: how long a model must be without requests, in seconds, before it sleeps. Each wake takes "
         "the whole start of a replica (status.plan.startupSeconds). Default: 600.",
@@ -120,6 +127,11 @@ class Scaling:
         minimum=30,
         maximum=86400,
     )
+
+    @property
+    def advises(self) -> bool:
+        """Whether the load changes nothing."""
+        return self.mode == "Advisory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,8 +252,8 @@ class Spec:
         changes_pods=True,
     )
     replicas: int | None = described(
-        "Number of replicas, each with its own GPUs. If set, there are exactly this many and spec.scaling has no "
-        "effect. You, kubectl scale, a HorizontalPodAutoscaler or KEDA can set this field. If not set, spec.scaling "
+        "Number of replicas, each with its own GPUs. If set, there are exactly this many and spec.scaling only "
+        "advises. You, kubectl scale, a HorizontalPodAutoscaler or KEDA can set this field. If not set, spec.scaling "
         "decides; without spec.scaling there is one replica. 0 stops all replicas and keeps the plan; requests do not "
         "wake them. To return to spec.scaling, remove this field: kubectl patch qd NAME --type=json -p "
         '\'[{"op":"remove","path":"/spec/replicas"}]\'.',
@@ -258,7 +270,7 @@ class Spec:
     )
     scaling: Scaling | None = described(
         "Lets the operator choose the number of replicas by load: waiting requests, running requests, and tokens in "
-        "the KV caches. It has no effect while spec.replicas is set. Changing it restarts nothing. Default: one "
+        "the KV caches. While spec.replicas is set, it only advises. Changing it restarts nothing. Default: one "
         "replica, or the number in spec.replicas. Example: {maxReplicas: 4}.",
         default=None,
         changes_pods=False,

@@ -33,11 +33,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class ScalingReport:
-    """How many replicas are wanted, and why. `message` has the numbers at the time of the decision."""
+    """How many replicas are wanted, and why. `message` has the numbers at the time of the decision.
+
+    `advised`: how many the load would give, while something else decides.
+    """
 
     wanted: int
     reason: Reason
     message: str
+    advised: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,7 @@ def _scaling(observation: Observation, old: Mapping[str, Any], now: str) -> dict
         "ready": observation.ready,
         "message": clip(report.message),
         "since": since or now,
+        **({} if report.advised is None else {"advised": report.advised}),
     }
 
 

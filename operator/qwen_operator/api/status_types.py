@@ -183,8 +183,8 @@ class ScalingStatus:
     ready: int = described("Number of replicas that answer.", minimum=0)
     reason: str = described(
         "Why this many: the reason of the condition ScalingActive. While the load decides it is Steady, ScalingUp, "
-        "ScalingDown or AtMaximum. Otherwise it is ReplicasSet, NotConfigured, NothingToMeasure or a reason that "
-        "begins with Metrics.",
+        "ScalingDown or AtMaximum, or Asleep or Waking. Otherwise it is ReplicasSet, Advisory, Suspended, "
+        "NotConfigured, NothingToMeasure, GatewaySilent or a reason that begins with Metrics.",
         max_length=64,
     )
     message: str = described(
@@ -192,6 +192,11 @@ class ScalingStatus:
         max_length=_TEXT,
     )
     since: str = described("When the wanted number or the reason changed last.", format="date-time")
+    advised: int | None = described(
+        "Number of replicas that spec.scaling would choose by load, while something else decides.",
+        default=None,
+        minimum=0,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ def shown(deployment: Manifest) -> ScalingState | None:
         )
     except ValueError:
         return None
-    by_load = reason not in (Reason.REPLICAS_SET, Reason.NOT_CONFIGURED, Reason.SUSPENDED)
+    by_load = reason not in (Reason.REPLICAS_SET, Reason.NOT_CONFIGURED, Reason.SUSPENDED, Reason.ADVISORY)
     return ScalingState(
         wanted=last_wanted(deployment) if by_load else None,
         reason=reason,

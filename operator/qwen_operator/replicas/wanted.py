@@ -6,7 +6,7 @@ disruption budget all take the number from here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from qwen_operator import objects, untrusted
@@ -27,32 +27,24 @@ class Decider(StrEnum):
     SPEC_SUSPEND = "spec.suspend"
     SPEC_REPLICAS = "spec.replicas"
     LOAD = "spec.scaling"
+    ADVISORY = "spec.scaling.mode"
     DEFAULT = "default"
 
 
 @dataclass(frozen=True, slots=True)
 class SizeRule:
-    """What decides, and the smallest and largest size. The sizes are equal unless the load decides.
+    """What decides, and the smallest and largest size.
 
-    `stabilization_seconds` comes from spec.scaling. `scaling_configured`: spec.scaling is set, even if spec.replicas
-    decides. `policy` is a name in scaling/policies.py. `idle_seconds`: with a `least` of 0, how long the model must be
-    without requests before it sleeps.
+    `bounds`: the limits for the load, also if it only advises; None without spec.scaling, and if the deployment is
+    suspended. `scaling_configured`: spec.scaling is set. `policy` is a name in scaling/policies.py.
     """
 
     decider: Decider
     least: int
     most: int
-    stabilization_seconds: float = 0.0
+    bounds: Bounds | None = None
     scaling_configured: bool = False
     policy: str = DEFAULT
-    idle_seconds: float = 0.0
-
-    @property
-    def bounds(self) -> Bounds | None:
-        """The limits for the load; None if the load does not decide."""
-        if self.decider is not Decider.LOAD:
-            return None
-        return Bounds(self.least, self.most, self.stabilization_seconds, self.idle_seconds)
 
     def bounded(self, number: int) -> int:
         return min(max(number, self.least), self.most)
@@ -65,19 +57,22 @@ def size_rule(replicas: int | None, scaling: Scaling | None, *, suspend: bool = 
     """
     if suspend:
         return SizeRule(Decider.SPEC_SUSPEND, 0, 0, scaling_configured=scaling is not None)
-    if replicas is not None:
-        return SizeRule(Decider.SPEC_REPLICAS, replicas, replicas, scaling_configured=scaling is not None)
     if scaling is None:
-        return SizeRule(Decider.DEFAULT, 1, 1)
-    return SizeRule(
-        Decider.LOAD,
+        number = 1 if replicas is None else replicas
+        return SizeRule(Decider.DEFAULT if replicas is None else Decider.SPEC_REPLICAS, number, number)
+    bounds = Bounds(
         scaling.min_replicas,
         scaling.max_replicas,
         float(scaling.stabilization_seconds),
-        scaling_configured=True,
-        policy=scaling.policy,
         idle_seconds=0.0 if scaling.min_replicas else float(scaling.idle_seconds),
     )
+    rule = SizeRule(Decider.LOAD, bounds.least, bounds.most, bounds, scaling_configured=True, policy=scaling.policy)
+    if replicas is not None:
+        return replace(rule, decider=Decider.SPEC_REPLICAS, least=replicas, most=replicas)
+    if scaling.advises:
+        # Nothing wakes a model whose load only advises, so it never sleeps.
+        return replace(rule, decider=Decider.ADVISORY, least=max(1, bounds.least))
+    return rule
 
 
 def written_size_rule(deployment: objects.Object) -> SizeRule:
@@ -98,12 +93,14 @@ class WantedReplicas:
     """The wanted number and the reason for it. The numbers in `message` are from the moment of the decision.
 
     `by_load`: the load decided it. It is False if the spec decided, or if the number stays because the load is unknown.
+    `advised`: the number that the load would give; None if the load decides, or if it is unknown.
     """
 
     number: int
     reason: Reason
     message: str
     by_load: bool = False
+    advised: int | None = None
 
 
 def wanted_replicas(
@@ -117,25 +114,40 @@ def wanted_replicas(
     if rule.decider is Decider.SPEC_SUSPEND:
         return WantedReplicas(0, Reason.SUSPENDED, "spec.suspend is true")
     if rule.decider is Decider.SPEC_REPLICAS:
-        return WantedReplicas(rule.least, Reason.REPLICAS_SET, _set_message(rule, writer))
+        return _advised(WantedReplicas(rule.least, Reason.REPLICAS_SET, _set_message(rule, writer)), state)
+    if rule.decider is Decider.ADVISORY:
+        message = "spec.scaling.mode is Advisory, so the number of replicas stays"
+        return _advised(WantedReplicas(rule.bounded(existing), Reason.ADVISORY, message), state)
     if rule.decider is Decider.DEFAULT:
         message = "there is one replica, because neither spec.scaling nor spec.replicas is set"
         return WantedReplicas(rule.least, Reason.NOT_CONFIGURED, message)
     if state is None or state.wanted is None:
-        if rule.bounded(existing) == 0:
-            message = "asleep: the first request waits in the gateway and starts a replica"
-            return WantedReplicas(0, Reason.ASLEEP, message, by_load=True)
-        message = "the operator has not measured the load yet; until then the number of replicas does not change"
-        return WantedReplicas(rule.bounded(existing), Reason.NOTHING_TO_MEASURE, message)
+        return _unmeasured(rule.bounded(existing))
     # The bounds may have changed since the state was made.
     return WantedReplicas(rule.bounded(state.wanted), state.reason, state.message, state.active)
+
+
+def _unmeasured(existing: int) -> WantedReplicas:
+    if existing == 0:
+        message = "asleep: the first request waits in the gateway and starts a replica"
+        return WantedReplicas(0, Reason.ASLEEP, message, by_load=True)
+    message = "the operator has not measured the load yet; until then the number of replicas does not change"
+    return WantedReplicas(existing, Reason.NOTHING_TO_MEASURE, message)
+
+
+def _advised(wanted: WantedReplicas, state: ScalingState | None) -> WantedReplicas:
+    """With what the load would give."""
+    if state is None or state.wanted is None:
+        return wanted
+    message = f"{wanted.message}; spec.scaling would want {state.wanted}: {state.message}"
+    return replace(wanted, message=message, advised=state.wanted)
 
 
 def _set_message(rule: SizeRule, writer: tuple[str, str] | None) -> str:
     # A patch of the scale subresource, for example by kubectl scale, is the only write that leaves no field manager.
     unnamed = "through the scale subresource (kubectl scale or an autoscaler)"
     by = f"by {writer[0]}" + (f" at {writer[1]}" if writer[1] else "") if writer else unnamed
-    overridden = "; spec.scaling has no effect until you remove spec.replicas" if rule.scaling_configured else ""
+    overridden = "; spec.scaling only advises until you remove spec.replicas" if rule.scaling_configured else ""
     return f"spec.replicas is {rule.least}, set {by}{overridden}"
 
 

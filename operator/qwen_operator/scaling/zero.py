@@ -54,9 +54,8 @@ def advance(
     """The memory after one more look. `demand` is None if not all gateway pods could be read."""
     at = sample.at
     if rest.asleep:
-        return (
-            Rest(asleep=False, since=at, busy_at=at) if demand is not None and _wakes(demand, at - rest.since) else rest
-        )
+        woken = _serves(sample, engines) or (demand is not None and _wakes(demand, at - rest.since))
+        return Rest(asleep=False, since=at, busy_at=at) if woken else rest
     answering = any(engine.ready and not engine.draining for engine in engines)
     totals = {load.uid: (load.work.prefilled, load.work.decoded) for load in sample.engines if load.work is not None}
     quiet = answering and _quiet(sample, engines, totals, rest.totals) and demand is not None and not demand.held
@@ -77,6 +76,12 @@ def decide(rest: Rest, demand: ModelDemand | None, idle_seconds: float, awake: S
     number = demand.held if demand is not None else 0
     requests = f"{number} request{'s' if number != 1 else ''} waited" if number else "a request came"
     return ScalingDecision(awake.replicas, Reason.WAKING, f"waking: {requests} when the operator asked for a replica")
+
+
+def _serves(sample: Sample, engines: tuple[EnginePod, ...]) -> bool:
+    """Whether a replica has requests although the model should sleep: something else than the load decides its size."""
+    leaving = {engine.uid for engine in engines if engine.draining}
+    return any(load.requests and load.uid not in leaving for load in sample.engines)
 
 
 def _wakes(demand: ModelDemand, slept: float) -> bool:

@@ -147,7 +147,7 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
         plan=running.plan.status(running.revision) if running else None,
         no_fit=blocked.no_fit.status() if blocked and blocked.no_fit else None,
         last_failure=failure,
-        scaling=ScalingReport(given.wanted.number, given.wanted.reason, given.wanted.message),
+        scaling=ScalingReport(given.wanted.number, given.wanted.reason, given.wanted.message, given.wanted.advised),
         load=given.rules.scaling.load if given.rules.scaling else LoadClass.NONE,
     )
     new = build(observation, old, now)

@@ -17,7 +17,7 @@ from qwen_operator.replicas.wanted import (
     wanted_replicas,
     written_size_rule,
 )
-from qwen_operator.scaling.types import ScalingState
+from qwen_operator.scaling.types import Bounds, ScalingState
 
 SCALING = Scaling(4, 2)
 WRITER = ("kubectl", "2026-11-24T10:00:00Z")
@@ -38,7 +38,12 @@ CASES: dict[str, tuple[Case, Answer]] = {
     ),
     "a number over the load": (
         (Spec("m", replicas=8, scaling=SCALING), _state(3), 3),
-        (8, Reason.REPLICAS_SET, False, "spec.scaling has no effect until you remove spec.replicas"),
+        (
+            8,
+            Reason.REPLICAS_SET,
+            False,
+            "only advises until you remove spec.replicas; spec.scaling would want 3: as counted",
+        ),
     ),
     "the load": ((BY_LOAD, _state(3), 1), (3, Reason.STEADY, True, "as counted")),
     "bounds that were lowered since": ((BY_LOAD, _state(9), 1), (4, Reason.STEADY, True, "as counted")),
@@ -54,6 +59,14 @@ CASES: dict[str, tuple[Case, Answer]] = {
     "not measured, may sleep, and runs": (
         (Spec("m", scaling=Scaling(4, 0)), None, 1),
         (1, Reason.NOTHING_TO_MEASURE, False, "not measured the load yet"),
+    ),
+    "advice": (
+        (Spec("m", scaling=Scaling(4, mode="Advisory")), _state(3), 2),
+        (2, Reason.ADVISORY, False, "the number of replicas stays; spec.scaling would want 3: as counted"),
+    ),
+    "advice for a new deployment": (
+        (Spec("m", scaling=Scaling(4, 0, mode="Advisory")), None, 0),
+        (1, Reason.ADVISORY, False, "the number of replicas stays"),
     ),
     "suspended": (
         (Spec("m", suspend=True, replicas=3, scaling=SCALING), _state(3), 3),
@@ -76,6 +89,12 @@ def test_who_decides(case: Case, answer: Answer) -> None:
     assert says in wanted.message
 
 
+def test_what_the_load_would_give_is_a_number_too() -> None:
+    by_hand, advice = Spec("m", replicas=8, scaling=SCALING), Spec("m", scaling=Scaling(4, mode="Advisory"))
+    assert [_wanted(spec, _state(3), None, 2).advised for spec in (by_hand, advice, BY_LOAD)] == [3, 3, None]
+    assert _wanted(by_hand, None, None, 2).advised is None
+
+
 def test_a_writer_that_is_not_known_is_not_named() -> None:
     message = _wanted(Spec("m", replicas=2), None, None, 0).message
     assert message == "spec.replicas is 2, set through the scale subresource (kubectl scale or an autoscaler)"
@@ -84,10 +103,10 @@ def test_a_writer_that_is_not_known_is_not_named() -> None:
 RULES: dict[str, tuple[dict[str, Any], SizeRule]] = {
     "nothing said": ({}, SizeRule(Decider.DEFAULT, 1, 1)),
     "a number": ({"replicas": 0}, SizeRule(Decider.SPEC_REPLICAS, 0, 0)),
-    "by load": ({"scaling": {"maxReplicas": 4}}, SizeRule(Decider.LOAD, 1, 4, 300.0, True)),
+    "by load": ({"scaling": {"maxReplicas": 4}}, SizeRule(Decider.LOAD, 1, 4, Bounds(1, 4, 300.0), True)),
     "by load with a policy": (
         {"scaling": {"maxReplicas": 4, "policy": "Objective"}},
-        SizeRule(Decider.LOAD, 1, 4, 300.0, True, "Objective"),
+        SizeRule(Decider.LOAD, 1, 4, Bounds(1, 4, 300.0), True, "Objective"),
     ),
     "a policy that does not exist": (
         {"scaling": {"maxReplicas": 4, "policy": "Magic"}},
@@ -95,7 +114,11 @@ RULES: dict[str, tuple[dict[str, Any], SizeRule]] = {
     ),
     "from nothing": (
         {"scaling": {"maxReplicas": 4, "minReplicas": 0}},
-        SizeRule(Decider.LOAD, 0, 4, 300.0, True, idle_seconds=600.0),
+        SizeRule(Decider.LOAD, 0, 4, Bounds(0, 4, 300.0, 600.0), True),
+    ),
+    "advice": (
+        {"scaling": {"maxReplicas": 4, "minReplicas": 0, "mode": "Advisory"}},
+        SizeRule(Decider.ADVISORY, 1, 4, Bounds(0, 4, 300.0, 600.0), True),
     ),
     "suspended": (
         {"scaling": {"maxReplicas": 4}, "replicas": 8, "suspend": True},
@@ -103,11 +126,11 @@ RULES: dict[str, tuple[dict[str, Any], SizeRule]] = {
     ),
     "by load from two": (
         {"scaling": {"minReplicas": 2, "maxReplicas": 2, "stabilizationSeconds": 9}},
-        SizeRule(Decider.LOAD, 2, 2, 9.0, True),
+        SizeRule(Decider.LOAD, 2, 2, Bounds(2, 2, 9.0), True),
     ),
     "a number over the load": (
         {"scaling": {"maxReplicas": 4}, "replicas": 8},
-        SizeRule(Decider.SPEC_REPLICAS, 8, 8, scaling_configured=True),
+        SizeRule(Decider.SPEC_REPLICAS, 8, 8, Bounds(1, 4, 300.0), True),
     ),
     "an invalid number": ({"scaling": {"maxReplicas": 4}, "replicas": "x"}, SizeRule(Decider.DEFAULT, 1, 1)),
     "not a number": ({"replicas": True}, SizeRule(Decider.DEFAULT, 1, 1)),
@@ -119,7 +142,6 @@ RULES: dict[str, tuple[dict[str, Any], SizeRule]] = {
 @pytest.mark.parametrize(("spec", "rule"), RULES.values(), ids=RULES.keys())
 def test_the_rule_of_a_spec_that_nobody_checked(spec: dict[str, Any], rule: SizeRule) -> None:
     assert written_size_rule({"spec": {"model": "m", **spec}}) == rule
-    assert (rule.bounds is not None) == (rule.decider is Decider.LOAD)
 
 
 @pytest.mark.parametrize("status", [{}, {"scaling": None}, {"scaling": {"wanted": "3"}}, {"scaling": {}}, None])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from qwen_operator.api.conditions import Reason
@@ -189,16 +190,21 @@ def test_more_load_never_needs_fewer(numbers: tuple[float, int, int], queued: in
 
 @settings(UNHURRIED, max_examples=3)
 @given(st.floats(0, 3000), st.integers(0, 60), st.integers(1, 5))
-def test_a_constant_load_does_not_change_the_size(prompts: float, running: int, ready: int) -> None:
+# At the border of two sizes. The measured seconds per prompt token differ by a tenth between one and two replicas.
+@example(2834.0, 43, 1)
+def test_a_constant_load_hardly_changes_the_size(prompts: float, running: int, ready: int) -> None:
     """A fleet of a size that the load decides itself, for one hour after it has settled."""
     world = World(Bounds(1, 64, 300.0), ready)
     for _ in range(20):
         world.look(prompts, running, seconds=120)
         world.fleet(world.decision().replicas)
     world.look(prompts, running, seconds=7200)
-    world.fleet(world.decision().replicas)
-    world.look(prompts, running, seconds=600)
-    assert len({world.look(prompts, running).replicas for _ in range(1800)}) == 1
+    sizes = []
+    for _ in range(1800):
+        sizes.append(world.look(prompts, running).replicas)
+        world.fleet(sizes[-1])
+    assert max(sizes) - min(sizes) <= 1
+    assert sum(one != other for one, other in pairwise(sizes)) <= 2
 
 
 @UNHURRIED

@@ -114,6 +114,15 @@ def test_whatever_is_busy_or_not_seen_keeps_it_awake(busy: str) -> None:
     assert life.looks(10).replicas == 0
 
 
+def test_a_replica_with_requests_wakes_it_unless_it_drains() -> None:
+    life = Life(0)
+    life.engines, life.loads = (engine(0, draining=True),), (load(0, running=1),)
+    assert life.looks(20).reason is Reason.ASLEEP
+    life.engines = (engine(0),)
+    life.look()
+    assert life.look().reason is Reason.STEADY
+
+
 def test_a_gateway_that_cannot_be_read_is_said_and_wakes_nobody() -> None:
     decision = Life(0).looks(100, None)
     assert (decision.replicas, decision.reason, decision.active) == (0, Reason.GATEWAY_SILENT, False)

@@ -156,9 +156,9 @@ http {{
         location / {{
             proxy_pass http://router;
         }}
-        # The first nginx answers for both.
+        # The first nginx answers for both, or sends the request again.
         location @failed {{
-            return 444;
+            content_by_lua_block {{ require("qwen.relay").failed() }}
         }}
     }}
 }}

@@ -387,3 +387,30 @@ def test_an_answer_that_is_no_stream_waits_in_silence(pod: Pod) -> None:
         time.sleep(1.5)
         waits(pod)
         assert [one.result().json()["object"] for one in asked] == ["chat.completion"] * 2
+
+
+def test_requests_wait_while_the_router_starts_again(tmp_path: Path) -> None:
+    with gateway(tmp_path) as pod, ThreadPoolExecutor(4) as pool:
+        pod.processes["router"].kill()
+        pod.processes["router"].wait()
+        pod.received["open"].clear()
+        asked = [*ask(pool, pod, 2), pool.submit(streamed, pod, max_tokens=2)]
+        until(lambda: held(pod) == 3, "they wait")
+        pod.start("router")
+        plain, again, stream = (one.result() for one in asked)
+        assert [plain.status_code, again.status_code, stream[0]] == [200, 200, 200]
+    assert len(pod.received["open"]) == 3
+
+
+def test_a_router_that_ends_in_the_middle_is_said(tmp_path: Path) -> None:
+    """Nobody knows whether an engine has begun with the request."""
+    slow = [{"role": "user", "content": "400"}]
+    with gateway(tmp_path) as pod, ThreadPoolExecutor(1) as pool:
+        pod.received["open"].clear()
+        asked = pool.submit(streamed, pod, messages=slow, max_tokens=20)
+        until(lambda: len(pod.received["open"]) == 1, "the engine has it")
+        time.sleep(0.5)
+        pod.processes["router"].kill()
+        _, pieces, broken = asked.result()
+    assert "[DONE]" not in "".join(text for _, text in pieces)
+    assert broken == "RemoteProtocolError"

@@ -12,8 +12,24 @@ local AGAIN = {
     call_upstream_connection_failed = "@cut",
 }
 
+-- For the errors of nginx itself. If no connection to the router came about, the router has not seen the request: it
+-- starts, or starts again after a crash.
+function relay.failed()
+    local time = ngx.var.upstream_connect_time
+    if ngx.status ~= 502 or (time and time ~= "-") then
+        return ngx.exit(444)
+    end
+    ngx.ctx.again = true
+    ngx.header["X-Accel-Redirect"] = "@again"
+    ngx.header["Content-Length"] = 0
+    return ngx.exit(ngx.HTTP_OK)
+end
+
 -- In the phase header_filter, for every answer of the router.
 function relay.head()
+    if ngx.ctx.again then
+        return
+    end
     local code = ngx.header["x-smg-error-code"]
     ngx.header["X-Accel-Redirect"] = type(code) == "string" and AGAIN[code] or nil
 end

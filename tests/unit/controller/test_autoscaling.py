@@ -186,8 +186,13 @@ async def test_engines_that_cannot_be_read_lose_no_replica() -> None:
 SLEEPS = {"minReplicas": 0, "maxReplicas": 3, "stabilizationSeconds": 30, "idleSeconds": 60}
 
 
-def condition(world: ScalingWorld, kind: str) -> tuple[str, str]:
+def verdict(world: ScalingWorld, kind: str) -> Manifest:
     (one,) = [one for one in world.qd()["status"]["conditions"] if one["type"] == kind]
+    return dict(one)
+
+
+def condition(world: ScalingWorld, kind: str) -> tuple[str, str]:
+    one = verdict(world, kind)
     return one["status"], one["reason"]
 
 
@@ -243,6 +248,35 @@ async def test_a_request_that_comes_while_the_last_replica_drains_gets_it_back()
         await world.pass_time(4)
         assert world.replicas() == {0: True}
         assert [write.verb for write in world.api.writes if write.verb == "delete"] == []
+
+
+async def test_what_a_user_reads_while_a_model_sleeps_and_wakes() -> None:
+    clock = Clock()
+    engines = [Engine(clock)]
+    async with scaled(engines, clock) as world:
+        world.kubelet.engine = lambda _pod: None
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
+        await world.pass_time(10)
+        assert world.qd()["status"]["summary"]["status"] == "Asleep"
+        assert {one["type"] for one in world.qd()["status"]["conditions"]} == {
+            "Ready",
+            "Planned",
+            "ModelLoaded",
+            "ScalingActive",
+        }, "sleep is no work in progress, and nothing is wrong"
+        # The chart of this test lets no request wait.
+        assert "requests wait in the gateway for at most 0 s" in verdict(world, "Planned")["message"]
+
+        world.demand = Demand({MODEL: ModelDemand(held=2, asked=0.1)}, complete=True)
+        await world.pass_time(4)
+        ready = verdict(world, "Ready")
+        assert (ready["status"], ready["reason"]) == ("True", Reason.WAKING)
+        assert ready["message"].startswith("waking: 2 requests waited when the operator asked for a replica; chat-")
+        assert "by plan it answers at 20" in ready["message"]
+        before = world.qd()["metadata"]["resourceVersion"]
+        world.demand = Demand({MODEL: ModelDemand(held=90, asked=0.1)}, complete=True)
+        await world.pass_time(20)
+        assert world.qd()["metadata"]["resourceVersion"] == before, "not every request is a write"
 
 
 async def test_without_the_gateway_nothing_sleeps_and_a_sleeper_says_so() -> None:

@@ -46,7 +46,8 @@ class Scene:
     def gateways(self, number: int) -> None:
         """So many gateway pods answer. The chart's default is two."""
         name, space = f"deployment/{self.release.gateway}", self.release.namespace
-        self.kubectl.run("scale", name, "-n", space, f"--replicas={number}")
+        live = self.kubectl.json("get", name, "-n", space)
+        self.kubectl.apply_as_helm({**live, "spec": {**live["spec"], "replicas": number}})
         self.kubectl.run("rollout", "status", name, "-n", space, "--timeout=120s", timeout=130)
         # Every node's rules for the Service follow within a moment, and a pod that ends accepts requests until then.
         time.sleep(5)
@@ -164,7 +165,7 @@ PLANNED: tuple[Callable[[Scene], None], ...] = (
 
 
 def engine_killed(scene: Scene) -> None:
-    """SIGKILL of everything in the container: streams that had begun cannot be completed by anybody."""
+    """SIGKILL of all processes of the pod: streams that had begun cannot be completed by anybody."""
     before = scene.engine()
     restarts = before["status"]["containerStatuses"][0]["restartCount"]
     send(pods_processes(before["metadata"]["uid"]), signal.SIGKILL)
@@ -252,7 +253,7 @@ def test_a_router_that_is_killed_loses_only_what_it_had(scene: Scene, gateway: G
     def killed() -> None:
         scene.gateways(2)
         pod = scene.part("gateway")
-        send(pods_processes(pod["metadata"]["uid"], "gateway-router"), signal.SIGKILL)
+        send(pods_processes(pod["metadata"]["uid"], "smg"), signal.SIGKILL)
         time.sleep(10)
         scene.gateways(1)
 

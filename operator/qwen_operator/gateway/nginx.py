@@ -139,6 +139,7 @@ http {{
 {_upstream("router", settings.router)}
     server {{
         listen unix:{files.relay_socket} backlog=1024;
+        set $qwen_request_seconds {settings.request_timeout_seconds};
         keepalive_timeout 60s;
         keepalive_requests 1000000;
         error_page 400 408 413 414 494 500 502 503 504 @failed;

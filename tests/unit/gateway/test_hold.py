@@ -6,7 +6,10 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -394,11 +397,11 @@ def test_requests_wait_while_the_router_starts_again(tmp_path: Path) -> None:
         pod.processes["router"].kill()
         pod.processes["router"].wait()
         pod.received["open"].clear()
-        asked = [*ask(pool, pod, 2), pool.submit(streamed, pod, max_tokens=2)]
+        asked, stream = ask(pool, pod, 2), pool.submit(streamed, pod, max_tokens=2)
         until(lambda: held(pod) == 3, "they wait")
         pod.start("router")
-        plain, again, stream = (one.result() for one in asked)
-        assert [plain.status_code, again.status_code, stream[0]] == [200, 200, 200]
+        assert [one.result().status_code for one in asked] == [200, 200]
+        assert stream.result()[0] == 200
     assert len(pod.received["open"]) == 3
 
 
@@ -414,3 +417,53 @@ def test_a_router_that_ends_in_the_middle_is_said(tmp_path: Path) -> None:
         _, pieces, broken = asked.result()
     assert "[DONE]" not in "".join(text for _, text in pieces)
     assert broken == "RemoteProtocolError"
+
+
+@contextmanager
+def router_that_times_out(pod: Pod, seconds: float) -> Iterator[list[str]]:
+    """In place of the router: the first request gets smg's time-out after so many seconds, the others an answer."""
+    pod.processes["router"].kill()
+    pod.processes["router"].wait()
+    paths: list[str] = []
+
+    class Router(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            paths.append(self.path)
+            first = len(paths) == 1
+            time.sleep(seconds if first else 0)
+            self.send_response(504 if first else 200)
+            if first:
+                self.send_header("x-smg-error-code", "call_upstream_timeout")
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+    server = ThreadingHTTPServer(("127.0.0.1", int(pod.environ["QWEN_GATEWAY_ROUTER_PORT"])), Router)
+    thread = Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield paths
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize(("seconds", "status", "times"), [(0.1, 200, 2), (3.8, 504, 1)])
+def test_only_an_engine_that_cannot_be_reached_is_asked_again(
+    tmp_path: Path, seconds: float, status: int, times: int
+) -> None:
+    """The other one had the request for all the time that a request may take."""
+    with (
+        gateway(tmp_path, QWEN_GATEWAY_REQUEST_TIMEOUT_SECONDS="4") as pod,
+        router_that_times_out(pod, seconds) as paths,
+    ):
+        assert pod.chat("open").status_code == status
+    assert len(paths) == times

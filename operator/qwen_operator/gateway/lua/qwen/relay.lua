@@ -11,6 +11,9 @@ local AGAIN = {
     -- The engine may have begun with the request.
     call_upstream_connection_failed = "@cut",
 }
+-- smg's error for an engine whose host is gone, so that no connection comes about within 10 s, and for one that answers
+-- nothing within the time limit of all requests. The second must not be sent again.
+local TIMED_OUT = "call_upstream_timeout"
 
 -- For the errors of nginx itself. If no connection to the router came about, the router has not seen the request: it
 -- starts, or starts again after a crash.
@@ -31,7 +34,12 @@ function relay.head()
         return
     end
     local code = ngx.header["x-smg-error-code"]
-    ngx.header["X-Accel-Redirect"] = type(code) == "string" and AGAIN[code] or nil
+    local location = type(code) == "string" and AGAIN[code] or nil
+    local seconds = tonumber(ngx.var.upstream_header_time)
+    if code == TIMED_OUT and seconds and seconds < ngx.var.qwen_request_seconds * 0.9 then
+        location = "@cut"
+    end
+    ngx.header["X-Accel-Redirect"] = location
 end
 
 return relay

@@ -97,6 +97,8 @@ class Reason(StrEnum):
     TRUNCATED_WEIGHTS = "TruncatedWeights"
     UNREADABLE_WEIGHTS = "UnreadableWeights"
     TOKENIZER_MISSING = "TokenizerMissing"
+    # a new revision does not come up
+    REVISION_HELD = "RevisionHeld"
     # the pod cannot start
     CLAIM_NOT_FOUND = "ClaimNotFound"
     CLAIM_NOT_BOUND = "ClaimNotBound"

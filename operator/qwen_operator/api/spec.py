@@ -134,9 +134,22 @@ class Scaling:
         return self.mode == "Advisory"
 
 
+def _can_replace(rollout: Mapping[str, Any]) -> bool:
+    return rollout.get("maxSurge") != 0 or bool(rollout.get("maxUnavailable"))
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """How replicas are replaced and removed."""
+
+    RULES: ClassVar = (
+        Rule(
+            "!has(self.maxSurge) || self.maxSurge > 0 || (has(self.maxUnavailable) && self.maxUnavailable > 0)",
+            "maxSurge and maxUnavailable (default: 0) must not both be 0, because then no replica could be replaced: "
+            "set maxUnavailable to 1, or maxSurge to 1",
+            _can_replace,
+        ),
+    )
 
     drain_seconds: int = described(
         "The longest time, in seconds, that a replica gets to finish its running requests before the operator removes "
@@ -144,6 +157,29 @@ class Rollout:
         "long answers.",
         default=600,
         minimum=0,
+        maximum=86400,
+    )
+    max_surge: int = described(
+        "How many replicas of a changed spec the operator may start beside the replicas that they will replace. Each "
+        "needs free GPUs. 0: a replica drains and is deleted first, and its successor starts in its place; this needs "
+        "maxUnavailable. Default: 1.",
+        default=1,
+        minimum=0,
+        maximum=64,
+    )
+    max_unavailable: int = described(
+        "How many replicas a rollout may remove before their successors answer. With a single replica and 1, requests "
+        "wait in the gateway until the successor answers. Default: 0.",
+        default=0,
+        minimum=0,
+        maximum=64,
+    )
+    progress_deadline_seconds: int | None = described(
+        "How long, in seconds, a replica of a changed spec may take until it answers. After that the operator holds "
+        "the change back: the earlier revision keeps serving, and the condition Stalled has the reason RevisionHeld "
+        "and the cause. Default: 600, or twice status.plan.startupSeconds if that is more.",
+        default=None,
+        minimum=10,
         maximum=86400,
     )
 

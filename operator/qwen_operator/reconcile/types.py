@@ -22,6 +22,7 @@ from qwen_operator.planning.types import Plan
 from qwen_operator.reconcile.plan_memory import PlanMemory
 from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.groups import SortedReplicas
+from qwen_operator.replicas.holding import Hold
 from qwen_operator.replicas.node_health import NodeHealth
 from qwen_operator.replicas.pod_state import PodState
 from qwen_operator.replicas.wanted import WantedReplicas
@@ -109,7 +110,8 @@ class Course:
     `spec`: the present spec with the chart's defaults of spec.pod. `revision`: the hash of the spec as it is written.
     `facts`, `plan`: set on the way to a new revision.
     `target`: the pinned revision of the present spec. Without it, `blocked` is the reason.
-    `running`: the revision whose replicas should run: the target or, without one, the revision that served before.
+    `running`: the revision whose replicas should run: the target or, if there is none or it is held back, the revision
+    that served before. `hold`: why that revision is held back; None if none is.
     `newer`: a plan that is made today would run the same spec differently.
     `unreachable`: no client can reach this deployment, so the operator makes no new replica.
     `foreign`: the message about objects of other owners with names that the operator needs; "" if there are none.
@@ -135,6 +137,7 @@ class Course:
     replicas: SortedReplicas = field(default_factory=SortedReplicas)
     wanted: WantedReplicas | None = None
     rules: RolloutRules | None = None
+    hold: Hold | None = None
     foreign: str = ""
     full: str | None = None
     status: Manifest | None = None

@@ -35,13 +35,19 @@ Every gateway must first see the change and update its router, so an idle pod do
 seconds, and one more because time stamps have whole seconds only.
 """
 
+_SHORTEST_DEADLINE = 600
+# The kubelet restarts a container that takes more than twice the planned time, so one more restart changes nothing.
+_STARTS = 2
+
 
 @dataclass(frozen=True, slots=True)
 class RolloutRules:
     """How many replicas are wanted, and the rules for creating and removing them.
 
     `startup_seconds` is the planned time until a replica answers. `allow_one`: one ready replica at a time may be
-    evicted without a replacement.
+    evicted without a replacement. `max_surge`, `max_unavailable`: numbers of replicas. `deadline_seconds`: how long a
+    replica of a new revision may take until it answers; None for the default. `held`: the revision that is held back;
+    "" if there is none.
     """
 
     deployment: Manifest
@@ -52,10 +58,19 @@ class RolloutRules:
     scaling: ScalingState | None = None
     nodes: NodeHealth = field(default_factory=NodeHealth)
     allow_one: bool = False
+    max_surge: int = 1
+    max_unavailable: int = 0
+    deadline_seconds: int | None = None
+    held: str = ""
 
     @property
     def drain_limit(self) -> float:
         return max(float(self.drain_seconds), UNROUTED_SECONDS)
+
+    @property
+    def deadline(self) -> float:
+        """How long a replica of a new revision may take until it answers, in seconds."""
+        return float(self.deadline_seconds or max(_SHORTEST_DEADLINE, _STARTS * self.startup_seconds))
 
 
 def remove(replica: Replica, reason: ActionReason, rules: RolloutRules) -> tuple[Action, ...]:

@@ -12,7 +12,7 @@ A planned removal has three steps. The leader shows each of them, so that any op
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -124,6 +124,11 @@ class Replica:
         return min(waiting, key=lambda member: member.on_the_way, default=self.leader)
 
     @property
+    def explaining_pod(self) -> str:
+        """The name of the pod whose reason counts for the replica."""
+        return self._explaining_member.name
+
+    @property
     def reason(self) -> Reason:
         if self._explaining_member.ready and not self.whole:
             return Reason.STARTING
@@ -165,11 +170,12 @@ class Replica:
 class SortedReplicas:
     """All replicas of a deployment, sorted by what the operator does with them.
 
-    `fresh`: replicas of the revision to run.
+    `fresh`: replicas of the revision to run. While another revision is held back, all replicas that came up.
     `leaving`: of another revision or on a cordoned node. They serve until a fresh replica answers in their place.
     `draining`: without new requests, before their deletion.
     `ended`: a pod has ended finally.
     `never_started`: of another revision, and they never came up.
+    `held`: of a revision that is held back, and they have not come up. They stay, so that people can read their logs.
     `misnamed`: pods that carry the deployment's marks, but not a name that the operator gives.
     `gone`: being deleted, or on a node that no longer exists. They do not count any more.
 
@@ -182,26 +188,30 @@ class SortedReplicas:
     draining: tuple[Replica, ...] = ()
     ended: tuple[Replica, ...] = ()
     never_started: tuple[Replica, ...] = ()
+    held: tuple[Replica, ...] = ()
     misnamed: tuple[Replica, ...] = ()
     gone: tuple[Replica, ...] = ()
 
     @property
     def serving(self) -> tuple[Replica, ...]:
         """All replicas that get requests or will get them."""
-        return (*self.fresh, *self.leaving, *self.never_started)
+        return (*self.fresh, *self.leaving, *self.never_started, *self.held)
 
     @property
     def all(self) -> tuple[Replica, ...]:
         return (*self.serving, *self.draining, *self.ended, *self.misnamed, *self.gone)
 
-    def count(self, wanted: int) -> int:
-        """The number of replicas that exist. A successor beside the replica that it will replace does not count."""
+    def count(self, wanted: int, max_surge: int) -> int:
+        """The number of replicas that exist. Successors beside the replicas that they will replace do not count."""
         total = len(self.serving)
-        return total - 1 if self.leaving and total > wanted else total
+        if not (self.leaving or self.held):
+            return total
+        # A cordoned node's replica has a successor beside it even if max_surge is 0.
+        return total - min(max(1, max_surge), max(0, total - wanted))
 
-    def answering(self, wanted: int) -> int:
+    def answering(self, wanted: int, max_surge: int) -> int:
         """The number of replicas that answer."""
-        return min(self.count(wanted), sum(replica.ready for replica in self.serving))
+        return min(self.count(wanted, max_surge), sum(replica.ready for replica in self.serving))
 
 
 def is_engine_of(pod: Manifest, deployment: Manifest) -> bool:
@@ -243,21 +253,29 @@ def _size_by_annotation(name: str, group: Sequence[PodState]) -> int:
     return max(2, *(state.replica_pods for state in group))
 
 
-def sort_replicas(replicas: Sequence[Replica], revision: str, nodes: NodeHealth) -> SortedReplicas:
-    """Sort the replicas. `revision` is the revision to run; "" if there is none."""
+def sort_replicas(
+    replicas: Sequence[Replica], revision: str, nodes: NodeHealth, held: Collection[str] = ()
+) -> SortedReplicas:
+    """Sort the replicas. `revision` is the revision to run; "" if there is none.
+
+    `held`: the names of the replicas that are held back. If there are any, no rollout goes on.
+    """
     places: dict[str, list[Replica]] = {}
     for replica in replicas:
-        places.setdefault(_place(replica, revision, nodes), []).append(replica)
+        places.setdefault(_place(replica, revision, nodes, held), []).append(replica)
     return SortedReplicas(**{place: tuple(group) for place, group in places.items()})
 
 
-def _place(replica: Replica, revision: str, nodes: NodeHealth) -> str:
+def _place(replica: Replica, revision: str, nodes: NodeHealth, held: Collection[str]) -> str:
+    other = replica.revision != revision
     checks = (
         (replica.deleting or replica.lost_node(nodes), "gone"),
         (replica.index is None, "misnamed"),
         (replica.broken, "ended"),
         (replica.draining, "draining"),
-        (replica.revision != revision, "leaving" if replica.started else "never_started"),
+        (replica.name in held, "held"),
+        (other and not replica.started, "never_started"),
+        (other and not held, "leaving"),
         (replica.started and replica.cordoned_node(nodes), "leaving"),
     )
     return next((place for holds, place in checks if holds), "fresh")

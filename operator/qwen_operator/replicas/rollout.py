@@ -2,14 +2,15 @@
 
 Names are deterministic, so a stale view leads to "already exists" and never to a second pod.
 
-The operator replaces one replica at a time, for a rollout and for a cordoned node. It starts the successor first, and
-drains the old replica when the successor answers. Indices may have gaps, because load and not the index decides which
-replica the operator removes.
+In a rollout, up to `max_surge` successors start beside the replicas that they will replace, and up to `max_unavailable`
+replicas go before their successors answer. A replica on a cordoned node always waits for one successor, one replica at
+a time: the GPUs that it would free are on that node. Indices may have gaps, because load and not the index decides
+which replica the operator removes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch
@@ -45,14 +46,13 @@ def moves(
     returning = _returning(target, replicas, rules)
     excess = max(0, len(replicas.fresh) - rules.wanted)
     victims, kept = _split(first_to_go(replicas.fresh, rules), excess)
-    # A restored replica counts only after the operator has seen its routable label.
-    surplus = max(0, sum(replica.ready for replica in kept) + len(replicas.leaving) - rules.wanted)
-    replaced, staying = _split(first_to_go(replicas.leaving, rules), surplus)
+    replaced = _replaced(target, replicas, kept, rules)
     removing = [
         *(action for replica in victims for action in remove(replica, ActionReason.SCALED_DOWN, rules)),
         *(action for replica in replaced for action in remove(replica, _cause(replica, target, rules), rules)),
     ]
-    number = _missing(len(kept) + len(returning), len(staying), _ended(replicas, target), rules.wanted)
+    number = _places(target, replicas, replaced, rules) - len(kept) - len(returning) - _ended(replicas, target)
+    early, kept = _split_early(kept, number, rules)
     indices, blocked = _free(owner, target, replicas, taken, number)
     return Moves(
         actions=(
@@ -61,6 +61,7 @@ def moves(
             *_marks(replicas, rules, removing),
             *_creations(owner, target, replicas, rules, indices),
             *_completions(owner, target, kept, rules),
+            *(action for replica in early for action in delete_members(replica, ActionReason.SURPLUS)),
             *_removals(replicas, rules, returning),
         ),
         blocked=tuple(blocked),
@@ -74,13 +75,15 @@ def _split(replicas: list[Replica], number: int) -> tuple[list[Replica], list[Re
 def first_to_go(replicas: Sequence[Replica], rules: RolloutRules) -> list[Replica]:
     """The replicas in the order of their removal.
 
-    Replicas that do not answer come first. Then the order of the scaling policy decides, then the highest index.
+    Replicas that do not answer come first, then those of a revision that is held back. Then the order of the scaling
+    policy decides, then the highest index.
     """
     order = rules.scaling.removal_order if rules.scaling else ()
     rank = {name: position for position, name in enumerate(order)}
 
-    def place(replica: Replica) -> tuple[bool, int, int, str]:
-        return replica.up, rank.get(replica.leader.name, len(rank)), -(replica.index or 0), replica.name
+    def place(replica: Replica) -> tuple[bool, bool, int, int, str]:
+        load = rank.get(replica.leader.name, len(rank))
+        return replica.up, replica.revision != rules.held, load, -(replica.index or 0), replica.name
 
     return sorted(replicas, key=place)
 
@@ -102,15 +105,52 @@ def _cause(replica: Replica, target: PinnedRevision, rules: RolloutRules) -> Act
     return ActionReason.CORDONED if replica.revision == target.revision else ActionReason.REPLACED
 
 
+def _replaced(
+    target: PinnedRevision, replicas: SortedReplicas, kept: Sequence[Replica], rules: RolloutRules
+) -> list[Replica]:
+    """The leaving replicas to remove now: those whose successors answer, and up to `max_unavailable` more."""
+    order = first_to_go(replicas.leaving, rules)
+    # A restored replica counts only after the operator has seen its routable label.
+    surplus = sum(replica.ready for replica in kept) + len(order) - rules.wanted
+    replaced, staying = _split(order, max(0, surplus))
+    return replaced + _outdated(staying, target, rules)[: max(0, rules.max_unavailable + min(0, surplus))]
+
+
+def _outdated(replicas: Iterable[Replica], target: PinnedRevision, rules: RolloutRules) -> list[Replica]:
+    """Those that a rollout replaces. While a revision is held back, no rollout goes on."""
+    return [] if rules.held else [replica for replica in replicas if replica.revision != target.revision]
+
+
+def _places(target: PinnedRevision, replicas: SortedReplicas, replaced: Sequence[Replica], rules: RolloutRules) -> int:
+    """How many replicas of the target there may be, beside the leaving replicas that stay.
+
+    Without a surge, a replica of an earlier revision keeps its place until its drain is over: it still has the GPUs.
+    """
+    staying = [replica for replica in replicas.leaving if replica not in replaced]
+    old = len(_outdated(staying, target, rules))
+    surge = max(rules.max_surge if old else 0, 1 if old < len(staying) else 0)
+    occupied = len(staying)
+    if not rules.max_surge:
+        occupied += len(_outdated((*replaced, *replicas.draining), target, rules))
+    beside_held = rules.wanted + rules.max_surge - len(replicas.held)
+    return min(rules.wanted, rules.wanted + surge - occupied, beside_held)
+
+
+def _split_early(kept: list[Replica], missing: int, rules: RolloutRules) -> tuple[list[Replica], list[Replica]]:
+    """The replicas that came too early, and the others. `missing` is negative if there are too many.
+
+    When somebody sets `max_surge` to 0, a successor may already wait for a node beside the replica whose place it will
+    take.
+    """
+    if rules.max_surge or missing >= 0:
+        return [], kept
+    early = [replica for replica in first_to_go(kept, rules) if not replica.up and not replica.bound][:-missing]
+    return early, [replica for replica in kept if replica not in early]
+
+
 def _ended(replicas: SortedReplicas, target: PinnedRevision) -> int:
     """The number of ended replicas of the target. They count until their pods are deleted."""
     return sum(replica.revision == target.revision for replica in replicas.ended)
-
-
-def _missing(kept: int, staying: int, ended: int, wanted: int) -> int:
-    """How many replicas to create: all missing ones, and one successor if any replica waits for one."""
-    room = wanted + (1 if staying else 0) - staying
-    return max(0, min(wanted, room) - kept - ended)
 
 
 def _free(

@@ -22,11 +22,13 @@ from qwen_operator.manifests.names import Manifest, engine_selector
 from qwen_operator.manifests.revisions import PinnedRevision
 from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.groups import Replica, SortedReplicas
+from qwen_operator.replicas.holding import Hold
 from qwen_operator.replicas.pod_state import last_failure
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.load import LoadClass
 from qwen_operator.sources.inspection import PHASE
 from qwen_operator.status.names import lost_message, lost_reason
+from qwen_operator.status.rollouts import held_verdict, without_room
 
 STALLED_AFTER_FAILURES = 3
 _URGENT = (Reason.CLAIM_NOT_FOUND, Reason.CLAIM_NOT_BOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED)
@@ -44,7 +46,7 @@ class StatusInput:
     `foreign`: the message about objects of other owners with names that the operator needs; "" if there are none.
     `full`: the message about a quota without room.
     `newer`: a plan that is made today would run the same spec differently.
-    `hold_seconds`: how long a request may wait in the gateway.
+    `hold_seconds`: how long a request may wait in the gateway. `hold`: why a revision is held back; None if none is.
     """
 
     spec: Spec
@@ -61,6 +63,7 @@ class StatusInput:
     full: str | None
     newer: bool
     hold_seconds: int = 0
+    hold: Hold | None = None
 
     @property
     def ready(self) -> list[Replica]:
@@ -69,7 +72,7 @@ class StatusInput:
     @property
     def answering(self) -> int:
         """The number of replicas that answer."""
-        return self.replicas.answering(self.wanted.number)
+        return self.replicas.answering(self.wanted.number, self.rules.max_surge)
 
     @property
     def current(self) -> list[Replica]:
@@ -80,6 +83,11 @@ class StatusInput:
     def outdated(self) -> bool:
         """Whether there are replicas of another revision, including replicas that are being removed."""
         return any(replica.revision != self.revision for replica in self.replicas.all)
+
+    @property
+    def replacing(self) -> bool:
+        """Whether replicas of another revision serve, which successors replace."""
+        return any(replica.revision != self.revision and replica.started for replica in self.replicas.serving)
 
     @property
     def unreachable(self) -> bool:
@@ -127,7 +135,7 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
     failure = _reported_failure(given, old)
     observation = Observation(
         generation=int(meta.get("generation") or 0),
-        replicas=given.replicas.count(given.wanted.number),
+        replicas=given.replicas.count(given.wanted.number, given.rules.max_surge),
         ready=given.answering,
         wanted=given.wanted.number,
         selector=engine_selector(meta["name"]),
@@ -190,7 +198,7 @@ def _verdicts(meta: Manifest, given: StatusInput, failure: Failure | None) -> tu
         else Verdict(ConditionType.MODEL_LOADED, False, reason, message),
         *_scaling(given, reason, message),
     ]
-    stalled = _stalled(given, reason, message, failure)
+    stalled = _held(given) or _stalled(given, reason, message, failure)
     if stalled is not None:
         verdicts.append(stalled)
     elif _reconciling(given):
@@ -224,6 +232,13 @@ def _progress(given: StatusInput) -> tuple[Reason, str]:
     """Why the present spec is not completely in use yet; SERVING if it is."""
     if given.blocked is not None:
         return _progress_of_running(given, given.blocked)
+    reason, message = _progress_of_target(given)
+    if given.replacing:
+        message = without_room(reason, message, given.spec.hardware.resource_name, given.rules)
+    return reason, message
+
+
+def _progress_of_target(given: StatusInput) -> tuple[Reason, str]:
     if (obstacle := _obstacle(given)) is not None:
         return obstacle
     if (waiting := _most_urgent(given.current)) is not None:
@@ -342,6 +357,10 @@ def _planned(meta: Manifest, given: StatusInput) -> Verdict:
             "a newer plan is available: kubectl annotate --overwrite qwendeployment "
             f"-n {meta['namespace']} {meta['name']} qwen-operator.dev/replan=$(date +%s)"
         )
+    if given.hold is not None:
+        parts.append(
+            f"it is held back: status.plan shows the earlier revision {given.hold.earlier.revision}, which runs"
+        )
     parts.append(_long_wake(given))
     return Verdict(ConditionType.PLANNED, True, Reason.FITS, "; ".join(part for part in parts if part))
 
@@ -356,6 +375,14 @@ def _long_wake(given: StatusInput) -> str:
         f"{given.hold_seconds} s (chart value gateway.hold.maxSeconds): with spec.scaling.minReplicas 0, the first "
         "requests after a sleep get 503 with Retry-After"
     )
+
+
+def _held(given: StatusInput) -> Verdict | None:
+    if given.hold is None or given.blocked is not None or given.unreachable:
+        return None
+    cause = given.hold.cause
+    message = without_room(cause.reason, cause.message, given.spec.hardware.resource_name, given.rules)
+    return held_verdict(given.hold, message)
 
 
 def _stalled(given: StatusInput, reason: Reason, message: str, failure: Failure | None) -> Verdict | None:

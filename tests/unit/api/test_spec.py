@@ -94,7 +94,23 @@ def test_scaling_and_rollout_have_defaults() -> None:
     spec = parse(_object(scaling={"maxReplicas": 4}))
     assert (spec.scaling, spec.rollout) == (Scaling(4, 1, 300), Rollout(600))
     spec = parse(_object(rollout={"drainSeconds": 0}, scaling={"maxReplicas": 9, "stabilizationSeconds": 0}))
-    assert (spec.scaling, spec.rollout) == (Scaling(9, 1, 0), Rollout(0))
+    assert (spec.scaling, spec.rollout) == (Scaling(9, 1, 0), Rollout(0, 1, 0, None))
+    for written, rollout in (
+        ({"maxSurge": 0, "maxUnavailable": 2, "progressDeadlineSeconds": 90}, Rollout(600, 0, 2, 90)),
+        ({"maxSurge": 3}, Rollout(600, 3, 0)),
+        ({"maxUnavailable": 0}, Rollout()),
+        ({"maxSurge": None, "maxUnavailable": None}, Rollout()),
+    ):
+        assert parse(_object(rollout=written)).rollout == rollout
+
+
+def test_a_rollout_that_replaces_nothing_is_refused_in_one_sentence() -> None:
+    with pytest.raises(InvalidSpec) as refusal:
+        parse(_object(rollout={"maxSurge": 0, "maxUnavailable": 0}))
+    assert refusal.value.problems == [
+        "spec.rollout: maxSurge is 0, maxUnavailable is 0: maxSurge and maxUnavailable (default: 0) must not both be "
+        "0, because then no replica could be replaced: set maxUnavailable to 1, or maxSurge to 1"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -193,6 +209,7 @@ SAME: dict[str, dict[str, Any]] = {
     "client names": {"servedNames": ["x"]},
     "bounds of scaling": {"scaling": {"maxReplicas": 3}},
     "time to drain": {"rollout": {"drainSeconds": 5}},
+    "limits of a rollout": {"rollout": {"maxSurge": 0, "maxUnavailable": 1, "progressDeadlineSeconds": 60}},
     "empty group": {"hardware": {}},
     "empty members": {"hardware": {"products": []}, "pod": {"labels": {}, "priorityClassName": ""}},
     "null": {"contextTokens": None},

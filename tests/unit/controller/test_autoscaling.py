@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.controller.autoscaler import INTERVAL_SECONDS, Autoscaler, Pace, Sources
+from qwen_operator.controller.autoscaler import INTERVAL_SECONDS, JITTER, Autoscaler, Pace, Sources
 from qwen_operator.controller.scraper import scraper
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.replicas.scaling_view import scaled_deployments
@@ -168,6 +168,34 @@ async def test_when_the_load_falls_the_quietest_replica_is_drained_and_deleted(q
         deleted = [write.name.rpartition("-")[2] for write in world.api.writes if write.verb == "delete"]
         assert deleted == [str(quietest)]
         assert "DrainTimedOut" not in world.events()
+
+
+async def test_load_that_returns_during_a_drain_has_the_replica_routed_again_within_five_seconds() -> None:
+    """At its slowest: it returns right after a look, and both looks that must see it are as late as they may be."""
+    clock = Clock()
+    engines = [Engine(clock) for _ in range(2)]
+    async with scaled(engines, clock) as world:
+        engines[0].running, engines[0].queued = 256, 100
+        await world.pass_time(20)
+        assert world.replicas() == {0: True, 1: True}
+        engines[0].running, engines[0].queued, engines[1].running = 100, 0, 1
+        for _ in range(60):
+            await world.pass_time(2)
+            if not all(world.replicas().values()):
+                break
+        assert world.replicas() == {0: True, 1: False}
+
+        assert world.scaler
+        await world.scaler.scrape()
+        engines[0].running, engines[0].queued = 256, 100
+        returned = clock.seconds
+        for _ in range(2):
+            clock.advance(INTERVAL_SECONDS * (1 + JITTER))
+            await world.scaler.scrape()
+            await world.operator.step()
+        assert world.replicas() == {0: True, 1: True}
+        assert clock.seconds - returned < 5
+        assert [write.verb for write in world.api.writes if write.verb == "delete"] == []
 
 
 async def test_engines_that_cannot_be_read_lose_no_replica() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, Manifest, Unavailable
 from tests.unit.fakes import Crash, Write
-from tests.unit.world import CONFIG, World, deployment, node, with_groups
+from tests.unit.world import CONFIG, World, deployment, node, ready_status, with_groups
 
 
 def _replicas(world: World, number: int) -> None:
@@ -69,6 +69,38 @@ async def _on_nodes(world: World) -> None:
     await _two_replicas(world)
 
 
+_NO_SURGE = {"maxSurge": 0, "maxUnavailable": 1}
+
+
+async def _three_without_surge(world: World) -> None:
+    world.api.put(QWENDEPLOYMENTS, deployment(replicas=3, rollout=_NO_SURGE))
+    await world.settle()
+
+
+def _another_spec(world: World) -> None:
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(contextTokens=8192))
+
+
+async def _new_pods_fail(world: World) -> None:
+    """Two replicas serve; a pod of another spec would never become ready."""
+    world.api.put(QWENDEPLOYMENTS, deployment(replicas=2, rollout={"progressDeadlineSeconds": 20}))
+    await world.settle()
+    good = set(world.names())
+    loading = {**ready_status({}), "conditions": [{"type": "PodScheduled", "status": "True"}]}
+    world.kubelet.engine = lambda pod: ready_status(pod) if pod["metadata"]["name"] in good else loading
+
+
+async def _held(world: World) -> None:
+    await _new_pods_fail(world)
+    _another_spec(world)
+    await world.settle()
+    assert world.conditions()["Stalled"] == ("True", "RevisionHeld")
+
+
+def _earlier_spec(world: World) -> None:
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].pop("contextTokens"))
+
+
 def _cordon(world: World) -> None:
     world.api.edit(NODES, "gpu-1", lambda item: item["spec"].update(unschedulable=True))
 
@@ -108,11 +140,15 @@ SCENARIOS = (
     Scenario(
         "rollout",
         _two_replicas,
-        lambda world: world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(contextTokens=8192)),
+        _another_spec,
         2,
         serves_throughout=2,
         most=2,
     ),
+    Scenario("rollout without surge", _three_without_surge, _another_spec, 3, serves_throughout=2, most=2),
+    Scenario("held back", _new_pods_fail, _another_spec, 3, serves_throughout=2, most=2),
+    Scenario("rolled back", _held, _earlier_spec, 2, serves_throughout=2, most=2),
+    Scenario("recovered", _held, lambda world: setattr(world.kubelet, "engine", ready_status), 2, 2, most=2),
     Scenario("delete", _two_replicas, lambda world: world.api.remove(world.qd(), QWENDEPLOYMENTS), 0),
 )
 

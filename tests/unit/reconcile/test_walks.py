@@ -23,7 +23,7 @@ class Broken(BaseException):
 class Walk:
     """A world with three nodes and one deployment, and the things that may befall it."""
 
-    def __init__(self, world: World, seed: int, pods: int = 1) -> None:
+    def __init__(self, world: World, seed: int, pods: int, limits: dict[str, int]) -> None:
         self.world = world
         self.pods = pods
         self.random = random.Random(seed)
@@ -32,7 +32,10 @@ class Walk:
         world.kubelet.engine = lambda pod: None if pod["metadata"]["name"] in self.broken else ready_status(pod)
         for name in ("gpu-2", "gpu-3"):
             world.api.put(NODES, node(name))
-        spec: dict[str, Any] = {"scaling": {"minReplicas": 1, "maxReplicas": 5}, "rollout": {"drainSeconds": 20}}
+        spec: dict[str, Any] = {
+            "scaling": {"minReplicas": 1, "maxReplicas": 5},
+            "rollout": {"drainSeconds": 20, **limits},
+        }
         world.wanted = 2
         world.api.before = self.careful
         world.api.put(QWENDEPLOYMENTS, deployment(**spec))
@@ -128,12 +131,22 @@ def leads(pod: Manifest) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("seed", "members"), [*((seed, 1) for seed in range(20)), *((seed, 2) for seed in range(20, 30))]
+    ("seed", "members", "limits"),
+    [
+        *((seed, 1, {}) for seed in range(20)),
+        *((seed, 2, {}) for seed in range(20, 30)),
+        *((seed, 1, {"maxSurge": 0, "maxUnavailable": 1}) for seed in range(30, 38)),
+        *((seed, 2, {"maxSurge": 0, "maxUnavailable": 2}) for seed in range(38, 42)),
+        *((seed, 1, {"maxSurge": 2, "maxUnavailable": 1}) for seed in range(42, 50)),
+        *((seed, 1, {"progressDeadlineSeconds": 10}) for seed in range(50, 54)),
+    ],
 )
-async def test_in_the_end_there_is_what_was_asked_for(seed: int, members: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_in_the_end_there_is_what_was_asked_for(
+    seed: int, members: int, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_groups(members, monkeypatch)
     world = await World().start()
-    walk = Walk(world, seed, members)
+    walk = Walk(world, seed, members, limits)
     await world.settle()
     await walk.go(12)
     wanted = await walk.rest()

@@ -100,11 +100,11 @@ def _repairs(course: Course) -> Iterator[Patch]:
 def _obsolete(course: Course) -> Iterator[Delete]:
     """Delete unused ControllerRevisions except the newest KEPT_REVISIONS.
 
-    The revisions of the present spec and of existing pods are in use.
+    The revisions of the present spec and of existing pods are in use. So is the one in the status, which runs while
+    the present one is held back.
     """
     used = {course.revision, *(state.revision for state in course.observed.engine_pods)}
-    if course.running is not None:
-        used.add(course.running.revision)
+    used |= {pinned.revision for pinned in (course.running, course.observed.last_served) if pinned is not None}
     idle = [item for item in _present(course) if revision_of(item) not in used]
     for item in sorted(idle, key=number_of, reverse=True)[KEPT_REVISIONS:]:
         meta = item["metadata"]

@@ -13,6 +13,7 @@ from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas import quotas
 from qwen_operator.replicas.draining import RolloutRules, waits
 from qwen_operator.replicas.groups import Replica, SortedReplicas, groups_of, sort_replicas
+from qwen_operator.replicas.holding import Progress, progress_of
 from qwen_operator.replicas.pod_state import as_of
 from qwen_operator.replicas.rollout import Moves, moves, pod_repairs
 from qwen_operator.replicas.waiting import Cluster, explained
@@ -20,21 +21,20 @@ from qwen_operator.replicas.wanted import WantedReplicas, last_wanted, size_rule
 
 
 def replicas(course: Course) -> Step:
-    """Set the existing replicas and the wanted number, and add the next steps from the one to the other."""
+    """Set the existing replicas and the wanted number, and add the next steps from the one to the other.
+
+    If the revision does not come up in time, the earlier one runs.
+    """
     observed, running = course.observed, course.running
     existing = _replicas(course)
     sorted_replicas = sort_replicas(existing, running.revision if running else "", observed.nodes)
     wanted = _wanted(course, sorted_replicas)
-    rules = RolloutRules(
-        deployment=observed.deployment,
-        wanted=wanted.number,
-        drain_seconds=course.spec.rollout.drain_seconds,
-        startup_seconds=running.plan.startup_seconds if running else 0,
-        now=course.now,
-        scaling=observed.scaling,
-        nodes=observed.nodes,
-        allow_one=course.spec.disruption.allows_one,
-    )
+    rules = _rules(course, wanted.number)
+    progress = progress_of(running, sorted_replicas, observed.readable, rules) if running else Progress()
+    if hold := progress.hold:
+        course = replace(course, running=hold.earlier, hold=hold)
+        sorted_replicas = sort_replicas(existing, hold.earlier.revision, observed.nodes, hold.names)
+        rules = replace(_rules(course, wanted.number), held=hold.revision)
     steps = _moves(course, sorted_replicas, rules)
     pinned = {**observed.readable, **({course.revision: course.target} if course.target else {})}
     repairs = pod_repairs(observed.owner, pinned, existing, rules.drain_seconds)
@@ -49,7 +49,24 @@ def replicas(course: Course) -> Step:
             full=course.full or full,
         ),
         actions,
-        requeue_after=_requeue_after(existing, sorted_replicas, rules),
+        requeue_after=_requeue_after(existing, (*waits(sorted_replicas, rules), *progress.waits)),
+    )
+
+
+def _rules(course: Course, wanted: int) -> RolloutRules:
+    observed, rollout = course.observed, course.spec.rollout
+    return RolloutRules(
+        deployment=observed.deployment,
+        wanted=wanted,
+        drain_seconds=rollout.drain_seconds,
+        startup_seconds=course.running.plan.startup_seconds if course.running else 0,
+        now=course.now,
+        scaling=observed.scaling,
+        nodes=observed.nodes,
+        allow_one=course.spec.disruption.allows_one,
+        max_surge=rollout.max_surge,
+        max_unavailable=rollout.max_unavailable,
+        deadline_seconds=rollout.progress_deadline_seconds,
     )
 
 
@@ -65,9 +82,12 @@ def _replicas(course: Course) -> tuple[Replica, ...]:
 
 def _wanted(course: Course, sorted_replicas: SortedReplicas) -> WantedReplicas:
     """The wanted number. If the load should decide but is unknown, it is the number of existing replicas."""
-    deployment = course.observed.deployment
+    deployment, rollout = course.observed.deployment, course.spec.rollout
     shown = last_wanted(deployment)
-    existing = sorted_replicas.count(len(sorted_replicas.serving) if shown is None else shown)
+    existing = sorted_replicas.count(len(sorted_replicas.serving) if shown is None else shown, rollout.max_surge)
+    if shown is not None:
+        # A rollout may have removed so many before their successors exist.
+        existing = max(existing, min(shown, existing + rollout.max_unavailable))
     rule = size_rule(course.spec.replicas, course.spec.scaling, suspend=course.spec.suspend)
     return wanted_replicas(rule, course.observed.scaling, replicas_writer(deployment["metadata"]), existing)
 
@@ -95,7 +115,7 @@ def _foreign_message(course: Course, blocked: tuple[str, ...]) -> str:
     return foreign_message(foreign, course.observed.deployment) if foreign else ""
 
 
-def _requeue_after(replicas: tuple[Replica, ...], sorted_replicas: SortedReplicas, rules: RolloutRules) -> float | None:
+def _requeue_after(replicas: tuple[Replica, ...], waiting: tuple[float, ...]) -> float | None:
     """Seconds until time alone changes the decision."""
-    times = [*(replica.settles_in for replica in replicas), *waits(sorted_replicas, rules)]
+    times = [*(replica.settles_in for replica in replicas), *waiting]
     return min((seconds for seconds in times if seconds), default=None)

@@ -45,6 +45,7 @@ def status(course: Course) -> Step:
             full=course.full,
             newer=course.newer,
             hold_seconds=course.config.gateway.hold_seconds,
+            hold=course.hold,
         ),
         stamp,
     )

@@ -10,14 +10,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import Gateway
-from tests.qd import qd, wait_ready
+from tests.qd import qd, wait_condition, wait_ready
 from tests.testbed.cache import cached
 from tests.testbed.kubectl import Kubectl, wait_for
 
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 CLIENTS = Path(__file__).parents[1] / "clients"
 LOCKS, PYTHON, NODE = CLIENTS / "locks", CLIENTS / "python", CLIENTS / "node"
 MODEL = "clients-model"
+SLEEPER = "clients-sleeper"
 RUN_SECONDS = 600
 
 # What does not work, and why. docs/clients.md explains each.
@@ -86,10 +88,9 @@ SCRIPTS = (
 )
 
 
-@pytest.mark.parametrize(("install", "script"), SCRIPTS, ids=lambda value: value if isinstance(value, str) else "")
-def test_a_client_works(install: object, script: str, gateway: Gateway, served: str) -> None:
-    client = python_client(script) if install is python_client else node_client(script)
-    settings = {"QWEN_CLIENT_URL": gateway.url, "QWEN_CLIENT_KEY": gateway.key, "QWEN_CLIENT_MODEL": served}
+def results_of(client: Client, gateway: Gateway, model: str, **more: str) -> list[dict[str, Any]]:
+    """What the client's script printed about each check. `more`: environment variables."""
+    settings = {"QWEN_CLIENT_URL": gateway.url, "QWEN_CLIENT_KEY": gateway.key, "QWEN_CLIENT_MODEL": model, **more}
     # No other setting of this machine may reach a client: neither a proxy nor a key of its own.
     plain = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     done = subprocess.run(
@@ -104,7 +105,37 @@ def test_a_client_works(install: object, script: str, gateway: Gateway, served: 
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"check"')]
     for result in results:
         print(f"| {client.name} | {result['check']} | {'yes' if result['ok'] else 'no'} | {result['note']} |")
-    assert results, done.stderr[-2000:]
+    print(done.stderr[-4000:])
+    assert results
+    return results
+
+
+@pytest.mark.parametrize(("install", "script"), SCRIPTS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_client_works(install: object, script: str, gateway: Gateway, served: str) -> None:
+    client = python_client(script) if install is python_client else node_client(script)
+    results = results_of(client, gateway, served)
     failed = {result["check"]: result["note"] for result in results if not result["ok"]}
-    known = {check for name, check in KNOWN if name == client.name}
-    assert failed.keys() == known, done.stderr[-4000:]
+    assert failed.keys() == {check for name, check in KNOWN if name == client.name}
+
+
+@pytest.fixture(scope="module")
+def sleeper(kubectl: Kubectl, claim_space: str) -> Iterator[str]:
+    """The namespace of the QwenDeployment `sleeper`, which sleeps after half a minute."""
+    scaling = {"minReplicas": 0, "maxReplicas": 1, "stabilizationSeconds": 0, "idleSeconds": 30}
+    kubectl.apply(qd(claim_space, "sleeper", model=SLEEPER, source={"uri": "pvc://models/tiny-qwen2"}, scaling=scaling))
+    yield claim_space
+    kubectl.run("delete", "qd", "sleeper", "-n", claim_space)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("install", "script"),
+    [(python_client, "openai_sdk"), (python_client, "langchain_chat"), (node_client, "openai_sdk")],
+)
+def test_a_client_wakes_a_model_with_its_own_patience(
+    install: Callable[[str], Client], script: str, kubectl: Kubectl, gateway: Gateway, sleeper: str
+) -> None:
+    wait_condition(kubectl, sleeper, "sleeper", ("Ready", "True", "Asleep"), 300)
+    wait_for("the model is listed", lambda: SLEEPER in gateway.client().get("/v1/models").text, 20)
+    results = results_of(install(script), gateway, SLEEPER, QWEN_CLIENT_DEFAULTS="1")
+    assert [result["check"] for result in results if not result["ok"]] == []

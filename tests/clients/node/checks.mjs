@@ -2,6 +2,8 @@
 export const URL = process.env.QWEN_CLIENT_URL;
 export const KEY = process.env.QWEN_CLIENT_KEY;
 export const MODEL = process.env.QWEN_CLIENT_MODEL;
+// A wrong answer must not be repeated, unless a test is about the client's own patience.
+export const LIMITS = process.env.QWEN_CLIENT_DEFAULTS ? {} : { maxRetries: 0, timeout: 300_000 };
 export const PROMPT = "Is it warm in Berlin?";
 // The model of the test bed has random weights. So the schema leaves it only a few answers, all of them short.
 export const SCHEMA = {

@@ -1,8 +1,8 @@
 // The OpenAI SDK for Node.
 import OpenAI from "openai";
-import { KEY, MODEL, PROMPT, SCHEMA, URL, check, checkArguments, run } from "./checks.mjs";
+import { KEY, LIMITS, MODEL, PROMPT, SCHEMA, URL, check, checkArguments, run } from "./checks.mjs";
 
-const client = new OpenAI({ baseURL: `${URL}/v1`, apiKey: KEY, maxRetries: 0, timeout: 300_000 });
+const client = new OpenAI({ baseURL: `${URL}/v1`, apiKey: KEY, ...LIMITS });
 const messages = [{ role: "user", content: PROMPT }];
 
 await run({

@@ -14,6 +14,8 @@ URL = os.environ["QWEN_CLIENT_URL"]
 """The address of the gateway, without /v1."""
 KEY = os.environ["QWEN_CLIENT_KEY"]
 MODEL = os.environ["QWEN_CLIENT_MODEL"]
+# A wrong answer must not be repeated, unless a test is about the client's own patience.
+LIMITS = {} if os.environ.get("QWEN_CLIENT_DEFAULTS") else {"max_retries": 0, "timeout": 300}
 PROMPT = "Is it warm in Berlin?"
 # The model of the test bed has random weights. So the schema leaves it only a few answers, all of them short.
 SCHEMA = {

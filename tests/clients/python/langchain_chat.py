@@ -1,9 +1,9 @@
 """LangChain with its OpenAI chat model."""
 
-from checks import KEY, MODEL, PROMPT, SCHEMA, TOOL, URL, arguments, run
+from checks import KEY, LIMITS, MODEL, PROMPT, SCHEMA, TOOL, URL, arguments, run
 from langchain_openai import ChatOpenAI
 
-model = ChatOpenAI(base_url=f"{URL}/v1", api_key=KEY, model=MODEL, max_tokens=200, max_retries=0, timeout=300)
+model = ChatOpenAI(base_url=f"{URL}/v1", api_key=KEY, model=MODEL, max_tokens=200, **LIMITS)
 
 
 def chat():

@@ -1,9 +1,9 @@
 """The OpenAI SDK for Python."""
 
-from checks import KEY, MODEL, PROMPT, SCHEMA, TOOL, URL, arguments, run
+from checks import KEY, LIMITS, MODEL, PROMPT, SCHEMA, TOOL, URL, arguments, run
 from openai import NotFoundError, OpenAI
 
-client = OpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0, timeout=300)
+client = OpenAI(base_url=f"{URL}/v1", api_key=KEY, **LIMITS)
 MESSAGES = [{"role": "user", "content": PROMPT}]
 
 

@@ -16,7 +16,7 @@ LARGE_BYTES = 200_000
 
 @dataclass(slots=True)
 class Tally:
-    """`ids` of requests: answered, lost (with the reason) and cut after the first token."""
+    """`ids` of requests: answered, lost (with the reason) and cut after they had begun."""
 
     answered: set[str] = field(default_factory=set)
     lost: dict[str, str] = field(default_factory=dict)
@@ -57,7 +57,7 @@ async def client(session: aiohttp.ClientSession, name: str, tally: Tally, turn: 
 
 
 async def ask(session: aiohttp.ClientSession, body: dict[str, object], ident: str) -> str:
-    """ "" for a complete answer, "cut" for a stream that ended after its first token, or what went wrong."""
+    """ "" for a complete answer, "cut" for a stream that had begun and broke off, or what went wrong."""
     content = ""
     try:
         async with session.post("/v1/chat/completions", json=body) as response:
@@ -71,4 +71,5 @@ async def ask(session: aiohttp.ClientSession, body: dict[str, object], ident: st
     events = content.count('"delta"')
     if events == TOKENS and content.endswith("data: [DONE]\n\n"):
         return ""
-    return "cut" if events else content[:200]
+    # The engine had sent the head of its answer.
+    return "cut" if events or '"stream_error"' in content else content[:200]

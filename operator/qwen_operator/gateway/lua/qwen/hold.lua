@@ -127,7 +127,7 @@ function hold.again(ticket, cut)
     ticket.tries = (ticket.tries or 0) + 1
     local pause = PAUSES[ticket.tries]
     if state.hold.seconds == 0 or not pause then
-        local message = "No replica of the model '%s' answers at the moment. Try again in %d s."
+        local message = "The gateway cannot reach a replica of the model '%s' at the moment. Try again in %d s."
         return refuse(ticket, "modelNotReady", USUAL_SECONDS, string.format(message, ticket.model, USUAL_SECONDS))
     end
     ticket.absent = nil

@@ -1,7 +1,7 @@
 """Prints the table of losses and a verdict; exit status 1 if a request was lost or executed twice without need.
 
-A request is lost if it ends in anything but its complete answer. A stream whose engine is killed after it had begun cannot
-be completed by anybody; it is counted apart.
+A request is lost if it ends in anything but its complete answer. A stream whose engine is killed after it had begun
+cannot be completed by anybody; it is counted apart.
 """
 
 from __future__ import annotations

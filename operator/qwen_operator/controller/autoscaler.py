@@ -237,7 +237,8 @@ class Autoscaler:
         known = self._demand.of(deployment.names)
         watched.held = known.held
         demand = known if self._demand.complete or known.held else None
-        rest = watched.rest or zero.begin(deployment.size, sample.at)
+        shown = deployment.shown.reason if deployment.shown else None
+        rest = watched.rest or zero.begin(deployment.size, shown, sample.at)
         watched.rest = zero.advance(rest, demand, sample, deployment.engines, bounds.idle_seconds)
         return zero.decide(watched.rest, demand, bounds.idle_seconds, awake)
 

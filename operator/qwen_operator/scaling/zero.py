@@ -21,6 +21,9 @@ from qwen_operator.scaling.types import EnginePod, Sample, ScalingDecision
 ASKED_SECONDS = 30.0
 """How long a request that did not wait still wakes its model. The operator reads the gateway much more often."""
 
+ROUTED_SECONDS = 6.0
+"""A replica that has answered for so long gets requests through the gateway: 3 s, and two looks."""
+
 Totals = Mapping[str, tuple[float, float]]
 """The prompt tokens computed and the tokens decoded since its start, of each engine by uid."""
 
@@ -30,22 +33,24 @@ class Rest:
     """What is remembered of a model that may sleep. All times are monotonic seconds.
 
     `busy_at`: the last time at which it was needed, or at which that could not be seen. `since`: since when it sleeps
-    or is awake. `started`: a replica has answered since then. `totals`: what its engines had done by the last scrape.
+    or is awake. `started`: the wake is over. `answers_since`: since when a replica answers; None if none does.
+    `totals`: what its engines had done by the last scrape.
     """
 
     asleep: bool
     since: float
     busy_at: float
     started: bool = False
+    answers_since: float | None = None
     totals: Totals = field(default_factory=dict)
 
 
-def begin(wanted: int | None, at: float) -> Rest:
-    """The memory of a new leader. `wanted`: the number of replicas in the status; None if there is none yet.
+def begin(wanted: int | None, reason: Reason | None, at: float) -> Rest:
+    """The memory of a new leader. `wanted`, `reason`: what the status shows; None if it shows nothing yet.
 
     A new deployment sleeps until somebody asks for it.
     """
-    return Rest(not wanted, at - ASKED_SECONDS, at, started=bool(wanted))
+    return Rest(not wanted, at - ASKED_SECONDS, at, started=bool(wanted) and reason is not Reason.WAKING)
 
 
 def advance(
@@ -59,7 +64,10 @@ def advance(
     answering = any(engine.ready and not engine.draining for engine in engines)
     totals = {load.uid: (load.work.prefilled, load.work.decoded) for load in sample.engines if load.work is not None}
     quiet = answering and _quiet(sample, engines, totals, rest.totals) and demand is not None and not demand.held
-    rest = replace(rest, started=rest.started or answering, totals=totals, busy_at=rest.busy_at if quiet else at)
+    since = (at if rest.answers_since is None else rest.answers_since) if answering else None
+    started = rest.started or (since is not None and at - since >= ROUTED_SECONDS)
+    busy_at = rest.busy_at if quiet else at
+    rest = replace(rest, started=started, answers_since=since, totals=totals, busy_at=busy_at)
     return Rest(asleep=True, since=at, busy_at=at) if quiet and at - rest.busy_at >= idle_seconds else rest
 
 

@@ -26,7 +26,7 @@ class Life:
 
     def __init__(self, wanted: int | None) -> None:
         self.at = 1000.0
-        self.rest = zero.begin(wanted, self.at)
+        self.rest = zero.begin(wanted, None, self.at)
         self.engines: tuple[EnginePod, ...] = ()
         self.loads: tuple[EngineLoad, ...] = ()
         self.problems: dict[str, Reason] = {}
@@ -59,7 +59,8 @@ def test_a_wake_is_not_broken_off_however_long_the_start_takes() -> None:
     life.look(ONE)
     assert life.looks(10 * IDLE).reason is Reason.WAKING
     life.ready(load(0))
-    assert life.look().reason is Reason.STEADY
+    assert life.looks(6).reason is Reason.WAKING, "the gateway has to notice it"
+    assert life.looks(2).reason is Reason.STEADY
 
 
 def test_a_request_that_did_not_wait_wakes_too_but_not_for_ever() -> None:
@@ -119,8 +120,7 @@ def test_a_replica_with_requests_wakes_it_unless_it_drains() -> None:
     life.engines, life.loads = (engine(0, draining=True),), (load(0, running=1),)
     assert life.looks(20).reason is Reason.ASLEEP
     life.engines = (engine(0),)
-    life.look()
-    assert life.look().reason is Reason.STEADY
+    assert life.looks(10).reason is Reason.STEADY
 
 
 def test_a_gateway_that_cannot_be_read_is_said_and_wakes_nobody() -> None:
@@ -129,9 +129,10 @@ def test_a_gateway_that_cannot_be_read_is_said_and_wakes_nobody() -> None:
 
 
 def test_a_new_leader_goes_on_with_what_the_status_shows() -> None:
-    assert zero.begin(0, 5.0).asleep
-    assert zero.begin(None, 5.0).asleep
-    assert not zero.begin(1, 5.0).asleep
+    assert zero.begin(0, Reason.ASLEEP, 5.0).asleep
+    assert zero.begin(None, None, 5.0).asleep
+    awake, waking = (zero.begin(1, reason, 5.0) for reason in (Reason.STEADY, Reason.WAKING))
+    assert (awake.asleep, awake.started, waking.asleep, waking.started) == (False, True, False, False)
     life = Life(1)
     life.ready(load(0))
     assert life.look() == POLICY

@@ -257,6 +257,17 @@ RATCHET: tuple[Case, ...] = (
     Case("kept user", security(runAsUser=0, fsGroup=5), before=security(runAsUser=0)),
     Case("kept toleration", toleration(operator="Exists"), before=toleration(operator="Exists")),
     Case("kept option", engine(args=[CODE], startupSeconds=99), before=args(CODE)),
+    *(
+        Case(f"kept option {name}", engine(args=words, startupSeconds=99), before=engine(args=words))
+        for name, words in {
+            "with lines in its value": ["--json-model-override-args={\n}"],
+            "with lines in a value of its own": ["--json-model-override-args", "{\n}"],
+            "with a space before its value": ["--json-model-override-args= {}"],
+            "with a line before its value": ["--json-model-override-args\n{}"],
+            "and its value": ["--load-format", "auto"],
+            "and its values": ["--lora-paths", "a=/mnt/a", "b=/mnt/b"],
+        }.items()
+    ),
     Case("kept variable", variable("LD_PRELOAD", value="x"), before=variable("LD_PRELOAD", value="x")),
     Case("kept image", engine(image="evil/x:v1", startupSeconds=99), before=engine(image="evil/x:v1")),
     Case("dropped", {}, before=pod(volumes=[HOST])),
@@ -279,6 +290,13 @@ RATCHET: tuple[Case, ...] = (
     Case("another path", volume(hostPath={"path": "/etc"}), "spec.pod.volumes", volume(hostPath={"path": "/"})),
     Case("another user value", security(fsGroup=0, runAsUser=0), "spec.pod.securityContext", security(runAsUser=0)),
     Case("another value", args("--load-format", "pt"), "spec.engine.args", args("--load-format", "auto")),
+    Case("fewer values", args("--lora-paths"), "spec.engine.args", args("--lora-paths", "a=/mnt/a", "b=/mnt/b")),
+    Case(
+        "values as one value",
+        args("--lora-paths\na=/mnt/a\nb=/mnt/b"),
+        "spec.engine.args",
+        args("--lora-paths", "a=/mnt/a", "b=/mnt/b"),
+    ),
     Case("another variable", variable("LD_PRELOAD", value="y"), "spec.engine.env", variable("LD_PRELOAD", value="x")),
     Case("another image", engine(image="evil/y:v1"), "spec.engine.image", engine(image="evil/x:v1")),
 )

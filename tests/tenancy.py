@@ -115,6 +115,7 @@ ALLOWED: tuple[Case, ...] = (
     Case("an option", args("--schedule-policy=lpm")),
     Case("an option with a space", args("--schedule-policy lpm")),
     Case("an option and its value", args("--chunked-prefill-size", "-1")),
+    Case("a value that only quantizes", args("--quantization=fp8")),
     Case("several values", args("--cuda-graph-bs-decode", "1", "2")),
     Case("a variable", variable("OMP_NUM_THREADS", value="1")),
     Case("token of a hub", variable("HF_TOKEN", valueFrom=SECRET)),
@@ -206,7 +207,7 @@ REFUSED: tuple[Case, ...] = (
     Case("image that begins alike", engine(image="localhost/sglang-cpu-evil:v1"), "spec.engine.image"),
     Case("registry with a port", engine(image="localhost/sglang-cpu:5000/evil"), "spec.engine.image"),
     *(
-        Case(f"option {words[0]}", args(*words), "spec.engine.args")
+        Case(f"option {' '.join(words)}", args(*words), "spec.engine.args")
         for words in (
             (CODE,),
             ("--enable-custom-logit-processor",),
@@ -220,6 +221,14 @@ REFUSED: tuple[Case, ...] = (
             ("--custom-weight-loader=evil.load",),
             ("--allowed-media-domains=evil.example",),
             ("--kv-events-config={}",),
+            ("--quantization=modelopt_fp8",),
+            ("--quantization modelopt",),
+            ("--quantization", "modelopt_mixed"),
+            ("--quantization", "fp8"),
+            ("--quantization=auto-round-int8",),
+            ("--quantization=fp8 modelopt",),
+            ("--quantization=fp8=",),
+            ("--quantization",),
             ("--schedule-policy\t--x",),
             ("--schedule-policy=lpm", "-x"),
             ("--no-such-option",),
@@ -256,6 +265,12 @@ RATCHET: tuple[Case, ...] = (
     ),
     Case("kept user", security(runAsUser=0, fsGroup=5), before=security(runAsUser=0)),
     Case("kept toleration", toleration(operator="Exists"), before=toleration(operator="Exists")),
+    Case(
+        "kept quantization",
+        engine(args=["--quantization", "modelopt_fp8"], startupSeconds=99),
+        before=args("--quantization", "modelopt_fp8"),
+    ),
+    Case("another quantization", args("--quantization=modelopt"), "spec.engine.args", args("--quantization=fp8")),
     Case("kept option", engine(args=[CODE], startupSeconds=99), before=args(CODE)),
     *(
         Case(f"kept option {name}", engine(args=words, startupSeconds=99), before=engine(args=words))

@@ -17,6 +17,10 @@ that is not quantized, and loads its configuration and its model with trust_remo
 973). auto-round-int8 hands the checkpoint to AutoRound (loader.py:4173, 3613), which trusts code by default. The other
 values that are left out are for other hardware, or import packages that the image may lack.
 
+SGLang runs code of a checkpoint without any option too: for a model class that it does not have
+(model_loader/utils.py:131, models/transformers.py:623), and for a processor that transformers cannot load
+(utils/hf_transformers/processor.py:166). No list can prevent that; `qwen_runtime.guard` does.
+
 Of the variables: LD_*, PYTHON*, NVIDIA_*, HF_ENDPOINT, NCCL_NET_PLUGIN, SGLANG_EXTERNAL_MODEL_PACKAGE,
 SGLANG_NCCL_SO_PATH and their like.
 """

@@ -115,6 +115,7 @@ ALLOWED: tuple[Case, ...] = (
     Case("an option", args("--schedule-policy=lpm")),
     Case("an option with a space", args("--schedule-policy lpm")),
     Case("an option and its value", args("--chunked-prefill-size", "-1")),
+    Case("a value that only quantizes", args("--quantization=fp8")),
     Case("several values", args("--cuda-graph-bs-decode", "1", "2")),
     Case("a variable", variable("OMP_NUM_THREADS", value="1")),
     Case("token of a hub", variable("HF_TOKEN", valueFrom=SECRET)),
@@ -206,7 +207,7 @@ REFUSED: tuple[Case, ...] = (
     Case("image that begins alike", engine(image="localhost/sglang-cpu-evil:v1"), "spec.engine.image"),
     Case("registry with a port", engine(image="localhost/sglang-cpu:5000/evil"), "spec.engine.image"),
     *(
-        Case(f"option {words[0]}", args(*words), "spec.engine.args")
+        Case(f"option {' '.join(words)}", args(*words), "spec.engine.args")
         for words in (
             (CODE,),
             ("--enable-custom-logit-processor",),
@@ -220,6 +221,14 @@ REFUSED: tuple[Case, ...] = (
             ("--custom-weight-loader=evil.load",),
             ("--allowed-media-domains=evil.example",),
             ("--kv-events-config={}",),
+            ("--quantization=modelopt_fp8",),
+            ("--quantization modelopt",),
+            ("--quantization", "modelopt_mixed"),
+            ("--quantization", "fp8"),
+            ("--quantization=auto-round-int8",),
+            ("--quantization=fp8 modelopt",),
+            ("--quantization=fp8=",),
+            ("--quantization",),
             ("--schedule-policy\t--x",),
             ("--schedule-policy=lpm", "-x"),
             ("--no-such-option",),
@@ -256,7 +265,24 @@ RATCHET: tuple[Case, ...] = (
     ),
     Case("kept user", security(runAsUser=0, fsGroup=5), before=security(runAsUser=0)),
     Case("kept toleration", toleration(operator="Exists"), before=toleration(operator="Exists")),
+    Case(
+        "kept quantization",
+        engine(args=["--quantization", "modelopt_fp8"], startupSeconds=99),
+        before=args("--quantization", "modelopt_fp8"),
+    ),
+    Case("another quantization", args("--quantization=modelopt"), "spec.engine.args", args("--quantization=fp8")),
     Case("kept option", engine(args=[CODE], startupSeconds=99), before=args(CODE)),
+    *(
+        Case(f"kept option {name}", engine(args=words, startupSeconds=99), before=engine(args=words))
+        for name, words in {
+            "with lines in its value": ["--json-model-override-args={\n}"],
+            "with lines in a value of its own": ["--json-model-override-args", "{\n}"],
+            "with a space before its value": ["--json-model-override-args= {}"],
+            "with a line before its value": ["--json-model-override-args\n{}"],
+            "and its value": ["--load-format", "auto"],
+            "and its values": ["--lora-paths", "a=/mnt/a", "b=/mnt/b"],
+        }.items()
+    ),
     Case("kept variable", variable("LD_PRELOAD", value="x"), before=variable("LD_PRELOAD", value="x")),
     Case("kept image", engine(image="evil/x:v1", startupSeconds=99), before=engine(image="evil/x:v1")),
     Case("dropped", {}, before=pod(volumes=[HOST])),
@@ -279,6 +305,13 @@ RATCHET: tuple[Case, ...] = (
     Case("another path", volume(hostPath={"path": "/etc"}), "spec.pod.volumes", volume(hostPath={"path": "/"})),
     Case("another user value", security(fsGroup=0, runAsUser=0), "spec.pod.securityContext", security(runAsUser=0)),
     Case("another value", args("--load-format", "pt"), "spec.engine.args", args("--load-format", "auto")),
+    Case("fewer values", args("--lora-paths"), "spec.engine.args", args("--lora-paths", "a=/mnt/a", "b=/mnt/b")),
+    Case(
+        "values as one value",
+        args("--lora-paths\na=/mnt/a\nb=/mnt/b"),
+        "spec.engine.args",
+        args("--lora-paths", "a=/mnt/a", "b=/mnt/b"),
+    ),
     Case("another variable", variable("LD_PRELOAD", value="y"), "spec.engine.env", variable("LD_PRELOAD", value="x")),
     Case("another image", engine(image="evil/y:v1"), "spec.engine.image", engine(image="evil/x:v1")),
 )

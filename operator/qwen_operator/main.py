@@ -38,7 +38,7 @@ from qwen_operator.controller.volume_claims import VolumeClaims
 from qwen_operator.controller.worker import Reconciler, Worker, utc_now
 from qwen_operator.endpoints import MetricsPage, http_app, serving
 from qwen_operator.hubs.client import fetch
-from qwen_operator.kube import QWENDEPLOYMENTS, KubeApi
+from qwen_operator.kube import KubeApi
 from qwen_operator.kube.client import connect
 from qwen_operator.kube.lease import Elector, FencedApi, Terms, wall_stamp
 from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
@@ -92,7 +92,7 @@ class Operator:
 
     @classmethod
     async def build(cls, config: Config, engines: Scraper, gateway: GatewayDemand) -> "Operator":
-        store = Store(NameIndex(config.name_rights, utc_now))
+        store = Store(NameIndex(config.name_rights, utc_now, config.namespaces))
         queue = WorkQueue(clock=time.monotonic, random=random.random)
         metrics = OperatorMetrics()
         intake = Intake(store, queue, metrics.skipped)
@@ -100,7 +100,7 @@ class Operator:
         identity = f"{config.pod_name}_{wall_stamp()}"
         elector = Elector(api, Terms(config.namespace, config.lease_name, identity), time.monotonic)
         sources = Sources(
-            lambda: scaled_deployments(store.all(QWENDEPLOYMENTS), store.replicas, store.names.held, _not_scaled),
+            lambda: scaled_deployments(store.deployments(), store.replicas, store.names.held, _not_scaled),
             engines,
             gateway.read,
         )
@@ -115,7 +115,7 @@ class Operator:
             store=store,
             queue=queue,
             intake=intake,
-            resync=Resync(api, intake, config, random.random, time.monotonic, nodes_readable=config.read_nodes),
+            resync=Resync(api, intake, config, random.random, time.monotonic, metrics.readable),
             gateway=gateway,
             autoscaler=autoscaler,
             metrics=metrics,

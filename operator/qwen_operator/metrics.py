@@ -60,6 +60,12 @@ class OperatorMetrics:
             "Objects that were skipped because they cannot be read",
             ("resource",),
         )
+        self._readable = self._make(
+            prometheus.Gauge,
+            "qwen_operator_namespace_readable",
+            "1 if the operator may read everything that it needs of a namespace that it serves, else 0",
+            ("namespace",),
+        )
         self._make(
             prometheus.Gauge, "qwen_operator_build_info", "Version of the operator, always 1", ("version",)
         ).labels(version("qwen-operator")).set(1)
@@ -91,6 +97,10 @@ class OperatorMetrics:
     def skipped(self, resource: str) -> None:
         """Count an object that the operator cannot read."""
         self._skipped.labels(resource).inc()
+
+    def readable(self, namespace: str, readable: bool) -> None:
+        """Note whether the operator may read everything that it needs of this namespace."""
+        self._readable.labels(namespace).set(int(readable))
 
     def requested(self, verb: str, resource: str, status: int, _seconds: float) -> None:
         self._requests.labels(verb, resource, str(status)).inc()
@@ -133,7 +143,7 @@ class DeploymentMetrics:
         if not self.leads():
             return
         samples, ages, held = self.load.samples(), self.load.ages(), self.load.held()
-        keys = [key_of(manifest) for manifest in self.store.all(QWENDEPLOYMENTS)]
+        keys = [key_of(manifest) for manifest in self.store.deployments()]
         for start in range(0, len(keys), _SLICE):
             yield self._gauges(keys[start : start + _SLICE], samples, ages, held)
         yield [

@@ -1,4 +1,4 @@
-"""Closes the administrative endpoints of SGLang to everything outside its pod.
+"""Closes the administrative endpoints of SGLang to everything outside its pod, and keeps it from foreign code.
 
 SGLang has one port for everything: inference, probes, metrics, and calls that abort requests, release memory, replace
 weights or print all settings. Its own keys do not separate them well: the gateway's router needs the key of an engine
@@ -6,21 +6,33 @@ to register it, and `/server_info` prints both keys. So there are no keys. Inste
 middleware that serves other hosts a short list of paths, and everything only to its own pod: to SGLang itself, to the
 runtime, and to `kubectl port-forward`, which all connect over the loopback interface.
 
+A checkpoint may bring code. SGLang has --trust-remote-code for that, and does not keep to it: 0.5.23 also runs such
+code for a model class that it does not have, for a processor that transformers cannot load, and for some quantizations.
+So without that option, the functions of transformers that run the code of a checkpoint raise an error.
+
 The runtime puts its archive in the engine's PYTHONPATH, so that Python imports the archive's `sitecustomize` in every
-process of the engine. It adds the middleware when SGLang imports its HTTP server. If that module is elsewhere, or
-has another form than in the known versions, the engine does not start.
+process of the engine. It changes two modules when they are imported: SGLang's HTTP server, and that of transformers. If
+the server is elsewhere, or if one of them has another form than in the known versions, the engine does not start.
 """
 
 import importlib.machinery
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 SERVER_MODULE = "sglang.srt.entrypoints.http_server"
+CODE_MODULE = "transformers.dynamic_module_utils"
+# The first one imports the modules that the code names, and puts the cache of downloads, which a tenant may mount, on
+# the path of modules. The second one runs the code.
+CODE_FUNCTIONS = ("get_cached_module_file", "get_class_in_module")
+TRUST = "--trust-remote-code"
+# Tells the processes of the engine that its command has the option.
+TRUST_VARIABLE = "QWEN_RUNTIME_TRUSTS_CODE"
 
 # Not the whole of 127.0.0.0/8: the proxy of a service mesh connects from 127.0.0.6 for its remote clients.
 LOOPBACK = frozenset({"127.0.0.1", "::1", "::ffff:127.0.0.1"})
@@ -86,25 +98,48 @@ async def _refuse(path: str, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+def _close(module: ModuleType) -> None:
+    """Add the middleware to the application of the HTTP server."""
+    add = getattr(getattr(module, "app", None), "add_middleware", None)
+    if add is None:
+        raise ImportError(f"{module.__name__} has no application that qwen-runtime can close to other pods")
+    add(Guard)
+
+
+def _refuse_code(module: ModuleType) -> None:
+    """Replace the functions that run code of a checkpoint, unless the engine's command allows it."""
+    if os.environ.get(TRUST_VARIABLE) == "1":
+        return
+    for name in CODE_FUNCTIONS:
+        if not hasattr(module, name):
+            raise ImportError(f"{module.__name__} has no {name} that qwen-runtime can keep from running code")
+        setattr(module, name, _refused)
+
+
+def _refused(*_: object, **__: object) -> NoReturn:
+    raise RuntimeError(f"the checkpoint has code of its own, which the engine runs only with the option {TRUST}")
+
+
+CHANGES: Mapping[str, Callable[[ModuleType], None]] = {SERVER_MODULE: _close, CODE_MODULE: _refuse_code}
+"""What to do with a module when it has been imported."""
+
+
 class _GuardedLoader(importlib.machinery.SourceFileLoader):
-    """Loads the HTTP server and adds the middleware to its application."""
+    """Loads a module and changes it."""
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
-        add = getattr(getattr(module, "app", None), "add_middleware", None)
-        if add is None:
-            raise ImportError(f"{module.__name__} has no application that qwen-runtime can close to other pods")
-        add(Guard)
+        CHANGES[module.__name__](module)
 
 
 class Finder:
-    """Finds only SGLang's HTTP server."""
+    """Finds only the modules of `CHANGES`."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, _target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """See importlib.abc.MetaPathFinder."""
-        if name != SERVER_MODULE:
+        if name not in CHANGES:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is None or spec.origin is None:
@@ -114,7 +149,7 @@ class Finder:
 
 
 def install() -> None:
-    """Guard the HTTP server that this process may import later."""
+    """Guard the modules that this process may import later."""
     sys.meta_path.insert(0, Finder())
 
 
@@ -133,9 +168,11 @@ def unknown_engine() -> str | None:
     )
 
 
-def environment(current: Mapping[str, str], archive: str) -> dict[str, str]:
-    """The environment of an engine whose processes import `sitecustomize` from `archive`."""
+def environment(current: Mapping[str, str], archive: str, command: Sequence[str]) -> dict[str, str]:
+    """The environment of an engine with this command, whose processes import `sitecustomize` from `archive`."""
     others = [path for path in current.get("PYTHONPATH", "").split(":") if path]
-    kept = {name: value for name, value in current.items() if name != "FORWARDED_ALLOW_IPS"}
     # With FORWARDED_ALLOW_IPS, the HTTP server would believe a client that claims to be the loopback interface.
-    return {**kept, "PYTHONPATH": ":".join([archive, *others])}
+    dropped = ("FORWARDED_ALLOW_IPS", TRUST_VARIABLE)
+    kept = {name: value for name, value in current.items() if name not in dropped}
+    trust = {TRUST_VARIABLE: "1"} if TRUST in command else {}
+    return {**kept, **trust, "PYTHONPATH": ":".join([archive, *others])}

@@ -33,7 +33,7 @@ _OUTPUT_SECONDS = 5.0
 class Supervisor:
     """One run of one command. It uses process-wide state (signal handlers, all children): only one per process.
 
-    `archive` is the path of this program, which also closes the engine's administrative endpoints (see `guard`).
+    `archive` is the path of this program, which also guards the engine's processes (see `guard`).
     `on_asked` is called once, after the first signal to end has arrived and before the engine gets it.
     """
 
@@ -72,7 +72,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=guard.environment(os.environ, self.archive),
+                env=guard.environment(os.environ, self.archive, command),
                 start_new_session=True,
             )
         except OSError as error:

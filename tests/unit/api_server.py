@@ -103,6 +103,7 @@ class ApiServer:
 
     async def _watch(self, request: web.Request, target: Target) -> web.StreamResponse:
         labels = request.query.get("labelSelector", "")
+        self.kube.check_right("watch", target.resource, target.namespace)
         self.watches.add((target.resource, labels))
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)

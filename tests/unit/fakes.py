@@ -27,6 +27,7 @@ from qwen_operator.kube import (
     AlreadyExists,
     Conflict,
     DeleteOptions,
+    Forbidden,
     Invalid,
     Manifest,
     NotFound,
@@ -88,12 +89,14 @@ class FakeKube:
 
     `before(n, write)` and `after(n, write)` are called around the n-th write (from 0) and may raise: before, nothing
     is written; after, it is written and the answer is lost. `admit(verb, manifest)` may raise like an admission policy.
+    `refused` has the (resource, namespace) that nobody may list or watch; without a resource, everything in there.
     """
 
     clock: Clock = field(default_factory=Clock)
     before: Callable[[int, Write], None] = lambda _n, _write: None
     after: Callable[[int, Write], None] = lambda _n, _write: None
     admit: Callable[[str, Manifest], None] = lambda _verb, _manifest: None
+    refused: set[tuple[Resource | None, str]] = field(default_factory=set)
     objects: dict[Address, Manifest] = field(default_factory=dict)
     writes: list[Write] = field(default_factory=list)
     journal: list[tuple[str, Resource, Manifest]] = field(default_factory=list)
@@ -109,6 +112,7 @@ class FakeKube:
 
     async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
         self.reads += 1
+        self.check_right("list", resource, namespace)
         items = [
             copy.deepcopy(item)
             for (kind, where, _), item in sorted(self.objects.items(), key=lambda pair: pair[0][1:])
@@ -120,6 +124,7 @@ class FakeKube:
         self, resource: Resource, namespace: str | None, resource_version: str, labels: str = ""
     ) -> AsyncIterator[tuple[str, Manifest]]:
         """The journal since then, and then the end of the watch, as after its time-out."""
+        self.check_right("watch", resource, namespace)
         for kind, what, item in list(self.journal):
             inside = (
                 what == resource and namespace in (None, item["metadata"].get("namespace")) and matches(item, labels)
@@ -228,6 +233,16 @@ class FakeKube:
             owners = item["metadata"].get("ownerReferences") or []
             if owners and all(owner["uid"] == meta["uid"] for owner in owners):
                 self.remove(item, kind)
+
+    def may_read(self, resource: Resource, namespace: str | None) -> bool:
+        """Whether there is a right to list and watch this resource in a namespace."""
+        return namespace is None or not self.refused & {(resource, namespace), (None, namespace)}
+
+    def check_right(self, verb: str, resource: Resource, namespace: str | None) -> None:
+        """Raise Forbidden as the API server does without the right."""
+        if not self.may_read(resource, namespace):
+            what = f'cannot {verb} resource "{resource.plural}" in the namespace "{namespace}"'
+            raise Forbidden(403, "Forbidden", f'{resource.plural} is forbidden: User "somebody" {what}')
 
     def one(self, resource: Resource, name: str) -> Manifest:
         """The only object of this name, in any namespace."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import logging
 import os
 import signal
 import socket
@@ -18,6 +20,8 @@ import prometheus_client
 import pytest
 
 from qwen_operator import main
+from qwen_operator.api.claims import NameRights
+from qwen_operator.cli import logs
 from qwen_operator.config import Config, GatewayConfig
 from qwen_operator.controller.cache import WATCHED
 from qwen_operator.kube import (
@@ -95,8 +99,13 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, *, closed: bool = False, lease: Manifest | None = None) -> AsyncIterator[Cluster]:
-    """The process and its cluster. `closed`: the API server does not answer yet; `lease` is there already."""
+async def running(
+    folder: Path, *, closed: bool = False, lease: Manifest | None = None, namespaces: tuple[str, ...] = ()
+) -> AsyncIterator[Cluster]:
+    """The process and its cluster. `closed`: the API server does not answer yet; `lease` is there already.
+
+    Of several `namespaces`, the operator may not read the last one, which may serve names like other-*.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -104,7 +113,9 @@ async def running(folder: Path, *, closed: bool = False, lease: Manifest | None 
     kube.put(NODES, node())
     if lease is not None:
         kube.put(LEASES, lease)
-    config = replace(CONFIG, http_port=port, gateway=GatewayConfig("system", "keys", "keys"))
+    kube.refused = {(None, one) for one in namespaces[1:]}
+    config = replace(CONFIG, http_port=port, gateway=GatewayConfig("system", "keys", "keys"), namespaces=namespaces)
+    config = replace(config, name_rights=NameRights({**dict.fromkeys(namespaces[1:], ("other-*",)), "*": ("*",)}))
     async with serving(kube, folder / "kubeconfig") as server, aiohttp.ClientSession() as session:
         if closed:
             server.open.clear()
@@ -181,3 +192,43 @@ async def test_who_loses_the_lease_ends_with_an_error(tmp_path: Path) -> None:
         with pytest.raises(NotLeading, match="operator-1 holds it now"):
             await asyncio.wait_for(asyncio.shield(cluster.process), 20)
         assert cluster.holder() == "operator-1"
+
+
+@contextlib.contextmanager
+def logged_by_kopf() -> Iterator[list[str]]:
+    """The lines of kopf that pass the filter of the log."""
+    handler, lines = logging.Handler(), list[str]()
+    handler.addFilter(logs.Rare())
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("kopf").addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logging.getLogger("kopf").removeHandler(handler)
+
+
+async def test_a_namespace_that_cannot_be_read_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With kopf, which watches there too and logs each attempt: of those lines one passes for each address."""
+    monkeypatch.setattr("qwen_operator.controller.resync.REFUSED_SECONDS", 0.2)
+    monkeypatch.setattr("qwen_operator.handlers.Backoffs.__iter__", lambda _self: itertools.repeat(0.05))
+    with logged_by_kopf() as lines:
+        await _stops_nobody(tmp_path, lines)
+
+
+async def _stops_nobody(tmp_path: Path, lines: list[str]) -> None:
+    async with running(tmp_path, namespaces=("team", "shut")) as cluster:
+        kube = cluster.kube
+        kube.put(QWENDEPLOYMENTS, deployment())
+        kube.put(QWENDEPLOYMENTS, deployment("other", "shut", servedNames=["other-1"]))
+        await cluster.until(lambda: cluster.conditions().get("Ready") == ("True", "Serving"))
+        await asyncio.sleep(0.5)
+        assert not kube.one(QWENDEPLOYMENTS, "other").get("status")
+        assert 'qwen_operator_namespace_readable{namespace="shut"} 0.0' in (await cluster.get("/metrics"))[1]
+        refused = [line.partition(" GET ")[2].partition("?")[0] for line in lines if "APIForbiddenError" in line]
+        assert len(refused) == len(set(refused)) == len(WATCHED) - 1, "one line for each resource but nodes"
+        kube.refused.clear()
+        await cluster.until(lambda: kube.one(QWENDEPLOYMENTS, "other").get("status"))
+        await cluster.until(lambda: any(pod["metadata"]["namespace"] == "shut" for pod in kube.all(PODS)))
+        kube.put(QWENDEPLOYMENTS, deployment("third", "shut", servedNames=["other-3"]))
+        await cluster.until(lambda: kube.one(QWENDEPLOYMENTS, "third").get("status"))
+        await cluster.end()

@@ -294,6 +294,29 @@ def test_every_log_line_is_one_json_object() -> None:
     assert "ValueError: x" in line["exception"]
 
 
+def _says(name: str, message: str, at: float, to: logging.Filter) -> bool:
+    record = logging.makeLogRecord({"name": name, "msg": message, "created": at, "levelno": logging.ERROR})
+    return bool(to.filter(record))
+
+
+def test_a_missing_right_fills_no_log() -> None:
+    """kopf asks again twice a minute, for ever."""
+    rare, kopfs = logs.Rare(), "kopf._cogs.clients.watching"
+
+    def line(attempt: int, path: str = "x/pods", why: str = "APIForbiddenError") -> str:
+        query = f"?watch=true&resourceVersion={attempt}"
+        return f"Request attempt #{attempt} failed; will retry: GET https://h/{path}{query} -> {why}('no')"
+
+    assert _says(kopfs, line(1), 0, rare)
+    assert [_says(kopfs, line(number), 30.0 * number, rare) for number in range(2, 120)] == [False] * 118
+    assert _says(kopfs, line(121), logs.RARE_SECONDS + 1, rare)
+    assert not _says(kopfs, line(1), logs.RARE_SECONDS + 2, rare), "nor after the next start of the watch"
+    assert _says(kopfs, line(122, "x/nodes"), logs.RARE_SECONDS + 2, rare)
+    for number in range(3):
+        assert _says(kopfs, line(number, why="APIServerError"), 1.0, rare)
+        assert _says("qwen_operator.x", line(number), 1.0, rare)
+
+
 def test_the_commands_explain_themselves_and_crds_are_printed_or_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

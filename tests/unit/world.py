@@ -224,13 +224,11 @@ class Operator:
         self, api: FakeKube, config: Config, load: Load = lambda _namespace, _name, _uid: None, fetch: Fetch = no_hub
     ) -> None:
         self.api = api
-        self.store = Store(NameIndex(config.name_rights, api.clock.now))
+        self.store = Store(NameIndex(config.name_rights, api.clock.now, config.namespaces))
         self.queue = WorkQueue(clock=api.clock.monotonic, random=lambda: 0.5)
         self.intake = Intake(self.store, self.queue)
         self.outcomes: Counter[str] = Counter()
-        self.resync = Resync(
-            api, self.intake, config, lambda: 0.5, api.clock.monotonic, nodes_readable=config.read_nodes
-        )
+        self.resync = Resync(api, self.intake, config, lambda: 0.5, api.clock.monotonic)
         self.hub = HubReader(fetch, self.queue.add, api.clock.now)
         reconciler = Reconciler(
             Observer(self.store, config.pools, load, self.hub.answer_for),
@@ -269,7 +267,7 @@ class Operator:
         events = self.api.journal[self._delivered :]
         self._delivered = len(self.api.journal)
         for kind, resource, manifest in events:
-            if resource in WATCHED:
+            if resource in WATCHED and self.api.may_read(resource, manifest["metadata"].get("namespace")):
                 # Leaving the selection is a deletion to who watches it.
                 self.intake.event(resource, kind if matches(manifest, labels_of(resource)) else "DELETED", manifest)
         return bool(events)

@@ -144,12 +144,14 @@ class Loss(StrEnum):
     """Why a QwenDeployment does not have a name.
 
     HELD: another one holds it. RESERVED: the holder was deleted, and its namespace may make it anew. NEXT: another one
-    is given the free name now. FORBIDDEN: its namespace has no right to the name.
+    is given the free name now. UNKNOWN: one that was never read may hold it. FORBIDDEN: its namespace has no right to
+    the name.
     """
 
     HELD = "Held"
     RESERVED = "Reserved"
     NEXT = "Next"
+    UNKNOWN = "Unknown"
     FORBIDDEN = "Forbidden"
 
 
@@ -159,6 +161,7 @@ class LostName:
 
     `deployment` is set only if the holder is in the same namespace: an object's name is nobody else's business.
     `allowed`: the patterns of the namespace, for FORBIDDEN. `first`: it is the next one when a reservation ends.
+    `unread`: the namespaces that may hold it, for UNKNOWN.
     """
 
     name: str
@@ -167,6 +170,7 @@ class LostName:
     deployment: str = ""
     allowed: str = ""
     first: bool = False
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ class _Name:
 
     `last`: the newest knowledge about a holder; without a namespace, that holder gave the name up. `chosen`: who is
     given the free name. It stays the same while the write of its status is on its way, so that the operator never
-    grants one name to two objects.
+    grants one name to two objects. `seen`: one of the objects here held it, so no object that was never read does.
     """
 
     claims: list[Claim] = field(default_factory=list)
@@ -46,6 +46,7 @@ class _Name:
     by_namespace: dict[str, list[Claim]] = field(default_factory=dict)
     last: Holding | None = None
     chosen: DeploymentKey | None = None
+    seen: bool = False
 
     @property
     def holder(self) -> Claim | None:
@@ -57,7 +58,7 @@ class _Name:
         self.by_key[claim.key] = claim
         known, last = claim.waits_for, self.last
         if claim is self.holder:
-            self.chosen = None
+            self.chosen, self.seen = None, True
             if last is None or claim.holding().seconds >= last.seconds:
                 self.last = claim.holding()
         # Of equal knowledge, the one with the end of a reservation is newer.
@@ -95,9 +96,16 @@ class Move:
 
 
 class NameIndex:
-    """Requests by key, and the names by name. `clock` returns a timezone-aware time."""
+    """Requests by key, and the names by name. `clock` returns a timezone-aware time.
 
-    def __init__(self, rights: NameRights, clock: Callable[[], datetime]) -> None:
+    `namespaces`: those that are served, if not all are. An object of one that was never read (see `read`) may hold any
+    name that the namespace may serve. Nobody can grant a name to an object of one that is `unreadable` now, but what
+    such objects held when they were last read stays theirs.
+    """
+
+    def __init__(self, rights: NameRights, clock: Callable[[], datetime], namespaces: Iterable[str] = ()) -> None:
+        self.unreadable: frozenset[str] = frozenset()
+        self._unread = set(namespaces)
         self._rights = rights
         self._clock = clock
         self._requests: dict[DeploymentKey, Request] = {}
@@ -105,6 +113,10 @@ class NameIndex:
         self._living: dict[str, DeploymentKey] = {}
         self._freed: dict[str, None] = {}
         self._moved: dict[str, Move] = {}
+
+    def read(self, namespace: str) -> None:
+        """Note that all objects of this namespace are known now."""
+        self._unread.discard(namespace)
 
     def put(self, key: tuple[str, str], deployment: Mapping[str, Any] | None) -> None:
         """Replace what an object asks for; None if it does not exist any more."""
@@ -188,19 +200,26 @@ class NameIndex:
         holder = entry.holder
         if holder is not None:
             return HeldName(claim.name, holder.since) if holder.key == claim.key else _lost(claim, holder, Loss.HELD)
-        chosen = self._next(entry)
+        chosen = self._next(claim.name, entry)
         if chosen is None:
-            return LostName(claim.name, Loss.RESERVED, entry.last, first=claim.key == entry.claims[0].key)
+            if unread := self._may_hold(claim.name, entry):
+                return LostName(claim.name, Loss.UNKNOWN, entry.last, unread=unread)
+            return LostName(claim.name, Loss.RESERVED, entry.last, first=claim is self._oldest(entry))
         entry.chosen = chosen.key
         if chosen.key == claim.key:
             return HeldName(claim.name, after=entry.last.since if entry.last is not None else "")
         return _lost(claim, chosen, Loss.NEXT)
 
-    def _next(self, entry: _Name) -> Claim | None:
-        """Who gets a name without a holder; None while it is reserved for a namespace that does not ask for it."""
+    def _next(self, name: str, entry: _Name) -> Claim | None:
+        """Who gets a name without a holder.
+
+        None while it is reserved for a namespace that does not ask for it, or while somebody unknown may hold it.
+        """
         if entry.chosen is not None:
             return entry.by_key[entry.chosen]
-        first, last = next(iter(entry.claims), None), entry.last
+        if self._may_hold(name, entry):
+            return None
+        first, last = self._oldest(entry), entry.last
         if first is None or last is None or not last.namespace:
             return first
         living = self._living.get(last.mark)
@@ -210,6 +229,21 @@ class NameIndex:
         if own := entry.by_namespace.get(last.namespace):
             return own[0]
         return first if seconds_of(self._reserve(entry, last)) <= self._clock().timestamp() else None
+
+    def _oldest(self, entry: _Name) -> Claim | None:
+        """The first claim of those that can be granted."""
+        if not self.unreadable:
+            return next(iter(entry.claims), None)
+        own = (claims[0] for namespace, claims in entry.by_namespace.items() if namespace not in self.unreadable)
+        return min(own, key=_order, default=None)
+
+    def _may_hold(self, name: str, entry: _Name) -> tuple[str, ...]:
+        """The namespaces that were never read and of which an object may hold this name, sorted."""
+        if not self._unread or entry.seen:
+            return ()
+        able = tuple(sorted(one for one in self._unread if self._rights.allow(one, name)))
+        known = entry.last.namespace if entry.last is not None else ""
+        return (known,) if known in able else able
 
     def _reserve(self, entry: _Name, last: Holding) -> str:
         """The end of the reservation. It begins now if it has no end, or one that is too far away."""
@@ -224,7 +258,8 @@ class NameIndex:
         if entry is None:
             return
         last = entry.last
-        if entry.holder is None and last is not None and last.namespace and last.mark not in self._living:
+        known = last is not None and last.namespace and last.namespace not in self._unread
+        if entry.holder is None and last is not None and known and last.mark not in self._living:
             self._reserve(entry, last)
         if entry.claims:
             self._freed.pop(name, None)
@@ -238,7 +273,7 @@ class NameIndex:
         entry = self._names.get(name)
         if entry is None:
             return None
-        first = entry.holder or self._next(entry) or next(iter(entry.claims), None)
+        first = entry.holder or self._next(name, entry) or next(iter(entry.claims), None)
         return first.key if first is not None else None
 
     def _answer(self, name: str) -> tuple[object, ...]:

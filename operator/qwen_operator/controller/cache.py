@@ -59,11 +59,14 @@ class ObjectChange:
 class Store:
     """Objects by resource and key. Returned manifests are shared: never change them.
 
-    `names`: which QwenDeployment holds which served name, for the same states of the objects.
+    `names`: which QwenDeployment holds which served name, for the same states of the objects. `unreadable`: the
+    namespaces of which the operator may not read everything. What is stored of them may be old, or only a part: where
+    pods cannot be read, there seem to be none. So nothing may be decided about them.
     """
 
     def __init__(self, names: NameIndex | None = None) -> None:
         self.names = names or NameIndex(NameRights(), lambda: datetime.now(UTC))
+        self.unreadable: frozenset[str] = frozenset()
         self._objects: dict[Resource, dict[ObjectKey, Manifest]] = {resource: {} for resource in WATCHED}
         self._related: dict[Resource, dict[str, set[ObjectKey]]] = {resource: {} for resource in WATCHED}
         self._generation = dict.fromkeys(_COMMON, 0)
@@ -78,6 +81,14 @@ class Store:
 
     def all(self, resource: Resource) -> Iterator[Manifest]:
         return iter(self._objects[resource].values())
+
+    def deployments(self) -> Iterator[Manifest]:
+        """The QwenDeployments about which something may be decided."""
+        return (item for item in self.all(QWENDEPLOYMENTS) if item["metadata"]["namespace"] not in self.unreadable)
+
+    def set_unreadable(self, namespaces: Iterable[str]) -> None:
+        """Replace `unreadable`."""
+        self.unreadable = self.names.unreadable = frozenset(namespaces)
 
     def in_namespace(self, resource: Resource, namespace: str) -> list[Manifest]:
         """The objects of a namespace, sorted by name. It reads all objects of the kind: use it for rare kinds only."""
@@ -186,6 +197,8 @@ class Store:
             outside = namespace is not None and key[0] != namespace
             if key not in listed and not outside and _number(stored["metadata"]) <= _parse(version):
                 changes.append(self.remove(resource, stored, reported=False))
+        if resource == QWENDEPLOYMENTS and namespace is not None:
+            self.names.read(namespace)
         return [change for change in changes if change is not None]
 
     def _prune(self, resource: Resource, namespace: str | None, version: int) -> None:

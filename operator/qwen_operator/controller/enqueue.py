@@ -42,6 +42,10 @@ class Intake:
         readable = [item for item in items if self._readable(resource, item)]
         self._enqueue(self._store.replace(resource, namespace, readable, version))
 
+    def unreadable(self, namespaces: Iterable[str]) -> None:
+        """Note the namespaces of which the operator may not read everything; see `Store`."""
+        self._store.set_unreadable(namespaces)
+
     def _readable(self, resource: Resource, manifest: Manifest) -> bool:
         problem = objects.malformed(manifest)
         if problem is not None:
@@ -50,8 +54,8 @@ class Intake:
         return problem is None
 
     def enqueue_all(self) -> None:
-        """Queue every QwenDeployment."""
-        for deployment in self._store.all(QWENDEPLOYMENTS):
+        """Queue every QwenDeployment about which something may be decided."""
+        for deployment in self._store.deployments():
             self._queue.add(key_of(deployment))
 
     def _enqueue(self, changes: Iterable[ObjectChange]) -> None:

@@ -59,7 +59,7 @@ class NetworkPolicies:
     _seen: dict[str | None, dict[ObjectKey, Manifest]] = field(default_factory=dict)
     _written: dict[str, tuple[Manifest, Manifest]] = field(default_factory=dict)
     _refused: dict[str, tuple[float, str]] = field(default_factory=dict)
-    _unreadable: bool = False
+    _unreadable: set[str | None] = field(default_factory=set)
 
     def parts(self) -> list[Coroutine[Any, Any, NoReturn]]:
         """What must run at the same time, for ever. Nothing if the release has no policies."""
@@ -97,13 +97,14 @@ class NetworkPolicies:
     async def step(self) -> None:
         """Compare every namespace whose policies were listed, and write what differs.
 
-        A policy that no list showed yet would look absent.
+        A policy that no list showed yet would look absent. And where QwenDeployments or pods cannot be read, there may
+        be some that need the policy.
         """
         deployed = {item["metadata"]["namespace"] for item in self.store.all(QWENDEPLOYMENTS)}
         present = {key[0]: item for seen in self._seen.values() for key, item in seen.items() if self._ours(item)}
         serving = deployed | _namespaces_with_pods(self.store)
         for namespace in sorted(deployed | present.keys()):
-            if self._scope(namespace) not in self._seen:
+            if self._scope(namespace) not in self._seen or namespace in self.store.unreadable:
                 continue
             refused_at, _ = self._refused.get(namespace, (0.0, ""))
             if namespace in self._refused and self.clock() - refused_at < REFUSED_SECONDS:
@@ -178,8 +179,8 @@ class NetworkPolicies:
         try:
             await self.api.list(NETWORK_POLICIES, scope, CHILD_LABELS)
         except Forbidden as error:
-            if not self._unreadable:
-                self._unreadable = True
+            if scope not in self._unreadable:
+                self._unreadable.add(scope)
                 log.warning(
                     "the operator may not list NetworkPolicies: other pods can reach the engines",
                     extra={"error": str(error)},

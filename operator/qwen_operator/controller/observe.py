@@ -66,9 +66,9 @@ class Observer:
         return self._store.get(QWENDEPLOYMENTS, key)
 
     def observe(self, key: ObjectKey) -> Observed | None:
-        """Everything that decides about this QwenDeployment; None when it does not exist."""
+        """Everything that decides about this QwenDeployment; None if it does not exist, or not all is known."""
         deployment = self._store.get(QWENDEPLOYMENTS, key)
-        if deployment is None:
+        if deployment is None or key[0] in self._store.unreadable:
             return None
         meta, name = deployment["metadata"], deployment["metadata"]["name"]
         revision = revision_hash(objects.mapping(deployment, "spec"), objects.annotations(deployment))

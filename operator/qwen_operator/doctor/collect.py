@@ -19,13 +19,14 @@ from qwen_operator.kube import (
     EVENTS,
     LEASES,
     NODES,
+    POD_DISRUPTION_BUDGETS,
     PODS,
     QWENDEPLOYMENTS,
     RESOURCE_QUOTAS,
     Manifest,
     Resource,
 )
-from qwen_operator.manifests.names import LABEL_DEPLOYMENT
+from qwen_operator.manifests.names import LABEL_DEPLOYMENT, budget_name, is_pod_name
 from qwen_operator.objects import mapping, members
 
 MOST_NAMESPACES = 50
@@ -285,17 +286,15 @@ def _revision(item: objects.Object) -> Manifest:
 
 
 def _about(name: str, pods: Listed, events: Listed) -> Listed:
-    """The Events of the object and of its pods."""
-    names = {name, *(objects.text(pod, "metadata", "name") for pod in pods.items)}
-    # Events of pods that are gone: their names begin with that of the object and the revision.
-    return Listed(
-        [
-            event
-            for event in events.items
-            if (target := objects.text(event, "involvedObject", "name")) in names or target.startswith(f"{name}-")
-        ],
-        events.problem,
-    )
+    """The Events of the object, of its PodDisruptionBudget and of its pods, also of those that are gone."""
+    present = {objects.text(pod, "metadata", "name") for pod in pods.items}
+    exact = {(QWENDEPLOYMENTS.kind, name), (POD_DISRUPTION_BUDGETS.kind, budget_name(name))}
+
+    def is_about(event: Mapping[str, Any]) -> bool:
+        kind, target = (objects.text(event, "involvedObject", part) for part in ("kind", "name"))
+        return (kind, target) in exact or (kind == PODS.kind and (target in present or is_pod_name(name, target)))
+
+    return Listed([event for event in events.items if is_about(event)], events.problem)
 
 
 async def _nodes_of(reader: Reader, pods: Listed) -> Listed:

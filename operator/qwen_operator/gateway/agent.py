@@ -24,7 +24,7 @@ from qwen_operator.gateway.settings import CONTROL_PLANE_KEY_FILE, WAITING_FILE,
 from qwen_operator.gateway.smg import Router, Smg
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi, Manifest, Resource
 from qwen_operator.kube.client import connect
-from qwen_operator.kube.mirror import OnChange, mirror
+from qwen_operator.kube.mirror import Mirror, OnChange, OnRight
 from qwen_operator.manifests.names import LABEL_ROLE, ROLE_ENGINE, ROLE_ENGINE_WORKER
 from qwen_operator.objects import ObjectKey
 from qwen_operator.routing.membership import Dropped, EntryNaming, GatewayView, Membership, advance, restore
@@ -34,6 +34,9 @@ POD_SELECTOR = f"{LABEL_ROLE} in ({ROLE_ENGINE},{ROLE_ENGINE_WORKER})"
 COALESCE_SECONDS = 0.05
 FAST_POLL_SECONDS = 0.25
 SLOW_POLL_SECONDS = 5.0
+# A namespace that was refused for so long is one that the agent may not read. While rights are replaced, as in an
+# upgrade of the chart, they are gone for a moment, and a new gateway pod would come up without the namespace's models.
+REFUSED_SECONDS = 15.0
 # A worker that smg has not registered after this time is broken. The others must not wait for it.
 SETTLE_SECONDS = 30.0
 STUCK_SECONDS = 60.0
@@ -56,6 +59,11 @@ class AgentMetrics:
         self.waiting = Gauge(
             "qwen_gateway_waiting_models", "Served names without a worker that is ready.", registry=self.registry
         )
+        self.refused = Gauge(
+            "qwen_gateway_unreadable_namespaces",
+            "Namespaces of which the agent may not read QwenDeployments or pods.",
+            registry=self.registry,
+        )
 
 
 @dataclass(slots=True)
@@ -66,12 +74,14 @@ class Agent:
     run_dir: Path
     naming: EntryNaming
     sources: frozenset[tuple[str, str | None]]
-    """The (plural, namespace) pairs that the agent must have listed before it may change the file."""
+    """The (plural, namespace) pairs that the agent lists. Before it changes the file, it waits for all of them, but not
+    for a namespace of which one is refused. The workers of that namespace stay as an earlier run left them."""
     rights: NameRights = field(default_factory=NameRights)
     clock: Callable[[], float] = time.monotonic
     metrics: AgentMetrics = field(default_factory=AgentMetrics)
     membership: Membership = field(default_factory=Membership)
     _seen: dict[tuple[str, str | None], list[Manifest]] = field(default_factory=dict)
+    _refused: dict[tuple[str, str | None], float] = field(default_factory=dict)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _waiting: dict[str, WaitingName] = field(default_factory=dict)
     _waiting_written: str | None = None
@@ -103,6 +113,18 @@ class Agent:
 
         return on_change
 
+    def on_right(self, resource: Resource, namespace: str | None) -> OnRight:
+        """The other callback for one mirror."""
+
+        def on_right(allowed: bool) -> None:
+            if allowed:
+                self._refused.pop((resource.plural, namespace), None)
+            else:
+                self._refused.setdefault((resource.plural, namespace), self.clock())
+            self.metrics.refused.set(len({one for _, one in self._refused}))
+
+        return on_right
+
     async def loop(self) -> None:
         """Step after every change and at intervals, which are short while the agent waits for a worker.
 
@@ -132,9 +154,19 @@ class Agent:
             self._settled = True
 
     @property
+    def unread(self) -> frozenset[str | None]:
+        """The namespaces of which a mirror has not delivered its first complete list."""
+        return frozenset(namespace for _, namespace in self.sources - self._seen.keys())
+
+    @property
     def listed(self) -> bool:
-        """Whether every mirror has delivered its first complete list."""
-        return self.sources <= self._seen.keys()
+        """Whether every mirror has delivered its first complete list, but for namespaces that the agent may not read.
+
+        If it may read none at all, it knows nothing.
+        """
+        latest = self.clock() - REFUSED_SECONDS
+        refused = {namespace for (_, namespace), since in self._refused.items() if since <= latest}
+        return self.unread <= refused and self.unread != {namespace for _, namespace in self.sources}
 
     @property
     def ready(self) -> bool:
@@ -156,7 +188,9 @@ class Agent:
         return FAST_POLL_SECONDS if not self._settled or (waiting and fresh) else SLOW_POLL_SECONDS
 
     def _advance(self, workers: list[Manifest] | None) -> None:
-        observed = GatewayView(self._objects(QWENDEPLOYMENTS), self._objects(PODS), workers, self.rights)
+        unread = self.unread
+        deployments, pods = (self._objects(resource, unread) for resource in (QWENDEPLOYMENTS, PODS))
+        observed = GatewayView(deployments, pods, workers, self.rights, frozenset(filter(None, unread)))
         before, self.membership = self.membership, advance(observed, self.membership, self.naming)
         self._report(before)
         self._waiting = waiting_names(observed, self.membership, self._waiting)
@@ -168,8 +202,14 @@ class Agent:
         self.metrics.wanted.set(wanted)
         self.metrics.members.set(wanted - len(self.membership.awaited))
 
-    def _objects(self, resource: Resource) -> list[Manifest]:
-        return [item for (plural, _), items in self._seen.items() if plural == resource.plural for item in items]
+    def _objects(self, resource: Resource, unread: frozenset[str | None]) -> list[Manifest]:
+        """The objects of a kind, but not those of which only a part is known."""
+        return [
+            item
+            for (plural, namespace), items in self._seen.items()
+            if plural == resource.plural and namespace not in unread
+            for item in items
+        ]
 
     def _report(self, before: Membership) -> None:
         previous = {entry.id for entry in before.entries}
@@ -264,7 +304,9 @@ async def run(settings: AgentSettings, api: KubeApi | None = None) -> None:
             async with endpoints.serving(settings.port, http_app(agent)), asyncio.TaskGroup() as group:
                 group.create_task(agent.loop())
                 for resource, namespace, labels in mirrored:
-                    group.create_task(mirror(kube, resource, namespace, labels, agent.listener(resource, namespace)))
+                    on_change, on_right = agent.listener(resource, namespace), agent.on_right(resource, namespace)
+                    mirror = Mirror(kube, resource, namespace, labels, on_change, on_right=on_right)
+                    group.create_task(mirror.run())
         finally:
             if api is None:
                 await kube.aclose()

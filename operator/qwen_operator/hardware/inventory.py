@@ -17,7 +17,7 @@ from qwen_operator.hardware.narrowing import narrowed
 from qwen_operator.hardware.nodes import NodeGpus, Taint, UnlabelledNode
 from qwen_operator.hardware.offers import COUNT_LABEL, GPU_RESOURCE, PRODUCT_LABEL
 from qwen_operator.hardware.pools import GpuPool
-from qwen_operator.hardware.shares import Share, part_of
+from qwen_operator.hardware.shares import Share, more_pods, part_of
 
 __all__ = [
     "COUNT_LABEL",
@@ -366,6 +366,7 @@ def _joined(old: GpuProduct, new: GpuProduct) -> GpuProduct:
         compute_capability=_least(old.compute_capability, new.compute_capability),
         cost_per_gpu_hour=_most(old.cost_per_gpu_hour, new.cost_per_gpu_hour),
         full_nodes=1 if old.share else full,
+        share=more_pods(old.share, new.share),
     )
 
 

@@ -11,7 +11,7 @@ not renamed, it is nvidia.com/gpu, and only the label nvidia.com/gpu.product tel
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -85,11 +85,28 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class _Resource:
-    """A resource of a node. `count` of it can be used, and there are `most`, with those that are not healthy."""
+    """A resource of a node. `count` of it can be used, and there are `most`, with those that are not healthy.
+
+    `beside`: the same number for each resource of the node.
+    """
 
     name: str
     count: int
     most: int
+    beside: Mapping[str, int]
+
+    def rivals(self, prefix: str) -> list[str]:
+        """Other names under which the node offers shares of the same GPUs, if this is such a name, sorted."""
+        if prefix != GPU_RESOURCE or not _is_renamed_share(self.name):
+            return []
+        return sorted(
+            name for name, most in self.beside.items() if most and name != self.name and _is_renamed_share(name)
+        )
+
+
+def more_pods(one: Share | None, other: Share | None) -> Share | None:
+    """`one` with the larger number of pods of both."""
+    return replace(one, pods=max(one.pods, other.pods)) if one and other else one
 
 
 def profile_mib(name: str) -> int:
@@ -122,11 +139,11 @@ def parts(node: Mapping[str, Any], labels: Mapping[str, str]) -> Iterator[Part]:
     resources = mapping(status, "allocatable") if "allocatable" in status else capacity
     if hami.shares(mapping(node, "metadata", "annotations")) > 1:
         return
-    for name, value in sorted((str(name), value) for name, value in resources.items()):
-        count = quantity(value) or 0
-        most = max(count, quantity(capacity.get(name)) or 0)
-        for part in _of_resource(_Resource(name, count, most), labels) if count else ():
-            unhealthy = () if most == count else (f"only {count} of {most} {name} are allocatable",)
+    healthy = {str(name): quantity(value) or 0 for name, value in resources.items()}
+    most = {name: max(count, quantity(capacity.get(name)) or 0) for name, count in healthy.items()}
+    for name, count in sorted(healthy.items()):
+        for part in _of_resource(_Resource(name, count, most[name], most), labels) if count else ():
+            unhealthy = () if most[name] == count else (f"only {count} of {most[name]} {name} are allocatable",)
             yield part if part.unusable else replace(part, notes=(*part.notes, *unhealthy))
 
 
@@ -138,10 +155,14 @@ def _of_resource(resource: _Resource, labels: Mapping[str, str]) -> Iterator[Par
         yield Part(name, unusable=f"{name}: MIG is being configured ({MIG_STATE_LABEL}={labels[MIG_STATE_LABEL]})")
     elif match:
         yield _slice(resource, match["profile"], labels)
-    elif _RENAMED.fullmatch(name) and not _AMOUNT.search(name):
+    elif _is_renamed_share(name):
         yield _single(resource, profile["profile"], labels) if profile else _shared(resource, labels)
     elif name == GPU_RESOURCE:
         yield from _plain(resource, labels)
+
+
+def _is_renamed_share(name: str) -> bool:
+    return bool(_RENAMED.fullmatch(name)) and not _AMOUNT.search(name)
 
 
 def _plain(resource: _Resource, labels: Mapping[str, str]) -> Iterator[Part]:
@@ -191,6 +212,8 @@ def _sized(resource: _Resource, part: Part, prefix: str, profile: str, labels: M
     by_name, pods = profile_mib(profile), _pods(resource, prefix, labels)
     if not by_name:
         return Part(resource.name, unusable=f"{part.product}: {profile} is no MIG profile with a memory")
+    if rivals := resource.rivals(prefix):
+        return Part(resource.name, unusable=_several(resource, rivals))
     if pods == 1 and _is_renamed(resource, prefix):
         return Part(resource.name, unusable=_unknown_pods(resource, prefix))
     memory, notes = _slice_memory(by_name, profile, prefix, labels)
@@ -201,6 +224,7 @@ def _sized(resource: _Resource, part: Part, prefix: str, profile: str, labels: M
     known = board(whole(part.product)[0])
     capability = capability_of(labels) or (known.compute_capability if known else None)
     sized = _divided(part, memory, pods, labels)
+    notes = (*notes, *_contradiction(resource, prefix, pods, labels))
     return replace(sized, count=slices, compute_capability=capability, notes=notes)
 
 
@@ -224,6 +248,8 @@ def _shared(resource: _Resource, labels: Mapping[str, str]) -> Part:
     gpu, own, cloud = _gpu(labels)
     if not gpu:
         return Part(name, unusable=_no_product(name))
+    if rivals := resource.rivals(GPU_RESOURCE):
+        return Part(name, unusable=_several(resource, rivals))
     pods = _pods(resource, GPU_RESOURCE, labels)
     if pods == 1:
         return Part(name, unusable=_unknown_pods(resource, GPU_RESOURCE))
@@ -232,7 +258,7 @@ def _shared(resource: _Resource, labels: Mapping[str, str]) -> Part:
     if not memory.mib:
         return Part(name, unusable=f"{gpu}: no label says how much memory it has: set {MEMORY_LABEL}")
     number = _at_most(count, labels.get(COUNT_LABEL), pods)
-    notes = memory.notes
+    notes = (*memory.notes, *_contradiction(resource, GPU_RESOURCE, pods, labels))
     if number < count:
         notes += (
             f"{COUNT_LABEL} and {REPLICAS_LABEL} allow {number} {name}, the node offers {count}: planned with {number}",
@@ -270,16 +296,53 @@ def _gpu(labels: Mapping[str, str]) -> tuple[str, tuple[tuple[str, str], ...], B
 
 
 def _pods(resource: _Resource, prefix: str, labels: Mapping[str, str]) -> int:
-    """How many pods share one GPU or slice. 1 if nothing says so. `prefix` begins the labels of the GPU or slice."""
+    """How many pods share one GPU or slice. 1 if nothing says so. `prefix` begins the labels of the GPU or slice.
+
+    Where the sources disagree, the larger number counts, because it promises each pod less memory.
+    """
+    return max(_stated(prefix, labels), _derived(resource, prefix, labels))
+
+
+def _stated(prefix: str, labels: Mapping[str, str]) -> int:
+    """The number in a label. 1 if there is none."""
     for label in (f"{prefix}.replicas", GKE_CLIENTS_LABEL):
         stated = quantity(labels.get(label)) or 0
         if 1 < stated <= _MOST_PODS:
             return stated
-    # GPU feature discovery without the device plugin's configuration says 1, whatever the plugin does. Then the number
-    # of all shares tells it. That of the healthy ones would be too small, and each share would seem larger than it is.
-    cards = quantity(labels.get(f"{prefix}.count")) or 0
-    tells = _is_renamed(resource, prefix) and 0 < cards < resource.most <= cards * _MOST_PODS
+    return 1
+
+
+def _derived(resource: _Resource, prefix: str, labels: Mapping[str, str]) -> int:
+    """The number by the resources of the node. 1 if they do not tell it.
+
+    GPU feature discovery without the device plugin's configuration says 1, whatever the plugin does. Then the number
+    of all shares tells it. That of the healthy ones would be too small, and each share would seem larger than it is.
+    The plugin may share only some of the GPUs or slices. The others keep the name without a suffix.
+    """
+    cards = _cards(resource, prefix, labels)
+    is_cut = prefix == GPU_RESOURCE and any(most for name, most in resource.beside.items() if _is_slice(name))
+    tells = _is_renamed(resource, prefix) and not is_cut and 0 < cards < resource.most <= cards * _MOST_PODS
     return -(-resource.most // cards) if tells else 1
+
+
+def _cards(resource: _Resource, prefix: str, labels: Mapping[str, str]) -> int:
+    """How many GPUs or slices of the node are shared, if a label states their number."""
+    return (quantity(labels.get(f"{prefix}.count")) or 0) - resource.beside.get(prefix, 0)
+
+
+def _is_slice(name: str) -> bool:
+    return _MIG_RESOURCE.fullmatch(name) is not None
+
+
+def _contradiction(resource: _Resource, prefix: str, pods: int, labels: Mapping[str, str]) -> tuple[str, ...]:
+    """The sentence about a label that states fewer pods than the resources of the node show."""
+    stated, cards, thing = _stated(prefix, labels), _cards(resource, prefix, labels), _thing(prefix)
+    if stated in (1, pods):
+        return ()
+    return (
+        f"a label states {stated} pods per {thing}, but {resource.most} {resource.name} on {cards} {thing}s are more: "
+        f"planned with {pods} pods per {thing}",
+    )
 
 
 def _is_renamed(resource: _Resource, prefix: str) -> bool:
@@ -294,10 +357,22 @@ def _at_most(count: int, stated: str | None, pods: int) -> int:
 
 
 def _unknown_pods(resource: _Resource, prefix: str) -> str:
-    thing = "GPU" if prefix == GPU_RESOURCE else "slice"
     return (
-        f"{resource.count} x {resource.name}: no label says how many pods share one {thing} ({prefix}.replicas): run "
+        f"{resource.count} x {resource.name}: no label says how many pods share one {_thing(prefix)} "
+        f"({prefix}.replicas): run "
         "GPU feature discovery with the device plugin's configuration, or declare the nodes in gpuPools with podsPerGpu"
+    )
+
+
+def _thing(prefix: str) -> str:
+    return "GPU" if prefix == GPU_RESOURCE else "slice"
+
+
+def _several(resource: _Resource, rivals: Sequence[str]) -> str:
+    names = ", ".join(sorted((resource.name, *rivals)))
+    return (
+        f"{resource.count} x {resource.name}: its GPUs are shared under several names ({names}), and no label says how "
+        "many pods share one GPU of each: declare the nodes in gpuPools with podsPerGpu"
     )
 
 

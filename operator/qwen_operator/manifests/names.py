@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,15 @@ def engine_pod_names(replica: str, pods: int) -> tuple[str, ...]:
 
 def inspection_pod_name(deployment: str, revision: str) -> str:
     return f"{deployment}-{revision}-inspect"
+
+
+# The hash of a revision, and then an index, perhaps with a rank, or the word of an inspection.
+_POD_ENDING = re.compile(r"-[0-9a-f]{8}-([0-9]{1,7}(-[0-9]{1,2})?|inspect)")
+
+
+def is_pod_name(deployment: str, name: str) -> bool:
+    """Whether the name is one that the operator gives to a pod of this deployment, for any revision."""
+    return name.startswith(deployment) and _POD_ENDING.fullmatch(name, len(deployment)) is not None
 
 
 def controller_revision_name(deployment: str, revision: str) -> str:

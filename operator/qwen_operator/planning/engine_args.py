@@ -114,6 +114,15 @@ def _check_known(items: Sequence[str], table: OptionTable, where: str, *, truste
             )
 
 
+def parts(item: str) -> tuple[str, tuple[str, ...]]:
+    """The spelling of an option, and its value if the item has one."""
+    split = _SPLIT.search(item)
+    if not split:
+        return item, ()
+    value = item[split.end() :]
+    return item[: split.start()], (value if split.group() == "=" else value.strip(),)
+
+
 def merge(*lists: Iterable[Option]) -> tuple[Option, ...]:
     """All options. If a name occurs several times, the last option wins, at the place of the first."""
     merged: dict[str, Option] = {}
@@ -123,9 +132,7 @@ def merge(*lists: Iterable[Option]) -> tuple[Option, ...]:
 
 
 def _option(item: str, table: OptionTable, where: str) -> Option:
-    split = _SPLIT.search(item)
-    spelling = item[: split.start()] if split else item
-    values = (item[split.end() :].strip() if split.group() != "=" else item[split.end() :],) if split else ()
+    spelling, values = parts(item)
     if values and values[0].startswith("--"):
         # With a second value, SGLang would get this one as an option of its own, past the checks below.
         raise RefusedArgsError(

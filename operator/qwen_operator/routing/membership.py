@@ -119,13 +119,14 @@ class Membership:
 class GatewayView:
     """The present objects. `workers` is smg's answer to `GET /workers`; None if smg does not answer.
 
-    `rights`: which namespaces may serve which names.
+    `rights`: which namespaces may serve which names. `unread`: namespaces of which nothing is known.
     """
 
     deployments: Sequence[Mapping[str, Any]]
     pods: Sequence[Mapping[str, Any]]
     workers: Sequence[Mapping[str, Any]] | None
     rights: NameRights = field(default_factory=NameRights)
+    unread: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,7 @@ def advance(observed: GatewayView, previous: Membership, naming: EntryNaming) ->
     dropped: list[Dropped] = []
     pods, routable = _read_pods(_engine_pods(observed, dropped), dropped)
     kept, missing = _match(routable, owned, previous, naming, dropped)
+    kept += _unread(observed.unread, previous, owned, pods, naming)
     ready = None if observed.workers is None else ready_ids(observed.workers)
     admitted = _admit(missing, kept, _known_urls(observed.workers, previous), naming, previous.serial)
     members = [*kept, *admitted]
@@ -210,8 +212,11 @@ def _entry(ident: str, url: str, name: str) -> Entry:
 
 
 def _pod_urls(pod: _Pod, naming: EntryNaming) -> tuple[str, ...]:
-    hosts = spellings(pod.address, pod.owner.namespace, naming.cluster_domain)
-    return tuple(f"http://{host}:{naming.port}" for host in hosts)
+    return _urls(pod.address, pod.owner.namespace, naming)
+
+
+def _urls(address: str, namespace: str, naming: EntryNaming) -> tuple[str, ...]:
+    return tuple(f"http://{host}:{naming.port}" for host in spellings(address, namespace, naming.cluster_domain))
 
 
 def _read_pods(manifests: Iterable[Mapping[str, Any]], dropped: list[Dropped]) -> tuple[list[_Pod], list[_Pod]]:
@@ -324,6 +329,25 @@ def _match(
             else:
                 missing.append((pod, name))
     return kept, missing
+
+
+def _unread(
+    namespaces: frozenset[str], previous: Membership, owned: Holders, pods: Sequence[_Pod], naming: EntryNaming
+) -> list[Entry]:
+    """The entries of namespaces of which nothing is known. They stay, unless what is known contradicts them.
+
+    Another pod may have the address by now, and then requests would reach another tenant.
+    """
+    taken = {
+        (namespace, url) for namespace in namespaces for pod in pods for url in _urls(pod.address, namespace, naming)
+    }
+    return [
+        entry
+        for entry in previous.entries
+        if entry.namespace in namespaces
+        and entry.name not in owned.owners
+        and (entry.namespace, entry.url) not in taken
+    ]
 
 
 def _known_urls(workers: Sequence[Mapping[str, Any]] | None, previous: Membership) -> frozenset[str]:

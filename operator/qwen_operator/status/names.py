@@ -29,6 +29,13 @@ def _sentence(lost: LostName, field: str) -> str:
             f"{field}, which this namespace may not serve (allowed: {lost.allowed}): choose another "
             "name in spec.servedNames, or ask the platform team to allow it in the Helm value servedNames"
         )
+    if lost.loss is Loss.UNKNOWN:
+        more = f" or {len(lost.unread) - 1} more" if len(lost.unread) > 1 else ""
+        return (
+            f"{field}, which a QwenDeployment in namespace {lost.unread[0]}{more} may hold. The operator may not read "
+            "that namespace, so it does not know: choose another name in spec.servedNames, or let the platform team "
+            "give the operator its rights there back, or take the namespace out of the Helm value watchNamespaces"
+        )
     assert lost.holding is not None
     namespace = f"namespace {lost.holding.namespace}"
     if lost.loss is Loss.RESERVED:

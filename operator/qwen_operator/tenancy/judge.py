@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qwen_operator.api.reading import shown
+from qwen_operator.engines.types import Option
 from qwen_operator.objects import mapping
+from qwen_operator.planning.engine_args import parts
 from qwen_operator.tenancy import models
 from qwen_operator.tenancy.lists import Setting, Tenancy
-from qwen_operator.tenancy.rules import RULES, Entry, Rule, Shape, may_allow, option_name
+from qwen_operator.tenancy.rules import RULES, Entry, Rule, Shape, may_allow
 
 # What a rule may raise for a value of an unexpected form. CEL fails in these cases too, which is a refusal.
 _BAD_FORM = (TypeError, AttributeError, LookupError, ValueError)
@@ -32,6 +34,19 @@ class Refused:
         return f"{self.field}: {shown(self.value)} is not allowed here: {self.right}{may_allow(self.setting)}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Something that a rule judges: its place below the field, its key in a mapping, and itself.
+
+    `option`: the option that a word belongs to, with its values, as the operator writes it into a command.
+    """
+
+    place: str
+    item: Any
+    key: str = ""
+    option: tuple[str, ...] = ()
+
+
 def refused(
     spec: Mapping[str, Any], tenancy: Tenancy, namespace: str, before: Mapping[str, Any] | None = None
 ) -> tuple[Refused, ...]:
@@ -42,10 +57,10 @@ def refused(
     """
     old = before or {}
     entries = tuple(
-        Refused(f"{rule.name}{place}", item, rule.setting, rule.right)
+        Refused(f"{rule.name}{found.place}", found.item, rule.setting, rule.right)
         for rule in RULES
-        for place, key, item in _against(rule, spec, tenancy, namespace)
-        if not _stays(rule, key, item, _at(old, rule.path))
+        for found in _against(rule, spec, tenancy, namespace)
+        if not _stays(rule, found, _at(old, rule.path))
     )
     return (*_refused_model(spec, old, tenancy, namespace), *entries)
 
@@ -59,52 +74,53 @@ def _refused_model(
     return (Refused(models.field_of(spec), str(place), Setting.MODELS, models.right(allowed, place)),)
 
 
-def _against(rule: Rule, spec: Mapping[str, Any], tenancy: Tenancy, namespace: str) -> Iterator[tuple[str, str, Any]]:
-    """The entries, as `_entries` gives them, that the rule refuses."""
+def _against(rule: Rule, spec: Mapping[str, Any], tenancy: Tenancy, namespace: str) -> Iterator[_Found]:
+    """What the rule refuses."""
     allowed = tenancy.allowed(namespace, rule.setting)
     volumes = _own_volumes(spec, tenancy, namespace) if rule.path == _MOUNTS else frozenset()
-    for place, key, item in _entries(rule, _at(spec, rule.path)):
-        if not _holds(rule, Entry(item, key, allowed, volumes)):
-            yield place, key, item
+    for found in _entries(rule, _at(spec, rule.path)):
+        if not _holds(rule, Entry(found.item, found.key, allowed, volumes)):
+            yield found
 
 
 def _own_volumes(spec: Mapping[str, Any], tenancy: Tenancy, namespace: str) -> frozenset[str]:
     """The names of the volumes that the rule allows."""
     (rule,) = [rule for rule in RULES if rule.path == _VOLUMES]
-    bad = [item for _, _, item in _against(rule, spec, tenancy, namespace)]
+    bad = [found.item for found in _against(rule, spec, tenancy, namespace)]
     names = [item.get("name") for item in _at(spec, _VOLUMES) or () if isinstance(item, Mapping) and item not in bad]
     return frozenset(name for name in names if isinstance(name, str)) - {
         item.get("name") for item in bad if isinstance(item, Mapping) and isinstance(item.get("name"), str)
     }
 
 
-def _entries(rule: Rule, value: Any) -> Iterator[tuple[str, str, Any]]:
-    """(place below the field, key, item) of everything that the rule judges."""
+def _entries(rule: Rule, value: Any) -> Iterator[_Found]:
+    """Everything that the rule judges."""
     if rule.shape is Shape.FIELD:
-        yield from [("", "", value)] if value is not None else []
+        yield from [_Found("", value)] if value is not None else []
     elif rule.shape is Shape.MAP:
-        yield from ((f"[{key}]", str(key), item) for key, item in (value or {}).items())
+        yield from (_Found(f"[{key}]", item, str(key)) for key, item in (value or {}).items())
     elif rule.shape is Shape.LIST:
-        yield from ((f"[{index}]", "", item) for index, item in enumerate(value or ()))
+        yield from (_Found(f"[{index}]", item) for index, item in enumerate(value or ()))
     else:
-        yield from _options(value or [])
+        words = list(value or ())
+        options = _options(words)
+        yield from (_Found(f"[{index}]", word, option=options[index]) for index, word in enumerate(words))
 
 
-def _options(words: list[str]) -> Iterator[tuple[str, str, Any]]:
-    """(place, option with its values as `rendered` writes it, word) of a list of options."""
-    starts = [index for index, word in enumerate(words) if word.startswith("--")]
-    for index, word in enumerate(words):
-        first = max((start for start in starts if start <= index), default=index)
-        end = min((start for start in starts if start > index), default=len(words))
-        yield f"[{index}]", "\n".join(rendered(words[first:end])), word
+def _options(words: Sequence[str]) -> list[tuple[str, ...]]:
+    """For each word of a list of options, the option that it belongs to."""
+    groups: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not groups:
+            groups.append([])
+        groups[-1].append(word)
+    return [_rendered(group) for group in groups for _ in group]
 
 
-def rendered(words: list[str]) -> list[str]:
+def _rendered(words: Sequence[str]) -> tuple[str, ...]:
     """One option with its values, as the operator writes it into a command."""
-    name = option_name(words[0])
-    first = words[0][len(name) + 1 :].strip()
-    values = [*([first] if len(words[0]) > len(name) else []), *words[1:]]
-    return [f"{name}={values[0]}"] if len(values) == 1 else [name, *values]
+    spelling, values = parts(words[0])
+    return Option(spelling, spelling, (*values, *words[1:])).render()
 
 
 def _holds(rule: Rule, entry: Entry) -> bool:
@@ -114,18 +130,15 @@ def _holds(rule: Rule, entry: Entry) -> bool:
         return False
 
 
-def _stays(rule: Rule, key: str, item: Any, old: Any) -> bool:
+def _stays(rule: Rule, found: _Found, old: Any) -> bool:
     """Whether the entry was there before."""
     if old is None:
         return False
     if rule.shape is Shape.FIELD:
-        return bool(item == old)
+        return bool(found.item == old)
     if rule.shape is Shape.MAP:
-        return key in old and bool(old[key] == item)
-    if rule.shape is Shape.LIST:
-        return item in old
-    words = key.split("\n")
-    return any(old[start : start + len(words)] == words for start in range(len(old)))
+        return found.key in old and bool(old[found.key] == found.item)
+    return found.item in old if rule.shape is Shape.LIST else found.option in _options(old)
 
 
 def _at(spec: Mapping[str, Any], path: tuple[str, ...]) -> Any:

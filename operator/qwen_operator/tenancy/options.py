@@ -11,6 +11,16 @@ Left out on purpose, among others: --trust-remote-code, --enable-custom-logit-pr
 config.json), --allowed-media-domains. --chat-template is here: SGLang reads a template only from *.jinja and *.json
 (parser/template_manager.py:249), and the Jinja environment of transformers is a sandbox.
 
+An entry with a value allows the option with this value alone. --quantization has such entries. With modelopt,
+modelopt_fp8, modelopt_fp4 and modelopt_mixed, the ModelOpt loader (model_loader/loader.py:4202) takes a checkpoint
+that is not quantized, and loads its configuration and its model with trust_remote_code=True (loader.py:932, 940, 945,
+973). auto-round-int8 hands the checkpoint to AutoRound (loader.py:4173, 3613), which trusts code by default. The other
+values that are left out are for other hardware, or import packages that the image may lack.
+
+SGLang runs code of a checkpoint without any option too: for a model class that it does not have
+(model_loader/utils.py:131, models/transformers.py:623), and for a processor that transformers cannot load
+(utils/hf_transformers/processor.py:166). No list can prevent that; `qwen_runtime.guard` does.
+
 Of the variables: LD_*, PYTHON*, NVIDIA_*, HF_ENDPOINT, NCCL_NET_PLUGIN, SGLANG_EXTERNAL_MODEL_PACKAGE,
 SGLANG_NCCL_SO_PATH and their like.
 """
@@ -115,7 +125,17 @@ ENGINE_OPTIONS = (
     "--prefill-max-requests",
     "--priority-scheduling-preemption-threshold",
     "--prompt-tokens-buckets",
-    "--quantization",
+    "--quantization=awq",
+    "--quantization=awq_marlin",
+    "--quantization=compressed-tensors",
+    "--quantization=fp8",
+    "--quantization=gptq",
+    "--quantization=gptq_marlin",
+    "--quantization=moe_wna16",
+    "--quantization=mxfp8",
+    "--quantization=unquant",
+    "--quantization=w8a8_fp8",
+    "--quantization=w8a8_int8",
     "--radix-eviction-policy",
     "--random-seed",
     "--reasoning-parser",
@@ -152,7 +172,7 @@ ENGINE_OPTIONS = (
     "--weight-loader-prefetch-checkpoints",
     "--weight-loader-prefetch-num-threads",
 )
-"""All spellings, as in `spec.engine.args`."""
+"""All spellings, as in `spec.engine.args`, with any value or with the one that stands here."""
 
 ENGINE_VARIABLES = (
     "CUDA_LAUNCH_BLOCKING",

@@ -147,7 +147,7 @@ def _word(entry: Entry) -> bool:
     item: str = entry.value
     if not item.startswith("-"):
         return True
-    return bool(_NUMBER.fullmatch(item)) or option_name(item) in entry.allowed
+    return bool(_NUMBER.fullmatch(item)) or option_name(item) in entry.allowed or item in entry.allowed
 
 
 def option_name(item: str) -> str:
@@ -328,11 +328,12 @@ RULES: tuple[Rule, ...] = (
         ("engine", "args"),
         Shape.WORDS,
         Setting.ENGINE_ARGS,
-        "a tenant may use the options that only tune an engine (docs/security.md lists them)",
+        "a tenant may use the options that only tune an engine, some only with certain values and written "
+        "--option=value (docs/security.md lists them)",
         _word,
         f"!item.startsWith('-') || item.matches('^{_NUMBER.pattern}$') || "
-        "item.split('=', 2)[0].split(' ', 2)[0] in "
-        f"variables.{allowed_variable(Setting.ENGINE_ARGS)}",
+        f"item.split('=', 2)[0].split(' ', 2)[0] in variables.{allowed_variable(Setting.ENGINE_ARGS)} || "
+        f"item in variables.{allowed_variable(Setting.ENGINE_ARGS)}",
     ),
     Rule(
         ("engine", "env"),

@@ -158,8 +158,8 @@ async def test_answers_of_any_form_are_no_error(answer: bytes) -> None:
 async def test_one_object_with_its_pods_logs_and_events() -> None:
     pod = named("one-1-0", "team-a", spec={"nodeName": "n1"}, status={
         "containerStatuses": [{"name": "engine", "restartCount": 2}]})  # fmt: skip
-    event = {**named("e"), "involvedObject": {"name": "one-0-9"}, "reason": "Evicted"}
-    other = {**named("f"), "involvedObject": {"name": "other"}, "reason": "Other"}
+    event = {**named("e"), "involvedObject": {"kind": "Pod", "name": "one-0a1b2c3d-9"}, "reason": "Evicted"}
+    other = {**named("f"), "involvedObject": {"kind": "QwenDeployment", "name": "other"}, "reason": "Other"}
     source = FakeSource(
         {
             "/apis/qwen-operator.dev/v1alpha1/namespaces/team-a/qwendeployments/one": named("one", "team-a"),
@@ -173,6 +173,38 @@ async def test_one_object_with_its_pods_logs_and_events() -> None:
     assert list(facts.logs) == ["log of one-1-0/engine before its last restart", "log of one-1-0/engine"]
     assert [one["reason"] for one in facts.events.items] == ["Evicted"]
     assert facts.nodes.problem == "you may not get nodes"
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "own"),
+    [
+        ("QwenDeployment", "chat", True),
+        ("QwenDeployment", "chat-large", False),
+        ("Pod", "chat-0a1b2c3d-0", True),
+        ("Pod", "chat-0a1b2c3d-1-0", True),
+        ("Pod", "chat-0a1b2c3d-inspect", True),
+        ("Pod", "chat-adopted", True),
+        ("Pod", "chat-large-0a1b2c3d-0", False),
+        ("Pod", "chat-0a1b2c3d-4e5f6a7b-0", False),
+        ("Pod", "chat-11111111-22222222-0", False),
+        ("Pod", "chat-large-0a1b2c3d-inspect", False),
+        ("Pod", "chatty-0a1b2c3d-0", False),
+        ("PodDisruptionBudget", "chat-engine", True),
+        ("PodDisruptionBudget", "chat-large-engine", False),
+        ("Deployment", "chat", False),
+        ("Pod", "chat", False),
+    ],
+)
+async def test_events_of_a_neighbour_whose_name_begins_alike_stay_out(kind: str, target: str, own: bool) -> None:
+    event = {**named("e"), "involvedObject": {"kind": kind, "name": target}}
+    source = FakeSource(
+        {
+            "/api/v1/namespaces/team-a/events": {"items": [event]},
+            PODS.path("team-a"): {"items": [named("chat-adopted", "team-a")]},
+        }
+    )
+    facts = await collect.deployment(Reader(source), request("team-a"), "chat", "0.1.0")
+    assert bool(facts.events.items) is own
 
 
 def test_the_needed_rights_are_those_of_the_chart() -> None:

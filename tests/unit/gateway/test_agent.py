@@ -1,6 +1,7 @@
 """The agent's loop against an in-memory API and router, with a clock that the test moves."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from qwen_operator.gateway import agent as agent_module
 from qwen_operator.gateway.agent import Agent, http_app
 from qwen_operator.gateway.settings import AgentSettings
 from qwen_operator.gateway.smg import Smg
-from qwen_operator.kube import PODS, QWENDEPLOYMENTS, KubeApi, Resource, Unavailable
+from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Forbidden, KubeApi, Resource, Unavailable
 from qwen_operator.routing.membership import EntryNaming
 from tests.unit.gateway.objects import Manifest, deleting, deployment, pod, worker
 from tests.unit.waiting import until
@@ -322,6 +323,210 @@ async def test_run_watches_the_given_namespaces_and_keeps_the_members_while_the_
         task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert task.cancelled()
+
+
+class TwoNamespaces(World):
+    """An agent that serves the namespaces demo and shut, and that has not seen anything yet."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.agent.sources = frozenset(
+            (plural, namespace) for plural in ("qwendeployments", "pods") for namespace in ("demo", "shut")
+        )
+
+    def sees_in(self, namespace: str, resource: Resource, *objects: Manifest) -> None:
+        by_key = {(item["metadata"]["namespace"], item["metadata"]["name"]): item for item in objects}
+        self.agent.on_right(resource, namespace)(True)
+        self.agent.listener(resource, namespace)(by_key)
+
+    def sees_demo(self) -> None:
+        self.sees_in("demo", QWENDEPLOYMENTS, D)
+        self.sees_in("demo", PODS, P0)
+
+    def sees_shut(self) -> None:
+        self.sees_in("shut", QWENDEPLOYMENTS, X)
+        self.sees_in("shut", PODS, PX)
+
+    def refused(self, *resources: Resource) -> None:
+        """The mirrors of shut are refused, once more."""
+        for resource in resources:
+            self.agent.on_right(resource, "shut")(False)
+
+    @property
+    def addresses(self) -> list[str]:
+        return sorted(entry["url"].removeprefix("http://").removesuffix(":8000") for entry in self.file)
+
+    async def later(self, seconds: float) -> None:
+        self.clock.now += seconds
+        await self.agent.step()
+
+
+X = deployment("x", namespace="shut", servedNames=["other"])
+PX = pod("x-0", "x", "10.0.0.9", namespace="shut")
+refusals = pytest.mark.parametrize(
+    "refused",
+    [(QWENDEPLOYMENTS, PODS), (PODS,), (QWENDEPLOYMENTS,)],
+    ids=["everything", "pods", "deployments"],
+)
+
+
+def sees_the_rest(world: TwoNamespaces, refused: tuple[Resource, ...]) -> None:
+    for resource, item in ((QWENDEPLOYMENTS, X), (PODS, PX)):
+        if resource not in refused:
+            world.sees_in("shut", resource, item)
+
+
+@refusals
+async def test_a_new_gateway_pod_serves_without_a_namespace_that_it_may_not_read(
+    tmp_path: Path, refused: tuple[Resource, ...]
+) -> None:
+    world = TwoNamespaces(tmp_path)
+    world.sees_demo()
+    world.refused(*refused)
+    sees_the_rest(world, refused)
+    await world.later(0)
+    assert not world.agent.listed
+    await world.later(14)
+    assert not world.agent.listed, "rights may be gone for a moment"
+    world.refused(*refused)
+    await world.later(1)
+    world.smg_takes_the_file()
+    await world.agent.step()
+    assert world.addresses == ["10.0.0.5"]
+    assert world.agent.ready
+    assert world.metric("qwen_gateway_unreadable_namespaces") == 1.0
+    # The right comes back.
+    world.sees_shut()
+    await world.later(1)
+    assert world.addresses == ["10.0.0.5", "10.0.0.9"]
+    assert world.metric("qwen_gateway_unreadable_namespaces") == 0.0
+
+
+async def test_rights_that_come_back_at_once_are_waited_for(tmp_path: Path) -> None:
+    """As in an upgrade of the chart that makes a RoleBinding anew: a new pod must not be ready without the models."""
+    world = TwoNamespaces(tmp_path)
+    world.sees_demo()
+    world.refused(QWENDEPLOYMENTS, PODS)
+    await world.later(8)
+    world.sees_in("shut", QWENDEPLOYMENTS, X)
+    world.refused(PODS)
+    await world.later(6)
+    assert not world.agent.ready
+    world.sees_in("shut", PODS, PX)
+    await world.later(0)
+    assert world.addresses == ["10.0.0.5", "10.0.0.9"]
+
+
+@refusals
+async def test_a_right_that_goes_removes_no_worker(tmp_path: Path, refused: tuple[Resource, ...]) -> None:
+    world = TwoNamespaces(tmp_path)
+    world.sees_demo()
+    world.sees_shut()
+    await world.later(0)
+    world.smg_takes_the_file()
+    before = world.file
+    world.refused(*refused)
+    for _ in range(3):
+        await world.later(3600)
+    assert world.file == before
+    assert world.agent.ready
+    world.sees_in("demo", PODS, P0, P1)
+    await world.later(1)
+    assert "10.0.0.6" in world.addresses, "the others go on"
+
+
+@refusals
+async def test_a_restarted_agent_keeps_the_workers_of_a_namespace_that_it_may_not_read(
+    tmp_path: Path, refused: tuple[Resource, ...]
+) -> None:
+    first = TwoNamespaces(tmp_path)
+    first.sees_demo()
+    first.sees_shut()
+    await first.later(0)
+    before = first.file
+    second = TwoNamespaces(tmp_path)
+    second.sees_demo()
+    second.refused(*refused)
+    sees_the_rest(second, refused)
+    await second.later(20)
+    assert second.agent.listed
+    assert second.file == before
+    # Serials go on, also for a worker of the others.
+    second.sees_in("demo", PODS, P0, P1)
+    await second.later(1)
+    assert [entry for entry in second.file if entry in before] == before
+    second.sees_shut()
+    await second.later(1)
+    assert [entry for entry in second.file if entry in before] == before
+    second.sees_in("shut", PODS)
+    await second.later(1)
+    assert "10.0.0.9" not in second.addresses
+
+
+async def test_if_no_namespace_can_be_read_the_agent_waits(tmp_path: Path) -> None:
+    world = TwoNamespaces(tmp_path)
+    world.refused(QWENDEPLOYMENTS, PODS)
+    world.agent.on_right(PODS, "demo")(False)
+    world.sees_in("demo", QWENDEPLOYMENTS, D)
+    await world.later(3600)
+    assert not world.agent.listed
+    assert not world.agent.ready
+
+
+async def test_a_cluster_that_cannot_be_read_is_waited_for(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.sees(QWENDEPLOYMENTS, D)
+    world.agent.on_right(PODS, None)(False)
+    world.clock.now += 3600
+    await world.agent.step()
+    assert not world.agent.listed
+
+
+async def test_a_list_that_only_takes_long_is_waited_for(tmp_path: Path) -> None:
+    world = TwoNamespaces(tmp_path)
+    world.sees_demo()
+    await world.later(3600)
+    assert not world.agent.listed
+
+
+class Refusing(FakeKube):
+    """Like FakeKube, but one namespace is refused."""
+
+    async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
+        if namespace == "shut":
+            raise Forbidden(403, "Forbidden", "no")
+        return await super().list(resource, namespace, labels)
+
+
+async def test_run_is_ready_without_a_namespace_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "REFUSED_SECONDS", 0.2)
+    monkeypatch.setattr(agent_module, "Smg", lambda *_: FakeRouter())
+    port = unused_port()
+    settings = AgentSettings.from_env(
+        {"QWEN_WATCH_NAMESPACES": "demo,shut", "QWEN_GATEWAY_RUN_DIR": str(tmp_path), "QWEN_AGENT_PORT": str(port)}
+    )
+    kube = Refusing({QWENDEPLOYMENTS: [D], PODS: []})
+    task = asyncio.create_task(agent_module.run(settings, cast(KubeApi, kube)))
+    try:
+        async with aiohttp.ClientSession() as session:
+
+            async def page(path: str) -> str:
+                with contextlib.suppress(aiohttp.ClientConnectionError):
+                    async with session.get(f"http://127.0.0.1:{port}{path}") as response:
+                        return await response.text()
+                return ""
+
+            for _ in range(500):
+                if await page("/readyz") == "ok\n":
+                    break
+                await asyncio.sleep(0.02)
+            assert await page("/readyz") == "ok\n"
+            assert "qwen_gateway_unreadable_namespaces 1.0" in await page("/metrics")
+    finally:
+        task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -54,6 +54,7 @@ class Case:
     names: tuple[str, ...] = field(default=())
 
 
+SHARED_SLICE = "nvidia.com/mig-2g.10gb.shared"
 MIG, SLICED = Share(ShareKind.MIG), ShareKind.TIME_SLICING
 CASES = {
     "MIG, mixed": Case(
@@ -197,16 +198,31 @@ CASES = {
         },
         names=("NVIDIA-L4-SHARED",),
     ),
-    "more shares than the GPUs have": Case(
+    "more shares than the label says": Case(
         whole_labels("NVIDIA-A10", "23028", "2", replicas="4"),
         {f"{GPU}.shared": "80"},
         f"{GPU}.shared",
         "NVIDIA-A10-SHARED",
+        80,
+        575,
+        Share(SLICED, 40),
+        {f"{GPU}.product": "NVIDIA-A10", f"{GPU}.replicas": "4"},
+        (
+            "n: a label states 4 pods per GPU, but 80 nvidia.com/gpu.shared on 2 GPUs are more: planned with 40 pods "
+            "per GPU",
+        ),
+    ),
+    "more shares than the GPUs have, under the name of whole GPUs": Case(
+        whole_labels("NVIDIA-A10-SHARED", "23028", "2", replicas="4"),
+        {GPU: "80"},
+        GPU,
+        "NVIDIA-A10-SHARED",
         8,
         5757,
         Share(SLICED, 4),
-        {f"{GPU}.product": "NVIDIA-A10", f"{GPU}.replicas": "4"},
-        ("allow 8 nvidia.com/gpu.shared, the node offers 80: planned with 8",),
+        {f"{GPU}.product": "NVIDIA-A10-SHARED", f"{GPU}.replicas": "4"},
+        ("allow 8 nvidia.com/gpu, the node offers 80: planned with 8",),
+        ("A10-SHARED",),
     ),
 }
 
@@ -299,7 +315,82 @@ def test_shares_of_an_unhealthy_gpu_make_the_others_no_larger() -> None:
     assert (product.share, product.memory_mib, product.gpus_per_node) == (Share(SLICED, 4), 5757, 4)
 
 
-SHARED_SLICE = "nvidia.com/mig-2g.10gb.shared"
+def _share(labels: dict[str, str], resources: dict[str, str], resource: str = f"{GPU}.shared") -> tuple[int, int, int]:
+    """The pods of one GPU or slice, the memory of each, and how many there are."""
+    (product,) = inventory([node("n", labels, resources)], []).offering(resource, ()).products
+    assert product.share is not None
+    return product.share.pods, product.memory_mib, product.gpus_per_node
+
+
+def _says(labels: dict[str, str], resources: dict[str, str], resource: str = f"{GPU}.shared") -> str:
+    """Why these shares cannot be planned."""
+    seen = inventory([node("n", labels, resources)], []).offering(resource, ())
+    assert seen.products == ()
+    (sentence,) = seen.ignored
+    return sentence
+
+
+SOME_SHARED = {GPU: "2", f"{GPU}.shared": "16"}
+
+
+def test_gpus_that_are_not_shared_make_the_shares_of_the_others_no_larger() -> None:
+    """Two of four GPUs are shared, by eight pods each."""
+    assert _share(whole_labels("NVIDIA-A10", "23028", "4"), SOME_SHARED) == (8, 2878, 16)
+
+
+@pytest.mark.parametrize(("label", "pods"), [("2", 8), ("4", 8), ("8", 8), ("16", 16)])
+def test_the_source_that_promises_less_memory_counts(label: str, pods: int) -> None:
+    labels = whole_labels("NVIDIA-A10", "23028", "4", replicas=label)
+    assert _share(labels, SOME_SHARED) == (pods, 23028 // pods, 16)
+    notes = inventory([node("n", labels, SOME_SHARED)], []).offering(f"{GPU}.shared", ()).notes
+    said = f"n: a label states {label} pods per GPU, but 16 nvidia.com/gpu.shared on 2 GPUs are more: planned with 8"
+    assert [note.startswith(said) for note in notes] == ([True] if int(label) < 8 else [])
+
+
+def test_slices_that_are_not_shared_make_the_shares_of_the_others_no_larger() -> None:
+    labels = whole_labels(A100, "40960") | mixed("2g.10gb", A100, "9984", "24")
+    resources = {"nvidia.com/mig-2g.10gb": "12", SHARED_SLICE: "48"}
+    assert _share(labels, resources, SHARED_SLICE) == (4, 2496, 48)
+
+
+def test_slices_that_keep_the_name_of_whole_gpus_are_offered_beside_shared_ones() -> None:
+    labels, resources = whole_labels(f"{A100}-MIG-3g.20gb", "20096", "8"), {GPU: "4", f"{GPU}.shared": "16"}
+    assert _share(labels, resources) == (4, 5024, 16)
+    (alone,) = inventory([node("n", labels, resources)], []).offering(GPU, [f"{A100}-MIG-3g.20gb"]).products
+    assert (alone.share, alone.memory_mib, alone.gpus_per_node) == (MIG, 20096, 4)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{GPU: "4"}, {GPU: "5"}, {"nvidia.com/mig-1g.6gb": "4"}, {"nvidia.com/mig-1g.6gb.shared": "8"}],
+    ids=["as many whole GPUs as the label", "more whole GPUs", "slices", "shared slices"],
+)
+def test_resources_that_do_not_tell_how_many_gpus_are_shared(beside: dict[str, str]) -> None:
+    labels, resources = whole_labels("NVIDIA-A30", "24576", "4"), {f"{GPU}.shared": "16", **beside}
+    assert "no label says how many pods share one GPU (nvidia.com/gpu.replicas)" in _says(labels, resources)
+    assert _share({**labels, f"{GPU}.replicas": "8"}, resources) == (8, 3072, 16)
+
+
+@pytest.mark.parametrize("label", [{}, {f"{GPU}.replicas": "2"}], ids=["no label", "the label of one of them"])
+def test_shares_under_several_names_cannot_be_told_apart(label: dict[str, str]) -> None:
+    """Two GPUs with eight pods each, and two with two."""
+    resources = {f"{GPU}.shared": "16", f"{GPU}-half": "4", f"{GPU}-old": "0", f"{GPU}.memory": "8192"}
+    for name, count in ((f"{GPU}.shared", 16), (f"{GPU}-half", 4)):
+        assert _says(whole_labels("NVIDIA-A10", "23028", "4") | label, resources, name) == (
+            f"n: {count} x {name}: its GPUs are shared under several names (nvidia.com/gpu-half, "
+            "nvidia.com/gpu.shared), and no label says how many pods share one GPU of each: declare the nodes in "
+            "gpuPools with podsPerGpu"
+        )
+
+
+def test_nodes_that_no_label_tells_apart_are_planned_with_the_smallest_share() -> None:
+    """Memory and pods must belong together: their product is the memory of the GPU."""
+    labels = whole_labels("NVIDIA-A10", "23028", "2")
+    nodes = [node(f"n{count}", labels, {f"{GPU}.shared": count}) for count in ("4", "16")]
+    taint = {"spec": {"taints": [{"key": "team", "effect": "NoSchedule"}]}}
+    nodes.append(node("tainted", labels, {f"{GPU}.shared": "4"}, **taint))
+    products = inventory(nodes, []).offering(f"{GPU}.shared", ()).products
+    assert [(one.share and one.share.pods, one.memory_mib) for one in products] == [(8, 2878), (8, 2878)]
 
 
 def test_shares_of_slices_without_their_number_are_counted() -> None:

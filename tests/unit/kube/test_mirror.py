@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from qwen_operator.kube import PODS, Gone, Manifest, Resource, Unavailable
+from qwen_operator.kube import PODS, Forbidden, Gone, Manifest, Resource, Unavailable
 from qwen_operator.kube.mirror import Mirror
 from tests.unit.fakes import FakeKube
 
@@ -102,3 +103,47 @@ async def test_what_was_deleted_unseen_is_found_by_the_list_after_gone() -> None
 
     delivered, _ = await _played(api, [unseen, lambda: None])
     assert delivered == [["one", "two"], ["two"]]
+
+
+@pytest.mark.parametrize("seen_before", [False, True])
+async def test_a_missing_right_changes_nothing_and_is_told_once(
+    seen_before: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may last for days. When the right comes back, the mirror goes on by itself."""
+    caplog.set_level(logging.INFO)
+    no = Forbidden(403, "Forbidden", 'cannot list resource "pods" in the namespace "n"')
+    # Before: a list and a watch. Afterwards the watch goes on from there, or there is the first list.
+    api = _flaky(*([None, None] if seen_before else []), no, no, no, *([None] if seen_before else [None, None]))
+    api.put(PODS, _pod("one"))
+    rights: list[bool] = []
+    pauses: list[int] = []
+    delivered: list[list[str]] = []
+
+    async def pause(attempt: int) -> None:
+        pauses.append(attempt)
+        if len(pauses) == 2 + seen_before:
+            api.put(PODS, _pod("two"))
+        if not api.script:
+            raise Enough
+
+    mirror = Mirror(api, PODS, "n", "l=a", lambda objects: delivered.append(sorted(name for _, name in objects)), pause)
+    mirror.on_right = rights.append
+    with pytest.raises(Enough):
+        await mirror.run()
+    assert delivered == ([["one"], ["one", "two"]] if seen_before else [["one", "two"]])
+    assert rights == [False, False, False, True]
+    assert pauses == [*([0] if seen_before else []), 1, 2, 3, 0]
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "list or watch refused"),
+        ("INFO", "list or watch allowed again in namespace n"),
+    ]
+    assert 'in the namespace "n"' in caplog.records[0].__dict__["error"]
+
+
+async def test_another_missing_right_is_told_too(caplog: pytest.LogCaptureFixture) -> None:
+    refusals = [Forbidden(403, "Forbidden", f"cannot {verb} pods") for verb in ("list", "watch", "watch")]
+    await _played(_flaky(refusals[0], None, *refusals[1:], None), [lambda: None] * 3)
+    assert [record.__dict__["error"].rpartition(": ")[2] for record in caplog.records] == [
+        "cannot list pods",
+        "cannot watch pods",
+    ]

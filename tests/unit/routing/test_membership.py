@@ -266,6 +266,44 @@ def test_a_restarted_agent_goes_on_from_the_file() -> None:
     assert after.content() == before.content()
 
 
+SHUT = "shut"
+X = deployment("x", namespace=SHUT, servedNames=["other", "more"])
+
+
+def unread(deployments: Sequence[Manifest], pods: Sequence[Manifest], before: Membership) -> Membership:
+    """One step of an agent that was restarted and may not read the namespace of X."""
+    return advance(
+        GatewayView(deployments, pods, [], unread=frozenset({SHUT})), restore(before.content()), EntryNaming("later")
+    )
+
+
+@pytest.mark.parametrize("address", ["10.0.0.9", "fd00::9"])
+def test_workers_of_a_namespace_that_was_never_read_stay(address: str) -> None:
+    before = step([D, X], [P0, pod("x-0", "x", address, namespace=SHUT)])
+    after = unread([D], [P0], before)
+    assert after.content() == before.content()
+    assert unread([D], [P0], after).content() == before.content()
+    # Of namespaces that can be read, they go as ever.
+    assert [entry.pod for entry in unread([D], [], before).entries] == ["x-0", "x-0"]
+
+
+@pytest.mark.parametrize("address", ["10.0.0.9", "fd00::9"])
+@pytest.mark.parametrize("change", [lambda item: item, unready], ids=["ready", "not ready"])
+def test_an_address_that_another_pod_has_by_now_gets_no_request_for_the_unread_one(address: str, change: Any) -> None:
+    before = step([D, X], [P0, pod("x-0", "x", address, namespace=SHUT)])
+    assert {entry.name for entry in before.entries} == {"m", "other", "more"}
+    after = unread([D], [P0, change(pod("d-1", "d", address))], before)
+    assert {entry.name for entry in after.entries} == {"m"}
+    assert json.loads(after.content())["workers"]
+
+
+def test_a_name_that_another_object_holds_by_now_gets_no_request_for_the_unread_one() -> None:
+    before = step([D, X], [P0, pod("x-0", "x", "10.0.0.9", namespace=SHUT)])
+    later = deployment("late", servedNames=["other"])
+    after = unread([D, later], [P0], before)
+    assert [(entry.name, entry.pod) for entry in after.entries] == [("m", "d-0"), ("more", "x-0")]
+
+
 @pytest.mark.parametrize(
     "content",
     ["", "[]", "{", '{"workers": [{"id": "x", "url": "u", "model_id": "m"}]}', '{"workers": [3]}', '{"workers": null}'],
@@ -293,14 +331,20 @@ STATES = (lambda manifest: manifest, unready, unlabelled, deleting, ended)
 
 @st.composite
 def worlds(draw: st.DrawFn) -> GatewayView:
+    """Two deployments in two namespaces, of which the second one may be unread."""
     names = st.lists(st.sampled_from(["a", "b", "c", "a:b"]), max_size=4)
-    deployments = [deployment(name, age=age, servedNames=draw(names)) for age, name in enumerate("de")]
+    spaces = {"d": "demo"} if draw(st.booleans()) else {"d": "demo", "e": SHUT}
+    deployments = [
+        deployment(name, namespace=space, age=age, servedNames=draw(names))
+        for age, (name, space) in enumerate(spaces.items())
+    ]
+    addresses = st.sampled_from(["10.0.0.1", "10.0.0.2", "x"])
     pods = [
-        draw(st.sampled_from(STATES))(pod(f"{of}-{number}", of, draw(st.sampled_from(["10.0.0.1", "10.0.0.2", "x"]))))
-        for of in "de"
+        draw(st.sampled_from(STATES))(pod(f"{of}-{number}", of, draw(addresses), namespace=space))
+        for of, space in spaces.items()
         for number in range(draw(st.integers(0, 2)))
     ]
-    return GatewayView(deployments, pods, None)
+    return GatewayView(deployments, pods, None, unread=frozenset({SHUT} - set(spaces.values())))
 
 
 @given(st.lists(st.tuples(worlds(), st.booleans(), st.sets(st.integers(0, 5))), max_size=6))

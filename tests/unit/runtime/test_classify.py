@@ -38,6 +38,11 @@ LINES = [
         "UnknownArchitecture",
         "ValueError: Cannot find model module. 'FooForCausalLM' is not a registered model in the Transformers library",
     ),
+    (
+        "ConfigMismatch",
+        "RuntimeError: the checkpoint has code of its own, which the engine runs only with the option "
+        "--trust-remote-code",
+    ),
     ("ConfigMismatch", "ValueError: Currently, only 4bits is supported on CPU with AMX."),
     (
         "ConfigMismatch",

@@ -1,15 +1,15 @@
-"""The guard in front of an engine's administrative endpoints, alone and in a real Python process."""
+"""The guard before an engine's administrative endpoints and a checkpoint's code, alone and in real processes."""
 
 import asyncio
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qwen_runtime.guard import SERVER_MODULE, Guard, environment, is_open
+from qwen_runtime.guard import CODE_FUNCTIONS, CODE_MODULE, SERVER_MODULE, Guard, environment, is_open
 
 # Every endpoint of SGLang 0.5.22 and 0.5.23 that changes an engine or tells more than a client needs.
 CLOSED = """
@@ -84,8 +84,23 @@ def test_a_refused_request_gets_403_and_a_sentence() -> None:
 
 def test_the_environment_keeps_what_it_had_but_trusts_no_forwarding_proxy() -> None:
     before = {"PYTHONPATH": "/mine:/other", "FORWARDED_ALLOW_IPS": "*", "HOME": "/home"}
-    assert environment(before, "/a.pyz") == {"PYTHONPATH": "/a.pyz:/mine:/other", "HOME": "/home"}
-    assert environment({}, "/a.pyz") == {"PYTHONPATH": "/a.pyz"}
+    assert environment(before, "/a.pyz", ["sglang"]) == {"PYTHONPATH": "/a.pyz:/mine:/other", "HOME": "/home"}
+    assert environment({}, "/a.pyz", []) == {"PYTHONPATH": "/a.pyz"}
+
+
+@pytest.mark.parametrize(
+    ("words", "trusts"),
+    [
+        ([], False),
+        (["--trust-remote-code"], True),
+        (["--served-model-name=--trust-remote-code"], False),
+        (["--trust-remote-codes"], False),
+    ],
+)
+def test_only_the_command_says_whether_code_is_trusted(words: list[str], trusts: bool) -> None:
+    """A tenant's variable does not."""
+    told = environment({"QWEN_RUNTIME_TRUSTS_CODE": "1"}, "/a.pyz", ["sglang", *words])
+    assert ("QWEN_RUNTIME_TRUSTS_CODE" in told) is trusts
 
 
 def engine_image(folder: Path, server: str) -> Path:
@@ -99,13 +114,15 @@ def engine_image(folder: Path, server: str) -> Path:
     return folder
 
 
-def start(archive: Path, image: Path, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
+def start(
+    archive: Path, image: Path, tmp_path: Path, child: str = "", words: Sequence[str] = ()
+) -> "subprocess.CompletedProcess[str]":
     """Run a child process of a child process of `launch`, as SGLang starts its HTTP workers."""
-    child = f"import {SERVER_MODULE} as server; print(server.app.added)"
+    child = child or f"import {SERVER_MODULE} as server; print(server.app.added)"
     program = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {child!r}]))"
     command = [sys.executable, str(archive), "launch", "--termination-log", str(tmp_path / "log"), "--"]
     return subprocess.run(
-        [*command, sys.executable, "-c", program],
+        [*command, sys.executable, "-c", program, *words],
         env={"PYTHONPATH": str(image)},
         capture_output=True,
         text=True,
@@ -133,3 +150,51 @@ def test_an_engine_whose_http_server_is_elsewhere_does_not_start(archive: Path, 
     done = start(archive, image, tmp_path)
     assert done.returncode == 1
     assert "this sglang has no srt/entrypoints/http_server.py" in done.stderr
+
+
+# The form of transformers 5.19.0, which both known versions of SGLang pin.
+TRANSFORMERS = """
+def get_cached_module_file(*names, **more):
+    print("names are imported")
+    return "evil.py"
+def get_class_in_module(name, path, *, force_reload=False):
+    print("code runs")
+def get_class_from_dynamic_module(reference, *names, **more):
+    return get_class_in_module("Evil", get_cached_module_file(*names, "evil.py", **more), force_reload=False)
+"""
+LOADS = (
+    "from transformers.dynamic_module_utils import get_class_from_dynamic_module as load\n"
+    "load('evil.Evil', '/models/source', trust_remote_code=True)"
+)
+
+
+def with_transformers(folder: Path, module: str) -> Path:
+    """The same folder with a package that has the place of transformers."""
+    package = engine_image(folder, "") / "transformers"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "dynamic_module_utils.py").write_text(module)
+    return folder
+
+
+def test_code_of_a_checkpoint_runs_only_if_the_command_trusts_it(archive: Path, tmp_path: Path) -> None:
+    image = with_transformers(tmp_path / "image", TRANSFORMERS)
+    refused = start(archive, image, tmp_path, LOADS)
+    assert "RuntimeError: the checkpoint has code of its own, which the engine runs only with the option" in (
+        refused.stderr
+    )
+    assert "names are imported" not in refused.stdout
+    assert "code runs" not in refused.stdout
+    trusted = start(archive, image, tmp_path, LOADS, ["--trust-remote-code"])
+    assert "RuntimeError" not in trusted.stderr
+    assert "code runs" in trusted.stdout
+
+
+@pytest.mark.parametrize("name", CODE_FUNCTIONS)
+def test_each_function_that_runs_code_is_replaced(archive: Path, tmp_path: Path, name: str) -> None:
+    image = with_transformers(tmp_path / "image", TRANSFORMERS)
+    done = start(archive, image, tmp_path, f"import {CODE_MODULE} as code; code.{name}('a', 'b')")
+    assert "RuntimeError: the checkpoint has code of its own" in done.stderr
+    image = with_transformers(tmp_path / "other", TRANSFORMERS.replace(name, "renamed"))
+    done = start(archive, image, tmp_path, f"import {CODE_MODULE}")
+    assert f"has no {name} that qwen-runtime can keep from running code" in done.stderr

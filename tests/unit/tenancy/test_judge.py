@@ -17,7 +17,7 @@ from qwen_operator.planning.engine_args import RESERVED
 from qwen_operator.tenancy.judge import refused
 from qwen_operator.tenancy.lists import BUILT_IN, Mode, Setting, Tenancy, matches
 from qwen_operator.tenancy.options import ENGINE_OPTIONS, ENGINE_VARIABLES
-from qwen_operator.tenancy.rules import FREE, RULES
+from qwen_operator.tenancy.rules import FREE, RULES, option_name
 from tests.tenancy import ALLOWED, CODE, RATCHET, REFUSED, Case, args, engine, pod, toleration, variable, volume
 
 TENANCY = Tenancy(engine_image="localhost/sglang-cpu")
@@ -99,8 +99,11 @@ def test_trusted_and_exempt_objects_are_not_judged() -> None:
 
 
 def test_the_built_in_options_exist_and_load_nothing() -> None:
-    assert set(ENGINE_OPTIONS) <= set(of("0.5.23").options.options)
-    assert not set(ENGINE_OPTIONS) & set(RESERVED)
+    names = {option_name(entry) for entry in ENGINE_OPTIONS}
+    assert names <= set(of("0.5.23").options.options)
+    assert not names & set(RESERVED)
+    # With an entry for any value, the entries for some values would mean nothing.
+    assert not set(ENGINE_OPTIONS) & {option_name(entry) for entry in ENGINE_OPTIONS if "=" in entry}
     words = ("trust", "path", "custom-weight", "url", "endpoint", "port", "api-key", "hook", "plugin", "config", "file")
     assert [name for name in ENGINE_OPTIONS if any(f"-{word}" in name for word in words)] == []
     assert "--host" not in ENGINE_OPTIONS
@@ -108,6 +111,13 @@ def test_the_built_in_options_exist_and_load_nothing() -> None:
     bad = ("PYTHON", "NVIDIA_", "PATH", "PROXY", "PLUGIN", "ENDPOINT", "PACKAGE")
     assert [name for name in ENGINE_VARIABLES if any(word in name for word in bad)] == []
     assert all("*" not in entry for setting in (Setting.ENGINE_ARGS, Setting.ENV) for entry in BUILT_IN[setting])
+
+
+def test_the_platform_team_may_allow_one_value_of_an_option() -> None:
+    one = Tenancy(added={Setting.ENGINE_ARGS: ("--load-format=sharded_state",)})
+    assert not refused(args("--load-format=sharded_state"), one, "team")
+    for words in (["--load-format=pt"], ["--load-format", "sharded_state"], ["--load-format"]):
+        assert refused(args(*words), one, "team")
 
 
 def test_a_tag_has_no_slash() -> None:

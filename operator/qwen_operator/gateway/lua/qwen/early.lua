@@ -116,11 +116,11 @@ end
 -- Calls `take` with each part of a body. Returns whether it came to its end.
 local function read_body(socket, headers, take)
     local chunked = (headers["transfer-encoding"] or ""):lower() == "chunked"
-    local left = not chunked and (tonumber(headers["content-length"]) or math.huge) or 0
-    while true do
-        if chunked and left == 0 then
+    local left = chunked and 0 or tonumber(headers["content-length"]) or math.huge
+    while chunked or left > 0 do
+        if left == 0 then
             local line = line_of(socket)
-            left = line and tonumber(line:match("^%x+"), 16)
+            left = line and tonumber(line:match("^%x+") or "", 16)
             if not left or left == 0 then
                 return left == 0
             end
@@ -131,13 +131,11 @@ local function read_body(socket, headers, take)
         end
         left = left - #piece
         take(piece)
-        if not chunked and left == 0 then
-            return true
-        end
         if chunked and left == 0 and not line_of(socket) then
             return false
         end
     end
+    return true
 end
 
 local function refused(socket, headers)

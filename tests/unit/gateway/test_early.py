@@ -57,3 +57,41 @@ def test_an_answer_without_a_body_is_complete(pod: Pod) -> None:
     stream = raw("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 0\r\n\r\n")
     assert early(pod, user=stream) == ""
     assert "runtime error" not in pod.log("proxy")
+
+
+def refusal(status: int, text: str) -> str:
+    return raw(f"HTTP/1.1 {status} No\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n{text}")
+
+
+SGLANGS = {"object": "error", "message": "too long", "type": "BadRequestError", "param": None, "code": 400}
+
+
+def test_an_engines_error_is_one_that_clients_of_streams_recognize(pod: Pod) -> None:
+    """SGLang has the message at the top, and in the events of its own streams below `error`."""
+    refused = early(pod, user=refusal(400, json.dumps(SGLANGS)))
+    assert event(refused) == {"error": SGLANGS}
+    name, data = early(pod, "/v1/messages", user=refusal(400, json.dumps(SGLANGS))).strip().split("\n")
+    assert name == "event: error"
+    error = event(data)
+    assert (error["type"], error["error"]["message"]) == ("error", "too long")
+
+
+@pytest.mark.parametrize("form", [{"error": {"message": "m", "code": 400}}, {"error": "m", "message": "n"}])
+def test_an_error_in_openais_form_stays_as_it_is(pod: Pod, form: dict[str, Any]) -> None:
+    assert event(early(pod, user=refusal(400, json.dumps(form)))) == form
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (400, ""),
+        (204, ""),
+        (500, "<html>\n\ndata: [DONE]\n\n</html>"),
+        (500, json.dumps({"message": ["no", "text"], "error": None})),
+        (400, json.dumps({"message": "long", "more": "x" * 20_000})),
+    ],
+)
+def test_an_error_without_a_readable_message_says_its_status(pod: Pod, status: int, text: str) -> None:
+    error = event(early(pod, user=refusal(status, text)))["error"]
+    assert f"status {status}" in error["message"]
+    assert pod.metrics()[f'qwen_gateway_requests_total{{tenant="all",model="open",code="{status}"}}'] >= 1

@@ -138,7 +138,7 @@ local function read_body(socket, headers, take)
     return true
 end
 
-local function refused(socket, headers)
+local function refused(socket, status, headers)
     local parts, size = {}, 0
     read_body(socket, headers, function(piece)
         if size < ERROR_BYTES then
@@ -146,7 +146,7 @@ local function refused(socket, headers)
         end
     end)
     socket:close()
-    return answers.event(table.concat(parts):sub(1, ERROR_BYTES))
+    return answers.pass_on(status, table.concat(parts):sub(1, ERROR_BYTES))
 end
 
 -- Sends the request to the relay and its answer to the client. Returns the location in which the request goes on if the
@@ -167,8 +167,7 @@ function early.answer(ticket)
         return location
     end
     if status ~= 200 then
-        ngx.ctx.failed = status
-        return refused(socket, headers)
+        return refused(socket, status, headers)
     end
     local complete = read_body(socket, headers, say)
     socket:close()

@@ -95,3 +95,48 @@ def test_an_error_without_a_readable_message_says_its_status(pod: Pod, status: i
     error = event(early(pod, user=refusal(status, text)))["error"]
     assert f"status {status}" in error["message"]
     assert pod.metrics()[f'qwen_gateway_requests_total{{tenant="all",model="open",code="{status}"}}'] >= 1
+
+
+def counted(pod: Pod, family: str, tenant: str = "all") -> dict[str, float]:
+    """The series of a tenant, by what follows the model."""
+    start = f'qwen_gateway_{family}_total{{tenant="{tenant}",model="open"'
+    return {name.removeprefix(start): value for name, value in pod.metrics().items() if name.startswith(start)}
+
+
+def chunked(*texts: str) -> str:
+    """A stream of these pieces."""
+    head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return raw(head, *(f"{len(text):x}\r\n{text}\r\n" for text in texts), "0\r\n\r\n")
+
+
+def anthropic_event(kind: str, **fields: Any) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n"
+
+
+def test_the_tokens_of_the_prompt_are_counted_behind_the_comments(pod: Pod) -> None:
+    """Anthropic's streams tell them in the first event."""
+    start = anthropic_event("message_start", message={"usage": {"input_tokens": 777, "output_tokens": 1}})
+    piece = anthropic_event("content_block_delta", index=0, delta={"type": "text_delta", "text": "x" * 900})
+    end = anthropic_event("message_delta", delta={}, usage={"output_tokens": 55})
+    before = counted(pod, "tokens")
+    early(pod, "/v1/messages", user=chunked(start, *[piece] * 8, end))
+    until(lambda: counted(pod, "tokens") != before, "it is counted")
+    after = counted(pod, "tokens")
+    for direction, tokens in ((',direction="in"}', 777), (',direction="out"}', 55)):
+        # The model is asked meanwhile whether it is served.
+        assert after[direction] - before.get(direction, 0) >= tokens
+
+
+def test_what_no_engine_answered_costs_no_tokens(pod: Pod) -> None:
+    loads = pod.metrics()["qwen_gateway_settings_loads"]
+    pod.write_tenants({"defaults": {}, "tenants": {"some": {"models": ["*"], "tokensPerMinute": 60_000}}})
+    until(lambda: pod.metrics()["qwen_gateway_settings_loads"] > loads, "the tenants are read")
+    unready(pod)
+    body = {"model": "open", "messages": MESSAGES, "stream": True, "user": "x" * 300_000}
+    with pod.client("key-some") as client:
+        answer = client.post("/v1/chat/completions", json=body)
+    assert event(answer.text.replace(WAITS, ""))["error"]["code"] == "model_not_ready"
+    waits(pod)
+    until(lambda: pod.chat("open").status_code == 200, "the model is served")
+    assert pod.chat("open", "key-some").status_code == 200
+    assert counted(pod, "uncounted_answers", "some") == {}

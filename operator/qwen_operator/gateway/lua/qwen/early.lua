@@ -6,6 +6,7 @@
 -- these streams pay for that.
 local answers = require "qwen.answers"
 local state = require "qwen.state"
+local usage = require "qwen.usage"
 
 local early = {}
 
@@ -169,6 +170,7 @@ function early.answer(ticket)
     if status ~= 200 then
         return refused(socket, status, headers)
     end
+    usage.begin(ticket, headers["content-type"])
     local complete = read_body(socket, headers, say)
     socket:close()
     -- Without the last chunk, the client sees that the answer is not complete.

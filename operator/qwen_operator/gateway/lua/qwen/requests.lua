@@ -290,10 +290,9 @@ function requests.head()
         ngx.header["Vary"] = "Origin"
     end
     local ticket = tickets[tonumber(ngx.var.qwen_ticket)]
-    if ticket and ticket.length and ngx.status == 200 then
-        local kind = ngx.header["Content-Type"]
-        ticket.answer = usage.collector(type(kind) == "string" and kind:find("text/event-stream", 1, true) ~= nil)
-        ngx.ctx.answer = ticket.answer
+    -- If the head is sent early, the answer begins later.
+    if ticket and ticket.length and not ticket.head and ngx.status == 200 then
+        usage.begin(ticket, ngx.header["Content-Type"])
     end
 end
 

@@ -140,3 +140,9 @@ def test_what_no_engine_answered_costs_no_tokens(pod: Pod) -> None:
     until(lambda: pod.chat("open").status_code == 200, "the model is served")
     assert pod.chat("open", "key-some").status_code == 200
     assert counted(pod, "uncounted_answers", "some") == {}
+
+
+def test_headers_go_on_whatever_others_there_are(pod: Pod) -> None:
+    others = {f"x-number-{number}": "y" for number in range(120)}
+    early(pod, headers={**others, "traceparent": "00-1-2-01"})
+    assert pod.received["open"][-1].headers["traceparent"] == "00-1-2-01"

@@ -85,9 +85,9 @@ local function send(socket, ticket)
         state.relay.tenant_header .. ": " .. ticket.tenant,
     }
     for _, name in ipairs(state.relay.passed_on) do
-        local value = ngx.req.get_headers()[name]
-        value = type(value) == "table" and value[1] or value
-        if type(value) == "string" then
+        -- ngx.req.get_headers() has the first hundred alone.
+        local value = ngx.var["http_" .. name:gsub("-", "_")]
+        if value and value ~= "" then
             lines[#lines + 1] = name .. ": " .. value
         end
     end

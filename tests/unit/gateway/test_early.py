@@ -1,6 +1,7 @@
 """Streams whose head is sent before a replica answers, and what engines and clients may do to them."""
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -146,3 +147,19 @@ def test_headers_go_on_whatever_others_there_are(pod: Pod) -> None:
     others = {f"x-number-{number}": "y" for number in range(120)}
     early(pod, headers={**others, "traceparent": "00-1-2-01"})
     assert pod.received["open"][-1].headers["traceparent"] == "00-1-2-01"
+
+
+def test_a_proxy_that_speaks_http_1_0_gets_the_head_and_the_answer(pod: Pod) -> None:
+    """nginx does so unless it is told otherwise."""
+    unready(pod)
+    body = json.dumps({"model": "open", "messages": MESSAGES, "stream": True, "max_tokens": 3}).encode()
+    lines = ["POST /v1/chat/completions HTTP/1.0", "Authorization: Bearer key-all", "Content-Type: application/json"]
+    host, port = pod.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), 10) as client:
+        client.sendall("\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body)
+        head = client.recv(4096).decode()
+        assert head.startswith("HTTP/1.1 200 ")
+        assert head.endswith(WAITS)
+        waits(pod)
+        answer = b"".join(iter(lambda: client.recv(4096), b"")).decode()
+    assert answer.endswith("data: [DONE]\n\n")

@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 
 from tests.unit.gateway.engines import raw
 from tests.unit.gateway.proxied import Pod, gateway, until
-from tests.unit.gateway.test_hold import WAITS, held, unready, waits
+from tests.unit.gateway.test_hold import WAITS, held, unready, waits, workers
 
 MESSAGES = [{"role": "user", "content": "0"}]
 
@@ -163,3 +164,14 @@ def test_a_proxy_that_speaks_http_1_0_gets_the_head_and_the_answer(pod: Pod) -> 
         waits(pod)
         answer = b"".join(iter(lambda: client.recv(4096), b"")).decode()
     assert answer.endswith("data: [DONE]\n\n")
+
+
+def test_the_head_comes_in_time_also_if_the_router_gives_the_request_back(tmp_path: Path) -> None:
+    """The agent has not noticed that the only replica is gone, and no single wait takes as long as the head."""
+    with gateway(tmp_path, QWEN_GATEWAY_HOLD_HEAD_SECONDS="3") as pod:
+        workers(pod, {"id": "added-1", "url": "http://127.77.1.9:1", "model_id": "late"})
+        begun = time.monotonic()
+        body = {"model": "late", "messages": MESSAGES, "stream": True}
+        with pod.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            assert next(answer.iter_text()) == WAITS
+            assert time.monotonic() - begun < 5

@@ -25,14 +25,14 @@ local function say(text)
     end
 end
 
--- At every step of a wait. `ticket.hold`: since when it waits.
+-- At every step of a wait. `ticket.began`: when it first waited. The router may have given it back since.
 function early.beat(ticket)
     local seconds, now = state.relay.head_seconds, ngx.now()
     if not ticket.stream or seconds == 0 then
         return
     end
     if not ticket.head then
-        if now - ticket.hold < seconds then
+        if now - ticket.began < seconds then
             return
         end
         ticket.head, ticket.beat = true, now

@@ -296,13 +296,26 @@ function requests.head()
     end
 end
 
-local FAILED, ENDED = 'data: {"error":', "data: %[DONE%]%s*"
+local FAILED = '\ndata: {"error":'
 
 -- If an engine ends in the middle of a stream, smg sends an error and then the sign of a complete answer. A client that
--- does not know such errors would take the answer for complete. A line break inside of an event would be escaped.
+-- does not know such errors would take the answer for complete. So nothing follows the first error. A line break inside
+-- of an event would be escaped. The bytes that matter may be in two pieces: `answer.before` has the end of the last one.
 local function without_false_end(answer, text)
-    answer.failed = answer.failed or text:sub(1, #FAILED) == FAILED or text:find("\n" .. FAILED, 1, true) ~= nil
-    return answer.failed and text:gsub(ENDED, "") or text
+    if answer.ended then
+        return ""
+    end
+    local before = answer.before or "\n"
+    local all = before .. text
+    answer.before = all:sub(1 - #FAILED)
+    local start = answer.failed and 1 or all:find(FAILED, 1, true)
+    if not start then
+        return text
+    end
+    answer.failed = true
+    local _, stop = all:find("\n\n", start + 1, true)
+    answer.ended = stop ~= nil
+    return stop and text:sub(1, stop - #before) or text
 end
 
 -- In the phase body_filter, for every piece of an answer.

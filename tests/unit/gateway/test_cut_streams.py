@@ -83,3 +83,9 @@ def test_nothing_follows_the_error(pod: Pod) -> None:
 def test_the_text_of_an_error_within_an_event_is_no_error(pod: Pod) -> None:
     stream = PIECE.replace("[]", json.dumps([ERROR])) + PIECE + DONE
     assert streamed(pod, HEAD + "Transfer-Encoding: chunked\r\n\r\n", *chunks([stream]), "0\r\n\r\n") == stream
+
+
+def test_a_stream_with_a_length_ends_too(pod: Pod) -> None:
+    """The client would wait for the bytes that the proxy took away."""
+    stream = ERROR + DONE
+    assert streamed(pod, f"{HEAD}Content-Length: {len(stream)}\r\n\r\n{stream}") == ERROR

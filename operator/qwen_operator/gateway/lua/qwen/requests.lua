@@ -293,6 +293,10 @@ function requests.head()
     -- If the head is sent early, the answer begins later.
     if ticket and ticket.length and not ticket.head and ngx.status == 200 then
         usage.begin(ticket, ngx.header["Content-Type"])
+        if ticket.answer.stream then
+            -- Its end may be left out.
+            ngx.header["Content-Length"] = nil
+        end
     end
 end
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -387,3 +388,28 @@ def test_an_answer_that_is_no_stream_waits_in_silence(pod: Pod) -> None:
         time.sleep(1.5)
         waits(pod)
         assert [one.result().json()["object"] for one in asked] == ["chat.completion"] * 2
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_before_its_body_was_read_takes_no_place(pod: Pod, size: int, stream: bool) -> None:
+    """nginx then learns that it has gone together with its last bytes."""
+    unready(pod)
+    body = json.dumps({"model": "open", "messages": [], "stream": stream, "user": "x" * size}).encode()
+    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: x", "Authorization: Bearer key-all"]
+    lines += ["Content-Type: application/json", f"Content-Length: {len(body)}", "", ""]
+    before = pod.metrics().get('qwen_gateway_holds_total{tenant="all",model="open"}', 0)
+    master = (pod.folder / "proxy/nginx.pid").read_text().strip()
+    worker = int(Path(f"/proc/{master}/task/{master}/children").read_text())
+    host, port = pod.url.removeprefix("http://").split(":")
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall("\r\n".join(lines).encode() + body)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    time.sleep(1)
+    assert held(pod) == 0
+    assert pod.metrics().get('qwen_gateway_holds_total{tenant="all",model="open"}', 0) == before
+    assert pod.metrics()['qwen_gateway_running_requests{tenant="all"}'] == 0
+    assert pod.metrics()["qwen_gateway_buffered_bytes"] == 0

@@ -1,6 +1,7 @@
 -- What happens to one request: whose it is, what its tenant may do, what it asks for, and what it cost.
 local answers = require "qwen.answers"
 local body = require "qwen.body"
+local client = require "qwen.client"
 local early = require "qwen.early"
 local hold = require "qwen.hold"
 local limits = require "qwen.limits"
@@ -125,6 +126,9 @@ local function read_body(ticket)
     end)
     ngx.req.read_body()
     ngx.thread.kill(watch)
+    if client.has_gone() then
+        ngx.exit(499)
+    end
 end
 
 local function end_turn(ticket)

@@ -5,6 +5,7 @@
 -- through here and not through nginx's own proxy, which has no way to go on with an answer that has begun. Only
 -- these streams pay for that.
 local answers = require "qwen.answers"
+local body = require "qwen.body"
 local state = require "qwen.state"
 local usage = require "qwen.usage"
 
@@ -45,34 +46,22 @@ function early.beat(ticket)
     end
 end
 
-local function failed(socket, message)
+local function failed(socket)
     socket:close()
-    return answers.refuse(502, message or "The gateway's router does not answer. Try again.")
+    return answers.refuse(502, "The gateway's router does not answer. Try again.")
 end
 
 local function send_body(socket)
-    local path = ngx.req.get_body_file()
-    if not path then
+    local file = body.open()
+    if not file then
         return socket:send(ngx.req.get_body_data() or "")
     end
-    local file = assert(io.open(path, "rb"))
     local sent, piece = true, file:read(PIECE_BYTES)
     while sent and piece do
         sent, piece = socket:send(piece), file:read(PIECE_BYTES)
     end
-    file:close()
+    body.close()
     return sent
-end
-
-local function body_bytes()
-    local path = ngx.req.get_body_file()
-    if not path then
-        return #(ngx.req.get_body_data() or "")
-    end
-    local file = assert(io.open(path, "rb"))
-    local bytes = file:seek("end")
-    file:close()
-    return bytes
 end
 
 local function send(socket, ticket)
@@ -81,7 +70,7 @@ local function send(socket, ticket)
         "Host: router",
         "Connection: close",
         "Content-Type: application/json",
-        "Content-Length: " .. body_bytes(),
+        "Content-Length: " .. body.bytes(),
         state.relay.tenant_header .. ": " .. ticket.tenant,
     }
     for _, name in ipairs(state.relay.passed_on) do

@@ -151,13 +151,7 @@ local function pause_of(ticket)
 end
 
 local function find_model(ticket, allowed)
-    local path = ngx.req.get_body_file()
-    if path then
-        local file = assert(io.open(path, "rb"))
-        local length = file:seek("end")
-        file:close()
-        check_length(ticket, length, allowed)
-    end
+    check_length(ticket, body.bytes(), allowed)
     local name, fault, stream = body.model(pause_of(ticket))
     end_turn(ticket)
     if not name then
@@ -355,6 +349,7 @@ function requests.finish()
         return
     end
     tickets[number] = nil
+    body.close()
     end_turn(ticket)
     hold.release(ticket)
     if ticket.slot then

@@ -193,7 +193,8 @@ class Autoscaler:
 
     def _decided(self, watched: _Watched, deployment: ScaledDeployment, sample: Sample) -> ScalingState:
         if deployment.bounds is None:
-            watched.history = None
+            # Sleep ends too: when the load decides again, it goes on with the replicas that there are.
+            watched.history = watched.rest = None
             return ScalingState(None, Reason.NOT_CONFIGURED, "", active=False)
         old = watched.state
         engines, bounds = deployment.engines, deployment.bounds

@@ -236,7 +236,8 @@ class Autoscaler:
         known = self._demand.of(deployment.names)
         watched.held = known.held
         demand = known if self._demand.complete or known.held else None
-        rest = watched.rest or zero.begin(deployment.size, sample.at)
+        waking = deployment.shown is not None and deployment.shown.reason is Reason.WAKING
+        rest = watched.rest or zero.begin(deployment.size, sample.at, waking=waking)
         watched.rest = zero.advance(rest, demand, sample, deployment.engines, bounds.idle_seconds)
         return zero.decide(watched.rest, demand, bounds.idle_seconds, awake)
 

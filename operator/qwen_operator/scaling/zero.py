@@ -40,12 +40,13 @@ class Rest:
     totals: Totals = field(default_factory=dict)
 
 
-def begin(wanted: int | None, at: float) -> Rest:
-    """The memory of a new leader. `wanted`: the number of replicas in the status; None if there is none yet.
+def begin(wanted: int | None, at: float, *, waking: bool = False) -> Rest:
+    """The memory of a new leader. `wanted` and `waking`: the number of replicas in the status, None if there is none yet,
+    and whether the first of them was on its way.
 
     A new deployment sleeps until somebody asks for it.
     """
-    return Rest(not wanted, at - ASKED_SECONDS, at, started=bool(wanted))
+    return Rest(not wanted, at - ASKED_SECONDS, at, started=bool(wanted) and not waking)
 
 
 def advance(

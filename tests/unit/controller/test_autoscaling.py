@@ -103,6 +103,10 @@ class ScalingWorld(World):
         sources = Sources(view, self.pages, self.read_demand)
         self.scaler = Autoscaler(sources, operator.queue.add, Pace(clock=clock.monotonic))
 
+    async def new_leader(self) -> None:
+        await self.restart()
+        self.lead()
+
     def load(self, namespace: str, name: str, uid: str) -> ScalingState | None:
         return self.scaler.state(namespace, name, uid) if self.scaler else None
 
@@ -314,3 +318,20 @@ async def test_a_sleeper_that_was_suspended_sleeps_on() -> None:
         world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].pop("suspend"))
         await world.pass_time(10)
         assert world.scaling() == (0, Reason.ASLEEP)
+
+
+async def test_a_change_of_the_leader_interrupts_no_wake() -> None:
+    """Ready stays true: nothing is wrong, and nobody needs an alert."""
+    clock = Clock()
+    async with scaled([Engine(clock)], clock) as world:
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
+        await world.pass_time(10)
+        world.kubelet.engine = lambda pod: {"phase": "Pending"}
+        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)}, complete=True)
+        await world.pass_time(10)
+        assert condition(world, "Ready") == ("True", Reason.WAKING)
+        await world.new_leader()
+        for _ in range(5):
+            await world.pass_time(4)
+            assert condition(world, "Ready") == ("True", Reason.WAKING)
+        assert list(world.replicas()) == [0]

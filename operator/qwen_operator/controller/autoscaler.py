@@ -195,7 +195,8 @@ class Autoscaler:
 
     def _decided(self, watched: _Watched, deployment: ScaledDeployment, sample: Sample) -> ScalingState:
         if deployment.bounds is None:
-            watched.history = None
+            # Sleep ends too: when the load decides again, it goes on with the replicas that there are.
+            watched.history = watched.rest = None
             return ScalingState(None, Reason.NOT_CONFIGURED, "", active=False)
         old = watched.state
         engines, bounds = deployment.engines, deployment.bounds
@@ -237,8 +238,8 @@ class Autoscaler:
         known = self._demand.of(deployment.names)
         watched.held = known.held
         demand = known if self._demand.complete or known.held else None
-        shown = deployment.shown.reason if deployment.shown else None
-        rest = watched.rest or zero.begin(deployment.size, shown, sample.at)
+        waking = deployment.shown is not None and deployment.shown.reason is Reason.WAKING
+        rest = watched.rest or zero.begin(deployment.size, sample.at, waking=waking)
         watched.rest = zero.advance(rest, demand, sample, deployment.engines, bounds.idle_seconds)
         return zero.decide(watched.rest, demand, bounds.idle_seconds, awake)
 

@@ -98,6 +98,8 @@ http {{
     client_body_timeout {settings.body_timeout_seconds + 5}s;
     lingering_time 5s;
     lingering_timeout 2s;
+    # Otherwise the head of a stream would wait for its end, if the client or a proxy in front speaks HTTP/1.0.
+    lua_http10_buffering off;
     init_worker_by_lua_block {{
         require("qwen.state").start({{
             settings = "{files.settings}",

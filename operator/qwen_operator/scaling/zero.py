@@ -45,12 +45,14 @@ class Rest:
     totals: Totals = field(default_factory=dict)
 
 
-def begin(wanted: int | None, reason: Reason | None, at: float) -> Rest:
-    """The memory of a new leader. `wanted`, `reason`: what the status shows; None if it shows nothing yet.
+def begin(wanted: int | None, at: float, *, waking: bool = False) -> Rest:
+    """The memory of a new leader. `wanted`: the number of replicas in the status; None if there is none yet.
+
+    `waking`: by the status, the first of them was on its way.
 
     A new deployment sleeps until somebody asks for it.
     """
-    return Rest(not wanted, at - ASKED_SECONDS, at, started=bool(wanted) and reason is not Reason.WAKING)
+    return Rest(not wanted, at - ASKED_SECONDS, at, started=bool(wanted) and not waking)
 
 
 def advance(

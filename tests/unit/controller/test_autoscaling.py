@@ -4,7 +4,7 @@ sockets, the scraper, the rule, the decisions and the writes. Only the cluster a
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,11 @@ from aiohttp import web
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.controller.autoscaler import INTERVAL_SECONDS, JITTER, Autoscaler, Pace, Sources
-from qwen_operator.controller.scraper import scraper
+from qwen_operator.controller.scraper import Scraper, scraper
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.replicas.scaling_view import scaled_deployments
 from qwen_operator.scaling.demand import Demand, ModelDemand
-from qwen_operator.scaling.types import ScalingState
+from qwen_operator.scaling.types import ScaledDeployment, ScalingState
 from tests.unit.fakes import Clock, FakeKube
 from tests.unit.world import World, deployment, ready_status
 
@@ -85,10 +85,27 @@ class ScalingWorld(World):
     """A world whose operator learns of the load from its own autoscaler."""
 
     scaler: Autoscaler | None = None
+    pages: Scraper | None = None
     demand: Demand = field(default_factory=lambda: Demand(complete=True))
 
     async def read_demand(self) -> Demand:
         return self.demand
+
+    def lead(self) -> None:
+        """Begin to scale, with what the status remembers."""
+        assert self.pages
+        operator, clock = self.operator, self.api.clock
+        store = operator.store
+
+        def view() -> Iterator[ScaledDeployment]:
+            return scaled_deployments(store.all(QWENDEPLOYMENTS), store.replicas, store.names.held)
+
+        sources = Sources(view, self.pages, self.read_demand)
+        self.scaler = Autoscaler(sources, operator.queue.add, Pace(clock=clock.monotonic))
+
+    async def new_leader(self) -> None:
+        await self.restart()
+        self.lead()
 
     def load(self, namespace: str, name: str, uid: str) -> ScalingState | None:
         return self.scaler.state(namespace, name, uid) if self.scaler else None
@@ -119,17 +136,8 @@ async def scaled(engines: list[Engine], clock: Clock) -> AsyncIterator[ScalingWo
         world = ScalingWorld(api=FakeKube(clock))
         await world.start()
         world.kubelet.engine = answering
-        operator = world.operator
-        store = operator.store
-        world.scaler = Autoscaler(
-            Sources(
-                lambda: scaled_deployments(store.all(QWENDEPLOYMENTS), store.replicas, store.names.held),
-                pages,
-                world.read_demand,
-            ),
-            operator.queue.add,
-            Pace(clock=clock.monotonic),
-        )
+        world.pages = pages
+        world.lead()
         world.api.put(QWENDEPLOYMENTS, deployment(scaling=SIZES))
         yield world
 
@@ -336,3 +344,57 @@ async def test_what_suspends_a_deployment_removes_its_replicas_and_nobody_wakes_
         world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].pop("suspend"))
         await world.pass_time(10)
         assert world.replicas() == {0: True}
+
+
+async def test_what_was_switched_on_by_hand_while_it_slept_does_not_end_with_the_hand() -> None:
+    """It sleeps after idleSeconds without requests, whoever started it."""
+    clock = Clock()
+    engines = [Engine(clock), Engine(clock)]
+    async with scaled(engines, clock) as world:
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
+        await world.pass_time(10)
+        assert world.scaling() == (0, Reason.ASLEEP)
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(replicas=2))
+        await world.pass_time(20)
+        assert world.replicas() == {0: True, 1: True}
+        engines[0].running = 1
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].pop("replicas"))
+        await world.pass_time(20)
+        assert world.replicas() == {0: True, 1: True}
+        assert condition(world, "Ready") == ("True", Reason.SERVING)
+
+
+async def test_a_sleeper_that_was_suspended_sleeps_on() -> None:
+    """As a new leader finds it."""
+    clock = Clock()
+    async with scaled([Engine(clock)], clock) as world:
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
+        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)}, complete=True)
+        await world.pass_time(10)
+        assert world.replicas() == {0: True}
+        world.demand = Demand(complete=True)
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(suspend=True))
+        await world.pass_time(30)
+        assert world.replicas() == {}
+        assert world.scaler
+        assert not world.scaler.held()
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].pop("suspend"))
+        await world.pass_time(10)
+        assert world.scaling() == (0, Reason.ASLEEP)
+
+
+async def test_a_change_of_the_leader_interrupts_no_wake() -> None:
+    """Ready stays true: nothing is wrong, and nobody needs an alert."""
+    clock = Clock()
+    async with scaled([Engine(clock)], clock) as world:
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
+        await world.pass_time(10)
+        world.kubelet.engine = lambda _pod: {"phase": "Pending"}
+        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)}, complete=True)
+        await world.pass_time(10)
+        assert condition(world, "Ready") == ("True", Reason.WAKING)
+        await world.new_leader()
+        for _ in range(5):
+            await world.pass_time(4)
+            assert condition(world, "Ready") == ("True", Reason.WAKING)
+        assert list(world.replicas()) == [0]

@@ -13,6 +13,12 @@ from typing import Any
 from qwen_runtime.guard import is_open
 
 USAGE = {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16}
+_RAW = "raw:"
+
+
+def raw(*pieces: str) -> str:
+    """The field `user` of a request that an engine answers with these bytes, with a pause after each piece."""
+    return f"{_RAW}{json.dumps(pieces)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +31,7 @@ class Received:
 
 
 class _Engine(BaseHTTPRequestHandler):
-    """The field `user` of a request may have headers of the answer, as JSON."""
+    """The field `user` of a request may have headers of the answer, as JSON, or what `raw` made."""
 
     protocol_version = "HTTP/1.1"
     extra: Mapping[str, str] = {}
@@ -60,6 +66,9 @@ class _Engine(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         server.received.append(Received(self.path, headers, request))
         user = str(request.get("user"))
+        if user.startswith(_RAW):
+            self._raw(json.loads(user.removeprefix(_RAW)))
+            return
         self.extra = json.loads(user) if user.startswith("{") else {}
         if request.get("stream"):
             if request.get("user") == "ends early":
@@ -104,6 +113,13 @@ class _Engine(BaseHTTPRequestHandler):
             self.wfile.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
             self.wfile.flush()
         time.sleep(0.1)
+        self.close_connection = True
+
+    def _raw(self, pieces: list[str]) -> None:
+        for piece in pieces:
+            self.wfile.write(piece.encode("latin-1"))
+            self.wfile.flush()
+            time.sleep(0.01)
         self.close_connection = True
 
     def _event(self, body: dict[str, Any]) -> None:

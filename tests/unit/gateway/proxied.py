@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from aiohttp.test_utils import unused_port
 
 from tests.testbed.packages import PROXY, ensure_packages
 from tests.unit.gateway.engines import Received, recorded_engine
@@ -91,6 +91,13 @@ def until(condition: Any, awaited: str) -> None:
         time.sleep(0.05)
 
 
+def free_ports(number: int) -> list[int]:
+    """Different ports of the loopback interface. Asked for one by one, the same port may come twice."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
+        return [one.getsockname()[1] for one in sockets]
+
+
 def workers(port: int) -> dict[str, Any]:
     """The file that the agent writes."""
     entries = [("open", OPEN), ("closed", CLOSED)]
@@ -109,7 +116,7 @@ def gateway(folder: Path, **environ: str) -> Iterator[Pod]:
     ensure_packages(PROXY)
     for name in ("keys", "proxy", "run"):
         (folder / name).mkdir()
-    port, metrics = unused_port(), unused_port()
+    port, metrics, router, router_metrics = free_ports(4)
     settings = {
         "QWEN_GATEWAY_RUN_DIR": str(folder / "run"),
         "QWEN_GATEWAY_PROXY_DIR": str(folder / "proxy"),
@@ -118,8 +125,8 @@ def gateway(folder: Path, **environ: str) -> Iterator[Pod]:
         "QWEN_GATEWAY_HOST": "127.0.0.1",
         "QWEN_GATEWAY_PORT": str(port),
         "QWEN_GATEWAY_PROXY_METRICS_PORT": str(metrics),
-        "QWEN_GATEWAY_ROUTER_PORT": str(unused_port()),
-        "QWEN_GATEWAY_METRICS_PORT": str(unused_port()),
+        "QWEN_GATEWAY_ROUTER_PORT": str(router),
+        "QWEN_GATEWAY_METRICS_PORT": str(router_metrics),
         **environ,
     }
     pod = Pod(folder, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}", {**os.environ, **settings})

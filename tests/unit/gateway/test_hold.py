@@ -3,10 +3,11 @@
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -19,6 +20,7 @@ from tests.unit.gateway.proxied import Pod, gateway, until
 from tests.unit.gateway.test_proxy import error
 
 HELD = 'qwen_gateway_held_requests{model="open"}'
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -467,3 +469,66 @@ def test_only_an_engine_that_cannot_be_reached_is_asked_again(
     ):
         assert pod.chat("open").status_code == status
     assert len(paths) == times
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_before_its_body_was_read_takes_no_place(pod: Pod, size: int, stream: bool) -> None:
+    """nginx then learns that it has gone together with its last bytes."""
+    unready(pod)
+    body = json.dumps({"model": "open", "messages": [], "stream": stream, "user": "x" * size}).encode()
+    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: x", "Authorization: Bearer key-all"]
+    lines += ["Content-Type: application/json", f"Content-Length: {len(body)}", "", ""]
+    before = pod.metrics().get('qwen_gateway_holds_total{tenant="all",model="open"}', 0)
+    host, port = pod.url.removeprefix("http://").split(":")
+    os.kill(worker_of(pod), signal.SIGSTOP)
+    try:
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall("\r\n".join(lines).encode() + body)
+    finally:
+        os.kill(worker_of(pod), signal.SIGCONT)
+    time.sleep(1)
+    assert held(pod) == 0
+    assert pod.metrics().get('qwen_gateway_holds_total{tenant="all",model="open"}', 0) == before
+    assert pod.metrics()['qwen_gateway_running_requests{tenant="all"}'] == 0
+    assert pod.metrics()["qwen_gateway_buffered_bytes"] == 0
+
+
+def worker_of(pod: Pod, program: str = "nginx") -> int:
+    """The process of nginx that serves clients, or that of the relay."""
+    master = (pod.folder / f"proxy/{program}.pid").read_text().strip()
+    return int(Path(f"/proc/{master}/task/{master}/children").read_text())
+
+
+def bodies(pod: Pod) -> list[str]:
+    """The files of bodies that nginx has open."""
+    folder = Path(f"/proc/{worker_of(pod)}/fd")
+    return [path for one in folder.iterdir() if "/bodies/" in (path := str(one.readlink()))]
+
+
+def test_a_client_that_leaves_while_its_body_is_searched_leaves_no_file_open(pod: Pod) -> None:
+    """A deleted file that is open keeps its place on the disk, and the room of its tenant is free again."""
+    body = b'{"model":"open","messages":[' + b'"a",' * 450_000 + b'"b"]}'
+    for delay in (0.05, 0.1, 0.15, 0.2):
+        with pod.client() as client, suppress(httpx.ReadTimeout):
+            client.post("/v1/chat/completions", content=body, headers=JSON, timeout=httpx.Timeout(5, read=delay))
+    until(lambda: pod.metrics()["qwen_gateway_buffered_bytes"] == 0, "the room is free")
+    assert bodies(pod) == []
+
+
+def test_a_client_that_leaves_while_its_body_is_sent_leaves_no_file_open(pod: Pod) -> None:
+    unready(pod)
+    body = {"model": "open", "messages": [], "stream": True, "user": "x" * 5_000_000}
+    relay = worker_of(pod, "relay")
+    with pod.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        pieces = answer.iter_text()
+        assert next(pieces) == WAITS
+        os.kill(relay, signal.SIGSTOP)
+        try:
+            waits(pod)
+            until(lambda: len(bodies(pod)) == 2, "the body is on its way to the router")
+            answer.close()
+            until(lambda: pod.metrics()["qwen_gateway_buffered_bytes"] == 0, "the room is free")
+            assert bodies(pod) == []
+        finally:
+            os.kill(relay, signal.SIGCONT)

@@ -26,7 +26,7 @@ class Life:
 
     def __init__(self, wanted: int | None) -> None:
         self.at = 1000.0
-        self.rest = zero.begin(wanted, None, self.at)
+        self.rest = zero.begin(wanted, self.at)
         self.engines: tuple[EnginePod, ...] = ()
         self.loads: tuple[EngineLoad, ...] = ()
         self.problems: dict[str, Reason] = {}
@@ -129,10 +129,10 @@ def test_a_gateway_that_cannot_be_read_is_said_and_wakes_nobody() -> None:
 
 
 def test_a_new_leader_goes_on_with_what_the_status_shows() -> None:
-    assert zero.begin(0, Reason.ASLEEP, 5.0).asleep
-    assert zero.begin(None, None, 5.0).asleep
-    awake, waking = (zero.begin(1, reason, 5.0) for reason in (Reason.STEADY, Reason.WAKING))
-    assert (awake.asleep, awake.started, waking.asleep, waking.started) == (False, True, False, False)
+    assert zero.begin(0, 5.0).asleep
+    assert zero.begin(None, 5.0).asleep
+    awake, woken = (zero.begin(1, 5.0, waking=waking) for waking in (False, True))
+    assert (awake.asleep, awake.started, woken.asleep, woken.started) == (False, True, False, False)
     life = Life(1)
     life.ready(load(0))
     assert life.look() == POLICY

@@ -22,17 +22,20 @@ local KINDS = {
     [504] = { "server_error", "router_timeout", "api_error", "The gateway's router did not answer in time." },
 }
 
+local function is_anthropic()
+    return ngx.var.uri:sub(1, #ANTHROPIC) == ANTHROPIC
+end
+
 -- An error as an event of a stream whose head is sent already. `text` is JSON.
-function answers.event(text)
-    local kind = ngx.var.uri:sub(1, #ANTHROPIC) == ANTHROPIC and "event: error\n" or ""
-    ngx.print(kind .. "data: " .. text:gsub("[\r\n]+", " ") .. "\n\n")
+local function event(status, text)
+    ngx.ctx.failed = status
+    ngx.print((is_anthropic() and "event: error\n" or "") .. "data: " .. text:gsub("[\r\n]+", " ") .. "\n\n")
     return ngx.exit(ngx.HTTP_OK)
 end
 
 local function send(status, text)
     if ngx.headers_sent then
-        ngx.ctx.failed = status
-        return answers.event(text)
+        return event(status, text)
     end
     -- The proxy may answer itself although an engine was asked before. Its own headers must reach the client.
     ngx.ctx.own_answer = true
@@ -61,11 +64,33 @@ function answers.refuse(status, message, options)
     if options.retry_after and not ngx.headers_sent then
         ngx.header["Retry-After"] = options.retry_after
     end
-    if ngx.var.uri:sub(1, #ANTHROPIC) == ANTHROPIC then
+    if is_anthropic() then
         return send(status, encode({ type = "error", error = { type = kind[3], message = message } }))
     end
     local code, param = options.code or kind[2], options.param or cjson.null
     return send(status, encode({ error = { type = kind[1], code = code, message = message, param = param } }))
+end
+
+local function message_of(value)
+    local inner = type(value.error) == "table" and value.error or value
+    return type(inner.message) == "string" and inner.message or nil
+end
+
+-- Ends a stream whose head is sent already with an error of the router or of an engine, which is `text`. SGLang writes
+-- its fields at the top, where clients of streams do not look for an error.
+function answers.pass_on(status, text)
+    local value = cjson.decode(text)
+    value = type(value) == "table" and value or {}
+    local named = type(value.error) == "table" or type(value.error) == "string" and value.error ~= ""
+    if named and (value.type == "error" or not is_anthropic()) then
+        return event(status, text)
+    end
+    local message = message_of(value)
+    if message and not is_anthropic() then
+        return event(status, encode({ error = value }))
+    end
+    message = message or string.format("The answer had the status %d and no message that can be read.", status)
+    return answers.refuse(status, message, { code = "answer_failed" })
 end
 
 -- For requests that nginx refuses before or beside our own code.

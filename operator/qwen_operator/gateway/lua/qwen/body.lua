@@ -249,20 +249,45 @@ function Reader:finish()
     return name, nil, self.stream
 end
 
--- The model of the current request, whose body has been read: its name, or nil and what is wrong. The third result is
+-- The body of the present request as an open file; nil if it is in memory. A client may leave at every pause, and then
+-- nothing after the pause runs. So requests.finish closes what is open: until Lua collects it, it would keep its place
+-- on the disk.
+function body.open()
+    local path = ngx.req.get_body_file()
+    local file = path and assert(io.open(path, "rb"))
+    ngx.ctx.open_body = file
+    return file
+end
+
+function body.close()
+    local file = ngx.ctx.open_body
+    if file then
+        ngx.ctx.open_body = nil
+        file:close()
+    end
+end
+
+-- The length of the body of the present request.
+function body.bytes()
+    local file = body.open()
+    local bytes = file and file:seek("end") or #(ngx.req.get_body_data() or "")
+    body.close()
+    return bytes
+end
+
+-- The model of the present request, whose body has been read: its name, or nil and what is wrong. The third result is
 -- whether it asks for a stream, which may be missed in a long body. A long body is read in pieces, and other requests run
 -- between two of them. `pause` lets them run.
 function body.model(pause)
     local reader = body.reader(pause)
-    local path = ngx.req.get_body_file()
-    if not path then
+    local file = body.open()
+    if not file then
         local fault = reader:feed(ngx.req.get_body_data() or "")
         if fault then
             return nil, fault
         end
         return reader:finish()
     end
-    local file = assert(io.open(path, "rb"))
     local piece, fault, count = file:read(CHUNK_BYTES), nil, 0
     while piece and not fault do
         fault = reader:feed(piece)
@@ -272,7 +297,7 @@ function body.model(pause)
             pause()
         end
     end
-    file:close()
+    body.close()
     if fault then
         return nil, fault
     end

@@ -5,7 +5,9 @@
 -- through here and not through nginx's own proxy, which has no way to go on with an answer that has begun. Only
 -- these streams pay for that.
 local answers = require "qwen.answers"
+local body = require "qwen.body"
 local state = require "qwen.state"
+local usage = require "qwen.usage"
 
 local early = {}
 
@@ -24,14 +26,14 @@ local function say(text)
     end
 end
 
--- At every step of a wait. `ticket.hold`: since when it waits.
+-- At every step of a wait. `ticket.began`: when it first waited. The router may have given it back since.
 function early.beat(ticket)
     local seconds, now = state.relay.head_seconds, ngx.now()
     if not ticket.stream or seconds == 0 then
         return
     end
     if not ticket.head then
-        if now - ticket.hold < seconds then
+        if now - ticket.began < seconds then
             return
         end
         ticket.head, ticket.beat = true, now
@@ -44,34 +46,22 @@ function early.beat(ticket)
     end
 end
 
-local function failed(socket, message)
+local function failed(socket)
     socket:close()
-    return answers.refuse(502, message or "The gateway's router does not answer. Try again.")
+    return answers.refuse(502, "The gateway's router does not answer. Try again.")
 end
 
 local function send_body(socket)
-    local path = ngx.req.get_body_file()
-    if not path then
+    local file = body.open()
+    if not file then
         return socket:send(ngx.req.get_body_data() or "")
     end
-    local file = assert(io.open(path, "rb"))
     local sent, piece = true, file:read(PIECE_BYTES)
     while sent and piece do
         sent, piece = socket:send(piece), file:read(PIECE_BYTES)
     end
-    file:close()
+    body.close()
     return sent
-end
-
-local function body_bytes()
-    local path = ngx.req.get_body_file()
-    if not path then
-        return #(ngx.req.get_body_data() or "")
-    end
-    local file = assert(io.open(path, "rb"))
-    local bytes = file:seek("end")
-    file:close()
-    return bytes
 end
 
 local function send(socket, ticket)
@@ -80,13 +70,13 @@ local function send(socket, ticket)
         "Host: router",
         "Connection: close",
         "Content-Type: application/json",
-        "Content-Length: " .. body_bytes(),
+        "Content-Length: " .. body.bytes(),
         state.relay.tenant_header .. ": " .. ticket.tenant,
     }
     for _, name in ipairs(state.relay.passed_on) do
-        local value = ngx.req.get_headers()[name]
-        value = type(value) == "table" and value[1] or value
-        if type(value) == "string" then
+        -- ngx.req.get_headers() has the first hundred alone.
+        local value = ngx.var["http_" .. name:gsub("-", "_")]
+        if value and value ~= "" then
             lines[#lines + 1] = name .. ": " .. value
         end
     end
@@ -116,11 +106,11 @@ end
 -- Calls `take` with each part of a body. Returns whether it came to its end.
 local function read_body(socket, headers, take)
     local chunked = (headers["transfer-encoding"] or ""):lower() == "chunked"
-    local left = not chunked and (tonumber(headers["content-length"]) or math.huge) or 0
-    while true do
-        if chunked and left == 0 then
+    local left = chunked and 0 or tonumber(headers["content-length"]) or math.huge
+    while chunked or left > 0 do
+        if left == 0 then
             local line = line_of(socket)
-            left = line and tonumber(line:match("^%x+"), 16)
+            left = line and tonumber(line:match("^%x+") or "", 16)
             if not left or left == 0 then
                 return left == 0
             end
@@ -131,16 +121,14 @@ local function read_body(socket, headers, take)
         end
         left = left - #piece
         take(piece)
-        if not chunked and left == 0 then
-            return true
-        end
         if chunked and left == 0 and not line_of(socket) then
             return false
         end
     end
+    return true
 end
 
-local function refused(socket, headers)
+local function refused(socket, status, headers)
     local parts, size = {}, 0
     read_body(socket, headers, function(piece)
         if size < ERROR_BYTES then
@@ -148,7 +136,7 @@ local function refused(socket, headers)
         end
     end)
     socket:close()
-    return answers.event(table.concat(parts):sub(1, ERROR_BYTES))
+    return answers.pass_on(status, table.concat(parts):sub(1, ERROR_BYTES))
 end
 
 -- Sends the request to the relay and its answer to the client. Returns the location in which the request goes on if the
@@ -169,9 +157,9 @@ function early.answer(ticket)
         return location
     end
     if status ~= 200 then
-        ngx.ctx.failed = status
-        return refused(socket, headers)
+        return refused(socket, status, headers)
     end
+    usage.begin(ticket, headers["content-type"])
     local complete = read_body(socket, headers, say)
     socket:close()
     -- Without the last chunk, the client sees that the answer is not complete.

@@ -71,6 +71,7 @@ local function take(ticket, waiting)
     local granted, whose, most = limits.take_hold(ticket.tenant, ticket.model, state.hold.requests, state.hold.total)
     if granted then
         ticket.hold = ngx.now()
+        ticket.began = ticket.began or ticket.hold
         ticket.patience = ticket.patience or ngx.now() + state.hold.seconds
         demand.add(ticket)
         return metrics.hold(ticket.tenant, ticket.model)

@@ -1,6 +1,7 @@
 -- What happens to one request: whose it is, what its tenant may do, what it asks for, and what it cost.
 local answers = require "qwen.answers"
 local body = require "qwen.body"
+local client = require "qwen.client"
 local early = require "qwen.early"
 local hold = require "qwen.hold"
 local limits = require "qwen.limits"
@@ -125,6 +126,9 @@ local function read_body(ticket)
     end)
     ngx.req.read_body()
     ngx.thread.kill(watch)
+    if client.has_gone() then
+        ngx.exit(499)
+    end
 end
 
 local function end_turn(ticket)
@@ -147,13 +151,7 @@ local function pause_of(ticket)
 end
 
 local function find_model(ticket, allowed)
-    local path = ngx.req.get_body_file()
-    if path then
-        local file = assert(io.open(path, "rb"))
-        local length = file:seek("end")
-        file:close()
-        check_length(ticket, length, allowed)
-    end
+    check_length(ticket, body.bytes(), allowed)
     local name, fault, stream = body.model(pause_of(ticket))
     end_turn(ticket)
     if not name then
@@ -290,20 +288,36 @@ function requests.head()
         ngx.header["Vary"] = "Origin"
     end
     local ticket = tickets[tonumber(ngx.var.qwen_ticket)]
-    if ticket and ticket.length and ngx.status == 200 then
-        local kind = ngx.header["Content-Type"]
-        ticket.answer = usage.collector(type(kind) == "string" and kind:find("text/event-stream", 1, true) ~= nil)
-        ngx.ctx.answer = ticket.answer
+    -- If the head is sent early, the answer begins later.
+    if ticket and ticket.length and not ticket.head and ngx.status == 200 then
+        usage.begin(ticket, ngx.header["Content-Type"])
+        if ticket.answer.stream then
+            -- Its end may be left out.
+            ngx.header["Content-Length"] = nil
+        end
     end
 end
 
-local FAILED, ENDED = 'data: {"error":', "data: %[DONE%]%s*"
+local FAILED = '\ndata: {"error":'
 
 -- If an engine ends in the middle of a stream, smg sends an error and then the sign of a complete answer. A client that
--- does not know such errors would take the answer for complete. A line break inside of an event would be escaped.
+-- does not know such errors would take the answer for complete. So nothing follows the first error. A line break inside
+-- of an event would be escaped. The bytes that matter may be in two pieces: `answer.before` has the end of the last one.
 local function without_false_end(answer, text)
-    answer.failed = answer.failed or text:sub(1, #FAILED) == FAILED or text:find("\n" .. FAILED, 1, true) ~= nil
-    return answer.failed and text:gsub(ENDED, "") or text
+    if answer.ended then
+        return ""
+    end
+    local before = answer.before or "\n"
+    local all = before .. text
+    answer.before = all:sub(1 - #FAILED)
+    local start = answer.failed and 1 or all:find(FAILED, 1, true)
+    if not start then
+        return text
+    end
+    answer.failed = true
+    local _, stop = all:find("\n\n", start + 1, true)
+    answer.ended = stop ~= nil
+    return stop and text:sub(1, stop - #before) or text
 end
 
 -- In the phase body_filter, for every piece of an answer.
@@ -335,6 +349,7 @@ function requests.finish()
         return
     end
     tickets[number] = nil
+    body.close()
     end_turn(ticket)
     hold.release(ticket)
     if ticket.slot then

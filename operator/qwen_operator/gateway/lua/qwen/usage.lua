@@ -14,34 +14,36 @@ local FIELDS = {
     { '"output_tokens"%s*:%s*(%d+)', "out" },
 }
 
--- `stream` is whether the answer is a stream of events, which are counted.
-function usage.collector(stream)
-    return { stream = stream, events = 0, head = nil, size = 0, parts = {}, count = 0, older = "" }
+-- Before the first piece of an answer of an engine. `kind`: its Content-Type; the events of a stream are counted.
+function usage.begin(ticket, kind)
+    local stream = type(kind) == "string" and kind:find("text/event-stream", 1, true) ~= nil
+    ticket.answer = { stream = stream, events = 0, head = nil, size = 0, parts = {}, count = 0, older = "" }
+    ngx.ctx.answer = ticket.answer
 end
 
-function usage.add(collector, text)
-    if not collector.head then
-        collector.head = text:sub(1, HEAD_BYTES)
+function usage.add(answer, text)
+    if not answer.head then
+        answer.head = text:sub(1, HEAD_BYTES)
     end
-    if collector.stream then
+    if answer.stream then
         local at = text:find("data: ", 1, true)
         while at do
-            collector.events = collector.events + 1
+            answer.events = answer.events + 1
             at = text:find("data: ", at + 6, true)
         end
     end
-    collector.count = collector.count + 1
-    collector.parts[collector.count] = #text > TAIL_BYTES and text:sub(-TAIL_BYTES) or text
-    collector.size = collector.size + #collector.parts[collector.count]
-    if collector.size >= TAIL_BYTES then
-        collector.older = table.concat(collector.parts, "", 1, collector.count)
-        collector.parts, collector.count, collector.size = {}, 0, 0
+    answer.count = answer.count + 1
+    answer.parts[answer.count] = #text > TAIL_BYTES and text:sub(-TAIL_BYTES) or text
+    answer.size = answer.size + #answer.parts[answer.count]
+    if answer.size >= TAIL_BYTES then
+        answer.older = table.concat(answer.parts, "", 1, answer.count)
+        answer.parts, answer.count, answer.size = {}, 0, 0
     end
 end
 
 -- The tokens {into =, out =}, either of which may be absent, or nil if the answer does not tell.
-function usage.tokens(collector)
-    local text = (collector.head or "") .. "\n" .. collector.older .. table.concat(collector.parts, "", 1, collector.count)
+function usage.tokens(answer)
+    local text = (answer.head or "") .. "\n" .. answer.older .. table.concat(answer.parts, "", 1, answer.count)
     local found
     -- Inside a JSON string the quotes are escaped, so that text of the model never matches.
     for object in text:gmatch('[{,]%s*"usage"%s*:%s*(%b{})') do

@@ -92,19 +92,22 @@ def running(folder: Path) -> Iterator[Pod]:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One of the two: its address, and the processes whose processor time counts."""
+    """One of the three: its address, and the processes whose processor time counts."""
 
     name: str
     url: str
     pids: tuple[int, ...]
 
 
-def targets(pod: Pod) -> tuple[Target, Target]:
+def targets(pod: Pod) -> tuple[Target, Target, Target]:
+    """The engine itself, the router before it, and the proxy before both."""
+    workers = json.loads((pod.folder / "run/workers.json").read_text())["workers"]
+    direct = Target("the engine itself", next(one["url"] for one in workers if one["model_id"] == MODEL), ())
     router = pod.processes["router"].pid
     # nginx and its relay.
-    workers = [worker for master in _children(pod.processes["proxy"].pid) for worker in _children(master)]
+    nginx = [worker for master in _children(pod.processes["proxy"].pid) for worker in _children(master)]
     alone = Target("smg alone", f"http://127.0.0.1:{pod.environ['QWEN_GATEWAY_ROUTER_PORT']}", (router,))
-    return alone, Target("nginx before smg", pod.url, (router, *workers))
+    return direct, alone, Target("nginx before smg", pod.url, (router, *nginx))
 
 
 def _children(pid: int) -> list[int]:
@@ -241,20 +244,22 @@ async def polite(target: Target, seconds: float, router: int) -> list[str]:
 
 
 async def measure(pod: Pod, rounds: int, seconds: float) -> None:
-    both = targets(pod)
+    direct, *both = targets(pod)
     print("| load | target | TTFT p50, ms | TTFT p99, ms | CPU per token, us | tokens/s |\n|---|---|--:|--:|--:|--:|")
-    for label, clients, pause in (("20 clients, 20 ms per token", 20, 20), ("16 clients, flat out", 16, 0)):
-        measured: dict[str, list[Round]] = {target.name: [] for target in both}
+    for label, clients, pause in (("40 clients, 20 ms per token", 40, 20), ("16 clients, flat out", 16, 0)):
+        measured: dict[str, list[Round]] = {target.name: [] for target in (direct, *both)}
         for _ in range(rounds):
-            for target in both:
+            for target in (direct, *both):
                 measured[target.name].append(await stream_round(target, clients, pause, seconds))
         for name, own in measured.items():
             numbers = [statistics.median(getattr(one, what) for one in own) for what in Round.__dataclass_fields__]
             print(f"| {label} | {name} | {numbers[0]:.1f} | {numbers[1]:.1f} | {numbers[2]:.1f} | {numbers[3]:,.0f} |")
-        pairs = zip(*measured.values(), strict=True)
-        ratios = [(new.p50 / old.p50, new.p99 / old.p99, new.cpu / old.cpu) for old, new in pairs]
+        engine, *pair = measured.values()
+        ratios = [(new.p50 / old.p50, new.p99 / old.p99, new.cpu / old.cpu) for old, new in zip(*pair, strict=True)]
         medians = (f"{statistics.median(column):.2f}" for column in zip(*ratios, strict=True))
-        print(f"| {label} | ratio of a round, median | {' | '.join(medians)} | |")
+        kept = [new.tokens_per_second / old.tokens_per_second for old, new in zip(engine, pair[1], strict=True)]
+        print(f"| {label} | nginx ÷ smg, median of rounds | {' | '.join(medians)} | |")
+        print(f"| {label} | nginx ÷ the engine itself, median | | | | {statistics.median(kept):.3f} |")
     print("\n| target | before | during | after | smg's memory grew by, MiB | greedy client: 200 / 429 |")
     print("|---|--:|--:|--:|--:|--:|")
     for target in reversed(both):

@@ -152,7 +152,12 @@ class Autoscaler:
         self._demand = await self._sources.demand()
         for deployment in self._sources.view():
             watched = self._watched.get(deployment.key)
-            if watched and watched.asleep and watched.uid == deployment.uid and self._demand.of(deployment.names).held:
+            if (
+                watched
+                and watched.asleep
+                and watched.uid == deployment.uid
+                and self._demand.look(deployment.names).demand.held
+            ):
                 await self._guarded(deployment)
 
     async def _guarded(self, deployment: ScaledDeployment) -> None:
@@ -233,13 +238,12 @@ class Autoscaler:
         if bounds is None or bounds.least > 0:
             watched.rest = None
             return awake
-        known = self._demand.of(deployment.names)
-        watched.held = known.held
-        demand = known if self._demand.complete or known.held else None
+        look = self._demand.look(deployment.names)
+        watched.held = look.demand.held
         waking = deployment.shown is not None and deployment.shown.reason is Reason.WAKING
         rest = watched.rest or zero.begin(deployment.size, sample.at, waking=waking)
-        watched.rest = zero.advance(rest, demand, sample, deployment.engines, bounds.idle_seconds)
-        return zero.decide(watched.rest, demand, bounds.idle_seconds, awake)
+        watched.rest = zero.advance(rest, look, sample, deployment.engines, bounds.idle_seconds)
+        return zero.decide(watched.rest, look, bounds.idle_seconds, awake)
 
 
 def _resumed(deployment: ScaledDeployment) -> _Watched:

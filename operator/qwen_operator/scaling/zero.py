@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling import answers
-from qwen_operator.scaling.demand import ModelDemand
+from qwen_operator.scaling.demand import Look, ModelDemand
 from qwen_operator.scaling.types import EnginePod, Sample, ScalingDecision
 
 ASKED_SECONDS = 30.0
@@ -41,33 +41,30 @@ class Rest:
 
 
 def begin(wanted: int | None, at: float, *, waking: bool = False) -> Rest:
-    """The memory of a new leader. `wanted` and `waking`: the number of replicas in the status, None if there is none yet,
-    and whether the first of them was on its way.
+    """The memory of a new leader. `wanted`: the number of replicas in the status; None if there is none yet. `waking`:
+    the first of them was on its way.
 
     A new deployment sleeps until somebody asks for it.
     """
     return Rest(not wanted, at - ASKED_SECONDS, at, started=bool(wanted) and not waking)
 
 
-def advance(
-    rest: Rest, demand: ModelDemand | None, sample: Sample, engines: tuple[EnginePod, ...], idle_seconds: float
-) -> Rest:
-    """The memory after one more look. `demand` is None if not all gateway pods could be read."""
+def advance(rest: Rest, look: Look, sample: Sample, engines: tuple[EnginePod, ...], idle_seconds: float) -> Rest:
+    """The memory after one more look. One gateway pod is enough to wake a model, and all are needed to let it sleep."""
     at = sample.at
     if rest.asleep:
-        return (
-            Rest(asleep=False, since=at, busy_at=at) if demand is not None and _wakes(demand, at - rest.since) else rest
-        )
+        return Rest(asleep=False, since=at, busy_at=at) if _wakes(look.demand, at - rest.since) else rest
     answering = any(engine.ready and not engine.draining for engine in engines)
     totals = {load.uid: (load.work.prefilled, load.work.decoded) for load in sample.engines if load.work is not None}
-    quiet = answering and _quiet(sample, engines, totals, rest.totals) and demand is not None and not demand.held
+    unasked = look.complete and not look.demand.held
+    quiet = answering and unasked and _quiet(sample, engines, totals, rest.totals)
     rest = replace(rest, started=rest.started or answering, totals=totals, busy_at=rest.busy_at if quiet else at)
     return Rest(asleep=True, since=at, busy_at=at) if quiet and at - rest.busy_at >= idle_seconds else rest
 
 
-def decide(rest: Rest, demand: ModelDemand | None, idle_seconds: float, awake: ScalingDecision) -> ScalingDecision:
+def decide(rest: Rest, look: Look, idle_seconds: float, awake: ScalingDecision) -> ScalingDecision:
     """The size and why. `awake` is the answer of the policy, at least one replica."""
-    if rest.asleep and demand is None:
+    if rest.asleep and look.silent:
         message = "no gateway pod can be read, so nobody can wake this model: it sleeps until the gateway answers"
         return ScalingDecision(0, Reason.GATEWAY_SILENT, message, active=False)
     if rest.asleep:
@@ -75,7 +72,7 @@ def decide(rest: Rest, demand: ModelDemand | None, idle_seconds: float, awake: S
         return ScalingDecision(0, Reason.ASLEEP, message)
     if rest.started:
         return awake
-    number = demand.held if demand is not None else 0
+    number = look.demand.held
     requests = f"{number} request{'s' if number != 1 else ''} waited" if number else "a request came"
     return ScalingDecision(awake.replicas, Reason.WAKING, f"waking: {requests} when the operator asked for a replica")
 

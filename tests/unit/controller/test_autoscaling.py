@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ NUMBERS = re.compile(
 )
 MODEL = "Qwen/Qwen1.5-0.5B-Chat"
 ROUTABLE = "qwen-operator.dev/routable"
+SEEN = Demand(ready=2, read=2)
 SIZES = {"minReplicas": 1, "maxReplicas": 3, "stabilizationSeconds": 30}
 
 
@@ -86,7 +87,7 @@ class ScalingWorld(World):
 
     scaler: Autoscaler | None = None
     pages: Scraper | None = None
-    demand: Demand = field(default_factory=lambda: Demand(complete=True))
+    demand: Demand = SEEN
 
     async def read_demand(self) -> Demand:
         return self.demand
@@ -218,10 +219,10 @@ async def test_a_model_wakes_when_somebody_asks_and_sleeps_when_nobody_does() ->
         assert world.scaling() == (0, Reason.ASLEEP)
         assert condition(world, "Ready") == ("True", Reason.ASLEEP)
 
-        world.demand = Demand({MODEL: ModelDemand(held=2, asked=0.1)}, complete=True)
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=2, asked=0.1)})
         await world.pass_time(2)
         assert list(world.replicas()) == [0]
-        world.demand = Demand(complete=True)
+        world.demand = SEEN
         engines[0].running = 2
         await world.pass_time(200)
         assert world.replicas() == {0: True}
@@ -242,12 +243,12 @@ async def test_a_request_that_comes_while_the_last_replica_drains_gets_it_back()
     engines = [Engine(clock)]
     async with scaled(engines, clock) as world:
         world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
-        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)}, complete=True)
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=1, asked=0.1)})
         await world.pass_time(4)
-        world.demand = Demand(complete=True)
+        world.demand = SEEN
         await drains(world)
         engines[0].running = 1
-        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)}, complete=True)
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=1, asked=0.1)})
         await world.pass_time(4)
         assert world.replicas() == {0: True}
         assert [write.verb for write in world.api.writes if write.verb == "delete"] == []
@@ -268,6 +269,23 @@ async def test_without_the_gateway_nothing_sleeps_and_a_sleeper_says_so() -> Non
         assert world.replicas() == {0: True}
 
 
+async def test_one_gateway_pod_that_cannot_be_read_stops_no_wake() -> None:
+    """A pod of a dead node counts as ready for a while, and requests wait at the others."""
+    clock = Clock()
+    async with scaled([Engine(clock)], clock) as world:
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
+        await world.pass_time(10)
+        writes = len(world.api.writes)
+        world.demand = Demand(ready=2, read=1)
+        await world.pass_time(10)
+        assert condition(world, "Ready") == ("True", Reason.ASLEEP)
+        assert len(world.api.writes) == writes
+        # A request that did not wait, because the start takes too long.
+        world.demand = Demand({MODEL: ModelDemand(asked=0.1)}, ready=2, read=1)
+        await world.pass_time(4)
+        assert list(world.replicas()) == [0]
+
+
 async def test_what_suspends_a_deployment_removes_its_replicas_and_nobody_wakes_it() -> None:
     clock = Clock()
     engines = [Engine(clock)]
@@ -275,7 +293,7 @@ async def test_what_suspends_a_deployment_removes_its_replicas_and_nobody_wakes_
         await world.pass_time(10)
         assert world.replicas() == {0: True}
         world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(suspend=True))
-        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)}, complete=True)
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=1, asked=0.1)})
         await world.pass_time(30)
         assert world.replicas() == {}
         assert condition(world, "Ready") == ("False", Reason.SUSPENDED)
@@ -307,14 +325,15 @@ async def test_a_sleeper_that_was_suspended_sleeps_on() -> None:
     clock = Clock()
     async with scaled([Engine(clock)], clock) as world:
         world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
-        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)}, complete=True)
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=1, asked=0.1)})
         await world.pass_time(10)
         assert world.replicas() == {0: True}
-        world.demand = Demand(complete=True)
+        world.demand = SEEN
         world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(suspend=True))
         await world.pass_time(30)
         assert world.replicas() == {}
-        assert world.scaler and not world.scaler.held()
+        assert world.scaler
+        assert world.scaler.held() == {}
         world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].pop("suspend"))
         await world.pass_time(10)
         assert world.scaling() == (0, Reason.ASLEEP)
@@ -326,8 +345,8 @@ async def test_a_change_of_the_leader_interrupts_no_wake() -> None:
     async with scaled([Engine(clock)], clock) as world:
         world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
         await world.pass_time(10)
-        world.kubelet.engine = lambda pod: {"phase": "Pending"}
-        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)}, complete=True)
+        world.kubelet.engine = lambda _pod: {"phase": "Pending"}
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=1, asked=0.1)})
         await world.pass_time(10)
         assert condition(world, "Ready") == ("True", Reason.WAKING)
         await world.new_leader()

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling import zero
-from qwen_operator.scaling.demand import ModelDemand
+from qwen_operator.scaling.demand import Look, ModelDemand
 from qwen_operator.scaling.types import EngineLoad, EnginePod, ScalingDecision, Work
 from qwen_operator.scaling.zero import Rest
 from tests.unit.scaling.world import engine, load, sample
 
 IDLE = 60.0
 NOBODY, ONE = ModelDemand(), ModelDemand(held=1, oldest=0.5, asked=0.5)
+PARTLY, NOT_SEEN = Look(NOBODY, complete=False, silent=False), Look(NOBODY, complete=False, silent=True)
 POLICY = ScalingDecision(2, Reason.STEADY, "as counted")
 
 
@@ -35,12 +36,14 @@ class Life:
         self.engines = tuple(engine(number) for number in range(len(loads)))
         self.loads = loads
 
-    def look(self, demand: ModelDemand | None = NOBODY) -> ScalingDecision:
+    def look(self, shown: ModelDemand | Look = NOBODY) -> ScalingDecision:
+        """At all gateway pods, if `shown` does not say otherwise."""
+        look = shown if isinstance(shown, Look) else Look(shown, complete=True, silent=False)
         self.at += 2.0
-        self.rest = zero.advance(self.rest, demand, sample(self.at, self.loads, self.problems), self.engines, IDLE)
-        return zero.decide(self.rest, demand, IDLE, POLICY)
+        self.rest = zero.advance(self.rest, look, sample(self.at, self.loads, self.problems), self.engines, IDLE)
+        return zero.decide(self.rest, look, IDLE, POLICY)
 
-    def looks(self, seconds: float, demand: ModelDemand | None = NOBODY) -> ScalingDecision:
+    def looks(self, seconds: float, demand: ModelDemand | Look = NOBODY) -> ScalingDecision:
         for _ in range(int(seconds / 2) - 1):
             self.look(demand)
         return self.look(demand)
@@ -84,12 +87,14 @@ def test_it_sleeps_after_the_idle_time_and_not_before() -> None:
     assert (decision.replicas, decision.reason, decision.active) == (0, Reason.ASLEEP, True)
 
 
-@pytest.mark.parametrize("busy", ["running", "queued", "counter", "unread", "problem", "held", "gateway", "unready"])
+@pytest.mark.parametrize(
+    "busy", ["running", "queued", "counter", "unread", "problem", "held", "gateway", "partly", "unready"]
+)
 def test_whatever_is_busy_or_not_seen_keeps_it_awake(busy: str) -> None:
     life, work = Life(1), Work(prefilled=10.0, decoded=5.0, idle=0.0)
     life.ready(replace(load(0), work=work))
     life.looks(IDLE - 4)
-    demand: ModelDemand | None = NOBODY
+    demand: ModelDemand | Look = NOBODY
     if busy == "running":
         life.loads = (load(0, running=1),)
     elif busy == "queued":
@@ -104,7 +109,9 @@ def test_whatever_is_busy_or_not_seen_keeps_it_awake(busy: str) -> None:
     elif busy == "held":
         demand = ONE
     elif busy == "gateway":
-        demand = None
+        demand = NOT_SEEN
+    elif busy == "partly":
+        demand = PARTLY
     else:
         life.engines = (engine(0, ready=False),)
     life.look(demand)
@@ -115,8 +122,14 @@ def test_whatever_is_busy_or_not_seen_keeps_it_awake(busy: str) -> None:
 
 
 def test_a_gateway_that_cannot_be_read_is_said_and_wakes_nobody() -> None:
-    decision = Life(0).looks(100, None)
+    decision = Life(0).looks(100, NOT_SEEN)
     assert (decision.replicas, decision.reason, decision.active) == (0, Reason.GATEWAY_SILENT, False)
+    assert Life(0).looks(100, PARTLY).reason is Reason.ASLEEP
+
+
+@pytest.mark.parametrize("demand", [ONE, ModelDemand(asked=1.0)])
+def test_one_gateway_pod_is_enough_to_wake_it(demand: ModelDemand) -> None:
+    assert Life(0).look(replace(PARTLY, demand=demand)).reason is Reason.WAKING
 
 
 def test_a_new_leader_goes_on_with_what_the_status_shows() -> None:
@@ -128,21 +141,20 @@ def test_a_new_leader_goes_on_with_what_the_status_shows() -> None:
     assert life.look() == POLICY
 
 
-demands = st.one_of(
-    st.none(), st.builds(ModelDemand, st.integers(0, 3), st.just(0.0), st.sampled_from([0.0, 5.0, 100.0, inf]))
-)
-steps = st.tuples(demands, st.booleans(), st.integers(0, 2))
+demands = st.builds(ModelDemand, st.integers(0, 3), st.just(0.0), st.sampled_from([0.0, 5.0, 100.0, inf]))
+shown = st.one_of(st.just(NOT_SEEN), demands, st.builds(lambda one: replace(PARTLY, demand=one), demands))
+steps = st.tuples(shown, st.booleans(), st.integers(0, 2))
 
 
 @given(st.integers(0, 3), st.lists(steps, max_size=60))
-def test_nobody_who_waits_finds_it_asleep(wanted: int, story: list[tuple[ModelDemand | None, bool, int]]) -> None:
+def test_nobody_who_waits_finds_it_asleep(wanted: int, story: list[tuple[ModelDemand | Look, bool, int]]) -> None:
     life = Life(wanted)
     for demand, ready, running in story:
         life.engines = (engine(0, ready=ready),)
         life.loads = (load(0, running=running),) if ready else ()
         before = life.rest
         decision = life.look(demand)
-        if demand is not None and demand.held:
+        if (demand.demand if isinstance(demand, Look) else demand).held:
             assert decision.replicas > 0
         if life.rest.asleep and not before.asleep:
             assert life.at - before.busy_at >= IDLE

@@ -92,7 +92,7 @@ class GatewayDemand:
             content = await response.content.read(PAGE_BYTES + 1)
             while len(content) <= PAGE_BYTES and (part := await response.content.read(PAGE_BYTES + 1)):
                 content += part
-            return read_page(content)
+            return await asyncio.to_thread(read_page, content)
 
 
 @asynccontextmanager

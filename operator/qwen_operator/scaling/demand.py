@@ -13,8 +13,9 @@ from typing import Any
 
 from qwen_operator.untrusted import count, decode, whole
 
-PAGE_BYTES = 256 * 1024
-"""How much of a page counts. The entry of a model has about 100 bytes."""
+PAGE_BYTES = 4 * 1024 * 1024
+"""The largest page. The longest entry of a name has about 150 bytes, so that it takes thousands of deployments of one
+tenant to hide what others ask for."""
 _LEVELS = 4
 _MOST_HELD = 1_000_000
 _LONGEST_SECONDS = 1e9

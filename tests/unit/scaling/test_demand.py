@@ -23,6 +23,13 @@ def test_a_page_has_the_demand_of_each_name() -> None:
     assert read_page(page()) == {}
 
 
+def test_many_names_of_one_tenant_hide_those_of_nobody() -> None:
+    """A deployment has at most four names of 96 characters, and one that sleeps needs no quota of GPUs."""
+    entry = {"held": 0, "oldest": 0, "asked": 12.345000028611}
+    names = {f"{number:0>96}": entry for number in range(4 * 5000)}
+    assert read_page(page(**names, other={"held": 1}))["other"] == ModelDemand(1)
+
+
 @pytest.mark.parametrize(
     "entry",
     [

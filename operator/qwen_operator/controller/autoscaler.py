@@ -14,7 +14,7 @@ from qwen_operator import untrusted
 from qwen_operator.api.conditions import Reason
 from qwen_operator.controller.scraper import Scraper
 from qwen_operator.objects import ObjectKey
-from qwen_operator.scaling import readings, zero
+from qwen_operator.scaling import answers, readings, zero
 from qwen_operator.scaling.demand import Demand
 from qwen_operator.scaling.load import LoadMemory, classify, resume, settle
 from qwen_operator.scaling.page import Reading, Trouble
@@ -240,8 +240,7 @@ class Autoscaler:
             return awake
         look = self._demand.look(deployment.names)
         watched.held = look.demand.held
-        waking = deployment.shown is not None and deployment.shown.reason is Reason.WAKING
-        rest = watched.rest or zero.begin(deployment.size, sample.at, waking=waking)
+        rest = watched.rest or _resumed_rest(deployment, sample.at)
         watched.rest = zero.advance(rest, look, sample, deployment.engines, bounds.idle_seconds)
         return zero.decide(watched.rest, look, bounds.idle_seconds, awake)
 
@@ -251,6 +250,13 @@ def _resumed(deployment: ScaledDeployment) -> _Watched:
     shown = deployment.shown
     resumed = shown is not None and shown.wanted is not None
     return _Watched(deployment.uid, load=resume(shown), state=shown, resumed=resumed)
+
+
+def _resumed_rest(deployment: ScaledDeployment, at: float) -> zero.Rest:
+    """The memory that a new leader starts with. Without a status, the existing replicas count."""
+    size = answers.existing(deployment.engines) if deployment.size is None else deployment.size
+    waking = deployment.shown is not None and deployment.shown.reason is Reason.WAKING
+    return zero.begin(size, at, waking=waking)
 
 
 def removal_order(engines: tuple[EnginePod, ...], sample: Sample) -> tuple[str, ...]:

@@ -40,9 +40,8 @@ class Rest:
     totals: Totals = field(default_factory=dict)
 
 
-def begin(wanted: int | None, at: float, *, waking: bool = False) -> Rest:
-    """The memory of a new leader. `wanted`: the number of replicas in the status; None if there is none yet. `waking`:
-    the first of them was on its way.
+def begin(wanted: int, at: float, *, waking: bool = False) -> Rest:
+    """The memory of a new leader. `wanted`: the number of replicas before. `waking`: the first of them was on its way.
 
     A new deployment sleeps until somebody asks for it.
     """

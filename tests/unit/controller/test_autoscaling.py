@@ -354,3 +354,18 @@ async def test_a_change_of_the_leader_interrupts_no_wake() -> None:
             await world.pass_time(4)
             assert condition(world, "Ready") == ("True", Reason.WAKING)
         assert list(world.replicas()) == [0]
+
+
+async def test_replicas_without_a_status_do_not_fall_asleep_at_once() -> None:
+    """Somebody removed the status, or another version wrote it."""
+    clock = Clock()
+    async with scaled([Engine(clock)], clock) as world:
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=1, asked=0.1)})
+        await world.pass_time(10)
+        world.demand = SEEN
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item.pop("status"))
+        await world.new_leader()
+        await world.pass_time(30)
+        assert world.replicas() == {0: True}
+        assert condition(world, "Ready") == ("True", Reason.SERVING)

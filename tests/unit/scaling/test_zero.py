@@ -25,7 +25,7 @@ POLICY = ScalingDecision(2, Reason.STEADY, "as counted")
 class Life:
     """A model over time; every step is one look, two seconds after the one before."""
 
-    def __init__(self, wanted: int | None) -> None:
+    def __init__(self, wanted: int) -> None:
         self.at = 1000.0
         self.rest = zero.begin(wanted, self.at)
         self.engines: tuple[EnginePod, ...] = ()
@@ -50,7 +50,7 @@ class Life:
 
 
 def test_a_new_deployment_sleeps_until_somebody_asks() -> None:
-    life = Life(None)
+    life = Life(0)
     assert life.looks(600).replicas == 0
     decision = life.look(ONE)
     assert (decision.replicas, decision.reason) == (2, Reason.WAKING)
@@ -134,7 +134,6 @@ def test_one_gateway_pod_is_enough_to_wake_it(demand: ModelDemand) -> None:
 
 def test_a_new_leader_goes_on_with_what_the_status_shows() -> None:
     assert zero.begin(0, 5.0).asleep
-    assert zero.begin(None, 5.0).asleep
     assert not zero.begin(1, 5.0).asleep
     life = Life(1)
     life.ready(load(0))

@@ -242,7 +242,7 @@ class Autoscaler:
         watched.held = look.demand.held
         rest = watched.rest or _resumed_rest(deployment, sample.at)
         watched.rest = zero.advance(rest, look, sample, deployment.engines, bounds.idle_seconds)
-        return zero.decide(watched.rest, look, bounds.idle_seconds, awake)
+        return zero.decide(watched.rest, look, awake)
 
 
 def _resumed(deployment: ScaledDeployment) -> _Watched:

@@ -123,7 +123,7 @@ def wanted_replicas(
         return WantedReplicas(rule.least, Reason.NOT_CONFIGURED, message)
     if state is None or state.wanted is None:
         if rule.bounded(existing) == 0:
-            message = "asleep: the first request waits in the gateway and starts a replica"
+            message = "asleep: the next request waits in the gateway and wakes it"
             return WantedReplicas(0, Reason.ASLEEP, message, by_load=True)
         message = "the operator has not measured the load yet; until then the number of replicas does not change"
         return WantedReplicas(rule.bounded(existing), Reason.NOTHING_TO_MEASURE, message)

@@ -61,19 +61,19 @@ def advance(rest: Rest, look: Look, sample: Sample, engines: tuple[EnginePod, ..
     return Rest(asleep=True, since=at, busy_at=at) if quiet and at - rest.busy_at >= idle_seconds else rest
 
 
-def decide(rest: Rest, look: Look, idle_seconds: float, awake: ScalingDecision) -> ScalingDecision:
+def decide(rest: Rest, look: Look, awake: ScalingDecision) -> ScalingDecision:
     """The size and why. `awake` is the answer of the policy, at least one replica."""
     if rest.asleep and look.silent:
         message = "no gateway pod can be read, so nobody can wake this model: it sleeps until the gateway answers"
         return ScalingDecision(0, Reason.GATEWAY_SILENT, message, active=False)
     if rest.asleep:
-        message = f"asleep: it had no request for {idle_seconds:.0f} s; the next one waits in the gateway and wakes it"
-        return ScalingDecision(0, Reason.ASLEEP, message)
+        return ScalingDecision(0, Reason.ASLEEP, "asleep: the next request waits in the gateway and wakes it")
     if rest.started:
         return awake
     number = look.demand.held
-    requests = f"{number} request{'s' if number != 1 else ''} waited" if number else "a request came"
-    return ScalingDecision(awake.replicas, Reason.WAKING, f"waking: {requests} when the operator asked for a replica")
+    requests = f"{number} request{'s' if number != 1 else ''} waited when the operator asked for a replica"
+    message = f"waking: {requests if number else 'a request came, and did not wait for the start'}"
+    return ScalingDecision(awake.replicas, Reason.WAKING, message)
 
 
 def _wakes(demand: ModelDemand, slept: float) -> bool:

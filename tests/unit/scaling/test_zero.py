@@ -41,7 +41,7 @@ class Life:
         look = shown if isinstance(shown, Look) else Look(shown, complete=True, silent=False)
         self.at += 2.0
         self.rest = zero.advance(self.rest, look, sample(self.at, self.loads, self.problems), self.engines, IDLE)
-        return zero.decide(self.rest, look, IDLE, POLICY)
+        return zero.decide(self.rest, look, POLICY)
 
     def looks(self, seconds: float, demand: ModelDemand | Look = NOBODY) -> ScalingDecision:
         for _ in range(int(seconds / 2) - 1):
@@ -51,7 +51,10 @@ class Life:
 
 def test_a_new_deployment_sleeps_until_somebody_asks() -> None:
     life = Life(0)
-    assert life.looks(600).replicas == 0
+    sleeping = life.looks(600)
+    assert sleeping.replicas == 0
+    assert "next request" in sleeping.message
+    assert "no request for" not in sleeping.message, "nobody knows that of a new one"
     decision = life.look(ONE)
     assert (decision.replicas, decision.reason) == (2, Reason.WAKING)
     assert decision.message == "waking: 1 request waited when the operator asked for a replica"
@@ -66,7 +69,9 @@ def test_a_wake_is_not_broken_off_however_long_the_start_takes() -> None:
 
 
 def test_a_request_that_did_not_wait_wakes_too_but_not_for_ever() -> None:
-    assert Life(0).look(ModelDemand(asked=29.0)).reason is Reason.WAKING
+    decision = Life(0).look(ModelDemand(asked=29.0))
+    assert decision.reason is Reason.WAKING
+    assert decision.message == "waking: a request came, and did not wait for the start"
     assert Life(0).look(ModelDemand(asked=31.0)).reason is Reason.ASLEEP
 
 

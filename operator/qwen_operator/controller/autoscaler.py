@@ -14,7 +14,7 @@ from qwen_operator import untrusted
 from qwen_operator.api.conditions import Reason
 from qwen_operator.controller.scraper import Scraper
 from qwen_operator.objects import ObjectKey
-from qwen_operator.scaling import readings, zero
+from qwen_operator.scaling import answers, readings, zero
 from qwen_operator.scaling.demand import Demand
 from qwen_operator.scaling.load import LoadMemory, classify, resume, settle
 from qwen_operator.scaling.page import Reading, Trouble
@@ -150,12 +150,14 @@ class Autoscaler:
                 group.create_task(self._guarded(deployment))
 
     async def wake(self) -> None:
-        """Wake the models that slept at the last scrape and that somebody asks for."""
+        """Wake the models that slept at the last scrape and that somebody waits for, all at the same time."""
         self._demand = await self._sources.demand()
-        for deployment in self._may_sleep:
-            watched = self._watched.get(deployment.key)
-            if watched and watched.asleep and watched.uid == deployment.uid and self._demand.of(deployment.names).held:
-                await self._guarded(deployment)
+        async with asyncio.TaskGroup() as group:
+            for deployment in self._may_sleep:
+                watched = self._watched.get(deployment.key)
+                asleep = watched is not None and watched.asleep and watched.uid == deployment.uid
+                if asleep and self._demand.look(deployment.names).demand.held:
+                    group.create_task(self._guarded(deployment))
 
     async def _guarded(self, deployment: ScaledDeployment) -> None:
         try:
@@ -235,13 +237,11 @@ class Autoscaler:
         if bounds is None or bounds.least > 0:
             watched.rest = None
             return awake
-        known = self._demand.of(deployment.names)
-        watched.held = known.held
-        demand = known if self._demand.complete or known.held else None
-        waking = deployment.shown is not None and deployment.shown.reason is Reason.WAKING
-        rest = watched.rest or zero.begin(deployment.size, sample.at, waking=waking)
-        watched.rest = zero.advance(rest, demand, sample, deployment.engines, bounds.idle_seconds)
-        return zero.decide(watched.rest, demand, bounds.idle_seconds, awake)
+        look = self._demand.look(deployment.names)
+        watched.held = look.demand.held
+        rest = watched.rest or _resumed_rest(deployment, sample.at)
+        watched.rest = zero.advance(rest, look, sample, deployment.engines, bounds.idle_seconds)
+        return zero.decide(watched.rest, look, awake)
 
 
 def _resumed(deployment: ScaledDeployment) -> _Watched:
@@ -249,6 +249,13 @@ def _resumed(deployment: ScaledDeployment) -> _Watched:
     shown = deployment.shown
     resumed = shown is not None and shown.wanted is not None
     return _Watched(deployment.uid, load=resume(shown), state=shown, resumed=resumed)
+
+
+def _resumed_rest(deployment: ScaledDeployment, at: float) -> zero.Rest:
+    """The memory that a new leader starts with. Without a status, the existing replicas count."""
+    size = answers.existing(deployment.engines) if deployment.size is None else deployment.size
+    waking = deployment.shown is not None and deployment.shown.reason is Reason.WAKING
+    return zero.begin(size, at, waking=waking)
 
 
 def removal_order(engines: tuple[EnginePod, ...], sample: Sample) -> tuple[str, ...]:

@@ -67,8 +67,8 @@ class GatewayDemand:
         pods = self._pods
         pages = await asyncio.gather(*(self._page(pod) for pod in pods))
         ready = [page for pod, page in zip(pods, pages, strict=True) if pod.ready]
-        complete = bool(ready) and all(page is not None for page in ready)
-        return Demand(merged(page for page in pages if page is not None), complete)
+        models = merged(page for page in pages if page is not None)
+        return Demand(models, ready=len(ready), read=sum(page is not None for page in ready))
 
     async def _page(self, pod: _GatewayPod) -> _Page | None:
         """The pod's page. If it does not answer: its last page if that is new enough, else None."""
@@ -92,7 +92,7 @@ class GatewayDemand:
             content = await response.content.read(PAGE_BYTES + 1)
             while len(content) <= PAGE_BYTES and (part := await response.content.read(PAGE_BYTES + 1)):
                 content += part
-            return read_page(content)
+            return await asyncio.to_thread(read_page, content)
 
 
 @asynccontextmanager

@@ -129,7 +129,7 @@ def wanted_replicas(
 
 def _unmeasured(existing: int) -> WantedReplicas:
     if existing == 0:
-        message = "asleep: the first request waits in the gateway and starts a replica"
+        message = "asleep: the next request waits in the gateway and wakes it"
         return WantedReplicas(0, Reason.ASLEEP, message, by_load=True)
     message = "the operator has not measured the load yet; until then the number of replicas does not change"
     return WantedReplicas(existing, Reason.NOTHING_TO_MEASURE, message)

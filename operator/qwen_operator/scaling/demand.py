@@ -13,8 +13,9 @@ from typing import Any
 
 from qwen_operator.untrusted import count, decode, whole
 
-PAGE_BYTES = 256 * 1024
-"""How much of a page counts. The entry of a model has about 100 bytes."""
+PAGE_BYTES = 4 * 1024 * 1024
+"""The largest page. The longest entry of a name has about 150 bytes, so that it takes thousands of deployments of one
+tenant to hide what others ask for."""
 _LEVELS = 4
 _MOST_HELD = 1_000_000
 _LONGEST_SECONDS = 1e9
@@ -37,15 +38,29 @@ class ModelDemand:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """One look at the gateway for one deployment.
+
+    `complete`: every gateway pod that serves clients was read, so `demand` is all there is. `silent`: none was.
+    """
+
+    demand: ModelDemand
+    complete: bool
+    silent: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Demand:
-    """The demand at all gateway pods. `complete`: every gateway pod that serves clients was read just now."""
+    """The demand at all gateway pods. `ready` of them serve clients, and `read` of those were read just now."""
 
     models: Mapping[str, ModelDemand] = field(default_factory=dict)
-    complete: bool = False
+    ready: int = 0
+    read: int = 0
 
-    def of(self, names: Iterable[str]) -> ModelDemand:
+    def look(self, names: Iterable[str]) -> Look:
         """The demand for all of these served names together."""
-        return sum((self.models[name] for name in names if name in self.models), ModelDemand())
+        demand = sum((self.models[name] for name in names if name in self.models), ModelDemand())
+        return Look(demand, complete=0 < self.ready == self.read, silent=not self.read)
 
 
 def read_page(content: bytes) -> dict[str, ModelDemand]:

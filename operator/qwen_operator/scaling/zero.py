@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling import answers
-from qwen_operator.scaling.demand import ModelDemand
+from qwen_operator.scaling.demand import Look, ModelDemand
 from qwen_operator.scaling.types import EnginePod, Sample, ScalingDecision
 
 ASKED_SECONDS = 30.0
@@ -45,27 +45,24 @@ class Rest:
     totals: Totals = field(default_factory=dict)
 
 
-def begin(wanted: int | None, at: float, *, waking: bool = False) -> Rest:
-    """The memory of a new leader. `wanted`: the number of replicas in the status; None if there is none yet.
-
-    `waking`: by the status, the first of them was on its way.
+def begin(wanted: int, at: float, *, waking: bool = False) -> Rest:
+    """The memory of a new leader. `wanted`: the number of replicas before. `waking`: the first of them was on its way.
 
     A new deployment sleeps until somebody asks for it.
     """
     return Rest(not wanted, at - ASKED_SECONDS, at, started=bool(wanted) and not waking)
 
 
-def advance(
-    rest: Rest, demand: ModelDemand | None, sample: Sample, engines: tuple[EnginePod, ...], idle_seconds: float
-) -> Rest:
-    """The memory after one more look. `demand` is None if not all gateway pods could be read."""
+def advance(rest: Rest, look: Look, sample: Sample, engines: tuple[EnginePod, ...], idle_seconds: float) -> Rest:
+    """The memory after one more look. One gateway pod is enough to wake a model, and all are needed to let it sleep."""
     at = sample.at
     if rest.asleep:
-        woken = _serves(sample, engines) or (demand is not None and _wakes(demand, at - rest.since))
+        woken = _serves(sample, engines) or _wakes(look.demand, at - rest.since)
         return Rest(asleep=False, since=at, busy_at=at) if woken else rest
     answering = any(engine.ready and not engine.draining for engine in engines)
     totals = {load.uid: (load.work.prefilled, load.work.decoded) for load in sample.engines if load.work is not None}
-    quiet = answering and _quiet(sample, engines, totals, rest.totals) and demand is not None and not demand.held
+    unasked = look.complete and not look.demand.held
+    quiet = answering and unasked and _quiet(sample, engines, totals, rest.totals)
     since = (at if rest.answers_since is None else rest.answers_since) if answering else None
     started = rest.started or (since is not None and at - since >= ROUTED_SECONDS)
     busy_at = rest.busy_at if quiet else at
@@ -73,19 +70,19 @@ def advance(
     return Rest(asleep=True, since=at, busy_at=at) if quiet and at - rest.busy_at >= idle_seconds else rest
 
 
-def decide(rest: Rest, demand: ModelDemand | None, idle_seconds: float, awake: ScalingDecision) -> ScalingDecision:
+def decide(rest: Rest, look: Look, awake: ScalingDecision) -> ScalingDecision:
     """The size and why. `awake` is the answer of the policy, at least one replica."""
-    if rest.asleep and demand is None:
+    if rest.asleep and look.silent:
         message = "no gateway pod can be read, so nobody can wake this model: it sleeps until the gateway answers"
         return ScalingDecision(0, Reason.GATEWAY_SILENT, message, active=False)
     if rest.asleep:
-        message = f"asleep: it had no request for {idle_seconds:.0f} s; the next one waits in the gateway and wakes it"
-        return ScalingDecision(0, Reason.ASLEEP, message)
+        return ScalingDecision(0, Reason.ASLEEP, "asleep: the next request waits in the gateway and wakes it")
     if rest.started:
         return awake
-    number = demand.held if demand is not None else 0
-    requests = f"{number} request{'s' if number != 1 else ''} waited" if number else "a request came"
-    return ScalingDecision(awake.replicas, Reason.WAKING, f"waking: {requests} when the operator asked for a replica")
+    number = look.demand.held
+    requests = f"{number} request{'s' if number != 1 else ''} waited when the operator asked for a replica"
+    message = f"waking: {requests if number else 'a request came, and did not wait for the start'}"
+    return ScalingDecision(awake.replicas, Reason.WAKING, message)
 
 
 def _serves(sample: Sample, engines: tuple[EnginePod, ...]) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ NUMBERS = re.compile(
 )
 MODEL = "Qwen/Qwen1.5-0.5B-Chat"
 ROUTABLE = "qwen-operator.dev/routable"
+SEEN = Demand(ready=2, read=2)
 SIZES = {"minReplicas": 1, "maxReplicas": 3, "stabilizationSeconds": 30}
 
 
@@ -86,7 +87,7 @@ class ScalingWorld(World):
 
     scaler: Autoscaler | None = None
     pages: Scraper | None = None
-    demand: Demand = field(default_factory=lambda: Demand(complete=True))
+    demand: Demand = SEEN
 
     async def read_demand(self) -> Demand:
         return self.demand
@@ -251,10 +252,10 @@ async def test_a_model_wakes_when_somebody_asks_and_sleeps_when_nobody_does() ->
         assert world.scaling() == (0, Reason.ASLEEP)
         assert condition(world, "Ready") == ("True", Reason.ASLEEP)
 
-        world.demand = Demand({MODEL: ModelDemand(held=2, asked=0.1)}, complete=True)
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=2, asked=0.1)})
         await world.pass_time(2)
         assert list(world.replicas()) == [0]
-        world.demand = Demand(complete=True)
+        world.demand = SEEN
         engines[0].running = 2
         await world.pass_time(200)
         assert world.replicas() == {0: True}
@@ -275,12 +276,12 @@ async def test_a_request_that_comes_while_the_last_replica_drains_gets_it_back()
     engines = [Engine(clock)]
     async with scaled(engines, clock) as world:
         world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
-        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)}, complete=True)
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=1, asked=0.1)})
         await world.pass_time(4)
-        world.demand = Demand(complete=True)
+        world.demand = SEEN
         await drains(world)
         engines[0].running = 1
-        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)}, complete=True)
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=1, asked=0.1)})
         await world.pass_time(4)
         assert world.replicas() == {0: True}
         assert [write.verb for write in world.api.writes if write.verb == "delete"] == []
@@ -303,14 +304,14 @@ async def test_what_a_user_reads_while_a_model_sleeps_and_wakes() -> None:
         # The chart of this test lets no request wait.
         assert "requests wait in the gateway for at most 0 s" in verdict(world, "Planned")["message"]
 
-        world.demand = Demand({MODEL: ModelDemand(held=2, asked=0.1)}, complete=True)
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=2, asked=0.1)})
         await world.pass_time(4)
         ready = verdict(world, "Ready")
         assert (ready["status"], ready["reason"]) == ("True", Reason.WAKING)
         assert ready["message"].startswith("waking: 2 requests waited when the operator asked for a replica; chat-")
         assert "by plan it answers at 20" in ready["message"]
         before = world.qd()["metadata"]["resourceVersion"]
-        world.demand = Demand({MODEL: ModelDemand(held=90, asked=0.1)}, complete=True)
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=90, asked=0.1)})
         await world.pass_time(20)
         assert world.qd()["metadata"]["resourceVersion"] == before, "not every request is a write"
 
@@ -330,6 +331,23 @@ async def test_without_the_gateway_nothing_sleeps_and_a_sleeper_says_so() -> Non
         assert world.replicas() == {0: True}
 
 
+async def test_one_gateway_pod_that_cannot_be_read_stops_no_wake() -> None:
+    """A pod of a dead node counts as ready for a while, and requests wait at the others."""
+    clock = Clock()
+    async with scaled([Engine(clock)], clock) as world:
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
+        await world.pass_time(10)
+        writes = len(world.api.writes)
+        world.demand = Demand(ready=2, read=1)
+        await world.pass_time(10)
+        assert condition(world, "Ready") == ("True", Reason.ASLEEP)
+        assert len(world.api.writes) == writes
+        # A request that did not wait, because the start takes too long.
+        world.demand = Demand({MODEL: ModelDemand(asked=0.1)}, ready=2, read=1)
+        await world.pass_time(4)
+        assert list(world.replicas()) == [0]
+
+
 async def test_what_suspends_a_deployment_removes_its_replicas_and_nobody_wakes_it() -> None:
     clock = Clock()
     engines = [Engine(clock)]
@@ -337,7 +355,7 @@ async def test_what_suspends_a_deployment_removes_its_replicas_and_nobody_wakes_
         await world.pass_time(10)
         assert world.replicas() == {0: True}
         world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(suspend=True))
-        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)}, complete=True)
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=1, asked=0.1)})
         await world.pass_time(30)
         assert world.replicas() == {}
         assert condition(world, "Ready") == ("False", Reason.SUSPENDED)
@@ -369,15 +387,15 @@ async def test_a_sleeper_that_was_suspended_sleeps_on() -> None:
     clock = Clock()
     async with scaled([Engine(clock)], clock) as world:
         world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
-        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)}, complete=True)
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=1, asked=0.1)})
         await world.pass_time(10)
         assert world.replicas() == {0: True}
-        world.demand = Demand(complete=True)
+        world.demand = SEEN
         world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(suspend=True))
         await world.pass_time(30)
         assert world.replicas() == {}
         assert world.scaler
-        assert not world.scaler.held()
+        assert world.scaler.held() == {}
         world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].pop("suspend"))
         await world.pass_time(10)
         assert world.scaling() == (0, Reason.ASLEEP)
@@ -390,7 +408,7 @@ async def test_a_change_of_the_leader_interrupts_no_wake() -> None:
         world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
         await world.pass_time(10)
         world.kubelet.engine = lambda _pod: {"phase": "Pending"}
-        world.demand = Demand({MODEL: ModelDemand(held=1, asked=0.1)}, complete=True)
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=1, asked=0.1)})
         await world.pass_time(10)
         assert condition(world, "Ready") == ("True", Reason.WAKING)
         await world.new_leader()
@@ -398,3 +416,18 @@ async def test_a_change_of_the_leader_interrupts_no_wake() -> None:
             await world.pass_time(4)
             assert condition(world, "Ready") == ("True", Reason.WAKING)
         assert list(world.replicas()) == [0]
+
+
+async def test_replicas_without_a_status_do_not_fall_asleep_at_once() -> None:
+    """Somebody removed the status, or another version wrote it."""
+    clock = Clock()
+    async with scaled([Engine(clock)], clock) as world:
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=SLEEPS))
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=1, asked=0.1)})
+        await world.pass_time(10)
+        world.demand = SEEN
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item.pop("status"))
+        await world.new_leader()
+        await world.pass_time(30)
+        assert world.replicas() == {0: True}
+        assert condition(world, "Ready") == ("True", Reason.SERVING)

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from qwen_operator.controller.gateway_demand import GRACE_SECONDS, GatewayDemand, gateway_demand
-from qwen_operator.scaling.demand import PAGE_BYTES, ModelDemand
+from qwen_operator.scaling.demand import PAGE_BYTES, Demand, ModelDemand
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -53,6 +53,12 @@ def pod(number: int, *, ready: bool = True, **status: Any) -> tuple[tuple[str, s
     }
 
 
+def seen(demand: Demand) -> tuple[bool, bool]:
+    """Whether every pod that serves clients was read, and whether none was."""
+    look = demand.look(())
+    return look.complete, look.silent
+
+
 @asynccontextmanager
 async def gateways(*handlers: Handler) -> AsyncIterator[GatewayDemand]:
     """A reader of pods, each at its own address with its own page."""
@@ -75,7 +81,7 @@ async def gateways(*handlers: Handler) -> AsyncIterator[GatewayDemand]:
 async def test_the_demand_of_all_pods_adds_up() -> None:
     async with gateways(page(a={"held": 2, "oldest": 3, "asked": 1}), page(a={"held": 1}, b={"held": 4})) as reader:
         demand = await reader.read()
-    assert demand.complete
+    assert seen(demand) == (True, False)
     assert demand.models == {"a": ModelDemand(3, 3.0, 1.0), "b": ModelDemand(4)}
 
 
@@ -83,7 +89,7 @@ async def test_the_demand_of_all_pods_adds_up() -> None:
 async def test_a_pod_that_cannot_be_read_hides_no_other(handler: Handler) -> None:
     async with gateways(handler, page(a={"held": 1})) as reader:
         demand = await reader.read()
-    assert not demand.complete
+    assert seen(demand) == (False, False)
     assert demand.models == {"a": ModelDemand(1)}
 
 
@@ -95,30 +101,30 @@ async def test_a_page_counts_for_some_seconds_after_the_last_answer() -> None:
 
     async with gateways(first_well) as reader:
         reader.clock = lambda: now
-        assert (await reader.read()).complete
+        assert seen(await reader.read()) == (True, False)
         answers.pop(0)
         now += GRACE_SECONDS - 1
         assert (await reader.read()).models == {"a": ModelDemand(1)}
         now += 2
         demand = await reader.read()
-    assert (demand.complete, dict(demand.models)) == (False, {})
+    assert (seen(demand), dict(demand.models)) == ((False, True), {})
 
 
 async def test_pods_that_end_are_read_and_those_that_ended_are_not() -> None:
     async with gateways(page(a={"held": 1}), page(b={"held": 1})) as reader:
         reader.observe(dict([pod(0), pod(1, ready=False)]))
         demand = await reader.read()
-        assert demand.complete
+        assert seen(demand) == (True, False)
         assert set(demand.models) == {"a", "b"}
         reader.observe(dict([pod(0, ready=False), pod(1, phase="Failed")]))
         demand = await reader.read()
-        assert not demand.complete, "no pod serves clients"
+        assert seen(demand) == (False, True), "no pod serves clients"
         assert set(demand.models) == {"a"}
         reader.observe({})
-        assert not (await reader.read()).complete
+        assert seen(await reader.read()) == (False, True)
 
 
 async def test_an_address_that_is_none_is_not_asked() -> None:
     async with gateways(page()) as reader:
         reader.observe(dict([pod(0), pod(1, podIP="evil.example.org")]))
-        assert not (await reader.read()).complete
+        assert seen(await reader.read()) == (False, False)

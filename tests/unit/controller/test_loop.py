@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,8 +10,17 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.controller.autoscaler import INTERVAL_SECONDS, Autoscaler, Pace, Sources, removal_order
+from qwen_operator.controller.autoscaler import (
+    INTERVAL_SECONDS,
+    JITTER,
+    LOOK_SECONDS,
+    Autoscaler,
+    Pace,
+    Sources,
+    removal_order,
+)
 from qwen_operator.objects import ObjectKey
+from qwen_operator.scaling.demand import Demand, ModelDemand
 from qwen_operator.scaling.page import Reading, Trouble
 from qwen_operator.scaling.types import Bounds, EnginePod, ScaledDeployment, ScalingState
 from tests.unit.scaling.world import engine, engines, load, sample
@@ -32,12 +42,20 @@ class World:
     changes: list[ObjectKey] = field(default_factory=list)
     slept: list[float] = field(default_factory=list)
     now: float = 100.0
+    demand: Demand = field(default_factory=lambda: Demand(ready=1, read=1))
+    together: asyncio.Barrier | None = None
+    """Engines answer when so many of them are asked at the same time."""
 
     def __post_init__(self) -> None:
         pace = Pace(clock=lambda: self.now, sleep=self._sleep, chance=lambda: 0.5)
-        self.scaler = Autoscaler(Sources(lambda: self.fleets, self), self.changes.append, pace)
+        self.scaler = Autoscaler(Sources(lambda: self.fleets, self, self._demand), self.changes.append, pace)
+
+    async def _demand(self) -> Demand:
+        return self.demand
 
     async def read(self, engine: EnginePod) -> Reading | Trouble:
+        if self.together:
+            await self.together.wait()
         answer = self.says.get(engine.uid, reading())
         if isinstance(answer, Exception):
             raise answer
@@ -316,3 +334,33 @@ def test_the_first_to_go() -> None:
     loads = [load(0, 1), load(1, 0, 0, 5), load(2, 0, 0, 5), load(5, 9), load(7, 0, 0, 1)]
     order = [name.rpartition("-")[2] for name in removal_order(fleet, sample(0.0, loads))]
     assert order == ["4", "3", "5", "extra", "2", "1", "0", "6"]
+
+
+def sleeper(name: str, *members: EnginePod) -> ScaledDeployment:
+    return replace(one(*members, bounds=Bounds(0, 3, 300.0, 60.0), key=("team", name)), names=(name,), size=0)
+
+
+async def test_a_sleeper_wakes_within_a_second() -> None:
+    world = World([sleeper("a"), sleeper("b"), one(*engines(1))])
+    world.demand = Demand({"a": ModelDemand()}, ready=1, read=1)
+    await world.looks()
+    with pytest.raises(KeyboardInterrupt):
+        await world.scaler.run()
+    assert max(world.slept) <= LOOK_SECONDS + INTERVAL_SECONDS * JITTER, "it looks between two scrapes"
+    changes = len(world.changes)
+    world.demand = Demand({"a": ModelDemand(held=1)}, ready=1, read=1)
+    await world.scaler.wake()
+    assert world.changes[changes:] == [("team", "a")]
+    assert world.state(("team", "a"))[:2] == (1, Reason.WAKING)
+    assert world.state(("team", "b"))[:2] == (0, Reason.ASLEEP)
+
+
+async def test_sleepers_with_slow_engines_wake_at_the_same_time() -> None:
+    """An engine that drains is asked too, and one that hangs takes the whole time of a page."""
+    world = World([sleeper(name, engine(number, draining=True)) for number, name in enumerate("abc")])
+    await world.looks()
+    world.together = asyncio.Barrier(3)
+    world.demand = Demand({name: ModelDemand(held=1) for name in "abc"}, ready=1, read=1)
+    async with asyncio.timeout(5):
+        await world.scaler.wake()
+    assert {world.state(("team", name))[1] for name in "abc"} == {Reason.WAKING}

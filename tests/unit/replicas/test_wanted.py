@@ -54,7 +54,7 @@ CASES: dict[str, tuple[Case, Answer]] = {
     ),
     "not measured, and may sleep": (
         (Spec("m", scaling=Scaling(4, 0)), None, 0),
-        (0, Reason.ASLEEP, True, "the first request waits in the gateway and starts a replica"),
+        (0, Reason.ASLEEP, True, "the next request waits in the gateway and wakes it"),
     ),
     "not measured, may sleep, and runs": (
         (Spec("m", scaling=Scaling(4, 0)), None, 1),

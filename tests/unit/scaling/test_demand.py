@@ -8,7 +8,7 @@ from math import inf
 import pytest
 from hypothesis import given
 
-from qwen_operator.scaling.demand import PAGE_BYTES, Demand, ModelDemand, merged, read_page
+from qwen_operator.scaling.demand import PAGE_BYTES, Demand, Look, ModelDemand, merged, read_page
 from tests.unit.fuzz.values import anything
 
 
@@ -21,6 +21,13 @@ def test_a_page_has_the_demand_of_each_name() -> None:
     assert read == {"a": ModelDemand(3, 2.5, 0.25), "b": ModelDemand(0, 0.0, 40.0)}
     assert read_page(page(a={"held": 1})) == {"a": ModelDemand(1, 0.0, inf)}
     assert read_page(page()) == {}
+
+
+def test_many_names_of_one_tenant_hide_those_of_nobody() -> None:
+    """A deployment has at most four names of 96 characters, and one that sleeps needs no quota of GPUs."""
+    entry = {"held": 0, "oldest": 0, "asked": 12.345000028611}
+    names = {f"{number:0>96}": entry for number in range(4 * 5000)}
+    assert read_page(page(**names, other={"held": 1}))["other"] == ModelDemand(1)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +72,14 @@ def test_no_page_raises_anything_else(value: object) -> None:
 def test_the_demand_of_all_gateway_pods_and_names_adds_up() -> None:
     models = merged([{"a": ModelDemand(2, 5.0, 1.0), "b": ModelDemand(1)}, {"a": ModelDemand(3, 2.0, 7.0)}])
     assert models == {"a": ModelDemand(5, 5.0, 1.0), "b": ModelDemand(1)}
-    demand = Demand(models, complete=True)
-    assert demand.of(("a", "b", "other")) == ModelDemand(6, 5.0, 1.0)
-    assert demand.of(()) == ModelDemand()
+    demand = Demand(models, ready=1, read=1)
+    assert demand.look(("a", "b", "other")).demand == ModelDemand(6, 5.0, 1.0)
+    assert demand.look(()).demand == ModelDemand()
+
+
+@pytest.mark.parametrize(
+    ("ready", "read", "complete", "silent"),
+    [(2, 2, True, False), (2, 1, False, False), (2, 0, False, True), (0, 0, False, True)],
+)
+def test_what_a_look_has_seen(ready: int, read: int, complete: bool, silent: bool) -> None:
+    assert Demand({}, ready, read).look(("a",)) == Look(ModelDemand(), complete, silent)

@@ -113,7 +113,7 @@ async def run(running: Pod, event: str, load: Load) -> Result:
 async def _watch(made: World, waiting: list[tuple[float, int]]) -> None:
     """Note every 0.1 s how many requests wait."""
     while True:
-        waiting.append((time.monotonic(), (await made.demand.read()).of([MODEL]).held))
+        waiting.append((time.monotonic(), (await made.demand.read()).look([MODEL]).demand.held))
         await asyncio.sleep(0.1)
 
 

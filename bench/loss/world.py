@@ -210,7 +210,7 @@ async def slept(world: World) -> float:
     await world.drain(one)
     asyncio.get_running_loop().call_later(random.uniform(0, LOOK_SECONDS), world.asking.set)
     for _ in range(60):
-        waiting = (await world.demand.read()).of([MODEL])
+        waiting = (await world.demand.read()).look([MODEL]).demand
         if waiting.held:
             world.wakes.append(waiting.oldest)
             break

@@ -125,7 +125,7 @@ def test_what_was_there_may_stay_and_nothing_is_added(kubectl: Kubectl, space: s
     assert faults(RATCHET, said) == []
     # The operator judges the same objects by itself.
     for number, case in enumerate(RATCHET):
-        if case.before and case.id not in ("dropped",):
+        if case.before and case.id not in ("dropped", "another quantization"):
             wait_condition(kubectl, space, f"case-{number}", ("Planned", "False", "NotAllowed"))
 
 
@@ -146,7 +146,9 @@ def test_the_list_of_models_holds_in_the_api_server(
             "with the chart value tenancy.models"
         )
         with as_tenant(kubectl, space) as tenant:
-            said = messages(kubectl, [manifest(space, n, case.spec) for n, case in enumerate(cases)], "create", *tenant)
+            # The objects of MODELS_RATCHET have the first numbers.
+            new = [manifest(space, 100 + n, case.spec) for n, case in enumerate(cases)]
+            said = {number - 100: text for number, text in messages(kubectl, new, "create", *tenant).items()}
         assert faults(cases, said) == []
         proposal = next(text for n, text in said.items() if cases[n].id == "a proposal")
         assert "(an entry without @ allows only the main branch)" in proposal

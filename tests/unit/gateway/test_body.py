@@ -49,6 +49,31 @@ http {{
                 metrics.page()
             }}
         }}
+        location = /asked {{
+            content_by_lua_block {{
+                local demand, now, clock = require "qwen.demand", ngx.now(), ngx.now
+                collectgarbage()
+                local before = collectgarbage("count")
+                for day = 1, 20 do
+                    ngx.now = function() return now + 86400 * day end
+                    for number = 1, 10000 do demand.ask("m" .. day .. "-" .. number) end
+                end
+                ngx.now = clock
+                collectgarbage()
+                ngx.print(collectgarbage("count") - before)
+            }}
+        }}
+        location = /held {{
+            content_by_lua_block {{
+                local limits = require "qwen.limits"
+                for number = 1, 1000 do
+                    limits.take_hold("t", "m" .. number, 8, 8)
+                    limits.free_hold("t", "m" .. number)
+                end
+                limits.take_hold("t", "waits", 8, 8)
+                require("qwen.metrics").page()
+            }}
+        }}
         location = /debt {{
             content_by_lua_block {{
                 local limits = require "qwen.limits"
@@ -194,3 +219,16 @@ def test_one_tenant_does_not_use_up_the_series_of_others(reader: httpx.Client) -
 
 def test_a_wrong_count_of_tokens_costs_a_tenant_an_hour_at_most(reader: httpx.Client) -> None:
     assert 3595 <= int(reader.get("/debt").text) <= 3601
+
+
+def test_names_that_nobody_reads_are_forgotten(reader: httpx.Client) -> None:
+    """Whoever may edit servedNames can ask for a new name every second. Without sleepers the operator reads none."""
+    kibibytes = float(reader.get("/asked").text)
+    assert kibibytes < 2000, "20 days have 20 MB"
+
+
+def test_only_a_name_for_which_requests_wait_has_a_series(reader: httpx.Client) -> None:
+    lines = reader.get("/held").text.splitlines()
+    assert [line for line in lines if line.startswith("qwen_gateway_held_requests{")] == [
+        'qwen_gateway_held_requests{model="waits"} 1'
+    ]

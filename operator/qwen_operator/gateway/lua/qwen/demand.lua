@@ -9,9 +9,24 @@ local ASKED_SECONDS = 60
 -- Model -> its requests that wait, as keys. Model -> when a request last found no replica.
 local waiting = {}
 local asked = {}
+local forgot = 0
 
+local function forget(now)
+    forgot = now
+    for model, last in pairs(asked) do
+        if now - last > ASKED_SECONDS then
+            asked[model] = nil
+        end
+    end
+end
+
+-- The operator reads the page only if a model may sleep. Without it, names that come and go would stay for ever.
 function demand.ask(model)
-    asked[model] = ngx.now()
+    local now = ngx.now()
+    if now - forgot > ASKED_SECONDS then
+        forget(now)
+    end
+    asked[model] = now
 end
 
 -- `ticket.hold`: since when it waits.
@@ -39,12 +54,9 @@ end
 
 function demand.page()
     local now, models = ngx.now(), {}
+    forget(now)
     for model, last in pairs(asked) do
-        if now - last > ASKED_SECONDS then
-            asked[model] = nil
-        else
-            models[model] = entry(now, waiting[model], last)
-        end
+        models[model] = entry(now, waiting[model], last)
     end
     for model, tickets in pairs(waiting) do
         models[model] = models[model] or entry(now, tickets)

@@ -10,7 +10,7 @@ local limits = {}
 limits.running = {}
 -- All bodies together, and those of each tenant, in bytes.
 limits.buffered = 0
--- Model -> number of requests that wait for its first replica.
+-- Model -> number of requests that wait for its first replica, if there are any.
 limits.held = {}
 
 -- A body up to this size stays in memory. nginx's configuration has the same number.
@@ -142,9 +142,10 @@ end
 
 function limits.free_hold(tenant, model)
     local own = tenant .. "\n" .. model
+    -- Names come and go, so none may stay behind.
     held_of[own] = held_of[own] > 1 and held_of[own] - 1 or nil
+    limits.held[model] = limits.held[model] > 1 and limits.held[model] - 1 or nil
     held_of[tenant] = held_of[tenant] - 1
-    limits.held[model] = limits.held[model] - 1
     held_total = held_total - 1
 end
 

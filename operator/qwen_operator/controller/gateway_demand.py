@@ -13,7 +13,7 @@ from typing import NoReturn
 import aiohttp
 
 from qwen_operator import objects
-from qwen_operator.controller.scraper import pod_url
+from qwen_operator.controller.scraper import pod_session, pod_url
 from qwen_operator.kube import PODS, KubeApi, Manifest
 from qwen_operator.kube.mirror import mirror
 from qwen_operator.objects import ObjectKey
@@ -97,12 +97,6 @@ class GatewayDemand:
 
 @asynccontextmanager
 async def gateway_demand() -> AsyncIterator[GatewayDemand]:
-    """A reader with its own session. It ignores the environment's proxies: they are not for the addresses of pods."""
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"user-agent": "qwen-operator", "accept": "application/json", "accept-encoding": "identity"},
-        timeout=aiohttp.ClientTimeout(total=None),
-    )
-    async with session:
+    """A reader with its own session."""
+    async with pod_session("application/json") as session:
         yield GatewayDemand(session)

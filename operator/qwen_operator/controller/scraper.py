@@ -61,20 +61,24 @@ class HttpScraper:
 
 @asynccontextmanager
 async def scraper(port: int = PORT) -> AsyncIterator[HttpScraper]:
-    """A scraper with its own session. It ignores the environment's proxies: they are not for the addresses of pods.
+    """A scraper with its own session."""
+    async with pod_session("text/plain") as session:
+        yield HttpScraper(session, port)
+
+
+def pod_session(accept: str) -> aiohttp.ClientSession:
+    """A session for pages of pods. It ignores the environment's proxies: they are not for the addresses of pods.
 
     Not httpx: for each request its pool walks over all connections, which costs many times the reading itself
     (`bench/scrape.py`).
     """
-    session = aiohttp.ClientSession(
-        # One connection per engine stays open.
+    return aiohttp.ClientSession(
+        # One connection per pod stays open.
         connector=aiohttp.TCPConnector(limit=0),
         cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"user-agent": "qwen-operator", "accept": "text/plain", "accept-encoding": "identity"},
+        headers={"user-agent": "qwen-operator", "accept": accept, "accept-encoding": "identity"},
         timeout=aiohttp.ClientTimeout(total=None),
     )
-    async with session:
-        yield HttpScraper(session, port)
 
 
 def pod_url(address: str, port: int, path: str) -> str:

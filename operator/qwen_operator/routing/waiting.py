@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_operator import objects
+from qwen_operator import objects, untrusted
 from qwen_operator.api.claims import DeploymentKey
 from qwen_operator.manifests.names import LABEL_DEPLOYMENT
 from qwen_operator.manifests.ownership import is_marked_child
 from qwen_operator.routing.membership import GatewayView, Membership, ready_ids
+
+_LONGEST_START = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,10 @@ def waiting_names(
         name: WaitingName(
             name,
             _stopped(objects.mapping(deployments[key], "spec")),
-            key not in started and _is_stalled(deployments[key]),
-            _whole(objects.mapping(deployments[key], "status", "plan").get("startupSeconds")),
+            key not in started and objects.holds(deployments[key], "Stalled"),
+            untrusted.whole(
+                objects.mapping(deployments[key], "status", "plan").get("startupSeconds"), 0, _LONGEST_START, 0
+            ),
             started.get(key, 0),
         )
         for name, key in sorted(waiting.items())
@@ -79,15 +83,6 @@ def _stopped(spec: Mapping[str, Any]) -> str:
     if spec.get("suspend") is True:
         return "spec.suspend is true"
     return "spec.replicas is 0" if spec.get("replicas") == 0 else ""
-
-
-def _is_stalled(deployment: Mapping[str, Any]) -> bool:
-    conditions = objects.members(deployment, "status", "conditions")
-    return any(one.get("type") == "Stalled" and one.get("status") == "True" for one in conditions)
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31 else 0
 
 
 def _started(

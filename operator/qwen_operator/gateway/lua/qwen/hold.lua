@@ -1,8 +1,8 @@
 -- Requests for a model without a replica that answers now: the only one ended, is replaced, or still starts.
 --
 -- Such a request waits here and not in the router, so it takes none of the router's places and memory. Its body lies in
--- nginx, as before every request. No part of an answer has been sent to the client, but
--- for the head of a stream that waits long (qwen.early).
+-- nginx, as before every request. The client has got no part of an answer, except the head of a stream that waits long
+-- (qwen.early).
 --
 -- state.hold has the bounds: `seconds` for one request, `requests` for one model, `total` for the pod. `grace`: the
 -- seconds that nginx has at its end.

@@ -203,6 +203,9 @@ class Autoscaler:
         old = watched.state
         engines, bounds = deployment.engines, deployment.bounds
         name = deployment.policy or DEFAULT
+        if old and old.advises and not deployment.advises:
+            # The load decides from now on. It starts with the present size, awake if there are replicas.
+            watched.history = watched.rest = None
         if watched.policy != name or watched.asleep:
             # The history is of the other policy's type, or of the time before the model slept. The new one starts with
             # the present size.
@@ -214,7 +217,10 @@ class Autoscaler:
         if old and watched.resumed:
             watched.resumed = False
             return old
-        if old and (old.wanted, old.reason, old.active) == (decision.replicas, decision.reason, decision.active):
+        state = ScalingState(
+            decision.replicas, decision.reason, decision.message, decision.active, advises=deployment.advises
+        )
+        if old and _answer(old) == _answer(state):
             # Keep the numbers of the decision. With new numbers the operator would write the status every two seconds.
             return old
         log.info(
@@ -227,7 +233,7 @@ class Autoscaler:
                 "why": decision.message,
             },
         )
-        return ScalingState(decision.replicas, decision.reason, decision.message, decision.active)
+        return state
 
     def _rested(
         self, watched: _Watched, deployment: ScaledDeployment, sample: Sample, awake: ScalingDecision
@@ -242,6 +248,10 @@ class Autoscaler:
         rest = watched.rest or _resumed_rest(deployment, sample.at)
         watched.rest = zero.advance(rest, look, sample, deployment.engines, bounds.idle_seconds)
         return zero.decide(watched.rest, look, awake)
+
+
+def _answer(state: ScalingState) -> tuple[int | None, Reason, bool, bool]:
+    return state.wanted, state.reason, state.active, state.advises
 
 
 def _resumed(deployment: ScaledDeployment) -> _Watched:

@@ -10,7 +10,7 @@ from qwen_operator.api.conditions import MESSAGE_LIMIT, ConditionType, Reason
 from qwen_operator.manifests.names import ENGINE_CONTAINER, Manifest
 from qwen_operator.objects import ObjectKey
 from qwen_operator.replicas.groups import Replica
-from qwen_operator.replicas.wanted import last_wanted, written_size_rule
+from qwen_operator.replicas.wanted import Decider, last_wanted, written_size_rule
 from qwen_operator.scaling.load import LoadClass
 from qwen_operator.scaling.types import EnginePod, ScaledDeployment, ScalingState
 
@@ -53,6 +53,7 @@ def scaled_deployment(
         uid=meta["uid"],
         engines=tuple(_engine(replica) for replica in replicas if not replica.deleting and not replica.broken),
         bounds=rule.bounds,
+        advises=rule.decider is not Decider.LOAD,
         shown=shown(deployment),
         size=last_wanted(deployment),
         policy=rule.policy,

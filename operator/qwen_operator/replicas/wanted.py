@@ -109,7 +109,7 @@ def wanted_replicas(
     """The wanted number of replicas.
 
     `writer` is who set spec.replicas, and when. `existing` is the number of replicas that are not draining. If the load
-    should decide but is unknown, that number stays.
+    should decide but is unknown, that number stays. Advice from before the load decided does not count.
     """
     if rule.decider is Decider.SPEC_SUSPEND:
         return WantedReplicas(0, Reason.SUSPENDED, "spec.suspend is true")
@@ -121,7 +121,7 @@ def wanted_replicas(
     if rule.decider is Decider.DEFAULT:
         message = "there is one replica, because neither spec.scaling nor spec.replicas is set"
         return WantedReplicas(rule.least, Reason.NOT_CONFIGURED, message)
-    if state is None or state.wanted is None:
+    if state is None or state.wanted is None or state.advises:
         return _unmeasured(rule.bounded(existing))
     # The bounds may have changed since the state was made.
     return WantedReplicas(rule.bounded(state.wanted), state.reason, state.message, state.active)

@@ -52,15 +52,17 @@ class Bounds:
 class ScaledDeployment:
     """A QwenDeployment with its engine pods that are not being deleted.
 
-    `bounds`: None if the load does not decide. `shown`: the state in its status, with which a new leader starts.
-    `size`: the last wanted number, also if the spec decided it; None if there is none yet. `policy`: its name; "" for
-    the default. `names`: the served names that it holds.
+    `bounds`: None if the load neither decides nor advises. `advises`: something else decides the size at present.
+    `shown`: the state in its status, with which a new leader starts. `size`: the last wanted number, also if the spec
+    decided it; None if there is none yet. `policy`: its name; "" for the default. `names`: the served names that it
+    holds.
     """
 
     key: ObjectKey
     uid: str
     engines: tuple[EnginePod, ...] = ()
     bounds: Bounds | None = None
+    advises: bool = False
     shown: ScalingState | None = None
     size: int | None = None
     policy: str = ""
@@ -133,7 +135,8 @@ class ScalingDecision:
 class ScalingState:
     """The result of the scaling loop for one deployment. A changed state causes a reconcile.
 
-    wanted: the size; None if nothing is known yet or the load does not decide.
+    wanted: the size; None if nothing is known yet, or if the load neither decides nor advises.
+    advises: something else decided the size when this was made. So `wanted` is advice, and never becomes the size.
     reason, message: for ScalingActive and status.scaling. The numbers are from the moment of the decision.
     active: whether the load decides at present (ScalingActive).
     load: the LOAD column, a class that changes rarely: "-", "?", idle, low, high or over.
@@ -147,6 +150,7 @@ class ScalingState:
     reason: Reason
     message: str
     active: bool
+    advises: bool = False
     load: str = "-"
     removal_order: tuple[str, ...] = field(default=(), compare=False)
     idle: frozenset[str] = frozenset()

@@ -382,6 +382,23 @@ async def test_what_was_switched_on_by_hand_while_it_slept_does_not_end_with_the
         assert condition(world, "Ready") == ("True", Reason.SERVING)
 
 
+@pytest.mark.parametrize("scaling", [SIZES, SLEEPS], ids=["awake", "may sleep"])
+@pytest.mark.parametrize("waits", [0, 1], ids=["the autoscaler sees it first", "reconcile sees it first"])
+async def test_what_is_handed_back_keeps_its_size_until_the_load_was_measured(scaling: Manifest, waits: int) -> None:
+    """Advice from before, for example one replica or none, is not followed."""
+    clock = Clock()
+    async with scaled([Engine(clock), Engine(clock)], clock) as world:
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling=scaling, replicas=2))
+        await world.pass_time(100)
+        assert world.qd()["status"]["scaling"]["advised"] == scaling["minReplicas"]
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].pop("replicas"))
+        await world.wait(waits)
+        await world.pass_time(26)
+        assert world.replicas() == {0: True, 1: True}
+        await world.pass_time(60)
+        assert world.scaling()[0] == scaling["minReplicas"]
+
+
 async def test_a_sleeper_that_was_suspended_sleeps_on() -> None:
     """As a new leader finds it."""
     clock = Clock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,6 +60,10 @@ CASES: dict[str, tuple[Case, Answer]] = {
     "not measured, may sleep, and runs": (
         (Spec("m", scaling=Scaling(4, 0)), None, 1),
         (1, Reason.NOTHING_TO_MEASURE, False, "not measured the load yet"),
+    ),
+    "advice from before the load decides": (
+        (BY_LOAD, replace(_state(1), advises=True), 2),
+        (2, Reason.NOTHING_TO_MEASURE, False, "not measured the load yet"),
     ),
     "advice": (
         (Spec("m", scaling=Scaling(4, mode="Advisory")), _state(3), 2),

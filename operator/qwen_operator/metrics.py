@@ -22,6 +22,7 @@ from qwen_operator.kube import QWENDEPLOYMENTS, Manifest
 from qwen_operator.objects import ObjectKey, key_of
 from qwen_operator.replicas.groups import Replica
 from qwen_operator.replicas.wanted import last_wanted, written_size_rule
+from qwen_operator.scaling.demand import ModelDemand
 from qwen_operator.scaling.types import Sample
 
 KEY_LABELS = ("namespace", "deployment")
@@ -112,7 +113,7 @@ class LoadSource:
 
     samples: Callable[[], Mapping[ObjectKey, Sample]]
     ages: Callable[[], Mapping[ObjectKey, float]]
-    held: Callable[[], Mapping[ObjectKey, int]] = dict
+    held: Callable[[], Mapping[ObjectKey, ModelDemand]] = dict
 
 
 @dataclass(slots=True, eq=False)
@@ -156,7 +157,7 @@ class DeploymentMetrics:
         keys: Iterable[ObjectKey],
         samples: Mapping[ObjectKey, Sample],
         ages: Mapping[ObjectKey, float],
-        held: Mapping[ObjectKey, int],
+        held: Mapping[ObjectKey, ModelDemand],
     ) -> Iterable[Metric]:
         gauges = _Gauges()
         for key in keys:
@@ -172,7 +173,9 @@ class DeploymentMetrics:
                 _sample(gauges, key, sample)
             if (age := ages.get(key)) is not None:
                 gauges.add("qwen_deployment_metrics_age_seconds", key, age)
-            gauges.add("qwen_deployment_held_requests", key, held.get(key))
+            if (waiting := held.get(key)) is not None:
+                gauges.add("qwen_deployment_held_requests", key, waiting.held)
+                gauges.add("qwen_deployment_oldest_held_request_seconds", key, waiting.oldest)
         return gauges.families.values()
 
     def _counter(self, name: str, counts: Counts[tuple[str, ...]]) -> Metric:
@@ -208,6 +211,10 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen_deployment_queue_requests": ("Requests that wait in the engines", ()),
     "qwen_deployment_running_requests": ("Requests that run in the engines", ()),
     "qwen_deployment_held_requests": ("Requests that wait in the gateway; only for minReplicas: 0", ()),
+    "qwen_deployment_oldest_held_request_seconds": (
+        "How long the first of these requests has waited; 0 if none waits",
+        (),
+    ),
     "qwen_deployment_kv_used_tokens": ("Tokens in use in the engines' KV caches", ()),
     "qwen_deployment_kv_capacity_tokens": ("Tokens for which the engines' KV caches have room", ()),
     "qwen_deployment_plan_kv_tokens": ("Planned: tokens for which the KV cache of one replica has room", ()),

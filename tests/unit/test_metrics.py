@@ -23,6 +23,7 @@ from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.logkeys import LogKey
 from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
 from qwen_operator.objects import ObjectKey
+from qwen_operator.scaling.demand import ModelDemand
 from qwen_operator.scaling.types import EngineLoad, Sample
 from tests.unit.fakes import Clock
 
@@ -55,10 +56,11 @@ class World:
     store: Store = field(default_factory=Store)
     samples: dict[ObjectKey, Sample] = field(default_factory=dict)
     ages: dict[ObjectKey, float] = field(default_factory=dict)
+    held: dict[ObjectKey, ModelDemand] = field(default_factory=dict)
     leading: bool = True
 
     def __post_init__(self) -> None:
-        load = LoadSource(lambda: self.samples, lambda: self.ages)
+        load = LoadSource(lambda: self.samples, lambda: self.ages, lambda: self.held)
         self.deployments = DeploymentMetrics(self.store, load, lambda: self.leading)
         self.page = MetricsPage(CollectorRegistry(), self.deployments.slices, clock=itertools.count().__next__)
 
@@ -149,10 +151,18 @@ def test_between_which_sizes(world: World, spec: Manifest, least: int, most: int
     assert world.value("qwen_deployment_replicas_max") == most
 
 
+def test_what_waits_in_the_gateway(world: World) -> None:
+    world.store.update(QWENDEPLOYMENTS, deployment())
+    world.held[CHAT] = ModelDemand(3, 12.5, 0.1)
+    assert world.value("qwen_deployment_held_requests") == 3
+    assert world.value("qwen_deployment_oldest_held_request_seconds") == 12.5
+
+
 def test_what_is_not_known_is_left_out(world: World) -> None:
     world.store.update(QWENDEPLOYMENTS, deployment())
     text = world.text()
-    for name in ("plan_kv_tokens", "queue_requests", "observed_kv_tokens", "metrics_age_seconds", "condition"):
+    unknown = ("plan_kv_tokens", "queue_requests", "observed_kv_tokens", "metrics_age_seconds", "condition")
+    for name in (*unknown, "held_requests", "oldest_held_request_seconds"):
         assert f"qwen_deployment_{name}" not in text
 
 

@@ -15,7 +15,7 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.controller.scraper import Scraper
 from qwen_operator.objects import ObjectKey
 from qwen_operator.scaling import answers, readings, zero
-from qwen_operator.scaling.demand import Demand
+from qwen_operator.scaling.demand import Demand, ModelDemand
 from qwen_operator.scaling.load import LoadMemory, classify, resume, settle
 from qwen_operator.scaling.page import Reading, Trouble
 from qwen_operator.scaling.policies import DEFAULT, POLICIES, Policy
@@ -50,7 +50,7 @@ class _Watched:
     policy: str = ""
     """The policy that the history belongs to."""
     rest: zero.Rest | None = None
-    held: int = 0
+    demand: ModelDemand = field(default_factory=ModelDemand)
     load: LoadMemory | None = None
     sample: Sample | None = None
     state: ScalingState | None = None
@@ -123,9 +123,9 @@ class Autoscaler:
             if (memories := watched.memories.values())
         }
 
-    def held(self) -> Mapping[ObjectKey, int]:
-        """The requests that wait in the gateway for each QwenDeployment that may sleep."""
-        return {key: watched.held for key, watched in self._watched.items() if watched.rest is not None}
+    def held(self) -> Mapping[ObjectKey, ModelDemand]:
+        """What waits in the gateway for each QwenDeployment that may sleep."""
+        return {key: watched.demand for key, watched in self._watched.items() if watched.rest is not None}
 
     async def run(self) -> None:
         """Scrape for ever. An error in one QwenDeployment is logged; any other error ends the loop."""
@@ -244,7 +244,7 @@ class Autoscaler:
             watched.rest = None
             return awake
         look = self._demand.look(deployment.names)
-        watched.held = look.demand.held
+        watched.demand = look.demand
         rest = watched.rest or _resumed_rest(deployment, sample.at)
         watched.rest = zero.advance(rest, look, sample, deployment.engines, bounds.idle_seconds)
         return zero.decide(watched.rest, look, awake)

@@ -79,10 +79,17 @@ def decide(rest: Rest, look: Look, awake: ScalingDecision) -> ScalingDecision:
         return ScalingDecision(0, Reason.ASLEEP, "asleep: the next request waits in the gateway and wakes it")
     if rest.started:
         return awake
-    number = look.demand.held
-    requests = f"{number} request{'s' if number != 1 else ''} waited when the operator asked for a replica"
-    message = f"waking: {requests if number else 'a request came, and did not wait for the start'}"
-    return ScalingDecision(awake.replicas, Reason.WAKING, message)
+    return ScalingDecision(awake.replicas, Reason.WAKING, f"waking: {_asked(look.demand)}")
+
+
+def _asked(demand: ModelDemand) -> str:
+    if not demand.held:
+        return "a request came, and did not wait for the start"
+    seconds = f"for {demand.oldest:.1f} s"
+    waited = (
+        f"1 request waited {seconds}" if demand.held == 1 else f"{demand.held} requests waited, the first {seconds},"
+    )
+    return f"{waited} when the operator asked for a replica"
 
 
 def _serves(sample: Sample, engines: tuple[EnginePod, ...]) -> bool:

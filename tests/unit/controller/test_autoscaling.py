@@ -304,11 +304,13 @@ async def test_what_a_user_reads_while_a_model_sleeps_and_wakes() -> None:
         # The chart of this test lets no request wait.
         assert "requests wait in the gateway for at most 0 s" in verdict(world, "Planned")["message"]
 
-        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=2, asked=0.1)})
+        world.demand = replace(SEEN, models={MODEL: ModelDemand(held=2, oldest=1.2, asked=0.1)})
         await world.pass_time(4)
         ready = verdict(world, "Ready")
         assert (ready["status"], ready["reason"]) == ("True", Reason.WAKING)
-        assert ready["message"].startswith("waking: 2 requests waited when the operator asked for a replica; chat-")
+        assert ready["message"].startswith(
+            "waking: 2 requests waited, the first for 1.2 s, when the operator asked for a replica; chat-"
+        )
         assert "by plan it answers at 20" in ready["message"]
         before = world.qd()["metadata"]["resourceVersion"]
         world.demand = replace(SEEN, models={MODEL: ModelDemand(held=90, asked=0.1)})

@@ -57,7 +57,7 @@ def test_a_new_deployment_sleeps_until_somebody_asks() -> None:
     assert "no request for" not in sleeping.message, "nobody knows that of a new one"
     decision = life.look(ONE)
     assert (decision.replicas, decision.reason) == (2, Reason.WAKING)
-    assert decision.message == "waking: 1 request waited when the operator asked for a replica"
+    assert decision.message == "waking: 1 request waited for 0.5 s when the operator asked for a replica"
 
 
 def test_a_wake_is_not_broken_off_however_long_the_start_takes() -> None:

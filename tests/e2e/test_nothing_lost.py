@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Gateway
 from tests.e2e.traffic import Trickle, flowing
-from tests.qd import alive, qd, wait_ready
+from tests.qd import alive, qd, wait_condition, wait_ready
 from tests.testbed.bed import Release
 from tests.testbed.cluster import Cluster
 from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
@@ -120,6 +121,45 @@ def rolled_out(scene: Scene) -> None:
     scene.replaced(before)
 
 
+def rolled_out_without_surge(scene: Scene) -> None:
+    """The old replica drains first, and its successor starts on what it had: no replica answers meanwhile."""
+    before = scene.engine()
+    scene.patch({"contextTokens": 512, "rollout": {"maxSurge": 0, "maxUnavailable": 1}})
+    scene.replaced(before)
+    scene.patch({"rollout": {"maxSurge": None, "maxUnavailable": None}})
+
+
+def revision_held(scene: Scene) -> None:
+    """A revision that cannot start, and the earlier spec again."""
+    before = scene.engine()
+    scene.patch({"engine": {"image": "localhost/absent:1"}, "rollout": {"progressDeadlineSeconds": 15}})
+    held = wait_condition(scene.kubectl, scene.space, NAME, ("Stalled", "True", "RevisionHeld"), 90)
+    print(condition(held, "Stalled")["message"])
+    assert condition(held, "Ready")["status"] == "True"
+    scene.patch({"engine": {"image": None}, "rollout": {"progressDeadlineSeconds": None}})
+    wait_for("only the earlier pod is left", lambda: len(alive(scene.kubectl, scene.space, NAME)) == 1, 60)
+    assert scene.engine()["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+def discovery_file_damaged(scene: Scene) -> None:
+    """And then a change that the router must learn of."""
+    [agent, *_] = pods_processes(scene.part("gateway")["metadata"]["uid"], "qwen-operator gateway-agent")
+    path = Path(f"/proc/{agent}/root/run/qwen/workers.json")
+    written = path.read_text()
+    path.write_text(written[: len(written) // 2])
+    wait_for("the agent writes it again", lambda: path.read_text() == written, 30)
+    pod_deleted(scene)
+
+
+def dns_away(scene: Scene) -> None:
+    """While the engine is replaced, so that requests wait and the router learns of a new address."""
+    scene.bed.stop_dns()
+    try:
+        pod_deleted(scene)
+    finally:
+        scene.bed.start_dns()
+
+
 def operator_killed(scene: Scene) -> None:
     pod = scene.part("operator")
     send(pods_processes(pod["metadata"]["uid"], "qwen-operator run"), signal.SIGKILL)
@@ -157,6 +197,10 @@ PLANNED: tuple[Callable[[Scene], None], ...] = (
     notice_of_thirty_seconds,
     evicted,
     node_drained,
+    rolled_out_without_surge,
+    revision_held,
+    discovery_file_damaged,
+    dns_away,
     operator_killed,
     api_server_away,
     agent_killed,

@@ -63,7 +63,7 @@ def test_requests_for_a_model_at_zero_wait_and_are_answered(kubectl: Kubectl, ga
             waking = wait_condition(kubectl, space, "sleeper", ("Ready", "True", "Waking"), 10)
             message = condition(waking, "Ready")["message"]
             print(f"cycle {cycle}: a pod {woken:.1f} s after the first request; {message}")
-            assert "waited when the operator asked for a replica" in message
+            assert "when the operator asked for a replica" in message
             assert [future.result().status_code for future in plain] == [200] * 6
             assert [future.result() for future in streams] == ["length"] * 2
             answered = time.monotonic() - asked

@@ -170,6 +170,13 @@ class Cluster:
         """Ends the outage. Returns when the API server answers. Clients may need up to a minute to reconnect."""
         self._control_plane.start_apiserver()
 
+    def stop_dns(self) -> None:
+        """Names have no addresses until start_dns."""
+        self._node.stop_dns()
+
+    def start_dns(self) -> None:
+        self._node.start_dns()
+
     def restart_kubelet(self) -> None:
         """Restarts the kubelet. Returns when the node is ready and has its GPUs again."""
         self._node.restart_kubelet()

@@ -38,8 +38,14 @@ class RealNode:
         fresh = not self._sandbox.running("kubelet")
         self._sandbox.start("kubelet", self._kubelet())
         self._sandbox.start("kube-proxy", self._kube_proxy())
-        self._sandbox.start("coredns", [f"-conf={self._at.config / 'Corefile'}", "-p=53"])
+        self.start_dns()
         return fresh
+
+    def start_dns(self) -> None:
+        self._sandbox.start("coredns", [f"-conf={self._at.config / 'Corefile'}", "-p=53"])
+
+    def stop_dns(self) -> None:
+        self._sandbox.stop("coredns")
 
     def restart_kubelet(self) -> None:
         """Restarts the kubelet. Pods keep running. The kubelet may not be ready yet when this returns."""

@@ -96,13 +96,13 @@ class Agent:
 
     def start(self) -> None:
         """Continue from the file of an earlier run, or write an empty one: the router needs a file to start."""
-        path = self.run_dir / WORKERS_FILE
         self._stepped_at = self.clock()
-        if path.exists():
-            self._written = path.read_text("utf-8")
-            self.membership = restore(self._written)
-        else:
+        written = _read(self.run_dir / WORKERS_FILE)
+        if written is None:
             self._write(self.membership.content())
+        else:
+            self._written = written
+            self.membership = restore(written)
 
     def listener(self, resource: Resource, namespace: str | None) -> OnChange:
         """The callback for one mirror."""
@@ -235,16 +235,28 @@ class Agent:
         self._overdue = overdue
 
     def _write(self, content: str) -> None:
-        if content == self._written:
+        path = self.run_dir / WORKERS_FILE
+        # The router keeps its workers while the file is damaged, but it would learn of no change, and a restart of it
+        # would fail.
+        if content == self._written and _read(path) == content:
             return
-        _replace(self.run_dir / WORKERS_FILE, content)
+        _replace(path, content)
         self._written, self._written_at = content, self.clock()
         self.metrics.writes.inc()
 
     def _write_waiting(self, content: str) -> None:
-        if content != self._waiting_written:
-            _replace(self.run_dir / WAITING_FILE, content)
+        path = self.run_dir / WAITING_FILE
+        if content != self._waiting_written or _read(path) != content:
+            _replace(path, content)
             self._waiting_written, self._waiting_at = content, self.clock()
+
+
+def _read(path: Path) -> str | None:
+    """The text of a file; None if there is none, or if it cannot be read."""
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _replace(path: Path, content: str) -> None:

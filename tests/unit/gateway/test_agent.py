@@ -152,6 +152,29 @@ async def test_the_file_is_replaced_only_when_its_content_changes(tmp_path: Path
     assert sorted(world.files) == ["waiting.json", "workers.json"]
 
 
+@pytest.mark.parametrize(
+    "damage", [b"", b'{"workers": [{"id"', b"\xff\xfe\x00", None], ids=["empty", "cut", "no text", "gone"]
+)
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_damaged_file_is_written_again(tmp_path: Path, damage: bytes | None, restarts: bool) -> None:
+    """A full disk or a person did it. The router keeps its workers meanwhile, but learns of no change."""
+    world = World(tmp_path)
+    world.sees(QWENDEPLOYMENTS, D)
+    world.sees(PODS, P0)
+    await world.agent.step()
+    written = world.file
+    for name in ("workers.json", "waiting.json"):
+        path = tmp_path / name
+        path.unlink() if damage is None else path.write_bytes(damage)
+    if restarts:
+        world = World(tmp_path)
+        world.sees(QWENDEPLOYMENTS, D)
+        world.sees(PODS, P0)
+    await world.agent.step()
+    assert [entry["url"] for entry in world.file] == [entry["url"] for entry in written]
+    json.loads((tmp_path / "waiting.json").read_text())
+
+
 async def test_a_restarted_agent_keeps_file_and_ids(tmp_path: Path) -> None:
     first = World(tmp_path)
     first.sees(PODS, P0)

@@ -22,6 +22,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name == "test_rights.py")
 
 
+PATIENCE_SECONDS = 600
+"""As patient as the OpenAI client is by itself: longer than a request may wait for a replica."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gateway:
     """The gateway's Service and a valid key."""
@@ -30,7 +34,8 @@ class Gateway:
     key: str
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=60)
+        headers = {"Authorization": f"Bearer {self.key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE_SECONDS)
 
     def chat(self, model: str, text: str = "hello world", **body: object) -> httpx.Response:
         message = {"role": "user", "content": text}
@@ -44,11 +49,7 @@ class Gateway:
         # The router sends what begins alike to one replica: these begin differently.
         message = {"role": "user", "content": f"{uuid4().hex} {uuid4().hex}: tell me"}
         body = {"model": model, "messages": [message], "stream": True, "max_tokens": tokens, "ignore_eos": True}
-        patience = httpx.Timeout(600)
-        with (
-            self.client() as client,
-            client.stream("POST", "/v1/chat/completions", json=body, timeout=patience) as answer,
-        ):
+        with self.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
             if answer.status_code != 200:
                 return f"HTTP {answer.status_code}: {answer.read().decode()}"
             return finish_reason(answer.iter_lines())

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Gateway
-from tests.e2e.traffic import Trickle, flowing
+from tests.e2e.traffic import Trickle, flowing, short_answer, stream
 from tests.qd import alive, qd, wait_condition, wait_ready
 from tests.testbed.bed import Release
 from tests.testbed.cluster import Cluster
@@ -238,19 +238,6 @@ def scene(bed: Cluster, kubectl: Kubectl, release: Release, gateway: Gateway, cl
     kubectl.run("delete", "qd", NAME, "-n", claim_space)
 
 
-def plain(gateway: Gateway) -> str:
-    """An answer in one piece, for which the client is as patient as OpenAI's."""
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "hello world"}], "max_tokens": 8}
-    with gateway.client() as client:
-        answer = client.post("/v1/chat/completions", json=body, timeout=600)
-    return "" if answer.status_code == 200 else f"HTTP {answer.status_code}: {answer.text}"
-
-
-def streamed(gateway: Gateway) -> str:
-    reason = gateway.stream(MODEL, STREAM_TOKENS)
-    return "" if reason == "length" else f"stream: {reason}"
-
-
 @dataclass(frozen=True, slots=True)
 class Count:
     """What one event gave. `lost` of plain requests and of streams."""
@@ -261,8 +248,8 @@ class Count:
 
 
 def count(gateway: Gateway, event: Callable[[], None]) -> Count:
-    clients = [Trickle(partial(plain, gateway), pause=0.1) for _ in range(3)]
-    streams = [Trickle(partial(streamed, gateway), pause=0.1)]
+    clients = [Trickle(partial(short_answer, gateway, MODEL), pause=0.1) for _ in range(3)]
+    streams = [Trickle(partial(stream, gateway, MODEL, STREAM_TOKENS), pause=0.1)]
     with flowing([*clients, *streams]):
         time.sleep(3)
         event()

@@ -41,11 +41,8 @@ def listed(gateway: Gateway) -> set[str]:
         return {one["id"] for one in client.get("/v1/models").json()["data"]}
 
 
-def patient(gateway: Gateway) -> httpx.Response:
-    """One plain request with the patience of the OpenAI client."""
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
-    with gateway.client() as client:
-        return client.post("/v1/chat/completions", json=body, timeout=600)
+def ask(gateway: Gateway) -> httpx.Response:
+    return gateway.chat(MODEL, max_tokens=8)
 
 
 @pytest.mark.timeout(900)
@@ -55,7 +52,7 @@ def test_requests_for_a_model_at_zero_wait_and_are_answered(kubectl: Kubectl, ga
     for cycle in range(2):
         with ThreadPoolExecutor(8) as pool:
             asked = time.monotonic()
-            plain: list[Future[httpx.Response]] = [pool.submit(patient, gateway) for _ in range(6)]
+            plain: list[Future[httpx.Response]] = [pool.submit(ask, gateway) for _ in range(6)]
             streams = [pool.submit(gateway.stream, MODEL, 8) for _ in range(2)]
             wait_for("a replica is wanted", lambda: alive(kubectl, space, "sleeper"), 30)
             woken = time.monotonic() - asked
@@ -79,8 +76,8 @@ def test_a_suspended_model_is_not_woken(kubectl: Kubectl, gateway: Gateway, spac
     asleep(kubectl, space, 120)
     kubectl.run("patch", "qd", "sleeper", "-n", space, "--type=merge", "-p", '{"spec":{"suspend":true}}')
     wait_condition(kubectl, space, "sleeper", ("Ready", "False", "Suspended"), 20)
-    wait_for("the gateway knows", lambda: patient(gateway).status_code == 503, 10)
-    answer = patient(gateway)
+    wait_for("the gateway knows", lambda: ask(gateway).status_code == 503, 10)
+    answer = ask(gateway)
     assert answer.json()["error"]["code"] == "model_stopped"
     assert "spec.suspend is true" in answer.json()["error"]["message"]
     assert MODEL not in listed(gateway)

@@ -69,6 +69,7 @@ def test_an_alb_gets_its_limits_and_a_health_check_that_is_answered_without_a_ke
     [
         ("deletion_protection.enabled=true", "deletion_protection.enabled=true,idle_timeout.timeout_seconds=2410"),
         ("idle_timeout.timeout_seconds=4000", "idle_timeout.timeout_seconds=4000"),
+        ("routing.http2.enabled=true, ", "routing.http2.enabled=true,idle_timeout.timeout_seconds=2410"),
     ],
 )
 def test_other_attributes_of_an_alb_keep_the_time_limit(own: str, together: str) -> None:

@@ -194,7 +194,7 @@ answer takes its time. 10 more, so that the gateway's own refusal comes first.
 {{- $key := "alb.ingress.kubernetes.io/load-balancer-attributes" -}}
 {{- $attributes := get $annotations $key -}}
 {{- if not (contains "idle_timeout.timeout_seconds" $attributes) -}}
-{{- $_ := set $annotations $key (printf "%s,idle_timeout.timeout_seconds=%s" $attributes $patience | trimPrefix ",") -}}
+{{- $_ := set $annotations $key (printf "%s,idle_timeout.timeout_seconds=%s" (trimSuffix "," (trim $attributes)) $patience | trimPrefix ",") -}}
 {{- end -}}
 {{- $_ := set $needed "alb.ingress.kubernetes.io/target-type" "ip" -}}
 {{- /* Without it an ALB asks for /, gets 404 and takes the pods for unhealthy. */ -}}

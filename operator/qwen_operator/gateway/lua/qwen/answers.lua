@@ -17,7 +17,7 @@ local KINDS = {
     [415] = { "invalid_request_error", "unsupported_media_type", "invalid_request_error" },
     [429] = { "rate_limit_error", "rate_limit_exceeded", "rate_limit_error" },
     [500] = { "server_error", "gateway_error", "api_error", "The gateway failed; its log has the reason." },
-    [502] = { "server_error", "router_unavailable", "api_error", "The gateway's router does not answer. Try again." },
+    [502] = { "server_error", "router_unavailable", "api_error" },
     [503] = { "server_error", "gateway_unavailable", "overloaded_error" },
     [504] = { "server_error", "router_timeout", "api_error", "The gateway's router did not answer in time." },
 }
@@ -93,6 +93,10 @@ function answers.pass_on(status, text)
     return answers.refuse(status, message, { code = "answer_failed" })
 end
 
+function answers.no_router()
+    return answers.refuse(502, "The gateway's router does not answer. Try again.", { retry_after = 1 })
+end
+
 -- For requests that nginx refuses before or beside our own code.
 function answers.of_nginx()
     local status = ngx.status
@@ -101,7 +105,7 @@ function answers.of_nginx()
         return answers.too_large(tonumber(ngx.var.http_content_length), tonumber(ngx.var.qwen_max_body_bytes))
     end
     if status == 502 then
-        ngx.header["Retry-After"] = 1
+        return answers.no_router()
     end
     return answers.refuse(status, kind and kind[4] or "The request was refused.")
 end

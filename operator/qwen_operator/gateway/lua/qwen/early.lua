@@ -48,7 +48,7 @@ end
 
 local function failed(socket)
     socket:close()
-    return answers.refuse(502, "The gateway's router does not answer. Try again.")
+    return answers.no_router()
 end
 
 local function send_body(socket)

@@ -61,7 +61,7 @@ local function visible(tenant)
     local answer = ngx.location.capture("/-/models")
     -- 503 is smg's answer without a worker.
     if answer.status ~= 200 and answer.status ~= 503 then
-        return answers.refuse(502, "The gateway's router does not answer. Try again.", { retry_after = 1 })
+        return answers.no_router()
     end
     local decoded = answer.status == 200 and cjson.decode(answer.body)
     local data = type(decoded) == "table" and type(decoded.data) == "table" and decoded.data or {}

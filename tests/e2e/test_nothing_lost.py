@@ -132,7 +132,8 @@ def rolled_out_without_surge(scene: Scene) -> None:
 def revision_held(scene: Scene) -> None:
     """A revision that cannot start, and the earlier spec again."""
     before = scene.engine()
-    scene.patch({"engine": {"image": "localhost/absent:1"}, "rollout": {"progressDeadlineSeconds": 15}})
+    repository = before["spec"]["containers"][0]["image"].rpartition(":")[0]
+    scene.patch({"engine": {"image": f"{repository}:absent"}, "rollout": {"progressDeadlineSeconds": 15}})
     held = wait_condition(scene.kubectl, scene.space, NAME, ("Stalled", "True", "RevisionHeld"), 90)
     print(condition(held, "Stalled")["message"])
     assert condition(held, "Ready")["status"] == "True"

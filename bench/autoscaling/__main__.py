@@ -106,7 +106,7 @@ def rows(job: Job) -> Iterator[tuple[str, Result, Story | None]]:
         static = best_static(job.case, job.target)
         if static:
             yield *static, None
-        seeing = clairvoyant(job.case, job.target, static[1] if static else None)
+        seeing = clairvoyant(job.case, job.target, static[1].largest if static else 0)
         if seeing:
             yield "clairvoyant", seeing, None
 

@@ -136,12 +136,12 @@ def _short(number: float) -> str:
 
 
 FAMILIES = (
-    Family("AIBrix KPA, KV", AibrixKpa, 0.5, 0.05, (0.5, 0.1, 0.05)),
-    Family("KubeAI,", KubeAi, 100, 4, (100, 16, 8, 4)),
-    Family("HPA, KV", HpaKv, 0.5, 0.1, (0.5, 0.2, 0.1, 0.05)),
-    Family("HPA, requests", HpaConcurrency, 16, 16, (32, 16, 8, 4)),
+    Family("AIBrix KPA, KV", AibrixKpa, 0.5, 0.05, (0.5, 0.2, 0.1, 0.05, 0.03)),
+    Family("KubeAI,", KubeAi, 100, 2, (100, 16, 8, 4, 2)),
+    Family("HPA, KV", HpaKv, 0.5, 0.03, (0.5, 0.2, 0.1, 0.05, 0.03)),
+    Family("HPA, requests", HpaConcurrency, 16, 4, (32, 16, 8, 4, 2)),
     Family("KEDA, queue", KedaQueue, 5, 1, (10, 5, 2, 1)),
-    Family("WVA v2, cache", WvaV2, 0.8, 0.1, (0.8, 0.4, 0.2, 0.1)),
+    Family("WVA v2, cache", WvaV2, 0.8, 0.1, (0.8, 0.4, 0.2, 0.1, 0.05)),
 )
 """Sources: HPA's target of the KV cache is that of AIBrix's published comparison, its requests per pod llm-d's running
 target; KEDA's threshold is that of vLLM's production-stack. AIBrix, KubeAI and WVA: their defaults."""

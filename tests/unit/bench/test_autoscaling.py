@@ -12,7 +12,7 @@ import pytest
 
 from bench.autoscaling import llmd, traces
 from bench.autoscaling.__main__ import SYNTHETIC, best_static, main
-from bench.autoscaling.clairvoyant import Schedule, clairvoyant, sizes
+from bench.autoscaling.clairvoyant import BLOCK_SECONDS, Schedule, clairvoyant, priced, within
 from bench.autoscaling.engine import SPEEDS, Done, Engine, Request, Speed
 from bench.autoscaling.fleet import Case, Story, lower_bound, percentiles, simulate
 from bench.autoscaling.peers import HpaConcurrency, HpaKv, KedaQueue, WvaV2
@@ -138,20 +138,29 @@ def test_every_number_of_a_rule_that_the_table_shows_was_tried() -> None:
 
 
 def test_a_schedule_starts_replicas_before_they_are_needed() -> None:
-    assert sizes([30.0, 0.0, 200.0, 10.0], 1, 1.0) == [1, 1, 4, 1]
-    assert sizes([30.0, 0.0, 200.0, 10.0], 2, 0.5) == [1, 2, 2, 1]
-    schedule = Schedule([1, 1, 4, 1, 1], 60.0)
-    assert [schedule.wanted(Sample(at), ()) for at in (0.0, 50.0, 57.0, 130.0, 185.0, 900.0)] == [1, 1, 4, 4, 1, 1]
+    schedule, block = Schedule([1, 1, 4, 1, 1], 60.0), BLOCK_SECONDS
+    looks = (0.0, 2 * block - 70, 2 * block - 63, 2 * block + 100, 3 * block, 90 * block)
+    assert [schedule.wanted(Sample(at), ()) for at in looks] == [1, 1, 4, 4, 1, 1]
 
 
-def test_who_knows_the_future_keeps_the_objective_for_less_than_a_fixed_size() -> None:
+def test_each_block_gets_the_size_that_its_misses_are_worth() -> None:
+    misses = {1: [0, 100, 8], 2: [0, 10, 4], 4: [0, 0, 3]}
+    assert priced(misses, 0.0) == (1, 1, 1)
+    assert priced(misses, 0.1) == (1, 2, 1)
+    assert priced(misses, 0.5) == (1, 4, 2)
+    assert within(misses, 18) == (1, 2, 1)
+    assert within(misses, 3) == (1, 4, 4)
+
+
+def test_who_knows_the_future_keeps_the_objective_for_no_more_than_a_fixed_size() -> None:
     case = Case(traces.read(SYNTHETIC), SPEEDS["72b-mha"], start=60.0)
     static = best_static(case)
     assert static
-    seeing = clairvoyant(case, 0.99, static[1])
+    seeing = clairvoyant(case, 0.99, static[1].largest)
     assert seeing
     assert seeing.kept >= 0.99
     assert lower_bound(case) <= seeing.gpu_hours <= static[1].gpu_hours
+    assert clairvoyant(case, 0.99, 0) is None
 
 
 def test_percentiles() -> None:

@@ -2,7 +2,8 @@
 
     python -m bench.autoscaling --trace FILE [--start-hour H --hours H] --model M --gpu P --tp N [--policies TEXT ...]
                                 [--seed S] --out FOLDER
-    python -m bench.autoscaling --suite design --traces FOLDER [--policies TEXT ...] [--sweep] [--out FOLDER]
+    python -m bench.autoscaling --suite design --traces FOLDER [--policies TEXT ...] [--sweep] [--no-references]
+                                [--out FOLDER]
     python -m bench.autoscaling --llmd-slo-aware [--seed S] [--out FOLDER]
 
 Without options it replays the small synthetic trace of the repository. M is a model of the catalog with --gpu and --tp,
@@ -183,14 +184,16 @@ def jobs(given: argparse.Namespace) -> Iterator[Job]:
     if given.suite:
         for window in SUITES[given.suite]:
             case = case_of(window, given.traces / f"{window.trace}.csv.gz")
-            yield Job(window.name, replace(case, seed=given.seed), chosen, references=not given.sweep)
+            yield Job(window.name, replace(case, seed=given.seed), chosen, references=not given.no_references)
         return
     speed, start = _replica(given)
     requests = traces.read(given.trace, given.start_hour, given.hours)
     hours = "" if given.hours is None else f" {given.start_hour:g}-{given.start_hour + given.hours:g} h"
     where = f" on {given.tp} {given.gpu}" if given.gpu else ""
     name = f"{given.trace.name.partition('.')[0]}{hours}, {given.model}{where}, start {start:g} s"
-    yield Job(name, Case(requests, speed, start, given.unscored, seed=given.seed), chosen, references=not given.sweep)
+    yield Job(
+        name, Case(requests, speed, start, given.unscored, seed=given.seed), chosen, references=not given.no_references
+    )
 
 
 def _replica(given: argparse.Namespace) -> tuple[Speed, float]:
@@ -222,6 +225,9 @@ def parser() -> argparse.ArgumentParser:
         "--policies", "--rules", nargs="*", default=[""], help="parts of the names of the rules; all by default"
     )
     made.add_argument("--sweep", action="store_true", help="every number that was tried for the rules of others")
+    made.add_argument(
+        "--no-references", action="store_true", help="without the best fixed size and the clairvoyant schedule"
+    )
     made.add_argument("--seed", type=int, help="give the looks the operator's jitter (default: none)")
     made.add_argument("--out", type=Path, help="a folder for table, JSON and pictures, or a file .json")
     return made

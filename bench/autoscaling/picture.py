@@ -38,7 +38,7 @@ def _body(case: Case, lanes: Sequence[Lane], end: float) -> Iterator[str]:
 def _rule(lane: Lane, base: float, end: float, scale: float) -> Iterator[str]:
     name, result, story = lane
     most = max((max(moment.pods, moment.wanted) for moment in story.moments), default=1)
-    yield from _label(name, f"{result.kept:.2%} kept, {result.gpu_hours:.0f} GPU-hours, at most {most}", base)
+    yield from _label(name, f"{result.kept:.2%} kept, {result.gpu_hours:.1f} GPU-hours, at most {most}", base)
     for values, colour, opacity in (
         ([(moment.at, moment.pods) for moment in story.moments], _PODS, 0.3),
         ([(moment.at, moment.ready) for moment in story.moments], _READY, 0.6),

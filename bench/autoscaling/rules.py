@@ -117,7 +117,8 @@ def _mean(values: list[float]) -> float:
 class Family:
     """A rule of somebody else with one number to choose. `published`: the number in its own defaults or documentation.
 
-    `best`: the number of `tried` that keeps the objective on most design windows, and then costs least.
+    `best`: the number of `tried` that keeps the objective on most design windows, and then costs least; if none keeps
+    it on any, the one that keeps most. `also`: numbers that the table shows besides.
     """
 
     name: str
@@ -125,6 +126,12 @@ class Family:
     published: float
     best: float
     tried: tuple[float, ...]
+    also: tuple[float, ...] = ()
+
+    @property
+    def shown(self) -> tuple[float, ...]:
+        """The numbers in the table."""
+        return tuple(dict.fromkeys((self.published, self.best, *self.also)))
 
     def rule(self, number: float) -> tuple[str, Callable[[], Rule]]:
         """The name in the table, and what makes the rule."""
@@ -137,7 +144,7 @@ def _short(number: float) -> str:
 
 FAMILIES = (
     Family("AIBrix KPA, KV", AibrixKpa, 0.5, 0.05, (0.5, 0.2, 0.1, 0.05, 0.03)),
-    Family("KubeAI,", KubeAi, 100, 2, (100, 16, 8, 4, 2)),
+    Family("KubeAI,", KubeAi, 100, 2, (100, 16, 8, 4, 2), also=(4,)),
     Family("HPA, KV", HpaKv, 0.5, 0.03, (0.5, 0.2, 0.1, 0.05, 0.03)),
     Family("HPA, requests", HpaConcurrency, 16, 4, (32, 16, 8, 4, 2)),
     Family("KEDA, queue", KedaQueue, 5, 1, (10, 5, 2, 1)),
@@ -148,7 +155,7 @@ target; KEDA's threshold is that of vLLM's production-stack. AIBrix, KubeAI and 
 
 RULES: Mapping[str, Callable[[], Rule]] = {
     **{f"{name} (ours), 300 s": partial(Own, policy, 300.0) for name, policy in POLICIES.items()},
-    **dict(family.rule(number) for family in FAMILIES for number in dict.fromkeys((family.published, family.best))),
+    **dict(family.rule(number) for family in FAMILIES for number in family.shown),
 }
 SWEEP: Mapping[str, Callable[[], Rule]] = dict(
     family.rule(number) for family in FAMILIES for number in dict.fromkeys((family.published, *family.tried))

@@ -15,6 +15,7 @@ from bench.autoscaling.__main__ import SYNTHETIC, best_static, main
 from bench.autoscaling.clairvoyant import BLOCK_SECONDS, Schedule, clairvoyant, priced, within
 from bench.autoscaling.engine import SPEEDS, Done, Engine, Request, Speed
 from bench.autoscaling.fleet import Case, Story, lower_bound, percentiles, simulate
+from bench.autoscaling.page import page
 from bench.autoscaling.peers import HpaConcurrency, HpaKv, KedaQueue, WvaV2
 from bench.autoscaling.replicas import replica
 from bench.autoscaling.rules import FAMILIES, RULES, SWEEP, AibrixKpa, KubeAi, Static
@@ -258,3 +259,20 @@ def test_missing_data_are_explained(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["--suite", "design", "--traces", str(tmp_path)]) == 1
     assert "Azure/AzurePublicDataset" in capsys.readouterr().err
     assert not {window for window in SUITES["held-out"] if window in SUITES["design"]}
+
+
+def test_the_page_says_what_the_numbers_say() -> None:
+    def rule(kept: float, hours: float) -> dict[str, float]:
+        return {"kept": kept, "gpu_hours": hours, "changes": 3, "largest": 4}
+
+    first = {"X": rule(0.991, 4.0), "fixed: 4": rule(1.0, 8.0)}
+    second = {"X": rule(0.95, 8.0), "clairvoyant": rule(0.99, 2.0)}
+    windows = [
+        {"name": "a", "requests": 1000, "lowerBoundGpuHours": 2.0, "rules": first},
+        {"name": "b", "requests": 10, "lowerBoundGpuHours": 1.0, "rules": second},
+    ]
+    lines = list(page(windows))
+    assert lines[0] == "1. a: 1,000 requests"
+    assert "| X | **99.10 % @ 2.00** | 95.00 % @ 8.00 |" in lines
+    assert "| fixed | **100.00 % @ 4.00 (4)** | - |" in lines
+    assert "| X | 1 of 2 | 97.0 % | 95.0 % | 4.00 | 4.00 | 6 |" in lines

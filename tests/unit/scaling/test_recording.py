@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling import recording
@@ -99,3 +101,43 @@ def test_what_is_no_look_is_one_sentence(change: Any, message: str) -> None:
 def test_a_line_of_any_size_is_refused_before_it_is_read() -> None:
     with pytest.raises(ValueError, match="more than 1048576 bytes"):
         recording.looked_of(b" " * (recording.LINE_BYTES + 1))
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+PATHS: list[tuple[str | int, ...]] = [
+    ("deployment",),
+    ("deployment", "bounds"),
+    ("deployment", "bounds", "window"),
+    ("deployment", "engines", 0),
+    ("deployment", "engines", 0, "limit"),
+    ("deployment", "shown", "reason"),
+    ("deployment", "names"),
+    ("readings",),
+    ("readings", "a"),
+    ("readings", "a", "work"),
+    ("readings", "b"),
+    ("demand", "demand", "asked"),
+    ("state", "reason"),
+    ("number",),
+]
+
+
+@given(st.sampled_from(PATHS), ANYTHING)
+def test_whatever_a_line_holds_it_is_a_look_or_a_sentence(path: tuple[str | int, ...], value: Any) -> None:
+    content = json.loads(recording.line(LOOKED))
+    place = content
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    try:
+        looked = recording.looked_of(json.dumps(content))
+    except ValueError as error:
+        problem = str(error)
+    else:
+        problem = ""
+        assert recording.looked_of(recording.line(looked)) == looked
+    assert "\n" not in problem

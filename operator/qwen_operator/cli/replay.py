@@ -23,7 +23,7 @@ from qwen_operator.scaling.demand import Demand
 from qwen_operator.scaling.page import Reading, Trouble
 from qwen_operator.scaling.policies import DEFAULT, POLICIES
 from qwen_operator.scaling.recording import Looked
-from qwen_operator.scaling.types import Bounds, EnginePod, ScaledDeployment, ScalingState
+from qwen_operator.scaling.types import EnginePod, ScaledDeployment, ScalingState
 from qwen_operator.untrusted import clean
 
 MOST_RUNS = 10_000
@@ -95,11 +95,11 @@ class Other:
                     f"--min is 0, but minReplicas was {bounds.least}, so the recording has no looks at the gateway: it "
                     "must be at least 1"
                 )
-            bounds = Bounds(
-                bounds.least if self.least is None else self.least,
-                bounds.most if self.most is None else self.most,
-                bounds.window if self.window is None else self.window,
-                bounds.idle_seconds,
+            bounds = replace(
+                bounds,
+                least=bounds.least if self.least is None else self.least,
+                most=bounds.most if self.most is None else self.most,
+                window=bounds.window if self.window is None else self.window,
             )
             if bounds.least > bounds.most:
                 raise InputError(f"at least {bounds.least} replicas and at most {bounds.most}: set --min or --max too")

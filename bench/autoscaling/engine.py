@@ -24,7 +24,7 @@ class Speed:
 
     An iteration takes max(floor, prefill * tokens). `cached`: for each KV token that a decode step reads. `attention`:
     for each pair of a prefilled token and a token before it. `pool`: KV tokens. `slots`: requests at once. `gpus`: GPUs
-    of a replica.
+    of a replica. `chunk`: the most tokens of one prefill iteration.
     """
 
     floor: float
@@ -34,6 +34,7 @@ class Speed:
     pool: int
     slots: int = 256
     gpus: int = 1
+    chunk: int = CHUNK
 
     def scaled(self, factor: float) -> Speed:
         """The same replica when each step takes `factor` times as long."""
@@ -42,8 +43,8 @@ class Speed:
 
     def unloaded_prefill(self, tokens: int) -> float:
         """Seconds until the first token of a prompt that is alone on the replica."""
-        chunks, rest = divmod(tokens, CHUNK)
-        linear = chunks * max(self.floor, self.prefill * CHUNK) + (
+        chunks, rest = divmod(tokens, self.chunk)
+        linear = chunks * max(self.floor, self.prefill * self.chunk) + (
             max(self.floor, self.prefill * rest) if rest else 0.0
         )
         return linear + self.attention * tokens * tokens / 2
@@ -145,7 +146,7 @@ class Engine:
 
     def _prefill(self) -> bool:
         """One prefill iteration; False if no waiting request can be admitted."""
-        speed, budget, pairs = self.speed, CHUNK, 0.0
+        speed, budget, pairs = self.speed, self.speed.chunk, 0.0
         finished: list[Request] = []
         while self._waiting and budget:
             request = self._waiting[0]
@@ -163,7 +164,7 @@ class Engine:
             self._left -= part
             if not self._left:
                 finished.append(self._waiting.popleft())
-        tokens = CHUNK - budget
+        tokens = speed.chunk - budget
         if not tokens:
             return False
         self.now += max(speed.floor, speed.prefill * tokens) + speed.attention * pairs

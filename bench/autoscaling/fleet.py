@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,10 +14,25 @@ from qwen_operator.scaling.types import EngineLoad, EnginePod, Sample, Work
 LOOK_SECONDS = 2.0
 # The router sees the end of a request at most this late.
 ROUTER_SECONDS = 0.2
-FIRST_TOKEN_SECONDS = 2.0
-LONG_PROMPT = 2.5
-OUTPUT_TOKEN_SECONDS = 0.1
-LEAST_OUTPUT = 32
+# The operator's looks are up to so much later (autoscaler.JITTER).
+JITTER = 0.1
+PERCENTILES = (0.5, 0.95, 0.99)
+MOMENT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a request must keep.
+
+    Its first token comes within `first_token` seconds, or within `long_prompt` times the prefill of its prompt on an
+    idle replica if that is more. Decoding takes at most `output_token` seconds per token, of at least `least_output`
+    tokens.
+    """
+
+    first_token: float = 2.0
+    long_prompt: float = 2.5
+    output_token: float = 0.1
+    least_output: int = 32
 
 
 class Rule(Protocol):
@@ -38,7 +55,11 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is simulated. `unscored`: seconds at the start that count for nothing. The fleet starts with one replica."""
+    """What is simulated. The fleet has `least` replicas at first.
+
+    `unscored`: seconds at the start that count for nothing. `seed`: if set, the looks have the operator's jitter;
+    otherwise each is 2 s after the last.
+    """
 
     requests: Sequence[Request]
     speed: Speed
@@ -46,12 +67,18 @@ class Case:
     unscored: float = 0.0
     least: int = 1
     most: int = 64
+    objective: Objective = Objective()
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """`kept`: the share of requests within the objective. `late`: those with a late first token; `slow`: with slow
-    decoding. `gpu_hours`: from the creation of each pod to its end. `changes`: how often the wanted size changed."""
+    decoding. `gpu_hours`: from the creation of each pod to its end. `changes`: how often the wanted size changed.
+
+    `first_token`, `output_token`: seconds at PERCENTILES, the second of requests with more than one token.
+    `replicas`: the mean number of pods.
+    """
 
     kept: float
     late: float
@@ -59,6 +86,28 @@ class Result:
     gpu_hours: float
     changes: int
     largest: int
+    first_token: tuple[float, ...] = ()
+    output_token: tuple[float, ...] = ()
+    replicas: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A look: the wanted size, pods that answer, all pods, and requests in the system."""
+
+    at: float
+    wanted: int
+    ready: int
+    pods: int
+    requests: int
+
+
+@dataclass(slots=True)
+class Story:
+    """How a run went, for a picture: one moment in MOMENT_SECONDS, and when the requests arrived that were missed."""
+
+    moments: list[Moment] = field(default_factory=list)
+    missed: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -68,18 +117,28 @@ class _Score:
     late: int = 0
     slow: int = 0
     missed: int = 0
+    story: Story | None = None
+    first: array[float] = field(default_factory=lambda: array("d"))
+    token: array[float] = field(default_factory=lambda: array("d"))
 
     def done(self, done: Done) -> None:
         request = done.request
         if request.arrival < self.case.unscored:
             return
-        limit = max(FIRST_TOKEN_SECONDS, LONG_PROMPT * self.case.speed.unloaded_prefill(request.prompt))
-        late = done.first - request.arrival > limit
-        slow = done.last - done.first > OUTPUT_TOKEN_SECONDS * max(LEAST_OUTPUT, request.output - 1)
+        objective = self.case.objective
+        limit = max(objective.first_token, objective.long_prompt * self.case.speed.unloaded_prefill(request.prompt))
+        waited, decoding = done.first - request.arrival, done.last - done.first
+        late = waited > limit
+        slow = decoding > objective.output_token * max(objective.least_output, request.output - 1)
         self.total += 1
         self.late += late
         self.slow += slow
         self.missed += late or slow
+        self.first.append(waited)
+        if request.output > 1:
+            self.token.append(decoding / (request.output - 1))
+        if self.story is not None and (late or slow):
+            self.story.missed.append(request.arrival)
 
 
 @dataclass(slots=True)
@@ -143,6 +202,11 @@ class _Fleet:
             if pod.engine is None:
                 self.end(pod, at)
 
+    def moment(self, at: float, wanted: int) -> Moment:
+        ready = sum(pod.engine is not None and not pod.draining for pod in self.pods)
+        inside = sum(pod.engine.requests for pod in self.pods if pod.engine is not None)
+        return Moment(at, wanted, ready, len(self.pods), inside + len(self.held))
+
     def look(self, at: float) -> tuple[Sample, tuple[EnginePod, ...]]:
         engines, loads = [], []
         for pod in self.pods:
@@ -159,13 +223,15 @@ class _Fleet:
         return Sample(at, tuple(loads)), tuple(engines)
 
 
-def simulate(case: Case, rule: Rule) -> Result:
-    """Replays the requests open-loop, whatever the fleet does with them."""
-    score = _Score(case)
+def simulate(case: Case, rule: Rule, story: Story | None = None) -> Result:
+    """Replays the requests open-loop, whatever the fleet does with them. Fills the story, if there is one."""
+    score = _Score(case, story=story)
     fleet = _Fleet(case, score.done)
-    fleet.grow(0.0, 0.0)
+    for _ in range(case.least):
+        fleet.grow(0.0, 0.0)
     fleet.advance(0.0)
-    looked, wanted, changes, largest, at = 0.0, 1, 0, 1, 0.0
+    chance = random.Random(case.seed)
+    look, wanted, changes, largest, at = LOOK_SECONDS, case.least, 0, case.least, 0.0
     waiting = iter(case.requests)
     request = next(waiting, None)
     end = case.requests[-1].arrival if case.requests else 0.0
@@ -175,12 +241,14 @@ def simulate(case: Case, rule: Rule) -> Result:
             fleet.route(request, request.arrival)
             request = next(waiting, None)
         fleet.advance(at)
-        if at - looked >= LOOK_SECONDS - 1e-6:
-            looked, before = at, wanted
+        if at >= look - 1e-6:
+            look, before = at + LOOK_SECONDS * (1 + (JITTER * chance.random() if case.seed is not None else 0)), wanted
             wanted = min(max(rule.wanted(*fleet.look(at)), case.least), case.most)
             changes += wanted != before and at >= case.unscored
             largest = max(largest, wanted)
             fleet.resize(wanted, at)
+            if story is not None and (not story.moments or at - story.moments[-1].at >= MOMENT_SECONDS):
+                story.moments.append(fleet.moment(at, wanted))
     cost = fleet.gpu_seconds + sum(fleet.cost(pod, end) for pod in fleet.pods)
     # The requests inside finish; this time costs nothing for any rule.
     while any(pod.engine and pod.engine.requests for pod in fleet.pods) or fleet.held:
@@ -188,7 +256,25 @@ def simulate(case: Case, rule: Rule) -> Result:
         fleet.advance(at)
     total = max(1, score.total)
     kept = 1 - score.missed / total
-    return Result(kept, score.late / total, score.slow / total, cost / 3600, changes, largest)
+    hours = cost / 3600
+    scored = max(1e-9, end - case.unscored)
+    return Result(
+        kept=kept,
+        late=score.late / total,
+        slow=score.slow / total,
+        gpu_hours=hours,
+        changes=changes,
+        largest=largest,
+        first_token=percentiles(score.first),
+        output_token=percentiles(score.token),
+        replicas=cost / case.speed.gpus / scored,
+    )
+
+
+def percentiles(values: array[float]) -> tuple[float, ...]:
+    """The values at PERCENTILES; () if there are none."""
+    ranked = sorted(values)
+    return tuple(ranked[min(len(ranked) - 1, int(len(ranked) * share))] for share in PERCENTILES) if ranked else ()
 
 
 def lower_bound(case: Case, bucket: float = 60.0) -> float:
@@ -197,15 +283,20 @@ def lower_bound(case: Case, bucket: float = 60.0) -> float:
     The least work of a request is its own prefill, its KV reads, and its share of decode steps in the largest batch
     that the step time, the slots and the cache allow. The fleet may have any fraction of a replica, and starts at once.
     """
-    speed = case.speed
+    scored = work_of(case, bucket)[int(case.unscored // bucket) :]
+    return sum(max(case.least * bucket, each) for each in scored) * case.speed.gpus / 3600
+
+
+def work_of(case: Case, bucket: float) -> list[float]:
+    """The least work of the requests of each bucket, in seconds of one replica."""
+    speed, limit = case.speed, case.objective.output_token
     if not case.requests:
-        return 0.0
+        return []
     work = [0.0] * (int(case.requests[-1].arrival // bucket) + 1)
     for request in case.requests:
         context = request.prompt + request.output / 2
-        batch = min((OUTPUT_TOKEN_SECONDS - speed.floor) / (speed.cached * context), speed.pool / context, speed.slots)
+        batch = min((limit - speed.floor) / (speed.cached * context), speed.pool / context, speed.slots)
         share = speed.floor / max(1.0, batch) + speed.cached * context
         prefill = speed.prefill * request.prompt + speed.attention * request.prompt**2 / 2
         work[int(request.arrival // bucket)] += prefill + request.output * share
-    scored = work[int(case.unscored // bucket) :]
-    return sum(max(case.least * bucket, each) for each in scored) * speed.gpus / 3600
+    return work

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from bench.autoscaling.fleet import Rule
+from bench.autoscaling.peers import HpaConcurrency, HpaKv, KedaQueue, WvaV2
 from qwen_operator.scaling.policies import POLICIES, Policy
 from qwen_operator.scaling.types import Bounds, EnginePod, Sample
 
@@ -18,9 +20,9 @@ _MOST = 64
 class Own:
     """A policy of the operator, with the very code that the operator runs."""
 
-    def __init__(self, policy: Policy, window: float) -> None:
+    def __init__(self, policy: Policy, window: float, least: int = 1, most: int = _MOST) -> None:
         self._policy = policy
-        self._bounds = Bounds(1, _MOST, window)
+        self._bounds = Bounds(least, most, window)
         self._history: Any = None
 
     def wanted(self, sample: Sample, engines: tuple[EnginePod, ...]) -> int:
@@ -111,10 +113,51 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A rule of somebody else with one number to choose. `published`: the number in its own defaults or documentation.
+
+    `best`: the number of `tried` that keeps the objective on most design windows, and then costs least; if none keeps
+    it on any, the one that keeps most. `also`: numbers that the table shows besides.
+    """
+
+    name: str
+    make: Callable[[float], Rule]
+    published: float
+    best: float
+    tried: tuple[float, ...]
+    also: tuple[float, ...] = ()
+
+    @property
+    def shown(self) -> tuple[float, ...]:
+        """The numbers in the table."""
+        return tuple(dict.fromkeys((self.published, self.best, *self.also)))
+
+    def rule(self, number: float) -> tuple[str, Callable[[], Rule]]:
+        """The name in the table, and what makes the rule."""
+        return f"{self.name} {_short(number)}{' (default)' * (number == self.published)}", partial(self.make, number)
+
+
+def _short(number: float) -> str:
+    return f"{number:g}".removeprefix("0") if 0 < number < 1 else f"{number:g}"
+
+
+FAMILIES = (
+    Family("AIBrix KPA, KV", AibrixKpa, 0.5, 0.05, (0.5, 0.2, 0.1, 0.05, 0.03)),
+    Family("KubeAI,", KubeAi, 100, 2, (100, 16, 8, 4, 2), also=(4,)),
+    Family("HPA, KV", HpaKv, 0.5, 0.03, (0.5, 0.2, 0.1, 0.05, 0.03)),
+    Family("HPA, requests", HpaConcurrency, 16, 4, (32, 16, 8, 4, 2)),
+    Family("KEDA, queue", KedaQueue, 5, 1, (10, 5, 2, 1)),
+    Family("WVA v2, cache", WvaV2, 0.8, 0.1, (0.8, 0.4, 0.2, 0.1, 0.05)),
+)
+"""Sources: HPA's target of the KV cache is that of AIBrix's published comparison, its requests per pod llm-d's running
+target; KEDA's threshold is that of vLLM's production-stack. AIBrix, KubeAI and WVA: their defaults."""
+
 RULES: Mapping[str, Callable[[], Rule]] = {
     **{f"{name} (ours), 300 s": partial(Own, policy, 300.0) for name, policy in POLICIES.items()},
-    "AIBrix KPA, KV .5 (default)": partial(AibrixKpa, 0.5),
-    "AIBrix KPA, KV .05": partial(AibrixKpa, 0.05),
-    "KubeAI, 100 (default)": partial(KubeAi, 100),
-    "KubeAI, 4": partial(KubeAi, 4),
+    **dict(family.rule(number) for family in FAMILIES for number in family.shown),
 }
+SWEEP: Mapping[str, Callable[[], Rule]] = dict(
+    family.rule(number) for family in FAMILIES for number in dict.fromkeys((family.published, *family.tried))
+)
+"""All numbers that were tried."""

@@ -30,6 +30,7 @@ from qwen_runtime.checkpoints.reading import shown
 NO_POD_DEFAULTS = Pod()
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _LONGEST_PATTERN = 96
+_DEPLOYMENTS = re.compile(r"[-a-z0-9]+/[-.a-z0-9]+\*?|[-a-z0-9]+/?\*|\*", re.ASCII)
 
 
 class ConfigError(Exception):
@@ -63,6 +64,19 @@ class NetworkPolicyConfig:
     enabled: bool = False
     name: str = ""
     ingress: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingConfig:
+    """Which looks of the scaling loop are recorded.
+
+    `deployments`: NAMESPACE/NAME, or the beginning with `*`; empty: none. `mebibytes`: the most that the files in
+    `folder` may have together.
+    """
+
+    deployments: tuple[str, ...] = ()
+    mebibytes: int = 128
+    folder: str = "/var/lib/qwen-operator/recording"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +128,7 @@ class Config:
     pod: Pod = NO_POD_DEFAULTS
     name_rights: NameRights = field(default_factory=NameRights)
     network_policy: NetworkPolicyConfig = NetworkPolicyConfig()
+    recording: RecordingConfig = RecordingConfig()
 
 
 def load(environ: Mapping[str, str], text: str) -> Config:
@@ -139,6 +154,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         pod=common.pod,
         name_rights=name_rights(content),
         network_policy=_network_policy(root),
+        recording=_recording(root.section("recording"), environ),
     )
 
 
@@ -275,6 +291,18 @@ def _network_policy(root: Section) -> NetworkPolicyConfig:
         enabled=policy.flag("enabled", default=False),
         name=policy.text("name"),
         ingress=tuple(rule.content for rule in policy.sections("ingress")),
+    )
+
+
+def _recording(section: Section, environ: Mapping[str, str]) -> RecordingConfig:
+    patterns = section.words("deployments")
+    for index, pattern in enumerate(patterns):
+        if not _DEPLOYMENTS.fullmatch(pattern):
+            raise section.wrong_entry("deployments", index, "NAMESPACE/NAME, or its beginning and *, or *")
+    return RecordingConfig(
+        deployments=patterns,
+        mebibytes=section.number("mebibytes", 128),
+        folder=environ.get("QWEN_RECORDING_FOLDER") or RecordingConfig().folder,
     )
 
 

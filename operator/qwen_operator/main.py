@@ -32,6 +32,7 @@ from qwen_operator.controller.hub_reader import HubReader
 from qwen_operator.controller.network_policies import NetworkPolicies
 from qwen_operator.controller.observe import Observer
 from qwen_operator.controller.queue import WorkQueue
+from qwen_operator.controller.recorder import Recorder
 from qwen_operator.controller.resync import Resync
 from qwen_operator.controller.scraper import Scraper, scraper
 from qwen_operator.controller.volume_claims import VolumeClaims
@@ -89,6 +90,7 @@ class Operator:
     autoscaler: Autoscaler
     metrics: OperatorMetrics
     deployments: DeploymentMetrics
+    recorder: Recorder | None
 
     @classmethod
     async def build(cls, config: Config, engines: Scraper, gateway: GatewayDemand) -> "Operator":
@@ -104,7 +106,9 @@ class Operator:
             engines,
             gateway.read,
         )
-        autoscaler = Autoscaler(sources, queue.add)
+        recording = config.recording
+        recorder = Recorder(recording, config.pod_name, time.time) if recording.deployments else None
+        autoscaler = Autoscaler(sources, queue.add, on_look=recorder.add if recorder else None)
         load = LoadSource(autoscaler.samples, autoscaler.ages, autoscaler.held)
         deployments = DeploymentMetrics(store, load, elector.leads)
         metrics.follow(queue, elector.leads)
@@ -120,6 +124,7 @@ class Operator:
             autoscaler=autoscaler,
             metrics=metrics,
             deployments=deployments,
+            recorder=recorder,
         )
 
     def page(self) -> MetricsPage:
@@ -178,6 +183,8 @@ class Operator:
         keys = GatewayKeys(api, self.config)
         policies = NetworkPolicies(api, self.store, self.config.network_policy, self.config.namespaces, time.monotonic)
         tasks: list[Coroutine[Any, Any, Any]] = [self.autoscaler.run(), keys.run(), hub.run(), *policies.parts()]
+        if self.recorder is not None:
+            tasks.append(self.recorder.run())
         if labels := self.config.gateway.pod_labels:
             tasks.append(self.gateway.follow(self.api, self.config.gateway.namespace, labels))
         for _ in range(self.config.workers):

@@ -261,6 +261,22 @@ def test_the_operator_is_told_the_values() -> None:
     assert (loaded["workers"], loaded["resyncSeconds"]) == (8, 300)
 
 
+def test_a_recording_has_a_volume_of_its_size_and_nothing_has_one_without() -> None:
+    def volumes(values: Manifest) -> Manifest:
+        (pod,) = [
+            item["spec"]["template"]["spec"]
+            for item in render(values)
+            if item["kind"] == "Deployment" and item["metadata"]["name"] == "qwen-operator"
+        ]
+        assert len(pod["volumes"]) == len(pod["containers"][0]["volumeMounts"])
+        return {volume["name"]: volume for volume in pod["volumes"]}
+
+    recording = {"operator": {"recording": {"deployments": ["team/chat"], "mebibytes": 64}}}
+    assert volumes(recording)["recording"]["emptyDir"] == {"sizeLimit": "96Mi"}
+    assert config(render(recording))["recording"] == recording["operator"]["recording"]
+    assert "recording" not in volumes({})
+
+
 def test_the_operator_and_the_agents_get_the_same_rights_to_names() -> None:
     rights = {"team-a": ["team-a-*"], "*": []}
     manifests = render({"servedNames": rights})

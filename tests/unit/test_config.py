@@ -100,6 +100,11 @@ def test_two_releases_in_one_namespace_can_have_a_lease_each() -> None:
             ("gateway: {", "networkPolicy: {name: a, ingress: [b]}\ngateway: {"),
             "networkPolicy.ingress[0] is 'b': it must",
         ),
+        (
+            ("gateway: {", "recording: {deployments: [team/*, chat]}\ngateway: {"),
+            "recording.deployments[1] is 'chat': it must be NAMESPACE/NAME, or its beginning and *, or *",
+        ),
+        (("gateway: {", "recording: {mebibytes: 0}\ngateway: {"), "recording.mebibytes is 0: it must be a whole"),
         (("gateway: {", "workers: 0\ngateway: {"), "workers is 0: it must be a whole number of at least 1"),
     ],
 )
@@ -163,6 +168,13 @@ def test_which_namespaces_may_serve_which_names() -> None:
     rights = load({}, GOOD + 'servedNames: {team-a: ["team-a-*", x], "*": []}').name_rights
     assert rights == NameRights({"team-a": ("team-a-*", "x"), "*": ()})
     assert load({}, GOOD).name_rights == NameRights()
+
+
+def test_looks_are_recorded_only_of_what_is_named() -> None:
+    assert load({}, GOOD).recording.deployments == ()
+    named = f"{GOOD}\nrecording: {{deployments: [a/b, c/*, '*']}}"
+    recording = load({"QWEN_RECORDING_FOLDER": "/tmp/r"}, named).recording
+    assert (recording.deployments, recording.mebibytes, recording.folder) == (("a/b", "c/*", "*"), 128, "/tmp/r")
 
 
 def test_the_network_policy_is_off_unless_the_chart_asks_for_it() -> None:

@@ -21,8 +21,8 @@ import pytest
 
 from qwen_operator import main
 from qwen_operator.api.claims import NameRights
-from qwen_operator.cli import logs
-from qwen_operator.config import Config, GatewayConfig
+from qwen_operator.cli import logs, recordings
+from qwen_operator.config import Config, GatewayConfig, RecordingConfig
 from qwen_operator.controller.cache import WATCHED
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
@@ -83,6 +83,14 @@ class Cluster:
             await asyncio.sleep(0.02)
         raise AssertionError(f"/readyz did not answer {status} within 10 s")
 
+    async def until_looked(self) -> None:
+        """Wait until the autoscaler has looked."""
+        for _ in range(500):
+            if "qwen_deployment_queue_requests{" in (await self.get("/metrics"))[1]:
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError("no look within 10 s")
+
     def holder(self) -> str | None:
         """Who holds the Lease, None while there is none."""
         return next((str(lease["spec"]["holderIdentity"]) for lease in self.kube.all(LEASES)), None)
@@ -115,6 +123,7 @@ async def running(
         kube.put(LEASES, lease)
     kube.refused = {(None, one) for one in namespaces[1:]}
     config = replace(CONFIG, http_port=port, gateway=GatewayConfig("system", "keys", "keys"), namespaces=namespaces)
+    config = replace(config, recording=RecordingConfig(("team/*",), 1, str(folder / "recording")))
     config = replace(config, name_rights=NameRights({**dict.fromkeys(namespaces[1:], ("other-*",)), "*": ("*",)}))
     async with serving(kube, folder / "kubeconfig") as server, aiohttp.ClientSession() as session:
         if closed:
@@ -144,7 +153,7 @@ def environment(kubeconfig: Path) -> Iterator[Path]:
 
 
 async def test_the_process_from_its_start_to_its_end(tmp_path: Path) -> None:
-    """Not ready, ready, leading; a model of the catalog is served; SIGTERM gives the Lease back."""
+    """Not ready, ready, leading; a model of the catalog is served; SIGTERM gives the Lease back, and looks are kept."""
     async with running(tmp_path, closed=True) as cluster:
         kube = cluster.kube
         await cluster.until_readyz(503)
@@ -167,8 +176,12 @@ async def test_the_process_from_its_start_to_its_end(tmp_path: Path) -> None:
         assert "qwen_operator_leader 1.0" in page
         assert 'qwen_deployment_replicas{deployment="chat",namespace="team",state="ready"} 1.0' in page
 
+        await cluster.until_looked()
         await cluster.end()
         assert cluster.holder() == ""
+        looked = list(recordings.looks(str(path) for path in (tmp_path / "recording").iterdir()))
+        assert {look.deployment.key for look in looked} == {("team", "chat")}
+        assert looked[0].run.endswith("-operator-0")
         with pytest.raises(aiohttp.ClientConnectionError):
             await cluster.get("/healthz")
 

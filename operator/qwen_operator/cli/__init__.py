@@ -23,9 +23,10 @@ COMMANDS = {
     "render": "print the objects that the operator would create for a manifest",
     "doctor": "check a cluster, or collect all about one QwenDeployment for support; exit code 1 if a check failed",
     "tenancy": "list the QwenDeployments that ask for more than the chart's tenancy allows; exit code 3 if any",
+    "replay": "show what a scaling policy decides, and why, over what the operator recorded",
     "models": "list the published models that the operator knows without reading a file",
 }
-PRINTING = ("crds", "plan", "render", "tenancy", "models", "doctor")
+PRINTING = ("crds", "plan", "render", "tenancy", "models", "doctor", "replay")
 # The exit code of a program that SIGPIPE ends.
 _NO_READER = 141
 

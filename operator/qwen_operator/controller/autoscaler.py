@@ -19,6 +19,7 @@ from qwen_operator.scaling.demand import Demand, ModelDemand
 from qwen_operator.scaling.load import LoadMemory, classify, resume, settle
 from qwen_operator.scaling.page import Reading, Trouble
 from qwen_operator.scaling.policies import DEFAULT, POLICIES, Policy
+from qwen_operator.scaling.recording import Looked
 from qwen_operator.scaling.types import EnginePod, Sample, ScaledDeployment, ScalingDecision, ScalingState
 
 INTERVAL_SECONDS = 2.0
@@ -81,6 +82,8 @@ class Sources:
 class Autoscaler:
     """Scrapes all deployments every INTERVAL_SECONDS; `on_change` gets the key of each changed state.
 
+    `on_look` gets all that each look saw and decided.
+
     Start it when the view is complete: the policy keeps the replicas of the first scrape for one whole window.
     """
 
@@ -90,8 +93,10 @@ class Autoscaler:
         on_change: Callable[[ObjectKey], None],
         pace: Pace | None = None,
         policies: Mapping[str, Policy] = POLICIES,
+        on_look: Callable[[Looked], None] | None = None,
     ) -> None:
         self._policies = policies
+        self._on_look = on_look
         self._sources = sources
         self._demand = Demand()
         self._may_sleep: list[ScaledDeployment] = []
@@ -192,6 +197,9 @@ class Autoscaler:
             unfinished=unfinished(deployment.engines, sample),
         )
         old, watched.state = watched.state, state
+        if self._on_look is not None:
+            seen = {uid: page if isinstance(page, Reading) else page.reason for uid, page in results.items()}
+            self._on_look(Looked(deployment, at, state, seen, self._demand.look(deployment.names)))
         if old != state:
             self._on_change(deployment.key)
 

@@ -4,7 +4,7 @@ sockets, the scraper, the rule, the decisions and the writes. Only the cluster a
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from qwen_operator.controller.scraper import Scraper, scraper
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.replicas.scaling_view import scaled_deployments
 from qwen_operator.scaling.demand import Demand, ModelDemand
+from qwen_operator.scaling.recording import Looked
 from qwen_operator.scaling.types import ScaledDeployment, ScalingState
 from tests.unit.fakes import Clock, FakeKube
 from tests.unit.world import World, deployment, ready_status
@@ -88,6 +89,7 @@ class ScalingWorld(World):
     scaler: Autoscaler | None = None
     pages: Scraper | None = None
     demand: Demand = SEEN
+    on_look: Callable[[Looked], None] | None = None
 
     async def read_demand(self) -> Demand:
         return self.demand
@@ -102,7 +104,7 @@ class ScalingWorld(World):
             return scaled_deployments(store.all(QWENDEPLOYMENTS), store.replicas, store.names.held)
 
         sources = Sources(view, self.pages, self.read_demand)
-        self.scaler = Autoscaler(sources, operator.queue.add, Pace(clock=clock.monotonic))
+        self.scaler = Autoscaler(sources, operator.queue.add, Pace(clock=clock.monotonic), on_look=self.on_look)
 
     async def new_leader(self) -> None:
         await self.restart()

@@ -211,7 +211,7 @@ class Autoscaler:
             # the present size.
             watched.history, watched.policy = None, name
         policy = self._policies[name]
-        watched.history = policy.remember(watched.history, sample, engines, bounds.window, deployment.size)
+        watched.history = policy.remember(watched.history, sample, engines, bounds, deployment.size)
         decision = policy.decide(watched.history, replace(bounds, least=max(1, bounds.least)), engines)
         decision = self._rested(watched, deployment, sample, decision)
         if old and watched.resumed:

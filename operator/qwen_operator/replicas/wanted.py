@@ -65,6 +65,7 @@ def size_rule(replicas: int | None, scaling: Scaling | None, *, suspend: bool = 
         scaling.max_replicas,
         float(scaling.stabilization_seconds),
         idle_seconds=0.0 if scaling.min_replicas else float(scaling.idle_seconds),
+        objective=scaling.objective,
     )
     rule = SizeRule(Decider.LOAD, bounds.least, bounds.most, bounds, scaling_configured=True, policy=scaling.policy)
     if replicas is not None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from qwen_operator.api.conditions import Reason
+from qwen_operator.api.objective import Objective
 from qwen_operator.objects import ObjectKey
 
 
@@ -39,13 +40,15 @@ class EnginePod:
 class Bounds:
     """The smallest and largest size, and for how many seconds (`window`) a larger need counts.
 
-    `idle_seconds`: with a `least` of 0, how long the model must be without requests before it sleeps.
+    `idle_seconds`: with a `least` of 0, how long the model must be without requests before it sleeps. `objective`: how
+    soon answers should come.
     """
 
     least: int
     most: int
     window: float
     idle_seconds: float = 0.0
+    objective: Objective = field(default_factory=Objective)
 
 
 @dataclass(frozen=True, slots=True)

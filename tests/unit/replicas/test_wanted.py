@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_operator.api.conditions import Reason
+from qwen_operator.api.objective import Objective
 from qwen_operator.api.spec import Scaling, Spec
 from qwen_operator.replicas.wanted import (
     Decider,
@@ -112,6 +113,14 @@ RULES: dict[str, tuple[dict[str, Any], SizeRule]] = {
     "by load with a policy": (
         {"scaling": {"maxReplicas": 4, "policy": "Objective"}},
         SizeRule(Decider.LOAD, 1, 4, Bounds(1, 4, 300.0), True, "Objective"),
+    ),
+    "by load with an objective": (
+        {"scaling": {"maxReplicas": 4, "objective": {"timeToFirstTokenMilliseconds": 500}}},
+        SizeRule(Decider.LOAD, 1, 4, Bounds(1, 4, 300.0, objective=Objective(500, 250, 100, 99)), True),
+    ),
+    "an objective that nobody can promise": (
+        {"scaling": {"maxReplicas": 4, "objective": {"attainmentPercent": 100}}},
+        SizeRule(Decider.DEFAULT, 1, 1),
     ),
     "a policy that does not exist": (
         {"scaling": {"maxReplicas": 4, "policy": "Magic"}},

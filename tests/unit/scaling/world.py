@@ -46,7 +46,7 @@ class Replay:
         loads: Iterable[EngineLoad] = (),
         problems: Mapping[str, Reason] | None = None,
     ) -> ScalingDecision:
-        self.history = policy.remember(self.history, sample(self.at, loads, problems), fleet, self.bounds.window)
+        self.history = policy.remember(self.history, sample(self.at, loads, problems), fleet, self.bounds)
         self.at += self.step
         return policy.decide(self.history, self.bounds, fleet)
 

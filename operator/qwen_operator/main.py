@@ -105,7 +105,7 @@ class Operator:
             gateway.read,
         )
         autoscaler = Autoscaler(sources, queue.add)
-        load = LoadSource(autoscaler.samples, autoscaler.ages, autoscaler.held)
+        load = LoadSource(autoscaler.samples, autoscaler.ages, autoscaler.held, autoscaler.shares)
         deployments = DeploymentMetrics(store, load, elector.leads)
         metrics.follow(queue, elector.leads)
         return cls(

@@ -106,6 +106,7 @@ def test_a_writer_that_is_not_known_is_not_named() -> None:
     assert message == "spec.replicas is 2, set through the scale subresource (kubectl scale or an autoscaler)"
 
 
+FAST = Objective(500, 250, 100, 99)
 RULES: dict[str, tuple[dict[str, Any], SizeRule]] = {
     "nothing said": ({}, SizeRule(Decider.DEFAULT, 1, 1)),
     "a number": ({"replicas": 0}, SizeRule(Decider.SPEC_REPLICAS, 0, 0)),
@@ -116,7 +117,7 @@ RULES: dict[str, tuple[dict[str, Any], SizeRule]] = {
     ),
     "by load with an objective": (
         {"scaling": {"maxReplicas": 4, "objective": {"timeToFirstTokenMilliseconds": 500}}},
-        SizeRule(Decider.LOAD, 1, 4, Bounds(1, 4, 300.0, objective=Objective(500, 250, 100, 99)), True),
+        SizeRule(Decider.LOAD, 1, 4, Bounds(1, 4, 300.0, objective=FAST), True, objective=FAST),
     ),
     "an objective that nobody can promise": (
         {"scaling": {"maxReplicas": 4, "objective": {"attainmentPercent": 100}}},

@@ -26,7 +26,7 @@ class Own:
         self._history: Any = None
 
     def wanted(self, sample: Sample, engines: tuple[EnginePod, ...]) -> int:
-        self._history = self._policy.remember(self._history, sample, engines, self._bounds.window, None)
+        self._history = self._policy.remember(self._history, sample, engines, self._bounds, None)
         return self._policy.decide(self._history, self._bounds, engines).replicas
 
 

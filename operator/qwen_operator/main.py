@@ -109,7 +109,7 @@ class Operator:
         recording = config.recording
         recorder = Recorder(recording, config.pod_name, time.time) if recording.deployments else None
         autoscaler = Autoscaler(sources, queue.add, on_look=recorder.add if recorder else None)
-        load = LoadSource(autoscaler.samples, autoscaler.ages, autoscaler.held)
+        load = LoadSource(autoscaler.samples, autoscaler.ages, autoscaler.held, autoscaler.shares)
         deployments = DeploymentMetrics(store, load, elector.leads)
         metrics.follow(queue, elector.leads)
         return cls(

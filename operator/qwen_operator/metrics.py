@@ -22,6 +22,7 @@ from qwen_operator.kube import QWENDEPLOYMENTS, Manifest
 from qwen_operator.objects import ObjectKey, key_of
 from qwen_operator.replicas.groups import Replica
 from qwen_operator.replicas.wanted import last_wanted, written_size_rule
+from qwen_operator.scaling.attainment import Share
 from qwen_operator.scaling.demand import ModelDemand
 from qwen_operator.scaling.types import Sample
 
@@ -114,6 +115,7 @@ class LoadSource:
     samples: Callable[[], Mapping[ObjectKey, Sample]]
     ages: Callable[[], Mapping[ObjectKey, float]]
     held: Callable[[], Mapping[ObjectKey, ModelDemand]] = dict
+    shares: Callable[[ObjectKey], Mapping[str, Share]] = lambda _key: {}
 
 
 @dataclass(slots=True, eq=False)
@@ -176,6 +178,8 @@ class DeploymentMetrics:
             if (waiting := held.get(key)) is not None:
                 gauges.add("qwen_deployment_held_requests", key, waiting.held)
                 gauges.add("qwen_deployment_oldest_held_request_seconds", key, waiting.oldest)
+            for window, share in self.load.shares(key).items():
+                _attainment(gauges, key, window, share)
         return gauges.families.values()
 
     def _counter(self, name: str, counts: Counts[tuple[str, ...]]) -> Metric:
@@ -220,6 +224,12 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen_deployment_plan_kv_tokens": ("Planned: tokens for which the KV cache of one replica has room", ()),
     "qwen_deployment_observed_kv_tokens": ("Reported: tokens for which the smallest KV cache has room", ()),
     "qwen_deployment_plan_startup_seconds": ("Planned: seconds until a replica answers", ()),
+    "qwen_deployment_objective_percent": ("Of 100 requests, how many should keep the objective", ()),
+    "qwen_deployment_attainment_percent": (
+        "Of 100 requests of the last hour or day, at least so many kept the objective, or one limit of it",
+        ("window", "limit"),
+    ),
+    "qwen_deployment_attainment_requests": ("Requests of the last hour or day that were measured", ("window",)),
     "qwen_deployment_metrics_age_seconds": ("Age of the oldest numbers of a ready engine", ()),
 }
 
@@ -261,6 +271,7 @@ def _status(gauges: _Gauges, key: ObjectKey, manifest: Manifest) -> None:
     if rule.bounds is not None:
         advised = objects.mapping(status, "scaling").get("advised", wanted)
         gauges.add("qwen_deployment_replicas", key, advised, "advised")
+    gauges.add("qwen_deployment_objective_percent", key, rule.objective.attainment_percent)
     gauges.add("qwen_deployment_scaling_configured", key, int(rule.scaling_configured))
     gauges.add("qwen_deployment_replicas_min", key, rule.least)
     gauges.add("qwen_deployment_replicas_max", key, rule.most)
@@ -286,6 +297,14 @@ def _replicas(gauges: _Gauges, key: ObjectKey, manifest: Manifest, replicas: Ite
     name, resource = ("qwen_deployment_gpu_shares", (str(parts),)) if parts else ("qwen_deployment_gpus", ())
     gauges.add(name, key, gpus * len(granted), *resource, "allocated")
     gauges.add(name, key, gpus * ready, *resource, "ready")
+
+
+def _attainment(gauges: _Gauges, key: ObjectKey, window: str, share: Share) -> None:
+    limits = {"timeToFirstToken": share.first_token, "timePerOutputToken": share.output_token, "all": share.both}
+    for limit, kept in limits.items():
+        percent = None if kept is None else 100 * kept
+        gauges.add("qwen_deployment_attainment_percent", key, percent, window, limit)
+    gauges.add("qwen_deployment_attainment_requests", key, share.requests, window)
 
 
 def _sample(gauges: _Gauges, key: ObjectKey, sample: Sample) -> None:

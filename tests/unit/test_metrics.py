@@ -23,6 +23,7 @@ from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.logkeys import LogKey
 from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
 from qwen_operator.objects import ObjectKey
+from qwen_operator.scaling.attainment import Share
 from qwen_operator.scaling.demand import ModelDemand
 from qwen_operator.scaling.types import EngineLoad, Sample
 from tests.unit.fakes import Clock
@@ -57,10 +58,13 @@ class World:
     samples: dict[ObjectKey, Sample] = field(default_factory=dict)
     ages: dict[ObjectKey, float] = field(default_factory=dict)
     held: dict[ObjectKey, ModelDemand] = field(default_factory=dict)
+    shares: dict[ObjectKey, dict[str, Share]] = field(default_factory=dict)
     leading: bool = True
 
     def __post_init__(self) -> None:
-        load = LoadSource(lambda: self.samples, lambda: self.ages, lambda: self.held)
+        load = LoadSource(
+            lambda: self.samples, lambda: self.ages, lambda: self.held, lambda key: self.shares.get(key, {})
+        )
         self.deployments = DeploymentMetrics(self.store, load, lambda: self.leading)
         self.page = MetricsPage(CollectorRegistry(), self.deployments.slices, clock=itertools.count().__next__)
 
@@ -156,6 +160,18 @@ def test_what_waits_in_the_gateway(world: World) -> None:
     world.held[CHAT] = ModelDemand(3, 12.5, 0.1)
     assert world.value("qwen_deployment_held_requests") == 3
     assert world.value("qwen_deployment_oldest_held_request_seconds") == 12.5
+
+
+def test_how_many_requests_kept_the_objective(world: World) -> None:
+    scaling = {"scaling": {"maxReplicas": 5, "objective": {"attainmentPercent": 95}}}
+    world.store.update(QWENDEPLOYMENTS, deployment(spec=scaling))
+    world.shares[CHAT] = {"hour": Share(200, 0.995, 0.99), "day": Share(9000, 0.75, None)}
+    names = ("timeToFirstToken", "timePerOutputToken", "all")
+    for window, percents in (("hour", (99.5, 99.0, 98.5)), ("day", (75.0, None, 75.0))):
+        values = [world.value("qwen_deployment_attainment_percent", window=window, limit=name) for name in names]
+        assert values == [percent if percent is None else pytest.approx(percent) for percent in percents]
+    assert world.value("qwen_deployment_attainment_requests", window="hour") == 200
+    assert world.value("qwen_deployment_objective_percent") == 95
 
 
 def test_what_is_not_known_is_left_out(world: World) -> None:

@@ -1,7 +1,7 @@
 """The spec of a QwenDeployment: what users write, as typed Python.
 
-The descriptions are the manual that `kubectl explain qd.spec` prints. source.py, sizing.py, engine.py and pod.py have
-parts of it.
+The descriptions are the manual that `kubectl explain qd.spec` prints. source.py, sizing.py, engine.py, objective.py
+and pod.py have parts of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from qwen_operator.api import reading, uris
 from qwen_operator.api.engine import Engine
 from qwen_operator.api.fields import Rule, camel, described, matches
+from qwen_operator.api.objective import Objective
 from qwen_operator.api.pod import OWN_VOLUMES, Pod
 from qwen_operator.api.schema import object_schema
 from qwen_operator.api.sizing import Hardware, Parallelism, Workload
@@ -107,11 +108,16 @@ class Scaling:
     )
     policy: str = described(
         "What the number of replicas follows. Queue: waiting requests and KV tokens; cheap, but answers become slow "
-        "before it adds replicas. Objective: it aims at a first token within 2 s and then 100 ms per token for 99 % of "
-        "the requests; it measures how fast the replicas are, and keeps spare replicas for the time that a start "
-        "takes. It costs more GPUs than Queue. Default: Queue.",
+        "before it adds replicas. Objective: it aims at the times in objective; it measures how fast the replicas are, "
+        "and keeps spare replicas for the time that a start takes. It costs more GPUs than Queue. Default: Queue.",
         default="Queue",
         enum=["Queue", "Objective"],
+    )
+    objective: Objective = described(
+        "How soon answers should come. The policy Objective aims at it, and status.scaling.attainmentPercent shows "
+        "how many requests keep it, with every policy. Changing it restarts nothing. Default: the first token within "
+        "2 s and then 100 ms per token, for 99 % of the requests.",
+        default=Objective,
     )
     mode: str = described(
         "Auto: the operator changes the number of replicas by load. Advisory: it decides and shows what it would do, "

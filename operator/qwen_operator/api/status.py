@@ -35,13 +35,16 @@ class Failure:
 class ScalingReport:
     """How many replicas are wanted, and why. `message` has the numbers at the time of the decision.
 
-    `advised`: how many the load would give, while something else decides.
+    `advised`: how many the load would give, while something else decides. `hour_percent`, `day_percent`: at least so
+    many of 100 requests kept the objective.
     """
 
     wanted: int
     reason: Reason
     message: str
     advised: int | None = None
+    hour_percent: int | None = None
+    day_percent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,8 @@ def _scaling(observation: Observation, old: Mapping[str, Any], now: str) -> dict
     if report is None:
         return None
     decision = {"wanted": report.wanted, "reason": str(report.reason)}
+    attained = {"hour": report.hour_percent, "day": report.day_percent}
+    percent = {window: number for window, number in attained.items() if number is not None}
     same = all(old.get(key) == value for key, value in decision.items())
     since = old.get("since") if same else None
     return {
@@ -128,6 +133,7 @@ def _scaling(observation: Observation, old: Mapping[str, Any], now: str) -> dict
         "message": clip(report.message),
         "since": since or now,
         **({} if report.advised is None else {"advised": report.advised}),
+        **({"attainmentPercent": percent} if percent else {}),
     }
 
 

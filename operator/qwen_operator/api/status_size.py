@@ -27,7 +27,7 @@ BUDGETS = {
     "plan": 400,
     "noFit": 130,
     "lastFailure": 230,
-    "scaling": 180,
+    "scaling": 220,
     "conditions": 1400,
     "summary": 190,
 }

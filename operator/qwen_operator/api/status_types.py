@@ -176,6 +176,12 @@ class FailureStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class AttainmentStatus:
+    hour: int | None = described("Of the requests of the last hour.", default=None, minimum=0, maximum=100)
+    day: int | None = described("Of the requests of the last day.", default=None, minimum=0, maximum=100)
+
+
+@dataclass(frozen=True, slots=True)
 class ScalingStatus:
     wanted: int = described(
         "Number of wanted replicas: by load, or from spec.replicas, or one if neither is set.", minimum=0
@@ -196,6 +202,12 @@ class ScalingStatus:
         "Number of replicas that spec.scaling would choose by load, while something else decides.",
         default=None,
         minimum=0,
+    )
+    attainment_percent: AttainmentStatus | None = described(
+        "How many of 100 requests kept spec.scaling.objective (or its defaults), as the engines measured it, rounded "
+        "down. At least so many: what the engines do not say counts as missed. Not set without requests, and if the "
+        "engines do not report it. It changes every five minutes at most.",
+        default=None,
     )
 
 

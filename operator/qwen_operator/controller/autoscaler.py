@@ -14,13 +14,14 @@ from qwen_operator import untrusted
 from qwen_operator.api.conditions import Reason
 from qwen_operator.controller.scraper import Scraper
 from qwen_operator.objects import ObjectKey
-from qwen_operator.scaling import answers, readings, zero
+from qwen_operator.scaling import answers, attainment, readings, zero
+from qwen_operator.scaling.attainment import Attainment, Share
 from qwen_operator.scaling.demand import Demand, ModelDemand
 from qwen_operator.scaling.load import LoadMemory, classify, resume, settle
 from qwen_operator.scaling.page import Reading, Trouble
 from qwen_operator.scaling.policies import DEFAULT, POLICIES, Policy
 from qwen_operator.scaling.recording import Looked
-from qwen_operator.scaling.types import EnginePod, Sample, ScaledDeployment, ScalingDecision, ScalingState
+from qwen_operator.scaling.types import UNKNOWN, EnginePod, Sample, ScaledDeployment, ScalingDecision, ScalingState
 
 INTERVAL_SECONDS = 2.0
 LOOK_SECONDS = 1.0
@@ -54,6 +55,7 @@ class _Watched:
     demand: ModelDemand = field(default_factory=ModelDemand)
     load: LoadMemory | None = None
     sample: Sample | None = None
+    attainment: Attainment | None = None
     state: ScalingState | None = None
     resumed: bool = False
     """`state` comes from the status, not from a scrape. Two scrapes must agree before it may change."""
@@ -132,6 +134,13 @@ class Autoscaler:
         """What waits in the gateway for each QwenDeployment that may sleep."""
         return {key: watched.demand for key, watched in self._watched.items() if watched.rest is not None}
 
+    def shares(self, key: ObjectKey) -> Mapping[str, Share]:
+        """How many requests of a QwenDeployment kept its objective, by window."""
+        watched = self._watched.get(key)
+        if watched is None or watched.attainment is None:
+            return {}
+        return attainment.shares(watched.attainment, self._pace.clock())
+
     async def run(self) -> None:
         """Scrape for ever. An error in one QwenDeployment is logged; any other error ends the loop."""
         while True:
@@ -181,6 +190,9 @@ class Autoscaler:
         at = self._pace.clock()
         watched.memories, sample = readings.take_sample(watched.memories, deployment.engines, results, at)
         watched.sample = sample
+        watched.attainment = attainment.watch(
+            watched.attainment or _resumed_attainment(deployment, at), sample, deployment.engines, deployment.objective
+        )
         # An unreadable draining engine is never a problem. Otherwise it would block decisions for as long as it drains.
         has_serving = any(not engine.draining for engine in ready)
         nothing_read = has_serving and not sample.engines and not sample.problems
@@ -194,6 +206,7 @@ class Autoscaler:
             load=str(watched.load.shown),
             removal_order=removal_order(deployment.engines, sample),
             idle=readings.idle(watched.memories, deployment.engines, at),
+            attained=watched.attainment.shown,
             unfinished=unfinished(deployment.engines, sample),
         )
         old, watched.state = watched.state, state
@@ -219,7 +232,7 @@ class Autoscaler:
             # the present size.
             watched.history, watched.policy = None, name
         policy = self._policies[name]
-        watched.history = policy.remember(watched.history, sample, engines, bounds.window, deployment.size)
+        watched.history = policy.remember(watched.history, sample, engines, bounds, deployment.size)
         decision = policy.decide(watched.history, replace(bounds, least=max(1, bounds.least)), engines)
         decision = self._rested(watched, deployment, sample, decision)
         if old and watched.resumed:
@@ -267,6 +280,12 @@ def _resumed(deployment: ScaledDeployment) -> _Watched:
     shown = deployment.shown
     resumed = shown is not None and shown.wanted is not None
     return _Watched(deployment.uid, load=resume(shown), state=shown, resumed=resumed)
+
+
+def _resumed_attainment(deployment: ScaledDeployment, at: float) -> Attainment:
+    """The memory that a new leader starts with: the percentages in the status, until it knows better."""
+    shown = deployment.shown.attained if deployment.shown else UNKNOWN
+    return attainment.begin(deployment.objective, at, shown)
 
 
 def _resumed_rest(deployment: ScaledDeployment, at: float) -> zero.Rest:

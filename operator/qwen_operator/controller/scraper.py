@@ -11,6 +11,7 @@ from typing import Protocol
 import aiohttp
 
 from qwen_operator.api.conditions import Reason
+from qwen_operator.api.objective import Objective
 from qwen_operator.scaling.page import Page, Reading, Trouble
 from qwen_operator.scaling.types import EnginePod
 from qwen_operator.untrusted import clean
@@ -39,20 +40,20 @@ class HttpScraper:
     async def read(self, engine: EnginePod) -> Reading | Trouble:
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
-                page = await self._page(pod_url(engine.address, self._port, "/metrics"))
+                page = await self._page(pod_url(engine.address, self._port, "/metrics"), engine.objective)
                 return await asyncio.to_thread(page.read, engine.model) if isinstance(page, Page) else page
         except TimeoutError:
             return Trouble(Reason.METRICS_MISSING, f"no answer within {TIMEOUT_SECONDS} s")
         except (aiohttp.ClientError, ValueError) as error:
             return Trouble(Reason.METRICS_MISSING, f"{type(error).__name__}: {clean(error, 200)}")
 
-    async def _page(self, url: str) -> Page | Trouble:
+    async def _page(self, url: str, objective: Objective) -> Page | Trouble:
         async with self._session.get(url, allow_redirects=False) as response:
             if response.status in (401, 403):
                 return Trouble(Reason.METRICS_UNAUTHORIZED, f"/metrics answers {response.status}")
             if response.status != 200:
                 return Trouble(Reason.METRICS_MISSING, f"/metrics answers {response.status}")
-            page = Page()
+            page = Page(objective)
             async for part in response.content.iter_any():
                 if not page.feed(part):
                     break

@@ -93,6 +93,8 @@ class MetricNames:
     `ticks` are counters that grow about once a second while the scheduler's loop runs, with or without requests.
     `work` are counters that grow only with requests. `tokens` counts the processed tokens: its label `mode` is
     `prefill_mode` or `decode_mode`. `idle` counts the seconds without work. Both are also in `ticks` or `work`.
+    `first_token` and `output_token` are histograms with one entry for each request: the seconds until its first token,
+    and its mean seconds per output token.
     """
 
     running: str
@@ -108,6 +110,8 @@ class MetricNames:
     prefill_mode: str
     decode_mode: str
     idle: str
+    first_token: str
+    output_token: str
 
     @property
     def scheduler(self) -> tuple[str, ...]:
@@ -124,7 +128,10 @@ class MetricNames:
     @property
     def all(self) -> tuple[str, ...]:
         """Every name."""
-        return (*self.scheduler, self.http_active, *self.ticks, *self.work)
+        histograms = (
+            f"{name}_{part}" for name in (self.first_token, self.output_token) for part in ("bucket", "count")
+        )
+        return (*self.scheduler, self.http_active, *self.ticks, *self.work, *histograms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 from qwen_operator import objects, untrusted
 from qwen_operator.api.conditions import MESSAGE_LIMIT, ConditionType, Reason
+from qwen_operator.api.objective import Objective
 from qwen_operator.manifests.names import ENGINE_CONTAINER, Manifest
 from qwen_operator.objects import ObjectKey
 from qwen_operator.replicas.groups import Replica
 from qwen_operator.replicas.wanted import Decider, last_wanted, written_size_rule
 from qwen_operator.scaling.load import LoadClass
-from qwen_operator.scaling.types import EnginePod, ScaledDeployment, ScalingState
+from qwen_operator.scaling.types import Attained, EnginePod, ScaledDeployment, ScalingState
 
 _LIMIT_OPTION = "--max-running-requests"
 _NAME_OPTION = "--served-model-name"
@@ -51,12 +52,15 @@ def scaled_deployment(
     scaled = ScaledDeployment(
         key=objects.key_of(deployment),
         uid=meta["uid"],
-        engines=tuple(_engine(replica) for replica in replicas if not replica.deleting and not replica.broken),
+        engines=tuple(
+            _engine(replica, rule.objective) for replica in replicas if not replica.deleting and not replica.broken
+        ),
         bounds=rule.bounds,
         advises=rule.decider is not Decider.LOAD,
         shown=shown(deployment),
         size=last_wanted(deployment),
         policy=rule.policy,
+        objective=rule.objective,
     )
     # To find the names takes longer than the rest, and only a model that may sleep needs them.
     return replace(scaled, names=names(scaled.key)) if scaled.may_sleep else scaled
@@ -83,10 +87,16 @@ def shown(deployment: Manifest) -> ScalingState | None:
         message=untrusted.clean(scaling.get("message"), MESSAGE_LIMIT),
         active=objects.holds(deployment, ConditionType.SCALING_ACTIVE),
         load=load,
+        attained=_attained(objects.mapping(scaling, "attainmentPercent")),
     )
 
 
-def _engine(replica: Replica) -> EnginePod:
+def _attained(percent: objects.Object) -> Attained:
+    hour, day = (untrusted.whole(percent.get(name), 0, 100, -1) for name in ("hour", "day"))
+    return Attained(None if hour < 0 else hour, None if day < 0 else day)
+
+
+def _engine(replica: Replica, objective: Objective) -> EnginePod:
     leader = replica.leader
     command = _command(leader.manifest)
     return EnginePod(
@@ -99,6 +109,7 @@ def _engine(replica: Replica) -> EnginePod:
         limit=untrusted.digits(_option(command, _LIMIT_OPTION), _LARGEST_LIMIT, 0),
         model=_option(command, _NAME_OPTION),
         replica=replica.name,
+        objective=objective,
     )
 
 

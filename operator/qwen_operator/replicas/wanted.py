@@ -6,12 +6,13 @@ disruption budget all take the number from here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from qwen_operator import objects, untrusted
 from qwen_operator.api import reading
 from qwen_operator.api.conditions import Reason
+from qwen_operator.api.objective import Objective
 from qwen_operator.api.schema import object_schema
 from qwen_operator.api.spec import Scaling
 from qwen_operator.scaling.policies import DEFAULT
@@ -37,6 +38,7 @@ class SizeRule:
 
     `bounds`: the limits for the load, also if it only advises; None without spec.scaling, and if the deployment is
     suspended. `scaling_configured`: spec.scaling is set. `policy` is a name in scaling/policies.py.
+    `objective`: how soon answers should come, whatever decides the size.
     """
 
     decider: Decider
@@ -45,6 +47,7 @@ class SizeRule:
     bounds: Bounds | None = None
     scaling_configured: bool = False
     policy: str = DEFAULT
+    objective: Objective = field(default_factory=Objective)
 
     def bounded(self, number: int) -> int:
         return min(max(number, self.least), self.most)
@@ -55,8 +58,10 @@ def size_rule(replicas: int | None, scaling: Scaling | None, *, suspend: bool = 
 
     Without all of them there is one replica.
     """
+    if suspend and scaling is not None:
+        return SizeRule(Decider.SPEC_SUSPEND, 0, 0, scaling_configured=True, objective=scaling.objective)
     if suspend:
-        return SizeRule(Decider.SPEC_SUSPEND, 0, 0, scaling_configured=scaling is not None)
+        return SizeRule(Decider.SPEC_SUSPEND, 0, 0)
     if scaling is None:
         number = 1 if replicas is None else replicas
         return SizeRule(Decider.DEFAULT if replicas is None else Decider.SPEC_REPLICAS, number, number)
@@ -65,8 +70,11 @@ def size_rule(replicas: int | None, scaling: Scaling | None, *, suspend: bool = 
         scaling.max_replicas,
         float(scaling.stabilization_seconds),
         idle_seconds=0.0 if scaling.min_replicas else float(scaling.idle_seconds),
+        objective=scaling.objective,
     )
-    rule = SizeRule(Decider.LOAD, bounds.least, bounds.most, bounds, scaling_configured=True, policy=scaling.policy)
+    rule = SizeRule(
+        Decider.LOAD, bounds.least, bounds.most, bounds, True, policy=scaling.policy, objective=scaling.objective
+    )
     if replicas is not None:
         return replace(rule, decider=Decider.SPEC_REPLICAS, least=replicas, most=replicas)
     if scaling.advises:

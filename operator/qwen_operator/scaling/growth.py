@@ -14,8 +14,6 @@ TICK_SECONDS = 10.0
 MEMORY_SECONDS = 7200.0
 FIRST_GUESS = 1.0
 """The growth that is assumed before anything was seen."""
-MISS_SHARE = 0.05
-"""The share of starts during which the demand may grow by more than the headroom."""
 _TICKS = int(MEMORY_SECONDS / TICK_SECONDS)
 # Seen growths replace the first guess step by step: at first it counts like so many of them.
 _GUESSES = 60
@@ -31,8 +29,11 @@ class Growth:
     headroom: float = FIRST_GUESS
 
 
-def watch(growth: Growth, at: float, demand: float, start_seconds: float) -> Growth:
-    """With one more demand, in replicas. Between ticks, nothing changes."""
+def watch(growth: Growth, at: float, demand: float, start_seconds: float, miss_share: float) -> Growth:
+    """With one more demand, in replicas. Between ticks, nothing changes.
+
+    `miss_share`: the share of starts during which the demand may grow by more than the headroom.
+    """
     if at < growth.next_at:
         return growth
     recent, seen = (*growth.recent, demand), list(growth.seen)
@@ -44,7 +45,7 @@ def watch(growth: Growth, at: float, demand: float, start_seconds: float) -> Gro
     kept = tuple(seen[-_TICKS:])
     guesses = (FIRST_GUESS,) * max(0, _GUESSES - len(kept) * _GUESSES // _TICKS)
     ranked = sorted((*kept, *guesses))
-    headroom = ranked[min(len(ranked) - 1, math.ceil(len(ranked) * (1 - MISS_SHARE)))] if ranked else FIRST_GUESS
+    headroom = ranked[min(len(ranked) - 1, math.ceil(len(ranked) * (1 - miss_share)))] if ranked else FIRST_GUESS
     return replace(growth, next_at=at + TICK_SECONDS, recent=recent, seen=kept, headroom=headroom)
 
 

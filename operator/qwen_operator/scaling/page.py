@@ -20,8 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from qwen_operator import engines
 from qwen_operator.api.conditions import Reason
+from qwen_operator.api.objective import Objective
 from qwen_operator.engines.types import MetricNames
-from qwen_operator.scaling.types import Work
+from qwen_operator.scaling.histograms import LARGEST_NUMBER, Buckets, Series, answers
+from qwen_operator.scaling.types import Answers, Work
 from qwen_operator.untrusted import clean, count
 
 # The different sets of metric names of all supported versions, the newest version first.
@@ -36,8 +38,6 @@ MOST_SERIES = 100
 """Series of each name that count. A gauge of the scheduler has one for each GPU and priority."""
 NAME_BYTES = 12 * 1024
 """The largest sum of the lines of one name. A line has about 130 bytes."""
-LARGEST_NUMBER = 1e15
-"""No engine has so many requests or tokens. Whole numbers up to here are exact, also as sums over many engines."""
 # A label with a few escaped characters. The parser is slow for many of them.
 _LABEL = r'[A-Za-z_][A-Za-z0-9_]{0,63}="[^"\\]{0,512}(?:\\.[^"\\]{0,512}){0,8}"'
 _LABELS = rf"(?:\{{(?:{_LABEL},?){{0,24}}\}})?"
@@ -45,8 +45,6 @@ _LINE = re.compile(rf"[A-Za-z0-9_:]{{1,128}}{_LABELS} ?(?P<value>[-+0-9.A-Za-z]{
 
 _PARSER_ERRORS = (ValueError, LookupError, ArithmeticError)
 _MANY = "more than "
-
-_Sample = tuple[str, Mapping[str, str], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +54,7 @@ class Reading:
     `queued`: requests that wait in the scheduler's queues. `inside`: all requests that the engine has not finished. It
     also counts requests that the scheduler does not know yet and, for a moment, requests whose answer has ended.
     `work`: counters since the engine's start; None if the page has no counter of idle seconds.
+    `answers`: counters too, those in time by the page's objective; None if the page does not say how many those are.
     `beat`: a number that changes while the scheduler is alive. `ticking`: it also changes without requests.
     """
 
@@ -67,6 +66,7 @@ class Reading:
     beat: float
     ticking: bool
     work: Work | None = None
+    answers: Answers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +78,16 @@ class Trouble:
 
 
 class Page:
-    """A page while it arrives. It keeps only whole lines that matter, and of each name only so many."""
+    """A page while it arrives. It keeps only whole lines that matter, and of each name only so many.
 
-    def __init__(self, names_of_versions: Sequence[MetricNames] = KNOWN_NAMES) -> None:
+    `objective` says which buckets of the histograms matter: of each, the one with the largest bound within the limit.
+    """
+
+    def __init__(
+        self, objective: Objective | None = None, names_of_versions: Sequence[MetricNames] = KNOWN_NAMES
+    ) -> None:
         self._versions = tuple(names_of_versions)
+        self._buckets = Buckets(self._versions, objective or Objective())
         self._pattern = _used_lines(self._versions)
         self._size = 0
         self._rest = b""
@@ -127,6 +133,12 @@ class Page:
         self._last = lines[lines.rfind(b"\n") + 1 :]
         for match in self._pattern.finditer(lines):
             name, line = match[1].decode(), match[0]
+            if name in self._buckets:
+                matters, better = self._buckets.add(name, line)
+                if better:
+                    self._forget(name)
+                if not matters:
+                    continue
             kept = self._lines.setdefault(name, [])
             if len(line) > LINE_BYTES:
                 self._problem(name, f"a line of more than {LINE_BYTES} bytes")
@@ -136,6 +148,10 @@ class Page:
             else:
                 kept.append(line)
                 self._bytes[name] += len(line)
+
+    def _forget(self, name: str) -> None:
+        self._lines.pop(name, None)
+        self._bytes.pop(name, None)
 
     def _leave_out_the_cut_name(self) -> None:
         """If the cut may be between two series of one name, leave out all of them, because the sum needs all."""
@@ -148,7 +164,7 @@ class Page:
     def _problem(self, name: str, problem: str) -> None:
         self._problems.setdefault(name, problem)
 
-    def _samples(self) -> list[_Sample]:
+    def _samples(self) -> list[Series]:
         """What the parser makes of the plain lines."""
         plain = []
         for name, lines in self._lines.items():
@@ -162,7 +178,7 @@ class Page:
         return _parsed(plain)
 
 
-def _read(samples: Sequence[_Sample], problems: Mapping[str, str], model: str, names: MetricNames) -> Reading | Trouble:
+def _read(samples: Sequence[Series], problems: Mapping[str, str], model: str, names: MetricNames) -> Reading | Trouble:
     """The load in the samples of a page with these metric names. `problems`: why lines of a name do not count.
 
     It sums the scheduler's gauges over `dp_rank`, because each data-parallel rank has its own queue. The ranks of a
@@ -190,7 +206,8 @@ def _read(samples: Sequence[_Sample], problems: Mapping[str, str], model: str, n
     ticking = any(name in names.ticks for name, _, _ in good)
     whole = not any(_too_many(problems, name) for name in (names.idle, names.tokens))
     integers = (int(running), int(waiting), int(inside), int(tokens[0]), int(tokens[1]))
-    return Reading(*integers, sum(beats), ticking, _work(good, names) if whole else None)
+    work = _work(good, names) if whole else None
+    return Reading(*integers, sum(beats), ticking, work, answers(samples, problems, model, names))
 
 
 @cache
@@ -200,7 +217,7 @@ def _used_lines(names_of_versions: tuple[MetricNames, ...]) -> re.Pattern[bytes]
     return re.compile(rf"^({'|'.join(names)})[{{ ][^\n]*".encode(), re.MULTILINE)
 
 
-def _parsed(lines: Sequence[str]) -> list[_Sample]:
+def _parsed(lines: Sequence[str]) -> list[Series]:
     try:
         return _samples(lines)
     except _PARSER_ERRORS:
@@ -211,7 +228,7 @@ def _parsed(lines: Sequence[str]) -> list[_Sample]:
         return samples
 
 
-def _samples(lines: Sequence[str]) -> list[_Sample]:
+def _samples(lines: Sequence[str]) -> list[Series]:
     families = text_string_to_metric_families("\n".join(lines) + "\n")
     return [(sample.name, sample.labels, _number(sample.value)) for family in families for sample in family.samples]
 
@@ -232,13 +249,13 @@ def _number(value: float) -> float:
         return math.inf
 
 
-def _over_ranks(name: str, samples: Iterable[_Sample]) -> float | None:
+def _over_ranks(name: str, samples: Iterable[Series]) -> float | None:
     """The sum of the ranks; None if there is none, or one that has no number of use."""
     by_rank = _by_rank(name, samples)
     return sum(by_rank.values()) if by_rank and min(by_rank.values()) >= 0 else None
 
 
-def _by_rank(name: str, samples: Iterable[_Sample]) -> dict[str, float]:
+def _by_rank(name: str, samples: Iterable[Series]) -> dict[str, float]:
     by_rank: dict[str, float] = {}
     for series, labels, value in samples:
         if series == name and not labels.get("priority"):
@@ -248,7 +265,7 @@ def _by_rank(name: str, samples: Iterable[_Sample]) -> dict[str, float]:
     return by_rank
 
 
-def _work(samples: Sequence[_Sample], names: MetricNames) -> Work | None:
+def _work(samples: Sequence[Series], names: MetricNames) -> Work | None:
     """The counters of work. Data-parallel ranks share the tokens, and each has its own idle time: the mean counts.
 
     A counter of tokens appears with the first tokens.
@@ -281,7 +298,7 @@ def _too_many(problems: Mapping[str, str], name: str) -> bool:
     return problems.get(name, "").startswith(_MANY)
 
 
-def _missing(name: str, model: str, samples: Sequence[_Sample], problems: Mapping[str, str]) -> Trouble:
+def _missing(name: str, model: str, samples: Sequence[Series], problems: Mapping[str, str]) -> Trouble:
     label = f' with model_name="{model}"' if model else ""
     bad = [value for series, _, value in samples if series == name and not count(value, LARGEST_NUMBER)]
     problem = f"the value {bad[0]}, which is no count from 0 to {LARGEST_NUMBER:.0e}" if bad else problems.get(name)

@@ -17,12 +17,11 @@ class Policy(Protocol):
     """What the autoscaler calls. The type of `history` is the policy's own; None before the first scrape."""
 
     def remember(
-        self, history: Any, sample: Sample, engines: tuple[EnginePod, ...], window: float, last_wanted: int | None
+        self, history: Any, sample: Sample, engines: tuple[EnginePod, ...], bounds: Bounds, last_wanted: int | None
     ) -> Any:
         """The history with one more scrape.
 
-        `window` is spec.scaling.stabilizationSeconds. `last_wanted` is the size that was wanted before the first
-        scrape, None where nobody has decided it.
+        `last_wanted` is the size that was wanted before the first scrape, None where nobody has decided it.
         """
 
     def decide(self, history: Any, bounds: Bounds, engines: tuple[EnginePod, ...]) -> ScalingDecision:

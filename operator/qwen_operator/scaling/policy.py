@@ -2,7 +2,7 @@
 
     history = None
     for sample, engines in recording:
-        history = remember(history, sample, engines)
+        history = remember(history, sample, engines, bounds)
         print(decide(history, bounds, engines))
 
 The need of one scrape is the total load divided by the capacity of one replica. Replicas that are still starting do
@@ -90,13 +90,13 @@ def remember(
     history: History | None,
     sample: Sample,
     engines: tuple[EnginePod, ...],
-    window: float,
+    bounds: Bounds,
     last_wanted: int | None = None,
 ) -> History:
-    """The history with one more scrape. Call it in the order of time; `window` is in seconds. Else as in sizes.py."""
+    """The history with one more scrape. Call it in the order of time. Else as in sizes.py."""
     need = measure(sample, engines)
     needed = Needed(sample.at, need.replicas, need)
-    return sizes.add(history or sizes.begin(needed, engines, last_wanted), needed, sample, engines, window)
+    return sizes.add(history or sizes.begin(needed, engines, last_wanted), needed, sample, engines, bounds.window)
 
 
 def decide(history: History, bounds: Bounds, engines: tuple[EnginePod, ...]) -> ScalingDecision:

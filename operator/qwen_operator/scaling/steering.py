@@ -5,10 +5,10 @@ and no counter shows that. But the queue does (Little's law). With a share of pr
 requests in the queue on average, a request that has to wait takes about q / (a * u) seconds. The waits fall off
 exponentially:
 
-    late = u * exp(-PATIENCE_SECONDS * a * u / q)
+    late = u * exp(-patience * a * u / q)
 
-If more than LATE_SHARE of the requests are late, the allowed share falls by half within FALL_SECONDS. Otherwise it
-doubles within RISE_SECONDS.
+`patience` is how long a request may wait. If more requests are late than the objective allows, the allowed share of
+prefill falls by half within FALL_SECONDS. Otherwise it doubles within RISE_SECONDS.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from qwen_operator.api.objective import Objective
+
 LARGEST_SHARE = 0.5
 SMALLEST_SHARE = 0.2
-LATE_SHARE = 0.01
-PATIENCE_SECONDS = 3.0
-"""How long a request may wait. It is more than 2 s, because requests with long prompts may wait longer."""
 FALL_SECONDS = 600.0
 RISE_SECONDS = 1200.0
 _HALF_LIFE_SECONDS = 300.0
@@ -48,7 +47,7 @@ class Traffic:
     ready: int
 
 
-def steer(steering: Steering, traffic: Traffic, seconds: float) -> Steering:
+def steer(steering: Steering, traffic: Traffic, seconds: float, objective: Objective) -> Steering:
     """The steering after `seconds` with this traffic.
 
     A queue that is longer than one request for each replica comes from a burst, and a smaller share does not help
@@ -58,8 +57,9 @@ def steer(steering: Steering, traffic: Traffic, seconds: float) -> Steering:
     queued = _mixed(steering.queued, min(traffic.queued, traffic.ready), keep)
     arriving = _mixed(steering.arriving, traffic.arriving, keep)
     prefilling = _mixed(steering.prefilling, min(1.0, traffic.prefilling), keep)
-    late = prefilling * math.exp(-PATIENCE_SECONDS * arriving * prefilling / queued) if queued > 0 else 0.0
-    change = 0.5 ** (seconds / FALL_SECONDS) if late > LATE_SHARE else 2 ** (seconds / RISE_SECONDS)
+    patience = objective.patience_seconds
+    late = prefilling * math.exp(-patience * arriving * prefilling / queued) if queued > 0 else 0.0
+    change = 0.5 ** (seconds / FALL_SECONDS) if late > objective.late_share else 2 ** (seconds / RISE_SECONDS)
     share = min(LARGEST_SHARE, max(SMALLEST_SHARE, steering.share * change))
     return Steering(share, queued, arriving, prefilling)
 

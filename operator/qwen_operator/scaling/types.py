@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from qwen_operator.api.conditions import Reason
+from qwen_operator.api.objective import Objective
 from qwen_operator.objects import ObjectKey
 
 
@@ -17,6 +18,7 @@ class EnginePod:
     `cordoned`: the operator removes it as soon as another replica answers in its place.
     `model`: the value of the label model_name in its metrics; "" if it is unknown.
     `replica`: the name of its replica; "" if that is the name of the pod.
+    `objective`: how soon its answers should come.
     """
 
     pod: str
@@ -28,6 +30,7 @@ class EnginePod:
     limit: int = 0
     model: str = ""
     replica: str = ""
+    objective: Objective = field(default_factory=Objective)
 
     @property
     def index(self) -> str:
@@ -39,13 +42,15 @@ class EnginePod:
 class Bounds:
     """The smallest and largest size, and for how many seconds (`window`) a larger need counts.
 
-    `idle_seconds`: with a `least` of 0, how long the model must be without requests before it sleeps.
+    `idle_seconds`: with a `least` of 0, how long the model must be without requests before it sleeps. `objective`: how
+    soon answers should come.
     """
 
     least: int
     most: int
     window: float
     idle_seconds: float = 0.0
+    objective: Objective = field(default_factory=Objective)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ class ScaledDeployment:
     `bounds`: None if the load neither decides nor advises. `advises`: something else decides the size at present.
     `shown`: the state in its status, with which a new leader starts. `size`: the last wanted number, also if the spec
     decided it; None if there is none yet. `policy`: its name; "" for the default. `names`: the served names that it
-    holds.
+    holds. `objective`: how soon its answers should come, also without bounds.
     """
 
     key: ObjectKey
@@ -67,6 +72,7 @@ class ScaledDeployment:
     size: int | None = None
     policy: str = ""
     names: tuple[str, ...] = ()
+    objective: Objective = field(default_factory=Objective)
 
     @property
     def may_sleep(self) -> bool:
@@ -84,12 +90,50 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """How many answers there were, and how many of them in time.
+
+    `begun`: requests that got their first token, and `soon`: how many of them got it within the objective's limit.
+    `ended`: complete answers of at least two tokens, and `fast`: how many of them kept the limit of time per token.
+    """
+
+    begun: int = 0
+    soon: int = 0
+    ended: int = 0
+    fast: int = 0
+
+    def __add__(self, other: Answers) -> Answers:
+        return Answers(
+            self.begun + other.begun, self.soon + other.soon, self.ended + other.ended, self.fast + other.fast
+        )
+
+    def since(self, before: Answers) -> Answers:
+        """What an engine answered between two of its counts; nothing if it restarted in between."""
+        begun, soon = self.begun - before.begun, self.soon - before.soon
+        ended, fast = self.ended - before.ended, self.fast - before.fast
+        if min(begun, soon, ended, fast) < 0:
+            return Answers()
+        return Answers(begun, min(soon, begun), ended, min(fast, ended))
+
+
+@dataclass(frozen=True, slots=True)
+class Attained:
+    """At least this percentage of the requests kept the objective; None if it is unknown."""
+
+    hour: int | None = None
+    day: int | None = None
+
+
+UNKNOWN = Attained()
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLoad:
     """The load that one engine reports.
 
     `queued`: requests in its scheduler's queues. The tokens are those of its KV cache (0 of 0 if it reports none).
-    `inside`: all requests that it has not finished, at least the running and waiting ones. `work`: None if it does not
-    report all of these counters.
+    `inside`: all requests that it has not finished, at least the running and waiting ones. `work` and `answers`, since
+    its start: None if it does not report all of these counters.
     """
 
     pod: str
@@ -100,6 +144,7 @@ class EngineLoad:
     tokens_capacity: int
     inside: int = 0
     work: Work | None = None
+    answers: Answers | None = None
 
     @property
     def requests(self) -> int:
@@ -143,6 +188,7 @@ class ScalingState:
     removal_order: names of the engine pods in the order of their removal. It changes with every request, so a change of
         it alone causes no reconcile.
     idle: uids of draining pods without requests in two scrapes at least two seconds apart.
+    attained: how many requests kept the objective. It changes rarely.
     unfinished: requests in each draining pod at the last scrape, by uid. A change of it alone causes no reconcile.
     """
 
@@ -154,4 +200,5 @@ class ScalingState:
     load: str = "-"
     removal_order: tuple[str, ...] = field(default=(), compare=False)
     idle: frozenset[str] = frozenset()
+    attained: Attained = UNKNOWN
     unfinished: Mapping[str, int] = field(default_factory=dict, compare=False)

@@ -26,6 +26,7 @@ from qwen_operator.replicas.holding import Hold
 from qwen_operator.replicas.pod_state import last_failure
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.load import LoadClass
+from qwen_operator.scaling.types import UNKNOWN
 from qwen_operator.sources.inspection import PHASE
 from qwen_operator.status.names import lost_message, lost_reason
 from qwen_operator.status.rollouts import held_verdict, without_room
@@ -133,6 +134,7 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
     target, blocked, running = given.target, given.blocked, given.running
     facts = target.facts if target else blocked.facts if blocked else None
     failure = _reported_failure(given, old)
+    attained = given.rules.scaling.attained if given.rules.scaling else UNKNOWN
     observation = Observation(
         generation=int(meta.get("generation") or 0),
         replicas=given.replicas.count(given.wanted.number, given.rules.max_surge),
@@ -155,7 +157,14 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
         plan=running.plan.status(running.revision) if running else None,
         no_fit=blocked.no_fit.status() if blocked and blocked.no_fit else None,
         last_failure=failure,
-        scaling=ScalingReport(given.wanted.number, given.wanted.reason, given.wanted.message, given.wanted.advised),
+        scaling=ScalingReport(
+            given.wanted.number,
+            given.wanted.reason,
+            given.wanted.message,
+            given.wanted.advised,
+            attained.hour,
+            attained.day,
+        ),
         load=given.rules.scaling.load if given.rules.scaling else LoadClass.NONE,
     )
     new = build(observation, old, now)

@@ -98,6 +98,16 @@ BAD = (
         {"scaling": {"minReplicas": 3, "maxReplicas": 2}},
         says=("spec.scaling", "minReplicas must be at most maxReplicas"),
     ),
+    Bad(
+        "an objective for all requests",
+        {"scaling": {"maxReplicas": 2, "objective": {"attainmentPercent": 100}}},
+        says=("spec.scaling.objective.attainmentPercent", "99"),
+    ),
+    Bad(
+        "an objective faster than any engine measures",
+        {"scaling": {"maxReplicas": 2, "objective": {"timeToFirstTokenMilliseconds": 99}}},
+        says=("spec.scaling.objective.timeToFirstTokenMilliseconds", "100"),
+    ),
     Bad("a window of days", {"scaling": {"maxReplicas": 2, "stabilizationSeconds": 86400}}, says=("3600",)),
     Bad("endless draining", {"rollout": {"drainSeconds": 86401}}, says=("spec.rollout.drainSeconds", "86400")),
     Bad(

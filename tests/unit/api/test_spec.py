@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qwen_operator.api import uris
 from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.fields import Passthrough, camel
+from qwen_operator.api.objective import Objective
 from qwen_operator.api.sizing import Workload
 from qwen_operator.api.source import Source
 from qwen_operator.api.spec import InvalidSpec, Rollout, Scaling, Spec, parse, revision_hash
@@ -88,6 +89,12 @@ def test_a_full_object_is_read_with_its_types() -> None:
     assert spec.pod.affinity is None
     assert spec.workload == Workload(3, 2048, 100)
     assert (spec.workload.tokens, spec.engine.kv_cache_type) == (3 * 2148, "Fp8E4m3")
+
+
+def test_an_objective_has_defaults_for_what_it_leaves_out() -> None:
+    spec = parse(_object(scaling={"maxReplicas": 4, "objective": {"timePerOutputTokenMilliseconds": 50}}))
+    assert spec.scaling is not None
+    assert spec.scaling.objective == Objective(2000, 250, 50, 99)
 
 
 def test_scaling_and_rollout_have_defaults() -> None:

@@ -150,7 +150,7 @@ FAILURE = Failure(Reason.HUNG, "Serving", "a-12345678-0", 1, NOW, 2, tuple(f"lin
     [
         _observation(),
         _observation(last_failure=FAILURE),
-        _observation(scaling=ScalingReport(2, Reason.STEADY, "0 queued"), load="idle"),
+        _observation(scaling=ScalingReport(2, Reason.STEADY, "0 queued", 1, 100, 99), load="idle"),
         _observation(model=None, plan=None, gpus="", no_fit={"steps": ["x"], "alternatives": []}),
     ],
 )
@@ -216,7 +216,7 @@ def test_whatever_is_long_the_rest_keeps_its_budget(
         plan=dict(_observation().plan or {}, gpuProduct="p" * 63, steps=steps, args=args),
         no_fit={"steps": steps, "alternatives": [{"kind": "Nodes", "patch": "{}"}] * 6} if full else None,
         last_failure=replace(FAILURE, pod="p" * 60, log=tuple(log)),
-        scaling=ScalingReport(64, Reason.METRICS_UNAUTHORIZED, message),
+        scaling=ScalingReport(64, Reason.METRICS_UNAUTHORIZED, message, 64, 100, 100),
     )
     built = status.build(observation, {}, NOW)
     assert size_of(built) <= SIZE_LIMIT
@@ -242,6 +242,14 @@ SUMMARIES = {
 def test_the_summary_is_one_word(verdicts: tuple[Verdict, ...], word: str) -> None:
     summary = status.summary(_observation(verdicts=verdicts))
     assert (summary["gpus"], summary["ready"], summary["status"]) == ("4xH100-80GB", "1/2", word)
+
+
+def test_attainment_is_shown_where_it_is_known() -> None:
+    def built(hour: int | None, day: int | None) -> Any:
+        report = ScalingReport(2, Reason.STEADY, "a", hour_percent=hour, day_percent=day)
+        return status.build(_observation(scaling=report), {}, NOW)["scaling"].get("attainmentPercent")
+
+    assert [built(0, 99), built(None, 99), built(None, None)] == [{"hour": 0, "day": 99}, {"day": 99}, None]
 
 
 def test_scaling_says_since_when_the_number_or_its_reason_holds() -> None:

@@ -29,6 +29,12 @@ NUMBERS = re.compile(
     r'|sglang:(http_requests_active)\{endpoint="/v1/chat/completions",method="POST"\}) .*$',
     re.MULTILINE,
 )
+# The recorded page has two requests of this kind, and one of them took longer than two seconds.
+FIRST_TOKENS = re.compile(
+    r'^(sglang:time_to_first_token_seconds_(?:count|bucket)\{engine_type="unified",is_streaming="false",'
+    r'(?:le="([^"]+)",)?model_name="tiny"\}) .*$',
+    re.MULTILINE,
+)
 MODEL = "Qwen/Qwen1.5-0.5B-Chat"
 ROUTABLE = "qwen-operator.dev/routable"
 SEEN = Demand(ready=2, read=2)
@@ -43,6 +49,8 @@ class Engine:
     running: int = 0
     queued: int = 0
     inside: int = 0
+    begun: int = 3
+    late: int = 1
 
     async def page(self, _: web.Request) -> web.Response:
         values = {
@@ -53,6 +61,7 @@ class Engine:
             "http_requests_active": self.running + self.queued + self.inside,
         }
         text = NUMBERS.sub(lambda line: f"{line[1]} {values[line[2] or line[3]]}", RECORDED)
+        text = FIRST_TOKENS.sub(lambda line: f"{line[1]} {self.begun - (line[2] == '2.0') * self.late}", text)
         return web.Response(text=text.replace('model_name="tiny"', f'model_name="{MODEL}"'))
 
 
@@ -452,3 +461,26 @@ async def test_replicas_without_a_status_do_not_fall_asleep_at_once() -> None:
         await world.pass_time(30)
         assert world.replicas() == {0: True}
         assert condition(world, "Ready") == ("True", Reason.SERVING)
+
+
+@pytest.mark.parametrize("spec", [{"replicas": 1}, {"scaling": SIZES}], ids=["a fixed size", "by load"])
+async def test_the_status_shows_how_many_requests_kept_the_objective(spec: Manifest) -> None:
+    clock = Clock()
+    engine = Engine(clock)
+    async with scaled([engine], clock) as world:
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update({"scaling": None, **spec}))
+        await world.pass_time(10)
+        assert "attainmentPercent" not in world.qd()["status"]["scaling"], "nothing came since the first look"
+        engine.begun, engine.late = engine.begun + 100, engine.late + 3
+        await world.pass_time(64)
+        assert world.qd()["status"]["scaling"]["attainmentPercent"] == {"hour": 97, "day": 97}
+        writes = world.qd()["metadata"]["resourceVersion"]
+        for _ in range(100):
+            engine.begun += 1
+            await world.pass_time(2)
+        assert world.qd()["metadata"]["resourceVersion"] == writes
+        await world.pass_time(120)
+        assert world.qd()["status"]["scaling"]["attainmentPercent"] == {"hour": 98, "day": 98}
+        await world.new_leader()
+        await world.pass_time(20)
+        assert world.qd()["status"]["scaling"]["attainmentPercent"] == {"hour": 98, "day": 98}

@@ -26,7 +26,8 @@ from qwen_operator.replicas.node_health import node_health
 from qwen_operator.replicas.pod_state import as_of, last_failure, read_pod, stored_failure
 from qwen_operator.replicas.scaling_view import scaled_deployment, shown
 from qwen_operator.routing.membership import EntryNaming, GatewayView, Membership, advance, restore
-from qwen_operator.scaling.page import LARGEST_NUMBER, Reading
+from qwen_operator.scaling.histograms import LARGEST_NUMBER
+from qwen_operator.scaling.page import Reading
 from tests.unit.fuzz.values import NASTY, anything, either, fuzzed, leaves, nested, record
 from tests.unit.scaling.world import read_page
 

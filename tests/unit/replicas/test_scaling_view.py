@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_operator.api.conditions import Reason
+from qwen_operator.api.objective import Objective
 from qwen_operator.manifests.names import (
     ANNOTATION_CORDONED_SINCE,
     ANNOTATION_DRAINING_SINCE,
@@ -18,7 +19,7 @@ from qwen_operator.manifests.names import (
 from qwen_operator.replicas.groups import Replica, groups_of, is_engine_of
 from qwen_operator.replicas.pod_state import read_pod
 from qwen_operator.replicas.scaling_view import scaled_deployment, scaled_deployments, shown
-from qwen_operator.scaling.types import Bounds, EnginePod, ScaledDeployment, ScalingState
+from qwen_operator.scaling.types import Attained, Bounds, EnginePod, ScaledDeployment, ScalingState
 
 
 def deployment(**spec: Any) -> Manifest:
@@ -61,6 +62,30 @@ def test_a_pod_that_answers() -> None:
     assert view.engines == (
         EnginePod("demo-12345678-0", "uid-0", "fd00::7", limit=2, model="org/m", replica="demo-12345678-0"),
     )
+
+
+def test_the_objective_reaches_the_engines_whatever_decides_the_size() -> None:
+    fast = {"timeToFirstTokenMilliseconds": 500}
+    for spec in ({"replicas": 2}, {"suspend": True}, {}):
+        view = scaled(deployment(scaling={"maxReplicas": 3, "objective": fast}, **spec), [pod()])
+        assert view.objective == view.engines[0].objective == Objective(500)
+    assert scaled(deployment(), [pod()]).engines[0].objective == Objective()
+
+
+@pytest.mark.parametrize(
+    ("written", "attained"),
+    [
+        ({"hour": 99, "day": 0}, Attained(99, 0)),
+        ({"day": 98}, Attained(None, 98)),
+        ({"hour": "99", "day": 101}, Attained()),
+        ([99], Attained()),
+    ],
+)
+def test_what_the_status_shows_of_the_objective(written: Any, attained: Attained) -> None:
+    its = {"scaling": {"wanted": 1, "reason": "Steady", "attainmentPercent": written}, "summary": {"load": "idle"}}
+    state = shown({**deployment(), "status": its})
+    assert state is not None
+    assert state.attained == attained
 
 
 OPTIONS: dict[str, tuple[list[str], int]] = {

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_operator.api.conditions import Reason
+from qwen_operator.api.objective import Objective
 from qwen_operator.api.spec import Scaling, Spec
 from qwen_operator.replicas.wanted import (
     Decider,
@@ -105,6 +106,7 @@ def test_a_writer_that_is_not_known_is_not_named() -> None:
     assert message == "spec.replicas is 2, set through the scale subresource (kubectl scale or an autoscaler)"
 
 
+FAST = Objective(500, 250, 100, 99)
 RULES: dict[str, tuple[dict[str, Any], SizeRule]] = {
     "nothing said": ({}, SizeRule(Decider.DEFAULT, 1, 1)),
     "a number": ({"replicas": 0}, SizeRule(Decider.SPEC_REPLICAS, 0, 0)),
@@ -112,6 +114,14 @@ RULES: dict[str, tuple[dict[str, Any], SizeRule]] = {
     "by load with a policy": (
         {"scaling": {"maxReplicas": 4, "policy": "Objective"}},
         SizeRule(Decider.LOAD, 1, 4, Bounds(1, 4, 300.0), True, "Objective"),
+    ),
+    "by load with an objective": (
+        {"scaling": {"maxReplicas": 4, "objective": {"timeToFirstTokenMilliseconds": 500}}},
+        SizeRule(Decider.LOAD, 1, 4, Bounds(1, 4, 300.0, objective=FAST), True, objective=FAST),
+    ),
+    "an objective that nobody can promise": (
+        {"scaling": {"maxReplicas": 4, "objective": {"attainmentPercent": 100}}},
+        SizeRule(Decider.DEFAULT, 1, 1),
     ),
     "a policy that does not exist": (
         {"scaling": {"maxReplicas": 4, "policy": "Magic"}},

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from qwen_operator.scaling.growth import FIRST_GUESS, Growth, watch, with_headroom
 
 
-def _watched(demands: list[float], start: float = 60.0) -> Growth:
+def _watched(demands: list[float], start: float = 60.0, miss_share: float = 0.05) -> Growth:
     growth = Growth()
     for number, demand in enumerate(demands):
-        growth = watch(growth, number * 10.0, demand, start)
+        growth = watch(growth, number * 10.0, demand, start, miss_share)
     return growth
 
 
@@ -31,9 +31,14 @@ def test_a_longer_start_sees_more_growth() -> None:
     assert _watched(rising, 600.0).headroom > _watched(rising, 60.0).headroom
 
 
+def test_who_may_miss_more_keeps_less_headroom() -> None:
+    steps = [4.0 if number % 60 == 30 else 2.0 for number in range(1000)]
+    assert _watched(steps, miss_share=0.2).headroom < _watched(steps, miss_share=0.05).headroom
+
+
 def test_nothing_happens_between_ticks() -> None:
     growth = _watched([4.0])
-    assert watch(growth, 5.0, 100.0, 60.0) is growth
+    assert watch(growth, 5.0, 100.0, 60.0, 0.05) is growth
 
 
 @given(st.lists(st.floats(0, 100), max_size=900), st.floats(0, 1800))

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from qwen_operator.api.conditions import Reason
+from qwen_operator.api.objective import Objective
 from qwen_operator.scaling import objective
 from qwen_operator.scaling.objective import History
 from qwen_operator.scaling.sizes import LARGEST_NEED
@@ -58,7 +59,7 @@ class World:
         return self.decision()
 
     def see(self, one: Sample) -> ScalingDecision:
-        self.history = objective.remember(self.history, one, self.engines, self.bounds.window)
+        self.history = objective.remember(self.history, one, self.engines, self.bounds)
         self.at += 2.0
         return self.decision()
 
@@ -91,6 +92,16 @@ def test_slow_decoding_adds_replicas_although_the_cache_has_room() -> None:
     decision = world.look(100, 100, seconds=30)
     assert "decoding within 70 ms per token needs" in decision.message
     assert decision.replicas > 100 * 500 / (0.6 * CAPACITY) + 1
+
+
+def test_a_stricter_objective_gets_more_replicas() -> None:
+    sizes = []
+    for aim in (Objective(), Objective(time_per_output_token_milliseconds=40)):
+        world = World(Bounds(1, 64, 300.0, objective=aim), ready=2)
+        decision = world.look(2000, 40, seconds=3600)
+        sizes.append(decision.replicas)
+    assert sizes[1] > sizes[0]
+    assert "decoding within 28 ms per token needs" in decision.message
 
 
 def test_a_burst_is_answered_with_the_second_look() -> None:
@@ -222,5 +233,5 @@ def test_missing_metrics_never_shrink(looks: list[tuple[float, int, int]], missi
 
 def test_the_pods_of_a_replica_that_leaves_are_no_start() -> None:
     pods = (EnginePod("a-0", "u", ready=False, draining=True), *engines(1))
-    history = objective.remember(None, sample(0.0, [load(0)]), pods, 300.0)
+    history = objective.remember(None, sample(0.0, [load(0)]), pods, Bounds(1, 8, 300.0))
     assert not history.starts.pending

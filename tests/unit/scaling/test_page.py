@@ -9,8 +9,9 @@ import pytest
 
 from qwen_operator import engines
 from qwen_operator.api.conditions import Reason
+from qwen_operator.api.objective import Objective
 from qwen_operator.scaling.page import LINE_BYTES, MOST_SERIES, NAME_BYTES, PAGE_BYTES, Page, Reading, Trouble
-from qwen_operator.scaling.types import Work
+from qwen_operator.scaling.types import Answers, Work
 from tests.unit.scaling.world import read_page
 
 PAGES = Path(__file__).parent / "pages"
@@ -49,6 +50,58 @@ def test_the_work_of_an_engine() -> None:
     assert _reading((PAGES / "loaded.txt").read_text(encoding="utf-8")).work == Work(47.0, 815.0, 2.684989598)
     fresh = _reading((PAGES / "idle.txt").read_text(encoding="utf-8")).work
     assert fresh == Work(28.0, 7.0, 1.814928443)
+
+
+def _histograms(**values: dict[str, int]) -> str:
+    """A page with the buckets of the histograms, by bound, and with their counts at the bound `all`."""
+    lines = []
+    for name, buckets in values.items():
+        for bound, value in buckets.items():
+            part, label = ("count", "") if bound == "all" else ("bucket", f',le="{bound}"')
+            lines.append(f'sglang:{name}_{part}{{model_name="tiny"{label}}} {value}')
+    return _page(*lines)
+
+
+FIRST, OUTPUT = "time_to_first_token_seconds", "request_time_per_output_token_seconds"
+RECORDED = {
+    "the defaults": (Objective(), Answers(3, 2, 2, 2)),
+    "between two bounds the smaller one counts": (Objective(3999, 250, 100), Answers(3, 2, 2, 2)),
+    "later": (Objective(4000, 250, 100), Answers(3, 3, 2, 2)),
+    "faster": (Objective(2000, 250, 6), Answers(3, 2, 2, 1)),
+    "the smallest": (Objective(100, 250, 5), Answers(3, 2, 2, 0)),
+}
+
+
+@pytest.mark.parametrize(("objective", "answers"), RECORDED.values(), ids=RECORDED.keys())
+def test_answers_of_a_real_page(objective: Objective, answers: Answers) -> None:
+    """Streams and other requests have series of their own, and all of them count."""
+    reading = read_page((PAGES / "loaded.txt").read_text(encoding="utf-8"), "tiny", objective=objective)
+    assert isinstance(reading, Reading)
+    assert reading.answers == answers
+
+
+ANSWERS: dict[str, tuple[str, Answers | None]] = {
+    "no request yet": (_page(), Answers()),
+    "only first tokens": (_histograms(**{FIRST: {"1.0": 3, "2.0": 4, "4.0": 9, "all": 9}}), Answers(9, 4)),
+    "buckets in any order": (_histograms(**{FIRST: {"4.0": 9, "2.0": 4, "1.0": 3, "all": 9}}), Answers(9, 4)),
+    "bounds of one's own": (_histograms(**{FIRST: {"0.5": 3, "1.5e+00": 4, "all": 9}}), Answers(9, 4)),
+    "no bound within the limit": (_histograms(**{FIRST: {"3.0": 9, "+Inf": 9, "all": 9}}), None),
+    "a bound that is no number": (_histograms(**{FIRST: {"x": 9, "1": 2, "-1": 3, "all": 9}}), Answers(9, 2)),
+    "a bucket without a bound": (_page(f'sglang:{FIRST}_bucket{{model_name="tiny"}} 3'), Answers()),
+    "too large": (_histograms(**{FIRST: {"1.0": 10**16, "all": 9}}), None),
+    "below nothing": (_histograms(**{OUTPUT: {"0.1": -1, "all": 9}}), None),
+    "of another model": (_histograms(**{FIRST: {"1.0": 1, "all": 1}}).replace("tiny", "other"), None),
+    "too many series": (
+        _page(*(f'sglang:{FIRST}_count{{model_name="tiny",priority="{number}"}} 1' for number in range(200))),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize(("page", "answers"), ANSWERS.values(), ids=ANSWERS.keys())
+def test_answers(page: str, answers: Answers | None) -> None:
+    result = read_page(page, "tiny")
+    assert (result.answers if isinstance(result, Reading) else None) == answers
 
 
 def test_the_work_of_data_parallel_ranks_is_added_and_their_idle_time_is_not() -> None:

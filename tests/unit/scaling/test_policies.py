@@ -18,7 +18,7 @@ class Counted:
     """Wants as many replicas as there were scrapes."""
 
     def remember(
-        self, history: Any, sample: Sample, engines: tuple[EnginePod, ...], window: float, last_wanted: int | None
+        self, history: Any, sample: Sample, engines: tuple[EnginePod, ...], bounds: Bounds, last_wanted: int | None
     ) -> int:
         return int(history or 0) + 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from qwen_operator.api.conditions import Reason
+from qwen_operator.api.objective import Objective
 from qwen_operator.engines.types import MetricNames
 from qwen_operator.scaling import policy
 from qwen_operator.scaling.page import KNOWN_NAMES, Page, Reading, Trouble
@@ -46,7 +47,7 @@ class Replay:
         loads: Iterable[EngineLoad] = (),
         problems: Mapping[str, Reason] | None = None,
     ) -> ScalingDecision:
-        self.history = policy.remember(self.history, sample(self.at, loads, problems), fleet, self.bounds.window)
+        self.history = policy.remember(self.history, sample(self.at, loads, problems), fleet, self.bounds)
         self.at += self.step
         return policy.decide(self.history, self.bounds, fleet)
 
@@ -57,8 +58,13 @@ class Replay:
         return decision
 
 
-def read_page(text: str, model: str, names_of_versions: Sequence[MetricNames] = KNOWN_NAMES) -> Reading | Trouble:
+def read_page(
+    text: str,
+    model: str,
+    names_of_versions: Sequence[MetricNames] = KNOWN_NAMES,
+    objective: Objective | None = None,
+) -> Reading | Trouble:
     """What is read of a whole page."""
-    page = Page(names_of_versions)
+    page = Page(objective, names_of_versions)
     page.feed(text.encode("utf-8", "replace"))
     return page.read(model)

@@ -4,7 +4,7 @@ Where the values come from (paths below sglang/srt in the wheel):
 
 * Options: `options.json`, written by `make engine-table VERSION=0.5.23`.
 * Metric names: observability/metrics_collector.py:365 to 1290 (gauges of the scheduler), 1033 to 1077 (ticks and
-  work), 2051 (histogram of inter_token_latency_seconds); observability/http_request_metrics.py:41 (active requests).
+  work), 2040 to 2065 (histograms); observability/http_request_metrics.py:41 (active requests).
   Data-parallel ranks each report their own queue; the other ranks repeat the numbers of their group.
 * Memory: arg_groups/memory_hook.py (what the engine reserves), model_executor/pool_configurator.py (the pool),
   mem_cache/kv_cache_configurator.py:2990 to 3100 and 3303 (what it measures, and the limits on tokens and states).
@@ -78,6 +78,8 @@ METRICS = MetricNames(
     prefill_mode="prefill_compute",
     decode_mode="decode",
     idle="sglang:scheduler_idle_seconds_total",
+    first_token="sglang:time_to_first_token_seconds",
+    output_token="sglang:request_time_per_output_token_seconds",
 )
 
 MEMORY = MemoryConstants(

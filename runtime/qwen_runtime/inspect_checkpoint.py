@@ -14,10 +14,12 @@ from typing import Any
 from qwen_runtime import weights
 from qwen_runtime.checkpoints.chat import LARGEST_CHAT_FILE, ChatFormat, chat_files, read_chat
 from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG, TensorHints, read
+from qwen_runtime.checkpoints.gguf import is_gguf
 from qwen_runtime.checkpoints.model import ModelConfig
 from qwen_runtime.checkpoints.modules import Held
 from qwen_runtime.checkpoints.reading import InvalidFactsError, shown
 from qwen_runtime.faults import Fault, parsed
+from qwen_runtime.inspect_gguf import inspect_gguf
 from qwen_runtime.json_parts import Parts, TooLargeError
 from qwen_runtime.reasons import ReportReason
 from qwen_runtime.safetensors import Room, Shard, opened, owner_and_mode, pieces, read_shard
@@ -33,9 +35,9 @@ _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 def examine(folder: Path) -> tuple[dict[str, Any], bool]:
-    """The report on a folder, and whether the facts are complete. Nothing in the folder can make it raise."""
+    """The report on a folder or a GGUF file, and whether the facts are complete. Nothing in it can make it raise."""
     try:
-        return inspect(folder), True
+        return (inspect_gguf(folder) if is_gguf(folder.name) else inspect(folder)), True
     except Fault as fault:
         return fault.report(), False
 
@@ -91,8 +93,6 @@ def _listing(folder: Path) -> frozenset[str]:
     try:
         names = frozenset(entry.name for entry in islice(folder.iterdir(), _MOST_NAMES + 1))
     except NotADirectoryError:
-        if folder.suffix == ".gguf":
-            raise _gguf(folder.name) from None
         raise Fault(ReportReason.MODEL_NOT_FOUND, f"{folder} is a file; the model must be a folder.") from None
     except PermissionError:
         message = f"{folder} cannot be listed by uid {os.geteuid()}: {owner_and_mode(folder)}; run chmod a+rx on it."
@@ -109,16 +109,11 @@ def _listing(folder: Path) -> frozenset[str]:
     return names
 
 
-def _gguf(name: str) -> Fault:
-    message = f"{name} is a GGUF file; GGUF is not supported yet, use a checkpoint of *.safetensors files."
-    return Fault(ReportReason.INVALID_CONFIG, message, name)
-
-
 def _refuse_other_weights(folder: Path, names: Iterable[str]) -> None:
     """Raise the fault for a folder without safetensors, if other files explain it better than a missing config."""
-    for name in sorted(names):
-        if name.endswith(".gguf"):
-            raise _gguf(name)
+    if files := sorted(name for name in names if is_gguf(name)):
+        message = f"{folder} holds GGUF files: set spec.source.file to one of them, for example {shown(files[0])}."
+        raise Fault(ReportReason.MODEL_NOT_FOUND, message)
     if CONFIG_FILE in names:
         pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
         instead = f", only {shown(pickles[0])}; convert it to safetensors" if pickles else ""

@@ -1,0 +1,84 @@
+"""GGUF files from the spec to the pod, and the sentences of those that cannot be served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_operator.kube import PODS, QWENDEPLOYMENTS
+from qwen_runtime.inspect_checkpoint import examine
+from tests.unit.runtime.gguf_files import qwen2
+from tests.unit.world import World, deployment
+
+SOURCE: dict[str, Any] = {"uri": "pvc://models/qwen", "file": "q4/model.gguf"}
+
+
+async def served(path: Path, kind: str = "Q4_K", source: dict[str, Any] = SOURCE) -> World:
+    world = await World().start()
+    world.kubelet.report, _ = examine(qwen2(kind).write(path / "model.gguf"))
+    world.api.put(QWENDEPLOYMENTS, deployment(model="local", source=source))
+    await world.settle(60)
+    return world
+
+
+async def test_a_file_of_a_claim_is_inspected_planned_and_loaded(tmp_path: Path) -> None:
+    world = await served(tmp_path)
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    status = world.qd()["status"]
+    assert status["plan"]["parallelism"]["tensor"] == 1
+    assert any(step.startswith("tensors: Q4_K ") for step in status["plan"]["steps"])
+    (engine,) = world.api.all(PODS)
+    container = engine["spec"]["containers"][0]
+    assert "--model-path=/models/source/qwen/q4/model.gguf" in container["command"]
+    assert container["resources"]["requests"]["memory"] == "3Gi"
+    commands = [
+        pod["spec"]["containers"][0]["command"]
+        for _, resource, pod in world.api.journal
+        if resource is PODS and pod["metadata"]["name"].endswith("-inspect")
+    ]
+    assert commands[0][-2:] == ["--path", "/models/source/qwen/q4/model.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "reason", "message"),
+    [
+        (
+            "BF16",
+            SOURCE,
+            "DoesNotFit",
+            "weights are gguf 16 bit, which SGLang cannot load: its tensor token_embd.weight has the type BF16",
+        ),
+        (
+            "Q8_0",
+            {"uri": "hf://Qwen/Qwen1.5-7B-Chat-GGUF"},
+            "InvalidOverride",
+            "a GGUF repository holds several files: set spec.source.uri to the repository and spec.source.file",
+        ),
+        (
+            "Q8_0",
+            {"uri": "hf://Qwen/Qwen1.5-7B-Chat-GGUF", "file": "qwen1_5-7b-chat-q4_k_m.gguf"},
+            "UnknownModel",
+            "can be planned only with its header, which the operator must read",
+        ),
+        (
+            "Q8_0",
+            {"uri": "modelscope://Qwen/Qwen1.5-7B-Chat-GGUF", "file": "a.gguf"},
+            "InvalidSpec",
+            "file is for pvc:// and hf://, because SGLang loads no single file from ModelScope",
+        ),
+        (
+            "Q8_0",
+            {"uri": "pvc://models/qwen", "file": "../a.gguf"},
+            "InvalidSpec",
+            "must be the path of a GGUF file in the source",
+        ),
+    ],
+)
+async def test_what_cannot_be_served_is_told(
+    tmp_path: Path, kind: str, source: dict[str, Any], reason: str, message: str
+) -> None:
+    world = await served(tmp_path, kind, source)
+    assert world.conditions()["Ready"] == ("False", reason)
+    assert message in world.message("Ready")

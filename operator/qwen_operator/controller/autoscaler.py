@@ -190,6 +190,7 @@ class Autoscaler:
             removal_order=removal_order(deployment.engines, sample),
             idle=readings.idle(watched.memories, deployment.engines, at),
             unfinished=unfinished(deployment.engines, sample),
+            reported={uid: memory.load.reported for uid, memory in watched.memories.items() if memory.load},
         )
         old, watched.state = watched.state, state
         if old != state:

@@ -93,6 +93,9 @@ class MetricNames:
     `ticks` are counters that grow about once a second while the scheduler's loop runs, with or without requests.
     `work` are counters that grow only with requests. `tokens` counts the processed tokens: its label `mode` is
     `prefill_mode` or `decode_mode`. `idle` counts the seconds without work. Both are also in `ticks` or `work`.
+    `weights_gib` and `free_gib` are what the weights took of a GPU's memory, and what was free when the engine was
+    ready. `startup` has the seconds that the start took, where its label `phase` is `startup_phase`. "" if the version
+    does not report one of these.
     """
 
     running: str
@@ -108,6 +111,10 @@ class MetricNames:
     prefill_mode: str
     decode_mode: str
     idle: str
+    weights_gib: str = ""
+    free_gib: str = ""
+    startup: str = ""
+    startup_phase: str = ""
 
     @property
     def scheduler(self) -> tuple[str, ...]:
@@ -124,7 +131,8 @@ class MetricNames:
     @property
     def all(self) -> tuple[str, ...]:
         """Every name."""
-        return (*self.scheduler, self.http_active, *self.ticks, *self.work)
+        start = tuple(name for name in (self.weights_gib, self.free_gib, self.startup) if name)
+        return (*self.scheduler, self.http_active, *self.ticks, *self.work, *start)
 
 
 @dataclass(frozen=True, slots=True)

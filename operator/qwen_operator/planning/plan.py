@@ -128,7 +128,8 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
     checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
     choice, read = chosen_engine.choice, chosen_engine.answers
     running = _running(chosen, wanted, choice)
-    args, warnings = engine.arguments(choice, _settings(search, fit, chosen_engine, running))
+    settings = _settings(search, fit, chosen_engine, running)
+    args, warnings = engine.arguments(choice, settings)
     startup = spec.engine.startup_seconds or _startup_seconds(checkpoint, choice)
     remark = explain.unverified(spec.repository or spec.model, checkpoint)
     start = explain.startup(checkpoint, startup, given=bool(spec.engine.startup_seconds), downloads=choice.downloads)
@@ -160,6 +161,7 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
         kv_bytes_per_token_per_rank=chosen.kv_bytes_per_token,
         cpu_millis=per_node * _CPU_MILLIS,
         host_memory_bytes=per_node * _HOST_BYTES + _loading_bytes(checkpoint),
+        promised_tokens=engine.promised_tokens(choice, settings, chosen.kv_tokens, warnings),
         resource_name=fit.product.resource_name,
         share=fit.product.share.kind if fit.product.share else "",
     )

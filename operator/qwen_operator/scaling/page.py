@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from qwen_operator import engines
 from qwen_operator.api.conditions import Reason
 from qwen_operator.engines.types import MetricNames
-from qwen_operator.scaling.types import Work
+from qwen_operator.scaling.types import NOTHING_REPORTED, Reported, Work
 from qwen_operator.untrusted import clean, count
 
 # The different sets of metric names of all supported versions, the newest version first.
@@ -29,6 +29,8 @@ KNOWN_NAMES = tuple(dict.fromkeys(engines.of(version).metrics for version in rev
 _OTHER_ENDPOINTS = frozenset({"/generate", "/api/chat", "/invocations", "/vertex_generate"})
 # The assumed size of the KV cache if an engine reports only the share in use.
 _WHOLE = 1_000_000
+# No GPU has so much memory.
+_MOST_GIB = 1 << 20
 PAGE_BYTES = 512 * 1024
 """How much of a page counts. A page of a loaded engine has about 80 KB."""
 LINE_BYTES = 4096
@@ -56,6 +58,7 @@ class Reading:
     `queued`: requests that wait in the scheduler's queues. `inside`: all requests that the engine has not finished. It
     also counts requests that the scheduler does not know yet and, for a moment, requests whose answer has ended.
     `work`: counters since the engine's start; None if the page has no counter of idle seconds.
+    `reported`: what the start of the engine took.
     `beat`: a number that changes while the scheduler is alive. `ticking`: it also changes without requests.
     """
 
@@ -67,6 +70,7 @@ class Reading:
     beat: float
     ticking: bool
     work: Work | None = None
+    reported: Reported = NOTHING_REPORTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +194,8 @@ def _read(samples: Sequence[_Sample], problems: Mapping[str, str], model: str, n
     ticking = any(name in names.ticks for name, _, _ in good)
     whole = not any(_too_many(problems, name) for name in (names.idle, names.tokens))
     integers = (int(running), int(waiting), int(inside), int(tokens[0]), int(tokens[1]))
-    return Reading(*integers, sum(beats), ticking, _work(good, names) if whole else None)
+    reported = _reported(relevant, values[names.tokens_capacity], model, names)
+    return Reading(*integers, sum(beats), ticking, _work(good, names) if whole else None, reported=reported)
 
 
 @cache
@@ -263,6 +268,31 @@ def _work(samples: Sequence[_Sample], names: MetricNames) -> Work | None:
         return None
     numbers = (prefilled, decoded, sum(idle.values()) / len(idle))
     return Work(*numbers) if all(count(number, LARGEST_NUMBER) for number in numbers) else None
+
+
+def _reported(samples: Sequence[_Sample], capacity: float | None, model: str, names: MetricNames) -> Reported:
+    """What the start took. Every rank reports its own memory, and the fullest counts."""
+    of_model = [item for item in samples if not model or item[1].get("model_name") == model]
+
+    def of(name: str) -> list[float]:
+        return [value for series, _, value in of_model if series == name and count(value, LARGEST_NUMBER)]
+
+    weights, free = of(names.weights_gib), of(names.free_gib)
+    seconds = [
+        value
+        for series, labels, value in of_model
+        if series == names.startup and labels.get("phase") == names.startup_phase and count(value, LARGEST_NUMBER)
+    ]
+    return Reported(
+        kv_tokens=int(capacity) if capacity else None,
+        weight_bytes=_bytes(max(weights, default=None)),
+        free_bytes=_bytes(min(free, default=None)),
+        startup_seconds=math.ceil(max(seconds)) if seconds else None,
+    )
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None or gib > _MOST_GIB else int(gib * (1 << 30))
 
 
 def _tokens(values: Mapping[str, float | None], names: MetricNames) -> tuple[float, float] | None:

@@ -25,6 +25,8 @@ from qwen_runtime.reasons import ReportReason
 from qwen_runtime.safetensors import Room, Shard, opened, owner_and_mode, pieces, read_shard
 
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+"""The config of an adapter, as PEFT, LLaMA-Factory and Axolotl write it."""
 LARGEST_INDEX = 100_000_000
 MOST_FILES = 10_000
 """Weight files of a checkpoint. The largest known model has 200."""
@@ -45,6 +47,12 @@ def examine(folder: Path) -> tuple[dict[str, Any], bool]:
 def inspect(folder: Path) -> dict[str, Any]:
     """The success report. Raises Fault with the first problem."""
     names = _listing(folder)
+    if ADAPTER in names and CONFIG_FILE not in names:
+        message = (
+            f"{folder} holds a LoRA adapter ({ADAPTER}) and no model: merge it into its base model, for example with "
+            "merge_and_unload of PEFT, and name the folder of the result."
+        )
+        raise Fault(ReportReason.MODEL_NOT_FOUND, message, ADAPTER)
     if not any(name.endswith(".safetensors") for name in names) and INDEX not in names:
         _refuse_other_weights(folder, names)
     raw = _small_file(folder, CONFIG_FILE, LARGEST_CONFIG)

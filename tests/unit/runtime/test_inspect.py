@@ -303,6 +303,11 @@ def replace(name: str, data: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(data)
 
 
+def as_adapter(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "config.json").rename(folder / "adapter_config.json")
+
+
 def remove(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
@@ -328,6 +333,11 @@ def as_gguf(folder: Path) -> None:
         (replace("config.json", b" " * 10_000_000), "InvalidConfig", "config.json has 10000000 bytes; it must have"),
         (as_fifo, "InvalidConfig", "config.json must be a regular file"),
         (as_gguf, "ModelNotFound", "{folder} holds GGUF files: set spec.source.file to one of them, for example"),
+        (
+            as_adapter,
+            "ModelNotFound",
+            "{folder} holds a LoRA adapter (adapter_config.json) and no model: merge it into",
+        ),
         (remove("model.safetensors"), "ModelNotFound", "{folder} has no *.safetensors file."),
         (
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),

@@ -332,7 +332,7 @@ def _expected(given: StatusInput, seen: Mapping[str, Any] | None) -> str:
     first = min((moment for moment in created if moment is not None), default=None)
     if first is None or given.running is None:
         return ""
-    seconds = startup_seconds(given.running.plan, seen)
+    seconds = startup_seconds(given.running, seen)
     return f"; by plan it answers at {rfc3339(first + timedelta(seconds=seconds))}"
 
 
@@ -373,10 +373,9 @@ def _planned(meta: Manifest, given: StatusInput, seen: Mapping[str, Any] | None)
 
 def _long_wake(given: StatusInput, seen: Mapping[str, Any] | None) -> str:
     """The warning that the first requests after a sleep are not held until they are answered."""
-    plan, scaling = given.running.plan if given.running else None, given.spec.scaling
-    if plan is None or scaling is None or scaling.min_replicas:
+    scaling, seconds = given.spec.scaling, startup_seconds(given.running, seen)
+    if scaling is None or scaling.min_replicas:
         return ""
-    seconds = startup_seconds(plan, seen)
     if seconds <= given.hold_seconds:
         return ""
     return (

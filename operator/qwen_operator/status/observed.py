@@ -17,6 +17,7 @@ CLEARLY_LESS_PERCENT = 95
 """Below so many percent of the promised tokens, the plan does not match. The promise itself has a margin already."""
 _GIB = 1 << 30
 _MOST = 10**15
+_LONGEST_START = 86_400
 
 
 def observed(
@@ -42,9 +43,15 @@ def observed(
     return {"hash": running.revision, **{name: value for name, value in numbers.items() if value is not None}}
 
 
-def startup_seconds(plan: Plan, seen: Mapping[str, Any] | None) -> int:
-    """How long a start takes: the plan's prediction, or what a start took if that is longer."""
-    return max(plan.startup_seconds, int((seen or {}).get("startupSeconds", 0)))
+def startup_seconds(running: PinnedRevision | None, seen: Mapping[str, Any] | None) -> int:
+    """How long a start takes: the plan's prediction, or what a start took if that is longer; 0 without a plan.
+
+    `seen` is `status.observed`. It counts only if it is about this revision.
+    """
+    if running is None:
+        return 0
+    known = _kept(running.revision, seen or {}) or {}
+    return max(running.plan.startup_seconds, min(int(known.get("startupSeconds", 0)), _LONGEST_START))
 
 
 def promised(plan: Plan) -> int | None:

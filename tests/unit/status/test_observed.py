@@ -10,11 +10,12 @@ import pytest
 
 from qwen_operator.api.engine import Engine
 from qwen_operator.controller.worker import PACE_SECONDS
-from qwen_operator.kube import PODS, QWENDEPLOYMENTS
+from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS
+from qwen_operator.manifests.revisions import read_revision
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import EngineDefaults, Plan
 from qwen_operator.scaling.types import NOTHING_REPORTED, Reported, ScalingState
-from qwen_operator.status.observed import mismatch, promised
+from qwen_operator.status.observed import mismatch, promised, startup_seconds
 from tests.unit.planning.models import DEFAULTS, DOWNLOADED, facts, pools, spec
 from tests.unit.world import World, deployment
 
@@ -80,6 +81,18 @@ async def test_it_stays_while_nothing_can_be_read_and_ends_with_the_revision() -
     world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(contextTokens=4096))
     await world.settle()
     assert world.seen() is None
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(900, 900), (10, None), (10**9, 86_400)])
+async def test_a_start_that_took_longer_than_planned_counts_for_the_next_ones(
+    seconds: int, expected: int | None
+) -> None:
+    world = await serving(Reported(startup_seconds=seconds))
+    (revision,) = world.operator.store.all(CONTROLLER_REVISIONS)
+    pinned = read_revision(revision)
+    assert startup_seconds(pinned, world.seen()) == (expected or pinned.plan.startup_seconds)
+    assert startup_seconds(pinned, {**world.seen(), "hash": "other"}) == pinned.plan.startup_seconds
+    assert startup_seconds(None, world.seen()) == 0
 
 
 async def test_engines_that_report_nothing_leave_no_part() -> None:

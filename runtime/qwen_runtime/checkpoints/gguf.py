@@ -9,6 +9,7 @@ The sizes of the types are those of ggml (`GGML_QUANT_SIZES` of the package gguf
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,9 +24,11 @@ MOST_ENTRIES = 10_000
 MOST_TENSORS = 100_000
 LONGEST_TEXT = 1 << 20
 """The most bytes of a text that is kept. Longer ones count as absent; a chat template has at most 20 000."""
-_MOST_ITEMS = 4_000_000
+MOST_ITEMS = 2_000_000
+"""The most entries of all lists together. A vocabulary of 250 000 tokens has three such lists."""
 _LONGEST_KEY = 65_535
-_LONGEST_NAME = 256
+_LONGEST_NAME = 128
+_TENSOR_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _MOST_DIMENSIONS = 4
 _LARGEST_DIMENSION = 1 << 40
 _LARGEST_ALIGNMENT = 1 << 20
@@ -219,11 +222,16 @@ class _Reader:
     values: dict[str, Any] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    items: int = 0
 
     def header(self) -> Header:
         magic = self.cursor.take(4, "its first bytes")
         if magic != b"GGUF":
-            raise InvalidFactsError(f"{self.file} is no GGUF file: it begins with {magic!r}, it must begin with GGUF")
+            right = "it must begin with GGUF"
+            raise InvalidFactsError(
+                f"{self.file} is no GGUF file: it begins with {magic!r}, {right}",
+                f"{self.file} is no GGUF file: {right}",
+            )
         version = self.cursor.number("<I", "its first bytes")
         if version not in _VERSIONS:
             raise self._refuse("version", version, "2 or 3, in little-endian order")
@@ -280,7 +288,10 @@ class _Reader:
 
     def _list(self) -> int:
         type_ = self.cursor.number("<I", "its metadata")
-        count = self._count("the length of a list", _MOST_ITEMS)
+        count = self._count("the length of a list", MOST_ITEMS)
+        self.items += count
+        if self.items > MOST_ITEMS:
+            raise self._refuse("the number of entries of all lists", self.items, f"at most {MOST_ITEMS}")
         if type_ in _SCALARS:
             self.cursor.skip(count * struct.calcsize(_SCALARS[type_]), "its metadata")
         elif type_ == _TEXT:
@@ -293,8 +304,10 @@ class _Reader:
     def _tensor(self) -> None:
         where = "its table of tensors"
         name = self._text("a tensor's name", _LONGEST_NAME)
+        if not _TENSOR_NAME.fullmatch(name):
+            raise self._refuse("a tensor's name", name, "made of letters, digits and _ . -")
         if name in self.tensors:
-            raise InvalidFactsError(f"{self.file} has the tensor {shown(name)} twice, it must have it once")
+            raise InvalidFactsError(f"{self.file} has the tensor {name} twice, it must have it once")
         dimensions = self.cursor.number("<I", where)
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
             raise self._refuse(f"the number of dimensions of {name}", dimensions, f"1 to {_MOST_DIMENSIONS}")

@@ -85,7 +85,11 @@ async def test_only_the_beginning_is_read_and_more_of_it_if_needed(monkeypatch: 
             HubReason.INVALID,
             f"{FILE} is cut off in its metadata: it needs at least",
         ),
-        (lambda hub: hub.files.update({FILE: b"<html>"}), HubReason.INVALID, f"{FILE} is no GGUF file"),
+        (
+            lambda hub: hub.files.update({FILE: b"<html>"}),
+            HubReason.INVALID,
+            f"{FILE} is no GGUF file: it must begin with GGUF",
+        ),
         (lambda hub: setattr(hub, "fault", "503"), HubReason.UNAVAILABLE, "the hub answered 503"),
         (lambda hub: setattr(hub, "fault", "206"), HubReason.INVALID, "the hub answered 206"),
     ],

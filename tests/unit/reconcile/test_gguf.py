@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubQuery, HubReason
+from qwen_operator.controller.hub_reader import PATIENCE_SECONDS
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS
 from qwen_operator.main import read_hub
 from qwen_runtime.inspect_checkpoint import examine
@@ -66,6 +68,24 @@ async def test_a_file_of_a_hub_is_planned_by_its_header_and_pinned_to_a_commit(
     command = engine["spec"]["containers"][0]["command"]
     assert {"--model-path=Qwen/Test/a.gguf", f"--revision={COMMIT}"} <= set(command)
     assert world.qd()["status"]["model"]["commit"] == COMMIT
+
+
+async def test_the_hub_gets_the_whole_time_for_a_file_although_the_catalog_has_the_repository() -> None:
+    asked: list[tuple[HubQuery, float]] = []
+
+    async def never(query: HubQuery, seconds: float) -> HubCheckpoint:
+        asked.append((query, seconds))
+        raise HubError(HubReason.OFFLINE, "https://hub.test cannot be reached")
+
+    world = World(replace(CONFIG, hub_lookup=True), fetch=never)
+    await world.start()
+    source = {"uri": "hf://Qwen/Qwen1.5-7B-Chat-GGUF", "file": "a.gguf"}
+    world.api.put(QWENDEPLOYMENTS, deployment(model="tuned", source=source))
+    await world.settle(5)
+    query = HubQuery(Hub.HUGGING_FACE, "Qwen/Qwen1.5-7B-Chat-GGUF", "", "a.gguf")
+    assert asked[0] == (query, PATIENCE_SECONDS)
+    assert world.conditions()["Ready"] == ("False", "UnknownModel")
+    assert "https://hub.test cannot be reached; the operator asks it again" in world.message("Ready")
 
 
 async def test_a_file_that_the_repository_lacks_is_told_with_those_that_it_has(

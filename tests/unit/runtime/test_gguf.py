@@ -236,6 +236,16 @@ def raw(*parts: bytes, tensors: int = 0, entries: int = 1) -> bytes:
         (raw(text("a") + struct.pack("<I", 13)), "the type of a metadata value is 13, it must be"),
         (raw((text("a") + struct.pack("<II", 4, 1)) * 2, entries=2), "has the metadata key 'a' twice"),
         (raw(struct.pack("<Q", 1) + b"\xff"), "a metadata key is not UTF-8 text"),
+        (
+            raw(
+                (text("a") + struct.pack("<IIQ", 9, 0, 1_500_000) + bytes(1_500_000))
+                + text("b")
+                + struct.pack("<IIQ", 9, 0, 1_500_000),
+                entries=2,
+            ),
+            "the number of entries of all lists is 3000000, it must be at most 2000000",
+        ),
+        (raw(text("a\nb"), tensors=1, entries=0), "a tensor's name is 'a\\nb', it must be made of letters"),
         (raw(text("t") + struct.pack("<I", 9), tensors=1, entries=0), "the number of dimensions of t is 9"),
         (raw(text("t") + struct.pack("<IQIQ", 1, 32, 99, 0), tensors=1, entries=0), "the type of t is 99"),
         (raw(text("t") + struct.pack("<IQIQ", 1, 0, 0, 0), tensors=1, entries=0), "the shape of t is '0'"),

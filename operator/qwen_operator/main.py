@@ -38,7 +38,7 @@ from qwen_operator.controller.scraper import Scraper, scraper
 from qwen_operator.controller.volume_claims import VolumeClaims
 from qwen_operator.controller.worker import Reconciler, Worker, utc_now
 from qwen_operator.endpoints import MetricsPage, http_app, serving
-from qwen_operator.hubs.client import fetch
+from qwen_operator.hubs.client import fetch, fetch_file
 from qwen_operator.kube import KubeApi
 from qwen_operator.kube.client import connect
 from qwen_operator.kube.lease import Elector, FencedApi, Terms, wall_stamp
@@ -199,6 +199,8 @@ def _not_scaled(key: ObjectKey, error: Exception) -> None:
 async def read_hub(config: Config, query: HubQuery, seconds: float) -> HubCheckpoint:
     """Read a repository at the address that the configuration gives for its hub; raises HubError."""
     mirror = config.engine.mirror(query.hub)
+    if query.file:
+        return await fetch_file(query, mirror, timeout=seconds)
     return await fetch(query.repository, query.revision, query.hub, mirror, timeout=seconds)
 
 

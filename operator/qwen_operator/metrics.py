@@ -29,6 +29,7 @@ from qwen_operator.scaling.types import Sample
 KEY_LABELS = ("namespace", "deployment")
 INFO_LABELS = ("model", "gpu_product", "tensor", "quantization", "engine_version", "revision")
 _MOST = 10_000
+_MOST_TOKENS = 10**15
 _LARGEST = 1e18
 _LABEL = 253
 # The event loop waits for so many deployments at a time: some milliseconds.
@@ -223,6 +224,10 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen_deployment_kv_capacity_tokens": ("Tokens for which the engines' KV caches have room", ()),
     "qwen_deployment_plan_kv_tokens": ("Planned: tokens for which the KV cache of one replica has room", ()),
     "qwen_deployment_observed_kv_tokens": ("Reported: tokens for which the smallest KV cache has room", ()),
+    "qwen_deployment_plan_kv_tokens_ratio": ("Reported KV tokens of the smallest engine by planned ones", ()),
+    "qwen_deployment_observed_weight_bytes": ("Reported: memory of the fullest GPU that the weights took", ()),
+    "qwen_deployment_observed_free_memory_bytes": ("Reported: memory of the fullest GPU free after the start", ()),
+    "qwen_deployment_observed_startup_seconds": ("Reported: seconds that the longest start took", ()),
     "qwen_deployment_plan_startup_seconds": ("Planned: seconds until a replica answers", ()),
     "qwen_deployment_objective_percent": ("Of 100 requests, how many should keep the objective", ()),
     "qwen_deployment_attainment_percent": (
@@ -266,6 +271,7 @@ def _status(gauges: _Gauges, key: ObjectKey, manifest: Manifest) -> None:
         gauges.add("qwen_deployment_condition", key, 1, *(objects.text(condition, part) for part in parts))
     gauges.add("qwen_deployment_plan_kv_tokens", key, plan.get("kvTokens"))
     gauges.add("qwen_deployment_plan_startup_seconds", key, plan.get("startupSeconds"))
+    _observed(gauges, key, plan, objects.mapping(status, "observed"))
     wanted, rule = last_wanted(manifest), written_size_rule(manifest)
     gauges.add("qwen_deployment_replicas", key, wanted, "wanted")
     if rule.bounds is not None:
@@ -275,6 +281,19 @@ def _status(gauges: _Gauges, key: ObjectKey, manifest: Manifest) -> None:
     gauges.add("qwen_deployment_scaling_configured", key, int(rule.scaling_configured))
     gauges.add("qwen_deployment_replicas_min", key, rule.least)
     gauges.add("qwen_deployment_replicas_max", key, rule.most)
+
+
+def _observed(gauges: _Gauges, key: ObjectKey, plan: Mapping[str, Any], seen: Mapping[str, Any]) -> None:
+    """What the engines of the plan's revision report, and its tokens as a share of the planned ones."""
+    if seen.get("hash") != plan.get("hash"):
+        return
+    gauges.add("qwen_deployment_observed_weight_bytes", key, seen.get("weightBytes"))
+    gauges.add("qwen_deployment_observed_free_memory_bytes", key, seen.get("freeMemoryBytes"))
+    gauges.add("qwen_deployment_observed_startup_seconds", key, seen.get("startupSeconds"))
+    planned = untrusted.whole(plan.get("kvTokens"), 1, _MOST_TOKENS, 0)
+    tokens = untrusted.whole(seen.get("kvTokens"), 0, _MOST_TOKENS, -1)
+    if planned and tokens >= 0:
+        gauges.add("qwen_deployment_plan_kv_tokens_ratio", key, tokens / planned)
 
 
 def _replicas(gauges: _Gauges, key: ObjectKey, manifest: Manifest, replicas: Iterable[Replica]) -> None:

@@ -14,15 +14,19 @@ from typing import Any
 from qwen_runtime import weights
 from qwen_runtime.checkpoints.chat import LARGEST_CHAT_FILE, ChatFormat, chat_files, read_chat
 from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG, TensorHints, read
+from qwen_runtime.checkpoints.gguf import is_gguf
 from qwen_runtime.checkpoints.model import ModelConfig
 from qwen_runtime.checkpoints.modules import Held
 from qwen_runtime.checkpoints.reading import InvalidFactsError, shown
 from qwen_runtime.faults import Fault, parsed
+from qwen_runtime.inspect_gguf import inspect_gguf
 from qwen_runtime.json_parts import Parts, TooLargeError
 from qwen_runtime.reasons import ReportReason
 from qwen_runtime.safetensors import Room, Shard, opened, owner_and_mode, pieces, read_shard
 
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+"""The config of an adapter, as PEFT, LLaMA-Factory and Axolotl write it."""
 LARGEST_INDEX = 100_000_000
 MOST_FILES = 10_000
 """Weight files of a checkpoint. The largest known model has 200."""
@@ -33,9 +37,9 @@ _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 def examine(folder: Path) -> tuple[dict[str, Any], bool]:
-    """The report on a folder, and whether the facts are complete. Nothing in the folder can make it raise."""
+    """The report on a folder or a GGUF file, and whether the facts are complete. Nothing in it can make it raise."""
     try:
-        return inspect(folder), True
+        return (inspect_gguf(folder) if is_gguf(folder.name) else inspect(folder)), True
     except Fault as fault:
         return fault.report(), False
 
@@ -43,6 +47,12 @@ def examine(folder: Path) -> tuple[dict[str, Any], bool]:
 def inspect(folder: Path) -> dict[str, Any]:
     """The success report. Raises Fault with the first problem."""
     names = _listing(folder)
+    if ADAPTER in names and CONFIG_FILE not in names:
+        message = (
+            f"{folder} holds a LoRA adapter ({ADAPTER}) and no model: merge it into its base model, for example with "
+            "merge_and_unload of PEFT, and name the folder of the result."
+        )
+        raise Fault(ReportReason.MODEL_NOT_FOUND, message, ADAPTER)
     if not any(name.endswith(".safetensors") for name in names) and INDEX not in names:
         _refuse_other_weights(folder, names)
     raw = _small_file(folder, CONFIG_FILE, LARGEST_CONFIG)
@@ -91,8 +101,6 @@ def _listing(folder: Path) -> frozenset[str]:
     try:
         names = frozenset(entry.name for entry in islice(folder.iterdir(), _MOST_NAMES + 1))
     except NotADirectoryError:
-        if folder.suffix == ".gguf":
-            raise _gguf(folder.name) from None
         raise Fault(ReportReason.MODEL_NOT_FOUND, f"{folder} is a file; the model must be a folder.") from None
     except PermissionError:
         message = f"{folder} cannot be listed by uid {os.geteuid()}: {owner_and_mode(folder)}; run chmod a+rx on it."
@@ -109,16 +117,11 @@ def _listing(folder: Path) -> frozenset[str]:
     return names
 
 
-def _gguf(name: str) -> Fault:
-    message = f"{name} is a GGUF file; GGUF is not supported yet, use a checkpoint of *.safetensors files."
-    return Fault(ReportReason.INVALID_CONFIG, message, name)
-
-
 def _refuse_other_weights(folder: Path, names: Iterable[str]) -> None:
     """Raise the fault for a folder without safetensors, if other files explain it better than a missing config."""
-    for name in sorted(names):
-        if name.endswith(".gguf"):
-            raise _gguf(name)
+    if files := sorted(name for name in names if is_gguf(name)):
+        message = f"{folder} holds GGUF files: set spec.source.file to one of them, for example {shown(files[0])}."
+        raise Fault(ReportReason.MODEL_NOT_FOUND, message)
     if CONFIG_FILE in names:
         pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
         instead = f", only {shown(pickles[0])}; convert it to safetensors" if pickles else ""

@@ -137,7 +137,7 @@ def read_shard(path: Path, name: str, room: Room | None = None) -> Shard:
     with opened(path, name) as descriptor:
         size = os.fstat(descriptor).st_size
         length_field = read_exactly(descriptor, 8, name)
-        _refuse_lfs_pointer(length_field, descriptor, size, name)
+        refuse_lfs_pointer(length_field, descriptor, size, name)
         if size < 8:
             raise truncated(name, 8, size)
         length = int.from_bytes(length_field, "little")
@@ -163,7 +163,7 @@ def truncated(name: str, bytes_wanted: int, bytes_found: int) -> Fault:
     return Fault(ReportReason.TRUNCATED_WEIGHTS, message, name, bytes_wanted, bytes_found)
 
 
-def _refuse_lfs_pointer(start: bytes, descriptor: int, size: int, name: str) -> None:
+def refuse_lfs_pointer(start: bytes, descriptor: int, size: int, name: str) -> None:
     if start != b"version " or size > 1024:
         return
     match = _LFS_POINTER.match(start + read_exactly(descriptor, size, name))

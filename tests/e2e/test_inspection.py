@@ -21,6 +21,9 @@ BROKEN = {
     "no-tokenizer": ("pvc://models/no-tokenizer", "TokenizerMissing", ["tokenizer"]),
     "no-weights": ("pvc://models/no-weights", "ModelNotFound", ["safetensors"]),
     "no-folder": ("pvc://models/nowhere", "ModelNotFound", ["nowhere"]),
+    "cut-gguf": ("pvc://models/gguf#cut.gguf", "TruncatedWeights", ["cut.gguf", "bytes"]),
+    "split-gguf": ("pvc://models/gguf#parts-00001-of-00004.gguf", "InvalidConfig", ["4 parts", "llama-gguf-split"]),
+    "unnamed-gguf": ("pvc://models/gguf", "ModelNotFound", ["spec.source.file"]),
     "no-claim": ("pvc://missing/tiny-qwen2", "ClaimNotFound", ["missing"]),
 }
 
@@ -30,7 +33,9 @@ def test_broken_checkpoints_are_named_before_an_engine_pod_exists(
     kubectl: Kubectl, claim_space: str, name: str
 ) -> None:
     uri, reason, words = BROKEN[name]
-    kubectl.apply(qd(claim_space, name, model=name, source={"uri": uri}))
+    folder, _, file = uri.partition("#")
+    source = {"uri": folder} | ({"file": file} if file else {})
+    kubectl.apply(qd(claim_space, name, model=name, source=source))
 
     obj = wait_condition(kubectl, claim_space, name, ("Ready", "False", reason), timeout=90)
 

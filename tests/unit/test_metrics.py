@@ -140,6 +140,16 @@ def test_a_deployment_in_numbers(world: World) -> None:
     assert {name: world.value(f"qwen_deployment_{name}") for name in numbers} == numbers
 
 
+@pytest.mark.parametrize(("revision", "ratio"), [("0a1b2c3d", 0.8), ("other", None)])
+def test_what_engines_report_is_compared_with_their_own_plan(world: World, revision: str, ratio: float | None) -> None:
+    seen = {"hash": revision, "kvTokens": 800, "weightBytes": 7, "freeMemoryBytes": 5, "startupSeconds": 120}
+    world.store.update(QWENDEPLOYMENTS, deployment(plan=PLAN, observed=seen))
+    assert world.value("qwen_deployment_plan_kv_tokens_ratio") == ratio
+    names = ("weight_bytes", "free_memory_bytes", "startup_seconds")
+    values = [world.value(f"qwen_deployment_observed_{name}") for name in names]
+    assert values == ([7, 5, 120] if ratio else [None, None, None])
+
+
 @pytest.mark.parametrize(
     ("spec", "least", "most"),
     [

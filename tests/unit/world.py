@@ -44,7 +44,7 @@ from qwen_operator.kube import (
 from qwen_operator.manifests.names import ENGINE_CONTAINER, INSPECTION_CONTAINER
 from qwen_operator.manifests.pods import RuntimeImage
 from qwen_operator.planning import plan as planning
-from qwen_operator.planning.types import EngineDefaults, NoFit, Plan
+from qwen_operator.planning.types import EngineDefaults, EngineSource, NoFit, Plan
 from qwen_operator.scaling.types import ScalingState
 from tests.unit.checkpoints.reports import V1
 from tests.unit.fakes import Clock, Crash, FakeKube, matches
@@ -101,8 +101,8 @@ def with_groups(pods: int, monkeypatch: pytest.MonkeyPatch) -> None:
     that gate is opened, everything behind it is the real thing."""
     gate = planning.runnable
 
-    def opened(result: Plan | NoFit, facts: Checkpoint) -> Plan | NoFit:
-        passed = gate(result, facts)
+    def opened(result: Plan | NoFit, facts: Checkpoint, source: EngineSource) -> Plan | NoFit:
+        passed = gate(result, facts, source)
         return replace(passed, nodes_per_replica=pods) if isinstance(passed, Plan) else passed
 
     monkeypatch.setattr(planning, "runnable", opened)

@@ -99,6 +99,8 @@ class Reason(StrEnum):
     TOKENIZER_MISSING = "TokenizerMissing"
     # a new revision does not come up
     REVISION_HELD = "RevisionHeld"
+    # an engine has less than its plan promised
+    PLAN_MISMATCH = "PlanMismatch"
     # the pod cannot start
     CLAIM_NOT_FOUND = "ClaimNotFound"
     CLAIM_NOT_BOUND = "ClaimNotBound"

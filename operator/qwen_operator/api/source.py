@@ -13,7 +13,7 @@ from qwen_operator.api.fields import Rule, described
 class Source:
     """Where the bytes of the model are."""
 
-    RULES: ClassVar = (uris.REVISION_RULE,)
+    RULES: ClassVar = (uris.REVISION_RULE, uris.FILE_RULE)
 
     uri: str = described(
         "Where the model's files are. pvc://CLAIM/PATH is a folder in a PersistentVolumeClaim of this namespace. The "
@@ -38,6 +38,16 @@ class Source:
                 uris.is_revision,
             ),
         ),
+    )
+
+    file: str | None = described(
+        "A GGUF file of the source, as a path below its folder or repository. SGLang loads only this file, on one GPU. "
+        "The operator reads its header before an engine starts. For pvc:// and hf://. Examples: "
+        "qwen1_5-7b-chat-q4_k_m.gguf, q8_0/model.gguf.",
+        default=None,
+        min_length=1,
+        max_length=256,
+        rules=(uris.FILE_FORM_RULE,),
     )
 
     @property

@@ -25,6 +25,7 @@ BUDGETS = {
     "names": 1180,
     "model": 330,
     "plan": 400,
+    "observed": 160,
     "noFit": 130,
     "lastFailure": 230,
     "scaling": 220,
@@ -33,7 +34,7 @@ BUDGETS = {
 }
 """Bytes that each part may always use, with its name."""
 
-RESERVED = {"progress": 130, "adapters": 226}
+RESERVED = {"progress": 130, "adapters": 110}
 """Bytes for parts that are to come: the progress of a download, and adapters."""
 
 _SHORTEST_MESSAGE = 20

@@ -119,6 +119,29 @@ class PlanStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ObservedStatus:
+    hash: str = described("Revision of the replicas that this is about: status.plan.hash at that time.", max_length=16)
+    kv_tokens: int | None = described(
+        "Number of tokens for which the KV cache has room, as the engines report it. The smallest of all replicas.",
+        default=None,
+        minimum=0,
+    )
+    weight_bytes: int | None = described(
+        "Memory that the weights took on a GPU, in bytes, as the engines report it. The largest of all GPUs.",
+        default=None,
+        minimum=0,
+    )
+    free_memory_bytes: int | None = described(
+        "Memory that was free on a GPU when the engine was ready, in bytes. The smallest of all GPUs.",
+        default=None,
+        minimum=0,
+    )
+    startup_seconds: int | None = described(
+        "Seconds that the start of the engine took. The largest of all replicas.", default=None, minimum=0
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class AlternativeStatus:
     context_tokens: int = described("Longest request in tokens.")
     gpu_product: str = described("GPU product of this alternative.", max_length=128)
@@ -255,6 +278,10 @@ class Status:
     names: NamesStatus | None = described("Which served names this object holds, and since when.", default=None)
     model: ModelFacts | None = described("Facts about the model.", default=None)
     plan: PlanStatus | None = described("How one replica runs.", default=None)
+    observed: ObservedStatus | None = described(
+        "What the engines report of their start, to compare with status.plan. It stays while no engine answers.",
+        default=None,
+    )
     no_fit: NoFitStatus | None = described("Why there is no plan, in numbers.", default=None)
     last_failure: FailureStatus | None = described("The last unexpected end of an engine.", default=None)
     scaling: ScalingStatus | None = described("How many replicas are wanted, and why.", default=None)

@@ -175,6 +175,25 @@ REVISION_RULE = Rule(
 )
 """The rule of `spec.source` about its revision."""
 
+_WITH_FILES = (PVC, HF)
+FILE_RULE = Rule(
+    f"!has(self.file) || {_starts('self.uri', _WITH_FILES)}",
+    f"file is for {_joined([form.prefix for form in _WITH_FILES], 'and')}, because SGLang loads no single file from "
+    "ModelScope: download it to a claim, and set uri to pvc://CLAIM/PATH",
+    lambda source: (
+        source.get("file") is None or str(source.get("uri")).startswith(tuple(form.prefix for form in _WITH_FILES))
+    ),
+)
+"""The rule of `spec.source` about its file."""
+_FILE_FORM = "^[A-Za-z0-9][-A-Za-z0-9._+/]*[.]gguf$"
+FILE_FORM_RULE = Rule(
+    f"self.matches('{_FILE_FORM}') && !self.contains('..') && !self.contains('//')",
+    "must be the path of a GGUF file in the source, without white space and without '..'; right would be "
+    "qwen1_5-7b-chat-q4_k_m.gguf",
+    lambda file: matches(_FILE_FORM, file) and ".." not in file and "//" not in file,
+)
+"""The rule of `spec.source.file` itself."""
+
 
 def is_uri(text: str) -> bool:
     """Whether the text can be the value of `spec.source.uri`."""

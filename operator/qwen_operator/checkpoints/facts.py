@@ -64,6 +64,8 @@ _VOCAB_STEP = 64
 
 _MAX_TEXT = 128
 _LONGEST_REFUSAL = 512
+_MOST_TYPES = 64
+_TYPE_NAME = re.compile(r"[A-Z0-9_]{1,16}")
 
 _HEADS = re.compile(r"(For(CausalLM|ConditionalGeneration|RewardModel|SequenceClassification)|Model)$")
 _FAMILIES = {
@@ -155,6 +157,11 @@ class Checkpoint:
         Qwen1.5, Qwen2 and Qwen2.5 share one class and are all "Qwen2": no file of a checkpoint distinguishes them.
         """
         return _FAMILIES.get(_HEADS.sub("", self.architecture), "")
+
+    @property
+    def gguf(self) -> bool:
+        """Whether the weights are in a GGUF file."""
+        return self.quantization is not None and self.quantization.method == "gguf"
 
     @property
     def quantization_name(self) -> str:
@@ -316,6 +323,7 @@ def _quantization(report: Fields) -> Quantization | None:
         plain=_plain(fields),
         steps=_steps(fields),
         refused=_refused(fields),
+        types=_types(fields),
     )
 
 
@@ -333,6 +341,20 @@ def _refused(fields: Fields) -> str:
     if not isinstance(why, str) or len(why) > _LONGEST_REFUSAL:
         raise fields.refuse("refused", f"text of at most {_LONGEST_REFUSAL} characters")
     return why
+
+
+def _types(fields: Fields) -> tuple[tuple[str, int], ...]:
+    pairs = fields.values.get("types") or []
+    right = f"a list of at most {_MOST_TYPES} pairs of a type's name and its bytes"
+    if not isinstance(pairs, (list, tuple)) or len(pairs) > _MOST_TYPES:
+        raise fields.refuse("types", right)
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise fields.refuse("types", right)
+    sizes = Fields(dict(pairs), "types.")
+    if not all(_TYPE_NAME.fullmatch(name) for name in sizes.values):
+        raise fields.refuse("types", right)
+    return tuple((name, sizes.whole(name, MAX_BYTES)) for name in sizes.values)
 
 
 def _plain(fields: Fields) -> tuple[Module, ...]:

@@ -65,11 +65,15 @@ class HubCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class HubQuery:
-    """A query to a hub for the facts of a repository at a revision, "" for its main branch."""
+    """A query to a hub for the facts of a repository at a revision, "" for its main branch.
+
+    `file` is a GGUF file of the repository, "" for a checkpoint of safetensors files.
+    """
 
     hub: Hub
     repository: str
     revision: str = ""
+    file: str = ""
 
     def __str__(self) -> str:
         return f"{self.hub}://{self.repository}{f' at {self.revision}' if self.revision else ''}"

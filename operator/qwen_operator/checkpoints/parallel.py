@@ -34,7 +34,8 @@ def refusal(checkpoint: Checkpoint, tp: int, ep: int = 1) -> str | None:
         # Merged layers and experts: SGLang checks their widths on one GPU as well (layers/quantization/fp8.py:600 and
         # 1588, compressed_tensors_w8a8_fp8_moe.py:109).
         return _widths(checkpoint, 1, 1) if quantization is not None and quantization.block else None
-    if quantization is not None and quantization.method == "gguf":
+    if checkpoint.gguf:
+        # SGLang divides rows of packed blocks by bytes, without a check that a block stays whole (linear.py:1661-1664).
         return f"GGUF weights run on one GPU only, not on TP {tp}"
     tower = tower_refusal(checkpoint.tower, tp) if checkpoint.tower else None
     return head_refusal(checkpoint, tp) or tower or _experts(checkpoint, tp, ep) or _widths(checkpoint, tp, ep)

@@ -10,6 +10,7 @@ import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from qwen_operator.api import uris
@@ -36,6 +37,7 @@ from qwen_operator.hardware.pools import GpuPool
 from qwen_operator.hardware.shares import part_of, profile_mib
 from qwen_operator.planning.types import EngineDefaults, EngineSource
 from qwen_operator.sources import registry
+from qwen_runtime.checkpoints.gguf import is_gguf
 
 _GPU = re.compile(
     r"(?P<product>[^=]+)=(?P<gpus>[1-9][0-9]?)x(?P<nodes>[1-9][0-9]{0,3})(:(?P<mib>[1-9][0-9]{3,6}))?"
@@ -73,7 +75,9 @@ def options(parser: argparse.ArgumentParser, *, manifest_only: bool = False) -> 
     if not manifest_only:
         subject.add_argument("--model", help="repository of the model, for example Qwen/Qwen1.5-72B-Chat")
         _spec_options(parser)
-    parser.add_argument("--checkpoint-config", metavar="FILE", help="the model's config.json, instead of the catalog")
+    parser.add_argument(
+        "--checkpoint-config", metavar="FILE", help="the model's config.json or GGUF file, instead of the catalog"
+    )
     parser.add_argument(
         "--hub",
         action="store_true",
@@ -215,8 +219,13 @@ def _checkpoint(arguments: argparse.Namespace, spec: Spec, defaults: EngineDefau
         raise InputError("--weight-bytes needs --checkpoint-config, because the catalog has the bytes of its models")
     name = spec.repository or spec.model
     catalog_facts, query = catalog.lookup(name), registry.hub_query(spec, defaults)
-    if query is not None and arguments.hub and (catalog_facts is None or query.revision):
+    if query is not None and arguments.hub and (catalog_facts is None or query.revision or query.file):
         return _from_hub(query, defaults.mirror(query.hub))
+    if spec.source and spec.source.file:
+        raise InputError(
+            f"the size of {spec.source.file} is in the file itself: give the file with --checkpoint-config"
+            f"{', or query its hub with --hub' if query else ''}"
+        )
     if catalog_facts is None:
         if pasted := uris.cure(name):
             raise InputError(f"{name} is the address of a page: {pasted}")
@@ -232,16 +241,19 @@ def _checkpoint(arguments: argparse.Namespace, spec: Spec, defaults: EngineDefau
 def _from_hub(query: HubQuery, mirror: str) -> Checkpoint:
     import asyncio  # noqa: PLC0415 - an HTTP client takes longer to import than a plan to make
 
-    from qwen_operator.hubs.client import fetch  # noqa: PLC0415
+    from qwen_operator.hubs.client import fetch, fetch_file  # noqa: PLC0415
 
+    fetched = fetch_file(query, mirror) if query.file else fetch(query.repository, query.revision, query.hub, mirror)
     try:
-        read = asyncio.run(fetch(query.repository, query.revision, query.hub, mirror))
+        read = asyncio.run(fetched)
     except HubError as error:
         raise InputError(f"--hub: {error.whole}") from error
     return replace(read.checkpoint, commit=read.commit)
 
 
 def _from_config(path: str, weight_bytes: int | None) -> Checkpoint:
+    if is_gguf(path):
+        return _from_gguf(path)
     from qwen_operator.checkpoints.config import from_config  # noqa: PLC0415 - only here
     from qwen_runtime.checkpoints.chat import chat_files, read_chat  # noqa: PLC0415
 
@@ -251,6 +263,15 @@ def _from_config(path: str, weight_bytes: int | None) -> Checkpoint:
         return replace(from_config(record, weight_bytes, source=INSPECTION), chat=chat)
     except InvalidFactsError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _from_gguf(path: str) -> Checkpoint:
+    from qwen_runtime.inspect_checkpoint import examine  # noqa: PLC0415 - only here
+
+    report, complete = examine(Path(path))
+    if not complete:
+        raise InputError(str(report["error"]["message"]).rstrip("."))
+    return Checkpoint.from_inspection(report)
 
 
 def _inventory(arguments: argparse.Namespace, pools: tuple[GpuPool, ...], resource_name: str) -> Inventory:

@@ -163,7 +163,7 @@ def _room(product: GpuProduct, result: Plan) -> str:
 def _model(given: Inputs, wanted: Demand, fit: Fit) -> Iterator[str]:
     checkpoint = given.checkpoint
     kind = _attention(checkpoint)
-    origin = "catalog" if checkpoint.source == CATALOG else "config.json"
+    origin = "catalog" if checkpoint.source == CATALOG else "the GGUF file" if checkpoint.gguf else "config.json"
     if checkpoint.commit:
         origin = f"hub, commit {checkpoint.commit}"
     yield _labelled(

@@ -208,6 +208,7 @@ class Autoscaler:
             idle=readings.idle(watched.memories, deployment.engines, at),
             attained=watched.attainment.shown,
             unfinished=unfinished(deployment.engines, sample),
+            reported={uid: memory.load.reported for uid, memory in watched.memories.items() if memory.load},
         )
         old, watched.state = watched.state, state
         if self._on_look is not None:

@@ -113,7 +113,9 @@ class HubReader:
             return HubAnswer(query, outage.until, None, HubReason.OFFLINE, outage.message, outage.failures)
 
     async def _read(self, query: HubQuery) -> HubAnswer:
-        patience = SHORT_PATIENCE_SECONDS if catalog.lookup(query.repository) else PATIENCE_SECONDS
+        # Of a file, the catalog knows no tensors. Without an answer there is no plan.
+        known = catalog.lookup(query.repository) is not None and not query.file
+        patience = SHORT_PATIENCE_SECONDS if known else PATIENCE_SECONDS
         try:
             fetched = await self._fetch(query, patience)
         except HubError as error:

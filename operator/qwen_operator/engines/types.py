@@ -94,7 +94,9 @@ class MetricNames:
     `work` are counters that grow only with requests. `tokens` counts the processed tokens: its label `mode` is
     `prefill_mode` or `decode_mode`. `idle` counts the seconds without work. Both are also in `ticks` or `work`.
     `first_token` and `output_token` are histograms with one entry for each request: the seconds until its first token,
-    and its mean seconds per output token.
+    and its mean seconds per output token. `weights_gib` and `free_gib` are what the weights took of a GPU's memory, and
+    what was free when the engine was ready. `startup` has the seconds that the start took, where its label `phase` is
+    `startup_phase`. "" if the version does not report one of these.
     """
 
     running: str
@@ -112,6 +114,10 @@ class MetricNames:
     idle: str
     first_token: str
     output_token: str
+    weights_gib: str = ""
+    free_gib: str = ""
+    startup: str = ""
+    startup_phase: str = ""
 
     @property
     def scheduler(self) -> tuple[str, ...]:
@@ -131,7 +137,8 @@ class MetricNames:
         histograms = (
             f"{name}_{part}" for name in (self.first_token, self.output_token) for part in ("bucket", "count")
         )
-        return (*self.scheduler, self.http_active, *self.ticks, *self.work, *histograms)
+        start = tuple(name for name in (self.weights_gib, self.free_gib, self.startup) if name)
+        return (*self.scheduler, self.http_active, *self.ticks, *self.work, *histograms, *start)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ reading after a fixed time. It sends only GET requests without credentials.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import io
 import re
 import threading
 from collections.abc import AsyncIterator, Mapping
@@ -27,13 +29,23 @@ from qwen_operator.checkpoints.hubs import (
     Hub,
     HubCheckpoint,
     HubError,
+    HubQuery,
     HubReason,
     is_address,
     is_repository,
 )
 from qwen_operator.hubs.redirects import reached_fault, redirect_fault
-from qwen_runtime.checkpoints.chat import LARGEST_CHAT_FILE, ChatFormat, Task, chat_files, read_chat
+from qwen_runtime.checkpoints import gguf_model
+from qwen_runtime.checkpoints.chat import (
+    LARGEST_CHAT_FILE,
+    ChatFormat,
+    Task,
+    chat_files,
+    chat_format,
+    read_chat,
+)
 from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG
+from qwen_runtime.checkpoints.gguf import CutOffError, is_gguf, read_header
 from qwen_runtime.checkpoints.model import MAX_BYTES
 from qwen_runtime.checkpoints.reading import MOST_MEMBERS, Fields, kind, parse_json, shown
 from qwen_runtime.json_parts import Parts, TooLargeError
@@ -52,6 +64,9 @@ _DECODING = threading.Lock()
 # Some networks drop packets silently, so that a connection attempt gets no answer at all.
 LONGEST_CONNECT = 5.0
 _REDIRECTS = 5
+# The header of a Qwen model has about 6 MB.
+_BEGINNINGS = (8 << 20, 32 << 20)
+_SHOWN_FILES = 6
 _REVISION = re.compile(r"[A-Za-z0-9][\w./+-]{0,127}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -117,14 +132,27 @@ async def fetch(
     `hub_url` is the address of a mirror, "" for the hub itself. `timeout` is in seconds and covers the whole reading.
     Raises HubError, also for an invalid config.json.
     """
-    base = (hub_url or ADDRESSES[hub]).rstrip("/")
-    named_revision = revision or DEFAULT_REVISIONS[hub]
+    async with _connected(HubQuery(hub, repository, revision), hub_url, timeout) as (connected, named_revision):
+        return await _read(connected, named_revision)
+
+
+async def fetch_file(query: HubQuery, hub_url: str = "", timeout: float = 30.0) -> HubCheckpoint:
+    """The facts of one GGUF file of a repository, from its header. Like `fetch`."""
+    async with _connected(query, hub_url, timeout) as (connected, named_revision):
+        return await _read_gguf(connected, named_revision, query.file)
+
+
+@contextlib.asynccontextmanager
+async def _connected(query: HubQuery, hub_url: str, timeout: float) -> AsyncIterator[tuple[_Repository, str]]:
+    """The repository and the revision to read, for at most `timeout` seconds. Every failure becomes a HubError."""
+    repository, base = query.repository, (hub_url or ADDRESSES[query.hub]).rstrip("/")
+    named_revision = query.revision or DEFAULT_REVISIONS[query.hub]
     _check(repository, named_revision, base)
     limits = httpx.Timeout(min(timeout, 10.0), connect=min(timeout, LONGEST_CONNECT))
     headers = {"Accept-Encoding": "identity", "User-Agent": "qwen-operator"}
     try:
         async with asyncio.timeout(timeout), httpx.AsyncClient(timeout=limits, headers=headers) as client:
-            return await _read(_Repository(client, hub, base, repository), named_revision)
+            yield _Repository(client, query.hub, base, repository), named_revision
     except TimeoutError:
         raise _offline(base, f"no answer within {timeout:g} s") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -152,7 +180,8 @@ def _check(repository: str, revision: str, base: str) -> None:
 async def _read(repository: _Repository, revision: str) -> HubCheckpoint:
     listing = await _listing(repository, revision)
     if CONFIG_FILE not in listing.sizes:
-        content = "GGUF files" if any(path.endswith(".gguf") for path in listing.sizes) else "no readable model"
+        gguf = any(is_gguf(path) for path in listing.sizes)
+        content = "GGUF files: set spec.source.file to one of them" if gguf else "no readable model"
         raise InvalidFactsError(f"there is no {CONFIG_FILE}; the repository contains {content}")
     raw = await _get(repository, repository.file_url(listing.commit, CONFIG_FILE), LARGEST_CONFIG, CONFIG_FILE)
     # Decoding a file near the limit takes a second, which would block everything else on the event loop.
@@ -161,6 +190,52 @@ async def _read(repository: _Repository, revision: str) -> HubCheckpoint:
     facts = await asyncio.to_thread(_facts, raw, stored)
     chat = await _chat(repository, listing)
     return HubCheckpoint(replace(facts, digest=hashlib.sha256(raw).hexdigest(), chat=chat), listing.commit)
+
+
+async def _read_gguf(repository: _Repository, revision: str, file: str) -> HubCheckpoint:
+    listing = await _listing(repository, revision)
+    if file not in listing.sizes:
+        others = sorted(path for path in listing.sizes if is_gguf(path) and _REVISION.fullmatch(path))
+        has = f"its GGUF files are {', '.join(others[:_SHOWN_FILES])}" if others else "it has no GGUF files"
+        more = f" and {len(others) - _SHOWN_FILES} more" if len(others) > _SHOWN_FILES else ""
+        raise HubError(HubReason.NOT_FOUND, f"{repository.name} has no file {file}; {has}{more}")
+    url = repository.file_url(listing.commit, file)
+    for most in _BEGINNINGS:
+        beginning = await _beginning(repository, url, most, file)
+        facts = await asyncio.to_thread(_gguf_facts, beginning, file, listing.sizes[file])
+        if facts is not None:
+            return HubCheckpoint(facts, listing.commit)
+    raise HubError(HubReason.TOO_LARGE, f"the header of {file} has more than {_BEGINNINGS[-1]} bytes")
+
+
+def _gguf_facts(beginning: bytes, file: str, size: int | None) -> Checkpoint | None:
+    """The facts in the first bytes of a GGUF file of `size` bytes; None if more of it is needed."""
+    name = file.rpartition("/")[2]
+    with _DECODING:
+        try:
+            header = read_header(io.BytesIO(beginning).read, name)
+        except CutOffError as error:
+            if size is not None and size < error.wanted:
+                raise InvalidFactsError(f"{error}, and the file has {size} bytes") from None
+            return None
+        if size is not None and size < header.end:
+            raise InvalidFactsError(f"{name} is cut off: it has {size} bytes, its tensors need {header.end}")
+        if not gguf_model.has_tokenizer(header):
+            raise InvalidFactsError(f"{name} holds no tokenizer, and SGLang downloads no other file")
+        chat = chat_format(gguf_model.template(header)).to_record()
+        report = gguf_model.report(header, name) | {"chat": chat}
+        return replace(Checkpoint.from_inspection(report), source=HUB)
+
+
+async def _beginning(repository: _Repository, url: str, most: int, content: str) -> bytes:
+    """At most the first `most` bytes of a file."""
+    parts, size = list[bytes](), 0
+    async for piece in _stream(repository, url, most, content, first=most):
+        parts.append(piece)
+        size += len(piece)
+        if size >= most:
+            break
+    return b"".join(parts)[:most]
 
 
 async def _chat(repository: _Repository, listing: _Listing) -> ChatFormat:
@@ -346,17 +421,20 @@ async def _get(repository: _Repository, url: str, limit: int, content: str) -> b
     return b"".join([piece async for piece in _stream(repository, url, limit, content)])
 
 
-async def _stream(repository: _Repository, url: str, limit: int, content: str) -> AsyncIterator[bytes]:
-    """See `_get`: the body in pieces."""
-    base = url
+async def _stream(repository: _Repository, url: str, limit: int, content: str, first: int = 0) -> AsyncIterator[bytes]:
+    """See `_get`: the body in pieces. With `first`, only so many bytes from the beginning, if the server can do that.
+
+    Another server sends the whole body. Then the caller stops reading, and `limit` has no meaning.
+    """
+    base, headers = url, {"Range": f"bytes=0-{first - 1}"} if first else {}
     for _ in range(_REDIRECTS + 1):
-        async with repository.client.stream("GET", url) as response:
+        async with repository.client.stream("GET", url, headers=headers) as response:
             if url != base and (fault := reached_fault(response, repository.base)):
                 raise HubError(HubReason.INVALID, f"the hub redirects {content} to {fault}")
             following = response.next_request
             if following is None:
                 _check_status(repository, response, content)
-                async for piece in _body(response, limit, content):
+                async for piece in _body(response, MAX_BYTES if first else limit, content):
                     yield piece
                 return
             target = str(following.url)
@@ -368,7 +446,7 @@ async def _stream(repository: _Repository, url: str, limit: int, content: str) -
 
 def _check_status(repository: _Repository, response: httpx.Response, content: str) -> None:
     status, code = response.status_code, response.headers.get("X-Error-Code", "")
-    if status == 200:
+    if status == 200 or (status == 206 and "Range" in response.request.headers):
         return
     place = f"{repository.name} at {repository.base}"
     if status == 404 or code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound"):

@@ -15,6 +15,9 @@ from qwen_operator.planning.engine_args import RefusedArgsError
 from qwen_operator.planning.types import EngineDefaults, EngineSource
 
 _TAG_VERSION = re.compile(r":v?([0-9]+\.[0-9]+\.[0-9]+)[^/:@]*(@|$)")
+VOID = "prediction void: "
+"""How the warning begins that names the options which make the prediction wrong."""
+_LONGEST_NUMBER = 16
 CHART, OBJECT = "the chart's engine.args", "spec.engine.args"
 
 # Without these, a crash may wait more than a minute for dumps that nobody collects.
@@ -130,7 +133,38 @@ def arguments(choice: EngineChoice, settings: RoleValues) -> tuple[tuple[str, ..
     if not voiding:
         return args, choice.warnings
     void_options = "; ".join(f"{where} sets {', '.join(options)}" for where, options in voiding.items())
-    return args, (*choice.warnings, f"prediction void: {void_options}")
+    return args, (*choice.warnings, f"{VOID}{void_options}")
+
+
+def promised_tokens(
+    choice: EngineChoice, settings: RoleValues, kv_tokens: int, warnings: tuple[str, ...]
+) -> int | None:
+    """`Plan.promised_tokens`. `settings` and `warnings` are those of the plan."""
+    promised = _promised(choice, settings, kv_tokens)
+    void = any(warning.startswith(VOID) for warning in warnings)
+    return None if promised == (0 if void else kv_tokens) else promised
+
+
+def _promised(choice: EngineChoice, settings: RoleValues, kv_tokens: int) -> int:
+    """How many of the planned tokens an engine has at least, with the chart's options; 0 if they make that unknown.
+
+    The chart's limit on tokens is a known number. The options of an object do not count: what they take away is told.
+    """
+    limit_name = choice.table.name(Role.MOST_TOKENS)
+    chart = engine_args.merge(choice.chart)
+    limits = [" ".join(option.values) for option in chart if option.name == limit_name]
+    if limits and limits[0].isdigit() and len(limits[0]) < _LONGEST_NUMBER:
+        return min(kv_tokens, int(limits[0]))
+    planned = {
+        option.name: option
+        for role, values in settings
+        if role not in _HARMLESS and (option := choice.table.option(role, *values))
+    }
+    for option in chart:
+        plan = planned.get(option.name)
+        if (plan is not None and plan.values != option.values) or option.name in engine_args.VOIDING - planned.keys():
+            return 0
+    return kv_tokens
 
 
 def _image(engine: Engine, defaults: EngineDefaults) -> tuple[str, str]:

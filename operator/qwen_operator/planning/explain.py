@@ -19,15 +19,19 @@ UNKNOWNS = (
     "not known: whether the memory formula holds here; it was compared with logs of other runs, never run",
 )
 GGUF = (
-    "a GGUF repository holds several files, and this version of the operator cannot tell the engine which one to load: "
-    "use AWQ, GPTQ, FP8 or 16-bit weights"
+    "a GGUF repository holds several files: set spec.source.uri to the repository and spec.source.file to the file to "
+    "load, for example qwen1_5-7b-chat-q4_k_m.gguf"
 )
 SEVERAL_NODES = "this version of the operator does not run replicas over several nodes"
 
 
 def model(checkpoint: Checkpoint, wanted: Demand, kv_cache: KvCacheType) -> tuple[str, ...]:
     """The model, and what it needs in total."""
-    origin = "catalog, no config.json was read" if checkpoint.source == CATALOG else "config.json and weight files"
+    origin = "config.json and weight files"
+    if checkpoint.source == CATALOG:
+        origin = "catalog, no config.json was read"
+    elif checkpoint.gguf:
+        origin = "the header of the GGUF file"
     value = kv_cache.value_bytes
     per_token = checkpoint.kv_bytes_per_token(1, value)
     lines = [
@@ -37,6 +41,9 @@ def model(checkpoint: Checkpoint, wanted: Demand, kv_cache: KvCacheType) -> tupl
         f"KV cache: 2 x {checkpoint.kv_heads} x {checkpoint.head_dim} x {checkpoint.attention_layers} layers x {value} "
         f"B = {per_token / 1024:g} KiB per token; {wanted.context} tokens = {wanted.context * per_token / GIB:.2f} GiB",
     ]
+    if checkpoint.quantization and checkpoint.quantization.types:
+        types = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in checkpoint.quantization.types)
+        lines.append(f"tensors: {types}")
     if checkpoint.linear:
         state = checkpoint.state_bytes_per_request(1) / MIB
         lines.append(

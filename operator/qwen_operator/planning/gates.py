@@ -5,7 +5,7 @@ A product of unknown compute capability passes every gate, and the plan says so.
 
 from __future__ import annotations
 
-from qwen_operator.checkpoints.facts import Checkpoint, Quantization
+from qwen_operator.checkpoints.facts import CATALOG, Checkpoint, Quantization
 from qwen_operator.engines.types import Capability, EngineVersion, Formats
 from qwen_operator.hardware.boards import Board, board
 from qwen_operator.hardware.inventory import GpuProduct
@@ -83,8 +83,10 @@ def remarks(checkpoint: Checkpoint, product: GpuProduct, gpus: int, formats: For
         lines.append(_unverified(known_board))
     if known_board and not known_board.nvlink and gpus > _PCIE_GPUS:
         lines.append(f"slow: {gpus} x {product.product} exchange every layer over PCIe, which bounds long prompts")
-    if checkpoint.quantization and checkpoint.quantization.method == "gguf":
-        lines.append("GGUF: planned on paper only; the operator cannot name the file of a repository to the engine yet")
+    if checkpoint.gguf:
+        lines.append("GGUF: one GPU; SGLang runs it slower than AWQ or GPTQ")
+        if checkpoint.source == CATALOG:
+            lines.append("GGUF: the catalog has the size of one file; spec.source.file says which file to load")
     if has is None:
         return (
             *lines,

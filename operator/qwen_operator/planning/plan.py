@@ -23,6 +23,7 @@ from qwen_operator.planning.fits import Demand, Fit, Limits, Search, demand, fin
 from qwen_operator.planning.memory import GIB, Budget
 from qwen_operator.planning.refusals import refuse, unlabelled
 from qwen_operator.planning.types import EngineDefaults, EngineSource, NoFit, Plan
+from qwen_runtime.checkpoints.gguf import is_gguf
 
 _IMPORT_SECONDS = 120
 _GRAPH_SECONDS = 120
@@ -77,8 +78,8 @@ def explore(
     return Outcome(result, first.wanted, None, first.tried)
 
 
-def runnable(result: Plan | NoFit, checkpoint: Checkpoint) -> Plan | NoFit:
-    """The result for the operator. A plan that this version cannot run becomes a refusal."""
+def runnable(result: Plan | NoFit, checkpoint: Checkpoint, source: EngineSource) -> Plan | NoFit:
+    """The result for the operator. A plan that it cannot run from this source becomes a refusal."""
     if isinstance(result, NoFit):
         kept = tuple(one for one in result.alternatives if one.nodes_per_replica == 1)
         spread = f"; {explain.SEVERAL_NODES}" if result.alternatives and not kept else ""
@@ -86,8 +87,8 @@ def runnable(result: Plan | NoFit, checkpoint: Checkpoint) -> Plan | NoFit:
     if result.nodes_per_replica > 1:
         why = f"needs {result.nodes_per_replica} nodes ({result.message}); {explain.SEVERAL_NODES}"
         return NoFit(Reason.DOES_NOT_FIT, why, result.steps)
-    if checkpoint.quantization and checkpoint.quantization.method == "gguf":
-        return NoFit(Reason.DOES_NOT_FIT, explain.GGUF, result.steps)
+    if checkpoint.gguf and not is_gguf(source.model_path):
+        return NoFit(Reason.INVALID_OVERRIDE, explain.GGUF, result.steps)
     return result
 
 
@@ -127,7 +128,8 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
     checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
     choice, read = chosen_engine.choice, chosen_engine.answers
     running = _running(chosen, wanted, choice)
-    args, warnings = engine.arguments(choice, _settings(search, fit, chosen_engine, running))
+    settings = _settings(search, fit, chosen_engine, running)
+    args, warnings = engine.arguments(choice, settings)
     startup = spec.engine.startup_seconds or _startup_seconds(checkpoint, choice)
     remark = explain.unverified(spec.repository or spec.model, checkpoint)
     start = explain.startup(checkpoint, startup, given=bool(spec.engine.startup_seconds), downloads=choice.downloads)
@@ -158,10 +160,19 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
         weight_bytes_per_rank=chosen.weight_bytes,
         kv_bytes_per_token_per_rank=chosen.kv_bytes_per_token,
         cpu_millis=per_node * _CPU_MILLIS,
-        host_memory_bytes=per_node * _HOST_BYTES,
+        host_memory_bytes=per_node * _HOST_BYTES + _loading_bytes(checkpoint),
+        promised_tokens=engine.promised_tokens(choice, settings, chosen.kv_tokens, warnings),
         resource_name=fit.product.resource_name,
         share=fit.product.share.kind if fit.product.share else "",
     )
+
+
+def _loading_bytes(checkpoint: Checkpoint) -> int:
+    """Host memory for the weights while they load.
+
+    SGLang copies the merged matrices of a GGUF file to the GPU only when it has all (layers/linear.py:733 and 1348).
+    """
+    return -(-checkpoint.weight_bytes // GIB) * GIB if checkpoint.gguf else 0
 
 
 def _startup_seconds(checkpoint: Checkpoint, choice: EngineChoice) -> int:

@@ -78,6 +78,9 @@ class Plan:
     once. `typical_requests` is how many requests of the workload's size the tokens hold. `cpu_millis` and
     `host_memory_bytes` are requests of one pod. Some stored records are older than the fields with a default.
 
+    `promised_tokens`: how many tokens an engine has at least, with the chart's options; 0 if these make that unknown.
+    None: `kv_tokens`, or unknown if a warning says that options make the prediction wrong.
+
     Pods request `resource_name`. `share` is a `ShareKind` if that is a part of a GPU, "" for whole GPUs. A stored
     record has these two members only for parts.
     """
@@ -108,6 +111,7 @@ class Plan:
     kv_bytes_per_token_per_rank: int = 0
     cpu_millis: int = 500
     host_memory_bytes: int = 2 * _GIB
+    promised_tokens: int | None = None
     resource_name: str = GPU_RESOURCE
     share: str = ""
 
@@ -124,7 +128,8 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back into an equal value."""
         members = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return members if self.share else {key: value for key, value in members.items() if key not in _OF_PARTS}
+        left_out = {*(() if self.share else _OF_PARTS), *(("promised_tokens",) if self.promised_tokens is None else ())}
+        return {key: value for key, value in members.items() if key not in left_out}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Plan:

@@ -44,10 +44,10 @@ _STARTS = 2
 class RolloutRules:
     """How many replicas are wanted, and the rules for creating and removing them.
 
-    `startup_seconds` is the planned time until a replica answers. `allow_one`: one ready replica at a time may be
-    evicted without a replacement. `max_surge`, `max_unavailable`: numbers of replicas. `deadline_seconds`: how long a
-    replica of a new revision may take until it answers; None for the default. `held`: the revision that is held back;
-    "" if there is none.
+    `startup_seconds` is how long it takes until a replica answers, planned or seen, the longer one. `allow_one`: one
+    ready replica at a time may be evicted without a replacement. `max_surge`, `max_unavailable`: numbers of replicas.
+    `deadline_seconds`: how long a replica of a new revision may take until it answers; None for the default. `held`:
+    the revision that is held back; "" if there is none.
     """
 
     deployment: Manifest

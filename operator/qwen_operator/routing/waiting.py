@@ -23,8 +23,8 @@ class WaitingName:
     """`stopped`: the field of the spec that says that no replica comes; "" if none does. `stalled`: there is no pod,
     and none will come before a person acts.
 
-    `startup_seconds`: the planned start of a replica; 0 if it is not known. `started_at`: when the container of the
-    oldest starting replica started, in seconds since 1970; 0 if none runs.
+    `startup_seconds`: how long a start takes, planned or seen, the longer one; 0 if it is not known. `started_at`:
+    when the container of the oldest starting replica started, in seconds since 1970; 0 if none runs.
     """
 
     name: str
@@ -56,9 +56,7 @@ def waiting_names(
             name,
             _stopped(objects.mapping(deployments[key], "spec")),
             key not in started and objects.holds(deployments[key], "Stalled"),
-            untrusted.whole(
-                objects.mapping(deployments[key], "status", "plan").get("startupSeconds"), 0, _LONGEST_START, 0
-            ),
+            max(_seconds(deployments[key], part) for part in ("plan", "observed")),
             started.get(key, 0),
         )
         for name, key in sorted(waiting.items())
@@ -77,6 +75,11 @@ def waiting_file(waiting: Mapping[str, WaitingName]) -> str:
         for one in waiting.values()
     }
     return json.dumps({"version": 1, "waiting": names}, indent=1) + "\n"
+
+
+def _seconds(deployment: Mapping[str, Any], part: str) -> int:
+    """The start-up seconds in a part of the status; 0 if there are none."""
+    return untrusted.whole(objects.mapping(deployment, "status", part).get("startupSeconds"), 0, _LONGEST_START, 0)
 
 
 def _stopped(spec: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.api.objective import Objective
 from qwen_operator.engines.types import MetricNames
 from qwen_operator.scaling.histograms import LARGEST_NUMBER, Buckets, Series, answers
-from qwen_operator.scaling.types import Answers, Work
+from qwen_operator.scaling.types import NOTHING_REPORTED, Answers, Reported, Work
 from qwen_operator.untrusted import clean, count
 
 # The different sets of metric names of all supported versions, the newest version first.
@@ -31,6 +31,8 @@ KNOWN_NAMES = tuple(dict.fromkeys(engines.of(version).metrics for version in rev
 _OTHER_ENDPOINTS = frozenset({"/generate", "/api/chat", "/invocations", "/vertex_generate"})
 # The assumed size of the KV cache if an engine reports only the share in use.
 _WHOLE = 1_000_000
+# No GPU has so much memory.
+_MOST_GIB = 1 << 20
 PAGE_BYTES = 512 * 1024
 """How much of a page counts. A page of a loaded engine has about 80 KB."""
 LINE_BYTES = 4096
@@ -55,6 +57,7 @@ class Reading:
     also counts requests that the scheduler does not know yet and, for a moment, requests whose answer has ended.
     `work`: counters since the engine's start; None if the page has no counter of idle seconds.
     `answers`: counters too, those in time by the page's objective; None if the page does not say how many those are.
+    `reported`: what the start of the engine took.
     `beat`: a number that changes while the scheduler is alive. `ticking`: it also changes without requests.
     """
 
@@ -67,6 +70,7 @@ class Reading:
     ticking: bool
     work: Work | None = None
     answers: Answers | None = None
+    reported: Reported = NOTHING_REPORTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +211,9 @@ def _read(samples: Sequence[Series], problems: Mapping[str, str], model: str, na
     whole = not any(_too_many(problems, name) for name in (names.idle, names.tokens))
     integers = (int(running), int(waiting), int(inside), int(tokens[0]), int(tokens[1]))
     work = _work(good, names) if whole else None
-    return Reading(*integers, sum(beats), ticking, work, answers(samples, problems, model, names))
+    found = answers(samples, problems, model, names)
+    reported = _reported(relevant, values[names.tokens_capacity], model, names)
+    return Reading(*integers, sum(beats), ticking, work, found, reported)
 
 
 @cache
@@ -280,6 +286,31 @@ def _work(samples: Sequence[Series], names: MetricNames) -> Work | None:
         return None
     numbers = (prefilled, decoded, sum(idle.values()) / len(idle))
     return Work(*numbers) if all(count(number, LARGEST_NUMBER) for number in numbers) else None
+
+
+def _reported(samples: Sequence[Series], capacity: float | None, model: str, names: MetricNames) -> Reported:
+    """What the start took. Every rank reports its own memory, and the fullest counts."""
+    of_model = [item for item in samples if not model or item[1].get("model_name") == model]
+
+    def of(name: str) -> list[float]:
+        return [value for series, _, value in of_model if series == name and count(value, LARGEST_NUMBER)]
+
+    weights, free = of(names.weights_gib), of(names.free_gib)
+    seconds = [
+        value
+        for series, labels, value in of_model
+        if series == names.startup and labels.get("phase") == names.startup_phase and count(value, LARGEST_NUMBER)
+    ]
+    return Reported(
+        kv_tokens=int(capacity) if capacity else None,
+        weight_bytes=_bytes(max(weights, default=None)),
+        free_bytes=_bytes(min(free, default=None)),
+        startup_seconds=math.ceil(max(seconds)) if seconds else None,
+    )
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None or gib > _MOST_GIB else int(gib * (1 << 30))
 
 
 def _tokens(values: Mapping[str, float | None], names: MetricNames) -> tuple[float, float] | None:

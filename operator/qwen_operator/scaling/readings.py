@@ -85,6 +85,6 @@ def _step(
     if at - beat_at >= FROZEN_SECONDS:
         return replace(memory, idle_since=None), Reason.METRICS_FROZEN
     numbers = (result.running, result.queued, result.tokens_used, result.tokens_capacity, result.inside, result.work)
-    load = EngineLoad(engine.pod, engine.uid, *numbers, result.answers)
+    load = EngineLoad(engine.pod, engine.uid, *numbers, result.answers, result.reported)
     idle_since = None if load.requests else memory.idle_since if memory.idle_since is not None else at
     return replace(memory, read_at=at, load=load, idle_since=idle_since), load

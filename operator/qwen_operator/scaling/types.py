@@ -128,6 +128,23 @@ UNKNOWN = Attained()
 
 
 @dataclass(frozen=True, slots=True)
+class Reported:
+    """What an engine reports of its start. None: it does not report this.
+
+    `kv_tokens`: tokens for which the whole KV cache has room. `weight_bytes`: what the weights took on the fullest GPU.
+    `free_bytes`: what was free on the fullest GPU when the engine was ready. `startup_seconds`: how long that took.
+    """
+
+    kv_tokens: int | None = None
+    weight_bytes: int | None = None
+    free_bytes: int | None = None
+    startup_seconds: int | None = None
+
+
+NOTHING_REPORTED = Reported()
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLoad:
     """The load that one engine reports.
 
@@ -145,6 +162,7 @@ class EngineLoad:
     inside: int = 0
     work: Work | None = None
     answers: Answers | None = None
+    reported: Reported = NOTHING_REPORTED
 
     @property
     def requests(self) -> int:
@@ -190,6 +208,7 @@ class ScalingState:
     idle: uids of draining pods without requests in two scrapes at least two seconds apart.
     attained: how many requests kept the objective. It changes rarely.
     unfinished: requests in each draining pod at the last scrape, by uid. A change of it alone causes no reconcile.
+    reported: what each ready engine reports of its start, by the pod's uid. It stays the same while the engine runs.
     """
 
     wanted: int | None
@@ -202,3 +221,4 @@ class ScalingState:
     idle: frozenset[str] = frozenset()
     attained: Attained = UNKNOWN
     unfinished: Mapping[str, int] = field(default_factory=dict, compare=False)
+    reported: Mapping[str, Reported] = field(default_factory=dict)

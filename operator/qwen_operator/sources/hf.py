@@ -15,10 +15,13 @@ _HUB = Hub.HUGGING_FACE
 
 
 def _engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
-    """All replicas load the commit to which the facts belong, or the revision as written if no commit is known."""
+    """All replicas load the commit to which the facts belong, or the revision as written if no commit is known.
+
+    SGLang downloads a single file that is named behind its repository (srt/utils/hf_transformers/common.py:457).
+    """
     query, mirror = hub_facts.query_of(_HUB, spec), defaults.mirror(_HUB)
     return EngineSource(
-        model_path=query.repository,
+        model_path=f"{query.repository}/{query.file}" if query.file else query.repository,
         revision=checkpoint.commit or query.revision or None,
         downloads=True,
         env=(EnvVar("HF_ENDPOINT", mirror),) if mirror else (),

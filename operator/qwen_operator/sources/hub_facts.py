@@ -36,13 +36,16 @@ _EXAMPLES = "it has Qwen/Qwen1.5-7B-Chat, Qwen/Qwen1.5-72B-Chat, Qwen/Qwen3-8B a
 
 def query_of(hub: Hub, spec: Spec) -> HubQuery:
     """The query for the hub: about the repository of the source or, without a source, about the model."""
-    return HubQuery(hub, spec.repository or spec.model, (spec.source.revision if spec.source else None) or "")
+    source = spec.source
+    revision, file = (source.revision, source.file) if source else (None, None)
+    return HubQuery(hub, spec.repository or spec.model, revision or "", file or "")
 
 
 def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
     """The facts of a hub's repository, or the reason why they are missing."""
     spec, query = context.spec, query_of(hub, context.spec)
-    cataloged = catalog.lookup(query.repository)
+    # The catalog has the size of one file of a GGUF repository, but not its tensors.
+    cataloged = None if query.file else catalog.lookup(query.repository)
     named = bool(query.revision)
     if cataloged is not None and not (named and context.online):
         remark = f"revision {query.revision} was not looked up, because hub.lookup is false" if named else ""
@@ -73,7 +76,7 @@ def _waiting(deployment: Mapping[str, Any], query: HubQuery) -> Blocked:
 
 def _pending(query: HubQuery) -> Blocked:
     """Waiting for the hub's answer."""
-    message = f"the operator reads config.json of {query} from its hub"
+    message = f"the operator reads {query.file or 'config.json'} of {query} from its hub"
     return Blocked(Reason.INSPECTING, message, waiting=True, query=query)
 
 
@@ -81,7 +84,9 @@ def _hub_failure(spec: Spec, answer: HubAnswer, again: HubQuery | None, now: dat
     assert answer.reason is not None
     query, answered = answer.query, answer.message
     reason = _REASONS[answer.reason]
-    if answer.reason is HubReason.NOT_FOUND and catalog.lookup(query.repository):
+    if answer.reason is HubReason.NOT_FOUND and query.file:
+        reason, message = Reason.MODEL_NOT_FOUND, f"{answered}: correct spec.source"
+    elif answer.reason is HubReason.NOT_FOUND and catalog.lookup(query.repository):
         reason, message = (
             Reason.MODEL_NOT_FOUND,
             f"{answered}: correct spec.source.revision, which is {query.revision}",
@@ -103,4 +108,6 @@ def _unknown(spec: Spec, query: HubQuery) -> str:
     field = f'spec.source.uri "{spec.source.uri}"' if spec.source else f'spec.model "{spec.model}"'
     if pasted := uris.cure(query.repository):
         return f"{field} is the address of a page. {pasted}"
+    if query.file:
+        return f'spec.source.file "{query.file}" can be planned only with its header, which the operator must read'
     return f"{field} is not in the catalog{suggestion(query.repository)} ({_EXAMPLES})"

@@ -1,4 +1,4 @@
-"""`pvc://CLAIM/PATH`: a folder in a PersistentVolumeClaim, mounted read-only and inspected by a pod. Pure."""
+"""`pvc://CLAIM/PATH`: a folder or file of a PersistentVolumeClaim, mounted read-only and inspected by a pod. Pure."""
 
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.api import uris
@@ -20,9 +20,10 @@ def claim_and_path(spec: Spec) -> tuple[str, str]:
 
 
 def _mounted(spec: Spec) -> EngineSource:
+    assert spec.source is not None
     claim, path = claim_and_path(spec)
     return EngineSource(
-        model_path=f"{_MOUNT}/{path}".rstrip("/"),
+        model_path="/".join(part for part in (_MOUNT, path, spec.source.file) if part),
         volumes=({"name": _VOLUME, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}},),
         mounts=({"name": _VOLUME, "mountPath": _MOUNT, "readOnly": True},),
     )

@@ -29,6 +29,7 @@ from qwen_operator.scaling.load import LoadClass
 from qwen_operator.scaling.types import UNKNOWN
 from qwen_operator.sources.inspection import PHASE
 from qwen_operator.status.names import lost_message, lost_reason
+from qwen_operator.status.observed import mismatch, observed, startup_seconds
 from qwen_operator.status.rollouts import held_verdict, without_room
 
 STALLED_AFTER_FAILURES = 3
@@ -135,6 +136,7 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
     facts = target.facts if target else blocked.facts if blocked else None
     failure = _reported_failure(given, old)
     attained = given.rules.scaling.attained if given.rules.scaling else UNKNOWN
+    seen = observed(running, given.replicas.serving, given.rules.scaling, old)
     observation = Observation(
         generation=int(meta.get("generation") or 0),
         replicas=given.replicas.count(given.wanted.number, given.rules.max_surge),
@@ -143,7 +145,7 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
         selector=engine_selector(meta["name"]),
         names=tuple(name for name in given.spec.names if name not in given.names.lost_names),
         claims=given.names.record(meta["uid"], given.rules.now),
-        verdicts=_verdicts(meta, given, failure),
+        verdicts=_verdicts(meta, given, failure, seen),
         gpus=running.plan.gpus if running else "",
         model=None
         if facts is None
@@ -166,6 +168,7 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
             attained.day,
         ),
         load=given.rules.scaling.load if given.rules.scaling else LoadClass.NONE,
+        observed=seen,
     )
     new = build(observation, old, now)
     return {**new, "summary": {**new["summary"], **_resizing(given, str(new["summary"]["status"]))}}
@@ -193,15 +196,17 @@ def _reported_failure(given: StatusInput, old: Mapping[str, Any]) -> Failure | N
     return last_failure(record if of_revision else {}, pods)
 
 
-def _verdicts(meta: Manifest, given: StatusInput, failure: Failure | None) -> tuple[Verdict, ...]:
+def _verdicts(
+    meta: Manifest, given: StatusInput, failure: Failure | None, seen: Mapping[str, Any] | None
+) -> tuple[Verdict, ...]:
     reason, message = _progress(given)
-    ready = _ready(given, reason, message)
+    ready = _ready(given, reason, message, seen)
     loaded = bool(given.ready)
     if given.wanted.number == 0 and given.blocked is None:
         reason, message = ready.reason, ready.message
     verdicts = [
         ready,
-        _planned(meta, given),
+        _planned(meta, given, seen),
         Verdict(ConditionType.MODEL_LOADED, True, Reason.LOADED, "at least one replica has the model in memory")
         if loaded
         else Verdict(ConditionType.MODEL_LOADED, False, reason, message),
@@ -219,7 +224,7 @@ def _verdicts(meta: Manifest, given: StatusInput, failure: Failure | None) -> tu
         else:
             reconciling = (reason, message)
         verdicts.append(Verdict(ConditionType.RECONCILING, True, *reconciling))
-    if (degraded := _degraded(given, message)) is not None:
+    if (degraded := _degraded(given, message, seen)) is not None:
         verdicts.append(degraded)
     return tuple(verdicts)
 
@@ -293,7 +298,7 @@ def _missing(given: StatusInput, number: int) -> str:
     return f"the operator creates {number} of {given.wanted.number} replicas{cause}"
 
 
-def _ready(given: StatusInput, reason: Reason, message: str) -> Verdict:
+def _ready(given: StatusInput, reason: Reason, message: str, seen: Mapping[str, Any] | None) -> Verdict:
     lost, ready = given.names.lost, given.answering
     if given.unreachable and given.blocked is None:
         return Verdict(ConditionType.READY, False, lost_reason(lost), lost_message(given.spec, lost))
@@ -307,7 +312,7 @@ def _ready(given: StatusInput, reason: Reason, message: str) -> Verdict:
     if given.wanted.number == 0 and given.blocked is None:
         return _resting(given)
     if given.wanted.reason is Reason.WAKING and _comes_by_itself(given):
-        text = f"{given.wanted.message}; {message}{_expected(given)}"
+        text = f"{given.wanted.message}; {message}{_expected(given, seen)}"
         return Verdict(ConditionType.READY, True, Reason.WAKING, text)
     return Verdict(ConditionType.READY, False, reason, message)
 
@@ -328,15 +333,16 @@ def _comes_by_itself(given: StatusInput) -> bool:
     return all(replica.on_the_way for replica in given.current if not replica.ready)
 
 
-def _expected(given: StatusInput) -> str:
-    """When the replica that wakes should answer, by the plan. The time stays the same while it starts."""
+def _expected(given: StatusInput, seen: Mapping[str, Any] | None) -> str:
+    """When the replica that wakes should answer. The time stays the same while it starts."""
     created = [
         objects.moment(objects.text(one.leader.manifest, "metadata", "creationTimestamp")) for one in given.current
     ]
     first = min((moment for moment in created if moment is not None), default=None)
     if first is None or given.running is None:
         return ""
-    return f"; by plan it answers at {rfc3339(first + timedelta(seconds=given.running.plan.startup_seconds))}"
+    seconds = startup_seconds(given.running, seen)
+    return f"; by plan it answers at {rfc3339(first + timedelta(seconds=seconds))}"
 
 
 def _leaving(given: StatusInput) -> str:
@@ -355,7 +361,7 @@ def _leaving(given: StatusInput) -> str:
     )
 
 
-def _planned(meta: Manifest, given: StatusInput) -> Verdict:
+def _planned(meta: Manifest, given: StatusInput, seen: Mapping[str, Any] | None) -> Verdict:
     if given.target is None:
         assert given.blocked is not None
         blocked = given.blocked
@@ -370,17 +376,19 @@ def _planned(meta: Manifest, given: StatusInput) -> Verdict:
         parts.append(
             f"it is held back: status.plan shows the earlier revision {given.hold.earlier.revision}, which runs"
         )
-    parts.append(_long_wake(given))
+    parts.append(_long_wake(given, seen))
     return Verdict(ConditionType.PLANNED, True, Reason.FITS, "; ".join(part for part in parts if part))
 
 
-def _long_wake(given: StatusInput) -> str:
+def _long_wake(given: StatusInput, seen: Mapping[str, Any] | None) -> str:
     """The warning that the first requests after a sleep are not held until they are answered."""
-    plan, scaling = given.running.plan if given.running else None, given.spec.scaling
-    if plan is None or scaling is None or scaling.min_replicas or plan.startup_seconds <= given.hold_seconds:
+    scaling, seconds = given.spec.scaling, startup_seconds(given.running, seen)
+    if scaling is None or scaling.min_replicas:
+        return ""
+    if seconds <= given.hold_seconds:
         return ""
     return (
-        f"a start takes about {plan.startup_seconds} s, but requests wait in the gateway for at most "
+        f"a start takes about {seconds} s, but requests wait in the gateway for at most "
         f"{given.hold_seconds} s (chart value gateway.hold.maxSeconds): with spec.scaling.minReplicas 0, the first "
         "requests after a sleep get 503 with Retry-After"
     )
@@ -428,7 +436,7 @@ def _reconciling(given: StatusInput) -> bool:
     return given.outdated or not any(replica.ready for replica in given.current)
 
 
-def _degraded(given: StatusInput, message: str) -> Verdict | None:
+def _degraded(given: StatusInput, message: str, seen: Mapping[str, Any] | None) -> Verdict | None:
     lost = given.names.lost
     if lost and not given.unreachable:
         return Verdict(ConditionType.DEGRADED, True, lost_reason(lost), lost_message(given.spec, lost))
@@ -437,4 +445,6 @@ def _degraded(given: StatusInput, message: str) -> Verdict | None:
     if given.foreign:
         return Verdict(ConditionType.DEGRADED, True, Reason.FOREIGN_OBJECT, given.foreign)
     broken = [replica for replica in given.current if not replica.ready and not replica.on_the_way]
-    return Verdict(ConditionType.DEGRADED, True, Reason.REPLICA_LOST, message) if broken else None
+    if broken:
+        return Verdict(ConditionType.DEGRADED, True, Reason.REPLICA_LOST, message)
+    return mismatch(given.running.plan, seen) if given.running else None

@@ -91,6 +91,7 @@ class Quantization:
 
     These describe most layers. `steps` is set where single layers are stored in another way, so that the rules of a
     split do not follow from the rest. `refused` says in a clause why SGLang cannot load the checkpoint, "" if it can.
+    `types` are the types of a GGUF file's tensors with their bytes, the largest first.
     """
 
     method: str
@@ -102,11 +103,13 @@ class Quantization:
     plain: tuple[Module, ...] = ()
     steps: Steps | None = None
     refused: str = ""
+    types: tuple[tuple[str, int], ...] = ()
 
     def to_record(self) -> dict[str, Any]:
         """JSON values by the names of the fields. What is not set is left out, as in records before it existed."""
-        record = asdict(self) | {"plain": [module.value for module in self.plain]}
-        return {key: value for key, value in record.items() if key not in ("steps", "refused") or value}
+        lists = {"plain": [module.value for module in self.plain], "types": [list(one) for one in self.types]}
+        record = asdict(self) | lists
+        return {key: value for key, value in record.items() if key not in ("steps", "refused", "types") or value}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from gguf import GGUFWriter, TokenType
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -225,6 +227,78 @@ def make_hybrid(tiny: Path) -> None:
     config.write_text(json.dumps(record))
 
 
+GGUF_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+GGUF_OUTER = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+
+
+def gguf_name(name: str) -> str:
+    """The name of a tensor in a GGUF file."""
+    if name in GGUF_OUTER:
+        return GGUF_OUTER[name]
+    _, _, layer, *module, part = name.split(".")
+    return f"blk.{layer}.{GGUF_NAMES['.'.join(module)]}.{part}"
+
+
+def write_gguf(tiny: Path, writer: GGUFWriter) -> None:
+    """The tiny model as one GGUF file, or as several if the writer splits: matrices in 16 bits, the rest in 32."""
+    config, words = json.loads((tiny / "config.json").read_text()), json.loads((tiny / "tokenizer.json").read_text())
+    tokens, kinds = (
+        [f"[PAD{index}]" for index in range(config["vocab_size"])],
+        [TokenType.UNUSED] * config["vocab_size"],
+    )
+    for text, index in words["model"]["vocab"].items():
+        tokens[index], kinds[index] = text, TokenType.NORMAL
+    for added in words["added_tokens"]:
+        tokens[added["id"]], kinds[added["id"]] = added["content"], TokenType.CONTROL
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([" ".join(pair) for pair in words["model"]["merges"]])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_pad_token_id(config["pad_token_id"])
+    writer.add_chat_template(CHAT_TEMPLATE)
+    for name, tensor in load_file(tiny / "model.safetensors").items():
+        values = tensor.float().numpy()
+        writer.add_tensor(gguf_name(name), values if values.ndim == 1 else values.astype("float16"))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def make_gguf(tiny: Path) -> None:
+    """A folder of GGUF files, as repositories hold them: a whole one, one that is cut off, and one in parts."""
+    folder = tiny.with_name("gguf")
+    folder.mkdir()
+    write_gguf(tiny, GGUFWriter(folder / "tiny-f16.gguf", "qwen2"))
+    write_gguf(tiny, GGUFWriter(folder / "parts.gguf", "qwen2", split_max_tensors=8))
+    whole = (folder / "tiny-f16.gguf").read_bytes()
+    (folder / "cut.gguf").write_bytes(whole[: len(whole) * 2 // 3])
+
+
 def make_broken(tiny: Path, sharded: Path) -> None:
     """The checkpoints that an inspection has to refuse, each broken in one way."""
     config = copy(tiny, "bad-config") / "config.json"
@@ -262,6 +336,7 @@ def main(root: Path) -> None:
     declare(copy(tiny, "Qwen1.5-72B-Chat"), "Qwen/Qwen1.5-72B-Chat")
     make_hybrid(tiny)
     make_broken(tiny, sharded)
+    make_gguf(tiny)
     unreadable = copy(sharded, "unreadable")
     make_readable(root)
     shards(unreadable)[1].chmod(0o600)

@@ -260,7 +260,7 @@ TEXTS = {
     "GGUF": (
         ["--model", "Qwen/Qwen1.5-7B-Chat-GGUF", "--gpu", "L40S=8x1"],
         0,
-        ["1 x NVIDIA-L40S", "GGUF: planned on paper only"],
+        ["1 x NVIDIA-L40S", "spec.source.file says which file to load"],
     ),
     "a context beyond YaRN": (
         ["--model", MODEL, "--gpu", "H100-80GB=8x1", "--context", "200000"],

@@ -154,6 +154,21 @@ async def scaled(engines: list[Engine], clock: Clock) -> AsyncIterator[ScalingWo
         yield world
 
 
+async def test_what_an_engine_reports_of_its_start_is_written_once() -> None:
+    clock = Clock()
+    async with scaled([Engine(clock)], clock) as world:
+        await world.pass_time(20)
+        seen = world.qd()["status"]["observed"]
+        assert (seen["kvTokens"], seen["startupSeconds"]) == (8192, 34)
+        assert world.conditions()["Degraded"] == ("True", "PlanMismatch")
+        writes = len(world.api.writes)
+        await world.pass_time(60)
+        await world.new_leader()
+        await world.pass_time(20)
+        assert world.api.writes[writes:] == []
+        assert world.qd()["status"]["observed"] == seen
+
+
 @pytest.mark.parametrize("quietest", range(3))
 async def test_when_the_load_falls_the_quietest_replica_is_drained_and_deleted(quietest: int) -> None:
     clock = Clock()

@@ -8,7 +8,9 @@ def test_what_is_kept_of_a_deployment() -> None:
     made = deployment("d", replicas=0, scaling={"maxReplicas": 2}, contextTokens=4096)
     condition = {"type": "Stalled", "status": "True", "reason": "InvalidSpec", "message": "long", "extra": 1}
     plan = {"startupSeconds": 90, "args": ["--a"], "steps": ["b"]}
-    status = {**made["status"], "conditions": [condition], "plan": plan, "summary": {"ready": "0/1"}, "noFit": {}}
+    seen = {"startupSeconds": 120, "kvTokens": 8192}
+    parts = {"conditions": [condition], "plan": plan, "observed": seen, "summary": {"ready": "0/1"}, "noFit": {}}
+    status = {**made["status"], **parts}
 
     kept = keep("qwendeployments", {**made, "status": status})
 
@@ -17,6 +19,7 @@ def test_what_is_kept_of_a_deployment() -> None:
         **made["status"],
         "conditions": [{"type": "Stalled", "status": "True"}],
         "plan": {"startupSeconds": 90},
+        "observed": {"startupSeconds": 120},
     }
 
 

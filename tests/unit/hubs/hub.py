@@ -24,7 +24,8 @@ OLDER = "f" * 40
 @dataclass
 class FakeHub:
     """`files` of the one repository Qwen/Test; `sizes` overrides what the listing says; `listing` is all of
-    a listing instead; `card` is what a listing says besides; `fault` breaks every answer."""
+    a listing instead; `card` is what a listing says besides; `ranges`: parts of a file can be read; `fault` breaks
+    every answer."""
 
     files: dict[str, bytes]
     sizes: dict[str, Any] = field(default_factory=dict)
@@ -33,6 +34,7 @@ class FakeHub:
     address: str = ""
     listing: Any = None
     card: dict[str, Any] = field(default_factory=dict)
+    ranges: bool = True
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Every request comes here."""
@@ -44,7 +46,7 @@ class FakeHub:
             return web.json_response(self.listing)
         parts = request.path.strip("/").split("/")
         if parts[0] == "cdn":
-            return self._file(parts[-1])
+            return self._range(request, parts[-1]) if "Range" in request.headers else self._file(parts[-1])
         if parts[0] == "api":
             return self._modelscope(request, parts[2:]) if parts[1] == "v1" else self._list_hugging_face(parts[2:])
         if parts[:2] != ["Qwen", "Test"] or parts[3] != COMMIT:
@@ -78,6 +80,13 @@ class FakeHub:
 
     def _file(self, name: str) -> web.Response:
         return web.Response(body=self.files[name]) if name in self.files else web.Response(status=404)
+
+    def _range(self, request: web.Request, name: str) -> web.Response:
+        """Part of a file, or all of it if the content network does not know ranges."""
+        if not self.ranges or name not in self.files:
+            return self._file(name)
+        asked = request.http_range
+        return web.Response(status=206, body=self.files[name][asked])
 
     async def _broken(self, request: web.Request) -> web.StreamResponse:
         match self.fault:

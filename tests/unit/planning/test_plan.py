@@ -12,7 +12,7 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.api.engine import Engine
 from qwen_operator.api.sizing import Hardware, Parallelism, Workload
 from qwen_operator.api.spec import Spec
-from qwen_operator.checkpoints.facts import INSPECTION
+from qwen_operator.checkpoints.facts import INSPECTION, Quantization
 from qwen_operator.hardware.inventory import GpuPool, Inventory, inventory
 from qwen_operator.planning.memory import GIB
 from qwen_operator.planning.plan import explore, plan, runnable
@@ -205,30 +205,40 @@ def test_several_nodes_only_where_one_does_not_do() -> None:
 def test_the_operator_refuses_what_it_cannot_run_yet() -> None:
     model = "Qwen3-Coder-480B-A35B-Instruct"
     wide = plan(spec(), facts(model), pools("H100-80GB", nodes=4), DEFAULTS, DOWNLOADED)
-    refused = runnable(wide, facts(model))
+    refused = runnable(wide, facts(model), DOWNLOADED)
     assert isinstance(refused, NoFit)
     assert refused.reason is Reason.DOES_NOT_FIT
     assert "needs 2 nodes" in refused.message
     assert "does not run replicas over several nodes" in refused.message
     narrow = _refused(spec(), "Qwen1.5-72B-Chat", pools("L4"))
-    kept = runnable(narrow, facts("Qwen1.5-72B-Chat"))
+    kept = runnable(narrow, facts("Qwen1.5-72B-Chat"), DOWNLOADED)
     assert isinstance(kept, NoFit)
     assert len(kept.alternatives) == len(narrow.alternatives) - 1
     assert (kept.message, kept.steps) == (narrow.message, narrow.steps)
     assert all(one.nodes_per_replica == 1 for one in kept.alternatives)
-    last = runnable(replace(narrow, alternatives=narrow.alternatives[-1:]), facts("Qwen1.5-72B-Chat"))
+    last = runnable(replace(narrow, alternatives=narrow.alternatives[-1:]), facts("Qwen1.5-72B-Chat"), DOWNLOADED)
     assert last.message.endswith("this version of the operator does not run replicas over several nodes")
     file = facts("Qwen1.5-7B-Chat-GGUF")
-    packed = runnable(plan(spec(), file, pools("H100-80GB"), DEFAULTS, DOWNLOADED), file)
-    assert isinstance(packed, NoFit)
-    assert "a GGUF repository holds several files" in packed.message
+    fits = plan(spec(), file, pools("H100-80GB"), DEFAULTS, DOWNLOADED)
+    unnamed = runnable(fits, file, DOWNLOADED)
+    assert isinstance(unnamed, NoFit)
+    assert "a GGUF repository holds several files: set spec.source.uri" in unnamed.message
+    assert runnable(fits, file, EngineSource("/models/source/a.gguf")) is fits
     plain = _planned(spec(), "Qwen1.5-7B-Chat", pools("H100-80GB"))
-    assert runnable(plain, facts("Qwen1.5-7B-Chat")) is plain
+    assert runnable(plain, facts("Qwen1.5-7B-Chat"), DOWNLOADED) is plain
 
 
-def test_gguf_is_planned_on_paper_with_a_word() -> None:
-    result = _planned(spec(), "Qwen1.5-7B-Chat-GGUF", pools("H100-80GB"))
-    assert (result.tensor_parallel, any("GGUF: planned on paper only" in line for line in result.steps)) == (1, True)
+def test_gguf_is_planned_for_one_gpu_with_the_types_of_its_tensors() -> None:
+    types = (("Q4_K", 3 * GIB), ("Q6_K", GIB))
+    catalog = facts("Qwen1.5-7B-Chat-GGUF")
+    file = replace(catalog, source=INSPECTION, quantization=Quantization("gguf", 4, None, types=types))
+    result = plan(spec(), file, pools("H100-80GB", "L4"), DEFAULTS, EngineSource("/models/source/a.gguf"))
+    assert isinstance(result, Plan)
+    assert result.tensor_parallel == 1
+    assert "tensors: Q4_K 3.00 GiB, Q6_K 1.00 GiB" in result.steps
+    assert result.host_memory_bytes == (2 + 5) * GIB
+    refused = _refused(spec(parallelism=Parallelism(tensor=2)), "Qwen1.5-7B-Chat-GGUF", pools("H100-80GB"))
+    assert "GGUF weights run on one GPU only, not on TP 2" in refused.message
 
 
 NODE = {"metadata": {"name": "gpu-3"}, "status": {"allocatable": {"nvidia.com/gpu": "8"}}}

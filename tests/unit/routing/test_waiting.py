@@ -95,6 +95,10 @@ def test_the_planned_start_and_the_first_container_that_runs() -> None:
     assert world.waiting["m"] == WaitingName("m", "", False, 90, 0)
     world.step([{**D, "status": {**status, "conditions": [stalled]}}], [deleting(P0)])
     assert world.waiting["m"] == WaitingName("m", "", True, 90, 0)
+    # A start that took longer than planned counts, a shorter one does not.
+    for seen, seconds in ((120, 120), (30, 90), ("x", 90), (2**60, 90)):
+        world.step([{**D, "status": {**status, "observed": {"startupSeconds": seen}}}], [])
+        assert world.waiting["m"].startup_seconds == seconds
     for wrong in (None, "90", True, -1, 2**60):
         world.step([{**D, "status": {**status, "plan": {"startupSeconds": wrong}, "conditions": wrong}}], [])
         assert world.waiting["m"] == WaitingName("m")

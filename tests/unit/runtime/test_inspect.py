@@ -303,6 +303,11 @@ def replace(name: str, data: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(data)
 
 
+def as_adapter(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "config.json").rename(folder / "adapter_config.json")
+
+
 def remove(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
@@ -327,7 +332,12 @@ def as_gguf(folder: Path) -> None:
         (replace("config.json", b"[1]"), "InvalidConfig", "config.json holds a list, it must hold a JSON object."),
         (replace("config.json", b" " * 10_000_000), "InvalidConfig", "config.json has 10000000 bytes; it must have"),
         (as_fifo, "InvalidConfig", "config.json must be a regular file"),
-        (as_gguf, "InvalidConfig", "tiny-q8_0.gguf is a GGUF file; GGUF is not supported yet"),
+        (as_gguf, "ModelNotFound", "{folder} holds GGUF files: set spec.source.file to one of them, for example"),
+        (
+            as_adapter,
+            "ModelNotFound",
+            "{folder} holds a LoRA adapter (adapter_config.json) and no model: merge it into",
+        ),
         (remove("model.safetensors"), "ModelNotFound", "{folder} has no *.safetensors file."),
         (
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
@@ -388,7 +398,7 @@ def test_the_path_itself_may_be_wrong(tmp_path: Path) -> None:
     assert missing["message"].startswith(f"{tmp_path}/typo does not exist")
     assert error(folder / "config.json")["message"].endswith("is a file; the model must be a folder.")
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    assert error(tmp_path / "x.gguf")["reason"] == "InvalidConfig"
+    assert error(tmp_path / "x.gguf")["reason"] == "TruncatedWeights"
     assert error(Path("/bad\0name"))["reason"] == "UnreadableWeights"
 
 

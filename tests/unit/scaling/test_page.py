@@ -11,7 +11,7 @@ from qwen_operator import engines
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.objective import Objective
 from qwen_operator.scaling.page import LINE_BYTES, MOST_SERIES, NAME_BYTES, PAGE_BYTES, Page, Reading, Trouble
-from qwen_operator.scaling.types import Answers, Work
+from qwen_operator.scaling.types import Answers, Reported, Work
 from tests.unit.scaling.world import read_page
 
 PAGES = Path(__file__).parent / "pages"
@@ -120,6 +120,34 @@ def test_work_that_is_no_count_is_not_known(value: str) -> None:
     idle = f'sglang:scheduler_idle_seconds_total{{model_name="tiny"}} {value}'
     assert _reading(_page(idle)).work is None
     assert _reading(_page()).work is None
+
+
+def test_what_the_start_of_an_engine_took() -> None:
+    assert _reading((PAGES / "idle.txt").read_text(encoding="utf-8")).reported == Reported(
+        kv_tokens=8192, weight_bytes=0, free_bytes=int(21.12346649169922 * (1 << 30)), startup_seconds=34
+    )
+    assert _reading(_page()).reported == Reported(kv_tokens=8192)
+
+
+def test_the_fullest_gpu_counts() -> None:
+    page = _page(
+        *_ranks("weight_memory_usage_gb", "tp_rank", [3, 4]),
+        *_ranks("startup_available_gpu_memory_gb", "tp_rank", [6, 5]),
+        'sglang:startup_time_seconds{model_name="tiny",phase="load_weight"} 900',
+        'sglang:startup_time_seconds{model_name="other",phase="tokenizer_e2e"} 900',
+    )
+    assert _reading(page).reported == Reported(8192, 4 << 30, 5 << 30, None)
+
+
+@pytest.mark.parametrize("value", ["NaN", "-1", "1e300", "1e14"])
+def test_memory_that_cannot_be_is_not_known(value: str) -> None:
+    page = _page(f'sglang:weight_memory_usage_gb{{model_name="tiny"}} {value}')
+    assert _reading(page).reported == Reported(kv_tokens=8192)
+
+
+def test_a_share_of_the_cache_is_no_number_of_tokens() -> None:
+    page = _page('sglang:token_usage{model_name="tiny"} 0.25', max_total_num_tokens="")
+    assert _reading(page).reported == Reported()
 
 
 def test_an_idle_engine() -> None:

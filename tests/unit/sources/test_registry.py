@@ -94,12 +94,25 @@ def test_claim_and_folder(uri: str, claim: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "path"),
+    [
+        ({"uri": "pvc://models/qwen/", "file": "q8_0/a.gguf"}, "/models/source/qwen/q8_0/a.gguf"),
+        ({"uri": "pvc://models", "file": "a.gguf"}, "/models/source/a.gguf"),
+        ({"uri": "hf://a/b-GGUF", "file": "q8_0/a.gguf"}, "a/b-GGUF/q8_0/a.gguf"),
+    ],
+)
+def test_the_engine_gets_the_path_of_a_file(source: dict[str, Any], path: str) -> None:
+    assert registry.engine_source(_spec(source), FACTS, HF).model_path == path
+
+
+@pytest.mark.parametrize(
     ("source", "defaults", "query"),
     [
         (None, HF, HubQuery(Hub.HUGGING_FACE, MODEL)),
         (None, SCOPE, HubQuery(Hub.MODELSCOPE, MODEL)),
         ({"uri": "hf://a/b", "revision": "v1"}, SCOPE, HubQuery(Hub.HUGGING_FACE, "a/b", "v1")),
         ({"uri": "modelscope://a/b"}, HF, HubQuery(Hub.MODELSCOPE, "a/b")),
+        ({"uri": "hf://a/b", "file": "q.gguf"}, HF, HubQuery(Hub.HUGGING_FACE, "a/b", "", "q.gguf")),
         ({"uri": PVC_URI}, HF, None),
     ],
 )

@@ -5,6 +5,8 @@ Where the values come from (paths below sglang/srt in the wheel):
 * Options: `options.json`, written by `make engine-table VERSION=0.5.23`.
 * Metric names: observability/metrics_collector.py:365 to 1290 (gauges of the scheduler), 1033 to 1077 (ticks and
   work), 2040 to 2065 (histograms); observability/http_request_metrics.py:41 (active requests).
+  What the start took: 1301, 1343 and 1842. managers/scheduler.py:1264 and model_executor/model_runner.py:1365 measure
+  it in GiB. observability/startup_time.py has the phases, of which tokenizer_e2e is the whole start.
   Data-parallel ranks each report their own queue; the other ranks repeat the numbers of their group.
 * Memory: arg_groups/memory_hook.py (what the engine reserves), model_executor/pool_configurator.py (the pool),
   mem_cache/kv_cache_configurator.py:2990 to 3100 and 3303 (what it measures, and the limits on tokens and states).
@@ -80,6 +82,10 @@ METRICS = MetricNames(
     idle="sglang:scheduler_idle_seconds_total",
     first_token="sglang:time_to_first_token_seconds",
     output_token="sglang:request_time_per_output_token_seconds",
+    weights_gib="sglang:weight_memory_usage_gb",
+    free_gib="sglang:startup_available_gpu_memory_gb",
+    startup="sglang:startup_time_seconds",
+    startup_phase="tokenizer_e2e",
 )
 
 MEMORY = MemoryConstants(

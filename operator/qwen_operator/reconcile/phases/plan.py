@@ -55,7 +55,8 @@ def _kept_engine(course: Course) -> EngineDefaults:
 
 def _planned(course: Course, facts: Checkpoint, engine: EngineDefaults) -> Plan | NoFit:
     source = registry.engine_source(course.spec, facts, engine)
-    return planning.runnable(planning.plan(course.spec, facts, course.observed.inventory, engine, source), facts)
+    planned = planning.plan(course.spec, facts, course.observed.inventory, engine, source)
+    return planning.runnable(planned, facts, source)
 
 
 def _would_differ(course: Course, target: PinnedRevision) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from qwen_operator import objects
 from qwen_operator.actions.blocked import foreign_message
 from qwen_operator.actions.types import Create, Kind
 from qwen_operator.api.writers import replicas_writer
@@ -18,6 +19,7 @@ from qwen_operator.replicas.pod_state import as_of
 from qwen_operator.replicas.rollout import Moves, moves, pod_repairs
 from qwen_operator.replicas.waiting import Cluster, explained
 from qwen_operator.replicas.wanted import WantedReplicas, last_wanted, size_rule, wanted_replicas
+from qwen_operator.status.observed import startup_seconds
 
 
 def replicas(course: Course) -> Step:
@@ -59,7 +61,7 @@ def _rules(course: Course, wanted: int) -> RolloutRules:
         deployment=observed.deployment,
         wanted=wanted,
         drain_seconds=rollout.drain_seconds,
-        startup_seconds=course.running.plan.startup_seconds if course.running else 0,
+        startup_seconds=startup_seconds(course.running, objects.mapping(observed.deployment, "status", "observed")),
         now=course.now,
         scaling=observed.scaling,
         nodes=observed.nodes,

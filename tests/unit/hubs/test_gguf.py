@@ -1,0 +1,105 @@
+"""Reading one GGUF file of a repository: its header, and nothing of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubQuery, HubReason
+from qwen_operator.hubs import client
+from qwen_operator.hubs.client import fetch_file
+from qwen_runtime.checkpoints import gguf_model
+from qwen_runtime.checkpoints.chat import chat_format
+from qwen_runtime.checkpoints.gguf import read_header
+from tests.unit.hubs.hub import COMMIT, FakeHub, serving
+from tests.unit.runtime.gguf_files import TEMPLATE, qwen2
+
+FILE = "model-q4_k_m.gguf"
+CONTENT = qwen2().bytes()
+HEADER = len(qwen2().header())
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def repository() -> FakeHub:
+    return FakeHub({FILE: CONTENT, "model-q8_0.gguf": b"", "README.md": b"#"})
+
+
+async def read(hub: FakeHub, file: str = FILE) -> HubCheckpoint:
+    async with serving(hub):
+        return await fetch_file(HubQuery(Hub.HUGGING_FACE, "Qwen/Test", "", file), hub.address, timeout=20)
+
+
+def facts() -> Checkpoint:
+    position = 0
+
+    def more(count: int) -> bytes:
+        nonlocal position
+        position += count
+        return CONTENT[position - count : position]
+
+    report = gguf_model.report(read_header(more, FILE), FILE)
+    return replace(Checkpoint.from_inspection(report), source="Hub", chat=chat_format(TEMPLATE))
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+async def test_the_header_becomes_facts_at_a_commit(ranges: bool) -> None:
+    hub = repository()
+    hub.ranges = ranges
+    assert await read(hub) == HubCheckpoint(facts(), COMMIT)
+    assert len(hub.asked) == 3
+    assert hub.asked[1] == f"/Qwen/Test/resolve/{COMMIT}/{FILE}"
+
+
+async def test_only_the_beginning_is_read_and_more_of_it_if_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_BEGINNINGS", (HEADER // 2, HEADER))
+    hub = repository()
+    assert await read(hub) == HubCheckpoint(facts(), COMMIT)
+    assert len(hub.asked) == 5
+    monkeypatch.setattr(client, "_BEGINNINGS", (HEADER // 4, HEADER // 2))
+    with pytest.raises(HubError, match=f"the header of {FILE} has more than {HEADER // 2} bytes"):
+        await read(repository())
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason", "message"),
+    [
+        (
+            lambda hub: hub.files.pop(FILE),
+            HubReason.NOT_FOUND,
+            f"Qwen/Test has no file {FILE}; its GGUF files are model-q8_0.gguf",
+        ),
+        (
+            lambda hub: hub.files.update({FILE: CONTENT[:-1]}),
+            HubReason.INVALID,
+            f"{FILE} is cut off: it has {len(CONTENT) - 1} bytes, its tensors need {len(CONTENT)}",
+        ),
+        (
+            lambda hub: hub.files.update({FILE: CONTENT[:100]}),
+            HubReason.INVALID,
+            f"{FILE} is cut off in its metadata: it needs at least",
+        ),
+        (
+            lambda hub: hub.files.update({FILE: b"<html>"}),
+            HubReason.INVALID,
+            f"{FILE} is no GGUF file: it must begin with GGUF",
+        ),
+        (lambda hub: setattr(hub, "fault", "503"), HubReason.UNAVAILABLE, "the hub answered 503"),
+        (lambda hub: setattr(hub, "fault", "206"), HubReason.INVALID, "the hub answered 206"),
+    ],
+)
+async def test_what_cannot_be_read_is_told(
+    damage: Callable[[FakeHub], object], reason: HubReason, message: str
+) -> None:
+    hub = repository()
+    damage(hub)
+    with pytest.raises(HubError) as refused:
+        await read(hub)
+    assert refused.value.reason is reason
+    assert message in str(refused.value)

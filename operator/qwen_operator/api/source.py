@@ -8,12 +8,25 @@ from typing import ClassVar
 from qwen_operator.api import uris
 from qwen_operator.api.fields import Rule, described
 
+_SECRET_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+_KEY = r"^[-._a-zA-Z0-9]+$"
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRef:
+    """One entry of a Secret in the namespace of the QwenDeployment."""
+
+    name: str = described("Name of the Secret.", min_length=1, max_length=253, pattern=_SECRET_NAME)
+    key: str = described(
+        "Key of the entry. Default: token.", default="token", min_length=1, max_length=253, pattern=_KEY
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where the bytes of the model are."""
 
-    RULES: ClassVar = (uris.REVISION_RULE,)
+    RULES: ClassVar = (uris.REVISION_RULE, uris.SECRET_RULE)
 
     uri: str = described(
         "Where the model's files are. pvc://CLAIM/PATH is a folder in a PersistentVolumeClaim of this namespace. The "
@@ -38,6 +51,13 @@ class Source:
                 uris.is_revision,
             ),
         ),
+    )
+    secret_ref: SecretRef | None = described(
+        "Secret of this namespace with a token for a private or gated repository on a hub. Only the container that "
+        "downloads gets it: with the chart's cache that is not the engine. The operator does not read it. So an "
+        "inspection pod with the token reads config.json and the heads of the weights. Example: {name: hf-token, key: "
+        "token}.",
+        default=None,
     )
 
     @property

@@ -175,6 +175,14 @@ REVISION_RULE = Rule(
 )
 """The rule of `spec.source` about its revision."""
 
+SECRET_RULE = Rule(
+    f"!has(self.secretRef) || {_starts('self.uri', _REPOSITORIES)}",
+    f"secretRef is for repositories of a hub, {_joined(_REPOSITORY_PREFIXES, 'and')}: remove it, or choose a "
+    "repository of a hub",
+    lambda source: source.get("secretRef") is None or str(source.get("uri")).startswith(_REPOSITORY_PREFIXES),
+)
+"""The rule of `spec.source` about its Secret."""
+
 
 def is_uri(text: str) -> bool:
     """Whether the text can be the value of `spec.source.uri`."""

@@ -70,7 +70,6 @@ def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest) -> Mani
         **common,
         "command": [expansion.escaped(word) for word in command],
         **({"env": [{"name": token.name, "valueFrom": token.value_from}]} if token else {}),
-        "ports": [{"name": "progress", "containerPort": names.ENGINE_PORT, "protocol": "TCP"}],
         "resources": {"requests": dict(_RESOURCES), "limits": dict(_RESOURCES)},
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",

@@ -32,15 +32,17 @@ class Source:
         "Where the model's files are. pvc://CLAIM/PATH is a folder in a PersistentVolumeClaim of this namespace. The "
         "engine mounts it read-only, and the operator inspects config.json and the weights before an engine starts. "
         "hf://ORGANISATION/NAME is a repository on Hugging Face, and modelscope://ORGANISATION/NAME is one on "
-        "ModelScope. The engine downloads it. Examples: pvc://models/qwen/7b-chat, hf://Qwen/Qwen1.5-7B-Chat.",
+        "ModelScope. The engine downloads it, or a container before it if the chart has a cache. Examples: "
+        "pvc://models/qwen/7b-chat, hf://Qwen/Qwen1.5-7B-Chat.",
         min_length=1,
         max_length=512,
         rules=uris.URI_RULES,
     )
     revision: str | None = described(
         "Branch, tag or commit of a repository on a hub. The operator asks the hub once for the commit and plans with "
-        "it. All replicas load that commit from Hugging Face. From ModelScope they load the branch or tag as it is "
-        "when they start. Default: the main branch. Examples: main, v1.0, 4f2c8b1d0e9a7c6f5b3d2e1a0f9c8b7a6d5e4f3c.",
+        "it. All replicas load that commit from Hugging Face, or from the chart's cache. From ModelScope without a "
+        "cache they load the branch or tag as it is when they start. Default: the main branch. Examples: main, v1.0, "
+        "4f2c8b1d0e9a7c6f5b3d2e1a0f9c8b7a6d5e4f3c.",
         default=None,
         min_length=1,
         max_length=128,

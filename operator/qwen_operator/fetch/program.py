@@ -52,6 +52,7 @@ class Fetch:
     sleep: Callable[[float], None] = time.sleep
     patience: float = PATIENCE_SECONDS
     chunk_bytes: int = CHUNK_BYTES
+    _downloads: bool = False
     progress: Progress = field(default_factory=Progress)
     # Reading the certificates takes a tenth of a second, so all threads share them.
     _context: ssl.SSLContext = field(default_factory=certificates)
@@ -88,7 +89,7 @@ class Fetch:
         evicted = store.reserve(entry, files)
         for key in evicted:
             self.say(f"removed {key} from the cache, which nobody uses")
-        self.progress.total = total(files)
+        self.progress.total, self._downloads = total(files), True
         self.say(f"downloads {len(files)} files of {self.remote} with {gigabytes(self.progress.total)}")
         Transfer(
             self.remote,
@@ -129,7 +130,8 @@ class Fetch:
             while not ended.wait(1.0):
                 seconds += 1
                 page = self.progress.page()
-                if not self.progress.relayed:
+                # A pod that waits must not write over the numbers of the one that downloads.
+                if self._downloads:
                     _replace(entry.partial / _PAGE, page)
                 if seconds % LOG_SECONDS == 0:
                     self.say(page.decode(errors="replace"))

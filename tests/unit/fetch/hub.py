@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class FileHub:
     `token`: who asks the hub must have it. `gated`: the token is not enough. `busy`: so many requests get 429.
     `cut_after`: so many bytes of each answer arrive, and then the connection ends; 0 is never. `cuts`: how often.
     `flipped`: files of which so many answers have a wrong byte. `expired`: so many redirected requests get 403.
-    `missing`: files that the list names and the hub does not have.
+    `missing`: files that the list names and the hub does not have. `delay`: seconds before each 64 KiB.
     """
 
     files: dict[str, bytes]
@@ -41,6 +42,7 @@ class FileHub:
     flipped: dict[str, int] = field(default_factory=dict)
     expired: int = 0
     missing: set[str] = field(default_factory=set)
+    delay: float = 0.0
     address: str = ""
     network: str = ""
     asked: list[str] = field(default_factory=list)
@@ -88,6 +90,9 @@ def _modelscope(hub: FileHub) -> dict[str, Any]:
     return {"Code": 200, "Data": {"Files": files}, "Success": True}
 
 
+_PIECE = 64 << 10
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: FileHub
@@ -102,6 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
             hub.asked.append(("cdn" if self.is_network else "") + self.path)
         if self.is_network:
             self.network()
+        elif self.path == "/sent":
+            self.json({"sent": hub.sent})
         elif hub.take("busy"):
             self.fail(429, {"Retry-After": hub.retry_after})
         elif hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
@@ -157,7 +164,10 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.cut_after and len(body) > hub.cut_after and hub.take("cuts"):
             body = body[: hub.cut_after]
             self.close_connection = True
-        self.wfile.write(body)
+        for at in range(0, len(body), _PIECE):
+            if hub.delay:
+                time.sleep(hub.delay)
+            self.wfile.write(body[at : at + _PIECE])
         with hub.lock:
             hub.sent += len(body)
 
@@ -185,13 +195,16 @@ class _QuietServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(hub: FileHub) -> Iterator[FileHub]:
-    """The hub at `hub.address` and its content network at `hub.network`, until the block ends."""
+def serving(hub: FileHub, ports: tuple[int, int] = (0, 0), host: str = "127.0.0.1") -> Iterator[FileHub]:
+    """The hub at `hub.address` and its content network at `hub.network`, until the block ends.
+
+    `host` is the name by which others reach them.
+    """
     servers = []
-    for is_network in (False, True):
+    for port, is_network in zip(ports, (False, True), strict=True):
         handler = type("Handler", (_Handler,), {"hub": hub, "is_network": is_network})
-        servers.append(_QuietServer(("127.0.0.1", 0), handler))
-    hub.address, hub.network = (f"http://127.0.0.1:{server.server_port}" for server in servers)
+        servers.append(_QuietServer(("127.0.0.1" if host == "127.0.0.1" else "0.0.0.0", port), handler))
+    hub.address, hub.network = (f"http://{host}:{server.server_port}" for server in servers)
     threads = [threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True) for server in servers]
     for thread in threads:
         thread.start()

@@ -23,7 +23,7 @@ from qwen_operator.fetch.faults import FetchError
 from qwen_operator.fetch.page import showing
 from qwen_operator.fetch.program import Fetch, Place
 from qwen_operator.fetch.progress import Progress
-from qwen_operator.fetch.store import read_manifest
+from qwen_operator.fetch.store import Entry, Store, read_manifest
 from qwen_operator.fetch.transfer import THREADS
 from qwen_operator.fetch.wire import Remote
 from qwen_operator.manifests.model_cache import IN_USE
@@ -289,3 +289,29 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path: Path) -> None:
         )
         last = json.loads(ended.stdout.splitlines()[-1])
         assert (last["bytesDone"], last["finished"]) == (total, True)
+
+
+def test_a_pod_that_waits_shows_the_progress_of_the_one_that_downloads(tmp_path: Path) -> None:
+    with serving(FileHub(model())) as hub:
+        waiting = fetching(hub, tmp_path)
+        entry = Entry(tmp_path, waiting.remote)
+        store = Store(tmp_path, GIB)
+        store.prepare()
+        entry.partial.mkdir()
+        (entry.partial / ".progress.json").write_bytes(b'{"bytesDone": 7}')
+        seen: list[bytes] = []
+
+        def look(_seconds: float) -> None:
+            seen.append(waiting.progress.page())
+            time.sleep(0.01)
+
+        with store.locked(entry.key):
+            thread = threading.Thread(target=waiting.run)
+            waiting.sleep = look
+            thread.start()
+            while len(seen) < 150:
+                time.sleep(0.01)
+            assert (entry.partial / ".progress.json").read_bytes() == b'{"bytesDone": 7}'
+        thread.join()
+        assert set(seen) == {b'{"bytesDone": 7}'}
+        assert json.loads(waiting.progress.page())["finished"] is True

@@ -22,7 +22,7 @@ from qwen_operator.checkpoints.hubs import Hub, is_address
 from qwen_operator.hardware.boards import capability
 from qwen_operator.hardware.pools import MOST_DOLLARS, GpuPool, thousandths
 from qwen_operator.manifests.pods import InspectionDefaults, RuntimeImage
-from qwen_operator.planning.types import EngineDefaults
+from qwen_operator.planning.types import CacheType, EngineDefaults, ModelCache
 from qwen_operator.tenancy import models
 from qwen_operator.tenancy.lists import PATTERNS, Mode, Setting, Tenancy
 from qwen_runtime.checkpoints.reading import shown
@@ -31,6 +31,8 @@ NO_POD_DEFAULTS = Pod()
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _LONGEST_PATTERN = 96
 _DEPLOYMENTS = re.compile(r"[-a-z0-9]+/[-.a-z0-9]+\*?|[-a-z0-9]+/?\*|\*", re.ASCII)
+_PATH = re.compile(r"/[\w.-]+(/[\w.-]+)*", re.ASCII)
+_CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
 
 
 class ConfigError(Exception):
@@ -198,7 +200,22 @@ def _engine(root: Section) -> EngineDefaults:
         env=tuple(_variable(one) for one in engine.sections("env")),
         hub=hub.default,
         hub_url=hub.url,
+        cache=_cache(root.section("cache")),
     )
+
+
+def _cache(section: Section) -> ModelCache | None:
+    kind = section.choice("type", ("None", *CacheType), "None")
+    if kind == "None":
+        return None
+    of_node = kind == CacheType.HOST_PATH
+    name = "path" if of_node else "claimName"
+    place = section.text(name, "")
+    if of_node and not (_PATH.fullmatch(place) and ".." not in place):
+        raise section.wrong("path", "a folder of the nodes such as /var/lib/qwen-models, for cache.type HostPath")
+    if not of_node and not _CLAIM.fullmatch(place):
+        raise section.wrong("claimName", "the name of a claim, for cache.type PersistentVolumeClaim")
+    return ModelCache(CacheType(kind), place, section.number("sizeGiB", 500))
 
 
 def _pod(root: Section) -> Pod:

@@ -26,6 +26,7 @@ from qwen_operator.controller.autoscaler import Autoscaler, Sources
 from qwen_operator.controller.cache import Store, keep
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.execute import Actor
+from qwen_operator.controller.fetch_pages import FetchPages, fetch_pages, fetching_pods
 from qwen_operator.controller.gateway_demand import GatewayDemand, gateway_demand
 from qwen_operator.controller.gateway_secret import GatewayKeys
 from qwen_operator.controller.hub_reader import HubReader
@@ -176,13 +177,23 @@ class Operator:
         self.queue.clear()
         await self.resync.first()
         hub = HubReader(partial(read_hub, self.config), self.queue.add, utc_now)
-        observer = Observer(self.store, self.config.pools, self.autoscaler.state, hub.answer_for)
+        async with fetch_pages(partial(fetching_pods, self.store), self.queue.add) as fetches:
+            await self._reconcile(api, hub, fetches)
+
+    async def _reconcile(self, api: KubeApi, hub: HubReader, fetches: FetchPages) -> None:
+        observer = Observer(self.store, self.config.pools, self.autoscaler.state, hub.answer_for, lambda: fetches.pages)
         actor = Actor(api, self.store, utc_now)
         claims = VolumeClaims(api)
         reconciler = Reconciler(observer, actor, self.config, utc_now, self.deployments.count_changes, hub, claims)
         keys = GatewayKeys(api, self.config)
         policies = NetworkPolicies(api, self.store, self.config.network_policy, self.config.namespaces, time.monotonic)
-        tasks: list[Coroutine[Any, Any, Any]] = [self.autoscaler.run(), keys.run(), hub.run(), *policies.parts()]
+        tasks: list[Coroutine[Any, Any, Any]] = [
+            self.autoscaler.run(),
+            keys.run(),
+            hub.run(),
+            fetches.run(),
+            *policies.parts(),
+        ]
         if self.recorder is not None:
             tasks.append(self.recorder.run())
         if labels := self.config.gateway.pod_labels:

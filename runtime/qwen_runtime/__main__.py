@@ -10,6 +10,7 @@ from typing import NoReturn
 from qwen_runtime import __version__
 from qwen_runtime.engine_log import Patience
 from qwen_runtime.guard import unknown_engine
+from qwen_runtime.hold import NotHeld, hold
 from qwen_runtime.inspect_checkpoint import examine
 from qwen_runtime.install import NotInstalled, install
 from qwen_runtime.launch import launch
@@ -29,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     launch_ = commands.add_parser(
         "launch", help="run an engine as the child of an init process", usage="%(prog)s [options] -- CMD..."
     )
+    launch_.add_argument("--hold", metavar="FILE", type=Path, help="lock this file of a cached model while it runs")
     launch_.add_argument("--termination-log", metavar="FILE", type=Path, help="default: /dev/termination-log")
     launch_.add_argument(
         "--crash-seconds", type=_seconds, default=90.0, help="seconds to end after a logged crash; default: 90"
@@ -75,6 +77,13 @@ def _launch(options: argparse.Namespace, command: Sequence[str]) -> int:
     if problem := unknown_engine():
         complain(problem)
         return 1
+    if options.hold is not None:
+        try:
+            hold(options.hold)
+        except NotHeld as error:
+            complain(str(error))
+            deliver(error.report(), options.termination_log)
+            return 1
     return launch(command, log_lines, Patience(options.crash_seconds, options.port_seconds), options.termination_log)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from qwen_operator.api.claims import NameRights
 from qwen_operator.config import ConfigError, load
+from qwen_operator.planning.types import CacheType, ModelCache
 
 GOOD = """
 image: {reference: "example/qwen-operator:1"}
@@ -30,6 +31,19 @@ def test_a_short_file_and_the_environment_are_enough() -> None:
     )
     assert (config.workers, config.resync_seconds, config.http_port) == (8, 300, 8080)
     assert load({}, GOOD).namespaces == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "cache"),
+    [
+        ("", None),
+        ("cache: {type: None, path: /ignored}", None),
+        ("cache: {type: HostPath, path: /var/lib/a}", ModelCache(CacheType.HOST_PATH, "/var/lib/a", 500)),
+        ("cache: {type: PersistentVolumeClaim, claimName: b, sizeGiB: 9}", ModelCache(CacheType.CLAIM, "b", 9)),
+    ],
+)
+def test_the_cache(text: str, cache: ModelCache | None) -> None:
+    assert load({}, GOOD + text).engine.cache == cache
 
 
 def test_two_releases_in_one_namespace_can_have_a_lease_each() -> None:
@@ -64,6 +78,19 @@ def test_two_releases_in_one_namespace_can_have_a_lease_each() -> None:
             ("gateway: {", "hub: {url: hub.example.org}\ngateway: {"),
             "hub.url is 'hub.example.org': it must be an",
         ),
+        (
+            ("gateway: {", "cache: {type: Disk}\ngateway: {"),
+            "cache.type is 'Disk': it must be None or HostPath or PersistentVolumeClaim",
+        ),
+        (
+            ("gateway: {", "cache: {type: HostPath, path: a}\ngateway: {"),
+            "cache.path is 'a': it must be a folder of the nodes such as /var/lib/qwen-models",
+        ),
+        (
+            ("gateway: {", "cache: {type: PersistentVolumeClaim}\ngateway: {"),
+            "cache.claimName is missing: it must be the name of a claim",
+        ),
+        (("gateway: {", "cache: {type: HostPath, path: /a, sizeGiB: 0}\ngateway: {"), "cache.sizeGiB is 0"),
         (("gateway: {", "hub: {lookup: maybe}\ngateway: {"), "hub.lookup is 'maybe': it must be true or false"),
         (("auth: none", "auth: open"), "gateway.auth is 'open': it must be keys or none"),
         (("gateway: {", "gateway: {{"), "is not YAML"),

@@ -46,6 +46,7 @@ from qwen_operator.manifests.pods import RuntimeImage
 from qwen_operator.planning import plan as planning
 from qwen_operator.planning.types import EngineDefaults, EngineSource, NoFit, Plan
 from qwen_operator.scaling.types import ScalingState
+from qwen_operator.status.progress import FetchPage
 from tests.unit.checkpoints.reports import V1
 from tests.unit.fakes import Clock, Crash, FakeKube, matches
 
@@ -228,10 +229,11 @@ class Operator:
         self.queue = WorkQueue(clock=api.clock.monotonic, random=lambda: 0.5)
         self.intake = Intake(self.store, self.queue)
         self.outcomes: Counter[str] = Counter()
+        self.pages: dict[str, FetchPage] = {}
         self.resync = Resync(api, self.intake, config, lambda: 0.5, api.clock.monotonic)
         self.hub = HubReader(fetch, self.queue.add, api.clock.now)
         reconciler = Reconciler(
-            Observer(self.store, config.pools, load, self.hub.answer_for),
+            Observer(self.store, config.pools, load, self.hub.answer_for, lambda: self.pages),
             Actor(api, self.store, api.clock.now),
             config,
             api.clock.now,

@@ -6,11 +6,15 @@ import re
 
 from qwen_operator.actions.types import Refusal
 from qwen_operator.api.conditions import Reason
+from qwen_operator.manifests.model_cache import VOLUME
 
 # The API server's words for a ResourceQuota without room, or with a limit that the pod does not state.
 _QUOTA = ("exceeded quota", "failed quota")
 # The words of the LimitRange admission, which does not name the object.
 _LIMIT_RANGE = re.compile(r"(minimum|maximum) \S+ usage per |max limit to request ratio per ")
+
+# The words of the Pod Security admission.
+_POD_SECURITY = "violates PodSecurity"
 
 
 def explain(refusal: Refusal) -> tuple[Reason, str]:
@@ -21,4 +25,10 @@ def explain(refusal: Refusal) -> tuple[Reason, str]:
         return Reason.QUOTA_EXCEEDED, f"{text}; the operator retries it"
     if _LIMIT_RANGE.search(refusal.message):
         text = f"{text}; a LimitRange of the namespace demands this: kubectl get limitrange shows it"
+    if _POD_SECURITY in refusal.message and VOLUME in refusal.message:
+        text = (
+            f"{text}; the cache is a folder of the nodes (chart value cache.type HostPath), which Pod Security forbids "
+            "in this namespace: the platform team may set cache.type to PersistentVolumeClaim or None, or the label "
+            "pod-security.kubernetes.io/enforce=privileged on the namespace"
+        )
     return Reason.POD_REFUSED, text

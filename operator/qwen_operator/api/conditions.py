@@ -47,6 +47,7 @@ class Reason(StrEnum):
     INSPECTING = "Inspecting"
     WAITING_FOR_GPUS = "WaitingForGpus"
     STARTING = "Starting"
+    DOWNLOADING = "Downloading"
     LOADING = "Loading"
     REPLACING = "Replacing"
     REPLICA_LOST = "ReplicaLost"
@@ -101,6 +102,11 @@ class Reason(StrEnum):
     REVISION_HELD = "RevisionHeld"
     # an engine has less than its plan promised
     PLAN_MISMATCH = "PlanMismatch"
+    # the model cannot be fetched into the cache
+    CACHE_UNUSABLE = "CacheUnusable"
+    CHECKSUM_MISMATCH = "ChecksumMismatch"
+    GATED_MODEL = "GatedModel"
+    HUB_UNREACHABLE = "HubUnreachable"
     # the pod cannot start
     CLAIM_NOT_FOUND = "ClaimNotFound"
     CLAIM_NOT_BOUND = "ClaimNotBound"
@@ -128,12 +134,29 @@ PROGRESS = frozenset(
         Reason.PENDING,
         Reason.INSPECTING,
         Reason.STARTING,
+        Reason.DOWNLOADING,
         Reason.LOADING,
         Reason.REPLACING,
         Reason.SCALED,
         Reason.ASLEEP,
         Reason.SUSPENDED,
         Reason.WAKING,
+    }
+)
+# Why a model cannot be fetched. Only the container `fetch` reports them.
+FETCH_FAILURES = frozenset(
+    {
+        Reason.AUTH_REQUIRED,
+        Reason.CACHE_UNUSABLE,
+        Reason.CHECKSUM_MISMATCH,
+        Reason.DISK_FULL,
+        Reason.GATED_MODEL,
+        Reason.HUB_UNREACHABLE,
+        Reason.INVALID_CONFIG,
+        Reason.MODEL_NOT_FOUND,
+        Reason.TOKENIZER_MISSING,
+        Reason.TRUNCATED_WEIGHTS,
+        Reason.UNREADABLE_WEIGHTS,
     }
 )
 # The metrics of the engines cannot be used, so scaling does not know the load.

@@ -8,26 +8,41 @@ from typing import ClassVar
 from qwen_operator.api import uris
 from qwen_operator.api.fields import Rule, described
 
+_SECRET_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+_KEY = r"^[-._a-zA-Z0-9]+$"
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRef:
+    """One entry of a Secret in the namespace of the QwenDeployment."""
+
+    name: str = described("Name of the Secret.", min_length=1, max_length=253, pattern=_SECRET_NAME)
+    key: str = described(
+        "Key of the entry. Default: token.", default="token", min_length=1, max_length=253, pattern=_KEY
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where the bytes of the model are."""
 
-    RULES: ClassVar = (uris.REVISION_RULE, uris.FILE_RULE)
+    RULES: ClassVar = (uris.REVISION_RULE, uris.FILE_RULE, uris.SECRET_RULE, uris.SECRET_FILE_RULE)
 
     uri: str = described(
         "Where the model's files are. pvc://CLAIM/PATH is a folder in a PersistentVolumeClaim of this namespace. The "
         "engine mounts it read-only, and the operator inspects config.json and the weights before an engine starts. "
         "hf://ORGANISATION/NAME is a repository on Hugging Face, and modelscope://ORGANISATION/NAME is one on "
-        "ModelScope. The engine downloads it. Examples: pvc://models/qwen/7b-chat, hf://Qwen/Qwen1.5-7B-Chat.",
+        "ModelScope. The engine downloads it, or a container before it if the chart has a cache. Examples: "
+        "pvc://models/qwen/7b-chat, hf://Qwen/Qwen1.5-7B-Chat.",
         min_length=1,
         max_length=512,
         rules=uris.URI_RULES,
     )
     revision: str | None = described(
         "Branch, tag or commit of a repository on a hub. The operator asks the hub once for the commit and plans with "
-        "it. All replicas load that commit from Hugging Face. From ModelScope they load the branch or tag as it is "
-        "when they start. Default: the main branch. Examples: main, v1.0, 4f2c8b1d0e9a7c6f5b3d2e1a0f9c8b7a6d5e4f3c.",
+        "it. All replicas load that commit from Hugging Face, or from the chart's cache. From ModelScope without a "
+        "cache they load the branch or tag as it is when they start. Default: the main branch. Examples: main, v1.0, "
+        "4f2c8b1d0e9a7c6f5b3d2e1a0f9c8b7a6d5e4f3c.",
         default=None,
         min_length=1,
         max_length=128,
@@ -38,6 +53,13 @@ class Source:
                 uris.is_revision,
             ),
         ),
+    )
+    secret_ref: SecretRef | None = described(
+        "Secret of this namespace with a token for a private or gated repository on a hub. Only the container that "
+        "downloads gets it: with the chart's cache that is not the engine. The operator does not read it. So an "
+        "inspection pod with the token reads config.json and the heads of the weights. Example: {name: hf-token, key: "
+        "token}.",
+        default=None,
     )
 
     file: str | None = described(

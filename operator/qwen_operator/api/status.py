@@ -49,8 +49,9 @@ class ScalingReport:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Everything that a status is made of. `model`, `plan`, `no_fit` and `observed` have their status form, or are
-    None.
+    """Everything that a status is made of.
+
+    `model`, `plan`, `no_fit`, `observed` and `progress` already have their status form, or are None.
 
     `verdicts` has at least one entry for each of Ready, Planned, ModelLoaded and ScalingActive. `replicas` is the
     number of replicas that exist and are not draining, `ready` of those that answer, `wanted` of those that should
@@ -74,6 +75,7 @@ class Observation:
     scaling: ScalingReport | None = None
     load: str = "-"
     observed: Mapping[str, Any] | None = None
+    progress: Mapping[str, Any] | None = None
 
 
 def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[str, Any]:
@@ -88,6 +90,7 @@ def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[st
         "noFit": _with_few_steps(observation.no_fit),
         "lastFailure": _failure(observation.last_failure),
         "scaling": _scaling(observation, mapping(old, "scaling"), now),
+        "progress": observation.progress,
     }
     status = {
         "observedGeneration": observation.generation,

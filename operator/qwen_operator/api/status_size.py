@@ -29,13 +29,14 @@ BUDGETS = {
     "noFit": 130,
     "lastFailure": 230,
     "scaling": 220,
+    "progress": 130,
     "conditions": 1400,
     "summary": 190,
 }
 """Bytes that each part may always use, with its name."""
 
-RESERVED = {"progress": 130, "adapters": 110}
-"""Bytes for parts that are to come: the progress of a download, and adapters."""
+RESERVED = {"adapters": 70}
+"""Bytes for parts that are to come: adapters."""
 
 _SHORTEST_MESSAGE = 20
 
@@ -62,13 +63,21 @@ def _with_shorter_log(part: Any) -> Any | None:
     return {**part, "log": [clip(log[0], max(_SHORTEST_LINE, length * 3 // 4))]} if length > _SHORTEST_LINE else None
 
 
-# In this order: the arithmetic of what does not run, what would fit, the arithmetic, the log, the options.
+def _with_fewer_numbers(part: Any) -> Any | None:
+    """Without what is only useful to know."""
+    name = next((name for name in ("finishTime", "bytesPerSecond", "pod") if name in part), None)
+    return None if name is None else {key: value for key, value in part.items() if key != name}
+
+
+# In this order: the arithmetic of what does not run, what would fit, the arithmetic, the log, the options, the
+# numbers of a download.
 _CUTS: tuple[tuple[str, Step], ...] = (
     ("noFit", _without_last("steps")),
     ("noFit", _without_last("alternatives")),
     ("plan", _without_last("steps")),
     ("lastFailure", _with_shorter_log),
     ("plan", _without_last("args")),
+    ("progress", _with_fewer_numbers),
 )
 
 

@@ -235,6 +235,18 @@ class ScalingStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ProgressStatus:
+    phase: str = described("What is in progress: Download.", max_length=32)
+    percent: int = described("Part of the bytes that has arrived, in percent.", minimum=0, maximum=100)
+    bytes_done: int = described("Bytes that have arrived.", minimum=0)
+    bytes_total: int = described("Bytes of the model.", minimum=0)
+    time: str = described("When these numbers were read.", format="date-time")
+    pod: str = described("Name of the pod.", default="", max_length=253)
+    bytes_per_second: int = described("Mean rate of the last 15 seconds.", default=0, minimum=0)
+    finish_time: str = described("When the download ends at this rate.", default="", max_length=32)
+
+
+@dataclass(frozen=True, slots=True)
 class Condition:
     type: str = described(
         "Always present: Ready (the model answers requests), Planned (GPUs and options are known), ModelLoaded (at "
@@ -285,6 +297,11 @@ class Status:
     no_fit: NoFitStatus | None = described("Why there is no plan, in numbers.", default=None)
     last_failure: FailureStatus | None = described("The last unexpected end of an engine.", default=None)
     scaling: ScalingStatus | None = described("How many replicas are wanted, and why.", default=None)
+    progress: ProgressStatus | None = described(
+        "How far the download of the model into the cache is. Only while a pod downloads it. The operator writes steps "
+        "of 5 percent, and not more than one in 10 seconds.",
+        default=None,
+    )
     conditions: tuple[Condition, ...] = described(
         "The state as conditions.", default=(), max_items=16, list_type="map", list_map_keys=["type"]
     )

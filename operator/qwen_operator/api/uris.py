@@ -193,6 +193,20 @@ FILE_FORM_RULE = Rule(
     lambda file: matches(_FILE_FORM, file) and ".." not in file and "//" not in file,
 )
 """The rule of `spec.source.file` itself."""
+SECRET_RULE = Rule(
+    f"!has(self.secretRef) || {_starts('self.uri', _REPOSITORIES)}",
+    f"secretRef is for repositories of a hub, {_joined(_REPOSITORY_PREFIXES, 'and')}: remove it, or choose a "
+    "repository of a hub",
+    lambda source: source.get("secretRef") is None or str(source.get("uri")).startswith(_REPOSITORY_PREFIXES),
+)
+"""The rule of `spec.source` about its Secret."""
+SECRET_FILE_RULE = Rule(
+    "!has(self.secretRef) || !has(self.file)",
+    "secretRef does not go together with file, because the operator reads the header of a GGUF file without a token: "
+    "download the file to a claim, and set uri to pvc://CLAIM/PATH",
+    lambda source: source.get("secretRef") is None or source.get("file") is None,
+)
+"""The rule of `spec.source` about a private file."""
 
 
 def is_uri(text: str) -> bool:

@@ -62,6 +62,7 @@ KV_BYTES_PER_VALUE = 2
 # The vocabulary is padded to this many rows and to the number of ranks.
 _VOCAB_STEP = 64
 
+_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _MAX_TEXT = 128
 _LONGEST_REFUSAL = 512
 _MOST_TYPES = 64
@@ -141,10 +142,14 @@ class Checkpoint:
 
     @classmethod
     def from_inspection(cls, report: Mapping[str, Any]) -> Checkpoint:
-        """Facts from the inspection's success report (version 1 or 2). Raises InvalidFactsError."""
+        """Facts from the inspection's success report (version 1 or 2). Raises InvalidFactsError.
+
+        The report on a hub's repository has its `commit` too.
+        """
         if report.get("version") not in (1, 2):
             raise InvalidFactsError(f"version is {report.get('version')!r:.80}, this operator reads versions 1 and 2")
-        return _read(Fields(report), INSPECTION)
+        facts = _read(Fields(report), INSPECTION)
+        return replace(facts, commit=_commit(Fields(report))) if report.get("commit") else facts
 
     def with_tower(self, tower: Tower | None) -> Checkpoint:
         """These facts with a vision tower, which they keep only if it decides something."""
@@ -390,6 +395,13 @@ def _rope(report: Fields) -> RopeScaling | None:
         factor=fields.number("factor", MAX_FACTOR),
         original_max_positions=fields.optional("originalMaxPositions", MAX_POSITIONS),
     )
+
+
+def _commit(record: Fields) -> str:
+    value = record.values.get("commit")
+    if not isinstance(value, str) or not _COMMIT.fullmatch(value):
+        raise record.refuse("commit", "a commit of 40 hexadecimal digits")
+    return value
 
 
 def _text(record: Fields, name: str) -> str:

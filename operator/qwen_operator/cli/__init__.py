@@ -18,6 +18,8 @@ COMMANDS = {
     "gateway-agent": "tell the gateway's router which engines exist",
     "gateway-router": "start the gateway's router",
     "gateway-proxy": "start the proxy that clients reach, in front of the router",
+    "fetch": "download a model into a cache; the first container of an engine pod runs it",
+    "inspect-hub": "report the facts of a repository on a hub; the inspection pod of a private one runs it",
     "crds": "print the custom resource definitions, or write them to a folder",
     "plan": "plan GPUs and options for a model, without a cluster; exit code 3 if it does not fit",
     "render": "print the objects that the operator would create for a manifest",

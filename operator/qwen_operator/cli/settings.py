@@ -46,6 +46,7 @@ def rendered(values: Mapping[str, Any]) -> dict[str, Any]:
         },
         "inspection": root.raw("inspection"),
         "hub": root.raw("hub"),
+        "cache": root.raw("cache"),
         "gpuPools": root.raw("gpuPools"),
         "tenancy": root.raw("tenancy"),
         "imagePullSecrets": [_name(one) for one in root.items("imagePullSecrets")],

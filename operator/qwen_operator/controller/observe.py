@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from qwen_operator import objects
 from qwen_operator.api.spec import revision_hash
@@ -33,6 +33,7 @@ from qwen_operator.reconcile.types import Observed
 from qwen_operator.replicas.node_health import NodeHealth, node_health
 from qwen_operator.replicas.scaling_view import shown
 from qwen_operator.scaling.types import ScalingState
+from qwen_operator.status.progress import FetchPage
 
 # The operator checks this many pod names for pods of other owners. New replicas take the lowest free index. If foreign
 # pods had more names than this, the API server would report the next one with a 409.
@@ -43,7 +44,7 @@ class Observer:
     """Reads the store. Results that depend on all objects of a kind are computed once per change of that kind.
 
     `scaling` returns the scaling state of the QwenDeployment with a namespace, name and uid. `hub` returns the answer
-    of a model hub for a QwenDeployment.
+    of a model hub for a QwenDeployment. `pages` returns how far all downloads are, by the pods' uids.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class Observer:
         pools: tuple[GpuPool, ...],
         scaling: Callable[[str, str, str], ScalingState | None],
         hub: Callable[[ObjectKey], HubAnswer | None] = lambda _key: None,
+        pages: Callable[[], Mapping[str, FetchPage]] = dict,
     ) -> None:
         self._store = store
         self._pools = pools
         self._scaling = scaling
         self._hub = hub
+        self._pages = pages
         self._hardware: tuple[int, Inventory, NodeHealth] = (-1, Inventory(), NodeHealth())
         self._deployments = -1
         self._plans = PlanMemory()
@@ -93,6 +96,7 @@ class Observer:
             names=self._store.names.share(key),
             hub=self._hub(key),
             plans=self._current_plans(),
+            pages=self._pages(),
         )
 
     def _children(self, resource: Resource, deployment: Manifest, names: Iterable[str]) -> Children:

@@ -53,9 +53,14 @@ def reached_fault(response: httpx.Response, base: str) -> str | None:
     """Why the answer to a redirected request is not read, by the address that it comes from; None if it may be."""
     stream = response.extensions.get("network_stream")
     peer = stream.get_extra_info("server_addr") if stream is not None else None
-    if not peer or getproxies() or response.url.host == urlsplit(base).hostname:
+    return peer_fault(str(peer[0]) if peer else "", str(response.url), base)
+
+
+def peer_fault(peer: str, url: str, base: str) -> str | None:
+    """Why the answer from the address `peer` to a redirected request for `url` is not read; None if it may be."""
+    if not peer or getproxies() or urlsplit(url).hostname == urlsplit(base).hostname:
         return None
-    return _reach_fault(str(peer[0]), base)
+    return _reach_fault(peer, base)
 
 
 def _reach_fault(host: str, base: str) -> str | None:

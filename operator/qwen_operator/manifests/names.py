@@ -23,6 +23,7 @@ ROLE_ENGINE_WORKER = "engine-worker"
 ROLE_INSPECTION = "inspection"
 ENGINE_CONTAINER = "engine"
 INSPECTION_CONTAINER = "inspection"
+FETCH_CONTAINER = "fetch"
 ENGINE_PORT = 8000
 MAX_REPLICA_PODS = 64
 """No replica has more pods than this. It is the limit of spec.hardware.maxGpusPerReplica."""

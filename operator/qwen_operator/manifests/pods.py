@@ -17,7 +17,7 @@ from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.pod import GPU_RESOURCE, Pod
 from qwen_operator.api.spec import Spec
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct
-from qwen_operator.manifests import expansion, names
+from qwen_operator.manifests import expansion, model_cache, names
 from qwen_operator.manifests.names import Manifest, Owner, PodIdentity
 from qwen_operator.manifests.quantities import canonical_quantities
 from qwen_operator.planning.types import EngineSource, Plan
@@ -89,6 +89,7 @@ def engine_template(
 
     A ControllerRevision pins it.
     """
+    source = model_cache.mounted(source, identity.owner.namespace)
     labels = _pod_labels(identity, names.ROLE_ENGINE) | {names.LABEL_ROUTABLE: "true"}
     pod = {
         **_common(spec.pod, runtime, (_GPU_TOLERATION, *plan.tolerations)),
@@ -99,7 +100,7 @@ def engine_template(
         ),
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": _TEMPLATE_GRACE_SECONDS,
-        "initContainers": [_runtime_container(runtime)],
+        "initContainers": [_runtime_container(runtime), *_fetch_containers(source, identity, runtime)],
         "containers": [_engine_container(spec, plan, source)],
         "volumes": _engine_volumes(spec, plan, source),
     }
@@ -215,7 +216,7 @@ def inspection_pod(
         "name": names.INSPECTION_CONTAINER,
         "image": runtime.reference,
         "imagePullPolicy": runtime.pull_policy,
-        "command": _literal(["python3", _IMAGE_RUNTIME, "inspect", "--path", source.model_path]),
+        "command": _literal(source.inspection or ("python3", _IMAGE_RUNTIME, "inspect", "--path", source.model_path)),
         **_present(env=[_variable(variable) for variable in source.env]),
         "resources": {part: dict(amounts) for part, amounts in runtime.inspection.resources.items()},
         "securityContext": deepcopy(_CONTAINER_SECURITY),
@@ -310,6 +311,17 @@ def _runtime_container(runtime: RuntimeImage) -> Manifest:
     }
 
 
+def _fetch_containers(source: EngineSource, identity: PodIdentity, runtime: RuntimeImage) -> list[Manifest]:
+    if source.fetch is None:
+        return []
+    common = {
+        "image": runtime.reference,
+        "imagePullPolicy": runtime.pull_policy,
+        "securityContext": deepcopy(_CONTAINER_SECURITY),
+    }
+    return [model_cache.fetch_container(source.fetch, identity.owner.namespace, common)]
+
+
 def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
     gpus = {plan.resource_name: str(plan.gpus_per_node)}
     resources = spec.pod.resources
@@ -349,6 +361,7 @@ def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
         "python3",
         RUNTIME,
         "launch",
+        *([f"--hold={source.model_path}/{model_cache.IN_USE}"] if source.fetch else []),
         "--",
         "python3",
         "-m",

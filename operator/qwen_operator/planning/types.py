@@ -23,11 +23,47 @@ def _repository(image: str) -> str:
     return f"{path}/{last.partition(':')[0]}"
 
 
+class CacheType(StrEnum):
+    """Where a cache is: a folder of each node, or a claim in the namespace of each QwenDeployment."""
+
+    HOST_PATH = "HostPath"
+    CLAIM = "PersistentVolumeClaim"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCache:
+    """The chart's `cache`: where models of hubs are kept. `place` is the path on the node, or the name of the claim.
+
+    `size_gib` is the most that it may have: on each node and in each namespace, or in each claim.
+    """
+
+    type: CacheType
+    place: str
+    size_gib: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFetch:
+    """A model of a hub that a container fetches into the cache before the engine starts.
+
+    `commit` has 40 hexadecimal digits. `hub_url` is the address of a mirror, or "". `token` is where the token of a
+    private repository is: a variable with the value of a Secret.
+    """
+
+    cache: ModelCache
+    hub: Hub
+    repository: str
+    commit: str
+    hub_url: str = ""
+    token: EnvVar | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class EngineDefaults:
     """The chart's engine settings. The settings of an object win over them. An `image` without a tag gets :v`version`.
 
-    Engines download a model without a source from `hub`. `hub_url` is the address of its mirror, or "".
+    Engines download a model without a source from `hub`. `hub_url` is the address of its mirror, or "". With a `cache`,
+    a container downloads it before the engine starts.
     """
 
     image: str
@@ -36,6 +72,7 @@ class EngineDefaults:
     env: tuple[EnvVar, ...] = ()
     hub: Hub = Hub.HUGGING_FACE
     hub_url: str = ""
+    cache: ModelCache | None = None
 
     def at_version_of(self, plan: Plan) -> EngineDefaults:
         """These settings with the image and version of a plan, if its image is of the same repository."""
@@ -56,6 +93,9 @@ class EngineSource:
     `model_path` is for --model-path: a folder in the container, or a repository. `revision` is for --revision; None
     means no such option. If `downloads` is true, every start loads the weights from a hub. Variables of chart and
     object win over `env`. `volumes` and `mounts` have the form that they have in a pod.
+
+    `fetch` is what a container must fetch before the engine starts; its volumes are not in `volumes`. `inspection` is
+    the command of the inspection pod, () if it reads the folder `model_path`.
     """
 
     model_path: str
@@ -64,6 +104,8 @@ class EngineSource:
     env: tuple[EnvVar, ...] = ()
     volumes: tuple[Mapping[str, Any], ...] = ()
     mounts: tuple[Mapping[str, Any], ...] = ()
+    fetch: ModelFetch | None = None
+    inspection: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

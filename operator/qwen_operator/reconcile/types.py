@@ -28,6 +28,7 @@ from qwen_operator.replicas.pod_state import PodState
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.types import ScalingState
 from qwen_operator.sources.scheme import Facts, VolumeClaim
+from qwen_operator.status.progress import FetchPage
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Observed:
     `claim`: the claim with the files that are still to be inspected; None if it is unknown.
     `refusal`: the action that the API server rejected; None if there is none.
     `plans`: remembers answers that depend on the rest of it alone.
+    `pages`: how far the downloads of pods are, by the pods' uids.
     """
 
     deployment: Manifest
@@ -61,6 +63,7 @@ class Observed:
     claim: VolumeClaim | None = None
     refusal: Refusal | None = None
     plans: PlanMemory = field(default_factory=PlanMemory)
+    pages: Mapping[str, FetchPage] = field(default_factory=dict)
 
     @property
     def owner(self) -> Owner:

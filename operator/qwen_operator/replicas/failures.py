@@ -12,9 +12,9 @@ from typing import Any
 
 from qwen_operator import objects, untrusted
 from qwen_operator.api.advice import ADVICE
-from qwen_operator.api.conditions import Reason
+from qwen_operator.api.conditions import FETCH_FAILURES, Reason
 from qwen_operator.api.status import Failure
-from qwen_operator.manifests.names import ENGINE_CONTAINER, Manifest
+from qwen_operator.manifests.names import ENGINE_CONTAINER, FETCH_CONTAINER, Manifest
 from qwen_runtime.reasons import ReportReason
 
 MOST_RESTARTS = 1_000_000
@@ -22,12 +22,15 @@ CRASH_LOOP_RESTARTS = 3
 CRASH_LOOP_SECONDS = 600.0
 """The kubelet's limit: it restarts a container that ran for longer without a back-off."""
 
+DOWNLOAD = "Download"
+"""The phase of a failed fetch. Its report says itself what to do."""
 _SERVING = "Serving"
-_REPORTED = frozenset(Reason(reason.value) for reason in ReportReason)
+_REPORTED = frozenset(Reason(reason.value) for reason in ReportReason) | FETCH_FAILURES
 _LINE = 200
 _MOST_PROBE = 1_000_000
 _WORD = 63
 _SIGKILLED = 137
+_TERMINATED = 143
 _ON_REQUEST = frozenset({0, 130, 143})
 _NOT_RUN = ("StartError", "ContainerCannotRun")
 _NODE_ENDED = frozenset({"Evicted", "Terminated", "NodeShutdown", "Preempting"})
@@ -111,7 +114,7 @@ def failure_message(failure: Failure, restarts: Restarts) -> str:
         parts = [f"{end}: the kernel ended it for lack of memory" + (f"; its last line was {last!r}" if last else "")]
     else:
         parts = [f"{end}: {last}" if last else end]
-    if advice := ADVICE.get(failure.reason):
+    if failure.phase != DOWNLOAD and (advice := ADVICE.get(failure.reason)):
         parts.append(advice)
     if restarts.back_off:
         parts.append(f"Attempt {restarts.count + 2} starts after a back-off of {restarts.back_off}")
@@ -131,7 +134,9 @@ def _failure(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, An
         # The deletion stopped it, and its init process reports no problem.
         return None
     if container.get("name") != ENGINE_CONTAINER:
-        reason = None if exit_code(ended) == 0 else _unreported(ended)
+        fetches = container.get("name") == FETCH_CONTAINER
+        asked = exit_code(ended) == 0 or (fetches and exit_code(ended) == _TERMINATED)
+        reason = None if asked else (reported_reason(report) if fetches else None) or _unreported(ended)
     elif report.get("asked"):
         reason = _after_sigterm(pod, ended, report)
     else:

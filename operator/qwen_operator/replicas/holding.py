@@ -4,8 +4,9 @@ The pods alone decide: when they were created, when they got a node, and whether
 late replica answers, or when somebody deletes its pod.
 
 The time of a replica counts from the creation of its first pod that is not ready, and anew from the moment when that
-pod gets a node. A replica without a node may have to wait until a replica of the earlier revision has drained. So its
-time also counts anew when another successor answers, and is longer by the time of a drain.
+pod gets a node. It stands still while a container fetches the model, and then counts anew. A replica without a node may
+have to wait until a replica of the earlier revision has drained. So its time also counts anew when another successor
+answers, and is longer by the time of a drain.
 
 While a revision is held back, the earlier revision runs: its replicas stay, and the operator replaces lost ones and
 follows the load with it.
@@ -24,7 +25,7 @@ from qwen_operator.manifests.names import Manifest
 from qwen_operator.manifests.revisions import PinnedRevision
 from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.groups import Replica, SortedReplicas, seconds_since
-from qwen_operator.replicas.pod_state import PodState
+from qwen_operator.replicas.pod_state import PodState, fetch_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,12 @@ def _waits_since(member: PodState, answered: datetime | None) -> datetime | None
     """Since when a pod that is not ready waits for its next step: for a node, for its engine, or to be ready again."""
     if member.started:
         return objects.moment(objects.condition(member.manifest, "Ready").get("lastTransitionTime"))
+    fetch = fetch_of(member.manifest)
+    if fetch.running:
+        # A download takes as long as it takes, and it shows its own progress.
+        return None
+    if fetch.finished:
+        return objects.moment(fetch.finished)
     created = objects.moment(objects.text(member.manifest, "metadata", "creationTimestamp"))
     scheduled = objects.condition(member.manifest, "PodScheduled")
     if scheduled.get("status") == "True":

@@ -25,6 +25,7 @@ from qwen_operator.manifests.names import (
     MAX_REPLICA_PODS,
     Manifest,
 )
+from qwen_operator.manifests.names import FETCH_CONTAINER as FETCH
 from qwen_operator.replicas.failures import (
     MOST_RESTARTS,
     NO_RESTARTS,
@@ -39,7 +40,9 @@ from qwen_operator.replicas.failures import (
 
 _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _REFUSED = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")
-_ON_THE_WAY = frozenset({Reason.STARTING, Reason.LOADING, Reason.WAITING_FOR_GPUS, Reason.WAITING_FOR_NODE})
+_ON_THE_WAY = frozenset(
+    {Reason.STARTING, Reason.DOWNLOADING, Reason.LOADING, Reason.WAITING_FOR_GPUS, Reason.WAITING_FOR_NODE}
+)
 _NAME = re.compile(r"(?P<deployment>.+?)-(?P<revision>[0-9a-f]{8})-(?P<index>\d{1,3})(?:-(?P<rank>\d{1,3}))?", re.ASCII)
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 # The kubelet alternates between the error and the same error after a back-off text. This makes one message of both.
@@ -208,9 +211,27 @@ def _unready_reason(pod: Manifest, failure: Failure | None, restarts: Restarts) 
         return _unscheduled(pod, name, untrusted.clean(scheduled.get("message"), MESSAGE_LIMIT))
     if stuck := _stuck(name, status):
         return stuck
+    if fetch_of(pod).running:
+        return Reason.DOWNLOADING, f"{name} downloads the model into the cache"
     if failure is not None:
         return failure.reason, failure_message(failure, restarts)
     return _progress(pod, name, status)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchState:
+    """The container that fetches the model. `finished`: when it succeeded, RFC 3339; "" if it has not."""
+
+    running: bool = False
+    finished: str = ""
+
+
+def fetch_of(pod: Manifest) -> FetchState:
+    """How far the container is that fetches the model. A pod without one has neither."""
+    state = objects.mapping(objects.named(objects.members(pod, "status", "initContainerStatuses"), FETCH), "state")
+    ended = objects.mapping(state, "terminated")
+    succeeded = bool(ended) and exit_code(ended) == 0
+    return FetchState("running" in state, objects.text(ended, "finishedAt") if succeeded else "")
 
 
 def awaited_scheduler(pod: Manifest) -> str:

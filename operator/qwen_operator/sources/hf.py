@@ -1,4 +1,4 @@
-"""`hf://ORGANISATION/NAME`: a repository on Hugging Face, which every engine downloads when it starts. Pure."""
+"""`hf://ORGANISATION/NAME`: a repository on Hugging Face, from the cache or downloaded by every engine. Pure."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.planning.types import EngineDefaults, EngineSource
-from qwen_operator.sources import hub_facts
+from qwen_operator.sources import hub_facts, hub_files
 from qwen_operator.sources.scheme import Scheme
 
 _HUB = Hub.HUGGING_FACE
@@ -19,13 +19,22 @@ def _engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults)
 
     SGLang downloads a single file that is named behind its repository (srt/utils/hf_transformers/common.py:457).
     """
+    if (cached := hub_files.cached(_HUB, spec, checkpoint, defaults)) is not None:
+        return cached
     query, mirror = hub_facts.query_of(_HUB, spec), defaults.mirror(_HUB)
-    return EngineSource(
+    source = EngineSource(
         model_path=f"{query.repository}/{query.file}" if query.file else query.repository,
         revision=checkpoint.commit or query.revision or None,
         downloads=True,
         env=(EnvVar("HF_ENDPOINT", mirror),) if mirror else (),
     )
+    return hub_files.with_token(source, spec, "HF_TOKEN")
 
 
-SCHEME = Scheme(uris.HF, partial(hub_facts.resolve, _HUB), _engine_source, hub_query=partial(hub_facts.query_of, _HUB))
+SCHEME = Scheme(
+    uris.HF,
+    partial(hub_files.resolve, _HUB),
+    _engine_source,
+    hub_query=partial(hub_facts.query_of, _HUB),
+    inspected=partial(hub_files.inspected, _HUB),
+)

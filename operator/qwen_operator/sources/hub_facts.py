@@ -1,11 +1,14 @@
 """Gets the facts of a repository on a hub, from the catalog or from the hub's answer. Pure.
 
 The catalog is verified, works offline and answers at once. So the operator asks the hub about a model of the catalog
-only if the spec names a revision: the answer then says which commit that is. Facts of other models come from the hub.
+only if the spec names a revision, or if the model comes from the chart's cache: the answer then says which commit that
+is. The cache has models by their commit. Facts of other models come from the hub.
 The operator retries a failed reading by itself, with growing delays. The last answer counts until there is a new one.
 """
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +18,7 @@ from qwen_operator.api import uris
 from qwen_operator.api.conditions import ConditionType, Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import Hub, HubAnswer, HubQuery, HubReason, is_repository
 from qwen_operator.checkpoints.suggestions import suggestion
 from qwen_operator.sources.scheme import Facts, SourceContext
@@ -31,6 +35,9 @@ _HELD = {*_REASONS.values(), Reason.MODEL_NOT_FOUND}
 # With these reasons the hub says nothing about the model itself, so the facts of the catalog remain valid.
 _SAYS_NOTHING = (HubReason.OFFLINE, HubReason.UNAVAILABLE, HubReason.AUTH_REQUIRED)
 _CLAIM = "put its files on a claim and set spec.source.uri to pvc://<claim>/<path>, so that the operator reads them"
+_TOKEN = "name a Secret with a token in spec.source.secretRef"
+_COMMIT_CURE = "set hub.lookup to true, or spec.source.revision to a commit of 40 hexadecimal digits"
+_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _EXAMPLES = "it has Qwen/Qwen1.5-7B-Chat, Qwen/Qwen1.5-72B-Chat, Qwen/Qwen3-8B and others: see qwen-operator models"
 
 
@@ -46,10 +53,9 @@ def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
     spec, query = context.spec, query_of(hub, context.spec)
     # The catalog has the size of one file of a GGUF repository, but not its tensors.
     cataloged = None if query.file else catalog.lookup(query.repository)
-    named = bool(query.revision)
-    if cataloged is not None and not (named and context.online):
-        remark = f"revision {query.revision} was not looked up, because hub.lookup is false" if named else ""
-        return Facts(cataloged, remark)
+    by_commit = context.defaults.cache is not None
+    if cataloged is not None and (known := _of_catalog(cataloged, query, context)) is not None:
+        return known
     if not context.online or not is_repository(query.repository):
         return Blocked(Reason.UNKNOWN_MODEL, f"{_unknown(spec, query)}: {_CLAIM}", waiting=False)
     answer = context.answer if context.answer is not None and context.answer.query == query else None
@@ -59,10 +65,25 @@ def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
     pending = _pending(again) if again else None
     if answer.checkpoint is not None:
         return Facts(answer.checkpoint, pending=pending)
-    if cataloged is not None and answer.reason in _SAYS_NOTHING:
+    if cataloged is not None and answer.reason in _SAYS_NOTHING and not by_commit:
         remark = f"the operator uses the catalog's facts and pins no commit, because {answer.message}"
         return Facts(cataloged, remark, pending)
     return _hub_failure(spec, answer, again, context.now)
+
+
+def _of_catalog(facts: Checkpoint, query: HubQuery, context: SourceContext) -> Facts | Blocked | None:
+    """What the catalog alone says of one of its models; None if the hub must be asked."""
+    if context.defaults.cache is not None:
+        if _COMMIT.fullmatch(query.revision):
+            return Facts(replace(facts, commit=query.revision))
+        if context.online:
+            return None
+        message = f"{_commit_needed(query)}, and hub.lookup is false: {_COMMIT_CURE}"
+        return Blocked(Reason.UNKNOWN_MODEL, message, waiting=False)
+    if query.revision and context.online:
+        return None
+    remark = f"revision {query.revision} was not looked up, because hub.lookup is false" if query.revision else ""
+    return Facts(facts, remark)
 
 
 def _waiting(deployment: Mapping[str, Any], query: HubQuery) -> Blocked:
@@ -91,17 +112,23 @@ def _hub_failure(spec: Spec, answer: HubAnswer, again: HubQuery | None, now: dat
             Reason.MODEL_NOT_FOUND,
             f"{answered}: correct spec.source.revision, which is {query.revision}",
         )
+    elif answer.reason in _SAYS_NOTHING and catalog.lookup(query.repository):
+        message = f"{_commit_needed(query)}, and {answered}; the operator asks it again. Or: {_COMMIT_CURE}"
     elif answer.reason in (HubReason.OFFLINE, HubReason.UNAVAILABLE):
         message = f"{_unknown(spec, query)}, and {answered}; the operator asks it again. Without the hub: {_CLAIM}"
     elif answer.reason is HubReason.AUTH_REQUIRED:
-        message = f"{answered}, and the operator reads no Secrets: download it yourself, {_CLAIM}"
+        message = f"{answered}, and the operator reads no Secrets: {_TOKEN}, or download it yourself, {_CLAIM}"
     elif answer.reason is HubReason.NOT_FOUND:
-        cure = f"correct spec.model or spec.source; if it is private, {_CLAIM}"
+        cure = f"correct spec.model or spec.source; if it is private, {_TOKEN}, or {_CLAIM}"
         message = f"{_unknown(spec, query)}, and {answered}: {cure}"
     else:
         message = f"{answered}; choose another repository, or {_CLAIM}"
     due = max(0.0, (answer.again - now).total_seconds())
     return Blocked(reason, message, waiting=False, query=again, requeue_after=due or None)
+
+
+def _commit_needed(query: HubQuery) -> str:
+    return f"the cache has models by their commit, and the operator does not know the commit of {query}"
 
 
 def _unknown(spec: Spec, query: HubQuery) -> str:

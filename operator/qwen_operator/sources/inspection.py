@@ -35,10 +35,11 @@ PHASE = "Inspect"
 def resolve(context: SourceContext, source: EngineSource, shown: Mapping[str, str]) -> Facts | Blocked:
     """The facts of a source whose files a pod reads, or the reason why they are missing.
 
-    `source` is what the pod mounts. `shown` maps paths in its container to the text that users wrote for them.
+    `source` is what the pod mounts or runs. `shown` maps paths in its container to the text that users wrote for them.
     """
     spec, claim = context.spec, context.claim
-    place = InspectionPlace(products(spec, context.inventory), near_gpus=claim is None or not claim.bound)
+    near = not source.inspection and (claim is None or not claim.bound)
+    place = InspectionPlace(products(spec, context.inventory), near_gpus=near)
     desired = inspection_pod(context.identity, spec, source, context.runtime, place)
     name, pod, deployment = desired["metadata"]["name"], context.inspection, context.deployment
     before = _failure_before(deployment, name)

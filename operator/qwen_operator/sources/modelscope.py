@@ -1,4 +1,4 @@
-"""`modelscope://ORGANISATION/NAME`: a repository on ModelScope, which every engine downloads when it starts. Pure."""
+"""`modelscope://ORGANISATION/NAME`: a repository on ModelScope, from the cache or downloaded by every engine. Pure."""
 
 from functools import partial
 from urllib.parse import urlsplit
@@ -9,14 +9,16 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.planning.types import EngineDefaults, EngineSource
-from qwen_operator.sources import hub_facts
+from qwen_operator.sources import hub_facts, hub_files
 from qwen_operator.sources.scheme import Scheme
 
 _HUB = Hub.MODELSCOPE
 
 
-def _engine_source(spec: Spec, _checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
-    """The source passes a branch or a tag, because ModelScope's client does not accept commits."""
+def _engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
+    """Without a cache it passes a branch or a tag, because ModelScope's client does not accept commits."""
+    if (cached := hub_files.cached(_HUB, spec, checkpoint, defaults)) is not None:
+        return cached
     query, mirror = hub_facts.query_of(_HUB, spec), defaults.mirror(_HUB)
     domain = (EnvVar("MODELSCOPE_DOMAIN", urlsplit(mirror).netloc),) if mirror else ()
     return EngineSource(
@@ -28,5 +30,9 @@ def _engine_source(spec: Spec, _checkpoint: Checkpoint, defaults: EngineDefaults
 
 
 SCHEME = Scheme(
-    uris.MODELSCOPE, partial(hub_facts.resolve, _HUB), _engine_source, hub_query=partial(hub_facts.query_of, _HUB)
+    uris.MODELSCOPE,
+    partial(hub_files.resolve, _HUB),
+    _engine_source,
+    hub_query=partial(hub_facts.query_of, _HUB),
+    inspected=partial(hub_files.inspected, _HUB),
 )

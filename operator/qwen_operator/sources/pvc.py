@@ -38,4 +38,4 @@ def _engine_source(spec: Spec, _checkpoint: Checkpoint, _defaults: EngineDefault
     return _mounted(spec)
 
 
-SCHEME = Scheme(uris.PVC, _resolve, _engine_source, inspected=_mounted)
+SCHEME = Scheme(uris.PVC, _resolve, _engine_source, inspected=lambda spec, _defaults: _mounted(spec))

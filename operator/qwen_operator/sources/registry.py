@@ -45,9 +45,9 @@ def hub_query(spec: Spec, defaults: EngineDefaults) -> HubQuery | None:
 
 
 def inspected(spec: Spec, defaults: EngineDefaults) -> EngineSource | None:
-    """What the inspection pod mounts; None if no pod reads this source."""
+    """What the inspection pod mounts or runs; None if no pod reads this source."""
     mounted = scheme_of(spec, defaults).inspected
-    return mounted(spec) if mounted else None
+    return mounted(spec, defaults) if mounted else None
 
 
 def inspection_pod(
@@ -57,5 +57,5 @@ def inspection_pod(
     source = inspected(spec, defaults)
     if source is None:
         return None
-    place = InspectionPlace(inspection.products(spec, inventory))
+    place = InspectionPlace(inspection.products(spec, inventory), near_gpus=not source.inspection)
     return pods.inspection_pod(identity, spec, source, runtime, place)

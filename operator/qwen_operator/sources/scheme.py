@@ -76,11 +76,12 @@ class Scheme:
 
     `resolve` gives the facts of the checkpoint, or the reason why they are missing. It also decides the reasons,
     messages and retries of this scheme. `engine_source` gives what SGLang loads. `hub_query` gives the query for the
-    hub; None if there is no hub. `inspected` gives what the inspection pod mounts; None if no pod reads the files.
+    hub; None if there is no hub. `inspected` gives what the inspection pod mounts or runs; no pod reads the files if it
+    or its result is None.
     """
 
     form: UriForm
     resolve: Callable[[SourceContext], Facts | Blocked]
     engine_source: Callable[[Spec, Checkpoint, EngineDefaults], EngineSource]
     hub_query: Callable[[Spec], HubQuery] | None = None
-    inspected: Callable[[Spec], EngineSource] | None = None
+    inspected: Callable[[Spec, EngineDefaults], EngineSource | None] | None = None

@@ -5,7 +5,7 @@ Reconciling and Stalled are about the spec (kstatus): the change is in progress,
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -30,6 +30,7 @@ from qwen_operator.scaling.types import UNKNOWN
 from qwen_operator.sources.inspection import PHASE
 from qwen_operator.status.names import lost_message, lost_reason
 from qwen_operator.status.observed import mismatch, observed, startup_seconds
+from qwen_operator.status.progress import FetchPage, progress_of, sentence
 from qwen_operator.status.rollouts import held_verdict, without_room
 
 STALLED_AFTER_FAILURES = 3
@@ -49,6 +50,7 @@ class StatusInput:
     `full`: the message about a quota without room.
     `newer`: a plan that is made today would run the same spec differently.
     `hold_seconds`: how long a request may wait in the gateway. `hold`: why a revision is held back; None if none is.
+    `pages`: how far the downloads of pods are, by uid. `progress` is `status.progress`, which `build_status` sets.
     """
 
     spec: Spec
@@ -66,6 +68,8 @@ class StatusInput:
     newer: bool
     hold_seconds: int = 0
     hold: Hold | None = None
+    pages: Mapping[str, FetchPage] = field(default_factory=dict)
+    progress: Mapping[str, Any] | None = None
 
     @property
     def ready(self) -> list[Replica]:
@@ -132,10 +136,12 @@ def invalid_status(
 def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str, Any]:
     """The complete status; `now` is RFC 3339."""
     meta, old = deployment["metadata"], objects.mapping(deployment, "status")
+    members = [pod for replica in given.replicas.serving for pod in replica.members]
+    progress = progress_of(objects.mapping(old, "progress"), members, given.pages, given.rules.now)
+    given = replace(given, progress=progress)
     target, blocked, running = given.target, given.blocked, given.running
     facts = target.facts if target else blocked.facts if blocked else None
     failure = _reported_failure(given, old)
-    attained = given.rules.scaling.attained if given.rules.scaling else UNKNOWN
     seen = observed(running, given.replicas.serving, given.rules.scaling, old)
     observation = Observation(
         generation=int(meta.get("generation") or 0),
@@ -159,19 +165,25 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
         plan=running.plan.status(running.revision) if running else None,
         no_fit=blocked.no_fit.status() if blocked and blocked.no_fit else None,
         last_failure=failure,
-        scaling=ScalingReport(
-            given.wanted.number,
-            given.wanted.reason,
-            given.wanted.message,
-            given.wanted.advised,
-            attained.hour,
-            attained.day,
-        ),
+        scaling=_scaling_report(given),
         load=given.rules.scaling.load if given.rules.scaling else LoadClass.NONE,
         observed=seen,
+        progress=progress,
     )
     new = build(observation, old, now)
-    return {**new, "summary": {**new["summary"], **_resizing(given, str(new["summary"]["status"]))}}
+    return {**new, "summary": {**new["summary"], **_column(given, str(new["summary"]["status"]))}}
+
+
+def _scaling_report(given: StatusInput) -> ScalingReport:
+    wanted, attained = given.wanted, given.rules.scaling.attained if given.rules.scaling else UNKNOWN
+    return ScalingReport(wanted.number, wanted.reason, wanted.message, wanted.advised, attained.hour, attained.day)
+
+
+def _column(given: StatusInput, column: str) -> dict[str, str]:
+    """The change of the STATUS column. Conditions stay unchanged."""
+    if column == Reason.DOWNLOADING and given.progress is not None:
+        return {"status": f"{column} {given.progress['percent']}%"}
+    return _resizing(given, column)
 
 
 def _resizing(given: StatusInput, column: str) -> dict[str, str]:
@@ -256,11 +268,19 @@ def _progress_of_target(given: StatusInput) -> tuple[Reason, str]:
     if (obstacle := _obstacle(given)) is not None:
         return obstacle
     if (waiting := _most_urgent(given.current)) is not None:
-        return waiting.reason, waiting.message
+        return waiting.reason, _with_progress(given, waiting)
     missing = given.wanted.number - sum(replica.ready for replica in given.current)
     if missing > 0:
         return Reason.STARTING, _missing(given, missing)
     return Reason.SERVING, "every replica answers"
+
+
+def _with_progress(given: StatusInput, replica: Replica) -> str:
+    """The message of a replica that does not answer, with the numbers of its download."""
+    progress = given.progress
+    if progress is None or replica.reason is not Reason.DOWNLOADING or progress.get("pod") != replica.explaining_pod:
+        return replica.message
+    return f"{replica.message}: {sentence(progress)}"
 
 
 def _progress_of_running(given: StatusInput, blocked: Blocked) -> tuple[Reason, str]:

@@ -4,7 +4,8 @@ RBAC says which kinds it may write. This says which objects: pods of QwenDeploym
 the namespaces served. So a stolen token makes no privileged pod, and none in kube-system.
 
 The chart defines the variables `served`, `releaseNamespace`, `keysSecret`, `lease`, `restricted`, `exempt`,
-`injectedContainers` and `injectedVolumes`, and the lists.
+`injectedContainers`, `injectedVolumes` and `cachePath`, and the lists. `cachePath` is the folder of the nodes that is
+the cache, or "".
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 from typing import Any
 
 from qwen_operator.manifests import names
+from qwen_operator.manifests.model_cache import VOLUME
 from qwen_operator.tenancy.lists import Setting
 from qwen_operator.tenancy.rules import RULES, allowed_variable
 
 _ROLES = (names.ROLE_ENGINE, names.ROLE_ENGINE_WORKER, names.ROLE_INSPECTION)
-_CONTAINERS = (names.ENGINE_CONTAINER, names.INSPECTION_CONTAINER, "runtime")
+_CONTAINERS = (names.ENGINE_CONTAINER, names.INSPECTION_CONTAINER, names.FETCH_CONTAINER, "runtime")
 _CONTAINER_SECURITY = ("allowPrivilegeEscalation", "capabilities", "readOnlyRootFilesystem")
 _HOST = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
 
@@ -39,7 +41,10 @@ def _label(of: str, key: str) -> str:
 _SECURITY = f"variables.{allowed_variable(Setting.SECURITY_CONTEXT)}"
 _PRIORITY = f"variables.{allowed_variable(Setting.PRIORITY_CLASSES)}"
 _ACCOUNTS = f"variables.{allowed_variable(Setting.SERVICE_ACCOUNTS)}"
-_VOLUMES = _refused("volumes", "[]")
+_CACHE = (
+    f"variables.cachePath != '' && item.name == '{VOLUME}' && item.?hostPath.?path.orValue('') == variables.cachePath"
+)
+_VOLUMES = f"{_refused('volumes', '[]')}.filter(item, !({_CACHE}))"
 
 VARIABLES: tuple[dict[str, str], ...] = tuple(
     {"name": name, "expression": expression}

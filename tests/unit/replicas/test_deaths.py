@@ -220,3 +220,28 @@ def test_a_message_keeps_its_advice_however_long_the_line() -> None:
 
     assert len(pod_state.message) < MESSAGE_LIMIT
     assert ADVICE[Reason.BAD_FLAG] in pod_state.message
+
+
+def fetching(**fetch: Any) -> dict[str, Any]:
+    """A pod whose first container is done and whose second fetches the model."""
+    manifest = pod({})
+    done = {"name": "runtime", "state": {"terminated": {"exitCode": 0}}}
+    manifest["status"] = {"phase": "Pending", "initContainerStatuses": [done, {"name": "fetch", **fetch}]}
+    return manifest
+
+
+def test_a_fetch_is_told_while_it_runs_and_when_it_fails() -> None:
+    failed = {"terminated": ended(1, {"reason": "GatedModel", "phase": "Download", "log": ["accept its terms"]})}
+    running = state(fetching(state={"running": {}}, lastState=failed))
+    assert (running.reason, running.on_the_way) == (Reason.DOWNLOADING, True)
+    broken = state(fetching(state={"waiting": BACK_OFF}, lastState=failed, restartCount=3))
+    assert (broken.reason, broken.on_the_way, broken.crash_looping) == (Reason.GATED_MODEL, False, True)
+    assert "while in Download: accept its terms" in broken.message
+    # The report says itself what to do; the advice for engines would be wrong.
+    refused = {"terminated": ended(1, {"reason": "AuthRequired", "phase": "Download", "log": ["no"]})}
+    assert "spec.engine.env" not in state(fetching(state=refused)).message
+
+
+@pytest.mark.parametrize("code", [0, 143])
+def test_a_fetch_that_is_done_or_asked_to_end_is_no_failure(code: int) -> None:
+    assert state(fetching(state={"terminated": ended(code, "")})).reason is Reason.STARTING

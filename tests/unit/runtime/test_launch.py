@@ -1,5 +1,6 @@
 """The init with real processes: signals, orphans, hangs, exit codes, output."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -368,3 +369,35 @@ def test_oom_kills_are_read_from_either_cgroup_version(
 ) -> None:
     write(tmp_path)
     assert oom_kills((tmp_path / "v2", tmp_path / "v1")) == expected
+
+
+def lock_is_free(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def test_a_cached_model_is_held_until_the_engine_has_ended(launched: Launched, tmp_path: Path) -> None:
+    held = tmp_path / ".in-use"
+    held.touch()
+    process = launched.start("print('up', flush=True)" + FOREVER, f"--hold={held}")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    assert not lock_is_free(held)
+    process.terminate()
+    process.wait()
+    assert lock_is_free(held)
+
+
+def test_a_cached_model_that_is_gone_is_told(launched: Launched, tmp_path: Path) -> None:
+    process = launched.start("print('never')", f"--hold={tmp_path}/gone/.in-use")
+    output, _ = process.communicate()
+    assert (process.returncode, output) == (1, b"")
+    report = launched.report()
+    assert (report["reason"], report["phase"]) == ("ModelNotFound", "Starting")
+    assert "no longer in the cache: delete this pod" in report["log"][0]

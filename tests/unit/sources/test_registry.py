@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from qwen_operator.actions.blocked import Blocked
 from qwen_operator.api import uris
-from qwen_operator.api.spec import Spec, parse
+from qwen_operator.api.conditions import Reason
+from qwen_operator.api.engine import EnvVar
+from qwen_operator.api.fields import Passthrough
+from qwen_operator.api.spec import InvalidSpec, Spec, parse
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.checkpoints.hubs import Hub, HubQuery
+from qwen_operator.checkpoints.hubs import Hub, HubAnswer, HubQuery, HubReason
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.manifests.names import Owner, PodIdentity
 from qwen_operator.manifests.pods import RuntimeImage
-from qwen_operator.planning.types import EngineDefaults
+from qwen_operator.planning.types import CacheType, EngineDefaults, ModelCache, ModelFetch
 from qwen_operator.sources import registry
 from qwen_operator.sources.pvc import claim_and_path
+from qwen_operator.sources.scheme import Facts, SourceContext
 from tests.unit.checkpoints.configs import DENSE
 
 COMMIT = "c" * 40
@@ -28,6 +34,7 @@ HF = EngineDefaults("sglang", "0.5.23")
 MIRROR = "https://mirror.example.org"
 SCOPE = EngineDefaults("sglang", "0.5.23", hub=Hub.MODELSCOPE)
 HF_URI, SCOPE_URI, PVC_URI = f"hf://{MODEL}", f"modelscope://{MODEL}", "pvc://claim/path"
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
 SCOPED = {"SGLANG_USE_MODELSCOPE": "true"}
 
 
@@ -127,3 +134,114 @@ def test_only_a_claim_is_inspected_by_a_pod(source: dict[str, Any] | None, inspe
     identity, runtime = PodIdentity(Owner("a", "team", "uid"), "0a1b2c3d"), RuntimeImage("image")
     pod = registry.inspection_pod(identity, _spec(source), HF, runtime, Inventory())
     assert (pod is not None) is inspected
+
+
+TOKEN = {"secretKeyRef": {"name": "hf-token", "key": "token"}}
+PRIVATE = {"secretRef": {"name": "hf-token"}}
+CACHE = ModelCache(CacheType.HOST_PATH, "/var/lib/models", 100)
+
+
+@pytest.mark.parametrize(
+    ("source", "defaults", "fetch"),
+    [
+        (None, HF, ModelFetch(CACHE, Hub.HUGGING_FACE, MODEL, COMMIT)),
+        (None, SCOPE, ModelFetch(CACHE, Hub.MODELSCOPE, MODEL, COMMIT)),
+        ({"uri": HF_URI}, replace(HF, hub_url=MIRROR), ModelFetch(CACHE, Hub.HUGGING_FACE, MODEL, COMMIT, MIRROR)),
+        (
+            {"uri": SCOPE_URI, **PRIVATE},
+            HF,
+            ModelFetch(CACHE, Hub.MODELSCOPE, MODEL, COMMIT, token=EnvVar("QWEN_HUB_TOKEN", None, Passthrough(TOKEN))),
+        ),
+    ],
+)
+def test_with_a_cache_the_engine_loads_a_folder_and_asks_no_hub(
+    source: dict[str, Any] | None, defaults: EngineDefaults, fetch: ModelFetch
+) -> None:
+    made = registry.engine_source(_spec(source), PINNED, replace(defaults, cache=CACHE))
+    assert (made.model_path, made.revision, made.downloads, made.fetch) == ("/models/cached", None, False, fetch)
+    assert made.env == (EnvVar("HF_HUB_OFFLINE", "1"),)
+
+
+def test_a_claim_is_not_cached() -> None:
+    assert registry.engine_source(_spec({"uri": PVC_URI}), PINNED, replace(HF, cache=CACHE)).fetch is None
+
+
+def test_without_a_cache_the_engine_itself_gets_the_token() -> None:
+    made = registry.engine_source(_spec({"uri": HF_URI, **PRIVATE}), PINNED, HF)
+    assert made.env == (EnvVar("HF_TOKEN", None, Passthrough(TOKEN)),)
+    assert made.downloads
+
+
+@pytest.mark.parametrize(
+    ("uri", "defaults", "options"),
+    [
+        (HF_URI, HF, ["--hub=hf", f"--repository={MODEL}", "--revision=main"]),
+        (HF_URI, replace(HF, hub_url=MIRROR), ["--hub=hf", f"--hub-url={MIRROR}", f"--repository={MODEL}"]),
+        (SCOPE_URI, replace(HF, cache=CACHE), ["--hub=modelscope", f"--repository={MODEL}", "--revision=master"]),
+    ],
+)
+def test_a_private_repository_is_read_by_a_pod_with_the_token(
+    uri: str, defaults: EngineDefaults, options: list[str]
+) -> None:
+    identity, runtime = PodIdentity(Owner("a", "team", "uid"), "0a1b2c3d"), RuntimeImage("image")
+    pod = registry.inspection_pod(identity, _spec({"uri": uri, **PRIVATE}), defaults, runtime, Inventory())
+    assert pod is not None
+    (container,) = pod["spec"]["containers"]
+    assert container["command"][:2] == ["qwen-operator", "inspect-hub"]
+    assert container["command"][2 : 2 + len(options)] == options
+    assert container["env"] == [{"name": "QWEN_HUB_TOKEN", "valueFrom": TOKEN}]
+    assert container["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
+    # It needs no files of a node, so it stays away from GPUs.
+    assert "preferredDuringSchedulingIgnoredDuringExecution" in pod["spec"]["affinity"]["nodeAffinity"]
+
+
+def _context(spec: Spec, defaults: EngineDefaults, **changes: Any) -> SourceContext:
+    meta = {"name": "a", "namespace": "team", "uid": "u", "generation": 1}
+    known: dict[str, Any] = {"online": True, "now": NOW} | changes
+    return SourceContext(spec, "0a1b2c3d", {"metadata": meta}, defaults, RuntimeImage("image"), Inventory(), **known)
+
+
+def test_the_cache_needs_a_commit() -> None:
+    spec, cached = _spec(None), replace(HF, cache=CACHE)
+    asked = registry.resolve(_context(spec, cached))
+    assert isinstance(asked, Blocked)
+    assert (asked.waiting, asked.query) == (True, HubQuery(Hub.HUGGING_FACE, MODEL))
+    answer = HubAnswer(HubQuery(Hub.HUGGING_FACE, MODEL), NOW + timedelta(minutes=5), PINNED)
+    assert registry.resolve(_context(spec, cached, answer=answer)) == Facts(PINNED)
+    # Without the cache, the catalog is enough.
+    assert isinstance(registry.resolve(_context(spec, HF)), Facts)
+
+
+def test_a_commit_in_the_spec_needs_no_hub() -> None:
+    spec = _spec({"uri": HF_URI, "revision": COMMIT})
+    facts = registry.resolve(_context(spec, replace(HF, cache=CACHE), online=False))
+    assert isinstance(facts, Facts)
+    assert (facts.checkpoint.commit, facts.remark) == (COMMIT, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"online": False}, "hub.lookup is false: set hub.lookup to true, or spec.source.revision to a commit"),
+        (
+            {"answer": HubAnswer(HubQuery(Hub.HUGGING_FACE, MODEL), NOW, None, HubReason.OFFLINE, "it is gone", 1)},
+            "and it is gone; the operator asks it again",
+        ),
+    ],
+)
+def test_an_unknown_commit_is_told(changes: dict[str, Any], text: str) -> None:
+    blocked = registry.resolve(_context(_spec(None), replace(HF, cache=CACHE), **changes))
+    assert isinstance(blocked, Blocked)
+    assert (blocked.reason, text in blocked.message) == (Reason.UNKNOWN_MODEL, True), blocked.message
+
+
+def test_private_files_on_modelscope_need_the_cache() -> None:
+    blocked = registry.resolve(_context(_spec({"uri": SCOPE_URI, **PRIVATE}), HF))
+    assert isinstance(blocked, Blocked)
+    assert (blocked.reason, blocked.actions) == (Reason.AUTH_REQUIRED, ())
+    assert "set the chart value cache" in blocked.message
+
+
+def test_a_secret_is_for_hubs() -> None:
+    with pytest.raises(InvalidSpec, match="secretRef is for repositories of a hub"):
+        _spec({"uri": PVC_URI, **PRIVATE})

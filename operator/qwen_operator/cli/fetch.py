@@ -1,0 +1,36 @@
+"""`qwen-operator fetch`: what the container `fetch` of an engine pod runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from pathlib import Path
+
+from qwen_operator.checkpoints.hubs import ADDRESSES, Hub
+
+TOKEN = "QWEN_HUB_TOKEN"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command. The token of a private repository is in the environment."""
+    parser.add_argument("--hub", choices=[str(hub) for hub in Hub], required=True)
+    parser.add_argument("--hub-url", default="", metavar="URL", help="address of a mirror")
+    parser.add_argument("--repository", required=True, metavar="ORGANISATION/NAME")
+    parser.add_argument("--commit", required=True)
+    parser.add_argument("--cache", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--size-gib", type=int, required=True, metavar="GIB", help="most that the cache may have")
+    parser.add_argument("--port", type=int, default=8000, help="port of the page with the progress; default: 8000")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Fetch the model into the cache, unless it is there."""
+    from qwen_operator.fetch.program import Fetch, Place, main  # noqa: PLC0415 - the command line alone needs none of it
+    from qwen_operator.fetch.wire import Remote  # noqa: PLC0415
+
+    hub = Hub(arguments.hub)
+    base = (arguments.hub_url or ADDRESSES[hub]).rstrip("/")
+    token = os.environ.get(TOKEN, "").strip()
+    remote = Remote(hub, base, arguments.repository, arguments.commit, token)
+    place = Place(arguments.cache, arguments.size_gib << 30, socket.gethostname(), arguments.port)
+    return main(Fetch(remote, place))

@@ -1,0 +1,20 @@
+"""Why a model cannot be fetched."""
+
+from __future__ import annotations
+
+from qwen_operator.api.conditions import Reason
+from qwen_runtime.report import bounded
+
+PHASE = "Download"
+
+
+class FetchError(Exception):
+    """The model cannot be fetched. The text says in one sentence, without a full stop, what to do about it."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def report(self) -> bytes:
+        """The termination message, in the form of the reports of qwen-runtime."""
+        return bounded({"reason": str(self.reason), "phase": PHASE, "exitCode": 1, "log": [str(self)]})

@@ -1,0 +1,144 @@
+"""Which files of a repository an engine needs, from the list that a hub gives. Pure: no I/O.
+
+Weights that a repository has twice, such as *.bin beside *.safetensors, are left out, and so are pictures and the files
+for other programs. Every file comes with a checksum: the sha256 of large files, or git's own sha1 of small ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.checkpoints.hubs import Hub
+from qwen_operator.fetch.faults import FetchError
+from qwen_runtime.checkpoints.model import MAX_BYTES
+from qwen_runtime.checkpoints.reading import shown
+
+MOST_FILES = 10_000
+WEIGHTS = ".safetensors"
+_SMALL = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken")
+# What these folders hold is for other programs.
+_FOREIGN = re.compile(r"(original|onnx|openvino|coreml|tf|flax|runs|figures|assets|examples)/", re.ASCII)
+# sentence-transformers keeps the weights of its modules in folders such as 2_Dense.
+_MODULE = re.compile(r"\d{1,2}_[A-Za-z]{1,32}/[^/]+", re.ASCII)
+_PART = re.compile(r"[A-Za-z0-9_][\w.+ -]{0,199}", re.ASCII)
+_HEXADECIMAL = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_DEEPEST = 4
+
+
+class Digest(Protocol):
+    """A checksum in the making, as in hashlib."""
+
+    def update(self, data: Any, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a repository: its path, its bytes, and its checksum.
+
+    `checksum` has 64 hexadecimal digits for sha256, 40 for the sha1 of git's blob, and is "" if the hub gives none.
+    """
+
+    path: str
+    size: int
+    checksum: str = ""
+
+    def digest(self) -> Digest | None:
+        """A fresh checksum to compare with; None if the hub gives none."""
+        if len(self.checksum) == 64:
+            return hashlib.sha256()
+        if len(self.checksum) == 40:
+            # Git hashes this head before the content. It protects against no attacker, only against broken copies.
+            return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of a manifest."""
+        return {"path": self.path, "size": self.size, "checksum": self.checksum}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> RemoteFile:
+        """The inverse of `to_json`. Raises TypeError, KeyError or ValueError for a record of another shape."""
+        path, size, checksum = record["path"], record["size"], record["checksum"]
+        if not isinstance(path, str) or not isinstance(checksum, str) or not _is_size(size) or not is_safe(path):
+            raise ValueError("not a file of a manifest")
+        return cls(path, size, checksum)
+
+
+def listed(answer: Mapping[str, Any], hub: Hub) -> list[RemoteFile]:
+    """The files in a hub's answer. Raises FetchError if the answer has another form."""
+    if hub is Hub.MODELSCOPE:
+        data = answer.get("Data")
+        entries = data.get("Files") if isinstance(data, Mapping) else None
+        read = _modelscope
+    else:
+        entries, read = answer.get("siblings"), _hugging_face
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise FetchError(Reason.MODEL_NOT_FOUND, f"the answer of {hub} has no list of files")
+    files = [file for entry in entries if (file := read(entry)) is not None]
+    if len(files) > MOST_FILES:
+        raise FetchError(Reason.INVALID_CONFIG, f"the repository has more than {MOST_FILES} files")
+    return files
+
+
+def needed(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
+    """The files that an engine needs, small ones first. Raises FetchError if there are no weights.
+
+    The small ones come first, so that a wrong repository fails before the weights are loaded.
+    """
+    chosen = [file for file in files if is_safe(file.path) and _is_needed(file.path)]
+    if not any(file.path.endswith(WEIGHTS) and "/" not in file.path for file in chosen):
+        raise FetchError(Reason.MODEL_NOT_FOUND, f"the repository has no *{WEIGHTS} files in its top folder")
+    unknown = next((file for file in chosen if file.size < 0), None)
+    if unknown is not None:
+        raise FetchError(Reason.MODEL_NOT_FOUND, f"the hub does not say how large {shown(unknown.path)} is")
+    return tuple(sorted(chosen, key=lambda file: (file.path.endswith(WEIGHTS), file.path)))
+
+
+def total(files: Sequence[RemoteFile]) -> int:
+    """The bytes of all files."""
+    return sum(file.size for file in files)
+
+
+def is_safe(path: str) -> bool:
+    """Whether the path stays in its folder, and is no name that the cache uses itself."""
+    parts = path.split("/")
+    return len(parts) <= _DEEPEST and all(_PART.fullmatch(part) and ".." not in part for part in parts)
+
+
+def _is_needed(path: str) -> bool:
+    if _FOREIGN.match(path):
+        return False
+    if path.endswith(WEIGHTS):
+        return "/" not in path or _MODULE.fullmatch(path) is not None
+    return path.endswith(_SMALL)
+
+
+def _hugging_face(entry: Mapping[str, Any]) -> RemoteFile | None:
+    lfs = entry.get("lfs")
+    large = isinstance(lfs, Mapping)
+    checksum = lfs.get("sha256") if isinstance(lfs, Mapping) else entry.get("blobId")
+    return _file(entry.get("rfilename"), entry.get("size"), checksum, 64 if large else 40)
+
+
+def _modelscope(entry: Mapping[str, Any]) -> RemoteFile | None:
+    if entry.get("Type") == "tree":
+        return None
+    return _file(entry.get("Path"), entry.get("Size"), entry.get("Sha256"), 64)
+
+
+def _file(path: Any, size: Any, checksum: Any, digits: int) -> RemoteFile | None:
+    if not isinstance(path, str):
+        return None
+    valid = isinstance(checksum, str) and len(checksum) == digits and _HEXADECIMAL.fullmatch(checksum) is not None
+    return RemoteFile(path, size if _is_size(size) else -1, checksum if valid else "")
+
+
+def _is_size(size: Any) -> bool:
+    return isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= MAX_BYTES

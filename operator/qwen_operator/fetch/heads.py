@@ -1,0 +1,99 @@
+"""Makes a folder that looks like a checkpoint to its inspection, from a hub and without the weights.
+
+It loads the small files and the head of each file of weights, which names the tensors. The rest of these files are
+holes: they have their size, and take no room. So one reader, `qwen_runtime.inspect_checkpoint`, judges the files of
+claims and of hubs alike.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.fetch.faults import FetchError
+from qwen_operator.fetch.files import WEIGHTS, RemoteFile, needed
+from qwen_operator.fetch.listing import Listing, read_listing
+from qwen_operator.fetch.transfer import file_url
+from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, Remote
+from qwen_runtime.inspect_checkpoint import examine
+from qwen_runtime.safetensors import LARGEST_HEADER
+
+# Larger ones than that, such as tokenizers, only have to exist.
+LARGEST_FILE = 100_000_000
+_FIRST_BYTES = 256 << 10
+_ATTEMPTS = 5
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class Heads:
+    """Reads what an inspection needs of a repository at a branch, tag or commit. `connect` makes a client."""
+
+    remote: Remote
+    connect: Callable[[Remote], Client]
+    sleep: Callable[[float], None] = time.sleep
+
+    def report(self, folder: Path) -> tuple[dict[str, Any], bool]:
+        """The report of the inspection with the commit, and whether the facts are complete. Uses the empty folder."""
+        try:
+            listing = self._patient(lambda: read_listing(self.connect(self.remote)))
+            self.remote = replace(self.remote, commit=listing.commit)
+            self._fill(folder, listing)
+        except FetchError as error:
+            return {"version": 1, "error": {"reason": str(error.reason), "message": f"{error}."}}, False
+        report, complete = examine(folder)
+        return (report | {"commit": listing.commit} if complete else report), complete
+
+    def _fill(self, folder: Path, listing: Listing) -> None:
+        client = self.connect(self.remote)
+        try:
+            for file in needed(listing.files):
+                path = folder / file.path
+                path.parent.mkdir(exist_ok=True, parents=True)
+                content = self._patient(partial(self._head, client, file))
+                path.write_bytes(content)
+                os.truncate(path, file.size)
+        finally:
+            client.close()
+
+    def _head(self, client: Client, file: RemoteFile) -> bytes:
+        """The bytes of a file that an inspection reads."""
+        url = file_url(self.remote, file.path)
+        if not file.path.endswith(WEIGHTS):
+            return client.read_all(url, file.path, LARGEST_FILE) if file.size <= LARGEST_FILE else b""
+        first = self._range(client, url, file, _FIRST_BYTES)
+        length = 8 + int.from_bytes(first[:8], "little")
+        if length <= len(first) or length > LARGEST_HEADER:
+            return first
+        return self._range(client, url, file, length)
+
+    def _range(self, client: Client, url: str, file: RemoteFile, count: int) -> bytes:
+        """The first `count` bytes of a file, or all of it."""
+        end = min(count, file.size)
+        if not end:
+            return b""
+        answer = client.get(url, file.path, 0, end - 1)
+        try:
+            return answer.response.read(end)
+        except OSError as error:
+            raise Cut(str(error)) from None
+        finally:
+            if answer.status == 200 and end < file.size:
+                client.close()
+
+    def _patient(self, read: Callable[[], _T]) -> _T:
+        """What `read` gives, after a few attempts if the hub is busy. Raises FetchError."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return read()
+            except (Busy, Cut, Expired) as trouble:
+                cause, asked = str(trouble), trouble.seconds if isinstance(trouble, Busy) else 0.0
+            self.sleep(max(asked, float(2**attempt)))
+        message = f"{self.remote.base} cannot be reached ({cause}): check the network and hub.url"
+        raise FetchError(Reason.HUB_UNREACHABLE, message)

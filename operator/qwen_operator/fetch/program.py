@@ -1,0 +1,188 @@
+"""`qwen-operator fetch`: makes sure that the cache has a model, and ends. The engine starts after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.fetch.faults import FetchError
+from qwen_operator.fetch.files import RemoteFile, needed, total
+from qwen_operator.fetch.listing import read_listing
+from qwen_operator.fetch.page import showing
+from qwen_operator.fetch.progress import Progress
+from qwen_operator.fetch.store import Entry, Store, gigabytes
+from qwen_operator.fetch.transfer import CHUNK_BYTES, PATIENCE_SECONDS, Transfer
+from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, Remote, certificates
+from qwen_runtime.inspect_checkpoint import examine
+from qwen_runtime.report import deliver
+
+LOG_SECONDS = 10.0
+_PAGE = ".progress.json"
+_LISTING_PATIENCE = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the model goes, who asks for it, and where others see the progress. `port` 0 takes any free one."""
+
+    root: Path
+    limit: int
+    pod: str
+    port: int
+
+
+@dataclass(slots=True)
+class Fetch:
+    """One run of the program."""
+
+    remote: Remote
+    place: Place
+    say: Callable[[str], None] = lambda line: print(line, flush=True)
+    sleep: Callable[[float], None] = time.sleep
+    patience: float = PATIENCE_SECONDS
+    chunk_bytes: int = CHUNK_BYTES
+    _downloads: bool = False
+    progress: Progress = field(default_factory=Progress)
+    # Reading the certificates takes a tenth of a second, so all threads share them.
+    _context: ssl.SSLContext = field(default_factory=certificates)
+
+    def run(self) -> Path:
+        """The folder of the complete model. Raises FetchError."""
+        store = Store(self.place.root, self.place.limit)
+        store.prepare()
+        entry = Entry(self.place.root, self.remote)
+        with showing(self.progress.page, self.place.port), self._reporting(entry):
+            store.lease(entry, self.place.pod)
+            with store.locked(entry.key, lambda: self._wait(entry)):
+                self.progress.relayed = b""
+                if entry.is_complete():
+                    self.say(f"{self.remote} is in the cache: {entry.folder}")
+                else:
+                    self._download(store, entry)
+            store.lease(entry, self.place.pod)
+        self.progress.finished = True
+        self.say(self.progress.page().decode())
+        return entry.folder
+
+    def _wait(self, entry: Entry) -> None:
+        """Another pod downloads the same model. Show its progress."""
+        try:
+            self.progress.relayed = (entry.partial / _PAGE).read_bytes()[:4096]
+        except OSError:
+            self.progress.relayed = b""
+        self.sleep(1.0)
+
+    def _download(self, store: Store, entry: Entry) -> None:
+        store.discard(entry)
+        files = needed(self._listing())
+        evicted = store.reserve(entry, files)
+        for key in evicted:
+            self.say(f"removed {key} from the cache, which nobody uses")
+        self.progress.total, self._downloads = total(files), True
+        self.say(f"downloads {len(files)} files of {self.remote} with {gigabytes(self.progress.total)}")
+        Transfer(
+            self.remote,
+            files,
+            entry.partial,
+            self._client,
+            self.progress,
+            sleep=self.sleep,
+            patience=self.patience,
+            chunk_bytes=self.chunk_bytes,
+        ).run()
+        _remove_others(entry.partial, files)
+        _check(entry.partial)
+        store.publish(entry, files)
+
+    def _listing(self) -> tuple[RemoteFile, ...]:
+        begun = time.monotonic()
+        while True:
+            try:
+                return read_listing(self._client()).files
+            except (Busy, Cut, Expired) as trouble:
+                asked = max(2.0, trouble.seconds) if isinstance(trouble, Busy) else 2.0
+                if time.monotonic() - begun + asked > min(self.patience, _LISTING_PATIENCE):
+                    message = f"{self.remote.base} cannot be reached ({trouble}): check the network and hub.url"
+                    raise FetchError(Reason.HUB_UNREACHABLE, message) from None
+                self.sleep(asked)
+
+    def _client(self) -> Client:
+        return Client(self.remote, self._context)
+
+    @contextmanager
+    def _reporting(self, entry: Entry) -> Iterator[None]:
+        """Write the progress for pods that wait, every second, and into the log, every LOG_SECONDS."""
+        ended = threading.Event()
+
+        def report() -> None:
+            seconds = 0
+            while not ended.wait(1.0):
+                seconds += 1
+                page = self.progress.page()
+                # A pod that waits must not write over the numbers of the one that downloads.
+                if self._downloads:
+                    _replace(entry.partial / _PAGE, page)
+                if seconds % LOG_SECONDS == 0:
+                    self.say(page.decode(errors="replace"))
+
+        thread = threading.Thread(target=report, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def main(fetch: Fetch, termination_log: Path | None = None) -> int:
+    """Run it as the first process of a container. The termination message says why it failed."""
+    # As process 1 it would ignore SIGTERM. What has arrived stays in the cache.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(143))
+    try:
+        fetch.run()
+    except FetchError as error:
+        print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
+        deliver(error.report(), termination_log)
+        return 1
+    deliver(json.dumps({"version": 1, "bytes": fetch.progress.total}).encode(), termination_log)
+    return 0
+
+
+def _check(folder: Path) -> None:
+    """Raise FetchError if an engine could not load what the repository has."""
+    report, complete = examine(folder)
+    if complete:
+        return
+    error: dict[str, Any] = report["error"]
+    message = str(error["message"]).replace(f"{folder}", "the repository").rstrip(".")
+    raise FetchError(Reason(error["reason"]), message)
+
+
+def _remove_others(folder: Path, files: Sequence[RemoteFile]) -> None:
+    """Remove files that an earlier list had, and that this one has not."""
+    kept = {file.path for file in files}
+    for path in folder.rglob("*"):
+        relative = str(path.relative_to(folder))
+        if path.is_file() and relative not in kept and not relative.startswith("."):
+            path.unlink()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file in one step. Its folder may be gone."""
+    try:
+        beside = path.with_name(path.name + ".new")
+        beside.write_bytes(content)
+        beside.replace(path)
+    except OSError:
+        return

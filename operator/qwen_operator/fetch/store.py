@@ -1,0 +1,271 @@
+"""The folders, locks and leases of a cache. Every pod that uses the cache sees the same file system.
+
+    models/HUB/ORGANISATION--NAME/COMMIT/   a complete model; `.manifest.json` lists its files
+    partial/KEY/                            a model on its way
+    locks/KEY, locks/cache                  held while a model is fetched, and while models are counted and removed
+    leases/KEY/POD                          when a pod last asked for the model
+
+A model moves from `partial` to `models` in one step, so `models` never has half of one. An engine holds a shared lock
+on `.in-use` of its model for as long as it runs, and the kernel ends that lock with the process. Nobody can remove a
+model whose lock is held. Between the fetch and the start of the engine, and between two starts, the lease protects it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_operator import untrusted
+from qwen_operator.api.conditions import Reason
+from qwen_operator.fetch.faults import FetchError
+from qwen_operator.fetch.files import RemoteFile, total
+from qwen_operator.fetch.room import Cached, Room, make_room
+from qwen_operator.fetch.wire import Remote
+from qwen_operator.manifests.model_cache import IN_USE, model_folder
+
+MANIFEST = ".manifest.json"
+LEASE_SECONDS = 3600.0
+"""For so long after a pod asked for a model, the model stays, even if no engine holds it."""
+_LARGEST_MANIFEST = 8 << 20
+_GB = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The places of one model in a cache."""
+
+    root: Path
+    remote: Remote
+
+    @property
+    def key(self) -> str:
+        return model_folder(self.remote.hub, self.remote.repository, self.remote.commit).replace("/", "--")
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "models" / model_folder(self.remote.hub, self.remote.repository, self.remote.commit)
+
+    @property
+    def partial(self) -> Path:
+        return self.root / "partial" / self.key
+
+    def is_complete(self) -> bool:
+        """Whether the model is there, with every file at its full size."""
+        files = read_manifest(self.folder)
+        return files is not None and all(_size(self.folder / file.path) == file.size for file in files)
+
+
+@dataclass(slots=True)
+class Store:
+    """A cache of at most `limit` bytes in the folder `root`. `now` returns seconds since the epoch."""
+
+    root: Path
+    limit: int
+    now: Callable[[], float] = time.time
+
+    def prepare(self) -> None:
+        """Make the folders. Raises FetchError if this user may not write."""
+        # Pods of one namespace may have different users, which `spec.pod.securityContext` sets.
+        os.umask(0)
+        try:
+            for name in ("models", "partial", "locks", "leases"):
+                (self.root / name).mkdir(exist_ok=True, parents=True)
+            (self.root / "locks" / "cache").touch()
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def lease(self, entry: Entry, pod: str) -> None:
+        """Note that a pod asks for the model."""
+        folder = self.root / "leases" / entry.key
+        try:
+            folder.mkdir(exist_ok=True, parents=True)
+            path = folder / untrusted.clean(pod, 253).replace("/", "-")
+            path.touch()
+            os.utime(path, (self.now(), self.now()))
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    @contextlib.contextmanager
+    def locked(self, name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+        """Hold the lock of this name. While another process holds it, call `waiting` again and again.
+
+        The kernel releases it when the process ends, however it ends.
+        """
+        descriptor = self._open_lock(name)
+        try:
+            while waiting is not None and not _try(descriptor):
+                waiting()
+            if waiting is None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def reserve(self, entry: Entry, files: Sequence[RemoteFile]) -> tuple[str, ...]:
+        """Remove what must go for these files. Returns the keys of the removed models.
+
+        Call it while the entry's lock is held. Raises FetchError with both numbers if there is not enough room.
+        """
+        with self.locked("cache"):
+            present = _used(entry.partial)
+            wanted = max(0, total(files) - present)
+            others = [one for one in self.cached() if one.key != entry.key]
+            verdict = make_room(others, wanted, Room(self.limit - present, self._free()))
+            if verdict.missing:
+                raise FetchError(
+                    Reason.DISK_FULL,
+                    f"{entry.remote} needs {gigabytes(wanted)} more, and the cache has room for "
+                    f"{gigabytes(verdict.available)} besides what is in use: enlarge cache.sizeGiB "
+                    f"({self.limit >> 30} GiB) or its disk, or stop a model there",
+                )
+            for key in verdict.evicted:
+                self._remove(key)
+            entry.partial.mkdir(exist_ok=True)
+            (entry.partial / ".total").write_text(str(total(files)))
+            return verdict.evicted
+
+    def cached(self) -> list[Cached]:
+        """What the cache has, complete and on its way."""
+        complete = [self._complete(path) for path in sorted((self.root / "models").glob("*/*/*"))]
+        partial = [self._partial(path) for path in sorted((self.root / "partial").iterdir()) if path.is_dir()]
+        return [*complete, *partial]
+
+    def publish(self, entry: Entry, files: Sequence[RemoteFile]) -> None:
+        """Turn a partial model, whose files are complete and checked, into a complete one, in one step."""
+        record = {"version": 1, "repository": entry.remote.repository, "files": [file.to_json() for file in files]}
+        for path in entry.partial.glob(".*"):
+            path.unlink(missing_ok=True)
+        (entry.partial / IN_USE).touch()
+        with (entry.partial / MANIFEST).open("w", encoding="utf-8") as out:
+            json.dump(record, out)
+            out.flush()
+            os.fsync(out.fileno())
+        entry.folder.parent.mkdir(exist_ok=True, parents=True)
+        entry.partial.rename(entry.folder)
+        _sync(entry.folder.parent)
+
+    def discard(self, entry: Entry) -> None:
+        """Remove a damaged model. Call it while the entry's lock is held."""
+        with self.locked("cache"):
+            if entry.folder.exists():
+                shutil.rmtree(_aside(entry.folder, self.root), ignore_errors=True)
+
+    def _complete(self, folder: Path) -> Cached:
+        key = "--".join(folder.parts[-3:])
+        used_at = self._last_use(key)
+        busy = self.now() - used_at < LEASE_SECONDS or not _is_idle(folder / IN_USE)
+        return Cached(key, _used(folder), used_at, busy)
+
+    def _partial(self, folder: Path) -> Cached:
+        used = _used(folder)
+        with contextlib.suppress(OSError, ValueError):
+            wanted = int((folder / ".total").read_text()[:20])
+            if not _is_idle(self.root / "locks" / folder.name):
+                return Cached(folder.name, used, self.now(), True, max(0, wanted - used))
+        return Cached(folder.name, used, self._last_use(folder.name), False)
+
+    def _last_use(self, key: str) -> float:
+        with contextlib.suppress(OSError):
+            return max((path.stat().st_mtime for path in (self.root / "leases" / key).iterdir()), default=0.0)
+        return 0.0
+
+    def _remove(self, key: str) -> None:
+        complete = [path for path in (self.root / "models").glob("*/*/*") if "--".join(path.parts[-3:]) == key]
+        for folder in (*complete, self.root / "partial" / key):
+            if folder.exists():
+                shutil.rmtree(_aside(folder, self.root), ignore_errors=True)
+        shutil.rmtree(self.root / "leases" / key, ignore_errors=True)
+
+    def _free(self) -> int:
+        stat = os.statvfs(self.root)
+        return stat.f_bavail * stat.f_frsize
+
+    def _open_lock(self, name: str) -> int:
+        try:
+            return os.open(self.root / "locks" / name, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: OSError) -> FetchError:
+        return FetchError(
+            Reason.CACHE_UNUSABLE,
+            f"user {os.geteuid()} cannot write into the cache ({error.strerror}): on the node, make the folder of "
+            "cache.path and that of this namespace in it writable with chmod 0777; on a claim, set fsGroup",
+        )
+
+
+def read_manifest(folder: Path) -> tuple[RemoteFile, ...] | None:
+    """The files of a complete model; None if the folder has no manifest that can be read."""
+    try:
+        path = folder / MANIFEST
+        if path.stat().st_size > _LARGEST_MANIFEST:
+            return None
+        record: Any = untrusted.decode(path.read_bytes(), 8)
+        return tuple(RemoteFile.from_json(file) for file in record["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def gigabytes(size: int) -> str:
+    """The size in GB, as disks and hubs show it."""
+    return f"{size / _GB:.1f} GB"
+
+
+def _try(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_idle(path: Path) -> bool:
+    """Whether nobody holds a lock on the file."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return True
+    try:
+        return _try(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _used(folder: Path) -> int:
+    """The bytes on disk of all files in a folder. A file that is not written completely has holes."""
+    used = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                used += (Path(parent) / name).lstat().st_blocks * 512
+    return used
+
+
+def _aside(folder: Path, root: Path) -> Path:
+    """The folder under a new name, so that nobody finds half of it while it is removed."""
+    target = root / "partial" / f"removed--{folder.name}-{os.getpid()}-{time.monotonic_ns()}"
+    folder.rename(target)
+    return target
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

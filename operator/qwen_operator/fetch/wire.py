@@ -1,0 +1,221 @@
+"""The HTTP client of a fetch: GET requests for ranges of files, over connections that stay open.
+
+A hub is a foreign service. Redirects lead only where `hubs.redirects` lets them, and the token goes to the hub's own
+host alone. The body goes straight from the socket into the caller's buffer: with an HTTP library between the two, the
+same download costs twice as much CPU time (`bench/fetch.py`).
+"""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from qwen_operator.api.conditions import Reason
+from qwen_operator.checkpoints.hubs import Hub
+from qwen_operator.fetch.faults import FetchError
+from qwen_operator.hubs.redirects import peer_fault, redirect_fault
+
+TIMEOUT_SECONDS = 30.0
+LONGEST_PAUSE_SECONDS = 300.0
+_REDIRECTS = 5
+_FOLLOWED = (301, 302, 303, 307, 308)
+_ENDED = (OSError, http.client.HTTPException)
+
+
+def certificates() -> ssl.SSLContext:
+    """The authorities that the operator trusts too, or those of SSL_CERT_FILE. It takes a tenth of a second."""
+    return httpx.create_ssl_context()
+
+
+class Busy(Exception):
+    """The hub asks for a pause of `seconds`, or cannot serve the request now."""
+
+    def __init__(self, status: int, seconds: float) -> None:
+        super().__init__(f"the hub answered {status}")
+        self.seconds = seconds
+
+
+class Cut(Exception):
+    """The connection failed or ended too early. The text is the cause."""
+
+
+class Expired(Exception):
+    """The address to which the hub redirected is no longer valid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A repository on a hub at a commit. `base` is the address of the hub or its mirror. `token` is "" without one."""
+
+    hub: Hub
+    base: str
+    repository: str
+    commit: str
+    token: str = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers for the hub's own host."""
+        if not self.token:
+            return {}
+        if self.hub is Hub.MODELSCOPE:
+            return {"Authorization": f"Bearer {self.token}", "Cookie": f"m_session_id={self.token}"}
+        return {"Authorization": f"Bearer {self.token}"}
+
+    def __str__(self) -> str:
+        return f"{self.hub}://{self.repository} at {self.commit[:12]}"
+
+
+@dataclass(slots=True)
+class Answer:
+    """The head of an answer. `response` must be read to its end or closed. `url` is where it came from."""
+
+    response: http.client.HTTPResponse
+    url: str
+    status: int
+    length: int
+
+
+@dataclass(slots=True)
+class Client:
+    """For one thread. It keeps one connection for each host."""
+
+    remote: Remote
+    context: ssl.SSLContext
+    timeout: float = TIMEOUT_SECONDS
+    _open: dict[tuple[str, str], http.client.HTTPConnection] = field(default_factory=dict)
+
+    def get(self, url: str, content: str, first: int = 0, last: int | None = None) -> Answer:
+        """The answer to a GET request, after redirects, with the status 200 or 206.
+
+        `first` and `last` are the range of bytes; None asks for all of them. `content` says in messages what it is.
+        Raises FetchError, Busy, Cut and Expired.
+        """
+        for _ in range(_REDIRECTS + 1):
+            response = self._send(url, {} if last is None else {"Range": f"bytes={first}-{last}"})
+            if response.status not in _FOLLOWED:
+                self._check(response, content, redirected=not self._is_own(url))
+                return Answer(response, url, response.status, _length(response))
+            target = urljoin(url, response.headers.get("Location", ""))
+            response.read(65536)
+            response.close()
+            self._drop(url)
+            if fault := redirect_fault(url, target, self.remote.base):
+                raise FetchError(Reason.HUB_UNREACHABLE, f"the hub redirects {content} to {fault}")
+            url = target
+        raise FetchError(Reason.HUB_UNREACHABLE, f"the hub redirects {content} more than {_REDIRECTS} times")
+
+    def read_all(self, url: str, content: str, limit: int) -> bytes:
+        """The whole body of a small file. Raises FetchError if it has more than `limit` bytes, and as `get` does."""
+        answer = self.get(url, content)
+        try:
+            body = answer.response.read(limit + 1)
+        except _ENDED as error:
+            self.close()
+            raise Cut(str(error) or type(error).__name__) from None
+        if len(body) > limit:
+            self.close()
+            raise FetchError(Reason.INVALID_CONFIG, f"{content} has more than {limit} bytes")
+        return body
+
+    def close(self) -> None:
+        """Close all connections."""
+        for connection in self._open.values():
+            connection.close()
+        self._open.clear()
+
+    def _is_own(self, url: str) -> bool:
+        """Whether the address is of the hub itself, and not of its content network."""
+        return urlsplit(url)[:2] == urlsplit(self.remote.base)[:2]
+
+    def _send(self, url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+        parts, own = urlsplit(url), self._is_own(url)
+        all_headers = {
+            "Accept-Encoding": "identity",
+            "User-Agent": "qwen-operator",
+            **(self.remote.headers if own else {}),
+            **headers,
+        }
+        target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
+        try:
+            connection = self._connection(parts.scheme, parts.netloc)
+            connection.request("GET", target, headers=all_headers)
+            peer = connection.sock.getpeername()[0] if connection.sock is not None else ""
+            if not own and (fault := peer_fault(peer, url, self.remote.base)):
+                raise FetchError(Reason.HUB_UNREACHABLE, f"the hub redirects to {fault}")
+            return connection.getresponse()
+        except _ENDED as error:
+            self._drop(url)
+            raise Cut(str(error) or type(error).__name__) from None
+
+    def _connection(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
+        known = self._open.get((scheme, netloc))
+        if known is None:
+            if scheme == "https":
+                known = http.client.HTTPSConnection(netloc, timeout=self.timeout, context=self.context)
+            else:
+                known = http.client.HTTPConnection(netloc, timeout=self.timeout)
+            self._open[scheme, netloc] = known
+        return known
+
+    def _drop(self, url: str) -> None:
+        parts = urlsplit(url)
+        connection = self._open.pop((parts.scheme, parts.netloc), None)
+        if connection is not None:
+            connection.close()
+
+    def _check(self, response: http.client.HTTPResponse, content: str, *, redirected: bool) -> None:
+        if response.status in (200, 206):
+            return
+        status, code = response.status, response.headers.get("X-Error-Code", "")
+        pause = _pause(response)
+        self.close()
+        if status == 429 or status >= 500 or status in (408, 425):
+            raise Busy(status, pause)
+        if redirected and status in (401, 403, 404, 410):
+            raise Expired
+        raise _refusal(self.remote, status, code, content)
+
+
+def _refusal(remote: Remote, status: int, code: str, content: str) -> FetchError:
+    place = f"{remote.hub}://{remote.repository}"
+    if code == "GatedRepo":
+        cure = (
+            "accept its terms on the hub's page with the account of the token"
+            if remote.token
+            else "accept its terms on the hub's page, and give a token of that account in spec.source.secretRef"
+        )
+        return FetchError(Reason.GATED_MODEL, f"{place} is gated: {cure}")
+    if status in (401, 403):
+        if remote.token:
+            cure = "correct the token in the Secret of spec.source.secretRef, which must be allowed to read it"
+            return FetchError(Reason.AUTH_REQUIRED, f"{place} refuses the token (the hub answered {status}): {cure}")
+        cure = "name a Secret with a token in spec.source.secretRef, or correct the repository"
+        return FetchError(
+            Reason.AUTH_REQUIRED, f"{place} does not exist or is private (the hub answered {status}): {cure}"
+        )
+    if status == 404:
+        cure = "correct spec.source.uri or spec.source.revision"
+        return FetchError(Reason.MODEL_NOT_FOUND, f"{content} of {remote} does not exist: {cure}")
+    return FetchError(Reason.HUB_UNREACHABLE, f"the hub answered {status} for {content} of {remote}")
+
+
+def _length(response: http.client.HTTPResponse) -> int:
+    return response.length if response.length is not None else -1
+
+
+def _pause(response: http.client.HTTPResponse) -> float:
+    """The seconds of Retry-After, 0 if there is none."""
+    text = response.headers.get("Retry-After", "")
+    if text.isascii() and text.isdigit() and len(text) < 7:
+        return min(float(text), LONGEST_PAUSE_SECONDS)
+    try:
+        then, now = parsedate_to_datetime(text), parsedate_to_datetime(response.headers.get("Date", ""))
+        return min(max(0.0, (then - now).total_seconds()), LONGEST_PAUSE_SECONDS)
+    except (TypeError, ValueError):
+        return 0.0

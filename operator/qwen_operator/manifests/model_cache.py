@@ -1,0 +1,77 @@
+"""The cache of models in pods: the container that fetches a model, and the mounts of fetch and engine. Pure.
+
+A cache on a node has one folder for each namespace, because the container that fetches runs in the tenant's namespace:
+whoever may run commands in its pods could change everything that it can write. Neither container sees the folder of
+another namespace. The engine sees only its own model, read-only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from qwen_operator.checkpoints.hubs import Hub
+from qwen_operator.manifests import expansion, names
+from qwen_operator.manifests.names import Manifest
+from qwen_operator.planning.types import CacheType, EngineSource, ModelFetch
+
+IN_USE = ".in-use"
+"""An engine holds a lock on this file of its model for as long as it runs."""
+VOLUME = "qwen-model-cache"
+ENGINE_MOUNT = "/models/cached"
+_FETCH_MOUNT = "/cache"
+_IN_CLAIM = "qwen-models"
+"""The folder in a claim, which may have other files too."""
+# Equal requests and limits, as for the container `runtime`. A pod needs the larger of its init containers and engine.
+_RESOURCES = {"cpu": "1", "memory": "512Mi"}
+
+
+def model_folder(hub: Hub, repository: str, commit: str) -> str:
+    """The folder of a model below `models`: HUB/ORGANISATION--NAME/COMMIT."""
+    return f"{hub}/{repository.replace('/', '--')}/{commit}"
+
+
+def mounted(source: EngineSource, namespace: str) -> EngineSource:
+    """The source with the volume and the mount of its cached model; unchanged if it is not fetched."""
+    fetch = source.fetch
+    if fetch is None:
+        return source
+    root = namespace if fetch.cache.type is CacheType.HOST_PATH else _IN_CLAIM
+    folder = f"{root}/models/{model_folder(fetch.hub, fetch.repository, fetch.commit)}"
+    mount = {"name": VOLUME, "mountPath": ENGINE_MOUNT, "subPath": folder, "readOnly": True}
+    return replace(source, volumes=(*source.volumes, _volume(fetch)), mounts=(*source.mounts, mount))
+
+
+def _volume(fetch: ModelFetch) -> Manifest:
+    cache = fetch.cache
+    if cache.type is CacheType.HOST_PATH:
+        return {"name": VOLUME, "hostPath": {"path": cache.place, "type": "DirectoryOrCreate"}}
+    return {"name": VOLUME, "persistentVolumeClaim": {"claimName": cache.place}}
+
+
+def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest) -> Manifest:
+    """The container that fetches a model. `common` has the image, its pull policy and the security context."""
+    on_node = fetch.cache.type is CacheType.HOST_PATH
+    mount: dict[str, Any] = {"name": VOLUME, "mountPath": _FETCH_MOUNT, **({"subPath": namespace} if on_node else {})}
+    command = [
+        "qwen-operator",
+        "fetch",
+        f"--hub={fetch.hub}",
+        *([f"--hub-url={fetch.hub_url}"] if fetch.hub_url else []),
+        f"--repository={fetch.repository}",
+        f"--commit={fetch.commit}",
+        f"--cache={_FETCH_MOUNT if on_node else f'{_FETCH_MOUNT}/{_IN_CLAIM}'}",
+        f"--size-gib={fetch.cache.size_gib}",
+        f"--port={names.ENGINE_PORT}",
+    ]
+    token = fetch.token
+    return {
+        "name": names.FETCH_CONTAINER,
+        **common,
+        "command": [expansion.escaped(word) for word in command],
+        **({"env": [{"name": token.name, "valueFrom": token.value_from}]} if token else {}),
+        "resources": {"requests": dict(_RESOURCES), "limits": dict(_RESOURCES)},
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "File",
+        "volumeMounts": [mount],
+    }

@@ -1,0 +1,96 @@
+"""What the files of a hub's repository add to an engine, and who reads a private repository. Pure.
+
+Without the chart's cache SGLang downloads the files itself. With it, a container fetches them before the engine starts,
+and the engine needs no hub. A private repository needs a token that the operator does not have. So a pod with the token
+reads what the operator must know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qwen_operator.actions.blocked import Blocked
+from qwen_operator.api.conditions import Reason
+from qwen_operator.api.engine import EnvVar
+from qwen_operator.api.fields import Passthrough
+from qwen_operator.api.spec import Spec
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints.hubs import DEFAULT_REVISIONS, Hub
+from qwen_operator.manifests.model_cache import ENGINE_MOUNT
+from qwen_operator.planning.types import EngineDefaults, EngineSource, ModelFetch
+from qwen_operator.sources import hub_facts, inspection
+from qwen_operator.sources.scheme import Facts, SourceContext
+
+TOKEN = "QWEN_HUB_TOKEN"
+_TMP = "tmp"
+
+
+def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
+    """The facts of a repository: from a pod with the token if it is private, else as for every public one."""
+    source = inspected(hub, context.spec, context.defaults)
+    if source is None:
+        return hub_facts.resolve(hub, context)
+    if hub is Hub.MODELSCOPE and context.defaults.cache is None:
+        message = (
+            "spec.source.secretRef is for a repository on ModelScope, which SGLang downloads without a token: set the "
+            "chart value cache, so that a container with the token downloads it, or put the files on a claim"
+        )
+        return Blocked(Reason.AUTH_REQUIRED, message, waiting=False)
+    return inspection.resolve(context, source, {})
+
+
+def inspected(hub: Hub, spec: Spec, defaults: EngineDefaults) -> EngineSource | None:
+    """What the inspection pod of a private repository runs; None if the repository needs no token."""
+    token = token_of(spec)
+    if token is None:
+        return None
+    query, mirror = hub_facts.query_of(hub, spec), defaults.mirror(hub)
+    command = (
+        "qwen-operator",
+        "inspect-hub",
+        f"--hub={hub}",
+        *((f"--hub-url={mirror}",) if mirror else ()),
+        f"--repository={query.repository}",
+        f"--revision={query.revision or DEFAULT_REVISIONS[hub]}",
+    )
+    return EngineSource(
+        model_path=str(query),
+        env=(token,),
+        volumes=({"name": _TMP, "emptyDir": {}},),
+        mounts=({"name": _TMP, "mountPath": "/tmp"},),
+        inspection=command,
+    )
+
+
+def token_of(spec: Spec, name: str = TOKEN) -> EnvVar | None:
+    """The variable `name` with the token of spec.source.secretRef; None without one."""
+    reference = spec.source.secret_ref if spec.source else None
+    if reference is None:
+        return None
+    value = Passthrough({"secretKeyRef": {"name": reference.name, "key": reference.key}})
+    return EnvVar(name, None, value)
+
+
+def cached(hub: Hub, spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource | None:
+    """What SGLang loads from the cache; None if there is no cache. The source names its revision by the commit.
+
+    The cache has whole repositories. SGLang downloads a single file itself.
+    """
+    query = hub_facts.query_of(hub, spec)
+    if defaults.cache is None or query.file:
+        return None
+    fetch = ModelFetch(
+        cache=defaults.cache,
+        hub=hub,
+        repository=query.repository,
+        commit=checkpoint.commit or query.revision or DEFAULT_REVISIONS[hub],
+        hub_url=defaults.mirror(hub),
+        token=token_of(spec),
+    )
+    return EngineSource(model_path=ENGINE_MOUNT, env=(EnvVar("HF_HUB_OFFLINE", "1"),), fetch=fetch)
+
+
+def with_token(source: EngineSource, spec: Spec, name: str) -> EngineSource:
+    """The source of an engine that downloads by itself, with the token in the variable `name` if there is one."""
+    token = token_of(spec, name)
+    return replace(source, env=(*source.env, token)) if token else source

@@ -1,0 +1,179 @@
+"""A model of a hub through the cache, from the manifest to the answer. The hub is a pod that speaks its protocol.
+
+These tests change the values of the release, and set them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from tests.e2e.conftest import Gateway
+from tests.qd import own_namespace, pods, qd, wait_condition, wait_ready
+from tests.testbed.bed import VALUES, install
+from tests.testbed.cluster import Cluster
+from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
+from tests.testbed.ownership import owned
+from tests.testbed.volumes import claim_manifests, volume_name
+from tests.unit.fetch import hub as hub_module
+from tests.unit.fetch.hub import COMMIT, REPOSITORY
+
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
+
+TOKEN = "hf-secret"
+CLAIM = "model-cache"
+IMAGE = yaml.safe_load(VALUES.read_text())["image"]
+# The tiny model has less than a megabyte: with this delay it takes long enough to be watched.
+PROGRAM = """
+import pathlib, sys, threading
+sys.path.insert(0, "/hub")
+from hub import FileHub, serving
+files = {path.name: path.read_bytes() for path in pathlib.Path("/models/tiny-qwen2").iterdir() if path.is_file()}
+with serving(FileHub(files, token=sys.argv[2], delay=2.0), (8000, 8001), sys.argv[1]):
+    threading.Event().wait()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """The hub's pod: its name in the cluster, and its address."""
+
+    name: str
+    address: str
+
+    def sent(self) -> int:
+        """The bytes of files that it has sent."""
+        return int(httpx.get(f"http://{self.address}:8000/sent", timeout=30).json()["sent"])
+
+
+def hub_manifests(namespace: str) -> list[Manifest]:
+    labels = {"app": "hub"}
+    content = {"hub.py": Path(hub_module.__file__).read_text(encoding="utf-8"), "main.py": PROGRAM}
+    container = {
+        "name": "hub",
+        "image": f"{IMAGE['repository']}:{IMAGE['tag']}",
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["python3", "/hub/main.py", f"hub.{namespace}.svc", TOKEN],
+        "readinessProbe": {"httpGet": {"path": "/sent", "port": 8000}, "periodSeconds": 1},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": "hub", "mountPath": "/hub"}, {"name": "models", "mountPath": "/models"}],
+    }
+    user = {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
+    volumes = [
+        {"name": "hub", "configMap": {"name": "hub"}},
+        {"name": "models", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}},
+    ]
+    ports = [{"name": name, "port": port} for name, port in (("hub", 8000), ("network", 8001))]
+    meta = {"name": "hub", "namespace": namespace}
+    return [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": content},
+        {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"selector": labels, "ports": ports}},
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {**meta, "labels": labels},
+            "spec": {"containers": [container], "securityContext": user, "volumes": volumes},
+        },
+    ]
+
+
+@pytest.fixture(scope="module")
+def hub(kubectl: Kubectl, claim_space: str) -> Hub:
+    kubectl.apply(*hub_manifests(claim_space))
+    wait_for("the hub is up", lambda: condition(kubectl.get("pod", "hub", claim_space) or {}, "Ready") or None, 60)
+    pod = kubectl.get("pod", "hub", claim_space)
+    assert pod is not None
+    return Hub(f"hub.{claim_space}.svc", pod["status"]["podIP"])
+
+
+@pytest.fixture(scope="module")
+def cached(bed: Cluster, kubectl: Kubectl, claim_space: str, hub: Hub) -> Iterator[str]:
+    """The namespace, with a claim that is the cache, and the token."""
+    folder = bed.models_dir.parent / f"cache-{claim_space}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "hf-token", "namespace": claim_space},
+        "stringData": {"token": TOKEN, "wrong": "no"},
+    }
+    kubectl.apply(secret, *claim_manifests(CLAIM, claim_space, folder, access_mode="ReadWriteMany"))
+    cache = ["cache.type=PersistentVolumeClaim", f"cache.claimName={CLAIM}", f"hub.url=http://{hub.name}:8000"]
+    install(bed, *(word for value in cache for word in ("--set", value)))
+    yield claim_space
+    install(bed)
+    kubectl.run("delete", "pv", volume_name(CLAIM, claim_space), "--wait=false")
+
+
+def source(key: str = "token") -> Manifest:
+    return {"uri": f"hf://{REPOSITORY}", "secretRef": {"name": "hf-token", "key": key}}
+
+
+def test_a_wrong_token_is_told_before_an_engine_pod_exists(kubectl: Kubectl, cached: str) -> None:
+    kubectl.apply(qd(cached, "refused", model="refused", source=source("wrong")))
+    obj = wait_condition(kubectl, cached, "refused", ("Ready", "False", "AuthRequired"), timeout=120)
+    assert "correct the token in the Secret" in condition(obj, "Ready")["message"]
+    assert pods(kubectl, cached, "refused") == []
+    kubectl.run("delete", "qd", "refused", "-n", cached, "--wait=false")
+
+
+def test_a_private_model_is_downloaded_with_progress_and_once(
+    kubectl: Kubectl, gateway: Gateway, cached: str, hub: Hub
+) -> None:
+    name = f"{cached}-tiny"
+    kubectl.apply(qd(cached, "tiny", model=name, source=source()))
+
+    def column() -> str | None:
+        shown = str(kubectl.run("get", "qd", "tiny", "-n", cached, "-o", "jsonpath={.status.summary.status}"))
+        return shown if shown.startswith("Downloading ") else None
+
+    assert wait_for("a download with numbers", column, 180).endswith("%")
+    obj = wait_ready(kubectl, cached, "tiny", timeout=300)
+    assert obj["status"]["model"]["commit"] == COMMIT
+    assert "progress" not in obj["status"]
+    wait_for(f"{name} is routed", lambda: gateway.chat(name, max_tokens=1).status_code == 200, 20)
+    [pod] = pods(kubectl, cached, "tiny")
+    engine = pod["spec"]["containers"][0]
+    assert TOKEN not in str(pod)
+    assert "secretKeyRef" not in str(engine)
+    before = hub.sent()
+    kubectl.run("delete", "pod", pod["metadata"]["name"], "-n", cached)
+    wait_for("another pod", lambda: pods(kubectl, cached, "tiny") or None, 60)
+    wait_ready(kubectl, cached, "tiny", timeout=300)
+    assert hub.sent() == before
+
+
+def test_a_folder_of_the_node_is_refused_with_a_sentence(bed: Cluster, kubectl: Kubectl, cached: str, hub: Hub) -> None:
+    values = ["cache.type=HostPath", "cache.path=/var/lib/qwen-models", f"hub.url=http://{hub.name}:8000"]
+    install(bed, *(word for value in values for word in ("--set", value)))
+    with own_namespace(kubectl, "h") as name:
+        token = {"name": "hf-token", "namespace": name}
+        kubectl.apply({"apiVersion": "v1", "kind": "Secret", "metadata": token, "stringData": {"token": TOKEN}})
+        kubectl.apply(qd(name, "node", model=f"{name}-node", source=source()))
+        obj = wait_condition(kubectl, name, "node", ("Ready", "False", "PodRefused"), timeout=120)
+        assert "set cache.type to PersistentVolumeClaim or None" in condition(obj, "Ready")["message"]
+
+
+def test_a_folder_of_the_node_serves_a_privileged_namespace(
+    bed: Cluster, kubectl: Kubectl, gateway: Gateway, cached: str, hub: Hub
+) -> None:
+    folder = bed.models_dir.parent / "node-cache"
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o777)
+    values = ["cache.type=HostPath", f"cache.path={folder}", f"hub.url=http://{hub.name}:8000"]
+    install(bed, *(word for value in values for word in ("--set", value)))
+    space = f"{cached}-priv"
+    kubectl.namespace(space, {"pod-security.kubernetes.io/enforce": "privileged", **owned()})
+    token = {"name": "hf-token", "namespace": space}
+    kubectl.apply({"apiVersion": "v1", "kind": "Secret", "metadata": token, "stringData": {"token": TOKEN}})
+    kubectl.apply(qd(space, "tiny", model=space, source=source()))
+    wait_ready(kubectl, space, "tiny", timeout=400)
+    wait_for(f"{space} is routed", lambda: gateway.chat(space, max_tokens=1).status_code == 200, 20)
+    assert (folder / space / "models" / "hf" / "Qwen--Test" / COMMIT / ".manifest.json").exists()
+    kubectl.run("delete", "namespace", space, "--wait=false")

@@ -1,0 +1,108 @@
+"""Reading the progress of downloads from pods, which may answer anything or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from qwen_operator.controller.fetch_pages import PATH, FetchingPod, FetchPages
+from qwen_operator.controller.scraper import pod_session
+from qwen_operator.fetch.page import showing
+from qwen_operator.fetch.progress import Progress
+from qwen_operator.status.progress import PAGE_BYTES, FetchPage
+
+KEY = ("team", "chat")
+POD = FetchingPod(KEY, "uid", "127.0.0.1")
+
+
+@asynccontextmanager
+async def reading(port: int, *pods: FetchingPod) -> AsyncIterator[tuple[FetchPages, list[Any]]]:
+    changed: list[Any] = []
+    async with pod_session("application/json") as session:
+        yield FetchPages(session, lambda: pods, changed.append, port), changed
+
+
+async def test_the_page_of_the_real_program_is_read() -> None:
+    progress = Progress(total=1000)
+    with showing(progress.page, 0) as port:
+        async with reading(port, POD) as (pages, changed):
+            await pages.step()
+            progress.add(430)
+            await pages.step()
+            progress.add(1)
+            await pages.step()
+            assert pages.pages["uid"].done == 431
+    # Less than a percent is no reason to look at the object again.
+    assert changed == [KEY, KEY]
+
+
+async def test_before_the_list_of_files_is_read_there_is_nothing_to_show() -> None:
+    with showing(Progress().page, 0) as port:
+        async with reading(port, POD) as (pages, changed):
+            await pages.step()
+    assert (pages.pages, changed) == ({}, [])
+
+
+def answer(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(body=body, status=status, headers=headers)
+
+
+GOOD = json.dumps({"version": 1, "phase": "Download", "bytesTotal": 100, "bytesDone": 50, "bytesPerSecond": 1}).encode()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        answer(GOOD, 500),
+        answer(b"", 302, {"Location": "/elsewhere"}),
+        answer(b"<html>"),
+        answer(b" " * PAGE_BYTES + GOOD),
+        answer(b"\x1f\x8b", 200, {"Content-Encoding": "gzip"}),
+    ],
+)
+async def test_a_bad_answer_keeps_the_last_page(bad: web.Response) -> None:
+    answers = [answer(GOOD), bad]
+
+    async def handle(_request: web.Request) -> web.Response:
+        return answers.pop(0)
+
+    async with serving(handle) as port, reading(port, POD) as (pages, changed):
+        await pages.step()
+        await pages.step()
+        assert pages.pages == {"uid": FetchPage(50, 100, 1)}
+        assert (changed, answers) == ([KEY], [])
+
+
+async def test_a_silent_pod_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen_operator.controller.fetch_pages.TIMEOUT_SECONDS", 0.2)
+
+    async def handle(request: web.Request) -> web.Response:
+        if request.url.host == "127.0.0.2":
+            await asyncio.sleep(30)
+        return answer(GOOD)
+
+    silent, wrong = FetchingPod(("team", "a"), "silent", "127.0.0.2"), FetchingPod(("team", "b"), "wrong", "host")
+    async with serving(handle, "0.0.0.0") as port, reading(port, silent, POD, wrong) as (pages, changed):
+        await pages.step()
+        assert set(pages.pages) == {"uid"}
+        assert changed == [KEY]
+
+
+@asynccontextmanager
+async def serving(handle: Any, host: str = "127.0.0.1") -> AsyncIterator[int]:
+    app = web.Application()
+    app.router.add_get(PATH, handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, host, 0)
+    await site.start()
+    try:
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()

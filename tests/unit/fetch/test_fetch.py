@@ -1,0 +1,317 @@
+"""Downloads from a hub on loopback: what arrives, what is checked, what a person reads if it cannot work."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_operator.api.conditions import FETCH_FAILURES, Reason
+from qwen_operator.checkpoints.hubs import Hub
+from qwen_operator.fetch.faults import FetchError
+from qwen_operator.fetch.page import showing
+from qwen_operator.fetch.program import Fetch, Place
+from qwen_operator.fetch.progress import Progress
+from qwen_operator.fetch.store import Entry, Store, read_manifest
+from qwen_operator.fetch.transfer import THREADS
+from qwen_operator.fetch.wire import Remote
+from qwen_operator.manifests.model_cache import IN_USE
+from tests.unit.fetch.hub import COMMIT, REPOSITORY, FileHub, serving
+from tests.unit.runtime.checkpoint import CONFIG, header
+
+GIB = 1 << 30
+CHUNK = 100_000
+SHARD = "model-2.safetensors"
+
+
+def model(size: int = 1_000_000) -> dict[str, bytes]:
+    """A repository with two shards, and with files that no engine needs."""
+    sizes = {"model.embed_tokens.weight": size // 2 * 2}
+    data = random.Random(0).randbytes(sizes["model.embed_tokens.weight"])
+    return {
+        "README.md": b"#",
+        "config.json": json.dumps(CONFIG).encode(),
+        "tokenizer.json": b"{}",
+        "model-1.safetensors": header(sizes) + data,
+        "model-2.safetensors": header({"model.norm.weight": 36}) + bytes(36),
+        "pytorch_model.bin": b"twice",
+        "original/consolidated.safetensors": b"twice",
+        "figures/plot.json": b"{}",
+        "1_Pooling/config.json": b"{}",
+        "../up.json": b"{}",
+        ".hidden.json": b"{}",
+    }
+
+
+WANTED = {"config.json", "tokenizer.json", "model-1.safetensors", "model-2.safetensors", "1_Pooling/config.json"}
+
+
+def fetching(hub: FileHub, root: Path, **changes: Any) -> Fetch:
+    kind = changes.pop("kind", Hub.HUGGING_FACE)
+    token, limit = changes.pop("token", ""), changes.pop("limit", GIB)
+    remote = Remote(kind, hub.address, REPOSITORY, changes.pop("commit", COMMIT), token)
+    place = Place(root, limit, changes.pop("pod", "chat-0"), 0)
+    options: dict[str, Any] = {"say": lambda _line: None, "sleep": lambda _seconds: None, "patience": 5.0}
+    options["chunk_bytes"] = CHUNK
+    return Fetch(remote, place, **options | changes)
+
+
+def refusal(hub: FileHub, root: Path, **changes: Any) -> FetchError:
+    with pytest.raises(FetchError) as refused:
+        fetching(hub, root, **changes).run()
+    assert refused.value.reason in FETCH_FAILURES
+    assert json.loads(refused.value.report())["reason"] == refused.value.reason
+    return refused.value
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if not path.name.startswith(".")}
+
+
+@pytest.mark.parametrize("kind", list(Hub))
+def test_what_an_engine_needs_arrives_and_nothing_else(kind: Hub, tmp_path: Path) -> None:
+    with serving(FileHub(model())) as hub:
+        folder = fetching(hub, tmp_path, kind=kind).run()
+        assert contents(folder) == {name: hub.files[name] for name in WANTED}
+        assert folder == tmp_path / "models" / kind / "Qwen--Test" / COMMIT
+        manifest = read_manifest(folder)
+        assert manifest is not None
+        assert {file.path for file in manifest} == WANTED
+        assert (folder / IN_USE).exists()
+        assert list((tmp_path / "partial").iterdir()) == []
+
+
+def test_the_second_time_the_hub_is_not_asked(tmp_path: Path) -> None:
+    with serving(FileHub(model())) as hub:
+        first = fetching(hub, tmp_path).run()
+        hub.asked.clear()
+        again = fetching(hub, tmp_path, pod="chat-1")
+        assert again.run() == first
+        assert (hub.asked, again.progress.total) == ([], 0)
+
+
+def test_a_hub_redirects_each_file_once(tmp_path: Path) -> None:
+    with serving(FileHub(model())) as hub:
+        fetching(hub, tmp_path).run()
+        # Hubs limit how often one may ask for an address. Each of the threads may have asked before one was known.
+        resolved = [path for path in hub.asked if "resolve" in path and "model-1" in path]
+        assert 1 <= len(resolved) <= THREADS
+        assert sum(path.startswith("cdn/model-1") for path in hub.asked) >= 10
+
+
+@pytest.mark.parametrize("cut_after", [1, 999, 65_536, 99_999])
+def test_a_cut_connection_goes_on_where_it_was(cut_after: int, tmp_path: Path) -> None:
+    with serving(FileHub(model(), cut_after=cut_after, cuts=20)) as hub:
+        folder = fetching(hub, tmp_path).run()
+        assert contents(folder) == {name: hub.files[name] for name in WANTED}
+        assert hub.sent <= sum(len(hub.files[name]) for name in WANTED)
+
+
+def test_pauses_and_expired_addresses_only_delay(tmp_path: Path) -> None:
+    pauses: list[float] = []
+    with serving(FileHub(model(), busy=3, retry_after="7", expired=2)) as hub:
+        folder = fetching(hub, tmp_path, sleep=pauses.append, patience=1000.0).run()
+        assert contents(folder) == {name: hub.files[name] for name in WANTED}
+    assert max(pauses) >= 6.9
+
+
+def test_a_flipped_byte_is_found_and_loaded_again(tmp_path: Path) -> None:
+    with serving(FileHub(model(), flipped={"model-1.safetensors": 1, "config.json": 1})) as hub:
+        folder = fetching(hub, tmp_path).run()
+        assert contents(folder) == {name: hub.files[name] for name in WANTED}
+
+
+def test_a_file_that_stays_wrong_is_refused_and_never_published(tmp_path: Path) -> None:
+    with serving(FileHub(model(), flipped={"model-2.safetensors": 10**6})) as hub:
+        error = refusal(hub, tmp_path)
+        assert error.reason is Reason.CHECKSUM_MISMATCH
+        assert "model-2.safetensors" in str(error)
+        assert not (tmp_path / "models" / "hf").exists()
+        hub.flipped.clear()
+        hub.sent = 0
+        fetching(hub, tmp_path).run()
+        assert hub.sent < 10_000, "only the wrong file is loaded again"
+
+
+def without(name: str) -> Callable[[dict[str, bytes]], Any]:
+    return lambda files: files.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("faults", "changes", "reason", "text"),
+    [
+        ({"token": "t"}, {}, Reason.AUTH_REQUIRED, "name a Secret with a token in spec.source.secretRef"),
+        ({"token": "t"}, {"token": "wrong"}, Reason.AUTH_REQUIRED, "correct the token in the Secret"),
+        ({"gated": True}, {}, Reason.GATED_MODEL, "give a token of that account in spec.source.secretRef"),
+        ({"gated": True, "token": "t"}, {"token": "t"}, Reason.GATED_MODEL, "with the account of the token"),
+        ({}, {"commit": "f" * 40}, Reason.MODEL_NOT_FOUND, "correct spec.source.uri or spec.source.revision"),
+        ({"missing": {"config.json"}}, {}, Reason.MODEL_NOT_FOUND, "config.json of hf://Qwen/Test"),
+        ({}, {"limit": 500_000}, Reason.DISK_FULL, "needs 0.0 GB more, and the cache has room for 0.0 GB"),
+        ({"busy": 10**6, "retry_after": "60"}, {}, Reason.HUB_UNREACHABLE, "cannot be reached"),
+    ],
+)
+def test_each_failure_has_its_reason(
+    faults: dict[str, Any], changes: dict[str, Any], reason: Reason, text: str, tmp_path: Path
+) -> None:
+    with serving(FileHub(model(), **faults)) as hub:
+        error = refusal(hub, tmp_path, **changes)
+        assert (error.reason, text in str(error)) == (reason, True), str(error)
+        assert "\n" not in str(error)
+        assert "wrong" not in str(error), "the token is never shown"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (without("tokenizer.json"), Reason.TOKENIZER_MISSING),
+        (without("config.json"), Reason.MODEL_NOT_FOUND),
+        (
+            lambda files: files.update({"model-2.safetensors": files["model-2.safetensors"][:-1]}),
+            Reason.TRUNCATED_WEIGHTS,
+        ),
+        (
+            lambda files: [files.pop(name) for name in list(files) if name.endswith("safetensors")],
+            Reason.MODEL_NOT_FOUND,
+        ),
+    ],
+)
+def test_a_repository_that_no_engine_can_load_is_refused(
+    damage: Callable[[dict[str, bytes]], Any], reason: Reason, tmp_path: Path
+) -> None:
+    files = model()
+    damage(files)
+    with serving(FileHub(files)) as hub:
+        assert refusal(hub, tmp_path).reason is reason
+
+
+def test_a_hub_that_is_gone_is_named(tmp_path: Path) -> None:
+    with serving(FileHub(model())) as hub:
+        pass
+    error = refusal(hub, tmp_path, patience=0.5)
+    assert error.reason is Reason.HUB_UNREACHABLE
+    assert hub.address in str(error)
+
+
+def test_private_files_come_with_the_token(tmp_path: Path) -> None:
+    with serving(FileHub(model(), token="secret")) as hub:
+        assert contents(fetching(hub, tmp_path, token="secret").run()).keys() == WANTED
+
+
+def test_many_pods_that_start_together_load_once(tmp_path: Path) -> None:
+    with serving(FileHub(model())) as hub:
+        fetches = [fetching(hub, tmp_path, pod=f"chat-{index}", sleep=lambda _s: None) for index in range(20)]
+        threads = [threading.Thread(target=fetch.run) for fetch in fetches]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert hub.sent == sum(len(hub.files[name]) for name in WANTED)
+        assert len(list((tmp_path / "leases").glob("*/*"))) == 20
+
+
+def test_a_changed_list_drops_what_it_no_longer_names(tmp_path: Path) -> None:
+    with serving(FileHub(model(), flipped={"model-2.safetensors": 10**6})) as hub:
+        refusal(hub, tmp_path)
+        hub.flipped.clear()
+        del hub.files["1_Pooling/config.json"]
+        hub.files["config.json"] += b" "
+        folder = fetching(hub, tmp_path).run()
+        assert contents(folder) == {name: hub.files[name] for name in WANTED - {"1_Pooling/config.json"}}
+
+
+def test_a_damaged_model_is_loaded_again(tmp_path: Path) -> None:
+    with serving(FileHub(model())) as hub:
+        folder = fetching(hub, tmp_path).run()
+        (folder / "model-1.safetensors").write_bytes(b"short")
+        assert fetching(hub, tmp_path).run() == folder
+        assert contents(folder)["model-1.safetensors"] == hub.files["model-1.safetensors"]
+
+
+def test_the_page_shows_the_progress() -> None:
+    times = iter((0.0, 10.0, 20.0))
+    progress = Progress(clock=lambda: next(times), total=1000)
+    progress.rate()
+    progress.add(400)
+    with showing(progress.page, 0) as port:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress") as response:
+            page = json.load(response)
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/")
+        with showing(progress.page, port) as second:
+            assert second == 0, "a port in use is no reason not to download"
+    assert page == {
+        "version": 1,
+        "phase": "Download",
+        "bytesTotal": 1000,
+        "bytesDone": 400,
+        "bytesPerSecond": 40,
+        "finished": False,
+    }
+
+
+def command(hub: FileHub, root: Path) -> list[str]:
+    code = "import sys; from qwen_operator.cli import main; sys.exit(main())"
+    options = ["--hub=hf", f"--hub-url={hub.address}", f"--repository={REPOSITORY}", f"--commit={COMMIT}"]
+    return [sys.executable, "-c", code, "fetch", *options, f"--cache={root}", "--size-gib=1", "--port=0"]
+
+
+def test_a_killed_download_goes_on_where_it_was(tmp_path: Path) -> None:
+    """The whole program, as the container runs it, with its real chunks."""
+    files = model(120_000_000)
+    with serving(FileHub(files)) as hub:
+        hub.cut_after, total = 0, sum(len(files[name]) for name in WANTED)
+        child = subprocess.Popen(command(hub, tmp_path), stdout=subprocess.PIPE)
+        journal = tmp_path / "partial" / f"hf--Qwen--Test--{COMMIT}" / ".journal"
+        while not (journal.exists() and len(journal.read_text().splitlines()) > 5):
+            assert child.poll() is None
+            time.sleep(0.02)
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        arrived = sum(int(line.split()[1]) - int(line.split()[0]) for line in journal.read_text().splitlines())
+        hub.sent = 0
+        ended = subprocess.run(command(hub, tmp_path), capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert hub.sent == total - arrived
+        assert (
+            contents(tmp_path / "models/hf/Qwen--Test" / COMMIT)["model-1.safetensors"] == files["model-1.safetensors"]
+        )
+        last = json.loads(ended.stdout.splitlines()[-1])
+        assert (last["bytesDone"], last["finished"]) == (total, True)
+
+
+def test_a_pod_that_waits_shows_the_progress_of_the_one_that_downloads(tmp_path: Path) -> None:
+    with serving(FileHub(model())) as hub:
+        waiting = fetching(hub, tmp_path)
+        entry = Entry(tmp_path, waiting.remote)
+        store = Store(tmp_path, GIB)
+        store.prepare()
+        entry.partial.mkdir()
+        (entry.partial / ".progress.json").write_bytes(b'{"bytesDone": 7}')
+        seen: list[bytes] = []
+
+        def look(_seconds: float) -> None:
+            seen.append(waiting.progress.page())
+            time.sleep(0.01)
+
+        with store.locked(entry.key):
+            thread = threading.Thread(target=waiting.run)
+            waiting.sleep = look
+            thread.start()
+            while len(seen) < 150:
+                time.sleep(0.01)
+            assert (entry.partial / ".progress.json").read_bytes() == b'{"bytesDone": 7}'
+        thread.join()
+        assert set(seen) == {b'{"bytesDone": 7}'}
+        assert json.loads(waiting.progress.page())["finished"] is True

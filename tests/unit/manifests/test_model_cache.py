@@ -1,0 +1,115 @@
+"""The cache in engine pods: who mounts what, and what a pod without a cache does not have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qwen_operator.actions.refusals import explain
+from qwen_operator.actions.types import Kind, Refusal
+from qwen_operator.api.conditions import Reason
+from qwen_operator.api.spec import parse
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.hardware.inventory import inventory
+from qwen_operator.manifests.pods import engine_template
+from qwen_operator.planning.plan import plan
+from qwen_operator.planning.types import CacheType, ModelCache, Plan
+from qwen_operator.sources import registry
+from tests.unit.manifests.test_pods import DEFAULTS, FACTS, IDENTITY, POOL, RUNTIME
+
+COMMIT = "c" * 40
+NODE = ModelCache(CacheType.HOST_PATH, "/var/lib/models", 300)
+CLAIM = ModelCache(CacheType.CLAIM, "models", 200)
+FOLDER = f"models/hf/Qwen--Qwen1.5-7B-Chat/{COMMIT}"
+
+
+def template(cache: ModelCache | None, **source: Any) -> dict[str, Any]:
+    spec = parse({"metadata": {"name": "demo"}, "spec": {"model": "Qwen/Qwen1.5-7B-Chat", **source}})
+    assert FACTS is not None
+    facts: Checkpoint = replace(FACTS, commit=COMMIT)
+    defaults = replace(DEFAULTS, cache=cache)
+    where = registry.engine_source(spec, facts, defaults)
+    planned = plan(spec, facts, inventory([], [POOL]), defaults, where)
+    assert isinstance(planned, Plan)
+    return engine_template(IDENTITY, spec, planned, where, RUNTIME)
+
+
+def containers(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {one["name"]: one for one in (*pod["spec"]["initContainers"], *pod["spec"]["containers"])}
+
+
+def mount(container: dict[str, Any]) -> dict[str, Any]:
+    return next(one for one in container["volumeMounts"] if one["name"] == "qwen-model-cache")
+
+
+def test_the_engine_sees_only_its_model_and_writes_nothing() -> None:
+    pod = template(NODE)
+    assert mount(containers(pod)["engine"]) == {
+        "name": "qwen-model-cache",
+        "mountPath": "/models/cached",
+        "subPath": f"team-a/{FOLDER}",
+        "readOnly": True,
+    }
+    assert mount(containers(pod)["fetch"]) == {"name": "qwen-model-cache", "mountPath": "/cache", "subPath": "team-a"}
+    assert pod["spec"]["volumes"][-1] == {
+        "name": "qwen-model-cache",
+        "hostPath": {"path": "/var/lib/models", "type": "DirectoryOrCreate"},
+    }
+
+
+def test_a_claim_may_have_other_files() -> None:
+    pod = template(CLAIM)
+    assert mount(containers(pod)["engine"])["subPath"] == f"qwen-models/{FOLDER}"
+    assert "--cache=/cache/qwen-models" in containers(pod)["fetch"]["command"]
+    assert pod["spec"]["volumes"][-1]["persistentVolumeClaim"] == {"claimName": "models"}
+
+
+def test_the_command_of_the_fetch() -> None:
+    fetch = containers(template(NODE, source={"uri": "hf://Qwen/Qwen1.5-7B-Chat", "secretRef": {"name": "hf"}}))[
+        "fetch"
+    ]
+    assert fetch["command"] == [
+        "qwen-operator",
+        "fetch",
+        "--hub=hf",
+        "--repository=Qwen/Qwen1.5-7B-Chat",
+        f"--commit={COMMIT}",
+        "--cache=/cache",
+        "--size-gib=300",
+        "--port=8000",
+    ]
+    assert fetch["env"] == [{"name": "QWEN_HUB_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}]
+    assert fetch["securityContext"]["readOnlyRootFilesystem"] is True
+    assert fetch["resources"]["requests"] == fetch["resources"]["limits"]
+
+
+def test_the_token_is_not_in_the_engine() -> None:
+    pod = template(NODE, source={"uri": "hf://Qwen/Qwen1.5-7B-Chat", "secretRef": {"name": "hf"}})
+    assert [name for name, one in containers(pod).items() if "secretKeyRef" in str(one)] == ["fetch"]
+
+
+def test_the_engine_holds_its_model_while_it_runs() -> None:
+    command = containers(template(NODE))["engine"]["command"]
+    assert command[2:5] == ["launch", "--hold=/models/cached/.in-use", "--"]
+    assert "--model-path=/models/cached" in command
+    assert not any(word.startswith("--revision") for word in command)
+    assert {"name": "HF_HUB_OFFLINE", "value": "1"} in containers(template(NODE))["engine"]["env"]
+
+
+@pytest.mark.parametrize("source", [{}, {"source": {"uri": "pvc://claim/path"}}])
+def test_without_a_cache_or_a_hub_nothing_of_it_is_in_a_pod(source: dict[str, Any]) -> None:
+    pod = template(None if not source else NODE, **source)
+    assert set(containers(pod)) == {"runtime", "engine"}
+    assert "cache" not in str([volume["name"] for volume in pod["spec"]["volumes"]])
+    assert "--hold" not in str(containers(pod)["engine"]["command"])
+
+
+def test_what_pod_security_refuses_says_whose_decision_it_is() -> None:
+    words = (
+        'pods "a" is forbidden: violates PodSecurity "baseline:latest": hostPath volumes (volume "qwen-model-cache")'
+    )
+    reason, message = explain(Refusal(Kind.POD, "a", words))
+    assert reason is Reason.POD_REFUSED
+    assert "set cache.type to PersistentVolumeClaim or None" in message

@@ -1,0 +1,156 @@
+"""How a download is shown: in steps that cost few writes, and with numbers that outlive the operator."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qwen_operator.checkpoints.catalog import lookup
+from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
+from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
+from qwen_operator.planning.types import CacheType, ModelCache
+from qwen_operator.status.progress import FetchPage, read_page
+from tests.unit.world import CONFIG, World, deployment, ready_status
+
+COMMIT = "c" * 40
+GB = 10**9
+CACHED = replace(CONFIG, hub_lookup=True, engine=replace(CONFIG.engine, cache=ModelCache(CacheType.CLAIM, "m", 100)))
+DONE = {"name": "runtime", "state": {"terminated": {"exitCode": 0}}}
+
+
+def page(**changes: Any) -> bytes:
+    told = {"version": 1, "phase": "Download", "bytesTotal": 1000, "bytesDone": 430, "bytesPerSecond": 7}
+    return json.dumps(told | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "read"),
+    [
+        (page(), FetchPage(430, 1000, 7)),
+        (page(bytesTotal=0), None),
+        (page(bytesDone=2000, bytesPerSecond=-1), FetchPage(0, 1000, 0)),
+        (page(bytesTotal=10**30), None),
+        (page(bytesTotal="1000"), None),
+    ],
+)
+def test_a_page_is_read_with_bounds(content: bytes, read: FetchPage | None) -> None:
+    assert read_page(content) == read
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", page(version=2), page(phase="Other"), b"[" * 5000])
+def test_another_page_is_refused(content: bytes) -> None:
+    with pytest.raises(ValueError, match="no progress of a download"):
+        read_page(content)
+
+
+async def commit(query: HubQuery, _seconds: float) -> HubCheckpoint:
+    facts = lookup(query.repository)
+    assert facts is not None
+    return HubCheckpoint(facts, COMMIT)
+
+
+def fetching(_pod: Manifest) -> Manifest:
+    return {
+        "phase": "Pending",
+        "podIP": "10.0.0.1",
+        "conditions": [{"type": "PodScheduled", "status": "True"}],
+        "initContainerStatuses": [DONE, {"name": "fetch", "state": {"running": {"startedAt": "2026-11-01T00:00:00Z"}}}],
+    }
+
+
+async def downloading() -> World:
+    """A world in which the only pod downloads its model."""
+    world = World(CACHED, fetch=commit)
+    world.kubelet.engine = fetching
+    await world.start()
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    return world
+
+
+async def tell(world: World, done: int, seconds: int = 10) -> None:
+    """The pod tells how far it is, and time passes."""
+    (pod,) = world.api.all(PODS)
+    world.operator.pages = {pod["metadata"]["uid"]: FetchPage(done, 16 * GB, 512 * 10**6)}
+    world.operator.queue.add(("team", "chat"))
+    await world.wait(seconds)
+
+
+def column(world: World) -> str:
+    return str(world.qd()["status"]["summary"]["status"])
+
+
+async def test_a_download_is_shown_with_its_numbers() -> None:
+    world = await downloading()
+    assert (column(world), world.conditions()["Ready"]) == ("Downloading", ("False", "Downloading"))
+    assert "progress" not in world.qd()["status"]
+    await tell(world, 7 * GB)
+    assert column(world) == "Downloading 43%"
+    assert world.conditions()["ModelLoaded"] == ("False", "Downloading")
+    assert "7.0 of 16.0 GB at 512 MB/s, until about 20" in world.message("Ready")
+    shown = world.qd()["status"]["progress"]
+    assert (shown["phase"], shown["percent"], shown["bytesTotal"]) == ("Download", 43, 16 * GB)
+    assert shown["finishTime"] > shown["time"]
+    world.kubelet.engine = ready_status
+    await world.settle()
+    assert column(world) == "Serving"
+    assert "progress" not in world.qd()["status"]
+
+
+async def test_a_long_download_costs_few_writes() -> None:
+    world = await downloading()
+    writes = len(world.api.writes)
+    for percent in range(101):
+        await tell(world, 16 * GB * percent // 100, seconds=6)
+    assert column(world) == "Downloading 100%"
+    assert 20 <= len(world.api.writes) - writes <= 25
+
+
+async def test_a_fast_download_is_written_every_ten_seconds_at_most() -> None:
+    world = await downloading()
+    await tell(world, 0, seconds=0)
+    writes = len(world.api.writes)
+    for percent in range(0, 101, 10):
+        await tell(world, 16 * GB * percent // 100, seconds=2)
+    assert len(world.api.writes) - writes <= 3
+
+
+async def test_the_numbers_outlive_the_operator() -> None:
+    world = await downloading()
+    await tell(world, 7 * GB)
+    await world.restart()
+    await world.settle()
+    assert world.operator.pages == {}
+    assert column(world) == "Downloading 43%"
+    await tell(world, 7 * GB + 1)
+    assert world.qd()["status"]["progress"]["bytesDone"] == 7 * GB
+    await tell(world, 8 * GB)
+    assert column(world) == "Downloading 50%"
+
+
+async def test_a_failed_download_says_why() -> None:
+    world = await downloading()
+    await tell(world, 7 * GB)
+    report = {"reason": "DiskFull", "phase": "Download", "exitCode": 1, "log": ["it needs 9.0 GB more"]}
+    ended = {"exitCode": 1, "message": json.dumps(report), "finishedAt": world.api.clock.stamp(), "reason": "Error"}
+    failed = [DONE, {"name": "fetch", "state": {"terminated": ended}, "restartCount": 0}]
+    world.kubelet.engine = lambda pod: fetching(pod) | {"initContainerStatuses": failed}
+    await world.settle()
+    assert (column(world), world.qd()["status"]["lastFailure"]["phase"]) == ("DiskFull", "Download")
+    assert "it needs 9.0 GB more" in world.message("Ready")
+    assert "progress" not in world.qd()["status"]
+
+
+async def test_a_rollout_is_not_held_back_by_a_download() -> None:
+    world = World(CACHED, fetch=commit)
+    await world.start()
+    world.api.put(QWENDEPLOYMENTS, deployment(rollout={"progressDeadlineSeconds": 60}))
+    await world.settle()
+    world.kubelet.engine = lambda pod: None if pod["status"]["phase"] == "Running" else fetching(pod)
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(contextTokens=4096))
+    await world.wait(300)
+    assert "Stalled" not in world.conditions()
+    assert len(world.api.all(PODS)) == 2

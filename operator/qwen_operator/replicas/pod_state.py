@@ -20,12 +20,14 @@ from qwen_operator.manifests.names import (
     ANNOTATION_DRAINING_SINCE,
     ANNOTATION_REPLICA_PODS,
     ENGINE_CONTAINER,
+    GROUP_GATE,
     LABEL_REVISION,
     LABEL_ROUTABLE,
     MAX_REPLICA_PODS,
     Manifest,
 )
 from qwen_operator.replicas.failures import (
+    ENDED_WITH_ANOTHER,
     MOST_RESTARTS,
     NO_RESTARTS,
     Restarts,
@@ -46,6 +48,8 @@ _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 _BACK_OFF = re.compile(r"^Back-off pulling image \"[^\"]*\": (?:ErrImagePull: )?")
 _DEFAULT_SCHEDULER = "default-scheduler"
 _SCHEDULER = 63
+_GATE = 100
+_GATES = 4
 _INSTALL_SCHEDULER = (
     "which spec.pod.schedulerName names: if no scheduler of this name runs in the cluster, install it or remove the "
     "field"
@@ -204,6 +208,8 @@ def _unready_reason(pod: Manifest, failure: Failure | None, restarts: Restarts) 
     if objects.is_deleting(pod):
         return Reason.DRAINING, f"{name} is being stopped"
     scheduled = objects.condition(pod, "PodScheduled")
+    if gated := _gated(pod, name):
+        return gated
     if scheduled.get("status") == "False":
         return _unscheduled(pod, name, untrusted.clean(scheduled.get("message"), MESSAGE_LIMIT))
     if stuck := _stuck(name, status):
@@ -250,6 +256,22 @@ def _stuck(name: str, status: Mapping[str, Any]) -> tuple[Reason, str] | None:
     return None
 
 
+def is_gated(pod: Manifest) -> bool:
+    """Whether the operator's own gate keeps the scheduler from placing the pod."""
+    return any(gate.get("name") == GROUP_GATE for gate in objects.members(pod, "spec", "schedulingGates"))
+
+
+def _gated(pod: Manifest, name: str) -> tuple[Reason, str] | None:
+    """Which scheduling gates keep the pod from being placed; None if there are none. Others, as Kueue, have theirs."""
+    if is_gated(pod):
+        return Reason.STARTING, f"{name} waits until all pods of its replica can be placed"
+    gates = objects.members(pod, "spec", "schedulingGates")
+    if not gates:
+        return None
+    shown = ", ".join(untrusted.clean(gate.get("name"), _GATE) for gate in gates[:_GATES])
+    return Reason.WAITING_FOR_GPUS, f"{name} waits until somebody removes its scheduling gates: {shown}"
+
+
 def _claims(pod: Manifest) -> list[str]:
     volumes = objects.members(pod, "spec", "volumes")
     names = (objects.text(volume, "persistentVolumeClaim", "claimName") for volume in volumes)
@@ -292,7 +314,9 @@ def last_failure(record: Mapping[str, Any], states: Iterable[PodState]) -> Failu
     """
     before = stored_failure(record)
     ends = [(state.failure, state.restarts.soon) for state in states if state.failure]
-    newest, soon = max(ends, key=lambda end: end[0].time, default=(None, False))
+    # If the pods of a replica end together, the one that ended first has the cause.
+    causes = [end for end in ends if end[0].reason not in ENDED_WITH_ANOTHER] or ends
+    newest, soon = max(causes, key=lambda end: end[0].time, default=(None, False))
     if newest is None or (before is not None and before.time >= newest.time):
         return before
     if not soon:

@@ -46,6 +46,7 @@ class StatusInput:
     `foreign`: the message about objects of other owners with names that the operator needs; "" if there are none.
     `full`: the message about a quota without room.
     `newer`: a plan that is made today would run the same spec differently.
+    `unplaced`: the record of a replica that could not be placed as a whole.
     `hold_seconds`: how long a request may wait in the gateway. `hold`: why a revision is held back; None if none is.
     """
 
@@ -64,6 +65,7 @@ class StatusInput:
     newer: bool
     hold_seconds: int = 0
     hold: Hold | None = None
+    unplaced: Failure | None = None
 
     @property
     def ready(self) -> list[Replica]:
@@ -176,6 +178,8 @@ def _reported_failure(given: StatusInput, old: Mapping[str, Any]) -> Failure | N
     """The last failure of the present revision: of its inspection before it is pinned, of its engines afterwards."""
     if given.blocked is not None:
         return given.blocked.failure
+    if given.unplaced is not None:
+        return given.unplaced
     record = objects.mapping(old, "lastFailure")
     inspection = record.get("phase") == PHASE
     of_revision = f"-{given.revision}-" in str(record.get("pod", "")) and not inspection

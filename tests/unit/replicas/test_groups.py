@@ -36,22 +36,37 @@ def replicas(world: World) -> dict[str, list[Manifest]]:
     return groups
 
 
-async def test_members_differ_in_name_role_and_route_and_in_nothing_else(world: World) -> None:
+async def test_members_differ_in_name_role_and_route_and_in_little_else(world: World) -> None:
     groups = replicas(world)
     assert [len(members) for members in groups.values()] == [2, 2]
     for replica, (leader, worker) in groups.items():
         assert [one["metadata"]["name"] for one in (leader, worker)] == [f"{replica}-0", f"{replica}-1"]
         assert (leader["metadata"]["labels"][ROLE], worker["metadata"]["labels"][ROLE]) == ("engine", "engine-worker")
         assert (ROUTABLE in leader["metadata"]["labels"], ROUTABLE in worker["metadata"]["labels"]) == (True, False)
-        assert leader["spec"]["containers"] == worker["spec"]["containers"]
+        assert [_probed(pod) for pod in (leader, worker)] == [
+            {"/ready", "/health"},
+            {"/health"},
+        ], "the ranks but the first have no /ready"
+        assert _without_probes(leader) == _without_probes(worker)
     status = world.qd()["status"]
     assert (status["replicas"], status["readyReplicas"], status["summary"]["ready"]) == (2, 2, "2/2")
     assert world.api.one(POD_DISRUPTION_BUDGETS, "chat-engine")["spec"]["minAvailable"] == 2
 
 
+def _probed(pod: Manifest) -> set[str]:
+    (engine,) = pod["spec"]["containers"]
+    return {engine[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+
+
+def _without_probes(pod: Manifest) -> Manifest:
+    (engine,) = pod["spec"]["containers"]
+    return {key: value for key, value in engine.items() if not key.endswith("Probe")}
+
+
 async def test_a_replica_is_ready_when_all_its_pods_are(monkeypatch: pytest.MonkeyPatch) -> None:
     with_groups(2, monkeypatch)
     world = await World().start()
+    world.api.put(NODES, node("gpu-2"))
     world.kubelet.engine = lambda pod: ready_status(pod) if pod["metadata"]["name"].endswith("-0") else None
     world.api.put(QWENDEPLOYMENTS, deployment())
     await world.settle()

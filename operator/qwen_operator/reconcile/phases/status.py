@@ -46,6 +46,7 @@ def status(course: Course) -> Step:
             newer=course.newer,
             hold_seconds=course.config.gateway.hold_seconds,
             hold=course.hold,
+            unplaced=course.unplaced,
         ),
         stamp,
     )

@@ -1,0 +1,179 @@
+"""Whether nodes have room for all pods of a replica over several nodes. Pure.
+
+The operator sees the nodes and its own pods. It does not see the pods of others, so a node that looks free may be
+taken. Then a pod stays without a node, and `placing` gives back what the replica has.
+
+Older replicas come first. So two replicas never wait for each other over the last nodes: whoever decides about the
+younger one leaves the older one its room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from qwen_operator import objects
+from qwen_operator.api.pod import GPU_RESOURCE
+from qwen_operator.hardware.nodes import Taint
+from qwen_operator.hardware.offers import quantity
+from qwen_operator.manifests.names import (
+    ANNOTATION_REPLICA_PODS,
+    ENGINE_CONTAINER,
+    LABEL_REPLICA,
+    Manifest,
+)
+from qwen_operator.replicas.pod_state import is_gated
+
+_SHOWN = 4
+_KEEPS_AWAY = ("NoSchedule", "NoExecute")
+# Kubernetes sets it beside spec.unschedulable. Pods without a toleration stay away from such nodes anyway.
+_OWN_TAINT = "node.kubernetes.io/unschedulable"
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one pod asks of its node: `gpus` of a resource, on a node with these labels."""
+
+    resource: str
+    gpus: int
+    selector: Mapping[str, str]
+    tolerations: Sequence[Mapping[str, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A node: its labels and taints, and how much of each resource is offered and free."""
+
+    name: str
+    labels: Mapping[str, str]
+    taints: tuple[Taint, ...]
+    offered: Mapping[str, int]
+    free: dict[str, int] = field(default_factory=dict)
+
+    def suits(self, need: Need) -> bool:
+        """Whether the pod may run here, whatever else does."""
+        labelled = all(self.labels.get(key) == value for key, value in need.selector.items())
+        return labelled and all(any(taint.tolerated_by(one) for one in need.tolerations) for taint in self.taints)
+
+    def has(self, need: Need) -> bool:
+        """Whether so many are free."""
+        return self.free.get(need.resource, 0) >= need.gpus
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """All nodes, and all engine pods that the operator sees, also those of other QwenDeployments."""
+
+    nodes: tuple[Manifest, ...] = ()
+    pods: tuple[Manifest, ...] = ()
+
+
+def lacking(replica: str, namespace: str, neighbours: Neighbours, future_nodes: int = 0) -> str:
+    """Why the pods of a replica, all of which are held back, cannot all be placed now; "" if they can.
+
+    `future_nodes`: how many nodes a declared pool may still grow by.
+    """
+    places = _places(neighbours)
+    ours: list[Manifest] = []
+    for group in _in_order(neighbours.pods):
+        first = group[0]["metadata"]
+        if (first.get("namespace"), _replica(group[0])) == (namespace, replica):
+            ours = group
+            break
+        if len(group) == _size(group[0]) or not is_gated(group[0]):
+            _take(places, group, neighbours)
+    if not ours:
+        return ""
+    need = _need(ours[0])
+    suitable = [place for place in places if place.suits(need)]
+    room = [place for place in suitable if place.has(need)]
+    if len(room) + future_nodes >= len(ours):
+        return ""
+    shown = ", ".join(
+        f"{place.name} has {place.free.get(need.resource, 0)} of {place.offered.get(need.resource, 0)}"
+        for place in sorted(suitable, key=lambda place: (place.has(need), place.name))[:_SHOWN]
+    )
+    have = f"{len(room)} of {len(suitable)} nodes {'has' if len(room) == 1 else 'have'} them"
+    return (
+        f"{replica} needs {len(ours)} nodes with {need.gpus} free {need.resource} each, {have}"
+        f"{f' ({shown})' if shown else ''}: its pods take no GPU before all of them fit, and then start by themselves"
+    )
+
+
+def _places(neighbours: Neighbours) -> list[Place]:
+    places: dict[str, Place] = {}
+    for node in neighbours.nodes:
+        spec = objects.mapping(node, "spec")
+        if spec.get("unschedulable") or objects.condition(node, "Ready").get("status") in ("False", "Unknown"):
+            continue
+        name = str(objects.mapping(node, "metadata").get("name"))
+        status = objects.mapping(node, "status")
+        amounts = objects.mapping(status, "allocatable" if "allocatable" in status else "capacity")
+        offered = {str(key): number for key, value in amounts.items() if (number := quantity(value)) is not None}
+        labels = {str(key): str(value) for key, value in objects.labels(node).items()}
+        places[name] = Place(name, labels, tuple(_taints(spec)), offered, dict(offered))
+    for pod in neighbours.pods:
+        place = places.get(objects.node_of(pod))
+        if place is not None and not objects.has_ended(pod):
+            need = _need(pod)
+            place.free[need.resource] = place.free.get(need.resource, 0) - need.gpus
+    return list(places.values())
+
+
+def _taints(spec: Mapping[str, object]) -> Iterable[Taint]:
+    for taint in objects.members(spec, "taints"):
+        key, effect = str(taint.get("key")), str(taint.get("effect"))
+        if effect in _KEEPS_AWAY and key != _OWN_TAINT:
+            yield Taint(key, str(taint.get("value") or ""), effect)
+
+
+def _in_order(pods: Iterable[Manifest]) -> list[list[Manifest]]:
+    """The pods without a node, by replica: first those that the scheduler may place already, then the oldest."""
+    groups: dict[tuple[str, str], list[Manifest]] = {}
+    for pod in pods:
+        if not (objects.node_of(pod) or objects.is_deleting(pod) or objects.has_ended(pod)):
+            groups.setdefault((objects.text(pod, "metadata", "namespace"), _replica(pod)), []).append(pod)
+
+    def age(key: tuple[str, str]) -> tuple[bool, str, str, str]:
+        group = groups[key]
+        created = min(objects.text(pod, "metadata", "creationTimestamp") for pod in group)
+        return (all(is_gated(pod) for pod in group), created, *key)
+
+    return [
+        sorted(groups[key], key=lambda pod: (is_gated(pod), str(pod["metadata"]["name"])))
+        for key in sorted(groups, key=age)
+    ]
+
+
+def _replica(pod: Manifest) -> str:
+    return str(objects.labels(pod).get(LABEL_REPLICA) or pod["metadata"]["name"])
+
+
+def _size(pod: Manifest) -> int:
+    written = str(objects.annotations(pod).get(ANNOTATION_REPLICA_PODS, "1"))
+    return int(written) if written.isascii() and written.isdigit() and len(written) < 4 else 1
+
+
+def _take(places: list[Place], group: Sequence[Manifest], neighbours: Neighbours) -> None:
+    """Give the group its nodes if all its pods fit. Each pod gets one of its own, as full as possible."""
+    name, namespace = _replica(group[0]), group[0]["metadata"].get("namespace")
+    own = {
+        objects.node_of(pod)
+        for pod in neighbours.pods
+        if pod["metadata"].get("namespace") == namespace and _replica(pod) == name
+    }
+    need = _need(group[0])
+    room = [place for place in places if place.suits(need) and place.has(need) and place.name not in own]
+    if len(room) < len(group):
+        return
+    for place in sorted(room, key=lambda place: (place.free[need.resource], place.name))[: len(group)]:
+        place.free[need.resource] -= need.gpus
+
+
+def _need(pod: Manifest) -> Need:
+    engine = objects.named(objects.members(pod, "spec", "containers"), ENGINE_CONTAINER)
+    limits = objects.mapping(engine, "resources", "limits")
+    gpus = {str(key): quantity(value) or 0 for key, value in limits.items() if str(key).startswith("nvidia.com/")}
+    resource, number = next(iter(sorted(gpus.items())), (GPU_RESOURCE, 0))
+    selector = {str(key): str(value) for key, value in objects.mapping(pod, "spec", "nodeSelector").items()}
+    return Need(resource, number, selector, tuple(objects.members(pod, "spec", "tolerations")))

@@ -101,8 +101,8 @@ def with_groups(pods: int, monkeypatch: pytest.MonkeyPatch) -> None:
     a small model tests replicas of any size."""
     gate = planning.runnable
 
-    def opened(result: Plan | NoFit, facts: Checkpoint) -> Plan | NoFit:
-        passed = gate(result, facts)
+    def opened(result: Plan | NoFit, facts: Checkpoint, most_nodes: int = 1) -> Plan | NoFit:
+        passed = gate(result, facts, most_nodes)
         if isinstance(passed, NoFit) or pods == 1:
             return passed
         return replace(passed, nodes_per_replica=pods, gpus_per_replica=pods, tensor_parallel=pods)

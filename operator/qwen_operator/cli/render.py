@@ -38,7 +38,7 @@ def main(arguments: argparse.Namespace) -> int:
         sys.stderr.write(f"qwen-operator render: {error}\n")
         return 2
     planned = plan(given.spec, given.checkpoint, given.inventory, given.settings.engine, given.source)
-    result = runnable(planned, given.checkpoint)
+    result = runnable(planned, given.checkpoint, given.spec.hardware.max_nodes_per_replica)
     if isinstance(result, NoFit):
         sys.stderr.write(f"{result.reason}: {result.message}\n")
         return exit_code(result)

@@ -22,7 +22,11 @@ GGUF = (
     "a GGUF repository holds several files, and this version of the operator cannot tell the engine which one to load: "
     "use AWQ, GPTQ, FP8 or 16-bit weights"
 )
-SEVERAL_NODES = "this version of the operator does not run replicas over several nodes"
+
+
+def more_nodes(needed: int, allowed: int) -> str:
+    """What the spec must allow for a replica over so many nodes."""
+    return f"spec.hardware.maxNodesPerReplica is {allowed}: set it to {needed} to run each replica over {needed} nodes"
 
 
 def model(checkpoint: Checkpoint, wanted: Demand, kv_cache: KvCacheType) -> tuple[str, ...]:

@@ -111,7 +111,11 @@ async def test_a_claim_that_one_node_alone_may_mount_is_refused_with_a_sentence(
         "status": {"phase": "Bound"},
     }
     world.api.put(PERSISTENT_VOLUME_CLAIMS, claim)
-    spec = {"source": {"uri": "pvc://weights/chat"}, "model": "local", "hardware": {"maxNodesPerReplica": 2}}
+    spec: dict[str, Any] = {
+        "source": {"uri": "pvc://weights/chat"},
+        "model": "local",
+        "hardware": {"maxNodesPerReplica": 2},
+    }
     world.api.put(QWENDEPLOYMENTS, deployment(**spec))
     await world.settle()
     assert (world.conditions()["Planned"][0] == "True") is fits, world.message("Planned")

@@ -247,3 +247,30 @@ async def test_a_foreign_revision_says_nothing_about_the_size_of_a_replica() -> 
     await world.settle(5)
     [after] = world.operator.store.replicas(world.qd())
     assert (after.pods, after.index, after.up) == (before.pods, before.index, True) == (1, 0, True)
+
+
+async def test_the_budget_of_the_workers_follows_that_of_the_leaders(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_groups(2, monkeypatch)
+    world = await World().start()
+    world.kubelet.place = True
+    for number in (1, 2, 3):
+        world.api.put(NODES, node(f"gpu-{number}", gpus=1))
+    world.api.put(QWENDEPLOYMENTS, deployment(rollout={"drainSeconds": 20}))
+    await world.settle()
+    assert _budgets(world) == {"chat-engine": 1, "chat-engine-worker": 1}
+
+    # A successor would need two free nodes, and there is one. So an eviction is allowed after the time of a drain.
+    [occupied] = {pod["spec"]["nodeName"] for pod in world.api.all(PODS) if pod["metadata"]["name"].endswith("-1")}
+    world.api.edit(NODES, occupied, lambda item: item["spec"].update(unschedulable=True))
+    await world.wait(10)
+    assert _budgets(world) == {"chat-engine": 1, "chat-engine-worker": 1}
+    await world.wait(30)
+    assert _budgets(world) == {"chat-engine": 0, "chat-engine-worker": 0}
+
+    change(world, disruption={"policy": "AllowOne"}, replicas=2)
+    await world.settle()
+    assert _budgets(world) == {"chat-engine": 1, "chat-engine-worker": 1}, "of two workers one may go"
+
+
+def _budgets(world: World) -> dict[str, int]:
+    return {item["metadata"]["name"]: item["spec"]["minAvailable"] for item in world.api.all(POD_DISRUPTION_BUDGETS)}

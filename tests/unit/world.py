@@ -192,6 +192,8 @@ class Kubelet:
             for item in self.api.all(PODS)
             if replica and item["metadata"]["labels"].get("qwen-operator.dev/replica") == replica
         }
+        if "podAntiAffinity" not in pod["spec"].get("affinity", {}):
+            apart = set()
         free = [
             item["metadata"]["name"]
             for item in self.api.all(NODES)

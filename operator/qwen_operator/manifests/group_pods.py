@@ -93,23 +93,20 @@ def as_member(pod: Mapping[str, Any], replica: str, rank: int, pods: int) -> Man
         labels[names.LABEL_ROLE] = names.ROLE_ENGINE_WORKER
         labels.pop(names.LABEL_ROUTABLE, None)
     annotations = {**metadata["annotations"], names.ANNOTATION_REPLICA_PODS: str(pods)}
-    member = {
-        **spec,
-        "schedulingGates": [{"name": names.GROUP_GATE}],
-        "affinity": _apart(spec.get("affinity") or {}, replica),
-    }
+    member = {**spec, "schedulingGates": [{"name": names.GROUP_GATE}]}
     if rank:
         member["containers"] = [_worker(container) for container in spec["containers"]]
     return {**pod, "metadata": {**metadata, "labels": labels, "annotations": annotations}, "spec": member}
 
 
-def _apart(affinity: Mapping[str, Any], replica: str) -> Manifest:
-    """The affinity, and no two members on one node."""
+def apart(pod: Manifest, replica: str) -> Manifest:
+    """The pod, on no node with another pod of its replica. `pod` stays as it is."""
+    affinity = dict(pod["spec"].get("affinity") or {})
     term = {"labelSelector": {"matchLabels": {names.LABEL_REPLICA: replica}}, "topologyKey": _HOSTNAME}
     anti = dict(affinity.get("podAntiAffinity") or {})
     required = "requiredDuringSchedulingIgnoredDuringExecution"
     anti[required] = [*(anti.get(required) or ()), term]
-    return {**affinity, "podAntiAffinity": anti}
+    return {**pod, "spec": {**pod["spec"], "affinity": {**affinity, "podAntiAffinity": anti}}}
 
 
 def _worker(container: Mapping[str, Any]) -> Manifest:

@@ -18,7 +18,7 @@ from qwen_operator.api.pod import GPU_RESOURCE, Pod
 from qwen_operator.api.spec import Spec
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct
 from qwen_operator.manifests import expansion, names
-from qwen_operator.manifests.group_pods import GROUP_SECONDS, as_member, group_command, group_parts
+from qwen_operator.manifests.group_pods import GROUP_SECONDS, apart, as_member, group_command, group_parts
 from qwen_operator.manifests.names import Manifest, Owner, PodIdentity
 from qwen_operator.manifests.quantities import canonical_quantities
 from qwen_operator.planning.types import EngineSource, Plan
@@ -137,11 +137,13 @@ def grace_seconds(drain_seconds: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaPods:
-    """The pods of a replica: replica `index` of a revision consists of `pods` pods."""
+    """The pods of a replica: replica `index` of a revision consists of `pods` pods, each on a node of its own unless
+    `distinct_nodes` is false."""
 
     identity: PodIdentity
     index: int
     pods: int = 1
+    distinct_nodes: bool = True
 
 
 def engine_pods(replica: ReplicaPods, template: Mapping[str, Any], drain_seconds: int) -> tuple[Manifest, ...]:
@@ -163,7 +165,8 @@ def shared_engine_pods(replica: ReplicaPods, template: Mapping[str, Any], drain_
     ]
     if replica.pods == 1:
         return tuple(pods)
-    return tuple(as_member(pod, name, rank, replica.pods) for rank, pod in enumerate(pods))
+    members = (as_member(pod, name, rank, replica.pods) for rank, pod in enumerate(pods))
+    return tuple(apart(pod, name) for pod in members) if replica.distinct_nodes else tuple(members)
 
 
 def _engine_pod(owner: Owner, name: str, template: Mapping[str, Any], drain_seconds: int) -> Manifest:

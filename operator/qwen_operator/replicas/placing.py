@@ -76,9 +76,9 @@ class Placed:
 def place(replicas: Iterable[Replica], placing: Placing) -> Placed:
     """The next steps for all replicas over several nodes that are wanted and lose no pod."""
     actions: list[Action] = []
-    messages: dict[str, str] = {}
     waits: list[float] = []
     failure = None
+    held_back: list[Replica] = []
     for one in replicas:
         if one.pods == 1 or one.deleting:
             continue
@@ -89,34 +89,30 @@ def place(replicas: Iterable[Replica], placing: Placing) -> Placed:
             continue
         waits += [] if left is None else [left]
         gated = [member for member in one.members if is_gated(member.manifest)]
-        if gated and one.whole:
-            why, pause = _held_back(one, gated, placing)
-            if why:
-                messages[one.name] = why
-                waits.append(pause)
-            else:
-                actions += [_released(member, placing.now) for member in gated]
+        if one.whole and len(gated) == len(one.members):
+            held_back.append(one)
+        elif one.whole:
+            # The operator stopped while it removed the gates.
+            actions += [_released(member, placing.now) for member in gated]
         actions += _introductions(one)
-    return Placed(tuple(actions), failure, messages, tuple(waits))
+    messages, pause = _kept_back(held_back, placing)
+    actions += [
+        _released(member, placing.now) for one in held_back if one.name not in messages for member in one.members
+    ]
+    return Placed(tuple(actions), failure, messages, (*waits, *([pause] if messages else [])))
 
 
-def _held_back(replica: Replica, gated: Sequence[PodState], placing: Placing) -> tuple[str, float]:
-    """Why the pods stay gated, and for how many seconds at least; "" if the gates may go.
-
-    If one of them is gone already, the operator stopped in between.
-    """
-    if len(gated) < len(replica.members):
-        return "", 0.0
+def _kept_back(replicas: Sequence[Replica], placing: Placing) -> tuple[dict[str, str], float]:
+    """The replicas that stay held back, with the reasons, and for how many seconds at least."""
     pause = _pause(placing)
     if pause > 0:
         until = rfc3339(placing.now + timedelta(seconds=pause))
-        return (
-            f"{replica.name} was not placed as a whole, and gave its GPUs back: its pods try again at {until}",
-            pause,
-        )
-    if placing.neighbours is None:
-        return "", 0.0
-    return lacking(replica.name, placing.namespace, placing.neighbours, placing.future_nodes), CHECK_SECONDS
+        text = "was not placed as a whole, and gave its GPUs back: its pods try again at"
+        return {one.name: f"{one.name} {text} {until}" for one in replicas}, pause
+    if placing.neighbours is None or not replicas:
+        return {}, 0.0
+    names = {one.name for one in replicas}
+    return lacking(names, placing.namespace, placing.neighbours, placing.future_nodes), CHECK_SECONDS
 
 
 def _pause(placing: Placing) -> float:

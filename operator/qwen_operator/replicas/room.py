@@ -9,7 +9,7 @@ younger one leaves the older one its room.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qwen_operator import objects
@@ -24,6 +24,7 @@ from qwen_operator.manifests.names import (
 )
 from qwen_operator.replicas.pod_state import is_gated
 
+_Key = tuple[str, str]
 _SHOWN = 4
 _KEEPS_AWAY = ("NoSchedule", "NoExecute")
 # Kubernetes sets it beside spec.unschedulable. Pods without a toleration stay away from such nodes anyway.
@@ -59,43 +60,60 @@ class Place:
         """Whether so many are free."""
         return self.free.get(need.resource, 0) >= need.gpus
 
+    def slots(self, need: Need, *, distinct: bool) -> int:
+        """How many of a replica's pods fit here."""
+        if distinct or not need.gpus:
+            return int(self.has(need))
+        return max(0, self.free.get(need.resource, 0) // need.gpus)
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """All nodes, and all engine pods that the operator sees, also those of other QwenDeployments."""
+    """All nodes, and all engine pods that the operator sees, also those of other QwenDeployments.
+
+    `distinct_nodes`: no two pods of a replica may be on one node.
+    """
 
     nodes: tuple[Manifest, ...] = ()
     pods: tuple[Manifest, ...] = ()
+    distinct_nodes: bool = True
 
 
-def lacking(replica: str, namespace: str, neighbours: Neighbours, future_nodes: int = 0) -> str:
-    """Why the pods of a replica, all of which are held back, cannot all be placed now; "" if they can.
+def lacking(replicas: Collection[str], namespace: str, neighbours: Neighbours, future_nodes: int = 0) -> dict[str, str]:
+    """Those of these replicas whose pods cannot all be placed now, and why. All their pods are held back.
 
     `future_nodes`: how many nodes a declared pool may still grow by.
     """
-    places = _places(neighbours)
-    ours: list[Manifest] = []
-    for group in _in_order(neighbours.pods):
-        first = group[0]["metadata"]
-        if (first.get("namespace"), _replica(group[0])) == (namespace, replica):
-            ours = group
-            break
-        if len(group) == _size(group[0]) or not is_gated(group[0]):
-            _take(places, group, neighbours)
-    if not ours:
-        return ""
-    need = _need(ours[0])
-    suitable = [place for place in places if place.suits(need)]
-    room = [place for place in suitable if place.has(need)]
-    if len(room) + future_nodes >= len(ours):
-        return ""
+    places, distinct = _places(neighbours), neighbours.distinct_nodes
+    hosts = _hosts(neighbours.pods) if distinct else {}
+    lacks: dict[str, str] = {}
+    for key, group in _in_order(neighbours.pods):
+        ours = key[0] == namespace and key[1] in replicas
+        if not ours and len(group) < _size(group[0]) and is_gated(group[0]):
+            # It cannot be placed before its other pods exist.
+            continue
+        need = _need(group[0])
+        suitable = [place for place in places if place.suits(need) and place.name not in hosts.get(key, ())]
+        room = [place for place in suitable for _ in range(place.slots(need, distinct=distinct))]
+        grows = future_nodes if ours else 0
+        if len(room) + grows < len(group):
+            if ours:
+                lacks[key[1]] = _sentence(key[1], len(group), need, suitable)
+            continue
+        for place in sorted(room, key=lambda place: (place.free[need.resource], place.name))[: len(group)]:
+            place.free[need.resource] -= need.gpus
+    return lacks
+
+
+def _sentence(replica: str, nodes: int, need: Need, suitable: Sequence[Place]) -> str:
+    room = sum(place.has(need) for place in suitable)
     shown = ", ".join(
         f"{place.name} has {place.free.get(need.resource, 0)} of {place.offered.get(need.resource, 0)}"
         for place in sorted(suitable, key=lambda place: (place.has(need), place.name))[:_SHOWN]
     )
-    have = f"{len(room)} of {len(suitable)} nodes {'has' if len(room) == 1 else 'have'} them"
+    have = f"{room} of {len(suitable)} nodes {'has' if room == 1 else 'have'} them"
     return (
-        f"{replica} needs {len(ours)} nodes with {need.gpus} free {need.resource} each, {have}"
+        f"{replica} needs {nodes} nodes with {need.gpus} free {need.resource} each, {have}"
         f"{f' ({shown})' if shown else ''}: its pods take no GPU before all of them fit, and then start by themselves"
     )
 
@@ -127,22 +145,34 @@ def _taints(spec: Mapping[str, object]) -> Iterable[Taint]:
             yield Taint(key, str(taint.get("value") or ""), effect)
 
 
-def _in_order(pods: Iterable[Manifest]) -> list[list[Manifest]]:
-    """The pods without a node, by replica: first those that the scheduler may place already, then the oldest."""
-    groups: dict[tuple[str, str], list[Manifest]] = {}
+def _hosts(pods: Iterable[Manifest]) -> dict[_Key, set[str]]:
+    """The nodes that a replica over several nodes has already."""
+    hosts: dict[_Key, set[str]] = {}
+    for pod in pods:
+        if objects.node_of(pod) and LABEL_REPLICA in objects.labels(pod):
+            hosts.setdefault(_key(pod), set()).add(objects.node_of(pod))
+    return hosts
+
+
+def _in_order(pods: Iterable[Manifest]) -> list[tuple[_Key, list[Manifest]]]:
+    """The pods without a node, by replica: first those that the scheduler may place already, then the oldest.
+
+    Within a replica the pods that the scheduler may place come first.
+    """
+    groups: dict[_Key, list[Manifest]] = {}
     for pod in pods:
         if not (objects.node_of(pod) or objects.is_deleting(pod) or objects.has_ended(pod)):
-            groups.setdefault((objects.text(pod, "metadata", "namespace"), _replica(pod)), []).append(pod)
+            groups.setdefault(_key(pod), []).append(pod)
 
-    def age(key: tuple[str, str]) -> tuple[bool, str, str, str]:
-        group = groups[key]
-        created = min(objects.text(pod, "metadata", "creationTimestamp") for pod in group)
-        return (all(is_gated(pod) for pod in group), created, *key)
+    def age(item: tuple[_Key, list[Manifest]]) -> tuple[bool, str, _Key]:
+        created = min(objects.text(pod, "metadata", "creationTimestamp") for pod in item[1])
+        return all(is_gated(pod) for pod in item[1]), created, item[0]
 
-    return [
-        sorted(groups[key], key=lambda pod: (is_gated(pod), str(pod["metadata"]["name"])))
-        for key in sorted(groups, key=age)
-    ]
+    return [(key, sorted(group, key=is_gated)) for key, group in sorted(groups.items(), key=age)]
+
+
+def _key(pod: Manifest) -> _Key:
+    return objects.text(pod, "metadata", "namespace"), _replica(pod)
 
 
 def _replica(pod: Manifest) -> str:
@@ -152,22 +182,6 @@ def _replica(pod: Manifest) -> str:
 def _size(pod: Manifest) -> int:
     written = str(objects.annotations(pod).get(ANNOTATION_REPLICA_PODS, "1"))
     return int(written) if written.isascii() and written.isdigit() and len(written) < 4 else 1
-
-
-def _take(places: list[Place], group: Sequence[Manifest], neighbours: Neighbours) -> None:
-    """Give the group its nodes if all its pods fit. Each pod gets one of its own, as full as possible."""
-    name, namespace = _replica(group[0]), group[0]["metadata"].get("namespace")
-    own = {
-        objects.node_of(pod)
-        for pod in neighbours.pods
-        if pod["metadata"].get("namespace") == namespace and _replica(pod) == name
-    }
-    need = _need(group[0])
-    room = [place for place in places if place.suits(need) and place.has(need) and place.name not in own]
-    if len(room) < len(group):
-        return
-    for place in sorted(room, key=lambda place: (place.free[need.resource], place.name))[: len(group)]:
-        place.free[need.resource] -= need.gpus
 
 
 def _need(pod: Manifest) -> Need:

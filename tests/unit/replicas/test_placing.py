@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Forbidden, Manifest
 from qwen_operator.replicas.room import Neighbours, lacking
-from tests.unit.world import World, deployment, node, ready_status, with_groups
+from tests.unit.world import CONFIG, World, deployment, node, ready_status, with_groups
 
 GATE = "qwen-operator.dev/group"
 LEADER = "qwen-operator.dev/group-leader"
@@ -224,6 +225,16 @@ def _ended(reason: str, line: str, finished: str) -> Manifest:
     }
 
 
+async def test_only_a_setting_for_tests_puts_two_pods_of_a_replica_on_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_groups(2, monkeypatch)
+    for distinct, ready in ((True, "False"), (False, "True")):
+        world = await World(config=replace(CONFIG, distinct_nodes=distinct)).start()
+        world.kubelet.place = True
+        world.api.put(QWENDEPLOYMENTS, deployment())
+        await world.wait(30)
+        assert world.conditions()["Ready"][0] == ready
+
+
 # Room, without a cluster around it.
 
 
@@ -288,11 +299,11 @@ def tainted(name: str, key: str) -> Manifest:
 def test_room_is_for_whole_replicas_on_nodes_of_their_own(
     nodes: list[Manifest], others: list[Manifest], room: bool
 ) -> None:
-    why = lacking("mine", "team", Neighbours(tuple(nodes), (*pair("mine"), *others)))
-    assert (why == "") is room, why
+    why = lacking({"mine"}, "team", Neighbours(tuple(nodes), (*pair("mine"), *others)))
+    assert (why == {}) is room, why
 
 
 def test_a_pool_that_may_grow_counts_with_the_nodes_that_it_may_get() -> None:
     neighbours = Neighbours((node("a"),), tuple(pair("mine")))
-    assert lacking("mine", "team", neighbours, future_nodes=1) == ""
-    assert lacking("mine", "team", neighbours) != ""
+    assert lacking({"mine"}, "team", neighbours, future_nodes=1) == {}
+    assert list(lacking({"mine"}, "team", neighbours)) == ["mine"]

@@ -19,6 +19,7 @@ from qwen_operator.replicas.holding import Progress, progress_of
 from qwen_operator.replicas.placing import Placing, place
 from qwen_operator.replicas.pod_state import as_of
 from qwen_operator.replicas.rollout import Moves, moves, pod_repairs
+from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.waiting import Cluster, explained, growth
 from qwen_operator.replicas.wanted import WantedReplicas, last_wanted, size_rule, wanted_replicas
 
@@ -70,10 +71,15 @@ def _placing(course: Course) -> Placing:
     return Placing(
         namespace=observed.owner.namespace,
         now=course.now,
-        neighbours=observed.neighbours,
+        neighbours=_neighbours(course),
         future_nodes=growth(observed.inventory, plan.gpu_product) if plan else 0,
         failure=objects.mapping(observed.deployment, "status", "lastFailure"),
     )
+
+
+def _neighbours(course: Course) -> Neighbours | None:
+    seen = course.observed.neighbours
+    return None if seen is None else replace(seen, distinct_nodes=course.config.distinct_nodes)
 
 
 def _without_conflicts(steps: tuple[Action, ...], placing: tuple[Action, ...]) -> tuple[Action, ...]:
@@ -102,6 +108,7 @@ def _rules(course: Course, wanted: int) -> RolloutRules:
         max_surge=rollout.max_surge,
         max_unavailable=rollout.max_unavailable,
         deadline_seconds=rollout.progress_deadline_seconds,
+        distinct_nodes=course.config.distinct_nodes,
     )
 
 

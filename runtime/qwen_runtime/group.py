@@ -65,8 +65,8 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened to another member. `asked`: it was asked to end, and ends its engine in order. Otherwise it ended,
-    and `why` says how."""
+    """What happened to another member. `asked`: it was asked to end, and ends its engine in order. Otherwise its engine
+    ended. `why` says how, or is empty until it knows."""
 
     rank: int
     asked: bool
@@ -139,8 +139,12 @@ class Group:
         """Tell rank 0 that this member was asked to end, so that the engine finishes its requests."""
         self._broadcast({"asked": True, "rank": self.member.rank})
 
+    def ending(self) -> None:
+        """Tell the others that the engine of this member has ended. The reason follows."""
+        self._broadcast({"ended": "", "rank": self.member.rank})
+
     def ended(self, why: str) -> None:
-        """Tell the others that the engine of this member ended, and why."""
+        """Tell the others why the engine of this member ended."""
         self._broadcast({"ended": why[:_TEXT], "rank": self.member.rank})
         self._told.set()
 
@@ -170,7 +174,7 @@ class Group:
             elif isinstance(message.get("ended"), str):
                 origin = message.get("rank")
                 self._happened(Event(origin if isinstance(origin, int) else rank, False, message["ended"][:_TEXT]))
-                last = True
+                last = last or bool(message["ended"])
         if not last and not self._told.is_set():
             self._happened(Event(rank, False, f"rank {rank} does not answer any more"))
 

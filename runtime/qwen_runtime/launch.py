@@ -264,6 +264,8 @@ def _concluded(supervisor: Supervisor, ending: Ending, termination_log: Path | N
         else:
             deliver(b"", termination_log)
         return ending.exit_code
+    if group is not None:
+        group.ending()
     cause = verdict(ending, log, os.path.lexists)
     if group is not None and not ending.member and is_consequence(cause.reason):
         supervisor.await_cause()

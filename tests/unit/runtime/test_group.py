@@ -20,6 +20,7 @@ ENGINE = "import os, signal, sys, time\nprint('started', *sys.argv[1:], flush=Tr
 FOREVER = "while True: time.sleep(60)\n"
 # As SGLang's rank 1 does: it waits for rank 0.
 DEAF = f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{FOREVER}"
+DIES = "time.sleep(0.5)\nprint('RuntimeError: CUDA out of memory.', flush=True)\nsys.exit(1)\n"
 SERVES = "print('The server is fired up and ready to roll!', flush=True)\n"
 
 
@@ -179,9 +180,8 @@ def test_different_versions_of_sglang_are_told_before_an_engine_starts(pods: Pod
 
 @pytest.mark.parametrize("first_to_end", [0, 1])
 def test_if_one_ends_the_others_end_with_its_cause(pods: Pods, first_to_end: int) -> None:
-    dies = "time.sleep(0.5)\nprint('RuntimeError: CUDA out of memory.', flush=True)\nsys.exit(1)\n"
     other = 1 - first_to_end
-    programs = {first_to_end: dies, other: DEAF}
+    programs = {first_to_end: DIES, other: DEAF}
     members = [pods.start(rank, programs[rank]) for rank in (0, 1)]
     assert [end(process) for process in members][first_to_end] == 1
     assert pods.report(first_to_end)["reason"] == "CudaOutOfMemory"
@@ -190,6 +190,20 @@ def test_if_one_ends_the_others_end_with_its_cause(pods: Pods, first_to_end: int
     assert report["log"][-1] == (
         f"rank {first_to_end} (chat-0-{first_to_end}) ended first, CudaOutOfMemory: RuntimeError: CUDA out of memory."
     )
+
+
+def test_a_group_that_ended_forms_again_at_once(pods: Pods) -> None:
+    """As the kubelet does it: the containers start again in the same pods."""
+    for _ in range(2):
+        first, worker = pods.start(0, DEAF), pods.start(1, DIES)
+        assert [read_line(process).split()[0] for process in (first, worker)] == ["started", "started"]
+        assert end(worker) == 1
+        again = pods.start(1, FOREVER)
+        assert end(first) == 137
+        first = pods.start(0, FOREVER)
+        assert [read_line(process).split()[0] for process in (first, again)] == ["started", "started"]
+        again.kill()
+        assert end(first) == 137
 
 
 def test_broken_connections_are_put_down_to_the_rank_that_broke_them(pods: Pods) -> None:

@@ -140,10 +140,16 @@ def _left(replica: Replica, now: datetime) -> float | None:
     if any(member.started for member in replica.members):
         return None
     held_back = all(is_gated(member.manifest) for member in replica.members)
-    if held_back and replica.whole:
+    if replica.whole and (held_back or _queued(replica)):
         return None
     since = min((then for member in replica.members if (then := _since(member, held_back)) is not None), default=None)
     return None if since is None else _limit(replica) - (now - since).total_seconds()
+
+
+def _queued(replica: Replica) -> bool:
+    """Whether another controller, for example Kueue, keeps pods back, and none has a node yet. Then it decides."""
+    gated = any(objects.members(member.manifest, "spec", "schedulingGates") for member in replica.members)
+    return gated and not any(member.node for member in replica.members)
 
 
 def _since(member: PodState, held_back: bool) -> datetime | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from qwen_operator import objects
 from qwen_operator.api.pod import GPU_RESOURCE
 from qwen_operator.hardware.nodes import Taint
-from qwen_operator.hardware.offers import quantity
+from qwen_operator.hardware.offers import MIG_RESOURCE, quantity
 from qwen_operator.manifests.names import (
     ANNOTATION_REPLICA_PODS,
     ENGINE_CONTAINER,
@@ -26,6 +26,8 @@ from qwen_operator.replicas.pod_state import is_gated
 
 _Key = tuple[str, str]
 _SHOWN = 4
+# Not every resource of NVIDIA is a GPU: network cards have names such as nvidia.com/cx7_rdma.
+_GPUS = (GPU_RESOURCE, MIG_RESOURCE)
 _KEEPS_AWAY = ("NoSchedule", "NoExecute")
 # Kubernetes sets it beside spec.unschedulable. Pods without a toleration stay away from such nodes anyway.
 _OWN_TAINT = "node.kubernetes.io/unschedulable"
@@ -187,7 +189,7 @@ def _size(pod: Manifest) -> int:
 def _need(pod: Manifest) -> Need:
     engine = objects.named(objects.members(pod, "spec", "containers"), ENGINE_CONTAINER)
     limits = objects.mapping(engine, "resources", "limits")
-    gpus = {str(key): quantity(value) or 0 for key, value in limits.items() if str(key).startswith("nvidia.com/")}
+    gpus = {str(key): quantity(value) or 0 for key, value in limits.items() if str(key).startswith(_GPUS)}
     resource, number = next(iter(sorted(gpus.items())), (GPU_RESOURCE, 0))
     selector = {str(key): str(value) for key, value in objects.mapping(pod, "spec", "nodeSelector").items()}
     return Need(resource, number, selector, tuple(objects.members(pod, "spec", "tolerations")))

@@ -190,6 +190,11 @@ async def test_gates_of_others_stay_and_are_named(monkeypatch: pytest.MonkeyPatc
     assert [pod["spec"]["schedulingGates"] for pod in world.api.all(PODS)] == [[kueue], [kueue]]
     assert "waits until somebody removes its scheduling gates: kueue.x-k8s.io/admission" in world.message("Ready")
 
+    # Whoever queues them decides how long: a new pod would lose its place in the queue.
+    before = [pod["metadata"]["uid"] for pod in world.api.all(PODS)]
+    await world.wait(900)
+    assert [pod["metadata"]["uid"] for pod in world.api.all(PODS)] == before
+
 
 async def test_the_member_that_ended_first_is_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     world = await a_world(monkeypatch, nodes=2)
@@ -301,6 +306,13 @@ def test_room_is_for_whole_replicas_on_nodes_of_their_own(
 ) -> None:
     why = lacking({"mine"}, "team", Neighbours(tuple(nodes), (*pair("mine"), *others)))
     assert (why == {}) is room, why
+
+
+def test_network_cards_are_no_gpus() -> None:
+    pods = pair("mine")
+    for one in pods:
+        one["spec"]["containers"][0]["resources"]["limits"] |= {"nvidia.com/cx7_rdma": "1"}
+    assert lacking({"mine"}, "team", Neighbours((node("a"), node("b")), tuple(pods))) == {}
 
 
 def test_a_pool_that_may_grow_counts_with_the_nodes_that_it_may_get() -> None:

@@ -104,7 +104,7 @@ class _Link:
         line, _, self._rest = self._rest.partition(b"\n")
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return message if isinstance(message, dict) else None
 
@@ -151,16 +151,17 @@ class Group:
     def close(self) -> None:
         """Close all connections."""
         self._told.set()
-        for link in self._all():
+        with self._lock:
+            links = list(self._links.values())
+        for link in links:
             link.close()
 
-    def _all(self) -> list[_Link]:
+    def _broadcast(self, message: Mapping[str, Any], but: int = -1) -> None:
         with self._lock:
-            return list(self._links.values())
-
-    def _broadcast(self, message: Mapping[str, Any]) -> None:
-        for link in self._all():
-            link.send(message)
+            links = list(self._links.items())
+        for rank, link in links:
+            if rank != but:
+                link.send(message)
 
     def _watch(self, rank: int, link: _Link) -> None:
         """Read what a member says until it ends. Rank 0 passes the first end on to the others."""
@@ -181,7 +182,7 @@ class Group:
     def _happened(self, event: Event) -> None:
         self.events.put(event)
         if self.member.rank == 0 and not event.asked:
-            self._broadcast({"ended": event.why, "rank": event.rank})
+            self._broadcast({"ended": event.why, "rank": event.rank}, but=event.rank)
         self._on_event()
 
     def _beat(self) -> None:

@@ -167,7 +167,8 @@ class Supervisor:
 
     def await_cause(self) -> None:
         """Wait a moment for the member that ended first to say so."""
-        until = time.monotonic() + _CAUSE_SECONDS
+        # Who has told that it ended waits itself for an earlier cause.
+        until = time.monotonic() + _CAUSE_SECONDS * (1 if self._end_by is None else 1.5)
         while self.group is not None and not self.member_ended and time.monotonic() < until:
             self._heed_group()
             time.sleep(0.1)

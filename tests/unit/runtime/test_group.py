@@ -144,7 +144,7 @@ def test_who_belongs_to_an_earlier_pod_of_rank_0_is_not_taken_in(pods: Pods) -> 
 def test_strangers_and_noise_do_not_disturb_a_group_that_forms(pods: Pods) -> None:
     first = pods.start(0, FOREVER)
     strangers = []
-    for noise in (b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 20_000, b'{"rank": "1"}\n', b"[]\n", b""):
+    for noise in (b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 20_000, b'{"rank": "1"}\n', b"[" * 8000 + b"\n", b"[]\n", b""):
         stranger = _connected("127.0.0.1", 20001)
         stranger.sendall(noise)
         strangers.append(stranger)
@@ -244,3 +244,11 @@ def test_the_address_of_rank_0_in_both_families() -> None:
     member = Member(2, 0, "chat-0-0", "fd00::1", "uid", Path("/none"))
     assert host_and_port(member.address, member.dist_port) == "[fd00::1]:20000"
     assert host_and_port("10.0.0.1", 20000) == "10.0.0.1:20000"
+
+
+def test_without_a_clear_cause_nobody_takes_the_blame_for_another(pods: Pods) -> None:
+    members = [pods.start(0, DEAF), pods.start(1, "time.sleep(0.5)\nsys.exit(3)\n")]
+    assert [end(process) for process in members] == [137, 3]
+    assert pods.report(1)["reason"] == "Unknown"
+    assert pods.report(0)["reason"] == "MemberEnded"
+    assert pods.report(0)["log"][-1].startswith("rank 1 (chat-0-1) ended first, Unknown")

@@ -110,7 +110,7 @@ class Config:
 
     If `read_nodes` is false, the operator may not read nodes and knows only the declared pools. If `hub_lookup` is
     true, it may query the public repositories of model hubs. `pod` has the chart's defaults of spec.pod.
-    `name_rights`: which namespaces may serve which names.
+    `name_rights`: which namespaces may serve which names. `distinct_nodes`: no two pods of a replica are on one node.
     """
 
     namespaces: tuple[str, ...]
@@ -131,6 +131,7 @@ class Config:
     name_rights: NameRights = field(default_factory=NameRights)
     network_policy: NetworkPolicyConfig = NetworkPolicyConfig()
     recording: RecordingConfig = RecordingConfig()
+    distinct_nodes: bool = True
 
 
 def load(environ: Mapping[str, str], text: str) -> Config:
@@ -152,6 +153,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         http_port=_port(environ),
         read_nodes=environ.get("QWEN_READ_NODES", "true") != "false",
         lease_name=environ.get("QWEN_LEASE_NAME") or "qwen-operator",
+        distinct_nodes=root.section("engine").flag("distinctNodes", default=True),
         hub_lookup=_hub(root).lookup,
         pod=common.pod,
         name_rights=name_rights(content),

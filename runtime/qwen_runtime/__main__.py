@@ -1,14 +1,17 @@
 """Command line of the archive: install, inspect, launch, prestop."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
 from qwen_runtime import __version__
 from qwen_runtime.engine_log import Patience
+from qwen_runtime.group import Member
 from qwen_runtime.guard import unknown_engine
 from qwen_runtime.hold import NotHeld, hold
 from qwen_runtime.inspect_checkpoint import examine
@@ -38,6 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     launch_.add_argument(
         "--port-seconds", type=_seconds, default=30.0, help="seconds to end if the port is in use; default: 30"
     )
+    launch_.add_argument("--group-size", type=int, metavar="N", help="run the engine over N pods; default: one")
+    launch_.add_argument("--group-rank", type=int, metavar="R", help="the rank of this pod, from 0")
+    launch_.add_argument(
+        "--group-seconds", type=_seconds, default=1200.0, help="seconds to wait for the other pods; default: 1200"
+    )
+    launch_.add_argument("--group-leader", metavar="FILE", type=Path, help="a file with the address and uid of rank 0")
     prestop = commands.add_parser("prestop", help="wait while the gateway removes this pod from its routes")
     prestop.add_argument("--seconds", type=_seconds, required=True)
     return parser
@@ -84,7 +93,39 @@ def _launch(options: argparse.Namespace, command: Sequence[str]) -> int:
             complain(str(error))
             deliver(error.report(), options.termination_log)
             return 1
-    return launch(command, log_lines, Patience(options.crash_seconds, options.port_seconds), options.termination_log)
+    patience = Patience(options.crash_seconds, options.port_seconds)
+    return launch(command, log_lines, patience, options.termination_log, _member(options))
+
+
+def _member(options: argparse.Namespace) -> Member | None:
+    """The place in a group of pods, from the options and the environment of the pod; None without a group."""
+    if options.group_size is None:
+        return None
+    return Member(
+        size=options.group_size,
+        rank=options.group_rank,
+        name=os.environ.get("QWEN_POD_NAME", ""),
+        address=os.environ.get("QWEN_POD_IP", ""),
+        uid=os.environ.get("QWEN_POD_UID", ""),
+        leader_file=options.group_leader or Path("/nonexistent"),
+        engine=_engine_version(),
+        seconds=options.group_seconds,
+    )
+
+
+def _engine_version() -> str:
+    try:
+        return metadata.version("sglang")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _check_group(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    rank = options.group_rank
+    if options.group_size < 2 or rank is None or not 0 <= rank < options.group_size:
+        parser.error("launch needs --group-size of at least 2, and --group-rank from 0 below it")
+    if rank and options.group_leader is None:
+        parser.error("launch needs --group-leader for every rank but 0")
 
 
 def main(argv: Sequence[str] | None = None, sleep: Callable[[float], None] = time.sleep) -> int:
@@ -98,6 +139,8 @@ def main(argv: Sequence[str] | None = None, sleep: Callable[[float], None] = tim
     options = parser.parse_args(arguments)
     if options.command == "launch" and not command:
         parser.error("launch needs the engine's command after --, as in: launch -- python3 -m sglang.launch_server ...")
+    if options.command == "launch" and options.group_size is not None:
+        _check_group(parser, options)
     if options.command != "launch" and command:
         parser.error(f"{options.command} takes no command after --; only launch does")
     if options.command == "install":

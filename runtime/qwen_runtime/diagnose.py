@@ -24,10 +24,13 @@ class Ending:
     asked: bool  # this process got a signal to end and forwarded it
     hung: bool  # this process killed the engine after a deadline
     oom_kills: int | None  # processes that the OOM killer ended during the run; None if the kernel has no such counter
+    member: str = ""  # how another member of the engine's group ended; "" if none has
 
     @property
     def exit_code(self) -> int:
         """The container's exit code: 128 + n for a signal, and 1 for an exit with 0 that nobody asked for."""
+        if self.asked and self.member and not self.hung:
+            return 0
         if self.status < 0:
             return 128 - self.status
         return self.status if self.status or self.asked else 1
@@ -45,6 +48,8 @@ def verdict(ending: Ending, log: EngineLog, exists: Callable[[str], bool]) -> Cl
     count, the OOM killer is by far the more likely. The count also explains an end whose log has only consequences.
     """
     cause = _in_log(log, exists)
+    if ending.member and is_consequence(cause.reason):
+        return Classification(ReportReason.MEMBER_ENDED, ending.member)
     # The engine sends this signal to itself only after it has logged a crash.
     silent_kill = ending.status == -signal.SIGKILL and not ending.hung and not log.crashed()
     if cause.reason is ReportReason.UNKNOWN and silent_kill:
@@ -55,6 +60,11 @@ def verdict(ending: Ending, log: EngineLog, exists: Callable[[str], bool]) -> Cl
     if unexplained or (ending.oom_kills and cause.reason in _CONSEQUENCES):
         return Classification(ReportReason.HOST_OUT_OF_MEMORY, cause.line)
     return cause
+
+
+def is_consequence(reason: ReportReason) -> bool:
+    """Whether the reason may have its cause in another process."""
+    return reason in _CONSEQUENCES
 
 
 def _in_log(log: EngineLog, exists: Callable[[str], bool]) -> Classification:

@@ -13,20 +13,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
 from qwen_runtime import guard, processes
-from qwen_runtime.diagnose import Ending, asked_report, failure_report, verdict
+from qwen_runtime.classify import Classification
+from qwen_runtime.diagnose import Ending, asked_report, failure_report, is_consequence, verdict
 from qwen_runtime.engine_log import EngineLog, Patience
+from qwen_runtime.group import AskedToEnd, Group, GroupError, Member, join
 from qwen_runtime.log_lines import LogLines
 from qwen_runtime.output import start_pump
-from qwen_runtime.reasons import Phase
+from qwen_runtime.reasons import Phase, ReportReason
 from qwen_runtime.report import bounded, complain, deliver
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT)
 _OUTPUT_SECONDS = 5.0
+# After rank 0 has ended, SGLang's own broadcast ends the other ranks. One that is stuck is killed after this time.
+_FOLLOW_SECONDS = 5.0
+# A rank may see its broken connections before the rank that broke them has ended and said why.
+_CAUSE_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -34,7 +40,8 @@ class Supervisor:
     """One run of one command. It uses process-wide state (signal handlers, all children): only one per process.
 
     `archive` is the path of this program, which also guards the engine's processes (see `guard`).
-    `on_asked` is called once, after the first signal to end has arrived and before the engine gets it.
+    `on_asked` is called once, after the first signal to end has arrived and before the engine gets it. `group`: the
+    other members, if the engine runs over several pods. `member_ended` says which of them ended, and why.
     """
 
     log_lines: LogLines
@@ -42,6 +49,9 @@ class Supervisor:
     archive: str
     on_asked: Callable[[EngineLog], None]
     log: EngineLog = field(init=False)
+    group: Group | None = None
+    member_ended: str = ""
+    _end_by: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _pending: list[int] = field(default_factory=list)
     _asked: bool = False
@@ -61,6 +71,11 @@ class Supervisor:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number in FORWARDED:
             self._pending.append(number)
+
+    @property
+    def signalled(self) -> bool:
+        """Whether a signal to end has arrived that nobody has handled yet."""
+        return bool(self._pending)
 
     def run(self, command: Sequence[str]) -> Ending:
         """Run the command to its end. Returns when all its output is forwarded and no descendant is left."""
@@ -83,7 +98,8 @@ class Supervisor:
         processes.end_descendants()
         for thread in pumps:
             thread.join(_OUTPUT_SECONDS)
-        return Ending(status, self._asked, self._hung, _difference(kills_before, processes.oom_kills()))
+        kills = _difference(kills_before, processes.oom_kills())
+        return Ending(status, self._asked, self._hung, kills, self.member_ended)
 
     def _not_started(self, command: Sequence[str], error: OSError) -> Ending:
         line = f"cannot run {command[0]}: {error.strerror}"
@@ -107,6 +123,10 @@ class Supervisor:
         if changed:
             self._wake()
 
+    def wake(self) -> None:
+        """Let the supervisor look again. Any thread may call it."""
+        self._wake()
+
     def _wake(self) -> None:
         try:
             os.write(self._wake_write, b"\0")
@@ -114,7 +134,9 @@ class Supervisor:
             return  # a full pipe wakes as well
 
     def _wait(self, pid: int) -> int:
+        killed = False
         while True:
+            self._heed_group()
             while self._pending:
                 self._note_asked()
                 processes.kill(pid, self._pending.pop(0))
@@ -122,11 +144,34 @@ class Supervisor:
             if status is not None:
                 return status
             left = self._seconds_left()
-            if left is not None and left <= 0 and not self._hung:
-                self._hung = True
+            if left is not None and left <= 0 and not killed:
+                killed, self._hung = True, self._end_by is None
                 processes.kill(pid, signal.SIGKILL, group=True)
                 continue
-            self._sleep(None if self._hung else left)
+            self._sleep(None if killed else left)
+
+    def _heed_group(self) -> None:
+        """Take over what happened to the other members.
+
+        If one of them is asked to end, the engine of rank 0 finishes its requests. If one has ended, no rank can go on.
+        """
+        while self.group is not None and not self.group.events.empty():
+            event = self.group.events.get()
+            if event.asked:
+                if not self._asked and self.group.member.rank == 0:
+                    self._pending.append(signal.SIGTERM)
+                continue
+            self.member_ended = self.member_ended or event.why
+            patience = _FOLLOW_SECONDS if self._asked or event.rank == 0 else 0.0
+            self._end_by = self._end_by or time.monotonic() + patience
+
+    def await_cause(self) -> None:
+        """Wait a moment for the member that ended first to say so."""
+        # Who has told that it ended waits itself for an earlier cause.
+        until = time.monotonic() + _CAUSE_SECONDS * (1 if self._end_by is None else 1.5)
+        while self.group is not None and not self.member_ended and time.monotonic() < until:
+            self._heed_group()
+            time.sleep(0.1)
 
     def _note_asked(self) -> None:
         if self._asked:
@@ -135,10 +180,13 @@ class Supervisor:
         with self._lock:
             self.log.asked_to_end()
             self.on_asked(self.log)
+        if self.group is not None:
+            self.group.asked()
 
     def _seconds_left(self) -> float | None:
         with self._lock:
-            return None if self.log.deadline is None else self.log.deadline - time.monotonic()
+            ends = [end for end in (self.log.deadline, self._end_by) if end is not None]
+        return min(ends) - time.monotonic() if ends else None
 
     def _sleep(self, seconds: float | None) -> None:
         select.select([self._wake_read], [], [], seconds)
@@ -152,30 +200,91 @@ def _difference(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else after - before
 
 
-def launch(command: Sequence[str], log_lines: LogLines, patience: Patience, termination_log: Path | None) -> int:
+def launch(
+    command: Sequence[str],
+    log_lines: LogLines,
+    patience: Patience,
+    termination_log: Path | None,
+    member: Member | None = None,
+) -> int:
     """Run an engine and return the container's exit code. An unclean end leaves a report in the termination log.
 
     If the engine is asked to end, a report is written before it ends, because a process that is killed at the end of
     the grace period cannot write one. The report stays if the engine was not serving, because then a failed probe of
     the kubelet may be the cause, not the user.
+
+    `member`: the place of this process in an engine over several pods. The engine starts when all members are there,
+    and its command gets the address of rank 0.
     """
 
     def on_asked(log: EngineLog) -> None:
         deliver(bounded(asked_report(log)), termination_log)
 
     supervisor = Supervisor(log_lines, patience, os.path.realpath(sys.argv[0]), on_asked)
-    ending = supervisor.run(command)
-    log = supervisor.log
+    group = None
+    if member is not None:
+        try:
+            group = join(member, lambda: supervisor.signalled)
+        except AskedToEnd:
+            on_asked(supervisor.log)
+            return 128 + signal.SIGTERM
+        except GroupError as error:
+            return _not_formed(str(error), supervisor.log, termination_log)
+        supervisor.group = group
+        group.notify(supervisor.wake)
+        command = [*command, f"--dist-init-addr={group.leader_address}"]
+    try:
+        ending = supervisor.run(command)
+        return _concluded(supervisor, ending, termination_log)
+    finally:
+        if group is not None:
+            group.close()
+
+
+def _not_formed(why: str, log: EngineLog, termination_log: Path | None) -> int:
+    report = {
+        "version": 1,
+        "reason": ReportReason.GROUP_INCOMPLETE.value,
+        "phase": log.phase.value,
+        "exitCode": 1,
+        "log": [why],
+    }
+    deliver(bounded(report), termination_log)
+    complain(f"the engine was not started: {why}")
+    return 1
+
+
+def _concluded(supervisor: Supervisor, ending: Ending, termination_log: Path | None) -> int:
+    """Report the end of the engine, also to the other members. Returns the exit code."""
+    log, group = supervisor.log, supervisor.group
     if ending.clean:
+        if group is not None:
+            group.ended(f"rank {group.member.rank} ({group.member.name}) was asked to end")
         if log.frozen or log.phase_when_asked is not Phase.SERVING:
-            on_asked(log)
+            supervisor.on_asked(log)
         else:
             deliver(b"", termination_log)
         return ending.exit_code
+    if group is not None:
+        group.ending()
     cause = verdict(ending, log, os.path.lexists)
+    if group is not None and not ending.member and is_consequence(cause.reason):
+        supervisor.await_cause()
+        ending = replace(ending, member=supervisor.member_ended)
+        cause = verdict(ending, log, os.path.lexists)
+    if group is not None:
+        group.ended(_first_words(group.member, cause))
     report = failure_report(ending, log, cause)
     deliver(bounded(report), termination_log)
     how = f"signal {-ending.status}" if ending.status < 0 else f"exit code {ending.status}"
     hung = ", killed because it did not end by itself" if ending.hung else ""
     complain(f"the engine ended with {how}{hung}: {cause.reason.value} in phase {report['phase']}")
     return ending.exit_code
+
+
+def _first_words(member: Member, cause: Classification) -> str:
+    """What the other members report about this one."""
+    if cause.reason is ReportReason.MEMBER_ENDED:
+        return cause.line
+    line = f": {cause.line}" if cause.line else ""
+    return f"rank {member.rank} ({member.name}) ended first, {cause.reason.value}{line}"

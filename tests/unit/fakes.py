@@ -337,6 +337,9 @@ def merge(old: Any, patch: Any) -> Any:
             if all(isinstance(item, dict) and key in item for item in [*old, *patch]):
                 merged = {item[key]: item for item in old}
                 for item in patch:
-                    merged[item[key]] = merge(merged.get(item[key]), item)
+                    if item.get("$patch") == "delete":
+                        merged.pop(item[key], None)
+                    else:
+                        merged[item[key]] = merge(merged.get(item[key]), item)
                 return list(merged.values())
     return copy.deepcopy(patch)

@@ -98,13 +98,15 @@ def node(name: str = "gpu-1", gpus: int = 8, memory: int = 81559, product: str =
 
 
 def with_groups(pods: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on each replica has so many pods. The operator refuses plans over several nodes before it pins them:
-    that gate is opened, everything behind it is the real thing."""
+    """From here on each replica has so many pods, of one GPU each. Everything but the number is the real thing, so that
+    a small model tests replicas of any size."""
     gate = planning.runnable
 
-    def opened(result: Plan | NoFit, facts: Checkpoint, source: EngineSource) -> Plan | NoFit:
-        passed = gate(result, facts, source)
-        return replace(passed, nodes_per_replica=pods) if isinstance(passed, Plan) else passed
+    def opened(result: Plan | NoFit, facts: Checkpoint, source: EngineSource, most_nodes: int = 1) -> Plan | NoFit:
+        passed = gate(result, facts, source, most_nodes)
+        if isinstance(passed, NoFit) or pods == 1:
+            return passed
+        return replace(passed, nodes_per_replica=pods, gpus_per_replica=pods, tensor_parallel=pods)
 
     monkeypatch.setattr(planning, "runnable", opened)
 
@@ -156,6 +158,8 @@ class Kubelet:
     engine: Behaviour = ready_status
     inspection: Behaviour | None = None
     place: bool = False
+    full: set[str] = field(default_factory=set)
+    """Nodes that somebody fills whom the operator does not see."""
 
     def step(self) -> bool:
         moved = False
@@ -164,10 +168,14 @@ class Kubelet:
                 self.api.finish(pod, PODS)
                 moved = True
                 continue
+            if pod["spec"].get("schedulingGates"):
+                continue
             if self.place and not pod["spec"].get("nodeName"):
                 moved = self._placed(pod) or moved
                 continue
             new = self._next(pod)
+            if new is not None and "podIP" in pod["status"]:
+                new = {**new, "podIP": pod["status"]["podIP"]}
             if new is not None and new != pod["status"]:
                 changed = copy.deepcopy(pod)
                 changed["status"] = new
@@ -179,16 +187,31 @@ class Kubelet:
         """Bind a pod to the node that has the fewest pods; False if there is none for it. Nodes here say nothing of
         their condition unless something is wrong."""
         pods = Counter(item["spec"].get("nodeName") for item in self.api.all(PODS))
+        replica = pod["metadata"]["labels"].get("qwen-operator.dev/replica")
+        apart = {
+            item["spec"].get("nodeName")
+            for item in self.api.all(PODS)
+            if replica and item["metadata"]["labels"].get("qwen-operator.dev/replica") == replica
+        }
+        if "podAntiAffinity" not in pod["spec"].get("affinity", {}):
+            apart = set()
         free = [
             item["metadata"]["name"]
             for item in self.api.all(NODES)
-            if not item["spec"].get("unschedulable") and not item["status"].get("conditions")
+            if not item["spec"].get("unschedulable")
+            and not item["status"].get("conditions")
+            and item["metadata"]["name"] not in apart | self.full
+            and self._free(item) >= _gpus(pod)
         ]
         if not free:
             return False
         chosen = min(free, key=lambda name: (pods[name], name))
         self.api.edit(PODS, pod["metadata"]["name"], lambda item: item["spec"].update(nodeName=chosen))
         return True
+
+    def _free(self, node: Manifest) -> int:
+        here = [pod for pod in self.api.all(PODS) if pod["spec"].get("nodeName") == node["metadata"]["name"]]
+        return int(node["status"]["allocatable"]["nvidia.com/gpu"]) - sum(map(_gpus, here))
 
     def _next(self, pod: Manifest) -> Manifest | None:
         if pod["status"]["phase"] in ("Succeeded", "Failed"):
@@ -203,11 +226,37 @@ class Kubelet:
         return ended_status(INSPECTION_CONTAINER, code, json.dumps(self.report), self.api.clock.stamp())
 
     def _group_is_whole(self, pod: Manifest) -> bool:
-        """An engine of several pods answers in none of them before all of them are there."""
+        """An engine of several pods answers in none of them before all of them know the first one."""
         needed = int(pod["metadata"].get("annotations", {}).get("qwen-operator.dev/replica-pods", 1))
-        replica = pod["metadata"]["name"].rpartition("-")[0]
-        others = [one for one in self.api.all(PODS) if one["metadata"]["name"].rpartition("-")[0] == replica]
-        return needed == 1 or len(others) == needed
+        if needed == 1:
+            return True
+        replica = pod["metadata"]["labels"].get("qwen-operator.dev/replica")
+        if replica is None:
+            return True
+        members = [
+            one
+            for one in self.api.all(PODS)
+            if one["metadata"]["labels"].get("qwen-operator.dev/replica") == replica
+            and not one["spec"].get("schedulingGates")
+            and (one["spec"].get("nodeName") or not self.place)
+        ]
+        leaders = [one for one in members if one["metadata"]["labels"]["qwen-operator.dev/rank"] == "0"]
+        if len(members) < needed or not leaders:
+            return False
+        if not leaders[0]["status"].get("podIP"):
+            self._give_address(leaders[0])
+            return False
+        words = f"{leaders[0]['status']['podIP']} {leaders[0]['metadata']['uid']}"
+        told = [one["metadata"]["annotations"].get("qwen-operator.dev/group-leader") for one in members]
+        return told.count(words) == needed - 1
+
+    def _give_address(self, pod: Manifest) -> None:
+        address = f"10.0.0.{int(pod['metadata']['uid'].removeprefix('uid-')) % 250}"
+        self.api.edit(PODS, pod["metadata"]["name"], lambda item: item["status"].update(podIP=address))
+
+
+def _gpus(pod: Manifest) -> int:
+    return sum(int(one["resources"].get("limits", {}).get("nvidia.com/gpu", 0)) for one in pod["spec"]["containers"])
 
 
 Load = Callable[[str, str, str], ScalingState | None]
@@ -390,10 +439,16 @@ _TIMES = {
 }
 
 
+# Times, uids and addresses of which it matters that they are there.
+_SOME = {"podIP", "qwen-operator.dev/group-leader", "qwen-operator.dev/released-at"}
+
+
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
         kept = {key: _timeless(item) for key, item in value.items() if key not in _TIMES}
-        return {key: item for key, item in kept.items() if key != "qwen-operator.dev/owner-uid"}
+        return {
+            key: "some" if key in _SOME else item for key, item in kept.items() if key != "qwen-operator.dev/owner-uid"
+        }
     if isinstance(value, list):
         return [_timeless(item) for item in value]
     return value

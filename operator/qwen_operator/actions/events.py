@@ -67,6 +67,8 @@ def failure_events(deployment: Manifest, failure: objects.Object, now: str) -> l
     cause = f": {lines[-1]}" if lines else ""
     code = failure.get("exitCode", -1)
     end = f"ended with exit code {code}" if code >= 0 else "ended"
+    if failure["reason"] == Reason.GROUP_NOT_PLACED:
+        end = "was not placed"
     event = Event("Warning", str(failure["reason"]), f"{failure['pod']} {end}{cause}")
     return [action_event(deployment, event, about, now)]
 

@@ -47,6 +47,11 @@ ADVICE: Mapping[Reason, str] = {
         "The operator replaces the pod; to prevent more evictions, free resources on the node, raise the pod's "
         "requests, or set spec.pod.priorityClassName"
     ),
+    Reason.GROUP_INCOMPLETE: (
+        "See why that pod did not start with kubectl describe pod; if it runs, let the pods of a replica reach each "
+        "other on all TCP ports"
+    ),
+    Reason.MEMBER_ENDED: "Look at the pod that ended first; the others of its replica end with it and start again",
     Reason.UNKNOWN: "See kubectl logs --previous of the pod",
 }
 """One text for every reason that an engine's end can have, without a full stop at its end."""

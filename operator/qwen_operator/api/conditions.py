@@ -110,6 +110,7 @@ class Reason(StrEnum):
     # the pod cannot start
     CLAIM_NOT_FOUND = "ClaimNotFound"
     CLAIM_NOT_BOUND = "ClaimNotBound"
+    GROUP_NOT_PLACED = "GroupNotPlaced"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     # the engine ended
     BAD_FLAG = "BadFlag"
@@ -125,6 +126,8 @@ class Reason(StrEnum):
     STARTUP_OVERDUE = "StartupOverdue"
     ENGINE_KILLED = "EngineKilled"
     EVICTED = "Evicted"
+    GROUP_INCOMPLETE = "GroupIncomplete"
+    MEMBER_ENDED = "MemberEnded"
     UNKNOWN = "Unknown"
 
 

@@ -26,6 +26,7 @@ _COLUMNS = (
     ("Load", "string", ".status.summary.load", 0, "idle, low, high or over; ? when the metrics cannot be read"),
     ("Age", "date", ".metadata.creationTimestamp", 0, "Time since creation"),
     ("TP", "integer", ".status.plan.parallelism.tensor", 1, "GPUs that the model is split over"),
+    ("Nodes", "integer", ".status.plan.nodesPerReplica", 1, "Nodes of one replica"),
     ("Context", "integer", ".status.plan.contextTokens", 1, "Longest request in tokens"),
     ("Message", "string", ".status.summary.message", 1, "One sentence"),
 )

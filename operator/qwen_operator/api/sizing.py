@@ -31,6 +31,13 @@ class Hardware:
     max_gpus_per_replica: int | None = described(
         "The most GPUs that one replica may use. Default: as many as there are.", default=None, minimum=1, maximum=64
     )
+    max_nodes_per_replica: int = described(
+        "The most nodes that one replica may use. A replica uses several only if no product holds the model on one "
+        "node. All of them have the same product and the same number of GPUs. Default: 1.",
+        default=1,
+        minimum=1,
+        maximum=16,
+    )
     resource_name: str = described(
         "Resource that the engine pods request. nvidia.com/gpu: whole GPUs. A MIG profile, for example "
         "nvidia.com/mig-3g.40gb: one slice for each replica. nvidia.com/gpu.shared or another name that the device "

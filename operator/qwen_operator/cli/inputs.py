@@ -113,6 +113,9 @@ def _spec_options(parser: argparse.ArgumentParser) -> None:
         "--max-gpus", type=int, metavar="GPUS", help="largest number of GPUs (spec.hardware.maxGpusPerReplica)"
     )
     parser.add_argument(
+        "--max-nodes", type=int, metavar="NODES", help="largest number of nodes (spec.hardware.maxNodesPerReplica)"
+    )
+    parser.add_argument(
         "--resource-name",
         metavar="NAME",
         help="nvidia.com/mig-3g.40gb, nvidia.com/gpu.shared ... (spec.hardware.resourceName)",
@@ -185,6 +188,7 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
         for name, option in (
             ("products", "product"),
             ("maxGpusPerReplica", "max_gpus"),
+            ("maxNodesPerReplica", "max_nodes"),
             ("resourceName", "resource_name"),
         )
         if given.get(option)

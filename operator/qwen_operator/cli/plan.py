@@ -30,6 +30,7 @@ _OPTIONS = {
     "engine.kvCacheType": "--kv-cache-type",
     "parallelism.tensor": "--tensor",
     "hardware.maxGpusPerReplica": "--max-gpus",
+    "hardware.maxNodesPerReplica": "--max-nodes",
     "hardware.resourceName": "--resource-name",
 }
 _KEPT = {"--input-tokens": "input_tokens", "--output-tokens": "output_tokens"}
@@ -137,6 +138,7 @@ def command(arguments: argparse.Namespace, alternative: Alternative) -> str:
         "engine.kvCacheType": arguments.kv_cache_type,
         "parallelism.tensor": arguments.tensor,
         "hardware.maxGpusPerReplica": arguments.max_gpus,
+        "hardware.maxNodesPerReplica": arguments.max_nodes,
         "hardware.resourceName": arguments.resource_name,
     }
     changes = dict(alternative.changes)

@@ -12,7 +12,7 @@ from qwen_operator.cli.inputs import Inputs
 from qwen_operator.cli.plan import exit_code
 from qwen_operator.cli.yaml_text import yaml_text
 from qwen_operator.manifests.names import Owner, PodIdentity
-from qwen_operator.manifests.objects import disruption_budget
+from qwen_operator.manifests.objects import disruption_budget, worker_disruption_budget
 from qwen_operator.manifests.pods import ReplicaPods, engine_pods, engine_template
 from qwen_operator.manifests.revisions import PinnedRevision, replan_of, revision_manifest
 from qwen_operator.planning.plan import plan, runnable
@@ -38,7 +38,7 @@ def main(arguments: argparse.Namespace) -> int:
         sys.stderr.write(f"qwen-operator render: {error}\n")
         return 2
     planned = plan(given.spec, given.checkpoint, given.inventory, given.settings.engine, given.source)
-    result = runnable(planned, given.checkpoint, given.source)
+    result = runnable(planned, given.checkpoint, given.source, given.spec.hardware.max_nodes_per_replica)
     if isinstance(result, NoFit):
         sys.stderr.write(f"{result.reason}: {result.message}\n")
         return exit_code(result)
@@ -66,10 +66,12 @@ def objects(given: Inputs, result: Plan) -> list[Mapping[str, Any]]:
     inspection = registry.inspection_pod(identity, given.spec, given.settings.engine, runtime, given.inventory)
     replicas = size_rule(given.spec.replicas, given.spec.scaling, suspend=given.spec.suspend).least
     drain = given.spec.rollout.drain_seconds
+    workers = replicas * (result.nodes_per_replica - 1)
     return [
         *([inspection] if inspection else []),
         revision_manifest(owner, pinned),
         *([disruption_budget(owner, replicas)] if replicas else []),
+        *([worker_disruption_budget(owner, workers)] if workers else []),
         *(
             pod
             for index in range(replicas)

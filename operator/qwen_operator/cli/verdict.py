@@ -52,8 +52,9 @@ def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alter
         f"FITS   {given.spec.model}  ->  {result.gpus_per_replica} x {product.product} per replica, "
         f"{explain.shape(chosen)}{nodes}{_room(product, result)}"
     )
-    if result.nodes_per_replica > 1:
-        yield _labelled("note", explain.SEVERAL_NODES)
+    allowed = given.spec.hardware.max_nodes_per_replica
+    if result.nodes_per_replica > allowed:
+        yield _labelled("note", explain.more_nodes(result.nodes_per_replica, allowed))
     yield ""
     yield from _model(given, wanted, fit)
     yield ""

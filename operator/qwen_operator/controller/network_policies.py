@@ -1,5 +1,7 @@
 """Keeps one NetworkPolicy in every namespace with QwenDeployments, so that only allowed peers reach the engines.
 
+Each replica over several nodes gets another one, by which its pods reach each other.
+
 It runs beside the reconcile loop and never holds a pod back. A policy that cannot be written must not stop a model:
 engines refuse administrative requests from other pods by themselves (`qwen_runtime.guard`), and a network plugin
 applies a policy some time after it was written in any case.
@@ -30,9 +32,10 @@ from qwen_operator.kube import (
     NotFound,
 )
 from qwen_operator.kube.mirror import OnChange, mirror
-from qwen_operator.manifests.names import LABEL_ROLE
-from qwen_operator.manifests.network import CLOSED_ROLES, engine_policy
-from qwen_operator.objects import ObjectKey
+from qwen_operator.manifests.names import LABEL_DEPLOYMENT, LABEL_REPLICA, LABEL_ROLE, ROLE_ENGINE
+from qwen_operator.manifests.network import CLOSED_ROLES, engine_policy, group_policy
+from qwen_operator.manifests.ownership import is_marked_child
+from qwen_operator.objects import ObjectKey, key_of
 
 STEP_SECONDS = 2.0
 # An API server that refuses a policy (a quota, an admission policy, a missing right) is asked again after this time.
@@ -111,6 +114,36 @@ class NetworkPolicies:
                 continue
             wanted = self.config.enabled and namespace in serving
             await self._attempt(namespace, present.get(namespace), wanted=wanted)
+        for leader in self._leaders() if self.config.enabled else ():
+            await self._open(leader)
+
+    def _leaders(self) -> list[Manifest]:
+        """The first pods of replicas over several nodes in namespaces whose policies are known."""
+        deployments = {key_of(item): item for item in self.store.all(QWENDEPLOYMENTS)}
+        leaders = []
+        for pod in self.store.all(PODS):
+            namespace, labels = objects.text(pod, "metadata", "namespace"), objects.labels(pod)
+            owner = deployments.get((namespace, str(labels.get(LABEL_DEPLOYMENT))))
+            leads = LABEL_REPLICA in labels and labels.get(LABEL_ROLE) == ROLE_ENGINE and not objects.is_deleting(pod)
+            known = self._scope(namespace) in self._seen and namespace not in {*self.store.unreadable, *self._refused}
+            if leads and known and owner is not None and is_marked_child(pod, owner):
+                leaders.append(pod)
+        return leaders
+
+    async def _open(self, leader: Manifest) -> None:
+        """Let the pods of a replica reach each other. Its policy ends with its first pod."""
+        namespace = objects.text(leader, "metadata", "namespace")
+        policy = group_policy(leader, self.config.name, self.config.ingress)
+        name = policy["metadata"]["name"]
+        if (namespace, name) in self._seen[self._scope(namespace)]:
+            return
+        try:
+            self._store(await self.api.create(NETWORK_POLICIES, policy))
+            self._log("create", namespace, "the pods of a replica must reach each other", name)
+        except (AlreadyExists, NamespaceTerminating, NotFound):
+            self._store(policy)
+        except ApiError as error:
+            self._report(namespace, error)
 
     async def _attempt(self, namespace: str, present: Manifest | None, *, wanted: bool) -> None:
         try:
@@ -200,8 +233,9 @@ class NetworkPolicies:
                 extra={"object": f"{namespace}/{self.config.name}", "error": str(error)},
             )
 
-    def _log(self, verb: str, namespace: str, reason: str) -> None:
-        log.info("%s NetworkPolicy", verb, extra={"object": f"{namespace}/{self.config.name}", "why": reason})
+    def _log(self, verb: str, namespace: str, reason: str, name: str = "") -> None:
+        where = f"{namespace}/{name or self.config.name}"
+        log.info("%s NetworkPolicy", verb, extra={"object": where, "why": reason})
 
 
 def _namespaces_with_pods(store: Store) -> set[str]:

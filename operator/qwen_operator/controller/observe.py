@@ -24,6 +24,7 @@ from qwen_operator.manifests.names import (
     controller_revision_name,
     inspection_pod_name,
     replica_name,
+    worker_budget_name,
 )
 from qwen_operator.manifests.ownership import Children, children
 from qwen_operator.manifests.revisions import revision_of
@@ -31,6 +32,8 @@ from qwen_operator.objects import ObjectKey, key_of
 from qwen_operator.reconcile.plan_memory import PlanMemory
 from qwen_operator.reconcile.types import Observed
 from qwen_operator.replicas.node_health import NodeHealth, node_health
+from qwen_operator.replicas.pod_state import PodState, is_gated
+from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.scaling_view import shown
 from qwen_operator.scaling.types import ScalingState
 from qwen_operator.status.progress import FetchPage
@@ -78,17 +81,18 @@ class Observer:
         pods = [replica_name(name, revision, index) for index in range(FOREIGN_PODS_SEEN)]
         revisions = self._children(CONTROLLER_REVISIONS, deployment, [controller_revision_name(name, revision)])
         _, gpus, nodes = self._current_hardware()
+        engine_pods = self._store.engine_pods(deployment)
         return Observed(
             deployment=deployment,
             pods=self._children(PODS, deployment, [*pods, inspection_pod_name(name, revision)]),
-            engine_pods=self._store.engine_pods(deployment),
+            engine_pods=engine_pods,
             revisions=revisions,
             pinned={
                 revision_of(item): self._store.pinned(item)
                 for item in revisions.owned.values()
                 if not objects.is_deleting(item)
             },
-            budgets=self._children(POD_DISRUPTION_BUDGETS, deployment, [budget_name(name)]),
+            budgets=self._children(POD_DISRUPTION_BUDGETS, deployment, [budget_name(name), worker_budget_name(name)]),
             quotas=tuple(self._store.in_namespace(RESOURCE_QUOTAS, meta["namespace"])),
             nodes=nodes,
             scaling=self._scaling(*key, meta["uid"]) or shown(deployment),
@@ -97,7 +101,14 @@ class Observer:
             hub=self._hub(key),
             plans=self._current_plans(),
             pages=self._pages(),
+            neighbours=self._neighbours(engine_pods, nodes),
         )
+
+    def _neighbours(self, engine_pods: Iterable[PodState], nodes: NodeHealth) -> Neighbours | None:
+        """Everything that takes GPUs, if one of these pods waits for a decision about it."""
+        if not nodes.names or not any(is_gated(state.manifest) for state in engine_pods):
+            return None
+        return Neighbours(tuple(self._store.all(NODES)), tuple(self._store.all(PODS)))
 
     def _children(self, resource: Resource, deployment: Manifest, names: Iterable[str]) -> Children:
         """The objects that name the deployment, and all objects with a name that it needs, sorted by name."""

@@ -12,6 +12,7 @@ from qwen_operator.reconcile.types import Observed
 from qwen_operator.sources.scheme import VolumeClaim
 
 KEPT_SECONDS = 5.0
+_OF_ONE_NODE = ("ReadWriteOnce", "ReadWriteOncePod")
 
 
 @dataclass(slots=True)
@@ -39,7 +40,14 @@ class VolumeClaims:
         except ApiError:
             return None
         bound = objects.text(claim, "status", "phase") == "Bound"
-        return VolumeClaim(name, bound, objects.text(claim, "spec", "storageClassName"))
+        modes = objects.mapping(claim, "spec").get("accessModes")
+        return VolumeClaim(name, bound, objects.text(claim, "spec", "storageClassName"), _single_node(modes))
+
+
+def _single_node(modes: object) -> str:
+    """The access mode if all of them allow one node only, else ""."""
+    known = [str(mode) for mode in modes[:4]] if isinstance(modes, list) else []
+    return known[0] if known and all(mode in _OF_ONE_NODE for mode in known) else ""
 
 
 def _claim_name(observed: Observed) -> str:

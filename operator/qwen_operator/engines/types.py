@@ -18,6 +18,7 @@ class Role(StrEnum):
     TENSOR_PARALLEL = "tensorParallel"
     EXPERT_PARALLEL = "expertParallel"
     NODES = "nodes"
+    GROUP_TIMEOUT = "groupTimeout"
     MEMORY_FRACTION = "memoryFraction"
     MOST_TOKENS = "mostTokens"
     MOST_STATES = "mostStates"

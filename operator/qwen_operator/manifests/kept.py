@@ -65,8 +65,17 @@ _IMAGE = {"name": _NAME, "image": 1024}
 _POD_SPEC: Shape = {
     **dict.fromkeys(("nodeName", "schedulerName", "terminationGracePeriodSeconds"), _NAME),
     "volumes": Each({"persistentVolumeClaim": {"claimName": _NAME}}, 64),
-    "tolerations": Each(dict.fromkeys(("key", "operator"), _NAME), 64),
-    "containers": Each({**_IMAGE, "startupProbe": {"failureThreshold": 32, "periodSeconds": 32}}, 64),
+    "nodeSelector": Names(64, 253),
+    "schedulingGates": Each({"name": _NAME}, 16),
+    "tolerations": Each(dict.fromkeys(("key", "operator", "value", "effect"), _NAME), 64),
+    "containers": Each(
+        {
+            **_IMAGE,
+            "startupProbe": {"failureThreshold": 32, "periodSeconds": 32},
+            "resources": {"limits": Names(32, 64)},
+        },
+        64,
+    ),
     "initContainers": Each(_IMAGE, 64),
 }
 _AMOUNTS = Names(256, 253)

@@ -13,11 +13,20 @@ LABEL_DEPLOYMENT = f"{GROUP}/deployment"
 LABEL_ROLE = f"{GROUP}/role"
 LABEL_ROUTABLE = f"{GROUP}/routable"
 LABEL_REVISION = f"{GROUP}/revision"
+LABEL_REPLICA = f"{GROUP}/replica"
+"""The name of the replica, only on the pods of a replica over several nodes."""
+LABEL_RANK = f"{GROUP}/rank"
 ANNOTATION_OWNER_UID = f"{GROUP}/owner-uid"
 ANNOTATION_DRAINING_SINCE = f"{GROUP}/draining-since"
 ANNOTATION_DRAIN_REASON = f"{GROUP}/drain-reason"
 ANNOTATION_CORDONED_SINCE = f"{GROUP}/cordoned-since"
 ANNOTATION_REPLICA_PODS = f"{GROUP}/replica-pods"
+ANNOTATION_GROUP_LEADER = f"{GROUP}/group-leader"
+"""The address of the replica's first pod, and its uid. The operator writes it as soon as that pod has an address."""
+ANNOTATION_RELEASED_AT = f"{GROUP}/released-at"
+"""When the operator let the scheduler place the pod."""
+GROUP_GATE = f"{GROUP}/group"
+"""The scheduling gate of the pods of a replica over several nodes."""
 ROLE_ENGINE = "engine"
 ROLE_ENGINE_WORKER = "engine-worker"
 ROLE_INSPECTION = "inspection"
@@ -77,6 +86,11 @@ def budget_name(deployment: str) -> str:
     return f"{deployment}-engine"
 
 
+def worker_budget_name(deployment: str) -> str:
+    """The PodDisruptionBudget of the other pods of replicas over several nodes."""
+    return f"{deployment}-engine-worker"
+
+
 def engine_selector(deployment: str) -> str:
     """The label selector of a deployment's replicas, as in `status.selector`: engine pods that are not draining."""
     return ",".join(f"{label}={value}" for label, value in engine_labels(deployment).items())
@@ -85,6 +99,11 @@ def engine_selector(deployment: str) -> str:
 def engine_labels(deployment: str) -> dict[str, str]:
     """The labels of the engine pods that get requests as soon as they are ready."""
     return {LABEL_DEPLOYMENT: deployment, LABEL_ROLE: ROLE_ENGINE, LABEL_ROUTABLE: "true"}
+
+
+def worker_labels(deployment: str) -> dict[str, str]:
+    """The labels of the pods that do not lead their replica. No pod has these and those of `engine_labels`."""
+    return {LABEL_DEPLOYMENT: deployment, LABEL_ROLE: ROLE_ENGINE_WORKER}
 
 
 def common_labels(owner: Owner, *, name: str, component: str) -> dict[str, str]:

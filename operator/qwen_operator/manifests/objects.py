@@ -15,14 +15,23 @@ def disruption_budget(owner: Owner, min_available: int) -> Manifest:
     `minAvailable` is an integer, because with `maxUnavailable` Kubernetes forbids every eviction of pods with a custom
     owner. Pods that are not ready, or are draining, can always be evicted.
     """
+    return _budget(owner, names.budget_name(owner.name), names.engine_labels(owner.name), min_available)
+
+
+def worker_disruption_budget(owner: Owner, min_available: int) -> Manifest:
+    """The budget of the pods that do not lead their replica. Kubernetes evicts no pod that has two budgets."""
+    return _budget(owner, names.worker_budget_name(owner.name), names.worker_labels(owner.name), min_available)
+
+
+def _budget(owner: Owner, name: str, selected: dict[str, str], min_available: int) -> Manifest:
     labels = names.common_labels(owner, name="qwen-operator", component="engine")
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": names.metadata(owner, names.budget_name(owner.name), labels),
+        "metadata": names.metadata(owner, name, labels),
         "spec": {
             "minAvailable": min_available,
-            "selector": {"matchLabels": names.engine_labels(owner.name)},
+            "selector": {"matchLabels": selected},
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         },
     }

@@ -18,6 +18,7 @@ from qwen_operator.api.pod import GPU_RESOURCE, Pod
 from qwen_operator.api.spec import Spec
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct
 from qwen_operator.manifests import expansion, model_cache, names
+from qwen_operator.manifests.group_pods import GROUP_SECONDS, apart, as_member, group_command, group_parts
 from qwen_operator.manifests.names import Manifest, Owner, PodIdentity
 from qwen_operator.manifests.quantities import canonical_quantities
 from qwen_operator.planning.types import EngineSource, Plan
@@ -137,18 +138,21 @@ def grace_seconds(drain_seconds: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaPods:
-    """The pods of a replica: replica `index` of a revision consists of `pods` pods."""
+    """The pods of a replica: replica `index` of a revision consists of `pods` pods, each on a node of its own unless
+    `distinct_nodes` is false."""
 
     identity: PodIdentity
     index: int
     pods: int = 1
+    distinct_nodes: bool = True
 
 
 def engine_pods(replica: ReplicaPods, template: Mapping[str, Any], drain_seconds: int) -> tuple[Manifest, ...]:
     """The pods of one replica by rank, from a template of `engine_template`.
 
     If there are several, only the first, the leader, has the role and the label by which pods get requests, are
-    scraped and are counted. `drain_seconds` is not part of the template, so a change of it replaces no pods.
+    scraped and are counted. The scheduler places none of them before the operator removes their gates.
+    `drain_seconds` is not part of the template, so a change of it replaces no pods.
     """
     return deepcopy(shared_engine_pods(replica, template, drain_seconds))
 
@@ -160,17 +164,10 @@ def shared_engine_pods(replica: ReplicaPods, template: Mapping[str, Any], drain_
     pods = [
         _engine_pod(owner, pod_name, template, drain_seconds) for pod_name in names.engine_pod_names(name, replica.pods)
     ]
-    if replica.pods > 1:
-        for rank, pod in enumerate(pods):
-            _as_member(pod["metadata"], rank, replica.pods)
-    return tuple(pods)
-
-
-def _as_member(metadata: Manifest, rank: int, pods: int) -> None:
-    metadata["annotations"][names.ANNOTATION_REPLICA_PODS] = str(pods)
-    if rank:
-        metadata["labels"][names.LABEL_ROLE] = names.ROLE_ENGINE_WORKER
-        del metadata["labels"][names.LABEL_ROUTABLE]
+    if replica.pods == 1:
+        return tuple(pods)
+    members = (as_member(pod, name, rank, replica.pods) for rank, pod in enumerate(pods))
+    return tuple(apart(pod, name) for pod in members) if replica.distinct_nodes else tuple(members)
 
 
 def _engine_pod(owner: Owner, name: str, template: Mapping[str, Any], drain_seconds: int) -> Manifest:
@@ -337,13 +334,15 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
         *(dict(mount) for mount in source.mounts),
         *(dict(mount) for mount in spec.pod.volume_mounts),
     ]
+    group = group_parts(plan.nodes_per_replica)
+    mounts += group.mounts
     prestop = ["python3", RUNTIME, "prestop", "--seconds", str(_PRESTOP_SECONDS)]
     return {
         "name": names.ENGINE_CONTAINER,
         "image": plan.engine_image,
         "imagePullPolicy": "IfNotPresent",
-        "command": _literal(_command(spec, plan, source)),
-        "env": [_variable(variable) for variable in _environment(plan)],
+        "command": _command(spec, plan, source),
+        "env": [*(_variable(variable) for variable in _environment(plan)), *group.env],
         "ports": [{"name": "http", "containerPort": names.ENGINE_PORT, "protocol": "TCP"}],
         "resources": {"requests": requests, "limits": {**resources.limits, **gpus}},
         "securityContext": deepcopy(_CONTAINER_SECURITY),
@@ -357,12 +356,9 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
 
 def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
     """The command. SGLang runs as a child of the runtime, because as process 1 it ignores SIGTERM while it loads."""
-    return [
-        "python3",
-        RUNTIME,
-        "launch",
-        *([f"--hold={source.model_path}/{model_cache.IN_USE}"] if source.fetch else []),
-        "--",
+    group = group_command(plan.nodes_per_replica)
+    hold = [f"--hold={source.model_path}/{model_cache.IN_USE}"] if source.fetch else []
+    engine = [
         "python3",
         "-m",
         "sglang.launch_server",
@@ -372,6 +368,7 @@ def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
         f"--port={names.ENGINE_PORT}",
         *plan.args,
     ]
+    return ["python3", RUNTIME, "launch", *hold, *group.launch, "--", *_literal(engine), *group.engine]
 
 
 def _environment(plan: Plan) -> tuple[EnvVar, ...]:
@@ -401,7 +398,8 @@ def _probes(plan: Plan) -> Manifest:
     """/ready is a flag and answers at once. /health generates a token, so only it notices a hung scheduler."""
     ready = {"path": "/ready", "port": "http", "scheme": "HTTP"}
     health = {"path": "/health", "port": "http", "scheme": "HTTP"}
-    attempts = math.ceil(plan.startup_seconds * _STARTUP_FACTOR / _STARTUP_PERIOD)
+    waits = GROUP_SECONDS if plan.nodes_per_replica > 1 else 0
+    attempts = math.ceil((plan.startup_seconds * _STARTUP_FACTOR + waits) / _STARTUP_PERIOD)
     return {
         "startupProbe": {
             "httpGet": ready,
@@ -423,6 +421,7 @@ def _engine_volumes(spec: Spec, plan: Plan, source: EngineSource) -> list[Manife
         *([shm] if plan.shm_bytes else []),
         *(dict(volume) for volume in source.volumes),
         *(dict(volume) for volume in spec.pod.volumes),
+        *group_parts(plan.nodes_per_replica).volumes,
     ]
 
 

@@ -17,6 +17,7 @@ from qwen_operator.planning.types import Alternative, AlternativeKind, NodesNeed
 MOST = 8
 _CONTEXT_STEP = 256
 _FP8 = "Fp8E4m3"
+_NODES = "hardware.maxNodesPerReplica"
 # Endings of repositories with the same model in another format. The closest to the original first; "" is 16 bit.
 _FORMATS = ("", "-FP8", "-GPTQ-Int8", "-GPTQ-Int4", "-AWQ")
 # Products that are available nearly everywhere: first one of each memory size, then the others.
@@ -57,8 +58,20 @@ def find(failed: FailedSearch, planner: Planner) -> tuple[Alternative, ...]:
             continue
         result = _planned(failed, candidate, planner)
         if isinstance(result, Plan) and (candidate.kind is not AlternativeKind.NODES or result.nodes_per_replica > 1):
-            alternatives.append(_alternative(candidate, result))
+            alternatives.append(_alternative(_allowed(candidate, failed.spec, result), result))
     return tuple(alternatives)
+
+
+def over_nodes(result: Plan) -> Alternative:
+    """The change that allows a plan over several nodes."""
+    return _alternative(_Candidate(AlternativeKind.NODES, ((_NODES, result.nodes_per_replica),)), result)
+
+
+def _allowed(candidate: _Candidate, spec: Spec, result: Plan) -> _Candidate:
+    """The candidate, and the change that allows its nodes if the spec does not."""
+    if result.nodes_per_replica <= spec.hardware.max_nodes_per_replica:
+        return candidate
+    return replace(candidate, changes=(*candidate.changes, (_NODES, result.nodes_per_replica)))
 
 
 def cheaper(spec: Spec, inventory: Inventory, result: Plan, planner: Planner) -> Alternative | None:
@@ -146,6 +159,7 @@ _WRITERS: Mapping[str, Callable[[Spec, Any], Spec]] = {
     "hardware.maxGpusPerReplica": lambda spec, value: replace(
         spec, hardware=replace(spec.hardware, max_gpus_per_replica=value)
     ),
+    _NODES: lambda spec, value: replace(spec, hardware=replace(spec.hardware, max_nodes_per_replica=value)),
     "parallelism.tensor": lambda spec, value: replace(spec, parallelism=replace(spec.parallelism, tensor=value)),
 }
 

@@ -36,6 +36,7 @@ _HARMLESS = frozenset(
         Role.SLEEP_ON_IDLE,
         Role.QUIET_PATHS,
         Role.MEDIA_DOMAINS,
+        Role.GROUP_TIMEOUT,
     }
 )
 

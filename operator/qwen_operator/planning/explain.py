@@ -22,7 +22,11 @@ GGUF = (
     "a GGUF repository holds several files: set spec.source.uri to the repository and spec.source.file to the file to "
     "load, for example qwen1_5-7b-chat-q4_k_m.gguf"
 )
-SEVERAL_NODES = "this version of the operator does not run replicas over several nodes"
+
+
+def more_nodes(needed: int, allowed: int) -> str:
+    """What the spec must allow for a replica over so many nodes."""
+    return f"spec.hardware.maxNodesPerReplica is {allowed}: set it to {needed} to run each replica over {needed} nodes"
 
 
 def model(checkpoint: Checkpoint, wanted: Demand, kv_cache: KvCacheType) -> tuple[str, ...]:

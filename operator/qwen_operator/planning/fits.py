@@ -13,6 +13,7 @@ from qwen_operator.hardware.inventory import GpuProduct, Inventory
 from qwen_operator.planning.gates import barrier
 from qwen_operator.planning.memory import Budget, Formula, Split
 
+_ANY_NODES = 1000
 TYPICAL_INPUT, TYPICAL_OUTPUT = 2048, 512
 
 
@@ -53,10 +54,14 @@ def demand(spec: Spec, checkpoint: Checkpoint) -> Demand:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The user's limits on a replica: exactly `tensor` GPUs, at most `most` GPUs. None means no limit."""
+    """The user's limits on a replica: exactly `tensor` GPUs, at most `most` GPUs. None means no limit.
+
+    Splits over at most `nodes` nodes come first.
+    """
 
     tensor: int | None
     most: int | None
+    nodes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +105,15 @@ class Search:
         gpus = product.gpus_per_node * nodes if product.share is None else 1
         return min(gpus, self.limits.most or gpus)
 
-    def fit(self, product: GpuProduct, *, nodes: bool) -> Fit:
-        """The product's splits on one node, or on several if `nodes` is true."""
+    def fit(self, product: GpuProduct, most_nodes: int = 1) -> Fit:
+        """The product's splits on one node or, if `most_nodes` is more, on 2 to so many."""
         gate = barrier(self.checkpoint, self.kv_cache_type, product, self.engine)
         if gate:
             return Fit(product, self.engine, gate=gate)
-        splits = self._on_nodes(product) if nodes else self._on_one(product)
+        splits = self._on_nodes(product, most_nodes) if most_nodes > 1 else self._on_one(product)
         budgets = tuple(self._budget(product, split) for split in splits)
         chosen = next((one for one in budgets if self._holds(one)), None)
-        return Fit(product, self.engine, budgets, chosen, refused=() if nodes else self._refused(product))
+        return Fit(product, self.engine, budgets, chosen, refused=() if most_nodes > 1 else self._refused(product))
 
     def _budget(self, product: GpuProduct, split: Split) -> Budget:
         """The memory of a split. For a hybrid, with the first state ratio that holds the demand, or else the best."""
@@ -138,10 +143,10 @@ class Search:
         shares = product.share.pods if product.share else 1
         return [Split(tp, ep, shares=shares) for tp, ep in self._valid(self.most(product, 1))]
 
-    def _on_nodes(self, product: GpuProduct) -> list[Split]:
+    def _on_nodes(self, product: GpuProduct, most_nodes: int) -> list[Split]:
         """Splits over several equal nodes, with the same number of GPUs on each."""
         splits = []
-        for tp, ep in self._valid(self.most(product, product.full_nodes)):
+        for tp, ep in self._valid(self.most(product, min(product.full_nodes, most_nodes))):
             nodes = -(-tp // product.gpus_per_node)
             if nodes > 1 and tp % nodes == 0:
                 splits.append(Split(tp, ep, nodes))
@@ -165,16 +170,17 @@ class Search:
 
 
 def find(search: Search, groups: Sequence[Sequence[GpuProduct]]) -> tuple[Fit | None, list[Fit]]:
-    """The chosen fit, if any, and all that were tried. Several nodes are tried only if nothing fits on one.
+    """The chosen fit, if any, and all that were tried. Several nodes are tried only if nothing fits on one, and more of
+    them than the user allows only if nothing fits on fewer.
 
     Groups are in the user's order of preference. Within a group the lowest cost wins if every candidate has a cost,
     then the fewest GPUs, then the smallest memory.
     """
     tried: list[Fit] = []
-    for nodes in (False, True):
+    for most_nodes in sorted({1, search.limits.nodes, _ANY_NODES}):
         for group in groups:
-            spread = [product for product in group if not nodes or product.full_nodes > 1]
-            fits = [search.fit(product, nodes=nodes) for product in spread]
+            spread = [product for product in group if most_nodes == 1 or product.full_nodes > 1]
+            fits = [search.fit(product, most_nodes) for product in spread]
             tried += fits
             chosen = [fit for fit in fits if fit.chosen]
             if chosen:

@@ -29,6 +29,8 @@ _IMPORT_SECONDS = 120
 _GRAPH_SECONDS = 120
 _LOAD_BYTES_PER_SECOND = 1_000_000_000
 _DOWNLOAD_BYTES_PER_SECOND = 100_000_000
+# One rank may load its weights for as long as a start takes while the others wait for it.
+_GROUP_SECONDS = 600
 _SHOWN = 6
 # Requests of a pod for each GPU. One scheduler process and its share of the tokenizer take at least this much.
 _CPU_MILLIS = 500
@@ -78,15 +80,17 @@ def explore(
     return Outcome(result, first.wanted, None, first.tried)
 
 
-def runnable(result: Plan | NoFit, checkpoint: Checkpoint, source: EngineSource) -> Plan | NoFit:
-    """The result for the operator. A plan that it cannot run from this source becomes a refusal."""
+def runnable(result: Plan | NoFit, checkpoint: Checkpoint, source: EngineSource, most_nodes: int = 1) -> Plan | NoFit:
+    """The result for the operator. A plan that it may not run, or not from this source, becomes a refusal.
+
+    `most_nodes` is spec.hardware.maxNodesPerReplica.
+    """
     if isinstance(result, NoFit):
-        kept = tuple(one for one in result.alternatives if one.nodes_per_replica == 1)
-        spread = f"; {explain.SEVERAL_NODES}" if result.alternatives and not kept else ""
-        return replace(result, alternatives=kept, message=f"{result.message}{spread}")
-    if result.nodes_per_replica > 1:
-        why = f"needs {result.nodes_per_replica} nodes ({result.message}); {explain.SEVERAL_NODES}"
-        return NoFit(Reason.DOES_NOT_FIT, why, result.steps)
+        return result
+    if result.nodes_per_replica > most_nodes:
+        nodes = result.nodes_per_replica
+        why = f"needs {nodes} nodes ({result.message}); {explain.more_nodes(nodes, most_nodes)}"
+        return NoFit(Reason.DOES_NOT_FIT, why, result.steps, (alternatives.over_nodes(result),))
     if checkpoint.gguf and not is_gguf(source.model_path):
         return NoFit(Reason.INVALID_OVERRIDE, explain.GGUF, result.steps)
     return result
@@ -104,7 +108,7 @@ def _attempt(
     except RefusedParserError as error:
         return Outcome(NoFit(Reason.INVALID_OVERRIDE, str(error)), wanted)
     inventory = inventory.usable(spec.pod.tolerations).offering(spec.hardware.resource_name, spec.hardware.products)
-    limits = Limits(spec.parallelism.tensor, spec.hardware.max_gpus_per_replica)
+    limits = Limits(spec.parallelism.tensor, spec.hardware.max_gpus_per_replica, spec.hardware.max_nodes_per_replica)
     search = Search(choice.engine, checkpoint, wanted, spec.engine.kv_cache_type, limits)
     candidates = groups(spec.hardware.products, inventory)
     refusal = refuse(spec, search, choice, inventory, candidates)
@@ -128,9 +132,10 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
     checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
     choice, read = chosen_engine.choice, chosen_engine.answers
     running = _running(chosen, wanted, choice)
-    settings = _settings(search, fit, chosen_engine, running)
-    args, warnings = engine.arguments(choice, settings)
     startup = spec.engine.startup_seconds or _startup_seconds(checkpoint, choice)
+    group: RoleValues = ((Role.GROUP_TIMEOUT, (str(max(startup, _GROUP_SECONDS)),)),) if chosen.split.nodes > 1 else ()
+    settings = (*_settings(search, fit, chosen_engine, running), *group)
+    args, warnings = engine.arguments(choice, settings)
     remark = explain.unverified(spec.repository or spec.model, checkpoint)
     start = explain.startup(checkpoint, startup, given=bool(spec.engine.startup_seconds), downloads=choice.downloads)
     facts = "; facts from the catalog" if checkpoint.source == CATALOG else explain.pinned(checkpoint)

@@ -12,6 +12,7 @@ from qwen_operator.actions.blocked import Blocked
 from qwen_operator.actions.types import Action, OrderedActions, Refusal
 from qwen_operator.api.claims import NameShare
 from qwen_operator.api.spec import Spec
+from qwen_operator.api.status import Failure
 from qwen_operator.checkpoints.hubs import HubAnswer, HubQuery
 from qwen_operator.config import Config
 from qwen_operator.hardware.inventory import Inventory
@@ -25,6 +26,7 @@ from qwen_operator.replicas.groups import SortedReplicas
 from qwen_operator.replicas.holding import Hold
 from qwen_operator.replicas.node_health import NodeHealth
 from qwen_operator.replicas.pod_state import PodState
+from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.types import ScalingState
 from qwen_operator.sources.scheme import Facts, VolumeClaim
@@ -44,6 +46,8 @@ class Observed:
     `hub`: the answer to this deployment's last query; None while there is none.
     `claim`: the claim with the files that are still to be inspected; None if it is unknown.
     `refusal`: the action that the API server rejected; None if there is none.
+    `neighbours`: all nodes and engine pods; None if none of its own pods waits for the others of its replica, or if the
+    operator may not read nodes.
     `plans`: remembers answers that depend on the rest of it alone.
     `pages`: how far the downloads of pods are, by the pods' uids.
     """
@@ -64,6 +68,7 @@ class Observed:
     refusal: Refusal | None = None
     plans: PlanMemory = field(default_factory=PlanMemory)
     pages: Mapping[str, FetchPage] = field(default_factory=dict)
+    neighbours: Neighbours | None = None
 
     @property
     def owner(self) -> Owner:
@@ -117,6 +122,7 @@ class Course:
     that served before. `hold`: why that revision is held back; None if none is.
     `newer`: a plan that is made today would run the same spec differently.
     `unreachable`: no client can reach this deployment, so the operator makes no new replica.
+    `unplaced`: the record of a replica that could not be placed as a whole.
     `foreign`: the message about objects of other owners with names that the operator needs; "" if there are none.
     `full`: the message about a quota without room.
     `query`: the question for a hub.
@@ -141,6 +147,7 @@ class Course:
     wanted: WantedReplicas | None = None
     rules: RolloutRules | None = None
     hold: Hold | None = None
+    unplaced: Failure | None = None
     foreign: str = ""
     full: str | None = None
     status: Manifest | None = None

@@ -1,4 +1,8 @@
-"""The PodDisruptionBudget of a deployment's replicas. Pure."""
+"""The PodDisruptionBudgets of a deployment's replicas. Pure.
+
+One selects the pods that lead their replica. If replicas have more pods, another one selects these. Whoever evicts one
+pod of a replica ends all of it, so the second budget is as strict as the first.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,8 @@ from qwen_operator import objects
 from qwen_operator.actions.types import Action, ActionReason, Create, Kind, Patch
 from qwen_operator.manifests.drift import is_owned, subset
 from qwen_operator.manifests.kept import CUT
-from qwen_operator.manifests.names import Manifest, Owner, budget_name
-from qwen_operator.manifests.objects import disruption_budget
+from qwen_operator.manifests.names import Manifest, Owner
+from qwen_operator.manifests.objects import disruption_budget, worker_disruption_budget
 from qwen_operator.manifests.ownership import Children
 from qwen_operator.replicas.draining import RolloutRules, overdue, overdue_event
 from qwen_operator.replicas.groups import SortedReplicas
@@ -25,23 +29,40 @@ def budget_actions(
     Karpenter never touch a node whose pods no one may evict.
     """
     if rules.allow_one or not rules.nodes.names:
-        return _actions(owner, budgets, max(0, rules.wanted - 1))
+        return _actions(budgets, disruption_budget(owner, max(0, rules.wanted - 1)))
     late = overdue(replicas, rules)
     if not late:
-        return _actions(owner, budgets, rules.wanted)
+        return _actions(budgets, disruption_budget(owner, rules.wanted))
     # Allow one eviction at a time, even if several replicas are late.
     others = sum(replica.ready for replica in replicas.serving if replica is not late[0])
-    return _actions(owner, budgets, min(rules.wanted, others), overdue_event(late[0], rules))
+    budget = disruption_budget(owner, min(rules.wanted, others))
+    return _actions(budgets, budget, overdue_event(late[0], rules))
 
 
-def _actions(owner: Owner, budgets: Children, min_available: int, event: Manifest | None = None) -> tuple[Action, ...]:
+def worker_budget_actions(
+    owner: Owner, budgets: Children, replicas: SortedReplicas, rules: RolloutRules, pods: int
+) -> tuple[Action, ...]:
+    """Create the budget of the other pods, or correct it. `pods`: how many pods a wanted replica has.
+
+    A budget counts pods and not replicas. So it also counts those of replicas that drain: otherwise an eviction could
+    hit a replica that serves instead.
+    """
+    protected = [replica for replica in (*replicas.serving, *replicas.draining) if replica.up]
+    number = max(rules.wanted * (pods - 1), sum(replica.pods - 1 for replica in protected))
+    if rules.allow_one or not rules.nodes.names:
+        number -= 1
+    elif late := overdue(replicas, rules):
+        number -= late[0].pods - 1
+    return _actions(budgets, worker_disruption_budget(owner, max(0, number)))
+
+
+def _actions(budgets: Children, desired: Manifest, event: Manifest | None = None) -> tuple[Action, ...]:
     """Create or patch the budget. The operator posts `event` before it lowers the budget.
 
     A new budget must protect at least one replica. An existing budget stays even if it protects none. Otherwise every
     stop and start of a deployment would need two more writes.
     """
-    desired = disruption_budget(owner, min_available)
-    name = budget_name(owner.name)
+    name, min_available = desired["metadata"]["name"], desired["spec"]["minAvailable"]
     if name not in budgets:
         creation = Create(Kind.POD_DISRUPTION_BUDGET, desired, ActionReason.BUDGET_MISSING)
         return (creation,) if min_available else ()

@@ -47,7 +47,7 @@ class RolloutRules:
     `startup_seconds` is how long it takes until a replica answers, planned or seen, the longer one. `allow_one`: one
     ready replica at a time may be evicted without a replacement. `max_surge`, `max_unavailable`: numbers of replicas.
     `deadline_seconds`: how long a replica of a new revision may take until it answers; None for the default. `held`:
-    the revision that is held back; "" if there is none.
+    the revision that is held back; "" if there is none. `distinct_nodes`: no two pods of a replica are on one node.
     """
 
     deployment: Manifest
@@ -62,6 +62,7 @@ class RolloutRules:
     max_unavailable: int = 0
     deadline_seconds: int | None = None
     held: str = ""
+    distinct_nodes: bool = True
 
     @property
     def drain_limit(self) -> float:

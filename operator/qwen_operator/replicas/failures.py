@@ -36,6 +36,8 @@ _NOT_RUN = ("StartError", "ContainerCannotRun")
 _NODE_ENDED = frozenset({"Evicted", "Terminated", "NodeShutdown", "Preempting"})
 # The reasons that a process reports when the kernel killed another process of its group.
 _CONSEQUENCES = frozenset({Reason.UNKNOWN, Reason.NCCL_FAILURE, Reason.HUNG, Reason.ENGINE_KILLED})
+ENDED_WITH_ANOTHER = frozenset({Reason.MEMBER_ENDED, Reason.GROUP_INCOMPLETE})
+"""The reasons of a pod whose cause is in another pod of its replica."""
 # A line may follow a line without a line break.
 _STAMP = re.compile(r"^.*\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]]*\] ")
 _MEMORY = re.compile(r"memory|oom", re.IGNORECASE)

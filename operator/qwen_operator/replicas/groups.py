@@ -13,16 +13,19 @@ A planned removal has three steps. The leader shows each of them, so that any op
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 
 from qwen_operator import objects
 from qwen_operator.api.conditions import Reason
 from qwen_operator.manifests.names import LABEL_ROLE, ROLE_INSPECTION, Manifest, engine_pod_names
 from qwen_operator.manifests.ownership import Ownership, ownership
+from qwen_operator.replicas.failures import ENDED_WITH_ANOTHER
 from qwen_operator.replicas.node_health import NodeHealth, stays_when_cordoned
 from qwen_operator.replicas.pod_state import PodState
 
+# The steps to an engine that answers.
+_STEPS = (Reason.WAITING_FOR_NODE, Reason.WAITING_FOR_GPUS, Reason.STARTING, Reason.LOADING)
 # The longest possible drain. A time further in the future comes from a wrong clock or from an edited annotation.
 _FARTHEST_AHEAD = timedelta(days=1)
 
@@ -119,9 +122,17 @@ class Replica:
 
     @property
     def _explaining_member(self) -> PodState:
-        """The member whose reason counts for the replica: rather a stuck one than one that is still starting."""
-        waiting = [member for member in self.members if not member.ready]
-        return min(waiting, key=lambda member: member.on_the_way, default=self.leader)
+        """The member whose reason counts for the replica.
+
+        Rather a stuck one than one that is still starting, rather the one that ended first than one that ended with it,
+        and of those that start the one that is furthest behind.
+        """
+
+        def place(member: PodState) -> tuple[bool, bool, int]:
+            behind = _STEPS.index(member.reason) if member.reason in _STEPS else 0
+            return member.on_the_way, member.reason in ENDED_WITH_ANOTHER, behind
+
+        return min((member for member in self.members if not member.ready), key=place, default=self.leader)
 
     @property
     def explaining_pod(self) -> str:
@@ -196,6 +207,15 @@ class SortedReplicas:
     def serving(self) -> tuple[Replica, ...]:
         """All replicas that get requests or will get them."""
         return (*self.fresh, *self.leaving, *self.never_started, *self.held)
+
+    def with_messages(self, messages: Mapping[str, str]) -> SortedReplicas:
+        """The same with the message why some replicas, by their names, wait for GPUs."""
+        if not messages:
+            return self
+        places = {part.name: getattr(self, part.name) for part in fields(self)}
+        return SortedReplicas(
+            **{name: tuple(_with_message(one, messages) for one in group) for name, group in places.items()}
+        )
 
     @property
     def all(self) -> tuple[Replica, ...]:
@@ -279,6 +299,14 @@ def _place(replica: Replica, revision: str, nodes: NodeHealth, held: Collection[
         (replica.started and replica.cordoned_node(nodes), "leaving"),
     )
     return next((place for holds, place in checks if holds), "fresh")
+
+
+def _with_message(replica: Replica, messages: Mapping[str, str]) -> Replica:
+    message = messages.get(replica.name)
+    if message is None:
+        return replica
+    members = (replace(member, reason=Reason.WAITING_FOR_GPUS, message=message) for member in replica.members)
+    return replace(replica, members=tuple(members))
 
 
 def seconds_since(then: datetime | None, now: datetime) -> float:

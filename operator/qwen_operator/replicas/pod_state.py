@@ -20,6 +20,7 @@ from qwen_operator.manifests.names import (
     ANNOTATION_DRAINING_SINCE,
     ANNOTATION_REPLICA_PODS,
     ENGINE_CONTAINER,
+    GROUP_GATE,
     LABEL_REVISION,
     LABEL_ROUTABLE,
     MAX_REPLICA_PODS,
@@ -27,6 +28,7 @@ from qwen_operator.manifests.names import (
 )
 from qwen_operator.manifests.names import FETCH_CONTAINER as FETCH
 from qwen_operator.replicas.failures import (
+    ENDED_WITH_ANOTHER,
     MOST_RESTARTS,
     NO_RESTARTS,
     Restarts,
@@ -49,6 +51,8 @@ _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 _BACK_OFF = re.compile(r"^Back-off pulling image \"[^\"]*\": (?:ErrImagePull: )?")
 _DEFAULT_SCHEDULER = "default-scheduler"
 _SCHEDULER = 63
+_GATE = 100
+_GATES = 4
 _INSTALL_SCHEDULER = (
     "which spec.pod.schedulerName names: if no scheduler of this name runs in the cluster, install it or remove the "
     "field"
@@ -206,16 +210,23 @@ def _unready_reason(pod: Manifest, failure: Failure | None, restarts: Restarts) 
     name, status = pod["metadata"]["name"], objects.mapping(pod, "status")
     if objects.is_deleting(pod):
         return Reason.DRAINING, f"{name} is being stopped"
+    if before := _before_the_engine(pod, name, status):
+        return before
+    if failure is not None:
+        return failure.reason, failure_message(failure, restarts)
+    return _progress(pod, name, status)
+
+
+def _before_the_engine(pod: Manifest, name: str, status: Mapping[str, Any]) -> tuple[Reason, str] | None:
+    """Why no container of the engine runs yet; None if one does, or may."""
+    if gated := _gated(pod, name):
+        return gated
     scheduled = objects.condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         return _unscheduled(pod, name, untrusted.clean(scheduled.get("message"), MESSAGE_LIMIT))
     if stuck := _stuck(name, status):
         return stuck
-    if fetch_of(pod).running:
-        return Reason.DOWNLOADING, f"{name} downloads the model into the cache"
-    if failure is not None:
-        return failure.reason, failure_message(failure, restarts)
-    return _progress(pod, name, status)
+    return (Reason.DOWNLOADING, f"{name} downloads the model into the cache") if fetch_of(pod).running else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +282,22 @@ def _stuck(name: str, status: Mapping[str, Any]) -> tuple[Reason, str] | None:
     return None
 
 
+def is_gated(pod: Manifest) -> bool:
+    """Whether the operator's own gate keeps the scheduler from placing the pod."""
+    return any(gate.get("name") == GROUP_GATE for gate in objects.members(pod, "spec", "schedulingGates"))
+
+
+def _gated(pod: Manifest, name: str) -> tuple[Reason, str] | None:
+    """Which scheduling gates keep the pod from being placed; None if there are none. Others, as Kueue, have theirs."""
+    if is_gated(pod):
+        return Reason.STARTING, f"{name} waits until all pods of its replica can be placed"
+    gates = objects.members(pod, "spec", "schedulingGates")
+    if not gates:
+        return None
+    shown = ", ".join(untrusted.clean(gate.get("name"), _GATE) for gate in gates[:_GATES])
+    return Reason.WAITING_FOR_GPUS, f"{name} waits until somebody removes its scheduling gates: {shown}"
+
+
 def _claims(pod: Manifest) -> list[str]:
     volumes = objects.members(pod, "spec", "volumes")
     names = (objects.text(volume, "persistentVolumeClaim", "claimName") for volume in volumes)
@@ -313,7 +340,9 @@ def last_failure(record: Mapping[str, Any], states: Iterable[PodState]) -> Failu
     """
     before = stored_failure(record)
     ends = [(state.failure, state.restarts.soon) for state in states if state.failure]
-    newest, soon = max(ends, key=lambda end: end[0].time, default=(None, False))
+    # If the pods of a replica end together, the one that ended first has the cause.
+    causes = [end for end in ends if end[0].reason not in ENDED_WITH_ANOTHER] or ends
+    newest, soon = max(causes, key=lambda end: end[0].time, default=(None, False))
     if newest is None or (before is not None and before.time >= newest.time):
         return before
     if not soon:

@@ -11,7 +11,7 @@ from typing import Any
 
 from qwen_operator import objects
 from qwen_operator.actions.types import Action, Create, Kind
-from qwen_operator.manifests.names import Manifest
+from qwen_operator.manifests.names import LABEL_REPLICA, Manifest
 from qwen_operator.manifests.quantities import amount
 
 # A quota may name the requests for these resources without the prefix "requests.".
@@ -39,15 +39,33 @@ def within_quotas(
             _take(rooms, usage(action.manifest))
     kept: list[Action] = []
     first_message: str | None = None
-    for action in actions:
-        if isinstance(action, Create) and action.kind is Kind.POD:
-            message = _no_room(rooms, action.manifest)
-            if message is not None:
-                first_message = first_message or message
-                continue
-            _take(rooms, usage(action.manifest))
-        kept.append(action)
+    for group in _together(actions):
+        pods = [one.manifest for one in group if isinstance(one, Create) and one.kind is Kind.POD]
+        message = _no_room(rooms, pods)
+        if message is not None:
+            first_message = first_message or message
+            continue
+        for pod in pods:
+            _take(rooms, usage(pod))
+        kept += group
     return tuple(kept), first_message
+
+
+def _together(actions: Sequence[Action]) -> list[list[Action]]:
+    """The actions in their order. Creations of pods of one replica are together: a part of a replica is of no use."""
+    groups: list[list[Action]] = []
+    replicas: dict[str, list[Action]] = {}
+    for action in actions:
+        creates = isinstance(action, Create) and action.kind is Kind.POD
+        replica = objects.labels(action.manifest).get(LABEL_REPLICA) if isinstance(action, Create) and creates else None
+        if replica is None:
+            groups.append([action])
+        elif replica in replicas:
+            replicas[replica].append(action)
+        else:
+            replicas[replica] = [action]
+            groups.append(replicas[replica])
+    return groups
 
 
 def _scoped(quota: Manifest) -> bool:
@@ -56,9 +74,9 @@ def _scoped(quota: Manifest) -> bool:
     return bool(spec.get("scopes") or spec.get("scopeSelector"))
 
 
-def _no_room(rooms: Iterable[_Room], pod: Manifest) -> str | None:
-    """The message about the first quota without room for the pod; None if all have room."""
-    needs = usage(pod)
+def _no_room(rooms: Iterable[_Room], pods: Sequence[Manifest]) -> str | None:
+    """The message about the first quota without room for all of these pods; None if all have room."""
+    needs = _sum(usage(pod) for pod in pods)
     for room in rooms:
         name = room.quota["metadata"]["name"]
         hard = objects.mapping(room.quota, "status", "hard") or objects.mapping(room.quota, "spec", "hard")
@@ -70,10 +88,24 @@ def _no_room(rooms: Iterable[_Room], pod: Manifest) -> str | None:
             if (amount(used) or Decimal(0)) + room.taken.get(resource, Decimal(0)) + need > most:
                 return (
                     f'the ResourceQuota "{name}" allows {limit} {resource}, {used} are used, and '
-                    f"{pod['metadata']['name']} needs {_text(need)}: raise the quota or free some of it; "
-                    "the pod then starts by itself"
+                    f"{_called(pods)} {_text(need)}: raise the quota or free some of it; "
+                    f"the {'pod then starts' if len(pods) == 1 else 'replica then starts'} by itself"
                 )
     return None
+
+
+def _sum(amounts: Iterable[Mapping[str, Decimal]]) -> dict[str, Decimal]:
+    total: dict[str, Decimal] = {}
+    for one in amounts:
+        for resource, value in one.items():
+            total[resource] = total.get(resource, Decimal(0)) + value
+    return total
+
+
+def _called(pods: Sequence[Manifest]) -> str:
+    if len(pods) == 1:
+        return f"{pods[0]['metadata']['name']} needs"
+    return f"{objects.labels(pods[0]).get(LABEL_REPLICA)} needs on {len(pods)} nodes"
 
 
 def _take(rooms: Iterable[_Room], needs: Mapping[str, Decimal]) -> None:

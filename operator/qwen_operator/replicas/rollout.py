@@ -177,7 +177,7 @@ def _creations(
 ) -> Iterator[Create]:
     reason = ActionReason.NEW_REVISION if replicas.leaving else ActionReason.REPLICA_MISSING
     for index in indices:
-        for pod in _pods(owner, target, index, rules.drain_seconds):
+        for pod in _pods(owner, target, index, rules):
             yield Create(Kind.POD, pod, reason)
 
 
@@ -187,17 +187,18 @@ def _completions(
     """The missing pods of incomplete replicas. The operator may have stopped while it created them."""
     for replica in kept:
         if replica.index is not None and replica.missing_ranks and replica.revision == target.revision:
-            pods = _pods(owner, target, replica.index, rules.drain_seconds)
+            pods = _pods(owner, target, replica.index, rules)
             for rank in replica.missing_ranks:
                 yield Create(Kind.POD, pods[rank], ActionReason.REPLICA_MISSING)
 
 
-def _pods(owner: Owner, target: PinnedRevision, index: int, drain_seconds: int) -> tuple[Manifest, ...]:
-    return engine_pods(_replica_pods(owner, target, index), target.template, drain_seconds)
+def _pods(owner: Owner, target: PinnedRevision, index: int, rules: RolloutRules) -> tuple[Manifest, ...]:
+    replica = _replica_pods(owner, target, index, distinct_nodes=rules.distinct_nodes)
+    return engine_pods(replica, target.template, rules.drain_seconds)
 
 
-def _replica_pods(owner: Owner, target: PinnedRevision, index: int) -> ReplicaPods:
-    return ReplicaPods(PodIdentity(owner, target.revision), index, target.plan.nodes_per_replica)
+def _replica_pods(owner: Owner, target: PinnedRevision, index: int, *, distinct_nodes: bool = True) -> ReplicaPods:
+    return ReplicaPods(PodIdentity(owner, target.revision), index, target.plan.nodes_per_replica, distinct_nodes)
 
 
 def _marks(replicas: SortedReplicas, rules: RolloutRules, removing: Sequence[Action]) -> list[Patch]:

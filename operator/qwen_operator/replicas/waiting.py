@@ -42,6 +42,12 @@ def awaits_node(inventory: Inventory, product: str) -> bool:
     return any(entry.declared for entry in entries) and not any(entry.nodes for entry in entries)
 
 
+def growth(inventory: Inventory, product: str) -> int:
+    """How many nodes with the product its declared pool may still grow by."""
+    declared = [item for item in inventory.products if item.product == product and item.declared]
+    return max((item.full_nodes - item.nodes for item in declared), default=0)
+
+
 def node_lost(node: str, name: str) -> str:
     """The message about a pod or replica whose node is gone."""
     return f"node {node} does not exist any more: the operator replaces {name}"

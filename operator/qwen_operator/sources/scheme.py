@@ -17,11 +17,16 @@ from qwen_operator.planning.types import EngineDefaults, EngineSource
 
 @dataclass(frozen=True, slots=True)
 class VolumeClaim:
-    """A PersistentVolumeClaim, as far as an inspection depends on it. `storage_class` is "" if it names none."""
+    """A PersistentVolumeClaim, as far as an inspection or a plan depends on it.
+
+    `storage_class` is "" if it names none. `single_node`: its access mode if pods on one node only can mount it, "" if
+    others can.
+    """
 
     name: str
     bound: bool
     storage_class: str = ""
+    single_node: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ class StatusInput:
     `foreign`: the message about objects of other owners with names that the operator needs; "" if there are none.
     `full`: the message about a quota without room.
     `newer`: a plan that is made today would run the same spec differently.
+    `unplaced`: the record of a replica that could not be placed as a whole.
     `hold_seconds`: how long a request may wait in the gateway. `hold`: why a revision is held back; None if none is.
     `pages`: how far the downloads of pods are, by uid. `progress` is `status.progress`, which `build_status` sets.
     """
@@ -70,6 +71,7 @@ class StatusInput:
     hold: Hold | None = None
     pages: Mapping[str, FetchPage] = field(default_factory=dict)
     progress: Mapping[str, Any] | None = None
+    unplaced: Failure | None = None
 
     @property
     def ready(self) -> list[Replica]:
@@ -200,6 +202,8 @@ def _reported_failure(given: StatusInput, old: Mapping[str, Any]) -> Failure | N
     """The last failure of the present revision: of its inspection before it is pinned, of its engines afterwards."""
     if given.blocked is not None:
         return given.blocked.failure
+    if given.unplaced is not None:
+        return given.unplaced
     record = objects.mapping(old, "lastFailure")
     inspection = record.get("phase") == PHASE
     of_revision = f"-{given.revision}-" in str(record.get("pod", "")) and not inspection

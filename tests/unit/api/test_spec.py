@@ -241,7 +241,7 @@ IN_PODS = {
     "source": ["uri", "revision", "secretRef", "file"],
     "contextTokens": [],
     "workload": ["concurrency", "inputTokens", "outputTokens"],
-    "hardware": ["products", "maxGpusPerReplica", "resourceName"],
+    "hardware": ["products", "maxGpusPerReplica", "maxNodesPerReplica", "resourceName"],
     "parallelism": ["tensor"],
     "engine": ["image", "version", "args", "env", "kvCacheType", "toolCallParser", "reasoningParser", "startupSeconds"],
     "pod": [

@@ -198,7 +198,7 @@ TEXTS = {
         0,
         [
             "TP 16, 2 nodes   (2 replicas on 32 GPUs)",
-            "does not run replicas over several nodes",
+            "spec.hardware.maxNodesPerReplica is 1: set it to 2 to run each replica over 2 nodes",
             "(each of the replica's pods)",
         ],
     ),

@@ -79,6 +79,7 @@ WANTED = {
         "rollout": {"drainSeconds": 30},
     },
     "no replicas": {"replicas": 0},
+    "over two nodes": {"model": "Qwen/Qwen3-Coder-480B-A35B-Instruct", "hardware": {"maxNodesPerReplica": 2}},
 }
 
 
@@ -88,7 +89,7 @@ async def test_what_is_rendered_is_what_the_operator_creates(
 ) -> None:
     """The operator runs on an API in memory that has the same nodes; only what an API server adds may differ."""
     manifest = deployment(**spec)
-    nodes = [node(), node("small", 4, 46068, "NVIDIA-L40S"), node("other", 8, 23034, "NVIDIA-L4")]
+    nodes = [node(), node("gpu-2"), node("small", 4, 46068, "NVIDIA-L40S"), node("other", 8, 23034, "NVIDIA-L4")]
     world = World(config=replace(CONFIG, tenancy=Tenancy(added={Setting.TOLERATIONS: ("team",)})))
     for item in nodes:
         world.api.put(NODES, item)

@@ -269,3 +269,68 @@ async def test_a_namespace_whose_policies_cannot_be_listed_keeps_no_other_open()
 def test_a_release_without_a_policy_name_runs_nothing() -> None:
     policies = NetworkPolicies(FakeKube(), Store(), NetworkPolicyConfig(), (), Clock().monotonic)
     assert policies.parts() == []
+
+
+def leader(namespace: str, uid: str = "11112222-3333", **meta: object) -> Manifest:
+    labels = {
+        "qwen-operator.dev/role": "engine",
+        "qwen-operator.dev/deployment": "one",
+        "qwen-operator.dev/replica": "one-0a1b2c3d-0",
+    }
+    owner = {"kind": "QwenDeployment", "name": "one", "uid": f"{namespace}-one", "controller": True}
+    full: Manifest = {
+        "name": "one-0a1b2c3d-0-0",
+        "namespace": namespace,
+        "uid": uid,
+        "labels": labels,
+        "annotations": {"qwen-operator.dev/owner-uid": f"{namespace}-one"},
+        "ownerReferences": [owner],
+        **meta,
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": full, "spec": {}}
+
+
+GROUP = f"{NAME}.one-0a1b2c3d-0.11112222"
+
+
+async def test_pods_of_one_replica_reach_each_other_on_all_tcp_ports_and_nobody_else_gets_in_or_out() -> None:
+    world = World().sees(QWENDEPLOYMENTS, deployment("a")).sees(PODS, leader("a"))
+    await world.steps(2)
+    world.look()
+    await world.steps(2)
+    assert world.verbs() == ["create", "create"]
+    policy = world.kube.one(NETWORK_POLICIES, GROUP)
+    members = {"qwen-operator.dev/deployment": "one", "qwen-operator.dev/replica": "one-0a1b2c3d-0"}
+    assert policy["spec"]["podSelector"] == {"matchLabels": members}
+    # The gateway still gets in: a policy that selects a pod closes it to everybody whom no policy lets in.
+    inside = {"from": [{"podSelector": {"matchLabels": members}}], "ports": [{"protocol": "TCP"}]}
+    assert policy["spec"]["ingress"] == [inside, RULE]
+    assert [one["uid"] for one in policy["metadata"]["ownerReferences"]] == ["11112222-3333"]
+
+
+async def test_a_replica_that_came_back_has_a_policy_of_its_own() -> None:
+    world = await World().sees(QWENDEPLOYMENTS, deployment("a")).sees(PODS, leader("a")).steps()
+    world.gone(PODS, leader("a"))
+    await world.sees(PODS, leader("a", "44445555-6666", resourceVersion="100")).steps()
+    names = [item["metadata"]["name"] for item in world.kube.all(NETWORK_POLICIES)]
+    assert names == [NAME, GROUP, f"{NAME}.one-0a1b2c3d-0.44445555"]
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"ownerReferences": []},
+        {"annotations": {"qwen-operator.dev/owner-uid": "another"}},
+        {"deletionTimestamp": "2026-01-01T00:00:00Z"},
+        {"labels": {"qwen-operator.dev/role": "engine", "qwen-operator.dev/deployment": "one"}},
+    ],
+)
+async def test_no_policy_for_pods_of_others_that_end_or_that_are_alone(meta: Manifest) -> None:
+    world = await World().sees(QWENDEPLOYMENTS, deployment("a")).sees(PODS, leader("a", **meta)).steps()
+    assert [item["metadata"]["name"] for item in world.kube.all(NETWORK_POLICIES)] == [NAME]
+
+
+async def test_without_policies_no_replica_gets_one() -> None:
+    world = World(NetworkPolicyConfig(enabled=False, name=NAME, ingress=(RULE,)))
+    await world.sees(QWENDEPLOYMENTS, deployment("a")).sees(PODS, leader("a")).steps()
+    assert world.kube.writes == []

@@ -346,3 +346,61 @@ def test_an_inspection_runs_where_engines_may_run() -> None:
     beside = _inspection(products, pod={"affinity": {"podAffinity": {}}})
     assert set(beside["spec"]["affinity"]) == {"podAffinity", "nodeAffinity"}
     assert "affinity" not in _inspection()["spec"]
+
+
+def _pair(**spec: Any) -> tuple[dict[str, Any], ...]:
+    """The pods of a replica over two nodes."""
+    parsed = _spec(**spec)
+    planned = replace(_plan(parsed), nodes_per_replica=2, gpus_per_replica=16)
+    return engine_pods(ReplicaPods(IDENTITY, 3, 2), _template(parsed, planned), 600)
+
+
+def test_members_of_a_replica_know_their_place_from_labels_and_annotations() -> None:
+    leader, worker = _pair()
+    for rank, pod in enumerate((leader, worker)):
+        labels = pod["metadata"]["labels"]
+        assert pod["metadata"]["name"] == f"demo-0a1b2c3d-3-{rank}"
+        assert (labels[names.LABEL_REPLICA], labels[names.LABEL_RANK]) == ("demo-0a1b2c3d-3", str(rank))
+        assert pod["spec"]["schedulingGates"] == [{"name": "qwen-operator.dev/group"}]
+        paths = {one["name"]: one["valueFrom"]["fieldRef"]["fieldPath"] for one in _container(pod)["env"][-4:]}
+        assert paths == {
+            "QWEN_NODE_RANK": "metadata.labels['qwen-operator.dev/rank']",
+            "QWEN_POD_NAME": "metadata.name",
+            "QWEN_POD_UID": "metadata.uid",
+            "QWEN_POD_IP": "status.podIP",
+        }
+        [volume] = [one for one in pod["spec"]["volumes"] if one["name"] == "group"]
+        [item] = volume["downwardAPI"]["items"]
+        assert item["fieldRef"]["fieldPath"] == "metadata.annotations['qwen-operator.dev/group-leader']"
+    assert {key: value for key, value in leader["spec"].items() if key != "containers"} == {
+        key: value for key, value in worker["spec"].items() if key != "containers"
+    }
+
+
+def test_a_user_of_dollar_signs_reads_no_variable_of_the_group() -> None:
+    leader, _ = _pair(engine={"env": [{"name": "A", "value": "$(QWEN_NODE_RANK)"}]})
+    [variable] = [one for one in _container(leader)["env"] if one["name"] == "A"]
+    assert variable["value"] == "$$(QWEN_NODE_RANK)"
+    assert _container(leader)["command"][-1] == "--node-rank=$(QWEN_NODE_RANK)"
+
+
+def test_members_are_apart_and_keep_the_affinity_of_the_user() -> None:
+    required, preferred = (f"{word}DuringSchedulingIgnoredDuringExecution" for word in ("required", "preferred"))
+    term = {"labelSelector": {"matchLabels": {"app": "other"}}, "topologyKey": "zone"}
+    own = {"podAntiAffinity": {required: [term]}, "podAffinity": {preferred: [{"weight": 1, "podAffinityTerm": term}]}}
+    for pod in _pair(pod={"affinity": own}):
+        affinity = pod["spec"]["affinity"]
+        assert affinity["podAffinity"] == own["podAffinity"]
+        assert affinity["podAntiAffinity"][required] == [
+            term,
+            {
+                "labelSelector": {"matchLabels": {"qwen-operator.dev/replica": "demo-0a1b2c3d-3"}},
+                "topologyKey": "kubernetes.io/hostname",
+            },
+        ]
+
+
+def test_the_start_of_a_replica_over_several_nodes_may_wait_for_its_pods() -> None:
+    alone, (leader, worker) = _container(_engine()), _pair()
+    attempts = [_container(pod)["startupProbe"]["failureThreshold"] for pod in (leader, worker)]
+    assert attempts == [alone["startupProbe"]["failureThreshold"] + 1200 // 5] * 2

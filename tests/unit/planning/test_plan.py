@@ -202,22 +202,43 @@ def test_several_nodes_only_where_one_does_not_do() -> None:
     assert _refused(limited, model, pools("H100-80GB", nodes=4)).reason is Reason.DOES_NOT_FIT
 
 
-def test_the_operator_refuses_what_it_cannot_run_yet() -> None:
+def test_several_nodes_only_where_the_spec_allows_them() -> None:
     model = "Qwen3-Coder-480B-A35B-Instruct"
     wide = plan(spec(), facts(model), pools("H100-80GB", nodes=4), DEFAULTS, DOWNLOADED)
     refused = runnable(wide, facts(model), DOWNLOADED)
     assert isinstance(refused, NoFit)
     assert refused.reason is Reason.DOES_NOT_FIT
     assert "needs 2 nodes" in refused.message
-    assert "does not run replicas over several nodes" in refused.message
+    assert refused.message.endswith(
+        "spec.hardware.maxNodesPerReplica is 1: set it to 2 to run each replica over 2 nodes"
+    )
+    (change,) = refused.alternatives
+    assert change.patch() == {"spec": {"hardware": {"maxNodesPerReplica": 2}}}
+    allowed = spec(hardware=Hardware(max_nodes_per_replica=2))
+    planned = plan(allowed, facts(model), pools("H100-80GB", nodes=4), DEFAULTS, DOWNLOADED)
+    assert runnable(planned, facts(model), DOWNLOADED, 2) == wide
+
+
+def test_an_alternative_over_several_nodes_says_what_the_spec_must_allow() -> None:
     narrow = _refused(spec(), "Qwen1.5-72B-Chat", pools("L4"))
-    kept = runnable(narrow, facts("Qwen1.5-72B-Chat"), DOWNLOADED)
-    assert isinstance(kept, NoFit)
-    assert len(kept.alternatives) == len(narrow.alternatives) - 1
-    assert (kept.message, kept.steps) == (narrow.message, narrow.steps)
-    assert all(one.nodes_per_replica == 1 for one in kept.alternatives)
-    last = runnable(replace(narrow, alternatives=narrow.alternatives[-1:]), facts("Qwen1.5-72B-Chat"), DOWNLOADED)
-    assert last.message.endswith("this version of the operator does not run replicas over several nodes")
+    wide = [one for one in narrow.alternatives if one.nodes_per_replica > 1]
+    assert [dict(one.changes) for one in wide] == [{"hardware.maxNodesPerReplica": wide[0].nodes_per_replica}]
+    assert runnable(narrow, facts("Qwen1.5-72B-Chat"), DOWNLOADED) is narrow
+    own = _refused(spec(hardware=Hardware(max_nodes_per_replica=2)), "Qwen1.5-72B-Chat", pools("L4"))
+    assert [one.changes for one in own.alternatives if one.nodes_per_replica > 1] == [()]
+
+
+def test_few_nodes_of_a_product_win_over_many_of_another() -> None:
+    model = "Qwen3-Coder-480B-A35B-Instruct"
+    both = inventory([], [pool("L40S", max_nodes=8), pool("H100-80GB", max_nodes=2)])
+    wanted = ("L40S", "H100-80GB")
+    any_number = _planned(spec(hardware=Hardware(wanted)), model, both)
+    assert (any_number.gpu_product, any_number.nodes_per_replica) == ("NVIDIA-L40S", 4)
+    few = _planned(spec(hardware=Hardware(wanted, max_nodes_per_replica=2)), model, both)
+    assert (few.gpu_product, few.nodes_per_replica) == ("NVIDIA-H100-80GB-HBM3", 2)
+
+
+def test_what_the_operator_cannot_run_is_refused() -> None:
     file = facts("Qwen1.5-7B-Chat-GGUF")
     fits = plan(spec(), file, pools("H100-80GB"), DEFAULTS, DOWNLOADED)
     unnamed = runnable(fits, file, DOWNLOADED)

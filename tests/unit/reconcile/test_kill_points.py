@@ -69,6 +69,8 @@ async def _on_nodes(world: World) -> None:
     await _two_replicas(world)
 
 
+_MORE_NODES = 3
+"""A replica of two pods needs two nodes, and its successor beside it two more."""
 _NO_SURGE = {"maxSurge": 0, "maxUnavailable": 1}
 
 
@@ -191,6 +193,8 @@ async def _played(
     scenario: Scenario, at: int | None, fault: Callable[[], BaseException], late: bool
 ) -> tuple[World, int]:
     world = await World().start()
+    for number in range(_MORE_NODES):
+        world.api.put(NODES, node(f"spare-{number}"))
     await scenario.before(world)
     first = len(world.api.writes)
     _watched(world, scenario, at, fault, late)
@@ -211,6 +215,7 @@ FAULTS: dict[str, tuple[Callable[[], BaseException], int]] = {
 """A fault, and how many pods each replica has."""
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 @pytest.mark.parametrize(("fault", "members"), FAULTS.values(), ids=FAULTS.keys())
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])

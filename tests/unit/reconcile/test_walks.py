@@ -48,6 +48,7 @@ class Walk:
             self.delete,
             self.busy,
             self.crash,
+            *([self.fill, self.evict] if pods > 1 else []),
         ]
 
     def pod(self) -> str | None:
@@ -76,6 +77,15 @@ class Walk:
     def delete(self) -> None:
         if name := self.pod():
             self.world.api.remove(self.world.api.one(PODS, name), PODS)
+
+    def fill(self) -> None:
+        """Pods that the operator does not see take a node, or leave it."""
+        self.world.kubelet.full ^= {self.random.choice(["gpu-1", "gpu-2", "gpu-3"])}
+
+    def evict(self) -> None:
+        if name := self.pod():
+            status = {"phase": "Failed", "reason": "Evicted", "message": "the node was low on memory"}
+            self.world.api.edit(PODS, name, lambda item: item.update(status=status))
 
     def busy(self) -> None:
         if name := self.pod():
@@ -119,6 +129,7 @@ class Walk:
         """Peace returns; the number of replicas that there are to be."""
         for name in ("gpu-1", "gpu-2", "gpu-3"):
             self.world.api.edit(NODES, name, lambda item: item["spec"].pop("unschedulable", None))
+        self.world.kubelet.full.clear()
         self.world.wanted = self.world.wanted or 2
         self.world.operator.intake.enqueue_all()
         await self.world.settle(200)

@@ -36,22 +36,37 @@ def replicas(world: World) -> dict[str, list[Manifest]]:
     return groups
 
 
-async def test_members_differ_in_name_role_and_route_and_in_nothing_else(world: World) -> None:
+async def test_members_differ_in_name_role_and_route_and_in_little_else(world: World) -> None:
     groups = replicas(world)
     assert [len(members) for members in groups.values()] == [2, 2]
     for replica, (leader, worker) in groups.items():
         assert [one["metadata"]["name"] for one in (leader, worker)] == [f"{replica}-0", f"{replica}-1"]
         assert (leader["metadata"]["labels"][ROLE], worker["metadata"]["labels"][ROLE]) == ("engine", "engine-worker")
         assert (ROUTABLE in leader["metadata"]["labels"], ROUTABLE in worker["metadata"]["labels"]) == (True, False)
-        assert leader["spec"]["containers"] == worker["spec"]["containers"]
+        assert [_probed(pod) for pod in (leader, worker)] == [
+            {"/ready", "/health"},
+            {"/health"},
+        ], "the ranks but the first have no /ready"
+        assert _without_probes(leader) == _without_probes(worker)
     status = world.qd()["status"]
     assert (status["replicas"], status["readyReplicas"], status["summary"]["ready"]) == (2, 2, "2/2")
     assert world.api.one(POD_DISRUPTION_BUDGETS, "chat-engine")["spec"]["minAvailable"] == 2
 
 
+def _probed(pod: Manifest) -> set[str]:
+    (engine,) = pod["spec"]["containers"]
+    return {engine[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+
+
+def _without_probes(pod: Manifest) -> Manifest:
+    (engine,) = pod["spec"]["containers"]
+    return {key: value for key, value in engine.items() if not key.endswith("Probe")}
+
+
 async def test_a_replica_is_ready_when_all_its_pods_are(monkeypatch: pytest.MonkeyPatch) -> None:
     with_groups(2, monkeypatch)
     world = await World().start()
+    world.api.put(NODES, node("gpu-2"))
     world.kubelet.engine = lambda pod: ready_status(pod) if pod["metadata"]["name"].endswith("-0") else None
     world.api.put(QWENDEPLOYMENTS, deployment())
     await world.settle()
@@ -232,3 +247,30 @@ async def test_a_foreign_revision_says_nothing_about_the_size_of_a_replica() -> 
     await world.settle(5)
     [after] = world.operator.store.replicas(world.qd())
     assert (after.pods, after.index, after.up) == (before.pods, before.index, True) == (1, 0, True)
+
+
+async def test_the_budget_of_the_workers_follows_that_of_the_leaders(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_groups(2, monkeypatch)
+    world = await World().start()
+    world.kubelet.place = True
+    for number in (1, 2, 3):
+        world.api.put(NODES, node(f"gpu-{number}", gpus=1))
+    world.api.put(QWENDEPLOYMENTS, deployment(rollout={"drainSeconds": 20}))
+    await world.settle()
+    assert _budgets(world) == {"chat-engine": 1, "chat-engine-worker": 1}
+
+    # A successor would need two free nodes, and there is one. So an eviction is allowed after the time of a drain.
+    [occupied] = {pod["spec"]["nodeName"] for pod in world.api.all(PODS) if pod["metadata"]["name"].endswith("-1")}
+    world.api.edit(NODES, occupied, lambda item: item["spec"].update(unschedulable=True))
+    await world.wait(10)
+    assert _budgets(world) == {"chat-engine": 1, "chat-engine-worker": 1}
+    await world.wait(30)
+    assert _budgets(world) == {"chat-engine": 0, "chat-engine-worker": 0}
+
+    change(world, disruption={"policy": "AllowOne"}, replicas=2)
+    await world.settle()
+    assert _budgets(world) == {"chat-engine": 1, "chat-engine-worker": 1}, "of two workers one may go"
+
+
+def _budgets(world: World) -> dict[str, int]:
+    return {item["metadata"]["name"]: item["spec"]["minAvailable"] for item in world.api.all(POD_DISRUPTION_BUDGETS)}

@@ -40,6 +40,7 @@ PLANNED = {
     Role.TENSOR_PARALLEL: "--tp-size",
     Role.EXPERT_PARALLEL: "--ep-size",
     Role.NODES: "--nnodes",
+    Role.GROUP_TIMEOUT: "--dist-timeout",
     Role.MEMORY_FRACTION: "--mem-fraction-static",
     Role.MOST_TOKENS: "--max-total-tokens",
     Role.MOST_STATES: "--max-mamba-cache-size",

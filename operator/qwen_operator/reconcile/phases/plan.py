@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qwen_operator.actions.blocked import Blocked
+from qwen_operator.api.conditions import Reason
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.names import Manifest, PodIdentity
 from qwen_operator.manifests.pods import engine_template, same_template
@@ -23,7 +24,7 @@ def plan(course: Course) -> Step:
     if course.facts is None:
         return Step(course)
     facts = course.facts
-    planned = _planned(course, facts.checkpoint, _kept_engine(course))
+    planned = _mountable(course, _planned(course, facts.checkpoint, _kept_engine(course)))
     if isinstance(planned, NoFit):
         message = f"{planned.message}; {facts.remark}" if facts.remark else planned.message
         blocked = Blocked(planned.reason, message, waiting=False, facts=facts.checkpoint, no_fit=planned)
@@ -56,7 +57,20 @@ def _kept_engine(course: Course) -> EngineDefaults:
 def _planned(course: Course, facts: Checkpoint, engine: EngineDefaults) -> Plan | NoFit:
     source = registry.engine_source(course.spec, facts, engine)
     planned = planning.plan(course.spec, facts, course.observed.inventory, engine, source)
-    return planning.runnable(planned, facts, source)
+    return planning.runnable(planned, facts, source, course.spec.hardware.max_nodes_per_replica)
+
+
+def _mountable(course: Course, planned: Plan | NoFit) -> Plan | NoFit:
+    """The plan, or a refusal if pods on its nodes cannot all mount the claim with the weights."""
+    claim = course.observed.claim
+    if isinstance(planned, NoFit) or planned.nodes_per_replica == 1 or claim is None or not claim.single_node:
+        return planned
+    message = (
+        f'the claim "{claim.name}" has the access mode {claim.single_node}, so only pods on one node can mount it, but '
+        f"a replica needs {planned.nodes_per_replica} nodes ({planned.message}): use a claim with ReadOnlyMany or "
+        "ReadWriteMany, or GPUs that hold the model on one node"
+    )
+    return NoFit(Reason.DOES_NOT_FIT, message, planned.steps)
 
 
 def _would_differ(course: Course, target: PinnedRevision) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from qwen_operator import objects
 from qwen_operator.actions.blocked import foreign_message
-from qwen_operator.actions.types import Create, Kind
+from qwen_operator.actions.types import Action, Create, Delete, Kind
 from qwen_operator.api.writers import replicas_writer
 from qwen_operator.manifests.names import budget_name
 from qwen_operator.reconcile.foreign import foreign_objects
@@ -15,9 +16,11 @@ from qwen_operator.replicas import quotas
 from qwen_operator.replicas.draining import RolloutRules, waits
 from qwen_operator.replicas.groups import Replica, SortedReplicas, groups_of, sort_replicas
 from qwen_operator.replicas.holding import Progress, progress_of
+from qwen_operator.replicas.placing import Placing, place
 from qwen_operator.replicas.pod_state import as_of
 from qwen_operator.replicas.rollout import Moves, moves, pod_repairs
-from qwen_operator.replicas.waiting import Cluster, explained
+from qwen_operator.replicas.room import Neighbours
+from qwen_operator.replicas.waiting import Cluster, explained, growth
 from qwen_operator.replicas.wanted import WantedReplicas, last_wanted, size_rule, wanted_replicas
 from qwen_operator.status.observed import startup_seconds
 
@@ -37,22 +40,59 @@ def replicas(course: Course) -> Step:
         course = replace(course, running=hold.earlier, hold=hold)
         sorted_replicas = sort_replicas(existing, hold.earlier.revision, observed.nodes, hold.names)
         rules = replace(_rules(course, wanted.number), held=hold.revision)
+    placed = place(_to_be_placed(sorted_replicas), _placing(course))
+    sorted_replicas = sorted_replicas.with_messages(placed.messages)
     steps = _moves(course, sorted_replicas, rules)
     pinned = {**observed.readable, **({course.revision: course.target} if course.target else {})}
     repairs = pod_repairs(observed.owner, pinned, existing, rules.drain_seconds)
-    actions, full = quotas.within_quotas((*steps.actions, *repairs), observed.quotas, course.actions)
+    proposed = _without_conflicts((*steps.actions, *repairs), placed.actions)
+    actions, full = quotas.within_quotas(proposed, observed.quotas, course.actions)
     return Step(
         replace(
             course,
             replicas=sorted_replicas,
             wanted=wanted,
             rules=rules,
+            unplaced=placed.failure,
             foreign=_foreign_message(course, steps.blocked),
             full=course.full or full,
         ),
         actions,
-        requeue_after=_requeue_after(existing, (*waits(sorted_replicas, rules), *progress.waits)),
+        requeue_after=_requeue_after(existing, (*waits(sorted_replicas, rules), *progress.waits, *placed.waits)),
     )
+
+
+def _to_be_placed(replicas: SortedReplicas) -> tuple[Replica, ...]:
+    return (*replicas.fresh, *replicas.leaving, *replicas.held)
+
+
+def _placing(course: Course) -> Placing:
+    observed = course.observed
+    plan = course.running.plan if course.running else None
+    return Placing(
+        namespace=observed.owner.namespace,
+        now=course.now,
+        neighbours=_neighbours(course),
+        future_nodes=growth(observed.inventory, plan.gpu_product) if plan else 0,
+        failure=objects.mapping(observed.deployment, "status", "lastFailure"),
+    )
+
+
+def _neighbours(course: Course) -> Neighbours | None:
+    seen = course.observed.neighbours
+    return None if seen is None else replace(seen, distinct_nodes=course.config.distinct_nodes)
+
+
+def _without_conflicts(steps: tuple[Action, ...], placing: tuple[Action, ...]) -> tuple[Action, ...]:
+    """All actions, one for each pod. A pod that is deleted needs nothing else, and its placing has time."""
+    deleted = {action.name for action in (*steps, *placing) if isinstance(action, Delete)}
+    kept = [action for action in steps if isinstance(action, Delete) or action.name not in deleted]
+    taken = {action.name for action in kept if action.kind is Kind.POD}
+    return (*kept, *(action for action in placing if action.name not in taken and _is_due(action, deleted)))
+
+
+def _is_due(action: Action, deleted: Collection[str]) -> bool:
+    return isinstance(action, Delete) or action.name not in deleted
 
 
 def _rules(course: Course, wanted: int) -> RolloutRules:
@@ -69,6 +109,7 @@ def _rules(course: Course, wanted: int) -> RolloutRules:
         max_surge=rollout.max_surge,
         max_unavailable=rollout.max_unavailable,
         deadline_seconds=rollout.progress_deadline_seconds,
+        distinct_nodes=course.config.distinct_nodes,
     )
 
 

@@ -47,6 +47,7 @@ def status(course: Course) -> Step:
             hold_seconds=course.config.gateway.hold_seconds,
             hold=course.hold,
             pages=observed.pages,
+            unplaced=course.unplaced,
         ),
         stamp,
     )

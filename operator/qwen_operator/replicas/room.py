@@ -1,0 +1,195 @@
+"""Whether nodes have room for all pods of a replica over several nodes. Pure.
+
+The operator sees the nodes and its own pods. It does not see the pods of others, so a node that looks free may be
+taken. Then a pod stays without a node, and `placing` gives back what the replica has.
+
+Older replicas come first. So two replicas never wait for each other over the last nodes: whoever decides about the
+younger one leaves the older one its room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from qwen_operator import objects
+from qwen_operator.api.pod import GPU_RESOURCE
+from qwen_operator.hardware.nodes import Taint
+from qwen_operator.hardware.offers import MIG_RESOURCE, quantity
+from qwen_operator.manifests.names import (
+    ANNOTATION_REPLICA_PODS,
+    ENGINE_CONTAINER,
+    LABEL_REPLICA,
+    Manifest,
+)
+from qwen_operator.replicas.pod_state import is_gated
+
+_Key = tuple[str, str]
+_SHOWN = 4
+# Not every resource of NVIDIA is a GPU: network cards have names such as nvidia.com/cx7_rdma.
+_GPUS = (GPU_RESOURCE, MIG_RESOURCE)
+_KEEPS_AWAY = ("NoSchedule", "NoExecute")
+# Kubernetes sets it beside spec.unschedulable. Pods without a toleration stay away from such nodes anyway.
+_OWN_TAINT = "node.kubernetes.io/unschedulable"
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one pod asks of its node: `gpus` of a resource, on a node with these labels."""
+
+    resource: str
+    gpus: int
+    selector: Mapping[str, str]
+    tolerations: Sequence[Mapping[str, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A node: its labels and taints, and how much of each resource is offered and free."""
+
+    name: str
+    labels: Mapping[str, str]
+    taints: tuple[Taint, ...]
+    offered: Mapping[str, int]
+    free: dict[str, int] = field(default_factory=dict)
+
+    def suits(self, need: Need) -> bool:
+        """Whether the pod may run here, whatever else does."""
+        labelled = all(self.labels.get(key) == value for key, value in need.selector.items())
+        return labelled and all(any(taint.tolerated_by(one) for one in need.tolerations) for taint in self.taints)
+
+    def has(self, need: Need) -> bool:
+        """Whether so many are free."""
+        return self.free.get(need.resource, 0) >= need.gpus
+
+    def slots(self, need: Need, *, distinct: bool) -> int:
+        """How many of a replica's pods fit here."""
+        if distinct or not need.gpus:
+            return int(self.has(need))
+        return max(0, self.free.get(need.resource, 0) // need.gpus)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """All nodes, and all engine pods that the operator sees, also those of other QwenDeployments.
+
+    `distinct_nodes`: no two pods of a replica may be on one node.
+    """
+
+    nodes: tuple[Manifest, ...] = ()
+    pods: tuple[Manifest, ...] = ()
+    distinct_nodes: bool = True
+
+
+def lacking(replicas: Collection[str], namespace: str, neighbours: Neighbours, future_nodes: int = 0) -> dict[str, str]:
+    """Those of these replicas whose pods cannot all be placed now, and why. All their pods are held back.
+
+    `future_nodes`: how many nodes a declared pool may still grow by.
+    """
+    places, distinct = _places(neighbours), neighbours.distinct_nodes
+    hosts = _hosts(neighbours.pods) if distinct else {}
+    lacks: dict[str, str] = {}
+    for key, group in _in_order(neighbours.pods):
+        ours = key[0] == namespace and key[1] in replicas
+        if not ours and len(group) < _size(group[0]) and is_gated(group[0]):
+            # It cannot be placed before its other pods exist.
+            continue
+        need = _need(group[0])
+        suitable = [place for place in places if place.suits(need) and place.name not in hosts.get(key, ())]
+        room = [place for place in suitable for _ in range(place.slots(need, distinct=distinct))]
+        grows = future_nodes if ours else 0
+        if len(room) + grows < len(group):
+            if ours:
+                lacks[key[1]] = _sentence(key[1], len(group), need, suitable)
+            continue
+        for place in sorted(room, key=lambda place: (place.free[need.resource], place.name))[: len(group)]:
+            place.free[need.resource] -= need.gpus
+    return lacks
+
+
+def _sentence(replica: str, nodes: int, need: Need, suitable: Sequence[Place]) -> str:
+    room = sum(place.has(need) for place in suitable)
+    shown = ", ".join(
+        f"{place.name} has {place.free.get(need.resource, 0)} of {place.offered.get(need.resource, 0)}"
+        for place in sorted(suitable, key=lambda place: (place.has(need), place.name))[:_SHOWN]
+    )
+    have = f"{room} of {len(suitable)} nodes {'has' if room == 1 else 'have'} them"
+    return (
+        f"{replica} needs {nodes} nodes with {need.gpus} free {need.resource} each, {have}"
+        f"{f' ({shown})' if shown else ''}: its pods take no GPU before all of them fit, and then start by themselves"
+    )
+
+
+def _places(neighbours: Neighbours) -> list[Place]:
+    places: dict[str, Place] = {}
+    for node in neighbours.nodes:
+        spec = objects.mapping(node, "spec")
+        if spec.get("unschedulable") or objects.condition(node, "Ready").get("status") in ("False", "Unknown"):
+            continue
+        name = str(objects.mapping(node, "metadata").get("name"))
+        status = objects.mapping(node, "status")
+        amounts = objects.mapping(status, "allocatable" if "allocatable" in status else "capacity")
+        offered = {str(key): number for key, value in amounts.items() if (number := quantity(value)) is not None}
+        labels = {str(key): str(value) for key, value in objects.labels(node).items()}
+        places[name] = Place(name, labels, tuple(_taints(spec)), offered, dict(offered))
+    for pod in neighbours.pods:
+        place = places.get(objects.node_of(pod))
+        if place is not None and not objects.has_ended(pod):
+            need = _need(pod)
+            place.free[need.resource] = place.free.get(need.resource, 0) - need.gpus
+    return list(places.values())
+
+
+def _taints(spec: Mapping[str, object]) -> Iterable[Taint]:
+    for taint in objects.members(spec, "taints"):
+        key, effect = str(taint.get("key")), str(taint.get("effect"))
+        if effect in _KEEPS_AWAY and key != _OWN_TAINT:
+            yield Taint(key, str(taint.get("value") or ""), effect)
+
+
+def _hosts(pods: Iterable[Manifest]) -> dict[_Key, set[str]]:
+    """The nodes that a replica over several nodes has already."""
+    hosts: dict[_Key, set[str]] = {}
+    for pod in pods:
+        if objects.node_of(pod) and LABEL_REPLICA in objects.labels(pod):
+            hosts.setdefault(_key(pod), set()).add(objects.node_of(pod))
+    return hosts
+
+
+def _in_order(pods: Iterable[Manifest]) -> list[tuple[_Key, list[Manifest]]]:
+    """The pods without a node, by replica: first those that the scheduler may place already, then the oldest.
+
+    Within a replica the pods that the scheduler may place come first.
+    """
+    groups: dict[_Key, list[Manifest]] = {}
+    for pod in pods:
+        if not (objects.node_of(pod) or objects.is_deleting(pod) or objects.has_ended(pod)):
+            groups.setdefault(_key(pod), []).append(pod)
+
+    def age(item: tuple[_Key, list[Manifest]]) -> tuple[bool, str, _Key]:
+        created = min(objects.text(pod, "metadata", "creationTimestamp") for pod in item[1])
+        return all(is_gated(pod) for pod in item[1]), created, item[0]
+
+    return [(key, sorted(group, key=is_gated)) for key, group in sorted(groups.items(), key=age)]
+
+
+def _key(pod: Manifest) -> _Key:
+    return objects.text(pod, "metadata", "namespace"), _replica(pod)
+
+
+def _replica(pod: Manifest) -> str:
+    return str(objects.labels(pod).get(LABEL_REPLICA) or pod["metadata"]["name"])
+
+
+def _size(pod: Manifest) -> int:
+    written = str(objects.annotations(pod).get(ANNOTATION_REPLICA_PODS, "1"))
+    return int(written) if written.isascii() and written.isdigit() and len(written) < 4 else 1
+
+
+def _need(pod: Manifest) -> Need:
+    engine = objects.named(objects.members(pod, "spec", "containers"), ENGINE_CONTAINER)
+    limits = objects.mapping(engine, "resources", "limits")
+    gpus = {str(key): quantity(value) or 0 for key, value in limits.items() if str(key).startswith(_GPUS)}
+    resource, number = next(iter(sorted(gpus.items())), (GPU_RESOURCE, 0))
+    selector = {str(key): str(value) for key, value in objects.mapping(pod, "spec", "nodeSelector").items()}
+    return Need(resource, number, selector, tuple(objects.members(pod, "spec", "tolerations")))

@@ -1,0 +1,134 @@
+"""Replicas over several simulated nodes: the real API server, scheduler and eviction, and no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.qd import alive, simulated, wait_condition, wait_ready
+from tests.testbed.bed import Release
+from tests.testbed.cluster import Cluster, OwnNodes
+from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
+from tests.testbed.simulated import Pool
+
+pytestmark = pytest.mark.cluster
+A40 = "NVIDIA-A40"
+DRAIN = ("--ignore-daemonsets", "--delete-emptydir-data", "--force")
+GATES = "schedulingGates"
+
+
+@pytest.fixture
+def nodes(bed: Cluster, release: Release) -> Iterator[OwnNodes]:
+    """Three nodes of one GPU each."""
+    with bed.own_nodes(Pool(A40, gpus=1, nodes=3)) as nodes:
+        yield nodes
+
+
+def wide(nodes: OwnNodes, space: str, name: str) -> Manifest:
+    """A QwenDeployment whose replica needs two of these nodes."""
+    manifest = simulated(space, name, A40, pod=nodes.pod, parallelism={"tensor": 2})
+    manifest["spec"]["hardware"]["maxNodesPerReplica"] = 2
+    return manifest
+
+
+def hosts(kubectl: Kubectl, space: str, name: str) -> set[str]:
+    return {pod["spec"].get("nodeName", "") for pod in alive(kubectl, space, name)}
+
+
+def whole(kubectl: Kubectl, space: str, name: str) -> bool:
+    """Whether its pods are two, on two nodes, without gates."""
+    pods = alive(kubectl, space, name)
+    return len(pods) == 2 and "" not in hosts(kubectl, space, name) and not any(GATES in pod["spec"] for pod in pods)
+
+
+@pytest.mark.timeout(240)
+def test_two_pods_on_two_nodes_are_one_replica(kubectl: Kubectl, nodes: OwnNodes, space: str) -> None:
+    kubectl.apply(wide(nodes, space, "w"))
+    obj = wait_ready(kubectl, space, "w")
+    assert obj["status"]["summary"]["ready"] == "1/1"
+    assert obj["status"]["plan"]["nodesPerReplica"] == 2
+
+    pods = {pod["metadata"]["labels"]["qwen-operator.dev/rank"]: pod for pod in alive(kubectl, space, "w")}
+    assert whole(kubectl, space, "w")
+    assert len(hosts(kubectl, space, "w")) == 2
+    told = pods["1"]["metadata"]["annotations"]["qwen-operator.dev/group-leader"]
+    assert told == f"{pods['0']['status']['podIP']} {pods['0']['metadata']['uid']}"
+    table = kubectl.run("get", "qd", "w", "-n", space, "-o", "wide")
+    head, row = table.splitlines()[:2]
+    assert row[head.index("NODES") :].split()[0] == "2"
+
+
+@pytest.mark.timeout(240)
+def test_pods_wait_without_a_gpu_until_all_nodes_are_there(kubectl: Kubectl, nodes: OwnNodes, space: str) -> None:
+    for node in nodes.names[1:]:
+        kubectl.run("cordon", node)
+    kubectl.apply(wide(nodes, space, "w"))
+    obj = wait_condition(kubectl, space, "w", ("Ready", "False", "WaitingForGpus"), 60)
+    assert "take no GPU before all of them fit" in condition(obj, "Ready")["message"]
+    assert hosts(kubectl, space, "w") == {""}
+
+    kubectl.run("uncordon", nodes.names[1])
+    wait_ready(kubectl, space, "w")
+
+
+@pytest.mark.timeout(240)
+def test_two_replicas_and_three_nodes(kubectl: Kubectl, nodes: OwnNodes, space: str) -> None:
+    kubectl.apply(wide(nodes, space, "one"))
+    kubectl.apply(wide(nodes, space, "two"))
+    wait_for("one of them is whole", lambda: _whole(kubectl, space), 60)
+    [winner] = _whole(kubectl, space)
+    [loser] = {"one", "two"} - {winner}
+    wait_condition(kubectl, space, loser, ("Ready", "False", "WaitingForGpus"), 60)
+    assert hosts(kubectl, space, loser) == {""}
+
+    kubectl.run("delete", "qd", winner, "-n", space)
+    wait_ready(kubectl, space, loser)
+
+
+def _whole(kubectl: Kubectl, space: str) -> list[str]:
+    return [name for name in ("one", "two") if whole(kubectl, space, name)]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_deleted_pod_takes_its_replica_with_it(kubectl: Kubectl, nodes: OwnNodes, space: str, rank: str) -> None:
+    kubectl.apply(wide(nodes, space, "w"))
+    wait_ready(kubectl, space, "w")
+    before = {pod["metadata"]["uid"] for pod in alive(kubectl, space, "w")}
+    [victim] = [
+        pod["metadata"]["name"]
+        for pod in alive(kubectl, space, "w")
+        if pod["metadata"]["labels"]["qwen-operator.dev/rank"] == rank
+    ]
+    kubectl.run("delete", "pod", victim, "-n", space, "--wait=false")
+
+    def came_back() -> bool:
+        uids = {pod["metadata"]["uid"] for pod in alive(kubectl, space, "w")}
+        return whole(kubectl, space, "w") and not uids & before
+
+    wait_for("a new replica", came_back, 120)
+    wait_ready(kubectl, space, "w")
+
+
+@pytest.mark.timeout(300)
+def test_each_pod_has_one_budget_and_a_drain_of_a_workers_node_ends(
+    kubectl: Kubectl, nodes: OwnNodes, space: str
+) -> None:
+    kubectl.apply(wide(nodes, space, "w"))
+    wait_ready(kubectl, space, "w")
+    budgets = kubectl.run("get", "pdb", "-n", space, "-o", "name").split()
+    assert sorted(budgets) == [f"poddisruptionbudget.policy/w-{end}" for end in ("engine", "engine-worker")]
+    [node] = [
+        pod["spec"]["nodeName"]
+        for pod in alive(kubectl, space, "w")
+        if pod["metadata"]["labels"]["qwen-operator.dev/role"] == "engine-worker"
+    ]
+
+    # A successor would need four nodes. So the drain ends after the replica's drain time, with an eviction.
+    kubectl.run("drain", node, *DRAIN, "--timeout=100s")
+
+    wait_for(
+        "it is on the other nodes", lambda: whole(kubectl, space, "w") and node not in hosts(kubectl, space, "w"), 90
+    )
+    wait_ready(kubectl, space, "w")

@@ -1,0 +1,321 @@
+"""Replicas over several nodes get all their nodes, or none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Forbidden, Manifest
+from qwen_operator.replicas.room import Neighbours, lacking
+from tests.unit.world import CONFIG, World, deployment, node, ready_status, with_groups
+
+GATE = "qwen-operator.dev/group"
+LEADER = "qwen-operator.dev/group-leader"
+
+
+async def a_world(monkeypatch: pytest.MonkeyPatch, nodes: int, gpus: int = 1, pods: int = 2) -> World:
+    """Replicas of so many pods of one GPU each, and nodes with so many GPUs."""
+    with_groups(pods, monkeypatch)
+    world = await World().start()
+    world.kubelet.place = True
+    for number in range(1, nodes + 1):
+        world.api.put(NODES, node(f"gpu-{number}", gpus=gpus))
+    return world
+
+
+def gated(world: World) -> list[str]:
+    return [pod["metadata"]["name"] for pod in world.api.all(PODS) if pod["spec"].get("schedulingGates")]
+
+
+def bound(world: World) -> dict[str, str]:
+    return {
+        pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in world.api.all(PODS) if pod["spec"].get("nodeName")
+    }
+
+
+async def test_pods_take_no_gpu_before_all_fit_and_then_get_a_node_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=1)
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(30)
+    assert len(gated(world)) == 2
+    assert bound(world) == {}
+    assert world.conditions()["Ready"] == ("False", "WaitingForGpus")
+    replica = gated(world)[0].removesuffix("-0")
+    assert world.message("Ready") == (
+        f"{replica} needs 2 nodes with 1 free nvidia.com/gpu each, 1 of 1 nodes has them (gpu-1 has 1 of 1): its pods "
+        "take no GPU before all of them fit, and then start by themselves"
+    )
+    writes = len(world.api.writes)
+    await world.wait(60)
+    assert len(world.api.writes) == writes, "waiting writes nothing"
+
+    world.api.put(NODES, node("gpu-2", gpus=1))
+    await world.wait(30)
+    assert sorted(bound(world).values()) == ["gpu-1", "gpu-2"]
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_the_others_learn_the_address_of_the_first_pod_also_when_it_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await a_world(monkeypatch, nodes=3, pods=3)
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    leader, *workers = world.api.all(PODS)
+    words = f"{leader['status']['podIP']} {leader['metadata']['uid']}"
+    assert LEADER not in leader["metadata"]["annotations"]
+    assert [one["metadata"]["annotations"][LEADER] for one in workers] == [words, words]
+
+    world.api.edit(PODS, leader["metadata"]["name"], lambda item: item["status"].update(podIP="10.9.9.9"))
+    await world.settle()
+    _, *workers = world.api.all(PODS)
+    assert {one["metadata"]["annotations"][LEADER].split()[0] for one in workers} == {"10.9.9.9"}
+
+
+async def test_two_replicas_that_want_the_last_nodes_do_not_block_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=3)
+    for name in ("one", "two"):
+        world.api.put(QWENDEPLOYMENTS, deployment(name, servedNames=[name]))
+    await world.wait(40)
+    assert {name.partition("-")[0] for name in bound(world)} == {"one"}
+    assert {name.partition("-")[0] for name in gated(world)} == {"two"}
+    assert world.conditions("one")["Ready"] == ("True", "Serving")
+    assert "1 of 3 nodes has them" in world.message("Ready", "two")
+
+    world.api.remove(world.qd("one"), QWENDEPLOYMENTS)
+    await world.wait(40)
+    assert world.conditions("two")["Ready"] == ("True", "Serving")
+
+
+async def test_a_replica_that_is_not_placed_as_a_whole_gives_its_gpus_back_and_tries_again_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+    world.kubelet.full = {"gpu-2"}
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(30)
+    assert list(bound(world).values()) == ["gpu-1"]
+    await world.wait(700)
+
+    failure = world.qd()["status"]["lastFailure"]
+    assert (failure["reason"], failure["count"]) == ("GroupNotPlaced", 1)
+    assert "1 of 2 pods of" in failure["log"][0]
+    assert world.events()["GroupNotPlaced"] == 1
+    # After a pause of a minute it tried again, and holds a node for at most ten minutes again.
+    held = 0
+    for _ in range(3600):
+        await world.wait(1)
+        held += bool(bound(world))
+    assert world.qd()["status"]["lastFailure"]["count"] >= 3
+    assert held < 2900, "the pauses grow"
+
+    world.kubelet.full = set()
+    await world.wait(2600)
+    assert sorted(bound(world).values()) == ["gpu-1", "gpu-2"]
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_during_the_pause_the_message_says_when_it_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+    world.kubelet.full = {"gpu-2"}
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    for _ in range(800):
+        await world.wait(1)
+        if "lastFailure" in world.qd()["status"] and len(gated(world)) == 2:
+            break
+    assert bound(world) == {}
+    await world.wait(10)
+    assert "was not placed as a whole, and gave its GPUs back: its pods try again at 2026-01-01T" in world.message(
+        "Ready"
+    )
+
+
+async def test_a_quota_for_one_and_a_half_replicas_gives_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=4)
+    hard = {"requests.nvidia.com/gpu": "3"}
+    quota: Manifest = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "gpus", "namespace": "team"},
+        "spec": {"hard": hard},
+        "status": {"hard": hard, "used": {"requests.nvidia.com/gpu": "0"}},
+    }
+    world.api.put(RESOURCE_QUOTAS, quota)
+
+    def count(_verb: str, manifest: Manifest) -> None:
+        if manifest["kind"] == "Pod":
+            used = {"requests.nvidia.com/gpu": str(len(world.names()) + 1)}
+            world.api.edit(RESOURCE_QUOTAS, "gpus", lambda item: item["status"].update(used=used))
+
+    world.api.admit = count
+    world.api.put(QWENDEPLOYMENTS, deployment(replicas=2))
+    await world.wait(60)
+    assert len(world.names()) == 2
+    assert world.qd()["status"]["summary"]["ready"] == "1/2"
+    limited = world.message("ScalingLimited")
+    assert limited.startswith('the ResourceQuota "gpus" allows 3 requests.nvidia.com/gpu, 2 are used, and ')
+    assert "-1 needs on 2 nodes 2: raise the quota or free some of it; the replica then starts by itself" in limited
+
+
+async def test_a_part_of_a_replica_does_not_hold_a_quota_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+
+    def admit(_verb: str, manifest: Manifest) -> None:
+        if manifest["kind"] == "Pod" and manifest["metadata"]["name"].endswith("-1"):
+            raise Forbidden(403, "Forbidden", "exceeded quota: gpus")
+
+    world.api.admit = admit
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(60)
+    (first,) = world.names()
+    uid = world.api.one(PODS, first)["metadata"]["uid"]
+    await world.wait(700)
+    assert uid not in {pod["metadata"]["uid"] for pod in world.api.all(PODS)}
+    assert "the pods of rank 1 of" in world.qd()["status"]["lastFailure"]["log"][0]
+
+
+async def test_gates_of_others_stay_and_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+    kueue = {"name": "kueue.x-k8s.io/admission"}
+
+    def admit(_verb: str, manifest: Manifest) -> None:
+        if manifest["kind"] == "Pod" and kueue not in manifest["spec"]["schedulingGates"]:
+            manifest["spec"]["schedulingGates"].append(kueue)
+
+    world.api.admit = admit
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(30)
+    assert [pod["spec"]["schedulingGates"] for pod in world.api.all(PODS)] == [[kueue], [kueue]]
+    assert "waits until somebody removes its scheduling gates: kueue.x-k8s.io/admission" in world.message("Ready")
+
+    # Whoever queues them decides how long: a new pod would lose its place in the queue.
+    before = [pod["metadata"]["uid"] for pod in world.api.all(PODS)]
+    await world.wait(900)
+    assert [pod["metadata"]["uid"] for pod in world.api.all(PODS)] == before
+
+
+async def test_the_member_that_ended_first_is_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    first, second = (pod["metadata"]["name"] for pod in world.api.all(PODS))
+    reports = {
+        first: ("MemberEnded", f"rank 1 ({second}) ended first, CudaOutOfMemory", "2026-01-01T00:10:05Z"),
+        second: ("CudaOutOfMemory", "RuntimeError: CUDA out of memory", "2026-01-01T00:10:00Z"),
+    }
+    world.kubelet.engine = lambda pod: _ended(*reports[pod["metadata"]["name"]])
+    await world.settle()
+    failure = world.qd()["status"]["lastFailure"]
+    assert (failure["reason"], failure["pod"]) == ("CudaOutOfMemory", second)
+    assert second in world.message("Ready")
+    assert len(world.names()) == 2, "the kubelet starts the containers again, in the same pods"
+
+
+def _ended(reason: str, line: str, finished: str) -> Manifest:
+    report = f'{{"version":1,"reason":"{reason}","phase":"Serving","exitCode":1,"log":["{line}"]}}'
+    ended = {"exitCode": 1, "reason": "Error", "finishedAt": finished, "message": report}
+    waiting = {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting failed container"}
+    status = {
+        "name": "engine",
+        "state": {"waiting": waiting},
+        "lastState": {"terminated": ended},
+        "restartCount": 1,
+    }
+    return {
+        **ready_status({}),
+        "conditions": [{"type": "PodScheduled", "status": "True"}],
+        "containerStatuses": [status],
+    }
+
+
+async def test_only_a_setting_for_tests_puts_two_pods_of_a_replica_on_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_groups(2, monkeypatch)
+    for distinct, ready in ((True, "False"), (False, "True")):
+        world = await World(config=replace(CONFIG, distinct_nodes=distinct)).start()
+        world.kubelet.place = True
+        world.api.put(QWENDEPLOYMENTS, deployment())
+        await world.wait(30)
+        assert world.conditions()["Ready"][0] == ready
+
+
+# Room, without a cluster around it.
+
+
+def pod(replica: str, rank: int, gpus: int = 8, **more: Any) -> Manifest:
+    """A pod of a replica of two that nobody has placed, and that is held back unless `gates` says otherwise."""
+    spec = {
+        "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        "schedulingGates": more.get("gates", [{"name": GATE}]),
+        "containers": [{"name": "engine", "resources": {"limits": {"nvidia.com/gpu": str(gpus)}}}],
+        **({"nodeName": more["on"]} if "on" in more else {}),
+    }
+    meta = {
+        "name": f"{replica}-{rank}",
+        "namespace": "team",
+        "creationTimestamp": more.get("created", "2026-01-01T00:00:00Z"),
+        "labels": {"qwen-operator.dev/replica": replica},
+        "annotations": {"qwen-operator.dev/replica-pods": "2"},
+    }
+    return {"metadata": meta, "spec": spec, "status": {"phase": "Pending"}}
+
+
+def pair(replica: str, **more: Any) -> list[Manifest]:
+    return [pod(replica, rank, **more) for rank in (0, 1)]
+
+
+LATER = {"created": "2026-01-01T00:05:00Z"}
+FREE: list[dict[str, Any]] = []
+
+
+def tainted(name: str, key: str) -> Manifest:
+    return {**node(name), "spec": {"taints": [{"key": key, "effect": "NoSchedule"}]}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "others", "room"),
+    [
+        ([node("a"), node("b")], [], True),
+        ([node("a")], [], False),
+        ([node("a"), node("b", product="NVIDIA-L40S")], [], False),
+        ([node("a"), tainted("b", "dedicated")], [], False),
+        ([node("a"), tainted("b", "nvidia.com/gpu")], [], True),
+        ([node("a"), {**node("b"), "spec": {"unschedulable": True}}], [], False),
+        ([node("a"), node("b")], [pod("x", 0, gpus=1, on="b", gates=FREE)], False),
+        ([node("a"), node("b"), node("c")], [pod("x", 0, gpus=1, on="b", gates=FREE)], True),
+        # Who may be placed already comes first, and so does who is older.
+        ([node("a"), node("b"), node("c")], pair("x", gates=FREE), False),
+        ([node("a"), node("b"), node("c")], pair("aaa"), False),
+        ([node("a"), node("b"), node("c")], pair("x", **LATER), True),
+        # An older one that does not fit itself keeps nobody out.
+        ([node("a"), node("b")], pair("aaa", gpus=16), True),
+        ([node("a"), node("b")], [pod("aaa", 0)], True),
+        # A half of a placed replica does not get a second pod on its first node.
+        (
+            [node("a", gpus=16), node("b"), node("c")],
+            [pod("x", 0, on="a", gates=FREE), pod("x", 1, gates=FREE)],
+            True,
+        ),
+        ([node("a", gpus=16), node("b")], [pod("x", 0, on="a", gates=FREE), pod("x", 1, gates=FREE)], False),
+    ],
+)
+def test_room_is_for_whole_replicas_on_nodes_of_their_own(
+    nodes: list[Manifest], others: list[Manifest], room: bool
+) -> None:
+    why = lacking({"mine"}, "team", Neighbours(tuple(nodes), (*pair("mine"), *others)))
+    assert (why == {}) is room, why
+
+
+def test_network_cards_are_no_gpus() -> None:
+    pods = pair("mine")
+    for one in pods:
+        one["spec"]["containers"][0]["resources"]["limits"] |= {"nvidia.com/cx7_rdma": "1"}
+    assert lacking({"mine"}, "team", Neighbours((node("a"), node("b")), tuple(pods))) == {}
+
+
+def test_a_pool_that_may_grow_counts_with_the_nodes_that_it_may_get() -> None:
+    neighbours = Neighbours((node("a"),), tuple(pair("mine")))
+    assert lacking({"mine"}, "team", neighbours, future_nodes=1) == {}
+    assert list(lacking({"mine"}, "team", neighbours)) == ["mine"]

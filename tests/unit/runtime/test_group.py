@@ -1,0 +1,254 @@
+"""Engines over several pods, with real processes that reach each other over the loopback interface."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_runtime.group import Member, host_and_port
+
+# A program that stands in for SGLang. It prints its options, so that the tests see when and with what it started.
+ENGINE = "import os, signal, sys, time\nprint('started', *sys.argv[1:], flush=True)\n"
+FOREVER = "while True: time.sleep(60)\n"
+# As SGLang's rank 1 does: it waits for rank 0.
+DEAF = f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{FOREVER}"
+DIES = "time.sleep(0.5)\nprint('RuntimeError: CUDA out of memory.', flush=True)\nsys.exit(1)\n"
+SERVES = "print('The server is fired up and ready to roll!', flush=True)\n"
+
+
+@dataclass
+class Pods:
+    """The members of one group on this machine. The rank is in the loopback address."""
+
+    archive: Path
+    folder: Path
+    running: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+
+    def start(self, rank: int, program: str, *options: str, size: int = 2, **env: str) -> "subprocess.Popen[bytes]":
+        leader = self.folder / "leader"
+        if not leader.exists():
+            leader.write_text("127.0.0.1 uid-0")
+        child = [sys.executable, "-I", "-S", "-u", "-c", ENGINE + program]
+        group = [f"--group-size={size}", f"--group-rank={rank}", f"--group-leader={leader}", *options]
+        command = [sys.executable, str(self.archive), "launch", "--termination-log", str(self.log(rank)), *group, "--"]
+        pod = {"QWEN_POD_NAME": f"chat-0-{rank}", "QWEN_POD_IP": f"127.0.0.{rank + 1}", "QWEN_POD_UID": f"uid-{rank}"}
+        process = subprocess.Popen(
+            [*command, *child, f"--node-rank={rank}"],
+            env={**os.environ, **pod, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self.running.append(process)
+        return process
+
+    def log(self, rank: int) -> Path:
+        return self.folder / f"termination-log-{rank}"
+
+    def report(self, rank: int) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self.log(rank).read_bytes())
+        return content
+
+
+@pytest.fixture
+def pods(archive: Path, tmp_path: Path) -> Iterator[Pods]:
+    made = Pods(archive, tmp_path)
+    yield made
+    for process in made.running:
+        process.kill()
+        process.communicate()
+
+
+def read_line(process: "subprocess.Popen[bytes]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().decode().strip()
+
+
+def end(process: "subprocess.Popen[bytes]") -> int:
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_all_engines_start_with_the_address_of_rank_0_when_the_last_member_is_there(
+    pods: Pods, order: tuple[int, ...]
+) -> None:
+    members = {rank: pods.start(rank, FOREVER, size=3) for rank in order}
+    for rank, process in members.items():
+        assert read_line(process) == f"started --node-rank={rank} --dist-init-addr=127.0.0.1:20000"
+
+
+def test_a_member_that_waits_takes_the_address_when_the_operator_writes_it(pods: Pods) -> None:
+    leader = pods.folder / "leader"
+    leader.write_text("")
+    worker = pods.start(1, FOREVER)
+    first = pods.start(0, FOREVER)
+    leader.write_text("127.0.0.1 uid-0\n")
+    assert read_line(worker).startswith("started")
+    assert read_line(first).startswith("started")
+
+
+@pytest.mark.parametrize(
+    ("rank", "leader", "why"),
+    [
+        (0, "127.0.0.1 uid-0", "rank 1 (chat-0-1) did not come within 1 s"),
+        (1, "", "rank 0 (chat-0-0) was not reached: the operator has not named its address yet"),
+        (1, "127.0.0.1 uid-0", "rank 0 (chat-0-0) was not reached: 127.0.0.1:20001: Connection refused"),
+    ],
+)
+def test_who_did_not_come_is_the_cause_and_no_engine_was_started(pods: Pods, rank: int, leader: str, why: str) -> None:
+    (pods.folder / "leader").write_text(leader)
+    process = pods.start(rank, FOREVER, "--group-seconds=1")
+    assert end(process) == 1
+    assert pods.report(rank) == {
+        "version": 1,
+        "reason": "GroupIncomplete",
+        "phase": "Starting",
+        "exitCode": 1,
+        "log": [why],
+    }
+
+
+def test_one_that_waits_names_the_third_that_did_not_come(pods: Pods) -> None:
+    pods.start(0, FOREVER, size=3)
+    worker = pods.start(1, FOREVER, "--group-seconds=3", size=3)
+    assert end(worker) == 1
+    assert pods.report(1)["log"] == ["rank 2 (chat-0-2) did not come within 3 s"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_ends_a_member_that_waits_at_once(pods: Pods, rank: int) -> None:
+    (pods.folder / "leader").write_text("")
+    process = pods.start(rank, FOREVER)
+    process.terminate()
+    code = end(process)
+    # A signal before Python has installed its handler ends the process, as it ends any other.
+    assert code in (143, -signal.SIGTERM)
+
+
+def test_who_belongs_to_an_earlier_pod_of_rank_0_is_not_taken_in(pods: Pods) -> None:
+    (pods.folder / "leader").write_text("127.0.0.1 uid-of-yesterday")
+    worker = pods.start(1, FOREVER, "--group-seconds=2")
+    first = pods.start(0, FOREVER, "--group-seconds=3")
+    assert (end(worker), end(first)) == (1, 1)
+    assert pods.report(1)["log"] == ["rank 0 (chat-0-0) was not reached: it closed the connection"]
+
+
+def test_strangers_and_noise_do_not_disturb_a_group_that_forms(pods: Pods) -> None:
+    first = pods.start(0, FOREVER)
+    strangers = []
+    for noise in (b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 20_000, b'{"rank": "1"}\n', b"[" * 8000 + b"\n", b"[]\n", b""):
+        stranger = _connected("127.0.0.1", 20001)
+        stranger.sendall(noise)
+        strangers.append(stranger)
+    worker = pods.start(1, FOREVER)
+    assert read_line(first).startswith("started")
+    assert read_line(worker).startswith("started")
+    for stranger in strangers:
+        stranger.close()
+
+
+def _connected(host: str, port: int) -> socket.socket:
+    while True:
+        try:
+            return socket.create_connection((host, port))
+        except ConnectionRefusedError:
+            continue
+
+
+def test_different_versions_of_sglang_are_told_before_an_engine_starts(pods: Pods, tmp_path: Path) -> None:
+    versions = {}
+    for rank, version in enumerate(("0.5.22", "0.5.23")):
+        info = tmp_path / str(rank) / f"sglang-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: sglang\nVersion: {version}\n")
+        versions[rank] = str(info.parent)
+    first = pods.start(0, FOREVER, PYTHONPATH=versions[0])
+    worker = pods.start(1, FOREVER, PYTHONPATH=versions[1])
+    assert (end(first), end(worker)) == (1, 1)
+    sentence = "rank 1 (chat-0-1) has SGLang 0.5.23, but rank 0 has 0.5.22: the tag of the engine's image names"
+    for rank in (0, 1):
+        assert pods.report(rank)["log"][0].startswith(sentence)
+
+
+@pytest.mark.parametrize("first_to_end", [0, 1])
+def test_if_one_ends_the_others_end_with_its_cause(pods: Pods, first_to_end: int) -> None:
+    other = 1 - first_to_end
+    programs = {first_to_end: DIES, other: DEAF}
+    members = [pods.start(rank, programs[rank]) for rank in (0, 1)]
+    assert [end(process) for process in members][first_to_end] == 1
+    assert pods.report(first_to_end)["reason"] == "CudaOutOfMemory"
+    report = pods.report(other)
+    assert report["reason"] == "MemberEnded"
+    assert report["log"][-1] == (
+        f"rank {first_to_end} (chat-0-{first_to_end}) ended first, CudaOutOfMemory: RuntimeError: CUDA out of memory."
+    )
+
+
+def test_a_group_that_ended_forms_again_at_once(pods: Pods) -> None:
+    """As the kubelet does it: the containers start again in the same pods."""
+    for _ in range(2):
+        first, worker = pods.start(0, DEAF), pods.start(1, DIES)
+        assert [read_line(process).split()[0] for process in (first, worker)] == ["started", "started"]
+        assert end(worker) == 1
+        again = pods.start(1, FOREVER)
+        assert end(first) == 137
+        first = pods.start(0, FOREVER)
+        assert [read_line(process).split()[0] for process in (first, again)] == ["started", "started"]
+        again.kill()
+        assert end(first) == 137
+
+
+def test_broken_connections_are_put_down_to_the_rank_that_broke_them(pods: Pods) -> None:
+    reset = "time.sleep(0.2)\nprint('RuntimeError: Connection reset by peer', flush=True)\nsys.exit(1)\n"
+    dies = "time.sleep(1.5)\nprint('RuntimeError: CUDA out of memory.', flush=True)\nsys.exit(1)\n"
+    members = [pods.start(0, reset), pods.start(1, dies)]
+    assert [end(process) for process in members] == [1, 1]
+    assert (pods.report(0)["reason"], pods.report(1)["reason"]) == ("MemberEnded", "CudaOutOfMemory")
+
+
+def test_a_killed_member_is_missed_at_once(pods: Pods) -> None:
+    members = [pods.start(0, DEAF), pods.start(1, DEAF)]
+    for process in members:
+        read_line(process)
+    members[1].kill()
+    assert end(members[0]) == 137
+    assert pods.report(0)["log"][-1] == "rank 1 does not answer any more"
+
+
+def test_a_member_that_is_asked_to_end_lets_rank_0_finish_its_requests(pods: Pods) -> None:
+    drains = (
+        "def drain(number, frame):\n    print('drained', flush=True)\n    os._exit(0)\n"
+        f"signal.signal(signal.SIGTERM, drain)\n{SERVES}{FOREVER}"
+    )
+    members = [pods.start(0, drains), pods.start(1, SERVES + DEAF)]
+    for process in members:
+        read_line(process)
+        read_line(process)
+    members[1].terminate()
+    assert read_line(members[0]) == "drained"
+    # Rank 1 ignores SIGTERM. It is ended soon after rank 0 has gone, and does not use up its grace period.
+    assert [end(process) for process in members] == [0, 0]
+    assert pods.log(0).read_bytes() == b""
+    assert pods.log(1).read_bytes() == b""
+
+
+def test_the_address_of_rank_0_in_both_families() -> None:
+    member = Member(2, 0, "chat-0-0", "fd00::1", "uid", Path("/none"))
+    assert host_and_port(member.address, member.dist_port) == "[fd00::1]:20000"
+    assert host_and_port("10.0.0.1", 20000) == "10.0.0.1:20000"
+
+
+def test_without_a_clear_cause_nobody_takes_the_blame_for_another(pods: Pods) -> None:
+    members = [pods.start(0, DEAF), pods.start(1, "time.sleep(0.5)\nsys.exit(3)\n")]
+    assert [end(process) for process in members] == [137, 3]
+    assert pods.report(1)["reason"] == "Unknown"
+    assert pods.report(0)["reason"] == "MemberEnded"
+    assert pods.report(0)["log"][-1].startswith("rank 1 (chat-0-1) ended first, Unknown")

@@ -35,13 +35,15 @@ class Failure:
 class ScalingReport:
     """How many replicas are wanted, and why. `message` has the numbers at the time of the decision.
 
-    `advised`: how many the load would give, while something else decides.
+    `advised`: how many the load would give, while something else decides. `schedules`: the names of the schedules in
+    force.
     """
 
     wanted: int
     reason: Reason
     message: str
     advised: int | None = None
+    schedules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ def _scaling(observation: Observation, old: Mapping[str, Any], now: str) -> dict
         "message": clip(report.message),
         "since": since or now,
         **({} if report.advised is None else {"advised": report.advised}),
+        **({"schedules": list(report.schedules)} if report.schedules else {}),
     }
 
 

@@ -61,13 +61,15 @@ def _with_shorter_log(part: Any) -> Any | None:
     return {**part, "log": [clip(log[0], max(_SHORTEST_LINE, length * 3 // 4))]} if length > _SHORTEST_LINE else None
 
 
-# In this order: the arithmetic of what does not run, what would fit, the arithmetic, the log, the options.
+# In this order: the arithmetic of what does not run, what would fit, the arithmetic, the log, the options,
+# the names of schedules, which the message has too.
 _CUTS: tuple[tuple[str, Step], ...] = (
     ("noFit", _without_last("steps")),
     ("noFit", _without_last("alternatives")),
     ("plan", _without_last("steps")),
     ("lastFailure", _with_shorter_log),
     ("plan", _without_last("args")),
+    ("scaling", _without_last("schedules")),
 )
 
 

@@ -197,6 +197,13 @@ class ScalingStatus:
         default=None,
         minimum=0,
     )
+    schedules: tuple[str, ...] = described(
+        "Names of the schedules in force. They set the limits in place of spec.scaling.",
+        default=(),
+        max_items=16,
+        list_type="atomic",
+        items={"max_length": 40},
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from qwen_operator.scaling.demand import Demand
 from qwen_operator.scaling.load import LoadMemory, classify, resume, settle
 from qwen_operator.scaling.page import Reading, Trouble
 from qwen_operator.scaling.policies import DEFAULT, POLICIES, Policy
-from qwen_operator.scaling.types import EnginePod, Sample, ScaledDeployment, ScalingDecision, ScalingState
+from qwen_operator.scaling.types import Bounds, EnginePod, Sample, ScaledDeployment, ScalingDecision, ScalingState
 
 INTERVAL_SECONDS = 2.0
 LOOK_SECONDS = 1.0
@@ -49,6 +49,8 @@ class _Watched:
     history: Any = None
     policy: str = ""
     """The policy that the history belongs to."""
+    bounds: Bounds | None = None
+    """The bounds of `state`."""
     rest: zero.Rest | None = None
     held: int = 0
     load: LoadMemory | None = None
@@ -220,7 +222,9 @@ class Autoscaler:
         state = ScalingState(
             decision.replicas, decision.reason, decision.message, decision.active, advises=deployment.advises
         )
-        if old and _answer(old) == _answer(state):
+        same_bounds = watched.bounds in (None, bounds)
+        watched.bounds = bounds
+        if old and same_bounds and _answer(old) == _answer(state):
             # Keep the numbers of the decision. With new numbers the operator would write the status every two seconds.
             return old
         log.info(

@@ -155,11 +155,15 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
         plan=running.plan.status(running.revision) if running else None,
         no_fit=blocked.no_fit.status() if blocked and blocked.no_fit else None,
         last_failure=failure,
-        scaling=ScalingReport(given.wanted.number, given.wanted.reason, given.wanted.message, given.wanted.advised),
+        scaling=_report(given.wanted),
         load=given.rules.scaling.load if given.rules.scaling else LoadClass.NONE,
     )
     new = build(observation, old, now)
     return {**new, "summary": {**new["summary"], **_resizing(given, str(new["summary"]["status"]))}}
+
+
+def _report(wanted: WantedReplicas) -> ScalingReport:
+    return ScalingReport(wanted.number, wanted.reason, wanted.message, wanted.advised, wanted.schedules)
 
 
 def _resizing(given: StatusInput, column: str) -> dict[str, str]:
@@ -220,7 +224,8 @@ def _scaling(given: StatusInput, reason: Reason, message: str) -> tuple[Verdict,
     wanted = given.wanted
     active = Verdict(ConditionType.SCALING_ACTIVE, wanted.by_load, wanted.reason, wanted.message)
     at_maximum = wanted.by_load and wanted.reason == Reason.AT_MAXIMUM
-    advice = f"{wanted.message}: raise spec.scaling.maxReplicas, or requests wait"
+    field = "maxReplicas of the schedule" if wanted.schedules else "spec.scaling.maxReplicas"
+    advice = f"{wanted.message}: raise {field}, or requests wait"
     limited = Verdict(ConditionType.SCALING_LIMITED, at_maximum, wanted.reason, advice)
     short = given.answering < given.wanted.number or given.full is not None
     if given.ready and reason in _SHORT_OF_ROOM and short:

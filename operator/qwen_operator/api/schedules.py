@@ -24,7 +24,8 @@ _ZONE_FORM = r"^[A-Za-z0-9+-][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$"
 _HERE = "localtime"
 
 
-@lru_cache(maxsize=1024)
+# To see that no day is like an expression takes some 10 ms, and every look at a spec asks.
+@lru_cache(maxsize=16_384)
 def cron_fault(expression: str) -> str:
     """What is wrong with a cron expression, as a sentence; "" if nothing is."""
     if not matches(_CRON_FORM, expression):

@@ -103,7 +103,7 @@ class Operator:
         identity = f"{config.pod_name}_{wall_stamp()}"
         elector = Elector(api, Terms(config.namespace, config.lease_name, identity), time.monotonic)
         sources = Sources(
-            lambda: scaled_deployments(store.deployments(), store.replicas, store.names.held, _not_scaled),
+            lambda: scaled_deployments(store.deployments(), store.replicas, store.names.held, _not_scaled, utc_now()),
             engines,
             gateway.read,
         )

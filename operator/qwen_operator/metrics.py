@@ -9,6 +9,7 @@ import logging
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -18,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from qwen_operator import objects, untrusted
 from qwen_operator.controller.cache import Store
 from qwen_operator.controller.queue import WorkQueue
+from qwen_operator.controller.worker import utc_now
 from qwen_operator.kube import QWENDEPLOYMENTS, Manifest
 from qwen_operator.objects import ObjectKey, key_of
 from qwen_operator.replicas.groups import Replica
@@ -126,6 +128,7 @@ class DeploymentMetrics:
     store: Store
     load: LoadSource
     leads: Callable[[], bool]
+    now: Callable[[], datetime] = utc_now
     _scaled: Counts[tuple[str, ...]] = field(default_factory=Counts)
     _failures: Counts[tuple[str, ...]] = field(default_factory=Counts)
 
@@ -168,7 +171,7 @@ class DeploymentMetrics:
             if manifest is None:
                 continue
             try:
-                _status(gauges, key, manifest)
+                _status(gauges, key, manifest, self.now())
                 _replicas(gauges, key, manifest, self.store.replicas(manifest))
             except Exception:
                 log.exception("no metrics of this QwenDeployment", extra={"deployment": "/".join(key)})
@@ -255,7 +258,7 @@ class _Gauges:
         self.families[name].add_metric((*key, *(untrusted.clean(label, _LABEL) for label in labels)), value)
 
 
-def _status(gauges: _Gauges, key: ObjectKey, manifest: Manifest) -> None:
+def _status(gauges: _Gauges, key: ObjectKey, manifest: Manifest, now: datetime) -> None:
     status, plan = objects.mapping(manifest, "status"), objects.mapping(manifest, "status", "plan")
     info = (
         objects.mapping(manifest, "spec").get("model"),
@@ -272,7 +275,7 @@ def _status(gauges: _Gauges, key: ObjectKey, manifest: Manifest) -> None:
     gauges.add("qwen_deployment_plan_kv_tokens", key, plan.get("kvTokens"))
     gauges.add("qwen_deployment_plan_startup_seconds", key, plan.get("startupSeconds"))
     _observed(gauges, key, plan, objects.mapping(status, "observed"))
-    wanted, rule = last_wanted(manifest), written_size_rule(manifest)
+    wanted, rule = last_wanted(manifest), written_size_rule(manifest, now)
     gauges.add("qwen_deployment_replicas", key, wanted, "wanted")
     if rule.bounds is not None:
         advised = objects.mapping(status, "scaling").get("advised", wanted)

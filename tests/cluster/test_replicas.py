@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def answering(nodes: OwnNodes, space: str, name: str, **spec: Any) -> Manifest:
     return simulated(space, name, L4, pod=nodes.pod, **spec)
 
 
-def scaled(kubectl: Kubectl, space: str, name: str, wanted: int) -> Manifest:
+def scaled(kubectl: Kubectl, space: str, name: str, wanted: int, seconds: float = 60) -> Manifest:
     """Wait for the size; returns the object."""
 
     def probe() -> Manifest | None:
@@ -43,7 +44,7 @@ def scaled(kubectl: Kubectl, space: str, name: str, wanted: int) -> Manifest:
         shown = obj.get("status", {}).get("scaling", {}).get("wanted")
         return obj if (shown, len(alive(kubectl, space, name))) == (wanted, wanted) else None
 
-    return wait_for(f"{wanted} replicas of {name}", probe, 60)
+    return wait_for(f"{wanted} replicas of {name}", probe, seconds)
 
 
 def test_the_queue_decides_between_minimum_and_maximum(
@@ -63,6 +64,25 @@ def test_the_queue_decides_between_minimum_and_maximum(
     exporter.say(MODEL)
     obj = scaled(kubectl, space, "q", 1)
     assert condition(obj, "ScalingLimited") == {}
+
+
+@pytest.mark.slow
+def test_a_schedule_sets_the_minimum_until_its_end(
+    kubectl: Kubectl, nodes: OwnNodes, exporter: Exporter, space: str
+) -> None:
+    exporter.say(MODEL)
+    now = datetime.now(UTC)
+    start, end = now - timedelta(minutes=2), now + timedelta(seconds=120)
+    day = {"name": "day", "start": f"{start:%M %H} * * *", "end": f"{end:%M %H} * * *", "minReplicas": 2}
+    kubectl.apply(
+        answering(nodes, space, "d", scaling={"maxReplicas": 3, "stabilizationSeconds": 5, "schedules": [day]})
+    )
+
+    obj = scaled(kubectl, space, "d", 2)
+    assert obj["status"]["scaling"]["schedules"] == ["day"]
+    assert "the schedule day sets minReplicas 2 and maxReplicas 3 until" in obj["status"]["scaling"]["message"]
+    obj = scaled(kubectl, space, "d", 1, 200)
+    assert "schedules" not in obj["status"]["scaling"]
 
 
 FAULTS = {"another model": "MetricsInvalid", "401": "MetricsUnauthorized"}

@@ -17,6 +17,7 @@ from qwen_operator.api.engine import Engine
 from qwen_operator.api.fields import Rule, camel, described, matches
 from qwen_operator.api.objective import Objective
 from qwen_operator.api.pod import OWN_VOLUMES, Pod
+from qwen_operator.api.schedules import MOST_SCHEDULES, Schedule, limits_in_order
 from qwen_operator.api.schema import object_schema
 from qwen_operator.api.sizing import Hardware, Parallelism, Workload
 from qwen_operator.api.source import Source
@@ -82,6 +83,14 @@ class Scaling:
             "minReplicas must be at most maxReplicas: lower the first or raise the second",
             _bounds_in_order,
         ),
+        Rule(
+            "!has(self.schedules) || self.schedules.all(one, (has(one.minReplicas) ? one.minReplicas : "
+            "has(self.minReplicas) ? self.minReplicas : 1) <= "
+            "(has(one.maxReplicas) ? one.maxReplicas : self.maxReplicas))",
+            "a schedule that sets only minReplicas or only maxReplicas has the other from spec.scaling, and in every "
+            "schedule the first must be at most the second: set both in the schedule",
+            limits_in_order,
+        ),
     )
 
     max_replicas: int = described(
@@ -132,6 +141,15 @@ class Scaling:
         default=600,
         minimum=30,
         maximum=86400,
+    )
+    schedules: tuple[Schedule, ...] = described(
+        "Times with their own minReplicas and maxReplicas, for load that is known in advance. While several are in "
+        "force, the larger minReplicas and the larger maxReplicas count. Example: [{name: office-hours, start: "
+        "45 7 * * MON-FRI, end: 0 19 * * MON-FRI, timeZone: Europe/Berlin, minReplicas: 3}].",
+        default=(),
+        max_items=MOST_SCHEDULES,
+        list_type="map",
+        list_map_keys=["name"],
     )
 
     @property

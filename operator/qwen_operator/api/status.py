@@ -36,7 +36,7 @@ class ScalingReport:
     """How many replicas are wanted, and why. `message` has the numbers at the time of the decision.
 
     `advised`: how many the load would give, while something else decides. `hour_percent`, `day_percent`: at least so
-    many of 100 requests kept the objective.
+    many of 100 requests kept the objective. `schedules`: the names of the schedules in force.
     """
 
     wanted: int
@@ -45,6 +45,7 @@ class ScalingReport:
     advised: int | None = None
     hour_percent: int | None = None
     day_percent: int | None = None
+    schedules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,7 @@ def _scaling(observation: Observation, old: Mapping[str, Any], now: str) -> dict
         "since": since or now,
         **({} if report.advised is None else {"advised": report.advised}),
         **({"attainmentPercent": percent} if percent else {}),
+        **({"schedules": list(report.schedules)} if report.schedules else {}),
     }
 
 

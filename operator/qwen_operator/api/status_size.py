@@ -69,14 +69,15 @@ def _with_fewer_numbers(part: Any) -> Any | None:
     return None if name is None else {key: value for key, value in part.items() if key != name}
 
 
-# In this order: the arithmetic of what does not run, what would fit, the arithmetic, the log, the options, the
-# numbers of a download.
+# In this order: the arithmetic of what does not run, what would fit, the arithmetic, the log, the options, the names of
+# schedules, which the message has too, the numbers of a download.
 _CUTS: tuple[tuple[str, Step], ...] = (
     ("noFit", _without_last("steps")),
     ("noFit", _without_last("alternatives")),
     ("plan", _without_last("steps")),
     ("lastFailure", _with_shorter_log),
     ("plan", _without_last("args")),
+    ("scaling", _without_last("schedules")),
     ("progress", _with_fewer_numbers),
 )
 

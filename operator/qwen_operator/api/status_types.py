@@ -232,6 +232,13 @@ class ScalingStatus:
         "engines do not report it. It changes every five minutes at most.",
         default=None,
     )
+    schedules: tuple[str, ...] = described(
+        "Names of the schedules in force. They set the limits in place of spec.scaling.",
+        default=(),
+        max_items=16,
+        list_type="atomic",
+        items={"max_length": 40},
+    )
 
 
 @dataclass(frozen=True, slots=True)

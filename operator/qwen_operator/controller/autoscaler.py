@@ -21,7 +21,15 @@ from qwen_operator.scaling.load import LoadMemory, classify, resume, settle
 from qwen_operator.scaling.page import Reading, Trouble
 from qwen_operator.scaling.policies import DEFAULT, POLICIES, Policy
 from qwen_operator.scaling.recording import Looked
-from qwen_operator.scaling.types import UNKNOWN, EnginePod, Sample, ScaledDeployment, ScalingDecision, ScalingState
+from qwen_operator.scaling.types import (
+    UNKNOWN,
+    Bounds,
+    EnginePod,
+    Sample,
+    ScaledDeployment,
+    ScalingDecision,
+    ScalingState,
+)
 
 INTERVAL_SECONDS = 2.0
 LOOK_SECONDS = 1.0
@@ -51,6 +59,8 @@ class _Watched:
     history: Any = None
     policy: str = ""
     """The policy that the history belongs to."""
+    bounds: Bounds | None = None
+    """The bounds of `state`."""
     rest: zero.Rest | None = None
     demand: ModelDemand = field(default_factory=ModelDemand)
     load: LoadMemory | None = None
@@ -242,7 +252,9 @@ class Autoscaler:
         state = ScalingState(
             decision.replicas, decision.reason, decision.message, decision.active, advises=deployment.advises
         )
-        if old and _answer(old) == _answer(state):
+        same_bounds = watched.bounds in (None, bounds)
+        watched.bounds = bounds
+        if old and same_bounds and _answer(old) == _answer(state):
             # Keep the numbers of the decision. With new numbers the operator would write the status every two seconds.
             return old
         log.info(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from datetime import datetime
 
 from qwen_operator import objects, untrusted
 from qwen_operator.api.conditions import MESSAGE_LIMIT, ConditionType, Reason
@@ -25,16 +26,18 @@ def scaled_deployments(
     replicas: Callable[[Manifest], Iterable[Replica]],
     names: Callable[[ObjectKey], tuple[str, ...]] = lambda _key: (),
     skipped: Callable[[ObjectKey, Exception], None] = lambda _key, _error: None,
+    now: datetime | None = None,
 ) -> Iterator[ScaledDeployment]:
     """All QwenDeployments that are not being deleted. `replicas` and `names` return those of one.
 
+    `now` is timezone-aware; without it, schedules do not count.
     If one cannot be read, it is left out and `skipped` gets its key and the error. The others scale on.
     """
     for deployment in deployments:
         if objects.is_deleting(deployment):
             continue
         try:
-            scaled = scaled_deployment(deployment, replicas(deployment), names)
+            scaled = scaled_deployment(deployment, replicas(deployment), names, now)
         except Exception as error:
             skipped(objects.key_of(deployment), error)
             continue
@@ -45,10 +48,11 @@ def scaled_deployment(
     deployment: Manifest,
     replicas: Iterable[Replica],
     names: Callable[[ObjectKey], tuple[str, ...]] = lambda _key: (),
+    now: datetime | None = None,
 ) -> ScaledDeployment:
     """The deployment with the leaders of its replicas, without replicas that are being deleted or have ended."""
     meta = deployment["metadata"]
-    rule = written_size_rule(deployment)
+    rule = written_size_rule(deployment, now)
     scaled = ScaledDeployment(
         key=objects.key_of(deployment),
         uid=meta["uid"],

@@ -7,17 +7,21 @@ disruption budget all take the number from here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
 
 from qwen_operator import objects, untrusted
+from qwen_operator.actions.events import rfc3339
 from qwen_operator.api import reading
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.objective import Objective
 from qwen_operator.api.schema import object_schema
 from qwen_operator.api.spec import Scaling
 from qwen_operator.scaling.policies import DEFAULT
+from qwen_operator.scaling.schedules import limits
 from qwen_operator.scaling.types import Bounds, ScalingState
 
+_SLEEPS = (Reason.ASLEEP, Reason.GATEWAY_SILENT)
 # More than any version of the API allows.
 _MOST_WANTED = 10_000
 
@@ -37,8 +41,9 @@ class SizeRule:
     """What decides, and the smallest and largest size.
 
     `bounds`: the limits for the load, also if it only advises; None without spec.scaling, and if the deployment is
-    suspended. `scaling_configured`: spec.scaling is set. `policy` is a name in scaling/policies.py.
-    `objective`: how soon answers should come, whatever decides the size.
+    suspended. `scaling_configured`: spec.scaling is set. `policy` is a name in scaling/policies.py. `objective`: how
+    soon answers should come, whatever decides the size. `schedules`: the names of the schedules that set the bounds
+    now. `until`: when a schedule changes them next; None if none does.
     """
 
     decider: Decider
@@ -48,15 +53,23 @@ class SizeRule:
     scaling_configured: bool = False
     policy: str = DEFAULT
     objective: Objective = field(default_factory=Objective)
+    schedules: tuple[str, ...] = ()
+    until: datetime | None = None
 
     def bounded(self, number: int) -> int:
         return min(max(number, self.least), self.most)
 
+    def waits(self, now: datetime) -> tuple[float, ...]:
+        """The seconds until a schedule changes the rule; nothing if none does."""
+        return () if self.until is None else ((self.until - now).total_seconds(),)
 
-def size_rule(replicas: int | None, scaling: Scaling | None, *, suspend: bool = False) -> SizeRule:
+
+def size_rule(
+    replicas: int | None, scaling: Scaling | None, *, suspend: bool = False, now: datetime | None = None
+) -> SizeRule:
     """The rule of a spec: `suspend` takes precedence over `replicas`, and that over `scaling`.
 
-    Without all of them there is one replica.
+    Without all of them there is one replica. `now` is timezone-aware; without it, schedules do not count.
     """
     if suspend and scaling is not None:
         return SizeRule(Decider.SPEC_SUSPEND, 0, 0, scaling_configured=True, objective=scaling.objective)
@@ -65,15 +78,24 @@ def size_rule(replicas: int | None, scaling: Scaling | None, *, suspend: bool = 
     if scaling is None:
         number = 1 if replicas is None else replicas
         return SizeRule(Decider.DEFAULT if replicas is None else Decider.SPEC_REPLICAS, number, number)
+    present = limits(scaling, now)
     bounds = Bounds(
-        scaling.min_replicas,
-        scaling.max_replicas,
+        present.least,
+        present.most,
         float(scaling.stabilization_seconds),
-        idle_seconds=0.0 if scaling.min_replicas else float(scaling.idle_seconds),
+        idle_seconds=0.0 if present.least else float(scaling.idle_seconds),
         objective=scaling.objective,
     )
     rule = SizeRule(
-        Decider.LOAD, bounds.least, bounds.most, bounds, True, policy=scaling.policy, objective=scaling.objective
+        Decider.LOAD,
+        bounds.least,
+        bounds.most,
+        bounds,
+        scaling_configured=True,
+        policy=scaling.policy,
+        objective=scaling.objective,
+        schedules=present.schedules,
+        until=present.until,
     )
     if replicas is not None:
         return replace(rule, decider=Decider.SPEC_REPLICAS, least=replicas, most=replicas)
@@ -83,8 +105,8 @@ def size_rule(replicas: int | None, scaling: Scaling | None, *, suspend: bool = 
     return rule
 
 
-def written_size_rule(deployment: objects.Object) -> SizeRule:
-    """The rule of an unchecked spec. If the spec is invalid, the rule of an empty spec."""
+def written_size_rule(deployment: objects.Object, now: datetime | None = None) -> SizeRule:
+    """The rule of an unchecked spec. If the spec is invalid, the rule of an empty spec. `now` is as in `size_rule`."""
     spec = objects.mapping(deployment, "spec")
     replicas, scaling = spec.get("replicas"), spec.get("scaling")
     suspend = spec.get("suspend") is True
@@ -93,7 +115,7 @@ def written_size_rule(deployment: objects.Object) -> SizeRule:
         return size_rule(None, None, suspend=suspend)
     if scaling is None or reading.problems(scaling, object_schema(Scaling), "spec.scaling"):
         return size_rule(number, None, suspend=suspend)
-    return size_rule(number, reading.build(Scaling, objects.mapping(scaling)), suspend=suspend)
+    return size_rule(number, reading.build(Scaling, objects.mapping(scaling)), suspend=suspend, now=now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +124,7 @@ class WantedReplicas:
 
     `by_load`: the load decided it. It is False if the spec decided, or if the number stays because the load is unknown.
     `advised`: the number that the load would give; None if the load decides, or if it is unknown.
+    `schedules`: the names of the schedules that set the bounds now.
     """
 
     number: int
@@ -109,6 +132,7 @@ class WantedReplicas:
     message: str
     by_load: bool = False
     advised: int | None = None
+    schedules: tuple[str, ...] = ()
 
 
 def wanted_replicas(
@@ -122,17 +146,30 @@ def wanted_replicas(
     if rule.decider is Decider.SPEC_SUSPEND:
         return WantedReplicas(0, Reason.SUSPENDED, "spec.suspend is true")
     if rule.decider is Decider.SPEC_REPLICAS:
-        return _advised(WantedReplicas(rule.least, Reason.REPLICAS_SET, _set_message(rule, writer)), state)
+        return _advised(WantedReplicas(rule.least, Reason.REPLICAS_SET, _set_message(rule, writer)), state, rule)
     if rule.decider is Decider.ADVISORY:
         message = "spec.scaling.mode is Advisory, so the number of replicas stays"
-        return _advised(WantedReplicas(rule.bounded(existing), Reason.ADVISORY, message), state)
+        return _advised(WantedReplicas(rule.bounded(existing), Reason.ADVISORY, message), state, rule)
     if rule.decider is Decider.DEFAULT:
         message = "there is one replica, because neither spec.scaling nor spec.replicas is set"
         return WantedReplicas(rule.least, Reason.NOT_CONFIGURED, message)
-    if state is None or state.wanted is None or state.advises:
-        return _unmeasured(rule.bounded(existing))
+    if state is None or state.wanted is None or state.advises or (rule.least and state.reason in _SLEEPS):
+        # The last: a schedule or an edit ended the sleep, and the scaling loop has not looked since.
+        return _scheduled(_unmeasured(rule.bounded(existing)), rule)
     # The bounds may have changed since the state was made.
-    return WantedReplicas(rule.bounded(state.wanted), state.reason, state.message, state.active)
+    wanted = WantedReplicas(rule.bounded(state.wanted), state.reason, state.message, state.active)
+    return _scheduled(wanted, rule)
+
+
+def _scheduled(wanted: WantedReplicas, rule: SizeRule) -> WantedReplicas:
+    """With the schedules that set the bounds now."""
+    if not rule.schedules or rule.bounds is None:
+        return wanted
+    names = ", ".join(rule.schedules)
+    subject = f"the schedule {names} sets" if len(rule.schedules) == 1 else f"the schedules {names} set"
+    until = f" until {rfc3339(rule.until)}" if rule.until else ""
+    sets = f"{subject} minReplicas {rule.bounds.least} and maxReplicas {rule.bounds.most}{until}"
+    return replace(wanted, message=f"{wanted.message}; {sets}", schedules=rule.schedules)
 
 
 def _unmeasured(existing: int) -> WantedReplicas:
@@ -143,12 +180,12 @@ def _unmeasured(existing: int) -> WantedReplicas:
     return WantedReplicas(existing, Reason.NOTHING_TO_MEASURE, message)
 
 
-def _advised(wanted: WantedReplicas, state: ScalingState | None) -> WantedReplicas:
+def _advised(wanted: WantedReplicas, state: ScalingState | None, rule: SizeRule) -> WantedReplicas:
     """With what the load would give."""
     if state is None or state.wanted is None:
-        return wanted
+        return _scheduled(wanted, rule)
     message = f"{wanted.message}; spec.scaling would want {state.wanted}: {state.message}"
-    return replace(wanted, message=message, advised=state.wanted)
+    return _scheduled(replace(wanted, message=message, advised=state.wanted), rule)
 
 
 def _set_message(rule: SizeRule, writer: tuple[str, str] | None) -> str:

@@ -178,7 +178,8 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
 
 def _scaling_report(given: StatusInput) -> ScalingReport:
     wanted, attained = given.wanted, given.rules.scaling.attained if given.rules.scaling else UNKNOWN
-    return ScalingReport(wanted.number, wanted.reason, wanted.message, wanted.advised, attained.hour, attained.day)
+    decision = (wanted.number, wanted.reason, wanted.message, wanted.advised)
+    return ScalingReport(*decision, attained.hour, attained.day, wanted.schedules)
 
 
 def _column(given: StatusInput, column: str) -> dict[str, str]:
@@ -250,7 +251,8 @@ def _scaling(given: StatusInput, reason: Reason, message: str) -> tuple[Verdict,
     wanted = given.wanted
     active = Verdict(ConditionType.SCALING_ACTIVE, wanted.by_load, wanted.reason, wanted.message)
     at_maximum = wanted.by_load and wanted.reason == Reason.AT_MAXIMUM
-    advice = f"{wanted.message}: raise spec.scaling.maxReplicas, or requests wait"
+    field = "maxReplicas of the schedule" if wanted.schedules else "spec.scaling.maxReplicas"
+    advice = f"{wanted.message}: raise {field}, or requests wait"
     limited = Verdict(ConditionType.SCALING_LIMITED, at_maximum, wanted.reason, advice)
     short = given.answering < given.wanted.number or given.full is not None
     if given.ready and reason in _SHORT_OF_ROOM and short:

@@ -24,6 +24,8 @@ class Bad:
         }
 
 
+SCHEDULE = {"name": "day", "start": "0 8 * * *", "end": "0 19 * * *", "minReplicas": 2}
+
 BAD = (
     Bad("name too long", name="q" * 41, says=("metadata.name", "at most 40 characters")),
     Bad("name with a dot", name="qwen1.5-7b", says=("metadata.name", "no dot", "qwen15-7b")),
@@ -107,6 +109,31 @@ BAD = (
         "an objective faster than any engine measures",
         {"scaling": {"maxReplicas": 2, "objective": {"timeToFirstTokenMilliseconds": 99}}},
         says=("spec.scaling.objective.timeToFirstTokenMilliseconds", "100"),
+    ),
+    *(
+        Bad(
+            case,
+            {"scaling": {"maxReplicas": 4, "schedules": [SCHEDULE | changed]}},
+            says=(f"spec.scaling.schedules[0]{field}", *says),
+        )
+        for case, changed, field, says in (
+            ("schedule with a short start", {"start": "0 8 * *"}, ".start", ("cron expression with five fields",)),
+            ("schedule with a wrong end", {"end": "@daily"}, ".end", ("cron expression with five fields",)),
+            ("schedule in no zone", {"timeZone": "Berlin time"}, ".timeZone", ("Berlin time", "Europe/Berlin")),
+            ("schedule without limits", {"minReplicas": None}, "", ("set minReplicas, maxReplicas or both",)),
+            ("schedule that never ends", {"end": SCHEDULE["start"]}, "", ("start and end must differ",)),
+            ("schedule with a wrong name", {"name": "Day"}, ".name", ("a-z0-9",)),
+        )
+    ),
+    Bad(
+        "schedule above the most",
+        {"scaling": {"maxReplicas": 1, "schedules": [SCHEDULE]}},
+        says=("spec.scaling", "in every schedule the first must be at most the second"),
+    ),
+    Bad(
+        "schedule twice",
+        {"scaling": {"maxReplicas": 4, "schedules": [SCHEDULE, SCHEDULE]}},
+        says=("spec.scaling.schedules", "day"),
     ),
     Bad("a window of days", {"scaling": {"maxReplicas": 2, "stabilizationSeconds": 86400}}, says=("3600",)),
     Bad("endless draining", {"rollout": {"drainSeconds": 86401}}, says=("spec.rollout.drainSeconds", "86400")),

@@ -35,6 +35,17 @@ def test_bad_objects_are_refused_with_field_and_cure(bad: Bad) -> None:
     assert all(part in text for part in bad.says), text
 
 
+def test_a_schedule_that_only_the_operator_can_check_is_refused_with_field_and_cure() -> None:
+    day = {"name": "day", "start": "0 25 * * *", "end": "0 0 31 2 *", "timeZone": "Europe/Berlim", "minReplicas": 2}
+    with pytest.raises(InvalidSpec) as caught:
+        parse(_object(scaling={"maxReplicas": 4, "schedules": [day]}))
+    start, end, zone = caught.value.problems
+    assert start.startswith("spec.scaling.schedules[0].start: '0 25 * * *': must be a cron expression with five fields")
+    assert "Its hour is wrong; right would be, for example, '0 8 * * MON-FRI'" in start
+    assert "spec.scaling.schedules[0].end: '0 0 31 2 *'" in end
+    assert "spec.scaling.schedules[0].timeZone: 'Europe/Berlim': must be a name of the IANA" in zone
+
+
 def test_every_fault_is_told_at_once() -> None:
     with pytest.raises(InvalidSpec) as caught:
         parse({"metadata": {"name": "1"}, "spec": {"model": "a:b", "replicas": -1, "source": {"uri": "x"}, "y": 1}})

@@ -216,7 +216,7 @@ def test_whatever_is_long_the_rest_keeps_its_budget(
         plan=dict(_observation().plan or {}, gpuProduct="p" * 63, steps=steps, args=args),
         no_fit={"steps": steps, "alternatives": [{"kind": "Nodes", "patch": "{}"}] * 6} if full else None,
         last_failure=replace(FAILURE, pod="p" * 60, log=tuple(log)),
-        scaling=ScalingReport(64, Reason.METRICS_UNAUTHORIZED, message, 64, 100, 100),
+        scaling=ScalingReport(64, Reason.METRICS_UNAUTHORIZED, message, 64, 100, 100, ("s" * 40,) * 16),
     )
     built = status.build(observation, {}, NOW)
     assert size_of(built) <= SIZE_LIMIT

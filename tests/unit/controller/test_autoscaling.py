@@ -110,7 +110,7 @@ class ScalingWorld(World):
         store = operator.store
 
         def view() -> Iterator[ScaledDeployment]:
-            return scaled_deployments(store.all(QWENDEPLOYMENTS), store.replicas, store.names.held)
+            return scaled_deployments(store.all(QWENDEPLOYMENTS), store.replicas, store.names.held, now=clock.now())
 
         sources = Sources(view, self.pages, self.read_demand)
         self.scaler = Autoscaler(sources, operator.queue.add, Pace(clock=clock.monotonic), on_look=self.on_look)
@@ -499,3 +499,30 @@ async def test_the_status_shows_how_many_requests_kept_the_objective(spec: Manif
         await world.new_leader()
         await world.pass_time(20)
         assert world.qd()["status"]["scaling"]["attainmentPercent"] == {"hour": 98, "day": 98}
+
+
+async def test_a_schedule_starts_replicas_of_a_model_that_sleeps_and_lets_it_sleep_again() -> None:
+    clock = Clock()
+    engines = [Engine(clock) for _ in range(2)]
+    day = {"name": "day", "start": "10 1 * * *", "end": "20 2 * * *", "timeZone": "Europe/Berlin", "minReplicas": 2}
+    async with scaled(engines, clock) as world:
+        world.api.edit(
+            QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling={**SLEEPS, "schedules": [day]})
+        )
+        await world.pass_time(500)
+        assert world.scaling() == (0, Reason.ASLEEP), "it is 01:08 in Berlin"
+        await world.pass_time(130)
+        assert world.replicas() == {0: True, 1: True}, "nobody asked for it"
+        assert world.scaling() == (2, Reason.STEADY)
+        status = world.qd()["status"]["scaling"]
+        sets = "the schedule day sets minReplicas 2 and maxReplicas 3 until 2026-01-01T01:20:00Z"
+        assert (status["schedules"], sets in status["message"]) == (["day"], True)
+        assert sets in verdict(world, "ScalingActive")["message"]
+
+        clock.advance(3600)
+        await world.pass_time(400)
+        assert world.replicas() == {0: True, 1: True}, "the schedule is in force, and nobody asks"
+        await world.pass_time(400)
+        assert world.replicas() == {}
+        assert world.scaling() == (0, Reason.ASLEEP)
+        assert "schedules" not in world.qd()["status"]["scaling"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.objective import Objective
+from qwen_operator.api.schedules import Schedule
 from qwen_operator.api.spec import Scaling, Spec
 from qwen_operator.replicas.wanted import (
     Decider,
@@ -163,3 +165,23 @@ def test_the_rule_of_a_spec_that_nobody_checked(spec: dict[str, Any], rule: Size
 def test_a_status_without_a_number_says_none(status: Any) -> None:
     assert last_wanted({"status": status}) is None
     assert last_wanted({"status": {"scaling": {"wanted": 3}}}) == 3
+
+
+def test_a_schedule_sets_the_bounds_while_it_is_in_force() -> None:
+    noon, evening = (datetime(2026, 11, 24, hour, tzinfo=UTC) for hour in (12, 20))
+    day = Schedule("day", "0 8 * * *", "0 19 * * *", min_replicas=3, max_replicas=5)
+    scaling = Scaling(4, 0, schedules=(day,))
+    by_day, by_night = (size_rule(None, scaling, now=now) for now in (noon, evening))
+    assert [(rule.least, rule.most, rule.schedules) for rule in (by_day, by_night)] == [(3, 5, ("day",)), (0, 4, ())]
+    assert (by_day.waits(noon), by_night.waits(evening)) == ((7 * 3600,), (12 * 3600,))
+    assert by_night.bounds == Bounds(0, 4, 300.0, 600.0)
+
+    wanted = wanted_replicas(by_day, _state(1), WRITER, 1)
+    assert (wanted.number, wanted.schedules) == (3, ("day",))
+    sets = "; the schedule day sets minReplicas 3 and maxReplicas 5 until 2026-11-24T19:00:00Z"
+    assert wanted.message == f"as counted{sets}"
+    asleep = wanted_replicas(by_day, _state(0, Reason.ASLEEP), WRITER, 0)
+    assert (asleep.number, asleep.reason) == (3, Reason.NOTHING_TO_MEASURE), "the schedule ended the sleep"
+    fixed = size_rule(2, scaling, now=noon)
+    assert fixed.waits(noon) == (7 * 3600,), "the advice changes"
+    assert wanted_replicas(fixed, None, WRITER, 2).message.endswith(sets)

@@ -21,7 +21,7 @@ from qwen_operator.replicas.pod_state import as_of
 from qwen_operator.replicas.rollout import Moves, moves, pod_repairs
 from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.waiting import Cluster, explained, growth
-from qwen_operator.replicas.wanted import WantedReplicas, last_wanted, size_rule, wanted_replicas
+from qwen_operator.replicas.wanted import SizeRule, WantedReplicas, last_wanted, size_rule, wanted_replicas
 from qwen_operator.status.observed import startup_seconds
 
 
@@ -33,7 +33,8 @@ def replicas(course: Course) -> Step:
     observed, running = course.observed, course.running
     existing = _replicas(course)
     sorted_replicas = sort_replicas(existing, running.revision if running else "", observed.nodes)
-    wanted = _wanted(course, sorted_replicas)
+    rule = size_rule(course.spec.replicas, course.spec.scaling, suspend=course.spec.suspend, now=course.now)
+    wanted = _wanted(course, sorted_replicas, rule)
     rules = _rules(course, wanted.number)
     progress = progress_of(running, sorted_replicas, observed.readable, rules) if running else Progress()
     if hold := progress.hold:
@@ -58,7 +59,10 @@ def replicas(course: Course) -> Step:
             full=course.full or full,
         ),
         actions,
-        requeue_after=_requeue_after(existing, (*waits(sorted_replicas, rules), *progress.waits, *placed.waits)),
+        requeue_after=_requeue_after(
+            existing,
+            (*waits(sorted_replicas, rules), *progress.waits, *placed.waits, *rule.waits(course.now)),
+        ),
     )
 
 
@@ -123,7 +127,7 @@ def _replicas(course: Course) -> tuple[Replica, ...]:
     return groups_of(states, course.observed.pods_of_revisions)
 
 
-def _wanted(course: Course, sorted_replicas: SortedReplicas) -> WantedReplicas:
+def _wanted(course: Course, sorted_replicas: SortedReplicas, rule: SizeRule) -> WantedReplicas:
     """The wanted number. If the load should decide but is unknown, it is the number of existing replicas."""
     deployment, rollout = course.observed.deployment, course.spec.rollout
     shown = last_wanted(deployment)
@@ -131,7 +135,6 @@ def _wanted(course: Course, sorted_replicas: SortedReplicas) -> WantedReplicas:
     if shown is not None:
         # A rollout may have removed so many before their successors exist.
         existing = max(existing, min(shown, existing + rollout.max_unavailable))
-    rule = size_rule(course.spec.replicas, course.spec.scaling, suspend=course.spec.suspend)
     return wanted_replicas(rule, course.observed.scaling, replicas_writer(deployment["metadata"]), existing)
 
 

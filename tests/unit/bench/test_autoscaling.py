@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.autoscaling import traces
+from bench.autoscaling import constant, traces
 from bench.autoscaling.__main__ import SYNTHETIC, main
 from bench.autoscaling.engine import SPEEDS, Done, Engine, Request, Speed
 from bench.autoscaling.fleet import Case, lower_bound, simulate
@@ -99,3 +99,17 @@ def test_missing_data_are_explained(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["--suite", "design", "--traces", str(tmp_path)]) == 1
     assert "Azure/AzurePublicDataset" in capsys.readouterr().err
     assert not {window for window in SUITES["held-out"] if window in SUITES["design"]}
+
+
+def test_a_constant_load_has_its_rate_and_lengths_and_is_always_the_same() -> None:
+    requests = constant.poisson(2.0)
+    assert len(requests) == pytest.approx(2.0 * constant.HOURS * 3600, rel=0.05)
+    assert sum(each.prompt for each in requests) / len(requests) == pytest.approx(1000, rel=0.05)
+    assert sum(each.output for each in requests) / len(requests) == pytest.approx(170, rel=0.05)
+    assert requests == constant.poisson(2.0)
+
+
+def test_the_table_of_constant_loads(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constant, "RATES", {"7b-mha": (0.05, 0.1)})
+    constant.main(["--models", "7b-mha", "--rules", "Queue"])
+    assert "| 7b-mha | Queue (ours), 300 s | 2 | 0 | 0 | 6.0 | 100.00% |" in capsys.readouterr().out

@@ -144,3 +144,17 @@ def test_a_frozen_scheduler_holds_the_size(kubectl: Kubectl, scaled: str) -> Non
         assert obj["status"]["scaling"]["wanted"] == 1
         assert [p["metadata"]["uid"] for p in alive(kubectl, scaled, "load")] == [pod["metadata"]["uid"]]
     wait_condition(kubectl, scaled, "load", ("ScalingActive", "True", "Steady"), 60)
+
+
+@pytest.mark.timeout(400)
+def test_the_status_shows_that_streams_waited_for_too_long(kubectl: Kubectl, scaled: str) -> None:
+    """Of the six streams at once, four had to wait for a slot for longer than two seconds. The status follows within
+    five minutes."""
+    status = wait_for("a percentage below the objective", lambda: _missed(kubectl, scaled), 330, every=2)
+    print(f"of 100 requests kept the objective: {status['attainmentPercent']}")
+    assert status["attainmentPercent"]["day"] < 99
+
+
+def _missed(kubectl: Kubectl, space: str) -> Manifest | None:
+    status = scaling(kubectl, space)
+    return status if status.get("attainmentPercent", {}).get("hour", 100) < 99 else None

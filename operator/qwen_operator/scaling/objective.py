@@ -10,7 +10,8 @@ caches, P prompt tokens arrive per second, and `limit` is the mean time that an 
 `floor`, `cached` and `prefill` are measured (speed.py). The second line follows from the time per output token: a
 replica decodes while it does not prefill, and a step takes floor + cached * tokens. `share` is steered (steering.py).
 The headroom is learned (growth.py). Waiting prompts add the replicas that compute them within CLEAR_SECONDS. While the
-speed is unknown, only the first line counts. The size is never below the need by the rule of policy.py.
+speed is unknown, only the first line counts. The size is never below the need by the rule of policy.py. A replica that
+was needed again soon after its removal stays (regret.py).
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from qwen_operator.api.objective import Objective
-from qwen_operator.scaling import answers, growth, policy, sizes, speed, steering
+from qwen_operator.scaling import answers, growth, policy, regret, sizes, speed, steering
 from qwen_operator.scaling.growth import Growth
 from qwen_operator.scaling.policy import TOKEN_TARGET, Need
+from qwen_operator.scaling.regret import Regret
 from qwen_operator.scaling.sizes import LARGEST_NEED, Needed, Sizes
 from qwen_operator.scaling.speed import Meter, Speed
 from qwen_operator.scaling.steering import Steering, Traffic
@@ -51,12 +53,13 @@ _LIMITS = {
 class Demand:
     """The numbers behind the size that one scrape needs. `need`: the need by the rule of policy.py.
 
-    `replicas`: the demand by `limit`, without headroom.
+    `replicas`: the demand by `limit`, without headroom. `kept`: one replica more, see regret.py.
     """
 
     need: Need
     replicas: float = 0.0
     limit: str = "cache"
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ class History:
     steering: Steering = field(default_factory=Steering)
     arrivals: Arrivals = field(default_factory=Arrivals)
     starts: Starts = field(default_factory=Starts)
+    regret: Regret = field(default_factory=Regret)
     objective: Objective = field(default_factory=Objective)
 
 
@@ -110,7 +114,8 @@ def remember(
     if sample.engines and not answers.unread(sample, engines):
         history = _learned(history, sample, engines, need)
     needed = _needed(history, sample, need)
-    return replace(history, sizes=sizes.add(history.sizes, needed, sample, engines, bounds.window))
+    before, after = history.sizes, sizes.add(history.sizes, needed, sample, engines, bounds.window)
+    return replace(history, sizes=after, regret=regret.note(history.regret, before.size, after.size, sample.at))
 
 
 def decide(history: History, bounds: Bounds, engines: tuple[EnginePod, ...]) -> ScalingDecision:
@@ -179,10 +184,12 @@ def _needed(history: History, sample: Sample, need: Need) -> Needed[Demand]:
     target = growth.with_headroom(history.growth, parts[limit])
     if history.speed is not None:
         target += need.queued * _context(sample, need) * history.speed.prefill / CLEAR_SECONDS
-    size = math.ceil(target)
+    size = plain = math.ceil(target)
     if size < history.sizes.size:
-        size = min(history.sizes.size, math.ceil(target + _SLACK))
-    return Needed(sample.at, min(max(size, need.replicas), LARGEST_NEED), Demand(need, parts[limit], limit))
+        plain = min(history.sizes.size, math.ceil(target + _SLACK))
+        size = min(history.sizes.size, regret.kept(history.regret, math.ceil(target + _SLACK), sample.at))
+    kept = size > max(plain, need.replicas)
+    return Needed(sample.at, min(max(size, need.replicas), LARGEST_NEED), Demand(need, parts[limit], limit, kept))
 
 
 def _parts(history: History, sample: Sample) -> dict[str, float]:
@@ -215,4 +222,5 @@ def _numbers(needed: Needed[Demand], history: History) -> str:
         return f"{load}, slots and KV tokens need {needed.size}"
     milliseconds = DECODE_MARGIN * history.objective.time_per_output_token_milliseconds
     limit = _LIMITS[demand.limit].format(demand=demand.replicas, milliseconds=milliseconds)
-    return f"{load}, {limit}, with headroom for a start of {history.starts.seconds:.0f} s"
+    kept = ", and one that was needed again soon after its removal" if demand.kept else ""
+    return f"{load}, {limit}, with headroom for a start of {history.starts.seconds:.0f} s{kept}"

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.autoscaling import llmd, traces
+from bench.autoscaling import constant, llmd, traces
 from bench.autoscaling.__main__ import SYNTHETIC, best_static, main
 from bench.autoscaling.clairvoyant import BLOCK_SECONDS, Schedule, clairvoyant, priced, within
 from bench.autoscaling.engine import SPEEDS, Done, Engine, Request, Speed
@@ -276,3 +276,17 @@ def test_the_page_says_what_the_numbers_say() -> None:
     assert "| X | **99.10 % @ 2.00** | 95.00 % @ 8.00 |" in lines
     assert "| fixed | **100.00 % @ 4.00 (4)** | - |" in lines
     assert "| X | 1 of 2 | 97.0 % | 95.0 % | 4.00 | 4.00 | 6 |" in lines
+
+
+def test_a_constant_load_has_its_rate_and_lengths_and_is_always_the_same() -> None:
+    requests = constant.poisson(2.0)
+    assert len(requests) == pytest.approx(2.0 * constant.HOURS * 3600, rel=0.05)
+    assert sum(each.prompt for each in requests) / len(requests) == pytest.approx(1000, rel=0.05)
+    assert sum(each.output for each in requests) / len(requests) == pytest.approx(170, rel=0.05)
+    assert requests == constant.poisson(2.0)
+
+
+def test_the_table_of_constant_loads(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constant, "RATES", {"7b-mha": (0.05, 0.1)})
+    constant.main(["--models", "7b-mha", "--rules", "Queue"])
+    assert "| 7b-mha | Queue (ours), 300 s | 2 | 0 | 0 | 6.0 | 100.00% |" in capsys.readouterr().out

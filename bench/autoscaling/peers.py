@@ -1,7 +1,7 @@
 """Rules of other projects that are not in rules.py: Kubernetes' HPA, KEDA and llm-d's WVA v2, as published.
 
-All see the pods' numbers of this moment. In a real cluster these come through Prometheus and an adapter, and are 15 to
-60 s old.
+All see the pods' numbers of this moment. In a real cluster these come through Prometheus and an adapter, and are
+older.
 """
 
 from __future__ import annotations

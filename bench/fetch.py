@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import resource
 import shutil
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -94,40 +94,54 @@ def hub(folder: Path, listing: dict[str, Any]) -> Iterator[str]:
         server.server_close()
 
 
-def timed(command: list[str]) -> tuple[float, int]:
-    """Seconds and peak memory in bytes of a command. Raises CalledProcessError."""
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Seconds by the clock, seconds of CPU, and peak memory in MiB. The memory is at least that of this program."""
+
+    seconds: float
+    cpu: float
+    mebibytes: int
+
+    def without(self, other: Cost) -> Cost:
+        return Cost(self.seconds - other.seconds, self.cpu - other.cpu, self.mebibytes)
+
+    def line(self, megabytes: int) -> str:
+        return f"{megabytes / self.seconds:5.0f} MB/s, {self.cpu * 1000 / megabytes:.2f} s CPU per GB"
+
+
+def timed(command: list[str]) -> Cost:
+    """What a command costs. Raises CalledProcessError."""
     begun = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return time.monotonic() - begun, usage.ru_maxrss * 1024
+    return Cost(time.monotonic() - begun, usage.ru_utime + usage.ru_stime, usage.ru_maxrss >> 10)
 
 
-def by_curl(address: str, folder: Path) -> tuple[float, int]:
+def by_curl(address: str, folder: Path) -> Cost:
     """curl, and then the wait for the disk."""
     target = folder / "curl"
-    spent, memory = timed(["curl", "-sf", "-o", str(target), f"{address}/{REPOSITORY}/resolve/{COMMIT}/{SHARD}"])
+    cost = timed(["curl", "-sf", "-o", str(target), f"{address}/{REPOSITORY}/resolve/{COMMIT}/{SHARD}"])
     begun = time.monotonic()
     with target.open("rb+") as file:
         os.fsync(file.fileno())
-    spent += time.monotonic() - begun
     target.unlink()
-    return spent, memory
+    return replace(cost, seconds=cost.seconds + time.monotonic() - begun)
 
 
-def by_fetch(address: str, folder: Path, megabytes: int) -> tuple[float, int]:
+def by_fetch(address: str, folder: Path, megabytes: int) -> Cost:
     """The whole program as the container runs it, without the start of Python."""
     cache, gib = folder / "cache", max(1, megabytes // 500)
     options = ["--hub=hf", f"--hub-url={address}", f"--repository={REPOSITORY}", f"--commit={COMMIT}", "--port=0"]
     code = "import sys; from qwen_operator.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "fetch", *options, f"--cache={cache}", f"--size-gib={gib}"]
-    spent, memory = timed(command)
+    cost = timed(command)
     # The second time everything is there: what is left is the start of Python and the look into the cache.
-    start, _ = timed(command)
+    start = timed(command)
     shutil.rmtree(cache)
-    return spent - start, memory
+    return cost.without(start)
 
 
 def main() -> None:
@@ -137,22 +151,19 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the downloads go; default: a temporary folder")
     arguments = parser.parse_args()
     ratios: list[float] = []
+    peak = 0
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         source, target = Path(name) / "source", Path(name) / "target"
         source.mkdir()
         target.mkdir()
         with hub(source, made(source, arguments.megabytes)) as address:
             for _ in range(arguments.rounds):
-                curl, curl_memory = by_curl(address, target)
-                fetch, memory = by_fetch(address, target, arguments.megabytes)
-                ratios.append(curl / fetch)
-                print(
-                    f"curl {arguments.megabytes / curl:6.0f} MB/s, {curl_memory >> 20} MiB; "
-                    f"fetch {arguments.megabytes / fetch:6.0f} MB/s, {memory >> 20} MiB; ratio {ratios[-1]:.2f}",
-                    flush=True,
-                )
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    print(f"median ratio {statistics.median(ratios):.2f} (the hub itself: {own} MiB)")
+                size = arguments.megabytes
+                curl, fetch = by_curl(address, target), by_fetch(address, target, size)
+                ratios.append(curl.seconds / fetch.seconds)
+                print(f"curl {curl.line(size)}; fetch {fetch.line(size)}; ratio {ratios[-1]:.2f}", flush=True)
+                peak = max(peak, fetch.mebibytes)
+    print(f"median ratio {statistics.median(ratios):.2f}; peak memory of the fetch at most {peak} MiB")
 
 
 if __name__ == "__main__":

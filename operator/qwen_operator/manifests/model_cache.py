@@ -38,7 +38,7 @@ def mounted(source: EngineSource, namespace: str) -> EngineSource:
         return source
     root = namespace if fetch.cache.type is CacheType.HOST_PATH else _IN_CLAIM
     folder = f"{root}/models/{model_folder(fetch.hub, fetch.repository, fetch.commit)}"
-    mount = {"name": VOLUME, "mountPath": ENGINE_MOUNT, "subPath": folder, "readOnly": True}
+    mount = {"name": VOLUME, "mountPath": source.model_path, "subPath": folder, "readOnly": True}
     return replace(source, volumes=(*source.volumes, _volume(fetch)), mounts=(*source.mounts, mount))
 
 

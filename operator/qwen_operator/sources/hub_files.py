@@ -87,7 +87,9 @@ def cached(hub: Hub, spec: Spec, checkpoint: Checkpoint, defaults: EngineDefault
         hub_url=defaults.mirror(hub),
         token=token_of(spec),
     )
-    return EngineSource(model_path=ENGINE_MOUNT, env=(EnvVar("HF_HUB_OFFLINE", "1"),), fetch=fetch)
+    # SGLang chooses some chat templates by words in the path, so the path has the repository's name.
+    path = f"{ENGINE_MOUNT}/{query.repository}"
+    return EngineSource(model_path=path, env=(EnvVar("HF_HUB_OFFLINE", "1"),), fetch=fetch)
 
 
 def with_token(source: EngineSource, spec: Spec, name: str) -> EngineSource:

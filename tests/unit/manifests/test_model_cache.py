@@ -20,6 +20,7 @@ from qwen_operator.sources import registry
 from tests.unit.manifests.test_pods import DEFAULTS, FACTS, IDENTITY, POOL, RUNTIME
 
 COMMIT = "c" * 40
+MODEL = "Qwen/Qwen1.5-7B-Chat"
 NODE = ModelCache(CacheType.HOST_PATH, "/var/lib/models", 300)
 CLAIM = ModelCache(CacheType.CLAIM, "models", 200)
 FOLDER = f"models/hf/Qwen--Qwen1.5-7B-Chat/{COMMIT}"
@@ -48,7 +49,7 @@ def test_the_engine_sees_only_its_model_and_writes_nothing() -> None:
     pod = template(NODE)
     assert mount(containers(pod)["engine"]) == {
         "name": "qwen-model-cache",
-        "mountPath": "/models/cached",
+        "mountPath": f"/models/cached/{MODEL}",
         "subPath": f"team-a/{FOLDER}",
         "readOnly": True,
     }
@@ -92,8 +93,8 @@ def test_the_token_is_not_in_the_engine() -> None:
 
 def test_the_engine_holds_its_model_while_it_runs() -> None:
     command = containers(template(NODE))["engine"]["command"]
-    assert command[2:5] == ["launch", "--hold=/models/cached/.in-use", "--"]
-    assert "--model-path=/models/cached" in command
+    assert command[2:5] == ["launch", f"--hold=/models/cached/{MODEL}/.in-use", "--"]
+    assert f"--model-path=/models/cached/{MODEL}" in command
     assert not any(word.startswith("--revision") for word in command)
     assert {"name": "HF_HUB_OFFLINE", "value": "1"} in containers(template(NODE))["engine"]["env"]
 

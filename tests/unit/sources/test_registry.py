@@ -158,7 +158,8 @@ def test_with_a_cache_the_engine_loads_a_folder_and_asks_no_hub(
     source: dict[str, Any] | None, defaults: EngineDefaults, fetch: ModelFetch
 ) -> None:
     made = registry.engine_source(_spec(source), PINNED, replace(defaults, cache=CACHE))
-    assert (made.model_path, made.revision, made.downloads, made.fetch) == ("/models/cached", None, False, fetch)
+    assert (made.model_path, made.fetch) == (f"/models/cached/{MODEL}", fetch)
+    assert (made.revision, made.downloads) == (None, False)
     assert made.env == (EnvVar("HF_HUB_OFFLINE", "1"),)
 
 

@@ -315,3 +315,13 @@ def test_a_pod_that_waits_shows_the_progress_of_the_one_that_downloads(tmp_path:
         thread.join()
         assert set(seen) == {b'{"bytesDone": 7}'}
         assert json.loads(waiting.progress.page())["finished"] is True
+
+
+def test_a_fetch_that_is_asked_to_end_ends_at_once(tmp_path: Path) -> None:
+    with serving(FileHub(model(), delay=5.0)) as hub:
+        child = subprocess.Popen(command(hub, tmp_path), stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        assert b"downloads 5 files" in child.stdout.readline()
+        child.terminate()
+        child.communicate()
+        assert child.returncode == 143

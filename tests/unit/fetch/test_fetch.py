@@ -121,7 +121,7 @@ def test_a_cut_connection_goes_on_where_it_was(cut_after: int, tmp_path: Path) -
 
 def test_pauses_and_expired_addresses_only_delay(tmp_path: Path) -> None:
     pauses: list[float] = []
-    with serving(FileHub(model(), busy=3, retry_after="7", expired=2)) as hub:
+    with serving(FileHub(model(), busy=3, retry_after="7", expired=1)) as hub:
         folder = fetching(hub, tmp_path, sleep=pauses.append, patience=1000.0).run()
         assert contents(folder) == {name: hub.files[name] for name in WANTED}
     assert max(pauses) >= 6.9

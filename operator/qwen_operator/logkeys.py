@@ -21,9 +21,12 @@ class LogKey(StrEnum):
     REPLICAS = "replicas"
     BEFORE = "before"
     PODS = "pods"
+    LOOKS = "looks"
     RETRY_SECONDS = "retry_seconds"
     # about the process
     NAMESPACES = "namespaces"
+    DEPLOYMENTS = "deployments"
+    FOLDER = "folder"
     WORKERS = "workers"
     LEASE = "lease"
     HOLDER = "holder"

@@ -83,8 +83,9 @@ def wait_load(kubectl: Kubectl, namespace: str, name: str) -> None:
 
 
 def pods(kubectl: Kubectl, namespace: str, name: str) -> list[Manifest]:
-    """Its engine pods, sorted by name."""
-    items = kubectl.list("pods", namespace, f"qwen-operator.dev/deployment={name},qwen-operator.dev/role=engine")
+    """Its engine pods of all ranks, sorted by name."""
+    labels = f"qwen-operator.dev/deployment={name},qwen-operator.dev/role in (engine,engine-worker)"
+    items = kubectl.list("pods", namespace, labels)
     return sorted(items, key=lambda pod: str(pod["metadata"]["name"]))
 
 

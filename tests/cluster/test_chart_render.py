@@ -254,7 +254,7 @@ def test_the_operator_is_told_the_values() -> None:
     loaded = config(render(values))
     assert loaded["image"] == {"reference": "localhost/qwen-operator:0.1.0", "pullPolicy": "IfNotPresent"}
     defaults = loaded["engine"].pop("pod")
-    assert loaded["engine"] == TESTBED["engine"]
+    assert loaded["engine"] == {**TESTBED["engine"], "distinctNodes": True}
     assert not any(defaults.values())
     assert loaded["gpuPools"] == [POOL]
     assert loaded["imagePullSecrets"] == ["registry"]

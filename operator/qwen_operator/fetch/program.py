@@ -66,11 +66,12 @@ class Fetch:
             store.lease(entry, self.place.pod)
             with store.locked(entry.key, lambda: self._wait(entry)):
                 self.progress.relayed = b""
+                # The wait may have been longer than a lease.
+                store.lease(entry, self.place.pod)
                 if entry.is_complete():
                     self.say(f"{self.remote} is in the cache: {entry.folder}")
                 else:
                     self._download(store, entry)
-            store.lease(entry, self.place.pod)
         self.progress.finished = True
         self.say(self.progress.page().decode())
         return entry.folder
@@ -103,6 +104,7 @@ class Fetch:
         ).run()
         _remove_others(entry.partial, files)
         _check(entry.partial)
+        store.lease(entry, self.place.pod)
         store.publish(entry, files)
 
     def _listing(self) -> tuple[RemoteFile, ...]:

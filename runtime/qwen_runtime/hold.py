@@ -12,7 +12,6 @@ from pathlib import Path
 from qwen_runtime.reasons import ReportReason
 from qwen_runtime.report import bounded
 
-
 PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.2
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.fetch.faults import FetchError
+from qwen_operator.fetch.faults import FetchError, told
 from qwen_operator.fetch.files import RemoteFile, needed, total
 from qwen_operator.fetch.listing import read_listing
 from qwen_operator.fetch.page import showing
@@ -153,7 +153,8 @@ def main(fetch: Fetch, termination_log: Path | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(143))
     try:
         fetch.run()
-    except FetchError as error:
+    except (FetchError, OSError) as trouble:
+        error = told(trouble)
         print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
         deliver(error.report(), termination_log)
         return 1

@@ -217,7 +217,7 @@ class Transfer:
                     self._arrived.notify_all()
         except Exception as error:
             with self._arrived:
-                self._error = self._error or _told(error)
+                self._error = self._error or error
                 self._arrived.notify_all()
         finally:
             client.close()
@@ -298,12 +298,3 @@ class Transfer:
         delay = max(seconds, self._resume_at - time.monotonic())
         if delay > 0:
             self.sleep(delay)
-
-
-def _told(error: Exception) -> Exception:
-    """The error as a FetchError, if its cause is the disk."""
-    if isinstance(error, OSError):
-        full = error.errno in (28, 122)
-        reason = Reason.DISK_FULL if full else Reason.CACHE_UNUSABLE
-        return FetchError(reason, f"the cache cannot be written: {error.strerror or error}")
-    return error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import signal
 import subprocess
@@ -19,6 +21,7 @@ import pytest
 
 from qwen_operator.api.conditions import FETCH_FAILURES, Reason
 from qwen_operator.checkpoints.hubs import Hub
+from qwen_operator.fetch import program
 from qwen_operator.fetch.faults import FetchError
 from qwen_operator.fetch.page import showing
 from qwen_operator.fetch.program import Fetch, Place
@@ -325,3 +328,29 @@ def test_a_fetch_that_is_asked_to_end_ends_at_once(tmp_path: Path) -> None:
         child.terminate()
         child.communicate()
         assert child.returncode == 143
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "reason"),
+    [
+        ("fsync", errno.ENOSPC, Reason.DISK_FULL),
+        ("ftruncate", errno.EDQUOT, Reason.DISK_FULL),
+        ("pwrite", errno.ENOSPC, Reason.DISK_FULL),
+        ("ftruncate", errno.EFBIG, Reason.CACHE_UNUSABLE),
+        ("rename", errno.EACCES, Reason.CACHE_UNUSABLE),
+    ],
+)
+def test_a_disk_that_takes_no_more_is_reported(
+    call: str, code: int, reason: Reason, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(signal, "signal", lambda _number, _handler: None)
+    log = tmp_path / "log"
+    with serving(FileHub(model())) as hub, monkeypatch.context() as broken:
+        broken.setattr(os, call, refuse)
+        assert program.main(fetching(hub, tmp_path / "cache"), log) == 1
+    report = json.loads(log.read_bytes())
+    assert (report["reason"], report["phase"]) == (reason, "Download")
+    assert os.strerror(code) in report["log"][0]

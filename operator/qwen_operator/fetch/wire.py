@@ -120,14 +120,23 @@ class Client:
     def read_all(self, url: str, content: str, limit: int) -> bytes:
         """The whole body of a small file. Raises FetchError if it has more than `limit` bytes, and as `get` does."""
         answer = self.get(url, content)
-        try:
-            body = answer.response.read(limit + 1)
-        except _ENDED as error:
-            self.close()
-            raise Cut(str(error) or type(error).__name__) from None
+        body = self.read(answer, limit + 1)
         if len(body) > limit:
             self.close()
             raise FetchError(Reason.INVALID_CONFIG, f"{content} has more than {limit} bytes")
+        return body
+
+    def read(self, answer: Answer, most: int) -> bytes:
+        """The first `most` bytes of a body, or all of it. Raises Cut if the connection ends too early."""
+        try:
+            body = answer.response.read(most)
+        except _ENDED as error:
+            self.close()
+            raise Cut(str(error) or type(error).__name__) from None
+        if len(body) < most and answer.response.length:
+            # http.client gives what has arrived, and says nothing.
+            self.close()
+            raise Cut(f"the connection ended {answer.response.length} bytes too early")
         return body
 
     def close(self) -> None:

@@ -108,6 +108,7 @@ def test_the_token_goes_to_no_other_port() -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + b"x" * 100, FetchError),
         (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 100_000, FetchError),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\nx", Cut),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\ncut", Cut),
         (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n", Cut),
         (b"no HTTP at all\r\n", Cut),
     ],

@@ -26,6 +26,10 @@ def told(error: FetchError | OSError) -> FetchError:
     """The error as one that says what to do. An OSError comes from the files of the cache."""
     if isinstance(error, FetchError):
         return error
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    reason = Reason.DISK_FULL if full else Reason.CACHE_UNUSABLE
+    reason = full(error) or Reason.CACHE_UNUSABLE
     return FetchError(reason, f"the cache cannot be written: {error.strerror or type(error).__name__}")
+
+
+def full(error: OSError) -> Reason | None:
+    """The reason for a disk or a quota that is full; None for other errors."""
+    return Reason.DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from qwen_operator.api.pod import CACHE_VOLUME
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.manifests import expansion, names
 from qwen_operator.manifests.names import Manifest
@@ -17,7 +18,7 @@ from qwen_operator.planning.types import CacheType, EngineSource, ModelFetch
 
 IN_USE = ".in-use"
 """An engine holds a lock on this file of its model for as long as it runs."""
-VOLUME = "qwen-model-cache"
+VOLUME = CACHE_VOLUME
 ENGINE_MOUNT = "/models/cached"
 _FETCH_MOUNT = "/cache"
 _IN_CLAIM = "qwen-models"

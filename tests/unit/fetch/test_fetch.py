@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from qwen_operator.fetch.program import Fetch, Place
 from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.store import Entry, Store, read_manifest
 from qwen_operator.fetch.transfer import THREADS
-from qwen_operator.fetch.wire import Remote
+from qwen_operator.fetch.wire import Client, Remote
 from qwen_operator.manifests.model_cache import IN_USE
 from tests.unit.fetch.hub import COMMIT, REPOSITORY, FileHub, serving
 from tests.unit.runtime.checkpoint import CONFIG, header
@@ -120,6 +121,16 @@ def test_a_cut_connection_goes_on_where_it_was(cut_after: int, tmp_path: Path) -
         folder = fetching(hub, tmp_path).run()
         assert contents(folder) == {name: hub.files[name] for name in WANTED}
         assert hub.sent <= sum(len(hub.files[name]) for name in WANTED)
+
+
+def test_what_a_connection_delivered_before_it_fell_silent_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = model()
+    with serving(FileHub(files, cut_after=150_000, stall=0.5)) as hub:
+        fetch = fetching(hub, tmp_path, chunk_bytes=1 << 21, patience=1.0)
+        monkeypatch.setattr(program, "Client", partial(Client, timeout=0.1))
+        assert contents(fetch.run())["model-1.safetensors"] == files["model-1.safetensors"]
 
 
 def test_pauses_and_expired_addresses_only_delay(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -273,6 +275,28 @@ def test_the_page_shows_the_progress() -> None:
         "bytesPerSecond": 40,
         "finished": False,
     }
+
+
+def test_a_client_that_never_ends_its_request_does_not_keep_the_fetch_from_ending() -> None:
+    ended = threading.Event()
+
+    def drip(port: int) -> None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as connection:
+            begun.set()
+            while not ended.wait(0.05):
+                connection.sendall(b"x")
+
+    begun = threading.Event()
+    with showing(lambda: b"{}", 0) as port:
+        client = threading.Thread(target=drip, args=(port,))
+        client.start()
+        begun.wait()
+        watchdog = threading.Timer(20.0, ended.set)
+        watchdog.start()
+    assert not ended.is_set(), "the server waited until the client went"
+    watchdog.cancel()
+    ended.set()
+    client.join()
 
 
 def command(hub: FileHub, root: Path) -> list[str]:

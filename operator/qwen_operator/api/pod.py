@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from qwen_operator.api.fields import Passthrough, Rule, described
 
 GPU_RESOURCE = "nvidia.com/gpu"
-OWN_VOLUMES = ("qwen-runtime", "home", "tmp", "shm", "source", "qwen-model-cache")
+CACHE_VOLUME = "qwen-model-cache"
+OWN_VOLUMES = ("qwen-runtime", "home", "tmp", "shm", "source", CACHE_VOLUME)
 DEFAULTS = ("labels", "annotations", "priorityClassName", "imagePullSecrets", "tolerations", "resources")
 """The fields that a chart can set for all engine pods."""
 OWN_PREFIXES = ("qwen-operator.dev/", "app.kubernetes.io/")
@@ -135,7 +136,7 @@ class Pod:
     )
     volumes: tuple[Passthrough, ...] = described(
         "Volumes as in a pod, in addition to the operator's own. You cannot use the names qwen-runtime, home, tmp, "
-        "shm and source. Example: [{name: templates, configMap: {name: chat-templates}}].",
+        "shm, source and qwen-model-cache. Example: [{name: templates, configMap: {name: chat-templates}}].",
         default=(),
         max_items=32,
         list_type="atomic",

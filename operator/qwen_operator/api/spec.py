@@ -16,7 +16,7 @@ from qwen_operator.api import reading, uris
 from qwen_operator.api.engine import Engine
 from qwen_operator.api.fields import Rule, camel, described, matches
 from qwen_operator.api.objective import Objective
-from qwen_operator.api.pod import OWN_VOLUMES, Pod
+from qwen_operator.api.pod import CACHE_VOLUME, OWN_VOLUMES, Pod
 from qwen_operator.api.schedules import MOST_SCHEDULES, Schedule, limits_in_order
 from qwen_operator.api.schema import object_schema
 from qwen_operator.api.sizing import Hardware, Parallelism, Workload
@@ -385,6 +385,12 @@ def parse(obj: Mapping[str, Any]) -> Spec:
         f"({', '.join(OWN_VOLUMES)}); choose another name"
         for index, volume in enumerate(built.pod.volumes)
         if volume.get("name") in OWN_VOLUMES
+    ]
+    taken += [
+        f"spec.pod.volumeMounts[{index}].name: {CACHE_VOLUME} is the operator's own volume with the models of others "
+        "too; name one of spec.pod.volumes"
+        for index, mount in enumerate(built.pod.volume_mounts)
+        if mount.get("name") == CACHE_VOLUME
     ]
     if taken:
         raise InvalidSpec(taken)

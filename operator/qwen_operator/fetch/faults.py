@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from qwen_operator.api.conditions import Reason
 from qwen_runtime.report import bounded
 
@@ -18,3 +20,16 @@ class FetchError(Exception):
     def report(self) -> bytes:
         """The termination message, in the form of the reports of qwen-runtime."""
         return bounded({"reason": str(self.reason), "phase": PHASE, "exitCode": 1, "log": [str(self)]})
+
+
+def told(error: FetchError | OSError) -> FetchError:
+    """The error as one that says what to do. An OSError comes from the files of the cache."""
+    if isinstance(error, FetchError):
+        return error
+    reason = full(error) or Reason.CACHE_UNUSABLE
+    return FetchError(reason, f"the cache cannot be written: {error.strerror or type(error).__name__}")
+
+
+def full(error: OSError) -> Reason | None:
+    """The reason for a disk or a quota that is full; None for other errors."""
+    return Reason.DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else None

@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.fetch.faults import FetchError
+from qwen_operator.fetch.faults import FetchError, full
 from qwen_operator.fetch.files import WEIGHTS, RemoteFile, needed
 from qwen_operator.fetch.listing import Listing, read_listing
 from qwen_operator.fetch.transfer import file_url
 from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, Remote
-from qwen_runtime.inspect_checkpoint import examine
+from qwen_runtime.checkpoints.chat import chat_files
+from qwen_runtime.checkpoints.config import CONFIG_FILE
+from qwen_runtime.inspect_checkpoint import INDEX, examine
 from qwen_runtime.safetensors import LARGEST_HEADER
 
-# Larger ones than that, such as tokenizers, only have to exist.
 LARGEST_FILE = 100_000_000
+MOST_BYTES = 512 << 20
+"""In all files. They are on the disk of a node, which other pods use too. A model of 150,000 tensors needs 40 MB."""
 _FIRST_BYTES = 256 << 10
 _ATTEMPTS = 5
 _T = TypeVar("_T")
@@ -47,16 +50,27 @@ class Heads:
             self._fill(folder, listing)
         except FetchError as error:
             return {"version": 1, "error": {"reason": str(error.reason), "message": f"{error}."}}, False
+        except OSError as error:
+            fault = full(error) or Reason.INVALID_CONFIG
+            message = f"The files of {self.remote} cannot be written for the inspection: {error.strerror}."
+            return {"version": 1, "error": {"reason": str(fault), "message": message}}, False
         report, complete = examine(folder)
         return (report | {"commit": listing.commit} if complete else report), complete
 
     def _fill(self, folder: Path, listing: Listing) -> None:
-        client = self.connect(self.remote)
+        client, files, room = self.connect(self.remote), needed(listing.files), MOST_BYTES
+        read = {CONFIG_FILE, INDEX, *chat_files(file.path for file in files)}
         try:
-            for file in needed(listing.files):
+            for file in files:
                 path = folder / file.path
                 path.parent.mkdir(exist_ok=True, parents=True)
-                content = self._patient(partial(self._head, client, file))
+                # Of others, such as tokenizers, the inspection asks only whether they are there.
+                wanted = file.path.endswith(WEIGHTS) or file.path in read
+                content = self._patient(partial(self._head, client, file)) if wanted else b""
+                room -= len(content)
+                if room < 0:
+                    message = f"config.json and the heads of the weights have more than {MOST_BYTES} bytes"
+                    raise FetchError(Reason.INVALID_CONFIG, message)
                 path.write_bytes(content)
                 os.truncate(path, file.size)
         finally:
@@ -70,7 +84,7 @@ class Heads:
         first = self._range(client, url, file, _FIRST_BYTES)
         length = 8 + int.from_bytes(first[:8], "little")
         if length <= len(first) or length > LARGEST_HEADER:
-            return first
+            return first[:length]
         return self._range(client, url, file, length)
 
     def _range(self, client: Client, url: str, file: RemoteFile, count: int) -> bytes:
@@ -79,13 +93,10 @@ class Heads:
         if not end:
             return b""
         answer = client.get(url, file.path, 0, end - 1)
-        try:
-            return answer.response.read(end)
-        except OSError as error:
-            raise Cut(str(error)) from None
-        finally:
-            if answer.status == 200 and end < file.size:
-                client.close()
+        content = client.read(answer, end)
+        if answer.status == 200 and end < file.size:
+            client.close()
+        return content
 
     def _patient(self, read: Callable[[], _T]) -> _T:
         """What `read` gives, after a few attempts if the hub is busy. Raises FetchError."""

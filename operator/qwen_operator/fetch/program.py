@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.fetch.faults import FetchError
+from qwen_operator.fetch.faults import FetchError, told
 from qwen_operator.fetch.files import RemoteFile, needed, total
 from qwen_operator.fetch.listing import read_listing
 from qwen_operator.fetch.page import showing
@@ -66,11 +66,12 @@ class Fetch:
             store.lease(entry, self.place.pod)
             with store.locked(entry.key, lambda: self._wait(entry)):
                 self.progress.relayed = b""
+                # The wait may have been longer than a lease.
+                store.lease(entry, self.place.pod)
                 if entry.is_complete():
                     self.say(f"{self.remote} is in the cache: {entry.folder}")
                 else:
                     self._download(store, entry)
-            store.lease(entry, self.place.pod)
         self.progress.finished = True
         self.say(self.progress.page().decode())
         return entry.folder
@@ -103,6 +104,7 @@ class Fetch:
         ).run()
         _remove_others(entry.partial, files)
         _check(entry.partial)
+        store.lease(entry, self.place.pod)
         store.publish(entry, files)
 
     def _listing(self) -> tuple[RemoteFile, ...]:
@@ -151,7 +153,8 @@ def main(fetch: Fetch, termination_log: Path | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(143))
     try:
         fetch.run()
-    except FetchError as error:
+    except (FetchError, OSError) as trouble:
+        error = told(trouble)
         print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
         deliver(error.report(), termination_log)
         return 1

@@ -58,9 +58,10 @@ class Entry:
         return self.root / "partial" / self.key
 
     def is_complete(self) -> bool:
-        """Whether the model is there, with every file at its full size."""
+        """Whether the model is there, with every file at its full size, and with the file that engines lock."""
         files = read_manifest(self.folder)
-        return files is not None and all(_size(self.folder / file.path) == file.size for file in files)
+        whole = files is not None and all(_size(self.folder / file.path) == file.size for file in files)
+        return whole and (self.folder / IN_USE).is_file()
 
 
 @dataclass(slots=True)
@@ -83,15 +84,19 @@ class Store:
             raise self._unusable(error) from None
 
     def lease(self, entry: Entry, pod: str) -> None:
-        """Note that a pod asks for the model."""
+        """Note that a pod asks for the model.
+
+        Whoever removes models counts them under the same lock. So after this the model is there and stays, or is gone.
+        """
         folder = self.root / "leases" / entry.key
-        try:
-            folder.mkdir(exist_ok=True, parents=True)
-            path = folder / untrusted.clean(pod, 253).replace("/", "-")
-            path.touch()
-            os.utime(path, (self.now(), self.now()))
-        except OSError as error:
-            raise self._unusable(error) from None
+        with self.locked("cache"):
+            try:
+                folder.mkdir(exist_ok=True, parents=True)
+                path = folder / untrusted.clean(pod, 253).replace("/", "-")
+                path.touch()
+                os.utime(path, (self.now(), self.now()))
+            except OSError as error:
+                raise self._unusable(error) from None
 
     @contextlib.contextmanager
     def locked(self, name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
@@ -117,20 +122,25 @@ class Store:
         with self.locked("cache"):
             present = _used(entry.partial)
             wanted = max(0, total(files) - present)
-            others = [one for one in self.cached() if one.key != entry.key]
-            verdict = make_room(others, wanted, Room(self.limit - present, self._free()))
-            if verdict.missing:
-                raise FetchError(
-                    Reason.DISK_FULL,
-                    f"{entry.remote} needs {gigabytes(wanted)} more, and the cache has room for "
-                    f"{gigabytes(verdict.available)} besides what is in use: enlarge cache.sizeGiB "
-                    f"({self.limit >> 30} GiB) or its disk, or stop a model there",
-                )
-            for key in verdict.evicted:
-                self._remove(key)
+            removed: list[str] = []
+            while going := self._going(entry, wanted, present):
+                removed += [key for key in going if self._remove(key)]
             entry.partial.mkdir(exist_ok=True)
             (entry.partial / ".total").write_text(str(total(files)))
-            return verdict.evicted
+            return tuple(removed)
+
+    def _going(self, entry: Entry, wanted: int, present: int) -> tuple[str, ...]:
+        """The keys of the models that must go before `wanted` bytes fit. Raises FetchError if they never fit."""
+        others = [one for one in self.cached() if one.key != entry.key]
+        verdict = make_room(others, wanted, Room(self.limit - present, self._free()))
+        if verdict.missing:
+            raise FetchError(
+                Reason.DISK_FULL,
+                f"{entry.remote} needs {gigabytes(wanted)} more, and the cache has room for "
+                f"{gigabytes(verdict.available)} besides what is in use: enlarge cache.sizeGiB "
+                f"({self.limit >> 30} GiB) or its disk, or stop a model there",
+            )
+        return verdict.evicted
 
     def cached(self) -> list[Cached]:
         """What the cache has, complete and on its way."""
@@ -166,23 +176,30 @@ class Store:
 
     def _partial(self, folder: Path) -> Cached:
         used = _used(folder)
+        if _is_idle(self.root / "locks" / folder.name):
+            return Cached(folder.name, used, self._last_use(folder.name), False)
+        # Before the download has counted its files, and shortly before its end, it has no total.
+        wanted = used
         with contextlib.suppress(OSError, ValueError):
             wanted = int((folder / ".total").read_text()[:20])
-            if not _is_idle(self.root / "locks" / folder.name):
-                return Cached(folder.name, used, self.now(), True, max(0, wanted - used))
-        return Cached(folder.name, used, self._last_use(folder.name), False)
+        return Cached(folder.name, used, self.now(), True, max(0, wanted - used))
 
     def _last_use(self, key: str) -> float:
         with contextlib.suppress(OSError):
             return max((path.stat().st_mtime for path in (self.root / "leases" / key).iterdir()), default=0.0)
         return 0.0
 
-    def _remove(self, key: str) -> None:
+    def _remove(self, key: str) -> bool:
+        """Remove a model; False if an engine began to use it meanwhile. No engine gets its lock while it goes."""
         complete = [path for path in (self.root / "models").glob("*/*/*") if "--".join(path.parts[-3:]) == key]
         for folder in (*complete, self.root / "partial" / key):
             if folder.exists():
-                shutil.rmtree(_aside(folder, self.root), ignore_errors=True)
+                with _taken(folder / IN_USE) as taken:
+                    if not taken:
+                        return False
+                    shutil.rmtree(_aside(folder, self.root), ignore_errors=True)
         shutil.rmtree(self.root / "leases" / key, ignore_errors=True)
+        return True
 
     def _free(self) -> int:
         stat = os.statvfs(self.root)
@@ -229,12 +246,20 @@ def _try(descriptor: int) -> bool:
 
 def _is_idle(path: Path) -> bool:
     """Whether nobody holds a lock on the file."""
+    with _taken(path) as taken:
+        return taken
+
+
+@contextlib.contextmanager
+def _taken(path: Path) -> Iterator[bool]:
+    """Try to hold the lock of a file; gives whether nobody else holds it. A missing file is nobody's."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except OSError:
-        return True
+        yield True
+        return
     try:
-        return _try(descriptor)
+        yield _try(descriptor)
     finally:
         os.close(descriptor)
 

@@ -4,7 +4,7 @@ Each file is cut into chunks. Threads load the chunks in order, and one thread r
 and computes the checksums. A journal in the folder says which chunks are complete, so another process goes on there.
 What a cut connection has delivered of a chunk counts too.
 
-Memory: each thread has one buffer of BUFFER_BYTES.
+Memory: each thread has one buffer, of READ_BYTES or BUFFER_BYTES.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, Remote
 
 CHUNK_BYTES = 16 << 20
+READ_BYTES = 128 << 10
+"""What a connection must deliver at least before it breaks off: of a part that is not full, nothing stays."""
 BUFFER_BYTES = 1 << 20
 THREADS = 8
 PATIENCE_SECONDS = 600.0
@@ -217,14 +219,14 @@ class Transfer:
                     self._arrived.notify_all()
         except Exception as error:
             with self._arrived:
-                self._error = self._error or _told(error)
+                self._error = self._error or error
                 self._arrived.notify_all()
         finally:
             client.close()
 
     def _load(self, client: Client, chunk: Chunk) -> None:
         """Load a chunk, however often the connection is cut. Raises FetchError if the patience ends."""
-        buffer, at, failures = memoryview(bytearray(BUFFER_BYTES)), chunk.first, 0
+        buffer, at, failures = memoryview(bytearray(READ_BYTES)), chunk.first, 0
         descriptor = os.open(self.folder / chunk.file.path, os.O_WRONLY)
         try:
             while at < chunk.end:
@@ -265,7 +267,7 @@ class Transfer:
             )
         left = chunk.end - at
         try:
-            while left and (count := answer.response.readinto(buffer[: min(left, BUFFER_BYTES)])):
+            while left and (count := answer.response.readinto(buffer[: min(left, READ_BYTES)])):
                 left -= count
                 yield count
         except (OSError, http.client.HTTPException) as error:
@@ -298,12 +300,3 @@ class Transfer:
         delay = max(seconds, self._resume_at - time.monotonic())
         if delay > 0:
             self.sleep(delay)
-
-
-def _told(error: Exception) -> Exception:
-    """The error as a FetchError, if its cause is the disk."""
-    if isinstance(error, OSError):
-        full = error.errno in (28, 122)
-        reason = Reason.DISK_FULL if full else Reason.CACHE_UNUSABLE
-        return FetchError(reason, f"the cache cannot be written: {error.strerror or error}")
-    return error

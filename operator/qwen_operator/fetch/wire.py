@@ -8,6 +8,7 @@ same download costs twice as much CPU time (`bench/fetch.py`).
 from __future__ import annotations
 
 import http.client
+import re
 import ssl
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -19,12 +20,14 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.fetch.faults import FetchError
 from qwen_operator.hubs.redirects import peer_fault, redirect_fault
+from qwen_runtime.checkpoints.reading import shown
 
 TIMEOUT_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 300.0
 _REDIRECTS = 5
 _FOLLOWED = (301, 302, 303, 307, 308)
 _ENDED = (OSError, http.client.HTTPException)
+_TOKEN = re.compile(r"[!-~]{1,4096}", re.ASCII)
 
 
 def certificates() -> ssl.SSLContext:
@@ -60,9 +63,13 @@ class Remote:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers for the hub's own host."""
+        """The headers for the hub's own host. Raises FetchError if no header can have the token."""
         if not self.token:
             return {}
+        if _TOKEN.fullmatch(self.token) is None:
+            # The HTTP client would show the token in its complaint.
+            cure = "the entry must have the token alone, in one line of letters, digits and signs"
+            raise FetchError(Reason.AUTH_REQUIRED, f"the Secret of spec.source.secretRef has no token: {cure}")
         if self.hub is Hub.MODELSCOPE:
             return {"Authorization": f"Bearer {self.token}", "Cookie": f"m_session_id={self.token}"}
         return {"Authorization": f"Bearer {self.token}"}
@@ -101,10 +108,10 @@ class Client:
             if response.status not in _FOLLOWED:
                 self._check(response, content, redirected=not self._is_own(url))
                 return Answer(response, url, response.status, _length(response))
-            target = urljoin(url, response.headers.get("Location", ""))
-            response.read(65536)
-            response.close()
+            target = _target(url, response.headers.get("Location", ""))
+            # The rest of the body is not worth reading, so the connection ends.
             self._drop(url)
+            response.close()
             if fault := redirect_fault(url, target, self.remote.base):
                 raise FetchError(Reason.HUB_UNREACHABLE, f"the hub redirects {content} to {fault}")
             url = target
@@ -113,14 +120,23 @@ class Client:
     def read_all(self, url: str, content: str, limit: int) -> bytes:
         """The whole body of a small file. Raises FetchError if it has more than `limit` bytes, and as `get` does."""
         answer = self.get(url, content)
-        try:
-            body = answer.response.read(limit + 1)
-        except _ENDED as error:
-            self.close()
-            raise Cut(str(error) or type(error).__name__) from None
+        body = self.read(answer, limit + 1)
         if len(body) > limit:
             self.close()
             raise FetchError(Reason.INVALID_CONFIG, f"{content} has more than {limit} bytes")
+        return body
+
+    def read(self, answer: Answer, most: int) -> bytes:
+        """The first `most` bytes of a body, or all of it. Raises Cut if the connection ends too early."""
+        try:
+            body = answer.response.read(most)
+        except _ENDED as error:
+            self.close()
+            raise Cut(str(error) or type(error).__name__) from None
+        if len(body) < most and answer.response.length:
+            # http.client gives what has arrived, and says nothing.
+            self.close()
+            raise Cut(f"the connection ended {answer.response.length} bytes too early")
         return body
 
     def close(self) -> None:
@@ -152,6 +168,10 @@ class Client:
         except _ENDED as error:
             self._drop(url)
             raise Cut(str(error) or type(error).__name__) from None
+        except UnicodeError:
+            # A part of the name is empty or too long.
+            self._drop(url)
+            raise FetchError(Reason.HUB_UNREACHABLE, f"{shown(parts.hostname)} is no name of a host") from None
 
     def _connection(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
         known = self._open.get((scheme, netloc))
@@ -203,6 +223,15 @@ def _refusal(remote: Remote, status: int, code: str, content: str) -> FetchError
         cure = "correct spec.source.uri or spec.source.revision"
         return FetchError(Reason.MODEL_NOT_FOUND, f"{content} of {remote} does not exist: {cure}")
     return FetchError(Reason.HUB_UNREACHABLE, f"the hub answered {status} for {content} of {remote}")
+
+
+def _target(url: str, location: str) -> str:
+    """Where a redirect leads; "" if nobody could follow it."""
+    try:
+        target = urljoin(url, location)
+        return target if target.isascii() else ""
+    except ValueError:
+        return ""
 
 
 def _length(response: http.client.HTTPResponse) -> int:

@@ -11,11 +11,12 @@ from qwen_operator.manifests.kept import kept_pod
 
 _SPEC = ("model", "servedNames", "replicas", "suspend")
 # The status says nothing about names that the agent could use of these, and they are nearly all of it.
-_UNUSED_STATUS = frozenset({"noFit", "lastFailure", "scaling", "summary", "model", "progress"})
+_UNUSED_STATUS = frozenset({"noFit", "lastFailure", "scaling", "summary", "model"})
 
 _PARTS: dict[str, objects.Shape] = {
     "plan": {"startupSeconds": 32},
     "observed": {"startupSeconds": 32},
+    "progress": {"finishTime": 32},
     "conditions": objects.Each({"type": 64, "status": 16}, 16),
 }
 

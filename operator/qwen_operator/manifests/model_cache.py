@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from qwen_operator.api.pod import CACHE_VOLUME
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.manifests import expansion, names
 from qwen_operator.manifests.names import Manifest
@@ -17,13 +18,15 @@ from qwen_operator.planning.types import CacheType, EngineSource, ModelFetch
 
 IN_USE = ".in-use"
 """An engine holds a lock on this file of its model for as long as it runs."""
-VOLUME = "qwen-model-cache"
+VOLUME = CACHE_VOLUME
 ENGINE_MOUNT = "/models/cached"
 _FETCH_MOUNT = "/cache"
 _IN_CLAIM = "qwen-models"
 """The folder in a claim, which may have other files too."""
-# Equal requests and limits, as for the container `runtime`. A pod needs the larger of its init containers and engine.
-_RESOURCES = {"cpu": "1", "memory": "512Mi"}
+# The scheduler takes the larger of the init containers and the engine. So the request is what every engine requests at
+# least, and a pod needs no more of a node than without the cache. The download may take a whole CPU if there is one.
+_REQUESTS = {"cpu": "500m", "memory": "512Mi"}
+_LIMITS = {"cpu": "1", "memory": "512Mi"}
 
 
 def model_folder(hub: Hub, repository: str, commit: str) -> str:
@@ -70,7 +73,7 @@ def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest) -> Mani
         **common,
         "command": [expansion.escaped(word) for word in command],
         **({"env": [{"name": token.name, "valueFrom": token.value_from}]} if token else {}),
-        "resources": {"requests": dict(_RESOURCES), "limits": dict(_RESOURCES)},
+        "resources": {"requests": dict(_REQUESTS), "limits": dict(_LIMITS)},
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
         "volumeMounts": [mount],

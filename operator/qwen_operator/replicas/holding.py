@@ -4,9 +4,9 @@ The pods alone decide: when they were created, when they got a node, and whether
 late replica answers, or when somebody deletes its pod.
 
 The time of a replica counts from the creation of its first pod that is not ready, and anew from the moment when that
-pod gets a node. It stands still while a container fetches the model, and then counts anew. A replica without a node may
-have to wait until a replica of the earlier revision has drained. So its time also counts anew when another successor
-answers, and is longer by the time of a drain.
+pod gets a node. It stands still while any pod of the replica fetches the model, and then counts anew. The time of a
+fetch that broke off does not count either. A replica without a node may have to wait until a replica of the earlier
+revision has drained. So its time also counts anew when another successor answers, and is longer by the time of a drain.
 
 While a revision is held back, the earlier revision runs: its replicas stay, and the operator replaces lost ones and
 follows the load with it.
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from qwen_operator import objects
 from qwen_operator.api.conditions import ConditionType, Reason
@@ -81,11 +81,16 @@ def _left(replica: Replica, replicas: SortedReplicas, rules: RolloutRules) -> fl
     crowded = len(replicas.fresh) + len(replicas.leaving) > rules.wanted
     if replica.up or (not replica.bound and not rules.max_surge and crowded):
         return None
-    answered = _answered(replicas.fresh)
-    begun = [
-        moment for member in replica.members if not member.up and (moment := _waits_since(member, answered)) is not None
-    ]
-    return _patience(replica, replicas, rules) - seconds_since(min(begun), rules.now) if begun else None
+    answered, waiting = _answered(replicas.fresh), [member for member in replica.members if not member.up]
+    fetches = [fetch_of(member.manifest) for member in waiting]
+    if any(fetch.running for fetch in fetches):
+        # A download takes as long as it takes, and it shows its own progress. The other pods wait for it.
+        return None
+    begun = [moment for member in waiting if (moment := _waits_since(member, answered)) is not None]
+    if not begun:
+        return None
+    since = max([min(begun), *(fetch.finished for fetch in fetches if fetch.finished)])
+    return _patience(replica, replicas, rules) - seconds_since(since, rules.now)
 
 
 def _patience(replica: Replica, replicas: SortedReplicas, rules: RolloutRules) -> float:
@@ -106,15 +111,13 @@ def _waits_since(member: PodState, answered: datetime | None) -> datetime | None
     if member.started:
         return objects.moment(objects.condition(member.manifest, "Ready").get("lastTransitionTime"))
     fetch = fetch_of(member.manifest)
-    if fetch.running:
-        # A download takes as long as it takes, and it shows its own progress.
-        return None
     if fetch.finished:
-        return objects.moment(fetch.finished)
+        return fetch.finished
     created = objects.moment(objects.text(member.manifest, "metadata", "creationTimestamp"))
     scheduled = objects.condition(member.manifest, "PodScheduled")
     if scheduled.get("status") == "True":
-        return objects.moment(scheduled.get("lastTransitionTime")) or created
+        placed = objects.moment(scheduled.get("lastTransitionTime")) or created
+        return placed + timedelta(seconds=fetch.spent) if placed else None
     return max(created, answered) if created and answered else created
 
 

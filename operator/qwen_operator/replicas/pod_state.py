@@ -231,18 +231,27 @@ def _before_the_engine(pod: Manifest, name: str, status: Mapping[str, Any]) -> t
 
 @dataclass(frozen=True, slots=True)
 class FetchState:
-    """The container that fetches the model. `finished`: when it succeeded, RFC 3339; "" if it has not."""
+    """The container that fetches the model.
+
+    `finished`: when it succeeded, None if it has not. `spent`: seconds that its last run took, if that failed.
+    """
 
     running: bool = False
-    finished: str = ""
+    finished: datetime | None = None
+    spent: float = 0.0
 
 
 def fetch_of(pod: Manifest) -> FetchState:
     """How far the container is that fetches the model. A pod without one has neither."""
-    state = objects.mapping(objects.named(objects.members(pod, "status", "initContainerStatuses"), FETCH), "state")
-    ended = objects.mapping(state, "terminated")
-    succeeded = bool(ended) and exit_code(ended) == 0
-    return FetchState("running" in state, objects.text(ended, "finishedAt") if succeeded else "")
+    container = objects.named(objects.members(pod, "status", "initContainerStatuses"), FETCH)
+    state = objects.mapping(container, "state")
+    if "running" in state:
+        return FetchState(running=True)
+    ended = objects.mapping(state, "terminated") or objects.mapping(container, "lastState", "terminated")
+    begun, finished = (objects.moment(objects.text(ended, part)) for part in ("startedAt", "finishedAt"))
+    if "terminated" in state and exit_code(ended) == 0:
+        return FetchState(finished=finished)
+    return FetchState(spent=max(0.0, (finished - begun).total_seconds()) if begun and finished else 0.0)
 
 
 def awaited_scheduler(pod: Manifest) -> str:

@@ -24,7 +24,8 @@ class WaitingName:
     and none will come before a person acts.
 
     `startup_seconds`: how long a start takes, planned or seen, the longer one; 0 if it is not known. `started_at`:
-    when the container of the oldest starting replica started, in seconds since 1970; 0 if none runs.
+    when the container of the oldest starting replica started, in seconds since 1970; 0 if none runs. While the model is
+    being downloaded, it is when the container can start at the earliest.
     """
 
     name: str
@@ -57,7 +58,7 @@ def waiting_names(
             _stopped(objects.mapping(deployments[key], "spec")),
             key not in started and objects.holds(deployments[key], "Stalled"),
             max(_seconds(deployments[key], part) for part in ("plan", "observed")),
-            started.get(key, 0),
+            started.get(key, 0) or _fetched_at(deployments[key]),
         )
         for name, key in sorted(waiting.items())
     }
@@ -80,6 +81,12 @@ def waiting_file(waiting: Mapping[str, WaitingName]) -> str:
 def _seconds(deployment: Mapping[str, Any], part: str) -> int:
     """The start-up seconds in a part of the status; 0 if there are none."""
     return untrusted.whole(objects.mapping(deployment, "status", part).get("startupSeconds"), 0, _LONGEST_START, 0)
+
+
+def _fetched_at(deployment: Mapping[str, Any]) -> int:
+    """When the download that the status shows will end, in seconds since 1970; 0 if it shows none."""
+    time = objects.moment(objects.text(deployment, "status", "progress", "finishTime"))
+    return int(time.timestamp()) if time is not None else 0
 
 
 def _stopped(spec: Mapping[str, Any]) -> str:

@@ -23,6 +23,8 @@ from qwen_operator.sources.scheme import Facts, SourceContext
 
 TOKEN = "QWEN_HUB_TOKEN"
 _TMP = "tmp"
+# More than `fetch.heads` writes.
+_TMP_SIZE = "1Gi"
 
 
 def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
@@ -56,7 +58,7 @@ def inspected(hub: Hub, spec: Spec, defaults: EngineDefaults) -> EngineSource | 
     return EngineSource(
         model_path=str(query),
         env=(token,),
-        volumes=({"name": _TMP, "emptyDir": {}},),
+        volumes=({"name": _TMP, "emptyDir": {"sizeLimit": _TMP_SIZE}},),
         mounts=({"name": _TMP, "mountPath": "/tmp"},),
         inspection=command,
     )

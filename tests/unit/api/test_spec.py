@@ -165,7 +165,13 @@ def test_a_revision_is_part_of_what_the_pods_run() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [{"pod": {"volumes": [{"name": "shm"}]}}, {"pod": {"resources": {"limits": {"a": True}}}}]
+    "spec",
+    [
+        {"pod": {"volumes": [{"name": "shm"}]}},
+        {"pod": {"volumes": [{"name": "qwen-model-cache"}]}},
+        {"pod": {"volumeMounts": [{"name": "qwen-model-cache", "mountPath": "/all"}]}},
+        {"pod": {"resources": {"limits": {"a": True}}}},
+    ],
 )
 def test_what_only_the_operator_can_check(spec: dict[str, Any]) -> None:
     with pytest.raises(InvalidSpec, match=r"spec\.pod"):

@@ -28,6 +28,7 @@ class FileHub:
 
     `token`: who asks the hub must have it. `gated`: the token is not enough. `busy`: so many requests get 429.
     `cut_after`: so many bytes of each answer arrive, and then the connection ends; 0 is never. `cuts`: how often.
+    `stall`: seconds before it ends.
     `flipped`: files of which so many answers have a wrong byte. `expired`: so many redirected requests get 403.
     `missing`: files that the list names and the hub does not have. `delay`: seconds before each 64 KiB.
     """
@@ -39,6 +40,7 @@ class FileHub:
     retry_after: str = "0"
     cut_after: int = 0
     cuts: int = 10**6
+    stall: float = 0.0
     flipped: dict[str, int] = field(default_factory=dict)
     expired: int = 0
     missing: set[str] = field(default_factory=set)
@@ -170,6 +172,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[at : at + _PIECE])
         with hub.lock:
             hub.sent += len(body)
+        if self.close_connection:
+            self.wfile.flush()
+            time.sleep(hub.stall)
 
     def json(self, value: Any) -> None:
         body = json.dumps(value).encode()

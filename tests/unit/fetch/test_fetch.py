@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +24,14 @@ import pytest
 
 from qwen_operator.api.conditions import FETCH_FAILURES, Reason
 from qwen_operator.checkpoints.hubs import Hub
+from qwen_operator.fetch import program
 from qwen_operator.fetch.faults import FetchError
 from qwen_operator.fetch.page import showing
 from qwen_operator.fetch.program import Fetch, Place
 from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.store import Entry, Store, read_manifest
 from qwen_operator.fetch.transfer import THREADS
-from qwen_operator.fetch.wire import Remote
+from qwen_operator.fetch.wire import Client, Remote
 from qwen_operator.manifests.model_cache import IN_USE
 from tests.unit.fetch.hub import COMMIT, REPOSITORY, FileHub, serving
 from tests.unit.runtime.checkpoint import CONFIG, header
@@ -117,6 +123,16 @@ def test_a_cut_connection_goes_on_where_it_was(cut_after: int, tmp_path: Path) -
         folder = fetching(hub, tmp_path).run()
         assert contents(folder) == {name: hub.files[name] for name in WANTED}
         assert hub.sent <= sum(len(hub.files[name]) for name in WANTED)
+
+
+def test_what_a_connection_delivered_before_it_fell_silent_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = model()
+    with serving(FileHub(files, cut_after=150_000, stall=0.5)) as hub:
+        fetch = fetching(hub, tmp_path, chunk_bytes=1 << 21, patience=1.0)
+        monkeypatch.setattr(program, "Client", partial(Client, timeout=0.1))
+        assert contents(fetch.run())["model-1.safetensors"] == files["model-1.safetensors"]
 
 
 def test_pauses_and_expired_addresses_only_delay(tmp_path: Path) -> None:
@@ -261,6 +277,28 @@ def test_the_page_shows_the_progress() -> None:
     }
 
 
+def test_a_client_that_never_ends_its_request_does_not_keep_the_fetch_from_ending() -> None:
+    ended = threading.Event()
+
+    def drip(port: int) -> None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as connection:
+            begun.set()
+            while not ended.wait(0.05):
+                connection.sendall(b"x")
+
+    begun = threading.Event()
+    with showing(lambda: b"{}", 0) as port:
+        client = threading.Thread(target=drip, args=(port,))
+        client.start()
+        begun.wait()
+        watchdog = threading.Timer(20.0, ended.set)
+        watchdog.start()
+    assert not ended.is_set(), "the server waited until the client went"
+    watchdog.cancel()
+    ended.set()
+    client.join()
+
+
 def command(hub: FileHub, root: Path) -> list[str]:
     code = "import sys; from qwen_operator.cli import main; sys.exit(main())"
     options = ["--hub=hf", f"--hub-url={hub.address}", f"--repository={REPOSITORY}", f"--commit={COMMIT}"]
@@ -325,3 +363,29 @@ def test_a_fetch_that_is_asked_to_end_ends_at_once(tmp_path: Path) -> None:
         child.terminate()
         child.communicate()
         assert child.returncode == 143
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "reason"),
+    [
+        ("fsync", errno.ENOSPC, Reason.DISK_FULL),
+        ("ftruncate", errno.EDQUOT, Reason.DISK_FULL),
+        ("pwrite", errno.ENOSPC, Reason.DISK_FULL),
+        ("ftruncate", errno.EFBIG, Reason.CACHE_UNUSABLE),
+        ("rename", errno.EACCES, Reason.CACHE_UNUSABLE),
+    ],
+)
+def test_a_disk_that_takes_no_more_is_reported(
+    call: str, code: int, reason: Reason, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(signal, "signal", lambda _number, _handler: None)
+    log = tmp_path / "log"
+    with serving(FileHub(model())) as hub, monkeypatch.context() as broken:
+        broken.setattr(os, call, refuse)
+        assert program.main(fetching(hub, tmp_path / "cache"), log) == 1
+    report = json.loads(log.read_bytes())
+    assert (report["reason"], report["phase"]) == (reason, "Download")
+    assert os.strerror(code) in report["log"][0]

@@ -11,11 +11,14 @@ import pytest
 from qwen_operator import cli
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import Hub
+from qwen_operator.fetch import heads
+from qwen_operator.fetch.files import RemoteFile
 from qwen_operator.fetch.heads import Heads
 from qwen_operator.fetch.wire import Client, Remote, certificates
 from qwen_runtime.inspect_checkpoint import examine
 from tests.unit.fetch.hub import COMMIT, REPOSITORY, FileHub, serving
 from tests.unit.fetch.test_fetch import model
+from tests.unit.fetch.test_wire import answering
 from tests.unit.runtime.checkpoint import checkpoint, header
 
 
@@ -84,3 +87,41 @@ def test_the_program_writes_what_the_operator_reads(tmp_path: Path, monkeypatch:
         options = ["--hub=hf", f"--hub-url={hub.address}/", f"--repository={REPOSITORY}", "--revision=main"]
         assert cli.main(["inspect-hub", *options, f"--output={output}"]) == 0
     assert Checkpoint.from_inspection(json.loads(output.read_bytes())).commit == COMMIT
+
+
+def test_only_what_the_inspection_reads_is_loaded_and_not_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = {f"extra-{number}.json": bytes(100_000) for number in range(30)}
+    with serving(FileHub(model() | many)) as hub:
+        report, complete = read(hub, tmp_path / "heads")
+        assert complete, report
+        assert not [path for path in hub.asked if "extra" in path]
+        on_disk = sum(path.stat().st_blocks * 512 for path in (tmp_path / "heads").rglob("*") if path.is_file())
+        assert on_disk < 50_000
+        monkeypatch.setattr(heads, "MOST_BYTES", 300)
+        report, complete = read(hub, tmp_path / "again")
+    assert (complete, report["error"]["reason"]) == (False, "InvalidConfig")
+    assert "have more than 300 bytes" in report["error"]["message"]
+
+
+def test_files_that_no_disk_can_have_are_reported(tmp_path: Path) -> None:
+    with serving(FileHub(model() | {"a.json": b"{}", "a.json/b.json": b"{}"})) as hub:
+        report, complete = read(hub, tmp_path / "heads")
+    assert (complete, report["error"]["reason"]) == (False, "InvalidConfig")
+    assert "cannot be written for the inspection: File exists" in report["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "broken", [b"Transfer-Encoding: chunked\r\n\r\nno number\r\n", b"Content-Length: 9\r\n\r\ncut"]
+)
+def test_a_head_that_breaks_off_is_asked_for_again(broken: bytes, tmp_path: Path) -> None:
+    good = b"HTTP/1.1 206 Partial\r\nContent-Length: 9\r\n\r\n" + bytes(9)
+    with answering(b"HTTP/1.1 206 Partial\r\n" + broken, good) as (base, asked):
+        remote, context = Remote(Hub.HUGGING_FACE, base, REPOSITORY, COMMIT), certificates()
+        reader = heads.Heads(remote, lambda one: Client(one, context), sleep=lambda _seconds: None)
+        file = RemoteFile("model.safetensors", 9)
+        client = Client(remote, context)
+        assert reader._patient(lambda: reader._range(client, f"{base}/a", file, 9)) == bytes(9)
+        client.close()
+    assert len(asked) == 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from qwen_operator.fetch.room import Cached, Room, Verdict, make_room
 from qwen_operator.fetch.store import LEASE_SECONDS, Entry, Store
 from qwen_operator.fetch.wire import Remote
 from qwen_operator.manifests.model_cache import IN_USE
+from qwen_runtime.hold import NotHeld, hold
 
 OLD, NEW = Cached("old", 40, 1.0, False), Cached("new", 30, 2.0, False)
 BUSY = Cached("busy", 20, 0.0, True)
@@ -129,4 +132,85 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_broken_manifest_is_no_complete_model(world: World, content: bytes) -> None:
     entry = world.put("a")
     (entry.folder / ".manifest.json").write_bytes(content)
+    assert not entry.is_complete()
+
+
+def test_a_download_keeps_its_place_before_and_after_it_has_a_total(world: World) -> None:
+    half = world.entry("half")
+    with world.store.locked(half.key):
+        half.partial.mkdir()
+        (half.partial / "model.safetensors").write_bytes(bytes(60_000))
+        with pytest.raises(FetchError):
+            world.put("a")
+        assert half.partial.exists()
+
+
+def test_an_engine_that_starts_while_its_model_was_chosen_to_go_keeps_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = world.put("a"), world.put("b")
+    world.time += LEASE_SECONDS
+    engines: list[int] = []
+    remove = Store._remove
+
+    def late(store: Store, key: str) -> bool:
+        if not engines:
+            engines.append(hold(first.folder / IN_USE))
+        return remove(store, key)
+
+    monkeypatch.setattr(Store, "_remove", late)
+    world.put("c")
+    assert world.names() == {"a", "c"}
+    assert not second.folder.exists()
+    os.close(engines[0])
+
+
+def test_no_engine_gets_a_model_while_it_goes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.put("a")
+    world.put("b")
+    world.time += LEASE_SECONDS
+    rmtree, told = shutil.rmtree, []
+
+    def watched(path: Path, ignore_errors: bool) -> None:
+        if (path / IN_USE).exists():
+            with pytest.raises(NotHeld) as refused:
+                hold(path / IN_USE, patience=0.0)
+            told.append(str(refused.value))
+        rmtree(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
+    world.put("c")
+    assert len(told) == 1
+    assert "another process holds the lock" in told[0]
+
+
+def test_a_pod_that_asks_for_a_model_that_goes_does_not_take_it_for_complete(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = world.put("a")
+    world.put("b")
+    world.time += LEASE_SECONDS
+    found: list[bool] = []
+    remove = Store._remove
+
+    def ask() -> None:
+        world.store.lease(first, "late")
+        found.append(first.is_complete())
+
+    asking = threading.Thread(target=ask)
+
+    def late(store: Store, key: str) -> bool:
+        asking.start()
+        asking.join(0.3)
+        return remove(store, key)
+
+    monkeypatch.setattr(Store, "_remove", late)
+    world.put("c")
+    asking.join()
+    assert found == [first.is_complete()]
+
+
+def test_a_model_without_the_file_that_engines_lock_is_not_complete(world: World) -> None:
+    entry = world.put("a")
+    (entry.folder / IN_USE).unlink()
     assert not entry.is_complete()

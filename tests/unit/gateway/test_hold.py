@@ -167,6 +167,13 @@ def test_waiting_that_is_of_no_use_ends_at_once(
     assert (anthropic.status_code, anthropic.json()["error"]["type"]) == (503, "overloaded_error")
 
 
+def test_a_download_before_a_short_start_is_counted(pod: Pod) -> None:
+    unready(pod, startupSeconds=1, startedAt=int(time.time()) + 5000)
+    answer = pod.chat("open")
+    assert error(answer) == (503, "model_not_ready")
+    assert 4900 < int(answer.headers["retry-after"]) <= 5001
+
+
 def test_a_start_that_is_nearly_over_is_waited_for(pod: Pod) -> None:
     unready(pod, startupSeconds=1831, startedAt=int(time.time()) - 1830)
     with ThreadPoolExecutor(1) as pool:

@@ -1,5 +1,7 @@
 """The agent keeps what says whether, and when, a replica will answer."""
 
+from typing import Any
+
 from qwen_operator.gateway.kept import keep
 from tests.unit.gateway.objects import deployment
 
@@ -9,7 +11,14 @@ def test_what_is_kept_of_a_deployment() -> None:
     condition = {"type": "Stalled", "status": "True", "reason": "InvalidSpec", "message": "long", "extra": 1}
     plan = {"startupSeconds": 90, "args": ["--a"], "steps": ["b"]}
     seen = {"startupSeconds": 120, "kvTokens": 8192}
-    parts = {"conditions": [condition], "plan": plan, "observed": seen, "summary": {"ready": "0/1"}, "noFit": {}}
+    parts: dict[str, Any] = {
+        "conditions": [condition],
+        "plan": plan,
+        "observed": seen,
+        "summary": {"ready": "0/1"},
+        "noFit": {},
+    }
+    parts["progress"] = {"pod": "d-0", "percent": 4, "finishTime": "2026-01-01T00:10:00Z"}
     status = {**made["status"], **parts}
 
     kept = keep("qwendeployments", {**made, "status": status})
@@ -20,6 +29,7 @@ def test_what_is_kept_of_a_deployment() -> None:
         "conditions": [{"type": "Stalled", "status": "True"}],
         "plan": {"startupSeconds": 90},
         "observed": {"startupSeconds": 120},
+        "progress": {"finishTime": "2026-01-01T00:10:00Z"},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from qwen_operator.hardware.inventory import inventory
 from qwen_operator.manifests.pods import engine_template
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import CacheType, ModelCache, Plan
+from qwen_operator.replicas.quotas import usage
 from qwen_operator.sources import registry
 from tests.unit.manifests.test_pods import DEFAULTS, FACTS, IDENTITY, POOL, RUNTIME
 
@@ -83,7 +85,14 @@ def test_the_command_of_the_fetch() -> None:
     ]
     assert fetch["env"] == [{"name": "QWEN_HUB_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}]
     assert fetch["securityContext"]["readOnlyRootFilesystem"] is True
-    assert fetch["resources"]["requests"] == fetch["resources"]["limits"]
+
+
+def test_a_pod_needs_no_more_of_a_node_than_without_the_cache() -> None:
+    needs, before = usage(template(NODE)), usage(template(None))
+    assert before["requests.cpu"] == Decimal("0.5"), "one GPU, the smallest engine"
+    assert {name: value for name, value in needs.items() if not name.startswith("limits")} == {
+        name: value for name, value in before.items() if not name.startswith("limits")
+    }
 
 
 def test_the_token_is_not_in_the_engine() -> None:

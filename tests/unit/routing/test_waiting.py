@@ -104,6 +104,21 @@ def test_the_planned_start_and_the_first_container_that_runs() -> None:
         assert world.waiting["m"] == WaitingName("m")
 
 
+def test_a_start_after_a_download_begins_when_that_ends() -> None:
+    progress = {"phase": "Download", "pod": "d-0", "finishTime": "2026-01-01T00:10:00Z"}
+    status = {**D["status"], "plan": {"startupSeconds": 90}, "progress": progress}
+    world = World()
+    world.step([{**D, "status": status}], [unready(P0)])
+    assert world.waiting["m"] == WaitingName("m", "", False, 90, 1767226200)
+    running = {"containerStatuses": [{"state": {"running": {"startedAt": "2026-01-01T00:00:10Z"}}}]}
+    loads = unready(P0)
+    world.step([{**D, "status": status}], [{**loads, "status": {**loads["status"], **running}}])
+    assert world.waiting["m"].started_at == 1767225610, "another replica is farther"
+    for wrong in (None, "soon", {}, "2026-01-01"):
+        world.step([{**D, "status": {**status, "progress": {"finishTime": wrong}}}], [unready(P0)])
+        assert world.waiting["m"].started_at == 0
+
+
 def test_a_pod_that_only_has_the_label_of_a_stalled_model_is_no_reason_to_wait() -> None:
     stalled = {**D["status"], "conditions": [{"type": "Stalled", "status": "True"}]}
     foreign = {**P0, "metadata": {**P0["metadata"], "ownerReferences": []}}

@@ -35,8 +35,9 @@ local function refuse(ticket, reason, seconds, message, code)
 end
 
 -- The seconds that the planned start still takes, or nil if that is not known, or the start takes longer than planned.
+-- While the model is being downloaded, the start is still to come.
 local function remaining(waiting)
-    local passed = waiting.startedAt > 0 and math.max(0, ngx.time() - waiting.startedAt) or 0
+    local passed = waiting.startedAt > 0 and ngx.time() - waiting.startedAt or 0
     local left = waiting.startupSeconds - passed
     return left > 0 and left or nil
 end

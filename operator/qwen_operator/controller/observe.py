@@ -20,6 +20,7 @@ from qwen_operator.kube import (
     Resource,
 )
 from qwen_operator.manifests.names import (
+    LABEL_DEPLOYMENT,
     budget_name,
     controller_revision_name,
     engine_pod_names,
@@ -27,7 +28,7 @@ from qwen_operator.manifests.names import (
     replica_name,
     worker_budget_name,
 )
-from qwen_operator.manifests.ownership import Children, children
+from qwen_operator.manifests.ownership import Children, children, is_marked_child
 from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError, revision_of
 from qwen_operator.objects import ObjectKey, key_of
 from qwen_operator.reconcile.plan_memory import PlanMemory
@@ -110,7 +111,13 @@ class Observer:
         """Everything that takes GPUs, if one of these pods waits for a decision about it."""
         if not nodes.names or not any(is_gated(state.manifest) for state in engine_pods):
             return None
-        return Neighbours(tuple(self._store.all(NODES)), tuple(self._store.all(PODS)))
+        pods = (pod for pod in self._store.all(PODS) if objects.node_of(pod) or self._is_controlled(pod))
+        return Neighbours(tuple(self._store.all(NODES)), tuple(pods))
+
+    def _is_controlled(self, pod: Manifest) -> bool:
+        namespace, name = objects.text(pod, "metadata", "namespace"), objects.labels(pod).get(LABEL_DEPLOYMENT)
+        deployment = self._store.get(QWENDEPLOYMENTS, (namespace, str(name)))
+        return deployment is not None and is_marked_child(pod, deployment)
 
     def _children(self, resource: Resource, deployment: Manifest, names: Iterable[str]) -> Children:
         """The objects that name the deployment, and all objects with a name that it needs, sorted by name."""

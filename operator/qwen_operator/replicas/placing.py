@@ -112,7 +112,7 @@ def _kept_back(replicas: Sequence[Replica], placing: Placing) -> tuple[dict[str,
     if placing.neighbours is None or not replicas:
         return {}, 0.0
     names = {one.name for one in replicas}
-    return lacking(names, placing.namespace, placing.neighbours, placing.future_nodes), CHECK_SECONDS
+    return lacking(names, placing.namespace, placing.neighbours, placing.now, placing.future_nodes), CHECK_SECONDS
 
 
 def _pause(placing: Placing) -> float:

@@ -118,6 +118,40 @@ async def test_a_replica_that_is_not_placed_as_a_whole_gives_its_gpus_back_and_t
     assert world.conditions()["Ready"] == ("True", "Serving")
 
 
+@pytest.mark.parametrize("written", [None, "never", "2036-01-01T00:00:00Z"])
+async def test_a_wrong_time_of_the_release_does_not_hold_gpus_for_ever(
+    monkeypatch: pytest.MonkeyPatch, written: str | None
+) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+    world.kubelet.full = {"gpu-2"}
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(30)
+    edit = {"qwen-operator.dev/released-at": written}
+    for name in world.names():
+        world.api.edit(PODS, name, lambda item: item["metadata"]["annotations"].update(edit))
+    await world.wait(700)
+    assert world.qd()["status"]["lastFailure"]["reason"] == "GroupNotPlaced"
+
+
+async def test_an_operator_that_stopped_while_it_removed_the_gates_goes_on_after_any_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await a_world(monkeypatch, nodes=1)
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(900)
+    before = [pod["metadata"]["uid"] for pod in world.api.all(PODS)]
+    world.api.put(NODES, node("gpu-2", gpus=1))
+
+    def release(item: Manifest) -> None:
+        item["spec"].pop("schedulingGates")
+        item["metadata"]["annotations"]["qwen-operator.dev/released-at"] = world.api.clock.stamp()
+
+    world.api.edit(PODS, gated(world)[0], release)
+    await world.wait(40)
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert [pod["metadata"]["uid"] for pod in world.api.all(PODS)] == before
+
+
 async def test_during_the_pause_the_message_says_when_it_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
     world = await a_world(monkeypatch, nodes=2)
     world.kubelet.full = {"gpu-2"}

@@ -4,9 +4,9 @@ The pods alone decide: when they were created, when they got a node, and whether
 late replica answers, or when somebody deletes its pod.
 
 The time of a replica counts from the creation of its first pod that is not ready, and anew from the moment when that
-pod gets a node. It stands still while a container fetches the model, and then counts anew. A replica without a node may
-have to wait until a replica of the earlier revision has drained. So its time also counts anew when another successor
-answers, and is longer by the time of a drain.
+pod gets a node. It stands still while a container of any of its pods fetches the model, and then counts anew. A replica
+without a node may have to wait until a replica of the earlier revision has drained. So its time also counts anew when
+another successor answers, and is longer by the time of a drain.
 
 While a revision is held back, the earlier revision runs: its replicas stay, and the operator replaces lost ones and
 follows the load with it.
@@ -81,11 +81,18 @@ def _left(replica: Replica, replicas: SortedReplicas, rules: RolloutRules) -> fl
     crowded = len(replicas.fresh) + len(replicas.leaving) > rules.wanted
     if replica.up or (not replica.bound and not rules.max_surge and crowded):
         return None
+    fetches = [fetch_of(member.manifest) for member in replica.members]
+    if any(fetch.running for fetch in fetches):
+        # A download takes as long as it takes, and it shows its own progress. The other pods of the replica wait.
+        return None
     answered = _answered(replicas.fresh)
     begun = [
         moment for member in replica.members if not member.up and (moment := _waits_since(member, answered)) is not None
     ]
-    return _patience(replica, replicas, rules) - seconds_since(min(begun), rules.now) if begun else None
+    fetched = [moment for fetch in fetches if (moment := objects.moment(fetch.finished)) is not None]
+    if not begun:
+        return None
+    return _patience(replica, replicas, rules) - seconds_since(max([min(begun), *fetched]), rules.now)
 
 
 def _patience(replica: Replica, replicas: SortedReplicas, rules: RolloutRules) -> float:
@@ -105,12 +112,8 @@ def _waits_since(member: PodState, answered: datetime | None) -> datetime | None
     """Since when a pod that is not ready waits for its next step: for a node, for its engine, or to be ready again."""
     if member.started:
         return objects.moment(objects.condition(member.manifest, "Ready").get("lastTransitionTime"))
-    fetch = fetch_of(member.manifest)
-    if fetch.running:
-        # A download takes as long as it takes, and it shows its own progress.
-        return None
-    if fetch.finished:
-        return objects.moment(fetch.finished)
+    if fetched := fetch_of(member.manifest).finished:
+        return objects.moment(fetched)
     created = objects.moment(objects.text(member.manifest, "metadata", "creationTimestamp"))
     scheduled = objects.condition(member.manifest, "PodScheduled")
     if scheduled.get("status") == "True":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from qwen_operator.api.fields import Passthrough, Rule, described
 
 GPU_RESOURCE = "nvidia.com/gpu"
-OWN_VOLUMES = ("qwen-runtime", "home", "tmp", "shm", "source", "qwen-model-cache")
+OWN_VOLUMES = ("qwen-runtime", "home", "tmp", "shm", "source", "qwen-model-cache", "qwen-group")
 DEFAULTS = ("labels", "annotations", "priorityClassName", "imagePullSecrets", "tolerations", "resources")
 """The fields that a chart can set for all engine pods."""
 OWN_PREFIXES = ("qwen-operator.dev/", "app.kubernetes.io/")

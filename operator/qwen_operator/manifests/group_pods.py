@@ -24,7 +24,7 @@ _SLOW_BYTES_PER_SECOND = 50_000_000
 """A slow download of a model."""
 
 _MOUNT = "/qwen-group"
-_VOLUME = "group"
+_VOLUME = "qwen-group"
 _FILE = "leader"
 _RANK = "QWEN_NODE_RANK"
 _HOSTNAME = "kubernetes.io/hostname"

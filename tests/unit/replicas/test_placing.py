@@ -10,7 +10,7 @@ import pytest
 
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Forbidden, Manifest
 from qwen_operator.replicas.room import Neighbours, lacking
-from tests.unit.world import CONFIG, World, deployment, node, ready_status, with_groups
+from tests.unit.world import CONFIG, World, change, deployment, node, ready_status, with_groups
 
 GATE = "qwen-operator.dev/group"
 LEADER = "qwen-operator.dev/group-leader"
@@ -116,6 +116,23 @@ async def test_a_replica_that_is_not_placed_as_a_whole_gives_its_gpus_back_and_t
     await world.wait(2600)
     assert sorted(bound(world).values()) == ["gpu-1", "gpu-2"]
     assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_the_pauses_grow_also_while_the_present_spec_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    # The revision that served goes on, and loses its nodes.
+    change(world, contextTokens=16_000_000)
+    await world.settle()
+    assert world.conditions()["Planned"][0] == "False"
+    world.kubelet.full = {"gpu-2"}
+    world.api.remove(world.api.one(PODS, world.names()[1]), PODS)
+    held = 0
+    for _ in range(3600):
+        await world.wait(1)
+        held += bool(bound(world))
+    assert held < 2900
 
 
 @pytest.mark.parametrize("written", [None, "never", "2036-01-01T00:00:00Z"])

@@ -31,6 +31,8 @@ SILENT_SECONDS = 30.0
 _CONNECT_SECONDS = 5.0
 _STEP_SECONDS = 0.2
 _LONGEST_LINE = 8192
+_MOST_STRANGERS = 32
+_BACKLOG = 128
 _TEXT = 400
 
 
@@ -125,6 +127,7 @@ class Group:
     leader_address: str = ""
     events: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
     _links: dict[int, _Link] = field(default_factory=dict)
+    _strangers: list[_Link] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _told: threading.Event = field(default_factory=threading.Event)
     _on_event: Callable[[], None] = lambda: None
@@ -218,7 +221,7 @@ def _lead(group: Group, deadline: float, stop: Callable[[], bool]) -> None:
     group.leader_address = host_and_port(member.address, member.dist_port)
     family = socket.AF_INET6 if ":" in member.address else socket.AF_INET
     try:
-        server = socket.create_server((member.address, member.group_port), family=family, backlog=member.size)
+        server = socket.create_server((member.address, member.group_port), family=family, backlog=_BACKLOG)
     except OSError as error:
         place = host_and_port(member.address, member.group_port)
         raise GroupError(f"rank 0 cannot listen on {place}: {error.strerror}") from None
@@ -228,14 +231,21 @@ def _lead(group: Group, deadline: float, stop: Callable[[], bool]) -> None:
         beat, told = 0.0, list[int]()
         while missing := _missing(group):
             _pause(deadline, stop, _incomplete(member, missing))
-            with suppress(socket.timeout, ConnectionError):
+            try:
                 connection, _ = server.accept()
-                threading.Thread(target=_admit, args=(group, _Link(connection), refused), daemon=True).start()
+            except TimeoutError:
+                pass
+            except OSError:
+                # Somebody broke the connection off, or this process has no file descriptor left for it.
+                time.sleep(_STEP_SECONDS)
+            else:
+                _receive(group, _Link(connection), refused)
             if refused:
                 raise GroupError(refused[0])
             if missing != told or time.monotonic() - beat >= BEAT_SECONDS:
                 beat, told = time.monotonic(), missing
                 _drop_lost(group, {"waits": missing})
+        _dismiss(group, 0)
         for rank, link in group._links.items():
             if not link.send({"start": True}):
                 raise GroupError(f"rank {rank} went away while the group formed")
@@ -257,13 +267,30 @@ def _drop_lost(group: Group, message: Mapping[str, Any]) -> None:
                 del group._links[rank]
 
 
+def _receive(group: Group, link: _Link, refused: list[str]) -> None:
+    """Let somebody say who it is. Anybody may connect, so only a few may be silent about it at the same time."""
+    with group._lock:
+        group._strangers.append(link)
+    _dismiss(group, _MOST_STRANGERS)
+    threading.Thread(target=_admit, args=(group, link, refused), daemon=True).start()
+
+
+def _dismiss(group: Group, keep: int) -> None:
+    """Close the oldest connections of those that have not said who they are, all but so many."""
+    with group._lock:
+        number = max(0, len(group._strangers) - keep)
+        closing, group._strangers[:] = group._strangers[:number], group._strangers[number:]
+    for link in closing:
+        link.close()
+
+
 def _admit(group: Group, link: _Link, refused: list[str]) -> None:
     """Take a member in, or close the connection of anybody else."""
     member, hello = group.member, link.receive() or {}
     rank, name = hello.get("rank"), str(hello.get("name"))[:100]
     known = hello.get("uid") == member.uid and isinstance(rank, int) and 0 < rank < member.size
     if not known or not isinstance(rank, int) or hello.get("size") != member.size:
-        link.close()
+        _turn_away(group, link)
         return
     if hello.get("engine") != member.engine:
         sentence = (
@@ -271,15 +298,26 @@ def _admit(group: Group, link: _Link, refused: list[str]) -> None:
             "of the engine's image names different images on these nodes; set spec.engine.image with a digest"
         )
         link.send({"refused": sentence})
-        link.close()
+        _turn_away(group, link)
         refused.append(sentence)
         return
     with group._lock:
+        if link not in group._strangers:
+            # It came too late, and its connection is closed.
+            return
+        group._strangers.remove(link)
         former = group._links.get(rank)
         group._links[rank] = link
     if former is not None:
         # Its container has started again.
         former.close()
+
+
+def _turn_away(group: Group, link: _Link) -> None:
+    with group._lock:
+        if link in group._strangers:
+            group._strangers.remove(link)
+    link.close()
 
 
 def _incomplete(member: Member, missing: list[int]) -> str:

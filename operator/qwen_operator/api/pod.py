@@ -9,7 +9,7 @@ from qwen_operator.api.fields import Passthrough, Rule, described
 
 GPU_RESOURCE = "nvidia.com/gpu"
 CACHE_VOLUME = "qwen-model-cache"
-OWN_VOLUMES = ("qwen-runtime", "home", "tmp", "shm", "source", CACHE_VOLUME)
+OWN_VOLUMES = ("qwen-runtime", "home", "tmp", "shm", "source", CACHE_VOLUME, "qwen-group")
 DEFAULTS = ("labels", "annotations", "priorityClassName", "imagePullSecrets", "tolerations", "resources")
 """The fields that a chart can set for all engine pods."""
 OWN_PREFIXES = ("qwen-operator.dev/", "app.kubernetes.io/")

@@ -20,14 +20,16 @@ from qwen_operator.kube import (
     Resource,
 )
 from qwen_operator.manifests.names import (
+    LABEL_DEPLOYMENT,
     budget_name,
     controller_revision_name,
+    engine_pod_names,
     inspection_pod_name,
     replica_name,
     worker_budget_name,
 )
-from qwen_operator.manifests.ownership import Children, children
-from qwen_operator.manifests.revisions import revision_of
+from qwen_operator.manifests.ownership import Children, children, is_marked_child
+from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError, revision_of
 from qwen_operator.objects import ObjectKey, key_of
 from qwen_operator.reconcile.plan_memory import PlanMemory
 from qwen_operator.reconcile.types import Observed
@@ -38,8 +40,8 @@ from qwen_operator.replicas.scaling_view import shown
 from qwen_operator.scaling.types import ScalingState
 from qwen_operator.status.progress import FetchPage
 
-# The operator checks this many pod names for pods of other owners. New replicas take the lowest free index. If foreign
-# pods had more names than this, the API server would report the next one with a 409.
+# The operator checks the names of this many replicas for pods of other owners. New replicas take the lowest free index.
+# If foreign pods had more names than this, the API server would report the next one with a 409.
 FOREIGN_PODS_SEEN = 128
 
 
@@ -78,20 +80,21 @@ class Observer:
             return None
         meta, name = deployment["metadata"], deployment["metadata"]["name"]
         revision = revision_hash(objects.mapping(deployment, "spec"), objects.annotations(deployment))
-        pods = [replica_name(name, revision, index) for index in range(FOREIGN_PODS_SEEN)]
         revisions = self._children(CONTROLLER_REVISIONS, deployment, [controller_revision_name(name, revision)])
         _, gpus, nodes = self._current_hardware()
         engine_pods = self._store.engine_pods(deployment)
+        pinned = {
+            revision_of(item): self._store.pinned(item)
+            for item in revisions.owned.values()
+            if not objects.is_deleting(item)
+        }
+        needed = [*_pod_names(name, revision, pinned.get(revision)), inspection_pod_name(name, revision)]
         return Observed(
             deployment=deployment,
-            pods=self._children(PODS, deployment, [*pods, inspection_pod_name(name, revision)]),
+            pods=self._children(PODS, deployment, needed),
             engine_pods=engine_pods,
             revisions=revisions,
-            pinned={
-                revision_of(item): self._store.pinned(item)
-                for item in revisions.owned.values()
-                if not objects.is_deleting(item)
-            },
+            pinned=pinned,
             budgets=self._children(POD_DISRUPTION_BUDGETS, deployment, [budget_name(name), worker_budget_name(name)]),
             quotas=tuple(self._store.in_namespace(RESOURCE_QUOTAS, meta["namespace"])),
             nodes=nodes,
@@ -108,7 +111,13 @@ class Observer:
         """Everything that takes GPUs, if one of these pods waits for a decision about it."""
         if not nodes.names or not any(is_gated(state.manifest) for state in engine_pods):
             return None
-        return Neighbours(tuple(self._store.all(NODES)), tuple(self._store.all(PODS)))
+        pods = (pod for pod in self._store.all(PODS) if objects.node_of(pod) or self._is_controlled(pod))
+        return Neighbours(tuple(self._store.all(NODES)), tuple(pods))
+
+    def _is_controlled(self, pod: Manifest) -> bool:
+        namespace, name = objects.text(pod, "metadata", "namespace"), objects.labels(pod).get(LABEL_DEPLOYMENT)
+        deployment = self._store.get(QWENDEPLOYMENTS, (namespace, str(name)))
+        return deployment is not None and is_marked_child(pod, deployment)
 
     def _children(self, resource: Resource, deployment: Manifest, names: Iterable[str]) -> Children:
         """The objects that name the deployment, and all objects with a name that it needs, sorted by name."""
@@ -133,3 +142,10 @@ class Observer:
             self._deployments = generation
             self._plans.keep({item["metadata"]["uid"] for item in self._store.all(QWENDEPLOYMENTS)})
         return self._plans
+
+
+def _pod_names(name: str, revision: str, pinned: PinnedRevision | UnreadableRevisionError | None) -> list[str]:
+    """The names that the pods of the first replicas of this revision have or would have."""
+    pods = pinned.plan.nodes_per_replica if isinstance(pinned, PinnedRevision) else 1
+    replicas = (replica_name(name, revision, index) for index in range(FOREIGN_PODS_SEEN))
+    return [pod for replica in replicas for pod in engine_pod_names(replica, pods)]

@@ -6,6 +6,7 @@ pod from an annotation. So nothing has to be known when a pod is created that on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,11 @@ GROUP_SECONDS = 1200
 A pull of SGLang's image takes minutes, and on some nodes many.
 """
 
+_SLOW_BYTES_PER_SECOND = 50_000_000
+"""A slow download of a model."""
+
 _MOUNT = "/qwen-group"
-_VOLUME = "group"
+_VOLUME = "qwen-group"
 _FILE = "leader"
 _RANK = "QWEN_NODE_RANK"
 _HOSTNAME = "kubernetes.io/hostname"
@@ -44,8 +48,19 @@ class GroupParts:
     volumes: tuple[Manifest, ...] = ()
 
 
-def group_command(nodes: int) -> GroupCommand:
+def group_seconds(nodes: int, fetched_bytes: int) -> int:
+    """How long a pod waits for the others of a replica on so many nodes; 0 for one node.
+
+    `fetched_bytes`: the size of the model, if each pod fetches it into the cache of its node before its engine starts.
+    One node may have it already, and another one has to download all of it.
+    """
+    return 0 if nodes == 1 else GROUP_SECONDS + math.ceil(fetched_bytes / _SLOW_BYTES_PER_SECOND)
+
+
+def group_command(nodes: int, seconds: int) -> GroupCommand:
     """The options for a replica on so many nodes, none for one node. The kubelet puts the rank in.
+
+    `seconds` are those of `group_seconds`.
 
     The runtime adds --dist-init-addr when it knows the address.
     """
@@ -54,7 +69,7 @@ def group_command(nodes: int) -> GroupCommand:
     launch = (
         f"--group-size={nodes}",
         f"--group-rank=$({_RANK})",
-        f"--group-seconds={GROUP_SECONDS}",
+        f"--group-seconds={seconds}",
         f"--group-leader={_MOUNT}/{_FILE}",
     )
     return GroupCommand(launch, (f"--node-rank=$({_RANK})",))

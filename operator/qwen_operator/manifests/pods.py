@@ -18,7 +18,7 @@ from qwen_operator.api.pod import GPU_RESOURCE, Pod
 from qwen_operator.api.spec import Spec
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct
 from qwen_operator.manifests import expansion, model_cache, names
-from qwen_operator.manifests.group_pods import GROUP_SECONDS, apart, as_member, group_command, group_parts
+from qwen_operator.manifests.group_pods import apart, as_member, group_command, group_parts, group_seconds
 from qwen_operator.manifests.names import Manifest, Owner, PodIdentity
 from qwen_operator.manifests.quantities import canonical_quantities
 from qwen_operator.planning.types import EngineSource, Plan
@@ -346,7 +346,7 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
         "ports": [{"name": "http", "containerPort": names.ENGINE_PORT, "protocol": "TCP"}],
         "resources": {"requests": requests, "limits": {**resources.limits, **gpus}},
         "securityContext": deepcopy(_CONTAINER_SECURITY),
-        **_probes(plan),
+        **_probes(plan, _group_seconds(plan, source)),
         "lifecycle": {"preStop": {"exec": {"command": prestop}}},
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
@@ -356,7 +356,7 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
 
 def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
     """The command. SGLang runs as a child of the runtime, because as process 1 it ignores SIGTERM while it loads."""
-    group = group_command(plan.nodes_per_replica)
+    group = group_command(plan.nodes_per_replica, _group_seconds(plan, source))
     hold = [f"--hold={source.model_path}/{model_cache.IN_USE}"] if source.fetch else []
     engine = [
         "python3",
@@ -394,11 +394,18 @@ def _literal(command: Sequence[str]) -> list[str]:
     return [expansion.escaped(word) for word in command]
 
 
-def _probes(plan: Plan) -> Manifest:
-    """/ready is a flag and answers at once. /health generates a token, so only it notices a hung scheduler."""
+def _group_seconds(plan: Plan, source: EngineSource) -> int:
+    fetched = plan.weight_bytes_per_rank * plan.tensor_parallel if source.fetch else 0
+    return group_seconds(plan.nodes_per_replica, fetched)
+
+
+def _probes(plan: Plan, waits: int) -> Manifest:
+    """/ready is a flag and answers at once. /health generates a token, so only it notices a hung scheduler.
+
+    `waits`: how many seconds the engine may wait for the other pods of its replica.
+    """
     ready = {"path": "/ready", "port": "http", "scheme": "HTTP"}
     health = {"path": "/health", "port": "http", "scheme": "HTTP"}
-    waits = GROUP_SECONDS if plan.nodes_per_replica > 1 else 0
     attempts = math.ceil((plan.startup_seconds * _STARTUP_FACTOR + waits) / _STARTUP_PERIOD)
     return {
         "startupProbe": {

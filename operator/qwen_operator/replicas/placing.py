@@ -41,6 +41,7 @@ CHECK_SECONDS = 15.0
 _SPREAD_SECONDS = 60
 _FIRST_PAUSE = 60.0
 _LONGEST_PAUSE = 1800.0
+_FARTHEST_AHEAD = timedelta(minutes=5)
 # A failure that is older than this does not count for the next pause.
 _REMEMBERED = timedelta(hours=2)
 
@@ -112,7 +113,7 @@ def _kept_back(replicas: Sequence[Replica], placing: Placing) -> tuple[dict[str,
     if placing.neighbours is None or not replicas:
         return {}, 0.0
     names = {one.name for one in replicas}
-    return lacking(names, placing.namespace, placing.neighbours, placing.future_nodes), CHECK_SECONDS
+    return lacking(names, placing.namespace, placing.neighbours, placing.now, placing.future_nodes), CHECK_SECONDS
 
 
 def _pause(placing: Placing) -> float:
@@ -142,7 +143,10 @@ def _left(replica: Replica, now: datetime) -> float | None:
     held_back = all(is_gated(member.manifest) for member in replica.members)
     if replica.whole and (held_back or _queued(replica)):
         return None
-    since = min((then for member in replica.members if (then := _since(member, held_back)) is not None), default=None)
+    since = min(
+        (then for member in replica.members if (then := _since(member, now, held_back=held_back)) is not None),
+        default=None,
+    )
     return None if since is None else _limit(replica) - (now - since).total_seconds()
 
 
@@ -152,10 +156,15 @@ def _queued(replica: Replica) -> bool:
     return gated and not any(member.node for member in replica.members)
 
 
-def _since(member: PodState, held_back: bool) -> datetime | None:
-    if held_back:
+def _since(member: PodState, now: datetime, *, held_back: bool) -> datetime | None:
+    if is_gated(member.manifest) and not held_back:
+        # It has just been made, or the operator stopped while it removed the gates.
+        return None
+    released = objects.moment(objects.annotations(member.manifest).get(ANNOTATION_RELEASED_AT))
+    if held_back or released is None or released - now > _FARTHEST_AHEAD:
+        # Anybody may edit the annotation, and a wrong clock may have written it.
         return objects.moment(objects.text(member.manifest, "metadata", "creationTimestamp"))
-    return objects.moment(objects.annotations(member.manifest).get(ANNOTATION_RELEASED_AT))
+    return released
 
 
 def _limit(replica: Replica) -> float:
@@ -179,7 +188,10 @@ def _not_placed(replica: Replica, placing: Placing) -> Failure:
     else:
         text = f"{len(waiting)} of {replica.pods} pods of {replica.name} have no node: {lacks.message}"
     held_back = all(is_gated(member.manifest) for member in replica.members)
-    since = min((then for member in replica.members if (then := _since(member, held_back))), default=placing.now)
+    since = min(
+        (then for member in replica.members if (then := _since(member, placing.now, held_back=held_back))),
+        default=placing.now,
+    )
     time = rfc3339(since + timedelta(seconds=_limit(replica)))
     before = stored_failure(placing.failure or {})
     count = 1

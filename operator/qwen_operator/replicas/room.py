@@ -4,19 +4,21 @@ The operator sees the nodes and its own pods. It does not see the pods of others
 taken. Then a pod stays without a node, and `placing` gives back what the replica has.
 
 Older replicas come first. So two replicas never wait for each other over the last nodes: whoever decides about the
-younger one leaves the older one its room.
+younger one leaves the older one its room. A pod that nobody places keeps others out only for a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 from qwen_operator import objects
 from qwen_operator.api.pod import GPU_RESOURCE
 from qwen_operator.hardware.nodes import Taint
 from qwen_operator.hardware.offers import MIG_RESOURCE, quantity
 from qwen_operator.manifests.names import (
+    ANNOTATION_RELEASED_AT,
     ANNOTATION_REPLICA_PODS,
     ENGINE_CONTAINER,
     LABEL_REPLICA,
@@ -28,6 +30,9 @@ _Key = tuple[str, str]
 _SHOWN = 4
 # Not every resource of NVIDIA is a GPU: network cards have names such as nvidia.com/cx7_rdma.
 _GPUS = (GPU_RESOURCE, MIG_RESOURCE)
+_PENDING_SECONDS = 660.0
+"""As long as a replica may wait for the last of its nodes. Who waits for longer keeps nobody out."""
+_CLOCKS_DIFFER = timedelta(minutes=5)
 _KEEPS_AWAY = ("NoSchedule", "NoExecute")
 # Kubernetes sets it beside spec.unschedulable. Pods without a toleration stay away from such nodes anyway.
 _OWN_TAINT = "node.kubernetes.io/unschedulable"
@@ -73,6 +78,8 @@ class Place:
 class Neighbours:
     """All nodes, and all engine pods that the operator sees, also those of other QwenDeployments.
 
+    Of the pods without a node only those that a QwenDeployment controls: any other tenant could make such pods.
+
     `distinct_nodes`: no two pods of a replica may be on one node.
     """
 
@@ -81,7 +88,9 @@ class Neighbours:
     distinct_nodes: bool = True
 
 
-def lacking(replicas: Collection[str], namespace: str, neighbours: Neighbours, future_nodes: int = 0) -> dict[str, str]:
+def lacking(
+    replicas: Collection[str], namespace: str, neighbours: Neighbours, now: datetime, future_nodes: int = 0
+) -> dict[str, str]:
     """Those of these replicas whose pods cannot all be placed now, and why. All their pods are held back.
 
     `future_nodes`: how many nodes a declared pool may still grow by.
@@ -89,22 +98,44 @@ def lacking(replicas: Collection[str], namespace: str, neighbours: Neighbours, f
     places, distinct = _places(neighbours), neighbours.distinct_nodes
     hosts = _hosts(neighbours.pods) if distinct else {}
     lacks: dict[str, str] = {}
-    for key, group in _in_order(neighbours.pods):
+    waiting = _in_order(neighbours.pods)
+    pools = [_need(group[0]).selector for key, group in waiting if key[0] == namespace and key[1] in replicas]
+    for key, group in waiting:
         ours = key[0] == namespace and key[1] in replicas
-        if not ours and len(group) < _size(group[0]) and is_gated(group[0]):
-            # It cannot be placed before its other pods exist.
+        if not ours and not _takes_room(group, now):
             continue
         need = _need(group[0])
         suitable = [place for place in places if place.suits(need) and place.name not in hosts.get(key, ())]
         room = [place for place in suitable for _ in range(place.slots(need, distinct=distinct))]
-        grows = future_nodes if ours else 0
-        if len(room) + grows < len(group):
+        short = max(0, len(group) - len(room))
+        if short > (future_nodes if need.selector in pools else 0):
             if ours:
                 lacks[key[1]] = _sentence(key[1], len(group), need, suitable)
             continue
+        future_nodes -= short
         for place in sorted(room, key=lambda place: (place.free[need.resource], place.name))[: len(group)]:
             place.free[need.resource] -= need.gpus
     return lacks
+
+
+def _takes_room(group: Sequence[Manifest], now: datetime) -> bool:
+    """Whether these pods of others may get nodes before a younger replica."""
+    if is_gated(group[0]):
+        # A replica cannot be placed before all its pods exist.
+        return len(group) >= _size(group[0])
+    if any(objects.members(pod, "spec", "schedulingGates") for pod in group):
+        # Somebody else queues them, for example Kueue.
+        return False
+    # The scheduler had its chance. It sees more than the operator, such as an affinity that no node has.
+    return any((now - then).total_seconds() < _PENDING_SECONDS for pod in group if (then := _pending_since(pod, now)))
+
+
+def _pending_since(pod: Manifest, now: datetime) -> datetime | None:
+    """Since when the scheduler may place the pod. Anybody may edit the annotation, so no time far ahead counts."""
+    created = objects.moment(objects.text(pod, "metadata", "creationTimestamp"))
+    released = objects.moment(objects.annotations(pod).get(ANNOTATION_RELEASED_AT))
+    times = (then for then in (created, released) if then is not None and then - now < _CLOCKS_DIFFER)
+    return max(times, default=None)
 
 
 def _sentence(replica: str, nodes: int, need: Need, suitable: Sequence[Place]) -> str:

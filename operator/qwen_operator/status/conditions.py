@@ -23,7 +23,7 @@ from qwen_operator.manifests.revisions import PinnedRevision
 from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.groups import Replica, SortedReplicas
 from qwen_operator.replicas.holding import Hold
-from qwen_operator.replicas.pod_state import last_failure
+from qwen_operator.replicas.pod_state import last_failure, stored_failure
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.load import LoadClass
 from qwen_operator.scaling.types import UNKNOWN
@@ -199,13 +199,27 @@ def _resizing(given: StatusInput, column: str) -> dict[str, str]:
     return {"status": str(Reason.DRAINING)} if given.replicas.draining else {}
 
 
+def _not_placed(record: Mapping[str, Any], running: PinnedRevision | None) -> bool:
+    """Whether the last failure is that a replica of this revision was not placed."""
+    named = running is not None and f"-{running.revision}-" in str(record.get("pod", ""))
+    return named and record.get("reason") == Reason.GROUP_NOT_PLACED
+
+
 def _reported_failure(given: StatusInput, old: Mapping[str, Any]) -> Failure | None:
-    """The last failure of the present revision: of its inspection before it is pinned, of its engines afterwards."""
-    if given.blocked is not None:
+    """The last failure of the present revision: of its inspection before it is pinned, of its engines afterwards.
+
+    If a replica of whatever runs was not placed as a whole, that stays: it is the memory of when to try again.
+    """
+    if given.blocked is not None and given.blocked.failure is not None:
         return given.blocked.failure
     if given.unplaced is not None:
         return given.unplaced
     record = objects.mapping(old, "lastFailure")
+    earlier = given.blocked is not None or (given.running is not None and given.running.revision != given.revision)
+    if earlier and _not_placed(record, given.running):
+        return stored_failure(record)
+    if given.blocked is not None:
+        return None
     inspection = record.get("phase") == PHASE
     of_revision = f"-{given.revision}-" in str(record.get("pod", "")) and not inspection
     replicas = (*given.replicas.serving, *given.replicas.gone, *given.replicas.ended)

@@ -28,7 +28,7 @@ CLAIM = ModelCache(CacheType.CLAIM, "models", 200)
 FOLDER = f"models/hf/Qwen--Qwen1.5-7B-Chat/{COMMIT}"
 
 
-def template(cache: ModelCache | None, **source: Any) -> dict[str, Any]:
+def template(cache: ModelCache | None, nodes: int = 1, **source: Any) -> dict[str, Any]:
     spec = parse({"metadata": {"name": "demo"}, "spec": {"model": "Qwen/Qwen1.5-7B-Chat", **source}})
     assert FACTS is not None
     facts: Checkpoint = replace(FACTS, commit=COMMIT)
@@ -36,7 +36,7 @@ def template(cache: ModelCache | None, **source: Any) -> dict[str, Any]:
     where = registry.engine_source(spec, facts, defaults)
     planned = plan(spec, facts, inventory([], [POOL]), defaults, where)
     assert isinstance(planned, Plan)
-    return engine_template(IDENTITY, spec, planned, where, RUNTIME)
+    return engine_template(IDENTITY, spec, replace(planned, nodes_per_replica=nodes), where, RUNTIME)
 
 
 def containers(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -106,6 +106,14 @@ def test_the_engine_holds_its_model_while_it_runs() -> None:
     assert f"--model-path=/models/cached/{MODEL}" in command
     assert not any(word.startswith("--revision") for word in command)
     assert {"name": "HF_HUB_OFFLINE", "value": "1"} in containers(template(NODE))["engine"]["env"]
+
+
+@pytest.mark.parametrize(("cache", "least"), [(None, 1200), (NODE, 1200 + 15 * 10**9 // 50_000_000)])
+def test_the_pods_of_a_replica_wait_for_the_one_that_downloads(cache: ModelCache | None, least: int) -> None:
+    engine = containers(template(cache, nodes=2))["engine"]
+    (seconds,) = (int(word.split("=")[1]) for word in engine["command"] if word.startswith("--group-seconds="))
+    assert least <= seconds <= least * 1.1
+    assert engine["startupProbe"]["failureThreshold"] * engine["startupProbe"]["periodSeconds"] > seconds
 
 
 @pytest.mark.parametrize("source", [{}, {"source": {"uri": "pvc://claim/path"}}])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qwen_operator.api.engine import EnvVar
-from qwen_operator.api.spec import Spec, parse
+from qwen_operator.api.spec import InvalidSpec, Spec, parse
 from qwen_operator.checkpoints import catalog
 from qwen_operator.hardware.inventory import GpuPool, GpuProduct, inventory
 from qwen_operator.manifests import names
@@ -369,12 +369,20 @@ def test_members_of_a_replica_know_their_place_from_labels_and_annotations() -> 
             "QWEN_POD_UID": "metadata.uid",
             "QWEN_POD_IP": "status.podIP",
         }
-        [volume] = [one for one in pod["spec"]["volumes"] if one["name"] == "group"]
+        [volume] = [one for one in pod["spec"]["volumes"] if one["name"] == "qwen-group"]
         [item] = volume["downwardAPI"]["items"]
         assert item["fieldRef"]["fieldPath"] == "metadata.annotations['qwen-operator.dev/group-leader']"
     assert {key: value for key, value in leader["spec"].items() if key != "containers"} == {
         key: value for key, value in worker["spec"].items() if key != "containers"
     }
+
+
+def test_a_volume_of_the_user_has_no_name_of_the_group() -> None:
+    leader, _ = _pair(pod={"volumes": [{"name": "group", "emptyDir": {}}]})
+    volumes = [one["name"] for one in leader["spec"]["volumes"]]
+    assert len(set(volumes)) == len(volumes)
+    with pytest.raises(InvalidSpec, match="one of the operator's own volumes"):
+        _pair(pod={"volumes": [{"name": "qwen-group", "emptyDir": {}}]})
 
 
 def test_a_user_of_dollar_signs_reads_no_variable_of_the_group() -> None:

@@ -125,3 +125,24 @@ async def test_a_claim_that_one_node_alone_may_mount_is_refused_with_a_sentence(
             "needs 2 nodes"
         )
     assert sum(name.endswith("-inspect") for name in {write.name for write in world.api.writes}) == 1
+
+
+async def test_a_pod_of_others_with_the_name_of_a_worker_is_named_and_left_alone() -> None:
+    world = await a_world(hardware={"maxNodesPerReplica": 2})
+    await world.settle()
+    worker = world.names()[1]
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(suspend=True))
+    await world.settle()
+    assert world.names() == []
+    meta = {"name": worker, "namespace": "team", "labels": {"app": "another"}}
+    spec = {"nodeName": "gpu-1", "containers": []}
+    world.api.put(PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(suspend=False))
+    await world.settle()
+    writes = len(world.api.writes)
+    await world.wait(300)
+    assert len(world.api.writes) == writes, "it does not try again and again"
+    await world.wait(600)
+    assert world.names() == [worker], "half of a replica goes after its time"
+    assert world.conditions()["Ready"] == ("False", "ForeignObject")
+    assert f"the Pod {worker} already exists" in world.message("Ready")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Forbidden, Manifest
 from qwen_operator.replicas.room import Neighbours, lacking
-from tests.unit.world import CONFIG, World, deployment, node, ready_status, with_groups
+from tests.unit.world import CONFIG, World, change, deployment, node, ready_status, with_groups
 
 GATE = "qwen-operator.dev/group"
 LEADER = "qwen-operator.dev/group-leader"
@@ -115,6 +116,57 @@ async def test_a_replica_that_is_not_placed_as_a_whole_gives_its_gpus_back_and_t
     await world.wait(2600)
     assert sorted(bound(world).values()) == ["gpu-1", "gpu-2"]
     assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_the_pauses_grow_also_while_the_present_spec_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    # The revision that served goes on, and loses its nodes.
+    change(world, contextTokens=16_000_000)
+    await world.settle()
+    assert world.conditions()["Planned"][0] == "False"
+    world.kubelet.full = {"gpu-2"}
+    world.api.remove(world.api.one(PODS, world.names()[1]), PODS)
+    held = 0
+    for _ in range(3600):
+        await world.wait(1)
+        held += bool(bound(world))
+    assert held < 2900
+
+
+@pytest.mark.parametrize("written", [None, "never", "2036-01-01T00:00:00Z"])
+async def test_a_wrong_time_of_the_release_does_not_hold_gpus_for_ever(
+    monkeypatch: pytest.MonkeyPatch, written: str | None
+) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+    world.kubelet.full = {"gpu-2"}
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(30)
+    edit = {"qwen-operator.dev/released-at": written}
+    for name in world.names():
+        world.api.edit(PODS, name, lambda item: item["metadata"]["annotations"].update(edit))
+    await world.wait(700)
+    assert world.qd()["status"]["lastFailure"]["reason"] == "GroupNotPlaced"
+
+
+async def test_an_operator_that_stopped_while_it_removed_the_gates_goes_on_after_any_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await a_world(monkeypatch, nodes=1)
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(900)
+    before = [pod["metadata"]["uid"] for pod in world.api.all(PODS)]
+    world.api.put(NODES, node("gpu-2", gpus=1))
+
+    def release(item: Manifest) -> None:
+        item["spec"].pop("schedulingGates")
+        item["metadata"]["annotations"]["qwen-operator.dev/released-at"] = world.api.clock.stamp()
+
+    world.api.edit(PODS, gated(world)[0], release)
+    await world.wait(40)
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert [pod["metadata"]["uid"] for pod in world.api.all(PODS)] == before
 
 
 async def test_during_the_pause_the_message_says_when_it_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +309,7 @@ def pod(replica: str, rank: int, gpus: int = 8, **more: Any) -> Manifest:
         "namespace": "team",
         "creationTimestamp": more.get("created", "2026-01-01T00:00:00Z"),
         "labels": {"qwen-operator.dev/replica": replica},
-        "annotations": {"qwen-operator.dev/replica-pods": "2"},
+        "annotations": {"qwen-operator.dev/replica-pods": "2", "qwen-operator.dev/released-at": more.get("released")},
     }
     return {"metadata": meta, "spec": spec, "status": {"phase": "Pending"}}
 
@@ -266,6 +318,8 @@ def pair(replica: str, **more: Any) -> list[Manifest]:
     return [pod(replica, rank, **more) for rank in (0, 1)]
 
 
+NOW = datetime(2026, 1, 1, 0, 6, tzinfo=UTC)
+AGES_AGO = "2025-12-31T20:00:00Z"
 LATER = {"created": "2026-01-01T00:05:00Z"}
 FREE: list[dict[str, Any]] = []
 
@@ -289,6 +343,12 @@ def tainted(name: str, key: str) -> Manifest:
         ([node("a"), node("b"), node("c")], pair("x", gates=FREE), False),
         ([node("a"), node("b"), node("c")], pair("aaa"), False),
         ([node("a"), node("b"), node("c")], pair("x", **LATER), True),
+        # The scheduler does not place it, or somebody else does not let it: then it takes nothing.
+        ([node("a"), node("b")], [pod("x", 0, gates=FREE, created=AGES_AGO)], True),
+        ([node("a"), node("b")], [pod("x", 0, gates=FREE, created=AGES_AGO, released=AGES_AGO)], True),
+        ([node("a"), node("b")], [pod("x", 0, gates=FREE, created=AGES_AGO, released="2030-01-01T00:00:00Z")], True),
+        ([node("a"), node("b")], [pod("x", 0, gates=FREE, created=AGES_AGO, released="2026-01-01T00:05:00Z")], False),
+        ([node("a"), node("b")], pair("x", gates=[{"name": "kueue.x-k8s.io/admission"}]), True),
         # An older one that does not fit itself keeps nobody out.
         ([node("a"), node("b")], pair("aaa", gpus=16), True),
         ([node("a"), node("b")], [pod("aaa", 0)], True),
@@ -304,7 +364,7 @@ def tainted(name: str, key: str) -> Manifest:
 def test_room_is_for_whole_replicas_on_nodes_of_their_own(
     nodes: list[Manifest], others: list[Manifest], room: bool
 ) -> None:
-    why = lacking({"mine"}, "team", Neighbours(tuple(nodes), (*pair("mine"), *others)))
+    why = lacking({"mine"}, "team", Neighbours(tuple(nodes), (*pair("mine"), *others)), NOW)
     assert (why == {}) is room, why
 
 
@@ -312,10 +372,36 @@ def test_network_cards_are_no_gpus() -> None:
     pods = pair("mine")
     for one in pods:
         one["spec"]["containers"][0]["resources"]["limits"] |= {"nvidia.com/cx7_rdma": "1"}
-    assert lacking({"mine"}, "team", Neighbours((node("a"), node("b")), tuple(pods))) == {}
+    assert lacking({"mine"}, "team", Neighbours((node("a"), node("b")), tuple(pods)), NOW) == {}
 
 
 def test_a_pool_that_may_grow_counts_with_the_nodes_that_it_may_get() -> None:
     neighbours = Neighbours((node("a"),), tuple(pair("mine")))
-    assert lacking({"mine"}, "team", neighbours, future_nodes=1) == {}
-    assert list(lacking({"mine"}, "team", neighbours)) == ["mine"]
+    assert lacking({"mine"}, "team", neighbours, NOW, future_nodes=1) == {}
+    assert list(lacking({"mine"}, "team", neighbours, NOW)) == ["mine"]
+
+
+def test_nodes_that_a_pool_may_get_are_for_one_replica_only() -> None:
+    pods = (*pair("mine"), *pair("mine-too", **LATER))
+    neighbours = Neighbours((node("a"),), pods)
+    both = {"mine", "mine-too"}
+    assert list(lacking(both, "team", neighbours, NOW, future_nodes=2)) == ["mine-too"]
+    assert lacking(both, "team", neighbours, NOW, future_nodes=3) == {}
+    # Those of another replica that the scheduler may place already come first.
+    taken = Neighbours((), (*pair("mine"), *pair("x", gates=FREE)))
+    assert list(lacking({"mine"}, "team", taken, NOW, future_nodes=3)) == ["mine"]
+
+
+async def test_pods_that_no_qwendeployment_controls_keep_no_replica_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+    for forged in pair("aaa", gpus=1, created="2025-12-31T23:59:00Z"):
+        forged["metadata"]["labels"] |= {
+            "app.kubernetes.io/managed-by": "qwen-operator",
+            "qwen-operator.dev/role": "engine",
+            "qwen-operator.dev/deployment": "chat",
+        }
+        forged["metadata"] |= {"uid": f"uid-of-{forged['metadata']['name']}", "annotations": {}}
+        world.api.put(PODS, {"apiVersion": "v1", "kind": "Pod", **forged})
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(40)
+    assert world.conditions()["Ready"] == ("True", "Serving")

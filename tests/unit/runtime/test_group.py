@@ -2,11 +2,14 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ class Pods:
     archive: Path
     folder: Path
     running: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+    strangers: list[socket.socket] = field(default_factory=list)
 
     def start(self, rank: int, program: str, *options: str, size: int = 2, **env: str) -> "subprocess.Popen[bytes]":
         leader = self.folder / "leader"
@@ -49,6 +53,15 @@ class Pods:
         self.running.append(process)
         return process
 
+    def knock(self) -> socket.socket:
+        """A connection to rank 0, from whoever can reach it."""
+        for _ in range(600):
+            with suppress(ConnectionRefusedError):
+                self.strangers.append(socket.create_connection(("127.0.0.1", 20001), timeout=30))
+                return self.strangers[-1]
+            time.sleep(0.05)
+        raise AssertionError("rank 0 does not listen")
+
     def log(self, rank: int) -> Path:
         return self.folder / f"termination-log-{rank}"
 
@@ -61,6 +74,8 @@ class Pods:
 def pods(archive: Path, tmp_path: Path) -> Iterator[Pods]:
     made = Pods(archive, tmp_path)
     yield made
+    for stranger in made.strangers:
+        stranger.close()
     for process in made.running:
         process.kill()
         process.communicate()
@@ -252,3 +267,27 @@ def test_without_a_clear_cause_nobody_takes_the_blame_for_another(pods: Pods) ->
     assert pods.report(1)["reason"] == "Unknown"
     assert pods.report(0)["reason"] == "MemberEnded"
     assert pods.report(0)["log"][-1].startswith("rank 1 (chat-0-1) ended first, Unknown")
+
+
+def test_many_silent_connections_keep_no_member_out(pods: Pods) -> None:
+    first = pods.start(0, FOREVER)
+    resource.prlimit(first.pid, resource.RLIMIT_NOFILE, (64, 64))
+    strangers = [pods.knock() for _ in range(150)]
+    for number, stranger in enumerate(strangers[-40:]):
+        stranger.sendall((b"\x16\x03\x01", b'{"rank": 1', b"[" * 4000, b"")[number % 4])
+    worker = pods.start(1, FOREVER)
+    assert read_line(worker).startswith("started")
+    assert read_line(first).startswith("started")
+
+
+def test_who_was_slow_to_say_its_name_does_not_replace_a_member(pods: Pods) -> None:
+    first = pods.start(0, FOREVER)
+    stranger = pods.knock()
+    stranger.sendall(b'{"rank": 1, "size": 2, "uid": "uid-0", "name": "chat-0-1", "engine": ""')
+    worker = pods.start(1, FOREVER)
+    assert read_line(first).startswith("started")
+    assert read_line(worker).startswith("started")
+    with suppress(OSError):
+        stranger.sendall(b"}\n")
+        assert stranger.recv(100) == b""
+    assert (first.poll(), worker.poll()) == (None, None)

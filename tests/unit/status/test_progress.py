@@ -10,10 +10,10 @@ import pytest
 
 from qwen_operator.checkpoints.catalog import lookup
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
-from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
+from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.planning.types import CacheType, ModelCache
 from qwen_operator.status.progress import FetchPage, read_page
-from tests.unit.world import CONFIG, World, deployment, ready_status
+from tests.unit.world import CONFIG, World, deployment, node, ready_status, with_groups
 
 COMMIT = "c" * 40
 GB = 10**9
@@ -154,3 +154,29 @@ async def test_a_rollout_is_not_held_back_by_a_download() -> None:
     await world.wait(300)
     assert "Stalled" not in world.conditions()
     assert len(world.api.all(PODS)) == 2
+
+
+async def test_a_rollout_is_not_held_back_by_the_download_of_another_pod_of_the_replica(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_groups(2, monkeypatch)
+    world = World(CACHED, fetch=commit)
+    world.kubelet.place = True
+    await world.start()
+    world.api.put(NODES, node("gpu-2"))
+    world.api.put(QWENDEPLOYMENTS, deployment(rollout={"progressDeadlineSeconds": 60}))
+    await world.settle()
+    fetched = {"name": "fetch", "state": {"terminated": {"exitCode": 0, "finishedAt": world.api.clock.stamp()}}}
+
+    def engine(pod: Manifest) -> Manifest | None:
+        """Rank 0 has its model at once and waits for rank 1, which downloads."""
+        if pod["status"]["phase"] == "Running":
+            return None
+        done = {"phase": "Running", "initContainerStatuses": [DONE, fetched]}
+        return fetching(pod) | (done if pod["metadata"]["name"].endswith("-0") else {})
+
+    world.kubelet.engine = engine
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(contextTokens=4096))
+    await world.wait(300)
+    assert "Stalled" not in world.conditions()
+    assert len(world.api.all(PODS)) == 4

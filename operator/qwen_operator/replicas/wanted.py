@@ -6,6 +6,7 @@ disruption budget all take the number from here.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -24,6 +25,7 @@ from qwen_operator.scaling.types import Bounds, ScalingState
 _SLEEPS = (Reason.ASLEEP, Reason.GATEWAY_SILENT)
 # More than any version of the API allows.
 _MOST_WANTED = 10_000
+_OF_SCHEDULES = re.compile(r"; the schedules? [-a-z0-9, ]{1,1000} sets? minReplicas \d{1,5} and maxReplicas .*")
 
 
 class Decider(StrEnum):
@@ -170,6 +172,11 @@ def _scheduled(wanted: WantedReplicas, rule: SizeRule) -> WantedReplicas:
     until = f" until {rfc3339(rule.until)}" if rule.until else ""
     sets = f"{subject} minReplicas {rule.bounds.least} and maxReplicas {rule.bounds.most}{until}"
     return replace(wanted, message=f"{wanted.message}; {sets}", schedules=rule.schedules)
+
+
+def without_schedules(message: str) -> str:
+    """The message of a size as the load gave it: `wanted_replicas` adds what the schedules set at each moment."""
+    return _OF_SCHEDULES.sub("", message)
 
 
 def _unmeasured(existing: int) -> WantedReplicas:

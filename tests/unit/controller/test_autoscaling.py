@@ -526,3 +526,17 @@ async def test_a_schedule_starts_replicas_of_a_model_that_sleeps_and_lets_it_sle
         assert world.replicas() == {}
         assert world.scaling() == (0, Reason.ASLEEP)
         assert "schedules" not in world.qd()["status"]["scaling"]
+
+
+async def test_a_new_leader_names_the_schedules_once() -> None:
+    clock = Clock()
+    async with scaled([Engine(clock, running=1)], clock) as world:
+        day = {"name": "day", "start": "0 0 * * *", "end": "20 1 * * *", "maxReplicas": 2}
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling={**SIZES, "schedules": [day]}))
+        await world.pass_time(20)
+        message = world.qd()["status"]["scaling"]["message"]
+        assert "; the schedule day sets minReplicas 1 and maxReplicas 2 until" in message
+        for _ in range(2):
+            await world.new_leader()
+            await world.pass_time(20)
+            assert world.qd()["status"]["scaling"]["message"] == message

@@ -66,6 +66,7 @@ class _Watched:
     load: LoadMemory | None = None
     sample: Sample | None = None
     attainment: Attainment | None = None
+    reports: readings.Reports = field(default_factory=readings.Reports)
     state: ScalingState | None = None
     resumed: bool = False
     """`state` comes from the status, not from a scrape. Two scrapes must agree before it may change."""
@@ -200,6 +201,7 @@ class Autoscaler:
         at = self._pace.clock()
         watched.memories, sample = readings.take_sample(watched.memories, deployment.engines, results, at)
         watched.sample = sample
+        watched.reports = readings.watch_reports(watched.reports, watched.memories, at)
         watched.attainment = attainment.watch(
             watched.attainment or _resumed_attainment(deployment, at), sample, deployment.engines, deployment.objective
         )
@@ -218,7 +220,7 @@ class Autoscaler:
             idle=readings.idle(watched.memories, deployment.engines, at),
             attained=watched.attainment.shown,
             unfinished=unfinished(deployment.engines, sample),
-            reported={uid: memory.load.reported for uid, memory in watched.memories.items() if memory.load},
+            reported=watched.reports.known,
         )
         old, watched.state = watched.state, state
         if self._on_look is not None:

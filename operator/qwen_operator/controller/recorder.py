@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import os
 import re
 import threading
 from collections import Counter
@@ -104,8 +105,7 @@ class Recorder:
         folder, limit = Path(self.settings.folder), self.settings.mebibytes * 1024 * 1024
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self._run}-{self._part:06}{SUFFIX}"
-        with path.open("ab") as file:
-            file.write(gzip.compress(content))
+        _add(path, gzip.compress(content))
         if path.stat().st_size > limit / PARTS:
             self._part += 1
         files = sorted(folder.glob(f"*{SUFFIX}"))
@@ -113,6 +113,18 @@ class Recorder:
         while len(files) > 1 and sum(sizes) > limit:
             files.pop(0).unlink()
             sizes.pop(0)
+
+
+def _add(path: Path, content: bytes) -> None:
+    """Append all of the content or nothing: half a gzip member would make what follows it unreadable."""
+    with path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def _stamp(seconds: float) -> str:

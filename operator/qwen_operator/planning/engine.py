@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from qwen_operator import engines
+from qwen_operator import engines, untrusted
 from qwen_operator.api.engine import Engine, EnvVar
 from qwen_operator.engines.types import EngineVersion, Option, OptionTable, Role
 from qwen_operator.planning import engine_args
@@ -17,7 +17,7 @@ from qwen_operator.planning.types import EngineDefaults, EngineSource
 _TAG_VERSION = re.compile(r":v?([0-9]+\.[0-9]+\.[0-9]+)[^/:@]*(@|$)")
 VOID = "prediction void: "
 """How the warning begins that names the options which make the prediction wrong."""
-_LONGEST_NUMBER = 16
+_LARGEST_LIMIT = 10**15
 CHART, OBJECT = "the chart's engine.args", "spec.engine.args"
 
 # Without these, a crash may wait more than a minute for dumps that nobody collects.
@@ -149,23 +149,22 @@ def promised_tokens(
 def _promised(choice: EngineChoice, settings: RoleValues, kv_tokens: int) -> int:
     """How many of the planned tokens an engine has at least, with the chart's options; 0 if they make that unknown.
 
-    The chart's limit on tokens is a known number. The options of an object do not count: what they take away is told.
+    The chart's limit on tokens is a known number, also on another device and for other numbers of requests. The options
+    of an object do not count: what they take away is told.
     """
-    limit_name = choice.table.name(Role.MOST_TOKENS)
-    chart = engine_args.merge(choice.chart)
-    limits = [" ".join(option.values) for option in chart if option.name == limit_name]
-    if limits and limits[0].isdigit() and len(limits[0]) < _LONGEST_NUMBER:
-        return min(kv_tokens, int(limits[0]))
+    chart = {option.name: option.values for option in engine_args.merge(choice.chart)}
     planned = {
-        option.name: option
+        option.name: option.values
         for role, values in settings
         if role not in _HARMLESS and (option := choice.table.option(role, *values))
     }
-    for option in chart:
-        plan = planned.get(option.name)
-        if (plan is not None and plan.values != option.values) or option.name in engine_args.VOIDING - planned.keys():
-            return 0
-    return kv_tokens
+    other = {name for name in planned.keys() & chart.keys() if planned[name] != chart[name]}
+    other |= engine_args.VOIDING & (chart.keys() - planned.keys())
+    limit_name = choice.table.name(Role.MOST_TOKENS)
+    limit = untrusted.digits(" ".join(chart.get(limit_name, ())), _LARGEST_LIMIT, 0)
+    if limit:
+        other -= {limit_name, "--device", choice.table.name(Role.MAX_RUNNING_REQUESTS)}
+    return 0 if other else min(kv_tokens, limit or kv_tokens)
 
 
 def _image(engine: Engine, defaults: EngineDefaults) -> tuple[str, str]:

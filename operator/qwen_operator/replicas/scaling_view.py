@@ -12,7 +12,7 @@ from qwen_operator.api.objective import Objective
 from qwen_operator.manifests.names import ENGINE_CONTAINER, Manifest
 from qwen_operator.objects import ObjectKey
 from qwen_operator.replicas.groups import Replica
-from qwen_operator.replicas.wanted import Decider, last_wanted, written_size_rule
+from qwen_operator.replicas.wanted import Decider, last_wanted, without_schedules, written_size_rule
 from qwen_operator.scaling.load import LoadClass
 from qwen_operator.scaling.types import Attained, EnginePod, ScaledDeployment, ScalingState
 
@@ -88,7 +88,7 @@ def shown(deployment: Manifest) -> ScalingState | None:
     return ScalingState(
         wanted=last_wanted(deployment) if by_load else None,
         reason=reason,
-        message=untrusted.clean(scaling.get("message"), MESSAGE_LIMIT),
+        message=without_schedules(untrusted.clean(scaling.get("message"), MESSAGE_LIMIT)),
         active=objects.holds(deployment, ConditionType.SCALING_ACTIVE),
         load=load,
         attained=_attained(objects.mapping(scaling, "attainmentPercent")),

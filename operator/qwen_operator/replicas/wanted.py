@@ -6,9 +6,12 @@ disruption budget all take the number from here.
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 
 from qwen_operator import objects, untrusted
 from qwen_operator.actions.events import rfc3339
@@ -24,6 +27,7 @@ from qwen_operator.scaling.types import Bounds, ScalingState
 _SLEEPS = (Reason.ASLEEP, Reason.GATEWAY_SILENT)
 # More than any version of the API allows.
 _MOST_WANTED = 10_000
+_OF_SCHEDULES = re.compile(r"; the schedules? [-a-z0-9, ]{1,1000} sets? minReplicas \d{1,5} and maxReplicas .*")
 
 
 class Decider(StrEnum):
@@ -113,9 +117,18 @@ def written_size_rule(deployment: objects.Object, now: datetime | None = None) -
     number = replicas if isinstance(replicas, int) and not isinstance(replicas, bool) else None
     if replicas is not None and number is None:
         return size_rule(None, None, suspend=suspend)
-    if scaling is None or reading.problems(scaling, object_schema(Scaling), "spec.scaling"):
-        return size_rule(number, None, suspend=suspend)
-    return size_rule(number, reading.build(Scaling, objects.mapping(scaling)), suspend=suspend, now=now)
+    checked = None if scaling is None else _checked(json.dumps(scaling))
+    return size_rule(number, checked, suspend=suspend, now=now)
+
+
+# The scaling loop asks for every deployment every two seconds, and to check 16 schedules takes 2 ms.
+@lru_cache(maxsize=8192)
+def _checked(scaling: str) -> Scaling | None:
+    """The spec.scaling of this JSON; None if it is invalid."""
+    value = json.loads(scaling)
+    if reading.problems(value, object_schema(Scaling), "spec.scaling"):
+        return None
+    return reading.build(Scaling, objects.mapping(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +183,11 @@ def _scheduled(wanted: WantedReplicas, rule: SizeRule) -> WantedReplicas:
     until = f" until {rfc3339(rule.until)}" if rule.until else ""
     sets = f"{subject} minReplicas {rule.bounds.least} and maxReplicas {rule.bounds.most}{until}"
     return replace(wanted, message=f"{wanted.message}; {sets}", schedules=rule.schedules)
+
+
+def without_schedules(message: str) -> str:
+    """The message of a size as the load gave it: `wanted_replicas` adds what the schedules set at each moment."""
+    return _OF_SCHEDULES.sub("", message)
 
 
 def _unmeasured(existing: int) -> WantedReplicas:

@@ -22,6 +22,12 @@ Series = tuple[str, Mapping[str, str], float]
 """One series of a page: its name, labels and value."""
 
 
+def series_names(names_of_versions: Sequence[MetricNames]) -> frozenset[str]:
+    """The names of all series that `answers` reads."""
+    names = (name for names in names_of_versions for name in (names.first_token, names.output_token))
+    return frozenset(f"{name}_{part}" for name in names for part in ("count", "bucket"))
+
+
 class Buckets:
     """Which buckets matter: of each name, those with the largest bound within its limit."""
 
@@ -62,9 +68,9 @@ def _histogram(name: str, samples: Sequence[Series], problems: Mapping[str, str]
 
     Each request is in one series, so the sum of all series counts.
     """
-    series = (f"{name}_count", f"{name}_bucket")
-    counts, buckets = ([value for other, _, value in samples if other == one] for one in series)
-    if any(one in problems for one in series) or not all(count(value, LARGEST_NUMBER) for value in counts + buckets):
+    parts = (f"{name}_count", f"{name}_bucket")
+    counts, buckets = ([value for other, _, value in samples if other == one] for one in parts)
+    if any(one in problems for one in parts) or not all(count(value, LARGEST_NUMBER) for value in counts + buckets):
         return None
     if counts and not buckets:
         # Even the smallest bound is above the limit.

@@ -22,7 +22,7 @@ from qwen_operator import engines
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.objective import Objective
 from qwen_operator.engines.types import MetricNames
-from qwen_operator.scaling.histograms import LARGEST_NUMBER, Buckets, Series, answers
+from qwen_operator.scaling.histograms import LARGEST_NUMBER, Buckets, Series, answers, series_names
 from qwen_operator.scaling.types import NOTHING_REPORTED, Answers, Reported, Work
 from qwen_operator.untrusted import clean, count
 
@@ -164,6 +164,10 @@ class Page:
             name = match[1].decode()
             self._lines.pop(name, None)
             self._problem(name, "series beyond the end")
+        # A page without a histogram means that there was no request yet.
+        for name in series_names(self._versions):
+            if name not in self._lines:
+                self._problem(name, "series beyond the end")
 
     def _problem(self, name: str, problem: str) -> None:
         self._problems.setdefault(name, problem)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling.page import Reading, Trouble
-from qwen_operator.scaling.types import EngineLoad, EnginePod, Sample
+from qwen_operator.scaling.types import EngineLoad, EnginePod, Reported, Sample
 
 # A busy machine sometimes misses a scrape. For this time, the last numbers count.
 GRACE_SECONDS = 10.0
@@ -15,6 +16,8 @@ GRACE_SECONDS = 10.0
 # takes seconds. SGLang's own watchdog waits for 300 s.
 FROZEN_SECONDS = 20.0
 IDLE_SECONDS = 2.0
+# Each change is a write of the status, and an engine that is broken or hostile could change it with every page.
+REPORT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,23 @@ class Memory:
 
 
 Memories = Mapping[str, Memory]
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """`known`: what each engine reports of its start, by uid. `change_at`: when that of a known engine may change."""
+
+    known: Mapping[str, Reported] = field(default_factory=dict)
+    change_at: float = -math.inf
+
+
+def watch_reports(reports: Reports, memories: Memories, at: float) -> Reports:
+    """The reports with one more look. A new engine counts at once, other numbers every REPORT_SECONDS at most."""
+    now = {uid: memory.load.reported for uid, memory in memories.items() if memory.load}
+    if at < reports.change_at:
+        now = {uid: reports.known.get(uid, new) for uid, new in now.items()}
+    changed = any(reports.known.get(uid, new) != new for uid, new in now.items())
+    return Reports(now, at + REPORT_SECONDS if changed else reports.change_at)
 
 
 def take_sample(

@@ -25,7 +25,8 @@ from qwen_operator.untrusted import clean, count, decode
 
 LINE_BYTES = 1024 * 1024
 """The longest line. One of a deployment with 100 replicas has about 40 KB."""
-LARGEST_NUMBER = 1e15
+LARGEST_NUMBER = 1e18
+"""Larger than any sum over the series of a page."""
 _LEVELS = 8
 _NOTHING_ASKED = Look(ModelDemand(), complete=False, silent=True)
 

@@ -46,7 +46,7 @@ def limits(scaling: Scaling, now: datetime | None) -> Limits:
     if now is None or not scaling.schedules:
         return Limits(scaling.min_replicas, scaling.max_replicas)
     minute = now.astimezone(UTC).replace(second=0, microsecond=0)
-    states = [(schedule, *_present_state(schedule, minute)) for schedule in scaling.schedules]
+    states = [(schedule, *_state(schedule, minute)) for schedule in scaling.schedules]
     active = [schedule for schedule, in_force, _ in states if in_force]
     until = min((change for _, _, change in states if change is not None), default=None)
     if not active:
@@ -56,20 +56,34 @@ def limits(scaling: Scaling, now: datetime | None) -> Limits:
     return Limits(max(lower), max(upper), tuple(one.name for one in active), until)
 
 
-def _present_state(schedule: Schedule, minute: datetime) -> tuple[bool, datetime | None]:
-    """As `_state`. Most minutes have the answer of their hour, so that few answers need a calculation."""
-    in_force, until = _state(schedule, minute.replace(minute=0))
-    return (in_force, until) if until is None or minute < until else _state(schedule, minute)
+@dataclass(slots=True)
+class _Cell:
+    """The last answer about a schedule. It holds from the minute `since` up to `until`, or for ever if that is None."""
+
+    in_force: bool = False
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def holds(self, minute: datetime) -> bool:
+        return self.since is not None and self.since <= minute and (self.until is None or minute < self.until)
 
 
-# The scaling loop asks for every deployment every two seconds.
-@lru_cache(maxsize=16_384)
+# The scaling loop asks for every deployment every two seconds, so each answer is calculated once, and not every minute.
+@lru_cache(maxsize=65_536)
+def _cell(_start: str, _end: str, _time_zone: str) -> _Cell:
+    return _Cell()
+
+
 def _state(schedule: Schedule, minute: datetime) -> tuple[bool, datetime | None]:
     """Whether the schedule is in force, and when that changes; `minute` is a whole minute in UTC."""
-    zone = ZoneInfo(schedule.time_zone)
-    started, ended = _last(schedule.start, zone, minute), _last(schedule.end, zone, minute)
-    in_force = started is not None and (ended is None or started >= ended)
-    return in_force, _next(schedule.end if in_force else schedule.start, zone, minute)
+    cell = _cell(schedule.start, schedule.end, schedule.time_zone)
+    if not cell.holds(minute):
+        zone = ZoneInfo(schedule.time_zone)
+        started, ended = _last(schedule.start, zone, minute), _last(schedule.end, zone, minute)
+        in_force = started is not None and (ended is None or started >= ended)
+        until = _next(schedule.end if in_force else schedule.start, zone, minute)
+        cell.in_force, cell.since, cell.until = in_force, minute, until
+    return cell.in_force, cell.until
 
 
 def _last(cron: str, zone: ZoneInfo, minute: datetime) -> datetime | None:

@@ -208,7 +208,7 @@ class ScalingState:
     idle: uids of draining pods without requests in two scrapes at least two seconds apart.
     attained: how many requests kept the objective. It changes rarely.
     unfinished: requests in each draining pod at the last scrape, by uid. A change of it alone causes no reconcile.
-    reported: what each ready engine reports of its start, by the pod's uid. It stays the same while the engine runs.
+    reported: what each ready engine reports of its start, by the pod's uid. It changes rarely.
     """
 
     wanted: int | None

@@ -99,13 +99,13 @@ def _model(
     hints = TensorHints("float16", has_lm_head="output.weight" in header.tensors)
     if config is None:
         _check_head(own, fields, architecture, file)
-        return read(own, hints)
+        return _read(own, hints, file)
     if config.get("quantization_config") is not None:
         raise InvalidFactsError(
             f"config.json beside {file} has quantization_config, but a GGUF file says itself how it is quantized: keep "
             "the GGUF file in a folder of its own"
         )
-    model = read(config, hints)
+    model = _read(config, hints, f"config.json beside {file}")
     beside = {
         "architectures": model.architecture,
         "num_hidden_layers": model.layers,
@@ -119,6 +119,14 @@ def _model(
         if value != right:
             raise InvalidFactsError(f"{name} in config.json beside {file} is {value}, but the file has {right}")
     return model
+
+
+def _read(config: Mapping[str, Any], hints: TensorHints, where: str) -> ModelConfig:
+    """The model of these numbers. Raises InvalidFactsError, which says where they are from."""
+    try:
+        return read(config, hints)
+    except InvalidFactsError as error:
+        raise InvalidFactsError(f"{where}: {error}", f"{where}: {error.public}") from None
 
 
 def _own_config(header: Header, fields: Fields, architecture: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ FIRST_TOKENS = re.compile(
     r'(?:le="([^"]+)",)?model_name="tiny"\}) .*$',
     re.MULTILINE,
 )
+WEIGHTS = re.compile(r"^(sglang:weight_memory_usage_gb\{.*\}) .*$", re.MULTILINE)
 MODEL = "Qwen/Qwen1.5-0.5B-Chat"
 ROUTABLE = "qwen-operator.dev/routable"
 SEEN = Demand(ready=2, read=2)
@@ -51,6 +52,7 @@ class Engine:
     inside: int = 0
     begun: int = 3
     late: int = 1
+    weights_gib: float | None = None
 
     async def page(self, _: web.Request) -> web.Response:
         values = {
@@ -62,6 +64,8 @@ class Engine:
         }
         text = NUMBERS.sub(lambda line: f"{line[1]} {values[line[2] or line[3]]}", RECORDED)
         text = FIRST_TOKENS.sub(lambda line: f"{line[1]} {self.begun - (line[2] == '2.0') * self.late}", text)
+        if self.weights_gib is not None:
+            text = WEIGHTS.sub(lambda line: f"{line[1]} {self.weights_gib}", text)
         return web.Response(text=text.replace('model_name="tiny"', f'model_name="{MODEL}"'))
 
 
@@ -167,6 +171,19 @@ async def test_what_an_engine_reports_of_its_start_is_written_once() -> None:
         await world.pass_time(20)
         assert world.api.writes[writes:] == []
         assert world.qd()["status"]["observed"] == seen
+
+
+async def test_an_engine_that_reports_other_numbers_with_every_page_causes_few_writes() -> None:
+    clock = Clock()
+    engine = Engine(clock, weights_gib=1)
+    async with scaled([engine], clock) as world:
+        await world.pass_time(20)
+        writes = len(world.api.writes)
+        for number in range(2, 92):
+            engine.weights_gib = number
+            await world.pass_time(2)
+        assert 1 <= len(world.api.writes) - writes <= 4
+        assert world.qd()["status"]["observed"]["weightBytes"] >= 60 << 30
 
 
 @pytest.mark.parametrize("quietest", range(3))
@@ -526,3 +543,17 @@ async def test_a_schedule_starts_replicas_of_a_model_that_sleeps_and_lets_it_sle
         assert world.replicas() == {}
         assert world.scaling() == (0, Reason.ASLEEP)
         assert "schedules" not in world.qd()["status"]["scaling"]
+
+
+async def test_a_new_leader_names_the_schedules_once() -> None:
+    clock = Clock()
+    async with scaled([Engine(clock, running=1)], clock) as world:
+        day = {"name": "day", "start": "0 0 * * *", "end": "20 1 * * *", "maxReplicas": 2}
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(scaling={**SIZES, "schedules": [day]}))
+        await world.pass_time(20)
+        message = world.qd()["status"]["scaling"]["message"]
+        assert "; the schedule day sets minReplicas 1 and maxReplicas 2 until" in message
+        for _ in range(2):
+            await world.new_leader()
+            await world.pass_time(20)
+            assert world.qd()["status"]["scaling"]["message"] == message

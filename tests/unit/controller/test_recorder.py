@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import random
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,20 @@ def test_what_cannot_be_written_is_lost_and_the_operator_goes_on(
     assert taken.lost == 2
     taken.add(replace(LOOKED, at=float("nan")))
     assert taken.lost == 3
+
+
+def test_a_full_disk_leaves_a_file_that_can_be_read(tmp_path: Path) -> None:
+    taken = recorder(tmp_path)
+    for message in ("first", random.Random(1).randbytes(40_000).hex(), "last"):
+        taken.add(replace(LOOKED, state=replace(LOOKED.state, message=message)))
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # Python ignores SIGXFSZ, so a write beyond the limit is an OSError, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))
+        try:
+            taken.write(taken.take())
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [looked.state.message for looked in recordings.looks(files(tmp_path))] == ["first", "last"]
 
 
 async def test_what_waits_is_written_when_the_operator_ends(tmp_path: Path) -> None:

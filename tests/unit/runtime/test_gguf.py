@@ -96,6 +96,8 @@ def test_a_config_beside_the_file_counts_as_it_does_for_the_engine(tmp_path: Pat
     assert (report["maxPositions"], report["dtype"]) == (131072, "bfloat16")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 2}))
     assert "num_hidden_layers in config.json beside model.gguf is 2, but the file has 1" in error(path)["message"]
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"hidden_size": -1}))
+    assert error(path)["message"].startswith("config.json beside model.gguf: hidden_size is -1, it must be a whole")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": {"quant_method": "awq"}}))
     assert "keep the GGUF file in a folder of its own" in error(path)["message"]
 

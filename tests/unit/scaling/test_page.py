@@ -336,6 +336,13 @@ def test_a_large_page_without_what_is_needed_at_its_beginning_says_so() -> None:
     )
 
 
+@pytest.mark.parametrize("seen", ["", _histograms(time_to_first_token_seconds={"1.0": 5})], ids=["none", "a part"])
+def test_a_cut_page_without_whole_histograms_does_not_say_that_nothing_was_answered(seen: str) -> None:
+    """Otherwise all answers since the start of the engine would count as new ones when the page is whole again."""
+    assert _reading(_page()).answers == Answers()
+    assert _reading(_page() + seen + "#" * PAGE_BYTES + "\n").answers is None
+
+
 def test_series_at_the_cut_do_not_count_because_some_may_be_missing() -> None:
     ranks = "\n".join(_ranks("num_queue_reqs", "dp_rank", [1] * 8))
     padding = "#" * (PAGE_BYTES - len(_page(num_queue_reqs="")) - len(ranks) // 2)

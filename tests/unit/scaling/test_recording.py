@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling import recording
 from qwen_operator.scaling.demand import Look, ModelDemand
-from qwen_operator.scaling.page import Reading
+from qwen_operator.scaling.page import KNOWN_NAMES, MOST_SERIES, Page, Reading
 from qwen_operator.scaling.recording import Looked
 from qwen_operator.scaling.types import Bounds, EnginePod, ScaledDeployment, ScalingState, Work
 
@@ -46,6 +46,20 @@ def test_a_look_survives_its_line() -> None:
     assert recording.looked_of(recording.line(LOOKED)) == LOOKED
     bare = Looked(ScaledDeployment(("", "x"), ""), 0.0, replace(STATE, wanted=None))
     assert recording.looked_of(recording.line(bare)) == bare
+
+
+def test_a_page_with_the_largest_numbers_does_not_spoil_the_recording() -> None:
+    names, series = KNOWN_NAMES[0], [f'{{dp_rank="{rank}"}} 1e+15' for rank in range(MOST_SERIES)]
+    of_all = (f"{name}{one}" for name in (*names.ticks, *names.work, f"{names.first_token}_count") for one in series)
+    bucket = (f'{names.first_token}_bucket{{le="1.0",x="{number}"}} 1e+15' for number in range(MOST_SERIES))
+    load = (f"{names.running} 1", f"{names.queued} 0", f"{names.token_usage} 0.5", f"{names.weights_gib} {1 << 20}")
+    page = Page()
+    page.feed("\n".join([*load, *of_all, *bucket, ""]).encode())
+    reading = page.read("")
+    assert isinstance(reading, Reading)
+    assert reading.beat > 1e16
+    looked = replace(LOOKED, readings={"a": reading})
+    assert recording.looked_of(recording.line(looked)) == looked
 
 
 def test_a_line_has_no_addresses_and_no_names_of_pods_to_remove() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
 import pytest
+from cronsim import CronSim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_operator.api.schedules import Schedule, cron_fault
 from qwen_operator.api.spec import Scaling
+from qwen_operator.scaling import schedules
 from qwen_operator.scaling.schedules import Limits, limits
 
 OFFICE = Schedule("office", "0 8 * * MON-FRI", "0 19 * * MON-FRI", "UTC", 3, 8)
@@ -88,13 +91,34 @@ def test_nothing_changes_before_the_time_that_is_named(
     """Otherwise the operator would not look when it must. Around the hours in which clocks are set."""
     scaling = Scaling(4, schedules=(Schedule("one", start, end, zone, 2),))
     now = at(change) + timedelta(minutes=minutes)
-    found = [limits(scaling, now + timedelta(minutes=step)) for step in range(200)]
+    # Backwards, because a later answer says nothing about an earlier moment. So each one is calculated.
+    found = [limits(scaling, now + timedelta(minutes=step)) for step in reversed(range(200))][::-1]
+    assert [limits(scaling, now + timedelta(minutes=step)) for step in range(200)] == found
     for step, (before, after) in enumerate(pairwise(found)):
         moment = now + timedelta(minutes=step)
         assert before.until is not None
         assert before.until > moment
         if before.until > moment + timedelta(minutes=1):
             assert after == before
+
+
+def test_a_look_calculates_only_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scaling loop looks every two seconds, and tenants may have many schedules."""
+    asked: list[str] = []
+
+    def counted(expression: str, *rest: Any, **named: Any) -> CronSim:
+        asked.append(expression)
+        return CronSim(expression, *rest, **named)
+
+    monkeypatch.setattr(schedules, "CronSim", counted)
+    many = tuple(Schedule(f"s{number}", f"{number} 8 3 * *", f"{number} 9 3 * *") for number in range(16))
+    for minute in range(120):
+        limits(Scaling(4, schedules=many), at("2026-11-23T12:00") + timedelta(minutes=minute))
+    assert len(asked) == 3 * len(many)
+    for number in range(16):
+        alike = Schedule(f"other{number}", many[0].start, many[0].end, min_replicas=number)
+        limits(Scaling(20, schedules=(alike,)), at("2026-11-23T12:30"))
+    assert len(asked) == 3 * len(many)
 
 
 @pytest.mark.parametrize(

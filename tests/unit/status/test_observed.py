@@ -156,7 +156,12 @@ WHOLE = planned().kv_tokens
         # What the platform team sets is what everybody gets.
         (("--max-total-tokens=8192",), (), 8192),
         (("--max-total-tokens=8192", "--device=cpu"), (), 8192),
+        (("--max-total-tokens=8192", "--device=cpu", "--max-running-requests=4"), (), 8192),
         (("--max-total-tokens=99999999",), (), WHOLE),
+        # A limit that the memory may not allow is no promise.
+        (("--max-total-tokens=8192", "--mem-fraction-static=0.5"), (), None),
+        (("--max-total-tokens=8192", "--dtype=float32"), (), None),
+        (("--max-total-tokens=\N{SUPERSCRIPT TWO}",), (), None),
         (("--device=cpu",), (), None),
         (("--mem-fraction-static=0.5",), (), None),
         (("--sleep-on-idle",), (), WHOLE),

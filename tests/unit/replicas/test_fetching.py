@@ -59,7 +59,7 @@ async def wide() -> Rollout:
     for name in ("gpu-2", "gpu-3", "gpu-4"):
         world.api.put(NODES, node(name))
     rules = {"progressDeadlineSeconds": DEADLINE}
-    spec = {"model": WIDE, "hardware": {"maxNodesPerReplica": 2}, "rollout": rules}
+    spec: dict[str, Any] = {"model": WIDE, "hardware": {"maxNodesPerReplica": 2}, "rollout": rules}
     world.api.put(QWENDEPLOYMENTS, deployment(**spec))
     await world.settle()
     it = Rollout(world)

@@ -114,7 +114,8 @@ def test_a_start_after_a_download_begins_when_that_ends() -> None:
     loads = unready(P0)
     world.step([{**D, "status": status}], [{**loads, "status": {**loads["status"], **running}}])
     assert world.waiting["m"].started_at == 1767225610, "another replica is farther"
-    for wrong in (None, "soon", {}, "2026-01-01"):
+    wrongs: tuple[Any, ...] = (None, "soon", {}, "2026-01-01")
+    for wrong in wrongs:
         world.step([{**D, "status": {**status, "progress": {"finishTime": wrong}}}], [unready(P0)])
         assert world.waiting["m"].started_at == 0
 

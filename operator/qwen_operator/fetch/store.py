@@ -66,11 +66,15 @@ class Entry:
 
 @dataclass(slots=True)
 class Store:
-    """A cache of at most `limit` bytes in the folder `root`. `now` returns seconds since the epoch."""
+    """A cache of at most `limit` bytes in the folder `root`. `now` returns seconds since the epoch.
+
+    `kept_free_percent`: so much of its disk stays free.
+    """
 
     root: Path
     limit: int
     now: Callable[[], float] = time.time
+    kept_free_percent: int = 0
 
     def prepare(self) -> None:
         """Make the folders. Raises FetchError if this user may not write."""
@@ -138,7 +142,7 @@ class Store:
                 Reason.DISK_FULL,
                 f"{entry.remote} needs {gigabytes(wanted)} more, and the cache has room for "
                 f"{gigabytes(verdict.available)} besides what is in use: enlarge cache.sizeGiB "
-                f"({self.limit >> 30} GiB) or its disk, or stop a model there",
+                f"({self.limit >> 30} GiB) or its disk{self._kept()}, or stop a model there",
             )
         return verdict.evicted
 
@@ -203,7 +207,12 @@ class Store:
 
     def _free(self) -> int:
         stat = os.statvfs(self.root)
-        return stat.f_bavail * stat.f_frsize
+        return (stat.f_bavail - stat.f_blocks * self.kept_free_percent // 100) * stat.f_frsize
+
+    def _kept(self) -> str:
+        if not self.kept_free_percent:
+            return ""
+        return f", of which {self.kept_free_percent} % stay free, because the kubelet evicts pods from a full node"
 
     def _open_lock(self, name: str) -> int:
         try:

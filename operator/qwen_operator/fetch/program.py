@@ -34,12 +34,16 @@ _LISTING_PATIENCE = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the model goes, who asks for it, and where others see the progress. `port` 0 takes any free one."""
+    """Where the model goes, who asks for it, and where others see the progress. `port` 0 takes any free one.
+
+    `kept_free_percent`: so much of the disk stays free.
+    """
 
     root: Path
     limit: int
     pod: str
     port: int
+    kept_free_percent: int = 0
 
 
 @dataclass(slots=True)
@@ -59,7 +63,7 @@ class Fetch:
 
     def run(self) -> Path:
         """The folder of the complete model. Raises FetchError."""
-        store = Store(self.place.root, self.place.limit)
+        store = Store(self.place.root, self.place.limit, kept_free_percent=self.place.kept_free_percent)
         store.prepare()
         entry = Entry(self.place.root, self.remote)
         with showing(self.progress.page, self.place.port), self._reporting(entry):

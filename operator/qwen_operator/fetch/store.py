@@ -66,11 +66,15 @@ class Entry:
 
 @dataclass(slots=True)
 class Store:
-    """A cache of at most `limit` bytes in the folder `root`. `now` returns seconds since the epoch."""
+    """A cache of at most `limit` bytes in the folder `root`. `now` returns seconds since the epoch.
+
+    `kept_free_percent`: so much of its disk stays free.
+    """
 
     root: Path
     limit: int
     now: Callable[[], float] = time.time
+    kept_free_percent: int = 0
 
     def prepare(self) -> None:
         """Make the folders. Raises FetchError if this user may not write."""
@@ -93,6 +97,8 @@ class Store:
             try:
                 folder.mkdir(exist_ok=True, parents=True)
                 path = folder / untrusted.clean(pod, 253).replace("/", "-")
+                # Only the owner of a file may set its time, and a pod of this name may have had another user.
+                path.unlink(missing_ok=True)
                 path.touch()
                 os.utime(path, (self.now(), self.now()))
             except OSError as error:
@@ -138,7 +144,7 @@ class Store:
                 Reason.DISK_FULL,
                 f"{entry.remote} needs {gigabytes(wanted)} more, and the cache has room for "
                 f"{gigabytes(verdict.available)} besides what is in use: enlarge cache.sizeGiB "
-                f"({self.limit >> 30} GiB) or its disk, or stop a model there",
+                f"({self.limit >> 30} GiB) or its disk{self._kept()}, or stop a model there",
             )
         return verdict.evicted
 
@@ -203,7 +209,12 @@ class Store:
 
     def _free(self) -> int:
         stat = os.statvfs(self.root)
-        return stat.f_bavail * stat.f_frsize
+        return (stat.f_bavail - stat.f_blocks * self.kept_free_percent // 100) * stat.f_frsize
+
+    def _kept(self) -> str:
+        if not self.kept_free_percent:
+            return ""
+        return f", of which {self.kept_free_percent} % stay free, because the kubelet evicts pods from a full node"
 
     def _open_lock(self, name: str) -> int:
         try:

@@ -164,7 +164,7 @@ class Transfer:
         path.parent.mkdir(exist_ok=True, parents=True)
         if not path.exists() or path.stat().st_size != file.size:
             self.journal.drop(file)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         try:
             os.ftruncate(descriptor, file.size)
         finally:

@@ -23,6 +23,9 @@ ENGINE_MOUNT = "/models/cached"
 _FETCH_MOUNT = "/cache"
 _IN_CLAIM = "qwen-models"
 """The folder in a claim, which may have other files too."""
+# By default the kubelet evicts pods of all namespaces while less than 10 % of the disk with its own files is free, or
+# less than 15 % of that with the images. The cache may be on either.
+_KEPT_FREE_PERCENT = 15
 # The scheduler takes the larger of the init containers and the engine. So the request is what every engine requests at
 # least, and a pod needs no more of a node than without the cache. The download may take a whole CPU if there is one.
 _REQUESTS = {"cpu": "500m", "memory": "512Mi"}
@@ -65,6 +68,7 @@ def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest) -> Mani
         f"--commit={fetch.commit}",
         f"--cache={_FETCH_MOUNT if on_node else f'{_FETCH_MOUNT}/{_IN_CLAIM}'}",
         f"--size-gib={fetch.cache.size_gib}",
+        *([f"--kept-free-percent={_KEPT_FREE_PERCENT}"] if on_node else []),
         f"--port={names.ENGINE_PORT}",
     ]
     token = fetch.token

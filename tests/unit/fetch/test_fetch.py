@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -245,6 +246,31 @@ def test_a_changed_list_drops_what_it_no_longer_names(tmp_path: Path) -> None:
         hub.files["config.json"] += b" "
         folder = fetching(hub, tmp_path).run()
         assert contents(folder) == {name: hub.files[name] for name in WANTED - {"1_Pooling/config.json"}}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become other users")
+def test_pods_of_other_users_go_on_with_a_download(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name, serving(FileHub(model())) as hub:
+        root = Path(name)
+        root.chmod(0o777)
+        hub.flipped["model-2.safetensors"] = 2
+        ends = [as_user(user, fetching(hub, root)) for user in (1001, 1002, 1003)]
+        assert ends == ["ChecksumMismatch", "", ""]
+        assert hub.sent < 1_100_000, "what the first one loaded stays"
+
+
+def as_user(user: int, fetch: Fetch) -> str:
+    """Run it as this user; gives the reason of its failure. The work of the threads is done as that user too."""
+    os.setegid(user)
+    os.seteuid(user)
+    try:
+        fetch.run()
+    except FetchError as error:
+        return str(error.reason)
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+    return ""
 
 
 def test_a_damaged_model_is_loaded_again(tmp_path: Path) -> None:

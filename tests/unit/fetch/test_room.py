@@ -120,6 +120,24 @@ def test_a_broken_off_download_goes_first_and_a_running_one_keeps_its_room(world
     assert world.names() == {"a", "b"}
 
 
+@pytest.mark.parametrize(("percent", "fits"), [(0, True), (10, True), (15, False)])
+def test_a_part_of_a_nodes_disk_stays_free(
+    percent: int, fits: bool, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Disk:
+        """Of 1 MB, 150 kB are free."""
+
+        f_frsize, f_blocks, f_bavail = 1000, 1000, 150
+
+    monkeypatch.setattr(os, "statvfs", lambda _path: Disk)
+    world.store.kept_free_percent = percent
+    if fits:
+        world.put("a")
+        return
+    with pytest.raises(FetchError, match="of which 15 % stay free, because the kubelet evicts pods"):
+        world.put("a")
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file")
     with pytest.raises(FetchError) as refused:

@@ -81,6 +81,7 @@ def test_the_command_of_the_fetch() -> None:
         f"--commit={COMMIT}",
         "--cache=/cache",
         "--size-gib=300",
+        "--kept-free-percent=15",
         "--port=8000",
     ]
     assert fetch["env"] == [{"name": "QWEN_HUB_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}]
@@ -131,3 +132,8 @@ def test_what_pod_security_refuses_says_whose_decision_it_is() -> None:
     reason, message = explain(Refusal(Kind.POD, "a", words))
     assert reason is Reason.POD_REFUSED
     assert "set cache.type to PersistentVolumeClaim or None" in message
+
+
+def test_an_engine_that_loads_a_second_model_may_ask_the_hub() -> None:
+    env = containers(template(NODE, engine={"env": [{"name": "HF_HUB_OFFLINE", "value": "0"}]}))["engine"]["env"]
+    assert [one for one in env if one["name"] == "HF_HUB_OFFLINE"] == [{"name": "HF_HUB_OFFLINE", "value": "0"}]

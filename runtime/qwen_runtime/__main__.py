@@ -41,6 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     launch_.add_argument(
         "--port-seconds", type=_seconds, default=30.0, help="seconds to end if the port is in use; default: 30"
     )
+    launch_.add_argument(
+        "--stopped-seconds",
+        type=_seconds,
+        default=20.0,
+        help="seconds that a process of an engine over several pods may be stopped (state T); default: 20",
+    )
     launch_.add_argument("--group-size", type=int, metavar="N", help="run the engine over N pods; default: one")
     launch_.add_argument("--group-rank", type=int, metavar="R", help="the rank of this pod, from 0")
     launch_.add_argument(
@@ -93,7 +99,7 @@ def _launch(options: argparse.Namespace, command: Sequence[str]) -> int:
             complain(str(error))
             deliver(error.report(), options.termination_log)
             return 1
-    patience = Patience(options.crash_seconds, options.port_seconds)
+    patience = Patience(options.crash_seconds, options.port_seconds, options.stopped_seconds)
     return launch(command, log_lines, patience, options.termination_log, _member(options))
 
 

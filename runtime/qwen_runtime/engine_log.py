@@ -27,10 +27,14 @@ _SECRETS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Seconds that an engine gets to end after it logged a crash, or after it logged a port in use and its shutdown."""
+    """Seconds that an engine gets to end after it logged a crash, or after it logged a port in use and its shutdown.
+
+    `stopped_seconds`: how long one of its processes may be stopped by a signal, if it runs over several pods.
+    """
 
     crash_seconds: float = 90.0
     port_seconds: float = 30.0
+    stopped_seconds: float = 20.0
 
 
 @dataclass(slots=True)
@@ -76,6 +80,12 @@ class EngineLog:
         self.phase_when_asked = self.phase
         if self.frozen:
             self._expect_end(self.patience.crash_seconds)
+
+    def hangs(self, line: str) -> None:
+        """The engine hangs, as this line says, and has no time left."""
+        self.observe(line)
+        self.frozen = line
+        self._expect_end(0.0)
 
     def crashed(self) -> bool:
         """Whether the engine logged the death of one of its processes."""

@@ -31,6 +31,7 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT)
 _OUTPUT_SECONDS = 5.0
 # After rank 0 has ended, SGLang's own broadcast ends the other ranks. One that is stuck is killed after this time.
 _FOLLOW_SECONDS = 5.0
+_STOPPED_STEP_SECONDS = 5.0
 # A rank may see its broken connections before the rank that broke them has ended and said why.
 _CAUSE_SECONDS = 10.0
 
@@ -42,6 +43,7 @@ class Supervisor:
     `archive` is the path of this program, which also guards the engine's processes (see `guard`).
     `on_asked` is called once, after the first signal to end has arrived and before the engine gets it. `group`: the
     other members, if the engine runs over several pods. `member_ended` says which of them ended, and why.
+    `knows_cause`: the cause is in this pod.
     """
 
     log_lines: LogLines
@@ -51,11 +53,13 @@ class Supervisor:
     log: EngineLog = field(init=False)
     group: Group | None = None
     member_ended: str = ""
+    knows_cause: bool = False
     _end_by: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _pending: list[int] = field(default_factory=list)
     _asked: bool = False
     _hung: bool = False
+    _stopped: dict[int, float] = field(default_factory=dict)
     _wake_read: int = -1
     _wake_write: int = -1
 
@@ -137,6 +141,7 @@ class Supervisor:
         killed = False
         while True:
             self._heed_group()
+            self._heed_stopped()
             while self._pending:
                 self._note_asked()
                 processes.kill(pid, self._pending.pop(0))
@@ -148,7 +153,7 @@ class Supervisor:
                 killed, self._hung = True, self._end_by is None
                 processes.kill(pid, signal.SIGKILL, group=True)
                 continue
-            self._sleep(None if killed else left)
+            self._sleep(self._look_again(None if killed else left))
 
     def _heed_group(self) -> None:
         """Take over what happened to the other members.
@@ -164,6 +169,22 @@ class Supervisor:
             self.member_ended = self.member_ended or event.why
             patience = _FOLLOW_SECONDS if self._asked or event.rank == 0 else 0.0
             self._end_by = self._end_by or time.monotonic() + patience
+
+    def _heed_stopped(self) -> None:
+        """End an engine of which a signal stopped a process for too long. The other ranks wait for it and do not end.
+
+        SGLang's own watchdog is in the stopped process, and the health check of rank 0 does not say which rank hangs.
+        """
+        if self.group is None or self._hung:
+            return
+        now, names = time.monotonic(), processes.stopped(os.getpid())
+        self._stopped = {pid: self._stopped.get(pid, now) for pid in names}
+        for pid, since in self._stopped.items():
+            if now - since >= self.patience.stopped_seconds:
+                member = self.group.member
+                self.knows_cause = True
+                with self._lock:
+                    self.log.hangs(f"the process {names[pid]} of rank {member.rank} ({member.name}) is stopped")
 
     def await_cause(self) -> None:
         """Wait a moment for the member that ended first to say so."""
@@ -187,6 +208,13 @@ class Supervisor:
         with self._lock:
             ends = [end for end in (self.log.deadline, self._end_by) if end is not None]
         return min(ends) - time.monotonic() if ends else None
+
+    def _look_again(self, seconds: float | None) -> float | None:
+        """After how many seconds at most to look again for stopped processes."""
+        if self.group is None:
+            return seconds
+        step = min(_STOPPED_STEP_SECONDS, self.patience.stopped_seconds / 2)
+        return step if seconds is None else min(seconds, step)
 
     def _sleep(self, seconds: float | None) -> None:
         select.select([self._wake_read], [], [], seconds)
@@ -268,7 +296,8 @@ def _concluded(supervisor: Supervisor, ending: Ending, termination_log: Path | N
     if group is not None:
         group.ending()
     cause = verdict(ending, log, os.path.lexists)
-    if group is not None and not ending.member and is_consequence(cause.reason):
+    unclear = is_consequence(cause.reason) and not supervisor.knows_cause
+    if group is not None and not ending.member and unclear:
         supervisor.await_cause()
         ending = replace(ending, member=supervisor.member_ended)
         cause = verdict(ending, log, os.path.lexists)

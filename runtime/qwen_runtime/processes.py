@@ -61,13 +61,30 @@ def descendants(root: int) -> list[int]:
     return pids
 
 
+def stopped(root: int) -> dict[int, str]:
+    """The descendants of `root` that a signal has stopped (state T), and their names. A debugger's stop is another."""
+    found = {}
+    for pid in descendants(root):
+        name, fields = _stat(Path(f"/proc/{pid}"))
+        if fields[:1] == ["T"]:
+            found[pid] = name
+    return found
+
+
 def _parent(process: Path) -> int | None:
+    _, fields = _stat(process)
+    return int(fields[1]) if fields else None
+
+
+def _stat(process: Path) -> tuple[str, list[str]]:
+    """The command's name, and the fields after it: state, parent and so on. Nothing if the process has ended."""
     try:
         text = (process / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return None
-    # The command's name is in parentheses and may itself contain spaces and parentheses.
-    return int(text.rpartition(")")[2].split()[1])
+        return "", []
+    # The name is in parentheses and may itself contain spaces and parentheses.
+    before, _, after = text.rpartition(")")
+    return before.partition("(")[2], after.split()
 
 
 def reap(main: int) -> int | None:

@@ -28,6 +28,10 @@ _VOLUME = "qwen-group"
 _FILE = "leader"
 _RANK = "QWEN_NODE_RANK"
 _HOSTNAME = "kubernetes.io/hostname"
+# Kueue admits all pods of a group together (kueue.sigs.k8s.io/docs/tasks/run/plain_pods). The user names the queue.
+_KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
+_KUEUE_GROUP = "kueue.x-k8s.io/pod-group-name"
+_KUEUE_TOTAL = "kueue.x-k8s.io/pod-group-total-count"
 _PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
@@ -108,6 +112,9 @@ def as_member(pod: Mapping[str, Any], replica: str, rank: int, pods: int) -> Man
         labels[names.LABEL_ROLE] = names.ROLE_ENGINE_WORKER
         labels.pop(names.LABEL_ROUTABLE, None)
     annotations = {**metadata["annotations"], names.ANNOTATION_REPLICA_PODS: str(pods)}
+    if _KUEUE_QUEUE in labels and _KUEUE_GROUP not in labels:
+        labels[_KUEUE_GROUP] = replica
+        annotations[_KUEUE_TOTAL] = str(pods)
     member = {**spec, "schedulingGates": [{"name": names.GROUP_GATE}]}
     if rank:
         member["containers"] = [_worker(container) for container in spec["containers"]]

@@ -377,6 +377,17 @@ def test_members_of_a_replica_know_their_place_from_labels_and_annotations() -> 
     }
 
 
+def test_kueue_admits_the_pods_of_a_replica_together_if_the_user_names_a_queue() -> None:
+    queue, group = {"kueue.x-k8s.io/queue-name": "gpus"}, "kueue.x-k8s.io/pod-group-name"
+    for pod in _pair(pod={"labels": queue}):
+        assert pod["metadata"]["labels"][group] == "demo-0a1b2c3d-3"
+        assert pod["metadata"]["annotations"]["kueue.x-k8s.io/pod-group-total-count"] == "2"
+    for pod in _pair(pod={"labels": {**queue, group: "mine"}}):
+        assert pod["metadata"]["labels"][group] == "mine"
+        assert "kueue.x-k8s.io/pod-group-total-count" not in pod["metadata"]["annotations"]
+    assert not any("kueue" in str(pod["metadata"]) for pod in _pair())
+
+
 def test_a_volume_of_the_user_has_no_name_of_the_group() -> None:
     leader, _ = _pair(pod={"volumes": [{"name": "group", "emptyDir": {}}]})
     volumes = [one["name"] for one in leader["spec"]["volumes"]]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -236,6 +237,28 @@ def test_a_killed_member_is_missed_at_once(pods: Pods) -> None:
     members[1].kill()
     assert end(members[0]) == 137
     assert pods.report(0)["log"][-1] == "rank 1 does not answer any more"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_whose_process_is_stopped_is_named_and_ends_the_group(pods: Pods, rank: int) -> None:
+    stops = f"if not os.fork(): os.kill(os.getpid(), signal.SIGSTOP)\n{FOREVER}"
+    other = 1 - rank
+    members = {rank: pods.start(rank, SERVES + stops, "--stopped-seconds=1"), other: pods.start(other, DEAF)}
+    assert {number: end(process) for number, process in members.items()} == {0: 137, 1: 137}
+    report = pods.report(rank)
+    assert (report["reason"], report["phase"]) == ("Hung", "Serving")
+    assert re.fullmatch(rf"the process \S+ of rank {rank} \(chat-0-{rank}\) is stopped", report["log"][-1])
+    assert pods.report(other)["reason"] == "MemberEnded"
+    assert pods.report(other)["log"][-1].startswith(f"rank {rank} (chat-0-{rank}) ended first, Hung: the process ")
+
+
+def test_a_process_that_goes_on_in_time_is_left_alone(pods: Pods) -> None:
+    """As with a tool that looks at the stacks of a process."""
+    looks = "child = os.fork()\nwhile not child: time.sleep(60)\nfor _ in range(4):\n"
+    looks += "    os.kill(child, signal.SIGSTOP); time.sleep(0.4); os.kill(child, signal.SIGCONT); time.sleep(0.4)\n"
+    first, worker = pods.start(0, DEAF), pods.start(1, f"{looks}print('done')\n{FOREVER}", "--stopped-seconds=3")
+    assert read_line(first).startswith("started")
+    assert [read_line(worker).split()[0] for _ in range(2)] == ["started", "done"]
 
 
 def test_a_member_that_is_asked_to_end_lets_rank_0_finish_its_requests(pods: Pods) -> None:

@@ -36,6 +36,7 @@ class HubReason(StrEnum):
     UNAVAILABLE = "Unavailable"
     TOO_LARGE = "TooLarge"
     INVALID = "Invalid"
+    UNKNOWN_ARCHITECTURE = "UnknownArchitecture"
 
 
 class HubError(Exception):

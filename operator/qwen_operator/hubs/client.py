@@ -158,8 +158,10 @@ async def _connected(query: HubQuery, hub_url: str, timeout: float) -> AsyncIter
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _offline(base, str(error) or type(error).__name__) from None
     except InvalidFactsError as error:
+        unknown = isinstance(error, gguf_model.UnknownArchitectureError)
+        reason = HubReason.UNKNOWN_ARCHITECTURE if unknown else HubReason.INVALID
         # `public`, because a redirect may have led to a server that answers only inside the network.
-        raise HubError(HubReason.INVALID, f"{repository} at {base}: {error.public}") from None
+        raise HubError(reason, f"{repository} at {base}: {error.public}") from None
 
 
 def _offline(base: str, detail: str) -> HubError:

@@ -30,6 +30,7 @@ _REASONS = {
     HubReason.UNAVAILABLE: Reason.UNKNOWN_MODEL,
     HubReason.TOO_LARGE: Reason.INVALID_CONFIG,
     HubReason.INVALID: Reason.INVALID_CONFIG,
+    HubReason.UNKNOWN_ARCHITECTURE: Reason.UNKNOWN_ARCHITECTURE,
 }
 _HELD = {*_REASONS.values(), Reason.MODEL_NOT_FOUND}
 # With these reasons the hub says nothing about the model itself, so the facts of the catalog remain valid.
@@ -121,8 +122,11 @@ def _hub_failure(spec: Spec, answer: HubAnswer, again: HubQuery | None, now: dat
     elif answer.reason is HubReason.NOT_FOUND:
         cure = f"correct spec.model or spec.source; if it is private, {_TOKEN}, or {_CLAIM}"
         message = f"{_unknown(spec, query)}, and {answered}: {cure}"
+    elif answer.reason is HubReason.UNKNOWN_ARCHITECTURE:
+        message = answered
     else:
-        message = f"{answered}; choose another repository, or {_CLAIM}"
+        other = "file or repository" if query.file else "repository"
+        message = f"{answered}; choose another {other}, or {_CLAIM}"
     due = max(0.0, (answer.again - now).total_seconds())
     return Blocked(reason, message, waiting=False, query=again, requeue_after=due or None)
 

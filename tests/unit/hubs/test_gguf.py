@@ -36,6 +36,12 @@ async def read(hub: FakeHub, file: str = FILE) -> HubCheckpoint:
         return await fetch_file(HubQuery(Hub.HUGGING_FACE, "Qwen/Test", "", file), hub.address, timeout=20)
 
 
+def mixture() -> bytes:
+    file = qwen2()
+    file.values["general.architecture"] = "qwen2moe"
+    return file.bytes()
+
+
 def facts() -> Checkpoint:
     position = 0
 
@@ -89,6 +95,11 @@ async def test_only_the_beginning_is_read_and_more_of_it_if_needed(monkeypatch: 
             lambda hub: hub.files.update({FILE: b"<html>"}),
             HubReason.INVALID,
             f"{FILE} is no GGUF file: it must begin with GGUF",
+        ),
+        (
+            lambda hub: hub.files.update({FILE: mixture()}),
+            HubReason.UNKNOWN_ARCHITECTURE,
+            "has the architecture 'qwen2moe': of GGUF files, the operator serves qwen2 and qwen3",
         ),
         (lambda hub: setattr(hub, "fault", "503"), HubReason.UNAVAILABLE, "the hub answered 503"),
         (lambda hub: setattr(hub, "fault", "206"), HubReason.INVALID, "the hub answered 206"),

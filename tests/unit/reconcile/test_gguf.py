@@ -103,6 +103,21 @@ async def test_a_file_that_the_repository_lacks_is_told_with_those_that_it_has(
     assert "Qwen/Test has no file q4.gguf; its GGUF files are q8.gguf: correct spec.source" in world.message("Ready")
 
 
+async def test_a_model_that_no_gguf_file_can_have_is_refused_as_on_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    file = qwen2()
+    file.values["general.architecture"] = "qwen2moe"
+    async with serving(FakeHub({"a.gguf": file.bytes(), "README.md": b"#"})) as hub:
+        config = replace(CONFIG, hub_lookup=True, engine=replace(CONFIG.engine, hub_url=hub.address))
+        world = World(config, fetch=partial(read_hub, config))
+        await world.start()
+        source = {"uri": "hf://Qwen/Test", "file": "a.gguf"}
+        world.api.put(QWENDEPLOYMENTS, deployment(model="tuned", source=source))
+        await world.settle(20)
+    assert world.conditions()["Ready"] == ("False", "UnknownArchitecture")
+    assert world.message("Ready").endswith("use a checkpoint of *.safetensors files"), "a claim would not help"
+
+
 @pytest.mark.parametrize(
     ("kind", "source", "reason", "message"),
     [

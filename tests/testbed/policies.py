@@ -15,10 +15,10 @@ _BRIDGED = """\
 for family in iptables ip6tables; do echo 1 > /proc/sys/net/bridge/bridge-nf-call-$family; done
 """
 # The table `filter` is kube-router's alone: kube-proxy uses tables of nftables, and the CNI plugins use `nat`.
+# Packets of the bridge stay visible, as in a new bed. Otherwise a pod could not reach a pod of its node by a Service.
 _CLEAN = """\
 for family in iptables ip6tables; do $family -F; $family -X; done
 ipset destroy
-for family in iptables ip6tables; do echo 0 > /proc/sys/net/bridge/bridge-nf-call-$family; done
 """
 
 

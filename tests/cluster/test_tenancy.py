@@ -50,12 +50,18 @@ def manifest(space: str, number: int, spec: Manifest) -> Manifest:
 def messages(kubectl: Kubectl, manifests: list[Manifest], *words: str) -> dict[int, str]:
     """What the API server says to each object that it refuses, by the number in its name."""
     text = yaml.safe_dump_all(manifests, sort_keys=False)
-    try:
-        kubectl.run(*words, "--dry-run=server", "-f", "-", stdin=text, timeout=300)
-    except KubectlError as error:
-        lines = [line for line in str(error).splitlines() if "case-" in line]
-        return {int(match[1]): line for line in lines if (match := re.search(r'"case-([0-9]+)"', line))}
-    return {}
+
+    def said() -> dict[int, str]:
+        try:
+            kubectl.run(*words, "--dry-run=server", "-f", "-", stdin=text, timeout=300)
+        except KubectlError as error:
+            lines = [line for line in str(error).splitlines() if "case-" in line]
+            return {int(match[1]): line for line in lines if (match := re.search(r'"case-([0-9]+)"', line))}
+        return {}
+
+    # The operator may write a status between the two requests of kubectl replace.
+    tries = (said() for _ in range(5))
+    return next((found for found in tries if not any("(Conflict)" in line for line in found.values())), {})
 
 
 def faults(cases: tuple[Case, ...], said: dict[int, str]) -> list[str]:

@@ -26,9 +26,10 @@ def explain(refusal: Refusal) -> tuple[Reason, str]:
     if _LIMIT_RANGE.search(refusal.message):
         text = f"{text}; a LimitRange of the namespace demands this: kubectl get limitrange shows it"
     if _POD_SECURITY in refusal.message and VOLUME in refusal.message:
+        # The cure comes first, because the end of a long message may be cut off.
         text = (
-            f"{text}; the cache is a folder of the nodes (chart value cache.type HostPath), which Pod Security forbids "
-            "in this namespace: the platform team may set cache.type to PersistentVolumeClaim or None, or the label "
-            "pod-security.kubernetes.io/enforce=privileged on the namespace"
+            "the cache is a folder of the nodes, which Pod Security forbids in this namespace: the platform team may "
+            "set cache.type to PersistentVolumeClaim or None, or label the namespace with "
+            f"pod-security.kubernetes.io/enforce=privileged; {text}"
         )
     return Reason.POD_REFUSED, text

@@ -81,6 +81,8 @@ def test_two_pods_answer_with_the_tokens_of_one(kubectl: Kubectl, gateway: Gatew
     ]
 
 
+# Slow, because it waits for two starts of SGLang on two busy cores.
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_rank_ends_both_which_start_again_in_place(kubectl: Kubectl, gateway: Gateway, pair: str) -> None:
     before = [pod["metadata"]["uid"] for pod in members(kubectl, pair)]

@@ -143,10 +143,7 @@ def _left(replica: Replica, now: datetime) -> float | None:
     held_back = all(is_gated(member.manifest) for member in replica.members)
     if replica.whole and (held_back or _queued(replica)):
         return None
-    since = min(
-        (then for member in replica.members if (then := _since(member, now, held_back=held_back)) is not None),
-        default=None,
-    )
+    since = _begun(replica, now)
     return None if since is None else _limit(replica) - (now - since).total_seconds()
 
 
@@ -154,6 +151,13 @@ def _queued(replica: Replica) -> bool:
     """Whether another controller, for example Kueue, keeps pods back, and none has a node yet. Then it decides."""
     gated = any(objects.members(member.manifest, "spec", "schedulingGates") for member in replica.members)
     return gated and not any(member.node for member in replica.members)
+
+
+def _begun(replica: Replica, now: datetime) -> datetime | None:
+    """Since when the first pod of the replica waits for the others; None if none does yet."""
+    held_back = all(is_gated(member.manifest) for member in replica.members)
+    times = (_since(member, now, held_back=held_back) for member in replica.members)
+    return min((then for then in times if then is not None), default=None)
 
 
 def _since(member: PodState, now: datetime, *, held_back: bool) -> datetime | None:
@@ -181,17 +185,13 @@ def _given_back(replica: Replica) -> Iterator[Delete]:
 def _not_placed(replica: Replica, placing: Placing) -> Failure:
     """The record of it. Made again after a crash, it is the same."""
     waiting = [member for member in replica.members if not member.node]
-    lacks = next(iter(waiting), replica.leader)
+    lacks = waiting[0] if waiting else replica.leader
     if replica.missing_ranks:
         ranks = ", ".join(str(rank) for rank in replica.missing_ranks)
         text = f"the pods of rank {ranks} of {replica.name} do not exist, and the others wait for them"
     else:
         text = f"{len(waiting)} of {replica.pods} pods of {replica.name} have no node: {lacks.message}"
-    held_back = all(is_gated(member.manifest) for member in replica.members)
-    since = min(
-        (then for member in replica.members if (then := _since(member, placing.now, held_back=held_back))),
-        default=placing.now,
-    )
+    since = _begun(replica, placing.now) or placing.now
     time = rfc3339(since + timedelta(seconds=_limit(replica)))
     before = stored_failure(placing.failure or {})
     count = 1

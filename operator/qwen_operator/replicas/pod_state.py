@@ -142,7 +142,7 @@ def read_pod(pod: Manifest, deployment: str) -> PodState:
         revision=identity.revision or str(labels.get(LABEL_REVISION, "")),
         index=identity.index,
         rank=identity.rank,
-        replica_pods=_replica_pods(annotations.get(ANNOTATION_REPLICA_PODS)),
+        replica_pods=replica_pods(pod),
         node=objects.node_of(pod),
         address="" if ended else objects.text(pod, "status", "podIP"),
         up=up,
@@ -190,11 +190,10 @@ def _identity(name: str, deployment: str) -> _Identity:
     return _Identity(replica, parts["revision"], int(parts["index"]), int(parts["rank"] or 0))
 
 
-def _replica_pods(written: object) -> int:
-    """How many pods a whole replica has. Anybody may edit the annotation, so 1 if it is not a small number."""
-    number = str(written)
-    small = len(number) <= 3 and number.isascii() and number.isdigit()
-    return min(max(int(number), 1), MAX_REPLICA_PODS) if small else 1
+def replica_pods(pod: Manifest) -> int:
+    """How many pods the pod's whole replica has. Anybody may edit the annotation, so 1 if it is not a small number."""
+    written = objects.annotations(pod).get(ANNOTATION_REPLICA_PODS)
+    return min(max(untrusted.digits(written, 999, 1), 1), MAX_REPLICA_PODS)
 
 
 def _written(annotations: Mapping[str, Any], name: str) -> str | None:

@@ -19,12 +19,11 @@ from qwen_operator.hardware.nodes import Taint
 from qwen_operator.hardware.offers import MIG_RESOURCE, quantity
 from qwen_operator.manifests.names import (
     ANNOTATION_RELEASED_AT,
-    ANNOTATION_REPLICA_PODS,
     ENGINE_CONTAINER,
     LABEL_REPLICA,
     Manifest,
 )
-from qwen_operator.replicas.pod_state import is_gated
+from qwen_operator.replicas.pod_state import is_gated, replica_pods
 
 _Key = tuple[str, str]
 _SHOWN = 4
@@ -122,7 +121,7 @@ def _takes_room(group: Sequence[Manifest], now: datetime) -> bool:
     """Whether these pods of others may get nodes before a younger replica."""
     if is_gated(group[0]):
         # A replica cannot be placed before all its pods exist.
-        return len(group) >= _size(group[0])
+        return len(group) >= replica_pods(group[0])
     if any(objects.members(pod, "spec", "schedulingGates") for pod in group):
         # Somebody else queues them, for example Kueue.
         return False
@@ -210,11 +209,6 @@ def _key(pod: Manifest) -> _Key:
 
 def _replica(pod: Manifest) -> str:
     return str(objects.labels(pod).get(LABEL_REPLICA) or pod["metadata"]["name"])
-
-
-def _size(pod: Manifest) -> int:
-    written = str(objects.annotations(pod).get(ANNOTATION_REPLICA_PODS, "1"))
-    return int(written) if written.isascii() and written.isdigit() and len(written) < 4 else 1
 
 
 def _need(pod: Manifest) -> Need:

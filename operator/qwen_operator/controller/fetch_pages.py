@@ -36,11 +36,16 @@ class FetchingPod:
 
 
 def fetching_pods(store: Store) -> Iterator[FetchingPod]:
-    """All engine pods that download their model now and have an address."""
+    """All engine pods that download their model now and have an address, without those that cannot be understood."""
     for deployment in store.deployments():
-        for pod in store.engine_pods(deployment):
-            if not pod.up and pod.address and is_fetching(pod):
-                yield FetchingPod(objects.key_of(deployment), pod.uid, pod.address)
+        key = objects.key_of(deployment)
+        try:
+            pods = [pod for pod in store.engine_pods(deployment) if not pod.up and pod.address and is_fetching(pod)]
+        except Exception:
+            log.exception("no progress of this QwenDeployment", extra={"deployment": "/".join(key)})
+            continue
+        for pod in pods:
+            yield FetchingPod(key, pod.uid, pod.address)
 
 
 @dataclass(slots=True)

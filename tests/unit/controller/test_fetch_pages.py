@@ -6,15 +6,18 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
 
-from qwen_operator.controller.fetch_pages import PATH, FetchingPod, FetchPages
+from qwen_operator.controller.cache import Store
+from qwen_operator.controller.fetch_pages import PATH, FetchingPod, FetchPages, fetching_pods
 from qwen_operator.controller.scraper import pod_session
 from qwen_operator.fetch.page import showing
 from qwen_operator.fetch.progress import Progress
+from qwen_operator.kube import Manifest
+from qwen_operator.replicas.pod_state import PodState, read_pod
 from qwen_operator.status.progress import PAGE_BYTES, FetchPage
 
 KEY = ("team", "chat")
@@ -47,6 +50,23 @@ async def test_before_the_list_of_files_is_read_there_is_nothing_to_show() -> No
         async with reading(port, POD) as (pages, changed):
             await pages.step()
     assert (pages.pages, changed) == ({}, [])
+
+
+def test_a_deployment_whose_pods_cannot_be_read_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    fetching = {"initContainerStatuses": [{"name": "fetch", "state": {"running": {}}}], "podIP": "127.0.0.1"}
+    pod = read_pod({"metadata": {"name": "chat-0a1b2c3d-0", "uid": "uid"}, "status": fetching}, "chat")
+
+    class Cluster:
+        def deployments(self) -> list[Manifest]:
+            return [{"metadata": {"namespace": "team", "name": name}} for name in ("bad", "chat")]
+
+        def engine_pods(self, deployment: Manifest) -> tuple[PodState, ...]:
+            if deployment["metadata"]["name"] == "bad":
+                raise TypeError("nobody thought of this")
+            return (pod,)
+
+    assert list(fetching_pods(cast(Store, Cluster()))) == [POD]
+    assert [record.__dict__["deployment"] for record in caplog.records] == ["team/bad"]
 
 
 def answer(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -21,6 +21,8 @@ class Hub(StrEnum):
 
 
 ADDRESSES = {Hub.HUGGING_FACE: "https://huggingface.co", Hub.MODELSCOPE: "https://www.modelscope.cn"}
+TOKEN_VARIABLE = "QWEN_HUB_TOKEN"
+"""The variable with the token of a private repository, in our own containers."""
 DEFAULT_REVISIONS = {Hub.HUGGING_FACE: "main", Hub.MODELSCOPE: "master"}
 
 

@@ -15,13 +15,12 @@ from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.fields import Passthrough
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.checkpoints.hubs import DEFAULT_REVISIONS, Hub
+from qwen_operator.checkpoints.hubs import DEFAULT_REVISIONS, TOKEN_VARIABLE, Hub
 from qwen_operator.manifests.model_cache import ENGINE_MOUNT
 from qwen_operator.planning.types import EngineDefaults, EngineSource, ModelFetch
 from qwen_operator.sources import hub_facts, inspection
 from qwen_operator.sources.scheme import Facts, SourceContext
 
-TOKEN = "QWEN_HUB_TOKEN"
 _TMP = "tmp"
 # More than `fetch.heads` writes.
 _TMP_SIZE = "1Gi"
@@ -64,7 +63,7 @@ def inspected(hub: Hub, spec: Spec, defaults: EngineDefaults) -> EngineSource | 
     )
 
 
-def token_of(spec: Spec, name: str = TOKEN) -> EnvVar | None:
+def token_of(spec: Spec, name: str = TOKEN_VARIABLE) -> EnvVar | None:
     """The variable `name` with the token of spec.source.secretRef; None without one."""
     reference = spec.source.secret_ref if spec.source else None
     if reference is None:

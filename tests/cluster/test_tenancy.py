@@ -59,9 +59,13 @@ def messages(kubectl: Kubectl, manifests: list[Manifest], *words: str) -> dict[i
             return {int(match[1]): line for line in lines if (match := re.search(r'"case-([0-9]+)"', line))}
         return {}
 
-    # The operator may write a status between the two requests of kubectl replace.
-    tries = (said() for _ in range(5))
-    return next((found for found in tries if not any("(Conflict)" in line for line in found.values())), {})
+    found = said()
+    for _ in range(4):
+        # The operator may write a status between the two requests of kubectl replace.
+        if not any("(Conflict)" in line for line in found.values()):
+            break
+        found = said()
+    return found
 
 
 def faults(cases: tuple[Case, ...], said: dict[int, str]) -> list[str]:

@@ -81,7 +81,8 @@ def test_two_pods_answer_with_the_tokens_of_one(kubectl: Kubectl, gateway: Gatew
     ]
 
 
-# Slow, because it waits for two starts of SGLang on two busy cores.
+# Slow, because it is not reliable: rank 0 can lose the connection first (MemberEnded), and SGLang's log of the broken
+# connection can be taken for the cause (NcclFailure).
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_rank_ends_both_which_start_again_in_place(kubectl: Kubectl, gateway: Gateway, pair: str) -> None:
@@ -94,9 +95,7 @@ def test_a_killed_rank_ends_both_which_start_again_in_place(kubectl: Kubectl, ga
         return found
 
     failure = wait_for("the failure is reported", failed, 120)
-    # Rank 0 may lose the connection, and say so, before rank 1's SGLang notices that its scheduler is dead.
-    print(f"{failure['pod']}: {failure['reason']}: {failure.get('message')}")
-    assert failure["reason"] in ("EngineKilled", "MemberEnded")
+    assert (failure["reason"], failure["pod"][-2:]) == ("EngineKilled", "-1")
     wait_ready(kubectl, pair, "pair", timeout=400)
     routed(gateway, PAIR)
     assert [pod["metadata"]["uid"] for pod in members(kubectl, pair)] == before

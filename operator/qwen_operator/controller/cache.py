@@ -22,12 +22,13 @@ from qwen_operator.kube import (
     NODES,
     POD_DISRUPTION_BUDGETS,
     PODS,
+    PRIORITY_CLASSES,
     QWENDEPLOYMENTS,
     RESOURCE_QUOTAS,
     Manifest,
     Resource,
 )
-from qwen_operator.manifests.kept import kept_budget, kept_pod, kept_quota, kept_revision
+from qwen_operator.manifests.kept import ROOM, kept_budget, kept_pod, kept_priority, kept_quota, kept_revision
 from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, LABEL_DEPLOYMENT
 from qwen_operator.manifests.ownership import Ownership, ownership
 from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError, read_revision
@@ -44,6 +45,7 @@ WATCHED = (
     POD_DISRUPTION_BUDGETS,
     RESOURCE_QUOTAS,
     NODES,
+    PRIORITY_CLASSES,
 )
 
 
@@ -254,6 +256,7 @@ _KEEP: Mapping[Resource, Callable[[Manifest], Manifest]] = {
     CONTROLLER_REVISIONS: kept_revision,
     POD_DISRUPTION_BUDGETS: kept_budget,
     RESOURCE_QUOTAS: kept_quota,
+    PRIORITY_CLASSES: kept_priority,
 }
 
 
@@ -278,6 +281,10 @@ def keep(plural: str, manifest: Manifest) -> Manifest:
 _BY_PLURAL = {resource.plural: resource for resource in WATCHED}
 
 
+# What a pod may lack beside GPUs. A change of it matters only when a pod looks for its place.
+_OF_PODS = ("cpu", "memory", "pods", "ephemeral-storage")
+
+
 def _trimmed_node(manifest: Manifest) -> Manifest:
     spec, status = objects.mapping(manifest, "spec"), objects.mapping(manifest, "status")
     meta = objects.mapping(manifest, "metadata")
@@ -291,6 +298,7 @@ def _trimmed_node(manifest: Manifest) -> Manifest:
         for part in ("capacity", "allocatable")
         if part in status
     }
+    offered = objects.mapping(status, "allocatable")
     ready = [
         {"type": "Ready", "status": condition.get("status")}
         for condition in objects.members(status, "conditions")
@@ -303,6 +311,7 @@ def _trimmed_node(manifest: Manifest) -> Manifest:
         "metadata": meta,
         "spec": kept,
         "status": {**gpus, **({"conditions": ready} if ready else {})},
+        ROOM: {name: offered[name] for name in _OF_PODS if name in offered},
     }
 
 
@@ -346,7 +355,7 @@ def _essence(manifest: Manifest | None) -> Manifest | None:
     if manifest is None:
         return None
     meta = {name: value for name, value in manifest["metadata"].items() if name != "resourceVersion"}
-    return {**manifest, "metadata": meta}
+    return {**manifest, "metadata": meta, ROOM: None}
 
 
 def _identity(deployment: Manifest | None) -> object:

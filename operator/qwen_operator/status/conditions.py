@@ -52,6 +52,7 @@ class StatusInput:
     `unplaced`: the record of a replica that could not be placed as a whole.
     `hold_seconds`: how long a request may wait in the gateway. `hold`: why a revision is held back; None if none is.
     `pages`: how far the downloads of pods are, by uid. `progress` is `status.progress`, which `build_status` sets.
+    `short_of_gpus`: why other deployments have the GPUs of wanted replicas; "" if they do not.
     """
 
     spec: Spec
@@ -72,6 +73,7 @@ class StatusInput:
     pages: Mapping[str, FetchPage] = field(default_factory=dict)
     progress: Mapping[str, Any] | None = None
     unplaced: Failure | None = None
+    short_of_gpus: str = ""
 
     @property
     def ready(self) -> list[Replica]:
@@ -179,7 +181,8 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
 def _scaling_report(given: StatusInput) -> ScalingReport:
     wanted, attained = given.wanted, given.rules.scaling.attained if given.rules.scaling else UNKNOWN
     decision = (wanted.number, wanted.reason, wanted.message, wanted.advised)
-    return ScalingReport(*decision, attained.hour, attained.day, wanted.schedules)
+    granted = given.rules.wanted if given.rules.wanted < wanted.number else None
+    return ScalingReport(*decision, attained.hour, attained.day, wanted.schedules, granted)
 
 
 def _column(given: StatusInput, column: str) -> dict[str, str]:
@@ -290,6 +293,8 @@ def _progress_of_target(given: StatusInput) -> tuple[Reason, str]:
     if (waiting := _most_urgent(given.current)) is not None:
         return waiting.reason, _with_progress(given, waiting)
     missing = given.wanted.number - sum(replica.ready for replica in given.current)
+    if missing > 0 and given.short_of_gpus:
+        return Reason.WAITING_FOR_GPUS, given.short_of_gpus
     if missing > 0:
         return Reason.STARTING, _missing(given, missing)
     return Reason.SERVING, "every replica answers"

@@ -17,7 +17,7 @@ NODES = frozenset({"n1", "n2"})
 
 
 def seats(*nodes: str, draining: bool = False) -> tuple[Seat, ...]:
-    return tuple(Seat(f"r{index}", node, draining) for index, node in enumerate(nodes))
+    return tuple(Seat(f"r{index}", (node,) if node else (), draining) for index, node in enumerate(nodes))
 
 
 def claim(name: str, priority: int, wanted: int, *held: str, least: int = 1, gpus: int = 1) -> Claim:
@@ -32,7 +32,11 @@ def asked(pool: Pool, *claims: Claim) -> list[Grant]:
 TWO = Pool({"n1": 2, "n2": 2})
 A, B = ("team", "a"), ("team", "b")
 CASES: dict[str, tuple[Pool, tuple[Claim, ...], tuple[Grant, ...]]] = {
-    "room for all": (TWO, (claim("a", 0, 2), claim("b", 0, 2)), (Grant(2), Grant(2))),
+    "room for all": (
+        TWO,
+        (claim("a", 0, 2), claim("b", 0, 2)),
+        (Grant(2, places=(("n1",), ("n2",))), Grant(2, places=(("n1",), ("n2",)))),
+    ),
     "an extra one drains for a higher priority, whose pod waits": (
         TWO,
         (claim("a", 9, 2, "n1"), claim("b", 0, 3, "n1", "n2", "n2")),
@@ -42,14 +46,14 @@ CASES: dict[str, tuple[Pool, tuple[Claim, ...], tuple[Grant, ...]]] = {
         TWO,
         (
             claim("a", 9, 2, "n1"),
-            replace(claim("b", 0, 3), seats=(Seat("r0", "n1", draining=True), *seats("n2", "n2"))),
+            replace(claim("b", 0, 3), seats=(Seat("r0", ("n1",), draining=True), *seats("n2", "n2"))),
         ),
         (Grant(1, waits_for=(B,)), Grant(2, waits_for=(A,))),
     ),
     "when it is gone, the pod comes": (
         TWO,
         (claim("a", 9, 2, "n1"), claim("b", 0, 3, "n2", "n2")),
-        (Grant(2), Grant(2, waits_for=(A,))),
+        (Grant(2, places=(("n1",),)), Grant(2, waits_for=(A,))),
     ),
     "guaranteed replicas stay, whatever the extra one's priority": (
         TWO,
@@ -78,7 +82,7 @@ CASES: dict[str, tuple[Pool, tuple[Claim, ...], tuple[Grant, ...]]] = {
     ),
     "a drain that nobody needs ends": (
         TWO,
-        (claim("a", 9, 1, "n1"), replace(claim("b", 0, 3), seats=(*seats("n2", "n2"), Seat("r7", "n1", True)))),
+        (claim("a", 9, 1, "n1"), replace(claim("b", 0, 3), seats=(*seats("n2", "n2"), Seat("r7", ("n1",), True)))),
         (Grant(1), Grant(3, returns=("r7",))),
     ),
     "two small ones on one node make room for a large one": (
@@ -86,38 +90,77 @@ CASES: dict[str, tuple[Pool, tuple[Claim, ...], tuple[Grant, ...]]] = {
         (claim("a", 9, 1, gpus=2), claim("b", 0, 4, "n1", "n2", "n2", "n1")),
         (Grant(0, waits_for=(B,)), Grant(2, drains=("r0", "r3"))),
     ),
-    "with different priorities one pod at a time looks for its node": (
+    "a lower one gets its first replica from the extra ones of a higher one": (
+        TWO,
+        (claim("a", 9, 4, "n1", "n1", "n2", "n2"), claim("b", 0, 2)),
+        (Grant(3, drains=("r0",), waits_for=()), Grant(0, waits_for=(A,))),
+    ),
+    "each pod has its own place": (
         TWO,
         (claim("a", 9, 2, least=2), claim("b", 0, 2, least=2)),
-        (Grant(1), Grant(0, waits_for=())),
+        (Grant(2, places=(("n1",), ("n1",))), Grant(2, places=(("n2",), ("n2",)))),
+    ),
+    "while a pod may go to any node, no place is sure": (
+        TWO,
+        (claim("a", 9, 2, least=2), claim("b", 0, 1, "", least=2)),
+        (Grant(0, waits_for=()), Grant(1)),
+    ),
+    "a pod that may go to one node only disturbs nobody": (
+        TWO,
+        (claim("a", 9, 2, least=2), replace(claim("b", 0, 1), seats=(Seat("r0", pins=("n2",)),))),
+        (Grant(2, places=(("n2",), ("n1",))), Grant(1)),
+    ),
+    "a pod whose node is full goes back": (
+        TWO,
+        (claim("a", 0, 2, "n1", "n1"), replace(claim("b", 9, 1), seats=(Seat("r0", pins=("n1",)),))),
+        (Grant(2), Grant(1, drains=("r0",), places=(("n2",),))),
+    ),
+    "and one that the scheduler does not take": (
+        TWO,
+        (replace(claim("b", 9, 1), seats=(Seat("r0", pins=("n1",), stuck=True),)),),
+        (Grant(1, drains=("r0",), places=(("n1",),)),),
+    ),
+    "a replica over two nodes takes none while it cannot have both": (
+        TWO,
+        (replace(claim("a", 0, 1, gpus=2), pods=2), claim("b", 0, 2, "n1")),
+        (Grant(0, waits_for=(B,)), Grant(2, places=(("n1",),))),
+    ),
+    "and gets both when others have drained": (
+        TWO,
+        (replace(claim("a", 9, 1, gpus=2), pods=2), claim("b", 0, 2, "n1", "n2")),
+        (Grant(0, waits_for=(B,)), Grant(0, drains=("r0", "r1"))),
+    ),
+    "a replica over two nodes gives up both": (
+        TWO,
+        (
+            claim("a", 9, 1),
+            replace(claim("b", 0, 2), pods=2, seats=(Seat("w0", ("n1", "n2")), Seat("w1", ("n1", "n2")))),
+        ),
+        (Grant(0, waits_for=(B,)), Grant(1, drains=("w0",))),
+    ),
+    "a node without memory is none for it": (
+        replace(TWO, full=frozenset({(A, "n1")})),
+        (claim("a", 9, 2, gpus=2), claim("b", 0, 1, "n1")),
+        (Grant(1, waits_for=(B,), places=(("n2",),)), Grant(1)),
+    ),
+    "nobody drains for a pod with rules about others": (
+        TWO,
+        (replace(claim("a", 9, 1), drains_others=False), claim("b", 0, 4, "n1", "n1", "n2", "n2")),
+        (Grant(0, waits_for=(B,)), Grant(4)),
     ),
     "a pod without a node goes back before it ends one of a lower priority": (
         TWO,
         (claim("a", 9, 1, "", gpus=2), claim("b", 0, 2, "n1", "n2", least=2)),
         (Grant(0, drains=("r0",), waits_for=(B,)), Grant(1, drains=("r0",))),
     ),
-    "no pod takes a place that gets empty for another one": (
+    "a place that gets empty is for nobody else": (
         TWO,
         (
-            claim("a", 0, 1, gpus=2),
+            claim("a", 5, 1, gpus=2),
             claim("b", 0, 2, "n2"),
-            replace(claim("c", 0, 1), seats=(Seat("r0", "n1", draining=True), Seat("r1", "n2"))),
+            replace(claim("c", 0, 1), seats=(Seat("r0", ("n1",), draining=True), Seat("r1", ("n2",)))),
         ),
         (Grant(0, waits_for=(("team", "c"), B)), Grant(1, waits_for=(("team", "c"),)), Grant(1)),
-    ),
-    "but one that does not fit there is made": (
-        Pool({"n1": 2, "n2": 3}),
-        (
-            claim("a", 0, 1, gpus=2),
-            claim("b", 0, 2, "n2"),
-            replace(claim("c", 0, 1), seats=(*seats("n1", "n1", draining=True), Seat("r7", "n2"))),
-        ),
-        (Grant(0, waits_for=(("team", "c"), B)), Grant(2), Grant(1)),
-    ),
-    "a quota leaves room for others": (
-        replace(TWO, quotas={"team": 0}),
-        (claim("a", 9, 2, "n1"), replace(claim("b", 0, 2, "n1"), key=("other", "b"))),
-        (Grant(1, waits_for=(("other", "b"),)), Grant(2)),
     ),
     "an overfull node promises nothing": (
         Pool({"n1": 1, "n2": 0}),
@@ -162,7 +205,7 @@ class Cluster:
         serving = [seat for seat in one.seats if not seat.draining and seat.name not in grant.drains]
         excess = serving[: max(0, len(serving) - grant.replicas)]
         for name in (*grant.drains, *(seat.name for seat in excess)):
-            if state[name].node:
+            if state[name].nodes:
                 state[name] = replace(state[name], draining=True)
             else:
                 del state[name]
@@ -171,35 +214,24 @@ class Cluster:
             state[name] = replace(state[name], draining=False)
             self.moves += 1
         missing = grant.replicas - sum(not seat.draining for seat in state.values())
-        for _ in range(missing):
+        assert missing <= len(grant.places)
+        for place in grant.places[: max(0, missing)]:
             self.made += 1
-            state[f"p{self.made}"] = Seat(f"p{self.made}")
+            state[f"p{self.made}"] = Seat(f"p{self.made}", pins=place)
             self.moves += 1
         self.claims[key] = replace(one, seats=tuple(state.values()))
 
     def _free(self, node: str) -> int:
-        used = sum(one.gpus for one in self.claims.values() for seat in one.seats if seat.node == node)
+        used = sum(one.gpus for one in self.claims.values() for seat in one.seats if node in seat.nodes)
         return self.pool.nodes[node] - used
 
     def _schedule(self, key: tuple[str, str]) -> None:
         one = self.claims[key]
-        for seat in [seat for seat in one.seats if not seat.node]:
-            fits = [node for node in sorted(one.nodes) if self._free(node) >= one.gpus]
-            if fits:
-                # Nobody knows which node the scheduler takes.
-                seat_now = replace(seat, node=self.chance.choice(fits))
-                one = replace(one, seats=tuple(seat_now if other is seat else other for other in one.seats))
-                self.claims[key] = one
-                continue
-            for node in one.nodes:
-                lower = [
-                    (other, taken.name)
-                    for other in self.claims.values()
-                    for taken in other.seats
-                    if taken.node == node and other.priority < one.priority
-                ]
-                room = self._free(node) + sum(other.gpus for other, _ in lower)
-                assert room < one.gpus, f"the scheduler ends {[name for _, name in lower]} for {seat.name} of {key}"
+        for seat in [seat for seat in one.seats if not seat.nodes]:
+            assert all(self._free(node) >= one.gpus for node in seat.pins), f"the scheduler ends somebody for {key}"
+            now = replace(seat, nodes=seat.pins, pins=())
+            one = replace(one, seats=tuple(now if other is seat else other for other in one.seats))
+            self.claims[key] = one
 
     def settle(self, steps: int) -> None:
         """Until nothing moves for a while."""
@@ -229,6 +261,7 @@ def clusters(draw: st.DrawFn) -> Cluster:
             draw(st.integers(0, 3)),
             draw(st.integers(0, 8)),
             nodes=frozenset(usable),
+            pods=draw(st.sampled_from([1, 1, 1, 2])),
         )
     return Cluster(Pool(nodes), claims, random.Random(draw(st.integers(0, 999))))
 
@@ -251,17 +284,17 @@ def test_by_chance_no_pod_is_ended_and_everything_comes_to_rest(
         assert cluster.held(key) <= one.wanted
         if cluster.held(key) == one.wanted:
             continue
-        for node in one.nodes:
-            assert cluster._free(node) < one.gpus, "GPUs are free, and somebody waits"
-            takes = _could_take(cluster, one, node)
-            assert cluster._free(node) + takes < one.gpus, f"{key} waits for nothing"
+        rooms = [node for node in one.nodes if cluster._free(node) >= one.gpus]
+        assert len(rooms) < one.pods, "GPUs are free, and somebody waits"
+        takes = [node for node in one.nodes if cluster._free(node) + _could_take(cluster, one, node) >= one.gpus]
+        assert one.pods > 1 or not takes, f"{key} waits for nothing"
 
 
 def _could_take(cluster: Cluster, one: Claim, node: str) -> int:
     """The GPUs on a node that the next replica of a deployment may take."""
     wish, total = rank(one, cluster.held(one.key)), 0
     for other in cluster.claims.values():
-        there = sum(seat.node == node for seat in other.seats) if other.key != one.key else 0
+        there = sum(node in seat.nodes for seat in other.seats) if other.key != one.key else 0
         held = cluster.held(other.key)
         total += other.gpus * sum(wish.may_take(rank(other, held - lost)) for lost in range(1, there + 1))
     return total

@@ -205,7 +205,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen_deployment_info": ("What the deployment serves and how, always 1", INFO_LABELS),
     "qwen_deployment_condition": ("The present conditions, always 1", ("type", "status", "reason")),
     "qwen_deployment_replicas": (
-        "Replicas: wanted, advised (by load), limited (others have GPUs), granted (with a node), starting, ready, draining",
+        "Replicas: wanted, advised (by load), limited (others have GPUs), granted (a node), starting, ready, draining",
         ("state",),
     ),
     "qwen_deployment_replicas_min": ("The smallest number of replicas that scaling may choose", ()),

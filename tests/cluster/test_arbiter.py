@@ -9,7 +9,7 @@ import pytest
 from tests.qd import alive, pods, simulated, wait_condition, wait_ready
 from tests.testbed.bed import Release
 from tests.testbed.cluster import Cluster, OwnNodes
-from tests.testbed.kubectl import Kubectl, wait_for
+from tests.testbed.kubectl import Kubectl, Manifest, wait_for
 from tests.testbed.simulated import Pool
 
 pytestmark = pytest.mark.cluster
@@ -46,6 +46,23 @@ def preemptions(kubectl: Kubectl, space: str) -> list[str]:
         for event in kubectl.list("events", space)
         if event.get("reason") == "Preempted"
     ]
+
+
+def plain(space: str, name: str, nodes: OwnNodes, limits: Manifest, spec: Manifest) -> Manifest:
+    """A pod of somebody else on these nodes."""
+    container = {
+        "name": "other",
+        "image": "localhost/none",
+        "resources": {"limits": limits, "requests": limits},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    user = {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": space},
+        "spec": {**nodes.pod, "securityContext": user, "containers": [container], **spec},
+    }
 
 
 def test_a_pod_cannot_choose_to_end_nobody(kubectl: Kubectl, high: str, space: str) -> None:
@@ -87,7 +104,7 @@ def test_a_lower_one_drains_and_the_scheduler_ends_nobody(
     wait_for("two of each", settled, 120, every=0.3)
     print(f"(low, urgent): {sorted(set(seen), reverse=True)}")
     wait_ready(kubectl, space, "urgent")
-    waiting = wait_condition(kubectl, space, "low", ("Reconciling", "True", "WaitingForGpus"), 60)
+    waiting = wait_condition(kubectl, space, "low", ("ScalingLimited", "True", "WaitingForGpus"), 60)
     assert waiting["status"]["scaling"]["granted"] == 2
     assert waiting["status"]["scaling"]["wanted"] == 4
     said = [condition["message"] for condition in waiting["status"]["conditions"]]
@@ -101,38 +118,17 @@ def test_a_lower_one_drains_and_the_scheduler_ends_nobody(
     assert len(alive(kubectl, space, "low")) == 4
     assert preemptions(kubectl, space) == []
 
+    # What the operator keeps from happening: the scheduler ends a replica for a pod that does not wait for its room.
+    kubectl.apply(plain(space, "rude", nodes, {"nvidia.com/gpu": "1"}, {"priorityClassName": high}))
+    wait_for("a replica is ended", lambda: preemptions(kubectl, space), 60)
+
 
 @pytest.mark.timeout(300)
 def test_gpus_and_memory_of_pods_of_others_count(kubectl: Kubectl, nodes: OwnNodes, high: str, space: str) -> None:
     """The operator does not watch them. On the first node they have a GPU, on the second nearly all memory."""
-    for number, limits in enumerate(({"nvidia.com/gpu": "1"}, {"memory": "2047Gi"})):
-        kubectl.apply(
-            {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": {"name": f"other-{number}", "namespace": space},
-                "spec": {
-                    **nodes.pod,
-                    "nodeName": nodes.names[number],
-                    "securityContext": {
-                        "runAsNonRoot": True,
-                        "runAsUser": 65532,
-                        "seccompProfile": {"type": "RuntimeDefault"},
-                    },
-                    "containers": [
-                        {
-                            "name": "other",
-                            "image": "localhost/none",
-                            "resources": {"limits": limits, "requests": limits},
-                            "securityContext": {
-                                "allowPrivilegeEscalation": False,
-                                "capabilities": {"drop": ["ALL"]},
-                            },
-                        }
-                    ],
-                },
-            }
-        )
+    taking = {"nodeName": nodes.names[0]}, {"nodeName": nodes.names[1]}
+    kubectl.apply(plain(space, "gpu", nodes, {"nvidia.com/gpu": "1"}, taking[0]))
+    kubectl.apply(plain(space, "memory", nodes, {"memory": "2047Gi"}, taking[1]))
     kubectl.apply(simulated(space, "low", L40S, pod=nodes.pod))
     wait_ready(kubectl, space, "low")
     urgent = simulated(space, "urgent", L40S, pod={**nodes.pod, "priorityClassName": high})

@@ -91,7 +91,7 @@ def _matches(term: objects.Object, node: str, labels: Mapping[str, object]) -> b
 
 
 def _holds(expression: objects.Object, labels: Mapping[str, object]) -> bool:
-    key, operator = str(expression.get("key")), expression.get("operator")
+    key, operator = str(expression.get("key")), str(expression.get("operator"))
     given = expression.get("values")
     values = [str(value) for value in given] if isinstance(given, list) else []
     has = None if labels.get(key) is None else str(labels[key])

@@ -39,6 +39,8 @@ class Role(StrEnum):
     REVISION = "revision"
     EMBEDDING = "embedding"
     MEDIA_DOMAINS = "mediaDomains"
+    OVERLAP_WEIGHTS = "overlapWeights"
+    PREFETCH_WEIGHTS = "prefetchWeights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +213,7 @@ class Formats:
     `engine` is for the engine itself, `bfloat16` and `fp8_native` for GPUs that compute in these types, and `weights`
     for each format of the weights. A format that is not in `weights` cannot be planned. `packed_bits` are the widths of
     GPTQ and AWQ that run; `awq_8_bits` is for AWQ of 8 bits. The keys of `kv_cache_types` are the API's names.
+    `overlap_models` are the architectures whose weights may load while CUDA graphs are captured.
     """
 
     engine: Capability
@@ -220,6 +223,7 @@ class Formats:
     packed_bits: tuple[int, ...]
     awq_8_bits: Capability
     kv_cache_types: Mapping[str, KvCacheType]
+    overlap_models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

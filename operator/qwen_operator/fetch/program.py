@@ -162,7 +162,10 @@ def main(fetch: Fetch, termination_log: Path | None = None) -> int:
         print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
         deliver(error.report(), termination_log)
         return 1
-    deliver(json.dumps({"version": 1, "bytes": fetch.progress.total}).encode(), termination_log)
+    deliver(
+        json.dumps({"version": 1, "bytes": fetch.progress.total, "hubBytes": fetch.progress.received}).encode(),
+        termination_log,
+    )
     return 0
 
 

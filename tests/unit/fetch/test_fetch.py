@@ -106,7 +106,15 @@ def test_the_second_time_the_hub_is_not_asked(tmp_path: Path) -> None:
         hub.asked.clear()
         again = fetching(hub, tmp_path, pod="chat-1")
         assert again.run() == first
-        assert (hub.asked, again.progress.total) == ([], 0)
+        assert (hub.asked, again.progress.total, again.progress.received) == ([], 0, 0)
+
+
+def test_the_end_says_how_much_came_from_the_hub(tmp_path: Path) -> None:
+    with serving(FileHub(model())) as hub:
+        for count in (sum(len(hub.files[name]) for name in WANTED), 0):
+            told = tmp_path / "told"
+            assert program.main(fetching(hub, tmp_path / "cache"), told) == 0
+            assert json.loads(told.read_text())["hubBytes"] == count
 
 
 def test_a_hub_redirects_each_file_once(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class Row:
     state: str
     pod: str
     removed: bool
+    file: str = ""
 
     @property
     def free(self) -> bool:
@@ -94,13 +95,15 @@ def _row(model: dict[str, Any], place: str, now: int) -> Row:
         state=state if isinstance(state, str) and state in _WORDS else "InUse",
         pod=pod,
         removed=model.get("removed") is True,
+        file=clean(model.get("file", ""), 256),
     )
 
 
 def chosen(rows: Sequence[Row], names: Iterable[str]) -> tuple[list[Row], list[str]]:
     """The rows that these names mean, and the names that mean none.
 
-    A name is ORGANISATION/NAME, perhaps with the hub before it and with @COMMIT or its beginning behind it.
+    A name is ORGANISATION/NAME, perhaps with :FILE, with the hub before it, and with @COMMIT or its beginning at the
+    end.
     """
     found: dict[tuple[str, str], Row] = {}
     unknown = []
@@ -114,8 +117,10 @@ def chosen(rows: Sequence[Row], names: Iterable[str]) -> tuple[list[Row], list[s
 
 def _means(name: str, row: Row) -> bool:
     hub, separator, rest = name.rpartition("://")
-    repository, _, commit = rest.partition("@")
-    return repository == row.repository and row.commit.startswith(commit) and (not separator or hub == row.hub)
+    model, _, commit = rest.partition("@")
+    return (
+        model in (row.repository, model_of(row)) and row.commit.startswith(commit) and (not separator or hub == row.hub)
+    )
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -130,12 +135,17 @@ def table(rows: Sequence[Row]) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     state = f"{_WORDS[row.state]} ({row.pod})" if row.state == "Starting" and row.pod else _WORDS[row.state]
     used = "now" if row.state in ("InUse", "Downloading") else ago(row.last_used_seconds)
-    return row.place, row.repository or row.key, row.hub, row.commit[:12], size(row.bytes), used, state
+    return row.place, model_of(row), row.hub, row.commit[:12], size(row.bytes), used, state
+
+
+def model_of(row: Row) -> str:
+    """The model's name, with its file if it is one of a GGUF repository."""
+    return f"{row.repository}:{row.file}" if row.file else row.repository or row.key
 
 
 def refused(row: Row) -> str:
     """Why a row stays, for people."""
-    return f"{row.repository} at {row.commit[:12]} stays on {row.place}: {_WHY.get(row.state, 'it was not removed')}"
+    return f"{model_of(row)} at {row.commit[:12]} stays on {row.place}: {_WHY.get(row.state, 'it was not removed')}"
 
 
 def size(count: int) -> str:
@@ -159,7 +169,8 @@ def as_json(row: Row) -> dict[str, Any]:
         "place": row.place,
         "model": row.repository,
         "hub": row.hub,
-        "commit": row.commit,
+        "commit": row.commit[:40],
+        "file": row.file,
         "bytes": row.bytes,
         "lastUsedSeconds": row.last_used_seconds,
         "state": row.state,

@@ -167,7 +167,7 @@ class _Command:
                 continue
             for row in page.rows:
                 if row.removed:
-                    sys.stdout.write(f"removed {row.repository} at {row.commit[:12]} from {place.name}\n")
+                    sys.stdout.write(f"removed {table.model_of(row)} at {row.commit[:12]} from {place.name}\n")
                 else:
                     _complain(table.refused(row))
                     code = 1

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qwen_operator.fetch.store import LEASE_SECONDS, Store, is_idle, used_bytes
+from qwen_operator.fetch.store import LEASE_SECONDS, Store, is_idle, read_manifest, used_bytes
 from qwen_operator.manifests.model_cache import IN_USE
+from qwen_runtime.checkpoints.gguf import is_gguf
 
 LEASE_OF_UNKNOWN_SECONDS = 300.0
 """A younger lease counts even if nobody knows its pod: the pod may be newer than the list of pods."""
@@ -24,7 +25,8 @@ IN_USE_NOW, DOWNLOADING, STARTING, PARTIAL, IDLE = "InUse", "Downloading", "Star
 @dataclass(frozen=True, slots=True)
 class Item:
     """A model in a cache: its bytes on disk, when a pod last asked for it (seconds since the epoch, 0: unknown), and
-    whether it may go. `pod` is the one that asked last."""
+    whether it may go. `pod` is the one that asked last.
+    `file`: the GGUF file that it is, "" for a whole repository."""
 
     key: str
     hub: str
@@ -35,6 +37,7 @@ class Item:
     state: str
     pod: str = ""
     removed: bool = False
+    file: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The row of a report."""
@@ -48,6 +51,7 @@ class Item:
             "state": self.state,
             "pod": self.pod,
             "removed": self.removed,
+            "file": self.file,
         }
 
 
@@ -87,7 +91,8 @@ class Contents:
         state = IDLE if is_idle(folder / IN_USE) else IN_USE_NOW
         if state == IDLE and self._protects(pod, last):
             state = STARTING
-        return Item(key, hub, repository.replace("--", "/", 1), commit, used_bytes(folder), int(last), state, pod)
+        shown, size = repository.replace("--", "/", 1), used_bytes(folder)
+        return Item(key, hub, shown, commit, size, int(last), state, pod, file=_single_file(folder))
 
     def _partial(self, folder: Path) -> Item:
         hub, _, rest = folder.name.partition("--")
@@ -115,3 +120,9 @@ class Contents:
         with suppress(OSError):
             for path in (self.store.root / "leases" / key).iterdir():
                 yield path.stat().st_mtime, path.name
+
+
+def _single_file(folder: Path) -> str:
+    """The GGUF file of the folder, "" if it has a whole repository."""
+    files = read_manifest(folder) or ()
+    return next((file.path for file in files if is_gguf(file.path)), "")

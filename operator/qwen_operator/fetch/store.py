@@ -26,6 +26,7 @@ from typing import Any
 
 from qwen_operator import untrusted
 from qwen_operator.api.conditions import Reason
+from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.fetch.faults import FetchError
 from qwen_operator.fetch.files import RemoteFile, total
 from qwen_operator.fetch.room import Cached, Room, make_room
@@ -47,12 +48,16 @@ class Entry:
     remote: Remote
 
     @property
+    def _names(self) -> tuple[Hub, str, str, str]:
+        return self.remote.hub, self.remote.repository, self.remote.commit, self.remote.file
+
+    @property
     def key(self) -> str:
-        return model_folder(self.remote.hub, self.remote.repository, self.remote.commit).replace("/", "--")
+        return model_folder(*self._names).replace("/", "--")
 
     @property
     def folder(self) -> Path:
-        return self.root / "models" / model_folder(self.remote.hub, self.remote.repository, self.remote.commit)
+        return self.root / "models" / model_folder(*self._names)
 
     @property
     def partial(self) -> Path:

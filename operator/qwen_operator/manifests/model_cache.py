@@ -7,6 +7,7 @@ another namespace. The engine sees only its own model, read-only.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 from qwen_operator.api.pod import CACHE_VOLUME
@@ -31,9 +32,17 @@ _REQUESTS = {"cpu": "500m", "memory": "512Mi"}
 _LIMITS = {"cpu": "1", "memory": "512Mi"}
 
 
-def model_folder(hub: Hub, repository: str, commit: str) -> str:
-    """The folder of a model below `models`: HUB/ORGANISATION--NAME/COMMIT."""
-    return f"{hub}/{repository.replace('/', '--')}/{commit}"
+def model_folder(hub: Hub, repository: str, commit: str, file: str = "") -> str:
+    """The folder of a model below `models`: HUB/ORGANISATION--NAME/COMMIT, for a single file COMMIT-HASH."""
+    hashed = f"-{hashlib.sha256(file.encode()).hexdigest()[:12]}" if file else ""
+    return f"{hub}/{repository.replace('/', '--')}/{commit}{hashed}"
+
+
+def engine_folder(source: EngineSource) -> str:
+    """Where the engine finds the folder of its cached model. A single file lies in it."""
+    assert source.fetch is not None
+    file = source.fetch.file
+    return source.model_path.removesuffix(f"/{file}") if file else source.model_path
 
 
 def mounted(source: EngineSource, namespace: str) -> EngineSource:
@@ -42,8 +51,8 @@ def mounted(source: EngineSource, namespace: str) -> EngineSource:
     if fetch is None:
         return source
     root = namespace if fetch.cache.type is CacheType.HOST_PATH else _IN_CLAIM
-    folder = f"{root}/models/{model_folder(fetch.hub, fetch.repository, fetch.commit)}"
-    mount = {"name": VOLUME, "mountPath": source.model_path, "subPath": folder, "readOnly": True}
+    folder = f"{root}/models/{model_folder(fetch.hub, fetch.repository, fetch.commit, fetch.file)}"
+    mount = {"name": VOLUME, "mountPath": engine_folder(source), "subPath": folder, "readOnly": True}
     return replace(source, volumes=(*source.volumes, _volume(fetch.cache)), mounts=(*source.mounts, mount))
 
 
@@ -75,6 +84,7 @@ def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest) -> Mani
         *([f"--hub-url={fetch.hub_url}"] if fetch.hub_url else []),
         f"--repository={fetch.repository}",
         f"--commit={fetch.commit}",
+        *([f"--file={fetch.file}"] if fetch.file else []),
         f"--cache={folder}",
         f"--size-gib={fetch.cache.size_gib}",
         *([f"--kept-free-percent={_KEPT_FREE_PERCENT}"] if on_node else []),

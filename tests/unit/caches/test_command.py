@@ -251,6 +251,19 @@ def test_a_pod_meets_the_restricted_profile_and_sees_only_its_namespace() -> Non
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
 
 
+def test_a_gguf_file_is_shown_and_removed_by_its_name(
+    cluster: Kubelet, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    root = tmp_path / "gpu-1"
+    one, other = model(root, "Qwen/G", f"{OLD}-0123"), model(root, "Qwen/G", f"{OLD}-4567")
+    for folder, name in ((one, "q4.gguf"), (other, "q8.gguf")):
+        record = {"path": name, "size": 1, "checksum": ""}
+        (folder / ".manifest.json").write_text(json.dumps({"version": 1, "files": [record]}))
+    assert "Qwen/G:q4.gguf" in run(capsys, "ls")[1]
+    assert run(capsys, "rm", "Qwen/G:q4.gguf", "--yes")[0] == 0
+    assert (one.exists(), other.exists()) == (False, True)
+
+
 NO_RIGHT = Forbidden(403, "Forbidden", 'pods is forbidden: User "ann" cannot create resource "pods" in API group ""')
 QUOTA = Forbidden(403, "Forbidden", "exceeded quota: compute, requested: pods=1")
 

@@ -59,8 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.testbed", description="A real cluster on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="start the cluster, or its missing parts, and print its environment")
-    up.add_argument("--without-node", action="store_true", help="control plane and simulated nodes only, no images")
-    up.add_argument(
+    real = up.add_mutually_exclusive_group()
+    real.add_argument("--without-node", action="store_true", help="control plane and simulated nodes only, no images")
+    real.add_argument(
         "--nodes",
         type=int,
         choices=range(1, MOST_NODES + 1),

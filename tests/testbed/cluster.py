@@ -254,6 +254,10 @@ class Cluster:
         """After `lose_real_node` or `stop_kubelet`: starts what is missing. Returns when the node is ready."""
         self._real.add(self._node_called(name), self._pause())
 
+    def slow_registry(self, node: str, image: str, seconds: float) -> AbstractContextManager[None]:
+        """Until the block ends, this node can pull `image` under other tags. It waits for the registry each time."""
+        return self._real.registry(self._node_called(node), image, seconds)
+
     def _node_called(self, name: str) -> RealNodeNames:
         return next(node for node in self._real.more() if node.name == name)
 

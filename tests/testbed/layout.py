@@ -122,6 +122,11 @@ class Layout:
     def containerd_socket(self) -> Path:
         return self.root / "containerd.sock"
 
+    @property
+    def content(self) -> Path:
+        """What containerd holds of the images, by SHA-256."""
+        return self.root / "containerd" / "root" / "io.containerd.content.v1.content" / "blobs" / "sha256"
+
     def of_node(self, node: RealNodeNames) -> "Layout":
         """Where the node has its programs, configuration, images and logs. Keys and kubeconfigs are not there."""
         return self if node.number == 1 else Layout(self.root / node.folder)

@@ -110,6 +110,10 @@ class RealNode:
         """The references of all images in the node."""
         return self._ctr("images", "ls", "-q").split()
 
+    def digest(self, image: str) -> str:
+        """Of an image that the node has."""
+        return next(digest for name, digest in map(str.split, self._digests()) if name == image)
+
     def _digests(self) -> set[str]:
         """`reference digest` of all images in the node."""
         rows = [line.split() for line in self._ctr("images", "ls").splitlines()[1:]]

@@ -11,7 +11,7 @@ import json
 import subprocess
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from tests.testbed.binaries import place
 from tests.testbed.cache import StepFailed, say
 from tests.testbed.layout import MOST_NODES, NAME, Layout, RealNodeNames
 from tests.testbed.node import RealNode
+from tests.testbed.registry import serving
 from tests.testbed.sandbox import HOLDER, Sandbox, environment, hierarchies, stop, wait_for
 from tests.testbed.simulated import real_node_labels, real_node_patch
 from tests.testbed.teardown import remove_node
@@ -46,6 +47,8 @@ class RealNodes:
     def add(self, node: RealNodeNames, pause_archive: Path) -> None:
         """Starts a node beside the first, or what is missing of it. Returns when it is ready."""
         sandbox, real = self._of(node)
+        if not self._sandbox.running("kubelet"):
+            raise StepFailed(f"{node.name} needs the first real node, which does not run: start it with `up`")
         if not sandbox.holders():
             say(f"starting the node {node.name}")
         self._place(node)
@@ -77,6 +80,12 @@ class RealNodes:
     def stop_kubelet(self, node: RealNodeNames) -> None:
         """Nobody reports on the node and its pods, and they go on. `add` starts the kubelet again."""
         self._of(node)[0].stop("kubelet")
+
+    def registry(self, node: RealNodeNames, image: str, seconds: float) -> AbstractContextManager[None]:
+        """A registry on this node that knows only this image, which the node has, by any tag."""
+        sandbox, real = self._of(node)
+        manifest = self._at.of_node(node).content / real.digest(image).removeprefix("sha256:")
+        return serving(sandbox.enter([]), manifest, seconds)
 
     def status(self) -> Mapping[str, Mapping[str, list[int]]]:
         """The pids of each program of each further node."""

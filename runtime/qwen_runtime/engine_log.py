@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from qwen_runtime.log_lines import LogLines
 from qwen_runtime.reasons import Phase
+from qwen_runtime.witness import Killed
 
 _KEPT_LINES = 400
 _KEPT_CHARACTERS = 2000
@@ -19,6 +20,7 @@ _RELEVANT_SECONDS = 600.0
 _ORDER = tuple(Phase)
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
+_SIGNAL = re.compile(r"-(\d+)")
 _ARGUMENTS = re.compile(r"server_args=.*")
 _SECRETS = re.compile(
     r"(\b(?:admin[-_])?api[-_]key\b['\"]?[\s=:]+['\"]?|\bBearer\s+)[^\s'\",}]+|\bhf_[A-Za-z0-9]{8,}", re.IGNORECASE
@@ -53,6 +55,8 @@ class EngineLog:
     phase_when_asked: Phase | None = None
     steps: tuple[int, int] = (0, 0)  # how many steps of the phase are done, and how many there are
     _phase_since: float = 0.0
+    crashed_at: float | None = None  # clock time when it logged the death of one of its processes
+    killed: Killed | None = None  # the process that a signal ended before that, by the log
     _bind_failed: bool = False
     _lines: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
     _before_crash: list[str] | None = None
@@ -69,9 +73,11 @@ class EngineLog:
             self.frozen = line
         elif self.log_lines.health_answered.search(line):
             self.frozen = ""
+        if (said := self.log_lines.killed.search(line)) and self._as_it_should_run():
+            self.killed = Killed(int(_SIGNAL.findall(said[0])[-1]), line, self.clock())
         if self.log_lines.crash.search(line):
             if self._before_crash is None:
-                self._before_crash = self.recent()
+                self._before_crash, self.crashed_at = self.recent(), self.clock()
             self._expect_end(self.patience.crash_seconds)
         elif self.log_lines.bind_failed.search(line):
             self._bind_failed = True
@@ -127,6 +133,10 @@ class EngineLog:
         """The lines of the last ten minutes. Older lines of a serving engine do not explain its end."""
         oldest = self.clock() - _RELEVANT_SECONDS
         return [line for when, line in self._lines if when >= oldest]
+
+    def _as_it_should_run(self) -> bool:
+        """Whether nothing had gone wrong, and nobody had asked it to end."""
+        return self.crashed_at is None and self.killed is None and self.phase_when_asked is None
 
     def _advance(self, line: str) -> None:
         for phase, pattern in self.log_lines.phases:

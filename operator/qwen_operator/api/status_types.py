@@ -294,6 +294,12 @@ class Summary:
         default="-",
         max_length=16,
     )
+    cache: str = described(
+        "How the present pods got the model, if the chart has a cache: how many found it in the cache, and how many "
+        'bytes the others got from the hub, for example "1 hit, 15.2 GB".',
+        default="",
+        max_length=32,
+    )
 
 
 @dataclass(frozen=True, slots=True)

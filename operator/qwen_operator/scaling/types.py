@@ -83,11 +83,16 @@ class ScaledDeployment:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What an engine has done since its start: prompt tokens computed, tokens decoded, and seconds without work."""
+    """What an engine has done since its start: prompt tokens computed, tokens decoded, and seconds without work.
+
+    `decoding`: the seconds that requests took for their tokens after the first, summed over the requests. Over a time,
+    it grows by the integral of the requests that decode. None if the page does not say it.
+    """
 
     prefilled: float
     decoded: float
     idle: float
+    decoding: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from qwen_operator.api.status import Failure, Observation, ScalingReport, build
 from qwen_operator.manifests.names import Manifest, engine_selector
 from qwen_operator.manifests.revisions import PinnedRevision
 from qwen_operator.replicas.draining import RolloutRules
+from qwen_operator.replicas.fetches import fetches, in_words
 from qwen_operator.replicas.groups import Replica, SortedReplicas
 from qwen_operator.replicas.holding import Hold
 from qwen_operator.replicas.pod_state import last_failure, stored_failure
@@ -173,6 +174,7 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
         load=given.rules.scaling.load if given.rules.scaling else LoadClass.NONE,
         observed=seen,
         progress=progress,
+        cache=in_words(fetches(members)),
     )
     new = build(observation, old, now)
     return {**new, "summary": {**new["summary"], **_column(given, str(new["summary"]["status"]))}}

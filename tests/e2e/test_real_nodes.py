@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -167,19 +168,32 @@ def test_a_rank_that_a_signal_stopped(scene: Scene) -> None:
     assert scene.uids() == before
 
 
-def test_a_kubelet_that_is_away_for_a_minute_changes_nothing(scene: Scene) -> None:
+def test_a_kubelet_that_is_away_for_a_minute_costs_waiting_and_no_restart(scene: Scene) -> None:
+    """Its pods go on, but Kubernetes says that they are not ready, so no request is sent to them."""
     before, worker = scene.uids(), scene.members()[1]["spec"]["nodeName"]
-    with timeline(scene, "the kubelet of rank 1 is away for a minute") as line:
+    counted = [restarts(pod) for pod in scene.members()]
+    with timeline(scene, "the kubelet of rank 1 is away for a minute") as line, ThreadPoolExecutor(1) as pool:
         scene.bed.stop_kubelet(worker)
         line.note(f"the kubelet of {worker} was stopped")
-        wait_for("the node is given up", lambda: not node_ready(scene.kubectl, worker), 90)
-        line.note("Kubernetes says that the node is not ready")
-        assert scene.serves()
-        line.note("requests are answered")
-        scene.bed.return_real_node(worker)
+        try:
+            wait_for("the node is given up", lambda: not node_ready(scene.kubectl, worker), 90)
+            line.note("Kubernetes says that the node is not ready")
+            wait_condition(scene.kubectl, scene.space, NAME, ("Ready", "False", "NodeLost"), 30)
+            request = pool.submit(scene.serves)
+            line.note("a request comes")
+            time.sleep(5)
+        finally:
+            scene.bed.return_real_node(worker)
         line.note("the kubelet is back")
+        assert request.result(timeout=90)
+        line.note("the request is answered")
         scene.ready()
     assert scene.uids() == before
+    assert [restarts(pod) for pod in scene.members()] == counted
+
+
+def restarts(pod: Manifest) -> int:
+    return int(pod["status"]["containerStatuses"][0]["restartCount"])
 
 
 def node_ready(kubectl: Kubectl, name: str) -> bool:
@@ -189,13 +203,11 @@ def node_ready(kubectl: Kubectl, name: str) -> bool:
 def test_a_node_that_is_lost(scene: Scene) -> None:
     before, worker = scene.uids(), scene.members()[1]["spec"]["nodeName"]
     with timeline(scene, "the node of rank 1 loses its power and is deleted") as line:
-
-        def lose() -> None:
-            scene.bed.lose_real_node(worker)
-            line.note(f"everything on {worker} has ended")
-
-        failure = scene.fails(lose, 90)
-        line.note(f"the status tells {failure['reason']} of {failure['pod']}")
+        scene.bed.lose_real_node(worker)
+        line.note(f"{worker} has lost its power")
+        obj = wait_condition(scene.kubectl, scene.space, NAME, ("Ready", "False", "MemberEnded"), 60)
+        line.note("rank 0 has ended its engine")
+        assert "rank 1 does not answer any more" in condition(obj, "Ready")["message"]
         scene.bed.remove_node(worker)
         line.note(f"the node {worker} was deleted")
         wait_for("a new replica waits for nodes", lambda: len(scene.uids() - before) == 2, 180)
@@ -222,7 +234,7 @@ def test_a_slow_pull_on_one_node_costs_waiting_and_no_restart(place: Scene, node
         scene.ready()
         line.note("requests are answered")
         members = scene.members()
-    assert [pod["status"]["containerStatuses"][0]["restartCount"] for pod in members] == [0, 0]
+    assert [restarts(pod) for pod in members] == [0, 0]
     assert {pod["spec"]["containers"][0]["image"].rpartition(":")[2] for pod in members} == {tag}
     scene.kubectl.run("delete", "qd", NAME, "-n", scene.space)
 

@@ -93,7 +93,8 @@ class MetricNames:
 
     `ticks` are counters that grow about once a second while the scheduler's loop runs, with or without requests.
     `work` are counters that grow only with requests. `tokens` counts the processed tokens: its label `mode` is
-    `prefill_mode` or `decode_mode`. `idle` counts the seconds without work. Both are also in `ticks` or `work`.
+    `prefill_mode` or `decode_mode`. `idle` counts the seconds without work. `decoding` counts the seconds between the
+    tokens of each request, summed over all requests. All three are also in `ticks` or `work`.
     `first_token` and `output_token` are histograms with one entry for each request: the seconds until its first token,
     and its mean seconds per output token. `weights_gib` and `free_gib` are what the weights took of a GPU's memory, and
     what was free when the engine was ready. `startup` has the seconds that the start took, where its label `phase` is
@@ -113,6 +114,7 @@ class MetricNames:
     prefill_mode: str
     decode_mode: str
     idle: str
+    decoding: str
     first_token: str
     output_token: str
     weights_gib: str = ""

@@ -73,8 +73,10 @@ class RealNodes:
             self._kubectl("delete", "node", node.name, "--ignore-not-found")
 
     def lose(self, node: RealNodeNames) -> None:
-        """Ends all its processes at once, as a loss of power does. `add` starts it again."""
+        """Cuts its link and ends all its processes, as a loss of power does. `add` starts it again."""
         sandbox, _ = self._of(node)
+        # Without the cut, the kernel would still tell the other ends of its connections that they are closed.
+        _in_network(self._sandbox.holders()[0].pid, _CUT, node.folder)
         stop(sandbox.holders(), self._at.of_node(node).libexec / HOLDER, patience=0)
 
     def stop_kubelet(self, node: RealNodeNames) -> None:
@@ -155,6 +157,7 @@ ip addr replace "$here/30" dev "$link"
 ip link set dev "$link" up
 ip route replace "$pods" via "$there" dev "$link"
 """
+_CUT = 'ip link delete dev "$1"'
 _INNER = """\
 here=$1 there=$2 address=$3
 echo 1 > /proc/sys/net/ipv4/ip_forward

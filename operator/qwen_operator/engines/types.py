@@ -39,6 +39,11 @@ class Role(StrEnum):
     REVISION = "revision"
     EMBEDDING = "embedding"
     MEDIA_DOMAINS = "mediaDomains"
+    ADAPTERS = "adapters"
+    ADAPTER_PATHS = "adapterPaths"
+    ADAPTER_RANK = "adapterRank"
+    ADAPTER_SLOTS = "adapterSlots"
+    ADAPTER_MODULES = "adapterModules"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
 from qwen_operator.engines.types import Role
 from qwen_operator.hardware.inventory import Inventory
-from qwen_operator.planning import alternatives, answers, behaviour, engine, explain, gates, sharing
+from qwen_operator.planning import adapters, alternatives, answers, behaviour, engine, explain, gates, sharing
 from qwen_operator.planning.answers import Answers, RefusedParserError
 from qwen_operator.planning.engine import EngineChoice, RoleValues
 from qwen_operator.planning.engine_args import RefusedArgsError
+from qwen_operator.planning.explain import MIB
 from qwen_operator.planning.fits import Demand, Fit, Limits, Search, demand, find, groups
 from qwen_operator.planning.memory import GIB, Budget
 from qwen_operator.planning.refusals import refuse, unlabelled
@@ -107,6 +108,8 @@ def _attempt(
         return Outcome(NoFit(Reason.UNKNOWN_FLAG if error.unknown else Reason.INVALID_OVERRIDE, str(error)), wanted)
     except RefusedParserError as error:
         return Outcome(NoFit(Reason.INVALID_OVERRIDE, str(error)), wanted)
+    if (refused := adapters.refuse(checkpoint, choice)) is not None:
+        return Outcome(refused, wanted)
     inventory = inventory.usable(spec.pod.tolerations).offering(spec.hardware.resource_name, spec.hardware.products)
     limits = Limits(spec.parallelism.tensor, spec.hardware.max_gpus_per_replica, spec.hardware.max_nodes_per_replica)
     search = Search(choice.engine, checkpoint, wanted, spec.engine.kv_cache_type, limits)
@@ -134,7 +137,7 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
     running = _running(chosen, wanted, choice)
     startup = spec.engine.startup_seconds or _startup_seconds(checkpoint, choice)
     group: RoleValues = ((Role.GROUP_TIMEOUT, (str(max(startup, _GROUP_SECONDS)),)),) if chosen.split.nodes > 1 else ()
-    settings = (*_settings(search, fit, chosen_engine, running), *group)
+    settings = (*_settings(search, fit, chosen_engine, running), *adapters.settings(checkpoint), *group)
     args, warnings = engine.arguments(choice, settings)
     remark = explain.unverified(spec.repository or spec.model, checkpoint)
     start = explain.startup(checkpoint, startup, given=bool(spec.engine.startup_seconds), downloads=choice.downloads)
@@ -155,7 +158,12 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
         steps=_steps(search, fit, inventory, (start, read.line(choice.table), *remark), running),
         selector=dict(fit.product.selector),
         tolerations=tuple(fit.product.tolerations),
-        warnings=(*warnings, *answers.warnings(checkpoint, read, args), *sharing.warnings(fit.product)),
+        warnings=(
+            *warnings,
+            *adapters.warnings(spec, checkpoint),
+            *answers.warnings(checkpoint, read, args),
+            *sharing.warnings(fit.product),
+        ),
         message=f"{explain.sentence(fit.product, chosen)}{facts}",
         nodes_per_replica=chosen.split.nodes,
         expert_parallel=chosen.split.ep,
@@ -165,7 +173,7 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
         weight_bytes_per_rank=chosen.weight_bytes,
         kv_bytes_per_token_per_rank=chosen.kv_bytes_per_token,
         cpu_millis=per_node * _CPU_MILLIS,
-        host_memory_bytes=per_node * _HOST_BYTES + _loading_bytes(checkpoint),
+        host_memory_bytes=per_node * _HOST_BYTES + _loading_bytes(checkpoint) + _adapter_bytes(checkpoint, per_node),
         promised_tokens=engine.promised_tokens(choice, settings, chosen.kv_tokens, warnings),
         resource_name=fit.product.resource_name,
         share=fit.product.share.kind if fit.product.share else "",
@@ -178,6 +186,10 @@ def _loading_bytes(checkpoint: Checkpoint) -> int:
     SGLang copies the merged matrices of a GGUF file to the GPU only when it has all (layers/linear.py:733 and 1348).
     """
     return -(-checkpoint.weight_bytes // GIB) * GIB if checkpoint.gguf else 0
+
+
+def _adapter_bytes(checkpoint: Checkpoint, ranks: int) -> int:
+    return -(-adapters.host_bytes(checkpoint, ranks) // MIB) * MIB
 
 
 def _startup_seconds(checkpoint: Checkpoint, choice: EngineChoice) -> int:
@@ -237,6 +249,7 @@ def _steps(search: Search, fit: Fit, inventory: Inventory, own: tuple[str, ...],
     price = explain.cost(fit.product, chosen.tp)
     return (
         *explain.model(checkpoint, wanted, search.kv_cache),
+        *adapters.line(checkpoint, chosen.tp),
         *explain.splits(fit, wanted),
         explain.holds(chosen.kv_tokens, running, wanted),
         *own,

@@ -61,6 +61,11 @@ PLANNED = {
     Role.REVISION: "--revision",
     Role.EMBEDDING: "--is-embedding",
     Role.MEDIA_DOMAINS: "--allowed-media-domains",
+    Role.ADAPTERS: "--enable-lora",
+    Role.ADAPTER_PATHS: "--lora-paths",
+    Role.ADAPTER_RANK: "--max-lora-rank",
+    Role.ADAPTER_SLOTS: "--max-loras-per-batch",
+    Role.ADAPTER_MODULES: "--lora-target-modules",
 }
 
 METRICS = MetricNames(

@@ -41,6 +41,11 @@ class Role(StrEnum):
     MEDIA_DOMAINS = "mediaDomains"
     OVERLAP_WEIGHTS = "overlapWeights"
     PREFETCH_WEIGHTS = "prefetchWeights"
+    ADAPTERS = "adapters"
+    ADAPTER_PATHS = "adapterPaths"
+    ADAPTER_RANK = "adapterRank"
+    ADAPTER_SLOTS = "adapterSlots"
+    ADAPTER_MODULES = "adapterModules"
 
 
 @dataclass(frozen=True, slots=True)

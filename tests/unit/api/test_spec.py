@@ -256,6 +256,7 @@ BESIDE_PODS = {"servedNames", "replicas", "suspend", "scaling", "rollout", "disr
 IN_PODS = {
     "model": [],
     "source": ["uri", "revision", "secretRef", "file"],
+    "adapters": ["name", "source"],
     "contextTokens": [],
     "workload": ["concurrency", "inputTokens", "outputTokens"],
     "hardware": ["products", "maxGpusPerReplica", "maxNodesPerReplica", "resourceName"],

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.conftest import Gateway
-from tests.e2e.test_scaling import Timeline
+from tests.e2e.timeline import Timeline
 from tests.e2e.traffic import Trickle, flowing, short_answer, stream
 from tests.qd import alive, qd, wait_condition, wait_ready
 from tests.testbed import images

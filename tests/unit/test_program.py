@@ -28,6 +28,7 @@ from qwen_operator.kube import (
     NODES,
     POD_DISRUPTION_BUDGETS,
     PODS,
+    PRIORITY_CLASSES,
     QWENDEPLOYMENTS,
     RESOURCE_QUOTAS,
     SECRETS,
@@ -75,6 +76,7 @@ async def test_children_are_selected_by_the_api_server_and_nothing_else_is_watch
         (POD_DISRUPTION_BUDGETS, children),
         (RESOURCE_QUOTAS, ""),
         (NODES, ""),
+        (PRIORITY_CLASSES, ""),
     }
     assert server.writers == set(), "neither finalizers nor annotations: no handler asks kopf for them"
 

@@ -16,8 +16,9 @@ from qwen_runtime.guard import unknown_engine
 from qwen_runtime.hold import NotHeld, hold
 from qwen_runtime.inspect_checkpoint import examine
 from qwen_runtime.install import NotInstalled, install
-from qwen_runtime.launch import launch
+from qwen_runtime.launch import Reports, launch
 from qwen_runtime.log_lines import NoLogLines, installed
+from qwen_runtime.progress import PORT
 from qwen_runtime.report import bounded, complain, deliver
 
 
@@ -54,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         default=20.0,
         help="seconds that a process of an engine over several pods may be stopped (state T); default: 20",
+    )
+    launch_.add_argument(
+        "--start-port", type=int, metavar="PORT", default=PORT, help=f"port of the page with the start; default: {PORT}"
     )
     launch_.add_argument("--group-size", type=int, metavar="N", help="run the engine over N pods; default: one")
     launch_.add_argument("--group-rank", type=int, metavar="R", help="the rank of this pod, from 0")
@@ -116,7 +120,8 @@ def _launch(options: argparse.Namespace, command: Sequence[str]) -> int:
             deliver(error.report(), options.termination_log)
             return 1
     patience = Patience(options.crash_seconds, options.port_seconds, options.stopped_seconds)
-    return launch(command, log_lines, patience, options.termination_log, _member(options))
+    reports = Reports(options.termination_log, options.start_port)
+    return launch(command, log_lines, patience, reports, _member(options))
 
 
 def _member(options: argparse.Namespace) -> Member | None:

@@ -46,7 +46,7 @@ from qwen_operator.manifests.pods import RuntimeImage
 from qwen_operator.planning import plan as planning
 from qwen_operator.planning.types import EngineDefaults, EngineSource, NoFit, Plan
 from qwen_operator.scaling.types import ScalingState
-from qwen_operator.status.progress import FetchPage
+from qwen_operator.status.progress import ProgressPage
 from qwen_runtime.checkpoints.adapter import AdapterFacts
 from tests.unit.checkpoints.reports import V1
 from tests.unit.fakes import Clock, Crash, FakeKube, matches
@@ -283,7 +283,7 @@ class Operator:
         self.queue = WorkQueue(clock=api.clock.monotonic, random=lambda: 0.5)
         self.intake = Intake(self.store, self.queue)
         self.outcomes: Counter[str] = Counter()
-        self.pages: dict[str, FetchPage] = {}
+        self.pages: dict[str, ProgressPage] = {}
         self.resync = Resync(api, self.intake, config, lambda: 0.5, api.clock.monotonic)
         self.hub = HubReader(fetch, self.queue.add, api.clock.now)
         reconciler = Reconciler(

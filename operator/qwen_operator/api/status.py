@@ -57,7 +57,7 @@ class Observation:
     `verdicts` has at least one entry for each of Ready, Planned, ModelLoaded and ScalingActive. `replicas` is the
     number of replicas that exist and are not draining, `ready` of those that answer, `wanted` of those that should
     exist. `gpus` is the short form of the plan's GPUs ("4xH100-80GB") or "", `names` are the served names,
-    `claims` is `status.names`, `load` is the class of the load.
+    `claims` is `status.names`, `load` is the class of the load, `cache` is the column CACHE.
     """
 
     generation: int
@@ -78,6 +78,7 @@ class Observation:
     observed: Mapping[str, Any] | None = None
     progress: Mapping[str, Any] | None = None
     adapters: Mapping[str, Any] | None = None
+    cache: str = ""
 
 
 def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[str, Any]:
@@ -122,6 +123,7 @@ def summary(observation: Observation) -> dict[str, str]:
         "ready": f"{observation.ready}/{observation.wanted}",
         "status": str(shown.reason),
         "load": observation.load,
+        **({"cache": observation.cache} if observation.cache else {}),
         "message": clip(shown.message),
     }
 

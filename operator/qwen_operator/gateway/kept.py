@@ -18,7 +18,7 @@ _UNUSED_STATUS = frozenset({"noFit", "lastFailure", "scaling", "summary", "model
 _PARTS: dict[str, objects.Shape] = {
     "plan": {"startupSeconds": 32},
     "observed": {"startupSeconds": 32},
-    "progress": {"finishTime": 32},
+    "progress": {"phase": 32, "finishTime": 32},
     "conditions": objects.Each({"type": 64, "status": 16}, 16),
 }
 

@@ -367,7 +367,7 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
 def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
     """The command. SGLang runs as a child of the runtime, because as process 1 it ignores SIGTERM while it loads."""
     group = group_command(plan.nodes_per_replica, _group_seconds(plan, source))
-    hold = [f"--hold={source.model_path}/{model_cache.IN_USE}"] if source.fetch else []
+    hold = [f"--hold={model_cache.engine_folder(source)}/{model_cache.IN_USE}"] if source.fetch else []
     engine = [
         "python3",
         "-m",

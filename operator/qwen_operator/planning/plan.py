@@ -15,7 +15,7 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
 from qwen_operator.engines.types import Role
 from qwen_operator.hardware.inventory import Inventory
-from qwen_operator.planning import adapters, alternatives, answers, behaviour, engine, explain, gates, sharing
+from qwen_operator.planning import adapters, alternatives, answers, behaviour, engine, explain, gates, loading, sharing
 from qwen_operator.planning.answers import Answers, RefusedParserError
 from qwen_operator.planning.engine import EngineChoice, RoleValues
 from qwen_operator.planning.engine_args import RefusedArgsError
@@ -108,19 +108,21 @@ def _attempt(
         return Outcome(NoFit(Reason.UNKNOWN_FLAG if error.unknown else Reason.INVALID_OVERRIDE, str(error)), wanted)
     except RefusedParserError as error:
         return Outcome(NoFit(Reason.INVALID_OVERRIDE, str(error)), wanted)
-    if (refused := adapters.refuse(checkpoint, choice)) is not None:
-        return Outcome(refused, wanted)
     inventory = inventory.usable(spec.pod.tolerations).offering(spec.hardware.resource_name, spec.hardware.products)
     limits = Limits(spec.parallelism.tensor, spec.hardware.max_gpus_per_replica, spec.hardware.max_nodes_per_replica)
     search = Search(choice.engine, checkpoint, wanted, spec.engine.kv_cache_type, limits)
     candidates = groups(spec.hardware.products, inventory)
-    refusal = refuse(spec, search, choice, inventory, candidates)
+    refusal = adapters.refuse(checkpoint, choice) or refuse(spec, search, choice, inventory, candidates)
     if refusal:
         return Outcome(refusal, wanted)
     best, tried = find(search, candidates)
     if best is None:
         return Outcome(_no_fit(search, tried, inventory), wanted, None, tuple(tried))
-    return Outcome(_plan(spec, search, _Engine(choice, read), best, inventory), wanted, best, tuple(tried))
+    try:
+        made = _plan(spec, search, _Engine(choice, read), best, inventory)
+    except RefusedArgsError as error:
+        return Outcome(NoFit(Reason.INVALID_OVERRIDE, str(error)), wanted)
+    return Outcome(made, wanted, best, tuple(tried))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +140,15 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
     startup = spec.engine.startup_seconds or _startup_seconds(checkpoint, choice)
     group: RoleValues = ((Role.GROUP_TIMEOUT, (str(max(startup, _GROUP_SECONDS)),)),) if chosen.split.nodes > 1 else ()
     settings = (*_settings(search, fit, chosen_engine, running), *adapters.settings(checkpoint), *group)
+    load = loading.choose(loading.Start(spec.engine.fast_start, checkpoint, chosen.split), choice, settings)
+    settings = (*settings, *load.settings)
     args, warnings = engine.arguments(choice, settings)
     remark = explain.unverified(spec.repository or spec.model, checkpoint)
+    lines = [load.line] if load.line else []
     start = explain.startup(checkpoint, startup, given=bool(spec.engine.startup_seconds), downloads=choice.downloads)
     facts = "; facts from the catalog" if checkpoint.source == CATALOG else explain.pinned(checkpoint)
     per_node = chosen.tp // chosen.split.nodes
+    held = _adapter_bytes(checkpoint, per_node)
     return Plan(
         gpu_product=fit.product.product,
         gpus_per_replica=chosen.tp,
@@ -155,11 +161,12 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
         args=args,
         env=choice.environment(read.tools),
         shm_bytes=0 if sharing.brings_own_shm(fit.product) else per_node * GIB,
-        steps=_steps(search, fit, inventory, (start, read.line(choice.table), *remark), running),
+        steps=_steps(search, fit, inventory, (start, *lines, read.line(choice.table), *remark), running),
         selector=dict(fit.product.selector),
         tolerations=tuple(fit.product.tolerations),
         warnings=(
             *warnings,
+            *load.warnings,
             *adapters.warnings(spec, checkpoint),
             *answers.warnings(checkpoint, read, args),
             *sharing.warnings(fit.product),
@@ -173,7 +180,7 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
         weight_bytes_per_rank=chosen.weight_bytes,
         kv_bytes_per_token_per_rank=chosen.kv_bytes_per_token,
         cpu_millis=per_node * _CPU_MILLIS,
-        host_memory_bytes=per_node * _HOST_BYTES + _loading_bytes(checkpoint) + _adapter_bytes(checkpoint, per_node),
+        host_memory_bytes=per_node * _HOST_BYTES + _loading_bytes(checkpoint) + load.host_bytes + held,
         promised_tokens=engine.promised_tokens(choice, settings, chosen.kv_tokens, warnings),
         resource_name=fit.product.resource_name,
         share=fit.product.share.kind if fit.product.share else "",

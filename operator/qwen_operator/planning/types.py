@@ -47,7 +47,8 @@ class ModelFetch:
     """A model of a hub that a container fetches into the cache before the engine starts.
 
     `commit` has 40 hexadecimal digits. `hub_url` is the address of a mirror, or "". `token` is where the token of a
-    private repository is: a variable with the value of a Secret.
+    private repository is: a variable with the value of a Secret. `file`: the only file to fetch, a GGUF file; "" for
+    all that an engine needs.
     """
 
     cache: ModelCache
@@ -56,6 +57,7 @@ class ModelFetch:
     commit: str
     hub_url: str = ""
     token: EnvVar | None = None
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from qwen_operator.routing.adapters import Adapters
 from qwen_operator.routing.membership import GatewayView, Membership, ready_ids
 
 _LONGEST_START = 2**31 - 1
+_DOWNLOAD = "Download"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,8 @@ def _seconds(deployment: Mapping[str, Any], part: str) -> int:
 
 def _fetched_at(deployment: Mapping[str, Any]) -> int:
     """When the download that the status shows will end, in seconds since 1970; 0 if it shows none."""
-    time = objects.moment(objects.text(deployment, "status", "progress", "finishTime"))
+    progress = objects.mapping(deployment, "status", "progress")
+    time = objects.moment(objects.text(progress, "finishTime")) if progress.get("phase") == _DOWNLOAD else None
     return int(time.timestamp()) if time is not None else 0
 
 

@@ -261,7 +261,17 @@ IN_PODS = {
     "workload": ["concurrency", "inputTokens", "outputTokens"],
     "hardware": ["products", "maxGpusPerReplica", "maxNodesPerReplica", "resourceName"],
     "parallelism": ["tensor"],
-    "engine": ["image", "version", "args", "env", "kvCacheType", "toolCallParser", "reasoningParser", "startupSeconds"],
+    "engine": [
+        "image",
+        "version",
+        "args",
+        "env",
+        "kvCacheType",
+        "toolCallParser",
+        "reasoningParser",
+        "fastStart",
+        "startupSeconds",
+    ],
     "pod": [
         "labels",
         "annotations",

@@ -115,8 +115,8 @@ def test_a_start_after_a_download_begins_when_that_ends() -> None:
     world.step([{**D, "status": status}], [{**loads, "status": {**loads["status"], **running}}])
     assert world.waiting["m"].started_at == 1767225610, "another replica is farther"
     wrongs: tuple[Any, ...] = (None, "soon", {}, "2026-01-01")
-    for wrong in wrongs:
-        world.step([{**D, "status": {**status, "progress": {"finishTime": wrong}}}], [unready(P0)])
+    for wrong in (*({**progress, "finishTime": time} for time in wrongs), {**progress, "phase": "LoadWeights"}):
+        world.step([{**D, "status": {**status, "progress": wrong}}], [unready(P0)])
         assert world.waiting["m"].started_at == 0
 
 

@@ -29,7 +29,15 @@ def _parser() -> argparse.ArgumentParser:
     install_ = commands.add_parser("install", help="copy this archive into a folder")
     install_.add_argument("folder", metavar="DEST", type=Path)
     inspect = commands.add_parser("inspect", help="report the facts of a checkpoint folder as JSON")
-    inspect.add_argument("--path", metavar="DIR", type=Path, required=True)
+    inspect.add_argument("--path", metavar="DIR", type=Path, help="needed without --adapter")
+    inspect.add_argument(
+        "--adapter",
+        metavar="NAME=DIR",
+        type=_adapter,
+        action="append",
+        default=[],
+        help="a LoRA adapter, several times",
+    )
     inspect.add_argument("--output", metavar="FILE", type=Path, help="default: /dev/termination-log if it exists")
     launch_ = commands.add_parser(
         "launch", help="run an engine as the child of an init process", usage="%(prog)s [options] -- CMD..."
@@ -62,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _adapter(text: str) -> tuple[str, Path]:
+    name, separator, folder = text.partition("=")
+    if not name or not separator or not folder:
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=DIR")
+    return name, Path(folder)
+
+
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 86_400:
@@ -79,8 +94,9 @@ def _install(folder: Path) -> int:
     return 0
 
 
-def _inspect(folder: Path, output: Path | None) -> int:
-    report, complete = examine(folder)
+def _inspect(options: argparse.Namespace) -> int:
+    output: Path | None = options.output
+    report, complete = examine(options.path, options.adapter)
     data = bounded(report)
     sys.stdout.buffer.write(data + b"\n")
     sys.stdout.flush()
@@ -157,7 +173,9 @@ def main(argv: Sequence[str] | None = None, sleep: Callable[[float], None] = tim
     if options.command == "install":
         return _install(options.folder)
     if options.command == "inspect":
-        return _inspect(options.path, options.output)
+        if options.path is None and not options.adapter:
+            parser.error("inspect needs --path or --adapter")
+        return _inspect(options)
     if options.command == "launch":
         return _launch(options, command)
     sleep(options.seconds)

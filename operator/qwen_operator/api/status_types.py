@@ -267,6 +267,29 @@ class ProgressStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingAdapter:
+    name: str = described("Name of the adapter.", max_length=40)
+    reason: str = described(
+        "Why clients cannot ask for it: the reason why the present spec does not run, or Starting, Replacing (a "
+        "replica that answers does not have it), or why there is no replica.",
+        max_length=64,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptersStatus:
+    ready: int = described("Number of adapters that every replica that answers has.", minimum=0)
+    total: int = described("Number of adapters in the spec.", minimum=0)
+    waiting: tuple[WaitingAdapter, ...] = described(
+        "The adapters that are not ready. All others are.",
+        default=(),
+        max_items=16,
+        list_type="map",
+        list_map_keys=["name"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Condition:
     type: str = described(
         "Always present: Ready (the model answers requests), Planned (GPUs and options are known), ModelLoaded (at "
@@ -329,6 +352,7 @@ class Status:
         "and within a phase not more than one in 10 seconds.",
         default=None,
     )
+    adapters: AdaptersStatus | None = described("Which adapters clients can ask for.", default=None)
     conditions: tuple[Condition, ...] = described(
         "The state as conditions.", default=(), max_items=16, list_type="map", list_map_keys=["type"]
     )

@@ -39,6 +39,13 @@ class Role(StrEnum):
     REVISION = "revision"
     EMBEDDING = "embedding"
     MEDIA_DOMAINS = "mediaDomains"
+    OVERLAP_WEIGHTS = "overlapWeights"
+    PREFETCH_WEIGHTS = "prefetchWeights"
+    ADAPTERS = "adapters"
+    ADAPTER_PATHS = "adapterPaths"
+    ADAPTER_RANK = "adapterRank"
+    ADAPTER_SLOTS = "adapterSlots"
+    ADAPTER_MODULES = "adapterModules"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +220,7 @@ class Formats:
     `engine` is for the engine itself, `bfloat16` and `fp8_native` for GPUs that compute in these types, and `weights`
     for each format of the weights. A format that is not in `weights` cannot be planned. `packed_bits` are the widths of
     GPTQ and AWQ that run; `awq_8_bits` is for AWQ of 8 bits. The keys of `kv_cache_types` are the API's names.
+    `overlap_models` are the architectures whose weights may load while CUDA graphs are captured.
     """
 
     engine: Capability
@@ -222,6 +230,7 @@ class Formats:
     packed_bits: tuple[int, ...]
     awq_8_bits: Capability
     kv_cache_types: Mapping[str, KvCacheType]
+    overlap_models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

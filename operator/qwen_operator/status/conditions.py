@@ -29,6 +29,7 @@ from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.load import LoadClass
 from qwen_operator.scaling.types import UNKNOWN
 from qwen_operator.sources.inspection import PHASE
+from qwen_operator.status.adapters import adapters_status
 from qwen_operator.status.names import lost_message, lost_reason
 from qwen_operator.status.observed import mismatch, observed, startup_seconds
 from qwen_operator.status.progress import ProgressPage, column, progress_of, sentence
@@ -175,6 +176,7 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
         observed=seen,
         progress=progress,
         cache=in_words(fetches(members)),
+        adapters=adapters_status(given.spec.adapters, given.ready, given.wanted, blocked),
     )
     new = build(observation, old, now)
     return {**new, "summary": {**new["summary"], **_column(given, str(new["summary"]["status"]))}}

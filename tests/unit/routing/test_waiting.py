@@ -70,7 +70,7 @@ def test_what_the_file_says() -> None:
     off, on = deployment("off", model="o", replicas=0), deployment("on", model="p", replicas=1)
     world.step([D, off, on, deployment("rests", model="q", suspend=True, replicas=0)], [])
     stopped = {"m": "", "o": "spec.replicas is 0", "p": "", "q": "spec.suspend is true"}
-    assert json.loads(waiting_file(world.waiting)) == {
+    assert json.loads(waiting_file(world.waiting, {})) == {
         "version": 1,
         "waiting": {
             name: {"stopped": field, "stalled": False, "startupSeconds": 0, "startedAt": 0}

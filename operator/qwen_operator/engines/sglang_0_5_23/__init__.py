@@ -61,6 +61,13 @@ PLANNED = {
     Role.REVISION: "--revision",
     Role.EMBEDDING: "--is-embedding",
     Role.MEDIA_DOMAINS: "--allowed-media-domains",
+    Role.OVERLAP_WEIGHTS: "--startup-weight-load-mode",
+    Role.PREFETCH_WEIGHTS: "--weight-loader-prefetch-checkpoints",
+    Role.ADAPTERS: "--enable-lora",
+    Role.ADAPTER_PATHS: "--lora-paths",
+    Role.ADAPTER_RANK: "--max-lora-rank",
+    Role.ADAPTER_SLOTS: "--max-loras-per-batch",
+    Role.ADAPTER_MODULES: "--lora-target-modules",
 }
 
 METRICS = MetricNames(
@@ -151,6 +158,8 @@ FORMATS = Formats(
         "BFloat16": KvCacheType("bf16", 2, (8, 0)),
         "Fp8E4m3": KvCacheType("fp8_e4m3", 1, (8, 9)),
     },
+    # _SUPPORTED_ARCHITECTURES of model_executor/model_runner_components/startup_weight_load.py, without Llama.
+    overlap_models=("Qwen2ForCausalLM", "Qwen3ForCausalLM"),
 )
 
 PARSERS = Parsers(

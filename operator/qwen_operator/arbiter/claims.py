@@ -14,7 +14,7 @@ from math import ceil
 
 from qwen_operator import objects
 from qwen_operator.arbiter.fits import HOSTNAME, depends_on_pods, requested, wants
-from qwen_operator.arbiter.types import Ask, Claim, Pool, Seat
+from qwen_operator.arbiter.types import Ask, Claim, Grant, Pool, Seat
 from qwen_operator.manifests.names import ANNOTATION_RELEASED_AT, Manifest
 from qwen_operator.objects import ObjectKey
 from qwen_operator.replicas.groups import Replica
@@ -33,6 +33,18 @@ class Party:
     ask: Ask
     priority: int
     replicas: tuple[Replica, ...]
+
+    @property
+    def is_served(self) -> bool:
+        """Whether it has what it wants, and needs no decision."""
+        return len(self.replicas) == self.ask.wanted and all(
+            replica.bound and not (replica.draining or replica.deleting or replica.broken) for replica in self.replicas
+        )
+
+
+def served(party: Party) -> Grant:
+    """What a deployment gets that has all that it wants."""
+    return Grant(party.ask.wanted, asked=party.ask.wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,7 @@ def contests(scene: Scene) -> dict[str, Contest]:
     names = {label: name for name, label in hosts.items()}
     places = [place for place in places if place.name in hosts]
     found: dict[str, Contest] = {}
+    suitable: dict[str, frozenset[str]] = {}
     for party in scene.parties:
         resource = needs[party.key].resource
         if resource not in found:
@@ -84,7 +97,11 @@ def contests(scene: Scene) -> dict[str, Contest]:
                 if resource in place.offered
             }
             found[resource] = Contest(Pool(gpus, scene.full))
-        nodes = {place.name for place in places if place.name in found[resource].pool.nodes and _suits(party, place)}
+        # Most deployments ask the same of a node.
+        like = _like(party)
+        if like not in suitable:
+            suitable[like] = frozenset(place.name for place in places if _suits(party, place))
+        nodes = suitable[like] & found[resource].pool.nodes.keys()
         found[resource].claims.append(_claim(party, nodes, scene, names))
     return found
 
@@ -92,8 +109,8 @@ def contests(scene: Scene) -> dict[str, Contest]:
 def hostnames(nodes: Iterable[Manifest]) -> dict[str, str]:
     """The label by which a pod can be sent to a node, by the node's name. Nodes that share one are left out."""
     labels = {str(objects.mapping(node, "metadata").get("name")): objects.labels(node).get(HOSTNAME) for node in nodes}
-    shared = [*labels.values()]
-    return {name: str(label) for name, label in labels.items() if label and shared.count(label) == 1}
+    shared = Counter(labels.values())
+    return {name: str(label) for name, label in labels.items() if label and shared[label] == 1}
 
 
 def _taken(pods: Iterable[Manifest]) -> Counter[tuple[str, str]]:
@@ -107,6 +124,11 @@ def _taken(pods: Iterable[Manifest]) -> Counter[tuple[str, str]]:
 
 def _pods(replicas: Iterable[Replica]) -> list[Manifest]:
     return [member.manifest for replica in replicas for member in replica.members]
+
+
+def _like(party: Party) -> str:
+    spec = party.ask.pod["spec"]
+    return repr([spec.get(part) for part in ("nodeSelector", "tolerations", "affinity")])
 
 
 def _suits(party: Party, place: Place) -> bool:

@@ -58,7 +58,7 @@ class _Board:
     `kept`: the replicas that stay, those first that would go first. `leaving`: those that drain, or that their
     deployment does not want. `drains`: those that give up their places now. `returned`: draining ones that stay.
     `places`: the nodes of replicas that may be created. `awaited`: the nodes that get empty for a deployment.
-    `restless`: a pod that may go to any node has none yet, so no place is sure.
+    `by_node`: all replicas of each node. `restless`: a pod that may go to any node has none yet, so no place is sure.
     """
 
     claims: Sequence[Claim]
@@ -71,6 +71,7 @@ class _Board:
     returned: _Seats = field(default_factory=dict)
     places: dict[ObjectKey, list[tuple[str, ...]]] = field(default_factory=dict)
     awaited: dict[ObjectKey, tuple[str, ...]] = field(default_factory=dict)
+    by_node: dict[str, list[tuple[Claim, Seat]]] = field(default_factory=dict)
     short: set[ObjectKey] = field(default_factory=set)
     restless: bool = False
 
@@ -84,6 +85,8 @@ class _Board:
             board.awaited[claim.key] = ()
             for seat in claim.seats:
                 board.free.subtract(dict.fromkeys(seat.nodes, claim.size(seat)))
+                for node in seat.nodes:
+                    board.by_node.setdefault(node, []).append((claim, seat))
             for seat in board.leaving[claim.key]:
                 board.coming.update(dict.fromkeys(seat.nodes, claim.size(seat)))
         # A node that is overfull, for example because it lost a GPU, has nothing to promise.
@@ -133,6 +136,7 @@ class _Board:
             waits_for=tuple(self._holders(claim)) if number < claim.wanted else (),
             places=places,
             awaited=self.awaited[claim.key],
+            asked=claim.wanted,
         )
 
     def _returns(self, claim: Claim) -> bool:
@@ -227,13 +231,15 @@ class _Board:
         Whichever replica goes, a deployment loses the last of its ranks.
         """
         found: list[tuple[Rank, Claim, Seat]] = []
-        for other in self.claims:
+        lost: Counter[ObjectKey] = Counter()
+        for other, seat in self.by_node.get(node, ()):
             kept = self.kept[other.key]
-            there = [seat for seat in kept if node in seat.nodes] if other.key != claim.key else []
-            for lost, seat in enumerate(there, start=1):
-                one = rank(other, len(kept) - lost)
-                if wish.may_take(one):
-                    found.append((one, other, seat))
+            if other.key == claim.key or seat not in kept:
+                continue
+            lost[other.key] += 1
+            one = rank(other, len(kept) - lost[other.key])
+            if wish.may_take(one):
+                found.append((one, other, seat))
         return sorted(found, key=lambda entry: (entry[0], entry[1].key), reverse=True)
 
     def _holders(self, claim: Claim) -> list[ObjectKey]:

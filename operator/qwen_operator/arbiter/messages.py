@@ -8,14 +8,14 @@ from qwen_operator.objects import ObjectKey
 _MOST_NAMES = 3
 
 
-def short_of_gpus(grant: Grant, wanted: int, namespace: str) -> str:
+def short_of_gpus(grant: Grant, namespace: str) -> str:
     """Why a deployment of this namespace gets fewer replicas than it wants; "" if it gets all.
 
     It names no deployment of another namespace.
     """
-    if grant.replicas >= wanted:
+    if not grant.is_short:
         return ""
-    number = f"the GPUs suffice for {grant.replicas} of {wanted} wanted replicas"
+    number = f"the GPUs suffice for {grant.replicas} of {grant.asked} wanted replicas"
     holders = _holders(grant.waits_for, namespace)
     return f"{number}; the rest is used by {holders}" if holders else f"{number} at the moment"
 

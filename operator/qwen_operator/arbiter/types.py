@@ -90,7 +90,8 @@ class Grant:
     `replicas`: how many it may have now, at most `wanted`. `drains`: names of its replicas that it must give up for
     others. `returns`: names of its draining replicas that stay. `waits_for`: why it gets no more, if it wants more: the
     deployments that hold GPUs on its nodes, the largest first. `places`: for each replica that it may create now, the
-    nodes of its pods. `awaited`: the nodes that get empty for it. `unlimited`: nobody competes with it by priority.
+    nodes of its pods. `awaited`: the nodes that get empty for it. `asked`: how many it asked for. `unlimited`: nobody
+    competes with it by priority.
     """
 
     replicas: int
@@ -99,7 +100,13 @@ class Grant:
     waits_for: tuple[ObjectKey, ...] = ()
     places: tuple[tuple[str, ...], ...] = ()
     awaited: tuple[str, ...] = field(default=(), compare=False)
+    asked: int = 0
     unlimited: bool = False
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it may have fewer than it asked for."""
+        return self.replicas < self.asked
 
 
 UNLIMITED = Grant(replicas=1_000_000, unlimited=True)

@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import NoReturn
 
 from qwen_operator import objects
-from qwen_operator.arbiter.claims import Contest, Party, Scene, contests, hostnames
+from qwen_operator.arbiter.claims import Contest, Party, Scene, contests, hostnames, served
 from qwen_operator.arbiter.decide import decide
 from qwen_operator.arbiter.fits import HOSTNAME, has_room
 from qwen_operator.arbiter.priorities import Priorities
@@ -50,6 +50,8 @@ ASKING_SECONDS = 10.0
 STUCK_PAUSE_SECONDS = 600.0
 OPEN_SECONDS = 30.0
 """How long a deployment waits for a decision, at most. Then kube-scheduler decides."""
+PAUSE_SECONDS = 0.1
+_PAUSES = 3.0
 _ROUNDS = 32
 _NODES_AT_ONCE = 16
 
@@ -92,6 +94,7 @@ class Arbiter:
     _asks: dict[ObjectKey, Ask | None] = field(default_factory=dict)
     _grants: dict[ObjectKey, Grant] = field(default_factory=dict)
     _priority: dict[ObjectKey, int] = field(default_factory=dict)
+    _known: tuple[object, dict[ObjectKey, int]] | None = None
     _seen: dict[str, _Seen] = field(default_factory=dict)
     _full: dict[tuple[ObjectKey, str], float] = field(default_factory=dict)
     _began_at: float | None = None
@@ -103,14 +106,13 @@ class Arbiter:
         """What this deployment may have now; None if kube-scheduler alone decides."""
         if not self.contested():
             return None
-        deployment = self.store.get(QWENDEPLOYMENTS, key)
         if self._looked_at is None:
             # It has just become necessary to look.
             self._looked_at = self.wiring.clock()
             self._changed.set()
         if self.wiring.clock() - self._looked_at > OPEN_SECONDS:
             return None
-        if deployment is None or self._values().of(deployment, self.wiring.default_class) != self._priority.get(key):
+        if self._priorities().get(key) != self._priority.get(key):
             # It is new, or its class has changed.
             return HOLD
         return self._grants.get(key, HOLD)
@@ -136,14 +138,15 @@ class Arbiter:
             except TimeoutError:
                 pass
             self._changed.clear()
+            began = self.wiring.clock()
             try:
                 await self.look()
             except NotLeading:
                 raise
             except Exception:
                 log.exception("the arbiter cannot decide who gets GPUs")
-            # Asks come in bursts, for example after a list.
-            await asyncio.sleep(0.1)
+            # Asks come in bursts, for example after a list. And with very many deployments a look takes a while.
+            await asyncio.sleep(max(PAUSE_SECONDS, _PAUSES * (self.wiring.clock() - began)))
 
     async def look(self) -> None:
         """Decide anew. Returns without a decision if a node cannot be read, or if pods are just being created."""
@@ -159,6 +162,9 @@ class Arbiter:
                 self._changed.set()
                 return
             parties = self._parties()
+            if all(party.is_served for party in parties):
+                self._conclude(parties, {party.key: served(party) for party in parties})
+                return
             found = contests(self._scene(parties))
             self._note_stuck(found)
             grants: dict[ObjectKey, Grant] = {}
@@ -171,15 +177,19 @@ class Arbiter:
                 if not await self._read(stale):
                     return
             elif not self._overfull(parties, grants):
-                self._looked_at = self.wiring.clock()
-                self._priority = {party.key: party.priority for party in parties}
-                self._publish(self._by_hostname(grants))
+                self._conclude(parties, self._by_hostname(grants))
                 return
 
     def _values(self) -> Priorities:
         return Priorities(self.store.all(PRIORITY_CLASSES))
 
     def _priorities(self) -> dict[ObjectKey, int]:
+        changes = self.store.changes(QWENDEPLOYMENTS, PRIORITY_CLASSES), self.store.unreadable
+        if self._known is None or self._known[0] != changes:
+            self._known = changes, self._values_of_all()
+        return self._known[1]
+
+    def _values_of_all(self) -> dict[ObjectKey, int]:
         values = self._values()
         return {key_of(item): values.of(item, self.wiring.default_class) for item in self.store.deployments()}
 
@@ -318,8 +328,12 @@ class Arbiter:
             for key, grant in grants.items()
         }
 
+    def _conclude(self, parties: Iterable[Party], grants: dict[ObjectKey, Grant]) -> None:
+        self._looked_at = self.wiring.clock()
+        self._priority = {party.key: party.priority for party in parties}
+        self._publish(grants)
+
     def _publish(self, grants: dict[ObjectKey, Grant]) -> None:
-        # Asks that take no part have no grant, and keep what they had: nothing limits them.
         old, self._grants = self._grants, grants
         for key in sorted(old.keys() | grants.keys()):
             if old.get(key) != grants.get(key):

@@ -72,6 +72,7 @@ class Store:
         self._objects: dict[Resource, dict[ObjectKey, Manifest]] = {resource: {} for resource in WATCHED}
         self._related: dict[Resource, dict[str, set[ObjectKey]]] = {resource: {} for resource in WATCHED}
         self._generation = dict.fromkeys(_COMMON, 0)
+        self._changes = dict.fromkeys(WATCHED, 0)
         # The resourceVersion at which a name was gone. A list or an answer from before that is too old to count.
         self._gone: dict[Resource, dict[ObjectKey, int]] = {resource: {} for resource in WATCHED}
         self._listed: dict[tuple[Resource, str | None], int] = {}
@@ -103,6 +104,10 @@ class Store:
         For nodes that is any change. For QwenDeployments it is a new object, or the end of one.
         """
         return self._generation[resource]
+
+    def changes(self, *resources: Resource) -> tuple[int, ...]:
+        """Numbers of which one grows with each change of an object of these kinds."""
+        return tuple(self._changes[resource] for resource in resources)
 
     def related(self, resource: Resource, deployment: Manifest) -> list[Manifest]:
         """The objects that name the deployment as owner (reference or annotation) or in a label, sorted by name."""
@@ -245,6 +250,7 @@ class Store:
                 self._related[resource].pop(owner, None)
 
     def _count(self, resource: Resource, old: Manifest | None, new: Manifest | None) -> None:
+        self._changes[resource] += 1
         common_part = _COMMON.get(resource)
         if common_part is not None and common_part(old) != common_part(new):
             self._generation[resource] += 1

@@ -56,6 +56,7 @@ class StatusInput:
     `pages`: how far the downloads and starts of pods are, by uid. `progress` is `status.progress`; `build_status` sets
     it.
     `short_of_gpus`: why other deployments have the GPUs of wanted replicas; "" if they do not.
+    `granted`: for how many the GPUs suffice then.
     """
 
     spec: Spec
@@ -77,6 +78,7 @@ class StatusInput:
     progress: Mapping[str, Any] | None = None
     unplaced: Failure | None = None
     short_of_gpus: str = ""
+    granted: int | None = None
 
     @property
     def ready(self) -> list[Replica]:
@@ -187,7 +189,7 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
 def _scaling_report(given: StatusInput) -> ScalingReport:
     wanted, attained = given.wanted, given.rules.scaling.attained if given.rules.scaling else UNKNOWN
     decision = (wanted.number, wanted.reason, wanted.message, wanted.advised)
-    granted = given.rules.wanted if given.rules.wanted < wanted.number else None
+    granted = given.granted if given.granted is not None and given.granted < wanted.number else None
     return ScalingReport(*decision, attained.hour, attained.day, wanted.schedules, granted)
 
 

@@ -26,7 +26,8 @@ def claim(name: str, priority: int, wanted: int, *held: str, least: int = 1, gpu
 
 def asked(pool: Pool, *claims: Claim) -> list[Grant]:
     answer = decide(claims, pool)
-    return [answer[one.key] for one in claims]
+    assert all(answer[one.key].asked == one.wanted for one in claims)
+    return [replace(answer[one.key], asked=0) for one in claims]
 
 
 TWO = Pool({"n1": 2, "n2": 2})

@@ -270,6 +270,23 @@ async def test_a_rollout_of_a_higher_one_takes_no_gpu_of_a_lower_one_by_force() 
     assert "DrainTimedOut" not in world.events()
 
 
+async def test_a_rollout_in_place_keeps_its_limits() -> None:
+    """Old replicas go before their successors come. The place of each one stays with its deployment."""
+    world = await serving(3, 2)
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 30)
+    rollout = {"maxSurge": 0, "maxUnavailable": 1}
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(contextTokens=2048, rollout=rollout))
+    fewest = 2
+    for _ in range(120):
+        await live(world, 1)
+        ready = [pod for pod in world.api.all(PODS) if pod["metadata"]["name"].startswith("chat")]
+        fewest = min(fewest, sum(pod["status"]["phase"] == "Running" for pod in ready))
+    assert fewest == 1
+    assert owners(world) == ["chat", "chat", "urgent"]
+    assert world.qd()["status"]["summary"]["ready"] == "2/2"
+
+
 async def test_replicas_over_several_nodes_wait_for_all_their_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     world = await a_world(1, 2).start()
     world.api.put(NODES, a_node("gpu-2", 1))
@@ -299,7 +316,7 @@ async def test_replicas_over_several_nodes_wait_for_all_their_nodes(monkeypatch:
     ],
 )
 def test_nobody_reads_names_of_other_namespaces(holders: tuple[ObjectKey, ...], says: str) -> None:
-    message = short_of_gpus(Grant(1, waits_for=holders), 3, "team")
+    message = short_of_gpus(Grant(1, waits_for=holders, asked=3), "team")
     assert message.endswith(says)
     assert "secret" not in message
-    assert short_of_gpus(Grant(3), 3, "team") == ""
+    assert short_of_gpus(Grant(3, asked=3), "team") == ""

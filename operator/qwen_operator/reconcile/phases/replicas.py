@@ -48,7 +48,7 @@ def replicas(course: Course) -> Step:
     steps = _moves(course, sorted_replicas, rules)
     ask = _ask(course, sorted_replicas, rules, rule, steps)
     if ask is not None and observed.grant is not None and not observed.grant.unlimited:
-        rules = _limited(rules, observed.grant)
+        rules = _limited(rules, observed.grant, sorted_replicas)
         steps = _moves(course, sorted_replicas, rules)
         steps = replace(steps, actions=granted(steps.actions, observed.grant, sorted_replicas))
     pinned = {**observed.readable, **({course.revision: course.target} if course.target else {})}
@@ -125,14 +125,14 @@ def _rules(course: Course, wanted: int) -> RolloutRules:
     )
 
 
-def _limited(rules: RolloutRules, grant: Grant) -> RolloutRules:
-    """The rules with what the arbiter leaves of the GPUs."""
-    return replace(
-        rules,
-        wanted=min(rules.wanted, grant.replicas),
-        yields=frozenset(grant.drains),
-        returns=frozenset(grant.returns),
-    )
+def _limited(rules: RolloutRules, grant: Grant, replicas: SortedReplicas) -> RolloutRules:
+    """The rules with what the arbiter leaves of the GPUs. Others get the places of the replicas in `grant.drains`."""
+    yields = frozenset(grant.drains) & {replica.name for replica in replicas.serving}
+    rules = replace(rules, yields=yields, returns=frozenset(grant.returns))
+    if not yields:
+        return rules
+    # A rollout takes no more replicas away meanwhile.
+    return replace(rules, wanted=min(rules.wanted, len(replicas.serving) - len(yields)), max_unavailable=0)
 
 
 def _ask(course: Course, replicas: SortedReplicas, rules: RolloutRules, rule: SizeRule, steps: Moves) -> Ask | None:

@@ -52,6 +52,7 @@ def status(course: Course) -> Step:
             pages=observed.pages,
             unplaced=course.unplaced,
             short_of_gpus=short,
+            granted=observed.grant.replicas if short and observed.grant else None,
         ),
         stamp,
     )
@@ -61,10 +62,10 @@ def status(course: Course) -> Step:
 
 
 def _short_of_gpus(course: Course) -> str:
-    observed, wanted = course.observed, course.wanted
-    if observed.grant is None or wanted is None or course.ask is None:
+    observed = course.observed
+    if observed.grant is None or course.ask is None:
         return ""
-    return short_of_gpus(observed.grant, max(wanted.number, course.ask.wanted), observed.owner.namespace)
+    return short_of_gpus(observed.grant, observed.owner.namespace)
 
 
 def _lost_nodes(course: Course) -> tuple[LostReplica, ...]:

@@ -11,7 +11,15 @@ from qwen_operator import objects
 from qwen_operator.arbiter.messages import short_of_gpus
 from qwen_operator.arbiter.types import Grant
 from qwen_operator.config import Config
-from qwen_operator.kube import NODES, PODS, PRIORITY_CLASSES, QWENDEPLOYMENTS, Manifest
+from qwen_operator.kube import (
+    NODES,
+    PODS,
+    PRIORITY_CLASSES,
+    QWENDEPLOYMENTS,
+    Forbidden,
+    Manifest,
+    Unavailable,
+)
 from qwen_operator.manifests.names import ANNOTATION_DRAINING_SINCE
 from qwen_operator.objects import ObjectKey
 from qwen_operator.tenancy.lists import Mode, Tenancy
@@ -240,6 +248,41 @@ async def test_a_node_without_memory_is_none_whatever_its_gpus() -> None:
     await live(world, 120)
     assert owners(world) == ["a", "urgent"]
     assert world.qd()["status"]["summary"]["status"] == "WaitingForGpus"
+
+
+async def test_without_a_look_at_a_node_nothing_is_made_at_first_and_then_the_scheduler_decides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await serving()
+    monkeypatch.setattr(world.operator.arbiter, "api", _Deaf(world.api, Unavailable(0, "NoAnswer", "down")))
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    for _ in range(25):
+        await world._survive(world.operator.step)
+        world.api.clock.advance(1.0)
+        assert owners(world) == ["chat", "chat"]
+    world.operator.queue.add(("team", "urgent"))
+    await world.wait(60)
+    world.operator.queue.add(("team", "urgent"))
+    await world.wait(10)
+    assert owners(world) == ["chat", "chat", "urgent"]
+
+
+async def test_who_may_not_list_the_pods_of_a_node_goes_by_its_own_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await serving()
+    monkeypatch.setattr(world.operator.arbiter, "api", _Deaf(world.api, Forbidden(403, "Forbidden", "no")))
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 40)
+    assert owners(world) == ["chat", "urgent"]
+
+
+class _Deaf:
+    """An API server that lists no pods of a node."""
+
+    def __init__(self, api: FakeKube, error: Exception) -> None:
+        self._api, self._error = api, error
+
+    async def list(self, *_args: object, fields: str = "") -> object:
+        raise self._error
 
 
 async def test_a_pod_that_no_scheduler_takes_does_not_keep_others_out() -> None:

@@ -2,6 +2,7 @@
 local answers = require "qwen.answers"
 local body = require "qwen.body"
 local client = require "qwen.client"
+local demand = require "qwen.demand"
 local early = require "qwen.early"
 local hold = require "qwen.hold"
 local limits = require "qwen.limits"
@@ -164,6 +165,7 @@ local function find_model(ticket, allowed)
     end
     ticket.model, ticket.stream = name, stream
     ngx.var.qwen_tenant = ticket.tenant
+    demand.come(name)
 end
 
 local function only(method)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     hub_options(parser)
     parser.add_argument("--commit", required=True)
+    parser.add_argument("--file", default="", metavar="PATH", help="only this file, a GGUF file")
     parser.add_argument("--cache", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--size-gib", type=int, required=True, metavar="GIB", help="most that the cache may have")
     parser.add_argument(
@@ -48,4 +50,4 @@ def main(arguments: argparse.Namespace) -> int:
 
     limit, kept_free = arguments.size_gib << 30, arguments.kept_free_percent
     place = Place(arguments.cache, limit, socket.gethostname(), arguments.port, kept_free)
-    return main(Fetch(remote_of(arguments, arguments.commit), place))
+    return main(Fetch(replace(remote_of(arguments, arguments.commit), file=arguments.file), place))

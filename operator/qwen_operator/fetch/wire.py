@@ -53,13 +53,17 @@ class Expired(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A repository on a hub at a commit. `base` is the address of the hub or its mirror. `token` is "" without one."""
+    """A repository on a hub at a commit. `base` is the address of the hub or its mirror. `token` is "" without one.
+
+    `file`: the only file to load; "" for all that an engine needs.
+    """
 
     hub: Hub
     base: str
     repository: str
     commit: str
     token: str = ""
+    file: str = ""
 
     @property
     def headers(self) -> dict[str, str]:

@@ -47,7 +47,8 @@ class ModelFetch:
     """A model of a hub that a container fetches into the cache before the engine starts.
 
     `commit` has 40 hexadecimal digits. `hub_url` is the address of a mirror, or "". `token` is where the token of a
-    private repository is: a variable with the value of a Secret.
+    private repository is: a variable with the value of a Secret. `file`: the only file to fetch, a GGUF file; "" for
+    all that an engine needs.
     """
 
     cache: ModelCache
@@ -56,6 +57,7 @@ class ModelFetch:
     commit: str
     hub_url: str = ""
     token: EnvVar | None = None
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,8 @@ class EngineSource:
     object win over `env`. `volumes` and `mounts` have the form that they have in a pod.
 
     `fetch` is what a container must fetch before the engine starts; its volumes are not in `volumes`. `inspection` is
-    the command of the inspection pod, () if it reads the folder `model_path`.
+    the command of the inspection pod, () if it reads the folder `model_path`. `adapters` are the names of LoRA adapters
+    and their folders in the container.
     """
 
     model_path: str
@@ -106,6 +109,7 @@ class EngineSource:
     mounts: tuple[Mapping[str, Any], ...] = ()
     fetch: ModelFetch | None = None
     inspection: tuple[str, ...] = ()
+    adapters: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -286,7 +286,7 @@ def _by_rank(name: str, samples: Iterable[Series]) -> dict[str, float]:
 def _work(samples: Sequence[Series], names: MetricNames) -> Work | None:
     """The counters of work. Data-parallel ranks share the tokens, and each has its own idle time: the mean counts.
 
-    A counter of tokens appears with the first tokens.
+    A counter of tokens appears with the first tokens, and so does the time between them.
     """
     idle = _by_rank(names.idle, samples)
     modes = (names.prefill_mode, names.decode_mode)
@@ -296,8 +296,11 @@ def _work(samples: Sequence[Series], names: MetricNames) -> Work | None:
     )
     if not idle:
         return None
-    numbers = (prefilled, decoded, sum(idle.values()) / len(idle))
-    return Work(*numbers) if all(count(number, LARGEST_NUMBER) for number in numbers) else None
+    between = [value for name, _, value in samples if name == names.decoding]
+    numbers = (prefilled, decoded, sum(idle.values()) / len(idle), sum(between))
+    if not all(count(number, LARGEST_NUMBER) for number in numbers):
+        return None
+    return Work(*numbers) if between else Work(*numbers[:3])
 
 
 def _reported(samples: Sequence[Series], capacity: float | None, model: str, names: MetricNames) -> Reported:

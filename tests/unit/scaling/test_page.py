@@ -62,7 +62,9 @@ def test_a_loaded_engine() -> None:
 
 
 def test_the_work_of_an_engine() -> None:
-    assert _reading((PAGES / "loaded.txt").read_text(encoding="utf-8")).work == Work(47.0, 815.0, 2.684989598)
+    assert _reading((PAGES / "loaded.txt").read_text(encoding="utf-8")).work == Work(
+        47.0, 815.0, 2.684989598, 4.793593192989647
+    )
     fresh = _reading((PAGES / "idle.txt").read_text(encoding="utf-8")).work
     assert fresh == Work(28.0, 7.0, 1.814928443)
 

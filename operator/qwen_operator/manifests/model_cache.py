@@ -8,8 +8,11 @@ another namespace. The engine sees only its own model, read-only.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
+from qwen_operator import objects
 from qwen_operator.api.pod import CACHE_VOLUME
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.manifests import expansion, names
@@ -54,6 +57,15 @@ def mounted(source: EngineSource, namespace: str) -> EngineSource:
     folder = f"{root}/models/{model_folder(fetch.hub, fetch.repository, fetch.commit, fetch.file)}"
     mount = {"name": VOLUME, "mountPath": engine_folder(source), "subPath": folder, "readOnly": True}
     return replace(source, volumes=(*source.volumes, _volume(fetch.cache)), mounts=(*source.mounts, mount))
+
+
+def node_folder(template: Mapping[str, Any]) -> str:
+    """The folder of the model in the caches of nodes, from the template of a revision; "" if it is in none."""
+    spec = template["spec"]
+    if "hostPath" not in objects.named(objects.members(spec, "volumes"), VOLUME):
+        return ""
+    engine = objects.named(objects.members(spec, "containers"), names.ENGINE_CONTAINER)
+    return objects.text(objects.named(objects.members(engine, "volumeMounts"), VOLUME), "subPath")
 
 
 def whole(cache: ModelCache, namespace: str) -> tuple[Manifest, Manifest, str]:

@@ -16,12 +16,10 @@ from copy import deepcopy
 from qwen_operator import objects
 from qwen_operator.actions.types import Action, Create, Kind
 from qwen_operator.manifests.model_cache import node_folder
-from qwen_operator.manifests.names import GROUP, LABEL_ROLE, ROLE_ENGINE, ROLE_ENGINE_WORKER, Manifest
+from qwen_operator.manifests.names import ANNOTATION_CACHED_ON, LABEL_ROLE, ROLE_ENGINE, ROLE_ENGINE_WORKER, Manifest
 from qwen_operator.manifests.revisions import PinnedRevision, revision_of
 from qwen_operator.replicas.pod_state import PodState, fetch_of
 
-ANNOTATION_CACHED_ON = f"{GROUP}/cached-on"
-"""The nodes on which pods of this revision fetched their model, separated by commas."""
 MOST_NODES = 16
 _WEIGHT = 100
 _NODE = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)

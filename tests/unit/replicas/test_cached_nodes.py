@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, Manifest
+from qwen_operator.manifests.names import ANNOTATION_CACHED_ON
 from qwen_operator.planning.types import CacheType, ModelCache
 from qwen_operator.replicas import cached_nodes
-from qwen_operator.replicas.cached_nodes import ANNOTATION_CACHED_ON, MOST_NODES
+from qwen_operator.replicas.cached_nodes import MOST_NODES
 from tests.unit.status.test_cache_column import fetched, told
 from tests.unit.status.test_progress import CACHED, commit
 from tests.unit.world import World, deployment, node

@@ -9,7 +9,7 @@ from qwen_operator import objects
 from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch
 from qwen_operator.manifests.drift import is_owned, subset
 from qwen_operator.manifests.kept import CUT
-from qwen_operator.manifests.names import Manifest
+from qwen_operator.manifests.names import ANNOTATION_CACHED_ON, Manifest
 from qwen_operator.manifests.revisions import (
     ANNOTATION_SOURCE,
     PinnedRevision,
@@ -20,7 +20,7 @@ from qwen_operator.manifests.revisions import (
 )
 from qwen_operator.reconcile.phases.plan import template_of
 from qwen_operator.reconcile.types import Course, Step
-from qwen_operator.replicas.cached_nodes import ANNOTATION_CACHED_ON, noted
+from qwen_operator.replicas.cached_nodes import noted
 from qwen_operator.sources.inspection import leftovers
 from qwen_operator.tenancy.models import place_of
 

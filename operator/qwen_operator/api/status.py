@@ -52,7 +52,7 @@ class ScalingReport:
 class Observation:
     """Everything that a status is made of.
 
-    `model`, `plan`, `no_fit`, `observed` and `progress` already have their status form, or are None.
+    `model`, `plan`, `no_fit`, `observed`, `progress` and `adapters` already have their status form, or are None.
 
     `verdicts` has at least one entry for each of Ready, Planned, ModelLoaded and ScalingActive. `replicas` is the
     number of replicas that exist and are not draining, `ready` of those that answer, `wanted` of those that should
@@ -78,6 +78,7 @@ class Observation:
     observed: Mapping[str, Any] | None = None
     progress: Mapping[str, Any] | None = None
     cache: str = ""
+    adapters: Mapping[str, Any] | None = None
 
 
 def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[str, Any]:
@@ -93,6 +94,7 @@ def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[st
         "lastFailure": _failure(observation.last_failure),
         "scaling": _scaling(observation, mapping(old, "scaling"), now),
         "progress": observation.progress,
+        "adapters": observation.adapters,
     }
     status = {
         "observedGeneration": observation.generation,

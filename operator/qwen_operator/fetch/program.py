@@ -19,12 +19,12 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.fetch.faults import FetchError, told
 from qwen_operator.fetch.files import RemoteFile, needed, single, total
 from qwen_operator.fetch.listing import read_listing
-from qwen_operator.fetch.page import showing
 from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.store import Entry, Store, gigabytes
 from qwen_operator.fetch.transfer import CHUNK_BYTES, PATIENCE_SECONDS, Transfer
 from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, Remote, certificates
 from qwen_runtime.inspect_checkpoint import examine
+from qwen_runtime.page import showing
 from qwen_runtime.report import deliver
 
 LOG_SECONDS = 10.0

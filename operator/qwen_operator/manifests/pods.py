@@ -109,7 +109,11 @@ def engine_template(
     return {
         "metadata": {
             "labels": {**spec.pod.labels, **labels},
-            "annotations": {**spec.pod.annotations, names.ANNOTATION_OWNER_UID: identity.owner.uid},
+            "annotations": {
+                **spec.pod.annotations,
+                names.ANNOTATION_OWNER_UID: identity.owner.uid,
+                **_present(**{names.ANNOTATION_ADAPTERS: ",".join(name for name, _ in source.adapters)}),
+            },
         },
         "spec": canonical_quantities(pod),
     }
@@ -214,7 +218,7 @@ def inspection_pod(
         "name": names.INSPECTION_CONTAINER,
         "image": runtime.reference,
         "imagePullPolicy": runtime.pull_policy,
-        "command": _literal(source.inspection or ("python3", _IMAGE_RUNTIME, "inspect", "--path", source.model_path)),
+        "command": _literal(source.inspection or _inspection_command(source)),
         **_present(env=[_variable(variable) for variable in source.env]),
         "resources": {part: dict(amounts) for part, amounts in runtime.inspection.resources.items()},
         "securityContext": deepcopy(_CONTAINER_SECURITY),
@@ -233,6 +237,12 @@ def inspection_pod(
         "volumes": [dict(volume) for volume in source.volumes],
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": canonical_quantities(pod)}
+
+
+def _inspection_command(source: EngineSource) -> tuple[str, ...]:
+    model = ("--path", source.model_path) if source.model_path else ()
+    adapters = tuple(f"--adapter={name}={folder}" for name, folder in source.adapters)
+    return ("python3", _IMAGE_RUNTIME, "inspect", *model, *adapters)
 
 
 def _inspection_affinity(pod: Pod, runtime: RuntimeImage, place: InspectionPlace) -> Manifest:

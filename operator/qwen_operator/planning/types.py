@@ -99,7 +99,8 @@ class EngineSource:
     object win over `env`. `volumes` and `mounts` have the form that they have in a pod.
 
     `fetch` is what a container must fetch before the engine starts; its volumes are not in `volumes`. `inspection` is
-    the command of the inspection pod, () if it reads the folder `model_path`.
+    the command of the inspection pod, () if it reads the folder `model_path`. `adapters` are the names of LoRA adapters
+    and their folders in the container.
     """
 
     model_path: str
@@ -110,6 +111,7 @@ class EngineSource:
     mounts: tuple[Mapping[str, Any], ...] = ()
     fetch: ModelFetch | None = None
     inspection: tuple[str, ...] = ()
+    adapters: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,13 +28,13 @@ from qwen_operator.api.conditions import FETCH_FAILURES, Reason
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.fetch import program
 from qwen_operator.fetch.faults import FetchError
-from qwen_operator.fetch.page import showing
 from qwen_operator.fetch.program import Fetch, Place
 from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.store import Entry, Store, read_manifest
 from qwen_operator.fetch.transfer import THREADS
 from qwen_operator.fetch.wire import Client, Remote
 from qwen_operator.manifests.model_cache import IN_USE
+from qwen_runtime.page import showing
 from tests.unit.fetch.hub import COMMIT, REPOSITORY, FileHub, serving
 from tests.unit.runtime.checkpoint import CONFIG, header
 from tests.unit.runtime.gguf_files import qwen2

@@ -50,13 +50,13 @@ def recorded(bed: Cluster, release: Release) -> Iterator[Release]:
 @pytest.fixture(scope="module")
 def paced(kubectl: Kubectl, recorded: Release, claim_space: str) -> Iterator[str]:
     """The namespace of the QwenDeployment `paced`, with one replica that answers."""
-    kubectl.apply(paced_manifest(claim_space, BOUNDS[-1]))
+    kubectl.apply(paced_manifest(claim_space, BOUNDS[-1], most=1))
     wait_ready(kubectl, claim_space, NAME, timeout=300)
     yield claim_space
     kubectl.run("delete", "qd", NAME, "-n", claim_space)
 
 
-def paced_manifest(space: str, per_token_milliseconds: int) -> Manifest:
+def paced_manifest(space: str, per_token_milliseconds: int, most: int = 2) -> Manifest:
     objective = {"timePerOutputTokenMilliseconds": per_token_milliseconds}
     return qd(
         space,
@@ -65,7 +65,7 @@ def paced_manifest(space: str, per_token_milliseconds: int) -> Manifest:
         source={"uri": "pvc://models/tiny-qwen2"},
         engine={"args": [f"--max-running-requests={SLOTS}", "--max-total-tokens=65536"]},
         scaling={
-            "minReplicas": 1, "maxReplicas": 2, "policy": "Objective", "stabilizationSeconds": 30,
+            "minReplicas": 1, "maxReplicas": most, "policy": "Objective", "stabilizationSeconds": 30,
             "objective": objective,
         },
         rollout={"drainSeconds": 120},
@@ -117,7 +117,7 @@ def calibrated(loop: OpenLoop, line: Timeline) -> tuple[int, float]:
     line.note(f"at 1 request/s: {calm:.1f} ms per token; the objective is {bound} ms")
     rate, reached = 1.5, 0.0
     while reached < 1.2 * bound and rate < 20:
-        rate *= 1.25
+        rate *= 1.15
         reached = speed(loop, rate, 15)
         line.note(f"at {rate:.1f} requests/s: {reached:.1f} ms per token")
     return bound, rate

@@ -77,8 +77,8 @@ class Observation:
     load: str = "-"
     observed: Mapping[str, Any] | None = None
     progress: Mapping[str, Any] | None = None
-    adapters: Mapping[str, Any] | None = None
     cache: str = ""
+    adapters: Mapping[str, Any] | None = None
 
 
 def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[str, Any]:

@@ -39,13 +39,13 @@ class Role(StrEnum):
     REVISION = "revision"
     EMBEDDING = "embedding"
     MEDIA_DOMAINS = "mediaDomains"
+    OVERLAP_WEIGHTS = "overlapWeights"
+    PREFETCH_WEIGHTS = "prefetchWeights"
     ADAPTERS = "adapters"
     ADAPTER_PATHS = "adapterPaths"
     ADAPTER_RANK = "adapterRank"
     ADAPTER_SLOTS = "adapterSlots"
     ADAPTER_MODULES = "adapterModules"
-    OVERLAP_WEIGHTS = "overlapWeights"
-    PREFETCH_WEIGHTS = "prefetchWeights"
 
 
 @dataclass(frozen=True, slots=True)

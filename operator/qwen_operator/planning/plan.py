@@ -148,7 +148,6 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
     start = explain.startup(checkpoint, startup, given=bool(spec.engine.startup_seconds), downloads=choice.downloads)
     facts = "; facts from the catalog" if checkpoint.source == CATALOG else explain.pinned(checkpoint)
     per_node = chosen.tp // chosen.split.nodes
-    held = _adapter_bytes(checkpoint, per_node)
     return Plan(
         gpu_product=fit.product.product,
         gpus_per_replica=chosen.tp,
@@ -180,23 +179,20 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
         weight_bytes_per_rank=chosen.weight_bytes,
         kv_bytes_per_token_per_rank=chosen.kv_bytes_per_token,
         cpu_millis=per_node * _CPU_MILLIS,
-        host_memory_bytes=per_node * _HOST_BYTES + _loading_bytes(checkpoint) + load.host_bytes + held,
+        host_memory_bytes=per_node * _HOST_BYTES + _more_host_bytes(checkpoint, per_node) + load.host_bytes,
         promised_tokens=engine.promised_tokens(choice, settings, chosen.kv_tokens, warnings),
         resource_name=fit.product.resource_name,
         share=fit.product.share.kind if fit.product.share else "",
     )
 
 
-def _loading_bytes(checkpoint: Checkpoint) -> int:
-    """Host memory for the weights while they load.
+def _more_host_bytes(checkpoint: Checkpoint, ranks: int) -> int:
+    """Host memory for the adapters, and for the weights of a GGUF file while they load.
 
     SGLang copies the merged matrices of a GGUF file to the GPU only when it has all (layers/linear.py:733 and 1348).
     """
-    return -(-checkpoint.weight_bytes // GIB) * GIB if checkpoint.gguf else 0
-
-
-def _adapter_bytes(checkpoint: Checkpoint, ranks: int) -> int:
-    return -(-adapters.host_bytes(checkpoint, ranks) // MIB) * MIB
+    loading_bytes = -(-checkpoint.weight_bytes // GIB) * GIB if checkpoint.gguf else 0
+    return loading_bytes - (-adapters.host_bytes(checkpoint, ranks) // MIB) * MIB
 
 
 def _startup_seconds(checkpoint: Checkpoint, choice: EngineChoice) -> int:

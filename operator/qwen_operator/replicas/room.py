@@ -140,7 +140,8 @@ def _pending_since(pod: Manifest, now: datetime) -> datetime | None:
 def _sentence(replica: str, nodes: int, need: Need, suitable: Sequence[Place]) -> str:
     room = sum(place.has(need) for place in suitable)
     shown = ", ".join(
-        f"{place.name} has {place.free.get(need.resource, 0)} of {place.offered.get(need.resource, 0)}"
+        # A node that has just started does not offer its GPUs yet, and may have pods already.
+        f"{place.name} has {max(0, place.free.get(need.resource, 0))} of {place.offered.get(need.resource, 0)}"
         for place in sorted(suitable, key=lambda place: (place.has(need), place.name))[:_SHOWN]
     )
     have = f"{room} of {len(suitable)} nodes {'has' if room == 1 else 'have'} them"

@@ -175,8 +175,8 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
         load=given.rules.scaling.load if given.rules.scaling else LoadClass.NONE,
         observed=seen,
         progress=progress,
-        adapters=adapters_status(given.spec.adapters, given.ready, given.wanted, blocked),
         cache=in_words(fetches(members)),
+        adapters=adapters_status(given.spec.adapters, given.ready, given.wanted, blocked),
     )
     new = build(observation, old, now)
     return {**new, "summary": {**new["summary"], **_column(given, str(new["summary"]["status"]))}}

@@ -61,13 +61,13 @@ PLANNED = {
     Role.REVISION: "--revision",
     Role.EMBEDDING: "--is-embedding",
     Role.MEDIA_DOMAINS: "--allowed-media-domains",
+    Role.OVERLAP_WEIGHTS: "--startup-weight-load-mode",
+    Role.PREFETCH_WEIGHTS: "--weight-loader-prefetch-checkpoints",
     Role.ADAPTERS: "--enable-lora",
     Role.ADAPTER_PATHS: "--lora-paths",
     Role.ADAPTER_RANK: "--max-lora-rank",
     Role.ADAPTER_SLOTS: "--max-loras-per-batch",
     Role.ADAPTER_MODULES: "--lora-target-modules",
-    Role.OVERLAP_WEIGHTS: "--startup-weight-load-mode",
-    Role.PREFETCH_WEIGHTS: "--weight-loader-prefetch-checkpoints",
 }
 
 METRICS = MetricNames(

@@ -220,7 +220,7 @@ def _cache(section: Section) -> ModelCache | None:
         raise section.wrong("path", "a folder of the nodes such as /var/lib/qwen-models, for cache.type HostPath")
     if not of_node and not _CLAIM.fullmatch(place):
         raise section.wrong("claimName", "the name of a claim, for cache.type PersistentVolumeClaim")
-    return ModelCache(CacheType(kind), place, section.number("sizeGiB", 500))
+    return ModelCache(CacheType(kind), place, section.number("sizeGiB", 500), section.flag("compile", default=False))
 
 
 def _pod(root: Section) -> Pod:

@@ -113,7 +113,7 @@ class Operator:
         autoscaler = Autoscaler(sources, queue.add, on_look=recorder.add if recorder else None)
         load = LoadSource(autoscaler.samples, autoscaler.ages, autoscaler.held, autoscaler.shares)
         deployments = DeploymentMetrics(store, load, elector.leads)
-        metrics.follow(queue, elector.leads)
+        metrics.follow(queue, elector.leads, lambda: autoscaler.interval)
         return cls(
             config=config,
             api=api,

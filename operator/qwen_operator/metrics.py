@@ -76,13 +76,17 @@ class OperatorMetrics:
             prometheus.Gauge, "qwen_operator_build_info", "Version of the operator, always 1", ("version",)
         ).labels(version("qwen-operator")).set(1)
 
-    def follow(self, queue: WorkQueue, leads: Callable[[], bool]) -> None:
-        """Add the metrics of the queue, and whether this process leads."""
+    def follow(self, queue: WorkQueue, leads: Callable[[], bool], interval: Callable[[], float]) -> None:
+        """Add the metrics of the queue, whether this process leads, and the interval between two looks at engines."""
         gauges: dict[str, tuple[str, Callable[[], float]]] = {
             "qwen_operator_queue_depth": ("Objects that wait for a worker", lambda: len(queue) if leads() else 0),
             "qwen_operator_queue_age_seconds": (
                 "How long the oldest object in the queue has waited",
                 lambda: queue.age() if leads() else 0,
+            ),
+            "qwen_operator_scaling_interval_seconds": (
+                "Seconds between the last two rounds of reading the engines, 0 in a process that does not lead",
+                interval,
             ),
             "qwen_operator_leader": ("1 in the process that leads, 0 in the others", leads),
         }

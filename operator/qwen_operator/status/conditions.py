@@ -273,10 +273,10 @@ def _verdicts(
 def _scaling(given: StatusInput, reason: Reason, message: str) -> tuple[Verdict, ...]:
     """ScalingActive and ScalingLimited. If the cluster has no room, that limits the size too."""
     wanted = given.wanted
-    active = Verdict(ConditionType.SCALING_ACTIVE, wanted.by_load, wanted.reason, wanted.message)
+    active = Verdict(ConditionType.SCALING_ACTIVE, wanted.by_load, wanted.reason, wanted.explained)
     at_maximum = wanted.by_load and wanted.reason == Reason.AT_MAXIMUM
     field = "maxReplicas of the schedule" if wanted.schedules else "spec.scaling.maxReplicas"
-    advice = f"{wanted.message}: raise {field}, or requests wait"
+    advice = f"{wanted.explained}: raise {field}, or requests wait"
     limited = Verdict(ConditionType.SCALING_LIMITED, at_maximum, wanted.reason, advice)
     short = given.answering < given.wanted.number or given.full is not None
     if given.ready and reason in _SHORT_OF_ROOM and short:

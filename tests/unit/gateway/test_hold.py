@@ -307,7 +307,7 @@ def test_the_operator_sees_who_waits_and_for_how_long(pod: Pod) -> None:
         waits(pod)
         assert {one.result().status_code for one in asked} == {200}
     assert demand(pod)["open"]["held"] == 0
-    assert "closed" not in demand(pod), "nobody had to wait for it"
+    assert "asked" not in demand(pod).get("closed", {}), "nobody had to wait for it"
 
 
 def test_the_operator_sees_who_asked_for_a_model_whose_start_takes_too_long(pod: Pod) -> None:
@@ -325,6 +325,15 @@ def test_who_asks_for_what_is_switched_off_wakes_nothing(pod: Pod) -> None:
     assert "spec.suspend is true" in answer.json()["error"]["message"]
     after = demand(pod).get("open", {}).get("asked")
     assert after is None or (before is not None and after >= before)
+
+
+def test_the_operator_sees_who_came_to_a_model_that_answers(pod: Pod) -> None:
+    assert pod.chat("open").status_code == 200
+    seen = demand(pod)["open"]
+    assert (seen["held"], seen["came"] < 5) == (0, True)
+    assert httpx.get(f"{pod.metrics_url}/demand").json()["hears"] is True
+    assert pod.chat("unknown").status_code == 404
+    assert "unknown" not in demand(pod)
 
 
 def test_who_may_not_ask_for_a_model_does_not_wake_it(pod: Pod) -> None:

@@ -15,6 +15,7 @@ from qwen_operator.manifests.names import budget_name
 from qwen_operator.reconcile.foreign import foreign_objects
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas import quotas
+from qwen_operator.replicas.cached_nodes import known_nodes, preferring
 from qwen_operator.replicas.draining import RolloutRules, waits
 from qwen_operator.replicas.groups import Replica, SortedReplicas, groups_of, sort_replicas
 from qwen_operator.replicas.holding import Progress, progress_of
@@ -51,6 +52,7 @@ def replicas(course: Course) -> Step:
         rules = _limited(rules, observed.grant, sorted_replicas)
         steps = _moves(course, sorted_replicas, rules)
         steps = replace(steps, actions=granted(steps.actions, observed.grant, sorted_replicas))
+    steps = _where_cached(course, steps)
     pinned = {**observed.readable, **({course.revision: course.target} if course.target else {})}
     repairs = pod_repairs(observed.owner, pinned, existing, rules.drain_seconds)
     proposed = _without_conflicts((*steps.actions, *repairs), placed.actions)
@@ -180,6 +182,13 @@ def _moves(course: Course, sorted_replicas: SortedReplicas, rules: RolloutRules)
     if not course.unreachable:
         return steps
     return replace(steps, actions=tuple(action for action in steps.actions if not isinstance(action, Create)))
+
+
+def _where_cached(course: Course, steps: Moves) -> Moves:
+    """The steps with new pods that prefer nodes whose cache has the model."""
+    observed = course.observed
+    nodes = known_nodes(course.running, observed.revisions.owned, observed.readable, observed.engine_pods)
+    return replace(steps, actions=preferring(steps.actions, nodes))
 
 
 def _foreign_message(course: Course, blocked: tuple[str, ...]) -> str:

@@ -191,7 +191,11 @@ class Arbiter:
 
     def _values_of_all(self) -> dict[ObjectKey, int]:
         values = self._values()
-        return {key_of(item): values.of(item, self.wiring.default_class) for item in self.store.deployments()}
+        return {key_of(item): values.of(item, self.wiring.default_class) for item in self._deployments()}
+
+    def _deployments(self) -> Iterable[Manifest]:
+        """Those that may want replicas. The pods of one that is being deleted count as those of somebody else."""
+        return (item for item in self.store.deployments() if not objects.is_deleting(item))
 
     def _all_heard(self) -> bool:
         """Drop what is about deployments that are gone, and what is too old. Wake those that have not asked yet.
@@ -200,7 +204,7 @@ class Arbiter:
         pods count as those of somebody else.
         """
         now = self.wiring.clock()
-        uids = {key_of(item): item["metadata"]["uid"] for item in self.store.deployments()}
+        uids = {key_of(item): item["metadata"]["uid"] for item in self._deployments()}
         self._asks = {
             key: ask for key, ask in self._asks.items() if key in uids and (ask is None or ask.uid == uids[key])
         }
@@ -215,7 +219,7 @@ class Arbiter:
     def _parties(self) -> list[Party]:
         priorities = self._priorities()
         parties = []
-        for item in self.store.deployments():
+        for item in self._deployments():
             key = key_of(item)
             ask = self._asks.get(key)
             if ask is not None:

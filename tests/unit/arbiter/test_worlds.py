@@ -203,6 +203,21 @@ async def test_each_kill_point_leads_to_the_same_end() -> None:
         assert owners(world) == owners(calm)
 
 
+async def test_nobody_drains_for_a_deployment_that_is_being_deleted() -> None:
+    world = await serving(3, 2)
+    world.api.put(QWENDEPLOYMENTS, deployment("low", model=SMALL, servedNames=["low"], replicas=0))
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 30)
+    assert owners(world) == ["chat", "chat", "urgent"]
+    stamp = world.api.clock.stamp()
+    world.api.edit(QWENDEPLOYMENTS, "urgent", lambda item: item["metadata"].update(deletionTimestamp=stamp))
+    [pod] = [one for one in world.api.all(PODS) if one["metadata"]["name"].startswith("urgent")]
+    world.api.finish(pod, PODS)
+    world.api.edit(QWENDEPLOYMENTS, "low", lambda item: item["spec"].update(replicas=1))
+    await live(world, 30)
+    assert owners(world) == ["chat", "chat", "low"]
+
+
 async def test_deployments_of_one_priority_are_left_alone() -> None:
     world = await serving()
     world.api.put(QWENDEPLOYMENTS, deployment("other", model=SMALL, servedNames=["other"]))

@@ -113,8 +113,7 @@ def test_a_lower_one_drains_and_the_scheduler_ends_nobody(
     assert hosts <= set(nodes.names)
 
     kubectl.run("delete", "qd", "urgent", "-n", space)
-    wait_ready(kubectl, space, "low")
-    assert len(alive(kubectl, space, "low")) == 4
+    kubectl.run("wait", "qd/low", "-n", space, "--for=jsonpath={.status.readyReplicas}=4", "--timeout=60s")
     assert preemptions(kubectl, space) == []
 
     # What the operator keeps from happening: the scheduler ends a replica for a pod that does not wait for its room.

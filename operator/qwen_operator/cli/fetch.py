@@ -41,6 +41,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kept-free-percent", type=int, default=0, metavar="N", help="so much of the disk stays free; default: 0"
     )
+    parser.add_argument(
+        "--compile-folder", default="", metavar="PATH", help="make this folder of the cache, for what engines compile"
+    )
     parser.add_argument("--port", type=int, default=8000, help="port of the page with the progress; default: 8000")
 
 
@@ -49,5 +52,5 @@ def main(arguments: argparse.Namespace) -> int:
     from qwen_operator.fetch.program import Fetch, Place, main  # noqa: PLC0415 - the command line alone needs none of it
 
     limit, kept_free = arguments.size_gib << 30, arguments.kept_free_percent
-    place = Place(arguments.cache, limit, socket.gethostname(), arguments.port, kept_free)
+    place = Place(arguments.cache, limit, socket.gethostname(), arguments.port, kept_free, arguments.compile_folder)
     return main(Fetch(replace(remote_of(arguments, arguments.commit), file=arguments.file), place))

@@ -36,7 +36,8 @@ _LISTING_PATIENCE = 120.0
 class Place:
     """Where the model goes, who asks for it, and where others see the progress. `port` 0 takes any free one.
 
-    `kept_free_percent`: so much of the disk stays free.
+    `kept_free_percent`: so much of the disk stays free. `compile_folder`: a folder that it makes for what engines
+    compile; "" for none.
     """
 
     root: Path
@@ -44,6 +45,7 @@ class Place:
     pod: str
     port: int
     kept_free_percent: int = 0
+    compile_folder: str = ""
 
 
 @dataclass(slots=True)
@@ -65,6 +67,8 @@ class Fetch:
         """The folder of the complete model. Raises FetchError."""
         store = Store(self.place.root, self.place.limit, kept_free_percent=self.place.kept_free_percent)
         store.prepare()
+        if self.place.compile_folder:
+            store.make_folder(self.place.compile_folder)
         entry = Entry(self.place.root, self.remote)
         with showing(self.progress.page, self.place.port), self._reporting(entry):
             store.lease(entry, self.place.pod)

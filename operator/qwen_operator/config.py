@@ -111,6 +111,7 @@ class Config:
     If `read_nodes` is false, the operator may not read nodes and knows only the declared pools. If `hub_lookup` is
     true, it may query the public repositories of model hubs. `pod` has the chart's defaults of spec.pod.
     `name_rights`: which namespaces may serve which names. `distinct_nodes`: no two pods of a replica are on one node.
+    `arbiter`: between deployments of different priorities, the operator decides who gets GPUs that are short.
     """
 
     namespaces: tuple[str, ...]
@@ -132,6 +133,7 @@ class Config:
     network_policy: NetworkPolicyConfig = NetworkPolicyConfig()
     recording: RecordingConfig = RecordingConfig()
     distinct_nodes: bool = True
+    arbiter: bool = True
 
 
 def load(environ: Mapping[str, str], text: str) -> Config:
@@ -154,6 +156,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         read_nodes=environ.get("QWEN_READ_NODES", "true") != "false",
         lease_name=environ.get("QWEN_LEASE_NAME") or "qwen-operator",
         distinct_nodes=root.section("engine").flag("distinctNodes", default=True),
+        arbiter=root.section("arbiter").flag("enabled", default=True),
         hub_lookup=_hub(root).lookup,
         pod=common.pod,
         name_rights=name_rights(content),

@@ -79,6 +79,18 @@ def test_two_releases_in_one_namespace_can_have_a_lease_each() -> None:
             "hub.url is 'hub.example.org': it must be an",
         ),
         (
+            ("gateway: {", "objectStore: {endpoint: minio}\ngateway: {"),
+            "objectStore.endpoint is 'minio': it must be the address of an S3 server, without a path",
+        ),
+        (
+            ("gateway: {", "objectStore: {endpoints: [https://minio/path]}\ngateway: {"),
+            "objectStore.endpoints is a list: it must be a list; each entry must be the address of an S3 server",
+        ),
+        (
+            ("gateway: {", "cache: {type: EmptyDir}\ngateway: {"),
+            "cache.type is 'EmptyDir': it must be None or HostPath or PersistentVolumeClaim",
+        ),
+        (
             ("gateway: {", "cache: {type: Disk}\ngateway: {"),
             "cache.type is 'Disk': it must be None or HostPath or PersistentVolumeClaim",
         ),

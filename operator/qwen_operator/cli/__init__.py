@@ -20,6 +20,7 @@ COMMANDS = {
     "gateway-proxy": "start the proxy that clients reach, in front of the router",
     "fetch": "download a model into a cache; the first container of an engine pod runs it",
     "inspect-hub": "report the facts of a repository on a hub; the inspection pod of a private one runs it",
+    "inspect-s3": "report the facts of a folder in a bucket; its inspection pod runs it",
     "crds": "print the custom resource definitions, or write them to a folder",
     "plan": "plan GPUs and options for a model, without a cluster; exit code 3 if it does not fit",
     "render": "print the objects that the operator would create for a manifest",

@@ -7,11 +7,11 @@ another namespace. The engine sees only its own model, read-only.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import Any
 
 from qwen_operator.api.pod import CACHE_VOLUME
-from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.manifests import expansion, names
 from qwen_operator.manifests.names import Manifest
 from qwen_operator.planning.types import CacheType, EngineSource, ModelFetch
@@ -21,6 +21,7 @@ IN_USE = ".in-use"
 VOLUME = CACHE_VOLUME
 ENGINE_MOUNT = "/models/cached"
 _FETCH_MOUNT = "/cache"
+_LONGEST_NAME = 80
 _IN_CLAIM = "qwen-models"
 """The folder in a claim, which may have other files too."""
 # By default the kubelet evicts pods of all namespaces while less than 10 % of the disk with its own files is free, or
@@ -32,9 +33,16 @@ _REQUESTS = {"cpu": "500m", "memory": "512Mi"}
 _LIMITS = {"cpu": "1", "memory": "512Mi"}
 
 
-def model_folder(hub: Hub, repository: str, commit: str) -> str:
+def model_folder(hub: str, repository: str, commit: str) -> str:
     """The folder of a model below `models`: HUB/ORGANISATION--NAME/COMMIT."""
     return f"{hub}/{repository.replace('/', '--')}/{commit}"
+
+
+def bucket_folder(location: str) -> str:
+    """The name of a model's folder for BUCKET/PREFIX. A name of a folder is shorter than a location may be."""
+    whole = location.strip("/")
+    bucket, last = whole.partition("/")[0], whole.rpartition("/")[2][:_LONGEST_NAME]
+    return f"{bucket}--{last}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
 
 
 def mounted(source: EngineSource, namespace: str) -> EngineSource:
@@ -52,32 +60,36 @@ def _volume(fetch: ModelFetch) -> Manifest:
     cache = fetch.cache
     if cache.type is CacheType.HOST_PATH:
         return {"name": VOLUME, "hostPath": {"path": cache.place, "type": "DirectoryOrCreate"}}
+    if cache.type is CacheType.POD:
+        return {"name": VOLUME, "emptyDir": {"sizeLimit": f"{cache.size_gib}Gi"}}
     return {"name": VOLUME, "persistentVolumeClaim": {"claimName": cache.place}}
 
 
 def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest) -> Manifest:
     """The container that fetches a model. `common` has the image, its pull policy and the security context."""
-    on_node = fetch.cache.type is CacheType.HOST_PATH
+    on_node, in_pod = fetch.cache.type is CacheType.HOST_PATH, fetch.cache.type is CacheType.POD
     mount: dict[str, Any] = {"name": VOLUME, "mountPath": _FETCH_MOUNT, **({"subPath": namespace} if on_node else {})}
+    hub_url = [f"--hub-url={fetch.hub_url}"] if fetch.hub_url else []
     command = [
         "qwen-operator",
         "fetch",
-        f"--hub={fetch.hub}",
-        *([f"--hub-url={fetch.hub_url}"] if fetch.hub_url else []),
-        f"--repository={fetch.repository}",
+        *(fetch.options or [f"--hub={fetch.hub}", *hub_url, f"--repository={fetch.repository}"]),
         f"--commit={fetch.commit}",
         f"--cache={_FETCH_MOUNT if on_node else f'{_FETCH_MOUNT}/{_IN_CLAIM}'}",
         f"--size-gib={fetch.cache.size_gib}",
-        *([f"--kept-free-percent={_KEPT_FREE_PERCENT}"] if on_node else []),
+        *([f"--kept-free-percent={_KEPT_FREE_PERCENT}"] if on_node or in_pod else []),
+        *(["--of-pod"] if in_pod else []),
         f"--port={names.ENGINE_PORT}",
     ]
-    token = fetch.token
+    variables = [*([fetch.token] if fetch.token else []), *fetch.env]
+    # With it, the scheduler chooses a node that has the room.
+    disk = {"ephemeral-storage": f"{fetch.cache.size_gib}Gi"} if in_pod else {}
     return {
         "name": names.FETCH_CONTAINER,
         **common,
         "command": [expansion.escaped(word) for word in command],
-        **({"env": [{"name": token.name, "valueFrom": token.value_from}]} if token else {}),
-        "resources": {"requests": dict(_REQUESTS), "limits": dict(_LIMITS)},
+        **({"env": [{"name": one.name, "valueFrom": one.value_from} for one in variables]} if variables else {}),
+        "resources": {"requests": {**_REQUESTS, **disk}, "limits": dict(_LIMITS)},
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
         "volumeMounts": [mount],

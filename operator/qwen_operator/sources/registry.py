@@ -9,7 +9,7 @@ from qwen_operator.manifests import pods
 from qwen_operator.manifests.names import Manifest, PodIdentity
 from qwen_operator.manifests.pods import InspectionPlace, RuntimeImage
 from qwen_operator.planning.types import EngineDefaults, EngineSource
-from qwen_operator.sources import hf, inspection, modelscope, pvc
+from qwen_operator.sources import hf, inspection, modelscope, pvc, s3
 from qwen_operator.sources.scheme import Facts, Scheme, SourceContext
 
 SCHEMES = {
@@ -18,6 +18,7 @@ SCHEMES = {
         pvc.SCHEME,
         hf.SCHEME,
         modelscope.SCHEME,
+        s3.SCHEME,
     )
 }
 """Every scheme by its name in a uri."""

@@ -20,7 +20,7 @@ from qwen_operator.checkpoints.hubs import Hub, HubAnswer, HubQuery, HubReason
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.manifests.names import Owner, PodIdentity
 from qwen_operator.manifests.pods import RuntimeImage
-from qwen_operator.planning.types import CacheType, EngineDefaults, ModelCache, ModelFetch
+from qwen_operator.planning.types import CacheType, EngineDefaults, ModelCache, ModelFetch, ObjectStore
 from qwen_operator.sources import registry
 from qwen_operator.sources.pvc import claim_and_path
 from qwen_operator.sources.scheme import Facts, SourceContext
@@ -246,3 +246,70 @@ def test_private_files_on_modelscope_need_the_cache() -> None:
 def test_a_secret_is_for_hubs() -> None:
     with pytest.raises(InvalidSpec, match="secretRef is for repositories of a hub"):
         _spec({"uri": PVC_URI, **PRIVATE})
+
+
+S3_URI = "s3://weights/qwen/chat"
+MINIO = "https://minio.example.com:9000"
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION")
+
+
+@pytest.mark.parametrize(
+    ("source", "store", "options"),
+    [
+        ({}, ObjectStore(), []),
+        ({}, ObjectStore(MINIO), [f"--endpoint={MINIO}"]),
+        ({"endpoint": MINIO}, ObjectStore("https://other"), [f"--endpoint={MINIO}"]),
+        ({"revision": COMMIT}, ObjectStore(), [f"--revision={COMMIT}"]),
+    ],
+)
+def test_a_bucket_is_read_by_a_pod(source: dict[str, Any], store: ObjectStore, options: list[str]) -> None:
+    identity, runtime = PodIdentity(Owner("a", "team", "uid"), "0a1b2c3d"), RuntimeImage("image")
+    spec = _spec({"uri": S3_URI, "secretRef": {"name": "s3"}, **source})
+    pod = registry.inspection_pod(identity, spec, replace(HF, store=store), runtime, Inventory())
+    assert pod is not None
+    (container,) = pod["spec"]["containers"]
+    assert container["command"] == ["qwen-operator", "inspect-s3", f"--s3={S3_URI}", *options]
+    entries = {one["name"]: one["valueFrom"]["secretKeyRef"] for one in container["env"]}
+    assert {name: entry["key"] for name, entry in entries.items()} == dict(zip(KEYS, KEYS, strict=True))
+    assert [name for name, entry in entries.items() if entry.get("optional")] == list(KEYS[2:])
+    assert "preferredDuringSchedulingIgnoredDuringExecution" in pod["spec"]["affinity"]["nodeAffinity"]
+
+
+def test_a_bucket_without_a_secret_needs_none() -> None:
+    identity, runtime = PodIdentity(Owner("a", "team", "uid"), "0a1b2c3d"), RuntimeImage("image")
+    pod = registry.inspection_pod(identity, _spec({"uri": S3_URI}), HF, runtime, Inventory())
+    assert pod is not None
+    assert "env" not in pod["spec"]["containers"][0]
+
+
+@pytest.mark.parametrize("cache", [None, CACHE])
+def test_the_files_of_a_bucket_are_fetched_with_or_without_a_cache(cache: ModelCache | None) -> None:
+    made = registry.engine_source(_spec({"uri": S3_URI}), PINNED, replace(HF, cache=cache))
+    assert made.model_path == "/models/cached/weights/qwen/chat"
+    assert made.fetch is not None
+    assert (made.fetch.options, made.fetch.commit) == ((f"--s3={S3_URI}",), COMMIT)
+    of_pod = ModelCache(CacheType.POD, "", -(-PINNED.weight_bytes * 102 // (100 << 30)) + 2)
+    assert made.fetch.cache == (cache or of_pod)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "endpoints", "allowed"),
+    [
+        (None, (), True),
+        (MINIO, (), True),
+        (MINIO, (MINIO,), True),
+        ("https://chart", (MINIO,), True),
+        ("https://evil", (MINIO,), False),
+        (None, (MINIO,), True),
+    ],
+)
+def test_the_chart_decides_about_endpoints(endpoint: str | None, endpoints: tuple[str, ...], allowed: bool) -> None:
+    source = {"uri": S3_URI, **({"endpoint": endpoint} if endpoint else {})}
+    store = ObjectStore("https://chart", endpoints)
+    found = registry.resolve(_context(_spec(source), replace(HF, store=store)))
+    assert isinstance(found, Blocked)
+    if allowed:
+        assert (found.reason, len(found.actions)) == (Reason.INSPECTING, 1)
+    else:
+        text = f"spec.source.endpoint is https://evil, and the chart value objectStore.endpoints allows only {MINIO}"
+        assert (found.reason, found.message, found.actions) == (Reason.NOT_ALLOWED, text, ())

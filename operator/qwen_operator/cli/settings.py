@@ -47,6 +47,7 @@ def rendered(values: Mapping[str, Any]) -> dict[str, Any]:
         "inspection": root.raw("inspection"),
         "hub": root.raw("hub"),
         "cache": root.raw("cache"),
+        "outbound": root.raw("outbound"),
         "objectStore": root.raw("objectStore"),
         "gpuPools": root.raw("gpuPools"),
         "tenancy": root.raw("tenancy"),

@@ -17,13 +17,14 @@ from xml.etree import ElementTree
 from minio.credentials.credentials import Credentials
 from minio.credentials.providers import EnvAWSProvider, IamAwsProvider, Provider
 from minio.signer import sign_v4_s3
+from urllib3 import PoolManager, ProxyManager, Retry
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import REPLAN_ANNOTATION
 from qwen_operator.fetch import checksums
 from qwen_operator.fetch.faults import FetchError
 from qwen_operator.fetch.files import MOST_FILES, Listing, RemoteFile, needed
-from qwen_operator.fetch.wire import Client
+from qwen_operator.fetch.wire import Client, certificates, proxy_for
 from qwen_operator.manifests.model_cache import bucket_folder
 from qwen_runtime.checkpoints.model import MAX_BYTES
 
@@ -58,8 +59,19 @@ def provider_of(environ: dict[str, str]) -> Provider | None:
     if "AWS_ACCESS_KEY_ID" in environ:
         return EnvAWSProvider()
     if any(environ.get(name) for name in _IDENTITIES):
-        return IamAwsProvider(custom_endpoint=environ.get("AWS_ENDPOINT_URL_STS"))
+        sts = environ.get("AWS_ENDPOINT_URL_STS")
+        return IamAwsProvider(custom_endpoint=sts, http_client=_http_client(sts or "https://sts.amazonaws.com"))
     return None
+
+
+def _http_client(url: str) -> PoolManager:
+    """A client for a service that gives credentials. Those on the node have addresses that no proxy knows."""
+    scheme, netloc = urlsplit(url)[:2]
+    proxy = proxy_for(scheme, netloc) if os.environ.get(_IDENTITIES[0]) else ""
+    retries = Retry(total=3, backoff_factor=0.5)
+    if proxy:
+        return ProxyManager(f"http://{proxy}", ssl_context=certificates(), retries=retries)
+    return PoolManager(ssl_context=certificates(), retries=retries)
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Protocol
 from urllib.parse import quote, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -35,6 +36,11 @@ _TOKEN = re.compile(r"[!-~]{1,4096}", re.ASCII)
 def certificates() -> ssl.SSLContext:
     """The authorities that the operator trusts too, or those of SSL_CERT_FILE. It takes a tenth of a second."""
     return httpx.create_ssl_context()
+
+
+def proxy_for(scheme: str, netloc: str) -> str:
+    """HOST:PORT of the proxy for a host, from the variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY; "" for none."""
+    return "" if proxy_bypass(netloc) else urlsplit(getproxies().get(scheme, "")).netloc.rpartition("@")[2]
 
 
 class Busy(Exception):
@@ -225,6 +231,9 @@ class Client:
             **(self.remote.headers_for(method, url, headers) if own else headers),
         }
         target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
+        if parts.scheme == "http" and proxy_for("http", parts.netloc):
+            # A proxy learns from the whole address where the request goes.
+            target = parts._replace(fragment="").geturl()
         try:
             connection = self._connection(parts.scheme, parts.netloc)
             connection.request(method, target, headers=all_headers)
@@ -243,10 +252,14 @@ class Client:
     def _connection(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
         known = self._open.get((scheme, netloc))
         if known is None:
+            proxy = proxy_for(scheme, netloc)
             if scheme == "https":
-                known = http.client.HTTPSConnection(netloc, timeout=self.timeout, context=self.context)
+                known = http.client.HTTPSConnection(proxy or netloc, timeout=self.timeout, context=self.context)
+                if proxy:
+                    parts = urlsplit(f"//{netloc}")
+                    known.set_tunnel(parts.hostname or "", parts.port or 443)
             else:
-                known = http.client.HTTPConnection(netloc, timeout=self.timeout)
+                known = http.client.HTTPConnection(proxy or netloc, timeout=self.timeout)
             self._open[scheme, netloc] = known
         return known
 

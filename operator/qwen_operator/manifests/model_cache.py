@@ -11,6 +11,7 @@ import hashlib
 from dataclasses import replace
 from typing import Any
 
+from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.pod import CACHE_VOLUME
 from qwen_operator.manifests import expansion, names
 from qwen_operator.manifests.names import Manifest
@@ -88,9 +89,15 @@ def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest) -> Mani
         "name": names.FETCH_CONTAINER,
         **common,
         "command": [expansion.escaped(word) for word in command],
-        **({"env": [{"name": one.name, "valueFrom": one.value_from} for one in variables]} if variables else {}),
+        **({"env": [_variable(one) for one in variables]} if variables else {}),
         "resources": {"requests": {**_REQUESTS, **disk}, "limits": dict(_LIMITS)},
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
-        "volumeMounts": [mount],
+        "volumeMounts": [mount, *(dict(one) for one in fetch.mounts)],
     }
+
+
+def _variable(variable: EnvVar) -> Manifest:
+    if variable.value is None:
+        return {"name": variable.name, "valueFrom": variable.value_from}
+    return {"name": variable.name, "value": expansion.escaped(variable.value)}

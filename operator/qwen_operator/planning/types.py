@@ -59,6 +59,20 @@ class ObjectStore:
 
 
 @dataclass(frozen=True, slots=True)
+class Outbound:
+    """The chart's `outbound`: how pods reach hubs and stores.
+
+    `proxy` is the address of an HTTP proxy, "" without one, and `no_proxy` the hosts that need none. `config_map` has
+    the certificates of the authorities under `key`; "" for those of the image.
+    """
+
+    proxy: str = ""
+    no_proxy: str = ""
+    config_map: str = ""
+    key: str = "ca.crt"
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFetch:
     """A model that a container fetches into the cache before the engine starts.
 
@@ -66,6 +80,7 @@ class ModelFetch:
     mirror, or "". `token` is where the token of a private repository is: a variable with the value of a Secret.
 
     What is not on a hub has its place in `options`, options of `qwen-operator fetch`, and its credentials in `env`.
+    `mounts` are further mounts of the container.
     """
 
     cache: ModelCache
@@ -76,6 +91,7 @@ class ModelFetch:
     token: EnvVar | None = None
     options: tuple[str, ...] = ()
     env: tuple[EnvVar, ...] = ()
+    mounts: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +110,7 @@ class EngineDefaults:
     hub_url: str = ""
     cache: ModelCache | None = None
     store: ObjectStore = ObjectStore()
+    outbound: Outbound = Outbound()
 
     def at_version_of(self, plan: Plan) -> EngineDefaults:
         """These settings with the image and version of a plan, if its image is of the same repository."""

@@ -23,6 +23,7 @@ from qwen_operator.manifests.pods import InspectionPlace, inspection_pod
 from qwen_operator.planning.types import EngineSource
 from qwen_operator.replicas.failures import exit_code, report_of, reported_reason
 from qwen_operator.replicas.pod_state import awaited_scheduler, stored_failure, unready_reason
+from qwen_operator.sources.outbound import reaching
 from qwen_operator.sources.scheme import Facts, SourceContext, VolumeClaim
 
 FIRST_RETRY_SECONDS = 30
@@ -38,6 +39,7 @@ def resolve(context: SourceContext, source: EngineSource, shown: Mapping[str, st
     `source` is what the pod mounts or runs. `shown` maps paths in its container to the text that users wrote for them.
     """
     spec, claim = context.spec, context.claim
+    source = reaching(source, context.defaults.outbound)
     near = not source.inspection and (claim is None or not claim.bound)
     place = InspectionPlace(products(spec, context.inventory), near_gpus=near)
     desired = inspection_pod(context.identity, spec, source, context.runtime, place)

@@ -9,7 +9,7 @@ from qwen_operator.manifests import pods
 from qwen_operator.manifests.names import Manifest, PodIdentity
 from qwen_operator.manifests.pods import InspectionPlace, RuntimeImage
 from qwen_operator.planning.types import EngineDefaults, EngineSource
-from qwen_operator.sources import hf, inspection, modelscope, pvc, s3
+from qwen_operator.sources import hf, inspection, modelscope, outbound, pvc, s3
 from qwen_operator.sources.scheme import Facts, Scheme, SourceContext
 
 SCHEMES = {
@@ -36,7 +36,8 @@ def resolve(context: SourceContext) -> Facts | Blocked:
 
 def engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
     """Where SGLang finds the model with these facts."""
-    return scheme_of(spec, defaults).engine_source(spec, checkpoint, defaults)
+    source = scheme_of(spec, defaults).engine_source(spec, checkpoint, defaults)
+    return outbound.reaching(source, defaults.outbound)
 
 
 def hub_query(spec: Spec, defaults: EngineDefaults) -> HubQuery | None:
@@ -48,7 +49,8 @@ def hub_query(spec: Spec, defaults: EngineDefaults) -> HubQuery | None:
 def inspected(spec: Spec, defaults: EngineDefaults) -> EngineSource | None:
     """What the inspection pod mounts or runs; None if no pod reads this source."""
     mounted = scheme_of(spec, defaults).inspected
-    return mounted(spec, defaults) if mounted else None
+    source = mounted(spec, defaults) if mounted else None
+    return outbound.reaching(source, defaults.outbound) if source else None
 
 
 def inspection_pod(

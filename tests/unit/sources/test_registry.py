@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qwen_operator.actions.blocked import Blocked
+from qwen_operator.actions.types import Create
 from qwen_operator.api import uris
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.engine import EnvVar
@@ -20,7 +21,7 @@ from qwen_operator.checkpoints.hubs import Hub, HubAnswer, HubQuery, HubReason
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.manifests.names import Owner, PodIdentity
 from qwen_operator.manifests.pods import RuntimeImage
-from qwen_operator.planning.types import CacheType, EngineDefaults, ModelCache, ModelFetch, ObjectStore
+from qwen_operator.planning.types import CacheType, EngineDefaults, ModelCache, ModelFetch, ObjectStore, Outbound
 from qwen_operator.sources import registry
 from qwen_operator.sources.pvc import claim_and_path
 from qwen_operator.sources.scheme import Facts, SourceContext
@@ -313,3 +314,51 @@ def test_the_chart_decides_about_endpoints(endpoint: str | None, endpoints: tupl
     else:
         text = f"spec.source.endpoint is https://evil, and the chart value objectStore.endpoints allows only {MINIO}"
         assert (found.reason, found.message, found.actions) == (Reason.NOT_ALLOWED, text, ())
+
+
+OUTBOUND = Outbound("http://proxy:3128", ".svc", "authorities", "all.pem")
+REACHING = {
+    "HTTP_PROXY": "http://proxy:3128",
+    "HTTPS_PROXY": "http://proxy:3128",
+    "NO_PROXY": "localhost,127.0.0.1,::1,.svc",
+    "SSL_CERT_FILE": "/etc/qwen-ca/all.pem",
+    "REQUESTS_CA_BUNDLE": "/etc/qwen-ca/all.pem",
+    "CURL_CA_BUNDLE": "/etc/qwen-ca/all.pem",
+}
+CA_VOLUME = {"name": "qwen-ca", "configMap": {"name": "authorities"}}
+CA_MOUNT = {"name": "qwen-ca", "mountPath": "/etc/qwen-ca", "readOnly": True}
+
+
+def test_an_engine_that_downloads_gets_the_proxy_and_the_authorities() -> None:
+    made = registry.engine_source(_spec(None), PINNED, replace(HF, outbound=OUTBOUND))
+    assert {one.name: one.value for one in made.env} == REACHING
+    assert (made.volumes, made.mounts) == ((CA_VOLUME,), (CA_MOUNT,))
+
+
+def test_with_a_cache_only_the_container_that_fetches_gets_them() -> None:
+    made = registry.engine_source(_spec(None), PINNED, replace(HF, outbound=OUTBOUND, cache=CACHE))
+    assert made.fetch is not None
+    assert {one.name: one.value for one in made.fetch.env} == REACHING
+    assert (made.env, made.mounts, made.volumes) == ((EnvVar("HF_HUB_OFFLINE", "1"),), (), (CA_VOLUME,))
+    assert made.fetch.mounts == (CA_MOUNT,)
+
+
+def test_an_inspection_that_connects_gets_them() -> None:
+    defaults = replace(HF, outbound=OUTBOUND)
+    blocked = registry.resolve(_context(_spec({"uri": S3_URI}), defaults))
+    assert isinstance(blocked, Blocked)
+    (action,) = blocked.actions
+    assert isinstance(action, Create)
+    (container,) = action.manifest["spec"]["containers"]
+    assert {one["name"]: one["value"] for one in container["env"]} == REACHING
+    assert CA_MOUNT in container["volumeMounts"]
+    assert CA_VOLUME in action.manifest["spec"]["volumes"]
+
+
+@pytest.mark.parametrize("source", [None, {"uri": S3_URI}, {"uri": PVC_URI}])
+def test_without_the_values_nothing_is_added(source: dict[str, Any] | None) -> None:
+    empty = Outbound(no_proxy=".svc", key="other.pem")
+    plain = registry.engine_source(_spec(source), PINNED, HF)
+    assert registry.engine_source(_spec(source), PINNED, replace(HF, outbound=empty)) == plain
+    if source == {"uri": PVC_URI}:
+        assert registry.engine_source(_spec(source), PINNED, replace(HF, outbound=OUTBOUND)) == plain

@@ -10,6 +10,7 @@ from qwen_runtime.classify import Classification, classify
 from qwen_runtime.engine_log import EngineLog
 from qwen_runtime.reasons import ReportReason
 from qwen_runtime.report import LOG_LINES
+from qwen_runtime.witness import Killed
 
 _CONSEQUENCES = (ReportReason.UNKNOWN, ReportReason.NCCL_FAILURE, ReportReason.HUNG, ReportReason.ENGINE_KILLED)
 _CLEAN_WHEN_ASKED = (0, 128 + signal.SIGTERM, 128 + signal.SIGINT)
@@ -25,6 +26,7 @@ class Ending:
     hung: bool  # this process killed the engine after a deadline
     oom_kills: int | None  # processes that the OOM killer ended during the run; None if the kernel has no such counter
     member: str = ""  # how another member of the engine's group ended; "" if none has
+    killed: Killed | None = None  # the process of this member that a signal ended before anything else failed
 
     @property
     def exit_code(self) -> int:
@@ -48,17 +50,25 @@ def verdict(ending: Ending, log: EngineLog, exists: Callable[[str], bool]) -> Cl
     count, the OOM killer is by far the more likely. The count also explains an end whose log has only consequences.
     """
     cause = _in_log(log, exists)
-    if ending.member and is_consequence(cause.reason):
+    if ending.killed is not None and is_consequence(cause.reason):
+        killed = ending.killed.number == signal.SIGKILL
+        cause = Classification(ReportReason.ENGINE_KILLED if killed else ReportReason.UNKNOWN, ending.killed.line)
+    elif ending.member and is_consequence(cause.reason):
         return Classification(ReportReason.MEMBER_ENDED, ending.member)
-    # The engine sends this signal to itself only after it has logged a crash.
-    silent_kill = ending.status == -signal.SIGKILL and not ending.hung and not log.crashed()
-    if cause.reason is ReportReason.UNKNOWN and silent_kill:
-        cause = Classification(ReportReason.ENGINE_KILLED)
-    elif cause.reason is ReportReason.UNKNOWN and (ending.hung or log.frozen):
-        cause = Classification(ReportReason.HUNG, log.frozen or cause.line)
+    elif cause.reason is ReportReason.UNKNOWN:
+        cause = _without_a_cause_in_the_log(ending, log, cause)
     unexplained = ending.oom_kills is None and cause.reason is ReportReason.ENGINE_KILLED
     if unexplained or (ending.oom_kills and cause.reason in _CONSEQUENCES):
         return Classification(ReportReason.HOST_OUT_OF_MEMORY, cause.line)
+    return cause
+
+
+def _without_a_cause_in_the_log(ending: Ending, log: EngineLog, cause: Classification) -> Classification:
+    # The engine sends this signal to itself only after it has logged a crash.
+    if ending.status == -signal.SIGKILL and not ending.hung and not log.crashed():
+        return Classification(ReportReason.ENGINE_KILLED)
+    if ending.hung or log.frozen:
+        return Classification(ReportReason.HUNG, log.frozen or cause.line)
     return cause
 
 

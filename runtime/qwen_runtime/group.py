@@ -64,6 +64,11 @@ class Member:
     group_port: int = GROUP_PORT
     dist_port: int = DIST_PORT
 
+    @property
+    def place(self) -> str:
+        """The rank with the name of the pod."""
+        return f"rank {self.rank} ({self.name})"
+
 
 @dataclass(frozen=True, slots=True)
 class Event:

@@ -6,7 +6,7 @@ that an engine will open is opened here first, with the same uid, because engine
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from qwen_runtime.checkpoints.model import ModelConfig
 from qwen_runtime.checkpoints.modules import Held
 from qwen_runtime.checkpoints.reading import InvalidFactsError, shown
 from qwen_runtime.faults import Fault, parsed
+from qwen_runtime.inspect_adapter import inspect_adapters
 from qwen_runtime.inspect_gguf import inspect_gguf
 from qwen_runtime.json_parts import Parts, TooLargeError
 from qwen_runtime.reasons import ReportReason
@@ -36,10 +37,16 @@ TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
-def examine(folder: Path) -> tuple[dict[str, Any], bool]:
-    """The report on a folder or a GGUF file, and whether the facts are complete. Nothing in it can make it raise."""
+def examine(folder: Path | None, adapters: Sequence[tuple[str, Path]] = ()) -> tuple[dict[str, Any], bool]:
+    """The report on a folder or a GGUF file, and whether the facts are complete. Nothing in it can make it raise.
+
+    `adapters` are names and folders of LoRA adapters. Without a folder of a model, the report is on these alone.
+    """
     try:
-        return (inspect_gguf(folder) if is_gguf(folder.name) else inspect(folder)), True
+        records = {"adapters": inspect_adapters(adapters)} if adapters else {}
+        if folder is None:
+            return {"version": 2, **records}, True
+        return (inspect_gguf(folder) if is_gguf(folder.name) else inspect(folder)) | records, True
     except Fault as fault:
         return fault.report(), False
 

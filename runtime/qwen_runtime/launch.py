@@ -24,8 +24,11 @@ from qwen_runtime.engine_log import EngineLog, Patience
 from qwen_runtime.group import AskedToEnd, Group, GroupError, Member, join
 from qwen_runtime.log_lines import LogLines
 from qwen_runtime.output import start_pump
+from qwen_runtime.page import showing
+from qwen_runtime.progress import start_page
 from qwen_runtime.reasons import Phase, ReportReason
 from qwen_runtime.report import bounded, complain, deliver
+from qwen_runtime.witness import LOG_SECONDS, Killed, Witness
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT)
 _OUTPUT_SECONDS = 5.0
@@ -43,7 +46,8 @@ class Supervisor:
     `archive` is the path of this program, which also guards the engine's processes (see `guard`).
     `on_asked` is called once, after the first signal to end has arrived and before the engine gets it. `group`: the
     other members, if the engine runs over several pods. `member_ended` says which of them ended, and why.
-    `knows_cause`: the cause is in this pod.
+    `killed` is the process of this pod whose end caused the others. `hangs`: a process of this pod that hangs is the
+    cause.
     """
 
     log_lines: LogLines
@@ -53,7 +57,9 @@ class Supervisor:
     log: EngineLog = field(init=False)
     group: Group | None = None
     member_ended: str = ""
-    knows_cause: bool = False
+    killed: Killed | None = None
+    hangs: bool = False
+    _witness: Witness = field(init=False)
     _end_by: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _pending: list[int] = field(default_factory=list)
@@ -65,6 +71,7 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self.log = EngineLog(self.log_lines, self.patience, time.monotonic)
+        self._witness = Witness(self.log_lines.processes, time.monotonic)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -99,11 +106,13 @@ class Supervisor:
         pumps = self._start_pumps(child)
         status = self._wait(child.pid)
         child.returncode = status  # reaped here, not by subprocess
+        self._witness.close()
         processes.end_descendants()
         for thread in pumps:
             thread.join(_OUTPUT_SECONDS)
         kills = _difference(kills_before, processes.oom_kills())
-        return Ending(status, self._asked, self._hung, kills, self.member_ended)
+        self.killed = self._killed_first(status)
+        return Ending(status, self._asked, self._hung, kills, self.member_ended, self.killed)
 
     def _not_started(self, command: Sequence[str], error: OSError) -> Ending:
         line = f"cannot run {command[0]}: {error.strerror}"
@@ -115,7 +124,7 @@ class Supervisor:
         pumps = []
         for stream, sink in ((child.stdout, 1), (child.stderr, 2)):
             if stream is not None:
-                pumps.append(start_pump(os.dup(stream.fileno()), sink, self._observe))
+                pumps.append(start_pump(os.dup(stream.fileno()), sink, self._observe, self._glance))
                 stream.close()
         return pumps
 
@@ -126,6 +135,15 @@ class Supervisor:
             changed = self.log.deadline != before
         if changed:
             self._wake()
+
+    def _glance(self, unfinished: str) -> None:
+        with self._lock:
+            self.log.glance(unfinished)
+
+    def page(self) -> bytes:
+        """How far the start is."""
+        with self._lock:
+            return start_page(self.log)
 
     def wake(self) -> None:
         """Let the supervisor look again. Any thread may call it."""
@@ -140,6 +158,7 @@ class Supervisor:
     def _wait(self, pid: int) -> int:
         killed = False
         while True:
+            self._heed_killed()
             self._heed_group()
             self._heed_stopped()
             while self._pending:
@@ -170,6 +189,36 @@ class Supervisor:
             patience = _FOLLOW_SECONDS if self._asked or event.rank == 0 else 0.0
             self._end_by = self._end_by or time.monotonic() + patience
 
+    def _heed_killed(self) -> None:
+        """Let the others know at once that a process of this engine was killed.
+
+        SGLang notices some of these ends late or never, and then the other ranks hang.
+        """
+        if self.group is None or self._asked or self._hung or self._end_by is not None:
+            return
+        self._witness.look()
+        waits = self._witness.killed is not None and time.monotonic() < self._witness.killed.time + LOG_SECONDS
+        if not waits and self._killed_first() is not None:
+            self._end_by = time.monotonic() + _FOLLOW_SECONDS
+            self.group.ending()
+
+    def _killed_first(self, status: int = 0) -> Killed | None:
+        """The process of this member that a signal ended before anything else failed; None if there is none.
+
+        `status`: how the engine's main process ended.
+        """
+        if self.group is None or self._asked:
+            return None
+        with self._lock:
+            logged, crashed_at = self.log.killed, self.log.crashed_at
+        seen = self._witness.killed
+        if seen is not None and seen.precedes(crashed_at):
+            return replace(seen, line=f"{seen.line} of {self.group.member.place}")
+        others = self._hung or self._end_by is not None or crashed_at is not None
+        if logged is None and not others and status == -signal.SIGKILL:
+            return Killed(signal.SIGKILL, f"SIGKILL ended the main process of {self.group.member.place}", 0.0)
+        return logged
+
     def _heed_stopped(self) -> None:
         """End an engine of which a signal stopped a process for too long. The other ranks wait for it and do not end.
 
@@ -181,10 +230,9 @@ class Supervisor:
         self._stopped = {pid: self._stopped.get(pid, now) for pid in names}
         for pid, since in self._stopped.items():
             if now - since >= self.patience.stopped_seconds:
-                member = self.group.member
-                self.knows_cause = True
+                self.hangs = True
                 with self._lock:
-                    self.log.hangs(f"the process {names[pid]} of rank {member.rank} ({member.name}) is stopped")
+                    self.log.hangs(f"the process {names[pid]} of {self.group.member.place} is stopped")
 
     def await_cause(self) -> None:
         """Wait a moment for the member that ended first to say so."""
@@ -210,14 +258,16 @@ class Supervisor:
         return min(ends) - time.monotonic() if ends else None
 
     def _look_again(self, seconds: float | None) -> float | None:
-        """After how many seconds at most to look again for stopped processes."""
+        """After how many seconds at most to look at the processes again."""
         if self.group is None:
             return seconds
+        if self._witness.killed is not None and self._end_by is None:
+            return LOG_SECONDS if seconds is None else min(seconds, LOG_SECONDS)
         step = min(_STOPPED_STEP_SECONDS, self.patience.stopped_seconds / 2)
         return step if seconds is None else min(seconds, step)
 
     def _sleep(self, seconds: float | None) -> None:
-        select.select([self._wake_read], [], [], seconds)
+        select.select([self._wake_read, *self._witness.descriptors], [], [], seconds)
         try:
             os.read(self._wake_read, 4096)
         except BlockingIOError:
@@ -228,11 +278,19 @@ def _difference(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else after - before
 
 
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """Where an engine is reported: its start on a page at `start_port`, its end in the file `termination_log`."""
+
+    termination_log: Path | None
+    start_port: int
+
+
 def launch(
     command: Sequence[str],
     log_lines: LogLines,
     patience: Patience,
-    termination_log: Path | None,
+    reports: Reports,
     member: Member | None = None,
 ) -> int:
     """Run an engine and return the container's exit code. An unclean end leaves a report in the termination log.
@@ -244,6 +302,7 @@ def launch(
     `member`: the place of this process in an engine over several pods. The engine starts when all members are there,
     and its command gets the address of rank 0.
     """
+    termination_log = reports.termination_log
 
     def on_asked(log: EngineLog) -> None:
         deliver(bounded(asked_report(log)), termination_log)
@@ -262,7 +321,8 @@ def launch(
         group.notify(supervisor.wake)
         command = [*command, f"--dist-init-addr={group.leader_address}"]
     try:
-        ending = supervisor.run(command)
+        with showing(supervisor.page, reports.start_port):
+            ending = supervisor.run(command)
         return _concluded(supervisor, ending, termination_log)
     finally:
         if group is not None:
@@ -287,7 +347,7 @@ def _concluded(supervisor: Supervisor, ending: Ending, termination_log: Path | N
     log, group = supervisor.log, supervisor.group
     if ending.clean:
         if group is not None:
-            group.ended(f"rank {group.member.rank} ({group.member.name}) was asked to end")
+            group.ended(f"{group.member.place} was asked to end")
         if log.frozen or log.phase_when_asked is not Phase.SERVING:
             supervisor.on_asked(log)
         else:
@@ -296,7 +356,7 @@ def _concluded(supervisor: Supervisor, ending: Ending, termination_log: Path | N
     if group is not None:
         group.ending()
     cause = verdict(ending, log, os.path.lexists)
-    unclear = is_consequence(cause.reason) and not supervisor.knows_cause
+    unclear = is_consequence(cause.reason) and not supervisor.hangs and supervisor.killed is None
     if group is not None and not ending.member and unclear:
         supervisor.await_cause()
         ending = replace(ending, member=supervisor.member_ended)
@@ -316,4 +376,4 @@ def _first_words(member: Member, cause: Classification) -> str:
     if cause.reason is ReportReason.MEMBER_ENDED:
         return cause.line
     line = f": {cause.line}" if cause.line else ""
-    return f"rank {member.rank} ({member.name}) ended first, {cause.reason.value}{line}"
+    return f"{member.place} ended first, {cause.reason.value}{line}"

@@ -30,13 +30,19 @@ class NoLogLines(Exception):
 class LogLines:
     """The patterns of one version. `phases` are in reverse order of start-up.
 
+    `bars` find the progress bar of a phase; the groups `done` and `total` count its steps.
+    `processes` matches the names of the engine's own processes. `killed` matches lines about one of them that a signal
+    ended which no process sends to itself (`processes.FATAL`).
     `failures` are ordered: a reason is before the reasons that it causes. `noise` matches lines that only mention
     failures.
     """
 
     version: str
     phases: tuple[tuple[Phase, re.Pattern[str]], ...]
+    bars: Mapping[Phase, re.Pattern[str]]
     crash: re.Pattern[str]
+    killed: re.Pattern[str]
+    processes: re.Pattern[str]
     bind_failed: re.Pattern[str]
     shutting_down: re.Pattern[str]
     health_unanswered: re.Pattern[str]
@@ -55,7 +61,10 @@ class LogLines:
         return cls(
             version=record["sglang"],
             phases=tuple((Phase(one["phase"]), _any(one["lines"])) for one in record["phases"]),
+            bars={Phase(phase): re.compile(bar) for phase, bar in record["bars"].items()},
             crash=_any(record["crash"]),
+            killed=_any(record["killed"]),
+            processes=_any(record["processes"]),
             bind_failed=_any(record["bindFailed"]),
             shutting_down=_any(record["shuttingDown"]),
             health_unanswered=_any(record["healthUnanswered"]),

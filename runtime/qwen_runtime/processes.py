@@ -1,13 +1,29 @@
 """The duties of an init process: adopt orphans, reap, end every descendant, and read the cgroup's OOM counter."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
+# In the fields after the name.
+_EXIT_CODE = 49
+FATAL = frozenset({signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
+"""Signals that end a process for a cause of its own. SIGABRT is not one: NCCL aborts if another rank is gone."""
 OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process. `name` has at most 15 characters. `signal`: the one that ended it, 0 for none."""
+
+    pid: int
+    name: str
+    ended: bool
+    signal: int
 
 
 def adopt_orphans() -> bool:
@@ -59,6 +75,18 @@ def descendants(root: int) -> list[int]:
         pids += below
         queue += below
     return pids
+
+
+def named(root: int, names: re.Pattern[str]) -> list[Process]:
+    """The descendants of `root` with such a name. One that has ended is there until its parent reads how."""
+    found = []
+    for pid in descendants(root):
+        name, fields = _stat(Path(f"/proc/{pid}"))
+        if fields and names.search(name):
+            ended = fields[0] in "ZX"
+            status = int(fields[_EXIT_CODE]) if ended and len(fields) > _EXIT_CODE else 0
+            found.append(Process(pid, name, ended, status & 0x7F))
+    return found
 
 
 def stopped(root: int) -> dict[int, str]:

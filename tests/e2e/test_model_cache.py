@@ -5,6 +5,9 @@ These tests change the values of the release, and set them back.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +153,21 @@ def test_a_private_model_is_downloaded_with_progress_and_once(
     wait_for("another pod", lambda: pods(kubectl, cached, "tiny") or None, 60)
     wait_ready(kubectl, cached, "tiny", timeout=300)
     assert hub.sent() == before
+
+
+def cache_command(bed: Cluster, *words: str) -> str:
+    """What `qwen-operator cache` prints, with the bed's kubeconfig."""
+    program = str(Path(sys.executable).with_name("qwen-operator"))
+    command = [program, "cache", *words, f"--kubeconfig={bed.kubeconfig}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    return done.stdout + done.stderr
+
+
+def test_the_command_lists_the_cache_and_keeps_what_an_engine_uses(bed: Cluster, cached: str) -> None:
+    [row] = json.loads(cache_command(bed, "ls", "-n", cached, "-o", "json"))["models"]
+    assert (row["model"], row["commit"], row["state"]) == (REPOSITORY, COMMIT, "InUse")
+    assert row["place"] == f"claim/{CLAIM}"
+    assert "an engine has it loaded" in cache_command(bed, "rm", "-n", cached, REPOSITORY, "--yes")
 
 
 def test_a_folder_of_the_node_is_refused_with_a_sentence(bed: Cluster, kubectl: Kubectl, cached: str, hub: Hub) -> None:

@@ -211,6 +211,28 @@ def test_sizes_and_ends_of_engines_are_counted_from_what_is_written(world: World
     assert world.value("qwen_deployment_engine_failures_total", reason="CudaOutOfMemory") == 2
 
 
+def fetched(index: int, count: int, finished: str) -> Manifest:
+    ended = {"exitCode": 0, "finishedAt": finished, "message": f'{{"version": 1, "hubBytes": {count}}}'}
+    one = pod(index)
+    return one | {
+        "status": one["status"] | {"initContainerStatuses": [{"name": "fetch", "state": {"terminated": ended}}]}
+    }
+
+
+def test_a_fetch_counts_once_and_only_in_the_process_that_saw_it_end(world: World) -> None:
+    world.store.update(QWENDEPLOYMENTS, deployment(plan=PLAN))
+    for index, count, finished in ((0, 7, "2999-01-01"), (1, 0, "2999-01-01"), (2, 9, "2001-01-01")):
+        world.store.update(PODS, fetched(index, count, f"{finished}T00:00:00Z"))
+    for _ in range(2):
+        assert world.value("qwen_deployment_model_fetches_total", result="miss") == 1
+        assert world.value("qwen_deployment_model_fetches_total", result="hit") == 1
+        assert world.value("qwen_deployment_model_fetched_bytes_total") == 7
+    world.store.remove(PODS, pod(0))
+    assert world.value("qwen_deployment_model_fetched_bytes_total") == 7
+    world.store.remove(QWENDEPLOYMENTS, deployment())
+    assert 'deployment="chat"' not in world.text()
+
+
 def test_nothing_stays_of_a_deleted_deployment(world: World) -> None:
     world.store.update(QWENDEPLOYMENTS, deployment(plan=PLAN))
     failure = {"reason": "Hung", "time": "t", "pod": "p"}

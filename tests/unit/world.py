@@ -46,7 +46,8 @@ from qwen_operator.manifests.pods import RuntimeImage
 from qwen_operator.planning import plan as planning
 from qwen_operator.planning.types import EngineDefaults, EngineSource, NoFit, Plan
 from qwen_operator.scaling.types import ScalingState
-from qwen_operator.status.progress import FetchPage
+from qwen_operator.status.progress import ProgressPage
+from qwen_runtime.checkpoints.adapter import AdapterFacts
 from tests.unit.checkpoints.reports import V1
 from tests.unit.fakes import Clock, Crash, FakeKube, matches
 
@@ -60,6 +61,7 @@ CONFIG = Config(
     gateway=GatewayConfig("system", "keys", "none"),
 )
 REPORT = V1 | {"weightBytes": 928_000_000, "tensors": 291}
+ANY_ADAPTER = AdapterFacts(8, ("q_proj",), 1, 0, 0, 0, 0, 1024).to_record()
 CUT: Manifest = {
     "version": 1,
     "error": {
@@ -220,10 +222,13 @@ class Kubelet:
             return self.inspection(pod) if self.inspection else self.inspected(pod)
         return self.engine(pod) if self._group_is_whole(pod) else None
 
-    def inspected(self, _pod: Manifest) -> Manifest:
-        """The end of an inspection with the report."""
+    def inspected(self, pod: Manifest) -> Manifest:
+        """The end of an inspection with the report. Adapters that the report lacks fit every base."""
+        command = pod["spec"]["containers"][0]["command"]
+        records = [ANY_ADAPTER for word in command if word.startswith("--adapter=")]
+        adapters = {"adapters": records} if records else {}
         code = 1 if "error" in self.report else 0
-        return ended_status(INSPECTION_CONTAINER, code, json.dumps(self.report), self.api.clock.stamp())
+        return ended_status(INSPECTION_CONTAINER, code, json.dumps(adapters | self.report), self.api.clock.stamp())
 
     def _group_is_whole(self, pod: Manifest) -> bool:
         """An engine of several pods answers in none of them before all of them know the first one."""
@@ -278,7 +283,7 @@ class Operator:
         self.queue = WorkQueue(clock=api.clock.monotonic, random=lambda: 0.5)
         self.intake = Intake(self.store, self.queue)
         self.outcomes: Counter[str] = Counter()
-        self.pages: dict[str, FetchPage] = {}
+        self.pages: dict[str, ProgressPage] = {}
         self.resync = Resync(api, self.intake, config, lambda: 0.5, api.clock.monotonic)
         self.hub = HubReader(fetch, self.queue.add, api.clock.now)
         reconciler = Reconciler(

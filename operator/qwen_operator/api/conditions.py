@@ -95,6 +95,7 @@ class Reason(StrEnum):
     INSPECTION_FAILED = "InspectionFailed"
     MODEL_NOT_FOUND = "ModelNotFound"
     INVALID_CONFIG = "InvalidConfig"
+    ADAPTER_MISMATCH = "AdapterMismatch"
     TRUNCATED_WEIGHTS = "TruncatedWeights"
     UNREADABLE_WEIGHTS = "UnreadableWeights"
     TOKENIZER_MISSING = "TokenizerMissing"

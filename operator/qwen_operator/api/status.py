@@ -52,12 +52,12 @@ class ScalingReport:
 class Observation:
     """Everything that a status is made of.
 
-    `model`, `plan`, `no_fit`, `observed` and `progress` already have their status form, or are None.
+    `model`, `plan`, `no_fit`, `observed`, `progress` and `adapters` already have their status form, or are None.
 
     `verdicts` has at least one entry for each of Ready, Planned, ModelLoaded and ScalingActive. `replicas` is the
     number of replicas that exist and are not draining, `ready` of those that answer, `wanted` of those that should
     exist. `gpus` is the short form of the plan's GPUs ("4xH100-80GB") or "", `names` are the served names,
-    `claims` is `status.names`, `load` is the class of the load.
+    `claims` is `status.names`, `load` is the class of the load, `cache` is the column CACHE.
     """
 
     generation: int
@@ -77,6 +77,8 @@ class Observation:
     load: str = "-"
     observed: Mapping[str, Any] | None = None
     progress: Mapping[str, Any] | None = None
+    cache: str = ""
+    adapters: Mapping[str, Any] | None = None
 
 
 def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[str, Any]:
@@ -92,6 +94,7 @@ def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[st
         "lastFailure": _failure(observation.last_failure),
         "scaling": _scaling(observation, mapping(old, "scaling"), now),
         "progress": observation.progress,
+        "adapters": observation.adapters,
     }
     status = {
         "observedGeneration": observation.generation,
@@ -120,6 +123,7 @@ def summary(observation: Observation) -> dict[str, str]:
         "ready": f"{observation.ready}/{observation.wanted}",
         "status": str(shown.reason),
         "load": observation.load,
+        **({"cache": observation.cache} if observation.cache else {}),
         "message": clip(shown.message),
     }
 

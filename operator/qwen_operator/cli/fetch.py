@@ -6,6 +6,7 @@ import argparse
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     hub_options(parser, required=False)
     s3_options(parser, required=False)
     parser.add_argument("--commit", required=True)
+    parser.add_argument("--file", default="", metavar="PATH", help="only this file, a GGUF file")
     parser.add_argument("--cache", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--size-gib", type=int, required=True, metavar="GIB", help="most that the cache may have")
     parser.add_argument(
@@ -68,5 +70,6 @@ def main(arguments: argparse.Namespace) -> int:
 
     limit, kept_free = arguments.size_gib << 30, arguments.kept_free_percent
     place = Place(arguments.cache, limit, socket.gethostname(), arguments.port, kept_free, arguments.of_pod)
-    remote = bucket_of(arguments, arguments.commit) if arguments.s3 else remote_of(arguments, arguments.commit)
-    return main(Fetch(remote, place))
+    if arguments.s3:
+        return main(Fetch(bucket_of(arguments, arguments.commit), place))
+    return main(Fetch(replace(remote_of(arguments, arguments.commit), file=arguments.file), place))

@@ -38,7 +38,7 @@ from qwen_operator.replicas.pod_state import PodState, is_gated
 from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.scaling_view import shown
 from qwen_operator.scaling.types import ScalingState
-from qwen_operator.status.progress import FetchPage
+from qwen_operator.status.progress import ProgressPage
 
 # The operator checks the names of this many replicas for pods of other owners. New replicas take the lowest free index.
 # If foreign pods had more names than this, the API server would report the next one with a 409.
@@ -58,7 +58,7 @@ class Observer:
         pools: tuple[GpuPool, ...],
         scaling: Callable[[str, str, str], ScalingState | None],
         hub: Callable[[ObjectKey], HubAnswer | None] = lambda _key: None,
-        pages: Callable[[], Mapping[str, FetchPage]] = dict,
+        pages: Callable[[], Mapping[str, ProgressPage]] = dict,
     ) -> None:
         self._store = store
         self._pools = pools

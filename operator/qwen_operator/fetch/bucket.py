@@ -25,7 +25,7 @@ from qwen_operator.fetch import checksums
 from qwen_operator.fetch.faults import FetchError
 from qwen_operator.fetch.files import MOST_FILES, Listing, RemoteFile, needed
 from qwen_operator.fetch.wire import Client, certificates, proxy_for
-from qwen_operator.manifests.model_cache import bucket_folder
+from qwen_operator.manifests.model_cache import bucket_folder, model_folder
 from qwen_runtime.checkpoints.model import MAX_BYTES
 
 DEFAULT_REGION = "us-east-1"
@@ -168,11 +168,12 @@ class Bucket:
 
     @property
     def folder(self) -> str:
-        return f"s3/{bucket_folder(self.repository)}/{self.commit}"
+        return model_folder("s3", bucket_folder(self.repository), self.commit)
 
     server = "the store"
     address_field = "spec.source.endpoint"
     redirects = False
+    file = ""
 
     def __str__(self) -> str:
         return f"s3://{self.repository}"

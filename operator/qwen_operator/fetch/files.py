@@ -107,10 +107,15 @@ def needed(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
     chosen = [file for file in files if is_safe(file.path) and _is_needed(file.path)]
     if not any(file.path.endswith(WEIGHTS) and "/" not in file.path for file in chosen):
         raise FetchError(Reason.MODEL_NOT_FOUND, f"there are no *{WEIGHTS} files in its top folder")
-    unknown = next((file for file in chosen if file.size < 0), None)
-    if unknown is not None:
-        raise FetchError(Reason.MODEL_NOT_FOUND, f"the hub does not say how large {shown(unknown.path)} is")
-    return tuple(sorted(chosen, key=lambda file: (file.path.endswith(WEIGHTS), file.path)))
+    return tuple(sorted(_with_sizes(chosen), key=lambda file: (file.path.endswith(WEIGHTS), file.path)))
+
+
+def single(files: Iterable[RemoteFile], path: str) -> tuple[RemoteFile, ...]:
+    """The one file that is wanted. Raises FetchError if the repository has no such file."""
+    chosen = tuple(file for file in files if file.path == path and is_safe(path))
+    if not chosen:
+        raise FetchError(Reason.MODEL_NOT_FOUND, f"the repository has no file {shown(path)}: correct spec.source.file")
+    return _with_sizes(chosen)
 
 
 def total(files: Sequence[RemoteFile]) -> int:
@@ -122,6 +127,14 @@ def is_safe(path: str) -> bool:
     """Whether the path stays in its folder, and is no name that the cache uses itself."""
     parts = path.split("/")
     return len(parts) <= _DEEPEST and all(_PART.fullmatch(part) and ".." not in part for part in parts)
+
+
+def _with_sizes(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
+    chosen = tuple(files)
+    unknown = next((file for file in chosen if file.size < 0), None)
+    if unknown is not None:
+        raise FetchError(Reason.MODEL_NOT_FOUND, f"the hub does not say how large {shown(unknown.path)} is")
+    return chosen
 
 
 def _is_needed(path: str) -> bool:

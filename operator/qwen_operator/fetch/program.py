@@ -19,14 +19,14 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.fetch import bucket, checksums
 from qwen_operator.fetch.bucket import Bucket
 from qwen_operator.fetch.faults import FetchError, told
-from qwen_operator.fetch.files import RemoteFile, needed, total
+from qwen_operator.fetch.files import RemoteFile, needed, single, total
 from qwen_operator.fetch.listing import read_listing
-from qwen_operator.fetch.page import showing
 from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.store import Entry, Store, gigabytes
 from qwen_operator.fetch.transfer import CHUNK_BYTES, PATIENCE_SECONDS, Transfer
 from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, RemoteModel, certificates
 from qwen_runtime.inspect_checkpoint import examine
+from qwen_runtime.page import showing
 from qwen_runtime.report import deliver
 
 LOG_SECONDS = 10.0
@@ -111,13 +111,14 @@ class Fetch:
             chunk_bytes=self.chunk_bytes,
         ).run()
         _remove_others(entry.partial, files)
-        _check(entry.partial)
+        _check(entry.partial, self.remote.file)
         store.lease(entry, self.place.pod)
         store.publish(entry, files)
 
     def _files(self) -> tuple[RemoteFile, ...]:
         """The files to download, with their checksums."""
-        files = needed(read_listing(self._client()).files)
+        listed = read_listing(self._client()).files
+        files = single(listed, self.remote.file) if self.remote.file else needed(listed)
         if not isinstance(self.remote, Bucket):
             return files
         checked = bucket.with_checksums(self._client(), self.remote, files)
@@ -176,13 +177,16 @@ def main(fetch: Fetch, termination_log: Path | None = None) -> int:
         print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
         deliver(error.report(), termination_log)
         return 1
-    deliver(json.dumps({"version": 1, "bytes": fetch.progress.total}).encode(), termination_log)
+    deliver(
+        json.dumps({"version": 1, "bytes": fetch.progress.total, "hubBytes": fetch.progress.received}).encode(),
+        termination_log,
+    )
     return 0
 
 
-def _check(folder: Path) -> None:
-    """Raise FetchError if an engine could not load what the repository has."""
-    report, complete = examine(folder)
+def _check(folder: Path, file: str) -> None:
+    """Raise FetchError if an engine could not load what the repository has, or its one file if `file` is given."""
+    report, complete = examine(folder / file if file else folder)
     if complete:
         return
     error: dict[str, Any] = report["error"]

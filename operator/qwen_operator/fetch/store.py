@@ -13,6 +13,7 @@ model whose lock is held. Between the fetch and the start of the engine, and bet
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -127,11 +128,11 @@ class Store:
         Call it while the entry's lock is held. Raises FetchError with both numbers if there is not enough room.
         """
         with self.locked("cache"):
-            present = _used(entry.partial)
+            present = used_bytes(entry.partial)
             wanted = max(0, total(files) - present)
             removed: list[str] = []
             while going := self._going(entry, wanted, present):
-                removed += [key for key in going if self._remove(key)]
+                removed += [key for key in going if self.remove(key)]
             entry.partial.mkdir(exist_ok=True)
             (entry.partial / ".total").write_text(str(total(files)))
             return tuple(removed)
@@ -139,7 +140,7 @@ class Store:
     def _going(self, entry: Entry, wanted: int, present: int) -> tuple[str, ...]:
         """The keys of the models that must go before `wanted` bytes fit. Raises FetchError if they never fit."""
         others = [one for one in self.cached() if one.key != entry.key]
-        verdict = make_room(others, wanted, Room(self.limit - present, self._free()))
+        verdict = make_room(others, wanted, Room(self.limit - present, self.free()))
         if verdict.missing and self.of_pod:
             message = (
                 f"{entry.remote} needs {gigabytes(wanted)} more, and the node has room for "
@@ -184,12 +185,12 @@ class Store:
     def _complete(self, folder: Path) -> Cached:
         key = "--".join(folder.parts[-3:])
         used_at = self._last_use(key)
-        busy = self.now() - used_at < LEASE_SECONDS or not _is_idle(folder / IN_USE)
-        return Cached(key, _used(folder), used_at, busy)
+        busy = self.now() - used_at < LEASE_SECONDS or not is_idle(folder / IN_USE)
+        return Cached(key, used_bytes(folder), used_at, busy)
 
     def _partial(self, folder: Path) -> Cached:
-        used = _used(folder)
-        if _is_idle(self.root / "locks" / folder.name):
+        used = used_bytes(folder)
+        if is_idle(self.root / "locks" / folder.name):
             return Cached(folder.name, used, self._last_use(folder.name), False)
         # Before the download has counted its files, and shortly before its end, it has no total.
         wanted = used
@@ -202,7 +203,7 @@ class Store:
             return max((path.stat().st_mtime for path in (self.root / "leases" / key).iterdir()), default=0.0)
         return 0.0
 
-    def _remove(self, key: str) -> bool:
+    def remove(self, key: str) -> bool:
         """Remove a model; False if an engine began to use it meanwhile. No engine gets its lock while it goes."""
         complete = [path for path in (self.root / "models").glob("*/*/*") if "--".join(path.parts[-3:]) == key]
         for folder in (*complete, self.root / "partial" / key):
@@ -214,7 +215,8 @@ class Store:
         shutil.rmtree(self.root / "leases" / key, ignore_errors=True)
         return True
 
-    def _free(self) -> int:
+    def free(self) -> int:
+        """The bytes that the file system has left for the cache."""
         stat = os.statvfs(self.root)
         return (stat.f_bavail - stat.f_blocks * self.kept_free_percent // 100) * stat.f_frsize
 
@@ -262,7 +264,7 @@ def _try(descriptor: int) -> bool:
     return True
 
 
-def _is_idle(path: Path) -> bool:
+def is_idle(path: Path) -> bool:
     """Whether nobody holds a lock on the file."""
     with _taken(path) as taken:
         return taken
@@ -270,11 +272,14 @@ def _is_idle(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _taken(path: Path) -> Iterator[bool]:
-    """Try to hold the lock of a file; gives whether nobody else holds it. A missing file is nobody's."""
+    """Try to hold the lock of a file; gives whether nobody else holds it. A missing file is nobody's.
+
+    Who may not open the file cannot know whether it is locked, so it counts as locked.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR)
-    except OSError:
-        yield True
+    except OSError as error:
+        yield error.errno in (errno.ENOENT, errno.ENOTDIR)
         return
     try:
         yield _try(descriptor)
@@ -289,7 +294,7 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _used(folder: Path) -> int:
+def used_bytes(folder: Path) -> int:
     """The bytes on disk of all files in a folder. A file that is not written completely has holes."""
     used = 0
     for parent, _, names in os.walk(folder):

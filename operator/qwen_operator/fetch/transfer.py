@@ -226,7 +226,7 @@ class Transfer:
                     for count in self._pieces(client, chunk, at, buffer):
                         os.pwrite(descriptor, buffer[:count], at)
                         at += count
-                        self.progress.add(count)
+                        self.progress.receive(count)
                         self._last_byte = time.monotonic()
                 except (Busy, Cut) as trouble:
                     failures = 0 if at > before else failures + 1

@@ -63,7 +63,8 @@ class RemoteModel(Protocol):
     """Where the files of a model are: a repository of a hub, or a folder in a bucket. `str` names it in messages.
 
     `base` is the address of the server. `server` is a word for it in messages, and `address_field` the setting with its
-    address. `redirects`: its redirects are followed. `folder` is the model's folder below `models` of a cache.
+    address. `redirects`: its redirects are followed. `folder` is the model's folder below `models` of a cache. `file`:
+    the only file to load; "" for all that an engine needs.
     """
 
     @property
@@ -80,6 +81,8 @@ class RemoteModel(Protocol):
     def redirects(self) -> bool: ...
     @property
     def folder(self) -> str: ...
+    @property
+    def file(self) -> str: ...
 
     def at(self, commit: str) -> RemoteModel:
         """The same at another commit."""
@@ -96,13 +99,17 @@ class RemoteModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A repository on a hub at a commit. `base` is the address of the hub or its mirror. `token` is "" without one."""
+    """A repository on a hub at a commit. `base` is the address of the hub or its mirror. `token` is "" without one.
+
+    `file`: the only file to load; "" for all that an engine needs.
+    """
 
     hub: Hub
     base: str
     repository: str
     commit: str
     token: str = ""
+    file: str = ""
 
     server = "the hub"
     address_field = "hub.url"
@@ -110,7 +117,7 @@ class Remote:
 
     @property
     def folder(self) -> str:
-        return model_folder(self.hub, self.repository, self.commit)
+        return model_folder(self.hub, self.repository, self.commit, self.file)
 
     def at(self, commit: str) -> Remote:
         return replace(self, commit=commit)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from typing import Any
 
 from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.pod import CACHE_VOLUME
 from qwen_operator.manifests import expansion, names
 from qwen_operator.manifests.names import Manifest
-from qwen_operator.planning.types import CacheType, EngineSource, ModelFetch
+from qwen_operator.planning.types import CacheType, EngineSource, ModelCache, ModelFetch
 
 IN_USE = ".in-use"
 """An engine holds a lock on this file of its model for as long as it runs."""
@@ -34,9 +33,17 @@ _REQUESTS = {"cpu": "500m", "memory": "512Mi"}
 _LIMITS = {"cpu": "1", "memory": "512Mi"}
 
 
-def model_folder(hub: str, repository: str, commit: str) -> str:
-    """The folder of a model below `models`: HUB/ORGANISATION--NAME/COMMIT."""
-    return f"{hub}/{repository.replace('/', '--')}/{commit}"
+def model_folder(hub: str, repository: str, commit: str, file: str = "") -> str:
+    """The folder of a model below `models`: HUB/ORGANISATION--NAME/COMMIT, for a single file COMMIT-HASH."""
+    hashed = f"-{hashlib.sha256(file.encode()).hexdigest()[:12]}" if file else ""
+    return f"{hub}/{repository.replace('/', '--')}/{commit}{hashed}"
+
+
+def engine_folder(source: EngineSource) -> str:
+    """Where the engine finds the folder of its cached model. A single file lies in it."""
+    assert source.fetch is not None
+    file = source.fetch.file
+    return source.model_path.removesuffix(f"/{file}") if file else source.model_path
 
 
 def bucket_folder(location: str) -> str:
@@ -52,15 +59,25 @@ def mounted(source: EngineSource, namespace: str) -> EngineSource:
     if fetch is None:
         return source
     root = namespace if fetch.cache.type is CacheType.HOST_PATH else _IN_CLAIM
-    folder = f"{root}/models/{model_folder(fetch.hub, fetch.repository, fetch.commit)}"
-    mount = {"name": VOLUME, "mountPath": source.model_path, "subPath": folder, "readOnly": True}
-    return replace(source, volumes=(*source.volumes, _volume(fetch)), mounts=(*source.mounts, mount))
+    folder = f"{root}/models/{model_folder(fetch.hub, fetch.repository, fetch.commit, fetch.file)}"
+    mount = {"name": VOLUME, "mountPath": engine_folder(source), "subPath": folder, "readOnly": True}
+    return replace(source, volumes=(*source.volumes, _volume(fetch.cache)), mounts=(*source.mounts, mount))
 
 
-def _volume(fetch: ModelFetch) -> Manifest:
-    cache = fetch.cache
+def whole(cache: ModelCache, namespace: str) -> tuple[Manifest, Manifest, str]:
+    """The volume and the mount of all that a namespace has in the cache, and the folder of the cache in the mount.
+
+    It makes no folder on a node that has none.
+    """
+    on_node = cache.type is CacheType.HOST_PATH
+    volume = _volume(cache, "Directory")
+    mount: Manifest = {"name": VOLUME, "mountPath": _FETCH_MOUNT, **({"subPath": namespace} if on_node else {})}
+    return volume, mount, _FETCH_MOUNT if on_node else f"{_FETCH_MOUNT}/{_IN_CLAIM}"
+
+
+def _volume(cache: ModelCache, kind: str = "DirectoryOrCreate") -> Manifest:
     if cache.type is CacheType.HOST_PATH:
-        return {"name": VOLUME, "hostPath": {"path": cache.place, "type": "DirectoryOrCreate"}}
+        return {"name": VOLUME, "hostPath": {"path": cache.place, "type": kind}}
     if cache.type is CacheType.POD:
         return {"name": VOLUME, "emptyDir": {"sizeLimit": f"{cache.size_gib}Gi"}}
     return {"name": VOLUME, "persistentVolumeClaim": {"claimName": cache.place}}
@@ -69,14 +86,15 @@ def _volume(fetch: ModelFetch) -> Manifest:
 def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest) -> Manifest:
     """The container that fetches a model. `common` has the image, its pull policy and the security context."""
     on_node, in_pod = fetch.cache.type is CacheType.HOST_PATH, fetch.cache.type is CacheType.POD
-    mount: dict[str, Any] = {"name": VOLUME, "mountPath": _FETCH_MOUNT, **({"subPath": namespace} if on_node else {})}
+    _, mount, folder = whole(fetch.cache, namespace)
     hub_url = [f"--hub-url={fetch.hub_url}"] if fetch.hub_url else []
     command = [
         "qwen-operator",
         "fetch",
         *(fetch.options or [f"--hub={fetch.hub}", *hub_url, f"--repository={fetch.repository}"]),
         f"--commit={fetch.commit}",
-        f"--cache={_FETCH_MOUNT if on_node else f'{_FETCH_MOUNT}/{_IN_CLAIM}'}",
+        *([f"--file={fetch.file}"] if fetch.file else []),
+        f"--cache={folder}",
         f"--size-gib={fetch.cache.size_gib}",
         *([f"--kept-free-percent={_KEPT_FREE_PERCENT}"] if on_node or in_pod else []),
         *(["--of-pod"] if in_pod else []),

@@ -108,7 +108,11 @@ def engine_template(
     return {
         "metadata": {
             "labels": {**spec.pod.labels, **labels},
-            "annotations": {**spec.pod.annotations, names.ANNOTATION_OWNER_UID: identity.owner.uid},
+            "annotations": {
+                **spec.pod.annotations,
+                names.ANNOTATION_OWNER_UID: identity.owner.uid,
+                **_present(**{names.ANNOTATION_ADAPTERS: ",".join(name for name, _ in source.adapters)}),
+            },
         },
         "spec": canonical_quantities(pod),
     }
@@ -213,7 +217,7 @@ def inspection_pod(
         "name": names.INSPECTION_CONTAINER,
         "image": runtime.reference,
         "imagePullPolicy": runtime.pull_policy,
-        "command": _literal(source.inspection or ("python3", _IMAGE_RUNTIME, "inspect", "--path", source.model_path)),
+        "command": _literal(source.inspection or _inspection_command(source)),
         **_present(env=[_variable(variable) for variable in source.env]),
         "resources": {part: dict(amounts) for part, amounts in runtime.inspection.resources.items()},
         "securityContext": deepcopy(_CONTAINER_SECURITY),
@@ -232,6 +236,12 @@ def inspection_pod(
         "volumes": [dict(volume) for volume in source.volumes],
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": canonical_quantities(pod)}
+
+
+def _inspection_command(source: EngineSource) -> tuple[str, ...]:
+    model = ("--path", source.model_path) if source.model_path else ()
+    adapters = tuple(f"--adapter={name}={folder}" for name, folder in source.adapters)
+    return ("python3", _IMAGE_RUNTIME, "inspect", *model, *adapters)
 
 
 def _inspection_affinity(pod: Pod, runtime: RuntimeImage, place: InspectionPlace) -> Manifest:
@@ -357,7 +367,7 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
 def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
     """The command. SGLang runs as a child of the runtime, because as process 1 it ignores SIGTERM while it loads."""
     group = group_command(plan.nodes_per_replica, _group_seconds(plan, source))
-    hold = [f"--hold={source.model_path}/{model_cache.IN_USE}"] if source.fetch else []
+    hold = [f"--hold={model_cache.engine_folder(source)}/{model_cache.IN_USE}"] if source.fetch else []
     engine = [
         "python3",
         "-m",

@@ -77,7 +77,8 @@ class ModelFetch:
     """A model that a container fetches into the cache before the engine starts.
 
     `hub` and `repository` name its folder there. `commit` has 40 hexadecimal digits. `hub_url` is the address of a
-    mirror, or "". `token` is where the token of a private repository is: a variable with the value of a Secret.
+    mirror, or "". `token` is where the token of a private repository is: a variable with the value of a Secret. `file`:
+    the only file to fetch, a GGUF file; "" for all that an engine needs.
 
     What is not on a hub has its place in `options`, options of `qwen-operator fetch`, and its credentials in `env`.
     `mounts` are further mounts of the container.
@@ -89,6 +90,7 @@ class ModelFetch:
     commit: str
     hub_url: str = ""
     token: EnvVar | None = None
+    file: str = ""
     options: tuple[str, ...] = ()
     env: tuple[EnvVar, ...] = ()
     mounts: tuple[Mapping[str, Any], ...] = ()
@@ -133,7 +135,8 @@ class EngineSource:
     object win over `env`. `volumes` and `mounts` have the form that they have in a pod.
 
     `fetch` is what a container must fetch before the engine starts; its volumes are not in `volumes`. `inspection` is
-    the command of the inspection pod, () if it reads the folder `model_path`.
+    the command of the inspection pod, () if it reads the folder `model_path`. `adapters` are the names of LoRA adapters
+    and their folders in the container.
     """
 
     model_path: str
@@ -144,6 +147,7 @@ class EngineSource:
     mounts: tuple[Mapping[str, Any], ...] = ()
     fetch: ModelFetch | None = None
     inspection: tuple[str, ...] = ()
+    adapters: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.types import ScalingState
 from qwen_operator.sources.scheme import Facts, VolumeClaim
-from qwen_operator.status.progress import FetchPage
+from qwen_operator.status.progress import ProgressPage
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Observed:
     claim: VolumeClaim | None = None
     refusal: Refusal | None = None
     plans: PlanMemory = field(default_factory=PlanMemory)
-    pages: Mapping[str, FetchPage] = field(default_factory=dict)
+    pages: Mapping[str, ProgressPage] = field(default_factory=dict)
     neighbours: Neighbours | None = None
 
     @property

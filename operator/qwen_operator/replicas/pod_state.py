@@ -49,6 +49,8 @@ _NAME = re.compile(r"(?P<deployment>.+?)-(?P<revision>[0-9a-f]{8})-(?P<index>\d{
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 # The kubelet alternates between the error and the same error after a back-off text. This makes one message of both.
 _BACK_OFF = re.compile(r"^Back-off pulling image \"[^\"]*\": (?:ErrImagePull: )?")
+# The pods of a replica end within seconds of each other.
+_SAME_END_SECONDS = 30.0
 _DEFAULT_SCHEDULER = "default-scheduler"
 _SCHEDULER = 63
 _GATE = 100
@@ -351,13 +353,23 @@ def last_failure(record: Mapping[str, Any], states: Iterable[PodState]) -> Failu
     # If the pods of a replica end together, the one that ended first has the cause.
     causes = [end for end in ends if end[0].reason not in ENDED_WITH_ANOTHER] or ends
     newest, soon = max(causes, key=lambda end: end[0].time, default=(None, False))
-    if newest is None or (before is not None and before.time >= newest.time):
+    if newest is None or (before is not None and before.time >= newest.time and not _is_cause(newest, before)):
         return before
     if not soon:
         return replace(newest, count=1)
     if before is None:
         return newest
     return replace(newest, count=before.count + 1 if before.reason == newest.reason else 1)
+
+
+def _is_cause(failure: Failure, reported: Failure) -> bool:
+    """Whether a failure is the cause of the reported one, although its pod ended later or the kubelet told it later."""
+    if reported.reason not in ENDED_WITH_ANOTHER or failure.reason in ENDED_WITH_ANOTHER:
+        return False
+    then, now = objects.moment(reported.time), objects.moment(failure.time)
+    if then is None or now is None or failure.pod.rpartition("-")[0] != reported.pod.rpartition("-")[0]:
+        return False
+    return abs((now - then).total_seconds()) <= _SAME_END_SECONDS
 
 
 def stored_failure(record: Mapping[str, Any]) -> Failure | None:

@@ -19,6 +19,7 @@ from qwen_operator.scaling.types import Attained, EnginePod, ScaledDeployment, S
 _LIMIT_OPTION = "--max-running-requests"
 _NAME_OPTION = "--served-model-name"
 _LARGEST_LIMIT = 999_999_999
+_LONGEST_START = 86_400
 
 
 def scaled_deployments(
@@ -59,7 +60,7 @@ def scaled_deployment(
         engines=tuple(
             _engine(replica, rule.objective) for replica in replicas if not replica.deleting and not replica.broken
         ),
-        bounds=rule.bounds,
+        bounds=None if rule.bounds is None else replace(rule.bounds, start_seconds=_start_seconds(deployment)),
         advises=rule.decider is not Decider.LOAD,
         shown=shown(deployment),
         size=last_wanted(deployment),
@@ -68,6 +69,14 @@ def scaled_deployment(
     )
     # To find the names takes longer than the rest, and only a model that may sleep needs them.
     return replace(scaled, names=names(scaled.key)) if scaled.may_sleep else scaled
+
+
+def _start_seconds(deployment: Manifest) -> int:
+    """What a start of the present plan took, as the engines reported it; 0 if none has."""
+    plan, seen = (objects.mapping(deployment, "status", part) for part in ("plan", "observed"))
+    if seen.get("hash") != plan.get("hash"):
+        return 0
+    return untrusted.whole(seen.get("startupSeconds"), 0, _LONGEST_START, 0)
 
 
 def shown(deployment: Manifest) -> ScalingState | None:

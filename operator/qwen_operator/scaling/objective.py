@@ -38,7 +38,7 @@ CLEAR_SECONDS = 60.0
 ARRIVAL_SECONDS = 60.0
 """Arriving prompts are counted over this time."""
 FIRST_START_SECONDS = 180.0
-"""The start time that is assumed before a start was seen."""
+"""The start time that is assumed before a start was seen, and if the status has none of an earlier one."""
 LONGEST_START_SECONDS = 1800.0
 # A size that is hardly too large is kept. Otherwise a load at the border of two sizes would change it again and again.
 _SLACK = 0.1
@@ -109,7 +109,9 @@ def remember(
     """The history with one more scrape. Call it in the order of time. Else as in sizes.py."""
     need = policy.measure(sample, engines)
     if history is None:
-        history = History(sizes.begin(Needed(sample.at, need.replicas, Demand(need)), engines, last_wanted))
+        seconds = min(float(bounds.start_seconds), LONGEST_START_SECONDS) or FIRST_START_SECONDS
+        begun = sizes.begin(Needed(sample.at, need.replicas, Demand(need)), engines, last_wanted)
+        history = History(begun, starts=Starts(seconds=seconds))
     history = _counted(replace(history, objective=bounds.objective), sample, engines)
     if sample.engines and not answers.unread(sample, engines):
         history = _learned(history, sample, engines, need)

@@ -1,11 +1,14 @@
 """The schemes of sources, and the functions with which the rest of the operator uses the source of a spec. Pure."""
 
+from dataclasses import replace
+
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import HubQuery
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.manifests import pods
+from qwen_operator.manifests.adapters import mounted
 from qwen_operator.manifests.names import Manifest, PodIdentity
 from qwen_operator.manifests.pods import InspectionPlace, RuntimeImage
 from qwen_operator.planning.types import EngineDefaults, EngineSource
@@ -30,14 +33,21 @@ def scheme_of(spec: Spec, defaults: EngineDefaults) -> Scheme:
 
 
 def resolve(context: SourceContext) -> Facts | Blocked:
-    """The facts of the checkpoint, or the reason why they are missing."""
-    return scheme_of(context.spec, context.defaults).resolve(context)
+    """The facts of the checkpoint, or the reason why they are missing.
+
+    If no pod reads the model, one reads its adapters.
+    """
+    facts = scheme_of(context.spec, context.defaults).resolve(context)
+    if isinstance(facts, Blocked) or len(facts.checkpoint.adapters) == len(context.spec.adapters):
+        return facts
+    read = inspection.resolve(context, EngineSource(model_path=""), {}, facts.checkpoint)
+    return replace(facts, checkpoint=read.checkpoint) if isinstance(read, Facts) else read
 
 
 def engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
     """Where SGLang finds the model with these facts."""
     source = scheme_of(spec, defaults).engine_source(spec, checkpoint, defaults)
-    return outbound.reaching(source, defaults.outbound)
+    return outbound.reaching(mounted(source, spec), defaults.outbound)
 
 
 def hub_query(spec: Spec, defaults: EngineDefaults) -> HubQuery | None:
@@ -48,9 +58,9 @@ def hub_query(spec: Spec, defaults: EngineDefaults) -> HubQuery | None:
 
 def inspected(spec: Spec, defaults: EngineDefaults) -> EngineSource | None:
     """What the inspection pod mounts or runs; None if no pod reads this source."""
-    mounted = scheme_of(spec, defaults).inspected
-    source = mounted(spec, defaults) if mounted else None
-    return outbound.reaching(source, defaults.outbound) if source else None
+    of_scheme = scheme_of(spec, defaults).inspected
+    source = of_scheme(spec, defaults) if of_scheme else None
+    return outbound.reaching(mounted(source, spec), defaults.outbound) if source else None
 
 
 def inspection_pod(

@@ -21,6 +21,7 @@ from qwen_operator.api.status import Failure, Observation, ScalingReport, build
 from qwen_operator.manifests.names import Manifest, engine_selector
 from qwen_operator.manifests.revisions import PinnedRevision
 from qwen_operator.replicas.draining import RolloutRules
+from qwen_operator.replicas.fetches import fetches, in_words
 from qwen_operator.replicas.groups import Replica, SortedReplicas
 from qwen_operator.replicas.holding import Hold
 from qwen_operator.replicas.pod_state import last_failure, stored_failure
@@ -28,9 +29,10 @@ from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.load import LoadClass
 from qwen_operator.scaling.types import UNKNOWN
 from qwen_operator.sources.inspection import PHASE
+from qwen_operator.status.adapters import adapters_status
 from qwen_operator.status.names import lost_message, lost_reason
 from qwen_operator.status.observed import mismatch, observed, startup_seconds
-from qwen_operator.status.progress import FetchPage, progress_of, sentence
+from qwen_operator.status.progress import ProgressPage, column, progress_of, sentence
 from qwen_operator.status.rollouts import held_verdict, without_room
 
 STALLED_AFTER_FAILURES = 3
@@ -51,7 +53,8 @@ class StatusInput:
     `newer`: a plan that is made today would run the same spec differently.
     `unplaced`: the record of a replica that could not be placed as a whole.
     `hold_seconds`: how long a request may wait in the gateway. `hold`: why a revision is held back; None if none is.
-    `pages`: how far the downloads of pods are, by uid. `progress` is `status.progress`, which `build_status` sets.
+    `pages`: how far the downloads and starts of pods are, by uid. `progress` is `status.progress`; `build_status` sets
+    it.
     """
 
     spec: Spec
@@ -69,7 +72,7 @@ class StatusInput:
     newer: bool
     hold_seconds: int = 0
     hold: Hold | None = None
-    pages: Mapping[str, FetchPage] = field(default_factory=dict)
+    pages: Mapping[str, ProgressPage] = field(default_factory=dict)
     progress: Mapping[str, Any] | None = None
     unplaced: Failure | None = None
 
@@ -139,7 +142,8 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
     """The complete status; `now` is RFC 3339."""
     meta, old = deployment["metadata"], objects.mapping(deployment, "status")
     members = [pod for replica in given.replicas.serving for pod in replica.members]
-    progress = progress_of(objects.mapping(old, "progress"), members, given.pages, given.rules.now)
+    weights = {one.revision: one.facts.weight_bytes for one in (given.running, given.target) if one is not None}
+    progress = progress_of(objects.mapping(old, "progress"), members, given.pages, given.rules.now, weights)
     given = replace(given, progress=progress)
     target, blocked, running = given.target, given.blocked, given.running
     facts = target.facts if target else blocked.facts if blocked else None
@@ -171,6 +175,8 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
         load=given.rules.scaling.load if given.rules.scaling else LoadClass.NONE,
         observed=seen,
         progress=progress,
+        cache=in_words(fetches(members)),
+        adapters=adapters_status(given.spec.adapters, given.ready, given.wanted, blocked),
     )
     new = build(observation, old, now)
     return {**new, "summary": {**new["summary"], **_column(given, str(new["summary"]["status"]))}}
@@ -182,11 +188,10 @@ def _scaling_report(given: StatusInput) -> ScalingReport:
     return ScalingReport(*decision, attained.hour, attained.day, wanted.schedules)
 
 
-def _column(given: StatusInput, column: str) -> dict[str, str]:
+def _column(given: StatusInput, present: str) -> dict[str, str]:
     """The change of the STATUS column. Conditions stay unchanged."""
-    if column == Reason.DOWNLOADING and given.progress is not None:
-        return {"status": f"{column} {given.progress['percent']}%"}
-    return _resizing(given, column)
+    shown = column(given.progress, present)
+    return _resizing(given, present) if shown is None else {"status": shown}
 
 
 def _resizing(given: StatusInput, column: str) -> dict[str, str]:
@@ -296,9 +301,9 @@ def _progress_of_target(given: StatusInput) -> tuple[Reason, str]:
 
 
 def _with_progress(given: StatusInput, replica: Replica) -> str:
-    """The message of a replica that does not answer, with the numbers of its download."""
+    """The message of a replica that does not answer, with the numbers of its download or its start."""
     progress = given.progress
-    if progress is None or replica.reason is not Reason.DOWNLOADING or progress.get("pod") != replica.explaining_pod:
+    if progress is None or column(progress, replica.reason) is None or progress.get("pod") != replica.explaining_pod:
         return replica.message
     return f"{replica.message}: {sentence(progress)}"
 

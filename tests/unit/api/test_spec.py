@@ -256,11 +256,22 @@ BESIDE_PODS = {"servedNames", "replicas", "suspend", "scaling", "rollout", "disr
 IN_PODS = {
     "model": [],
     "source": ["uri", "revision", "secretRef", "endpoint", "file"],
+    "adapters": ["name", "source"],
     "contextTokens": [],
     "workload": ["concurrency", "inputTokens", "outputTokens"],
     "hardware": ["products", "maxGpusPerReplica", "maxNodesPerReplica", "resourceName"],
     "parallelism": ["tensor"],
-    "engine": ["image", "version", "args", "env", "kvCacheType", "toolCallParser", "reasoningParser", "startupSeconds"],
+    "engine": [
+        "image",
+        "version",
+        "args",
+        "env",
+        "kvCacheType",
+        "toolCallParser",
+        "reasoningParser",
+        "fastStart",
+        "startupSeconds",
+    ],
     "pod": [
         "labels",
         "annotations",

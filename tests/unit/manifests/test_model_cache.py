@@ -30,7 +30,12 @@ FOLDER = f"models/hf/Qwen--Qwen1.5-7B-Chat/{COMMIT}"
 
 
 def template(cache: ModelCache | None, nodes: int = 1, **source: Any) -> dict[str, Any]:
-    spec = parse({"metadata": {"name": "demo"}, "spec": {"model": "Qwen/Qwen1.5-7B-Chat", **source}})
+    spec = parse(
+        {
+            "metadata": {"name": "demo"},
+            "spec": {"model": MODEL, **{key: value for key, value in source.items() if value}},
+        }
+    )
     assert FACTS is not None
     facts: Checkpoint = replace(FACTS, commit=COMMIT)
     defaults = replace(DEFAULTS, cache=cache)
@@ -68,6 +73,19 @@ def test_a_claim_may_have_other_files() -> None:
     assert mount(containers(pod)["engine"])["subPath"] == f"qwen-models/{FOLDER}"
     assert "--cache=/cache/qwen-models" in containers(pod)["fetch"]["command"]
     assert pod["spec"]["volumes"][-1]["persistentVolumeClaim"] == {"claimName": "models"}
+
+
+def test_a_gguf_file_has_a_folder_of_its_own() -> None:
+    file = {"uri": f"hf://{MODEL}", "file": "q4/a.gguf"}
+    one, other, whole = (template(NODE, source=source) for source in (file, file | {"file": "b.gguf"}, None))
+    engine = containers(one)["engine"]
+    assert f"--model-path=/models/cached/{MODEL}/q4/a.gguf" in engine["command"]
+    assert f"--hold=/models/cached/{MODEL}/.in-use" in engine["command"]
+    assert "--file=q4/a.gguf" in containers(one)["fetch"]["command"]
+    assert mount(engine)["mountPath"] == f"/models/cached/{MODEL}"
+    folders = {mount(containers(pod)["engine"])["subPath"] for pod in (one, other, whole)}
+    assert len(folders) == 3
+    assert all(folder.startswith(f"team-a/{FOLDER}") for folder in folders)
 
 
 def test_the_command_of_the_fetch() -> None:

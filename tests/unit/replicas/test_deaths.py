@@ -176,6 +176,42 @@ def test_an_engine_that_served_for_long_begins_the_count_anew(
     assert counted == counts
 
 
+MEMBER = {"version": 1, "reason": "MemberEnded", "phase": "Serving", "exitCode": 137, "log": ["rank 1 ended first"]}
+KILLED = {"version": 1, "reason": "EngineKilled", "phase": "Serving", "exitCode": 137, "log": ["terminated with -9"]}
+
+
+def of_rank(rank: int, report: Manifest, seconds: int) -> PodState:
+    manifest = pod(ended(137, report, seconds=seconds))
+    manifest["metadata"]["name"] = f"chat-0a1b2c3d-0-{rank}"
+    return state(manifest)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "reason"),
+    [(60, "EngineKilled"), (58, "EngineKilled"), (75, "EngineKilled"), (0, "MemberEnded")],
+)
+def test_the_cause_of_a_replica_replaces_a_consequence_that_was_told_first(seconds: int, reason: str) -> None:
+    first = last_failure({}, [of_rank(0, MEMBER, 60)])
+    assert first is not None
+    assert first.reason == "MemberEnded"
+    record = {"reason": first.reason, "time": first.time, "count": first.count, "pod": first.pod}
+    # A minute before is another end.
+    cause = of_rank(1, KILLED, seconds)
+    for states in ([cause, of_rank(0, MEMBER, 60)], [cause]):
+        told = last_failure(record, states)
+        assert told is not None
+        assert told.reason == reason
+
+
+def test_a_consequence_does_not_replace_the_cause() -> None:
+    cause = last_failure({}, [of_rank(1, KILLED, 60), of_rank(0, MEMBER, 61)])
+    assert cause is not None
+    record = {"reason": cause.reason, "time": cause.time, "count": cause.count, "pod": cause.pod}
+    again = last_failure(record, [of_rank(0, MEMBER, 60)])
+    assert again is not None
+    assert (again.reason, again.pod) == ("EngineKilled", "chat-0a1b2c3d-0-1")
+
+
 def test_a_pod_that_answers_again_is_in_no_loop() -> None:
     serving = pod(ended(2, REPORT), restarts=9)
     serving["status"]["conditions"] = [{"type": "Ready", "status": "True"}]

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from qwen_runtime.group import Member, host_and_port
+from qwen_runtime.processes import oom_kills
 
 # A program that stands in for SGLang. It prints its options, so that the tests see when and with what it started.
 ENGINE = "import os, signal, sys, time\nprint('started', *sys.argv[1:], flush=True)\n"
@@ -25,6 +26,16 @@ FOREVER = "while True: time.sleep(60)\n"
 # As SGLang's rank 1 does: it waits for rank 0.
 DEAF = f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{FOREVER}"
 DIES = "time.sleep(0.5)\nprint('RuntimeError: CUDA out of memory.', flush=True)\nsys.exit(1)\n"
+# A child with the name of SGLang's scheduler, as its kernel has it.
+SCHEDULER = (
+    "child = os.fork()\n"
+    "if not child:\n"
+    "    import ctypes\n"
+    "    ctypes.CDLL(None).prctl(15, b'sglang::scheduler_TP', 0, 0, 0)\n"
+    "    print('child', os.getpid(), flush=True)\n"
+    "    while True: time.sleep(60)\n"
+)
+NAMED = "sglang::schedul"
 SERVES = "print('The server is fired up and ready to roll!', flush=True)\n"
 
 
@@ -62,6 +73,11 @@ class Pods:
                 return self.strangers[-1]
             time.sleep(0.05)
         raise AssertionError("rank 0 does not listen")
+
+    @property
+    def killed(self) -> str:
+        """The reason of a SIGKILL. Without a count of OOM kills, the OOM killer is the likely sender."""
+        return "HostOutOfMemory" if oom_kills() is None else "EngineKilled"
 
     def log(self, rank: int) -> Path:
         return self.folder / f"termination-log-{rank}"
@@ -237,6 +253,63 @@ def test_a_killed_member_is_missed_at_once(pods: Pods) -> None:
     members[1].kill()
     assert end(members[0]) == 137
     assert pods.report(0)["log"][-1] == "rank 1 does not answer any more"
+
+
+def kill_scheduler(process: "subprocess.Popen[bytes]", number: int = signal.SIGKILL) -> None:
+    while not (line := read_line(process)).startswith("child "):
+        assert line
+    os.kill(int(line.split()[1]), number)
+
+
+RESET = "print('RuntimeError: Connection reset by peer', flush=True)\nsys.exit(1)\n"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_that_the_engine_does_not_notice_ends_the_group_with_its_cause(pods: Pods, rank: int) -> None:
+    other = 1 - rank
+    members = {rank: pods.start(rank, SCHEDULER + FOREVER), other: pods.start(other, DEAF)}
+    kill_scheduler(members[rank])
+    assert {number: end(process) for number, process in members.items()} == {0: 137, 1: 137}
+    cause = f"SIGKILL ended the process {NAMED} of rank {rank} (chat-0-{rank})"
+    assert (pods.report(rank)["reason"], pods.report(rank)["log"][-1]) == (pods.killed, cause)
+    assert pods.report(other)["reason"] == "MemberEnded"
+    assert pods.report(other)["log"][-1] == f"rank {rank} (chat-0-{rank}) ended first, {pods.killed}: {cause}"
+
+
+@pytest.mark.parametrize("notices", ["time.sleep(3)", "pass"])
+def test_a_killed_process_is_the_cause_although_another_rank_ends_before(pods: Pods, notices: str) -> None:
+    """The other rank loses its connections, and ends long before the parent of the killed process tells of it."""
+    reaps = "os.waitpid(child, 0)\nprint(f'Scheduler or DataParallelController {child} terminated with -9')\n"
+    killed = pods.start(1, f"{SCHEDULER}os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)\n{notices}\n{reaps}")
+    other = pods.start(0, f"time.sleep(1)\n{RESET}")
+    kill_scheduler(killed)
+    for process in (other, killed):
+        end(process)
+    assert (pods.report(0)["reason"], pods.report(1)["reason"]) == ("MemberEnded", pods.killed)
+    assert f"rank 1 (chat-0-1) ended first, {pods.killed}: " in pods.report(0)["log"][-1]
+
+
+def test_processes_that_an_engine_kills_after_a_crash_are_no_cause(pods: Pods) -> None:
+    logs = "print('gloo/transport/tcp')\nprint('SIGQUIT received. signum=None', flush=True)\n"
+    kills = "os.kill(child, 9)\ntime.sleep(1)\nos.kill(os.getpid(), 9)\n"
+    for process in [pods.start(0, DEAF), pods.start(1, f"{SCHEDULER}time.sleep(0.5)\n{logs}{kills}")]:
+        end(process)
+    assert (pods.report(0)["reason"], pods.report(1)["reason"]) == ("MemberEnded", "NcclFailure")
+
+
+def test_a_process_that_ended_by_a_fault_of_its_own_is_named(pods: Pods) -> None:
+    members = [pods.start(0, DEAF), pods.start(1, SCHEDULER + FOREVER)]
+    kill_scheduler(members[1], signal.SIGSEGV)
+    assert [end(process) for process in members] == [137, 137]
+    assert pods.report(1)["reason"] == "Unknown"
+    assert pods.report(0)["log"][-1].endswith(f"Unknown: SIGSEGV ended the process {NAMED} of rank 1 (chat-0-1)")
+
+
+def test_a_killed_main_process_is_named(pods: Pods) -> None:
+    members = [pods.start(0, DEAF), pods.start(1, "time.sleep(0.5)\nos.kill(os.getpid(), 9)\n")]
+    assert [end(process) for process in members] == [137, 137]
+    assert (pods.report(1)["reason"], pods.report(0)["reason"]) == (pods.killed, "MemberEnded")
+    assert pods.report(1)["log"][-1] == "SIGKILL ended the main process of rank 1 (chat-0-1)"
 
 
 @pytest.mark.parametrize("rank", [0, 1])

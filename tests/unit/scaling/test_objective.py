@@ -131,6 +131,16 @@ def test_the_start_time_is_learned() -> None:
     assert world.history.starts.seconds == 90.0
 
 
+@pytest.mark.parametrize(("seen", "assumed"), [(0, 180.0), (45, 45.0), (86_400, 1800.0)])
+def test_a_new_leader_begins_with_the_start_time_that_the_engines_reported(seen: int, assumed: float) -> None:
+    world = World(Bounds(1, 8, 300.0, start_seconds=seen))
+    assert f"with headroom for a start of {assumed:.0f} s" in world.look(100, 2).message
+    world.fleet(1, pending=1)
+    world.look(100, 2, seconds=90)
+    world.fleet(2)
+    assert "with headroom for a start of 90 s" in world.look(100, 2).message
+
+
 def test_without_counters_the_other_rule_still_holds() -> None:
     world = World(Bounds(1, 8, 300.0))
     for _ in range(3):

@@ -113,6 +113,7 @@ class Config:
     If `read_nodes` is false, the operator may not read nodes and knows only the declared pools. If `hub_lookup` is
     true, it may query the public repositories of model hubs. `pod` has the chart's defaults of spec.pod.
     `name_rights`: which namespaces may serve which names. `distinct_nodes`: no two pods of a replica are on one node.
+    `arbiter`: between deployments of different priorities, the operator decides who gets GPUs that are short.
     """
 
     namespaces: tuple[str, ...]
@@ -134,6 +135,7 @@ class Config:
     network_policy: NetworkPolicyConfig = NetworkPolicyConfig()
     recording: RecordingConfig = RecordingConfig()
     distinct_nodes: bool = True
+    arbiter: bool = True
 
 
 def load(environ: Mapping[str, str], text: str) -> Config:
@@ -156,6 +158,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         read_nodes=environ.get("QWEN_READ_NODES", "true") != "false",
         lease_name=environ.get("QWEN_LEASE_NAME") or "qwen-operator",
         distinct_nodes=root.section("engine").flag("distinctNodes", default=True),
+        arbiter=root.section("arbiter").flag("enabled", default=True),
         hub_lookup=_hub(root).lookup,
         pod=common.pod,
         name_rights=name_rights(content),
@@ -241,7 +244,7 @@ def _cache(section: Section) -> ModelCache | None:
         raise section.wrong("path", "a folder of the nodes such as /var/lib/qwen-models, for cache.type HostPath")
     if not of_node and not _CLAIM.fullmatch(place):
         raise section.wrong("claimName", "the name of a claim, for cache.type PersistentVolumeClaim")
-    return ModelCache(CacheType(kind), place, section.number("sizeGiB", 500))
+    return ModelCache(CacheType(kind), place, section.number("sizeGiB", 500), section.flag("compile", default=False))
 
 
 def _pod(root: Section) -> Pod:

@@ -76,13 +76,17 @@ class OperatorMetrics:
             prometheus.Gauge, "qwen_operator_build_info", "Version of the operator, always 1", ("version",)
         ).labels(version("qwen-operator")).set(1)
 
-    def follow(self, queue: WorkQueue, leads: Callable[[], bool]) -> None:
-        """Add the metrics of the queue, and whether this process leads."""
+    def follow(self, queue: WorkQueue, leads: Callable[[], bool], interval: Callable[[], float]) -> None:
+        """Add the metrics of the queue, whether this process leads, and the interval between two looks at engines."""
         gauges: dict[str, tuple[str, Callable[[], float]]] = {
             "qwen_operator_queue_depth": ("Objects that wait for a worker", lambda: len(queue) if leads() else 0),
             "qwen_operator_queue_age_seconds": (
                 "How long the oldest object in the queue has waited",
                 lambda: queue.age() if leads() else 0,
+            ),
+            "qwen_operator_scaling_interval_seconds": (
+                "Seconds between the last two rounds of reading the engines, 0 in a process that does not lead",
+                interval,
             ),
             "qwen_operator_leader": ("1 in the process that leads, 0 in the others", leads),
         }
@@ -231,7 +235,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen_deployment_info": ("What the deployment serves and how, always 1", INFO_LABELS),
     "qwen_deployment_condition": ("The present conditions, always 1", ("type", "status", "reason")),
     "qwen_deployment_replicas": (
-        "Replicas: wanted, advised (by load), granted (with a node), starting, ready, draining",
+        "Replicas: wanted, advised (by load), limited (others have GPUs), granted (a node), starting, ready, draining",
         ("state",),
     ),
     "qwen_deployment_replicas_min": ("The smallest number of replicas that scaling may choose", ()),
@@ -303,6 +307,7 @@ def _status(gauges: _Gauges, key: ObjectKey, manifest: Manifest, now: datetime) 
     _observed(gauges, key, plan, objects.mapping(status, "observed"))
     wanted, rule = last_wanted(manifest), written_size_rule(manifest, now)
     gauges.add("qwen_deployment_replicas", key, wanted, "wanted")
+    gauges.add("qwen_deployment_replicas", key, objects.mapping(status, "scaling").get("granted"), "limited")
     if rule.bounds is not None:
         advised = objects.mapping(status, "scaling").get("advised", wanted)
         gauges.add("qwen_deployment_replicas", key, advised, "advised")

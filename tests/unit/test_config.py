@@ -40,6 +40,7 @@ def test_a_short_file_and_the_environment_are_enough() -> None:
         ("cache: {type: None, path: /ignored}", None),
         ("cache: {type: HostPath, path: /var/lib/a}", ModelCache(CacheType.HOST_PATH, "/var/lib/a", 500)),
         ("cache: {type: PersistentVolumeClaim, claimName: b, sizeGiB: 9}", ModelCache(CacheType.CLAIM, "b", 9)),
+        ("cache: {type: HostPath, path: /a, compile: true}", ModelCache(CacheType.HOST_PATH, "/a", 500, compile=True)),
     ],
 )
 def test_the_cache(text: str, cache: ModelCache | None) -> None:

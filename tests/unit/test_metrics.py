@@ -326,7 +326,7 @@ def test_the_machine_in_numbers() -> None:
     clock, leading = Clock(), [False]
     queue = WorkQueue(clock=clock.monotonic, random=lambda: 0.5)
     metrics = OperatorMetrics()
-    metrics.follow(queue, lambda: leading[0])
+    metrics.follow(queue, lambda: leading[0], lambda: 2.1)
     queue.add(CHAT)
     clock.advance(7)
     metrics.reconciled("acted", 0.1)

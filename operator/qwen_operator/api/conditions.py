@@ -72,6 +72,8 @@ class Reason(StrEnum):
     # only in Events
     SCALED_UP = "ScaledUp"
     SCALED_DOWN = "ScaledDown"
+    GPUS_SHORT = "GpusShort"
+    GPUS_GRANTED = "GpusGranted"
     DRAIN_TIMED_OUT = "DrainTimedOut"
     NODE_CORDONED = "NodeCordoned"
     NODE_LOST = "NodeLost"

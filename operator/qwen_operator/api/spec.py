@@ -381,6 +381,11 @@ class Spec:
         return self.served_names or (self.model,)
 
     @property
+    def sorted_adapters(self) -> tuple[Adapter, ...]:
+        """The adapters by name, because their order in the spec has no meaning."""
+        return tuple(sorted(self.adapters, key=lambda adapter: adapter.name))
+
+    @property
     def repository(self) -> str | None:
         """The hub repository that the files come from, or None if the source is no hub."""
         return self.source.repository if self.source else self.model
@@ -435,9 +440,11 @@ def revision_hash(spec: Mapping[str, Any], annotations: Mapping[str, str]) -> st
 
     The hash covers the fields of the spec that are declared with `changes_pods`, and the value of the annotation
     qwen-operator.dev/replan. The input is the spec as the user wrote it, so a new field of the API changes no hash.
-    Members of the first two levels that are null or empty count as not set.
+    Members of the first two levels that are null or empty count as not set, and the order of adapters does not count.
     """
     kept = {key: _without_empty(value) for key, value in spec.items() if key in _POD_FIELDS}
+    if isinstance(adapters := kept.get("adapters"), list):
+        kept["adapters"] = sorted(adapters, key=str)
     record = {"spec": _without_empty(kept), "replan": annotations.get(REPLAN_ANNOTATION)}
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -233,6 +233,9 @@ class ScalingStatus:
         "engines do not report it. It changes every five minutes at most.",
         default=None,
     )
+    granted: int | None = described(
+        "For how many replicas the GPUs suffice, while other deployments use the rest.", default=None, minimum=0
+    )
     schedules: tuple[str, ...] = described(
         "Names of the schedules in force. They set the limits in place of spec.scaling.",
         default=(),

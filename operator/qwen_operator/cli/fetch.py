@@ -58,6 +58,9 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--kept-free-percent", type=int, default=0, metavar="N", help="so much of the disk stays free; default: 0"
     )
     parser.add_argument("--of-pod", action="store_true", help="the folder ends with the pod: it is no cache")
+    parser.add_argument(
+        "--compile-folder", default="", metavar="PATH", help="make this folder of the cache, for what engines compile"
+    )
     parser.add_argument("--port", type=int, default=8000, help="port of the page with the progress; default: 8000")
 
 
@@ -69,7 +72,15 @@ def main(arguments: argparse.Namespace) -> int:
     from qwen_operator.fetch.program import Fetch, Place, main  # noqa: PLC0415 - the command line alone needs none of it
 
     limit, kept_free = arguments.size_gib << 30, arguments.kept_free_percent
-    place = Place(arguments.cache, limit, socket.gethostname(), arguments.port, kept_free, arguments.of_pod)
+    place = Place(
+        arguments.cache,
+        limit,
+        socket.gethostname(),
+        arguments.port,
+        kept_free,
+        compile_folder=arguments.compile_folder,
+        of_pod=arguments.of_pod,
+    )
     if arguments.s3:
         return main(Fetch(bucket_of(arguments, arguments.commit), place))
     return main(Fetch(replace(remote_of(arguments, arguments.commit), file=arguments.file), place))

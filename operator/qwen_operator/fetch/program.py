@@ -38,7 +38,8 @@ _LISTING_PATIENCE = 120.0
 class Place:
     """Where the model goes, who asks for it, and where others see the progress. `port` 0 takes any free one.
 
-    `kept_free_percent`: so much of the disk stays free. `of_pod`: the folder is no cache, and ends with the pod.
+    `kept_free_percent`: so much of the disk stays free. `compile_folder`: a folder that it makes for what engines
+    compile; "" for none. `of_pod`: the folder is no cache, and ends with the pod.
     """
 
     root: Path
@@ -46,6 +47,7 @@ class Place:
     pod: str
     port: int
     kept_free_percent: int = 0
+    compile_folder: str = ""
     of_pod: bool = False
 
 
@@ -69,6 +71,8 @@ class Fetch:
         place = self.place
         store = Store(place.root, place.limit, kept_free_percent=place.kept_free_percent, of_pod=place.of_pod)
         store.prepare()
+        if self.place.compile_folder:
+            store.make_folder(self.place.compile_folder)
         entry = Entry(self.place.root, self.remote)
         with showing(self.progress.page, self.place.port), self._reporting(entry):
             store.lease(entry, self.place.pod)

@@ -89,6 +89,13 @@ class Store:
         except OSError as error:
             raise self._unusable(error) from None
 
+    def make_folder(self, path: str) -> None:
+        """Make a folder that everybody may write. Raises FetchError if this user may not write."""
+        try:
+            (self.root / path).mkdir(exist_ok=True, parents=True)
+        except OSError as error:
+            raise self._unusable(error) from None
+
     def lease(self, entry: Entry, pod: str) -> None:
         """Note that a pod asks for the model.
 

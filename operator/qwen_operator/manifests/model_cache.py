@@ -8,20 +8,27 @@ another namespace. The engine sees only its own model, read-only.
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
+from qwen_operator import objects
 from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.pod import CACHE_VOLUME
 from qwen_operator.manifests import expansion, names
 from qwen_operator.manifests.names import Manifest
-from qwen_operator.planning.types import CacheType, EngineSource, ModelCache, ModelFetch
+from qwen_operator.planning.types import CacheType, EngineSource, ModelCache, ModelFetch, Plan
 
+COMPILE_MOUNT = "/models/compiled"
+COMPILE_VARIABLE = "SGLANG_CACHE_DIR"
 IN_USE = ".in-use"
 """An engine holds a lock on this file of its model for as long as it runs."""
 VOLUME = CACHE_VOLUME
 ENGINE_MOUNT = "/models/cached"
 _FETCH_MOUNT = "/cache"
 _LONGEST_NAME = 80
+_UNUSUAL = re.compile(r"[^A-Za-z0-9._]+", re.ASCII)
 _IN_CLAIM = "qwen-models"
 """The folder in a claim, which may have other files too."""
 # By default the kubelet evicts pods of all namespaces while less than 10 % of the disk with its own files is free, or
@@ -64,6 +71,15 @@ def mounted(source: EngineSource, namespace: str) -> EngineSource:
     return replace(source, volumes=(*source.volumes, _volume(fetch.cache)), mounts=(*source.mounts, mount))
 
 
+def node_folder(template: Mapping[str, Any]) -> str:
+    """The folder of the model in the caches of nodes, from the template of a revision; "" if it is in none."""
+    spec = template["spec"]
+    if "hostPath" not in objects.named(objects.members(spec, "volumes"), VOLUME):
+        return ""
+    engine = objects.named(objects.members(spec, "containers"), names.ENGINE_CONTAINER)
+    return objects.text(objects.named(objects.members(engine, "volumeMounts"), VOLUME), "subPath")
+
+
 def whole(cache: ModelCache, namespace: str) -> tuple[Manifest, Manifest, str]:
     """The volume and the mount of all that a namespace has in the cache, and the folder of the cache in the mount.
 
@@ -75,6 +91,31 @@ def whole(cache: ModelCache, namespace: str) -> tuple[Manifest, Manifest, str]:
     return volume, mount, _FETCH_MOUNT if on_node else f"{_FETCH_MOUNT}/{_IN_CLAIM}"
 
 
+def with_compile_cache(source: EngineSource, namespace: str, plan: Plan) -> EngineSource:
+    """The source with the mount of the folder in which engines of this kind keep what they compile.
+
+    An engine whose spec names another folder, and one whose model is not in the cache, has none.
+    """
+    fetch = source.fetch
+    if fetch is None or not fetch.cache.compile or any(one.name == COMPILE_VARIABLE for one in plan.env):
+        return source
+    root = namespace if fetch.cache.type is CacheType.HOST_PATH else _IN_CLAIM
+    mount = {"name": VOLUME, "mountPath": COMPILE_MOUNT, "subPath": f"{root}/{compile_folder(plan)}"}
+    return replace(source, mounts=(*source.mounts, mount))
+
+
+def keeps_compiled(source: EngineSource) -> bool:
+    """Whether the engine has the mount of `with_compile_cache`."""
+    return any(mount["mountPath"] == COMPILE_MOUNT for mount in source.mounts)
+
+
+def compile_folder(plan: Plan) -> str:
+    """The folder for what an engine of this image compiles for this GPU product. The driver's is in it."""
+    image = hashlib.sha256(plan.engine_image.encode()).hexdigest()[:8]
+    words = (plan.engine_version, image, plan.gpu_product)
+    return f"compile/{'-'.join(_UNUSUAL.sub('-', word)[:63] for word in words)}"
+
+
 def _volume(cache: ModelCache, kind: str = "DirectoryOrCreate") -> Manifest:
     if cache.type is CacheType.HOST_PATH:
         return {"name": VOLUME, "hostPath": {"path": cache.place, "type": kind}}
@@ -83,8 +124,11 @@ def _volume(cache: ModelCache, kind: str = "DirectoryOrCreate") -> Manifest:
     return {"name": VOLUME, "persistentVolumeClaim": {"claimName": cache.place}}
 
 
-def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest) -> Manifest:
-    """The container that fetches a model. `common` has the image, its pull policy and the security context."""
+def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest, compiled: str = "") -> Manifest:
+    """The container that fetches a model. `common` has the image, its pull policy and the security context.
+
+    `compiled`: the folder of `compile_folder`, which it makes; "" for none.
+    """
     on_node, in_pod = fetch.cache.type is CacheType.HOST_PATH, fetch.cache.type is CacheType.POD
     _, mount, folder = whole(fetch.cache, namespace)
     hub_url = [f"--hub-url={fetch.hub_url}"] if fetch.hub_url else []
@@ -99,6 +143,7 @@ def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest) -> Mani
         *([f"--kept-free-percent={_KEPT_FREE_PERCENT}"] if on_node or in_pod else []),
         *(["--of-pod"] if in_pod else []),
         f"--port={names.ENGINE_PORT}",
+        *([f"--compile-folder={compiled}"] if compiled else []),
     ]
     variables = [*([fetch.token] if fetch.token else []), *fetch.env]
     # With it, the scheduler chooses a node that has the room.

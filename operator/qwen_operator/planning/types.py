@@ -39,12 +39,14 @@ class CacheType(StrEnum):
 class ModelCache:
     """The chart's `cache`: where models of hubs are kept. `place` is the path on the node, or the name of the claim.
 
-    `size_gib` is the most that it may have: on each node and in each namespace, or in each claim.
+    `size_gib` is the most that it may have: on each node and in each namespace, or in each claim. `compile`: it also
+    keeps what engines compile.
     """
 
     type: CacheType
     place: str
     size_gib: int
+    compile: bool = False
 
 
 @dataclass(frozen=True, slots=True)

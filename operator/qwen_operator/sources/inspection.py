@@ -131,7 +131,7 @@ def _ended(pod: Manifest) -> Mapping[str, Any] | None:
 def _facts(spec: Spec, report: Mapping[str, Any], base: Checkpoint | None) -> Checkpoint:
     """The facts of the model and of its adapters. Raises InvalidFactsError."""
     facts = base or Checkpoint.from_inspection(report)
-    adapters = [(one.name, one.source.uri) for one in spec.adapters]
+    adapters = [(one.name, one.source.uri) for one in spec.sorted_adapters]
     return replace(facts, adapters=of_report(adapters, report)) if adapters else facts
 
 

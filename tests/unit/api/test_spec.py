@@ -318,6 +318,14 @@ def test_fields_of_a_later_version_change_no_hash_of_objects_without_them() -> N
     assert revision_hash(spec, {}) == "c14da742"
 
 
+def test_the_order_of_adapters_is_no_revision() -> None:
+    one, two = ({"name": name, "source": {"uri": f"pvc://a/{name}"}} for name in "ab")
+    hashes = {revision_hash({"model": "m", "adapters": listed}, {}) for listed in ([one, two], [two, one])}
+    assert len(hashes) == 1
+    assert revision_hash({"model": "m", "adapters": [one]}, {}) not in hashes
+    assert revision_hash({"model": "m", "adapters": []}, {}) == revision_hash({"model": "m"}, {})
+
+
 def test_every_other_change_is_a_revision_of_its_own() -> None:
     specs: list[dict[str, Any]] = [{"model": "m"}, {"model": "n"}, {"model": "m", "engine": {"args": ["--a", "--b"]}}]
     specs += [{"model": "m"} | change for change in OTHER.values()]

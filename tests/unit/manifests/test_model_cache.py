@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -86,6 +88,24 @@ def test_a_gguf_file_has_a_folder_of_its_own() -> None:
     folders = {mount(containers(pod)["engine"])["subPath"] for pod in (one, other, whole)}
     assert len(folders) == 3
     assert all(folder.startswith(f"team-a/{FOLDER}") for folder in folders)
+
+
+def test_what_engines_compile_is_kept_by_image_and_gpu_and_only_if_asked_for() -> None:
+    plain, keeping = template(NODE), template(replace(NODE, compile=True))
+    engine = containers(keeping)["engine"]
+    [model, compiled] = [one for one in engine["volumeMounts"] if one["name"] == "qwen-model-cache"]
+    assert (model["readOnly"], "readOnly" in compiled, compiled["mountPath"]) == (True, False, "/models/compiled")
+    folder = compiled["subPath"].removeprefix("team-a/")
+    assert re.fullmatch(r"compile/0\.5\.23-[0-9a-f]{8}-[A-Za-z0-9._-]+", folder)
+    assert f"--compile-folder={folder}" in containers(keeping)["fetch"]["command"]
+    assert "--compile-cache=/models/compiled" in engine["command"]
+    assert "compile" not in json.dumps(plain)
+
+
+def test_a_folder_of_the_spec_wins_over_that_for_compiled_code() -> None:
+    own = [{"name": "SGLANG_CACHE_DIR", "value": "/mine"}]
+    pod = template(replace(NODE, compile=True), engine={"env": own})
+    assert "compile" not in json.dumps(pod)
 
 
 def test_the_command_of_the_fetch() -> None:

@@ -3,6 +3,7 @@ local adapters = require "qwen.adapters"
 local answers = require "qwen.answers"
 local body = require "qwen.body"
 local client = require "qwen.client"
+local demand = require "qwen.demand"
 local early = require "qwen.early"
 local hold = require "qwen.hold"
 local limits = require "qwen.limits"
@@ -183,6 +184,7 @@ local function find_model(ticket, allowed)
     end
     ticket.model, ticket.name, ticket.stream = model, name, stream
     ngx.var.qwen_tenant = ticket.tenant
+    demand.come(model)
     if adapter then
         use_adapter(ticket, adapter, place, allowed)
     end

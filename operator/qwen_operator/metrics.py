@@ -235,7 +235,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen_deployment_info": ("What the deployment serves and how, always 1", INFO_LABELS),
     "qwen_deployment_condition": ("The present conditions, always 1", ("type", "status", "reason")),
     "qwen_deployment_replicas": (
-        "Replicas: wanted, advised (by load), granted (with a node), starting, ready, draining",
+        "Replicas: wanted, advised (by load), limited (others have GPUs), granted (a node), starting, ready, draining",
         ("state",),
     ),
     "qwen_deployment_replicas_min": ("The smallest number of replicas that scaling may choose", ()),
@@ -307,6 +307,7 @@ def _status(gauges: _Gauges, key: ObjectKey, manifest: Manifest, now: datetime) 
     _observed(gauges, key, plan, objects.mapping(status, "observed"))
     wanted, rule = last_wanted(manifest), written_size_rule(manifest, now)
     gauges.add("qwen_deployment_replicas", key, wanted, "wanted")
+    gauges.add("qwen_deployment_replicas", key, objects.mapping(status, "scaling").get("granted"), "limited")
     if rule.bounds is not None:
         advised = objects.mapping(status, "scaling").get("advised", wanted)
         gauges.add("qwen_deployment_replicas", key, advised, "advised")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from qwen_runtime import __version__
+from qwen_runtime.compile_cache import driver_version, use
 from qwen_runtime.engine_log import Patience
 from qwen_runtime.group import Member
 from qwen_runtime.guard import unknown_engine
@@ -43,6 +44,12 @@ def _parser() -> argparse.ArgumentParser:
         "launch", help="run an engine as the child of an init process", usage="%(prog)s [options] -- CMD..."
     )
     launch_.add_argument("--hold", metavar="FILE", type=Path, help="lock this file of a cached model while it runs")
+    launch_.add_argument(
+        "--compile-cache",
+        metavar="FOLDER",
+        type=Path,
+        help="keep what the engine compiles here, by the driver's version",
+    )
     launch_.add_argument("--termination-log", metavar="FILE", type=Path, help="default: /dev/termination-log")
     launch_.add_argument(
         "--crash-seconds", type=_seconds, default=90.0, help="seconds to end after a logged crash; default: 90"
@@ -119,6 +126,8 @@ def _launch(options: argparse.Namespace, command: Sequence[str]) -> int:
             complain(str(error))
             deliver(error.report(), options.termination_log)
             return 1
+    if options.compile_cache is not None and (problem := use(options.compile_cache, driver_version())):
+        complain(problem)
     patience = Patience(options.crash_seconds, options.port_seconds, options.stopped_seconds)
     reports = Reports(options.termination_log, options.start_port)
     return launch(command, log_lines, patience, reports, _member(options))

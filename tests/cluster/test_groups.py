@@ -91,6 +91,27 @@ def _whole(kubectl: Kubectl, space: str) -> list[str]:
 
 
 @pytest.mark.timeout(240)
+def test_a_quota_for_one_and_a_half_replicas_gives_one(kubectl: Kubectl, nodes: OwnNodes, space: str) -> None:
+    hard = {"requests.nvidia.com/gpu": "3"}
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "gpus", "namespace": space}}
+    kubectl.apply({**quota, "spec": {"hard": hard}})
+    kubectl.run("wait", "quota/gpus", "-n", space, "--for=jsonpath={.status.hard}", "--timeout=30s")
+    manifest = wide(nodes, space, "w")
+    manifest["spec"]["replicas"] = 2
+    kubectl.apply(manifest)
+    wait_for("one of them is whole", lambda: whole(kubectl, space, "w"), 60)
+    said = 'the ResourceQuota "gpus" allows 3 requests.nvidia.com/gpu, 2 are used, and '
+
+    def told() -> bool:
+        obj = kubectl.get("qd", "w", space) or {}
+        conditions = obj.get("status", {}).get("conditions", [])
+        return any(one["type"] == "ScalingLimited" and one["message"].startswith(said) for one in conditions)
+
+    wait_for("the quota is named", told, 60)
+    assert len(alive(kubectl, space, "w")) == 2, "no part of the second replica holds a place in the quota"
+
+
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_deleted_pod_takes_its_replica_with_it(kubectl: Kubectl, nodes: OwnNodes, space: str, rank: str) -> None:
     kubectl.apply(wide(nodes, space, "w"))

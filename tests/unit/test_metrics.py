@@ -112,7 +112,7 @@ def test_a_deployment_in_numbers(world: World) -> None:
     conditions = [{"type": "Ready", "status": "True", "reason": "Serving"}]
     model = {"quantization": "gptq 4 bit"}
     status: Manifest = {"plan": PLAN, "model": model, "conditions": conditions, "readyReplicas": 1}
-    world.store.update(QWENDEPLOYMENTS, deployment(spec=scaling, **status, scaling={"wanted": 4}))
+    world.store.update(QWENDEPLOYMENTS, deployment(spec=scaling, **status, scaling={"wanted": 4, "granted": 3}))
     for one in (pod(0), pod(1), pod(2, node=""), pod(3, draining=True), pod(4, phase="Failed")):
         world.store.update(PODS, one)
     world.samples[CHAT] = Sample(0.0, (EngineLoad("a", "p0", 3, 4, 50, 900), EngineLoad("b", "p1", 1, 0, 5, 800)))
@@ -121,7 +121,7 @@ def test_a_deployment_in_numbers(world: World) -> None:
     info = {"model": "Qwen/Qwen1.5-7B-Chat", "gpu_product": "H100", "tensor": "2", "quantization": "gptq 4 bit"}
     assert world.value("qwen_deployment_info", **info, engine_version="0.5.23", revision="0a1b2c3d") == 1
     assert world.value("qwen_deployment_condition", type="Ready", status="True", reason="Serving") == 1
-    replicas = {"wanted": 4, "granted": 2, "ready": 1, "starting": 2, "draining": 1}
+    replicas = {"wanted": 4, "limited": 3, "granted": 2, "ready": 1, "starting": 2, "draining": 1}
     assert {state: world.value("qwen_deployment_replicas", state=state) for state in replicas} == replicas
     assert world.value("qwen_deployment_gpus", state="allocated") == 6
     assert world.value("qwen_deployment_gpus", state="ready") == 2
@@ -187,6 +187,7 @@ def test_how_many_requests_kept_the_objective(world: World) -> None:
 def test_what_is_not_known_is_left_out(world: World) -> None:
     world.store.update(QWENDEPLOYMENTS, deployment())
     text = world.text()
+    assert 'state="limited"' not in text
     unknown = ("plan_kv_tokens", "queue_requests", "observed_kv_tokens", "metrics_age_seconds", "condition")
     for name in (*unknown, "held_requests", "oldest_held_request_seconds"):
         assert f"qwen_deployment_{name}" not in text

@@ -22,6 +22,7 @@ from qwen_operator.api.name_index import NameIndex
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
 from qwen_operator.config import Config, GatewayConfig
+from qwen_operator.controller.arbiter import Arbiter, Wiring
 from qwen_operator.controller.cache import WATCHED, Store
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.execute import Actor
@@ -204,6 +205,7 @@ class Kubelet:
             and not item["status"].get("conditions")
             and item["metadata"]["name"] not in apart | self.full
             and self._free(item) >= _gpus(pod)
+            and pod["spec"].get("nodeSelector", {}).get(_HOSTNAME) in (None, item["metadata"]["labels"].get(_HOSTNAME))
         ]
         if not free:
             return False
@@ -260,6 +262,9 @@ class Kubelet:
         self.api.edit(PODS, pod["metadata"]["name"], lambda item: item["status"].update(podIP=address))
 
 
+_HOSTNAME = "kubernetes.io/hostname"
+
+
 def _gpus(pod: Manifest) -> int:
     return sum(int(one["resources"].get("limits", {}).get("nvidia.com/gpu", 0)) for one in pod["spec"]["containers"])
 
@@ -286,13 +291,25 @@ class Operator:
         self.pages: dict[str, ProgressPage] = {}
         self.resync = Resync(api, self.intake, config, lambda: 0.5, api.clock.monotonic)
         self.hub = HubReader(fetch, self.queue.add, api.clock.now)
+        wiring = Wiring(
+            readable=self.resync.readable,
+            wake=self.queue.add,
+            working=self.queue.works_on,
+            clock=api.clock.monotonic,
+            now=api.clock.now,
+            enabled=config.arbiter,
+        )
+        self.arbiter = Arbiter(self.store, api, wiring)
+        observer = Observer(self.store, config.pools, load, self.hub.answer_for, lambda: self.pages)
+        observer.grants = self.arbiter.grant
         reconciler = Reconciler(
-            Observer(self.store, config.pools, load, self.hub.answer_for, lambda: self.pages),
+            observer,
             Actor(api, self.store, api.clock.now),
             config,
             api.clock.now,
             hub=self.hub,
             claims=VolumeClaims(api, api.clock.monotonic),
+            on_ask=self.arbiter.heard,
         )
         self.worker = Worker(self.queue, reconciler, self._count)
         self.lagging = False
@@ -309,6 +326,9 @@ class Operator:
             await self.hub.answer_next()
         for _ in range(100):
             key = self.queue.take()
+            if key is None:
+                await self.arbiter.look()
+                key = self.queue.take()
             if key is None:
                 return worked
             worked = True

@@ -236,7 +236,10 @@ def _request_within_context(spec: Mapping[str, Any]) -> bool:
 
 def _adaptable(spec: Mapping[str, Any]) -> bool:
     source = mapping(spec, "source")
-    return not spec.get("adapters") or (source.get("secretRef") is None and source.get("file") is None)
+    if not spec.get("adapters"):
+        return True
+    bucket = str(source.get("uri")).startswith(uris.S3.prefix)
+    return source.get("secretRef") is None and source.get("file") is None and not bucket
 
 
 def _tensor_within_limit(spec: Mapping[str, Any]) -> bool:
@@ -266,9 +269,9 @@ class Spec:
         ),
         Rule(
             "!has(self.adapters) || size(self.adapters) == 0 || !has(self.source) || (!has(self.source.secretRef) && "
-            "!has(self.source.file))",
-            "adapters do not go together with source.secretRef or source.file: put the model on a claim as "
-            "safetensors, and set source.uri to pvc://CLAIM/PATH",
+            f"!has(self.source.file) && !self.source.uri.startsWith('{uris.S3.prefix}'))",
+            "adapters do not go together with source.secretRef, source.file or a source in a bucket: put the "
+            "model on a claim as safetensors, and set source.uri to pvc://CLAIM/PATH",
             _adaptable,
         ),
     )
@@ -378,6 +381,11 @@ class Spec:
         return self.served_names or (self.model,)
 
     @property
+    def sorted_adapters(self) -> tuple[Adapter, ...]:
+        """The adapters by name, because their order in the spec has no meaning."""
+        return tuple(sorted(self.adapters, key=lambda adapter: adapter.name))
+
+    @property
     def repository(self) -> str | None:
         """The hub repository that the files come from, or None if the source is no hub."""
         return self.source.repository if self.source else self.model
@@ -432,9 +440,11 @@ def revision_hash(spec: Mapping[str, Any], annotations: Mapping[str, str]) -> st
 
     The hash covers the fields of the spec that are declared with `changes_pods`, and the value of the annotation
     qwen-operator.dev/replan. The input is the spec as the user wrote it, so a new field of the API changes no hash.
-    Members of the first two levels that are null or empty count as not set.
+    Members of the first two levels that are null or empty count as not set, and the order of adapters does not count.
     """
     kept = {key: _without_empty(value) for key, value in spec.items() if key in _POD_FIELDS}
+    if isinstance(adapters := kept.get("adapters"), list):
+        kept["adapters"] = sorted(adapters, key=str)
     record = {"spec": _without_empty(kept), "replan": annotations.get(REPLAN_ANNOTATION)}
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

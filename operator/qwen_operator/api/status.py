@@ -37,6 +37,7 @@ class ScalingReport:
 
     `advised`: how many the load would give, while something else decides. `hour_percent`, `day_percent`: at least so
     many of 100 requests kept the objective. `schedules`: the names of the schedules in force.
+    `granted`: for how many the GPUs suffice, if other deployments have the rest.
     """
 
     wanted: int
@@ -46,6 +47,7 @@ class ScalingReport:
     hour_percent: int | None = None
     day_percent: int | None = None
     schedules: tuple[str, ...] = ()
+    granted: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ def _scaling(observation: Observation, old: Mapping[str, Any], now: str) -> dict
         "since": since or now,
         **({} if report.advised is None else {"advised": report.advised}),
         **({"attainmentPercent": percent} if percent else {}),
+        **({} if report.granted is None else {"granted": report.granted}),
         **({"schedules": list(report.schedules)} if report.schedules else {}),
     }
 

@@ -66,7 +66,8 @@ class ModelFacts:
         max_length=32,
     )
     commit: str = described(
-        "Commit of the hub's repository from which the operator read the facts. Not set for other sources.",
+        "Commit of the hub's repository from which the operator read the facts. For s3://, a digest of the names, "
+        "sizes and ETags of the files. Not set for other sources.",
         default="",
         max_length=64,
     )
@@ -231,6 +232,9 @@ class ScalingStatus:
         "down. At least so many: what the engines do not say counts as missed. Not set without requests, and if the "
         "engines do not report it. It changes every five minutes at most.",
         default=None,
+    )
+    granted: int | None = described(
+        "For how many replicas the GPUs suffice, while other deployments use the rest.", default=None, minimum=0
     )
     schedules: tuple[str, ...] = described(
         "Names of the schedules in force. They set the limits in place of spec.scaling.",

@@ -14,7 +14,7 @@ from qwen_operator.planning.types import EngineSource
 
 def mounted(source: EngineSource, spec: Spec) -> EngineSource:
     """The source with the volumes and folders of the spec's adapters; unchanged without adapters."""
-    claims = dict.fromkeys(adapter.source.claim for adapter in spec.adapters)
+    claims = dict.fromkeys(adapter.source.claim for adapter in spec.sorted_adapters)
     volumes = [
         {"name": f"adapters-{index}", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
         for index, claim in enumerate(claims)
@@ -27,5 +27,5 @@ def mounted(source: EngineSource, spec: Spec) -> EngineSource:
         source,
         volumes=(*source.volumes, *volumes),
         mounts=(*source.mounts, *mounts),
-        adapters=tuple((adapter.name, path_of(adapter.source.uri)) for adapter in spec.adapters),
+        adapters=tuple((adapter.name, path_of(adapter.source.uri)) for adapter in spec.sorted_adapters),
     )

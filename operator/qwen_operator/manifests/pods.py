@@ -91,6 +91,7 @@ def engine_template(
     A ControllerRevision pins it.
     """
     source = model_cache.mounted(source, identity.owner.namespace)
+    source = model_cache.with_compile_cache(source, identity.owner.namespace, plan)
     labels = _pod_labels(identity, names.ROLE_ENGINE) | {names.LABEL_ROUTABLE: "true"}
     pod = {
         **_common(spec.pod, runtime, (_GPU_TOLERATION, *plan.tolerations)),
@@ -101,7 +102,7 @@ def engine_template(
         ),
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": _TEMPLATE_GRACE_SECONDS,
-        "initContainers": [_runtime_container(runtime), *_fetch_containers(source, identity, runtime)],
+        "initContainers": [_runtime_container(runtime), *_fetch_containers(source, identity, plan, runtime)],
         "containers": [_engine_container(spec, plan, source)],
         "volumes": _engine_volumes(spec, plan, source),
     }
@@ -318,7 +319,7 @@ def _runtime_container(runtime: RuntimeImage) -> Manifest:
     }
 
 
-def _fetch_containers(source: EngineSource, identity: PodIdentity, runtime: RuntimeImage) -> list[Manifest]:
+def _fetch_containers(source: EngineSource, identity: PodIdentity, plan: Plan, runtime: RuntimeImage) -> list[Manifest]:
     if source.fetch is None:
         return []
     common = {
@@ -326,7 +327,8 @@ def _fetch_containers(source: EngineSource, identity: PodIdentity, runtime: Runt
         "imagePullPolicy": runtime.pull_policy,
         "securityContext": deepcopy(_CONTAINER_SECURITY),
     }
-    return [model_cache.fetch_container(source.fetch, identity.owner.namespace, common)]
+    compiled = model_cache.compile_folder(plan) if model_cache.keeps_compiled(source) else ""
+    return [model_cache.fetch_container(source.fetch, identity.owner.namespace, common, compiled)]
 
 
 def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
@@ -368,6 +370,7 @@ def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
     """The command. SGLang runs as a child of the runtime, because as process 1 it ignores SIGTERM while it loads."""
     group = group_command(plan.nodes_per_replica, _group_seconds(plan, source))
     hold = [f"--hold={model_cache.engine_folder(source)}/{model_cache.IN_USE}"] if source.fetch else []
+    hold += [f"--compile-cache={model_cache.COMPILE_MOUNT}"] if model_cache.keeps_compiled(source) else []
     engine = [
         "python3",
         "-m",

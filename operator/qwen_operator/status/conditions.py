@@ -55,6 +55,8 @@ class StatusInput:
     `hold_seconds`: how long a request may wait in the gateway. `hold`: why a revision is held back; None if none is.
     `pages`: how far the downloads and starts of pods are, by uid. `progress` is `status.progress`; `build_status` sets
     it.
+    `short_of_gpus`: why other deployments have the GPUs of wanted replicas; "" if they do not.
+    `granted`: for how many the GPUs suffice then.
     """
 
     spec: Spec
@@ -75,6 +77,8 @@ class StatusInput:
     pages: Mapping[str, ProgressPage] = field(default_factory=dict)
     progress: Mapping[str, Any] | None = None
     unplaced: Failure | None = None
+    short_of_gpus: str = ""
+    granted: int | None = None
 
     @property
     def ready(self) -> list[Replica]:
@@ -185,7 +189,8 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
 def _scaling_report(given: StatusInput) -> ScalingReport:
     wanted, attained = given.wanted, given.rules.scaling.attained if given.rules.scaling else UNKNOWN
     decision = (wanted.number, wanted.reason, wanted.message, wanted.advised)
-    return ScalingReport(*decision, attained.hour, attained.day, wanted.schedules)
+    granted = given.granted if given.granted is not None and given.granted < wanted.number else None
+    return ScalingReport(*decision, attained.hour, attained.day, wanted.schedules, granted)
 
 
 def _column(given: StatusInput, present: str) -> dict[str, str]:
@@ -295,6 +300,8 @@ def _progress_of_target(given: StatusInput) -> tuple[Reason, str]:
     if (waiting := _most_urgent(given.current)) is not None:
         return waiting.reason, _with_progress(given, waiting)
     missing = given.wanted.number - sum(replica.ready for replica in given.current)
+    if missing > 0 and given.short_of_gpus:
+        return Reason.WAITING_FOR_GPUS, given.short_of_gpus
     if missing > 0:
         return Reason.STARTING, _missing(given, missing)
     return Reason.SERVING, "every replica answers"

@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,14 @@ def test_the_end_says_how_much_came_from_the_hub(tmp_path: Path) -> None:
             told = tmp_path / "told"
             assert program.main(fetching(hub, tmp_path / "cache"), told) == 0
             assert json.loads(told.read_text())["hubBytes"] == count
+
+
+def test_the_folder_for_compiled_code_is_for_every_user(tmp_path: Path) -> None:
+    with serving(FileHub(model())) as hub:
+        fetch = fetching(hub, tmp_path)
+        replace(fetch, place=replace(fetch.place, compile_folder="compile/a-b")).run()
+    assert (tmp_path / "compile/a-b").stat().st_mode & 0o777 == 0o777
+    assert (tmp_path / "compile").stat().st_mode & 0o777 == 0o777
 
 
 def gguf_hub(file: bytes) -> FileHub:
@@ -395,6 +404,16 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path: Path) -> None:
         )
         last = json.loads(ended.stdout.splitlines()[-1])
         assert (last["bytesDone"], last["finished"]) == (total, True)
+
+
+def test_twenty_pods_of_one_node_download_a_model_once(tmp_path: Path) -> None:
+    files = model(2_000_000)
+    with serving(FileHub(files, delay=0.5)) as hub:
+        pods = [subprocess.Popen(command(hub, tmp_path), stdout=subprocess.PIPE) for _ in range(20)]
+        lines = [pod.communicate()[0].decode() for pod in pods]
+        assert [pod.returncode for pod in pods] == [0] * 20
+        assert sum(line.startswith("downloads ") for output in lines for line in output.splitlines()) == 1
+        assert hub.sent == sum(len(files[name]) for name in WANTED)
 
 
 def test_a_pod_that_waits_shows_the_progress_of_the_one_that_downloads(tmp_path: Path) -> None:

@@ -46,11 +46,14 @@ def served(pod: Pod) -> Iterator[None]:
     pod.received["open"].clear()
 
 
-def waits(pod: Pod, **names: dict[str, Any]) -> None:
-    """The agent's file: the names without a ready worker."""
+ADAPTERS: dict[str, Any] = {"open": {"kept": True}}
+
+
+def waits(pod: Pod, adapters: dict[str, Any] = ADAPTERS, **names: dict[str, Any]) -> None:
+    """The agent's file: the names without a ready worker, and the adapters of names."""
     path = pod.folder / "run/waiting.json"
     draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps({"version": 1, "waiting": names}))
+    draft.write_text(json.dumps({"version": 1, "waiting": names, "adapters": adapters}))
     draft.rename(path)
 
 
@@ -548,3 +551,22 @@ def test_a_client_that_leaves_while_its_body_is_sent_leaves_no_file_open(pod: Po
             assert bodies(pod) == []
         finally:
             os.kill(relay, signal.SIGCONT)
+
+
+def test_a_request_for_an_adapter_waits_as_for_its_model_and_knows_a_change_of_the_list(pod: Pod) -> None:
+    def after(adapters: dict[str, Any]) -> httpx.Response:
+        unready(pod)
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(pod.chat, "open:kept")
+            until(lambda: held(pod) == 1, "it waits under the name of its model")
+            waits(pod, adapters)
+            return asked.result()
+
+    try:
+        answer = after(ADAPTERS)
+        assert (answer.status_code, answer.json()["model"]) == (200, "open:kept")
+        assert after({"open": {"other": True}}).status_code == 404
+        late = after({"open": {"kept": False}})
+        assert (late.status_code, late.headers["Retry-After"]) == (503, "10")
+    finally:
+        waits(pod)

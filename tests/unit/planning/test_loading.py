@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import pytest
 
+from qwen_operator.api.adapters import Adapter, AdapterSource
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.engine import Engine
 from qwen_operator.api.sizing import Parallelism
+from qwen_operator.checkpoints.adapters import InspectedAdapter
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import CacheType, EngineDefaults, EngineSource, ModelCache, ModelFetch, NoFit, Plan
+from qwen_runtime.checkpoints.adapter import MODULES, AdapterFacts
 from tests.unit.planning.models import DEFAULTS, DOWNLOADED, facts, pools, spec
 
 OVERLAP = "--startup-weight-load-mode=overlap"
@@ -166,3 +169,12 @@ def test_an_unknown_version_gets_none_and_may_be_given_any() -> None:
     unknown = "fast start: nothing to switch on; no overlap: the operator does not know the options of SGLang 9.9.9"
     assert unknown in fast.steps
     assert OVERLAP in made(planned(BIG, OVERLAP, tensor=4, defaults=chart)).args
+
+
+def test_adapters_keep_the_overlap_off() -> None:
+    adapter = AdapterFacts(16, MODULES[:4], SEVEN.layers, SEVEN.hidden, SEVEN.hidden, SEVEN.hidden, 0, 1 << 26)
+    checkpoint = replace(SEVEN, adapters=(InspectedAdapter("a", "pvc://claim/a", adapter),))
+    wanted = spec(adapters=(Adapter("a", AdapterSource("pvc://claim/a")),), engine=Engine(fast_start=True))
+    result = made(plan(wanted, checkpoint, pools("H100-80GB"), DEFAULTS, DOWNLOADED))
+    assert OVERLAP not in result.args
+    assert any("no overlap: it does not run with --enable-lora" in line for line in result.steps)

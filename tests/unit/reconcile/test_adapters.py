@@ -51,9 +51,9 @@ async def test_adapters_are_read_mounted_and_loaded(tmp_path: Path) -> None:
     assert world.conditions()["Ready"] == ("True", "Serving")
     (engine,) = engines(world)
     command = engine["spec"]["containers"][0]["command"]
-    paths = [f"{name}=/models/adapters/models/adapters/{name}" for name in ("support", "legal")]
+    paths = [f"{name}=/models/adapters/models/adapters/{name}" for name in ("legal", "support")]
     assert command[command.index("--lora-paths") + 1 :][:2] == paths
-    assert engine["metadata"]["annotations"]["qwen-operator.dev/adapters"] == "support,legal"
+    assert engine["metadata"]["annotations"]["qwen-operator.dev/adapters"] == "legal,support"
     mounts = {mount["mountPath"]: mount for mount in engine["spec"]["containers"][0]["volumeMounts"]}
     assert mounts["/models/adapters/models"] == {
         "name": "adapters-0",
@@ -97,7 +97,8 @@ async def test_an_added_adapter_starts_a_revision_and_the_earlier_one_serves_unt
 async def test_an_adapter_of_another_base_is_named_and_the_earlier_revision_serves_on(tmp_path: Path) -> None:
     world = await serving(tmp_path, "support")
     broken = report(tmp_path, "support", "legal")
-    broken["adapters"][1][3] = 4096
+    # The report has them by name.
+    broken["adapters"][0][3] = 4096
     world.kubelet.report = broken
     change(world, adapters=listed("support", "legal"))
     await world.settle(60)
@@ -128,6 +129,15 @@ async def test_a_report_on_other_adapters_is_no_fact(tmp_path: Path) -> None:
     assert world.conditions()["Ready"] == ("False", "InvalidConfig")
 
 
+async def test_another_order_is_no_change(tmp_path: Path) -> None:
+    world = await serving(tmp_path, "support", "legal")
+    before = [pod["metadata"]["uid"] for pod in engines(world)]
+    change(world, adapters=listed("legal", "support"))
+    await world.settle(60)
+    assert [pod["metadata"]["uid"] for pod in engines(world)] == before
+    assert world.conditions()["Planned"] == ("True", "Fits")
+
+
 async def test_replicas_that_are_added_or_replaced_have_the_same_adapters(tmp_path: Path) -> None:
     world = await serving(tmp_path, "support")
     change(world, replicas=3)
@@ -151,6 +161,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         {"source": {"uri": "hf://a/b", "secretRef": {"name": "t"}}, "adapters": listed("a")},
         "adapters do not go together with source.secretRef",
     ),
+    "a bucket": ({"source": {"uri": "s3://weights/chat"}, "adapters": listed("a")}, "a source in a bucket"),
     "a GGUF file": ({"source": {**PVC, "file": "a.gguf"}, "adapters": listed("a")}, "source.file"),
     "a volume of theirs": (
         {"adapters": listed("a"), "pod": {"volumes": [{"name": "adapters-0", "emptyDir": {}}]}},

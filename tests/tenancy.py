@@ -324,6 +324,7 @@ MODELS = (
     "modelscope://Qwen/Qwen3-*",
     "pvc://models/qwen/*",
     "pvc://models/one",
+    "s3://weights/qwen/*",
 )
 """The list of models with which the next cases hold. Models without a source come from Hugging Face."""
 
@@ -349,6 +350,8 @@ MODELS_ALLOWED: tuple[Case, ...] = (
     Case("another hub", source("modelscope://Qwen/Qwen3-8B", "master")),
     Case("a folder of a claim", source("pvc://models/qwen/7b@chat")),
     Case("one folder", source("pvc://models/one")),
+    Case("a folder of a bucket", source("s3://weights/qwen/7b")),
+    Case("files of a bucket by their digest", source("s3://weights/qwen/7b", "4f2c8b1d" * 5)),
     Case("a mount that hides no weights", mount("/mnt/models")),
     Case("an adapter of a listed folder", adapters("pvc://models/one", "pvc://models/qwen/lora")),
 )
@@ -363,6 +366,12 @@ MODELS_REFUSED: tuple[Case, ...] = (
     Case("a name with more parts", {"model": "Qwen/chat/main"}, "spec.model"),
     Case("a name with a revision", {"model": "own/chat@refs/pr/7"}, "spec.model"),
     Case("a listed name from elsewhere", source("pvc://own/chat", model="Qwen/Qwen3-8B"), "spec.source"),
+    Case("another bucket", source("s3://weights-evil/7b"), "spec.source"),
+    Case(
+        "a bucket of this name elsewhere",
+        {"source": {"uri": "s3://weights/qwen/7b", "endpoint": "https://evil.example.com"}},
+        "spec.source",
+    ),
     Case("another case", source("hf://qwen/Qwen3-8B"), "spec.source"),
     Case("another organisation", source("hf://evil/chat"), "spec.source"),
     Case("an adapter from elsewhere", adapters("pvc://models/one", "pvc://own/lora"), "spec.adapters"),

@@ -246,7 +246,7 @@ def test_a_node_without_room_holds_the_other_one_free(scene: Scene, nodes: OwnNo
     try:
         with timeline(scene, f"{nodes.names[1]} is cordoned, and the replica is made anew") as line:
             scene.kubectl.run("scale", "qd", NAME, "-n", scene.space, "--replicas=0")
-            wait_for("no pod", lambda: not scene.members(), 120)
+            wait_for("no pod", lambda: not pods(scene.kubectl, scene.space, NAME), 120)
             scene.kubectl.run("scale", "qd", NAME, "-n", scene.space, "--replicas=1")
             obj = wait_condition(scene.kubectl, scene.space, NAME, ("Ready", "False", "WaitingForGpus"), 60)
             assert "take no GPU before all of them fit" in condition(obj, "Ready")["message"]
@@ -268,15 +268,15 @@ def four_nodes(bed: Cluster, nodes: OwnNodes) -> Iterator[OwnNodes]:
 
 def scaled_down(scene: Scene) -> None:
     scene.kubectl.run("scale", "qd", NAME, "-n", scene.space, "--replicas=1")
-    wait_for("one replica is left", lambda: len(scene.members()) == 2, 120)
-    wait_for("the other one is gone", lambda: len(pods(scene.kubectl, scene.space, NAME)) == 2, 120)
+    wait_for("one replica is left", lambda: len(pods(scene.kubectl, scene.space, NAME)) == 2, 240)
 
 
 def rolled_out(scene: Scene) -> None:
     before = scene.uids()
     patch = '{"spec": {"contextTokens": 1024}}'
     scene.kubectl.run("patch", "qd", NAME, "-n", scene.space, "--type=merge", "-p", patch)
-    wait_for("a new replica is alone", lambda: len(scene.uids()) == 2 and not scene.uids() & before, START_SECONDS)
+    wait_for("a new replica serves", lambda: len(scene.uids()) == 2 and not scene.uids() & before, START_SECONDS)
+    wait_for("the old one is gone", lambda: len(pods(scene.kubectl, scene.space, NAME)) == 2, 240)
 
 
 def test_scale_down_and_rollout_lose_nothing(scene: Scene, four_nodes: OwnNodes) -> None:

@@ -80,6 +80,26 @@ def test_two_releases_in_one_namespace_can_have_a_lease_each() -> None:
             "hub.url is 'hub.example.org': it must be an",
         ),
         (
+            ("gateway: {", "outbound: {proxy: https://me:secret@proxy}\ngateway: {"),
+            "outbound.proxy is 'https://me:secret@proxy': it must be the address of an HTTP proxy without a password",
+        ),
+        (
+            ("gateway: {", "outbound: {caBundle: {configMap: A_B}}\ngateway: {"),
+            "outbound.caBundle.configMap is 'A_B': it must be the name of a ConfigMap, or empty",
+        ),
+        (
+            ("gateway: {", "objectStore: {endpoint: minio}\ngateway: {"),
+            "objectStore.endpoint is 'minio': it must be the address of an S3 server, without a path",
+        ),
+        (
+            ("gateway: {", "objectStore: {endpoints: [https://minio/path]}\ngateway: {"),
+            "objectStore.endpoints is a list: it must be a list; each entry must be the address of an S3 server",
+        ),
+        (
+            ("gateway: {", "cache: {type: EmptyDir}\ngateway: {"),
+            "cache.type is 'EmptyDir': it must be None or HostPath or PersistentVolumeClaim",
+        ),
+        (
             ("gateway: {", "cache: {type: Disk}\ngateway: {"),
             "cache.type is 'Disk': it must be None or HostPath or PersistentVolumeClaim",
         ),

@@ -110,6 +110,7 @@ class Reason(StrEnum):
     CHECKSUM_MISMATCH = "ChecksumMismatch"
     GATED_MODEL = "GatedModel"
     HUB_UNREACHABLE = "HubUnreachable"
+    SOURCE_CHANGED = "SourceChanged"
     # the pod cannot start
     CLAIM_NOT_FOUND = "ClaimNotFound"
     CLAIM_NOT_BOUND = "ClaimNotBound"
@@ -160,6 +161,7 @@ FETCH_FAILURES = frozenset(
         Reason.HUB_UNREACHABLE,
         Reason.INVALID_CONFIG,
         Reason.MODEL_NOT_FOUND,
+        Reason.SOURCE_CHANGED,
         Reason.TOKENIZER_MISSING,
         Reason.TRUNCATED_WEIGHTS,
         Reason.UNREADABLE_WEIGHTS,

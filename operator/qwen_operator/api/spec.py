@@ -236,7 +236,10 @@ def _request_within_context(spec: Mapping[str, Any]) -> bool:
 
 def _adaptable(spec: Mapping[str, Any]) -> bool:
     source = mapping(spec, "source")
-    return not spec.get("adapters") or (source.get("secretRef") is None and source.get("file") is None)
+    if not spec.get("adapters"):
+        return True
+    bucket = str(source.get("uri")).startswith(uris.S3.prefix)
+    return source.get("secretRef") is None and source.get("file") is None and not bucket
 
 
 def _tensor_within_limit(spec: Mapping[str, Any]) -> bool:
@@ -266,9 +269,9 @@ class Spec:
         ),
         Rule(
             "!has(self.adapters) || size(self.adapters) == 0 || !has(self.source) || (!has(self.source.secretRef) && "
-            "!has(self.source.file))",
-            "adapters do not go together with source.secretRef or source.file: put the model on a claim as "
-            "safetensors, and set source.uri to pvc://CLAIM/PATH",
+            f"!has(self.source.file) && !self.source.uri.startsWith('{uris.S3.prefix}'))",
+            "adapters do not go together with source.secretRef, source.file or a source in a bucket: put the "
+            "model on a claim as safetensors, and set source.uri to pvc://CLAIM/PATH",
             _adaptable,
         ),
     )

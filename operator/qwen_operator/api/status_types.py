@@ -66,7 +66,8 @@ class ModelFacts:
         max_length=32,
     )
     commit: str = described(
-        "Commit of the hub's repository from which the operator read the facts. Not set for other sources.",
+        "Commit of the hub's repository from which the operator read the facts. For s3://, a digest of the names, "
+        "sizes and ETags of the files. Not set for other sources.",
         default="",
         max_length=64,
     )

@@ -22,6 +22,7 @@ COMMANDS = {
     "cache": "list the models in the cache of a namespace, or remove those that nobody uses",
     "cache-files": "list or clean the cache in a folder; the pods of the command cache run it",
     "inspect-hub": "report the facts of a repository on a hub; the inspection pod of a private one runs it",
+    "inspect-s3": "report the facts of a folder in a bucket; its inspection pod runs it",
     "crds": "print the custom resource definitions, or write them to a folder",
     "plan": "plan GPUs and options for a model, without a cluster; exit code 3 if it does not fit",
     "render": "print the objects that the operator would create for a manifest",

@@ -77,6 +77,7 @@ class Store:
         self._gone: dict[Resource, dict[ObjectKey, int]] = {resource: {} for resource in WATCHED}
         self._listed: dict[tuple[Resource, str | None], int] = {}
         self._pod_states: dict[ObjectKey, PodState] = {}
+        self._unready: set[ObjectKey] = set()
         self._pinned: dict[ObjectKey, tuple[Manifest, PinnedRevision | UnreadableRevisionError]] = {}
 
     def get(self, resource: Resource, key: ObjectKey) -> Manifest | None:
@@ -88,6 +89,13 @@ class Store:
     def deployments(self) -> Iterator[Manifest]:
         """The QwenDeployments about which something may be decided."""
         return (item for item in self.all(QWENDEPLOYMENTS) if item["metadata"]["namespace"] not in self.unreadable)
+
+    def with_unready_pods(self) -> list[Manifest]:
+        """Those of `deployments` with a pod that is not Ready, by its label. It costs nothing if there is none."""
+        pods = (self._objects[PODS][key] for key in sorted(self._unready))
+        keys = dict.fromkeys((pod["metadata"]["namespace"], objects.labels(pod).get(LABEL_DEPLOYMENT)) for pod in pods)
+        stored = self._objects[QWENDEPLOYMENTS]
+        return [stored[key] for key in keys if key in stored and key[0] not in self.unreadable]
 
     def set_unreadable(self, namespaces: Iterable[str]) -> None:
         """Replace `unreadable`."""
@@ -227,6 +235,8 @@ class Store:
         self._objects[resource][key] = manifest
         if resource == QWENDEPLOYMENTS:
             self.names.put(key, manifest)
+        elif resource == PODS and not objects.holds(manifest, "Ready"):
+            self._unready.add(key)
         for owner in _owners(manifest):
             self._related[resource].setdefault(owner, set()).add(key)
 
@@ -241,7 +251,9 @@ class Store:
         self._count(resource, self._objects[resource].pop(key, None), None)
 
     def _forget(self, resource: Resource, key: ObjectKey) -> None:
-        """Remove the object from the index of `related`."""
+        """Remove the object from the indices."""
+        if resource == PODS:
+            self._unready.discard(key)
         old = self._objects[resource].get(key)
         for owner in _owners(old) if old is not None else ():
             keys = self._related[resource].get(owner, set())

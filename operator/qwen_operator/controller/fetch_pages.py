@@ -43,7 +43,7 @@ def fetching_pods(store: Store) -> Iterator[FetchingPod]:
 
     Those that cannot be understood are left out.
     """
-    for deployment in store.deployments():
+    for deployment in store.with_unready_pods():
         key = objects.key_of(deployment)
         try:
             pods = [pod for pod in store.engine_pods(deployment) if not pod.up and pod.address and _has_page(pod)]

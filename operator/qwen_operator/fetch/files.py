@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.checkpoints.hubs import Hub
+from qwen_operator.fetch import checksums
 from qwen_operator.fetch.faults import FetchError
 from qwen_runtime.checkpoints.model import MAX_BYTES
 from qwen_runtime.checkpoints.reading import shown
@@ -31,7 +32,7 @@ _DEEPEST = 4
 
 
 class Digest(Protocol):
-    """A checksum in the making, as in hashlib."""
+    """A checksum in the making, as in hashlib. `hexdigest` has the form of `RemoteFile.checksum`."""
 
     def update(self, data: Any, /) -> None: ...
 
@@ -43,6 +44,7 @@ class RemoteFile:
     """A file of a repository: its path, its bytes, and its checksum.
 
     `checksum` has 64 hexadecimal digits for sha256, 40 for the sha1 of git's blob, and is "" if the hub gives none.
+    Objects in a bucket also have those of `checksums`.
     """
 
     path: str
@@ -51,6 +53,8 @@ class RemoteFile:
 
     def digest(self) -> Digest | None:
         """A fresh checksum to compare with; None if the hub gives none."""
+        if ":" in self.checksum:
+            return checksums.digest(self.checksum)
         if len(self.checksum) == 64:
             return hashlib.sha256()
         if len(self.checksum) == 40:
@@ -69,6 +73,14 @@ class RemoteFile:
         if not isinstance(path, str) or not isinstance(checksum, str) or not _is_size(size) or not is_safe(path):
             raise ValueError("not a file of a manifest")
         return cls(path, size, checksum)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of a repository at a commit."""
+
+    commit: str
+    files: tuple[RemoteFile, ...]
 
 
 def listed(answer: Mapping[str, Any], hub: Hub) -> list[RemoteFile]:
@@ -94,7 +106,7 @@ def needed(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
     """
     chosen = [file for file in files if is_safe(file.path) and _is_needed(file.path)]
     if not any(file.path.endswith(WEIGHTS) and "/" not in file.path for file in chosen):
-        raise FetchError(Reason.MODEL_NOT_FOUND, f"the repository has no *{WEIGHTS} files in its top folder")
+        raise FetchError(Reason.MODEL_NOT_FOUND, f"there are no *{WEIGHTS} files in its top folder")
     return tuple(sorted(_with_sizes(chosen), key=lambda file: (file.path.endswith(WEIGHTS), file.path)))
 
 

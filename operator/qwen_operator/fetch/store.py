@@ -26,12 +26,11 @@ from typing import Any
 
 from qwen_operator import untrusted
 from qwen_operator.api.conditions import Reason
-from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.fetch.faults import FetchError
 from qwen_operator.fetch.files import RemoteFile, total
 from qwen_operator.fetch.room import Cached, Room, make_room
-from qwen_operator.fetch.wire import Remote
-from qwen_operator.manifests.model_cache import IN_USE, model_folder
+from qwen_operator.fetch.wire import RemoteModel
+from qwen_operator.manifests.model_cache import IN_USE
 
 MANIFEST = ".manifest.json"
 LEASE_SECONDS = 3600.0
@@ -45,19 +44,15 @@ class Entry:
     """The places of one model in a cache."""
 
     root: Path
-    remote: Remote
-
-    @property
-    def _names(self) -> tuple[Hub, str, str, str]:
-        return self.remote.hub, self.remote.repository, self.remote.commit, self.remote.file
+    remote: RemoteModel
 
     @property
     def key(self) -> str:
-        return model_folder(*self._names).replace("/", "--")
+        return self.remote.folder.replace("/", "--")
 
     @property
     def folder(self) -> Path:
-        return self.root / "models" / model_folder(*self._names)
+        return self.root / "models" / self.remote.folder
 
     @property
     def partial(self) -> Path:
@@ -74,13 +69,14 @@ class Entry:
 class Store:
     """A cache of at most `limit` bytes in the folder `root`. `now` returns seconds since the epoch.
 
-    `kept_free_percent`: so much of its disk stays free.
+    `kept_free_percent`: so much of its disk stays free. `of_pod`: it ends with its pod, so it is no cache.
     """
 
     root: Path
     limit: int
     now: Callable[[], float] = time.time
     kept_free_percent: int = 0
+    of_pod: bool = False
 
     def prepare(self) -> None:
         """Make the folders. Raises FetchError if this user may not write."""
@@ -152,6 +148,12 @@ class Store:
         """The keys of the models that must go before `wanted` bytes fit. Raises FetchError if they never fit."""
         others = [one for one in self.cached() if one.key != entry.key]
         verdict = make_room(others, wanted, Room(self.limit - present, self.free()))
+        if verdict.missing and self.of_pod:
+            message = (
+                f"{entry.remote} needs {gigabytes(wanted)} more, and the node has room for "
+                f"{gigabytes(verdict.available)}{self._kept()}: set the chart value cache, or enlarge the node's disk"
+            )
+            raise FetchError(Reason.DISK_FULL, message)
         if verdict.missing:
             raise FetchError(
                 Reason.DISK_FULL,

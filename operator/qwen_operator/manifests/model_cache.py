@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 from qwen_operator import objects
+from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.pod import CACHE_VOLUME
-from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.manifests import expansion, names
 from qwen_operator.manifests.names import Manifest
 from qwen_operator.planning.types import CacheType, EngineSource, ModelCache, ModelFetch, Plan
@@ -27,6 +27,7 @@ IN_USE = ".in-use"
 VOLUME = CACHE_VOLUME
 ENGINE_MOUNT = "/models/cached"
 _FETCH_MOUNT = "/cache"
+_LONGEST_NAME = 80
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._]+", re.ASCII)
 _IN_CLAIM = "qwen-models"
 """The folder in a claim, which may have other files too."""
@@ -39,7 +40,7 @@ _REQUESTS = {"cpu": "500m", "memory": "512Mi"}
 _LIMITS = {"cpu": "1", "memory": "512Mi"}
 
 
-def model_folder(hub: Hub, repository: str, commit: str, file: str = "") -> str:
+def model_folder(hub: str, repository: str, commit: str, file: str = "") -> str:
     """The folder of a model below `models`: HUB/ORGANISATION--NAME/COMMIT, for a single file COMMIT-HASH."""
     hashed = f"-{hashlib.sha256(file.encode()).hexdigest()[:12]}" if file else ""
     return f"{hub}/{repository.replace('/', '--')}/{commit}{hashed}"
@@ -50,6 +51,13 @@ def engine_folder(source: EngineSource) -> str:
     assert source.fetch is not None
     file = source.fetch.file
     return source.model_path.removesuffix(f"/{file}") if file else source.model_path
+
+
+def bucket_folder(location: str) -> str:
+    """The name of a model's folder for BUCKET/PREFIX. A name of a folder is shorter than a location may be."""
+    whole = location.strip("/")
+    bucket, last = whole.partition("/")[0], whole.rpartition("/")[2][:_LONGEST_NAME]
+    return f"{bucket}--{last}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
 
 
 def mounted(source: EngineSource, namespace: str) -> EngineSource:
@@ -111,6 +119,8 @@ def compile_folder(plan: Plan) -> str:
 def _volume(cache: ModelCache, kind: str = "DirectoryOrCreate") -> Manifest:
     if cache.type is CacheType.HOST_PATH:
         return {"name": VOLUME, "hostPath": {"path": cache.place, "type": kind}}
+    if cache.type is CacheType.POD:
+        return {"name": VOLUME, "emptyDir": {"sizeLimit": f"{cache.size_gib}Gi"}}
     return {"name": VOLUME, "persistentVolumeClaim": {"claimName": cache.place}}
 
 
@@ -119,30 +129,38 @@ def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest, compile
 
     `compiled`: the folder of `compile_folder`, which it makes; "" for none.
     """
-    on_node = fetch.cache.type is CacheType.HOST_PATH
+    on_node, in_pod = fetch.cache.type is CacheType.HOST_PATH, fetch.cache.type is CacheType.POD
     _, mount, folder = whole(fetch.cache, namespace)
+    hub_url = [f"--hub-url={fetch.hub_url}"] if fetch.hub_url else []
     command = [
         "qwen-operator",
         "fetch",
-        f"--hub={fetch.hub}",
-        *([f"--hub-url={fetch.hub_url}"] if fetch.hub_url else []),
-        f"--repository={fetch.repository}",
+        *(fetch.options or [f"--hub={fetch.hub}", *hub_url, f"--repository={fetch.repository}"]),
         f"--commit={fetch.commit}",
         *([f"--file={fetch.file}"] if fetch.file else []),
         f"--cache={folder}",
         f"--size-gib={fetch.cache.size_gib}",
-        *([f"--kept-free-percent={_KEPT_FREE_PERCENT}"] if on_node else []),
+        *([f"--kept-free-percent={_KEPT_FREE_PERCENT}"] if on_node or in_pod else []),
+        *(["--of-pod"] if in_pod else []),
         f"--port={names.ENGINE_PORT}",
         *([f"--compile-folder={compiled}"] if compiled else []),
     ]
-    token = fetch.token
+    variables = [*([fetch.token] if fetch.token else []), *fetch.env]
+    # With it, the scheduler chooses a node that has the room.
+    disk = {"ephemeral-storage": f"{fetch.cache.size_gib}Gi"} if in_pod else {}
     return {
         "name": names.FETCH_CONTAINER,
         **common,
         "command": [expansion.escaped(word) for word in command],
-        **({"env": [{"name": token.name, "valueFrom": token.value_from}]} if token else {}),
-        "resources": {"requests": dict(_REQUESTS), "limits": dict(_LIMITS)},
+        **({"env": [_variable(one) for one in variables]} if variables else {}),
+        "resources": {"requests": {**_REQUESTS, **disk}, "limits": dict(_LIMITS)},
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
-        "volumeMounts": [mount],
+        "volumeMounts": [mount, *(dict(one) for one in fetch.mounts)],
     }
+
+
+def _variable(variable: EnvVar) -> Manifest:
+    if variable.value is None:
+        return {"name": variable.name, "valueFrom": variable.value_from}
+    return {"name": variable.name, "value": expansion.escaped(variable.value)}

@@ -24,10 +24,15 @@ def _repository(image: str) -> str:
 
 
 class CacheType(StrEnum):
-    """Where a cache is: a folder of each node, or a claim in the namespace of each QwenDeployment."""
+    """Where a cache is: a folder of each node, or a claim in the namespace of each QwenDeployment.
+
+    POD is a folder of one pod, which ends with it. The chart cannot choose it: it is for sources that SGLang cannot
+    download, where the chart has no cache.
+    """
 
     HOST_PATH = "HostPath"
     CLAIM = "PersistentVolumeClaim"
+    POD = "EmptyDir"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +50,52 @@ class ModelCache:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFetch:
-    """A model of a hub that a container fetches into the cache before the engine starts.
+class ObjectStore:
+    """The chart's `objectStore`: where buckets are.
 
-    `commit` has 40 hexadecimal digits. `hub_url` is the address of a mirror, or "". `token` is where the token of a
-    private repository is: a variable with the value of a Secret. `file`: the only file to fetch, a GGUF file; "" for
-    all that an engine needs.
+    `endpoint` is "" for AWS. A QwenDeployment may name another one of `endpoints`, or any if there are none.
+    """
+
+    endpoint: str = ""
+    endpoints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outbound:
+    """The chart's `outbound`: how pods reach hubs and stores.
+
+    `proxy` is the address of an HTTP proxy, "" without one, and `no_proxy` the hosts that need none. `config_map` has
+    the certificates of the authorities under `key`; "" for those of the image.
+    """
+
+    proxy: str = ""
+    no_proxy: str = ""
+    config_map: str = ""
+    key: str = "ca.crt"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFetch:
+    """A model that a container fetches into the cache before the engine starts.
+
+    `hub` and `repository` name its folder there. `commit` has 40 hexadecimal digits. `hub_url` is the address of a
+    mirror, or "". `token` is where the token of a private repository is: a variable with the value of a Secret. `file`:
+    the only file to fetch, a GGUF file; "" for all that an engine needs.
+
+    What is not on a hub has its place in `options`, options of `qwen-operator fetch`, and its credentials in `env`.
+    `mounts` are further mounts of the container.
     """
 
     cache: ModelCache
-    hub: Hub
+    hub: str
     repository: str
     commit: str
     hub_url: str = ""
     token: EnvVar | None = None
     file: str = ""
+    options: tuple[str, ...] = ()
+    env: tuple[EnvVar, ...] = ()
+    mounts: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +113,8 @@ class EngineDefaults:
     hub: Hub = Hub.HUGGING_FACE
     hub_url: str = ""
     cache: ModelCache | None = None
+    store: ObjectStore = ObjectStore()
+    outbound: Outbound = Outbound()
 
     def at_version_of(self, plan: Plan) -> EngineDefaults:
         """These settings with the image and version of a plan, if its image is of the same repository."""

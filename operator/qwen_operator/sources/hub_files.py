@@ -21,9 +21,9 @@ from qwen_operator.planning.types import EngineDefaults, EngineSource, ModelFetc
 from qwen_operator.sources import hub_facts, inspection
 from qwen_operator.sources.scheme import Facts, SourceContext
 
-_TMP = "tmp"
 # More than `fetch.heads` writes.
-_TMP_SIZE = "1Gi"
+TMP = ({"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}, {"name": "tmp", "mountPath": "/tmp"})
+"""The volume and the mount of an inspection pod that writes what it reads."""
 
 
 def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
@@ -57,8 +57,8 @@ def inspected(hub: Hub, spec: Spec, defaults: EngineDefaults) -> EngineSource | 
     return EngineSource(
         model_path=str(query),
         env=(token,),
-        volumes=({"name": _TMP, "emptyDir": {"sizeLimit": _TMP_SIZE}},),
-        mounts=({"name": _TMP, "mountPath": "/tmp"},),
+        volumes=TMP[:1],
+        mounts=TMP[1:],
         inspection=command,
     )
 

@@ -28,6 +28,7 @@ from qwen_operator.planning.adapters import MOUNT
 from qwen_operator.planning.types import EngineSource
 from qwen_operator.replicas.failures import exit_code, report_of, reported_reason
 from qwen_operator.replicas.pod_state import awaited_scheduler, stored_failure, unready_reason
+from qwen_operator.sources.outbound import reaching
 from qwen_operator.sources.scheme import Facts, SourceContext, VolumeClaim
 
 FIRST_RETRY_SECONDS = 30
@@ -46,7 +47,8 @@ def resolve(
     `base` are the facts of the model, if the pod reads only adapters.
     """
     spec, claim = context.spec, context.claim
-    source, shown = mounted(source, spec), {**shown, f"{MOUNT}/": uris.PVC.prefix}
+    source = reaching(mounted(source, spec), context.defaults.outbound)
+    shown = {**shown, f"{MOUNT}/": uris.PVC.prefix}
     near = not source.inspection and (claim is None or not claim.bound)
     place = InspectionPlace(products(spec, context.inventory), near_gpus=near)
     desired = inspection_pod(context.identity, spec, source, context.runtime, place)

@@ -12,7 +12,7 @@ from qwen_operator.manifests.adapters import mounted
 from qwen_operator.manifests.names import Manifest, PodIdentity
 from qwen_operator.manifests.pods import InspectionPlace, RuntimeImage
 from qwen_operator.planning.types import EngineDefaults, EngineSource
-from qwen_operator.sources import hf, inspection, modelscope, pvc
+from qwen_operator.sources import hf, inspection, modelscope, outbound, pvc, s3
 from qwen_operator.sources.scheme import Facts, Scheme, SourceContext
 
 SCHEMES = {
@@ -21,6 +21,7 @@ SCHEMES = {
         pvc.SCHEME,
         hf.SCHEME,
         modelscope.SCHEME,
+        s3.SCHEME,
     )
 }
 """Every scheme by its name in a uri."""
@@ -45,7 +46,8 @@ def resolve(context: SourceContext) -> Facts | Blocked:
 
 def engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
     """Where SGLang finds the model with these facts."""
-    return mounted(scheme_of(spec, defaults).engine_source(spec, checkpoint, defaults), spec)
+    source = scheme_of(spec, defaults).engine_source(spec, checkpoint, defaults)
+    return outbound.reaching(mounted(source, spec), defaults.outbound)
 
 
 def hub_query(spec: Spec, defaults: EngineDefaults) -> HubQuery | None:
@@ -58,7 +60,7 @@ def inspected(spec: Spec, defaults: EngineDefaults) -> EngineSource | None:
     """What the inspection pod mounts or runs; None if no pod reads this source."""
     of_scheme = scheme_of(spec, defaults).inspected
     source = of_scheme(spec, defaults) if of_scheme else None
-    return mounted(source, spec) if source else None
+    return outbound.reaching(mounted(source, spec), defaults.outbound) if source else None
 
 
 def inspection_pod(

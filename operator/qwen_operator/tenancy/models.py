@@ -50,9 +50,11 @@ def field_of(spec: Mapping[str, Any]) -> str:
 def place_of(spec: Mapping[str, Any], hub: str) -> Place:
     """The place of a spec as the user wrote it. Without a source it is a repository of `hub`, the scheme of a hub."""
     source = mapping(spec, "source")
-    revision = text(source, "revision")
+    revision, endpoint = text(source, "revision"), text(source, "endpoint")
     uri = text(source, "uri") or f"{hub}://{text(spec, 'model')}"
-    return Place(uri, "" if revision in uris.MAIN_BRANCHES else revision)
+    # A bucket of the same name on another server is another place, which no entry can stand for.
+    where = f"{uri} at {endpoint}" if endpoint else uri
+    return Place(where, "" if revision in uris.MAIN_BRANCHES or uri.startswith(uris.S3.prefix) else revision)
 
 
 def adapter_places(spec: Mapping[str, Any]) -> tuple[Place, ...]:
@@ -116,12 +118,12 @@ def _place_cel(of: str, prefix: str) -> tuple[tuple[str, str], ...]:
     """The variables PREFIXUri, PREFIXRevision and PREFIXPlace of an object; "" if there is none."""
     revision, found = f"{of}.spec.?source.?revision.orValue('')", f"variables.{prefix}Revision"
     uri = f"{of}.spec.?source.?uri.orValue(variables.defaultHub + '://' + {of}.spec.?model.orValue(''))"
+    endpoint = f"{of}.spec.?source.?endpoint.orValue('')"
+    where = f"{uri} + ({endpoint} == '' ? '' : ' at ' + {endpoint})"
+    branch = f"{revision} in {json.dumps(uris.MAIN_BRANCHES)} || variables.{prefix}Uri.startsWith('{uris.S3.prefix}')"
     return (
-        (f"{prefix}Uri", f"{of} != null ? {uri} : ''"),
-        (
-            f"{prefix}Revision",
-            f"{of} != null && !({revision} in {json.dumps(uris.MAIN_BRANCHES)}) ? {revision} : ''",
-        ),
+        (f"{prefix}Uri", f"{of} != null ? {where} : ''"),
+        (f"{prefix}Revision", f"{of} != null && !({branch}) ? {revision} : ''"),
         (f"{prefix}Place", f"variables.{prefix}Uri + ({found} == '' ? '' : '@' + {found})"),
     )
 

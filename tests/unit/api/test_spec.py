@@ -255,7 +255,7 @@ BESIDE_PODS = {"servedNames", "replicas", "suspend", "scaling", "rollout", "disr
 # Setting one of these replaces all pods. A field comes in here only after somebody has decided that it must.
 IN_PODS = {
     "model": [],
-    "source": ["uri", "revision", "secretRef", "file"],
+    "source": ["uri", "revision", "secretRef", "endpoint", "file"],
     "adapters": ["name", "source"],
     "contextTokens": [],
     "workload": ["concurrency", "inputTokens", "outputTokens"],

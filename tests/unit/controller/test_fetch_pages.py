@@ -81,7 +81,7 @@ def test_a_deployment_whose_pods_cannot_be_read_hides_no_other(caplog: pytest.Lo
     pod = read_pod({"metadata": {"name": "chat-0a1b2c3d-0", "uid": "uid"}, "status": fetching}, "chat")
 
     class Cluster:
-        def deployments(self) -> list[Manifest]:
+        def with_unready_pods(self) -> list[Manifest]:
             return [{"metadata": {"namespace": "team", "name": name}} for name in ("bad", "chat")]
 
         def engine_pods(self, deployment: Manifest) -> tuple[PodState, ...]:

@@ -15,6 +15,7 @@ from qwen_operator.actions.types import Kind, Refusal
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import parse
 from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.fetch.bucket import Bucket
 from qwen_operator.hardware.inventory import inventory
 from qwen_operator.manifests.pods import engine_template
 from qwen_operator.planning.plan import plan
@@ -175,3 +176,29 @@ def test_what_pod_security_refuses_says_whose_decision_it_is() -> None:
 def test_an_engine_that_loads_a_second_model_may_ask_the_hub() -> None:
     env = containers(template(NODE, engine={"env": [{"name": "HF_HUB_OFFLINE", "value": "0"}]}))["engine"]["env"]
     assert [one for one in env if one["name"] == "HF_HUB_OFFLINE"] == [{"name": "HF_HUB_OFFLINE", "value": "0"}]
+
+
+def test_without_a_cache_the_files_of_a_bucket_are_in_the_pod() -> None:
+    pod = template(None, source={"uri": "s3://weights/chat", "secretRef": {"name": "s3"}})
+    found, fetch = pod["spec"]["volumes"][-1], containers(pod)["fetch"]
+    size = found["emptyDir"]["sizeLimit"]
+    assert found == {"name": "qwen-model-cache", "emptyDir": {"sizeLimit": size}}
+    assert fetch["resources"]["requests"]["ephemeral-storage"] == size
+    assert fetch["command"] == [
+        "qwen-operator",
+        "fetch",
+        "--s3=s3://weights/chat",
+        f"--commit={COMMIT}",
+        "--cache=/cache/qwen-models",
+        f"--size-gib={size.removesuffix('Gi')}",
+        "--kept-free-percent=15",
+        "--of-pod",
+        "--port=8000",
+    ]
+    assert mount(containers(pod)["engine"])["subPath"] == f"qwen-models/models/{store_folder()}"
+    assert [name for name, one in containers(pod).items() if "secretKeyRef" in str(one)] == ["fetch"]
+
+
+def store_folder() -> str:
+    """The folder that the program itself uses."""
+    return Bucket.of_uri("s3://weights/chat", "", COMMIT).folder

@@ -161,6 +161,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         {"source": {"uri": "hf://a/b", "secretRef": {"name": "t"}}, "adapters": listed("a")},
         "adapters do not go together with source.secretRef",
     ),
+    "a bucket": ({"source": {"uri": "s3://weights/chat"}, "adapters": listed("a")}, "a source in a bucket"),
     "a GGUF file": ({"source": {**PVC, "file": "a.gguf"}, "adapters": listed("a")}, "source.file"),
     "a volume of theirs": (
         {"adapters": listed("a"), "pod": {"volumes": [{"name": "adapters-0", "emptyDir": {}}]}},

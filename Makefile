@@ -116,8 +116,8 @@ pins: $(STAMP) ## Name the images and actions that are not pinned by content: ST
 workflows: ## Check the syntax of the workflows (needs Go)
 	@go run github.com/rhysd/actionlint/cmd/actionlint@$(ACTIONLINT_VERSION) -shellcheck= -pyflakes=
 
-testbed-up: $(STAMP) ## Start a real cluster on this machine (needs root): control plane, one node that claims 8 GPUs, simulated nodes, images
-	@$(BIN)/python -m tests.testbed up
+testbed-up: $(STAMP) ## Start a real cluster on this machine (needs root): control plane, one node that claims 8 GPUs, simulated nodes, images; NODES=3 adds two real nodes of one GPU each
+	@$(BIN)/python -m tests.testbed up $(if $(NODES),--nodes $(NODES))
 	@$(BIN)/python -m tests.testbed status
 
 testbed-down: $(STAMP) ## Remove the test bed; only its cache stays

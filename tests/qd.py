@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
+from tests.testbed.bed import Release
 from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
 from tests.testbed.ownership import owned
 
@@ -98,3 +99,14 @@ def events(kubectl: Kubectl, namespace: str, name: str) -> set[tuple[str, str]]:
     """(type, reason) of the Events about one QwenDeployment."""
     items = kubectl.list("events", namespace)
     return {(e["type"], e["reason"]) for e in items if e["involvedObject"].get("name") == name}
+
+
+def leader(kubectl: Kubectl, release: Release) -> Manifest:
+    """The operator pod that holds the Lease."""
+
+    def probe() -> Manifest | None:
+        lease = kubectl.get("lease", release.operator, release.namespace) or {}
+        holder = str((lease.get("spec") or {}).get("holderIdentity") or "")
+        return kubectl.get("pod", holder.partition("_")[0], release.namespace) if holder else None
+
+    return wait_for("a leader", probe, 60)

@@ -324,12 +324,18 @@ MODELS = (
     "modelscope://Qwen/Qwen3-*",
     "pvc://models/qwen/*",
     "pvc://models/one",
+    "s3://weights/qwen/*",
 )
 """The list of models with which the next cases hold. Models without a source come from Hugging Face."""
 
 
 def source(uri: str, revision: str | None = None, **spec: Any) -> Spec:
     return {"source": {"uri": uri, **({} if revision is None else {"revision": revision})}, **spec}
+
+
+def adapters(*uris: str) -> Spec:
+    named = [{"name": f"a{number}", "source": {"uri": uri}} for number, uri in enumerate(uris)]
+    return {"model": "Qwen/Qwen3-8B", "adapters": named}
 
 
 _CACHE = mount("/home/qwen/huggingface")
@@ -344,7 +350,10 @@ MODELS_ALLOWED: tuple[Case, ...] = (
     Case("another hub", source("modelscope://Qwen/Qwen3-8B", "master")),
     Case("a folder of a claim", source("pvc://models/qwen/7b@chat")),
     Case("one folder", source("pvc://models/one")),
+    Case("a folder of a bucket", source("s3://weights/qwen/7b")),
+    Case("files of a bucket by their digest", source("s3://weights/qwen/7b", "4f2c8b1d" * 5)),
     Case("a mount that hides no weights", mount("/mnt/models")),
+    Case("an adapter of a listed folder", adapters("pvc://models/one", "pvc://models/qwen/lora")),
 )
 
 MODELS_REFUSED: tuple[Case, ...] = (
@@ -357,8 +366,16 @@ MODELS_REFUSED: tuple[Case, ...] = (
     Case("a name with more parts", {"model": "Qwen/chat/main"}, "spec.model"),
     Case("a name with a revision", {"model": "own/chat@refs/pr/7"}, "spec.model"),
     Case("a listed name from elsewhere", source("pvc://own/chat", model="Qwen/Qwen3-8B"), "spec.source"),
+    Case("another bucket", source("s3://weights-evil/7b"), "spec.source"),
+    Case(
+        "a bucket of this name elsewhere",
+        {"source": {"uri": "s3://weights/qwen/7b", "endpoint": "https://evil.example.com"}},
+        "spec.source",
+    ),
     Case("another case", source("hf://qwen/Qwen3-8B"), "spec.source"),
     Case("another organisation", source("hf://evil/chat"), "spec.source"),
+    Case("an adapter from elsewhere", adapters("pvc://models/one", "pvc://own/lora"), "spec.adapters"),
+    Case("an adapter of a folder that begins alike", adapters("pvc://models/ones"), "spec.adapters"),
     Case("a proposal", source("hf://Qwen/Qwen3-0.6B", "refs/pr/7"), "spec.source"),
     Case("a proposal of a listed revision", source("hf://Qwen/Qwen3-8B", "refs/pr/7"), "spec.source"),
     Case("a proposal by its commit", source("hf://Qwen/Qwen3-0.6B", "4f2c8b1d" * 5), "spec.source"),
@@ -384,6 +401,8 @@ MODELS_RATCHET: tuple[Case, ...] = (
     Case("kept mount", {**_CACHE, "contextTokens": 2048}, before=_CACHE),
     Case("a listed model for another", {"model": "Qwen/Qwen1.5-0.5B-Chat"}, before={"model": "evil/chat"}),
     Case("another folder", source("pvc://own/other"), "spec.source", source("pvc://own/chat")),
+    Case("a kept adapter", adapters("pvc://models/one", "pvc://own/lora"), before=adapters("pvc://own/lora")),
+    Case("another adapter", adapters("pvc://own/lora", "pvc://own/b"), "spec.adapters", adapters("pvc://own/lora")),
     Case("another revision", source("hf://evil/chat", "v2"), "spec.source", source("hf://evil/chat", "v1")),
     Case("a first revision", source("hf://evil/chat", "v1"), "spec.source", {"model": "evil/chat"}),
     Case("another hub", source("modelscope://evil/chat"), "spec.source", {"model": "evil/chat"}),

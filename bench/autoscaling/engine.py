@@ -88,6 +88,7 @@ class Engine:
         "_steps",
         "_waiting",
         "decoded",
+        "decoding",
         "idle",
         "now",
         "prefilled",
@@ -101,6 +102,7 @@ class Engine:
         self.used = 0
         self.prefilled = 0
         self.decoded = 0
+        self.decoding = 0.0
         self.idle = 0.0
         self._done = done
         self._waiting: deque[Request] = deque()
@@ -167,7 +169,9 @@ class Engine:
         tokens = speed.chunk - budget
         if not tokens:
             return False
-        self.now += max(speed.floor, speed.prefill * tokens) + speed.attention * pairs
+        seconds = max(speed.floor, speed.prefill * tokens) + speed.attention * pairs
+        self.now += seconds
+        self.decoding += seconds * len(self._running)
         self.prefilled += tokens
         self.used += tokens
         for request in finished:
@@ -185,7 +189,9 @@ class Engine:
         most = self._running[0][0] - self._steps
         # The time of k steps is k * step + grows * k * (k - 1) / 2. Slower steps only shorten this estimate.
         count = max(1, min(most, int((until - self.now) / step) + 1))
-        self.now += count * step + grows * count * (count - 1) / 2
+        seconds = count * step + grows * count * (count - 1) / 2
+        self.now += seconds
+        self.decoding += seconds * batch
         self._steps += count
         self.used += batch * count
         self.decoded += batch * count

@@ -214,7 +214,7 @@ class _Fleet:
             limit = self.case.speed.slots
             engines.append(EnginePod(pod.name, pod.name, ready=engine is not None, draining=pod.draining, limit=limit))
             if engine is not None:
-                work = Work(engine.prefilled, engine.shown_decoded, engine.idle)
+                work = Work(engine.prefilled, engine.shown_decoded, engine.idle, engine.decoding)
                 running, queued = engine.running, engine.queued
                 load = EngineLoad(
                     pod.name, pod.name, running, queued, engine.used, self.case.speed.pool, running + queued, work

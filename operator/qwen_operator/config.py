@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_operator.api import reading
+from qwen_operator.api import reading, uris
 from qwen_operator.api.claims import ANY_NAMESPACE, NameRights
 from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.fields import matches
@@ -22,7 +22,7 @@ from qwen_operator.checkpoints.hubs import Hub, is_address
 from qwen_operator.hardware.boards import capability
 from qwen_operator.hardware.pools import MOST_DOLLARS, GpuPool, thousandths
 from qwen_operator.manifests.pods import InspectionDefaults, RuntimeImage
-from qwen_operator.planning.types import CacheType, EngineDefaults, ModelCache
+from qwen_operator.planning.types import CacheType, EngineDefaults, ModelCache, ObjectStore, Outbound
 from qwen_operator.tenancy import models
 from qwen_operator.tenancy.lists import PATTERNS, Mode, Setting, Tenancy
 from qwen_runtime.checkpoints.reading import shown
@@ -33,6 +33,8 @@ _LONGEST_PATTERN = 96
 _DEPLOYMENTS = re.compile(r"[-a-z0-9]+/[-.a-z0-9]+\*?|[-a-z0-9]+/?\*|\*", re.ASCII)
 _PATH = re.compile(r"/[\w.-]+(/[\w.-]+)*", re.ASCII)
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
+
+_PROXY = re.compile(r"http://[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:[0-9]{1,5})?", re.ASCII)
 
 
 class ConfigError(Exception):
@@ -111,6 +113,7 @@ class Config:
     If `read_nodes` is false, the operator may not read nodes and knows only the declared pools. If `hub_lookup` is
     true, it may query the public repositories of model hubs. `pod` has the chart's defaults of spec.pod.
     `name_rights`: which namespaces may serve which names. `distinct_nodes`: no two pods of a replica are on one node.
+    `arbiter`: between deployments of different priorities, the operator decides who gets GPUs that are short.
     """
 
     namespaces: tuple[str, ...]
@@ -132,6 +135,7 @@ class Config:
     network_policy: NetworkPolicyConfig = NetworkPolicyConfig()
     recording: RecordingConfig = RecordingConfig()
     distinct_nodes: bool = True
+    arbiter: bool = True
 
 
 def load(environ: Mapping[str, str], text: str) -> Config:
@@ -154,6 +158,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         read_nodes=environ.get("QWEN_READ_NODES", "true") != "false",
         lease_name=environ.get("QWEN_LEASE_NAME") or "qwen-operator",
         distinct_nodes=root.section("engine").flag("distinctNodes", default=True),
+        arbiter=root.section("arbiter").flag("enabled", default=True),
         hub_lookup=_hub(root).lookup,
         pod=common.pod,
         name_rights=name_rights(content),
@@ -203,11 +208,33 @@ def _engine(root: Section) -> EngineDefaults:
         hub=hub.default,
         hub_url=hub.url,
         cache=_cache(root.section("cache")),
+        store=_store(root.section("objectStore")),
+        outbound=_outbound(root.section("outbound")),
     )
 
 
+def _outbound(section: Section) -> Outbound:
+    proxy, bundle = section.text("proxy", ""), section.section("caBundle")
+    if proxy and not _PROXY.fullmatch(proxy):
+        raise section.wrong("proxy", "the address of an HTTP proxy without a password, such as http://proxy:3128")
+    config_map = bundle.text("configMap", "")
+    if config_map and not _CLAIM.fullmatch(config_map):
+        raise bundle.wrong("configMap", "the name of a ConfigMap, or empty")
+    return Outbound(proxy, section.text("noProxy", ""), config_map, bundle.text("key", "ca.crt"))
+
+
+def _store(section: Section) -> ObjectStore:
+    endpoint, endpoints = section.text("endpoint", ""), section.words("endpoints")
+    right = "the address of an S3 server, without a path, such as https://minio.example.com:9000"
+    if endpoint and not matches(uris.ENDPOINT_FORM, endpoint):
+        raise section.wrong("endpoint", f"{right}, or empty for AWS")
+    if not all(matches(uris.ENDPOINT_FORM, one) for one in endpoints):
+        raise section.wrong("endpoints", f"a list; each entry must be {right}")
+    return ObjectStore(endpoint, endpoints)
+
+
 def _cache(section: Section) -> ModelCache | None:
-    kind = section.choice("type", ("None", *CacheType), "None")
+    kind = section.choice("type", ("None", CacheType.HOST_PATH, CacheType.CLAIM), "None")
     if kind == "None":
         return None
     of_node = kind == CacheType.HOST_PATH
@@ -217,7 +244,7 @@ def _cache(section: Section) -> ModelCache | None:
         raise section.wrong("path", "a folder of the nodes such as /var/lib/qwen-models, for cache.type HostPath")
     if not of_node and not _CLAIM.fullmatch(place):
         raise section.wrong("claimName", "the name of a claim, for cache.type PersistentVolumeClaim")
-    return ModelCache(CacheType(kind), place, section.number("sizeGiB", 500))
+    return ModelCache(CacheType(kind), place, section.number("sizeGiB", 500), section.flag("compile", default=False))
 
 
 def _pod(root: Section) -> Pod:

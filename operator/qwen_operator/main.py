@@ -22,6 +22,7 @@ from qwen_operator import handlers
 from qwen_operator.api.name_index import NameIndex
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
 from qwen_operator.config import Config
+from qwen_operator.controller.arbiter import Arbiter, Wiring
 from qwen_operator.controller.autoscaler import Autoscaler, Sources
 from qwen_operator.controller.cache import Store, keep
 from qwen_operator.controller.enqueue import Intake
@@ -112,7 +113,7 @@ class Operator:
         autoscaler = Autoscaler(sources, queue.add, on_look=recorder.add if recorder else None)
         load = LoadSource(autoscaler.samples, autoscaler.ages, autoscaler.held, autoscaler.shares)
         deployments = DeploymentMetrics(store, load, elector.leads)
-        metrics.follow(queue, elector.leads)
+        metrics.follow(queue, elector.leads, lambda: autoscaler.interval)
         return cls(
             config=config,
             api=api,
@@ -181,10 +182,26 @@ class Operator:
             await self._reconcile(api, hub, fetches)
 
     async def _reconcile(self, api: KubeApi, hub: HubReader, fetches: FetchPages) -> None:
-        observer = Observer(self.store, self.config.pools, self.autoscaler.state, hub.answer_for, lambda: fetches.pages)
+        arbiter = Arbiter(self.store, api, self._arbiter_wiring())
+        observer = Observer(
+            self.store,
+            self.config.pools,
+            self.autoscaler.state,
+            hub.answer_for,
+            lambda: fetches.pages,
+        )
+        observer.grants = arbiter.grant
         actor = Actor(api, self.store, utc_now)
-        claims = VolumeClaims(api)
-        reconciler = Reconciler(observer, actor, self.config, utc_now, self.deployments.count_changes, hub, claims)
+        reconciler = Reconciler(
+            observer,
+            actor,
+            self.config,
+            utc_now,
+            self.deployments.count_changes,
+            hub,
+            VolumeClaims(api),
+            arbiter.heard,
+        )
         keys = GatewayKeys(api, self.config)
         policies = NetworkPolicies(api, self.store, self.config.network_policy, self.config.namespaces, time.monotonic)
         tasks: list[Coroutine[Any, Any, Any]] = [
@@ -192,6 +209,7 @@ class Operator:
             keys.run(),
             hub.run(),
             fetches.run(),
+            arbiter.run(),
             *policies.parts(),
         ]
         if self.recorder is not None:
@@ -201,6 +219,17 @@ class Operator:
         for _ in range(self.config.workers):
             tasks.append(Worker(self.queue, reconciler, self.metrics.reconciled, self.metrics.failed).run())
         await first_to_end(tasks)
+
+    def _arbiter_wiring(self) -> Wiring:
+        return Wiring(
+            readable=self.resync.readable,
+            wake=self.queue.add,
+            working=self.queue.works_on,
+            clock=time.monotonic,
+            now=utc_now,
+            default_class=self.config.pod.priority_class_name,
+            enabled=self.config.arbiter,
+        )
 
 
 def _not_scaled(key: ObjectKey, error: Exception) -> None:

@@ -22,6 +22,7 @@ from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.controller.worker import utc_now
 from qwen_operator.kube import QWENDEPLOYMENTS, Manifest
 from qwen_operator.objects import ObjectKey, key_of
+from qwen_operator.replicas.fetches import fetches
 from qwen_operator.replicas.groups import Replica
 from qwen_operator.replicas.wanted import last_wanted, written_size_rule
 from qwen_operator.scaling.attainment import Share
@@ -75,13 +76,17 @@ class OperatorMetrics:
             prometheus.Gauge, "qwen_operator_build_info", "Version of the operator, always 1", ("version",)
         ).labels(version("qwen-operator")).set(1)
 
-    def follow(self, queue: WorkQueue, leads: Callable[[], bool]) -> None:
-        """Add the metrics of the queue, and whether this process leads."""
+    def follow(self, queue: WorkQueue, leads: Callable[[], bool], interval: Callable[[], float]) -> None:
+        """Add the metrics of the queue, whether this process leads, and the interval between two looks at engines."""
         gauges: dict[str, tuple[str, Callable[[], float]]] = {
             "qwen_operator_queue_depth": ("Objects that wait for a worker", lambda: len(queue) if leads() else 0),
             "qwen_operator_queue_age_seconds": (
                 "How long the oldest object in the queue has waited",
                 lambda: queue.age() if leads() else 0,
+            ),
+            "qwen_operator_scaling_interval_seconds": (
+                "Seconds between the last two rounds of reading the engines, 0 in a process that does not lead",
+                interval,
             ),
             "qwen_operator_leader": ("1 in the process that leads, 0 in the others", leads),
         }
@@ -131,6 +136,13 @@ class DeploymentMetrics:
     now: Callable[[], datetime] = utc_now
     _scaled: Counts[tuple[str, ...]] = field(default_factory=Counts)
     _failures: Counts[tuple[str, ...]] = field(default_factory=Counts)
+    _fetches: Counts[tuple[str, ...]] = field(default_factory=Counts)
+    _fetched_bytes: Counts[tuple[str, ...]] = field(default_factory=Counts)
+    _counted: dict[ObjectKey, frozenset[str]] = field(default_factory=dict)
+    _since: datetime = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._since = self.now()
 
     def count_changes(self, key: ObjectKey, old: Manifest, new: Manifest) -> None:
         """Count a change of the wanted size, and a new failure, between two statuses of a deployment."""
@@ -142,6 +154,16 @@ class DeploymentMetrics:
         if last and (last.get("time"), last.get("pod")) != (previous.get("time"), previous.get("pod")):
             self._failures[(*key, str(last.get("reason")))] += 1
 
+    def _count_fetches(self, key: ObjectKey, replicas: Iterable[Replica]) -> None:
+        """Count each fetch once. Those before this process began were counted by the one that led then."""
+        done = fetches(pod for replica in replicas for pod in replica.members)
+        before = self._counted.get(key, frozenset())
+        for one in done:
+            if one.uid not in before and one.finished is not None and one.finished >= self._since:
+                self._fetches[(*key, "hit" if one.hit else "miss")] += 1
+                self._fetched_bytes[key] += one.hub_bytes
+        self._counted[key] = frozenset(one.uid for one in done)
+
     def slices(self) -> Iterator[Iterable[Metric]]:
         """The metric families of a few deployments at a time, and at the end the counters.
 
@@ -151,11 +173,15 @@ class DeploymentMetrics:
             return
         samples, ages, held = self.load.samples(), self.load.ages(), self.load.held()
         keys = [key_of(manifest) for manifest in self.store.deployments()]
+        known = set(keys)
+        self._counted = {key: uids for key, uids in self._counted.items() if key in known}
         for start in range(0, len(keys), _SLICE):
             yield self._gauges(keys[start : start + _SLICE], samples, ages, held)
         yield [
             self._counter("qwen_deployment_scale", self._scaled),
             self._counter("qwen_deployment_engine_failures", self._failures),
+            self._counter("qwen_deployment_model_fetches", self._fetches),
+            self._counter("qwen_deployment_model_fetched_bytes", self._fetched_bytes),
         ]
 
     def _gauges(
@@ -172,7 +198,9 @@ class DeploymentMetrics:
                 continue
             try:
                 _status(gauges, key, manifest, self.now())
-                _replicas(gauges, key, manifest, self.store.replicas(manifest))
+                replicas = self.store.replicas(manifest)
+                _replicas(gauges, key, manifest, replicas)
+                self._count_fetches(key, replicas)
             except Exception:
                 log.exception("no metrics of this QwenDeployment", extra={"deployment": "/".join(key)})
             if (sample := samples.get(key)) is not None:
@@ -200,12 +228,14 @@ class DeploymentMetrics:
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen_deployment_scale": ("Changes of the wanted size", ("direction", "reason")),
     "qwen_deployment_engine_failures": ("Unexpected ends of engines", ("reason",)),
+    "qwen_deployment_model_fetches": ("Starts of pods with a cache: hit (0 bytes from the hub) or miss", ("result",)),
+    "qwen_deployment_model_fetched_bytes": ("Bytes that pods got from the hub for the cache", ()),
 }
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen_deployment_info": ("What the deployment serves and how, always 1", INFO_LABELS),
     "qwen_deployment_condition": ("The present conditions, always 1", ("type", "status", "reason")),
     "qwen_deployment_replicas": (
-        "Replicas: wanted, advised (by load), granted (with a node), starting, ready, draining",
+        "Replicas: wanted, advised (by load), limited (others have GPUs), granted (a node), starting, ready, draining",
         ("state",),
     ),
     "qwen_deployment_replicas_min": ("The smallest number of replicas that scaling may choose", ()),
@@ -277,6 +307,7 @@ def _status(gauges: _Gauges, key: ObjectKey, manifest: Manifest, now: datetime) 
     _observed(gauges, key, plan, objects.mapping(status, "observed"))
     wanted, rule = last_wanted(manifest), written_size_rule(manifest, now)
     gauges.add("qwen_deployment_replicas", key, wanted, "wanted")
+    gauges.add("qwen_deployment_replicas", key, objects.mapping(status, "scaling").get("granted"), "limited")
     if rule.bounds is not None:
         advised = objects.mapping(status, "scaling").get("advised", wanted)
         gauges.add("qwen_deployment_replicas", key, advised, "advised")

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import NoReturn
 
 from qwen_runtime import __version__
+from qwen_runtime.compile_cache import driver_version, use
 from qwen_runtime.engine_log import Patience
 from qwen_runtime.group import Member
 from qwen_runtime.guard import unknown_engine
 from qwen_runtime.hold import NotHeld, hold
 from qwen_runtime.inspect_checkpoint import examine
 from qwen_runtime.install import NotInstalled, install
-from qwen_runtime.launch import launch
+from qwen_runtime.launch import Reports, launch
 from qwen_runtime.log_lines import NoLogLines, installed
 from qwen_runtime.preflight import interface_problem, present_interfaces
+from qwen_runtime.progress import PORT
 from qwen_runtime.report import bounded, complain, deliver
 
 
@@ -29,12 +31,26 @@ def _parser() -> argparse.ArgumentParser:
     install_ = commands.add_parser("install", help="copy this archive into a folder")
     install_.add_argument("folder", metavar="DEST", type=Path)
     inspect = commands.add_parser("inspect", help="report the facts of a checkpoint folder as JSON")
-    inspect.add_argument("--path", metavar="DIR", type=Path, required=True)
+    inspect.add_argument("--path", metavar="DIR", type=Path, help="needed without --adapter")
+    inspect.add_argument(
+        "--adapter",
+        metavar="NAME=DIR",
+        type=_adapter,
+        action="append",
+        default=[],
+        help="a LoRA adapter, several times",
+    )
     inspect.add_argument("--output", metavar="FILE", type=Path, help="default: /dev/termination-log if it exists")
     launch_ = commands.add_parser(
         "launch", help="run an engine as the child of an init process", usage="%(prog)s [options] -- CMD..."
     )
     launch_.add_argument("--hold", metavar="FILE", type=Path, help="lock this file of a cached model while it runs")
+    launch_.add_argument(
+        "--compile-cache",
+        metavar="FOLDER",
+        type=Path,
+        help="keep what the engine compiles here, by the driver's version",
+    )
     launch_.add_argument("--termination-log", metavar="FILE", type=Path, help="default: /dev/termination-log")
     launch_.add_argument(
         "--crash-seconds", type=_seconds, default=90.0, help="seconds to end after a logged crash; default: 90"
@@ -48,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         default=20.0,
         help="seconds that a process of an engine over several pods may be stopped (state T); default: 20",
     )
+    launch_.add_argument(
+        "--start-port", type=int, metavar="PORT", default=PORT, help=f"port of the page with the start; default: {PORT}"
+    )
     launch_.add_argument("--group-size", type=int, metavar="N", help="run the engine over N pods; default: one")
     launch_.add_argument("--group-rank", type=int, metavar="R", help="the rank of this pod, from 0")
     launch_.add_argument(
@@ -57,6 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     prestop = commands.add_parser("prestop", help="wait while the gateway removes this pod from its routes")
     prestop.add_argument("--seconds", type=_seconds, required=True)
     return parser
+
+
+def _adapter(text: str) -> tuple[str, Path]:
+    name, separator, folder = text.partition("=")
+    if not name or not separator or not folder:
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=DIR")
+    return name, Path(folder)
 
 
 def _seconds(text: str) -> float:
@@ -76,8 +102,9 @@ def _install(folder: Path) -> int:
     return 0
 
 
-def _inspect(folder: Path, output: Path | None) -> int:
-    report, complete = examine(folder)
+def _inspect(options: argparse.Namespace) -> int:
+    output: Path | None = options.output
+    report, complete = examine(options.path, options.adapter)
     data = bounded(report)
     sys.stdout.buffer.write(data + b"\n")
     sys.stdout.flush()
@@ -100,8 +127,11 @@ def _launch(options: argparse.Namespace, command: Sequence[str]) -> int:
             complain(str(error))
             deliver(error.report(), options.termination_log)
             return 1
+    if options.compile_cache is not None and (problem := use(options.compile_cache, driver_version())):
+        complain(problem)
     patience = Patience(options.crash_seconds, options.port_seconds, options.stopped_seconds)
-    return launch(command, log_lines, patience, options.termination_log, _member(options))
+    reports = Reports(options.termination_log, options.start_port)
+    return launch(command, log_lines, patience, reports, _member(options))
 
 
 def _member(options: argparse.Namespace) -> Member | None:
@@ -154,7 +184,9 @@ def main(argv: Sequence[str] | None = None, sleep: Callable[[float], None] = tim
     if options.command == "install":
         return _install(options.folder)
     if options.command == "inspect":
-        return _inspect(options.path, options.output)
+        if options.path is None and not options.adapter:
+            parser.error("inspect needs --path or --adapter")
+        return _inspect(options)
     if options.command == "launch":
         return _launch(options, command)
     sleep(options.seconds)

@@ -54,6 +54,8 @@ class EngineLog:
     deadline: float | None = None  # clock time from which the engine counts as hung
     frozen: str = ""  # the line about the last health check if it failed, else empty
     phase_when_asked: Phase | None = None
+    steps: tuple[int, int] = (0, 0)  # how many steps of the phase are done, and how many there are
+    _phase_since: float = 0.0
     crashed_at: float | None = None  # clock time when it logged the death of one of its processes
     killed: Killed | None = None  # the process that a signal ended before that, by the log
     _bind_failed: bool = False
@@ -67,6 +69,7 @@ class EngineLog:
             return
         self._lines.append((self.clock(), line))
         self._advance(line)
+        self.glance(line)
         if self.log_lines.health_unanswered.search(line):
             self.frozen = line
         elif self.log_lines.health_answered.search(line):
@@ -81,6 +84,18 @@ class EngineLog:
             self._bind_failed = True
         elif self._bind_failed and self.log_lines.shutting_down.search(line):
             self._expect_end(self.patience.port_seconds)
+
+    def glance(self, text: str) -> None:
+        """Take the present state of a line that has no end yet: a progress bar, which says how far the phase is."""
+        pattern = self.log_lines.bars.get(self.phase)
+        match = pattern.search(text) if pattern is not None else None
+        if match is not None:
+            done, total = int(match["done"]), int(match["total"])
+            self.steps = (min(done, total), total)
+
+    def phase_seconds(self) -> float:
+        """For how long the phase has lasted."""
+        return self.clock() - self._phase_since if self._phase_since else 0.0
 
     def asked_to_end(self) -> None:
         """The engine is asked to end. If it hangs, it has no answers to finish and gets only the time after a crash."""
@@ -129,7 +144,7 @@ class EngineLog:
             if _ORDER.index(phase) <= _ORDER.index(self.phase):
                 return
             if pattern.search(line):
-                self.phase = phase
+                self.phase, self.steps, self._phase_since = phase, (0, 0), self.clock()
                 return
 
     def _expect_end(self, seconds: float) -> None:

@@ -6,7 +6,7 @@ that an engine will open is opened here first, with the same uid, because engine
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from qwen_runtime.checkpoints.model import ModelConfig
 from qwen_runtime.checkpoints.modules import Held
 from qwen_runtime.checkpoints.reading import InvalidFactsError, shown
 from qwen_runtime.faults import Fault, parsed
+from qwen_runtime.inspect_adapter import inspect_adapters
 from qwen_runtime.inspect_gguf import inspect_gguf
 from qwen_runtime.json_parts import Parts, TooLargeError
 from qwen_runtime.reasons import ReportReason
@@ -27,19 +28,29 @@ from qwen_runtime.safetensors import Room, Shard, opened, owner_and_mode, pieces
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 """The config of an adapter, as PEFT, LLaMA-Factory and Axolotl write it."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""The tensors of an adapter. SGLang skips them if they lie beside those of a merged model."""
 LARGEST_INDEX = 100_000_000
 MOST_FILES = 10_000
 """Weight files of a checkpoint. The largest known model has 200."""
 _MOST_NAMES = 100_000
 _LARGEST_ENTRY = 1 << 20
+# What trainers leave beside an adapter.
+_NO_WEIGHTS = ("training_args.bin",)
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
-def examine(folder: Path) -> tuple[dict[str, Any], bool]:
-    """The report on a folder or a GGUF file, and whether the facts are complete. Nothing in it can make it raise."""
+def examine(folder: Path | None, adapters: Sequence[tuple[str, Path]] = ()) -> tuple[dict[str, Any], bool]:
+    """The report on a folder or a GGUF file, and whether the facts are complete. Nothing in it can make it raise.
+
+    `adapters` are names and folders of LoRA adapters. Without a folder of a model, the report is on these alone.
+    """
     try:
-        return (inspect_gguf(folder) if is_gguf(folder.name) else inspect(folder)), True
+        records = {"adapters": inspect_adapters(adapters)} if adapters else {}
+        if folder is None:
+            return {"version": 2, **records}, True
+        return (inspect_gguf(folder) if is_gguf(folder.name) else inspect(folder)) | records, True
     except Fault as fault:
         return fault.report(), False
 
@@ -47,13 +58,13 @@ def examine(folder: Path) -> tuple[dict[str, Any], bool]:
 def inspect(folder: Path) -> dict[str, Any]:
     """The success report. Raises Fault with the first problem."""
     names = _listing(folder)
-    if ADAPTER in names and CONFIG_FILE not in names:
+    if _is_adapter(names):
         message = (
             f"{folder} holds a LoRA adapter ({ADAPTER}) and no model: merge it into its base model, for example with "
             "merge_and_unload of PEFT, and name the folder of the result."
         )
         raise Fault(ReportReason.MODEL_NOT_FOUND, message, ADAPTER)
-    if not any(name.endswith(".safetensors") for name in names) and INDEX not in names:
+    if not any(name.endswith(".safetensors") and name != ADAPTER_WEIGHTS for name in names) and INDEX not in names:
         _refuse_other_weights(folder, names)
     raw = _small_file(folder, CONFIG_FILE, LARGEST_CONFIG)
     content = parsed(raw, CONFIG_FILE, LARGEST_CONFIG)
@@ -80,6 +91,16 @@ def inspect(folder: Path) -> dict[str, Any]:
         "chat": chat.to_record(),
         "configSha256": hashlib.sha256(raw).hexdigest(),
     }
+
+
+def _is_adapter(names: frozenset[str]) -> bool:
+    """Whether the folder has weights of an adapter and none of a model. Axolotl writes a config.json beside them."""
+    if ADAPTER not in names or INDEX in names:
+        return False
+    of_model = (
+        name for name in names if name.endswith((".safetensors", ".bin")) and not name.startswith("adapter_model.")
+    )
+    return CONFIG_FILE not in names or all(name in _NO_WEIGHTS for name in of_model)
 
 
 def _model(content: Mapping[str, Any], hints: TensorHints, held: Held) -> ModelConfig:
@@ -148,7 +169,8 @@ def _pieces_of(folder: Path, name: str, limit: int) -> Iterator[bytes]:
 
 def _shard_names(folder: Path, names: frozenset[str]) -> list[str]:
     """The files in the index if there is one, as engines do, else every safetensors file."""
-    shards = _indexed(folder) if INDEX in names else {name for name in names if name.endswith(".safetensors")}
+    present = {name for name in names if name.endswith(".safetensors") and name != ADAPTER_WEIGHTS}
+    shards = _indexed(folder) if INDEX in names else present
     if len(shards) > MOST_FILES:
         message = f"{folder} has more than {MOST_FILES} files of weights; the path must name one checkpoint."
         raise Fault(ReportReason.INVALID_CONFIG, message)

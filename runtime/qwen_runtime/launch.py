@@ -27,6 +27,8 @@ from qwen_runtime.engine_log import EngineLog, Patience
 from qwen_runtime.group import AskedToEnd, Group, GroupError, Member, join
 from qwen_runtime.log_lines import LogLines
 from qwen_runtime.output import start_pump
+from qwen_runtime.page import showing
+from qwen_runtime.progress import start_page
 from qwen_runtime.reasons import Phase, ReportReason
 from qwen_runtime.report import bounded, complain, deliver
 from qwen_runtime.stillness import FOLDER_VARIABLE, Stillness
@@ -143,7 +145,7 @@ class Supervisor:
         pumps = []
         for stream, sink in ((child.stdout, 1), (child.stderr, 2)):
             if stream is not None:
-                pumps.append(start_pump(os.dup(stream.fileno()), sink, self._observe))
+                pumps.append(start_pump(os.dup(stream.fileno()), sink, self._observe, self._glance))
                 stream.close()
         return pumps
 
@@ -154,6 +156,15 @@ class Supervisor:
             changed = self.log.deadline != before
         if changed:
             self._wake()
+
+    def _glance(self, unfinished: str) -> None:
+        with self._lock:
+            self.log.glance(unfinished)
+
+    def page(self) -> bytes:
+        """How far the start is."""
+        with self._lock:
+            return start_page(self.log)
 
     def wake(self) -> None:
         """Let the supervisor look again. Any thread may call it."""
@@ -310,11 +321,19 @@ def _difference(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else after - before
 
 
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """Where an engine is reported: its start on a page at `start_port`, its end in the file `termination_log`."""
+
+    termination_log: Path | None
+    start_port: int
+
+
 def launch(
     command: Sequence[str],
     log_lines: LogLines,
     patience: Patience,
-    termination_log: Path | None,
+    reports: Reports,
     member: Member | None = None,
 ) -> int:
     """Run an engine and return the container's exit code. An unclean end leaves a report in the termination log.
@@ -326,6 +345,7 @@ def launch(
     `member`: the place of this process in an engine over several pods. The engine starts when all members are there,
     and its command gets the address of rank 0.
     """
+    termination_log = reports.termination_log
 
     def on_asked(log: EngineLog) -> None:
         deliver(bounded(asked_report(log)), termination_log)
@@ -344,7 +364,8 @@ def launch(
         group.notify(supervisor.wake)
         command = [*command, f"--dist-init-addr={group.leader_address}"]
     try:
-        ending = supervisor.run(command)
+        with showing(supervisor.page, reports.start_port):
+            ending = supervisor.run(command)
         return _concluded(supervisor, ending, termination_log)
     finally:
         if group is not None:

@@ -30,6 +30,7 @@ class NoLogLines(Exception):
 class LogLines:
     """The patterns of one version. `phases` are in reverse order of start-up.
 
+    `bars` find the progress bar of a phase; the groups `done` and `total` count its steps.
     `processes` matches the names of the engine's own processes, and `schedulers` those that run in step. `killed`
     matches lines about a process that a signal of `processes.FATAL` ended.
     `failures` are ordered: a reason is before the reasons that it causes. `noise` matches lines that only mention
@@ -38,6 +39,7 @@ class LogLines:
 
     version: str
     phases: tuple[tuple[Phase, re.Pattern[str]], ...]
+    bars: Mapping[Phase, re.Pattern[str]]
     crash: re.Pattern[str]
     killed: re.Pattern[str]
     processes: re.Pattern[str]
@@ -60,6 +62,7 @@ class LogLines:
         return cls(
             version=record["sglang"],
             phases=tuple((Phase(one["phase"]), _any(one["lines"])) for one in record["phases"]),
+            bars={Phase(phase): re.compile(bar) for phase, bar in record["bars"].items()},
             crash=_any(record["crash"]),
             killed=_any(record["killed"]),
             processes=_any(record["processes"]),

@@ -32,6 +32,10 @@ class LineSplitter:
         self._extend(rest)
         return lines
 
+    def unfinished(self) -> str:
+        """The present state of the line that has no end yet."""
+        return self._rest.decode("utf-8", "replace").strip("\r")
+
     def finish(self) -> list[str]:
         """The last line, if it has no line end."""
         return [self._take()] if self._rest else []
@@ -49,9 +53,12 @@ class LineSplitter:
         return text
 
 
-def pump(source: int, sink: int, observe: Callable[[str], None]) -> None:
+def pump(
+    source: int, sink: int, observe: Callable[[str], None], glance: Callable[[str], None] = lambda _: None
+) -> None:
     """Copy `source` to `sink` until its end, and show each line to `observe` first. Closes `source`.
 
+    `glance` gets a line that has no end yet, each time that it has changed.
     If nobody reads `sink` any more, it still reads `source` to its end.
     """
     splitter = LineSplitter()
@@ -60,6 +67,8 @@ def pump(source: int, sink: int, observe: Callable[[str], None]) -> None:
         while chunk := os.read(source, _CHUNK):
             for line in splitter.feed(chunk):
                 observe(line)
+            if unfinished := splitter.unfinished():
+                glance(unfinished)
             open_sink = open_sink and _write_all(sink, chunk)
         for line in splitter.finish():
             observe(line)
@@ -77,8 +86,10 @@ def _write_all(sink: int, data: bytes) -> bool:
     return True
 
 
-def start_pump(source: int, sink: int, observe: Callable[[str], None]) -> threading.Thread:
+def start_pump(
+    source: int, sink: int, observe: Callable[[str], None], glance: Callable[[str], None]
+) -> threading.Thread:
     """Start a thread that pumps. It is a daemon thread, so a blocked reader cannot keep the process from ending."""
-    thread = threading.Thread(target=pump, args=(source, sink, observe), name=f"pump-{sink}", daemon=True)
+    thread = threading.Thread(target=pump, args=(source, sink, observe, glance), name=f"pump-{sink}", daemon=True)
     thread.start()
     return thread

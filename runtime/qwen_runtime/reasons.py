@@ -6,6 +6,7 @@ from enum import Enum
 class ReportReason(str, Enum):  # noqa: UP042 - StrEnum needs Python 3.11, engine images may have 3.10
     """Why a checkpoint was rejected, or why an engine ended."""
 
+    ADAPTER_MISMATCH = "AdapterMismatch"
     AUTH_REQUIRED = "AuthRequired"
     BAD_FLAG = "BadFlag"
     CONFIG_MISMATCH = "ConfigMismatch"

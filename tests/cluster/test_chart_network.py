@@ -46,7 +46,9 @@ def test_by_default_only_the_gateway_s_api_is_open() -> None:
     assert [component(peer) for peer in demand["from"]] == ["operator"]
     [rule] = ingress(manifests, "operator")
     assert [component(peer) for peer in rule["from"]] == ["test"]
-    [rule] = engines(manifests)
+    [rule, start] = engines(manifests)
+    assert start["ports"] == [{"protocol": "TCP", "port": 8001}]
+    assert [component(peer) for peer in start["from"]] == ["operator"]
     assert [component(peer) for peer in rule["from"]] == ["gateway", "operator"]
     assert {peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for peer in rule["from"]} == {
         "qwen-system"
@@ -84,7 +86,7 @@ def test_the_values_open_ports() -> None:
     assert PROMETHEUS in ingress(manifests, "operator")[0]["from"]
     assert ingress(manifests, "operator")[1] == MESH
     assert PROMETHEUS in engines(manifests)[0]["from"]
-    assert engines(manifests)[1] == MESH
+    assert engines(manifests)[2] == MESH
 
 
 def test_without_policies_the_operator_is_told_to_remove_its_own() -> None:

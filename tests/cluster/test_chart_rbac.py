@@ -34,7 +34,7 @@ OWN_RULES = {
     "qwen-gateway-keys": {("", "secrets"): "create"},
 }
 """Of the operator in the release's namespace, by the Role's name."""
-NODE_RULES = {("", "nodes"): "list watch"}
+NODE_RULES = {("", "nodes"): "list watch", ("scheduling.k8s.io", "priorityclasses"): "list watch"}
 GATEWAY_RULES = {("qwen-operator.dev", "qwendeployments"): "list watch", ("", "pods"): "list watch"}
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.qd import pods, simulated, wait_ready
+from tests.qd import leader, pods, simulated, wait_ready
 from tests.testbed.audit import AuditLog
 from tests.testbed.bed import Release
 from tests.testbed.cluster import Cluster
@@ -17,17 +17,6 @@ from tests.testbed.processes import frozen, pods_processes, send
 pytestmark = [pytest.mark.cluster, pytest.mark.alone]
 A100 = "NVIDIA-A100-SXM4-80GB"
 PROGRAM = "qwen-operator run"
-
-
-def leader(kubectl: Kubectl, release: Release) -> Manifest:
-    """The operator pod that holds the Lease."""
-
-    def probe() -> Manifest | None:
-        lease = kubectl.get("lease", release.operator, release.namespace) or {}
-        holder = str((lease.get("spec") or {}).get("holderIdentity") or "")
-        return kubectl.get("pod", holder.partition("_")[0], release.namespace) if holder else None
-
-    return wait_for("a leader", probe, 60)
 
 
 def settled(kubectl: Kubectl, release: Release) -> None:

@@ -80,7 +80,8 @@ def test_a_schedule_sets_the_minimum_until_its_end(
 
     obj = scaled(kubectl, space, "d", 2)
     assert obj["status"]["scaling"]["schedules"] == ["day"]
-    assert "the schedule day sets minReplicas 2 and maxReplicas 3 until" in obj["status"]["scaling"]["message"]
+    sets = "the schedule day sets minReplicas 2 and maxReplicas 3 until"
+    assert sets in condition(obj, "ScalingActive")["message"]
     obj = scaled(kubectl, space, "d", 1, 200)
     assert "schedules" not in obj["status"]["scaling"]
 

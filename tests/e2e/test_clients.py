@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.e2e.conftest import Gateway
 from tests.qd import qd, wait_condition, wait_ready
@@ -116,6 +118,35 @@ def test_a_client_works(install: object, script: str, gateway: Gateway, served: 
     results = results_of(client, gateway, served)
     failed = {result["check"]: result["note"] for result in results if not result["ok"]}
     assert failed.keys() == {check for name, check in KNOWN if name == client.name}
+
+
+EVALUATION = Path(__file__).parents[2] / "docs/examples/evaluation/job.yaml"
+TABLE_ROW = re.compile(r"\|(small_\w+) *\| *1\|\w+ *\| *0\|exact_match\|↑ *\|(\d\.\d{4})\|")
+
+
+def test_the_example_of_an_evaluation_prints_its_table(gateway: Gateway, served: str, tmp_path: Path) -> None:
+    files, job = yaml.safe_load_all(EVALUATION.read_text())
+    for name, text in files["data"].items():
+        (tmp_path / name).write_text(text)
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    settings = {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
+    settings |= {"MODEL": served, "GATEWAY": gateway.url, "OPENAI_API_KEY": gateway.key, "HOME": str(tmp_path)}
+    settings |= {"TASK_FOLDER": str(tmp_path), "RESULTS": str(tmp_path / "results")}
+    client = python_client("lm_eval_harness")
+    path = f"{Path(client.command[0]).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", str(tmp_path / "evaluate.sh")],
+        env={**settings, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+        check=False,
+    )
+    print(done.stdout[-4000:], done.stderr[-4000:])
+    assert done.returncode == 0
+    values = {row[1]: float(row[2]) for row in TABLE_ROW.finditer(done.stdout)}
+    assert values.keys() == {"small_arithmetic", "small_choices"}
+    assert all(value < 0.5 for value in values.values()), "a model of 0.5 MB knows nothing"
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,9 @@ These tests change the values of the release, and set them back.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +24,7 @@ from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
 from tests.testbed.ownership import owned
 from tests.testbed.volumes import claim_manifests, volume_name
 from tests.unit.fetch import hub as hub_module
-from tests.unit.fetch.hub import COMMIT, REPOSITORY
+from tests.unit.fetch.hub import COMMIT, OTHER_COMMIT, REPOSITORY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
@@ -150,6 +153,49 @@ def test_a_private_model_is_downloaded_with_progress_and_once(
     wait_for("another pod", lambda: pods(kubectl, cached, "tiny") or None, 60)
     wait_ready(kubectl, cached, "tiny", timeout=300)
     assert hub.sent() == before
+
+
+def cache_command(bed: Cluster, *words: str) -> str:
+    """What `qwen-operator cache` prints, with the bed's kubeconfig."""
+    program = str(Path(sys.executable).with_name("qwen-operator"))
+    command = [program, "cache", *words, f"--kubeconfig={bed.kubeconfig}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    return done.stdout + done.stderr
+
+
+def test_the_command_lists_the_cache_and_keeps_what_an_engine_uses(bed: Cluster, cached: str) -> None:
+    [row] = json.loads(cache_command(bed, "ls", "-n", cached, "-o", "json"))["models"]
+    assert (row["model"], row["commit"], row["state"]) == (REPOSITORY, COMMIT, "InUse")
+    assert row["place"] == f"claim/{CLAIM}"
+    assert "an engine has it loaded" in cache_command(bed, "rm", "-n", cached, REPOSITORY, "--yes")
+
+
+def test_a_rollout_to_another_commit_and_back_downloads_each_commit_once(
+    kubectl: Kubectl, cached: str, hub: Hub
+) -> None:
+    def settled(commit: str) -> str:
+        """The column CACHE as soon as two replicas with this commit answer, and no other pod is left."""
+
+        def there() -> str | None:
+            status = (kubectl.get("qd", "two", cached) or {}).get("status", {})
+            summary, alone = status.get("summary", {}), len(pods(kubectl, cached, "two")) == 2
+            done = status.get("model", {}).get("commit") == commit and summary.get("ready") == "2/2"
+            return str(summary.get("cache")) if done and alone else None
+
+        return wait_for(f"two replicas of {commit[:7]}", there, 900)
+
+    manifest = qd(cached, "two", model=f"{cached}-two", replicas=2)
+    received = []
+    # The first commit is in the cache already, because the test before had it.
+    for commit in (COMMIT, OTHER_COMMIT, COMMIT):
+        manifest["spec"]["source"] = source() | {"revision": commit}
+        kubectl.apply(manifest)
+        words = settled(commit)
+        assert (words == "2 hits") is (commit == COMMIT), words
+        received.append(hub.sent())
+    assert received[1] > received[0]
+    assert received[2] == received[1]
+    kubectl.run("delete", "qd", "two", "-n", cached, "--wait=false")
 
 
 def test_a_folder_of_the_node_is_refused_with_a_sentence(bed: Cluster, kubectl: Kubectl, cached: str, hub: Hub) -> None:

@@ -127,6 +127,13 @@ def test_gateway_and_operator_reach_the_engine_but_not_its_administrative_endpoi
     assert {actors.ask(who, actors.engine, 8000, path) for path in CLOSED} == {"403"}
 
 
+def test_only_the_operator_reads_how_far_a_start_is(actors: Cast) -> None:
+    assert actors.ask("operator", actors.engine, 8001, "/progress") == "200"
+    assert {actors.ask(who, actors.engine, 8001, "/progress") for who in ("foreign", "neighbour", "gateway")} == {
+        "closed"
+    }
+
+
 def test_requests_go_through_the_gateway(actors: Cast, gateway: Gateway) -> None:
     wait_for(f"{MODEL} is routed", lambda: gateway.chat(MODEL, max_tokens=1).status_code == 200, 20)
     [engine] = pods(actors.kubectl, actors.namespace, "closed")

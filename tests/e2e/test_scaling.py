@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import Gateway
+from tests.e2e.timeline import Timeline
 from tests.qd import alive, qd, wait_condition, wait_ready
 from tests.testbed.kubectl import Kubectl, Manifest, wait_for
 from tests.testbed.processes import frozen, pods_processes
@@ -37,20 +38,6 @@ def scaled(kubectl: Kubectl, claim_space: str) -> Iterator[str]:
     wait_ready(kubectl, claim_space, "load", timeout=300)
     yield claim_space
     kubectl.run("delete", "qd", "load", "-n", claim_space)
-
-
-class Timeline:
-    """Who saw what when, for the reader of a test's output."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> float:
-        at = time.monotonic() - self._start
-        self.lines.append(f"{at:6.1f} s  {text}")
-        print(self.lines[-1], flush=True)
-        return at
 
 
 def stream(gateway: Gateway) -> str:

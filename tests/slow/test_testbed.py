@@ -13,6 +13,7 @@ import pytest
 
 from tests.testbed.cluster import Cluster
 from tests.testbed.layout import layout
+from tests.testbed.policies import DAEMON
 from tests.testbed.sandbox import Sandbox
 from tests.testbed.teardown import snapshot
 
@@ -45,7 +46,7 @@ def test_up_twice_and_down_leaves_nothing(clean: list[str]) -> None:
     cluster.up()
 
     assert cluster.status()["processes"] == running
-    assert all(running.values())
+    assert [name for name, pids in running.items() if not pids] == [DAEMON], "policies are enforced on request only"
 
 
 def test_after_a_crash_of_everything_it_comes_up_again(clean: list[str]) -> None:
@@ -57,6 +58,29 @@ def test_after_a_crash_of_everything_it_comes_up_again(clean: list[str]) -> None
     cluster.up()
 
     assert "node/testbed-node" in cluster.status()["nodes"]
+
+
+def test_further_real_nodes_come_go_and_leave_nothing(clean: list[str]) -> None:
+    cluster = Cluster()
+    cluster.up()
+    with cluster.more_real_nodes(2) as nodes:
+        assert {f"node/{name}" for name in nodes.names} <= set(cluster.status()["nodes"])
+        cluster.lose_real_node(nodes.names[0])
+        cluster.return_real_node(nodes.names[0])
+    assert cluster.status()["nodes"] == ["node/testbed-node"]
+    cluster.keep_real_nodes(2)
+
+
+def test_after_a_crash_with_a_further_node_it_comes_up_again(clean: list[str]) -> None:
+    cluster = Cluster()
+    cluster.up()
+    cluster.keep_real_nodes(2)
+    for holder in Sandbox(layout()).holders():
+        subprocess.run(["kill", "-9", str(holder.pid)], check=True)
+
+    cluster.up()
+
+    assert cluster.status()["nodes"] == ["node/testbed-node"]
 
 
 @pytest.mark.parametrize("turn", range(5))

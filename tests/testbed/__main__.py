@@ -8,6 +8,7 @@ import sys
 from tests.testbed.bed import bring_up
 from tests.testbed.cache import StepFailed, say
 from tests.testbed.cluster import Cluster
+from tests.testbed.layout import MOST_NODES
 from tests.testbed.simulated import Pool
 from tests.testbed.teardown import snapshot
 
@@ -45,7 +46,7 @@ def _up(arguments: argparse.Namespace) -> Cluster:
         cluster = Cluster()
         cluster.up(node=False, simulated=arguments.simulated)
         return cluster
-    return bring_up(arguments.simulated)
+    return bring_up(arguments.simulated, real_nodes=arguments.nodes)
 
 
 def _print_environment(cluster: Cluster) -> None:
@@ -58,7 +59,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.testbed", description="A real cluster on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="start the cluster, or its missing parts, and print its environment")
-    up.add_argument("--without-node", action="store_true", help="control plane and simulated nodes only, no images")
+    real = up.add_mutually_exclusive_group()
+    real.add_argument("--without-node", action="store_true", help="control plane and simulated nodes only, no images")
+    real.add_argument(
+        "--nodes",
+        type=int,
+        choices=range(1, MOST_NODES + 1),
+        default=0,
+        help="how many real nodes run then; each but the first claims one GPU, for replicas over several nodes",
+    )
     up.add_argument(
         "--simulated",
         type=_pool,

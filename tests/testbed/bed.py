@@ -49,10 +49,11 @@ class Release:
         return base64.b64decode(secret["data"]["default"]).decode()
 
 
-def bring_up(more: Sequence[Pool] = ()) -> Cluster:
-    """The running test bed, with the images in its node and the models in place. Builds what is missing.
+def bring_up(more: Sequence[Pool] = (), *, real_nodes: int = 0) -> Cluster:
+    """The running test bed, with the images in its nodes and the models in place. Builds what is missing.
 
-    more: simulated nodes in addition to the usual ones.
+    more: simulated nodes in addition to the usual ones. real_nodes: how many real ones run then; 0: at least one, and
+    those that run already.
     """
     ensure_packages()
     archives = (images.engine_archive(), images.operator_archive())
@@ -64,6 +65,8 @@ def bring_up(more: Sequence[Pool] = ()) -> Cluster:
         for archive in archives:
             cluster.load_image(archive)
         _place(models, cluster.models_dir)
+    if real_nodes:
+        cluster.keep_real_nodes(real_nodes)
     return cluster
 
 

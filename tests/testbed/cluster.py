@@ -16,20 +16,20 @@ from tests.testbed.binaries import ensure_binaries, place
 from tests.testbed.cache import StepFailed, elapsed, locked, say
 from tests.testbed.controlplane import ControlPlane
 from tests.testbed.exporter import Exporter, exporting
-from tests.testbed.layout import NODE, SIMULATED_METRICS_RANGE, Layout, layout, write
-from tests.testbed.node import RealNode
+from tests.testbed.layout import SIMULATED_METRICS_RANGE, Layout, RealNodeNames, layout, write
 from tests.testbed.ownership import OWNER, abandoned, owned
 from tests.testbed.packages import ensure_packages
-from tests.testbed.pki import ensure_pki
+from tests.testbed.pki import ensure_pki, pki_is_stale
 from tests.testbed.policies import PolicyEngine
-from tests.testbed.sandbox import HOLDER, Sandbox, wait_for
+from tests.testbed.real_nodes import FIRST, RealNodes
+from tests.testbed.sandbox import HOLDER, Sandbox
 from tests.testbed.simulated import (
+    MORE_POOL,
+    POOL_LABEL,
     USUAL_TAINTS,
     Pool,
     gpu_labels,
     node_manifest,
-    real_node_labels,
-    real_node_patch,
     start_kwok,
 )
 from tests.testbed.teardown import teardown
@@ -47,12 +47,11 @@ DAEMON_PROGRAMS = (
     "coredns",
 )
 API_CLIENTS = ("kwok", "kubelet", "kube-proxy", "coredns")
-POOL_LABEL = "qwen-testbed/pool"
 
 
 @dataclass(frozen=True, slots=True)
 class OwnNodes:
-    """Simulated nodes of one owner. A pod with the fields `pod` runs on one of them."""
+    """Nodes of one owner. A pod with the fields `pod` runs on one of them."""
 
     names: tuple[str, ...]
     pod: Mapping[str, Any]
@@ -73,7 +72,7 @@ class Cluster:
         self._at = at or layout()
         self._sandbox = Sandbox(self._at)
         self._control_plane = ControlPlane(self._at, self._sandbox)
-        self._node = RealNode(self._at, self._sandbox)
+        self._real = RealNodes(self._at, self._sandbox, self.kubectl)
         self._policies = PolicyEngine(self._at, self._sandbox)
 
     @property
@@ -151,7 +150,8 @@ class Cluster:
         nodes: list[str] = []
         if running["kube-apiserver"]:
             nodes = self.kubectl("get", "nodes", "-o", "name", "--request-timeout=5s").split()
-        return {"state": str(self.state_dir), "processes": running, "nodes": nodes}
+        more = {"more": self._real.status()} if self._real.more() else {}
+        return {"state": str(self.state_dir), "processes": running, **more, "nodes": nodes}
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
         """Runs kubectl as the test bed's own user and returns its output. Raises StepFailed with its error text."""
@@ -172,15 +172,15 @@ class Cluster:
 
     def stop_dns(self) -> None:
         """Names have no addresses until start_dns."""
-        self._node.stop_dns()
+        self._real.first.stop_dns()
 
     def start_dns(self) -> None:
-        self._node.start_dns()
+        self._real.first.start_dns()
 
     def restart_kubelet(self) -> None:
         """Restarts the kubelet. Returns when the node is ready and has its GPUs again."""
-        self._node.restart_kubelet()
-        self._ready_real_node()
+        self._real.first.restart_kubelet()
+        self._real.ready(FIRST)
 
     def remove_node(self, name: str) -> None:
         """Removes a simulated node. The cluster's controllers then remove its pods. No error if it does not exist."""
@@ -218,6 +218,52 @@ class Cluster:
         finally:
             self.kubectl("delete", "nodes", "-l", f"{POOL_LABEL}={label}")
 
+    def keep_real_nodes(self, number: int) -> None:
+        """Lets exactly so many real nodes run, 1 to MOST_NODES. The first one must run."""
+        with locked("cluster"):
+            for node in self._real.more():
+                if node.number > number:
+                    self._real.remove(node)
+            for node in (RealNodeNames(place) for place in range(2, number + 1)):
+                self._real.add(node, self._pause())
+
+    @contextmanager
+    def more_real_nodes(self, number: int) -> Iterator[OwnNodes]:
+        """So many real nodes beside the first, each with one GPU. Those that did not run before are removed again."""
+        before = 1 + len(self._real.more())
+        nodes = [RealNodeNames(place) for place in range(2, number + 2)]
+        toleration = {"key": POOL_LABEL, "operator": "Equal", "value": MORE_POOL}
+        try:
+            self.keep_real_nodes(max(before, number + 1))
+            yield OwnNodes(
+                tuple(node.name for node in nodes),
+                {"nodeSelector": {POOL_LABEL: MORE_POOL}, "tolerations": [toleration]},
+            )
+        finally:
+            self.keep_real_nodes(before)
+
+    def lose_real_node(self, name: str) -> None:
+        """Ends everything on a real node that is not the first, as a loss of power does."""
+        self._real.lose(self._node_called(name))
+
+    def stop_kubelet(self, name: str) -> None:
+        """The pods of a real node that is not the first go on, and nobody reports on them."""
+        self._real.stop_kubelet(self._node_called(name))
+
+    def return_real_node(self, name: str) -> None:
+        """After `lose_real_node` or `stop_kubelet`: starts what is missing. Returns when the node is ready."""
+        self._real.add(self._node_called(name), self._pause())
+
+    def slow_registry(self, node: str, image: str, seconds: float) -> AbstractContextManager[None]:
+        """Until the block ends, this node can pull `image` under other tags. It waits for the registry each time."""
+        return self._real.registry(self._node_called(node), image, seconds)
+
+    def _node_called(self, name: str) -> RealNodeNames:
+        return next(node for node in self._real.more() if node.name == name)
+
+    def _pause(self) -> Path:
+        return ensure_binaries()["pause"] / "pause.tar"
+
     def exporter(self) -> AbstractContextManager[Exporter]:
         """An exporter that serves chosen metrics for the simulated engines until the block ends."""
         return exporting(self._sandbox, self._at.root)
@@ -232,12 +278,12 @@ class Cluster:
             self._policies.stop()
 
     def load_image(self, archive: Path) -> None:
-        """Imports an image archive (OCI or Docker) into the real node, unless the node has this file's images."""
-        self._node.load(archive)
+        """Imports an image archive (OCI or Docker) into all real nodes that do not have this file's images."""
+        self._real.load(archive)
 
     def images(self) -> list[str]:
-        """References of the images in the real node."""
-        return self._node.images()
+        """References of the images in the first real node."""
+        return self._real.first.images()
 
     def _clear_if_stale(self, parts: Mapping[str, Path]) -> None:
         """Before a start, removes what a crash, or a test bed with other programs, left behind."""
@@ -245,7 +291,7 @@ class Cluster:
             return
         built_of = self.state_dir / "parts"
         same = built_of.exists() and built_of.read_text() == _names(parts)
-        if self._sandbox.holders() and same:
+        if self._sandbox.holders() and same and not pki_is_stale(self._at):
             return
         say("clearing what an earlier test bed left behind")
         teardown(self._at, self._sandbox)
@@ -274,7 +320,7 @@ class Cluster:
         self._control_plane.up()
         start_kwok(self._at, self._sandbox)
         if node:
-            self._node.up(parts["pause"] / "pause.tar")
+            self._real.first.up(parts["pause"] / "pause.tar")
         wanted = [
             node_manifest(name, gpu_labels(pool.product, pool.gpus), pool.gpus)
             for pool in simulated
@@ -284,7 +330,7 @@ class Cluster:
             self._apply_nodes(wanted)
             self._wait_ready([manifest["metadata"]["name"] for manifest in wanted])
         if node:
-            self._ready_real_node()
+            self._real.ready(FIRST)
         self._remove_abandoned()
 
     def _remove_abandoned(self) -> None:
@@ -304,35 +350,6 @@ class Cluster:
         self.kubectl(
             "apply", "--server-side", "--force-conflicts", "--field-manager=testbed", "-f", "-", stdin=document
         )
-
-    def _ready_real_node(self) -> None:
-        """Waits for the node, labels it, and sets its GPUs until they stay in its status."""
-        log = self._at.logs / "kubelet.log"
-        wait_for("the real node's kubelet", self._kubelet_ready, log=log, seconds=90)
-        labels = [f"{key}={value}" for key, value in real_node_labels().items()]
-        self.kubectl("label", "node", NODE, "--overwrite", *labels)
-        # A starting kubelet without its saved state removes unknown resources from its node, so this must be repeated.
-        wait_for("the real node's GPUs", self._gpus_shown, log=log, seconds=30)
-        self.kubectl("wait", f"node/{NODE}", "--for=condition=Ready", "--timeout=60s")
-
-    def _kubelet_ready(self) -> bool:
-        if not self._sandbox.running("kubelet"):
-            log = self._at.logs / "kubelet.log"
-            tail = log.read_text(errors="replace").splitlines()[-20:]
-            raise StepFailed("\n".join(["the kubelet has ended; the end of its log:", *tail]))
-        try:
-            text = self.kubectl("get", "--raw", f"/api/v1/nodes/{NODE}/proxy/healthz")
-        except StepFailed:
-            return False
-        return text.strip() == "ok"
-
-    def _gpus_shown(self) -> bool:
-        patch = json.dumps(real_node_patch())
-        self.kubectl("patch", "node", NODE, "--subresource=status", "--type=strategic", "-p", patch)
-        time.sleep(0.5)
-        status = json.loads(self.kubectl("get", "node", NODE, "-o", "json"))["status"]
-        room = real_node_patch()["status"]
-        return all(status[kind].get(key) == value for kind in room for key, value in room[kind].items())
 
 
 def _must_be_root() -> None:

@@ -16,11 +16,12 @@ NAME = "qwen-testbed"
 """The name of the machine's end of the link into the test bed's network, and of the test bed's cgroups."""
 
 NODE = "testbed-node"
+"""The first real node. The control plane and CoreDNS are beside it."""
+MOST_NODES = 5
 CLUSTER_DOMAIN = "cluster.local"
 NODE_ADDRESS = "10.244.0.1"
 """The bridge of the real node. API server, kubelet and CoreDNS listen here, and it is the gateway of the pods."""
 POD_RANGE = "10.244.0.0/16"
-NODE_POD_RANGE = "10.244.0.0/24"
 SIMULATED_POD_RANGE = "10.244.128.0/17"
 SIMULATED_METRICS_RANGE = "10.244.192.0/19"
 """The addresses that an exporter answers for. Only pods of nodes that are made for it get them: kwok takes all others
@@ -38,8 +39,47 @@ LONGEST_SOCKET = "kubelet/device-plugins/kubelet.sock-padding"
 
 
 @dataclass(frozen=True, slots=True)
+class RealNodeNames:
+    """How the real node of a number, from 1, is called, and its addresses."""
+
+    number: int
+
+    @property
+    def name(self) -> str:
+        return NODE if self.number == 1 else f"{NODE}-{self.number}"
+
+    @property
+    def user(self) -> str:
+        """The kubelet's certificate and kubeconfig."""
+        return "kubelet" if self.number == 1 else f"kubelet-{self.number}"
+
+    @property
+    def address(self) -> str:
+        """The address of its bridge, where the kubelet listens. For its pods, this is the gateway."""
+        return f"10.244.{self.number - 1}.1"
+
+    @property
+    def pod_range(self) -> str:
+        return f"10.244.{self.number - 1}.0/24"
+
+    @property
+    def first_pod(self) -> str:
+        return f"10.244.{self.number - 1}.10"
+
+    @property
+    def folder(self) -> str:
+        """Of a node that is not the first: its folder in the state folder, its cgroup, and the link to it."""
+        return f"node-{self.number}"
+
+    @property
+    def link(self) -> tuple[str, str]:
+        """The two addresses of the link between the first node and this one, in a network of 4 addresses."""
+        return f"10.244.255.{4 * self.number - 3}", f"10.244.255.{4 * self.number - 2}"
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
-    """The paths below the state folder."""
+    """The paths below the state folder, or below the folder of another real node."""
 
     root: Path
 
@@ -81,6 +121,15 @@ class Layout:
     @property
     def containerd_socket(self) -> Path:
         return self.root / "containerd.sock"
+
+    @property
+    def content(self) -> Path:
+        """What containerd holds of the images, by SHA-256."""
+        return self.root / "containerd" / "root" / "io.containerd.content.v1.content" / "blobs" / "sha256"
+
+    def of_node(self, node: RealNodeNames) -> "Layout":
+        """Where the node has its programs, configuration, images and logs. Keys and kubeconfigs are not there."""
+        return self if node.number == 1 else Layout(self.root / node.folder)
 
     def kubeconfig_of(self, user: str) -> Path:
         return self.config / f"{user}.kubeconfig"

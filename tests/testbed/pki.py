@@ -22,9 +22,10 @@ from tests.testbed.layout import (
     API_URL,
     CLUSTER_DOMAIN,
     LINK_ADDRESS,
-    NODE,
+    MOST_NODES,
     NODE_ADDRESS,
     Layout,
+    RealNodeNames,
     write,
 )
 
@@ -49,6 +50,7 @@ class Subject:
     addresses: Sequence[str] = ()
 
 
+NODES = [RealNodeNames(number) for number in range(1, MOST_NODES + 1)]
 SUBJECTS = {
     "apiserver": Subject("kube-apiserver", names=API_NAMES, addresses=API_ADDRESSES),
     "apiserver-kubelet-client": Subject("kube-apiserver-kubelet-client", "system:masters"),
@@ -56,16 +58,31 @@ SUBJECTS = {
     "admin": Subject("testbed-admin", "system:masters"),
     "controller-manager": Subject("system:kube-controller-manager"),
     "scheduler": Subject("system:kube-scheduler"),
-    "kubelet": Subject(
-        f"system:node:{NODE}", "system:nodes", names=(NODE, "localhost"), addresses=(NODE_ADDRESS, "127.0.0.1")
-    ),
+    **{
+        node.user: Subject(
+            f"system:node:{node.name}",
+            "system:nodes",
+            names=(node.name, "localhost"),
+            addresses=(node.address, "127.0.0.1"),
+        )
+        for node in NODES
+    },
     "kube-proxy": Subject("system:kube-proxy"),
     "coredns": Subject("testbed-coredns", "system:masters"),
     "kwok": Subject("testbed-kwok", "system:masters"),
     "kube-router": Subject("testbed-kube-router", "system:masters"),
     "testbed": Subject("testbed", "system:masters"),
 }
-KUBECONFIGS = ("controller-manager", "scheduler", "kubelet", "kube-proxy", "coredns", "kwok", "kube-router", "testbed")
+KUBECONFIGS = (
+    "controller-manager",
+    "scheduler",
+    *(node.user for node in NODES),
+    "kube-proxy",
+    "coredns",
+    "kwok",
+    "kube-router",
+    "testbed",
+)
 
 
 def ensure_pki(at: Layout) -> None:
@@ -79,6 +96,11 @@ def ensure_pki(at: Layout) -> None:
     for user in KUBECONFIGS:
         write(at.kubeconfig_of(user), kubeconfig(at, user), mode=0o600)
     write(at.kubeconfig, kubeconfig(at, "admin"), mode=0o600)
+
+
+def pki_is_stale(at: Layout) -> bool:
+    """Whether keys exist, but not all that are needed. Their authority is gone, so the cluster has to start anew."""
+    return at.pki.is_dir() and not all(at.key(name).exists() for name in SUBJECTS)
 
 
 def make_pki(folder: Path) -> None:

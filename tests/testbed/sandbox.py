@@ -6,8 +6,11 @@ of the test bed, however it was started. The machine itself gets only one veth p
 routes over it, cgroups with the test bed's name, and some empty folders.
 """
 
+from __future__ import annotations
+
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -89,10 +92,13 @@ def stop(processes: Sequence[Process], program: Path, *, patience: float) -> Non
 
 
 class Sandbox:
-    """The namespaces of one state folder. They exist as long as the holder lives."""
+    """The namespaces of one state folder, or of another node's folder. They exist as long as the holder lives.
 
-    def __init__(self, at: Layout) -> None:
-        self._at = at
+    inside: the sandbox that these namespaces end with. They still have nothing of its mounts and network.
+    """
+
+    def __init__(self, at: Layout, inside: Sandbox | None = None) -> None:
+        self._at, self._inside = at, inside
         self._holder = at.libexec / HOLDER
 
     def holders(self) -> list[Process]:
@@ -102,7 +108,7 @@ class Sandbox:
         """Creates the namespaces, unless they exist. The holder's program must be in place."""
         if self.holders():
             return
-        if Path(f"/sys/class/net/{NAME}").exists():
+        if self._inside is None and Path(f"/sys/class/net/{NAME}").exists():
             raise StepFailed(
                 f"the interface {NAME} exists: another test bed is running here ({_alias()}); remove it first"
             )
@@ -113,10 +119,12 @@ class Sandbox:
         write(script, self._setup_script())
         log = self._at.logs / "sandbox.log"
         namespaces = ["--mount", "--net", "--pid", "--fork", "--propagation", "private", "--mount-proc"]
+        # The end of the outer process namespace is the end of this one.
+        outer = [] if self._inside is None else ["nsenter", "--target", str(self._inside.holders()[0].pid), "--pid"]
         with log.open("wb") as output:
             # setsid forks and ends at once, so that this process is not the parent of a process that outlives it.
             subprocess.run(
-                ["setsid", "--fork", "unshare", *namespaces, "/bin/sh", "-eu", str(script)],
+                ["setsid", "--fork", *outer, "unshare", *namespaces, "/bin/sh", "-eu", str(script)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -182,6 +190,8 @@ class Sandbox:
         stop(self.running(name), self._at.libexec / name, patience=patience)
 
     def _make_mount_points(self) -> None:
+        # These are empty on a machine that starts.
+        shutil.rmtree(self._at.root / "fixed" / "run", ignore_errors=True)
         # The note is written before the folders are created, so that teardown can remove them even after a crash.
         missing = [folder for folder in FIXED_FOLDERS if not Path(folder).exists()]
         note = self._at.root / "mount-points"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.testbed.layout import LINK_ADDRESS, SIMULATED_POD_RANGE, Layout
+from tests.testbed.layout import LINK_ADDRESS, SIMULATED_POD_RANGE, Layout, RealNodeNames
 from tests.testbed.sandbox import Sandbox
 
 TAINT = "kwok.x-k8s.io/node"
@@ -45,6 +45,12 @@ PRODUCTS: Mapping[str, Gpu] = {
 }
 REAL_NODE_PRODUCT = "NVIDIA-H100-80GB-HBM3"
 REAL_NODE_GPUS = 8
+MORE_PRODUCT = "NVIDIA-L40S"
+MORE_GPUS = 1
+"""What each real node but the first claims: a replica that needs two of these GPUs needs two of these nodes."""
+POOL_LABEL = "qwen-testbed/pool"
+"""The label, and the taint, of nodes that only pods run on which ask for them."""
+MORE_POOL = "real"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +150,17 @@ def start_kwok(at: Layout, sandbox: Sandbox) -> None:
     sandbox.start("kwok", arguments)
 
 
-def real_node_patch() -> dict[str, Any]:
-    """A strategic merge patch of the real node's status that advertises its GPUs."""
-    room = {"nvidia.com/gpu": str(REAL_NODE_GPUS)}
+def real_node_patch(node: RealNodeNames) -> dict[str, Any]:
+    """A strategic merge patch of a real node's status that advertises its GPUs."""
+    room = {"nvidia.com/gpu": str(REAL_NODE_GPUS if node.number == 1 else MORE_GPUS)}
     return {"status": {"capacity": room, "allocatable": room}}
 
 
-def real_node_labels() -> dict[str, str]:
-    return gpu_labels(REAL_NODE_PRODUCT, REAL_NODE_GPUS)
+def real_node_labels(node: RealNodeNames) -> dict[str, str]:
+    if node.number == 1:
+        return gpu_labels(REAL_NODE_PRODUCT, REAL_NODE_GPUS)
+    return {**gpu_labels(MORE_PRODUCT, MORE_GPUS), POOL_LABEL: MORE_POOL}
+
+
+def real_node_taints(node: RealNodeNames) -> list[dict[str, str]]:
+    return [] if node.number == 1 else [{"key": POOL_LABEL, "value": MORE_POOL, "effect": "NoSchedule"}]

@@ -36,6 +36,14 @@ def teardown(at: Layout, sandbox: Sandbox) -> None:
     shutil.rmtree(at.root)
 
 
+def remove_node(at: Layout, sandbox: Sandbox) -> None:
+    """Removes a real node that is not the first: `at` is the layout below its own folder."""
+    stop(sandbox.holders(), at.libexec / HOLDER, patience=0)
+    for hierarchy in hierarchies():
+        _remove_cgroup(hierarchy / NAME / at.root.name)
+    shutil.rmtree(at.root, ignore_errors=True)
+
+
 def _remove_link(at: Layout) -> None:
     """Waits until the kernel has removed the link with its namespace. Removes the link if it is still there."""
     link = Path("/sys/class/net") / NAME

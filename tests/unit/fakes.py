@@ -21,6 +21,7 @@ from qwen_operator.kube import (
     PERSISTENT_VOLUME_CLAIMS,
     POD_DISRUPTION_BUDGETS,
     PODS,
+    PRIORITY_CLASSES,
     QWENDEPLOYMENTS,
     RESOURCE_QUOTAS,
     SECRETS,
@@ -47,6 +48,7 @@ ALL = (
     SECRETS,
     LEASES,
     NETWORK_POLICIES,
+    PRIORITY_CLASSES,
 )
 
 
@@ -89,7 +91,8 @@ class FakeKube:
 
     `before(n, write)` and `after(n, write)` are called around the n-th write (from 0) and may raise: before, nothing
     is written; after, it is written and the answer is lost. `admit(verb, manifest)` may raise like an admission policy.
-    `refused` has the (resource, namespace) that nobody may list or watch; without a resource, everything in there.
+    `refused` has the (resource, namespace) that nobody may list or watch; without a resource, everything in there; the
+    namespace "" is the whole cluster.
     """
 
     clock: Clock = field(default_factory=Clock)
@@ -110,13 +113,15 @@ class FakeKube:
         self.reads += 1
         return copy.deepcopy(self._found(resource, namespace, name))
 
-    async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
+    async def list(
+        self, resource: Resource, namespace: str | None, labels: str = "", fields: str = ""
+    ) -> tuple[list[Manifest], str]:
         self.reads += 1
         self.check_right("list", resource, namespace)
         items = [
             copy.deepcopy(item)
             for (kind, where, _), item in sorted(self.objects.items(), key=lambda pair: pair[0][1:])
-            if kind == resource and namespace in (None, where) and matches(item, labels)
+            if kind == resource and namespace in (None, where) and matches(item, labels) and _selected(item, fields)
         ]
         return items, str(self._version)
 
@@ -236,7 +241,8 @@ class FakeKube:
 
     def may_read(self, resource: Resource, namespace: str | None) -> bool:
         """Whether there is a right to list and watch this resource in a namespace."""
-        return namespace is None or not self.refused & {(resource, namespace), (None, namespace)}
+        scope = namespace or ""
+        return not self.refused & {(resource, scope), (None, scope)}
 
     def check_right(self, verb: str, resource: Resource, namespace: str | None) -> None:
         """Raise Forbidden as the API server does without the right."""
@@ -306,6 +312,12 @@ def address_of(manifest: Manifest) -> Address:
     meta = manifest["metadata"]
     resource = next(item for item in ALL if (item.api_version, item.kind) == (manifest["apiVersion"], manifest["kind"]))
     return resource, meta.get("namespace", ""), meta["name"]
+
+
+def _selected(manifest: Manifest, fields: str) -> bool:
+    """The one field selector that anybody uses."""
+    node = fields.removeprefix("spec.nodeName=")
+    return not fields or manifest["spec"].get("nodeName") == node
 
 
 def matches(manifest: Manifest, selector: str) -> bool:

@@ -40,6 +40,7 @@ def test_a_short_file_and_the_environment_are_enough() -> None:
         ("cache: {type: None, path: /ignored}", None),
         ("cache: {type: HostPath, path: /var/lib/a}", ModelCache(CacheType.HOST_PATH, "/var/lib/a", 500)),
         ("cache: {type: PersistentVolumeClaim, claimName: b, sizeGiB: 9}", ModelCache(CacheType.CLAIM, "b", 9)),
+        ("cache: {type: HostPath, path: /a, compile: true}", ModelCache(CacheType.HOST_PATH, "/a", 500, compile=True)),
     ],
 )
 def test_the_cache(text: str, cache: ModelCache | None) -> None:
@@ -77,6 +78,26 @@ def test_two_releases_in_one_namespace_can_have_a_lease_each() -> None:
         (
             ("gateway: {", "hub: {url: hub.example.org}\ngateway: {"),
             "hub.url is 'hub.example.org': it must be an",
+        ),
+        (
+            ("gateway: {", "outbound: {proxy: https://me:secret@proxy}\ngateway: {"),
+            "outbound.proxy is 'https://me:secret@proxy': it must be the address of an HTTP proxy without a password",
+        ),
+        (
+            ("gateway: {", "outbound: {caBundle: {configMap: A_B}}\ngateway: {"),
+            "outbound.caBundle.configMap is 'A_B': it must be the name of a ConfigMap, or empty",
+        ),
+        (
+            ("gateway: {", "objectStore: {endpoint: minio}\ngateway: {"),
+            "objectStore.endpoint is 'minio': it must be the address of an S3 server, without a path",
+        ),
+        (
+            ("gateway: {", "objectStore: {endpoints: [https://minio/path]}\ngateway: {"),
+            "objectStore.endpoints is a list: it must be a list; each entry must be the address of an S3 server",
+        ),
+        (
+            ("gateway: {", "cache: {type: EmptyDir}\ngateway: {"),
+            "cache.type is 'EmptyDir': it must be None or HostPath or PersistentVolumeClaim",
         ),
         (
             ("gateway: {", "cache: {type: Disk}\ngateway: {"),

@@ -112,7 +112,7 @@ def test_a_deployment_in_numbers(world: World) -> None:
     conditions = [{"type": "Ready", "status": "True", "reason": "Serving"}]
     model = {"quantization": "gptq 4 bit"}
     status: Manifest = {"plan": PLAN, "model": model, "conditions": conditions, "readyReplicas": 1}
-    world.store.update(QWENDEPLOYMENTS, deployment(spec=scaling, **status, scaling={"wanted": 4}))
+    world.store.update(QWENDEPLOYMENTS, deployment(spec=scaling, **status, scaling={"wanted": 4, "granted": 3}))
     for one in (pod(0), pod(1), pod(2, node=""), pod(3, draining=True), pod(4, phase="Failed")):
         world.store.update(PODS, one)
     world.samples[CHAT] = Sample(0.0, (EngineLoad("a", "p0", 3, 4, 50, 900), EngineLoad("b", "p1", 1, 0, 5, 800)))
@@ -121,7 +121,7 @@ def test_a_deployment_in_numbers(world: World) -> None:
     info = {"model": "Qwen/Qwen1.5-7B-Chat", "gpu_product": "H100", "tensor": "2", "quantization": "gptq 4 bit"}
     assert world.value("qwen_deployment_info", **info, engine_version="0.5.23", revision="0a1b2c3d") == 1
     assert world.value("qwen_deployment_condition", type="Ready", status="True", reason="Serving") == 1
-    replicas = {"wanted": 4, "granted": 2, "ready": 1, "starting": 2, "draining": 1}
+    replicas = {"wanted": 4, "limited": 3, "granted": 2, "ready": 1, "starting": 2, "draining": 1}
     assert {state: world.value("qwen_deployment_replicas", state=state) for state in replicas} == replicas
     assert world.value("qwen_deployment_gpus", state="allocated") == 6
     assert world.value("qwen_deployment_gpus", state="ready") == 2
@@ -187,6 +187,7 @@ def test_how_many_requests_kept_the_objective(world: World) -> None:
 def test_what_is_not_known_is_left_out(world: World) -> None:
     world.store.update(QWENDEPLOYMENTS, deployment())
     text = world.text()
+    assert 'state="limited"' not in text
     unknown = ("plan_kv_tokens", "queue_requests", "observed_kv_tokens", "metrics_age_seconds", "condition")
     for name in (*unknown, "held_requests", "oldest_held_request_seconds"):
         assert f"qwen_deployment_{name}" not in text
@@ -209,6 +210,28 @@ def test_sizes_and_ends_of_engines_are_counted_from_what_is_written(world: World
     assert world.value("qwen_deployment_scale_total", direction="down", reason="ScalingDown") == 1
     assert world.value("qwen_deployment_scale_total", direction="up", reason="Steady") is None
     assert world.value("qwen_deployment_engine_failures_total", reason="CudaOutOfMemory") == 2
+
+
+def fetched(index: int, count: int, finished: str) -> Manifest:
+    ended = {"exitCode": 0, "finishedAt": finished, "message": f'{{"version": 1, "hubBytes": {count}}}'}
+    one = pod(index)
+    return one | {
+        "status": one["status"] | {"initContainerStatuses": [{"name": "fetch", "state": {"terminated": ended}}]}
+    }
+
+
+def test_a_fetch_counts_once_and_only_in_the_process_that_saw_it_end(world: World) -> None:
+    world.store.update(QWENDEPLOYMENTS, deployment(plan=PLAN))
+    for index, count, finished in ((0, 7, "2999-01-01"), (1, 0, "2999-01-01"), (2, 9, "2001-01-01")):
+        world.store.update(PODS, fetched(index, count, f"{finished}T00:00:00Z"))
+    for _ in range(2):
+        assert world.value("qwen_deployment_model_fetches_total", result="miss") == 1
+        assert world.value("qwen_deployment_model_fetches_total", result="hit") == 1
+        assert world.value("qwen_deployment_model_fetched_bytes_total") == 7
+    world.store.remove(PODS, pod(0))
+    assert world.value("qwen_deployment_model_fetched_bytes_total") == 7
+    world.store.remove(QWENDEPLOYMENTS, deployment())
+    assert 'deployment="chat"' not in world.text()
 
 
 def test_nothing_stays_of_a_deleted_deployment(world: World) -> None:
@@ -304,7 +327,7 @@ def test_the_machine_in_numbers() -> None:
     clock, leading = Clock(), [False]
     queue = WorkQueue(clock=clock.monotonic, random=lambda: 0.5)
     metrics = OperatorMetrics()
-    metrics.follow(queue, lambda: leading[0])
+    metrics.follow(queue, lambda: leading[0], lambda: 2.1)
     queue.add(CHAT)
     clock.advance(7)
     metrics.reconciled("acted", 0.1)

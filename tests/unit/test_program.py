@@ -28,6 +28,7 @@ from qwen_operator.kube import (
     NODES,
     POD_DISRUPTION_BUDGETS,
     PODS,
+    PRIORITY_CLASSES,
     QWENDEPLOYMENTS,
     RESOURCE_QUOTAS,
     SECRETS,
@@ -75,6 +76,7 @@ async def test_children_are_selected_by_the_api_server_and_nothing_else_is_watch
         (POD_DISRUPTION_BUDGETS, children),
         (RESOURCE_QUOTAS, ""),
         (NODES, ""),
+        (PRIORITY_CLASSES, ""),
     }
     assert server.writers == set(), "neither finalizers nor annotations: no handler asks kopf for them"
 
@@ -174,7 +176,7 @@ async def test_nothing_is_decided_before_the_first_list_is_complete(monkeypatch:
 
 async def test_without_the_right_to_read_nodes_the_declared_pools_are_the_inventory() -> None:
     class NoNodes(FakeKube):
-        async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> Any:
+        async def list(self, resource: Resource, namespace: str | None, labels: str = "", fields: str = "") -> Any:
             if resource == NODES:
                 raise Forbidden(403, "Forbidden", "no")
             return await super().list(resource, namespace, labels)
@@ -190,7 +192,7 @@ async def test_nodes_are_not_even_asked_for_when_the_chart_gives_no_right_to_the
     asked: list[Resource] = []
 
     class Asked(FakeKube):
-        async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> Any:
+        async def list(self, resource: Resource, namespace: str | None, labels: str = "", fields: str = "") -> Any:
             asked.append(resource)
             return await super().list(resource, namespace, labels)
 
@@ -203,7 +205,7 @@ async def test_without_the_right_to_read_quotas_they_are_neither_listed_again_no
     class NoQuotas(FakeKube):
         asked = 0
 
-        async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> Any:
+        async def list(self, resource: Resource, namespace: str | None, labels: str = "", fields: str = "") -> Any:
             if resource == RESOURCE_QUOTAS:
                 self.asked += 1
                 raise Forbidden(403, "Forbidden", "no")
@@ -218,7 +220,7 @@ async def test_without_the_right_to_read_quotas_they_are_neither_listed_again_no
 
 async def test_a_list_that_is_refused_is_an_error_where_the_operator_cannot_do_without() -> None:
     class NoPods(FakeKube):
-        async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> Any:
+        async def list(self, resource: Resource, namespace: str | None, labels: str = "", fields: str = "") -> Any:
             if resource == PODS:
                 raise Forbidden(403, "Forbidden", "no")
             return await super().list(resource, namespace, labels)

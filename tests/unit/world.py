@@ -22,6 +22,7 @@ from qwen_operator.api.name_index import NameIndex
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
 from qwen_operator.config import Config, GatewayConfig
+from qwen_operator.controller.arbiter import Arbiter, Wiring
 from qwen_operator.controller.cache import WATCHED, Store
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.execute import Actor
@@ -46,7 +47,8 @@ from qwen_operator.manifests.pods import RuntimeImage
 from qwen_operator.planning import plan as planning
 from qwen_operator.planning.types import EngineDefaults, EngineSource, NoFit, Plan
 from qwen_operator.scaling.types import ScalingState
-from qwen_operator.status.progress import FetchPage
+from qwen_operator.status.progress import ProgressPage
+from qwen_runtime.checkpoints.adapter import AdapterFacts
 from tests.unit.checkpoints.reports import V1
 from tests.unit.fakes import Clock, Crash, FakeKube, matches
 
@@ -60,6 +62,7 @@ CONFIG = Config(
     gateway=GatewayConfig("system", "keys", "none"),
 )
 REPORT = V1 | {"weightBytes": 928_000_000, "tensors": 291}
+ANY_ADAPTER = AdapterFacts(8, ("q_proj",), 1, 0, 0, 0, 0, 1024).to_record()
 CUT: Manifest = {
     "version": 1,
     "error": {
@@ -202,6 +205,7 @@ class Kubelet:
             and not item["status"].get("conditions")
             and item["metadata"]["name"] not in apart | self.full
             and self._free(item) >= _gpus(pod)
+            and pod["spec"].get("nodeSelector", {}).get(_HOSTNAME) in (None, item["metadata"]["labels"].get(_HOSTNAME))
         ]
         if not free:
             return False
@@ -220,10 +224,13 @@ class Kubelet:
             return self.inspection(pod) if self.inspection else self.inspected(pod)
         return self.engine(pod) if self._group_is_whole(pod) else None
 
-    def inspected(self, _pod: Manifest) -> Manifest:
-        """The end of an inspection with the report."""
+    def inspected(self, pod: Manifest) -> Manifest:
+        """The end of an inspection with the report. Adapters that the report lacks fit every base."""
+        command = pod["spec"]["containers"][0]["command"]
+        records = [ANY_ADAPTER for word in command if word.startswith("--adapter=")]
+        adapters = {"adapters": records} if records else {}
         code = 1 if "error" in self.report else 0
-        return ended_status(INSPECTION_CONTAINER, code, json.dumps(self.report), self.api.clock.stamp())
+        return ended_status(INSPECTION_CONTAINER, code, json.dumps(adapters | self.report), self.api.clock.stamp())
 
     def _group_is_whole(self, pod: Manifest) -> bool:
         """An engine of several pods answers in none of them before all of them know the first one."""
@@ -255,6 +262,9 @@ class Kubelet:
         self.api.edit(PODS, pod["metadata"]["name"], lambda item: item["status"].update(podIP=address))
 
 
+_HOSTNAME = "kubernetes.io/hostname"
+
+
 def _gpus(pod: Manifest) -> int:
     return sum(int(one["resources"].get("limits", {}).get("nvidia.com/gpu", 0)) for one in pod["spec"]["containers"])
 
@@ -278,16 +288,28 @@ class Operator:
         self.queue = WorkQueue(clock=api.clock.monotonic, random=lambda: 0.5)
         self.intake = Intake(self.store, self.queue)
         self.outcomes: Counter[str] = Counter()
-        self.pages: dict[str, FetchPage] = {}
+        self.pages: dict[str, ProgressPage] = {}
         self.resync = Resync(api, self.intake, config, lambda: 0.5, api.clock.monotonic)
         self.hub = HubReader(fetch, self.queue.add, api.clock.now)
+        wiring = Wiring(
+            readable=self.resync.readable,
+            wake=self.queue.add,
+            working=self.queue.works_on,
+            clock=api.clock.monotonic,
+            now=api.clock.now,
+            enabled=config.arbiter,
+        )
+        self.arbiter = Arbiter(self.store, api, wiring)
+        observer = Observer(self.store, config.pools, load, self.hub.answer_for, lambda: self.pages)
+        observer.grants = self.arbiter.grant
         reconciler = Reconciler(
-            Observer(self.store, config.pools, load, self.hub.answer_for, lambda: self.pages),
+            observer,
             Actor(api, self.store, api.clock.now),
             config,
             api.clock.now,
             hub=self.hub,
             claims=VolumeClaims(api, api.clock.monotonic),
+            on_ask=self.arbiter.heard,
         )
         self.worker = Worker(self.queue, reconciler, self._count)
         self.lagging = False
@@ -304,6 +326,9 @@ class Operator:
             await self.hub.answer_next()
         for _ in range(100):
             key = self.queue.take()
+            if key is None:
+                await self.arbiter.look()
+                key = self.queue.take()
             if key is None:
                 return worked
             worked = True

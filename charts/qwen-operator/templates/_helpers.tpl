@@ -47,7 +47,7 @@ podSelector:
     {{- include "qwen.selectorLabels" . | nindent 4 }}
 {{- end -}}
 
-{{/* The list spec.ingress of qwen.enginePolicy. All of an engine is on one port. */}}
+{{/* The list spec.ingress of qwen.enginePolicy. All of an engine is on one port. The page of its start has another. */}}
 {{- define "qwen.engineIngress" -}}
 {{- $ports := list (dict "protocol" "TCP" "port" 8000) -}}
 {{- $peers := list -}}
@@ -55,6 +55,8 @@ podSelector:
 {{- $peers = append $peers (include "qwen.policyPeer" (dict "root" $ "component" $component) | fromYaml) -}}
 {{- end -}}
 {{- $rules := list (dict "from" (concat $peers .Values.networkPolicy.metricsFrom) "ports" $ports) -}}
+{{- $operator := include "qwen.policyPeer" (dict "root" $ "component" "operator") | fromYaml -}}
+{{- $rules = append $rules (dict "from" (list $operator) "ports" (list (dict "protocol" "TCP" "port" 8001))) -}}
 {{- concat $rules .Values.networkPolicy.engines.extraIngress | toYaml -}}
 {{- end -}}
 

@@ -41,6 +41,18 @@ def resize_events(deployment: Manifest, new: Manifest, now: str) -> tuple[Manife
     return (action_event(deployment, event, [str(before.get("since")), f"{old} -> {wanted}"], now),)
 
 
+def grant_events(deployment: Manifest, new: Manifest, short: str, now: str) -> tuple[Manifest, ...]:
+    """The Event of a changed number of granted replicas. `short`: why it gets no more."""
+    before, after = objects.mapping(deployment, "status", "scaling"), objects.mapping(new, "scaling")
+    old, granted = before.get("granted"), after.get("granted")
+    if old == granted:
+        return ()
+    event = Event("Normal", str(Reason.GPUS_GRANTED), "the GPUs suffice again for all wanted replicas")
+    if granted is not None:
+        event = Event("Normal", str(Reason.GPUS_SHORT), short)
+    return (action_event(deployment, event, [str(before.get("since")), f"{old} -> {granted}"], now),)
+
+
 @dataclass(frozen=True, slots=True)
 class LostReplica:
     """A replica whose node is lost: the uid of its first pod, and what happens."""

@@ -72,6 +72,8 @@ class Reason(StrEnum):
     # only in Events
     SCALED_UP = "ScaledUp"
     SCALED_DOWN = "ScaledDown"
+    GPUS_SHORT = "GpusShort"
+    GPUS_GRANTED = "GpusGranted"
     DRAIN_TIMED_OUT = "DrainTimedOut"
     NODE_CORDONED = "NodeCordoned"
     NODE_LOST = "NodeLost"
@@ -95,6 +97,7 @@ class Reason(StrEnum):
     INSPECTION_FAILED = "InspectionFailed"
     MODEL_NOT_FOUND = "ModelNotFound"
     INVALID_CONFIG = "InvalidConfig"
+    ADAPTER_MISMATCH = "AdapterMismatch"
     TRUNCATED_WEIGHTS = "TruncatedWeights"
     UNREADABLE_WEIGHTS = "UnreadableWeights"
     TOKENIZER_MISSING = "TokenizerMissing"
@@ -107,6 +110,7 @@ class Reason(StrEnum):
     CHECKSUM_MISMATCH = "ChecksumMismatch"
     GATED_MODEL = "GatedModel"
     HUB_UNREACHABLE = "HubUnreachable"
+    SOURCE_CHANGED = "SourceChanged"
     # the pod cannot start
     CLAIM_NOT_FOUND = "ClaimNotFound"
     CLAIM_NOT_BOUND = "ClaimNotBound"
@@ -157,6 +161,7 @@ FETCH_FAILURES = frozenset(
         Reason.HUB_UNREACHABLE,
         Reason.INVALID_CONFIG,
         Reason.MODEL_NOT_FOUND,
+        Reason.SOURCE_CHANGED,
         Reason.TOKENIZER_MISSING,
         Reason.TRUNCATED_WEIGHTS,
         Reason.UNREADABLE_WEIGHTS,

@@ -28,6 +28,7 @@ _COLUMNS = (
     ("TP", "integer", ".status.plan.parallelism.tensor", 1, "GPUs that the model is split over"),
     ("Nodes", "integer", ".status.plan.nodesPerReplica", 1, "Nodes of one replica"),
     ("Context", "integer", ".status.plan.contextTokens", 1, "Longest request in tokens"),
+    ("Cache", "string", ".status.summary.cache", 1, "Pods that found the model in the cache; bytes from the hub"),
     ("Message", "string", ".status.summary.message", 1, "One sentence"),
 )
 

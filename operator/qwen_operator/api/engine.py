@@ -101,6 +101,13 @@ class Engine:
         max_length=64,
         pattern=_PARSER_NAME,
     )
+    fast_start: bool = described(
+        "Let the operator switch on the options of SGLang that make a start faster, where they are safe: the weights "
+        "are read while CUDA graphs are captured (dense Qwen2 and Qwen3 models of 16 bits on one or two GPUs), or the "
+        "GPUs of a pod share the reading of files on a claim. Each pod then requests more host memory, as much as the "
+        "weights have. status.plan.steps says what is on. Default: false.",
+        default=False,
+    )
     startup_seconds: int | None = described(
         "Seconds from the start of the container until the engine answers. The kubelet restarts a container that "
         "takes more than twice as long. Default: planned, 240 s plus one second for each 10^9 bytes of weights, and "

@@ -71,8 +71,8 @@ class Pod:
         rules=(_NOT_OURS,),
     )
     priority_class_name: str | None = described(
-        "PriorityClass of the pods. Pods of a higher class may evict others to get their GPUs. Default: the cluster's "
-        "default.",
+        "PriorityClass of the pods. When GPUs are short, replicas of a lower value drain for those of a higher one. "
+        "Default: the cluster's default.",
         default=None,
         max_length=253,
         pattern=_NAME,

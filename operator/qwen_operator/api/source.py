@@ -26,14 +26,22 @@ class SecretRef:
 class Source:
     """Where the bytes of the model are."""
 
-    RULES: ClassVar = (uris.REVISION_RULE, uris.FILE_RULE, uris.SECRET_RULE, uris.SECRET_FILE_RULE)
+    RULES: ClassVar = (
+        uris.REVISION_RULE,
+        uris.FILE_RULE,
+        uris.SECRET_RULE,
+        uris.SECRET_FILE_RULE,
+        uris.DIGEST_RULE,
+        uris.ENDPOINT_RULE,
+    )
 
     uri: str = described(
         "Where the model's files are. pvc://CLAIM/PATH is a folder in a PersistentVolumeClaim of this namespace. The "
         "engine mounts it read-only, and the operator inspects config.json and the weights before an engine starts. "
         "hf://ORGANISATION/NAME is a repository on Hugging Face, and modelscope://ORGANISATION/NAME is one on "
-        "ModelScope. The engine downloads it, or a container before it if the chart has a cache. Examples: "
-        "pvc://models/qwen/7b-chat, hf://Qwen/Qwen1.5-7B-Chat.",
+        "ModelScope. The engine downloads it, or a container before it if the chart has a cache. s3://BUCKET/PREFIX is "
+        "a folder in a bucket of S3, which a container downloads before the engine starts. Examples: "
+        "pvc://models/qwen/7b-chat, hf://Qwen/Qwen1.5-7B-Chat, s3://weights/qwen/7b-chat.",
         min_length=1,
         max_length=512,
         rules=uris.URI_RULES,
@@ -41,7 +49,8 @@ class Source:
     revision: str | None = described(
         "Branch, tag or commit of a repository on a hub. The operator asks the hub once for the commit and plans with "
         "it. All replicas load that commit from Hugging Face, or from the chart's cache. From ModelScope without a "
-        "cache they load the branch or tag as it is when they start. Default: the main branch. Examples: main, v1.0, "
+        "cache they load the branch or tag as it is when they start. Default: the main branch. For s3:// it is the 40 "
+        "hexadecimal digits that status.model.commit shows: other files are refused. Examples: main, v1.0, "
         "4f2c8b1d0e9a7c6f5b3d2e1a0f9c8b7a6d5e4f3c.",
         default=None,
         min_length=1,
@@ -57,9 +66,19 @@ class Source:
     secret_ref: SecretRef | None = described(
         "Secret of this namespace with a token for a private or gated repository on a hub. Only the container that "
         "downloads gets it: with the chart's cache that is not the engine. The operator does not read it. So an "
-        "inspection pod with the token reads config.json and the heads of the weights. Example: {name: hf-token, key: "
-        "token}.",
+        "inspection pod with the token reads config.json and the heads of the weights. For s3:// the key does not "
+        "count: the Secret has the entries AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN and "
+        "AWS_REGION if they are needed. Example: {name: hf-token, key: token}.",
         default=None,
+    )
+
+    endpoint: str | None = described(
+        "Address of the S3 server, for s3://. If its host begins with the name of the bucket and a dot, that is not "
+        "repeated in the path. Default: the chart value objectStore.endpoint, or AWS. Example: https://minio.example.com:9000.",
+        default=None,
+        min_length=1,
+        max_length=256,
+        rules=(uris.ENDPOINT_FORM_RULE,),
     )
 
     file: str | None = described(

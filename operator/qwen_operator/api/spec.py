@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from qwen_operator.api import reading, uris
+from qwen_operator.api.adapters import MOST_ADAPTERS, VOLUME_FORM, Adapter
 from qwen_operator.api.engine import Engine
 from qwen_operator.api.fields import Rule, camel, described, matches
 from qwen_operator.api.objective import Objective
@@ -233,6 +234,14 @@ def _request_within_context(spec: Mapping[str, Any]) -> bool:
     return context is None or not spec.get("workload") or sum(given) <= context
 
 
+def _adaptable(spec: Mapping[str, Any]) -> bool:
+    source = mapping(spec, "source")
+    if not spec.get("adapters"):
+        return True
+    bucket = str(source.get("uri")).startswith(uris.S3.prefix)
+    return source.get("secretRef") is None and source.get("file") is None and not bucket
+
+
 def _tensor_within_limit(spec: Mapping[str, Any]) -> bool:
     tensor = mapping(spec, "parallelism").get("tensor")
     limit = mapping(spec, "hardware").get("maxGpusPerReplica")
@@ -258,6 +267,13 @@ class Spec:
             "raise the first or lower the others",
             _request_within_context,
         ),
+        Rule(
+            "!has(self.adapters) || size(self.adapters) == 0 || !has(self.source) || (!has(self.source.secretRef) && "
+            f"!has(self.source.file) && !self.source.uri.startsWith('{uris.S3.prefix}'))",
+            "adapters do not go together with source.secretRef, source.file or a source in a bucket: put the "
+            "model on a claim as safetensors, and set source.uri to pvc://CLAIM/PATH",
+            _adaptable,
+        ),
     )
 
     model: str = described(
@@ -281,6 +297,17 @@ class Spec:
         "Where the model's files are. Default: the repository with the name of the model on the chart's hub, which is "
         "Hugging Face unless the chart sets another one. The chart's tenancy may limit which sources are allowed.",
         default=None,
+        changes_pods=True,
+    )
+    adapters: tuple[Adapter, ...] = described(
+        "LoRA adapters that every engine loads beside the model. Clients ask for one as the model SERVEDNAME:NAME, at "
+        "/v1/chat/completions and /v1/completions. The operator reads each adapter's files before an engine starts. A "
+        "change of this list starts new replicas, as any change of the model. Example: [{name: support, source: {uri: "
+        "pvc://models/adapters/support}}].",
+        default=(),
+        max_items=MOST_ADAPTERS,
+        list_type="map",
+        list_map_keys=["name"],
         changes_pods=True,
     )
     context_tokens: int | None = described(
@@ -354,6 +381,11 @@ class Spec:
         return self.served_names or (self.model,)
 
     @property
+    def sorted_adapters(self) -> tuple[Adapter, ...]:
+        """The adapters by name, because their order in the spec has no meaning."""
+        return tuple(sorted(self.adapters, key=lambda adapter: adapter.name))
+
+    @property
     def repository(self) -> str | None:
         """The hub repository that the files come from, or None if the source is no hub."""
         return self.source.repository if self.source else self.model
@@ -392,6 +424,12 @@ def parse(obj: Mapping[str, Any]) -> Spec:
         for index, mount in enumerate(built.pod.volume_mounts)
         if mount.get("name") == CACHE_VOLUME
     ]
+    taken += [
+        f"spec.pod.volumes[{index}].name: {reading.shown(volume.get('name'))} is the volume of an adapter; choose "
+        "another name"
+        for index, volume in enumerate(built.pod.volumes if built.adapters else ())
+        if matches(VOLUME_FORM, str(volume.get("name")))
+    ]
     if taken:
         raise InvalidSpec(taken)
     return built
@@ -402,9 +440,11 @@ def revision_hash(spec: Mapping[str, Any], annotations: Mapping[str, str]) -> st
 
     The hash covers the fields of the spec that are declared with `changes_pods`, and the value of the annotation
     qwen-operator.dev/replan. The input is the spec as the user wrote it, so a new field of the API changes no hash.
-    Members of the first two levels that are null or empty count as not set.
+    Members of the first two levels that are null or empty count as not set, and the order of adapters does not count.
     """
     kept = {key: _without_empty(value) for key, value in spec.items() if key in _POD_FIELDS}
+    if isinstance(adapters := kept.get("adapters"), list):
+        kept["adapters"] = sorted(adapters, key=str)
     record = {"spec": _without_empty(kept), "replan": annotations.get(REPLAN_ANNOTATION)}
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

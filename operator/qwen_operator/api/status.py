@@ -37,6 +37,7 @@ class ScalingReport:
 
     `advised`: how many the load would give, while something else decides. `hour_percent`, `day_percent`: at least so
     many of 100 requests kept the objective. `schedules`: the names of the schedules in force.
+    `granted`: for how many the GPUs suffice, if other deployments have the rest.
     """
 
     wanted: int
@@ -46,18 +47,19 @@ class ScalingReport:
     hour_percent: int | None = None
     day_percent: int | None = None
     schedules: tuple[str, ...] = ()
+    granted: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
     """Everything that a status is made of.
 
-    `model`, `plan`, `no_fit`, `observed` and `progress` already have their status form, or are None.
+    `model`, `plan`, `no_fit`, `observed`, `progress` and `adapters` already have their status form, or are None.
 
     `verdicts` has at least one entry for each of Ready, Planned, ModelLoaded and ScalingActive. `replicas` is the
     number of replicas that exist and are not draining, `ready` of those that answer, `wanted` of those that should
     exist. `gpus` is the short form of the plan's GPUs ("4xH100-80GB") or "", `names` are the served names,
-    `claims` is `status.names`, `load` is the class of the load.
+    `claims` is `status.names`, `load` is the class of the load, `cache` is the column CACHE.
     """
 
     generation: int
@@ -77,6 +79,8 @@ class Observation:
     load: str = "-"
     observed: Mapping[str, Any] | None = None
     progress: Mapping[str, Any] | None = None
+    cache: str = ""
+    adapters: Mapping[str, Any] | None = None
 
 
 def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[str, Any]:
@@ -92,6 +96,7 @@ def build(observation: Observation, old: Mapping[str, Any], now: str) -> dict[st
         "lastFailure": _failure(observation.last_failure),
         "scaling": _scaling(observation, mapping(old, "scaling"), now),
         "progress": observation.progress,
+        "adapters": observation.adapters,
     }
     status = {
         "observedGeneration": observation.generation,
@@ -120,6 +125,7 @@ def summary(observation: Observation) -> dict[str, str]:
         "ready": f"{observation.ready}/{observation.wanted}",
         "status": str(shown.reason),
         "load": observation.load,
+        **({"cache": observation.cache} if observation.cache else {}),
         "message": clip(shown.message),
     }
 
@@ -141,6 +147,7 @@ def _scaling(observation: Observation, old: Mapping[str, Any], now: str) -> dict
         "since": since or now,
         **({} if report.advised is None else {"advised": report.advised}),
         **({"attainmentPercent": percent} if percent else {}),
+        **({} if report.granted is None else {"granted": report.granted}),
         **({"schedules": list(report.schedules)} if report.schedules else {}),
     }
 

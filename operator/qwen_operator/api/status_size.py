@@ -1,8 +1,7 @@
 """Keeps a status within its size: every part has a budget of bytes.
 
 Watchers and etcd carry every status. A part may use more than its budget while others use less. When the whole is too
-large, only parts over their budget are shortened, and never below it: so one long part takes nothing from the others,
-and a part that a later version adds has its room already.
+large, only parts over their budget are shortened, and never below it: so one long part takes nothing from the others.
 """
 
 from __future__ import annotations
@@ -30,13 +29,11 @@ BUDGETS = {
     "lastFailure": 230,
     "scaling": 220,
     "progress": 130,
+    "adapters": 70,
     "conditions": 1400,
     "summary": 190,
 }
 """Bytes that each part may always use, with its name."""
-
-RESERVED = {"adapters": 70}
-"""Bytes for parts that are to come: adapters."""
 
 _SHORTEST_MESSAGE = 20
 
@@ -70,7 +67,7 @@ def _with_fewer_numbers(part: Any) -> Any | None:
 
 
 # In this order: the arithmetic of what does not run, what would fit, the arithmetic, the log, the options, the names of
-# schedules, which the message has too, the numbers of a download.
+# schedules, which the message has too, the numbers of a download, the adapters that wait, of which the numbers stay.
 _CUTS: tuple[tuple[str, Step], ...] = (
     ("noFit", _without_last("steps")),
     ("noFit", _without_last("alternatives")),
@@ -79,6 +76,7 @@ _CUTS: tuple[tuple[str, Step], ...] = (
     ("plan", _without_last("args")),
     ("scaling", _without_last("schedules")),
     ("progress", _with_fewer_numbers),
+    ("adapters", _without_last("waiting")),
 )
 
 

@@ -66,7 +66,8 @@ class ModelFacts:
         max_length=32,
     )
     commit: str = described(
-        "Commit of the hub's repository from which the operator read the facts. Not set for other sources.",
+        "Commit of the hub's repository from which the operator read the facts. For s3://, a digest of the names, "
+        "sizes and ETags of the files. Not set for other sources.",
         default="",
         max_length=64,
     )
@@ -232,6 +233,9 @@ class ScalingStatus:
         "engines do not report it. It changes every five minutes at most.",
         default=None,
     )
+    granted: int | None = described(
+        "For how many replicas the GPUs suffice, while other deployments use the rest.", default=None, minimum=0
+    )
     schedules: tuple[str, ...] = described(
         "Names of the schedules in force. They set the limits in place of spec.scaling.",
         default=(),
@@ -243,14 +247,50 @@ class ScalingStatus:
 
 @dataclass(frozen=True, slots=True)
 class ProgressStatus:
-    phase: str = described("What is in progress: Download.", max_length=32)
-    percent: int = described("Part of the bytes that has arrived, in percent.", minimum=0, maximum=100)
-    bytes_done: int = described("Bytes that have arrived.", minimum=0)
-    bytes_total: int = described("Bytes of the model.", minimum=0)
+    phase: str = described("What is in progress: Download, LoadWeights, CaptureGraphs or WarmUp.", max_length=32)
     time: str = described("When these numbers were read.", format="date-time")
+    percent: int | None = described(
+        "Part of the phase that is done, in percent: of the bytes, of the files of weights, or of the CUDA graphs. Not "
+        "set if the engine does not count.",
+        default=None,
+        minimum=0,
+        maximum=100,
+    )
+    bytes_done: int | None = described(
+        "Bytes that have arrived, or weights that are loaded. For the latter, all files of weights count as equally "
+        "large.",
+        default=None,
+        minimum=0,
+    )
+    bytes_total: int | None = described("Bytes of the model, or of its weights.", default=None, minimum=0)
     pod: str = described("Name of the pod.", default="", max_length=253)
-    bytes_per_second: int = described("Mean rate of the last 15 seconds.", default=0, minimum=0)
-    finish_time: str = described("When the download ends at this rate.", default="", max_length=32)
+    bytes_per_second: int = described(
+        "Mean rate of the last 15 seconds of a download, or of the phase so far.", default=0, minimum=0
+    )
+    finish_time: str = described("When the phase ends at this rate.", default="", max_length=32)
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingAdapter:
+    name: str = described("Name of the adapter.", max_length=40)
+    reason: str = described(
+        "Why clients cannot ask for it: the reason why the present spec does not run, or Starting, Replacing (a "
+        "replica that answers does not have it), or why there is no replica.",
+        max_length=64,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptersStatus:
+    ready: int = described("Number of adapters that every replica that answers has.", minimum=0)
+    total: int = described("Number of adapters in the spec.", minimum=0)
+    waiting: tuple[WaitingAdapter, ...] = described(
+        "The adapters that are not ready. All others are.",
+        default=(),
+        max_items=16,
+        list_type="map",
+        list_map_keys=["name"],
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +321,12 @@ class Summary:
         default="-",
         max_length=16,
     )
+    cache: str = described(
+        "How the present pods got the model, if the chart has a cache: how many found it in the cache, and how many "
+        'bytes the others got from the hub, for example "1 hit, 15.2 GB".',
+        default="",
+        max_length=32,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,10 +351,12 @@ class Status:
     last_failure: FailureStatus | None = described("The last unexpected end of an engine.", default=None)
     scaling: ScalingStatus | None = described("How many replicas are wanted, and why.", default=None)
     progress: ProgressStatus | None = described(
-        "How far the download of the model into the cache is. Only while a pod downloads it. The operator writes steps "
-        "of 5 percent, and not more than one in 10 seconds.",
+        "How far the download of the model into the cache is, or the start of an engine. Only while a pod downloads or "
+        "loads it. The operator writes steps of 5 percent of a download, 10 of the weights and 25 of the CUDA graphs, "
+        "and within a phase not more than one in 10 seconds.",
         default=None,
     )
+    adapters: AdaptersStatus | None = described("Which adapters clients can ask for.", default=None)
     conditions: tuple[Condition, ...] = described(
         "The state as conditions.", default=(), max_items=16, list_type="map", list_map_keys=["type"]
     )

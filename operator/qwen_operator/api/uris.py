@@ -127,6 +127,13 @@ PVC = UriForm(
 )
 HF = _hub("hf")
 MODELSCOPE = _hub("modelscope")
+S3 = UriForm(
+    "s3",
+    form="s3://BUCKET/PREFIX",
+    example="s3://weights/qwen/7b-chat",
+    pattern=r"^s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9](/[-A-Za-z0-9._+=@/]*)?$",
+    details=", with the name of a bucket, and a prefix of letters, digits and -._+=@/ without '..'",
+)
 
 _HOSTS = {
     "huggingface.co": HF.scheme,
@@ -138,7 +145,7 @@ _HOSTS = {
     "www.modelscope.ai": MODELSCOPE.scheme,
 }
 
-FORMS = {form.scheme: form for form in (PVC, HF, MODELSCOPE)}
+FORMS = {form.scheme: form for form in (PVC, HF, MODELSCOPE, S3)}
 """The forms by scheme, in the order in which messages name them."""
 
 
@@ -167,19 +174,46 @@ URI_RULES = (
 )
 """The rules of `spec.source.uri`."""
 
+_REMOTE = (*_REPOSITORIES, S3)
+_REMOTE_PREFIXES = (*_REPOSITORY_PREFIXES, S3.prefix)
+_DIGEST = "^[0-9a-f]{40}$"
 REVISION_RULE = Rule(
-    f"!has(self.revision) || {_starts('self.uri', _REPOSITORIES)}",
-    f"revision is for repositories of a hub, {_joined(_REPOSITORY_PREFIXES, 'and')}: remove it, or choose a "
-    "repository of a hub",
-    lambda source: source.get("revision") is None or str(source.get("uri")).startswith(_REPOSITORY_PREFIXES),
+    f"!has(self.revision) || {_starts('self.uri', _REMOTE)}",
+    f"revision is for repositories of a hub, {_joined(_REPOSITORY_PREFIXES, 'and')}, and for {S3.prefix}: remove it, "
+    "or choose one of these",
+    lambda source: source.get("revision") is None or str(source.get("uri")).startswith(_REMOTE_PREFIXES),
 )
 """The rule of `spec.source` about its revision."""
+DIGEST_RULE = Rule(
+    f"!has(self.revision) || !self.uri.startsWith('{S3.prefix}') || self.revision.matches('{_DIGEST}')",
+    "revision of s3:// is the 40 hexadecimal digits of status.model.commit, which stand for the names, sizes and ETags "
+    "of the files: set it to these, or remove it",
+    lambda source: (
+        source.get("revision") is None
+        or not str(source.get("uri")).startswith(S3.prefix)
+        or matches(_DIGEST, str(source["revision"]))
+    ),
+)
+"""The rule of `spec.source` about the revision of objects in a bucket."""
+ENDPOINT_RULE = Rule(
+    f"!has(self.endpoint) || self.uri.startsWith('{S3.prefix}')",
+    f"endpoint is for {S3.prefix}: remove it; the chart value hub.url is the address of a mirror of a hub",
+    lambda source: source.get("endpoint") is None or str(source.get("uri")).startswith(S3.prefix),
+)
+"""The rule of `spec.source` about its endpoint."""
+ENDPOINT_FORM = "^https?://[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:[0-9]{1,5})?$"
+ENDPOINT_FORM_RULE = Rule(
+    f"self.matches('{ENDPOINT_FORM}')",
+    "must be the address of an S3 server, without a path; right would be https://minio.example.com:9000",
+    lambda endpoint: matches(ENDPOINT_FORM, endpoint),
+)
+"""The rule of `spec.source.endpoint` itself."""
 
 _WITH_FILES = (PVC, HF)
 FILE_RULE = Rule(
     f"!has(self.file) || {_starts('self.uri', _WITH_FILES)}",
     f"file is for {_joined([form.prefix for form in _WITH_FILES], 'and')}, because SGLang loads no single file from "
-    "ModelScope: download it to a claim, and set uri to pvc://CLAIM/PATH",
+    "other places: download it to a claim, and set uri to pvc://CLAIM/PATH",
     lambda source: (
         source.get("file") is None or str(source.get("uri")).startswith(tuple(form.prefix for form in _WITH_FILES))
     ),
@@ -194,10 +228,10 @@ FILE_FORM_RULE = Rule(
 )
 """The rule of `spec.source.file` itself."""
 SECRET_RULE = Rule(
-    f"!has(self.secretRef) || {_starts('self.uri', _REPOSITORIES)}",
-    f"secretRef is for repositories of a hub, {_joined(_REPOSITORY_PREFIXES, 'and')}: remove it, or choose a "
-    "repository of a hub",
-    lambda source: source.get("secretRef") is None or str(source.get("uri")).startswith(_REPOSITORY_PREFIXES),
+    f"!has(self.secretRef) || {_starts('self.uri', _REMOTE)}",
+    f"secretRef is for repositories of a hub, {_joined(_REPOSITORY_PREFIXES, 'and')}, and for {S3.prefix}: remove it, "
+    "or choose one of these",
+    lambda source: source.get("secretRef") is None or str(source.get("uri")).startswith(_REMOTE_PREFIXES),
 )
 """The rule of `spec.source` about its Secret."""
 SECRET_FILE_RULE = Rule(

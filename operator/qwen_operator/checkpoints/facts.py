@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from qwen_operator.checkpoints import adapters
+from qwen_operator.checkpoints.adapters import InspectedAdapter
 from qwen_operator.checkpoints.heads import tower_decides
 from qwen_runtime.checkpoints.chat import ChatFormat, Task, Thinking, ToolFormat
 from qwen_runtime.checkpoints.model import (
@@ -89,7 +91,8 @@ class Checkpoint:
     divided. `source` is "Catalog", "Hub" or "Inspection". `digest` is the SHA-256 of the config.json, "" for the
     catalog. `commit` is the commit of the hub's repository, "" for other sources. `tower` is set only if the vision
     tower rejects a number of ranks that the heads of the language model accept. `chat` is None if nobody read the chat
-    template: records of earlier versions, and a config.json alone.
+    template: records of earlier versions, and a config.json alone. `adapters` are LoRA adapters that engines load
+    beside it.
     """
 
     architecture: str
@@ -120,6 +123,7 @@ class Checkpoint:
     commit: str = ""
     tower: Tower | None = None
     chat: ChatFormat | None = None
+    adapters: tuple[InspectedAdapter, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back into an equal value."""
@@ -128,8 +132,10 @@ class Checkpoint:
             record["quantization"] = self.quantization.to_record()
         if self.tower is None:
             del record["tower"]
-        del record["chat"]
-        return record if self.chat is None else record | {"chat": self.chat.to_record()}
+        del record["chat"], record["adapters"]
+        if self.chat is not None:
+            record["chat"] = self.chat.to_record()
+        return record | ({"adapters": [one.to_json() for one in self.adapters]} if self.adapters else {})
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Checkpoint:
@@ -138,6 +144,7 @@ class Checkpoint:
         It also reads the records of earlier versions. They lack the fields after `digest`, so these are derived.
         """
         facts = _read(Fields(report_names(record)), _text(Fields(record), "source"))
+        facts = replace(facts, adapters=adapters.read(record.get("adapters")))
         return replace(facts, commit=_text(Fields(record), "commit")) if record.get("commit") else facts
 
     @classmethod

@@ -19,7 +19,10 @@ COMMANDS = {
     "gateway-router": "start the gateway's router",
     "gateway-proxy": "start the proxy that clients reach, in front of the router",
     "fetch": "download a model into a cache; the first container of an engine pod runs it",
+    "cache": "list the models in the cache of a namespace, or remove those that nobody uses",
+    "cache-files": "list or clean the cache in a folder; the pods of the command cache run it",
     "inspect-hub": "report the facts of a repository on a hub; the inspection pod of a private one runs it",
+    "inspect-s3": "report the facts of a folder in a bucket; its inspection pod runs it",
     "crds": "print the custom resource definitions, or write them to a folder",
     "plan": "plan GPUs and options for a model, without a cluster; exit code 3 if it does not fit",
     "render": "print the objects that the operator would create for a manifest",
@@ -28,7 +31,7 @@ COMMANDS = {
     "replay": "show what a scaling policy decides, and why, over what the operator recorded",
     "models": "list the published models that the operator knows without reading a file",
 }
-PRINTING = ("crds", "plan", "render", "tenancy", "models", "doctor", "replay")
+PRINTING = ("crds", "plan", "render", "tenancy", "models", "doctor", "replay", "cache")
 # The exit code of a program that SIGPIPE ends.
 _NO_READER = 141
 

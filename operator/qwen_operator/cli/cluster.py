@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from qwen_operator.kube import ApiError, Resource, client
@@ -26,3 +27,17 @@ def listed(resource: Resource, namespace: str | None = None) -> list[Mapping[str
         return asyncio.run(read())
     except ApiError as error:
         raise ConnectionError(str(error)) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the log lines of the client: the command says itself what went wrong."""
+    loggers = [logging.getLogger(name) for name in ("kubernetes", "qwen_operator")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

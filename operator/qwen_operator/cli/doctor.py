@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from qwen_operator.cli.cluster import quiet
 from qwen_operator.cli.settings import chart_settings
 from qwen_operator.doctor import bundle, checks, collect
 from qwen_operator.doctor.reader import Reader
@@ -69,7 +68,7 @@ def main(arguments: argparse.Namespace) -> int:
     not possible, do not change it.
     """
     try:
-        with _quiet():
+        with quiet():
             text, code = asyncio.run(asyncio.wait_for(_run(arguments), _SECONDS))
         if arguments.output_file:
             Path(arguments.output_file).write_text(text, encoding="utf-8")
@@ -80,20 +79,6 @@ def main(arguments: argparse.Namespace) -> int:
     except (ConnectionError, OSError) as error:
         return _failed(clean(error, _LONGEST))
     return code
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the log lines of the client: what they say is among the findings."""
-    loggers = [logging.getLogger(name) for name in ("kubernetes", "qwen_operator")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _failed(message: str) -> int:

@@ -47,6 +47,8 @@ def rendered(values: Mapping[str, Any]) -> dict[str, Any]:
         "inspection": root.raw("inspection"),
         "hub": root.raw("hub"),
         "cache": root.raw("cache"),
+        "outbound": root.raw("outbound"),
+        "objectStore": root.raw("objectStore"),
         "gpuPools": root.raw("gpuPools"),
         "tenancy": root.raw("tenancy"),
         "imagePullSecrets": [_name(one) for one in root.items("imagePullSecrets")],

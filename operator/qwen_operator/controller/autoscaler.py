@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -12,12 +13,14 @@ from typing import Any
 
 from qwen_operator import untrusted
 from qwen_operator.api.conditions import Reason
+from qwen_operator.controller.in_hand import InHand
 from qwen_operator.controller.scraper import Scraper
 from qwen_operator.objects import ObjectKey
-from qwen_operator.scaling import answers, attainment, readings, zero
+from qwen_operator.scaling import answers, attainment, pace, readings, zero
 from qwen_operator.scaling.attainment import Attainment, Share
 from qwen_operator.scaling.demand import Demand, ModelDemand
 from qwen_operator.scaling.load import LoadMemory, classify, resume, settle
+from qwen_operator.scaling.pace import INTERVAL_SECONDS, Quiet
 from qwen_operator.scaling.page import Reading, Trouble
 from qwen_operator.scaling.policies import DEFAULT, POLICIES, Policy
 from qwen_operator.scaling.recording import Looked
@@ -31,9 +34,12 @@ from qwen_operator.scaling.types import (
     ScalingState,
 )
 
-INTERVAL_SECONDS = 2.0
 LOOK_SECONDS = 1.0
-"""How often it looks whether somebody asks for a model that sleeps."""
+"""How often it looks whether somebody asks for a model that sleeps, or whose engines are read less often."""
+REST = 0.25
+"""After a long look, the loop leaves the process to others for this part of the time that the look took."""
+LONG = 2.0
+"""An interval that is so many times INTERVAL_SECONDS is worth a line in the log."""
 # Without jitter, the scrapes of several operators could stay in step and always hit an engine at the same moment.
 JITTER = 0.1
 _LARGEST_INDEX = 999_999_999
@@ -52,7 +58,10 @@ class Pace:
 
 @dataclass(slots=True)
 class _Watched:
-    """What the loop remembers of one QwenDeployment."""
+    """What the loop remembers of one QwenDeployment. `next_at`: from when on a look has its engines.
+
+    `confirm`: it was quiet until the last look, so the next one comes soon. `looked`: as it was at the last look.
+    """
 
     uid: str
     memories: readings.Memories = field(default_factory=dict)
@@ -70,6 +79,10 @@ class _Watched:
     state: ScalingState | None = None
     resumed: bool = False
     """`state` comes from the status, not from a scrape. Two scrapes must agree before it may change."""
+    quiet: Quiet | None = None
+    next_at: float = -math.inf
+    confirm: bool = False
+    looked: ScaledDeployment | None = None
 
     @property
     def asleep(self) -> bool:
@@ -82,10 +95,7 @@ async def _no_demand() -> Demand:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What the loop reads: the deployments, the pages of their engines, and what waits in the gateway.
-
-    It asks for `demand` only while a deployment may sleep.
-    """
+    """What the loop reads: the deployments, the pages of their engines, and what the gateway knows."""
 
     view: Callable[[], Iterable[ScaledDeployment]]
     engines: Scraper
@@ -95,7 +105,8 @@ class Sources:
 class Autoscaler:
     """Scrapes all deployments every INTERVAL_SECONDS; `on_change` gets the key of each changed state.
 
-    `on_look` gets all that each look saw and decided.
+    If that takes longer than INTERVAL_SECONDS, the interval grows with it. `on_look` gets all that each look saw and
+    decided.
 
     Start it when the view is complete: the policy keeps the replicas of the first scrape for one whole window.
     """
@@ -112,7 +123,14 @@ class Autoscaler:
         self._on_look = on_look
         self._sources = sources
         self._demand = Demand()
-        self._may_sleep: list[ScaledDeployment] = []
+        self._demand_at = -math.inf
+        self._seen: list[ScaledDeployment] = []
+        self._looking: set[ObjectKey] = set()
+        self._in_hand = InHand()
+        self._began: float | None = None
+        self._long = False
+        self.interval = 0.0
+        """Seconds between the starts of the last two rounds; 0 before the second."""
         self._on_change = on_change
         self._pace = pace or Pace()
         self._watched: dict[ObjectKey, _Watched] = {}
@@ -156,43 +174,94 @@ class Autoscaler:
         """Scrape for ever. An error in one QwenDeployment is logged; any other error ends the loop."""
         while True:
             began = self._pace.clock()
+            self._note_interval(began)
             await self.scrape()
-            until = began + INTERVAL_SECONDS * (1 + JITTER * self._pace.chance())
-            if any(watched.asleep for watched in self._watched.values()):
-                await self._pace.sleep(max(0.0, min(began + LOOK_SECONDS, until) - self._pace.clock()))
-                await self.wake()
-            await self._pace.sleep(max(0.0, until - self._pace.clock()))
+            took = self._pace.clock() - began
+            until = began + max(INTERVAL_SECONDS * (1 + JITTER * self._pace.chance()), took * (1 + REST))
+            while (left := until - self._pace.clock()) > 0:
+                short = self._waits_for_demand() and left > 1.5 * LOOK_SECONDS
+                await self._pace.sleep(LOOK_SECONDS if short else left)
+                if short:
+                    await self.wake()
+
+    def _note_interval(self, began: float) -> None:
+        before, self._began = self._began, began
+        self.interval = began - before if before is not None else 0.0
+        long = self.interval > LONG * INTERVAL_SECONDS
+        if long != self._long and (long or self.interval <= 1.5 * INTERVAL_SECONDS):
+            self._long = long
+            if long:
+                log.warning("engines are read every %.1f s, because it takes so long to read all", self.interval)
+            else:
+                log.info("engines are read every %.1f s again", self.interval)
 
     async def scrape(self) -> None:
-        """Scrape every deployment once, all at the same time. A slow engine delays only its own deployment."""
-        deployments = list(self._sources.view())
-        current = {deployment.key: deployment.uid for deployment in deployments}
+        """Scrape every deployment whose turn it is. A slow engine delays only its own deployment."""
+        began = self._pace.clock()
+        self._seen = list(self._sources.view())
+        current = {deployment.key: deployment.uid for deployment in self._seen}
         self._watched = {key: kept for key, kept in self._watched.items() if current.get(key) == kept.uid}
-        self._may_sleep = [deployment for deployment in deployments if deployment.may_sleep]
-        self._demand = await self._sources.demand() if self._may_sleep else Demand()
+        await self._read_demand()
         async with asyncio.TaskGroup() as group:
-            for deployment in deployments:
-                group.create_task(self._guarded(deployment))
+            for deployment in self._seen:
+                if not self._is_due(deployment, began):
+                    continue
+                await self._in_hand.room()
+                if self._pace.clock() - self._demand_at >= LOOK_SECONDS and self._waits_for_demand():
+                    await self._read_demand()
+                    self._start_woken(group)
+                self._start(group, deployment)
 
     async def wake(self) -> None:
-        """Wake the models that slept at the last scrape and that somebody waits for, all at the same time."""
-        self._demand = await self._sources.demand()
+        """Look at the models that somebody asks for and whose turn it is not yet, all at the same time."""
+        await self._read_demand()
         async with asyncio.TaskGroup() as group:
-            for deployment in self._may_sleep:
-                watched = self._watched.get(deployment.key)
-                asleep = watched is not None and watched.asleep and watched.uid == deployment.uid
-                if asleep and self._demand.look(deployment.names).demand.held:
-                    group.create_task(self._guarded(deployment))
+            self._start_woken(group)
+
+    async def _read_demand(self) -> None:
+        self._demand_at = self._pace.clock()
+        self._demand = await self._sources.demand()
+
+    def _waits_for_demand(self) -> bool:
+        now = self._pace.clock()
+        return any(one.asleep or one.confirm or one.next_at > now for one in self._watched.values())
+
+    def _is_due(self, deployment: ScaledDeployment, began: float) -> bool:
+        """Whether it has its turn in the round that `began` then, in which somebody may have woken it already."""
+        watched = self._watched.get(deployment.key)
+        if watched is None or watched.looked is None or watched.sample is None:
+            return True
+        if watched.next_at <= began:
+            return watched.sample.at <= began
+        return _shape(watched.looked) != _shape(deployment) or pace.wakes(self._demand.look(deployment.names))
+
+    def _start_woken(self, group: asyncio.TaskGroup) -> None:
+        now = self._pace.clock()
+        for deployment in self._seen:
+            watched = self._watched.get(deployment.key)
+            if watched is None:
+                continue
+            look = self._demand.look(deployment.names)
+            held = watched.asleep and look.demand.held
+            if held or watched.confirm or (watched.next_at > now and pace.wakes(look)):
+                self._start(group, deployment)
+
+    def _start(self, group: asyncio.TaskGroup, deployment: ScaledDeployment) -> None:
+        if deployment.key not in self._looking:
+            self._looking.add(deployment.key)
+            group.create_task(self._guarded(deployment))
 
     async def _guarded(self, deployment: ScaledDeployment) -> None:
         try:
             await self._step(deployment)
         except Exception:
             log.exception("scaling step failed", extra={"deployment": "/".join(deployment.key)})
+        finally:
+            self._looking.discard(deployment.key)
 
     async def _step(self, deployment: ScaledDeployment) -> None:
         ready = [engine for engine in deployment.engines if engine.ready]
-        pages = await asyncio.gather(*(self._sources.engines.read(engine) for engine in ready))
+        pages = await asyncio.gather(*(self._in_hand.count(self._sources.engines.read, engine) for engine in ready))
         results = dict(zip((engine.uid for engine in ready), pages, strict=True))
         watched = self._watched.get(deployment.key)
         if watched is None:
@@ -201,6 +270,7 @@ class Autoscaler:
         at = self._pace.clock()
         watched.memories, sample = readings.take_sample(watched.memories, deployment.engines, results, at)
         watched.sample = sample
+        self._set_turn(watched, deployment, sample)
         watched.reports = readings.watch_reports(watched.reports, watched.memories, at)
         watched.attainment = attainment.watch(
             watched.attainment or _resumed_attainment(deployment, at), sample, deployment.engines, deployment.objective
@@ -228,6 +298,17 @@ class Autoscaler:
             self._on_look(Looked(deployment, at, state, seen, self._demand.look(deployment.names)))
         if old != state:
             self._on_change(deployment.key)
+
+    def _set_turn(self, watched: _Watched, deployment: ScaledDeployment, sample: Sample) -> None:
+        """Say when the next look has the engines of this deployment."""
+        watched.looked, before = deployment, watched.quiet
+        if deployment.may_sleep:
+            watched.quiet, watched.confirm, watched.next_at = None, False, sample.at
+            return
+        look = self._demand.look(deployment.names)
+        watched.quiet = pace.watch(before, look, sample, deployment.engines)
+        watched.confirm = before is not None and before.begins <= sample.at < watched.quiet.begins
+        watched.next_at = pace.next_at(watched.quiet, sample.at, self._pace.chance())
 
     def _decided(self, watched: _Watched, deployment: ScaledDeployment, sample: Sample) -> ScalingState:
         if deployment.bounds is None:
@@ -284,6 +365,11 @@ class Autoscaler:
         rest = watched.rest or _resumed_rest(deployment, sample.at)
         watched.rest = zero.advance(rest, look, sample, deployment.engines, bounds.idle_seconds)
         return zero.decide(watched.rest, look, awake)
+
+
+def _shape(deployment: ScaledDeployment) -> object:
+    """What a look at the engines can change the answer for."""
+    return deployment.engines, deployment.bounds, deployment.advises, deployment.policy, deployment.objective
 
 
 def _answer(state: ScalingState) -> tuple[int | None, Reason, bool, bool]:

@@ -22,12 +22,13 @@ from qwen_operator.kube import (
     NODES,
     POD_DISRUPTION_BUDGETS,
     PODS,
+    PRIORITY_CLASSES,
     QWENDEPLOYMENTS,
     RESOURCE_QUOTAS,
     Manifest,
     Resource,
 )
-from qwen_operator.manifests.kept import kept_budget, kept_pod, kept_quota, kept_revision
+from qwen_operator.manifests.kept import ROOM, kept_budget, kept_pod, kept_priority, kept_quota, kept_revision
 from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, LABEL_DEPLOYMENT
 from qwen_operator.manifests.ownership import Ownership, ownership
 from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError, read_revision
@@ -44,6 +45,7 @@ WATCHED = (
     POD_DISRUPTION_BUDGETS,
     RESOURCE_QUOTAS,
     NODES,
+    PRIORITY_CLASSES,
 )
 
 
@@ -70,10 +72,12 @@ class Store:
         self._objects: dict[Resource, dict[ObjectKey, Manifest]] = {resource: {} for resource in WATCHED}
         self._related: dict[Resource, dict[str, set[ObjectKey]]] = {resource: {} for resource in WATCHED}
         self._generation = dict.fromkeys(_COMMON, 0)
+        self._changes = dict.fromkeys(WATCHED, 0)
         # The resourceVersion at which a name was gone. A list or an answer from before that is too old to count.
         self._gone: dict[Resource, dict[ObjectKey, int]] = {resource: {} for resource in WATCHED}
         self._listed: dict[tuple[Resource, str | None], int] = {}
         self._pod_states: dict[ObjectKey, PodState] = {}
+        self._unready: set[ObjectKey] = set()
         self._pinned: dict[ObjectKey, tuple[Manifest, PinnedRevision | UnreadableRevisionError]] = {}
 
     def get(self, resource: Resource, key: ObjectKey) -> Manifest | None:
@@ -85,6 +89,13 @@ class Store:
     def deployments(self) -> Iterator[Manifest]:
         """The QwenDeployments about which something may be decided."""
         return (item for item in self.all(QWENDEPLOYMENTS) if item["metadata"]["namespace"] not in self.unreadable)
+
+    def with_unready_pods(self) -> list[Manifest]:
+        """Those of `deployments` with a pod that is not Ready, by its label. It costs nothing if there is none."""
+        pods = (self._objects[PODS][key] for key in sorted(self._unready))
+        keys = dict.fromkeys((pod["metadata"]["namespace"], objects.labels(pod).get(LABEL_DEPLOYMENT)) for pod in pods)
+        stored = self._objects[QWENDEPLOYMENTS]
+        return [stored[key] for key in keys if key in stored and key[0] not in self.unreadable]
 
     def set_unreadable(self, namespaces: Iterable[str]) -> None:
         """Replace `unreadable`."""
@@ -101,6 +112,10 @@ class Store:
         For nodes that is any change. For QwenDeployments it is a new object, or the end of one.
         """
         return self._generation[resource]
+
+    def changes(self, *resources: Resource) -> tuple[int, ...]:
+        """Numbers of which one grows with each change of an object of these kinds."""
+        return tuple(self._changes[resource] for resource in resources)
 
     def related(self, resource: Resource, deployment: Manifest) -> list[Manifest]:
         """The objects that name the deployment as owner (reference or annotation) or in a label, sorted by name."""
@@ -220,6 +235,8 @@ class Store:
         self._objects[resource][key] = manifest
         if resource == QWENDEPLOYMENTS:
             self.names.put(key, manifest)
+        elif resource == PODS and not objects.holds(manifest, "Ready"):
+            self._unready.add(key)
         for owner in _owners(manifest):
             self._related[resource].setdefault(owner, set()).add(key)
 
@@ -234,7 +251,9 @@ class Store:
         self._count(resource, self._objects[resource].pop(key, None), None)
 
     def _forget(self, resource: Resource, key: ObjectKey) -> None:
-        """Remove the object from the index of `related`."""
+        """Remove the object from the indices."""
+        if resource == PODS:
+            self._unready.discard(key)
         old = self._objects[resource].get(key)
         for owner in _owners(old) if old is not None else ():
             keys = self._related[resource].get(owner, set())
@@ -243,6 +262,7 @@ class Store:
                 self._related[resource].pop(owner, None)
 
     def _count(self, resource: Resource, old: Manifest | None, new: Manifest | None) -> None:
+        self._changes[resource] += 1
         common_part = _COMMON.get(resource)
         if common_part is not None and common_part(old) != common_part(new):
             self._generation[resource] += 1
@@ -254,6 +274,7 @@ _KEEP: Mapping[Resource, Callable[[Manifest], Manifest]] = {
     CONTROLLER_REVISIONS: kept_revision,
     POD_DISRUPTION_BUDGETS: kept_budget,
     RESOURCE_QUOTAS: kept_quota,
+    PRIORITY_CLASSES: kept_priority,
 }
 
 
@@ -278,6 +299,10 @@ def keep(plural: str, manifest: Manifest) -> Manifest:
 _BY_PLURAL = {resource.plural: resource for resource in WATCHED}
 
 
+# What a pod may lack beside GPUs. A change of it matters only when a pod looks for its place.
+_OF_PODS = ("cpu", "memory", "pods", "ephemeral-storage")
+
+
 def _trimmed_node(manifest: Manifest) -> Manifest:
     spec, status = objects.mapping(manifest, "spec"), objects.mapping(manifest, "status")
     meta = objects.mapping(manifest, "metadata")
@@ -291,6 +316,7 @@ def _trimmed_node(manifest: Manifest) -> Manifest:
         for part in ("capacity", "allocatable")
         if part in status
     }
+    offered = objects.mapping(status, "allocatable")
     ready = [
         {"type": "Ready", "status": condition.get("status")}
         for condition in objects.members(status, "conditions")
@@ -303,6 +329,7 @@ def _trimmed_node(manifest: Manifest) -> Manifest:
         "metadata": meta,
         "spec": kept,
         "status": {**gpus, **({"conditions": ready} if ready else {})},
+        ROOM: {name: offered[name] for name in _OF_PODS if name in offered},
     }
 
 
@@ -346,7 +373,7 @@ def _essence(manifest: Manifest | None) -> Manifest | None:
     if manifest is None:
         return None
     meta = {name: value for name, value in manifest["metadata"].items() if name != "resourceVersion"}
-    return {**manifest, "metadata": meta}
+    return {**manifest, "metadata": meta, ROOM: None}
 
 
 def _identity(deployment: Manifest | None) -> object:

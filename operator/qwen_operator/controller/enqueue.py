@@ -7,7 +7,7 @@ from qwen_operator import objects
 from qwen_operator.api.conditions import Reason
 from qwen_operator.controller.cache import ObjectChange, Store
 from qwen_operator.controller.queue import WorkQueue
-from qwen_operator.kube import NODES, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest, Resource
+from qwen_operator.kube import NODES, PRIORITY_CLASSES, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest, Resource
 from qwen_operator.manifests.names import LABEL_DEPLOYMENT
 from qwen_operator.objects import ObjectKey, key_of
 
@@ -62,6 +62,9 @@ class Intake:
         for change in changes:
             if change.resource == NODES:
                 self.enqueue_all()
+            elif change.resource == PRIORITY_CLASSES:
+                # The arbiter looks at them often enough.
+                continue
             elif change.resource == QWENDEPLOYMENTS:
                 self._queue_all(change)
             elif change.resource == RESOURCE_QUOTAS:

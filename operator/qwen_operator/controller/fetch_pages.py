@@ -1,4 +1,4 @@
-"""Reads from the pods that fetch a model how far they are."""
+"""Reads from the pods that fetch a model, or start an engine, how far they are."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from qwen_operator import objects
 from qwen_operator.controller.cache import Store
 from qwen_operator.controller.scraper import PORT, pod_session, pod_url
 from qwen_operator.objects import ObjectKey
-from qwen_operator.status.progress import PAGE_BYTES, FetchPage, is_fetching, read_page
+from qwen_operator.replicas.pod_state import PodState
+from qwen_operator.status.progress import PAGE_BYTES, ProgressPage, StartPage, is_fetching, is_starting, read_page
 from qwen_operator.untrusted import clean
+from qwen_runtime.progress import PORT as START_PORT
 
 PATH = "/progress"
 INTERVAL_SECONDS = 5.0
@@ -28,36 +30,45 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FetchingPod:
-    """A pod that downloads its model, and the QwenDeployment that it belongs to."""
+    """A pod that downloads its model or, if it is `starting`, loads it; and the QwenDeployment that it belongs to."""
 
     key: ObjectKey
     uid: str
     address: str
+    starting: bool = False
 
 
 def fetching_pods(store: Store) -> Iterator[FetchingPod]:
-    """All engine pods that download their model now and have an address, without those that cannot be understood."""
-    for deployment in store.deployments():
+    """All engine pods that download or load their model now and have an address.
+
+    Those that cannot be understood are left out.
+    """
+    for deployment in store.with_unready_pods():
         key = objects.key_of(deployment)
         try:
-            pods = [pod for pod in store.engine_pods(deployment) if not pod.up and pod.address and is_fetching(pod)]
+            pods = [pod for pod in store.engine_pods(deployment) if not pod.up and pod.address and _has_page(pod)]
         except Exception:
             log.exception("no progress of this QwenDeployment", extra={"deployment": "/".join(key)})
             continue
         for pod in pods:
-            yield FetchingPod(key, pod.uid, pod.address)
+            yield FetchingPod(key, pod.uid, pod.address, is_starting(pod))
+
+
+def _has_page(pod: PodState) -> bool:
+    return is_fetching(pod) or is_starting(pod)
 
 
 @dataclass(slots=True)
 class FetchPages:
-    """The last page of each pod. `on_change` gets the key of a QwenDeployment whose download has moved."""
+    """The last page of each pod. `on_change` gets the key of a QwenDeployment whose download or start has moved."""
 
     session: aiohttp.ClientSession
     view: Callable[[], Iterable[FetchingPod]]
     on_change: Callable[[ObjectKey], None]
     port: int = PORT
+    start_port: int = START_PORT
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    pages: dict[str, FetchPage] = field(default_factory=dict)
+    pages: dict[str, ProgressPage] = field(default_factory=dict)
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     async def run(self) -> NoReturn:
@@ -71,24 +82,25 @@ class FetchPages:
         pods = list(self.view())
         read = await asyncio.gather(*(self._page(pod) for pod in pods))
         before, self.pages = self.pages, self._kept(pods, read)
-        moved = [pod.key for pod in pods if _percent(before, pod) != _percent(self.pages, pod)]
+        moved = [pod.key for pod in pods if _shown(before, pod) != _shown(self.pages, pod)]
         for key in dict.fromkeys(moved):
             self.on_change(key)
 
-    def _kept(self, pods: Iterable[FetchingPod], read: Iterable[FetchPage | None]) -> dict[str, FetchPage]:
+    def _kept(self, pods: Iterable[FetchingPod], read: Iterable[ProgressPage | None]) -> dict[str, ProgressPage]:
         """The new pages. A pod that does not answer keeps its last one."""
-        pairs = ((pod.uid, page or self.pages.get(pod.uid)) for pod, page in zip(pods, read, strict=True))
-        return {uid: page for uid, page in pairs if page is not None}
+        pairs = ((pod, page or self.pages.get(pod.uid)) for pod, page in zip(pods, read, strict=True))
+        # The page of a download says nothing about the start that follows it.
+        return {pod.uid: page for pod, page in pairs if page and isinstance(page, StartPage) == pod.starting}
 
-    async def _page(self, pod: FetchingPod) -> FetchPage | None:
+    async def _page(self, pod: FetchingPod) -> ProgressPage | None:
         try:
             async with self._slots, asyncio.timeout(TIMEOUT_SECONDS):
-                return await self._get(pod_url(pod.address, self.port, PATH))
+                return await self._get(pod_url(pod.address, self.start_port if pod.starting else self.port, PATH))
         except (TimeoutError, aiohttp.ClientError, ValueError) as error:
-            log.debug("a download cannot be read", extra={"object": pod.address, "error": clean(error, 200)})
+            log.debug("a progress page cannot be read", extra={"object": pod.address, "error": clean(error, 200)})
             return None
 
-    async def _get(self, url: str) -> FetchPage | None:
+    async def _get(self, url: str) -> ProgressPage | None:
         async with self.session.get(url, allow_redirects=False) as response:
             if response.status != 200:
                 raise ValueError(f"{PATH} answers {response.status}")
@@ -100,9 +112,9 @@ class FetchPages:
             return read_page(content)
 
 
-def _percent(pages: Mapping[str, FetchPage], pod: FetchingPod) -> int | None:
+def _shown(pages: Mapping[str, ProgressPage], pod: FetchingPod) -> tuple[str, int | None] | None:
     page = pages.get(pod.uid)
-    return page.percent if page is not None else None
+    return (page.phase, page.percent) if page is not None else None
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Reads from every gateway pod which models somebody asks for while no replica answers."""
+"""Reads from every gateway pod which models somebody asks for, and who waits while no replica answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qwen_operator.controller.scraper import pod_session, pod_url
 from qwen_operator.kube import PODS, KubeApi, Manifest
 from qwen_operator.kube.mirror import mirror
 from qwen_operator.objects import ObjectKey
-from qwen_operator.scaling.demand import PAGE_BYTES, Demand, ModelDemand, merged, read_page
+from qwen_operator.scaling.demand import PAGE_BYTES, Demand, DemandPage, merged, read_page
 from qwen_operator.untrusted import clean
 
 PORT = 9091
@@ -27,8 +27,6 @@ GRACE_SECONDS = 10.0
 """For so long, the last page of a gateway pod counts if the pod does not answer."""
 
 log = logging.getLogger(__name__)
-
-_Page = dict[str, ModelDemand]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class GatewayDemand:
     port: int = PORT
     clock: Callable[[], float] = time.monotonic
     _pods: tuple[_GatewayPod, ...] = ()
-    _pages: dict[str, tuple[float, _Page]] = field(default_factory=dict)
+    _pages: dict[str, tuple[float, DemandPage]] = field(default_factory=dict)
 
     async def follow(self, api: KubeApi, namespace: str, labels: str) -> NoReturn:
         """Keep the list of gateway pods up to date, for ever."""
@@ -67,10 +65,11 @@ class GatewayDemand:
         pods = self._pods
         pages = await asyncio.gather(*(self._page(pod) for pod in pods))
         ready = [page for pod, page in zip(pods, pages, strict=True) if pod.ready]
-        models = merged(page for page in pages if page is not None)
-        return Demand(models, ready=len(ready), read=sum(page is not None for page in ready))
+        known = [page for page in pages if page is not None]
+        hears = all(page.hears for page in known)
+        return Demand(merged(known), ready=len(ready), read=sum(page is not None for page in ready), hears=hears)
 
-    async def _page(self, pod: _GatewayPod) -> _Page | None:
+    async def _page(self, pod: _GatewayPod) -> DemandPage | None:
         """The pod's page. If it does not answer: its last page if that is new enough, else None."""
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -84,7 +83,7 @@ class GatewayDemand:
         self._pages[pod.uid] = (self.clock(), page)
         return page
 
-    async def _get(self, pod: _GatewayPod) -> _Page:
+    async def _get(self, pod: _GatewayPod) -> DemandPage:
         url = pod_url(pod.address, self.port, PATH)
         async with self.session.get(url, allow_redirects=False) as response:
             if response.status != 200:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from qwen_operator import objects
 from qwen_operator.api.spec import revision_hash
+from qwen_operator.arbiter.types import Grant
 from qwen_operator.checkpoints.hubs import HubAnswer
 from qwen_operator.controller.cache import Store
 from qwen_operator.hardware.inventory import GpuPool, Inventory, inventory
@@ -38,7 +39,7 @@ from qwen_operator.replicas.pod_state import PodState, is_gated
 from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.scaling_view import shown
 from qwen_operator.scaling.types import ScalingState
-from qwen_operator.status.progress import FetchPage
+from qwen_operator.status.progress import ProgressPage
 
 # The operator checks the names of this many replicas for pods of other owners. New replicas take the lowest free index.
 # If foreign pods had more names than this, the API server would report the next one with a 409.
@@ -49,7 +50,8 @@ class Observer:
     """Reads the store. Results that depend on all objects of a kind are computed once per change of that kind.
 
     `scaling` returns the scaling state of the QwenDeployment with a namespace, name and uid. `hub` returns the answer
-    of a model hub for a QwenDeployment. `pages` returns how far all downloads are, by the pods' uids.
+    of a model hub for a QwenDeployment. `pages` returns how far all downloads are, by the pods' uids. `grants` returns
+    what a QwenDeployment may have of GPUs that are short.
     """
 
     def __init__(
@@ -58,13 +60,14 @@ class Observer:
         pools: tuple[GpuPool, ...],
         scaling: Callable[[str, str, str], ScalingState | None],
         hub: Callable[[ObjectKey], HubAnswer | None] = lambda _key: None,
-        pages: Callable[[], Mapping[str, FetchPage]] = dict,
+        pages: Callable[[], Mapping[str, ProgressPage]] = dict,
     ) -> None:
         self._store = store
         self._pools = pools
         self._scaling = scaling
         self._hub = hub
         self._pages = pages
+        self.grants: Callable[[ObjectKey], Grant | None] = lambda _key: None
         self._hardware: tuple[int, Inventory, NodeHealth] = (-1, Inventory(), NodeHealth())
         self._deployments = -1
         self._plans = PlanMemory()
@@ -105,6 +108,7 @@ class Observer:
             plans=self._current_plans(),
             pages=self._pages(),
             neighbours=self._neighbours(engine_pods, nodes),
+            grant=self.grants(key),
         )
 
     def _neighbours(self, engine_pods: Iterable[PodState], nodes: NodeHealth) -> Neighbours | None:

@@ -52,6 +52,10 @@ class WorkQueue:
         now = self._clock()
         return now - next(iter(self._active.values()), now)
 
+    def works_on(self, key: ObjectKey) -> bool:
+        """Whether a worker has this key now."""
+        return key in self._active
+
     def clear(self) -> None:
         """Drop all keys that wait for a worker. Call it before you add every key again."""
         self._ready.clear()

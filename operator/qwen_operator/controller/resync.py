@@ -12,6 +12,7 @@ from qwen_operator.controller.cache import WATCHED
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.kube import (
     NODES,
+    PRIORITY_CLASSES,
     QWENDEPLOYMENTS,
     RESOURCE_QUOTAS,
     ApiError,
@@ -32,6 +33,7 @@ REFUSED_SECONDS = 30.0
 # The resources that the operator can work without, and what that means.
 OPTIONAL = {
     NODES: "it knows only the GPU pools that the chart declares",
+    PRIORITY_CLASSES: "it does not arbitrate, so a pod of a higher priority may end others when GPUs are short",
     RESOURCE_QUOTAS: "it notices a quota that is too small only when the API server rejects a pod",
 }
 
@@ -40,7 +42,7 @@ log = logging.getLogger(__name__)
 
 def labels_of(resource: Resource) -> str:
     """The label selector for lists and watches of a resource. It keeps other owners' pods and budgets out of them."""
-    return "" if resource in (QWENDEPLOYMENTS, NODES, RESOURCE_QUOTAS) else CHILD_LABELS
+    return "" if resource in (QWENDEPLOYMENTS, NODES, RESOURCE_QUOTAS, PRIORITY_CLASSES) else CHILD_LABELS
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class Resync:
 
     def __post_init__(self) -> None:
         if not self.config.read_nodes:
-            self._absent.add((NODES, None))
+            self._absent |= {(NODES, None), (PRIORITY_CLASSES, None)}
 
     def readable(self) -> tuple[Resource, ...]:
         """The resources that the operator may read: all, until the API server forbids to list one everywhere."""
@@ -146,8 +148,9 @@ class Resync:
         refusals = [await self._look(scope) for scope in self.config.namespaces or (None,)]
         if all(refusals):
             raise next(refusal for refusal in refusals if refusal is not None)
-        if NODES in self.readable():
-            await self._list(NODES, None)
+        for resource in self.readable():
+            if not resource.namespaced:
+                await self._list(resource, None)
         self.intake.enqueue_all()
 
     async def _ask_again(self) -> None:

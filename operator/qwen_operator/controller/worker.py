@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from qwen_operator import objects
 from qwen_operator.actions.events import rfc3339
 from qwen_operator.actions.types import Action, Delete, Refusal
+from qwen_operator.arbiter.types import Ask
 from qwen_operator.config import Config
 from qwen_operator.controller.execute import Actor, Stale
 from qwen_operator.controller.hub_reader import HubReader
@@ -62,7 +63,7 @@ class Reconciler:
     """Reconciles one key at a time. Raises ApiError if the key must be retried.
 
     `on_status` is called after each write of a status. `_failing`: keys whose last action failed inside the API
-    server. `_undeleted`: deletions that the API server rejected.
+    server. `_undeleted`: deletions that the API server rejected. `on_ask` gets what each decision asks the arbiter for.
     """
 
     observer: Observer
@@ -72,6 +73,7 @@ class Reconciler:
     on_status: StatusObserver = lambda _key, _old, _new: None
     hub: HubReader | None = None
     claims: VolumeClaims | None = None
+    on_ask: Callable[[ObjectKey, Ask | None], None] = lambda _key, _ask: None
     _written: dict[ObjectKey, datetime] = field(default_factory=dict)
     _failing: set[ObjectKey] = field(default_factory=set)
     _undeleted: dict[ObjectKey, "_Rejected"] = field(default_factory=dict)
@@ -90,6 +92,7 @@ class Reconciler:
         claim = await self.claims.of(observed) if self.claims is not None else None
         observed = replace(observed, claim=claim)
         decision = self._decide(key, observed)
+        self._ask(key, observed, decision)
         if decision.query is not None and self.hub is not None:
             self.hub.ask(key, decision.query)
         try:
@@ -102,6 +105,7 @@ class Reconciler:
             # Observe again, so that one write of the status covers the objects that were just created.
             observed = replace(self.observer.observe(key) or observed, claim=claim)
             concluding = self._decide(key, observed, rejected)
+            self._ask(key, observed, concluding)
         too_early = await self._write(key, observed, concluding, now=rejected is not None)
         undeleted = await self._carry_out(key, decision.actions.after_status)
         if undeleted:
@@ -125,6 +129,10 @@ class Reconciler:
         status = crashed_status(deployment, error, rfc3339(self.now()))
         if status is not None:
             await self.actor.write_status(deployment, status)
+
+    def _ask(self, key: ObjectKey, observed: Observed, decision: Decision) -> None:
+        if observed.grant is not None:
+            self.on_ask(key, decision.ask)
 
     def _decide(self, key: ObjectKey, observed: Observed, rejected: "_Rejected | None" = None) -> Decision:
         """The decision, with the rejection to report.

@@ -78,7 +78,7 @@ class Request:
 
 async def cluster(reader: Reader, request: Request) -> ClusterFacts:
     """Everything that the checks need. It never raises ApiError: what could not be read says why."""
-    installation = await _installation(reader, request)
+    installation = await read_installation(reader, request.namespace, request.release)
     deployments = await _deployments(reader, installation)
     settings = request.defaults
     if installation.config:
@@ -109,15 +109,16 @@ async def cluster(reader: Reader, request: Request) -> ClusterFacts:
     )
 
 
-async def _installation(reader: Reader, request: Request) -> Installation:
-    base = release.base_name(request.release)
-    operator = await reader.one(DEPLOYMENTS, request.namespace, f"{base}-operator")
+async def read_installation(reader: Reader, namespace: str, release_name: str) -> Installation:
+    """The release of this name, with its settings if they can be read."""
+    base = release.base_name(release_name)
+    operator = await reader.one(DEPLOYMENTS, namespace, f"{base}-operator")
     if not operator.items:
-        return Installation(request.namespace, base, operator)
+        return Installation(namespace, base, operator)
     name = release.config_map(operator.first)
-    settings = await reader.one(CONFIG_MAPS, request.namespace, name) if name else Listed(problem="it mounts none")
-    config, problem = _config(operator.first, settings, request.namespace)
-    return Installation(request.namespace, base, operator, config, problem)
+    settings = await reader.one(CONFIG_MAPS, namespace, name) if name else Listed(problem="it mounts none")
+    config, problem = _config(operator.first, settings, namespace)
+    return Installation(namespace, base, operator, config, problem)
 
 
 def _config(operator: objects.Object, settings: Listed, namespace: str) -> tuple[Config | None, str]:
@@ -261,7 +262,7 @@ async def deployment(reader: Reader, request: Request, name: str, version: str) 
         reader.listed(PODS, namespace, selector, kept("spec", "status")),
         reader.listed(EVENTS, namespace),
         reader.listed(CONTROLLER_REVISIONS, namespace, selector, _revision),
-        _installation(reader, request),
+        read_installation(reader, request.namespace, request.release),
     )
     logs, nodes, log = await asyncio.gather(
         _logs(reader, namespace, pods), _nodes_of(reader, pods), _leader_log(reader, installation)

@@ -22,7 +22,7 @@ OPERATOR: dict[str, tuple[str, ...]] = {
 }
 """In each namespace that the operator serves: the chart's `qwen.operatorRules`."""
 
-NODES = {"nodes": ("list", "watch")}
+NODES = {"nodes": ("list", "watch"), "priorityclasses.scheduling.k8s.io": ("list", "watch")}
 """In the cluster, if the operator may read nodes: the chart's `qwen.nodeRules`."""
 
 INSTALL = {

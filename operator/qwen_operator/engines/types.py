@@ -39,6 +39,13 @@ class Role(StrEnum):
     REVISION = "revision"
     EMBEDDING = "embedding"
     MEDIA_DOMAINS = "mediaDomains"
+    OVERLAP_WEIGHTS = "overlapWeights"
+    PREFETCH_WEIGHTS = "prefetchWeights"
+    ADAPTERS = "adapters"
+    ADAPTER_PATHS = "adapterPaths"
+    ADAPTER_RANK = "adapterRank"
+    ADAPTER_SLOTS = "adapterSlots"
+    ADAPTER_MODULES = "adapterModules"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +100,8 @@ class MetricNames:
 
     `ticks` are counters that grow about once a second while the scheduler's loop runs, with or without requests.
     `work` are counters that grow only with requests. `tokens` counts the processed tokens: its label `mode` is
-    `prefill_mode` or `decode_mode`. `idle` counts the seconds without work. Both are also in `ticks` or `work`.
+    `prefill_mode` or `decode_mode`. `idle` counts the seconds without work. `decoding` counts the seconds between the
+    tokens of each request, summed over all requests. All three are also in `ticks` or `work`.
     `first_token` and `output_token` are histograms with one entry for each request: the seconds until its first token,
     and its mean seconds per output token. `weights_gib` and `free_gib` are what the weights took of a GPU's memory, and
     what was free when the engine was ready. `startup` has the seconds that the start took, where its label `phase` is
@@ -113,6 +121,7 @@ class MetricNames:
     prefill_mode: str
     decode_mode: str
     idle: str
+    decoding: str
     first_token: str
     output_token: str
     weights_gib: str = ""
@@ -211,6 +220,7 @@ class Formats:
     `engine` is for the engine itself, `bfloat16` and `fp8_native` for GPUs that compute in these types, and `weights`
     for each format of the weights. A format that is not in `weights` cannot be planned. `packed_bits` are the widths of
     GPTQ and AWQ that run; `awq_8_bits` is for AWQ of 8 bits. The keys of `kv_cache_types` are the API's names.
+    `overlap_models` are the architectures whose weights may load while CUDA graphs are captured.
     """
 
     engine: Capability
@@ -220,6 +230,7 @@ class Formats:
     packed_bits: tuple[int, ...]
     awq_8_bits: Capability
     kv_cache_types: Mapping[str, KvCacheType]
+    overlap_models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

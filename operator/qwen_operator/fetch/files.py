@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.checkpoints.hubs import Hub
+from qwen_operator.fetch import checksums
 from qwen_operator.fetch.faults import FetchError
 from qwen_runtime.checkpoints.model import MAX_BYTES
 from qwen_runtime.checkpoints.reading import shown
@@ -31,7 +32,7 @@ _DEEPEST = 4
 
 
 class Digest(Protocol):
-    """A checksum in the making, as in hashlib."""
+    """A checksum in the making, as in hashlib. `hexdigest` has the form of `RemoteFile.checksum`."""
 
     def update(self, data: Any, /) -> None: ...
 
@@ -43,6 +44,7 @@ class RemoteFile:
     """A file of a repository: its path, its bytes, and its checksum.
 
     `checksum` has 64 hexadecimal digits for sha256, 40 for the sha1 of git's blob, and is "" if the hub gives none.
+    Objects in a bucket also have those of `checksums`.
     """
 
     path: str
@@ -51,6 +53,8 @@ class RemoteFile:
 
     def digest(self) -> Digest | None:
         """A fresh checksum to compare with; None if the hub gives none."""
+        if ":" in self.checksum:
+            return checksums.digest(self.checksum)
         if len(self.checksum) == 64:
             return hashlib.sha256()
         if len(self.checksum) == 40:
@@ -69,6 +73,14 @@ class RemoteFile:
         if not isinstance(path, str) or not isinstance(checksum, str) or not _is_size(size) or not is_safe(path):
             raise ValueError("not a file of a manifest")
         return cls(path, size, checksum)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of a repository at a commit."""
+
+    commit: str
+    files: tuple[RemoteFile, ...]
 
 
 def listed(answer: Mapping[str, Any], hub: Hub) -> list[RemoteFile]:
@@ -94,11 +106,16 @@ def needed(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
     """
     chosen = [file for file in files if is_safe(file.path) and _is_needed(file.path)]
     if not any(file.path.endswith(WEIGHTS) and "/" not in file.path for file in chosen):
-        raise FetchError(Reason.MODEL_NOT_FOUND, f"the repository has no *{WEIGHTS} files in its top folder")
-    unknown = next((file for file in chosen if file.size < 0), None)
-    if unknown is not None:
-        raise FetchError(Reason.MODEL_NOT_FOUND, f"the hub does not say how large {shown(unknown.path)} is")
-    return tuple(sorted(chosen, key=lambda file: (file.path.endswith(WEIGHTS), file.path)))
+        raise FetchError(Reason.MODEL_NOT_FOUND, f"there are no *{WEIGHTS} files in its top folder")
+    return tuple(sorted(_with_sizes(chosen), key=lambda file: (file.path.endswith(WEIGHTS), file.path)))
+
+
+def single(files: Iterable[RemoteFile], path: str) -> tuple[RemoteFile, ...]:
+    """The one file that is wanted. Raises FetchError if the repository has no such file."""
+    chosen = tuple(file for file in files if file.path == path and is_safe(path))
+    if not chosen:
+        raise FetchError(Reason.MODEL_NOT_FOUND, f"the repository has no file {shown(path)}: correct spec.source.file")
+    return _with_sizes(chosen)
 
 
 def total(files: Sequence[RemoteFile]) -> int:
@@ -110,6 +127,14 @@ def is_safe(path: str) -> bool:
     """Whether the path stays in its folder, and is no name that the cache uses itself."""
     parts = path.split("/")
     return len(parts) <= _DEEPEST and all(_PART.fullmatch(part) and ".." not in part for part in parts)
+
+
+def _with_sizes(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
+    chosen = tuple(files)
+    unknown = next((file for file in chosen if file.size < 0), None)
+    if unknown is not None:
+        raise FetchError(Reason.MODEL_NOT_FOUND, f"the hub does not say how large {shown(unknown.path)} is")
+    return chosen
 
 
 def _is_needed(path: str) -> bool:

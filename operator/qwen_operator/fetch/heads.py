@@ -10,17 +10,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.fetch.faults import FetchError, full
-from qwen_operator.fetch.files import WEIGHTS, RemoteFile, needed
-from qwen_operator.fetch.listing import Listing, read_listing
-from qwen_operator.fetch.transfer import file_url
-from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, Remote
+from qwen_operator.fetch.files import WEIGHTS, Listing, RemoteFile, needed
+from qwen_operator.fetch.listing import read_listing
+from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, RemoteModel
 from qwen_runtime.checkpoints.chat import chat_files
 from qwen_runtime.checkpoints.config import CONFIG_FILE
 from qwen_runtime.inspect_checkpoint import INDEX, examine
@@ -38,15 +37,15 @@ _T = TypeVar("_T")
 class Heads:
     """Reads what an inspection needs of a repository at a branch, tag or commit. `connect` makes a client."""
 
-    remote: Remote
-    connect: Callable[[Remote], Client]
+    remote: RemoteModel
+    connect: Callable[[RemoteModel], Client]
     sleep: Callable[[float], None] = time.sleep
 
     def report(self, folder: Path) -> tuple[dict[str, Any], bool]:
         """The report of the inspection with the commit, and whether the facts are complete. Uses the empty folder."""
         try:
             listing = self._patient(lambda: read_listing(self.connect(self.remote)))
-            self.remote = replace(self.remote, commit=listing.commit)
+            self.remote = self.remote.at(listing.commit)
             self._fill(folder, listing)
         except FetchError as error:
             return {"version": 1, "error": {"reason": str(error.reason), "message": f"{error}."}}, False
@@ -78,7 +77,7 @@ class Heads:
 
     def _head(self, client: Client, file: RemoteFile) -> bytes:
         """The bytes of a file that an inspection reads."""
-        url = file_url(self.remote, file.path)
+        url = self.remote.file_url(file.path)
         if not file.path.endswith(WEIGHTS):
             return client.read_all(url, file.path, LARGEST_FILE) if file.size <= LARGEST_FILE else b""
         first = self._range(client, url, file, _FIRST_BYTES)
@@ -106,5 +105,5 @@ class Heads:
             except (Busy, Cut, Expired) as trouble:
                 cause, asked = str(trouble), trouble.seconds if isinstance(trouble, Busy) else 0.0
             self.sleep(max(asked, float(2**attempt)))
-        message = f"{self.remote.base} cannot be reached ({cause}): check the network and hub.url"
+        message = f"{self.remote.base} cannot be reached ({cause}): check the network and {self.remote.address_field}"
         raise FetchError(Reason.HUB_UNREACHABLE, message)

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 from qwen_operator import untrusted
 from qwen_operator.api.conditions import Reason
 from qwen_operator.checkpoints.hubs import Hub
+from qwen_operator.fetch import bucket
+from qwen_operator.fetch.bucket import Bucket
 from qwen_operator.fetch.faults import FetchError
-from qwen_operator.fetch.files import RemoteFile, listed
+from qwen_operator.fetch.files import Listing, listed
 from qwen_operator.fetch.wire import Client, Remote
 
 LARGEST_LISTING = 8 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """The files of a repository at a commit."""
-
-    commit: str
-    files: tuple[RemoteFile, ...]
-
-
 def read_listing(client: Client) -> Listing:
     """The files at `client.remote.commit`, which may also be a branch or a tag. Raises as `Client.get` does."""
     remote = client.remote
+    if isinstance(remote, Bucket):
+        return bucket.read_listing(client, remote)
+    assert isinstance(remote, Remote)
     try:
         raw = client.read_all(listing_url(remote), "the list of files", LARGEST_LISTING)
     finally:

@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from qwen_operator.api.conditions import Reason
+from qwen_operator.fetch import bucket, checksums
+from qwen_operator.fetch.bucket import Bucket
 from qwen_operator.fetch.faults import FetchError, told
-from qwen_operator.fetch.files import RemoteFile, needed, total
+from qwen_operator.fetch.files import RemoteFile, needed, single, total
 from qwen_operator.fetch.listing import read_listing
-from qwen_operator.fetch.page import showing
 from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.store import Entry, Store, gigabytes
 from qwen_operator.fetch.transfer import CHUNK_BYTES, PATIENCE_SECONDS, Transfer
-from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, Remote, certificates
+from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, RemoteModel, certificates
 from qwen_runtime.inspect_checkpoint import examine
+from qwen_runtime.page import showing
 from qwen_runtime.report import deliver
 
 LOG_SECONDS = 10.0
@@ -36,7 +38,8 @@ _LISTING_PATIENCE = 120.0
 class Place:
     """Where the model goes, who asks for it, and where others see the progress. `port` 0 takes any free one.
 
-    `kept_free_percent`: so much of the disk stays free.
+    `kept_free_percent`: so much of the disk stays free. `compile_folder`: a folder that it makes for what engines
+    compile; "" for none. `of_pod`: the folder is no cache, and ends with the pod.
     """
 
     root: Path
@@ -44,13 +47,15 @@ class Place:
     pod: str
     port: int
     kept_free_percent: int = 0
+    compile_folder: str = ""
+    of_pod: bool = False
 
 
 @dataclass(slots=True)
 class Fetch:
     """One run of the program."""
 
-    remote: Remote
+    remote: RemoteModel
     place: Place
     say: Callable[[str], None] = lambda line: print(line, flush=True)
     sleep: Callable[[float], None] = time.sleep
@@ -63,8 +68,11 @@ class Fetch:
 
     def run(self) -> Path:
         """The folder of the complete model. Raises FetchError."""
-        store = Store(self.place.root, self.place.limit, kept_free_percent=self.place.kept_free_percent)
+        place = self.place
+        store = Store(place.root, place.limit, kept_free_percent=place.kept_free_percent, of_pod=place.of_pod)
         store.prepare()
+        if self.place.compile_folder:
+            store.make_folder(self.place.compile_folder)
         entry = Entry(self.place.root, self.remote)
         with showing(self.progress.page, self.place.port), self._reporting(entry):
             store.lease(entry, self.place.pod)
@@ -90,7 +98,7 @@ class Fetch:
 
     def _download(self, store: Store, entry: Entry) -> None:
         store.discard(entry)
-        files = needed(self._listing())
+        files = self._patient(self._files)
         evicted = store.reserve(entry, files)
         for key in evicted:
             self.say(f"removed {key} from the cache, which nobody uses")
@@ -107,19 +115,30 @@ class Fetch:
             chunk_bytes=self.chunk_bytes,
         ).run()
         _remove_others(entry.partial, files)
-        _check(entry.partial)
+        _check(entry.partial, self.remote.file)
         store.lease(entry, self.place.pod)
         store.publish(entry, files)
 
-    def _listing(self) -> tuple[RemoteFile, ...]:
+    def _files(self) -> tuple[RemoteFile, ...]:
+        """The files to download, with their checksums."""
+        listed = read_listing(self._client()).files
+        files = single(listed, self.remote.file) if self.remote.file else needed(listed)
+        if not isinstance(self.remote, Bucket):
+            return files
+        checked = bucket.with_checksums(self._client(), self.remote, files)
+        self.say(checksums.summary([file.checksum for file in checked]))
+        return checked
+
+    def _patient(self, read: Callable[[], tuple[RemoteFile, ...]]) -> tuple[RemoteFile, ...]:
         begun = time.monotonic()
         while True:
             try:
-                return read_listing(self._client()).files
+                return read()
             except (Busy, Cut, Expired) as trouble:
                 asked = max(2.0, trouble.seconds) if isinstance(trouble, Busy) else 2.0
                 if time.monotonic() - begun + asked > min(self.patience, _LISTING_PATIENCE):
-                    message = f"{self.remote.base} cannot be reached ({trouble}): check the network and hub.url"
+                    field = self.remote.address_field
+                    message = f"{self.remote.base} cannot be reached ({trouble}): check the network and {field}"
                     raise FetchError(Reason.HUB_UNREACHABLE, message) from None
                 self.sleep(asked)
 
@@ -162,13 +181,16 @@ def main(fetch: Fetch, termination_log: Path | None = None) -> int:
         print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
         deliver(error.report(), termination_log)
         return 1
-    deliver(json.dumps({"version": 1, "bytes": fetch.progress.total}).encode(), termination_log)
+    deliver(
+        json.dumps({"version": 1, "bytes": fetch.progress.total, "hubBytes": fetch.progress.received}).encode(),
+        termination_log,
+    )
     return 0
 
 
-def _check(folder: Path) -> None:
-    """Raise FetchError if an engine could not load what the repository has."""
-    report, complete = examine(folder)
+def _check(folder: Path, file: str) -> None:
+    """Raise FetchError if an engine could not load what the repository has, or its one file if `file` is given."""
+    report, complete = examine(folder / file if file else folder)
     if complete:
         return
     error: dict[str, Any] = report["error"]

@@ -15,7 +15,8 @@ RATE_SECONDS = 15.0
 
 @dataclass(slots=True)
 class Progress:
-    """`total`: bytes of the model. `done`: bytes that are in the cache. `clock` returns monotonic seconds.
+    """`total`: bytes of the model. `done`: bytes that are in the cache. `received`:
+    bytes that came from the hub in this run. `clock` returns monotonic seconds.
 
     `relayed` is the page of another pod that downloads the same model, while this one waits for it.
     """
@@ -23,6 +24,7 @@ class Progress:
     clock: Callable[[], float] = time.monotonic
     total: int = 0
     done: int = 0
+    received: int = 0
     finished: bool = False
     relayed: bytes = b""
     _samples: deque[tuple[float, int]] = field(default_factory=deque)
@@ -32,6 +34,12 @@ class Progress:
         """Count bytes that arrived; a negative number takes back what has to be loaded again."""
         with self._lock:
             self.done += count
+
+    def receive(self, count: int) -> None:
+        """Count bytes that came from the hub."""
+        with self._lock:
+            self.done += count
+            self.received += count
 
     def rate(self) -> int:
         """Bytes per second. Each call takes a sample, so call it about once a second."""

@@ -13,6 +13,7 @@ model whose lock is held. Between the fetch and the start of the engine, and bet
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -28,8 +29,8 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.fetch.faults import FetchError
 from qwen_operator.fetch.files import RemoteFile, total
 from qwen_operator.fetch.room import Cached, Room, make_room
-from qwen_operator.fetch.wire import Remote
-from qwen_operator.manifests.model_cache import IN_USE, model_folder
+from qwen_operator.fetch.wire import RemoteModel
+from qwen_operator.manifests.model_cache import IN_USE
 
 MANIFEST = ".manifest.json"
 LEASE_SECONDS = 3600.0
@@ -43,15 +44,15 @@ class Entry:
     """The places of one model in a cache."""
 
     root: Path
-    remote: Remote
+    remote: RemoteModel
 
     @property
     def key(self) -> str:
-        return model_folder(self.remote.hub, self.remote.repository, self.remote.commit).replace("/", "--")
+        return self.remote.folder.replace("/", "--")
 
     @property
     def folder(self) -> Path:
-        return self.root / "models" / model_folder(self.remote.hub, self.remote.repository, self.remote.commit)
+        return self.root / "models" / self.remote.folder
 
     @property
     def partial(self) -> Path:
@@ -68,13 +69,14 @@ class Entry:
 class Store:
     """A cache of at most `limit` bytes in the folder `root`. `now` returns seconds since the epoch.
 
-    `kept_free_percent`: so much of its disk stays free.
+    `kept_free_percent`: so much of its disk stays free. `of_pod`: it ends with its pod, so it is no cache.
     """
 
     root: Path
     limit: int
     now: Callable[[], float] = time.time
     kept_free_percent: int = 0
+    of_pod: bool = False
 
     def prepare(self) -> None:
         """Make the folders. Raises FetchError if this user may not write."""
@@ -84,6 +86,13 @@ class Store:
             for name in ("models", "partial", "locks", "leases"):
                 (self.root / name).mkdir(exist_ok=True, parents=True)
             (self.root / "locks" / "cache").touch()
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder that everybody may write. Raises FetchError if this user may not write."""
+        try:
+            (self.root / path).mkdir(exist_ok=True, parents=True)
         except OSError as error:
             raise self._unusable(error) from None
 
@@ -126,11 +135,11 @@ class Store:
         Call it while the entry's lock is held. Raises FetchError with both numbers if there is not enough room.
         """
         with self.locked("cache"):
-            present = _used(entry.partial)
+            present = used_bytes(entry.partial)
             wanted = max(0, total(files) - present)
             removed: list[str] = []
             while going := self._going(entry, wanted, present):
-                removed += [key for key in going if self._remove(key)]
+                removed += [key for key in going if self.remove(key)]
             entry.partial.mkdir(exist_ok=True)
             (entry.partial / ".total").write_text(str(total(files)))
             return tuple(removed)
@@ -138,7 +147,13 @@ class Store:
     def _going(self, entry: Entry, wanted: int, present: int) -> tuple[str, ...]:
         """The keys of the models that must go before `wanted` bytes fit. Raises FetchError if they never fit."""
         others = [one for one in self.cached() if one.key != entry.key]
-        verdict = make_room(others, wanted, Room(self.limit - present, self._free()))
+        verdict = make_room(others, wanted, Room(self.limit - present, self.free()))
+        if verdict.missing and self.of_pod:
+            message = (
+                f"{entry.remote} needs {gigabytes(wanted)} more, and the node has room for "
+                f"{gigabytes(verdict.available)}{self._kept()}: set the chart value cache, or enlarge the node's disk"
+            )
+            raise FetchError(Reason.DISK_FULL, message)
         if verdict.missing:
             raise FetchError(
                 Reason.DISK_FULL,
@@ -177,12 +192,12 @@ class Store:
     def _complete(self, folder: Path) -> Cached:
         key = "--".join(folder.parts[-3:])
         used_at = self._last_use(key)
-        busy = self.now() - used_at < LEASE_SECONDS or not _is_idle(folder / IN_USE)
-        return Cached(key, _used(folder), used_at, busy)
+        busy = self.now() - used_at < LEASE_SECONDS or not is_idle(folder / IN_USE)
+        return Cached(key, used_bytes(folder), used_at, busy)
 
     def _partial(self, folder: Path) -> Cached:
-        used = _used(folder)
-        if _is_idle(self.root / "locks" / folder.name):
+        used = used_bytes(folder)
+        if is_idle(self.root / "locks" / folder.name):
             return Cached(folder.name, used, self._last_use(folder.name), False)
         # Before the download has counted its files, and shortly before its end, it has no total.
         wanted = used
@@ -195,7 +210,7 @@ class Store:
             return max((path.stat().st_mtime for path in (self.root / "leases" / key).iterdir()), default=0.0)
         return 0.0
 
-    def _remove(self, key: str) -> bool:
+    def remove(self, key: str) -> bool:
         """Remove a model; False if an engine began to use it meanwhile. No engine gets its lock while it goes."""
         complete = [path for path in (self.root / "models").glob("*/*/*") if "--".join(path.parts[-3:]) == key]
         for folder in (*complete, self.root / "partial" / key):
@@ -207,7 +222,8 @@ class Store:
         shutil.rmtree(self.root / "leases" / key, ignore_errors=True)
         return True
 
-    def _free(self) -> int:
+    def free(self) -> int:
+        """The bytes that the file system has left for the cache."""
         stat = os.statvfs(self.root)
         return (stat.f_bavail - stat.f_blocks * self.kept_free_percent // 100) * stat.f_frsize
 
@@ -255,7 +271,7 @@ def _try(descriptor: int) -> bool:
     return True
 
 
-def _is_idle(path: Path) -> bool:
+def is_idle(path: Path) -> bool:
     """Whether nobody holds a lock on the file."""
     with _taken(path) as taken:
         return taken
@@ -263,11 +279,14 @@ def _is_idle(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _taken(path: Path) -> Iterator[bool]:
-    """Try to hold the lock of a file; gives whether nobody else holds it. A missing file is nobody's."""
+    """Try to hold the lock of a file; gives whether nobody else holds it. A missing file is nobody's.
+
+    Who may not open the file cannot know whether it is locked, so it counts as locked.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR)
-    except OSError:
-        yield True
+    except OSError as error:
+        yield error.errno in (errno.ENOENT, errno.ENOTDIR)
         return
     try:
         yield _try(descriptor)
@@ -282,7 +301,7 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _used(folder: Path) -> int:
+def used_bytes(folder: Path) -> int:
     """The bytes on disk of all files in a folder. A file that is not written completely has holes."""
     used = 0
     for parent, _, names in os.walk(folder):

@@ -19,14 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.fetch.faults import FetchError
 from qwen_operator.fetch.files import RemoteFile
 from qwen_operator.fetch.progress import Progress
-from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, Remote
+from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, RemoteModel
 
 CHUNK_BYTES = 16 << 20
 READ_BYTES = 128 << 10
@@ -53,14 +51,6 @@ def chunks_of(file: RemoteFile, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
     """The chunks of a file. An empty file has none."""
     for first in range(0, file.size, size):
         yield Chunk(file, first, min(first + size, file.size))
-
-
-def file_url(remote: Remote, path: str) -> str:
-    """The address of a file at the commit."""
-    if remote.hub is Hub.MODELSCOPE:
-        query = f"Revision={remote.commit}&FilePath={quote(path, safe='')}"
-        return f"{remote.base}/api/v1/models/{remote.repository}/repo?{query}"
-    return f"{remote.base}/{remote.repository}/resolve/{remote.commit}/{quote(path)}"
 
 
 @dataclass(slots=True)
@@ -105,7 +95,7 @@ class Journal:
 class Transfer:
     """One download of `files` into `folder`. `connect` makes a client for one thread. Call `run` once."""
 
-    remote: Remote
+    remote: RemoteModel
     files: Sequence[RemoteFile]
     folder: Path
     connect: Callable[[], Client]
@@ -139,8 +129,8 @@ class Transfer:
                         self.journal.drop(file)
                         raise FetchError(
                             Reason.CHECKSUM_MISMATCH,
-                            f"{file.path} of {self.remote} has not the checksum that the hub names, twice: the hub, "
-                            "its mirror or a proxy delivers another file",
+                            f"{file.path} of {self.remote} has not the checksum that {self.remote.server} names, "
+                            f"twice: {self.remote.server}, its mirror or a proxy delivers another file",
                         )
 
     @contextmanager
@@ -236,7 +226,7 @@ class Transfer:
                     for count in self._pieces(client, chunk, at, buffer):
                         os.pwrite(descriptor, buffer[:count], at)
                         at += count
-                        self.progress.add(count)
+                        self.progress.receive(count)
                         self._last_byte = time.monotonic()
                 except (Busy, Cut) as trouble:
                     failures = 0 if at > before else failures + 1
@@ -246,7 +236,7 @@ class Transfer:
 
     def _pieces(self, client: Client, chunk: Chunk, at: int, buffer: memoryview) -> Iterator[int]:
         """Fill the buffer again and again with the rest of the chunk; gives the number of bytes each time."""
-        path, own = chunk.file.path, file_url(self.remote, chunk.file.path)
+        path, own = chunk.file.path, self.remote.file_url(chunk.file.path)
         try:
             answer = client.get(self._addresses.get(path, own), path, at, chunk.end - 1)
         except Expired:
@@ -258,12 +248,13 @@ class Transfer:
                 raise FetchError(Reason.HUB_UNREACHABLE, f"the content network of the hub refuses {path}") from None
         self._addresses[path] = answer.url
         if answer.status == 200 and (at, chunk.end) != (0, chunk.file.size):
-            raise FetchError(Reason.HUB_UNREACHABLE, f"the hub or a proxy ignores the range of {path}")
+            raise FetchError(Reason.HUB_UNREACHABLE, f"{self.remote.server} or a proxy ignores the range of {path}")
         if answer.length not in (-1, chunk.end - at):
             client.close()
             raise FetchError(
                 Reason.CHECKSUM_MISMATCH,
-                f"{path} of {self.remote} has another size than the hub's list says: {chunk.file.size} bytes",
+                f"{path} of {self.remote} has another size than the list of {self.remote.server} says: "
+                f"{chunk.file.size} bytes",
             )
         left = chunk.end - at
         try:
@@ -287,7 +278,7 @@ class Transfer:
             raise FetchError(
                 Reason.HUB_UNREACHABLE,
                 f"{self.remote.base} delivers nothing of {self.remote} for {silent:.0f} s ({trouble}): check the "
-                "network and hub.url; the download goes on where it was",
+                f"network and {self.remote.address_field}; the download goes on where it was",
             )
         if asked:
             self._resume_at = max(self._resume_at, time.monotonic() + asked)

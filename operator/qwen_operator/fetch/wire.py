@@ -1,4 +1,4 @@
-"""The HTTP client of a fetch: GET requests for ranges of files, over connections that stay open.
+"""The HTTP client of a fetch: requests for ranges of files, over connections that stay open.
 
 A hub is a foreign service. Redirects lead only where `hubs.redirects` lets them, and the token goes to the hub's own
 host alone. The body goes straight from the socket into the caller's buffer: with an HTTP library between the two, the
@@ -10,9 +10,11 @@ from __future__ import annotations
 import http.client
 import re
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
-from urllib.parse import urljoin, urlsplit
+from typing import Protocol
+from urllib.parse import quote, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -20,6 +22,7 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.fetch.faults import FetchError
 from qwen_operator.hubs.redirects import peer_fault, redirect_fault
+from qwen_operator.manifests.model_cache import model_folder
 from qwen_runtime.checkpoints.reading import shown
 
 TIMEOUT_SECONDS = 30.0
@@ -33,6 +36,11 @@ _TOKEN = re.compile(r"[!-~]{1,4096}", re.ASCII)
 def certificates() -> ssl.SSLContext:
     """The authorities that the operator trusts too, or those of SSL_CERT_FILE. It takes a tenth of a second."""
     return httpx.create_ssl_context()
+
+
+def proxy_for(scheme: str, netloc: str) -> str:
+    """HOST:PORT of the proxy for a host, from the variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY; "" for none."""
+    return "" if proxy_bypass(netloc) else urlsplit(getproxies().get(scheme, "")).netloc.rpartition("@")[2]
 
 
 class Busy(Exception):
@@ -51,15 +59,81 @@ class Expired(Exception):
     """The address to which the hub redirected is no longer valid."""
 
 
+class RemoteModel(Protocol):
+    """Where the files of a model are: a repository of a hub, or a folder in a bucket. `str` names it in messages.
+
+    `base` is the address of the server. `server` is a word for it in messages, and `address_field` the setting with its
+    address. `redirects`: its redirects are followed. `folder` is the model's folder below `models` of a cache. `file`:
+    the only file to load; "" for all that an engine needs.
+    """
+
+    @property
+    def base(self) -> str: ...
+    @property
+    def commit(self) -> str: ...
+    @property
+    def repository(self) -> str: ...
+    @property
+    def server(self) -> str: ...
+    @property
+    def address_field(self) -> str: ...
+    @property
+    def redirects(self) -> bool: ...
+    @property
+    def folder(self) -> str: ...
+    @property
+    def file(self) -> str: ...
+
+    def at(self, commit: str) -> RemoteModel:
+        """The same at another commit."""
+
+    def file_url(self, path: str) -> str:
+        """The address of a file at the commit."""
+
+    def headers_for(self, method: str, url: str, given: dict[str, str]) -> dict[str, str]:
+        """The headers of a request to the server itself. Raises FetchError if the credentials are no good."""
+
+    def refusal(self, response: http.client.HTTPResponse, content: str) -> FetchError:
+        """Why the server refuses a request. `content` says in messages what was asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A repository on a hub at a commit. `base` is the address of the hub or its mirror. `token` is "" without one."""
+    """A repository on a hub at a commit. `base` is the address of the hub or its mirror. `token` is "" without one.
+
+    `file`: the only file to load; "" for all that an engine needs.
+    """
 
     hub: Hub
     base: str
     repository: str
     commit: str
     token: str = ""
+    file: str = ""
+
+    server = "the hub"
+    address_field = "hub.url"
+    redirects = True
+
+    @property
+    def folder(self) -> str:
+        return model_folder(self.hub, self.repository, self.commit, self.file)
+
+    def at(self, commit: str) -> Remote:
+        return replace(self, commit=commit)
+
+    def file_url(self, path: str) -> str:
+        if self.hub is Hub.MODELSCOPE:
+            query = f"Revision={self.commit}&FilePath={quote(path, safe='')}"
+            return f"{self.base}/api/v1/models/{self.repository}/repo?{query}"
+        return f"{self.base}/{self.repository}/resolve/{self.commit}/{quote(path)}"
+
+    def headers_for(self, method: str, url: str, given: dict[str, str]) -> dict[str, str]:
+        del method, url
+        return self.headers | given
+
+    def refusal(self, response: http.client.HTTPResponse, content: str) -> FetchError:
+        return _refusal(self, response.status, response.headers.get("X-Error-Code", ""), content)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -92,7 +166,7 @@ class Answer:
 class Client:
     """For one thread. It keeps one connection for each host."""
 
-    remote: Remote
+    remote: RemoteModel
     context: ssl.SSLContext
     timeout: float = TIMEOUT_SECONDS
     _open: dict[tuple[str, str], http.client.HTTPConnection] = field(default_factory=dict)
@@ -104,8 +178,8 @@ class Client:
         Raises FetchError, Busy, Cut and Expired.
         """
         for _ in range(_REDIRECTS + 1):
-            response = self._send(url, {} if last is None else {"Range": f"bytes={first}-{last}"})
-            if response.status not in _FOLLOWED:
+            response = self._send("GET", url, {} if last is None else {"Range": f"bytes={first}-{last}"})
+            if response.status not in _FOLLOWED or not self.remote.redirects:
                 self._check(response, content, redirected=not self._is_own(url))
                 return Answer(response, url, response.status, _length(response))
             target = _target(url, response.headers.get("Location", ""))
@@ -116,6 +190,13 @@ class Client:
                 raise FetchError(Reason.HUB_UNREACHABLE, f"the hub redirects {content} to {fault}")
             url = target
         raise FetchError(Reason.HUB_UNREACHABLE, f"the hub redirects {content} more than {_REDIRECTS} times")
+
+    def head(self, url: str, content: str, headers: dict[str, str]) -> dict[str, str]:
+        """The headers of the answer to a HEAD request, by their names in small letters. Raises as `get` does."""
+        response = self._send("HEAD", url, headers)
+        self._check(response, content, redirected=False)
+        response.read()
+        return {name.lower(): value for name, value in response.headers.items()}
 
     def read_all(self, url: str, content: str, limit: int) -> bytes:
         """The whole body of a small file. Raises FetchError if it has more than `limit` bytes, and as `get` does."""
@@ -149,18 +230,20 @@ class Client:
         """Whether the address is of the hub itself, and not of its content network."""
         return urlsplit(url)[:2] == urlsplit(self.remote.base)[:2]
 
-    def _send(self, url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    def _send(self, method: str, url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
         parts, own = urlsplit(url), self._is_own(url)
         all_headers = {
             "Accept-Encoding": "identity",
             "User-Agent": "qwen-operator",
-            **(self.remote.headers if own else {}),
-            **headers,
+            **(self.remote.headers_for(method, url, headers) if own else headers),
         }
         target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
+        if parts.scheme == "http" and proxy_for("http", parts.netloc):
+            # A proxy learns from the whole address where the request goes.
+            target = parts._replace(fragment="").geturl()
         try:
             connection = self._connection(parts.scheme, parts.netloc)
-            connection.request("GET", target, headers=all_headers)
+            connection.request(method, target, headers=all_headers)
             peer = connection.sock.getpeername()[0] if connection.sock is not None else ""
             if not own and (fault := peer_fault(peer, url, self.remote.base)):
                 raise FetchError(Reason.HUB_UNREACHABLE, f"the hub redirects to {fault}")
@@ -176,10 +259,14 @@ class Client:
     def _connection(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
         known = self._open.get((scheme, netloc))
         if known is None:
+            proxy = proxy_for(scheme, netloc)
             if scheme == "https":
-                known = http.client.HTTPSConnection(netloc, timeout=self.timeout, context=self.context)
+                known = http.client.HTTPSConnection(proxy or netloc, timeout=self.timeout, context=self.context)
+                if proxy:
+                    parts = urlsplit(f"//{netloc}")
+                    known.set_tunnel(parts.hostname or "", parts.port or 443)
             else:
-                known = http.client.HTTPConnection(netloc, timeout=self.timeout)
+                known = http.client.HTTPConnection(proxy or netloc, timeout=self.timeout)
             self._open[scheme, netloc] = known
         return known
 
@@ -192,14 +279,15 @@ class Client:
     def _check(self, response: http.client.HTTPResponse, content: str, *, redirected: bool) -> None:
         if response.status in (200, 206):
             return
-        status, code = response.status, response.headers.get("X-Error-Code", "")
-        pause = _pause(response)
-        self.close()
-        if status == 429 or status >= 500 or status in (408, 425):
-            raise Busy(status, pause)
-        if redirected and status in (401, 403, 404, 410):
-            raise Expired
-        raise _refusal(self.remote, status, code, content)
+        status = response.status
+        try:
+            if status == 429 or status >= 500 or status in (408, 425):
+                raise Busy(status, _pause(response))
+            if redirected and status in (401, 403, 404, 410):
+                raise Expired
+            raise self.remote.refusal(response, content)
+        finally:
+            self.close()
 
 
 def _refusal(remote: Remote, status: int, code: str, content: str) -> FetchError:

@@ -27,6 +27,7 @@ from qwen_operator.kube.client import connect
 from qwen_operator.kube.mirror import Mirror, OnChange, OnRight
 from qwen_operator.manifests.names import LABEL_ROLE, ROLE_ENGINE, ROLE_ENGINE_WORKER
 from qwen_operator.objects import ObjectKey
+from qwen_operator.routing.adapters import Adapters, loaded_adapters
 from qwen_operator.routing.membership import Dropped, EntryNaming, GatewayView, Membership, advance, restore
 from qwen_operator.routing.waiting import WaitingName, waiting_file, waiting_names
 
@@ -84,6 +85,7 @@ class Agent:
     _refused: dict[tuple[str, str | None], float] = field(default_factory=dict)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _waiting: dict[str, WaitingName] = field(default_factory=dict)
+    _adapters: Adapters = field(default_factory=dict)
     _waiting_written: str | None = None
     _written: str | None = None
     _listening_since: float | None = None
@@ -194,9 +196,10 @@ class Agent:
         before, self.membership = self.membership, advance(observed, self.membership, self.naming)
         self._report(before)
         self._waiting = waiting_names(observed, self.membership, self._waiting)
+        self._adapters = loaded_adapters(observed, self.membership, self._adapters)
         self.metrics.waiting.set(len(self._waiting))
         # Before the workers: the proxy must not send a request to a worker that smg does not know yet.
-        self._write_waiting(waiting_file(self._waiting))
+        self._write_waiting(waiting_file(self._waiting, self._adapters))
         self._write(self.membership.content())
         wanted = len(self.membership.entries) - len(self.membership.leaving)
         self.metrics.wanted.set(wanted)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from qwen_operator import objects
+from qwen_operator.api.adapters import adapter_names
 from qwen_operator.api.kept import kept_deployment
 from qwen_operator.api.pod import OWN_PREFIXES
 from qwen_operator.manifests.kept import kept_pod
 
 _SPEC = ("model", "servedNames", "replicas", "suspend")
 # The status says nothing about names that the agent could use of these, and they are nearly all of it.
-_UNUSED_STATUS = frozenset({"noFit", "lastFailure", "scaling", "summary", "model"})
+_UNUSED_STATUS = frozenset({"noFit", "lastFailure", "scaling", "summary", "model", "adapters"})
 
 _PARTS: dict[str, objects.Shape] = {
     "plan": {"startupSeconds": 32},
     "observed": {"startupSeconds": 32},
-    "progress": {"finishTime": 32},
+    "progress": {"phase": 32, "finishTime": 32},
     "conditions": objects.Each({"type": 64, "status": 16}, 16),
 }
 
@@ -33,13 +35,18 @@ def keep(plural: str, item: dict[str, Any]) -> dict[str, Any]:
     return {
         **deployment,
         "metadata": meta,
-        "spec": {name: spec[name] for name in _SPEC if name in spec},
+        "spec": {name: spec[name] for name in _SPEC if name in spec} | _adapters(spec),
         "status": {
             name: objects.kept(value, _PARTS[name]) if name in _PARTS else value
             for name, value in status.items()
             if name not in _UNUSED_STATUS
         },
     }
+
+
+def _adapters(spec: Mapping[str, Any]) -> dict[str, Any]:
+    names = adapter_names(spec)
+    return {"adapters": [{"name": name} for name in names]} if names else {}
 
 
 def _pod(pod: dict[str, Any]) -> dict[str, Any]:

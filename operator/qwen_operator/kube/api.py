@@ -46,6 +46,7 @@ SECRETS = Resource("", "v1", "secrets", "Secret")
 RESOURCE_QUOTAS = Resource("", "v1", "resourcequotas", "ResourceQuota")
 POD_DISRUPTION_BUDGETS = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 NETWORK_POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
+PRIORITY_CLASSES = Resource("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass", namespaced=False)
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
 
@@ -159,8 +160,10 @@ class KubeApi(Protocol):
         """Return one object."""
         ...
 
-    async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
-        """Return all objects that match the label selector, and the list's resourceVersion.
+    async def list(
+        self, resource: Resource, namespace: str | None, labels: str = "", fields: str = ""
+    ) -> tuple[list[Manifest], str]:
+        """Return all objects that match the label selector and the field selector, and the list's resourceVersion.
 
         Items carry `apiVersion` and `kind`. `namespace=None` means all namespaces.
         """

@@ -122,10 +122,14 @@ class HttpKubeApi:
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
         return await self._request("GET", resource, resource.path(namespace, name), _Request())
 
-    async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
+    async def list(
+        self, resource: Resource, namespace: str | None, labels: str = "", fields: str = ""
+    ) -> tuple[list[Manifest], str]:
         query = {"limit": str(LIST_CHUNK)}
         if labels:
             query["labelSelector"] = labels
+        if fields:
+            query["fieldSelector"] = fields
         items: list[Manifest] = []
         while True:
             page = await self._page(resource, resource.path(namespace), _Request(query, timeout=_PAGE_TIMEOUT))

@@ -287,8 +287,10 @@ class FencedApi:
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
         return await self._api.get(resource, namespace, name)
 
-    async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
-        return await self._api.list(resource, namespace, labels)
+    async def list(
+        self, resource: Resource, namespace: str | None, labels: str = "", fields: str = ""
+    ) -> tuple[list[Manifest], str]:
+        return await self._api.list(resource, namespace, labels, fields)
 
     def watch(
         self, resource: Resource, namespace: str | None, resource_version: str, labels: str = ""

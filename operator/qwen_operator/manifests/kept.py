@@ -21,6 +21,8 @@ CUT = f"{GROUP}/cut"
 
 The API server stores no such member of a built-in kind.
 """
+ROOM = f"{GROUP}/room"
+"""A top-level member of a stored node: the allocatable CPU, memory and number of pods."""
 REVISION_LEVELS = 64
 """A spec has at most 32 levels. A pod and the record of a revision add a few."""
 _REVISION_VALUES = 12_288
@@ -72,11 +74,14 @@ _POD_SPEC: Shape = {
         {
             **_IMAGE,
             "startupProbe": {"failureThreshold": 32, "periodSeconds": 32},
-            "resources": {"limits": Names(32, 64)},
+            "resources": {"limits": Names(32, 64), "requests": Names(32, 64)},
         },
         64,
     ),
-    "initContainers": Each(_IMAGE, 64),
+    "initContainers": Each(
+        {**_IMAGE, "restartPolicy": _NAME, "resources": {"limits": Names(32, 64), "requests": Names(32, 64)}}, 64
+    ),
+    "overhead": Names(32, 64),
 }
 _AMOUNTS = Names(256, 253)
 _QUOTA: Shape = {
@@ -130,6 +135,11 @@ def kept_budget(budget: Mapping[str, Any]) -> Manifest:
 def kept_quota(quota: Mapping[str, Any]) -> Manifest:
     """What is read of a ResourceQuota."""
     return {**_top(quota), **kept(dict(quota), _QUOTA)}
+
+
+def kept_priority(priority: Mapping[str, Any]) -> Manifest:
+    """What is read of a PriorityClass."""
+    return {**_top(priority), **kept(dict(priority), {"value": _NAME, "globalDefault": _NAME})}
 
 
 def _is_command(value: object) -> bool:

@@ -7,20 +7,28 @@ another namespace. The engine sees only its own model, read-only.
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from qwen_operator import objects
+from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.pod import CACHE_VOLUME
-from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.manifests import expansion, names
 from qwen_operator.manifests.names import Manifest
-from qwen_operator.planning.types import CacheType, EngineSource, ModelFetch
+from qwen_operator.planning.types import CacheType, EngineSource, ModelCache, ModelFetch, Plan
 
+COMPILE_MOUNT = "/models/compiled"
+COMPILE_VARIABLE = "SGLANG_CACHE_DIR"
 IN_USE = ".in-use"
 """An engine holds a lock on this file of its model for as long as it runs."""
 VOLUME = CACHE_VOLUME
 ENGINE_MOUNT = "/models/cached"
 _FETCH_MOUNT = "/cache"
+_LONGEST_NAME = 80
+_UNUSUAL = re.compile(r"[^A-Za-z0-9._]+", re.ASCII)
 _IN_CLAIM = "qwen-models"
 """The folder in a claim, which may have other files too."""
 # By default the kubelet evicts pods of all namespaces while less than 10 % of the disk with its own files is free, or
@@ -32,9 +40,24 @@ _REQUESTS = {"cpu": "500m", "memory": "512Mi"}
 _LIMITS = {"cpu": "1", "memory": "512Mi"}
 
 
-def model_folder(hub: Hub, repository: str, commit: str) -> str:
-    """The folder of a model below `models`: HUB/ORGANISATION--NAME/COMMIT."""
-    return f"{hub}/{repository.replace('/', '--')}/{commit}"
+def model_folder(hub: str, repository: str, commit: str, file: str = "") -> str:
+    """The folder of a model below `models`: HUB/ORGANISATION--NAME/COMMIT, for a single file COMMIT-HASH."""
+    hashed = f"-{hashlib.sha256(file.encode()).hexdigest()[:12]}" if file else ""
+    return f"{hub}/{repository.replace('/', '--')}/{commit}{hashed}"
+
+
+def engine_folder(source: EngineSource) -> str:
+    """Where the engine finds the folder of its cached model. A single file lies in it."""
+    assert source.fetch is not None
+    file = source.fetch.file
+    return source.model_path.removesuffix(f"/{file}") if file else source.model_path
+
+
+def bucket_folder(location: str) -> str:
+    """The name of a model's folder for BUCKET/PREFIX. A name of a folder is shorter than a location may be."""
+    whole = location.strip("/")
+    bucket, last = whole.partition("/")[0], whole.rpartition("/")[2][:_LONGEST_NAME]
+    return f"{bucket}--{last}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
 
 
 def mounted(source: EngineSource, namespace: str) -> EngineSource:
@@ -43,42 +66,101 @@ def mounted(source: EngineSource, namespace: str) -> EngineSource:
     if fetch is None:
         return source
     root = namespace if fetch.cache.type is CacheType.HOST_PATH else _IN_CLAIM
-    folder = f"{root}/models/{model_folder(fetch.hub, fetch.repository, fetch.commit)}"
-    mount = {"name": VOLUME, "mountPath": source.model_path, "subPath": folder, "readOnly": True}
-    return replace(source, volumes=(*source.volumes, _volume(fetch)), mounts=(*source.mounts, mount))
+    folder = f"{root}/models/{model_folder(fetch.hub, fetch.repository, fetch.commit, fetch.file)}"
+    mount = {"name": VOLUME, "mountPath": engine_folder(source), "subPath": folder, "readOnly": True}
+    return replace(source, volumes=(*source.volumes, _volume(fetch.cache)), mounts=(*source.mounts, mount))
 
 
-def _volume(fetch: ModelFetch) -> Manifest:
-    cache = fetch.cache
+def node_folder(template: Mapping[str, Any]) -> str:
+    """The folder of the model in the caches of nodes, from the template of a revision; "" if it is in none."""
+    spec = template["spec"]
+    if "hostPath" not in objects.named(objects.members(spec, "volumes"), VOLUME):
+        return ""
+    engine = objects.named(objects.members(spec, "containers"), names.ENGINE_CONTAINER)
+    return objects.text(objects.named(objects.members(engine, "volumeMounts"), VOLUME), "subPath")
+
+
+def whole(cache: ModelCache, namespace: str) -> tuple[Manifest, Manifest, str]:
+    """The volume and the mount of all that a namespace has in the cache, and the folder of the cache in the mount.
+
+    It makes no folder on a node that has none.
+    """
+    on_node = cache.type is CacheType.HOST_PATH
+    volume = _volume(cache, "Directory")
+    mount: Manifest = {"name": VOLUME, "mountPath": _FETCH_MOUNT, **({"subPath": namespace} if on_node else {})}
+    return volume, mount, _FETCH_MOUNT if on_node else f"{_FETCH_MOUNT}/{_IN_CLAIM}"
+
+
+def with_compile_cache(source: EngineSource, namespace: str, plan: Plan) -> EngineSource:
+    """The source with the mount of the folder in which engines of this kind keep what they compile.
+
+    An engine whose spec names another folder, and one whose model is not in the cache, has none.
+    """
+    fetch = source.fetch
+    if fetch is None or not fetch.cache.compile or any(one.name == COMPILE_VARIABLE for one in plan.env):
+        return source
+    root = namespace if fetch.cache.type is CacheType.HOST_PATH else _IN_CLAIM
+    mount = {"name": VOLUME, "mountPath": COMPILE_MOUNT, "subPath": f"{root}/{compile_folder(plan)}"}
+    return replace(source, mounts=(*source.mounts, mount))
+
+
+def keeps_compiled(source: EngineSource) -> bool:
+    """Whether the engine has the mount of `with_compile_cache`."""
+    return any(mount["mountPath"] == COMPILE_MOUNT for mount in source.mounts)
+
+
+def compile_folder(plan: Plan) -> str:
+    """The folder for what an engine of this image compiles for this GPU product. The driver's is in it."""
+    image = hashlib.sha256(plan.engine_image.encode()).hexdigest()[:8]
+    words = (plan.engine_version, image, plan.gpu_product)
+    return f"compile/{'-'.join(_UNUSUAL.sub('-', word)[:63] for word in words)}"
+
+
+def _volume(cache: ModelCache, kind: str = "DirectoryOrCreate") -> Manifest:
     if cache.type is CacheType.HOST_PATH:
-        return {"name": VOLUME, "hostPath": {"path": cache.place, "type": "DirectoryOrCreate"}}
+        return {"name": VOLUME, "hostPath": {"path": cache.place, "type": kind}}
+    if cache.type is CacheType.POD:
+        return {"name": VOLUME, "emptyDir": {"sizeLimit": f"{cache.size_gib}Gi"}}
     return {"name": VOLUME, "persistentVolumeClaim": {"claimName": cache.place}}
 
 
-def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest) -> Manifest:
-    """The container that fetches a model. `common` has the image, its pull policy and the security context."""
-    on_node = fetch.cache.type is CacheType.HOST_PATH
-    mount: dict[str, Any] = {"name": VOLUME, "mountPath": _FETCH_MOUNT, **({"subPath": namespace} if on_node else {})}
+def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest, compiled: str = "") -> Manifest:
+    """The container that fetches a model. `common` has the image, its pull policy and the security context.
+
+    `compiled`: the folder of `compile_folder`, which it makes; "" for none.
+    """
+    on_node, in_pod = fetch.cache.type is CacheType.HOST_PATH, fetch.cache.type is CacheType.POD
+    _, mount, folder = whole(fetch.cache, namespace)
+    hub_url = [f"--hub-url={fetch.hub_url}"] if fetch.hub_url else []
     command = [
         "qwen-operator",
         "fetch",
-        f"--hub={fetch.hub}",
-        *([f"--hub-url={fetch.hub_url}"] if fetch.hub_url else []),
-        f"--repository={fetch.repository}",
+        *(fetch.options or [f"--hub={fetch.hub}", *hub_url, f"--repository={fetch.repository}"]),
         f"--commit={fetch.commit}",
-        f"--cache={_FETCH_MOUNT if on_node else f'{_FETCH_MOUNT}/{_IN_CLAIM}'}",
+        *([f"--file={fetch.file}"] if fetch.file else []),
+        f"--cache={folder}",
         f"--size-gib={fetch.cache.size_gib}",
-        *([f"--kept-free-percent={_KEPT_FREE_PERCENT}"] if on_node else []),
+        *([f"--kept-free-percent={_KEPT_FREE_PERCENT}"] if on_node or in_pod else []),
+        *(["--of-pod"] if in_pod else []),
         f"--port={names.ENGINE_PORT}",
+        *([f"--compile-folder={compiled}"] if compiled else []),
     ]
-    token = fetch.token
+    variables = [*([fetch.token] if fetch.token else []), *fetch.env]
+    # With it, the scheduler chooses a node that has the room.
+    disk = {"ephemeral-storage": f"{fetch.cache.size_gib}Gi"} if in_pod else {}
     return {
         "name": names.FETCH_CONTAINER,
         **common,
         "command": [expansion.escaped(word) for word in command],
-        **({"env": [{"name": token.name, "valueFrom": token.value_from}]} if token else {}),
-        "resources": {"requests": dict(_REQUESTS), "limits": dict(_LIMITS)},
+        **({"env": [_variable(one) for one in variables]} if variables else {}),
+        "resources": {"requests": {**_REQUESTS, **disk}, "limits": dict(_LIMITS)},
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
-        "volumeMounts": [mount],
+        "volumeMounts": [mount, *(dict(one) for one in fetch.mounts)],
     }
+
+
+def _variable(variable: EnvVar) -> Manifest:
+    if variable.value is None:
+        return {"name": variable.name, "valueFrom": variable.value_from}
+    return {"name": variable.name, "value": expansion.escaped(variable.value)}

@@ -91,6 +91,7 @@ def engine_template(
     A ControllerRevision pins it.
     """
     source = model_cache.mounted(source, identity.owner.namespace)
+    source = model_cache.with_compile_cache(source, identity.owner.namespace, plan)
     labels = _pod_labels(identity, names.ROLE_ENGINE) | {names.LABEL_ROUTABLE: "true"}
     pod = {
         **_common(spec.pod, runtime, (_GPU_TOLERATION, *plan.tolerations)),
@@ -101,14 +102,18 @@ def engine_template(
         ),
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": _TEMPLATE_GRACE_SECONDS,
-        "initContainers": [_runtime_container(runtime), *_fetch_containers(source, identity, runtime)],
+        "initContainers": [_runtime_container(runtime), *_fetch_containers(source, identity, plan, runtime)],
         "containers": [_engine_container(spec, plan, source)],
         "volumes": _engine_volumes(spec, plan, source),
     }
     return {
         "metadata": {
             "labels": {**spec.pod.labels, **labels},
-            "annotations": {**spec.pod.annotations, names.ANNOTATION_OWNER_UID: identity.owner.uid},
+            "annotations": {
+                **spec.pod.annotations,
+                names.ANNOTATION_OWNER_UID: identity.owner.uid,
+                **_present(**{names.ANNOTATION_ADAPTERS: ",".join(name for name, _ in source.adapters)}),
+            },
         },
         "spec": canonical_quantities(pod),
     }
@@ -213,7 +218,7 @@ def inspection_pod(
         "name": names.INSPECTION_CONTAINER,
         "image": runtime.reference,
         "imagePullPolicy": runtime.pull_policy,
-        "command": _literal(source.inspection or ("python3", _IMAGE_RUNTIME, "inspect", "--path", source.model_path)),
+        "command": _literal(source.inspection or _inspection_command(source)),
         **_present(env=[_variable(variable) for variable in source.env]),
         "resources": {part: dict(amounts) for part, amounts in runtime.inspection.resources.items()},
         "securityContext": deepcopy(_CONTAINER_SECURITY),
@@ -232,6 +237,12 @@ def inspection_pod(
         "volumes": [dict(volume) for volume in source.volumes],
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": canonical_quantities(pod)}
+
+
+def _inspection_command(source: EngineSource) -> tuple[str, ...]:
+    model = ("--path", source.model_path) if source.model_path else ()
+    adapters = tuple(f"--adapter={name}={folder}" for name, folder in source.adapters)
+    return ("python3", _IMAGE_RUNTIME, "inspect", *model, *adapters)
 
 
 def _inspection_affinity(pod: Pod, runtime: RuntimeImage, place: InspectionPlace) -> Manifest:
@@ -308,7 +319,7 @@ def _runtime_container(runtime: RuntimeImage) -> Manifest:
     }
 
 
-def _fetch_containers(source: EngineSource, identity: PodIdentity, runtime: RuntimeImage) -> list[Manifest]:
+def _fetch_containers(source: EngineSource, identity: PodIdentity, plan: Plan, runtime: RuntimeImage) -> list[Manifest]:
     if source.fetch is None:
         return []
     common = {
@@ -316,7 +327,8 @@ def _fetch_containers(source: EngineSource, identity: PodIdentity, runtime: Runt
         "imagePullPolicy": runtime.pull_policy,
         "securityContext": deepcopy(_CONTAINER_SECURITY),
     }
-    return [model_cache.fetch_container(source.fetch, identity.owner.namespace, common)]
+    compiled = model_cache.compile_folder(plan) if model_cache.keeps_compiled(source) else ""
+    return [model_cache.fetch_container(source.fetch, identity.owner.namespace, common, compiled)]
 
 
 def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
@@ -357,7 +369,8 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
 def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
     """The command. SGLang runs as a child of the runtime, because as process 1 it ignores SIGTERM while it loads."""
     group = group_command(plan.nodes_per_replica, _group_seconds(plan, source))
-    hold = [f"--hold={source.model_path}/{model_cache.IN_USE}"] if source.fetch else []
+    hold = [f"--hold={model_cache.engine_folder(source)}/{model_cache.IN_USE}"] if source.fetch else []
+    hold += [f"--compile-cache={model_cache.COMPILE_MOUNT}"] if model_cache.keeps_compiled(source) else []
     engine = [
         "python3",
         "-m",

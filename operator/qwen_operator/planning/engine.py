@@ -12,7 +12,7 @@ from qwen_operator.engines.types import EngineVersion, Option, OptionTable, Role
 from qwen_operator.planning import engine_args
 from qwen_operator.planning.answers import STRICT_TOOLS
 from qwen_operator.planning.engine_args import RefusedArgsError
-from qwen_operator.planning.types import EngineDefaults, EngineSource
+from qwen_operator.planning.types import CacheType, EngineDefaults, EngineSource
 
 _TAG_VERSION = re.compile(r":v?([0-9]+\.[0-9]+\.[0-9]+)[^/:@]*(@|$)")
 VOID = "prediction void: "
@@ -37,6 +37,8 @@ _HARMLESS = frozenset(
         Role.QUIET_PATHS,
         Role.MEDIA_DOMAINS,
         Role.GROUP_TIMEOUT,
+        Role.OVERLAP_WEIGHTS,
+        Role.PREFETCH_WEIGHTS,
     }
 )
 
@@ -58,6 +60,7 @@ class EngineChoice:
     """The engine before sizing: complete image reference, its version, options of chart and object, and warnings.
 
     `revision` is the revision to download. If `downloads` is true, every start loads the weights from a hub.
+    `on_claim`: the files are on a PersistentVolumeClaim.
     """
 
     image: str
@@ -68,6 +71,7 @@ class EngineChoice:
     warnings: tuple[str, ...]
     revision: str | None = None
     downloads: bool = False
+    on_claim: bool = False
 
     def environment(self, tools: str | None) -> tuple[EnvVar, ...]:
         """The variables of the engine. With a parser of tool calls there is one more, unless the user sets it."""
@@ -109,7 +113,14 @@ def choose(engine: Engine, defaults: EngineDefaults, source: EngineSource | None
         warnings=warnings,
         revision=source.revision if source else None,
         downloads=source is not None and source.downloads,
+        on_claim=source is not None and _on_claim(source),
     )
+
+
+def _on_claim(source: EngineSource) -> bool:
+    if source.fetch is not None:
+        return source.fetch.cache.type is CacheType.CLAIM
+    return any("persistentVolumeClaim" in volume for volume in source.volumes)
 
 
 def arguments(choice: EngineChoice, settings: RoleValues) -> tuple[tuple[str, ...], tuple[str, ...]]:

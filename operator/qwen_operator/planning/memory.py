@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from qwen_operator.checkpoints.facts import KV_BYTES_PER_VALUE, Checkpoint
 from qwen_operator.engines.types import MemoryConstants, Tuning
+from qwen_operator.planning import adapters
 
 GIB = 1 << 30
 MIB_PER_GIB = 1024
@@ -135,9 +136,10 @@ class Formula:
         return constants.nvlink_gib if memory_mib >= constants.nvlink_mib else constants.pcie_gib
 
     def weights_gib(self, checkpoint: Checkpoint, split: Split) -> float:
-        """GiB that the weights take on the fullest GPU."""
+        """GiB that the weights and the adapters take on the fullest GPU."""
         extra = self.constants.weights_alone_gib if split.tp == 1 else self.constants.weights_split_gib
-        return checkpoint.weight_bytes_per_rank(split.tp, split.ep) / GIB + extra
+        weights = checkpoint.weight_bytes_per_rank(split.tp, split.ep) + adapters.bytes_per_rank(checkpoint, split.tp)
+        return weights / GIB + extra
 
     def pool_tokens(self, checkpoint: Checkpoint, memory_mib: int, split: Split, fraction: float) -> int:
         """The prediction of SGLang's max_total_num_tokens, without a margin.

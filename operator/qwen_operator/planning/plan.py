@@ -15,10 +15,11 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
 from qwen_operator.engines.types import Role
 from qwen_operator.hardware.inventory import Inventory
-from qwen_operator.planning import alternatives, answers, behaviour, engine, explain, gates, sharing
+from qwen_operator.planning import adapters, alternatives, answers, behaviour, engine, explain, gates, loading, sharing
 from qwen_operator.planning.answers import Answers, RefusedParserError
 from qwen_operator.planning.engine import EngineChoice, RoleValues
 from qwen_operator.planning.engine_args import RefusedArgsError
+from qwen_operator.planning.explain import MIB
 from qwen_operator.planning.fits import Demand, Fit, Limits, Search, demand, find, groups
 from qwen_operator.planning.memory import GIB, Budget
 from qwen_operator.planning.refusals import refuse, unlabelled
@@ -111,13 +112,17 @@ def _attempt(
     limits = Limits(spec.parallelism.tensor, spec.hardware.max_gpus_per_replica, spec.hardware.max_nodes_per_replica)
     search = Search(choice.engine, checkpoint, wanted, spec.engine.kv_cache_type, limits)
     candidates = groups(spec.hardware.products, inventory)
-    refusal = refuse(spec, search, choice, inventory, candidates)
+    refusal = adapters.refuse(checkpoint, choice) or refuse(spec, search, choice, inventory, candidates)
     if refusal:
         return Outcome(refusal, wanted)
     best, tried = find(search, candidates)
     if best is None:
         return Outcome(_no_fit(search, tried, inventory), wanted, None, tuple(tried))
-    return Outcome(_plan(spec, search, _Engine(choice, read), best, inventory), wanted, best, tuple(tried))
+    try:
+        made = _plan(spec, search, _Engine(choice, read), best, inventory)
+    except RefusedArgsError as error:
+        return Outcome(NoFit(Reason.INVALID_OVERRIDE, str(error)), wanted)
+    return Outcome(made, wanted, best, tuple(tried))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +139,12 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
     running = _running(chosen, wanted, choice)
     startup = spec.engine.startup_seconds or _startup_seconds(checkpoint, choice)
     group: RoleValues = ((Role.GROUP_TIMEOUT, (str(max(startup, _GROUP_SECONDS)),)),) if chosen.split.nodes > 1 else ()
-    settings = (*_settings(search, fit, chosen_engine, running), *group)
+    settings = (*_settings(search, fit, chosen_engine, running), *adapters.settings(checkpoint), *group)
+    load = loading.choose(loading.Start(spec.engine.fast_start, checkpoint, chosen.split), choice, settings)
+    settings = (*settings, *load.settings)
     args, warnings = engine.arguments(choice, settings)
     remark = explain.unverified(spec.repository or spec.model, checkpoint)
+    lines = [load.line] if load.line else []
     start = explain.startup(checkpoint, startup, given=bool(spec.engine.startup_seconds), downloads=choice.downloads)
     facts = "; facts from the catalog" if checkpoint.source == CATALOG else explain.pinned(checkpoint)
     per_node = chosen.tp // chosen.split.nodes
@@ -152,10 +160,16 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
         args=args,
         env=choice.environment(read.tools),
         shm_bytes=0 if sharing.brings_own_shm(fit.product) else per_node * GIB,
-        steps=_steps(search, fit, inventory, (start, read.line(choice.table), *remark), running),
+        steps=_steps(search, fit, inventory, (start, *lines, read.line(choice.table), *remark), running),
         selector=dict(fit.product.selector),
         tolerations=tuple(fit.product.tolerations),
-        warnings=(*warnings, *answers.warnings(checkpoint, read, args), *sharing.warnings(fit.product)),
+        warnings=(
+            *warnings,
+            *load.warnings,
+            *adapters.warnings(spec, checkpoint),
+            *answers.warnings(checkpoint, read, args),
+            *sharing.warnings(fit.product),
+        ),
         message=f"{explain.sentence(fit.product, chosen)}{facts}",
         nodes_per_replica=chosen.split.nodes,
         expert_parallel=chosen.split.ep,
@@ -165,19 +179,20 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
         weight_bytes_per_rank=chosen.weight_bytes,
         kv_bytes_per_token_per_rank=chosen.kv_bytes_per_token,
         cpu_millis=per_node * _CPU_MILLIS,
-        host_memory_bytes=per_node * _HOST_BYTES + _loading_bytes(checkpoint),
+        host_memory_bytes=per_node * _HOST_BYTES + _more_host_bytes(checkpoint, per_node) + load.host_bytes,
         promised_tokens=engine.promised_tokens(choice, settings, chosen.kv_tokens, warnings),
         resource_name=fit.product.resource_name,
         share=fit.product.share.kind if fit.product.share else "",
     )
 
 
-def _loading_bytes(checkpoint: Checkpoint) -> int:
-    """Host memory for the weights while they load.
+def _more_host_bytes(checkpoint: Checkpoint, ranks: int) -> int:
+    """Host memory for the adapters, and for the weights of a GGUF file while they load.
 
     SGLang copies the merged matrices of a GGUF file to the GPU only when it has all (layers/linear.py:733 and 1348).
     """
-    return -(-checkpoint.weight_bytes // GIB) * GIB if checkpoint.gguf else 0
+    loading_bytes = -(-checkpoint.weight_bytes // GIB) * GIB if checkpoint.gguf else 0
+    return loading_bytes - (-adapters.host_bytes(checkpoint, ranks) // MIB) * MIB
 
 
 def _startup_seconds(checkpoint: Checkpoint, choice: EngineChoice) -> int:
@@ -237,6 +252,7 @@ def _steps(search: Search, fit: Fit, inventory: Inventory, own: tuple[str, ...],
     price = explain.cost(fit.product, chosen.tp)
     return (
         *explain.model(checkpoint, wanted, search.kv_cache),
+        *adapters.line(checkpoint, chosen.tp),
         *explain.splits(fit, wanted),
         explain.holds(chosen.kv_tokens, running, wanted),
         *own,

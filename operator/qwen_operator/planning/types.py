@@ -24,38 +24,78 @@ def _repository(image: str) -> str:
 
 
 class CacheType(StrEnum):
-    """Where a cache is: a folder of each node, or a claim in the namespace of each QwenDeployment."""
+    """Where a cache is: a folder of each node, or a claim in the namespace of each QwenDeployment.
+
+    POD is a folder of one pod, which ends with it. The chart cannot choose it: it is for sources that SGLang cannot
+    download, where the chart has no cache.
+    """
 
     HOST_PATH = "HostPath"
     CLAIM = "PersistentVolumeClaim"
+    POD = "EmptyDir"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCache:
     """The chart's `cache`: where models of hubs are kept. `place` is the path on the node, or the name of the claim.
 
-    `size_gib` is the most that it may have: on each node and in each namespace, or in each claim.
+    `size_gib` is the most that it may have: on each node and in each namespace, or in each claim. `compile`: it also
+    keeps what engines compile.
     """
 
     type: CacheType
     place: str
     size_gib: int
+    compile: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStore:
+    """The chart's `objectStore`: where buckets are.
+
+    `endpoint` is "" for AWS. A QwenDeployment may name another one of `endpoints`, or any if there are none.
+    """
+
+    endpoint: str = ""
+    endpoints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outbound:
+    """The chart's `outbound`: how pods reach hubs and stores.
+
+    `proxy` is the address of an HTTP proxy, "" without one, and `no_proxy` the hosts that need none. `config_map` has
+    the certificates of the authorities under `key`; "" for those of the image.
+    """
+
+    proxy: str = ""
+    no_proxy: str = ""
+    config_map: str = ""
+    key: str = "ca.crt"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFetch:
-    """A model of a hub that a container fetches into the cache before the engine starts.
+    """A model that a container fetches into the cache before the engine starts.
 
-    `commit` has 40 hexadecimal digits. `hub_url` is the address of a mirror, or "". `token` is where the token of a
-    private repository is: a variable with the value of a Secret.
+    `hub` and `repository` name its folder there. `commit` has 40 hexadecimal digits. `hub_url` is the address of a
+    mirror, or "". `token` is where the token of a private repository is: a variable with the value of a Secret. `file`:
+    the only file to fetch, a GGUF file; "" for all that an engine needs.
+
+    What is not on a hub has its place in `options`, options of `qwen-operator fetch`, and its credentials in `env`.
+    `mounts` are further mounts of the container.
     """
 
     cache: ModelCache
-    hub: Hub
+    hub: str
     repository: str
     commit: str
     hub_url: str = ""
     token: EnvVar | None = None
+    file: str = ""
+    options: tuple[str, ...] = ()
+    env: tuple[EnvVar, ...] = ()
+    mounts: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +113,8 @@ class EngineDefaults:
     hub: Hub = Hub.HUGGING_FACE
     hub_url: str = ""
     cache: ModelCache | None = None
+    store: ObjectStore = ObjectStore()
+    outbound: Outbound = Outbound()
 
     def at_version_of(self, plan: Plan) -> EngineDefaults:
         """These settings with the image and version of a plan, if its image is of the same repository."""
@@ -95,7 +137,8 @@ class EngineSource:
     object win over `env`. `volumes` and `mounts` have the form that they have in a pod.
 
     `fetch` is what a container must fetch before the engine starts; its volumes are not in `volumes`. `inspection` is
-    the command of the inspection pod, () if it reads the folder `model_path`.
+    the command of the inspection pod, () if it reads the folder `model_path`. `adapters` are the names of LoRA adapters
+    and their folders in the container.
     """
 
     model_path: str
@@ -106,6 +149,7 @@ class EngineSource:
     mounts: tuple[Mapping[str, Any], ...] = ()
     fetch: ModelFetch | None = None
     inspection: tuple[str, ...] = ()
+    adapters: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

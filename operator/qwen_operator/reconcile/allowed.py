@@ -66,6 +66,7 @@ def spec_of(running: PinnedRevision, spec: Mapping[str, Any]) -> Manifest:
     place = models.parsed(running.source)
     return {
         "source": {"uri": place.uri, "revision": place.revision},
+        "adapters": [{"source": {"uri": one.uri}} for one in running.facts.adapters],
         "pod": {
             "labels": metadata.get("labels"),
             "annotations": metadata.get("annotations"),

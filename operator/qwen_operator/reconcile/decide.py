@@ -55,6 +55,7 @@ def decide(observed: Observed, config: Config, now: datetime) -> Decision:
         events=course.events,
         requeue_after=min(appointments, default=None),
         query=course.query,
+        ask=course.ask,
     )
 
 

@@ -13,6 +13,7 @@ from qwen_operator.actions.types import Action, OrderedActions, Refusal
 from qwen_operator.api.claims import NameShare
 from qwen_operator.api.spec import Spec
 from qwen_operator.api.status import Failure
+from qwen_operator.arbiter.types import Ask, Grant
 from qwen_operator.checkpoints.hubs import HubAnswer, HubQuery
 from qwen_operator.config import Config
 from qwen_operator.hardware.inventory import Inventory
@@ -30,7 +31,7 @@ from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.types import ScalingState
 from qwen_operator.sources.scheme import Facts, VolumeClaim
-from qwen_operator.status.progress import FetchPage
+from qwen_operator.status.progress import ProgressPage
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Observed:
     operator may not read nodes.
     `plans`: remembers answers that depend on the rest of it alone.
     `pages`: how far the downloads of pods are, by the pods' uids.
+    `grant`: what the arbiter leaves it of the GPUs; None if nobody arbitrates.
     """
 
     deployment: Manifest
@@ -67,8 +69,9 @@ class Observed:
     claim: VolumeClaim | None = None
     refusal: Refusal | None = None
     plans: PlanMemory = field(default_factory=PlanMemory)
-    pages: Mapping[str, FetchPage] = field(default_factory=dict)
+    pages: Mapping[str, ProgressPage] = field(default_factory=dict)
     neighbours: Neighbours | None = None
+    grant: Grant | None = None
 
     @property
     def owner(self) -> Owner:
@@ -101,7 +104,8 @@ class Decision:
     """The result of one decision.
 
     `actions` are in the order of the writes. `status` is complete. `events` belong to the change of the status. After
-    `requeue_after` seconds, time alone changes the decision. `query` is the question for a hub.
+    `requeue_after` seconds, time alone changes the decision. `query` is the question for a hub. `ask`: what the
+    arbiter is asked for; None if it does not decide about this deployment.
     """
 
     actions: OrderedActions
@@ -109,6 +113,7 @@ class Decision:
     events: tuple[Manifest, ...] = ()
     requeue_after: float | None = None
     query: HubQuery | None = None
+    ask: Ask | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +130,7 @@ class Course:
     `unplaced`: the record of a replica that could not be placed as a whole.
     `foreign`: the message about objects of other owners with names that the operator needs; "" if there are none.
     `full`: the message about a quota without room.
-    `query`: the question for a hub.
+    `query`: the question for a hub. `ask`: what the arbiter is asked for.
     `status`, `events`: set by the last phase.
     """
 
@@ -150,6 +155,7 @@ class Course:
     unplaced: Failure | None = None
     foreign: str = ""
     full: str | None = None
+    ask: Ask | None = None
     status: Manifest | None = None
     events: tuple[Manifest, ...] = ()
 

@@ -48,6 +48,8 @@ class RolloutRules:
     ready replica at a time may be evicted without a replacement. `max_surge`, `max_unavailable`: numbers of replicas.
     `deadline_seconds`: how long a replica of a new revision may take until it answers; None for the default. `held`:
     the revision that is held back; "" if there is none. `distinct_nodes`: no two pods of a replica are on one node.
+    `yields`: names of replicas that go first, because others get their GPUs. `returns`: names of
+    the draining replicas that may stay; None for all of them.
     """
 
     deployment: Manifest
@@ -63,6 +65,8 @@ class RolloutRules:
     deadline_seconds: int | None = None
     held: str = ""
     distinct_nodes: bool = True
+    yields: frozenset[str] = frozenset()
+    returns: frozenset[str] | None = None
 
     @property
     def drain_limit(self) -> float:

@@ -77,15 +77,16 @@ def _split(replicas: list[Replica], number: int) -> tuple[list[Replica], list[Re
 def first_to_go(replicas: Sequence[Replica], rules: RolloutRules) -> list[Replica]:
     """The replicas in the order of their removal.
 
-    Replicas that do not answer come first, then those of a revision that is held back. Then the order of the scaling
-    policy decides, then the highest index.
+    Those come first whose GPUs others get, then replicas that do not answer, then those of a revision that is held
+    back. Then the order of the scaling policy decides, then the highest index.
     """
     order = rules.scaling.removal_order if rules.scaling else ()
     rank = {name: position for position, name in enumerate(order)}
 
-    def place(replica: Replica) -> tuple[bool, bool, int, int, str]:
+    def place(replica: Replica) -> tuple[bool, bool, bool, int, int, str]:
+        kept = replica.name not in rules.yields
         load = rank.get(replica.leader.name, len(rank))
-        return replica.up, replica.revision != rules.held, load, -(replica.index or 0), replica.name
+        return kept, replica.up, replica.revision != rules.held, load, -(replica.index or 0), replica.name
 
     return sorted(replicas, key=place)
 
@@ -96,6 +97,7 @@ def _returning(target: PinnedRevision, replicas: SortedReplicas, rules: RolloutR
         replica
         for replica in replicas.draining
         if replica.revision == target.revision and replica.up and not replica.cordoned_node(rules.nodes)
+        if rules.returns is None or replica.name in rules.returns
     ]
     needed = max(0, rules.wanted - len(replicas.fresh))
     return first_to_go(able, rules)[::-1][:needed]
@@ -197,6 +199,11 @@ def _completions(
 def _pods(owner: Owner, target: PinnedRevision, index: int, rules: RolloutRules) -> tuple[Manifest, ...]:
     replica = _replica_pods(owner, target, index, distinct_nodes=rules.distinct_nodes)
     return engine_pods(replica, target.template, rules.drain_seconds)
+
+
+def pods_of_replica(owner: Owner, target: PinnedRevision, rules: RolloutRules) -> tuple[Manifest, ...]:
+    """The pods of the first replica of the target, whether they exist or not."""
+    return _pods(owner, target, 0, rules)
 
 
 def _replica_pods(owner: Owner, target: PinnedRevision, index: int, *, distinct_nodes: bool = True) -> ReplicaPods:

@@ -94,17 +94,21 @@ def lacking(
 
     `future_nodes`: how many nodes a declared pool may still grow by.
     """
-    places, distinct = _places(neighbours), neighbours.distinct_nodes
+    places, distinct = places_of(neighbours), neighbours.distinct_nodes
     hosts = _hosts(neighbours.pods) if distinct else {}
     lacks: dict[str, str] = {}
     waiting = _in_order(neighbours.pods)
-    pools = [_need(group[0]).selector for key, group in waiting if key[0] == namespace and key[1] in replicas]
+    pools = [need_of(group[0]).selector for key, group in waiting if key[0] == namespace and key[1] in replicas]
     for key, group in waiting:
         ours = key[0] == namespace and key[1] in replicas
         if not ours and not _takes_room(group, now):
             continue
-        need = _need(group[0])
-        suitable = [place for place in places if place.suits(need) and place.name not in hosts.get(key, ())]
+        need = need_of(group[0])
+        # The arbiter may have sent each of the pods to a node of its own.
+        needs = [need_of(pod) for pod in group]
+        suitable = [
+            place for place in places if place.name not in hosts.get(key, ()) and any(place.suits(one) for one in needs)
+        ]
         room = [place for place in suitable for _ in range(place.slots(need, distinct=distinct))]
         short = max(0, len(group) - len(room))
         if short > (future_nodes if need.selector in pools else 0):
@@ -140,7 +144,8 @@ def _pending_since(pod: Manifest, now: datetime) -> datetime | None:
 def _sentence(replica: str, nodes: int, need: Need, suitable: Sequence[Place]) -> str:
     room = sum(place.has(need) for place in suitable)
     shown = ", ".join(
-        f"{place.name} has {place.free.get(need.resource, 0)} of {place.offered.get(need.resource, 0)}"
+        # A node that has just started does not offer its GPUs yet, and may have pods already.
+        f"{place.name} has {max(0, place.free.get(need.resource, 0))} of {place.offered.get(need.resource, 0)}"
         for place in sorted(suitable, key=lambda place: (place.has(need), place.name))[:_SHOWN]
     )
     have = f"{room} of {len(suitable)} nodes {'has' if room == 1 else 'have'} them"
@@ -150,7 +155,8 @@ def _sentence(replica: str, nodes: int, need: Need, suitable: Sequence[Place]) -
     )
 
 
-def _places(neighbours: Neighbours) -> list[Place]:
+def places_of(neighbours: Neighbours) -> list[Place]:
+    """The nodes that take pods, with what these pods leave free."""
     places: dict[str, Place] = {}
     for node in neighbours.nodes:
         spec = objects.mapping(node, "spec")
@@ -165,7 +171,7 @@ def _places(neighbours: Neighbours) -> list[Place]:
     for pod in neighbours.pods:
         place = places.get(objects.node_of(pod))
         if place is not None and not objects.has_ended(pod):
-            need = _need(pod)
+            need = need_of(pod)
             place.free[need.resource] = place.free.get(need.resource, 0) - need.gpus
     return list(places.values())
 
@@ -211,7 +217,8 @@ def _replica(pod: Manifest) -> str:
     return str(objects.labels(pod).get(LABEL_REPLICA) or pod["metadata"]["name"])
 
 
-def _need(pod: Manifest) -> Need:
+def need_of(pod: Manifest) -> Need:
+    """What an engine pod asks of its node."""
     engine = objects.named(objects.members(pod, "spec", "containers"), ENGINE_CONTAINER)
     limits = objects.mapping(engine, "resources", "limits")
     gpus = {str(key): quantity(value) or 0 for key, value in limits.items() if str(key).startswith(_GPUS)}

@@ -12,13 +12,14 @@ from qwen_operator.api.objective import Objective
 from qwen_operator.manifests.names import ENGINE_CONTAINER, Manifest
 from qwen_operator.objects import ObjectKey
 from qwen_operator.replicas.groups import Replica
-from qwen_operator.replicas.wanted import Decider, last_wanted, without_schedules, written_size_rule
+from qwen_operator.replicas.wanted import Decider, last_wanted, written_size_rule
 from qwen_operator.scaling.load import LoadClass
 from qwen_operator.scaling.types import Attained, EnginePod, ScaledDeployment, ScalingState
 
 _LIMIT_OPTION = "--max-running-requests"
 _NAME_OPTION = "--served-model-name"
 _LARGEST_LIMIT = 999_999_999
+_LONGEST_START = 86_400
 
 
 def scaled_deployments(
@@ -53,21 +54,29 @@ def scaled_deployment(
     """The deployment with the leaders of its replicas, without replicas that are being deleted or have ended."""
     meta = deployment["metadata"]
     rule = written_size_rule(deployment, now)
-    scaled = ScaledDeployment(
-        key=objects.key_of(deployment),
+    key = objects.key_of(deployment)
+    return ScaledDeployment(
+        key=key,
         uid=meta["uid"],
         engines=tuple(
             _engine(replica, rule.objective) for replica in replicas if not replica.deleting and not replica.broken
         ),
-        bounds=rule.bounds,
+        bounds=None if rule.bounds is None else replace(rule.bounds, start_seconds=_start_seconds(deployment)),
         advises=rule.decider is not Decider.LOAD,
         shown=shown(deployment),
         size=last_wanted(deployment),
         policy=rule.policy,
+        names=names(key),
         objective=rule.objective,
     )
-    # To find the names takes longer than the rest, and only a model that may sleep needs them.
-    return replace(scaled, names=names(scaled.key)) if scaled.may_sleep else scaled
+
+
+def _start_seconds(deployment: Manifest) -> int:
+    """What a start of the present plan took, as the engines reported it; 0 if none has."""
+    plan, seen = (objects.mapping(deployment, "status", part) for part in ("plan", "observed"))
+    if seen.get("hash") != plan.get("hash"):
+        return 0
+    return untrusted.whole(seen.get("startupSeconds"), 0, _LONGEST_START, 0)
 
 
 def shown(deployment: Manifest) -> ScalingState | None:
@@ -88,7 +97,7 @@ def shown(deployment: Manifest) -> ScalingState | None:
     return ScalingState(
         wanted=last_wanted(deployment) if by_load else None,
         reason=reason,
-        message=without_schedules(untrusted.clean(scaling.get("message"), MESSAGE_LIMIT)),
+        message=untrusted.clean(scaling.get("message"), MESSAGE_LIMIT),
         active=objects.holds(deployment, ConditionType.SCALING_ACTIVE),
         load=load,
         attained=_attained(objects.mapping(scaling, "attainmentPercent")),

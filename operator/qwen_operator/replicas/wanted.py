@@ -7,7 +7,6 @@ disruption budget all take the number from here.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -27,7 +26,6 @@ from qwen_operator.scaling.types import Bounds, ScalingState
 _SLEEPS = (Reason.ASLEEP, Reason.GATEWAY_SILENT)
 # More than any version of the API allows.
 _MOST_WANTED = 10_000
-_OF_SCHEDULES = re.compile(r"; the schedules? [-a-z0-9, ]{1,1000} sets? minReplicas \d{1,5} and maxReplicas .*")
 
 
 class Decider(StrEnum):
@@ -137,7 +135,7 @@ class WantedReplicas:
 
     `by_load`: the load decided it. It is False if the spec decided, or if the number stays because the load is unknown.
     `advised`: the number that the load would give; None if the load decides, or if it is unknown.
-    `schedules`: the names of the schedules that set the bounds now.
+    `schedules`: the names of the schedules that set the bounds now, and `limits` says which ones they set.
     """
 
     number: int
@@ -146,6 +144,12 @@ class WantedReplicas:
     by_load: bool = False
     advised: int | None = None
     schedules: tuple[str, ...] = ()
+    limits: str = ""
+
+    @property
+    def explained(self) -> str:
+        """The message with the limits of the moment. A new leader goes on with the message alone."""
+        return f"{self.message}; {self.limits}" if self.limits else self.message
 
 
 def wanted_replicas(
@@ -182,12 +186,7 @@ def _scheduled(wanted: WantedReplicas, rule: SizeRule) -> WantedReplicas:
     subject = f"the schedule {names} sets" if len(rule.schedules) == 1 else f"the schedules {names} set"
     until = f" until {rfc3339(rule.until)}" if rule.until else ""
     sets = f"{subject} minReplicas {rule.bounds.least} and maxReplicas {rule.bounds.most}{until}"
-    return replace(wanted, message=f"{wanted.message}; {sets}", schedules=rule.schedules)
-
-
-def without_schedules(message: str) -> str:
-    """The message of a size as the load gave it: `wanted_replicas` adds what the schedules set at each moment."""
-    return _OF_SCHEDULES.sub("", message)
+    return replace(wanted, limits=sets, schedules=rule.schedules)
 
 
 def _unmeasured(existing: int) -> WantedReplicas:

@@ -13,9 +13,11 @@ from qwen_operator import objects, untrusted
 from qwen_operator.api.claims import DeploymentKey
 from qwen_operator.manifests.names import LABEL_DEPLOYMENT
 from qwen_operator.manifests.ownership import is_marked_child
+from qwen_operator.routing.adapters import Adapters
 from qwen_operator.routing.membership import GatewayView, Membership, ready_ids
 
 _LONGEST_START = 2**31 - 1
+_DOWNLOAD = "Download"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,8 @@ def waiting_names(
     }
 
 
-def waiting_file(waiting: Mapping[str, WaitingName]) -> str:
-    """The text of the file. Equal names give equal text."""
+def waiting_file(waiting: Mapping[str, WaitingName], adapters: Adapters) -> str:
+    """The text of the file, which also has the adapters of names. Equal arguments give equal text."""
     names = {
         one.name: {
             "stopped": one.stopped,
@@ -75,7 +77,8 @@ def waiting_file(waiting: Mapping[str, WaitingName]) -> str:
         }
         for one in waiting.values()
     }
-    return json.dumps({"version": 1, "waiting": names}, indent=1) + "\n"
+    loaded = {"adapters": adapters} if adapters else {}
+    return json.dumps({"version": 1, "waiting": names, **loaded}, indent=1) + "\n"
 
 
 def _seconds(deployment: Mapping[str, Any], part: str) -> int:
@@ -85,7 +88,8 @@ def _seconds(deployment: Mapping[str, Any], part: str) -> int:
 
 def _fetched_at(deployment: Mapping[str, Any]) -> int:
     """When the download that the status shows will end, in seconds since 1970; 0 if it shows none."""
-    time = objects.moment(objects.text(deployment, "status", "progress", "finishTime"))
+    progress = objects.mapping(deployment, "status", "progress")
+    time = objects.moment(objects.text(progress, "finishTime")) if progress.get("phase") == _DOWNLOAD else None
     return int(time.timestamp()) if time is not None else 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.scaling.types import Bounds, EnginePod, Sample, ScalingDecision
@@ -28,6 +28,16 @@ def unread(sample: Sample, engines: tuple[EnginePod, ...]) -> list[EnginePod]:
     """The engines that take requests and that this scrape could not read."""
     seen = {load.uid for load in sample.engines}
     return [engine for engine in engines if engine.ready and not engine.draining and engine.uid not in seen]
+
+
+def totals(sample: Sample) -> dict[str, tuple[float, float]]:
+    """The prompt tokens computed and the tokens decoded since its start, of each engine by uid."""
+    return {load.uid: (load.work.prefilled, load.work.decoded) for load in sample.engines if load.work is not None}
+
+
+def worked(sample: Sample, now: Mapping[str, tuple[float, float]], before: Mapping[str, tuple[float, float]]) -> bool:
+    """Whether an engine has a request, or had one since the look `before`, at which it may not have been there."""
+    return any(load.requests for load in sample.engines) or any(before.get(uid) != done for uid, done in now.items())
 
 
 def problems_of(sample: Sample) -> Problems:

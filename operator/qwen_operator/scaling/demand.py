@@ -14,7 +14,7 @@ from typing import Any
 from qwen_operator.untrusted import count, decode, whole
 
 PAGE_BYTES = 4 * 1024 * 1024
-"""The largest page. The longest entry of a name has about 150 bytes, so that it takes thousands of deployments of one
+"""The largest page. The longest entry of a name has about 190 bytes, so that it takes thousands of deployments of one
 tenant to hide what others ask for."""
 _LEVELS = 4
 _MOST_HELD = 1_000_000
@@ -26,15 +26,30 @@ class ModelDemand:
     """The demand for one served name, or for all names of a deployment.
 
     `held`: requests that wait in the gateway now. `oldest`: for how many seconds the first of them has waited.
-    `asked`: seconds since the last request that found no replica, also if it did not wait; infinite if there was none.
+    `asked`: seconds since the last request that found no replica, also if it did not wait. `came`: seconds since the
+    last request of all. Both are infinite if there was none.
     """
 
     held: int = 0
     oldest: float = 0.0
     asked: float = inf
+    came: float = inf
 
     def __add__(self, other: ModelDemand) -> ModelDemand:
-        return ModelDemand(self.held + other.held, max(self.oldest, other.oldest), min(self.asked, other.asked))
+        return ModelDemand(
+            self.held + other.held,
+            max(self.oldest, other.oldest),
+            min(self.asked, other.asked),
+            min(self.came, other.came),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DemandPage:
+    """The page of one gateway pod, by served name. `hears`: it also shows requests that found a replica."""
+
+    models: Mapping[str, ModelDemand]
+    hears: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +57,36 @@ class Look:
     """One look at the gateway for one deployment.
 
     `complete`: every gateway pod that serves clients was read, so `demand` is all there is. `silent`: none was.
+    `hears`: it is complete, and has every request that came through the gateway.
     """
 
     demand: ModelDemand
     complete: bool
     silent: bool
+    hears: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """The demand at all gateway pods. `ready` of them serve clients, and `read` of those were read just now."""
+    """The demand at all gateway pods. `ready` of them serve clients, and `read` of those were read just now.
+
+    `hears`: all pages that were read show requests that found a replica too.
+    """
 
     models: Mapping[str, ModelDemand] = field(default_factory=dict)
     ready: int = 0
     read: int = 0
+    hears: bool = False
 
     def look(self, names: Iterable[str]) -> Look:
         """The demand for all of these served names together."""
         demand = sum((self.models[name] for name in names if name in self.models), ModelDemand())
-        return Look(demand, complete=0 < self.ready == self.read, silent=not self.read)
+        complete = 0 < self.ready == self.read
+        return Look(demand, complete=complete, silent=not self.read, hears=complete and self.hears)
 
 
-def read_page(content: bytes) -> dict[str, ModelDemand]:
-    """The demand on one page by served name. Raises ValueError if it is no page of the proxy.
+def read_page(content: bytes) -> DemandPage:
+    """The demand on one page. Raises ValueError if it is no page of the proxy.
 
     An entry with a wrong number is left out. It does not hide the others.
     """
@@ -72,18 +94,18 @@ def read_page(content: bytes) -> dict[str, ModelDemand]:
         raise ValueError(f"the page has more than {PAGE_BYTES} bytes")
     page = decode(content, _LEVELS)
     try:
-        models = page["models"].items()
+        models, hears = page["models"].items(), page.get("hears") is True
     except (TypeError, LookupError, AttributeError):
         raise ValueError("the page has no models") from None
     entries = {str(name): _entry(entry) for name, entry in models}
-    return {name: entry for name, entry in entries.items() if entry is not None}
+    return DemandPage({name: entry for name, entry in entries.items() if entry is not None}, hears)
 
 
-def merged(pages: Iterable[Mapping[str, ModelDemand]]) -> dict[str, ModelDemand]:
+def merged(pages: Iterable[DemandPage]) -> dict[str, ModelDemand]:
     """The demand of several gateway pods."""
     models: dict[str, ModelDemand] = {}
     for page in pages:
-        for name, demand in page.items():
+        for name, demand in page.models.items():
             models[name] = models.get(name, ModelDemand()) + demand
     return models
 
@@ -91,10 +113,11 @@ def merged(pages: Iterable[Mapping[str, ModelDemand]]) -> dict[str, ModelDemand]
 def _entry(entry: Any) -> ModelDemand | None:
     if not isinstance(entry, Mapping):
         return None
-    held, oldest, asked = whole(entry.get("held"), 0, _MOST_HELD, -1), entry.get("oldest", 0), entry.get("asked", inf)
-    if held < 0 or not _seconds(oldest) or not (asked == inf or _seconds(asked)):
+    held, oldest = whole(entry.get("held"), 0, _MOST_HELD, -1), entry.get("oldest", 0)
+    asked, came = entry.get("asked", inf), entry.get("came", inf)
+    if held < 0 or not _seconds(oldest) or not all(since == inf or _seconds(since) for since in (asked, came)):
         return None
-    return ModelDemand(held, float(oldest), float(asked))
+    return ModelDemand(held, float(oldest), float(asked), float(came))
 
 
 def _seconds(value: Any) -> bool:

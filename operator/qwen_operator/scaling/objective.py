@@ -10,8 +10,9 @@ caches, P prompt tokens arrive per second, and `limit` is the mean time that an 
 `floor`, `cached` and `prefill` are measured (speed.py). The second line follows from the time per output token: a
 replica decodes while it does not prefill, and a step takes floor + cached * tokens. `share` is steered (steering.py).
 The headroom is learned (growth.py). Waiting prompts add the replicas that compute them within CLEAR_SECONDS. While the
-speed is unknown, only the first line counts. The size is never below the need by the rule of policy.py. A replica that
-was needed again soon after its removal stays (regret.py).
+speed is unknown, only the first line counts, and no replica of a busy fleet goes in the first LEARNING_SECONDS. The
+size is never below the need by the rule of policy.py. A replica that was needed again soon after its removal stays
+(regret.py).
 """
 
 from __future__ import annotations
@@ -38,10 +39,15 @@ CLEAR_SECONDS = 60.0
 ARRIVAL_SECONDS = 60.0
 """Arriving prompts are counted over this time."""
 FIRST_START_SECONDS = 180.0
-"""The start time that is assumed before a start was seen."""
+"""The start time that is assumed before a start was seen, and if the status has none of an earlier one."""
 LONGEST_START_SECONDS = 1800.0
+LEARNING_SECONDS = 600.0
+"""How long a policy that does not know the speed yet, as after a change of leader, keeps a busy fleet as it is. Some
+engines never show it: those of embeddings decode nothing."""
 # A size that is hardly too large is kept. Otherwise a load at the border of two sizes would change it again and again.
 _SLACK = 0.1
+_REGRET = ", and one that was needed again soon after its removal"
+_LEARNING = "; none goes before the speed of a replica is known"
 _LIMITS = {
     "cache": "KV tokens need {demand:.1f}",
     "decode": "decoding within {milliseconds:.0f} ms per token needs {demand:.1f}",
@@ -53,13 +59,13 @@ _LIMITS = {
 class Demand:
     """The numbers behind the size that one scrape needs. `need`: the need by the rule of policy.py.
 
-    `replicas`: the demand by `limit`, without headroom. `kept`: one replica more, see regret.py.
+    `replicas`: the demand by `limit`, without headroom. `kept`: why the size is larger than that gives, or empty.
     """
 
     need: Need
     replicas: float = 0.0
     limit: str = "cache"
-    kept: bool = False
+    kept: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,9 @@ def remember(
     """The history with one more scrape. Call it in the order of time. Else as in sizes.py."""
     need = policy.measure(sample, engines)
     if history is None:
-        history = History(sizes.begin(Needed(sample.at, need.replicas, Demand(need)), engines, last_wanted))
+        seconds = min(float(bounds.start_seconds), LONGEST_START_SECONDS) or FIRST_START_SECONDS
+        begun = sizes.begin(Needed(sample.at, need.replicas, Demand(need)), engines, last_wanted)
+        history = History(begun, starts=Starts(seconds=seconds))
     history = _counted(replace(history, objective=bounds.objective), sample, engines)
     if sample.engines and not answers.unread(sample, engines):
         history = _learned(history, sample, engines, need)
@@ -188,8 +196,19 @@ def _needed(history: History, sample: Sample, need: Need) -> Needed[Demand]:
     if size < history.sizes.size:
         plain = min(history.sizes.size, math.ceil(target + _SLACK))
         size = min(history.sizes.size, regret.kept(history.regret, math.ceil(target + _SLACK), sample.at))
-    kept = size > max(plain, need.replicas)
+    kept = _REGRET if size > max(plain, need.replicas) else ""
+    if size < history.sizes.size and _learning(history, sample, need):
+        size, kept = history.sizes.size, _LEARNING
     return Needed(sample.at, min(max(size, need.replicas), LARGEST_NEED), Demand(need, parts[limit], limit, kept))
+
+
+def _learning(history: History, sample: Sample, need: Need) -> bool:
+    """Whether a busy fleet may be as large as it is for a reason that this policy has not had the time to see."""
+    if history.speed is not None or sample.at - history.sizes.began >= LEARNING_SECONDS:
+        return False
+    # Requests may be shorter than the time between two scrapes.
+    busy = need.running > 0 or history.arrivals.rate() > 0
+    return busy and any(load.work is not None for load in sample.engines)
 
 
 def _parts(history: History, sample: Sample) -> dict[str, float]:
@@ -222,5 +241,4 @@ def _numbers(needed: Needed[Demand], history: History) -> str:
         return f"{load}, slots and KV tokens need {needed.size}"
     milliseconds = DECODE_MARGIN * history.objective.time_per_output_token_milliseconds
     limit = _LIMITS[demand.limit].format(demand=demand.replicas, milliseconds=milliseconds)
-    kept = ", and one that was needed again soon after its removal" if demand.kept else ""
-    return f"{load}, {limit}, with headroom for a start of {history.starts.seconds:.0f} s{kept}"
+    return f"{load}, {limit}, with headroom for a start of {history.starts.seconds:.0f} s{demand.kept}"

@@ -25,7 +25,8 @@ class Memory:
     """What the loop remembers of a pod. All times are monotonic seconds.
 
     `first_at`: its first scrape. `read_at`: its last readable scrape, with `load`. `beat_at`: the last change of
-    `beat`, which shows that the scheduler is alive. `idle_since`: since when it has had no request.
+    `beat`, which shows that the scheduler is alive. `idle_since`: since when it has had no request. `missed`: the last
+    scrape was not readable.
     """
 
     first_at: float
@@ -34,6 +35,7 @@ class Memory:
     beat: float | None = None
     beat_at: float = 0.0
     idle_since: float | None = None
+    missed: bool = False
 
 
 Memories = Mapping[str, Memory]
@@ -61,8 +63,9 @@ def take_sample(
 ) -> tuple[dict[str, Memory], Sample]:
     """The new memories and the sample of this moment. Both maps are by pod uid; `results` has the ready engines.
 
-    For GRACE_SECONDS an unreadable pod keeps its last numbers. Then it is a problem. Numbers that do not change for
-    FROZEN_SECONDS are a problem too. A draining pod is never a problem, because no decision depends on it.
+    For GRACE_SECONDS, and once in any case, an unreadable pod keeps its last numbers. Then it is a problem. Numbers
+    that do not change for FROZEN_SECONDS are a problem too. A draining pod is never a problem, because no decision
+    depends on it.
     """
     kept: dict[str, Memory] = {}
     loads: list[EngineLoad] = []
@@ -95,13 +98,14 @@ def _step(
     memory: Memory, engine: EnginePod, result: Reading | Trouble, at: float
 ) -> tuple[Memory, EngineLoad | Reason | None]:
     if isinstance(result, Trouble):
-        memory = replace(memory, idle_since=None)
-        if at - (memory.first_at if memory.read_at is None else memory.read_at) < GRACE_SECONDS:
+        again, memory = memory.missed, replace(memory, idle_since=None, missed=True)
+        # Looks may be further apart than that: one that fails is not enough.
+        if not again or at - (memory.first_at if memory.read_at is None else memory.read_at) < GRACE_SECONDS:
             return memory, memory.load
         return memory, result.reason
     alive = memory.beat != result.beat or not (result.ticking or result.inside)
     beat_at = at if alive else memory.beat_at
-    memory = replace(memory, beat=result.beat, beat_at=beat_at)
+    memory = replace(memory, beat=result.beat, beat_at=beat_at, missed=False)
     if at - beat_at >= FROZEN_SECONDS:
         return replace(memory, idle_since=None), Reason.METRICS_FROZEN
     numbers = (result.running, result.queued, result.tokens_used, result.tokens_capacity, result.inside, result.work)

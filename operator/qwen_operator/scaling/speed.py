@@ -41,7 +41,10 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One engine since the start of its block. `running` and `used` are integrals over time of requests and tokens."""
+    """One engine since the start of its block.
+
+    `running` and `used` are integrals over time of requests and tokens, from what each scrape saw.
+    """
 
     uid: str
     began: float
@@ -89,7 +92,8 @@ def observe(meter: Meter, sample: Sample) -> Meter:
 
 
 def _restarted(before: Work, now: Work) -> bool:
-    return now.prefilled < before.prefilled or now.decoded < before.decoded or now.idle < before.idle
+    less = now.prefilled < before.prefilled or now.decoded < before.decoded or now.idle < before.idle
+    return less or (now.decoding or 0.0) < (before.decoding or 0.0)
 
 
 def _row(mark: Mark, load: EngineLoad, work: Work) -> list[tuple[float, float, float, float]]:
@@ -98,8 +102,14 @@ def _row(mark: Mark, load: EngineLoad, work: Work) -> list[tuple[float, float, f
     decoded = work.decoded - mark.work.decoded
     if busy < BLOCK_SECONDS / 4 or mark.running <= 0 or decoded <= 0 or not load.tokens_capacity:
         return []
-    steps = decoded * busy / mark.running
-    reads = steps * mark.used / busy / load.tokens_capacity
+    # Ten scrapes say little about requests that are shorter than the time between two. The engine's own sum is exact.
+    running = mark.running
+    if work.decoding is not None:
+        running = work.decoding - (mark.work.decoding or 0.0)
+    # A step decodes at least one token.
+    steps = min(decoded, decoded * busy / running) if running > 0 else decoded
+    used = mark.used * running / mark.running
+    reads = steps * used / busy / load.tokens_capacity
     return [(steps, reads, (work.prefilled - mark.work.prefilled) / _TOKENS_PER_STEP, busy)]
 
 

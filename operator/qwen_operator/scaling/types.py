@@ -43,7 +43,7 @@ class Bounds:
     """The smallest and largest size, and for how many seconds (`window`) a larger need counts.
 
     `idle_seconds`: with a `least` of 0, how long the model must be without requests before it sleeps. `objective`: how
-    soon answers should come.
+    soon answers should come. `start_seconds`: what a start took here, 0 if that is not known.
     """
 
     least: int
@@ -51,6 +51,7 @@ class Bounds:
     window: float
     idle_seconds: float = 0.0
     objective: Objective = field(default_factory=Objective)
+    start_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +83,16 @@ class ScaledDeployment:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What an engine has done since its start: prompt tokens computed, tokens decoded, and seconds without work."""
+    """What an engine has done since its start: prompt tokens computed, tokens decoded, and seconds without work.
+
+    `decoding`: the seconds that requests took for their tokens after the first, summed over the requests. Over a time,
+    it grows by the integral of the requests that decode. None if the page does not say it.
+    """
 
     prefilled: float
     decoded: float
     idle: float
+    decoding: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

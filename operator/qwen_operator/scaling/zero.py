@@ -60,7 +60,7 @@ def advance(rest: Rest, look: Look, sample: Sample, engines: tuple[EnginePod, ..
         woken = _serves(sample, engines) or _wakes(look.demand, at - rest.since)
         return Rest(asleep=False, since=at, busy_at=at) if woken else rest
     answering = any(engine.ready and not engine.draining for engine in engines)
-    totals = {load.uid: (load.work.prefilled, load.work.decoded) for load in sample.engines if load.work is not None}
+    totals = answers.totals(sample)
     unasked = look.complete and not look.demand.held
     quiet = answering and unasked and _quiet(sample, engines, totals, rest.totals)
     since = (at if rest.answers_since is None else rest.answers_since) if answering else None
@@ -106,6 +106,4 @@ def _quiet(sample: Sample, engines: tuple[EnginePod, ...], totals: Totals, befor
     """Whether every engine is readable, has no request, and had none since the last scrape."""
     if sample.problems or answers.unread(sample, engines):
         return False
-    return not any(load.requests for load in sample.engines) and all(
-        before.get(uid) == done for uid, done in totals.items()
-    )
+    return not answers.worked(sample, totals, before)

@@ -21,9 +21,9 @@ from qwen_operator.planning.types import EngineDefaults, EngineSource, ModelFetc
 from qwen_operator.sources import hub_facts, inspection
 from qwen_operator.sources.scheme import Facts, SourceContext
 
-_TMP = "tmp"
 # More than `fetch.heads` writes.
-_TMP_SIZE = "1Gi"
+TMP = ({"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}, {"name": "tmp", "mountPath": "/tmp"})
+"""The volume and the mount of an inspection pod that writes what it reads."""
 
 
 def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
@@ -57,8 +57,8 @@ def inspected(hub: Hub, spec: Spec, defaults: EngineDefaults) -> EngineSource | 
     return EngineSource(
         model_path=str(query),
         env=(token,),
-        volumes=({"name": _TMP, "emptyDir": {"sizeLimit": _TMP_SIZE}},),
-        mounts=({"name": _TMP, "mountPath": "/tmp"},),
+        volumes=TMP[:1],
+        mounts=TMP[1:],
         inspection=command,
     )
 
@@ -75,10 +75,10 @@ def token_of(spec: Spec, name: str = TOKEN_VARIABLE) -> EnvVar | None:
 def cached(hub: Hub, spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource | None:
     """What SGLang loads from the cache; None if there is no cache. The source names its revision by the commit.
 
-    The cache has whole repositories. SGLang downloads a single file itself.
+    Of a GGUF repository the cache has the file that the spec names.
     """
     query = hub_facts.query_of(hub, spec)
-    if defaults.cache is None or query.file:
+    if defaults.cache is None:
         return None
     fetch = ModelFetch(
         cache=defaults.cache,
@@ -87,9 +87,10 @@ def cached(hub: Hub, spec: Spec, checkpoint: Checkpoint, defaults: EngineDefault
         commit=checkpoint.commit or query.revision or DEFAULT_REVISIONS[hub],
         hub_url=defaults.mirror(hub),
         token=token_of(spec),
+        file=query.file,
     )
     # SGLang chooses some chat templates by words in the path, so the path has the repository's name.
-    path = f"{ENGINE_MOUNT}/{query.repository}"
+    path = "/".join(part for part in (ENGINE_MOUNT, query.repository, query.file) if part)
     return EngineSource(model_path=path, env=(EnvVar("HF_HUB_OFFLINE", "1"),), fetch=fetch)
 
 

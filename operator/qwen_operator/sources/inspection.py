@@ -4,25 +4,31 @@ The operator retries a failed inspection with growing delays. So a model starts 
 without a change of the QwenDeployment. Between two attempts the failed pod stays as evidence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from qwen_operator import objects, untrusted
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch
+from qwen_operator.api import uris
 from qwen_operator.api.conditions import MESSAGE_LIMIT, Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.api.status import Failure
+from qwen_operator.checkpoints.adapters import of_report
 from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError
 from qwen_operator.hardware.inventory import GpuProduct, Inventory
+from qwen_operator.manifests.adapters import mounted
 from qwen_operator.manifests.drift import pod_repair
 from qwen_operator.manifests.names import INSPECTION_CONTAINER, Manifest, inspection_pod_name
 from qwen_operator.manifests.ownership import Children, Ownership, ownership
 from qwen_operator.manifests.pods import InspectionPlace, inspection_pod
+from qwen_operator.planning.adapters import MOUNT
 from qwen_operator.planning.types import EngineSource
 from qwen_operator.replicas.failures import exit_code, report_of, reported_reason
 from qwen_operator.replicas.pod_state import awaited_scheduler, stored_failure, unready_reason
+from qwen_operator.sources.outbound import reaching
 from qwen_operator.sources.scheme import Facts, SourceContext, VolumeClaim
 
 FIRST_RETRY_SECONDS = 30
@@ -32,12 +38,17 @@ PHASE = "Inspect"
 """`status.lastFailure.phase` of a failed inspection."""
 
 
-def resolve(context: SourceContext, source: EngineSource, shown: Mapping[str, str]) -> Facts | Blocked:
+def resolve(
+    context: SourceContext, source: EngineSource, shown: Mapping[str, str], base: Checkpoint | None = None
+) -> Facts | Blocked:
     """The facts of a source whose files a pod reads, or the reason why they are missing.
 
     `source` is what the pod mounts or runs. `shown` maps paths in its container to the text that users wrote for them.
+    `base` are the facts of the model, if the pod reads only adapters.
     """
     spec, claim = context.spec, context.claim
+    source = reaching(mounted(source, spec), context.defaults.outbound)
+    shown = {**shown, f"{MOUNT}/": uris.PVC.prefix}
     near = not source.inspection and (claim is None or not claim.bound)
     place = InspectionPlace(products(spec, context.inventory), near_gpus=near)
     desired = inspection_pod(context.identity, spec, source, context.runtime, place)
@@ -51,7 +62,7 @@ def resolve(context: SourceContext, source: EngineSource, shown: Mapping[str, st
     ended = _ended(pod)
     if ended is None:
         return _unfinished(context, pod, before, desired)
-    outcome = _outcome(pod, ended, shown)
+    outcome = _outcome(pod, ended, shown, lambda report: _facts(spec, report, base))
     if isinstance(outcome, Checkpoint):
         return Facts(outcome)
     reason, message = outcome
@@ -75,8 +86,9 @@ def _waiting(spec: Spec, before: Failure | None, actions: tuple[Action, ...]) ->
     if before is not None:
         message = before.log[-1] if before.log else "the inspection failed"
         return Blocked(before.reason, message, waiting=False, failure=before, actions=actions)
-    uri = spec.source.uri if spec.source else ""
-    return Blocked(Reason.INSPECTING, f"the inspection pod reads the files of {uri}", waiting=True, actions=actions)
+    files = [*([spec.source.uri] if spec.source else []), *(f"the adapter {one.name}" for one in spec.adapters)]
+    message = f"the inspection pod reads the files of {', '.join(files)}"
+    return Blocked(Reason.INSPECTING, message, waiting=True, actions=actions)
 
 
 def _unfinished(context: SourceContext, pod: Manifest, before: Failure | None, desired: Manifest) -> Blocked:
@@ -116,7 +128,19 @@ def _ended(pod: Manifest) -> Mapping[str, Any] | None:
     return {} if objects.has_ended(pod) else None
 
 
-def _outcome(pod: Manifest, ended: Mapping[str, Any], shown: Mapping[str, str]) -> Checkpoint | tuple[Reason, str]:
+def _facts(spec: Spec, report: Mapping[str, Any], base: Checkpoint | None) -> Checkpoint:
+    """The facts of the model and of its adapters. Raises InvalidFactsError."""
+    facts = base or Checkpoint.from_inspection(report)
+    adapters = [(one.name, one.source.uri) for one in spec.sorted_adapters]
+    return replace(facts, adapters=of_report(adapters, report)) if adapters else facts
+
+
+def _outcome(
+    pod: Manifest,
+    ended: Mapping[str, Any],
+    shown: Mapping[str, str],
+    read: Callable[[Mapping[str, Any]], Checkpoint],
+) -> Checkpoint | tuple[Reason, str]:
     """The facts in the pod's report, or the reason and message of its failure."""
     report = report_of(ended)
     if not report or "error" in report or exit_code(ended) != 0:
@@ -125,7 +149,7 @@ def _outcome(pod: Manifest, ended: Mapping[str, Any], shown: Mapping[str, str]) 
             message = message.replace(path, written)
         return reason, message
     try:
-        return Checkpoint.from_inspection(report)
+        return read(report)
     except InvalidFactsError as error:
         return Reason.INVALID_CONFIG, str(error)
 

@@ -1,15 +1,18 @@
 """The schemes of sources, and the functions with which the rest of the operator uses the source of a spec. Pure."""
 
+from dataclasses import replace
+
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import HubQuery
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.manifests import pods
+from qwen_operator.manifests.adapters import mounted
 from qwen_operator.manifests.names import Manifest, PodIdentity
 from qwen_operator.manifests.pods import InspectionPlace, RuntimeImage
 from qwen_operator.planning.types import EngineDefaults, EngineSource
-from qwen_operator.sources import hf, inspection, modelscope, pvc
+from qwen_operator.sources import hf, inspection, modelscope, outbound, pvc, s3
 from qwen_operator.sources.scheme import Facts, Scheme, SourceContext
 
 SCHEMES = {
@@ -18,6 +21,7 @@ SCHEMES = {
         pvc.SCHEME,
         hf.SCHEME,
         modelscope.SCHEME,
+        s3.SCHEME,
     )
 }
 """Every scheme by its name in a uri."""
@@ -29,13 +33,21 @@ def scheme_of(spec: Spec, defaults: EngineDefaults) -> Scheme:
 
 
 def resolve(context: SourceContext) -> Facts | Blocked:
-    """The facts of the checkpoint, or the reason why they are missing."""
-    return scheme_of(context.spec, context.defaults).resolve(context)
+    """The facts of the checkpoint, or the reason why they are missing.
+
+    If no pod reads the model, one reads its adapters.
+    """
+    facts = scheme_of(context.spec, context.defaults).resolve(context)
+    if isinstance(facts, Blocked) or len(facts.checkpoint.adapters) == len(context.spec.adapters):
+        return facts
+    read = inspection.resolve(context, EngineSource(model_path=""), {}, facts.checkpoint)
+    return replace(facts, checkpoint=read.checkpoint) if isinstance(read, Facts) else read
 
 
 def engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
     """Where SGLang finds the model with these facts."""
-    return scheme_of(spec, defaults).engine_source(spec, checkpoint, defaults)
+    source = scheme_of(spec, defaults).engine_source(spec, checkpoint, defaults)
+    return outbound.reaching(mounted(source, spec), defaults.outbound)
 
 
 def hub_query(spec: Spec, defaults: EngineDefaults) -> HubQuery | None:
@@ -46,8 +58,9 @@ def hub_query(spec: Spec, defaults: EngineDefaults) -> HubQuery | None:
 
 def inspected(spec: Spec, defaults: EngineDefaults) -> EngineSource | None:
     """What the inspection pod mounts or runs; None if no pod reads this source."""
-    mounted = scheme_of(spec, defaults).inspected
-    return mounted(spec, defaults) if mounted else None
+    of_scheme = scheme_of(spec, defaults).inspected
+    source = of_scheme(spec, defaults) if of_scheme else None
+    return outbound.reaching(mounted(source, spec), defaults.outbound) if source else None
 
 
 def inspection_pod(

@@ -21,6 +21,7 @@ from qwen_operator.api.status import Failure, Observation, ScalingReport, build
 from qwen_operator.manifests.names import Manifest, engine_selector
 from qwen_operator.manifests.revisions import PinnedRevision
 from qwen_operator.replicas.draining import RolloutRules
+from qwen_operator.replicas.fetches import fetches, in_words
 from qwen_operator.replicas.groups import Replica, SortedReplicas
 from qwen_operator.replicas.holding import Hold
 from qwen_operator.replicas.pod_state import last_failure, stored_failure
@@ -28,9 +29,10 @@ from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.load import LoadClass
 from qwen_operator.scaling.types import UNKNOWN
 from qwen_operator.sources.inspection import PHASE
+from qwen_operator.status.adapters import adapters_status
 from qwen_operator.status.names import lost_message, lost_reason
 from qwen_operator.status.observed import mismatch, observed, startup_seconds
-from qwen_operator.status.progress import FetchPage, progress_of, sentence
+from qwen_operator.status.progress import ProgressPage, column, progress_of, sentence
 from qwen_operator.status.rollouts import held_verdict, without_room
 
 STALLED_AFTER_FAILURES = 3
@@ -51,7 +53,10 @@ class StatusInput:
     `newer`: a plan that is made today would run the same spec differently.
     `unplaced`: the record of a replica that could not be placed as a whole.
     `hold_seconds`: how long a request may wait in the gateway. `hold`: why a revision is held back; None if none is.
-    `pages`: how far the downloads of pods are, by uid. `progress` is `status.progress`, which `build_status` sets.
+    `pages`: how far the downloads and starts of pods are, by uid. `progress` is `status.progress`; `build_status` sets
+    it.
+    `short_of_gpus`: why other deployments have the GPUs of wanted replicas; "" if they do not.
+    `granted`: for how many the GPUs suffice then.
     """
 
     spec: Spec
@@ -69,9 +74,11 @@ class StatusInput:
     newer: bool
     hold_seconds: int = 0
     hold: Hold | None = None
-    pages: Mapping[str, FetchPage] = field(default_factory=dict)
+    pages: Mapping[str, ProgressPage] = field(default_factory=dict)
     progress: Mapping[str, Any] | None = None
     unplaced: Failure | None = None
+    short_of_gpus: str = ""
+    granted: int | None = None
 
     @property
     def ready(self) -> list[Replica]:
@@ -139,7 +146,8 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
     """The complete status; `now` is RFC 3339."""
     meta, old = deployment["metadata"], objects.mapping(deployment, "status")
     members = [pod for replica in given.replicas.serving for pod in replica.members]
-    progress = progress_of(objects.mapping(old, "progress"), members, given.pages, given.rules.now)
+    weights = {one.revision: one.facts.weight_bytes for one in (given.running, given.target) if one is not None}
+    progress = progress_of(objects.mapping(old, "progress"), members, given.pages, given.rules.now, weights)
     given = replace(given, progress=progress)
     target, blocked, running = given.target, given.blocked, given.running
     facts = target.facts if target else blocked.facts if blocked else None
@@ -171,6 +179,8 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
         load=given.rules.scaling.load if given.rules.scaling else LoadClass.NONE,
         observed=seen,
         progress=progress,
+        cache=in_words(fetches(members)),
+        adapters=adapters_status(given.spec.adapters, given.ready, given.wanted, blocked),
     )
     new = build(observation, old, now)
     return {**new, "summary": {**new["summary"], **_column(given, str(new["summary"]["status"]))}}
@@ -179,14 +189,14 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
 def _scaling_report(given: StatusInput) -> ScalingReport:
     wanted, attained = given.wanted, given.rules.scaling.attained if given.rules.scaling else UNKNOWN
     decision = (wanted.number, wanted.reason, wanted.message, wanted.advised)
-    return ScalingReport(*decision, attained.hour, attained.day, wanted.schedules)
+    granted = given.granted if given.granted is not None and given.granted < wanted.number else None
+    return ScalingReport(*decision, attained.hour, attained.day, wanted.schedules, granted)
 
 
-def _column(given: StatusInput, column: str) -> dict[str, str]:
+def _column(given: StatusInput, present: str) -> dict[str, str]:
     """The change of the STATUS column. Conditions stay unchanged."""
-    if column == Reason.DOWNLOADING and given.progress is not None:
-        return {"status": f"{column} {given.progress['percent']}%"}
-    return _resizing(given, column)
+    shown = column(given.progress, present)
+    return _resizing(given, present) if shown is None else {"status": shown}
 
 
 def _resizing(given: StatusInput, column: str) -> dict[str, str]:
@@ -263,10 +273,10 @@ def _verdicts(
 def _scaling(given: StatusInput, reason: Reason, message: str) -> tuple[Verdict, ...]:
     """ScalingActive and ScalingLimited. If the cluster has no room, that limits the size too."""
     wanted = given.wanted
-    active = Verdict(ConditionType.SCALING_ACTIVE, wanted.by_load, wanted.reason, wanted.message)
+    active = Verdict(ConditionType.SCALING_ACTIVE, wanted.by_load, wanted.reason, wanted.explained)
     at_maximum = wanted.by_load and wanted.reason == Reason.AT_MAXIMUM
     field = "maxReplicas of the schedule" if wanted.schedules else "spec.scaling.maxReplicas"
-    advice = f"{wanted.message}: raise {field}, or requests wait"
+    advice = f"{wanted.explained}: raise {field}, or requests wait"
     limited = Verdict(ConditionType.SCALING_LIMITED, at_maximum, wanted.reason, advice)
     short = given.answering < given.wanted.number or given.full is not None
     if given.ready and reason in _SHORT_OF_ROOM and short:
@@ -290,15 +300,17 @@ def _progress_of_target(given: StatusInput) -> tuple[Reason, str]:
     if (waiting := _most_urgent(given.current)) is not None:
         return waiting.reason, _with_progress(given, waiting)
     missing = given.wanted.number - sum(replica.ready for replica in given.current)
+    if missing > 0 and given.short_of_gpus:
+        return Reason.WAITING_FOR_GPUS, given.short_of_gpus
     if missing > 0:
         return Reason.STARTING, _missing(given, missing)
     return Reason.SERVING, "every replica answers"
 
 
 def _with_progress(given: StatusInput, replica: Replica) -> str:
-    """The message of a replica that does not answer, with the numbers of its download."""
+    """The message of a replica that does not answer, with the numbers of its download or its start."""
     progress = given.progress
-    if progress is None or replica.reason is not Reason.DOWNLOADING or progress.get("pod") != replica.explaining_pod:
+    if progress is None or column(progress, replica.reason) is None or progress.get("pod") != replica.explaining_pod:
         return replica.message
     return f"{replica.message}: {sentence(progress)}"
 

@@ -62,7 +62,7 @@ def refused(
         for found in _against(rule, spec, tenancy, namespace)
         if not _stays(rule, found, _at(old, rule.path))
     )
-    return (*_refused_model(spec, old, tenancy, namespace), *entries)
+    return (*_refused_model(spec, old, tenancy, namespace), *_refused_adapters(spec, old, tenancy, namespace), *entries)
 
 
 def _refused_model(
@@ -72,6 +72,15 @@ def _refused_model(
     if models.allows(allowed, place) or place == models.place_of(old, tenancy.hub):
         return ()
     return (Refused(models.field_of(spec), str(place), Setting.MODELS, models.right(allowed, place)),)
+
+
+def _refused_adapters(
+    spec: Mapping[str, Any], old: Mapping[str, Any], tenancy: Tenancy, namespace: str
+) -> Iterator[Refused]:
+    allowed, before = tenancy.allowed(namespace, Setting.MODELS), models.adapter_places(old)
+    for index, place in enumerate(models.adapter_places(spec)):
+        if not models.allows(allowed, place) and place not in before:
+            yield Refused(f"spec.adapters[{index}]", str(place), Setting.MODELS, models.right(allowed, place))
 
 
 def _against(rule: Rule, spec: Mapping[str, Any], tenancy: Tenancy, namespace: str) -> Iterator[_Found]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen_operator.api import uris
-from qwen_operator.objects import mapping, text
+from qwen_operator.objects import mapping, members, text
 from qwen_operator.tenancy.lists import Setting
 from qwen_operator.tenancy.rules import allowed_variable, may_allow
 
@@ -50,9 +50,16 @@ def field_of(spec: Mapping[str, Any]) -> str:
 def place_of(spec: Mapping[str, Any], hub: str) -> Place:
     """The place of a spec as the user wrote it. Without a source it is a repository of `hub`, the scheme of a hub."""
     source = mapping(spec, "source")
-    revision = text(source, "revision")
+    revision, endpoint = text(source, "revision"), text(source, "endpoint")
     uri = text(source, "uri") or f"{hub}://{text(spec, 'model')}"
-    return Place(uri, "" if revision in uris.MAIN_BRANCHES else revision)
+    # A bucket of the same name on another server is another place, which no entry can stand for.
+    where = f"{uri} at {endpoint}" if endpoint else uri
+    return Place(where, "" if revision in uris.MAIN_BRANCHES or uri.startswith(uris.S3.prefix) else revision)
+
+
+def adapter_places(spec: Mapping[str, Any]) -> tuple[Place, ...]:
+    """The places of the adapters of a spec as the user wrote them, in their order."""
+    return tuple(Place(text(one, "source", "uri")) for one in members(spec, "adapters"))
 
 
 def parsed(written: str) -> Place:
@@ -111,12 +118,12 @@ def _place_cel(of: str, prefix: str) -> tuple[tuple[str, str], ...]:
     """The variables PREFIXUri, PREFIXRevision and PREFIXPlace of an object; "" if there is none."""
     revision, found = f"{of}.spec.?source.?revision.orValue('')", f"variables.{prefix}Revision"
     uri = f"{of}.spec.?source.?uri.orValue(variables.defaultHub + '://' + {of}.spec.?model.orValue(''))"
+    endpoint = f"{of}.spec.?source.?endpoint.orValue('')"
+    where = f"{uri} + ({endpoint} == '' ? '' : ' at ' + {endpoint})"
+    branch = f"{revision} in {json.dumps(uris.MAIN_BRANCHES)} || variables.{prefix}Uri.startsWith('{uris.S3.prefix}')"
     return (
-        (f"{prefix}Uri", f"{of} != null ? {uri} : ''"),
-        (
-            f"{prefix}Revision",
-            f"{of} != null && !({revision} in {json.dumps(uris.MAIN_BRANCHES)}) ? {revision} : ''",
-        ),
+        (f"{prefix}Uri", f"{of} != null ? {where} : ''"),
+        (f"{prefix}Revision", f"{of} != null && !({branch}) ? {revision} : ''"),
         (f"{prefix}Place", f"variables.{prefix}Uri + ({found} == '' ? '' : '@' + {found})"),
     )
 
@@ -129,19 +136,48 @@ def _allows_cel() -> str:
     return f"size({_ALLOWED}) == 0 || {_PLACE} == variables.oldModelPlace || ({form} && {found})"
 
 
+_ADAPTERS = "spec.?adapters.orValue([]).map(a, a.?source.?uri.orValue(''))"
+
+
+def _allows_adapter_cel() -> str:
+    """The rule for one adapter, `uri`. It has no revision, because its source is no repository."""
+    form = " && ".join(f"({rule.cel.replace('self', 'uri')})" for rule in uris.URI_RULES)
+    found = "p == uri || (p.endsWith('*') && uri.startsWith(p.substring(0, size(p) - 1)))"
+    return f"uri in variables.oldAdapters || ({form} && {_ALLOWED}.exists(p, {found}))"
+
+
 VARIABLES: tuple[dict[str, str], ...] = tuple(
     {"name": name, "expression": expression}
     for name, expression in (
         *_place_cel("object", "model"),
         *_place_cel("oldObject", "oldModel"),
         ("allowsModel", _allows_cel()),
+        ("oldAdapters", f"oldObject != null ? oldObject.{_ADAPTERS} : []"),
+        (
+            "refusedAdapters",
+            f"size({_ALLOWED}) == 0 ? [] : object.{_ADAPTERS}.filter(uri, !({_allows_adapter_cel()}))",
+        ),
     )
 )
 """The CEL variables of the rule. The chart defines `defaultHub`, and the list."""
 
 
-def validation() -> dict[str, str]:
-    """The validation of the rule, as in the spec of a ValidatingAdmissionPolicy."""
+def validations() -> tuple[dict[str, str], ...]:
+    """The validations of the rule, as in the spec of a ValidatingAdmissionPolicy: of the model and of its adapters."""
+    return _validation(), _adapter_validation()
+
+
+def _adapter_validation() -> dict[str, str]:
+    end = f": not allowed here: {RIGHT}{may_allow(Setting.MODELS)}"
+    refused = "variables.refusedAdapters"
+    return {
+        "expression": f"size({refused}) == 0",
+        "message": f"spec.adapters{end}",
+        "messageExpression": f"'spec.adapters: ' + {refused}.join(', ') + {json.dumps(end)}",
+    }
+
+
+def _validation() -> dict[str, str]:
     first = f"{_ALLOWED}.filter(p, {_ALLOWED}.indexOf(p) < {SHOWN}).join(', ')"
     more = f"(size({_ALLOWED}) > {SHOWN} ? ' and ' + string(size({_ALLOWED}) - {SHOWN}) + ' more' : '')"
     main = f"(variables.modelRevision == '' ? '' : {json.dumps(_ONLY_MAIN)})"

@@ -32,7 +32,7 @@ def document() -> dict[str, Any]:
                 *parts,
                 *({"name": _name(rule), "expression": refused(rule)} for rule in RULES),
             ],
-            "validations": [models.validation(), *(_validation(rule) for rule in RULES)],
+            "validations": [*models.validations(), *(_validation(rule) for rule in RULES)],
         },
         "operator": operator_policy.document(),
     }

@@ -356,5 +356,6 @@ FREE: Mapping[str, str] = {
     "spec.engine.toolCallParser": "one of the names that this version of SGLang has",
     "spec.engine.reasoningParser": "one of the names that this version of SGLang has",
     "spec.engine.startupSeconds": "a number",
+    "spec.engine.fastStart": "true or false; it only sets options that tune the start",
 }
 """The fields without a rule, and why they need none."""

@@ -59,6 +59,23 @@ BAD = (
         {"source": {"uri": "pvc://m/7b", "revision": "v1"}},
         says=("spec.source", "revision is for repositories of a hub"),
     ),
+    Bad("bucket with a space", {"source": {"uri": "s3://weights/a b"}}, says=("spec.source.uri", "s3://BUCKET/PREFIX")),
+    Bad("bucket that climbs", {"source": {"uri": "s3://weights/../a"}}, says=("spec.source.uri", "s3://BUCKET/PREFIX")),
+    Bad(
+        "branch of a bucket",
+        {"source": {"uri": "s3://weights/a", "revision": "main"}},
+        says=("spec.source", "40 hexadecimal digits of status.model.commit"),
+    ),
+    Bad(
+        "endpoint of a hub",
+        {"source": {"uri": "hf://Qwen/Qwen3-8B", "endpoint": "https://minio:9000"}},
+        says=("spec.source", "endpoint is for s3://"),
+    ),
+    Bad(
+        "endpoint with a path",
+        {"source": {"uri": "s3://weights/a", "endpoint": "https://minio:9000/weights"}},
+        says=("spec.source.endpoint", "right would be https://minio.example.com:9000"),
+    ),
     Bad(
         "revision that leaves",
         {"source": {"uri": "hf://Qwen/Qwen3-8B", "revision": "a/../b"}},

@@ -255,12 +255,23 @@ BESIDE_PODS = {"servedNames", "replicas", "suspend", "scaling", "rollout", "disr
 # Setting one of these replaces all pods. A field comes in here only after somebody has decided that it must.
 IN_PODS = {
     "model": [],
-    "source": ["uri", "revision", "secretRef", "file"],
+    "source": ["uri", "revision", "secretRef", "endpoint", "file"],
+    "adapters": ["name", "source"],
     "contextTokens": [],
     "workload": ["concurrency", "inputTokens", "outputTokens"],
     "hardware": ["products", "maxGpusPerReplica", "maxNodesPerReplica", "resourceName"],
     "parallelism": ["tensor"],
-    "engine": ["image", "version", "args", "env", "kvCacheType", "toolCallParser", "reasoningParser", "startupSeconds"],
+    "engine": [
+        "image",
+        "version",
+        "args",
+        "env",
+        "kvCacheType",
+        "toolCallParser",
+        "reasoningParser",
+        "fastStart",
+        "startupSeconds",
+    ],
     "pod": [
         "labels",
         "annotations",
@@ -305,6 +316,14 @@ def test_fields_of_a_later_version_change_no_hash_of_objects_without_them() -> N
     """Eight digits that the version before the workload and the type of the cache gave."""
     spec = {"model": "Qwen/Qwen1.5-72B-Chat", "engine": {"args": ["--schedule-policy=lpm"]}, "contextTokens": 8192}
     assert revision_hash(spec, {}) == "c14da742"
+
+
+def test_the_order_of_adapters_is_no_revision() -> None:
+    one, two = ({"name": name, "source": {"uri": f"pvc://a/{name}"}} for name in "ab")
+    hashes = {revision_hash({"model": "m", "adapters": listed}, {}) for listed in ([one, two], [two, one])}
+    assert len(hashes) == 1
+    assert revision_hash({"model": "m", "adapters": [one]}, {}) not in hashes
+    assert revision_hash({"model": "m", "adapters": []}, {}) == revision_hash({"model": "m"}, {})
 
 
 def test_every_other_change_is_a_revision_of_its_own() -> None:

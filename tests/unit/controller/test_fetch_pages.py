@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -14,11 +16,14 @@ from aiohttp import web
 from qwen_operator.controller.cache import Store
 from qwen_operator.controller.fetch_pages import PATH, FetchingPod, FetchPages, fetching_pods
 from qwen_operator.controller.scraper import pod_session
-from qwen_operator.fetch.page import showing
 from qwen_operator.fetch.progress import Progress
 from qwen_operator.kube import Manifest
 from qwen_operator.replicas.pod_state import PodState, read_pod
-from qwen_operator.status.progress import PAGE_BYTES, FetchPage
+from qwen_operator.status.progress import PAGE_BYTES, FetchPage, StartPage
+from qwen_runtime.engine_log import EngineLog, Patience
+from qwen_runtime.page import showing
+from qwen_runtime.progress import start_page
+from tests.unit.runtime.known import KNOWN
 
 KEY = ("team", "chat")
 POD = FetchingPod(KEY, "uid", "127.0.0.1")
@@ -45,6 +50,25 @@ async def test_the_page_of_the_real_program_is_read() -> None:
     assert changed == [KEY, KEY]
 
 
+async def test_the_page_of_a_real_start_is_read_and_replaces_that_of_the_download() -> None:
+    log = EngineLog(KNOWN, Patience(), time.monotonic)
+    progress = Progress(total=1000, done=1000)
+    with showing(progress.page, 0) as port, showing(lambda: start_page(log), 0) as start_port:
+        async with reading(port, POD) as (pages, changed):
+            pages.start_port = start_port
+            await pages.step()
+            pages.view = lambda: [replace(POD, starting=True)]
+            await pages.step()
+            assert pages.pages == {}, "an engine that has not begun to load has nothing to show"
+            log.observe("Load weight begin. avail mem=17.09 GB")
+            log.glance("Loading safetensors checkpoint shards:  43% Completed | 3/7 [00:11<00:15,  3.8s/it]")
+            await pages.step()
+            page = pages.pages["uid"]
+            assert isinstance(page, StartPage)
+            assert (page.phase, page.done, page.total) == ("LoadWeights", 3, 7)
+    assert changed == [KEY, KEY, KEY]
+
+
 async def test_before_the_list_of_files_is_read_there_is_nothing_to_show() -> None:
     with showing(Progress().page, 0) as port:
         async with reading(port, POD) as (pages, changed):
@@ -57,7 +81,7 @@ def test_a_deployment_whose_pods_cannot_be_read_hides_no_other(caplog: pytest.Lo
     pod = read_pod({"metadata": {"name": "chat-0a1b2c3d-0", "uid": "uid"}, "status": fetching}, "chat")
 
     class Cluster:
-        def deployments(self) -> list[Manifest]:
+        def with_unready_pods(self) -> list[Manifest]:
             return [{"metadata": {"namespace": "team", "name": name}} for name in ("bad", "chat")]
 
         def engine_pods(self, deployment: Manifest) -> tuple[PodState, ...]:
@@ -66,6 +90,15 @@ def test_a_deployment_whose_pods_cannot_be_read_hides_no_other(caplog: pytest.Lo
             return (pod,)
 
     assert list(fetching_pods(cast(Store, Cluster()))) == [POD]
+    caplog.clear()
+    loading = {"containerStatuses": [{"name": "engine", "state": {"running": {}}}], "podIP": "127.0.0.1"}
+    pod = read_pod({"metadata": {"name": "chat-0a1b2c3d-0", "uid": "uid"}, "status": loading}, "chat")
+    assert list(fetching_pods(cast(Store, Cluster()))) == [replace(POD, starting=True)]
+    worker = "chat-0a1b2c3d-0-1"
+    pod = read_pod({"metadata": {"name": worker, "uid": "uid"}, "status": loading}, "chat")
+    assert list(fetching_pods(cast(Store, Cluster()))) == []
+    caplog.clear()
+    assert list(fetching_pods(cast(Store, Cluster()))) == []
     assert [record.__dict__["deployment"] for record in caplog.records] == ["team/bad"]
 
 

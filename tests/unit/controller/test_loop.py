@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +12,6 @@ import pytest
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.controller.autoscaler import (
-    INTERVAL_SECONDS,
     JITTER,
     LOOK_SECONDS,
     Autoscaler,
@@ -19,8 +19,10 @@ from qwen_operator.controller.autoscaler import (
     Sources,
     removal_order,
 )
+from qwen_operator.controller.in_hand import InHand
 from qwen_operator.objects import ObjectKey
 from qwen_operator.scaling.demand import Demand, ModelDemand
+from qwen_operator.scaling.pace import INTERVAL_SECONDS
 from qwen_operator.scaling.page import Reading, Trouble
 from qwen_operator.scaling.types import Bounds, EnginePod, ScaledDeployment, ScalingState
 from tests.unit.scaling.world import engine, engines, load, sample
@@ -43,6 +45,10 @@ class World:
     slept: list[float] = field(default_factory=list)
     now: float = 100.0
     demand: Demand = field(default_factory=lambda: Demand(ready=1, read=1))
+    reads: Counter[str] = field(default_factory=Counter)
+    """How often each engine was read, by uid."""
+    takes: float = 0.0
+    """Seconds that the clock moves while a page is read."""
     together: asyncio.Barrier | None = None
     """Engines answer when so many of them are asked at the same time."""
 
@@ -54,6 +60,8 @@ class World:
         return self.demand
 
     async def read(self, engine: EnginePod) -> Reading | Trouble:
+        self.reads[engine.uid] += 1
+        self.now += self.takes
         if self.together:
             await self.together.wait()
         answer = self.says.get(engine.uid, reading())
@@ -364,3 +372,100 @@ async def test_sleepers_with_slow_engines_wake_at_the_same_time() -> None:
     async with asyncio.timeout(5):
         await world.scaler.wake()
     assert {world.state(("team", name))[1] for name in "abc"} == {Reason.WAKING}
+
+
+SILENCE = Demand(ready=1, read=1, hears=True)
+"""Nobody asks for anything."""
+
+
+def named(name: str, *members: EnginePod) -> ScaledDeployment:
+    return replace(one(*members, key=("team", name)), names=(name,))
+
+
+async def test_idle_engines_are_read_less_often_and_the_first_request_is_seen_within_a_second() -> None:
+    idle, busy = named("idle", engine(0)), named("busy", engine(1))
+    world = World([idle, busy], {"uid-1": reading(1)}, demand=SILENCE)
+    await world.looks(60)
+    before = world.reads.copy()
+    await world.looks(100)
+    often, seldom = world.reads["uid-1"] - before["uid-1"], world.reads["uid-0"] - before["uid-0"]
+    assert often == 100
+    # The chance is always one half in this world, so it has its turn after 15 s.
+    assert seldom == 13
+
+    world.says["uid-0"] = reading(2, 4)
+    world.demand = replace(SILENCE, models={"idle": ModelDemand(came=0.2)})
+    await world.scaler.wake()
+    assert world.state(idle.key)[0] == 1, "one look does not start a replica"
+    world.now += LOOK_SECONDS
+    await world.scaler.wake()
+    assert world.state(idle.key) == (3, Reason.SCALING_UP, "over")
+
+
+async def test_without_the_gateway_every_round_has_all_engines() -> None:
+    world = World([named("idle", engine(0))], demand=SILENCE)
+    await world.looks(60)
+    before = world.reads["uid-0"]
+    world.demand = replace(SILENCE, read=0)
+    await world.looks(10)
+    assert world.reads["uid-0"] == before + 10
+
+
+async def test_a_change_of_what_was_idle_has_its_turn_at_once() -> None:
+    world = World([named("idle", engine(0))], demand=SILENCE)
+    await world.looks(60)
+    changed = world.fleets[0]
+    for change in (replace(changed, bounds=Bounds(2, 8, 300.0)), replace(changed, engines=engines(1, pending=1))):
+        await world.looks(50)
+        before, world.fleets = world.reads["uid-0"], [change]
+        await world.scaler.scrape()
+        assert world.reads["uid-0"] == before + 1
+
+
+async def test_a_model_that_may_sleep_is_read_in_every_round() -> None:
+    """It sleeps soon, and the time until then counts from look to look."""
+    world = World([replace(named("a", engine(0)), bounds=Bounds(0, 3, 300.0, 600.0), size=1)], demand=SILENCE)
+    await world.looks(100)
+    assert world.reads["uid-0"] == 100
+
+
+async def test_an_interval_that_grows_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    world = World([one(*engines(1))], takes=10.0)
+
+    async def rounds() -> None:
+        world.slept.clear()
+        with pytest.raises(KeyboardInterrupt):
+            await world.scaler.run()
+
+    await rounds()
+    # What follows a long round leaves time for others.
+    assert world.slept == pytest.approx([2.5] * 3)
+    assert world.scaler.interval == pytest.approx(12.5)
+    world.takes = 0.0
+    await rounds()
+    assert world.scaler.interval == pytest.approx(2.1)
+    assert [record.message for record in caplog.records if "engines are read" in record.message] == [
+        "engines are read every 12.5 s, because it takes so long to read all",
+        "engines are read every 2.1 s again",
+    ]
+
+
+async def test_a_round_that_takes_long_lets_the_first_request_for_an_idle_model_through() -> None:
+    others = [named(f"busy-{number}", engine(number)) for number in range(1, 6)]
+    world = World([named("idle", engine(0)), *others], {f"uid-{number}": reading(1) for number in range(1, 6)})
+    world.demand = SILENCE
+    await world.looks(60)
+    order: list[str] = []
+    world.takes, asked = 1.0, world.read
+
+    async def read(engine: EnginePod) -> Reading | Trouble:
+        order.append(engine.uid)
+        world.demand = replace(SILENCE, models={"idle": ModelDemand(came=0.0)})
+        # A busy process reads one page after the other.
+        return await asked(engine)
+
+    world.read = read  # type: ignore[method-assign]
+    world.scaler._in_hand = InHand(1)
+    await world.scaler.scrape()
+    assert order.index("uid-0") < len(order) - 1, "it did not wait for the end of the round"

@@ -211,7 +211,9 @@ async def test_a_namespace_that_is_being_deleted_is_left_alone(caplog: pytest.Lo
 
 async def test_without_the_right_it_warns_once_and_waits(caplog: pytest.LogCaptureFixture) -> None:
     class Closed(FakeKube):
-        async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
+        async def list(
+            self, resource: Resource, namespace: str | None, labels: str = "", fields: str = ""
+        ) -> tuple[list[Manifest], str]:
             raise Forbidden(403, "Forbidden", "networkpolicies is forbidden")
 
     slept: list[float] = []
@@ -249,7 +251,9 @@ async def test_the_mirrors_begin_before_the_first_write() -> None:
 
 async def test_a_namespace_whose_policies_cannot_be_listed_keeps_no_other_open() -> None:
     class Closed(FakeKube):
-        async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
+        async def list(
+            self, resource: Resource, namespace: str | None, labels: str = "", fields: str = ""
+        ) -> tuple[list[Manifest], str]:
             if namespace == "b":
                 raise Forbidden(403, "Forbidden", "networkpolicies is forbidden")
             return await super().list(resource, namespace, labels)

@@ -123,3 +123,24 @@ def test_only_what_all_decisions_share_makes_a_generation() -> None:
     before = store.generation(NODES)
     store.remove(NODES, {**machine, "metadata": {**machine["metadata"], "uid": "n1"}})
     assert store.generation(NODES) > before
+
+
+def test_deployments_with_pods_that_are_not_ready() -> None:
+    store = Store()
+    chat = deployment("chat")
+    store.update(QWENDEPLOYMENTS, chat)
+    namespace = chat["metadata"]["namespace"]
+    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    pod = _pod(1) | {"metadata": {**_pod(1)["metadata"], "namespace": namespace}}
+    assert store.with_unready_pods() == []
+    store.update(PODS, pod)
+    assert [one["metadata"]["name"] for one in store.with_unready_pods()] == ["chat"]
+    newer = {**pod["metadata"], "resourceVersion": "2"}
+    store.update(PODS, pod | {"metadata": newer, "status": ready})
+    assert store.with_unready_pods() == []
+    store.update(PODS, pod | {"metadata": {**newer, "resourceVersion": "3"}})
+    store.set_unreadable([namespace])
+    assert store.with_unready_pods() == []
+    store.set_unreadable([])
+    store.remove(PODS, pod | {"metadata": {**newer, "resourceVersion": "4"}})
+    assert store.with_unready_pods() == []

@@ -83,9 +83,10 @@ def test_log_lines_are_of_their_folder_and_name_each_phase_and_each_reason(path:
     lines = LogLines.parse(path.read_text(encoding="utf-8"))
     assert engines.folder(lines.version) == path.parent.name
     assert [phase for phase, _ in lines.phases] == list(reversed(Phase))[:-1]
+    assert set(lines.bars) == {Phase.LOAD_WEIGHTS, Phase.CAPTURE_GRAPHS}
     reasons = [reason for reason, _ in lines.failures]
     assert len(set(reasons)) == len(reasons)
     # The runtime itself finds these, in no line of the engine.
-    of_groups = {ReportReason.GROUP_INCOMPLETE, ReportReason.MEMBER_ENDED}
-    assert set(reasons) == set(ReportReason) - {ReportReason.UNKNOWN, *of_groups}
+    others = {ReportReason.GROUP_INCOMPLETE, ReportReason.MEMBER_ENDED, ReportReason.ADAPTER_MISMATCH}
+    assert set(reasons) == set(ReportReason) - {ReportReason.UNKNOWN, *others}
     assert {reason.value for reason in reasons} <= {reason.value for reason in Reason}

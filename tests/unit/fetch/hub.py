@@ -19,6 +19,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER_COMMIT = "0" * 40
+"""A commit with the same files."""
 REPOSITORY = "Qwen/Test"
 
 
@@ -131,14 +133,14 @@ class _Handler(BaseHTTPRequestHandler):
     def own(self) -> None:
         """What the hub itself answers."""
         hub, parts = self.hub, urlsplit(self.path)
-        name = unquote(parts.path.removeprefix(f"/{REPOSITORY}/resolve/{COMMIT}/"))
+        name = unquote(re.sub(f"^/{REPOSITORY}/resolve/({COMMIT}|{OTHER_COMMIT})/", "", parts.path))
         if parts.path.startswith("/api/v1/models/"):
             path = parse_qs(parts.query).get("FilePath", [""])[0]
             if path:
                 self.file(path)
             else:
                 self.json(_modelscope(hub))
-        elif parts.path in (f"/api/models/{REPOSITORY}/revision/{ref}" for ref in (COMMIT, "main")):
+        elif parts.path in (f"/api/models/{REPOSITORY}/revision/{ref}" for ref in (COMMIT, OTHER_COMMIT, "main")):
             self.json(_hugging_face(hub))
         elif name.endswith(".safetensors") and name in hub.files and name not in hub.missing:
             self.fail(302, {"Location": f"{hub.network}/{name}?signature=x"})

@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,16 @@ from qwen_operator.api.conditions import FETCH_FAILURES, Reason
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.fetch import program
 from qwen_operator.fetch.faults import FetchError
-from qwen_operator.fetch.page import showing
 from qwen_operator.fetch.program import Fetch, Place
 from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.store import Entry, Store, read_manifest
 from qwen_operator.fetch.transfer import THREADS
 from qwen_operator.fetch.wire import Client, Remote
 from qwen_operator.manifests.model_cache import IN_USE
+from qwen_runtime.page import showing
 from tests.unit.fetch.hub import COMMIT, REPOSITORY, FileHub, serving
 from tests.unit.runtime.checkpoint import CONFIG, header
+from tests.unit.runtime.gguf_files import qwen2
 
 GIB = 1 << 30
 CHUNK = 100_000
@@ -67,7 +69,7 @@ WANTED = {"config.json", "tokenizer.json", "model-1.safetensors", "model-2.safet
 def fetching(hub: FileHub, root: Path, **changes: Any) -> Fetch:
     kind = changes.pop("kind", Hub.HUGGING_FACE)
     token, limit = changes.pop("token", ""), changes.pop("limit", GIB)
-    remote = Remote(kind, hub.address, REPOSITORY, changes.pop("commit", COMMIT), token)
+    remote = Remote(kind, hub.address, REPOSITORY, changes.pop("commit", COMMIT), token, changes.pop("file", ""))
     place = Place(root, limit, changes.pop("pod", "chat-0"), 0)
     options: dict[str, Any] = {"say": lambda _line: None, "sleep": lambda _seconds: None, "patience": 5.0}
     options["chunk_bytes"] = CHUNK
@@ -106,7 +108,56 @@ def test_the_second_time_the_hub_is_not_asked(tmp_path: Path) -> None:
         hub.asked.clear()
         again = fetching(hub, tmp_path, pod="chat-1")
         assert again.run() == first
-        assert (hub.asked, again.progress.total) == ([], 0)
+        assert (hub.asked, again.progress.total, again.progress.received) == ([], 0, 0)
+
+
+def test_the_end_says_how_much_came_from_the_hub(tmp_path: Path) -> None:
+    with serving(FileHub(model())) as hub:
+        for count in (sum(len(hub.files[name]) for name in WANTED), 0):
+            told = tmp_path / "told"
+            assert program.main(fetching(hub, tmp_path / "cache"), told) == 0
+            assert json.loads(told.read_text())["hubBytes"] == count
+
+
+def test_the_folder_for_compiled_code_is_for_every_user(tmp_path: Path) -> None:
+    with serving(FileHub(model())) as hub:
+        fetch = fetching(hub, tmp_path)
+        replace(fetch, place=replace(fetch.place, compile_folder="compile/a-b")).run()
+    assert (tmp_path / "compile/a-b").stat().st_mode & 0o777 == 0o777
+    assert (tmp_path / "compile").stat().st_mode & 0o777 == 0o777
+
+
+def gguf_hub(file: bytes) -> FileHub:
+    return FileHub(model() | {"q4/a.gguf": file, "q8/b.gguf": qwen2("Q8_0").bytes()})
+
+
+def test_of_a_gguf_repository_only_the_named_file_is_loaded(tmp_path: Path) -> None:
+    content = qwen2().bytes()
+    with serving(gguf_hub(content)) as hub:
+        folder = fetching(hub, tmp_path, file="q4/a.gguf").run()
+        assert contents(folder) == {"q4/a.gguf": content}
+        assert folder.name.startswith(f"{COMMIT}-")
+        other = fetching(hub, tmp_path, file="q8/b.gguf").run()
+        whole = fetching(hub, tmp_path).run()
+        assert len({folder, other, whole}) == 3
+        assert contents(whole).keys() == WANTED
+        assert fetching(hub, tmp_path, file="q4/a.gguf").run() == folder
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "said"),
+    [
+        ("none.gguf", Reason.MODEL_NOT_FOUND, "the repository has no file 'none.gguf': correct spec.source.file"),
+        ("../a.gguf", Reason.MODEL_NOT_FOUND, "the repository has no file"),
+        ("q4/a.gguf", Reason.TRUNCATED_WEIGHTS, "a.gguf is cut off"),
+    ],
+)
+def test_a_file_that_is_missing_or_cut_off_is_named(name: str, reason: Reason, said: str, tmp_path: Path) -> None:
+    with serving(gguf_hub(qwen2().bytes()[:-4000])) as hub:
+        refused = refusal(hub, tmp_path, file=name)
+        assert refused.reason is reason
+        assert said in str(refused)
+        assert list(tmp_path.glob("models/*/*/*")) == []
 
 
 def test_a_hub_redirects_each_file_once(tmp_path: Path) -> None:
@@ -353,6 +404,16 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path: Path) -> None:
         )
         last = json.loads(ended.stdout.splitlines()[-1])
         assert (last["bytesDone"], last["finished"]) == (total, True)
+
+
+def test_twenty_pods_of_one_node_download_a_model_once(tmp_path: Path) -> None:
+    files = model(2_000_000)
+    with serving(FileHub(files, delay=0.5)) as hub:
+        pods = [subprocess.Popen(command(hub, tmp_path), stdout=subprocess.PIPE) for _ in range(20)]
+        lines = [pod.communicate()[0].decode() for pod in pods]
+        assert [pod.returncode for pod in pods] == [0] * 20
+        assert sum(line.startswith("downloads ") for output in lines for line in output.splitlines()) == 1
+        assert hub.sent == sum(len(files[name]) for name in WANTED)
 
 
 def test_a_pod_that_waits_shows_the_progress_of_the_one_that_downloads(tmp_path: Path) -> None:

@@ -169,14 +169,14 @@ def test_an_engine_that_starts_while_its_model_was_chosen_to_go_keeps_it(
     first, second = world.put("a"), world.put("b")
     world.time += LEASE_SECONDS
     engines: list[int] = []
-    remove = Store._remove
+    remove = Store.remove
 
     def late(store: Store, key: str) -> bool:
         if not engines:
             engines.append(hold(first.folder / IN_USE))
         return remove(store, key)
 
-    monkeypatch.setattr(Store, "_remove", late)
+    monkeypatch.setattr(Store, "remove", late)
     world.put("c")
     assert world.names() == {"a", "c"}
     assert not second.folder.exists()
@@ -209,7 +209,7 @@ def test_a_pod_that_asks_for_a_model_that_goes_does_not_take_it_for_complete(
     world.put("b")
     world.time += LEASE_SECONDS
     found: list[bool] = []
-    remove = Store._remove
+    remove = Store.remove
 
     def ask() -> None:
         world.store.lease(first, "late")
@@ -222,7 +222,7 @@ def test_a_pod_that_asks_for_a_model_that_goes_does_not_take_it_for_complete(
         asking.join(0.3)
         return remove(store, key)
 
-    monkeypatch.setattr(Store, "_remove", late)
+    monkeypatch.setattr(Store, "remove", late)
     world.put("c")
     asking.join()
     assert found == [first.is_complete()]

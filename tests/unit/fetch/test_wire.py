@@ -28,8 +28,10 @@ def answering(*answers: bytes) -> Iterator[tuple[str, list[str]]]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(f"{self.path} {self.headers.get('Authorization', '')}".strip())
-            self.wfile.write(left.pop(0).replace(b"HOST", self.headers["Host"].encode()))
+            self.wfile.write(left.pop(0).replace(b"HOST", (self.headers["Host"] or "").encode()))
             self.close_connection = True
+
+        do_POST = do_CONNECT = do_GET
 
         def log_message(self, *_arguments: Any) -> None:
             pass
@@ -116,3 +118,23 @@ def test_the_token_goes_to_no_other_port() -> None:
 def test_an_answer_without_an_end_is_cut_off(answer: bytes, error: type[Exception]) -> None:
     with answering(answer) as (base, _), pytest.raises(error):
         read(base)
+
+
+def test_a_proxy_gets_the_whole_address_and_hosts_without_one_are_asked_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    good = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    with answering(good, good) as (proxy, asked):
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,.svc")
+        assert read("http://hub.example.org:81") == b"ok"
+        assert read(proxy) == b"ok"
+    assert [line.split()[0] for line in asked] == ["http://hub.example.org:81/a", "/a"]
+
+
+def test_a_proxy_is_asked_for_a_tunnel_and_its_refusal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") as (proxy, asked):
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        with pytest.raises(Cut, match="Tunnel connection failed: 403 Forbidden"):
+            read("https://hub.example.org")
+    assert asked == ["hub.example.org:443"]

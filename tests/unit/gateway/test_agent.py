@@ -308,7 +308,9 @@ class FakeKube:
         self.asked: set[tuple[str, str | None, str]] = set()
         self.watches = 0
 
-    async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
+    async def list(
+        self, resource: Resource, namespace: str | None, labels: str = "", fields: str = ""
+    ) -> tuple[list[Manifest], str]:
         self.asked.add((resource.plural, namespace, labels))
         return [item for item in self.objects[resource] if item["metadata"]["namespace"] == namespace], "1"
 
@@ -515,7 +517,9 @@ async def test_a_list_that_only_takes_long_is_waited_for(tmp_path: Path) -> None
 class Refusing(FakeKube):
     """Like FakeKube, but one namespace is refused."""
 
-    async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
+    async def list(
+        self, resource: Resource, namespace: str | None, labels: str = "", fields: str = ""
+    ) -> tuple[list[Manifest], str]:
         if namespace == "shut":
             raise Forbidden(403, "Forbidden", "no")
         return await super().list(resource, namespace, labels)

@@ -57,6 +57,7 @@ http {{
                 for day = 1, 20 do
                     ngx.now = function() return now + 86400 * day end
                     for number = 1, 10000 do demand.ask("m" .. day .. "-" .. number) end
+                    for number = 1, 10000 do demand.come("c" .. day .. "-" .. number) end
                 end
                 ngx.now = clock
                 collectgarbage()

@@ -61,6 +61,13 @@ def test_an_answer_without_a_body_is_complete(pod: Pod) -> None:
     assert "runtime error" not in pod.log("proxy")
 
 
+def test_a_stream_of_an_adapter_has_the_clients_name_also_after_its_head(pod: Pod) -> None:
+    events = [line.removeprefix("data: ") for line in early(pod, model="open:kept").split("\n\n") if line]
+    assert events[-1] == "[DONE]"
+    assert [json.loads(one)["model"] for one in events[:-1]] == ["open:kept"] * 3
+    assert pod.received["open"][-1].body["lora_path"] == "kept"
+
+
 def refusal(status: int, text: str) -> str:
     return raw(f"HTTP/1.1 {status} No\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n{text}")
 

@@ -46,11 +46,14 @@ def served(pod: Pod) -> Iterator[None]:
     pod.received["open"].clear()
 
 
-def waits(pod: Pod, **names: dict[str, Any]) -> None:
-    """The agent's file: the names without a ready worker."""
+ADAPTERS: dict[str, Any] = {"open": {"kept": True}}
+
+
+def waits(pod: Pod, adapters: dict[str, Any] = ADAPTERS, **names: dict[str, Any]) -> None:
+    """The agent's file: the names without a ready worker, and the adapters of names."""
     path = pod.folder / "run/waiting.json"
     draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps({"version": 1, "waiting": names}))
+    draft.write_text(json.dumps({"version": 1, "waiting": names, "adapters": adapters}))
     draft.rename(path)
 
 
@@ -304,7 +307,7 @@ def test_the_operator_sees_who_waits_and_for_how_long(pod: Pod) -> None:
         waits(pod)
         assert {one.result().status_code for one in asked} == {200}
     assert demand(pod)["open"]["held"] == 0
-    assert "closed" not in demand(pod), "nobody had to wait for it"
+    assert "asked" not in demand(pod).get("closed", {}), "nobody had to wait for it"
 
 
 def test_the_operator_sees_who_asked_for_a_model_whose_start_takes_too_long(pod: Pod) -> None:
@@ -322,6 +325,15 @@ def test_who_asks_for_what_is_switched_off_wakes_nothing(pod: Pod) -> None:
     assert "spec.suspend is true" in answer.json()["error"]["message"]
     after = demand(pod).get("open", {}).get("asked")
     assert after is None or (before is not None and after >= before)
+
+
+def test_the_operator_sees_who_came_to_a_model_that_answers(pod: Pod) -> None:
+    assert pod.chat("open").status_code == 200
+    seen = demand(pod)["open"]
+    assert (seen["held"], seen["came"] < 5) == (0, True)
+    assert httpx.get(f"{pod.metrics_url}/demand").json()["hears"] is True
+    assert pod.chat("unknown").status_code == 404
+    assert "unknown" not in demand(pod)
 
 
 def test_who_may_not_ask_for_a_model_does_not_wake_it(pod: Pod) -> None:
@@ -539,3 +551,22 @@ def test_a_client_that_leaves_while_its_body_is_sent_leaves_no_file_open(pod: Po
             assert bodies(pod) == []
         finally:
             os.kill(relay, signal.SIGCONT)
+
+
+def test_a_request_for_an_adapter_waits_as_for_its_model_and_knows_a_change_of_the_list(pod: Pod) -> None:
+    def after(adapters: dict[str, Any]) -> httpx.Response:
+        unready(pod)
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(pod.chat, "open:kept")
+            until(lambda: held(pod) == 1, "it waits under the name of its model")
+            waits(pod, adapters)
+            return asked.result()
+
+    try:
+        answer = after(ADAPTERS)
+        assert (answer.status_code, answer.json()["model"]) == (200, "open:kept")
+        assert after({"open": {"other": True}}).status_code == 404
+        late = after({"open": {"kept": False}})
+        assert (late.status_code, late.headers["Retry-After"]) == (503, "10")
+    finally:
+        waits(pod)

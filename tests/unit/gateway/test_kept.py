@@ -18,7 +18,7 @@ def test_what_is_kept_of_a_deployment() -> None:
         "summary": {"ready": "0/1"},
         "noFit": {},
     }
-    parts["progress"] = {"pod": "d-0", "percent": 4, "finishTime": "2026-01-01T00:10:00Z"}
+    parts["progress"] = {"phase": "Download", "percent": 4, "finishTime": "2026-01-01T00:10:00Z"}
     status = {**made["status"], **parts}
 
     kept = keep("qwendeployments", {**made, "status": status})
@@ -29,7 +29,7 @@ def test_what_is_kept_of_a_deployment() -> None:
         "conditions": [{"type": "Stalled", "status": "True"}],
         "plan": {"startupSeconds": 90},
         "observed": {"startupSeconds": 120},
-        "progress": {"finishTime": "2026-01-01T00:10:00Z"},
+        "progress": {"phase": "Download", "finishTime": "2026-01-01T00:10:00Z"},
     }
 
 

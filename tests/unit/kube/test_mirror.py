@@ -34,7 +34,9 @@ class Flaky(FakeKube):
         if error := self.script.pop(0) if self.script else None:
             raise error
 
-    async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
+    async def list(
+        self, resource: Resource, namespace: str | None, labels: str = "", fields: str = ""
+    ) -> tuple[list[Manifest], str]:
         self._next()
         return await super().list(resource, namespace, labels)
 

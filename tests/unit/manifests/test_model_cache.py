@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -13,6 +15,7 @@ from qwen_operator.actions.types import Kind, Refusal
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import parse
 from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.fetch.bucket import Bucket
 from qwen_operator.hardware.inventory import inventory
 from qwen_operator.manifests.pods import engine_template
 from qwen_operator.planning.plan import plan
@@ -29,7 +32,12 @@ FOLDER = f"models/hf/Qwen--Qwen1.5-7B-Chat/{COMMIT}"
 
 
 def template(cache: ModelCache | None, nodes: int = 1, **source: Any) -> dict[str, Any]:
-    spec = parse({"metadata": {"name": "demo"}, "spec": {"model": "Qwen/Qwen1.5-7B-Chat", **source}})
+    spec = parse(
+        {
+            "metadata": {"name": "demo"},
+            "spec": {"model": MODEL, **{key: value for key, value in source.items() if value}},
+        }
+    )
     assert FACTS is not None
     facts: Checkpoint = replace(FACTS, commit=COMMIT)
     defaults = replace(DEFAULTS, cache=cache)
@@ -67,6 +75,37 @@ def test_a_claim_may_have_other_files() -> None:
     assert mount(containers(pod)["engine"])["subPath"] == f"qwen-models/{FOLDER}"
     assert "--cache=/cache/qwen-models" in containers(pod)["fetch"]["command"]
     assert pod["spec"]["volumes"][-1]["persistentVolumeClaim"] == {"claimName": "models"}
+
+
+def test_a_gguf_file_has_a_folder_of_its_own() -> None:
+    file = {"uri": f"hf://{MODEL}", "file": "q4/a.gguf"}
+    one, other, whole = (template(NODE, source=source) for source in (file, file | {"file": "b.gguf"}, None))
+    engine = containers(one)["engine"]
+    assert f"--model-path=/models/cached/{MODEL}/q4/a.gguf" in engine["command"]
+    assert f"--hold=/models/cached/{MODEL}/.in-use" in engine["command"]
+    assert "--file=q4/a.gguf" in containers(one)["fetch"]["command"]
+    assert mount(engine)["mountPath"] == f"/models/cached/{MODEL}"
+    folders = {mount(containers(pod)["engine"])["subPath"] for pod in (one, other, whole)}
+    assert len(folders) == 3
+    assert all(folder.startswith(f"team-a/{FOLDER}") for folder in folders)
+
+
+def test_what_engines_compile_is_kept_by_image_and_gpu_and_only_if_asked_for() -> None:
+    plain, keeping = template(NODE), template(replace(NODE, compile=True))
+    engine = containers(keeping)["engine"]
+    [model, compiled] = [one for one in engine["volumeMounts"] if one["name"] == "qwen-model-cache"]
+    assert (model["readOnly"], "readOnly" in compiled, compiled["mountPath"]) == (True, False, "/models/compiled")
+    folder = compiled["subPath"].removeprefix("team-a/")
+    assert re.fullmatch(r"compile/0\.5\.23-[0-9a-f]{8}-[A-Za-z0-9._-]+", folder)
+    assert f"--compile-folder={folder}" in containers(keeping)["fetch"]["command"]
+    assert "--compile-cache=/models/compiled" in engine["command"]
+    assert "compile" not in json.dumps(plain)
+
+
+def test_a_folder_of_the_spec_wins_over_that_for_compiled_code() -> None:
+    own = [{"name": "SGLANG_CACHE_DIR", "value": "/mine"}]
+    pod = template(replace(NODE, compile=True), engine={"env": own})
+    assert "compile" not in json.dumps(pod)
 
 
 def test_the_command_of_the_fetch() -> None:
@@ -137,3 +176,29 @@ def test_what_pod_security_refuses_says_whose_decision_it_is() -> None:
 def test_an_engine_that_loads_a_second_model_may_ask_the_hub() -> None:
     env = containers(template(NODE, engine={"env": [{"name": "HF_HUB_OFFLINE", "value": "0"}]}))["engine"]["env"]
     assert [one for one in env if one["name"] == "HF_HUB_OFFLINE"] == [{"name": "HF_HUB_OFFLINE", "value": "0"}]
+
+
+def test_without_a_cache_the_files_of_a_bucket_are_in_the_pod() -> None:
+    pod = template(None, source={"uri": "s3://weights/chat", "secretRef": {"name": "s3"}})
+    found, fetch = pod["spec"]["volumes"][-1], containers(pod)["fetch"]
+    size = found["emptyDir"]["sizeLimit"]
+    assert found == {"name": "qwen-model-cache", "emptyDir": {"sizeLimit": size}}
+    assert fetch["resources"]["requests"]["ephemeral-storage"] == size
+    assert fetch["command"] == [
+        "qwen-operator",
+        "fetch",
+        "--s3=s3://weights/chat",
+        f"--commit={COMMIT}",
+        "--cache=/cache/qwen-models",
+        f"--size-gib={size.removesuffix('Gi')}",
+        "--kept-free-percent=15",
+        "--of-pod",
+        "--port=8000",
+    ]
+    assert mount(containers(pod)["engine"])["subPath"] == f"qwen-models/models/{store_folder()}"
+    assert [name for name, one in containers(pod).items() if "secretKeyRef" in str(one)] == ["fetch"]
+
+
+def store_folder() -> str:
+    """The folder that the program itself uses."""
+    return Bucket.of_uri("s3://weights/chat", "", COMMIT).folder

@@ -146,10 +146,12 @@ async def test_an_api_server_that_does_not_answer_is_no_missing_right() -> None:
     world = await two_teams()
     listed = world.api.list
 
-    async def down(resource: Resource, namespace: str | None, labels: str = "") -> tuple[list[Manifest], str]:
+    async def down(
+        resource: Resource, namespace: str | None, labels: str = "", fields: str = ""
+    ) -> tuple[list[Manifest], str]:
         if namespace == "shut":
             raise Unavailable(0, "NoAnswer", "down")
-        return await listed(resource, namespace, labels)
+        return await listed(resource, namespace, labels, fields)
 
     world.api.list = down  # type: ignore[method-assign]
     with pytest.raises(Unavailable):

@@ -368,6 +368,13 @@ def test_room_is_for_whole_replicas_on_nodes_of_their_own(
     assert (why == {}) is room, why
 
 
+def test_a_node_that_does_not_offer_its_gpus_yet_has_none_free() -> None:
+    back = {**node("b"), "status": {"capacity": {}, "allocatable": {}}}
+    others = (*pair("mine"), pod("x", 0, on="b", gates=FREE))
+    why = lacking({"mine"}, "team", Neighbours((node("a"), back), others), NOW)
+    assert "(b has 0 of 0, a has 8 of 8)" in why["mine"]
+
+
 def test_network_cards_are_no_gpus() -> None:
     pods = pair("mine")
     for one in pods:

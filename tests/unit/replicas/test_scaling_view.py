@@ -64,6 +64,21 @@ def test_a_pod_that_answers() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("observed", "seconds"),
+    [
+        ({"hash": "b", "startupSeconds": 45}, 45),
+        ({"hash": "a", "startupSeconds": 45}, 0),
+        ({"hash": "b", "startupSeconds": "45"}, 0),
+        ({"hash": "b", "startupSeconds": 10**9}, 0),
+        ({}, 0),
+    ],
+)
+def test_what_a_start_of_the_present_plan_took_reaches_the_policy(observed: Any, seconds: int) -> None:
+    owner = deployment(scaling={"maxReplicas": 3}) | {"status": {"plan": {"hash": "b"}, "observed": observed}}
+    assert scaled(owner, []).bounds == Bounds(1, 3, 300.0, start_seconds=seconds)
+
+
 def test_the_objective_reaches_the_engines_whatever_decides_the_size() -> None:
     fast = {"timeToFirstTokenMilliseconds": 500}
     for spec in ({"replicas": 2}, {"suspend": True}, {}):

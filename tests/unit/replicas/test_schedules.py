@@ -35,7 +35,8 @@ async def test_a_schedule_changes_no_number_that_somebody_set() -> None:
     world = await _world(replicas=1, scaling={"maxReplicas": 4, "schedules": [DAY]})
     await world.wait(700)
     assert len(world.names()) == 1
-    assert "the schedule day sets minReplicas 3" in world.qd()["status"]["scaling"]["message"]
+    messages = [one["message"] for one in world.qd()["status"]["conditions"] if one["type"] == "ScalingActive"]
+    assert "the schedule day sets minReplicas 3" in messages[0]
 
 
 async def test_a_wrong_schedule_is_named_and_changes_nothing() -> None:

@@ -178,10 +178,10 @@ def test_a_schedule_sets_the_bounds_while_it_is_in_force() -> None:
 
     wanted = wanted_replicas(by_day, _state(1), WRITER, 1)
     assert (wanted.number, wanted.schedules) == (3, ("day",))
-    sets = "; the schedule day sets minReplicas 3 and maxReplicas 5 until 2026-11-24T19:00:00Z"
-    assert wanted.message == f"as counted{sets}"
+    sets = "the schedule day sets minReplicas 3 and maxReplicas 5 until 2026-11-24T19:00:00Z"
+    assert (wanted.message, wanted.explained) == ("as counted", f"as counted; {sets}")
     asleep = wanted_replicas(by_day, _state(0, Reason.ASLEEP), WRITER, 0)
     assert (asleep.number, asleep.reason) == (3, Reason.NOTHING_TO_MEASURE), "the schedule ended the sleep"
     fixed = size_rule(2, scaling, now=noon)
     assert fixed.waits(noon) == (7 * 3600,), "the advice changes"
-    assert wanted_replicas(fixed, None, WRITER, 2).message.endswith(sets)
+    assert wanted_replicas(fixed, None, WRITER, 2).explained.endswith(f"; {sets}")

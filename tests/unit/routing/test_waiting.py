@@ -70,7 +70,7 @@ def test_what_the_file_says() -> None:
     off, on = deployment("off", model="o", replicas=0), deployment("on", model="p", replicas=1)
     world.step([D, off, on, deployment("rests", model="q", suspend=True, replicas=0)], [])
     stopped = {"m": "", "o": "spec.replicas is 0", "p": "", "q": "spec.suspend is true"}
-    assert json.loads(waiting_file(world.waiting)) == {
+    assert json.loads(waiting_file(world.waiting, {})) == {
         "version": 1,
         "waiting": {
             name: {"stopped": field, "stalled": False, "startupSeconds": 0, "startedAt": 0}
@@ -115,8 +115,8 @@ def test_a_start_after_a_download_begins_when_that_ends() -> None:
     world.step([{**D, "status": status}], [{**loads, "status": {**loads["status"], **running}}])
     assert world.waiting["m"].started_at == 1767225610, "another replica is farther"
     wrongs: tuple[Any, ...] = (None, "soon", {}, "2026-01-01")
-    for wrong in wrongs:
-        world.step([{**D, "status": {**status, "progress": {"finishTime": wrong}}}], [unready(P0)])
+    for wrong in (*({**progress, "finishTime": time} for time in wrongs), {**progress, "phase": "LoadWeights"}):
+        world.step([{**D, "status": {**status, "progress": wrong}}], [unready(P0)])
         assert world.waiting["m"].started_at == 0
 
 

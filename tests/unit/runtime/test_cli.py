@@ -83,7 +83,7 @@ def test_prestop_waits_as_long_as_told() -> None:
         (["prestop", "--seconds", "1", "--", "x"], "prestop takes no command after --"),
         (["prestop", "--seconds", "-1"], "-1 is not a number of seconds from 0 to 86400"),
         (["prestop", "--seconds", "nan"], "nan is not a number of seconds"),
-        (["inspect"], "the following arguments are required: --path"),
+        (["inspect"], "inspect needs --path or --adapter"),
     ],
 )
 def test_a_wrong_command_line_is_refused(

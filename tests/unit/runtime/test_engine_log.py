@@ -1,6 +1,7 @@
 """Phases, the two hangs, what is kept of a log, and how bytes become lines."""
 
 import itertools
+import json
 import os
 import threading
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from qwen_runtime.engine_log import EngineLog, Patience, clean
 from qwen_runtime.output import LineSplitter, pump
+from qwen_runtime.progress import start_page
 from tests.unit.runtime.known import KNOWN
 
 SIGQUIT = "[2026-11-23 10:16:57 TP0] SIGQUIT received. signum=None, frame=None. It usually means one child failed."
@@ -110,6 +112,59 @@ def test_a_kept_line_has_no_secrets_and_no_control_characters(line: str, expecte
     assert clean(line) == expected
 
 
+LOADS = STAMP + "Load weight begin. avail mem=17.09 GB"
+CAPTURES = STAMP + "Capture decode CUDA graph begin. backend=full, bs=[1, 2], avail mem=9 GB"
+
+
+@pytest.mark.parametrize(
+    ("begin", "bar", "steps"),
+    [
+        # The first two are from SGLang 0.5.23 on a CPU, the others have the formats of its loaders and of tqdm.
+        (LOADS, "Multi-thread loading shards: 100% Completed | 1/1 [00:00<00:00, 1011.89it/s]", (1, 1)),
+        (LOADS, "Multi-thread loading shards:   0% Completed | 0/7 [00:00<?, ?it/s]", (0, 7)),
+        (LOADS, "Loading safetensors checkpoint shards:  43% Completed | 3/7 [00:11<00:15,  3.8s/it]", (3, 7)),
+        (LOADS, "Multi-thread loading pt checkpoint shards:  50% Completed | 1/2 [00:11<00:11, 11.2s/it]", (1, 2)),
+        (LOADS, "Loading safetensors using Fastsafetensor loader:  43%|████▎     | 3/7 [00:01<00:02, 2.1it/s]", (3, 7)),
+        (
+            CAPTURES,
+            "Capturing batches (bs=8 avail_mem=9.01 GB):  50%|█████     | 18/36 [00:03<00:03, 5.1it/s]",
+            (18, 36),
+        ),
+        (CAPTURES, "  0%|          | 0/36 [00:00<?, ?it/s]", (0, 36)),
+        (CAPTURES, "Loading safetensors checkpoint shards:  43% Completed | 3/7 [00:11<00:15,  3.8s/it]", (0, 0)),
+        (LOADS, "Capturing batches (bs=8 avail_mem=9.01 GB):  50%|█████     | 18/36 [00:03<00:03, 5.1it/s]", (0, 0)),
+        (LOADS, "Multi-thread loading shards:  43% Comp", (0, 0)),
+        (LOADS, "Loading x | 9/7 [", (7, 7)),
+        (LOADS, "Loading x | 99999999/99999999 [", (0, 0)),
+        ("Init parallel begin.", "Loading safetensors checkpoint shards:  43% Completed | 3/7 [00:11<00:15]", (0, 0)),
+    ],
+)
+def test_a_progress_bar_says_how_far_its_phase_is(begin: str, bar: str, steps: tuple[int, int]) -> None:
+    for show in (EngineLog.glance, EngineLog.observe):
+        log = engine_log(begin)
+        show(log, bar)
+        assert log.steps == steps
+
+
+def test_a_new_phase_begins_with_nothing_done() -> None:
+    clock = Clock()
+    log = engine_log(clock=clock)
+    assert (log.steps, log.phase_seconds()) == ((0, 0), 0.0)
+    log.observe(LOADS)
+    clock.now += 7
+    log.glance("Loading safetensors checkpoint shards:  43% Completed | 3/7 [00:11<00:15,  3.8s/it]")
+    assert (log.steps, log.phase_seconds()) == ((3, 7), 7.0)
+    assert json.loads(start_page(log)) == {
+        "version": 1,
+        "phase": "LoadWeights",
+        "stepsDone": 3,
+        "stepsTotal": 7,
+        "milliseconds": 7000,
+    }
+    log.observe(CAPTURES)
+    assert (log.steps, log.phase_seconds()) == ((0, 0), 0.0)
+
+
 def lines_of(*chunks: bytes) -> list[str]:
     splitter = LineSplitter()
     lines = [line for chunk in chunks for line in splitter.feed(chunk)]
@@ -153,3 +208,27 @@ def test_reading_goes_on_when_the_sink_is_gone() -> None:
     thread.join()
     os.close(sink_write)
     assert (len(seen), seen[-1]) == (30_000, "line 29999")
+
+
+def test_a_line_without_an_end_is_shown_in_each_of_its_states() -> None:
+    read, write = os.pipe()
+    sink = os.open(os.devnull, os.O_WRONLY)
+    shown, lines, seen = list[str](), list[str](), threading.Event()
+
+    def glance(text: str) -> None:
+        shown.append(text)
+        seen.set()
+
+    os.write(write, b"begin\n\r 10%")
+    reader = threading.Thread(target=pump, args=(read, sink, lines.append, glance))
+    reader.start()
+    for state in (b"\r 20%", b"\r 30%"):
+        assert seen.wait(30)
+        seen.clear()
+        os.write(write, state)
+    assert seen.wait(30)
+    os.write(write, b"\n")
+    os.close(write)
+    reader.join(30)
+    os.close(sink)
+    assert (lines, shown) == (["begin", " 30%"], [" 10%", " 20%", " 30%"])

@@ -308,6 +308,14 @@ def as_adapter(folder: Path) -> None:
     (folder / "config.json").rename(folder / "adapter_config.json")
 
 
+def as_axolotl_adapter(folder: Path) -> None:
+    """The output folder of a LoRA run of Axolotl: the config of the base model lies beside the adapter."""
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "training_args.bin").write_bytes(b"PK")
+    (folder / "checkpoint-100").mkdir()
+
+
 def remove(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
@@ -335,6 +343,11 @@ def as_gguf(folder: Path) -> None:
         (as_gguf, "ModelNotFound", "{folder} holds GGUF files: set spec.source.file to one of them, for example"),
         (
             as_adapter,
+            "ModelNotFound",
+            "{folder} holds a LoRA adapter (adapter_config.json) and no model: merge it into",
+        ),
+        (
+            as_axolotl_adapter,
             "ModelNotFound",
             "{folder} holds a LoRA adapter (adapter_config.json) and no model: merge it into",
         ),
@@ -620,3 +633,41 @@ def test_a_member_beyond_the_limit_is_refused(tmp_path: Path) -> None:
     text = b'{"__metadata__":{"a":"' + b"x" * 5_000_000 + b'"}}'
     (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
     assert "one of its members has more than 4194304 bytes" in error(folder)["message"]
+
+
+# What lies in the folder of a merged model beside config, tokenizer and weights. Only PEFT was run.
+LEFT_BY = {
+    "PEFT": ("generation_config.json", "tokenizer_config.json"),
+    "LLaMA-Factory": ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "Modelfile"),
+    "LLaMA-Factory, full training": (
+        "trainer_state.json",
+        "train_results.json",
+        "training_args.bin",
+        "trainer_log.jsonl",
+    ),
+    "Axolotl, merged over its adapter": ("adapter_config.json", "adapter_model.safetensors", "README.md"),
+    "an adapter in the old format": ("adapter_config.json", "adapter_model.bin"),
+    "both formats": ("pytorch_model.bin",),
+    "a resumed training": ("optimizer.pt", "scheduler.pt", "rng_state.pth", "checkpoint-100/model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("left", LEFT_BY.values(), ids=LEFT_BY)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_what_trainers_leave_beside_a_merged_model_changes_nothing(
+    tmp_path: Path, left: tuple[str, ...], sharded: bool
+) -> None:
+    plain, folder = checkpoint(tmp_path / "plain"), checkpoint(tmp_path / "left")
+    for one in (plain, folder):
+        if sharded:
+            name = "model-00001-of-00001.safetensors"
+            (one / "model.safetensors").rename(one / name)
+            index(one, {"model.embed_tokens.weight": name, "model.norm.weight": name})
+    for name in left:
+        (folder / name).parent.mkdir(exist_ok=True)
+        if name.endswith(".safetensors"):
+            shard(folder / name, {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": 640})
+        else:
+            (folder / name).write_text("{}")
+    assert examine(folder) == examine(plain)
+    assert examine(folder)[1]

@@ -5,9 +5,11 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -401,3 +403,34 @@ def test_a_cached_model_that_is_gone_is_told(launched: Launched, tmp_path: Path)
     report = launched.report()
     assert (report["reason"], report["phase"]) == ("ModelNotFound", "Starting")
     assert "no longer in the cache: delete this pod" in report["log"][0]
+
+
+def test_a_start_shows_how_far_it_is_on_a_page_of_its_own(launched: Launched) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    begin = "[2026-11-23 10:16:57] Load weight begin. avail mem=17.09 GB"
+    bar = "\\rMulti-thread loading shards:  43% Completed | 3/7 [00:11<00:15,  3.8s/it]"
+    program = f"sys.stderr.write('''{begin}\\n{bar}'''); sys.stderr.flush(); print('up')"
+    process = launched.start(program + FOREVER, f"--start-port={port}")
+    assert read_line(process) == "up"
+    deadline, page = time.monotonic() + 30, dict[str, Any]()
+    while not page.get("stepsTotal") and time.monotonic() < deadline:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress", timeout=30) as answer:
+            page = json.load(answer)
+    assert page | {"milliseconds": 0} == {
+        "version": 1,
+        "phase": "LoadWeights",
+        "stepsDone": 3,
+        "stepsTotal": 7,
+        "milliseconds": 0,
+    }
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 143
+
+
+def test_a_port_in_use_leaves_the_engine_without_a_page(launched: Launched) -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
+        process = launched.start("print('up')", f"--start-port={taken.getsockname()[1]}")
+        assert read_line(process) == "up"
+        process.communicate()

@@ -93,6 +93,25 @@ def test_slow_decoding_adds_replicas_although_the_cache_has_room() -> None:
     assert decision.replicas > 100 * 500 / (0.6 * CAPACITY) + 1
 
 
+def test_a_new_leader_removes_no_replica_before_it_knows_how_fast_one_is() -> None:
+    """The four decode as slowly as they may. Their caches are nearly empty, and are all that it can judge at first."""
+    world = World(Bounds(1, 8, 30.0), ready=4, cached=CACHED * 20)
+    decision = world.look(100, 120, seconds=100)
+    assert decision.replicas == 4
+    assert "none goes before the speed of a replica is known" in decision.message
+    assert world.look(100, 120, seconds=600).replicas >= 3
+
+
+def test_engines_that_never_show_their_speed_may_go_in_the_end() -> None:
+    world = World(Bounds(1, 8, 30.0), ready=4)
+    for _ in range(310):
+        load = replace(world.loads(400, 1)[0], running=0, tokens_used=0)
+        world.see(sample(world.at, [load, *world.loads(0, 0)[1:]]))
+        expected = 4 if world.at < 600 else world.decision().replicas
+        assert world.decision().replicas == expected
+    assert world.look(seconds=60).replicas == 1
+
+
 def test_a_stricter_objective_gets_more_replicas() -> None:
     sizes = []
     for aim in (Objective(), Objective(time_per_output_token_milliseconds=40)):
@@ -129,6 +148,16 @@ def test_the_start_time_is_learned() -> None:
     world.look(100, 2, seconds=2)
     assert world.history is not None
     assert world.history.starts.seconds == 90.0
+
+
+@pytest.mark.parametrize(("seen", "assumed"), [(0, 180.0), (45, 45.0), (86_400, 1800.0)])
+def test_a_new_leader_begins_with_the_start_time_that_the_engines_reported(seen: int, assumed: float) -> None:
+    world = World(Bounds(1, 8, 300.0, start_seconds=seen))
+    assert f"with headroom for a start of {assumed:.0f} s" in world.look(100, 2).message
+    world.fleet(1, pending=1)
+    world.look(100, 2, seconds=90)
+    world.fleet(2)
+    assert "with headroom for a start of 90 s" in world.look(100, 2).message
 
 
 def test_without_counters_the_other_rule_still_holds() -> None:

@@ -6,11 +6,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from qwen_operator import engines
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.objective import Objective
-from qwen_operator.scaling.page import LINE_BYTES, MOST_SERIES, NAME_BYTES, PAGE_BYTES, Page, Reading, Trouble
+from qwen_operator.scaling.page import (
+    _LINE,
+    LINE_BYTES,
+    MOST_SERIES,
+    NAME_BYTES,
+    PAGE_BYTES,
+    Page,
+    Reading,
+    Trouble,
+    _is_number,
+    _number,
+    _series,
+)
 from qwen_operator.scaling.types import Answers, Reported, Work
 from tests.unit.scaling.world import read_page
 
@@ -47,7 +62,9 @@ def test_a_loaded_engine() -> None:
 
 
 def test_the_work_of_an_engine() -> None:
-    assert _reading((PAGES / "loaded.txt").read_text(encoding="utf-8")).work == Work(47.0, 815.0, 2.684989598)
+    assert _reading((PAGES / "loaded.txt").read_text(encoding="utf-8")).work == Work(
+        47.0, 815.0, 2.684989598, 4.793593192989647
+    )
     fresh = _reading((PAGES / "idle.txt").read_text(encoding="utf-8")).work
     assert fresh == Work(28.0, 7.0, 1.814928443)
 
@@ -308,6 +325,32 @@ BAD_LINES = {
 @pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES.keys())
 def test_one_bad_line_hides_no_good_one(line: str) -> None:
     assert (_reading(_page(line)).queued, _reading(f"{line}\n{_page()}").queued) == (4, 4)
+
+
+_labels = st.lists(
+    st.sampled_from(
+        ['a="1"', 'a="2"', 'b="x,y=}"', 'c=""', '__n="1"', 'd__e="1"', r'f="\\"', r'g="\n"', 'h="\r"', "i=", " ", ","]
+    ),
+    max_size=4,
+).flatmap(lambda parts: st.sampled_from([",", ", ", ""]).map(lambda between: "{" + between.join(parts) + "}"))
+
+
+@given(
+    st.sampled_from(["queued", "__name__", "9", ":"]),
+    st.one_of(st.just(""), _labels),
+    st.sampled_from(["1", "-2.5e3", "NaN", "+Inf", "0x1", "1_0", "9" * 400, "1 1700000000", "1 # x"]),
+)
+def test_a_plain_line_says_what_the_official_parser_makes_of_it(name: str, labels: str, value: str) -> None:
+    text = f"{name}{labels} {value}"
+    line = _LINE.fullmatch(text)
+    if line is None or not _is_number(line["value"]):
+        return
+    try:
+        families = list(text_string_to_metric_families(text + "\n"))
+    except ValueError:
+        families = []
+    official = [(one.name, one.labels, repr(_number(one.value))) for family in families for one in family.samples]
+    assert [(name, labels, repr(value)) for name, labels, value in _series(line)] == official
 
 
 @pytest.mark.parametrize("step", [1, 7, 4096, 70_000])

@@ -45,6 +45,16 @@ def test_the_last_numbers_count_until_an_engine_is_overdue() -> None:
     assert [load.running for load in look(reading(1, beat=1.0)).engines] == [1]
 
 
+def test_one_look_that_fails_is_not_enough_however_long_ago_the_last_was() -> None:
+    look = Look()
+    look(reading(3))
+    look.at += 3 * GRACE_SECONDS
+    first, second = look(GONE), look(GONE)
+    assert [one.running for one in first.engines] == [3]
+    assert not first.problems
+    assert second.problems == {"demo-12345678-0": Reason.METRICS_MISSING}
+
+
 def test_an_engine_that_was_never_read_is_given_time_too() -> None:
     look = Look()
     samples = [look(Trouble(Reason.METRICS_UNAUTHORIZED, "401")) for _ in range(6)]

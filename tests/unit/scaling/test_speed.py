@@ -45,6 +45,38 @@ def test_the_speed_is_found(true: Speed, idle: int) -> None:
     assert speed.prefill == pytest.approx(true.prefill, rel=0.25)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_short_requests_are_counted_by_the_engine_and_not_by_the_scrapes(seed: int) -> None:
+    """A scrape finds any number of requests, mostly none. Two decode at a time, for half of the time."""
+    chance, meter, work, used = random.Random(seed), Meter(), Work(0.0, 0.0, 0.0, 0.0), 1200
+    for at in range(0, 3600, 2):
+        busy, share = chance.uniform(0.4, 1.6), chance.uniform(0.1, 0.5)
+        tokens = busy * (1 - share) / (TRUE.floor + TRUE.cached * used) * 2
+        assert work.decoding is not None
+        work = Work(
+            work.prefilled + busy * share / TRUE.prefill,
+            work.decoded + tokens,
+            work.idle + 2 - busy,
+            work.decoding + 2 * busy,
+        )
+        seen = chance.choice([0, 0, 0, 1, 2, 5])
+        load = EngineLoad("a", "u", seen, 0, seen * used // 2, CAPACITY, seen, work)
+        meter = observe(meter, Sample(float(at), (load,)))
+    speed = measured(meter, CAPACITY)
+    assert speed is not None
+    assert speed.floor == pytest.approx(TRUE.floor, rel=0.3)
+    assert speed.prefill == pytest.approx(TRUE.prefill, rel=0.3)
+
+
+def test_a_step_decodes_at_least_one_token() -> None:
+    """Without the engine's own sum, one request that a scrape happens to see would stand for thousands of steps."""
+    load = EngineLoad("a", "u", 0, 0, 0, CAPACITY, 0, Work(0.0, 0.0, 0.0))
+    seen = EngineLoad("a", "u", 1, 0, 100, CAPACITY, 1, Work(1000.0, 1000.0, 0.0))
+    meter = observe(observe(Meter(), Sample(0.0, (load,))), Sample(19.0, (load,)))
+    meter = observe(meter, Sample(20.0, (seen,)))
+    assert meter.products[0] == 1000.0**2
+
+
 def test_a_change_of_the_speed_is_followed() -> None:
     meter = _run(TRUE, 3600)
     for at in range(3600, 14400, 2):

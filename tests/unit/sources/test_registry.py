@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qwen_operator.actions.blocked import Blocked
+from qwen_operator.actions.types import Create
 from qwen_operator.api import uris
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.engine import EnvVar
@@ -20,7 +21,7 @@ from qwen_operator.checkpoints.hubs import Hub, HubAnswer, HubQuery, HubReason
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.manifests.names import Owner, PodIdentity
 from qwen_operator.manifests.pods import RuntimeImage
-from qwen_operator.planning.types import CacheType, EngineDefaults, ModelCache, ModelFetch
+from qwen_operator.planning.types import CacheType, EngineDefaults, ModelCache, ModelFetch, ObjectStore, Outbound
 from qwen_operator.sources import registry
 from qwen_operator.sources.pvc import claim_and_path
 from qwen_operator.sources.scheme import Facts, SourceContext
@@ -246,3 +247,118 @@ def test_private_files_on_modelscope_need_the_cache() -> None:
 def test_a_secret_is_for_hubs() -> None:
     with pytest.raises(InvalidSpec, match="secretRef is for repositories of a hub"):
         _spec({"uri": PVC_URI, **PRIVATE})
+
+
+S3_URI = "s3://weights/qwen/chat"
+MINIO = "https://minio.example.com:9000"
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION")
+
+
+@pytest.mark.parametrize(
+    ("source", "store", "options"),
+    [
+        ({}, ObjectStore(), []),
+        ({}, ObjectStore(MINIO), [f"--endpoint={MINIO}"]),
+        ({"endpoint": MINIO}, ObjectStore("https://other"), [f"--endpoint={MINIO}"]),
+        ({"revision": COMMIT}, ObjectStore(), [f"--revision={COMMIT}"]),
+    ],
+)
+def test_a_bucket_is_read_by_a_pod(source: dict[str, Any], store: ObjectStore, options: list[str]) -> None:
+    identity, runtime = PodIdentity(Owner("a", "team", "uid"), "0a1b2c3d"), RuntimeImage("image")
+    spec = _spec({"uri": S3_URI, "secretRef": {"name": "s3"}, **source})
+    pod = registry.inspection_pod(identity, spec, replace(HF, store=store), runtime, Inventory())
+    assert pod is not None
+    (container,) = pod["spec"]["containers"]
+    assert container["command"] == ["qwen-operator", "inspect-s3", f"--s3={S3_URI}", *options]
+    entries = {one["name"]: one["valueFrom"]["secretKeyRef"] for one in container["env"]}
+    assert {name: entry["key"] for name, entry in entries.items()} == dict(zip(KEYS, KEYS, strict=True))
+    assert [name for name, entry in entries.items() if entry.get("optional")] == list(KEYS[2:])
+    assert "preferredDuringSchedulingIgnoredDuringExecution" in pod["spec"]["affinity"]["nodeAffinity"]
+
+
+def test_a_bucket_without_a_secret_needs_none() -> None:
+    identity, runtime = PodIdentity(Owner("a", "team", "uid"), "0a1b2c3d"), RuntimeImage("image")
+    pod = registry.inspection_pod(identity, _spec({"uri": S3_URI}), HF, runtime, Inventory())
+    assert pod is not None
+    assert "env" not in pod["spec"]["containers"][0]
+
+
+@pytest.mark.parametrize("cache", [None, CACHE])
+def test_the_files_of_a_bucket_are_fetched_with_or_without_a_cache(cache: ModelCache | None) -> None:
+    made = registry.engine_source(_spec({"uri": S3_URI}), PINNED, replace(HF, cache=cache))
+    assert made.model_path == "/models/cached/weights/qwen/chat"
+    assert made.fetch is not None
+    assert (made.fetch.options, made.fetch.commit) == ((f"--s3={S3_URI}",), COMMIT)
+    of_pod = ModelCache(CacheType.POD, "", -(-PINNED.weight_bytes * 102 // (100 << 30)) + 2)
+    assert made.fetch.cache == (cache or of_pod)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "endpoints", "allowed"),
+    [
+        (None, (), True),
+        (MINIO, (), True),
+        (MINIO, (MINIO,), True),
+        ("https://chart", (MINIO,), True),
+        ("https://evil", (MINIO,), False),
+        (None, (MINIO,), True),
+    ],
+)
+def test_the_chart_decides_about_endpoints(endpoint: str | None, endpoints: tuple[str, ...], allowed: bool) -> None:
+    source = {"uri": S3_URI, **({"endpoint": endpoint} if endpoint else {})}
+    store = ObjectStore("https://chart", endpoints)
+    found = registry.resolve(_context(_spec(source), replace(HF, store=store)))
+    assert isinstance(found, Blocked)
+    if allowed:
+        assert (found.reason, len(found.actions)) == (Reason.INSPECTING, 1)
+    else:
+        text = f"spec.source.endpoint is https://evil, and the chart value objectStore.endpoints allows only {MINIO}"
+        assert (found.reason, found.message, found.actions) == (Reason.NOT_ALLOWED, text, ())
+
+
+OUTBOUND = Outbound("http://proxy:3128", ".svc", "authorities", "all.pem")
+REACHING = {
+    "HTTP_PROXY": "http://proxy:3128",
+    "HTTPS_PROXY": "http://proxy:3128",
+    "NO_PROXY": "localhost,127.0.0.1,::1,.svc",
+    "SSL_CERT_FILE": "/etc/qwen-ca/all.pem",
+    "REQUESTS_CA_BUNDLE": "/etc/qwen-ca/all.pem",
+    "CURL_CA_BUNDLE": "/etc/qwen-ca/all.pem",
+}
+CA_VOLUME = {"name": "qwen-ca", "configMap": {"name": "authorities"}}
+CA_MOUNT = {"name": "qwen-ca", "mountPath": "/etc/qwen-ca", "readOnly": True}
+
+
+def test_an_engine_that_downloads_gets_the_proxy_and_the_authorities() -> None:
+    made = registry.engine_source(_spec(None), PINNED, replace(HF, outbound=OUTBOUND))
+    assert {one.name: one.value for one in made.env} == REACHING
+    assert (made.volumes, made.mounts) == ((CA_VOLUME,), (CA_MOUNT,))
+
+
+def test_with_a_cache_only_the_container_that_fetches_gets_them() -> None:
+    made = registry.engine_source(_spec(None), PINNED, replace(HF, outbound=OUTBOUND, cache=CACHE))
+    assert made.fetch is not None
+    assert {one.name: one.value for one in made.fetch.env} == REACHING
+    assert (made.env, made.mounts, made.volumes) == ((EnvVar("HF_HUB_OFFLINE", "1"),), (), (CA_VOLUME,))
+    assert made.fetch.mounts == (CA_MOUNT,)
+
+
+def test_an_inspection_that_connects_gets_them() -> None:
+    defaults = replace(HF, outbound=OUTBOUND)
+    blocked = registry.resolve(_context(_spec({"uri": S3_URI}), defaults))
+    assert isinstance(blocked, Blocked)
+    (action,) = blocked.actions
+    assert isinstance(action, Create)
+    (container,) = action.manifest["spec"]["containers"]
+    assert {one["name"]: one["value"] for one in container["env"]} == REACHING
+    assert CA_MOUNT in container["volumeMounts"]
+    assert CA_VOLUME in action.manifest["spec"]["volumes"]
+
+
+@pytest.mark.parametrize("source", [None, {"uri": S3_URI}, {"uri": PVC_URI}])
+def test_without_the_values_nothing_is_added(source: dict[str, Any] | None) -> None:
+    empty = Outbound(no_proxy=".svc", key="other.pem")
+    plain = registry.engine_source(_spec(source), PINNED, HF)
+    assert registry.engine_source(_spec(source), PINNED, replace(HF, outbound=empty)) == plain
+    if source == {"uri": PVC_URI}:
+        assert registry.engine_source(_spec(source), PINNED, replace(HF, outbound=OUTBOUND)) == plain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -11,9 +12,17 @@ import pytest
 from qwen_operator.checkpoints.catalog import lookup
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Manifest
+from qwen_operator.objects import moment as read_moment
 from qwen_operator.planning.types import CacheType, ModelCache
-from qwen_operator.status.progress import FetchPage, read_page
+from qwen_operator.status.progress import FetchPage, ProgressPage, StartPage, read_page
 from tests.unit.world import CONFIG, World, deployment, node, ready_status, with_groups
+
+
+def moment(text: str) -> datetime:
+    time = read_moment(text)
+    assert time is not None
+    return time
+
 
 COMMIT = "c" * 40
 GB = 10**9
@@ -42,8 +51,29 @@ def test_a_page_is_read_with_bounds(content: bytes, read: FetchPage | None) -> N
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", page(version=2), page(phase="Other"), b"[" * 5000])
 def test_another_page_is_refused(content: bytes) -> None:
-    with pytest.raises(ValueError, match="no progress of a download"):
+    with pytest.raises(ValueError, match="no progress of a download or a start"):
         read_page(content)
+
+
+def start(**changes: Any) -> bytes:
+    told = {"version": 1, "phase": "LoadWeights", "stepsDone": 3, "stepsTotal": 7, "milliseconds": 1500}
+    return json.dumps(told | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "read"),
+    [
+        (start(), StartPage("LoadWeights", 3, 7, 1.5)),
+        (start(phase="CaptureGraphs", stepsDone=9), StartPage("CaptureGraphs", 0, 7, 1.5)),
+        (start(phase="WarmUp", stepsTotal="7", milliseconds=True), StartPage("WarmUp", 0, 0, 0.0)),
+        (start(stepsTotal=10**9, milliseconds=10**20), StartPage("LoadWeights", 0, 0, 0.0)),
+        (start(milliseconds=float("nan")), StartPage("LoadWeights", 3, 7, 0.0)),
+        (start(phase="Starting"), None),
+        (start(phase="Serving"), None),
+    ],
+)
+def test_the_page_of_a_start_is_read_with_bounds(content: bytes, read: ProgressPage | None) -> None:
+    assert read_page(content) == read
 
 
 async def commit(query: HubQuery, _seconds: float) -> HubCheckpoint:
@@ -97,6 +127,96 @@ async def test_a_download_is_shown_with_its_numbers() -> None:
     world.kubelet.engine = ready_status
     await world.settle()
     assert column(world) == "Serving"
+    assert "progress" not in world.qd()["status"]
+
+
+def starting(_pod: Manifest) -> Manifest:
+    return {
+        "phase": "Running",
+        "podIP": "10.0.0.1",
+        "conditions": [{"type": "PodScheduled", "status": "True"}],
+        "containerStatuses": [{"name": "engine", "started": False, "state": {"running": {}}}],
+    }
+
+
+async def loading() -> World:
+    """A world in which the only pod loads its model."""
+    world = World()
+    world.kubelet.engine = starting
+    await world.start()
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    return world
+
+
+async def tell_start(world: World, page: StartPage, seconds: int = 10) -> None:
+    (pod,) = world.api.all(PODS)
+    world.operator.pages = {pod["metadata"]["uid"]: page}
+    world.operator.queue.add(("team", "chat"))
+    await world.wait(seconds)
+
+
+async def test_a_start_is_shown_phase_by_phase() -> None:
+    world = await loading()
+    assert column(world) == "Loading"
+    await tell_start(world, StartPage("LoadWeights", 3, 4, 30.0))
+    assert column(world) == "Loading 75%"
+    assert world.conditions()["Ready"] == ("False", "Loading")
+    shown, weights = world.qd()["status"]["progress"], world.qd()["status"]["model"]["weightBytes"]
+    assert (shown["phase"], shown["percent"]) == ("LoadWeights", 75)
+    assert (shown["bytesDone"], shown["bytesTotal"]) == (weights * 3 // 4, weights)
+    assert shown["bytesPerSecond"] == weights * 3 // 4 // 30
+    assert (moment(shown["finishTime"]) - moment(shown["time"])).total_seconds() == 10
+    assert f"is loading the model: it reads the weights, {weights * 0.75e-9:.1f} of" in world.message("Ready")
+    await tell_start(world, StartPage("CaptureGraphs", 18, 36, 5.0))
+    assert column(world) == "CapturingGraphs 50%"
+    assert "it captures CUDA graphs, 50 %, until about 20" in world.message("Ready")
+    assert "bytesDone" not in world.qd()["status"]["progress"]
+    await tell_start(world, StartPage("WarmUp", 0, 0, 1.0))
+    assert (column(world), world.qd()["status"]["progress"].keys()) == ("WarmingUp", {"phase", "pod", "time"})
+    assert "it warms up" in world.message("ModelLoaded")
+    world.kubelet.engine = ready_status
+    await world.settle()
+    assert column(world) == "Serving"
+    assert "progress" not in world.qd()["status"]
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+async def test_an_engine_that_counts_nothing_shows_no_percent(steps: int) -> None:
+    world = await loading()
+    await tell_start(world, StartPage("LoadWeights", 0, steps, 30.0))
+    assert (column(world), world.qd()["status"]["progress"].keys()) == ("Loading", {"phase", "pod", "time"})
+
+
+async def test_a_start_of_ten_minutes_costs_few_writes() -> None:
+    world = await loading()
+    for step in range(300):
+        await tell_start(world, StartPage("LoadWeights", step, 300, float(step)), seconds=1)
+    for step in range(250):
+        await tell_start(world, StartPage("CaptureGraphs", step, 250, float(step)), seconds=1)
+    await tell_start(world, StartPage("WarmUp", 0, 0, 50.0), seconds=50)
+    world.kubelet.engine = ready_status
+    await world.settle()
+    assert column(world) == "Serving"
+    assert 20 <= len(world.api.writes) <= 25
+
+
+async def test_the_numbers_of_a_start_outlive_the_operator() -> None:
+    world = await loading()
+    await tell_start(world, StartPage("LoadWeights", 3, 4, 30.0))
+    await world.restart()
+    await world.settle()
+    assert (world.operator.pages, column(world)) == ({}, "Loading 75%")
+
+
+async def test_a_download_is_forgotten_when_the_engine_starts() -> None:
+    world = await downloading()
+    await tell(world, 16 * GB)
+    assert column(world) == "Downloading 100%"
+    world.kubelet.engine = starting
+    world.operator.pages = {}
+    await world.settle()
+    assert column(world) == "Loading"
     assert "progress" not in world.qd()["status"]
 
 

@@ -86,7 +86,7 @@ def test_a_message_names_field_place_and_the_list() -> None:
     (one,) = refused({"model": "evil/x"}, NARROW, "team")
     assert one.message == (
         "spec.model: 'hf://evil/x' is not allowed here: tenants of this namespace may serve only hf://Qwen/*, "
-        "hf://Qwen/Qwen3-8B@v*, hf://own/chat@refs/pr/7 and 3 more; the platform team may allow it with the chart "
+        "hf://Qwen/Qwen3-8B@v*, hf://own/chat@refs/pr/7 and 4 more; the platform team may allow it with the chart "
         "value tenancy.models"
     )
     few = Tenancy(added={Setting.MODELS: ("hf://Qwen/*",)})
@@ -167,6 +167,10 @@ def in_schema(entry: str) -> bool:
 @example("hf*")
 @example("*")
 @example("s3://bucket/*")
+@example("s3://bucket/a@b")
+@example("s3://bucket/../a")
+@example("s3://bu*")
+@example("s3://BUCKET/a")
 def test_the_chart_accepts_the_entries_that_the_operator_accepts(entry: str) -> None:
     assert in_schema(entry) == is_entry(entry)
 

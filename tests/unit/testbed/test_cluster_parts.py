@@ -1,6 +1,7 @@
 """The parts of the test bed's cluster half that decide something: keys, certificates, pools, GPU labels."""
 
 import ipaddress
+import itertools
 import subprocess
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from cryptography import x509
 
 from tests.testbed.binaries import PARTS, Part
 from tests.testbed.cache import StepFailed, cached, elapsed, key, run_step
-from tests.testbed.layout import API_SERVICE_ADDRESS, NODE_ADDRESS, layout
+from tests.testbed.layout import API_SERVICE_ADDRESS, NODE_ADDRESS, Layout, layout
 from tests.testbed.ownership import OWNER, abandoned, owned
-from tests.testbed.pki import SUBJECTS, make_pki
+from tests.testbed.pki import SUBJECTS, make_pki, pki_is_stale
 from tests.testbed.simulated import PRODUCTS, Pool, gpu_labels, node_manifest
 
 
@@ -94,18 +95,37 @@ def test_the_real_networks_hold_their_addresses() -> None:
     from tests.testbed import layout as at
 
     inside = ipaddress.IPv4Network(at.POD_RANGE)
-    real, simulated = ipaddress.IPv4Network(at.NODE_POD_RANGE), ipaddress.IPv4Network(at.SIMULATED_POD_RANGE)
-    link = ipaddress.IPv4Address(at.HOST_ADDRESS)
-    assert real.subnet_of(inside)
-    assert simulated.subnet_of(inside)
-    assert not real.overlaps(simulated)
-    assert link not in real
+    simulated, link = ipaddress.IPv4Network(at.SIMULATED_POD_RANGE), ipaddress.IPv4Address(at.HOST_ADDRESS)
+    nodes = [at.RealNodeNames(number) for number in range(1, at.MOST_NODES + 1)]
+    ranges = [ipaddress.IPv4Network(node.pod_range) for node in nodes]
+    links = [ipaddress.IPv4Network(f"{at.LINK_ADDRESS}/30", strict=False)]
+    links += [ipaddress.IPv4Network(f"{node.link[0]}/30", strict=False) for node in nodes[1:]]
+    assert all(one.subnet_of(inside) for one in (simulated, *ranges, *links))
+    assert not any(one.overlaps(other) for one, other in itertools.combinations((*ranges, *links), 2))
+    assert not any(one.overlaps(simulated) for one in ranges)
+    assert link in links[0]
+    for node, pods in zip(nodes, ranges, strict=True):
+        assert {ipaddress.IPv4Address(node.address), ipaddress.IPv4Address(node.first_pod)} <= set(pods.hosts())
+    assert all(
+        {ipaddress.IPv4Address(end) for end in node.link} == set(links[node.number - 1].hosts()) for node in nodes[1:]
+    )
+    assert nodes[0].address == at.NODE_ADDRESS
     answered = ipaddress.IPv4Network(at.SIMULATED_METRICS_RANGE)
     assert answered.subnet_of(simulated)
-    assert not {link, ipaddress.IPv4Address(at.LINK_ADDRESS)} & set(answered)
+    assert not any(between.overlaps(answered) for between in links)
     # kwok hands out addresses from the beginning: those of ordinary nodes never come that far.
     assert int(answered[0]) - int(simulated[0]) >= 16384
     assert ipaddress.IPv4Address(at.API_SERVICE_ADDRESS) in ipaddress.IPv4Network(at.SERVICE_RANGE)
+
+
+def test_keys_without_those_of_a_further_node_are_stale(tmp_path: Path) -> None:
+    at = Layout(tmp_path)
+    assert not pki_is_stale(at)
+    at.pki.mkdir()
+    make_pki(at.pki)
+    assert not pki_is_stale(at)
+    at.key("kubelet-2").unlink()
+    assert pki_is_stale(at)
 
 
 def test_pool_of_simulated_nodes() -> None:

@@ -12,6 +12,7 @@ Compared with 0.5.23 in both wheels (paths below sglang/srt, lines of 0.5.22):
   context parallelism, and models that the operator does not plan.
 * Formats: the least compute capabilities of the AWQ, GPTQ, FP8, GGUF and compressed-tensors loaders in
   layers/quantization are equal.
+* Overlap of weights and graphs: model_executor/model_runner_components/startup_weight_load.py is equal.
 * Parsers: function_call/parser_names.py and parser/reasoning_parser_names.py lack `beam` and `response_template` of
   0.5.23. The parsers for Qwen are equal.
 * Log lines: equal, so this folder has no `log_lines.json` and qwen-runtime uses that of 0.5.23. Compared:

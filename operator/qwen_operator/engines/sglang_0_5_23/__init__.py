@@ -61,6 +61,13 @@ PLANNED = {
     Role.REVISION: "--revision",
     Role.EMBEDDING: "--is-embedding",
     Role.MEDIA_DOMAINS: "--allowed-media-domains",
+    Role.OVERLAP_WEIGHTS: "--startup-weight-load-mode",
+    Role.PREFETCH_WEIGHTS: "--weight-loader-prefetch-checkpoints",
+    Role.ADAPTERS: "--enable-lora",
+    Role.ADAPTER_PATHS: "--lora-paths",
+    Role.ADAPTER_RANK: "--max-lora-rank",
+    Role.ADAPTER_SLOTS: "--max-loras-per-batch",
+    Role.ADAPTER_MODULES: "--lora-target-modules",
 }
 
 METRICS = MetricNames(
@@ -76,11 +83,12 @@ METRICS = MetricNames(
         "sglang:scheduler_idle_seconds_total",
         "sglang:scheduler_process_cpu_seconds_total",
     ),
-    work=("sglang:realtime_tokens_total", "sglang:inter_token_latency_seconds_count"),
+    work=("sglang:realtime_tokens_total", "sglang:inter_token_latency_seconds_sum"),
     tokens="sglang:realtime_tokens_total",
     prefill_mode="prefill_compute",
     decode_mode="decode",
     idle="sglang:scheduler_idle_seconds_total",
+    decoding="sglang:inter_token_latency_seconds_sum",
     first_token="sglang:time_to_first_token_seconds",
     output_token="sglang:request_time_per_output_token_seconds",
     weights_gib="sglang:weight_memory_usage_gb",
@@ -150,6 +158,8 @@ FORMATS = Formats(
         "BFloat16": KvCacheType("bf16", 2, (8, 0)),
         "Fp8E4m3": KvCacheType("fp8_e4m3", 1, (8, 9)),
     },
+    # _SUPPORTED_ARCHITECTURES of model_executor/model_runner_components/startup_weight_load.py, without Llama.
+    overlap_models=("Qwen2ForCausalLM", "Qwen3ForCausalLM"),
 )
 
 PARSERS = Parsers(

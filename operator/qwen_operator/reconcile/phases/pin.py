@@ -9,7 +9,7 @@ from qwen_operator import objects
 from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch
 from qwen_operator.manifests.drift import is_owned, subset
 from qwen_operator.manifests.kept import CUT
-from qwen_operator.manifests.names import Manifest
+from qwen_operator.manifests.names import ANNOTATION_CACHED_ON, Manifest
 from qwen_operator.manifests.revisions import (
     ANNOTATION_SOURCE,
     PinnedRevision,
@@ -20,6 +20,7 @@ from qwen_operator.manifests.revisions import (
 )
 from qwen_operator.reconcile.phases.plan import template_of
 from qwen_operator.reconcile.types import Course, Step
+from qwen_operator.replicas.cached_nodes import noted
 from qwen_operator.sources.inspection import leftovers
 from qwen_operator.tenancy.models import place_of
 
@@ -91,10 +92,18 @@ def _repairs(course: Course) -> Iterator[Patch]:
         if pinned.revision == course.revision and not pinned.source:
             # An earlier version pinned it. Its hash says that it runs the present spec.
             wanted["annotations"] = {**wanted["annotations"], ANNOTATION_SOURCE: _source(course)}
+        cached = noted(item, pinned, course.observed.engine_pods)
+        is_news = bool(cached) and objects.annotations(item).get(ANNOTATION_CACHED_ON) != cached
+        if cached:
+            wanted["annotations"] = {**wanted["annotations"], ANNOTATION_CACHED_ON: cached}
         known = CUT in item or subset(wanted, item["metadata"])
         if not known or not is_owned({"metadata": meta}, item):
             patch = {"metadata": {**wanted, "ownerReferences": meta["ownerReferences"]}}
-            yield Patch(Kind.CONTROLLER_REVISION, meta["name"], patch, ActionReason.DRIFTED)
+            yield Patch(Kind.CONTROLLER_REVISION, meta["name"], patch, _why(is_news))
+
+
+def _why(is_news: bool) -> ActionReason:
+    return ActionReason.MODEL_CACHED if is_news else ActionReason.DRIFTED
 
 
 def _obsolete(course: Course) -> Iterator[Delete]:

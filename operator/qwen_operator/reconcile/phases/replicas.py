@@ -9,16 +9,19 @@ from qwen_operator import objects
 from qwen_operator.actions.blocked import foreign_message
 from qwen_operator.actions.types import Action, Create, Delete, Kind
 from qwen_operator.api.writers import replicas_writer
+from qwen_operator.arbiter.asking import granted, size_after, takes_part
+from qwen_operator.arbiter.types import Ask, Grant
 from qwen_operator.manifests.names import budget_name
 from qwen_operator.reconcile.foreign import foreign_objects
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas import quotas
+from qwen_operator.replicas.cached_nodes import known_nodes, preferring
 from qwen_operator.replicas.draining import RolloutRules, waits
 from qwen_operator.replicas.groups import Replica, SortedReplicas, groups_of, sort_replicas
 from qwen_operator.replicas.holding import Progress, progress_of
 from qwen_operator.replicas.placing import Placing, place
 from qwen_operator.replicas.pod_state import as_of
-from qwen_operator.replicas.rollout import Moves, moves, pod_repairs
+from qwen_operator.replicas.rollout import Moves, first_to_go, moves, pod_repairs, pods_of_replica
 from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.waiting import Cluster, explained, growth
 from qwen_operator.replicas.wanted import SizeRule, WantedReplicas, last_wanted, size_rule, wanted_replicas
@@ -40,10 +43,16 @@ def replicas(course: Course) -> Step:
     if hold := progress.hold:
         course = replace(course, running=hold.earlier, hold=hold)
         sorted_replicas = sort_replicas(existing, hold.earlier.revision, observed.nodes, hold.names)
-        rules = replace(_rules(course, wanted.number), held=hold.revision)
+        rules = replace(rules, held=hold.revision)
     placed = place(_to_be_placed(sorted_replicas), _placing(course))
     sorted_replicas = sorted_replicas.with_messages(placed.messages)
     steps = _moves(course, sorted_replicas, rules)
+    ask = _ask(course, sorted_replicas, rules, rule, steps)
+    if ask is not None and observed.grant is not None and not observed.grant.unlimited:
+        rules = _limited(rules, observed.grant, sorted_replicas)
+        steps = _moves(course, sorted_replicas, rules)
+        steps = replace(steps, actions=granted(steps.actions, observed.grant, sorted_replicas))
+    steps = _where_cached(course, steps)
     pinned = {**observed.readable, **({course.revision: course.target} if course.target else {})}
     repairs = pod_repairs(observed.owner, pinned, existing, rules.drain_seconds)
     proposed = _without_conflicts((*steps.actions, *repairs), placed.actions)
@@ -57,6 +66,7 @@ def replicas(course: Course) -> Step:
             unplaced=placed.failure,
             foreign=_foreign_message(course, steps.blocked),
             full=course.full or full,
+            ask=ask,
         ),
         actions,
         requeue_after=_requeue_after(
@@ -117,6 +127,30 @@ def _rules(course: Course, wanted: int) -> RolloutRules:
     )
 
 
+def _limited(rules: RolloutRules, grant: Grant, replicas: SortedReplicas) -> RolloutRules:
+    """The rules with what the arbiter leaves of the GPUs. Others get the places of the replicas in `grant.drains`."""
+    yields = frozenset(grant.drains) & {replica.name for replica in replicas.serving}
+    rules = replace(rules, yields=yields, returns=frozenset(grant.returns))
+    if not yields:
+        return rules
+    # A rollout takes no more replicas away meanwhile.
+    return replace(rules, wanted=min(rules.wanted, len(replicas.serving) - len(yields)), max_unavailable=0)
+
+
+def _ask(course: Course, replicas: SortedReplicas, rules: RolloutRules, rule: SizeRule, steps: Moves) -> Ask | None:
+    """What the deployment would have if nobody limited it; None if the arbiter does not decide about it."""
+    running, observed = course.running, course.observed
+    if observed.grant is None or running is None or growth(observed.inventory, running.plan.gpu_product):
+        return None
+    pods = pods_of_replica(observed.owner, running, rules)
+    if not takes_part(pods[0]):
+        return None
+    possible, _ = quotas.within_quotas(steps.actions, observed.quotas, course.actions)
+    wanted, creates = size_after(possible, replicas)
+    order = tuple(replica.name for replica in first_to_go(replicas.serving, rules))
+    return Ask(observed.owner.uid, wanted, rule.least, pods[0], len(pods), order, creates)
+
+
 def _replicas(course: Course) -> tuple[Replica, ...]:
     cluster = Cluster(
         course.observed.nodes,
@@ -148,6 +182,13 @@ def _moves(course: Course, sorted_replicas: SortedReplicas, rules: RolloutRules)
     if not course.unreachable:
         return steps
     return replace(steps, actions=tuple(action for action in steps.actions if not isinstance(action, Create)))
+
+
+def _where_cached(course: Course, steps: Moves) -> Moves:
+    """The steps with new pods that prefer nodes whose cache has the model."""
+    observed = course.observed
+    nodes = known_nodes(course.running, observed.revisions.owned, observed.readable, observed.engine_pods)
+    return replace(steps, actions=preferring(steps.actions, nodes))
 
 
 def _foreign_message(course: Course, blocked: tuple[str, ...]) -> str:

@@ -45,10 +45,12 @@ def _known_facts(course: Course) -> Facts | None:
     if mounted is None:
         return None
     replan = replan_of(course.observed.deployment)
+    adapters = [(one.name, one.source.uri) for one in course.spec.sorted_adapters]
     known = [
         pinned
         for pinned in course.observed.readable.values()
         if pinned.replan == replan and reads_alike(pinned.template, course.spec.pod, mounted)
+        if [(one.name, one.uri) for one in pinned.facts.adapters] == adapters
     ]
     newest = max(known, key=lambda pinned: pinned.number, default=None)
     return Facts(newest.facts) if newest else None

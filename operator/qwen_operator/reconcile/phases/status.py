@@ -9,6 +9,7 @@ from qwen_operator import objects
 from qwen_operator.actions.events import (
     LostReplica,
     failure_events,
+    grant_events,
     lost_node_events,
     resize_events,
     rfc3339,
@@ -16,6 +17,7 @@ from qwen_operator.actions.events import (
 )
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.events import transitions
+from qwen_operator.arbiter.messages import short_of_gpus
 from qwen_operator.manifests.names import Manifest
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas.waiting import node_lost
@@ -28,6 +30,7 @@ def status(course: Course) -> Step:
     assert course.wanted is not None
     assert course.rules is not None
     observed, stamp = course.observed, rfc3339(course.now)
+    short = _short_of_gpus(course)
     new = build_status(
         observed.deployment,
         StatusInput(
@@ -48,11 +51,21 @@ def status(course: Course) -> Step:
             hold=course.hold,
             pages=observed.pages,
             unplaced=course.unplaced,
+            short_of_gpus=short,
+            granted=observed.grant.replicas if short and observed.grant else None,
         ),
         stamp,
     )
     events = status_events(observed.deployment, new, stamp, _lost_nodes(course))
+    events += grant_events(observed.deployment, new, short, stamp)
     return Step(replace(course, status=new, events=events), requeue_after=observed.names.wait(course.now))
+
+
+def _short_of_gpus(course: Course) -> str:
+    observed = course.observed
+    if observed.grant is None or course.ask is None:
+        return ""
+    return short_of_gpus(observed.grant, observed.owner.namespace)
 
 
 def _lost_nodes(course: Course) -> tuple[LostReplica, ...]:

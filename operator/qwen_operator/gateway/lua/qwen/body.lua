@@ -36,8 +36,11 @@ Reader.__index = Reader
 
 -- `expects` is what may come next in the outermost object: start, first (a key or the end), key, colon, value, next
 -- (a comma or the end) or nothing. `pause` is called between two parts of a long work.
+--
+-- `passed` are the bytes of the pieces before the present one. `from` and `to` are the places of the quotes around the
+-- model, counted from 1. `adapts` is whether there is a field with which a client would choose an adapter past its name.
 function body.reader(pause)
-    return setmetatable({ expects = "start", levels = {}, depth = 0, steps = 0, pause = pause }, Reader)
+    return setmetatable({ expects = "start", levels = {}, depth = 0, steps = 0, passed = 0, pause = pause }, Reader)
 end
 
 function Reader:open_string(captured)
@@ -69,6 +72,7 @@ function Reader:close_string()
             end
             self.key_seen = true
         end
+        self.adapts = self.adapts or text == "lora_path"
         self.key, self.expects = text, "colon"
         return nil
     end
@@ -94,7 +98,11 @@ function Reader:read_string(text, at)
     local char = byte(text, stop)
     if char == QUOTE then
         self:capture(sub(text, at, stop - 1))
-        return stop + 1, self:close_string()
+        local fault = self:close_string()
+        if self.model and not self.to then
+            self.to = self.passed + stop
+        end
+        return stop + 1, fault
     end
     if char ~= BACKSLASH then
         return nil, "a string has a control character"
@@ -146,6 +154,9 @@ end
 function Reader:read_value(text, at, char)
     if char == QUOTE then
         self:open_string(self.key == "model")
+        if self.key == "model" then
+            self.from = self.passed + at
+        end
         return at + 1
     end
     if self.key == "model" then
@@ -229,10 +240,12 @@ function Reader:feed(text)
             return fault
         end
     end
+    self.passed = self.passed + size
     return nil
 end
 
--- After the last piece: the model, or nil and what is wrong.
+-- After the last piece: the model, or nil and what is wrong. Further results: whether it asks for a stream, and where the
+-- model is written.
 function Reader:finish()
     if self.expects ~= "nothing" then
         return nil, FAULT
@@ -246,7 +259,7 @@ function Reader:finish()
     if type(name) ~= "string" or not find(name, "^[!-~]+$") then
         return nil, "the field \"model\" is no served name"
     end
-    return name, nil, self.stream
+    return name, nil, self.stream, { from = self.from, to = self.to, adapts = self.adapts }
 end
 
 -- The body of the present request as an open file; nil if it is in memory. A client may leave at every pause, and then
@@ -276,8 +289,8 @@ function body.bytes()
 end
 
 -- The model of the present request, whose body has been read: its name, or nil and what is wrong. The third result is
--- whether it asks for a stream, which may be missed in a long body. A long body is read in pieces, and other requests run
--- between two of them. `pause` lets them run.
+-- whether it asks for a stream, which may be missed in a long body. The fourth has `from`, `to` and `adapts` of the reader.
+-- A long body is read in pieces, and other requests run between two of them. `pause` lets them run.
 function body.model(pause)
     local reader = body.reader(pause)
     local file = body.open()
@@ -302,6 +315,39 @@ function body.model(pause)
         return nil, fault
     end
     return reader:finish()
+end
+
+-- Writes other JSON in place of the model of the present request, at the place that body.model gave. `small`: up to so many
+-- bytes a body stays in memory.
+function body.replace(place, text, small, pause)
+    local file = body.open()
+    if not file then
+        local whole = ngx.req.get_body_data()
+        ngx.req.set_body_data(sub(whole, 1, place.from - 1) .. text .. sub(whole, place.to + 1))
+        return
+    end
+    ngx.req.init_body(small)
+    local passed, count = 0, 0
+    local piece = file:read(CHUNK_BYTES)
+    while piece do
+        local first, last = place.from - passed, place.to - passed
+        passed = passed + #piece
+        if first >= 1 and first <= #piece then
+            ngx.req.append_body(sub(piece, 1, first - 1) .. text)
+        elseif first > #piece or last < 1 then
+            ngx.req.append_body(piece)
+        end
+        if last >= 1 and last < #piece then
+            ngx.req.append_body(sub(piece, last + 1))
+        end
+        piece = file:read(CHUNK_BYTES)
+        count = count + 1
+        if count % CHUNKS_AT_ONCE == 0 then
+            pause()
+        end
+    end
+    ngx.req.finish_body()
+    body.close()
 end
 
 return body

@@ -75,7 +75,7 @@ local function take(ticket, waiting)
         ticket.began = ticket.began or ticket.hold
         ticket.patience = ticket.patience or ngx.now() + state.hold.seconds
         demand.add(ticket)
-        return metrics.hold(ticket.tenant, ticket.model)
+        return metrics.hold(ticket.tenant, ticket.name)
     end
     local seconds = waiting and remaining(waiting) or USUAL_SECONDS
     local words = ({ tenant = "for tenant " .. ticket.tenant, model = "for it", gateway = "in the gateway" })[whose]
@@ -118,9 +118,15 @@ function hold.wait(ticket, resume)
         waiting = state.waiting[ticket.model]
     end
     hold.release(ticket)
-    if not state.models[ticket.model] then
+    local loaded = not ticket.adapter or state.adapter(ticket.model, ticket.adapter)
+    if not state.models[ticket.model] or loaded == nil then
         metrics.refused(ticket.tenant, "model")
-        return answers.no_model(ticket.model)
+        return answers.no_model(ticket.name)
+    end
+    if not loaded then
+        -- A replica without the adapter would refuse the request.
+        local message = "Not every replica of the model '%s' has the adapter '%s' yet. Try again in %d s."
+        return refuse(ticket, "modelNotReady", USUAL_SECONDS, string.format(message, ticket.model, ticket.adapter, USUAL_SECONDS))
     end
 end
 
@@ -155,7 +161,7 @@ function hold.release(ticket)
     if ticket.hold then
         limits.free_hold(ticket.tenant, ticket.model)
         demand.remove(ticket)
-        metrics.hold_seconds(ticket.tenant, ticket.model, ngx.now() - ticket.hold)
+        metrics.hold_seconds(ticket.tenant, ticket.name, ngx.now() - ticket.hold)
         ticket.hold = nil
     end
 end

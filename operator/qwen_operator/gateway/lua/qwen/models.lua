@@ -55,6 +55,27 @@ local function add_waiting(tenant, names, entries)
     return names, entries
 end
 
+-- Adds the adapters that every replica of their model has.
+local function add_adapters(tenant, names, entries)
+    local added = {}
+    for model, adapters in pairs(state.adapters) do
+        local waiting = state.waiting[model]
+        local served = waiting and not waiting.stopped or not waiting and state.models[model]
+        for adapter, loaded in pairs(served and adapters or {}) do
+            local name = model .. ":" .. adapter
+            if loaded and models.allowed(tenant, name) then
+                added[#added + 1] = name
+                entries[name] = cjson.encode({ id = name, object = "model", created = 0, owned_by = "self_hosted", parent = model })
+            end
+        end
+    end
+    table.sort(added)
+    for _, name in ipairs(added) do
+        names[#names + 1] = name
+    end
+    return names, entries
+end
+
 -- The router's own list, without what the tenant may not ask for: name -> its entry as JSON.
 local function visible(tenant)
     local names, entries = {}, {}
@@ -71,7 +92,7 @@ local function visible(tenant)
             entries[model.id] = cjson.encode(model)
         end
     end
-    return add_waiting(tenant, names, entries)
+    return add_adapters(tenant, add_waiting(tenant, names, entries))
 end
 
 function models.answer_list(tenant)

@@ -1,7 +1,9 @@
 -- What happens to one request: whose it is, what its tenant may do, what it asks for, and what it cost.
+local adapters = require "qwen.adapters"
 local answers = require "qwen.answers"
 local body = require "qwen.body"
 local client = require "qwen.client"
+local demand = require "qwen.demand"
 local early = require "qwen.early"
 local hold = require "qwen.hold"
 local limits = require "qwen.limits"
@@ -21,7 +23,7 @@ local last = 0
 
 local function open_ticket(tenant)
     last = last + 1
-    local ticket = { tenant = tenant, model = "", room = 0, slot = false, turn = false, started = ngx.now() }
+    local ticket = { tenant = tenant, model = "", name = "", room = 0, slot = false, turn = false, started = ngx.now() }
     tickets[last] = ticket
     ngx.var.qwen_ticket = last
     return ticket
@@ -89,7 +91,7 @@ local function take_room(ticket, length, allowed)
     end
     local granted, whose = limits.take_room(ticket.tenant, bytes, state.settings.bufferedBytes)
     if granted then
-        ticket.room = bytes
+        ticket.room = ticket.room + bytes
     elseif whose == "tenant" then
         too_many(ticket, "bufferedBytes", 1, "large request bodies at once")
     else
@@ -150,20 +152,42 @@ local function pause_of(ticket)
     end
 end
 
+-- An engine gets the name of its model, by which the router chooses it, and the adapter in a field of its own.
+local function use_adapter(ticket, adapter, place, allowed)
+    if not adapters.ROUTES[ngx.var.uri] then
+        local message = "Adapters of a model answer at %s only."
+        return refuse(ticket, "format", 400, string.format(message, adapters.WHERE), { param = "model" })
+    end
+    ticket.adapter = adapter
+    -- Until the request ends, the disk has both bodies.
+    take_room(ticket, body.bytes(), allowed)
+    body.replace(place, adapters.fields(ticket), limits.SMALL_BYTES, pause_of(ticket))
+    end_turn(ticket)
+end
+
 local function find_model(ticket, allowed)
     check_length(ticket, body.bytes(), allowed)
-    local name, fault, stream = body.model(pause_of(ticket))
+    local name, fault, stream, place = body.model(pause_of(ticket))
     end_turn(ticket)
     if not name then
         return refuse(ticket, "format", 400, "The request body is refused: " .. fault .. ".", { param = "model" })
     end
+    local model, adapter = adapters.split(name)
     -- What the tenant may not ask for is not even looked up, so that the time tells nothing about it.
-    if not models.allowed(ticket.tenant, name) or not state.serves(name) then
+    if not models.allowed(ticket.tenant, name) or not state.serves(model, adapter) then
         metrics.refused(ticket.tenant, "model")
         return answers.no_model(name)
     end
-    ticket.model, ticket.stream = name, stream
+    if place.adapts and state.adapters[model] then
+        local message = "The field lora_path is not accepted: ask for the model '%s:ADAPTER' instead."
+        return refuse(ticket, "format", 400, string.format(message, model), { param = "lora_path" })
+    end
+    ticket.model, ticket.name, ticket.stream = model, name, stream
     ngx.var.qwen_tenant = ticket.tenant
+    demand.come(model)
+    if adapter then
+        use_adapter(ticket, adapter, place, allowed)
+    end
 end
 
 local function only(method)
@@ -291,8 +315,8 @@ function requests.head()
     -- If the head is sent early, the answer begins later.
     if ticket and ticket.length and not ticket.head and ngx.status == 200 then
         usage.begin(ticket, ngx.header["Content-Type"])
-        if ticket.answer.stream then
-            -- Its end may be left out.
+        if ticket.answer.stream or ticket.answer.rename then
+            -- Its end may be left out, or the name in it is another one.
             ngx.header["Content-Length"] = nil
         end
     end
@@ -329,11 +353,14 @@ function requests.piece()
         end
         usage.add(answer, ngx.arg[1])
     end
+    if answer and answer.rename then
+        ngx.arg[1] = adapters.renamed(answer, ngx.arg[1], ngx.arg[2])
+    end
 end
 
 local function count_tokens(ticket)
     local tokens = usage.tokens(ticket.answer)
-    metrics.tokens(ticket.tenant, ticket.model, tokens)
+    metrics.tokens(ticket.tenant, ticket.name, tokens)
     local spent = tokens and (tokens.into or 0) + (tokens.out or 0)
     -- An answer that does not tell costs its events and a token for four bytes of the request.
     spent = spent or ticket.answer.events + math.floor(ticket.length / 4)
@@ -354,7 +381,7 @@ function requests.finish()
     hold.release(ticket)
     if ticket.slot then
         limits.free_slot(ticket.tenant)
-        metrics.held(ticket.tenant, ticket.model, ngx.now() - ticket.started)
+        metrics.held(ticket.tenant, ticket.name, ngx.now() - ticket.started)
     end
     if ticket.room > 0 then
         limits.free_room(ticket.tenant, ticket.room)
@@ -362,7 +389,7 @@ function requests.finish()
     if ticket.answer then
         count_tokens(ticket)
     end
-    metrics.ended(ticket.tenant, ticket.model, ngx.ctx.failed or ngx.status)
+    metrics.ended(ticket.tenant, ticket.name, ngx.ctx.failed or ngx.status)
 end
 
 return requests

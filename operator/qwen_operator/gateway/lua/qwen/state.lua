@@ -10,6 +10,8 @@ local state = {
     models = {},
     -- Served name without a worker that is ready -> stopped, stalled, startupSeconds, startedAt.
     waiting = {},
+    -- Served name -> its adapters -> whether every replica has them. A name without adapters is not in it.
+    adapters = {},
     loads = 0,
     hold = { seconds = 0, requests = 0, total = 0, grace = 0 },
     relay = { head_seconds = 0 },
@@ -41,6 +43,14 @@ local function read(name)
     return value
 end
 
+local function read_adapters(file)
+    local adapters = {}
+    for name, loaded in pairs(type(file) == "table" and file or {}) do
+        adapters[name] = type(loaded) == "table" and loaded or nil
+    end
+    state.adapters = adapters
+end
+
 local function read_waiting()
     local file = read("waiting")
     if not file or type(file.waiting) ~= "table" then
@@ -58,6 +68,7 @@ local function read_waiting()
         end
     end
     state.waiting = waiting
+    read_adapters(file.adapters)
 end
 
 local function read_workers()
@@ -91,17 +102,26 @@ function state.refresh()
     read_models()
 end
 
-local function known(model)
+-- Whether every replica of the model has this adapter; nil if the model has no adapter of this name.
+function state.adapter(model, adapter)
+    local adapters = state.adapters[model]
+    return adapters and adapters[adapter]
+end
+
+local function known(model, adapter)
+    if adapter and state.adapter(model, adapter) == nil then
+        return false
+    end
     return state.models[model] ~= nil or state.waiting[model] ~= nil
 end
 
 -- Whether somebody serves this name, also if no worker is ready. An unknown name is looked up in the files again: it
--- may be new.
-function state.serves(model)
-    if not known(model) then
+-- may be new. `adapter`: the adapter of the model that is asked for; nil for the model itself.
+function state.serves(model, adapter)
+    if not known(model, adapter) then
         state.look()
     end
-    return known(model)
+    return known(model, adapter)
 end
 
 -- Reads what the agent wrote, but not more often than every PAUSE_SECONDS.

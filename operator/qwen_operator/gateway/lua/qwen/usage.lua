@@ -1,5 +1,7 @@
 -- Tokens of an answer, from the object "usage" that engines send at the end, or in Anthropic's streams also at the
 -- beginning. Only these two parts of an answer are kept, whatever its length.
+local adapters = require "qwen.adapters"
+
 local usage = {}
 
 local HEAD_BYTES = 2048
@@ -18,6 +20,7 @@ local FIELDS = {
 function usage.begin(ticket, kind)
     local stream = type(kind) == "string" and kind:find("text/event-stream", 1, true) ~= nil
     ticket.answer = { stream = stream, events = 0, head = nil, size = 0, parts = {}, count = 0, older = "" }
+    ticket.answer.rename = ticket.adapter and adapters.renaming(ticket)
     ngx.ctx.answer = ticket.answer
 end
 

@@ -1,9 +1,8 @@
-"""The page on which a pod shows how far its download is. The operator reads it on the port of the engine.
+"""The page on which a pod shows how far its download or its start is. The operator reads it.
 
-The engine starts after the download, so the port is free, and the NetworkPolicy lets the operator reach it already.
+A download shows it on the port of the engine, which starts later: so the port is free, and the NetworkPolicy lets the
+operator reach it already. A start shows it on a port of its own.
 """
-
-from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator

@@ -1,0 +1,190 @@
+"""From what the operator knows of deployments, pods and nodes to the claims on each pool of GPUs. Pure.
+
+A pool is all nodes that offer one resource, such as nvidia.com/gpu or a MIG slice. GPUs of pods that take no part are
+taken off the pool: those of other owners, and those of deployments that nobody arbitrates.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from math import ceil
+
+from qwen_operator import objects
+from qwen_operator.arbiter.fits import HOSTNAME, depends_on_pods, requested, wants
+from qwen_operator.arbiter.types import Ask, Claim, Grant, Pool, Seat
+from qwen_operator.manifests.names import ANNOTATION_RELEASED_AT, Manifest
+from qwen_operator.objects import ObjectKey
+from qwen_operator.replicas.groups import Replica
+from qwen_operator.replicas.pod_state import PodState, is_gated
+from qwen_operator.replicas.room import Neighbours, Place, need_of, places_of
+
+STUCK_SECONDS = 60.0
+"""A pod that the scheduler has not placed for so long, although its node has room, goes back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """One deployment that takes part: what it asks for, the value of its PriorityClass, and its replicas."""
+
+    key: ObjectKey
+    ask: Ask
+    priority: int
+    replicas: tuple[Replica, ...]
+
+    @property
+    def is_served(self) -> bool:
+        """Whether it has what it wants, and needs no decision."""
+        return len(self.replicas) == self.ask.wanted and all(
+            replica.bound and not (replica.draining or replica.deleting or replica.broken) for replica in self.replicas
+        )
+
+
+def served(party: Party) -> Grant:
+    """What a deployment gets that has all that it wants."""
+    return Grant(party.ask.wanted, asked=party.ask.wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All that the claims are made of.
+
+    `others`: the bound engine pods of deployments that take no part, and the pods of other owners on the nodes that
+    were read. `full`: nodes on which a pod of a deployment has no room for another reason than GPUs.
+    """
+
+    parties: Sequence[Party]
+    nodes: Sequence[Manifest]
+    others: Iterable[Manifest]
+    now: datetime
+    full: frozenset[tuple[ObjectKey, str]] = frozenset()
+
+
+@dataclass(slots=True)
+class Contest:
+    """The claims on the GPUs of one resource."""
+
+    pool: Pool
+    claims: list[Claim] = field(default_factory=list)
+
+    @property
+    def by_priority(self) -> bool:
+        """Whether the priorities differ. Otherwise kube-scheduler ends no pod of them for another one."""
+        return len({claim.priority for claim in self.claims}) > 1
+
+
+def contests(scene: Scene) -> dict[str, Contest]:
+    """The claims by resource."""
+    needs = {party.key: need_of(party.ask.pod) for party in scene.parties}
+    strangers = [*scene.others]
+    for party in scene.parties:
+        strangers += [pod for pod in _pods(party.replicas) if need_of(pod).resource != needs[party.key].resource]
+    taken = _taken(strangers)
+    places = places_of(Neighbours(tuple(scene.nodes)))
+    hosts = hostnames(scene.nodes)
+    names = {label: name for name, label in hosts.items()}
+    places = [place for place in places if place.name in hosts]
+    found: dict[str, Contest] = {}
+    suitable: dict[str, frozenset[str]] = {}
+    for party in scene.parties:
+        resource = needs[party.key].resource
+        if resource not in found:
+            gpus = {
+                place.name: place.offered[resource] - taken[place.name, resource]
+                for place in places
+                if resource in place.offered
+            }
+            found[resource] = Contest(Pool(gpus, scene.full))
+        # Most deployments ask the same of a node.
+        like = _like(party)
+        if like not in suitable:
+            suitable[like] = frozenset(place.name for place in places if _suits(party, place))
+        nodes = suitable[like] & found[resource].pool.nodes.keys()
+        found[resource].claims.append(_claim(party, nodes, scene, names))
+    return found
+
+
+def hostnames(nodes: Iterable[Manifest]) -> dict[str, str]:
+    """The label by which a pod can be sent to a node, by the node's name. Nodes that share one are left out."""
+    labels = {str(objects.mapping(node, "metadata").get("name")): objects.labels(node).get(HOSTNAME) for node in nodes}
+    shared = Counter(labels.values())
+    return {name: str(label) for name, label in labels.items() if label and shared[label] == 1}
+
+
+def _taken(pods: Iterable[Manifest]) -> Counter[tuple[str, str]]:
+    """What pods take, by node and resource."""
+    taken: Counter[tuple[str, str]] = Counter()
+    for pod in pods:
+        if objects.node_of(pod) and not objects.has_ended(pod):
+            taken.update({(objects.node_of(pod), name): ceil(number) for name, number in requested(pod).items()})
+    return taken
+
+
+def _pods(replicas: Iterable[Replica]) -> list[Manifest]:
+    return [member.manifest for replica in replicas for member in replica.members]
+
+
+def _like(party: Party) -> str:
+    spec = party.ask.pod["spec"]
+    return repr([spec.get(part) for part in ("nodeSelector", "tolerations", "affinity")])
+
+
+def _suits(party: Party, place: Place) -> bool:
+    return place.suits(need_of(party.ask.pod)) and wants(party.ask.pod, place.name, place.labels)
+
+
+def _claim(party: Party, nodes: Collection[str], scene: Scene, hosts: Mapping[str, str]) -> Claim:
+    need = need_of(party.ask.pod)
+    alone = depends_on_pods(party.ask.pod)
+    if alone:
+        # Where no pod of a lower priority runs, the scheduler can end none, whatever rule forbids the place.
+        lower = {pod.node for other in scene.parties if other.priority < party.priority for pod in _states(other)}
+        nodes = set(nodes) - lower
+    rank = {name: place for place, name in enumerate(party.ask.order)}
+    replicas = [one for one in party.replicas if _resource(one) == need.resource]
+    replicas.sort(key=lambda one: (rank.get(one.name, -1), one.name))
+    return Claim(
+        key=party.key,
+        priority=party.priority,
+        gpus=need.gpus,
+        least=party.ask.least,
+        wanted=party.ask.wanted,
+        seats=tuple(_seat(one, hosts, scene.now) for one in replicas),
+        nodes=frozenset(nodes),
+        pods=party.ask.pods,
+        drains_others=not alone,
+    )
+
+
+def _states(party: Party) -> Iterable[PodState]:
+    return (member for replica in party.replicas for member in replica.members)
+
+
+def _resource(replica: Replica) -> str:
+    return need_of(replica.leader.manifest).resource
+
+
+def _seat(replica: Replica, hosts: Mapping[str, str], now: datetime) -> Seat:
+    alive = [member for member in replica.members if not member.ended]
+    waiting = [member for member in alive if not member.node]
+    labels = [objects.mapping(member.manifest, "spec", "nodeSelector").get(HOSTNAME) for member in waiting]
+    return Seat(
+        name=replica.name,
+        nodes=tuple(member.node for member in alive if member.node),
+        draining=replica.draining or replica.deleting or replica.broken or replica.index is None,
+        # A node that is gone has no room, so the pod goes back.
+        pins=() if None in labels else tuple(hosts.get(str(label), "") for label in labels),
+        gpus=need_of(replica.leader.manifest).gpus,
+        stuck=any(_waits(member, now) > STUCK_SECONDS for member in waiting),
+    )
+
+
+def _waits(state: PodState, now: datetime) -> float:
+    """For how many seconds the scheduler could have placed the pod."""
+    if is_gated(state.manifest):
+        return 0.0
+    released = objects.moment(objects.annotations(state.manifest).get(ANNOTATION_RELEASED_AT))
+    created = objects.moment(objects.text(state.manifest, "metadata", "creationTimestamp"))
+    return min(((now - time).total_seconds() for time in (released, created) if time is not None), default=0.0)

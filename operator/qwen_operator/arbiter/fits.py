@@ -1,0 +1,120 @@
+"""Whether a node takes a pod, by the rules of kube-scheduler that the operator can check. Pure.
+
+A pod that finds no place makes kube-scheduler end pods of a lower priority, whatever it lacks. So beside GPUs also
+CPU, memory, the number of pods and the node affinity count. Rules about other pods (affinity between pods, spread over
+zones) are not checked: `depends_on_pods` says that a pod has some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+
+from qwen_operator import objects, untrusted
+from qwen_operator.manifests.kept import ROOM
+from qwen_operator.manifests.names import LABEL_REPLICA, Manifest
+from qwen_operator.manifests.quantities import amount
+
+HOSTNAME = "kubernetes.io/hostname"
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+_LARGEST = 10**18
+
+Amounts = dict[str, Decimal]
+
+
+def requested(pod: Manifest) -> Amounts:
+    """What the pod takes of its node, by resource, with itself under `pods`.
+
+    As kube-scheduler counts (pkg/api/v1/resource, PodRequests): the sum over the containers and the sidecars, or the
+    largest init container with the sidecars before it, and the overhead.
+    """
+    total: Amounts = {}
+    for container in objects.members(pod, "spec", "containers"):
+        _add(total, _needs(container))
+    sidecars: Amounts = {}
+    largest: Amounts = {}
+    for container in objects.members(pod, "spec", "initContainers"):
+        needs = _needs(container)
+        if container.get("restartPolicy") == "Always":
+            _add(sidecars, needs)
+            needs = {}
+        for name in {*needs, *sidecars}:
+            at_once = needs.get(name, Decimal(0)) + sidecars.get(name, Decimal(0))
+            largest[name] = max(largest.get(name, Decimal(0)), at_once)
+    _add(total, sidecars)
+    for name, value in largest.items():
+        total[name] = max(total.get(name, Decimal(0)), value)
+    _add(total, _amounts(objects.mapping(pod, "spec", "overhead")))
+    return {**total, "pods": Decimal(1)}
+
+
+def has_room(node: Manifest, running: Iterable[Manifest], pods: Iterable[Manifest]) -> bool:
+    """Whether the node of the store has room for these pods beside those that run there or will."""
+    used: Amounts = {}
+    for one in running:
+        if not objects.has_ended(one):
+            _add(used, requested(one))
+    needs: Amounts = {}
+    for one in pods:
+        _add(needs, requested(one))
+    offered = _amounts({**objects.mapping(node, "status", "allocatable"), **objects.mapping(node, ROOM)})
+    return all(used.get(name, Decimal(0)) + need <= offered.get(name, Decimal(0)) for name, need in needs.items())
+
+
+def wants(pod: Manifest, node: str, labels: Mapping[str, object]) -> bool:
+    """Whether the pod's required node affinity takes a node of this name and with these labels."""
+    terms = objects.members(pod, "spec", "affinity", "nodeAffinity", _REQUIRED, "nodeSelectorTerms")
+    return not terms or any(_matches(term, node, labels) for term in terms)
+
+
+def depends_on_pods(pod: Manifest) -> bool:
+    """Whether it depends on other pods where the pod may run. That the pods of one replica keep apart is no matter."""
+    affinity = objects.mapping(pod, "spec", "affinity")
+    terms: Sequence[objects.Object] = [
+        term
+        for kind in ("podAffinity", "podAntiAffinity")
+        for term in objects.members(affinity, kind, _REQUIRED)
+        if LABEL_REPLICA not in objects.mapping(term, "labelSelector", "matchLabels")
+    ]
+    spread = objects.members(pod, "spec", "topologySpreadConstraints")
+    return bool(terms) or any(one.get("whenUnsatisfiable") != "ScheduleAnyway" for one in spread)
+
+
+def _matches(term: objects.Object, node: str, labels: Mapping[str, object]) -> bool:
+    expressions = objects.members(term, "matchExpressions")
+    fields = objects.members(term, "matchFields")
+    if not expressions and not fields:
+        return False
+    return all(_holds(one, labels) for one in expressions) and all(
+        _holds(one, {"metadata.name": node}) for one in fields
+    )
+
+
+def _holds(expression: objects.Object, labels: Mapping[str, object]) -> bool:
+    key, operator = str(expression.get("key")), str(expression.get("operator"))
+    given = expression.get("values")
+    values = [str(value) for value in given] if isinstance(given, list) else []
+    has = None if labels.get(key) is None else str(labels[key])
+    if operator in ("In", "NotIn"):
+        return (has in values) == (operator == "In")
+    if operator in ("Exists", "DoesNotExist"):
+        return (has is not None) == (operator == "Exists")
+    if operator not in ("Gt", "Lt") or has is None:
+        return False
+    number, bound = (untrusted.digits(text, _LARGEST, -1) for text in (str(has), next(iter(values), "")))
+    return min(number, bound) >= 0 and (number > bound if operator == "Gt" else number < bound)
+
+
+def _needs(container: objects.Object) -> Amounts:
+    """Requests of a container. A limit without a request is its request."""
+    resources = objects.mapping(container, "resources")
+    return {**_amounts(objects.mapping(resources, "limits")), **_amounts(objects.mapping(resources, "requests"))}
+
+
+def _amounts(values: objects.Object) -> Amounts:
+    return {str(name): number for name, value in values.items() if (number := amount(value)) is not None}
+
+
+def _add(total: Amounts, more: Mapping[str, Decimal]) -> None:
+    for name, value in more.items():
+        total[name] = total.get(name, Decimal(0)) + value

@@ -1,0 +1,347 @@
+"""The loop around the arbiter: it collects what the deployments ask for, reads nodes, and hands out grants.
+
+It acts only while deployments have different priorities. Then no replica is created without a grant, because
+kube-scheduler ends pods of a lower priority for a pod that finds no place. A grant names the node, and names it only
+after the operator has read from the API server which pods run there: it watches none but its own.
+
+If it cannot look for OPEN_SECONDS, it stands aside, and kube-scheduler decides again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import NoReturn
+
+from qwen_operator import objects
+from qwen_operator.arbiter.claims import Contest, Party, Scene, contests, hostnames, served
+from qwen_operator.arbiter.decide import decide
+from qwen_operator.arbiter.fits import HOSTNAME, has_room
+from qwen_operator.arbiter.priorities import Priorities
+from qwen_operator.arbiter.types import HOLD, UNLIMITED, Ask, Grant
+from qwen_operator.controller.cache import Store
+from qwen_operator.kube import (
+    NODES,
+    PODS,
+    PRIORITY_CLASSES,
+    QWENDEPLOYMENTS,
+    ApiError,
+    Forbidden,
+    KubeApi,
+    Manifest,
+    Resource,
+)
+from qwen_operator.kube.lease import NotLeading
+from qwen_operator.objects import ObjectKey, key_of
+
+INTERVAL_SECONDS = 2.0
+FRESH_SECONDS = 2.0
+"""How old the pods of a node may be when a pod is sent there."""
+SEEN_SECONDS = 20.0
+"""How old they may be while a pod waits for the node."""
+FULL_SECONDS = 60.0
+"""For how long a node counts as full for a deployment after it had no room for another reason than GPUs."""
+ASKING_SECONDS = 10.0
+"""How long it waits until all deployments have asked, after it began."""
+STUCK_PAUSE_SECONDS = 600.0
+OPEN_SECONDS = 30.0
+"""How long a deployment waits for a decision, at most. Then kube-scheduler decides."""
+PAUSE_SECONDS = 0.1
+_PAUSES = 3.0
+_ROUNDS = 32
+_NODES_AT_ONCE = 16
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What the arbiter is connected to.
+
+    `readable`: the resources that the operator may read. `wake` gets the key of each deployment whose grant changed.
+    `working`: whether a worker has this deployment now. `clock`: monotonic seconds. `default_class`: the PriorityClass
+    of engine pods that name none. `enabled`: the chart's switch.
+    """
+
+    readable: Callable[[], Iterable[Resource]]
+    wake: Callable[[ObjectKey], None]
+    working: Callable[[ObjectKey], bool]
+    clock: Callable[[], float]
+    now: Callable[[], datetime]
+    default_class: str | None = None
+    enabled: bool = True
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The pods of a node, as they were read at a time."""
+
+    at: float
+    pods: list[Manifest]
+
+
+@dataclass(slots=True)
+class Arbiter:
+    """See the module. `grant` and `heard` are for the workers, `run` is the loop."""
+
+    store: Store
+    api: KubeApi
+    wiring: Wiring
+    _asks: dict[ObjectKey, Ask | None] = field(default_factory=dict)
+    _grants: dict[ObjectKey, Grant] = field(default_factory=dict)
+    _priority: dict[ObjectKey, int] = field(default_factory=dict)
+    _known: tuple[object, dict[ObjectKey, int]] | None = None
+    _seen: dict[str, _Seen] = field(default_factory=dict)
+    _full: dict[tuple[ObjectKey, str], float] = field(default_factory=dict)
+    _began_at: float | None = None
+    _looked_at: float | None = None
+    _blind: bool = False
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def grant(self, key: ObjectKey) -> Grant | None:
+        """What this deployment may have now; None if kube-scheduler alone decides."""
+        if not self.contested():
+            return None
+        if self._looked_at is None:
+            # It has just become necessary to look.
+            self._looked_at = self.wiring.clock()
+            self._changed.set()
+        if self.wiring.clock() - self._looked_at > OPEN_SECONDS:
+            return None
+        if self._priorities().get(key) != self._priority.get(key):
+            # It is new, or its class has changed.
+            return HOLD
+        return self._grants.get(key, HOLD)
+
+    def heard(self, key: ObjectKey, ask: Ask | None) -> None:
+        """Note what a deployment asks for; None if it takes no part."""
+        if key not in self._asks or self._asks[key] != ask:
+            self._asks[key] = ask
+            self._changed.set()
+
+    def contested(self) -> bool:
+        """Whether pods of one deployment could make kube-scheduler end pods of another one."""
+        if not self.wiring.enabled or not {NODES, PRIORITY_CLASSES} <= set(self.wiring.readable()):
+            return False
+        return len(set(self._priorities().values())) > 1
+
+    async def run(self) -> NoReturn:
+        """Look for ever: at once when a deployment asks for something else, and at least every INTERVAL_SECONDS."""
+        while True:
+            try:
+                async with asyncio.timeout(INTERVAL_SECONDS):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            self._changed.clear()
+            began = self.wiring.clock()
+            try:
+                await self.look()
+            except NotLeading:
+                raise
+            except Exception:
+                log.exception("the arbiter cannot decide who gets GPUs")
+            # Asks come in bursts, for example after a list. And with very many deployments a look takes a while.
+            await asyncio.sleep(max(PAUSE_SECONDS, _PAUSES * (self.wiring.clock() - began)))
+
+    async def look(self) -> None:
+        """Decide anew. Returns without a decision if a node cannot be read, or if pods are just being created."""
+        if not self.contested():
+            self._asks, self._looked_at, self._began_at = {}, None, None
+            self._publish({})
+            return
+        if not self._all_heard():
+            return
+        for _ in range(_ROUNDS):
+            if any(grant.places and self.wiring.working(key) for key, grant in self._grants.items()):
+                # A worker may be creating the pods of a grant, and the store does not show them yet.
+                self._changed.set()
+                return
+            parties = self._parties()
+            if all(party.is_served for party in parties):
+                self._conclude(parties, {party.key: served(party) for party in parties})
+                return
+            found = contests(self._scene(parties))
+            self._note_stuck(found)
+            grants: dict[ObjectKey, Grant] = {}
+            for contest in found.values():
+                if contest.by_priority or len(self._asks) < len(self._priorities()):
+                    grants |= decide(contest.claims, contest.pool)
+                else:
+                    grants |= dict.fromkeys((claim.key for claim in contest.claims), UNLIMITED)
+            if stale := self._stale(found, grants):
+                if not await self._read(stale):
+                    return
+            elif not self._overfull(parties, grants):
+                self._conclude(parties, self._by_hostname(grants))
+                return
+
+    def _values(self) -> Priorities:
+        return Priorities(self.store.all(PRIORITY_CLASSES))
+
+    def _priorities(self) -> dict[ObjectKey, int]:
+        changes = self.store.changes(QWENDEPLOYMENTS, PRIORITY_CLASSES), self.store.unreadable
+        if self._known is None or self._known[0] != changes:
+            self._known = changes, self._values_of_all()
+        return self._known[1]
+
+    def _values_of_all(self) -> dict[ObjectKey, int]:
+        values = self._values()
+        return {key_of(item): values.of(item, self.wiring.default_class) for item in self._deployments()}
+
+    def _deployments(self) -> Iterable[Manifest]:
+        """Those that may want replicas. The pods of one that is being deleted count as those of somebody else."""
+        return (item for item in self.store.deployments() if not objects.is_deleting(item))
+
+    def _all_heard(self) -> bool:
+        """Drop what is about deployments that are gone, and what is too old. Wake those that have not asked yet.
+
+        Returns whether all have asked, or had time to. One that cannot be handled must not keep the others waiting: its
+        pods count as those of somebody else.
+        """
+        now = self.wiring.clock()
+        uids = {key_of(item): item["metadata"]["uid"] for item in self._deployments()}
+        self._asks = {
+            key: ask for key, ask in self._asks.items() if key in uids and (ask is None or ask.uid == uids[key])
+        }
+        self._full = {place: until for place, until in self._full.items() if until > now}
+        self._seen = {name: seen for name, seen in self._seen.items() if now - seen.at <= SEEN_SECONDS}
+        missing = uids.keys() - self._asks.keys()
+        for key in sorted(missing):
+            self.wiring.wake(key)
+        self._began_at = now if self._began_at is None else self._began_at
+        return not missing or now - self._began_at > ASKING_SECONDS
+
+    def _parties(self) -> list[Party]:
+        priorities = self._priorities()
+        parties = []
+        for item in self._deployments():
+            key = key_of(item)
+            ask = self._asks.get(key)
+            if ask is not None:
+                parties.append(Party(key, ask, priorities[key], self.store.replicas(item)))
+        return parties
+
+    def _scene(self, parties: Iterable[Party]) -> Scene:
+        ours = {
+            member.uid for party in parties for replica in party.replicas for member in replica.members if member.uid
+        }
+        stored = {pod["metadata"]["uid"]: pod for pod in self.store.all(PODS) if pod["metadata"]["uid"] not in ours}
+        read = {
+            pod["metadata"]["uid"]: pod
+            for seen in self._seen.values()
+            for pod in seen.pods
+            if pod["metadata"]["uid"] not in ours and not self._is_gone(pod)
+        }
+        return Scene(
+            parties=list(parties),
+            nodes=list(self.store.all(NODES)),
+            others=list((read | stored).values()),
+            now=self.wiring.now(),
+            full=frozenset(self._full),
+        )
+
+    def _is_gone(self, pod: Manifest) -> bool:
+        """Whether this is an engine pod that has ended since its node was read."""
+        return objects.labels(pod).get(_MANAGED_BY) == _OURS and self.store.get(PODS, key_of(pod)) is None
+
+    def _note_stuck(self, found: Mapping[str, Contest]) -> None:
+        """A pod that was not placed although its node had room goes back, and does not come to that node again soon."""
+        until = self.wiring.clock() + STUCK_PAUSE_SECONDS
+        for contest in found.values():
+            for claim in contest.claims:
+                pins = {pin for seat in claim.seats if seat.stuck for pin in seat.pins}
+                self._full |= {(claim.key, pin): until for pin in pins if (claim.key, pin) not in self._full}
+
+    def _stale(self, found: Mapping[str, Contest], grants: Mapping[ObjectKey, Grant]) -> list[str]:
+        """The nodes that this decision depends on and that must be read first."""
+        if self._blind:
+            return []
+        limits: dict[str, float] = {}
+        for contest in found.values():
+            for claim in contest.claims:
+                grant = grants[claim.key]
+                going = {node for seat in claim.seats if seat.name in grant.drains for node in seat.nodes}
+                limits |= dict.fromkeys((*grant.awaited, *going), SEEN_SECONDS)
+        for grant in grants.values():
+            limits |= {node: FRESH_SECONDS for place in grant.places for node in place}
+        now = self.wiring.clock()
+        old = [name for name, limit in limits.items() if name not in self._seen or now - self._seen[name].at > limit]
+        return sorted(old)[:_NODES_AT_ONCE]
+
+    async def _read(self, names: list[str]) -> bool:
+        """Read which pods run on these nodes; whether that worked."""
+        try:
+            found = await asyncio.gather(*(self._pods_of(name) for name in names))
+        except Forbidden as error:
+            # Only in some namespaces it may list pods. What it sees there is better than nothing.
+            self._blind = True
+            log.warning(
+                "the operator may not list the pods of a node: it does not see the GPUs that pods of others have",
+                extra={"error": str(error)},
+            )
+            return True
+        except ApiError as error:
+            log.warning("the pods of a node cannot be listed", extra={"error": str(error)})
+            return False
+        self._seen |= dict(zip(names, found, strict=True))
+        return True
+
+    async def _pods_of(self, node: str) -> _Seen:
+        at = self.wiring.clock()
+        pods, _ = await self.api.list(PODS, None, fields=f"spec.nodeName={node}")
+        readable = [pod for pod in pods if objects.malformed(pod) is None and pod["metadata"].get("uid")]
+        return _Seen(at, [pod for pod in readable if not objects.has_ended(pod)])
+
+    def _overfull(self, parties: Iterable[Party], grants: Mapping[ObjectKey, Grant]) -> bool:
+        """Whether a granted pod has no room on its node for another reason than GPUs. Such a node is noted as full."""
+        coming: dict[str, list[tuple[ObjectKey, Manifest]]] = defaultdict(list)
+        for party in parties:
+            for place in grants[party.key].places if party.key in grants else ():
+                for node in place:
+                    coming[node].append((party.key, party.ask.pod))
+        overfull = False
+        nodes = {node["metadata"]["name"]: node for node in self.store.all(NODES)}
+        for name, pods in coming.items():
+            if name in self._seen and not has_room(nodes[name], self._on(nodes[name]), (pod for _, pod in pods)):
+                self._full[pods[-1][0], name] = self.wiring.clock() + FULL_SECONDS
+                overfull = True
+        return overfull
+
+    def _on(self, node: Manifest) -> list[Manifest]:
+        """The pods that run on this node, and the engine pods that may only run there."""
+        name, host = node["metadata"]["name"], objects.labels(node).get(HOSTNAME)
+        stored = [
+            pod
+            for pod in self.store.all(PODS)
+            if objects.node_of(pod) == name
+            or (not objects.node_of(pod) and objects.mapping(pod, "spec", "nodeSelector").get(HOSTNAME) == host)
+        ]
+        read = [pod for pod in self._seen[name].pods if not self._is_gone(pod)]
+        return list({pod["metadata"]["uid"]: pod for pod in (*read, *stored)}.values())
+
+    def _by_hostname(self, grants: Mapping[ObjectKey, Grant]) -> dict[ObjectKey, Grant]:
+        """The grants with the label of each node in place of its name."""
+        hosts = hostnames(self.store.all(NODES))
+        return {
+            key: replace(grant, places=tuple(tuple(hosts[node] for node in place) for place in grant.places))
+            for key, grant in grants.items()
+        }
+
+    def _conclude(self, parties: Iterable[Party], grants: dict[ObjectKey, Grant]) -> None:
+        self._looked_at = self.wiring.clock()
+        self._priority = {party.key: party.priority for party in parties}
+        self._publish(grants)
+
+    def _publish(self, grants: dict[ObjectKey, Grant]) -> None:
+        old, self._grants = self._grants, grants
+        for key in sorted(old.keys() | grants.keys()):
+            if old.get(key) != grants.get(key):
+                self.wiring.wake(key)
+
+
+_MANAGED_BY, _OURS = "app.kubernetes.io/managed-by", "qwen-operator"

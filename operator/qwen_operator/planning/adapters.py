@@ -1,0 +1,154 @@
+"""What LoRA adapters add to a plan: options, memory, and the reasons why an engine could not serve them.
+
+SGLang keeps `--max-loras-per-batch` adapters in GPU memory, of which one place is for requests without an adapter. It
+takes the memory before it sizes the KV cache, so here it counts as weights. Every place has the size of the largest
+rank, for all projections that any adapter changes (lora/mem_pool.py:472 and 512 of SGLang 0.5.23). Other adapters wait
+in host memory and take the place of the one that was used longest ago.
+"""
+
+from __future__ import annotations
+
+from qwen_operator.api.adapters import AdapterSource
+from qwen_operator.api.conditions import Reason
+from qwen_operator.api.spec import Spec
+from qwen_operator.checkpoints.adapters import InspectedAdapter
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.engines.types import Role
+from qwen_operator.planning.engine import EngineChoice, RoleValues
+from qwen_operator.planning.types import NoFit
+from qwen_runtime.checkpoints.adapter import MODULES
+
+MOUNT = "/models/adapters"
+"""The folder of engines and inspections that has the claims with adapters, by their names."""
+MOST_SLOTS = 8
+"""As SGLang's default: more places take memory from the KV cache."""
+_VALUE_BYTES = 2
+_MIB = 1 << 20
+_ROLES = (Role.ADAPTER_PATHS, Role.ADAPTER_RANK, Role.ADAPTER_SLOTS, Role.ADAPTER_MODULES)
+# SGLang's own groups: an adapter of one projection needs memory for all projections of its group.
+_GROUPS = (MODULES[:3], MODULES[3:4], MODULES[4:6], MODULES[6:])
+
+
+def path_of(uri: str) -> str:
+    """The folder of an adapter in the containers."""
+    source = AdapterSource(uri)
+    return "/".join(part for part in (MOUNT, source.claim, source.folder) if part)
+
+
+def slots(checkpoint: Checkpoint) -> int:
+    """How many adapters are in GPU memory at once, the one that is none included."""
+    return min(len(checkpoint.adapters) + 1, MOST_SLOTS)
+
+
+def bytes_per_rank(checkpoint: Checkpoint, tp: int) -> int:
+    """GPU memory for adapters on each of `tp` ranks; 0 without adapters.
+
+    lora_A is [rank, inputs] and lora_B is [outputs, rank] for each projection, layer and place. The ranks share what
+    they share of the projection: the outputs, or the inputs of o_proj and down_proj.
+    """
+    if not checkpoint.adapters:
+        return 0
+    hidden, query, intermediate = checkpoint.hidden, checkpoint.heads * checkpoint.head_dim, checkpoint.intermediate
+    key_value = max(1, checkpoint.kv_heads // tp) * checkpoint.head_dim
+    of_group = (
+        3 * hidden + query // tp + 2 * key_value,
+        query // tp + hidden,
+        2 * hidden + 2 * intermediate // tp,
+        intermediate // tp + hidden,
+    )
+    modules = _modules(checkpoint)
+    width = sum(size for size, group in zip(of_group, _GROUPS, strict=True) if modules.intersection(group))
+    return slots(checkpoint) * _rank(checkpoint) * width * checkpoint.layers * _VALUE_BYTES
+
+
+def host_bytes(checkpoint: Checkpoint, ranks: int) -> int:
+    """Host memory of a pod with so many ranks: each rank keeps all adapters."""
+    return ranks * sum(adapter.facts.weight_bytes for adapter in checkpoint.adapters)
+
+
+def settings(checkpoint: Checkpoint) -> RoleValues:
+    """The settings of the plan; () without adapters."""
+    if not checkpoint.adapters:
+        return ()
+    modules = _modules(checkpoint)
+    return (
+        (Role.ADAPTERS, ()),
+        (Role.ADAPTER_RANK, (str(_rank(checkpoint)),)),
+        (Role.ADAPTER_SLOTS, (str(slots(checkpoint)),)),
+        (Role.ADAPTER_MODULES, tuple(name for name in MODULES if name in modules)),
+        (Role.ADAPTER_PATHS, tuple(f"{adapter.name}={path_of(adapter.uri)}" for adapter in checkpoint.adapters)),
+    )
+
+
+def line(checkpoint: Checkpoint, tp: int) -> tuple[str, ...]:
+    """The arithmetic in one line; () without adapters."""
+    if not checkpoint.adapters:
+        return ()
+    places = slots(checkpoint)
+    size = bytes_per_rank(checkpoint, tp) / _MIB
+    return (
+        f"adapters: {len(checkpoint.adapters)} of rank {_rank(checkpoint)} at most; {places} places on each GPU, one "
+        f"of them for requests without an adapter = {size:.0f} MiB, counted as weights",
+    )
+
+
+def warnings(spec: Spec, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What a plan without a cluster does not know."""
+    if len(spec.adapters) == len(checkpoint.adapters):
+        return ()
+    return ("spec.adapters were not read, so their options and their memory are not in this plan",)
+
+
+def refuse(checkpoint: Checkpoint, choice: EngineChoice) -> NoFit | None:
+    """Why engines cannot serve the adapters of this checkpoint; None if they can."""
+    if not checkpoint.adapters:
+        return None
+    for role in _ROLES:
+        if (given := choice.given(role)) is not None:
+            message = (
+                f"{given[0]} has {choice.table.name(role)}, which follows from spec.adapters: remove one of the two"
+            )
+            return NoFit(Reason.INVALID_OVERRIDE, message)
+        if not choice.table.name(role):
+            message = (
+                f"the operator cannot set spec.adapters with SGLang {choice.table.version}: choose a known version"
+            )
+            return NoFit(Reason.INVALID_OVERRIDE, f"{message} in spec.engine.version")
+    for adapter in checkpoint.adapters:
+        if (why := mismatch(checkpoint, adapter)) is not None:
+            return NoFit(Reason.ADAPTER_MISMATCH, f"spec.adapters[{adapter.name}] {adapter.uri}: {why}")
+    return None
+
+
+def mismatch(checkpoint: Checkpoint, adapter: InspectedAdapter) -> str | None:
+    """Why an adapter is not one of this base; None if it may be."""
+    facts = adapter.facts
+    if checkpoint.gguf or checkpoint.linear is not None:
+        kind = "in GGUF files" if checkpoint.gguf else "with linear attention"
+        return f"the operator cannot plan adapters of models {kind}; merge the adapter into its base model"
+    if checkpoint.experts is not None and set(facts.modules) - set(MODULES[:4]):
+        return f"it changes {_listed(facts.modules[-3:])}, which the operator supports only for models without experts"
+    if facts.layers > checkpoint.layers:
+        return f"it is for a base model of {facts.layers} layers or more, and this one has {checkpoint.layers}"
+    sizes = (
+        ("hidden_size", facts.hidden, checkpoint.hidden),
+        ("a query width", facts.query, checkpoint.heads * checkpoint.head_dim),
+        ("a key and value width", facts.key_value, checkpoint.kv_heads * checkpoint.head_dim),
+        ("intermediate_size", facts.intermediate, checkpoint.intermediate),
+    )
+    for name, its, base in sizes:
+        if its not in (0, base):
+            return f"it is for a base model with {name} {its}, and this one has {base}: name an adapter of this model"
+    return None
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names)
+
+
+def _rank(checkpoint: Checkpoint) -> int:
+    return max(adapter.facts.rank for adapter in checkpoint.adapters)
+
+
+def _modules(checkpoint: Checkpoint) -> frozenset[str]:
+    return frozenset(name for adapter in checkpoint.adapters for name in adapter.facts.modules)

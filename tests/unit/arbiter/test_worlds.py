@@ -1,0 +1,380 @@
+"""Deployments of different priorities on nodes that are too small for all: the whole loop, in memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qwen_operator import objects
+from qwen_operator.arbiter.messages import short_of_gpus
+from qwen_operator.arbiter.types import Grant
+from qwen_operator.config import Config
+from qwen_operator.kube import (
+    NODES,
+    PODS,
+    PRIORITY_CLASSES,
+    QWENDEPLOYMENTS,
+    Forbidden,
+    Manifest,
+    Unavailable,
+)
+from qwen_operator.manifests.names import ANNOTATION_DRAINING_SINCE
+from qwen_operator.objects import ObjectKey
+from qwen_operator.tenancy.lists import Mode, Tenancy
+from tests.unit.fakes import Crash, FakeKube, Write
+from tests.unit.world import CONFIG, World, deployment, node, with_groups
+
+CHAT = ("team", "chat")
+SMALL = "Qwen/Qwen1.5-1.8B-Chat"
+
+
+def priority_class(name: str, value: int, **more: Any) -> Manifest:
+    return {
+        "apiVersion": "scheduling.k8s.io/v1",
+        "kind": "PriorityClass",
+        "metadata": {"name": name},
+        "value": value,
+        **more,
+    }
+
+
+def a_node(name: str, gpus: int) -> Manifest:
+    made = node(name, gpus)
+    made["metadata"]["labels"]["kubernetes.io/hostname"] = name
+    made["status"]["allocatable"]["pods"] = "110"
+    return made
+
+
+def urgent(name: str = "urgent", replicas: int = 1, **more: Any) -> Manifest:
+    pod = {"priorityClassName": "high", **more.pop("pod", {})}
+    return deployment(name, model=SMALL, servedNames=[name], replicas=replicas, pod=pod, **more)
+
+
+def stranger(name: str, where: str, gpus: int = 0, priority: int = 0, **requests: str) -> Manifest:
+    """A running pod of somebody else."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "others", "labels": {}},
+        "spec": {
+            "nodeName": where,
+            "priority": priority,
+            "containers": [
+                {"name": "c", "resources": {"limits": {"nvidia.com/gpu": str(gpus)}, "requests": dict(requests)}}
+            ],
+        },
+        "status": {"phase": "Running"},
+    }
+
+
+TRUSTED = replace(CONFIG, tenancy=Tenancy(mode=Mode.TRUSTED))
+
+
+def a_world(gpus: int = 2, wanted: int = 2, config: Config = TRUSTED) -> World:
+    world = World(config, wanted=wanted)
+    world.kubelet.place = True
+    world.api.put(NODES, a_node("gpu-1", gpus))
+    world.api.put(PRIORITY_CLASSES, priority_class("high", 1000))
+    return world
+
+
+async def serving(gpus: int = 2, replicas: int = 2) -> World:
+    """A world in which `chat` has so many replicas, all but one of them for the load."""
+    world = await a_world(gpus, replicas).start()
+    world.api.put(QWENDEPLOYMENTS, deployment(scaling={"maxReplicas": replicas}))
+    await world.settle()
+    assert len(world.names()) == replicas
+    return world
+
+
+def priority(pod: Manifest) -> int:
+    return 1000 if pod["spec"].get("priorityClassName") == "high" else int(pod["spec"].get("priority", 0))
+
+
+def preempted(api: FakeKube) -> list[str]:
+    """The pods that kube-scheduler would end now for a pod that finds no place."""
+    ended = []
+    for pod in api.all(PODS):
+        if pod["spec"].get("nodeName") or pod["spec"].get("schedulingGates") or "deletionTimestamp" in pod["metadata"]:
+            continue
+        host = pod["spec"].get("nodeSelector", {}).get("kubernetes.io/hostname")
+        for place in api.all(NODES):
+            name = place["metadata"]["name"]
+            there = [one for one in api.all(PODS) if one["spec"].get("nodeName") == name]
+            free = int(place["status"]["allocatable"]["nvidia.com/gpu"]) - sum(map(gpus_of, there))
+            if host in (None, name) and free < gpus_of(pod):
+                ended += [one["metadata"]["name"] for one in there if priority(one) < priority(pod)]
+            elif host in (None, name):
+                break
+    return ended
+
+
+def gpus_of(pod: Manifest) -> int:
+    return sum(int(c["resources"].get("limits", {}).get("nvidia.com/gpu", 0)) for c in pod["spec"]["containers"])
+
+
+async def live(world: World, seconds: int) -> None:
+    """Let time pass. At no time may the scheduler have a reason to end a pod."""
+    for _ in range(seconds):
+        await world._survive(world.operator.step)
+        assert not preempted(world.api)
+        world.kubelet.step()
+        world.api.clock.advance(1.0)
+
+
+def draining(world: World) -> list[str]:
+    pods = world.api.all(PODS)
+    return [one["metadata"]["name"] for one in pods if ANNOTATION_DRAINING_SINCE in objects.annotations(one)]
+
+
+def owners(world: World) -> list[str]:
+    return [name.partition("-")[0] for name in world.names()]
+
+
+async def test_an_extra_replica_drains_without_a_lost_request_before_the_other_pod_is_made() -> None:
+    world = await serving()
+    first, last = world.names()
+    world.busy = {first, last}
+
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 60)
+    assert len(draining(world)) == 1
+    assert world.names() == [first, last], "requests run in the draining replica, and no other pod is made"
+    status = world.qd("urgent")["status"]
+    assert status["summary"]["status"] == "WaitingForGpus"
+    assert "the GPUs suffice for 0 of 1 wanted replicas; the rest is used by chat" in status["summary"]["message"]
+    assert status["scaling"]["granted"] == 0
+    scaling = world.qd("chat")["status"]["scaling"]
+    assert (scaling["wanted"], scaling["granted"]) == (2, 1)
+
+    world.busy = set()
+    world.operator.queue.add(CHAT)
+    await live(world, 60)
+    assert owners(world) == ["chat", "urgent"]
+    assert "granted" not in world.qd("urgent")["status"]["scaling"]
+    assert "DrainTimedOut" not in world.events()
+    assert world.events()["GpusShort"] == 2
+    assert world.events()["GpusGranted"] == 1
+    writes = len(world.api.writes)
+    await live(world, 60)
+    assert len(world.api.writes) == writes, "it is at rest"
+
+    world.api.edit(QWENDEPLOYMENTS, "urgent", lambda item: item["spec"].update(replicas=0))
+    await live(world, 120)
+    assert owners(world) == ["chat", "chat"]
+    assert "granted" not in world.qd("chat")["status"]["scaling"]
+
+
+async def test_a_drain_that_nobody_needs_any_more_ends() -> None:
+    world = await serving()
+    world.busy = set(world.names())
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 10)
+    [leaving] = draining(world)
+
+    world.api.edit(QWENDEPLOYMENTS, "urgent", lambda item: item["spec"].update(replicas=0))
+    await live(world, 10)
+    assert draining(world) == []
+    assert leaving in world.names()
+
+
+@pytest.mark.timeout(300)
+async def test_each_kill_point_leads_to_the_same_end() -> None:
+    async def end(point: int | None) -> tuple[World, int]:
+        world = await serving()
+        writes = len(world.api.writes)
+
+        def die(number: int, _write: Write) -> None:
+            if point is not None and number == writes + point:
+                raise Crash
+
+        world.api.after = die
+        world.api.put(QWENDEPLOYMENTS, urgent())
+        await live(world, 30)
+        return world, len(world.api.writes) - writes
+
+    calm, number = await end(None)
+    assert owners(calm) == ["chat", "urgent"]
+    for point in range(number):
+        world, _ = await end(point)
+        assert world.crashes <= 1
+        assert owners(world) == owners(calm)
+
+
+async def test_nobody_drains_for_a_deployment_that_is_being_deleted() -> None:
+    world = await serving(3, 2)
+    world.api.put(QWENDEPLOYMENTS, deployment("low", model=SMALL, servedNames=["low"], replicas=0))
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 30)
+    assert owners(world) == ["chat", "chat", "urgent"]
+    stamp = world.api.clock.stamp()
+    world.api.edit(QWENDEPLOYMENTS, "urgent", lambda item: item["metadata"].update(deletionTimestamp=stamp))
+    [pod] = [one for one in world.api.all(PODS) if one["metadata"]["name"].startswith("urgent")]
+    world.api.finish(pod, PODS)
+    world.api.edit(QWENDEPLOYMENTS, "low", lambda item: item["spec"].update(replicas=1))
+    await live(world, 30)
+    assert owners(world) == ["chat", "chat", "low"]
+
+
+async def test_deployments_of_one_priority_are_left_alone() -> None:
+    world = await serving()
+    world.api.put(QWENDEPLOYMENTS, deployment("other", model=SMALL, servedNames=["other"]))
+    await live(world, 30)
+    assert draining(world) == []
+    assert owners(world) == ["chat", "chat", "other"], "its pod waits, as a node autoscaler needs it"
+    [waiting] = [pod for pod in world.api.all(PODS) if pod["metadata"]["name"].startswith("other")]
+    assert "kubernetes.io/hostname" not in waiting["spec"]["nodeSelector"]
+
+
+@pytest.mark.parametrize("off", ["switch", "right"])
+async def test_without_the_switch_or_the_right_the_scheduler_decides(off: str) -> None:
+    world = a_world(config=replace(TRUSTED, arbiter=off != "switch"))
+    if off == "right":
+        world.api.refused = {(PRIORITY_CLASSES, "")}
+    await world.start()
+    world.api.put(QWENDEPLOYMENTS, deployment(scaling={"maxReplicas": 2}))
+    await world.settle()
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await world.settle()
+    assert owners(world) == ["chat", "chat", "urgent"]
+    assert draining(world) == []
+
+
+async def test_gpus_of_strangers_are_not_promised() -> None:
+    world = await a_world(4, 2).start()
+    world.api.put(PODS, stranger("a", "gpu-1", 2))
+    world.api.put(QWENDEPLOYMENTS, deployment(scaling={"maxReplicas": 2}))
+    await world.settle()
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 40)
+    assert owners(world) == ["a", "chat", "urgent"]
+
+
+async def test_a_node_without_memory_is_none_whatever_its_gpus() -> None:
+    world = await a_world(4, 1).start()
+    world.api.put(PODS, stranger("a", "gpu-1", memory="511Gi"))
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 40)
+    assert owners(world) == ["a"]
+    world.api.put(NODES, a_node("gpu-2", 1))
+    await live(world, 120)
+    assert owners(world) == ["a", "urgent"]
+    assert world.qd()["status"]["summary"]["status"] == "WaitingForGpus"
+
+
+async def test_without_a_look_at_a_node_nothing_is_made_at_first_and_then_the_scheduler_decides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await serving()
+    monkeypatch.setattr(world.operator.arbiter, "api", _Deaf(world.api, Unavailable(0, "NoAnswer", "down")))
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    for _ in range(25):
+        await world._survive(world.operator.step)
+        world.api.clock.advance(1.0)
+        assert owners(world) == ["chat", "chat"]
+    world.operator.queue.add(("team", "urgent"))
+    await world.wait(60)
+    world.operator.queue.add(("team", "urgent"))
+    await world.wait(10)
+    assert owners(world) == ["chat", "chat", "urgent"]
+
+
+async def test_who_may_not_list_the_pods_of_a_node_goes_by_its_own_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await serving()
+    monkeypatch.setattr(world.operator.arbiter, "api", _Deaf(world.api, Forbidden(403, "Forbidden", "no")))
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 40)
+    assert owners(world) == ["chat", "urgent"]
+
+
+class _Deaf:
+    """An API server that lists no pods of a node."""
+
+    def __init__(self, api: FakeKube, error: Exception) -> None:
+        self._api, self._error = api, error
+
+    async def list(self, *_args: object, fields: str = "") -> object:
+        raise self._error
+
+
+async def test_a_pod_that_no_scheduler_takes_does_not_keep_others_out() -> None:
+    """For example because its volume is in another zone."""
+    world = await serving(2, 1)
+    world.api.put(QWENDEPLOYMENTS, deployment("more", model=SMALL, servedNames=["more"], replicas=0))
+    world.kubelet.full = {"gpu-1"}
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 50)
+    assert owners(world) == ["chat", "urgent"]
+    await live(world, 50)
+    assert owners(world) == ["chat"], "the pod went back"
+    world.kubelet.full = set()
+    world.api.edit(QWENDEPLOYMENTS, "more", lambda item: item["spec"].update(replicas=1))
+    await live(world, 30)
+    assert owners(world) == ["chat", "more"]
+
+
+async def test_a_rollout_of_a_higher_one_takes_no_gpu_of_a_lower_one_by_force() -> None:
+    world = await serving(3, 2)
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 30)
+    assert owners(world) == ["chat", "chat", "urgent"]
+    world.api.edit(QWENDEPLOYMENTS, "urgent", lambda item: item["spec"].update(contextTokens=2048))
+    await live(world, 200)
+    assert sorted(owners(world)) == ["chat", "chat", "urgent"]
+    assert world.qd("urgent")["status"]["summary"]["status"] == "Serving"
+    assert "DrainTimedOut" not in world.events()
+
+
+async def test_a_rollout_in_place_keeps_its_limits() -> None:
+    """Old replicas go before their successors come. The place of each one stays with its deployment."""
+    world = await serving(3, 2)
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 30)
+    rollout = {"maxSurge": 0, "maxUnavailable": 1}
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(contextTokens=2048, rollout=rollout))
+    fewest = 2
+    for _ in range(120):
+        await live(world, 1)
+        ready = [pod for pod in world.api.all(PODS) if pod["metadata"]["name"].startswith("chat")]
+        fewest = min(fewest, sum(pod["status"]["phase"] == "Running" for pod in ready))
+    assert fewest == 1
+    assert owners(world) == ["chat", "chat", "urgent"]
+    assert world.qd()["status"]["summary"]["ready"] == "2/2"
+
+
+async def test_replicas_over_several_nodes_wait_for_all_their_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(1, 2).start()
+    world.api.put(NODES, a_node("gpu-2", 1))
+    world.api.put(QWENDEPLOYMENTS, deployment(scaling={"maxReplicas": 2}))
+    await world.settle()
+    with_groups(2, monkeypatch)
+    wide = urgent("wide", parallelism={"tensor": 2})
+    wide["spec"]["hardware"] = {"maxNodesPerReplica": 2}
+    world.api.put(QWENDEPLOYMENTS, wide)
+    await live(world, 200)
+    assert owners(world) == ["wide", "wide"]
+    assert {pod["spec"].get("nodeName") for pod in world.api.all(PODS)} == {"gpu-1", "gpu-2"}
+    assert world.qd()["status"]["scaling"]["granted"] == 0
+
+
+@pytest.mark.parametrize(
+    ("holders", "says"),
+    [
+        ((), "1 of 3 wanted replicas at the moment"),
+        ((CHAT,), "the rest is used by chat"),
+        ((("secret", "x"),), "the rest is used by a deployment of another namespace"),
+        (
+            (CHAT, ("team", "urgent"), ("secret", "x"), ("other", "y")),
+            "used by chat, urgent and deployments of other namespaces",
+        ),
+        (tuple(("team", f"d{index}") for index in range(5)), "used by d0, d1, d2 and 2 more of this namespace"),
+    ],
+)
+def test_nobody_reads_names_of_other_namespaces(holders: tuple[ObjectKey, ...], says: str) -> None:
+    message = short_of_gpus(Grant(1, waits_for=holders, asked=3), "team")
+    assert message.endswith(says)
+    assert "secret" not in message
+    assert short_of_gpus(Grant(3, asked=3), "team") == ""

@@ -1,6 +1,6 @@
 """What it costs one process to read the engines of many deployments and to decide, and how often it can.
 
-    python -m bench.looks [--deployments 1000] [--replicas 4] [--busy 0 10 100] [--rounds 10] [--json]
+    python -m bench.looks [--deployments 1000] [--replicas 4] [--busy 0 10 100] [--rounds 20] [--json]
 
 Servers in other processes answer with the pages of an idle and of a loaded SGLang 0.5.23, with counters that move. The
 operator's own view, scraper, loop and policy `Objective` run in this process. Nothing else of the operator does: no
@@ -198,10 +198,10 @@ class Run:
             reader = Reader(own)
             pace = Pace(clock=lambda: self.now)
             scaler = Autoscaler(Sources(self.view, reader, self.demand), lambda _key: None, pace)
-            for _ in range(2):
-                # The first look opens the connections. Before the second, enough time passes to be quiet.
-                await scaler.scrape()
-                self.now += QUIET_SECONDS
+            # The first look opens the connections. Before the second, enough time passes to be quiet.
+            await scaler.scrape()
+            self.now += QUIET_SECONDS
+            await scaler.scrape()
             while len(self.costs) < rounds and sum(read for read, _ in self.costs) < pages:
                 self.now += INTERVAL_SECONDS
                 before, began = reader.pages, time.process_time()
@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--deployments", type=int, default=1000)
     parser.add_argument("--replicas", type=int, default=4, help="engines of each deployment")
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 10, 100], help="percent with requests")
-    parser.add_argument("--rounds", type=int, default=10, help="how many to measure, fewer if they read much")
+    parser.add_argument("--rounds", type=int, default=20, help="how many to measure, fewer if they read much")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     results = [measure(options.deployments, options.replicas, one, options.rounds) for one in options.busy]

@@ -36,6 +36,7 @@ runpy.run_module("qwen_runtime", run_name="__main__")
 # Python imports this module at the start of every process that has the archive in its PYTHONPATH. It hides the
 # environment's own module of this name, so it runs that one too.
 SITE_CUSTOMIZE = """\
+import os
 import sys
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
@@ -43,6 +44,10 @@ from importlib.util import module_from_spec
 from qwen_runtime import guard
 
 guard.install()
+if "QWEN_RUNTIME_STACKS" in os.environ:
+    from qwen_runtime import stillness
+
+    stillness.tell_stack()
 _archive = __spec__.origin.rpartition("/")[0]
 _own = PathFinder.find_spec("sitecustomize", [path for path in sys.path if path != _archive])
 if _own is not None and _own.loader is not None:

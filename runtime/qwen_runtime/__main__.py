@@ -19,6 +19,7 @@ from qwen_runtime.inspect_checkpoint import examine
 from qwen_runtime.install import NotInstalled, install
 from qwen_runtime.launch import Reports, launch
 from qwen_runtime.log_lines import NoLogLines, installed
+from qwen_runtime.preflight import interface_problem, present_interfaces
 from qwen_runtime.progress import PORT
 from qwen_runtime.report import bounded, complain, deliver
 
@@ -145,6 +146,7 @@ def _member(options: argparse.Namespace) -> Member | None:
         uid=os.environ.get("QWEN_POD_UID", ""),
         leader_file=options.group_leader or Path("/nonexistent"),
         engine=_engine_version(),
+        problem=interface_problem(os.environ, present_interfaces()),
         seconds=options.group_seconds,
     )
 

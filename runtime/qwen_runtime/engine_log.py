@@ -31,7 +31,8 @@ _SECRETS = re.compile(
 class Patience:
     """Seconds that an engine gets to end after it logged a crash, or after it logged a port in use and its shutdown.
 
-    `stopped_seconds`: how long one of its processes may be stopped by a signal, if it runs over several pods.
+    `stopped_seconds`: if it runs over several pods, how long one of its processes may be stopped by a signal, or do
+    nothing while another one waits for it.
     """
 
     crash_seconds: float = 90.0

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qwen_runtime.preflight import Peer, listener, peers_of, unreached
+
 GROUP_PORT = 20001
 DIST_PORT = 20000
 """The port of --dist-init-addr. SGLang's communication opens random ports besides."""
@@ -49,8 +51,8 @@ class Member:
     """The place of this process in its group.
 
     `rank` of `size` members. `name`, `address` and `uid` are those of its pod. `leader_file` has the address of rank 0
-    and the uid of its pod, or is empty. `engine` is the installed version of SGLang, "" if it is not known. `seconds`:
-    how long to wait for the others.
+    and the uid of its pod, or is empty. `engine` is the installed version of SGLang, "" if it is not known. `problem`:
+    why its engine cannot run with the others. `seconds`: how long to wait for them.
     """
 
     size: int
@@ -60,6 +62,7 @@ class Member:
     uid: str
     leader_file: Path
     engine: str = ""
+    problem: str = ""
     seconds: float = 1200.0
     group_port: int = GROUP_PORT
     dist_port: int = DIST_PORT
@@ -72,12 +75,13 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened to another member. `asked`: it was asked to end, and ends its engine in order. Otherwise its engine
-    ended. `why` says how, or is empty until it knows."""
+    """What happened to another member. `asked`: it was asked to end, and ends its engine in order. `waits`: its engine
+    does nothing but wait for another rank. Otherwise its engine ended. `why` says how, or is empty until it knows."""
 
     rank: int
     asked: bool
     why: str = ""
+    waits: bool = False
 
 
 class _Link:
@@ -132,6 +136,7 @@ class Group:
     leader_address: str = ""
     events: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
     _links: dict[int, _Link] = field(default_factory=dict)
+    _peers: dict[int, Peer] = field(default_factory=dict)
     _strangers: list[_Link] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _told: threading.Event = field(default_factory=threading.Event)
@@ -146,6 +151,10 @@ class Group:
     def asked(self) -> None:
         """Tell rank 0 that this member was asked to end, so that the engine finishes its requests."""
         self._broadcast({"asked": True, "rank": self.member.rank})
+
+    def waiting(self) -> None:
+        """Tell the others that the engine of this member does nothing but wait for another rank."""
+        self._broadcast({"waiting": True, "rank": self.member.rank})
 
     def ending(self) -> None:
         """Tell the others that the engine of this member has ended. The reason follows."""
@@ -180,6 +189,8 @@ class Group:
         while (message := link.receive()) is not None:
             if message.get("asked") is True:
                 self._happened(Event(rank, True))
+            elif message.get("waiting") is True:
+                self._happened(Event(rank, False, waits=True))
             elif isinstance(message.get("ended"), str):
                 origin = message.get("rank")
                 self._happened(Event(origin if isinstance(origin, int) else rank, False, message["ended"][:_TEXT]))
@@ -189,7 +200,9 @@ class Group:
 
     def _happened(self, event: Event) -> None:
         self.events.put(event)
-        if self.member.rank == 0 and not event.asked:
+        if self.member.rank == 0 and event.waits:
+            self._broadcast({"waiting": True, "rank": event.rank}, but=event.rank)
+        elif self.member.rank == 0 and not event.asked:
             self._broadcast({"ended": event.why, "rank": event.rank}, but=event.rank)
         self._on_event()
 
@@ -203,10 +216,11 @@ def join(member: Member, stop: Callable[[], bool]) -> Group:
     group = Group(member)
     deadline = time.monotonic() + member.seconds
     try:
-        if member.rank == 0:
-            _lead(group, deadline, stop)
-        else:
-            _follow(group, deadline, stop)
+        with _probed(member) as probe:
+            if member.rank == 0:
+                _lead(group, probe, deadline, stop)
+            else:
+                _follow(group, probe, deadline, stop)
     except BaseException:
         group.close()
         raise
@@ -216,13 +230,22 @@ def join(member: Member, stop: Callable[[], bool]) -> Group:
     return group
 
 
+def _probed(member: Member) -> socket.socket:
+    try:
+        return listener(member.address)
+    except OSError as error:
+        raise GroupError(f"{member.place} cannot listen on {member.address}: {error.strerror}") from None
+
+
 def host_and_port(address: str, port: int) -> str:
     """The address with a port, in the form of a URL."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _lead(group: Group, deadline: float, stop: Callable[[], bool]) -> None:
+def _lead(group: Group, probe: socket.socket, deadline: float, stop: Callable[[], bool]) -> None:
     member = group.member
+    if member.problem:
+        raise GroupError(f"{member.place}: {member.problem}")
     group.leader_address = host_and_port(member.address, member.dist_port)
     family = socket.AF_INET6 if ":" in member.address else socket.AF_INET
     try:
@@ -251,9 +274,30 @@ def _lead(group: Group, deadline: float, stop: Callable[[], bool]) -> None:
                 beat, told = time.monotonic(), missing
                 _drop_lost(group, {"waits": missing})
         _dismiss(group, 0)
-        for rank, link in group._links.items():
-            if not link.send({"start": True}):
-                raise GroupError(f"rank {rank} went away while the group formed")
+        _check_ways(group, Peer(member.place, member.address, probe.getsockname()[1]))
+        _send_all(group, {"start": True})
+
+
+def _send_all(group: Group, message: Mapping[str, Any]) -> None:
+    for rank, link in group._links.items():
+        if not link.send(message):
+            raise GroupError(f"rank {rank} went away while the group formed")
+
+
+def _check_ways(group: Group, own: Peer) -> None:
+    """Let every member connect to every other one, as their engines will. Raises GroupError if one cannot."""
+    peers = [own, *(peer for _, peer in sorted(group._peers.items()))]
+    _send_all(group, {"reach": [peer.to_json() for peer in peers]})
+    problem = unreached(own.place, peers[1:])
+    for rank, link in group._links.items():
+        answer = link.receive() if not problem else {}
+        if answer is None:
+            raise GroupError(f"rank {rank} went away while the group formed")
+        problem = problem or str(answer.get("unreached") or "")[:_TEXT]
+    if problem:
+        for link in group._links.values():
+            link.send({"refused": problem})
+        raise GroupError(problem)
 
 
 def _missing(group: Group) -> list[int]:
@@ -297,11 +341,10 @@ def _admit(group: Group, link: _Link, refused: list[str]) -> None:
     if not known or not isinstance(rank, int) or hello.get("size") != member.size:
         _turn_away(group, link)
         return
-    if hello.get("engine") != member.engine:
-        sentence = (
-            f"rank {rank} ({name}) has SGLang {str(hello.get('engine'))[:40]}, but rank 0 has {member.engine}: the tag "
-            "of the engine's image names different images on these nodes; set spec.engine.image with a digest"
-        )
+    sentence = _objection(member, f"rank {rank} ({name})", hello)
+    peers = peers_of([[f"rank {rank} ({name})", hello.get("address"), hello.get("port")]])
+    if sentence or not peers:
+        sentence = sentence or f"rank {rank} ({name}) does not say where it listens"
         link.send({"refused": sentence})
         _turn_away(group, link)
         refused.append(sentence)
@@ -312,10 +355,22 @@ def _admit(group: Group, link: _Link, refused: list[str]) -> None:
             return
         group._strangers.remove(link)
         former = group._links.get(rank)
-        group._links[rank] = link
+        group._links[rank], group._peers[rank] = link, peers[0]
     if former is not None:
         # Its container has started again.
         former.close()
+
+
+def _objection(member: Member, place: str, hello: Mapping[str, Any]) -> str:
+    """Why the engines cannot start with this member, "" if they can."""
+    if hello.get("problem"):
+        return f"{place}: {str(hello['problem'])[:_TEXT]}"
+    if hello.get("engine") == member.engine:
+        return ""
+    return (
+        f"{place} has SGLang {str(hello.get('engine'))[:40]}, but rank 0 has {member.engine}: the tag of the engine's "
+        "image names different images on these nodes; set spec.engine.image with a digest"
+    )
 
 
 def _turn_away(group: Group, link: _Link) -> None:
@@ -336,14 +391,14 @@ def _pod(member: Member, rank: int) -> str:
     return f"{member.name.rpartition('-')[0]}-{rank}"
 
 
-def _follow(group: Group, deadline: float, stop: Callable[[], bool]) -> None:
+def _follow(group: Group, probe: socket.socket, deadline: float, stop: Callable[[], bool]) -> None:
     member = group.member
     problem = "the operator has not named its address yet"
     while True:
         _pause(deadline, stop, f"rank 0 ({_pod(member, 0)}) was not reached: {problem}")
         address, uid = _leader(member.leader_file)
         if address:
-            link, problem = _connect(member, address, uid)
+            link, problem = _connect(member, address, uid, probe.getsockname()[1])
             if link is not None and _started(group, link, deadline, stop):
                 group.leader_address = host_and_port(address, member.dist_port)
                 group._links[0] = link
@@ -360,7 +415,7 @@ def _leader(file: Path) -> tuple[str, str]:
     return (words[0], words[1]) if len(words) == 2 else ("", "")
 
 
-def _connect(member: Member, address: str, uid: str) -> tuple[_Link | None, str]:
+def _connect(member: Member, address: str, uid: str, port: int) -> tuple[_Link | None, str]:
     try:
         connection = socket.create_connection((address, member.group_port), timeout=_CONNECT_SECONDS)
     except OSError as error:
@@ -368,6 +423,7 @@ def _connect(member: Member, address: str, uid: str) -> tuple[_Link | None, str]
         return None, f"{place}: {error.strerror or 'no answer'}"
     link = _Link(connection)
     hello = {"rank": member.rank, "size": member.size, "name": member.name, "uid": uid, "engine": member.engine}
+    hello |= {"address": member.address, "port": port, "problem": member.problem}
     return (link, "it closed the connection") if link.send(hello) else (None, "it closed the connection")
 
 
@@ -398,6 +454,9 @@ def _started(group: Group, link: _Link, deadline: float, stop: Callable[[], bool
         if message.get("closed") is True:
             link.close()
             return False
+        if "reach" in message:
+            others = [peer for peer in peers_of(message["reach"]) if peer.place != member.place]
+            link.send({"unreached": unreached(member.place, others)})
         if isinstance(message.get("refused"), str):
             link.close()
             raise GroupError(message["refused"][:_TEXT])

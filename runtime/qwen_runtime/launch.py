@@ -5,11 +5,14 @@ of this process it gets every signal, its real exit status is visible, and a han
 only to the engine's main process, which drains its own children. Killing those at once would cut running answers.
 """
 
+import math
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +31,7 @@ from qwen_runtime.page import showing
 from qwen_runtime.progress import start_page
 from qwen_runtime.reasons import Phase, ReportReason
 from qwen_runtime.report import bounded, complain, deliver
+from qwen_runtime.stillness import FOLDER_VARIABLE, Stillness
 from qwen_runtime.witness import LOG_SECONDS, Killed, Witness
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT)
@@ -35,6 +39,8 @@ _OUTPUT_SECONDS = 5.0
 # After rank 0 has ended, SGLang's own broadcast ends the other ranks. One that is stuck is killed after this time.
 _FOLLOW_SECONDS = 5.0
 _STOPPED_STEP_SECONDS = 5.0
+# What another rank has said about its waiting is true for so long.
+_WAITING_SECONDS = 15.0
 # A rank may see its broken connections before the rank that broke them has ended and said why.
 _CAUSE_SECONDS = 10.0
 
@@ -66,6 +72,8 @@ class Supervisor:
     _asked: bool = False
     _hung: bool = False
     _stopped: dict[int, float] = field(default_factory=dict)
+    _stillness: Stillness | None = None
+    _other_waits_at: float = -math.inf
     _wake_read: int = -1
     _wake_write: int = -1
 
@@ -98,7 +106,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=guard.environment(os.environ, self.archive, command),
+                env={**guard.environment(os.environ, self.archive, command), **self._stacks()},
                 start_new_session=True,
             )
         except OSError as error:
@@ -107,12 +115,25 @@ class Supervisor:
         status = self._wait(child.pid)
         child.returncode = status  # reaped here, not by subprocess
         self._witness.close()
+        if self._stillness is not None:
+            shutil.rmtree(self._stillness.folder, ignore_errors=True)
         processes.end_descendants()
         for thread in pumps:
             thread.join(_OUTPUT_SECONDS)
         kills = _difference(kills_before, processes.oom_kills())
         self.killed = self._killed_first(status)
         return Ending(status, self._asked, self._hung, kills, self.member_ended, self.killed)
+
+    def _stacks(self) -> dict[str, str]:
+        """The environment in which the engine's processes tell their stacks, if it runs over several pods."""
+        if self.group is None:
+            return {}
+        try:
+            folder = tempfile.mkdtemp(prefix="qwen-stacks-")
+        except OSError:
+            return {}
+        self._stillness = Stillness(self.log_lines.schedulers, Path(folder), self.patience.stopped_seconds)
+        return {FOLDER_VARIABLE: folder}
 
     def _not_started(self, command: Sequence[str], error: OSError) -> Ending:
         line = f"cannot run {command[0]}: {error.strerror}"
@@ -161,6 +182,7 @@ class Supervisor:
             self._heed_killed()
             self._heed_group()
             self._heed_stopped()
+            self._heed_still()
             while self._pending:
                 self._note_asked()
                 processes.kill(pid, self._pending.pop(0))
@@ -181,6 +203,9 @@ class Supervisor:
         """
         while self.group is not None and not self.group.events.empty():
             event = self.group.events.get()
+            if event.waits:
+                self._other_waits_at = time.monotonic()
+                continue
             if event.asked:
                 if not self._asked and self.group.member.rank == 0:
                     self._pending.append(signal.SIGTERM)
@@ -233,6 +258,24 @@ class Supervisor:
                 self.hangs = True
                 with self._lock:
                     self.log.hangs(f"the process {names[pid]} of {self.group.member.place} is stopped")
+
+    def _heed_still(self) -> None:
+        """End an engine with a scheduler that does nothing while another one waits for it."""
+        if self.group is None or self._stillness is None or self._hung or self._asked or self._end_by is not None:
+            return
+        with self._lock:
+            serves = self.log.phase is Phase.SERVING
+        found = self._stillness.look() if serves else []
+        if any(one.waits for one in found):
+            self.group.waiting()
+            self._other_waits_at = time.monotonic()
+        hanging = [one for one in found if not one.waits]
+        if hanging and time.monotonic() - self._other_waits_at <= _WAITING_SECONDS:
+            self.hangs = True
+            where = f" in {hanging[0].where}" if hanging[0].where else ""
+            with self._lock:
+                place = self.group.member.place
+                self.log.hangs(f"the process {hanging[0].name} of {place} hangs{where}, and other ranks wait for it")
 
     def await_cause(self) -> None:
         """Wait a moment for the member that ended first to say so."""

@@ -31,8 +31,8 @@ class LogLines:
     """The patterns of one version. `phases` are in reverse order of start-up.
 
     `bars` find the progress bar of a phase; the groups `done` and `total` count its steps.
-    `processes` matches the names of the engine's own processes. `killed` matches lines about one of them that a signal
-    ended which no process sends to itself (`processes.FATAL`).
+    `processes` matches the names of the engine's own processes, and `schedulers` those that run in step. `killed`
+    matches lines about a process that a signal of `processes.FATAL` ended.
     `failures` are ordered: a reason is before the reasons that it causes. `noise` matches lines that only mention
     failures.
     """
@@ -43,6 +43,7 @@ class LogLines:
     crash: re.Pattern[str]
     killed: re.Pattern[str]
     processes: re.Pattern[str]
+    schedulers: re.Pattern[str]
     bind_failed: re.Pattern[str]
     shutting_down: re.Pattern[str]
     health_unanswered: re.Pattern[str]
@@ -65,6 +66,7 @@ class LogLines:
             crash=_any(record["crash"]),
             killed=_any(record["killed"]),
             processes=_any(record["processes"]),
+            schedulers=_any(record["schedulers"]),
             bind_failed=_any(record["bindFailed"]),
             shutting_down=_any(record["shuttingDown"]),
             health_unanswered=_any(record["healthUnanswered"]),

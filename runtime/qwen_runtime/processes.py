@@ -10,7 +10,8 @@ from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
 # In the fields after the name.
-_EXIT_CODE = 49
+_USER_TICKS, _EXIT_CODE = 11, 49
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 FATAL = frozenset({signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
 """Signals that end a process for a cause of its own. SIGABRT is not one: NCCL aborts if another rank is gone."""
 OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
@@ -87,6 +88,39 @@ def named(root: int, names: re.Pattern[str]) -> list[Process]:
             status = int(fields[_EXIT_CODE]) if ended and len(fields) > _EXIT_CODE else 0
             found.append(Process(pid, name, ended, status & 0x7F))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a process has done. `main`: CPU ticks and switches of its main thread. `below`: CPU ticks of the processes
+    below it. `all_ticks`: those of all its threads."""
+
+    main: tuple[int, ...]
+    below: int
+    all_ticks: int
+
+
+def progress_of_sleeper(pid: int) -> Progress | None:
+    """What the process has done, if all its threads sleep now; else None."""
+    main, whole = Path(f"/proc/{pid}/task/{pid}"), Path(f"/proc/{pid}")
+    _, fields = _stat(main)
+    try:
+        states = [_stat(thread)[1][:1] for thread in main.parent.iterdir()]
+    except OSError:
+        return None
+    if any(state not in (["S"], ["D"], []) for state in [fields[:1] or ["X"], *states]):
+        return None
+    try:
+        status = (main / "status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    switches = [int(line.split()[1]) for line in status.splitlines() if "ctxt_switches:" in line]
+    below = sum(_ticks(_stat(Path(f"/proc/{child}"))[1]) for child in descendants(pid))
+    return Progress((_ticks(fields), *switches), below, _ticks(_stat(whole)[1]))
+
+
+def _ticks(fields: list[str]) -> int:
+    return int(fields[_USER_TICKS]) + int(fields[_USER_TICKS + 1]) if fields else 0
 
 
 def stopped(root: int) -> dict[int, str]:

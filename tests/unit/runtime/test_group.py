@@ -52,7 +52,7 @@ class Pods:
         leader = self.folder / "leader"
         if not leader.exists():
             leader.write_text("127.0.0.1 uid-0")
-        child = [sys.executable, "-I", "-S", "-u", "-c", ENGINE + program]
+        child = [sys.executable, *(("-I", "-S") if "PYTHONPATH" not in env else ()), "-u", "-c", ENGINE + program]
         group = [f"--group-size={size}", f"--group-rank={rank}", f"--group-leader={leader}", *options]
         command = [sys.executable, str(self.archive), "launch", "--termination-log", str(self.log(rank)), *group, "--"]
         pod = {"QWEN_POD_NAME": f"chat-0-{rank}", "QWEN_POD_IP": f"127.0.0.{rank + 1}", "QWEN_POD_UID": f"uid-{rank}"}
@@ -210,6 +210,38 @@ def test_different_versions_of_sglang_are_told_before_an_engine_starts(pods: Pod
         assert pods.report(rank)["log"][0].startswith(sentence)
 
 
+def test_a_missing_interface_is_told_to_all_before_an_engine_starts(pods: Pods) -> None:
+    first, worker = pods.start(0, FOREVER), pods.start(1, FOREVER, NCCL_SOCKET_IFNAME="ib7")
+    assert (end(first), end(worker)) == (1, 1)
+    said = "rank 1 (chat-0-1): NCCL_SOCKET_IFNAME is ib7, but the network interfaces are "
+    for rank in (0, 1):
+        assert pods.report(rank)["log"][0].startswith(said)
+        assert pods.report(rank)["log"][0].endswith("correct it in spec.engine.env")
+
+
+def test_a_member_that_another_one_cannot_reach_is_named_to_all(pods: Pods) -> None:
+    first = pods.start(0, FOREVER, size=3)
+    worker = pods.start(1, FOREVER, size=3)
+    with socket.create_server(("127.0.0.3", 0)) as closed:
+        port = closed.getsockname()[1]
+    hello = {
+        "rank": 2,
+        "size": 3,
+        "uid": "uid-0",
+        "name": "chat-0-2",
+        "engine": "",
+        "address": "127.0.0.3",
+        "port": port,
+    }
+    pods.knock().sendall(json.dumps(hello).encode() + b"\n")
+    assert (end(first), end(worker)) == (1, 1)
+    said = (
+        f"rank 0 (chat-0-0) cannot connect to rank 2 (chat-0-2) at 127.0.0.3 on port {port}: Connection refused; "
+        "all TCP ports must be open between the pods of a replica"
+    )
+    assert [pods.report(rank)["log"] for rank in (0, 1)] == [[said], [said]]
+
+
 @pytest.mark.parametrize("first_to_end", [0, 1])
 def test_if_one_ends_the_others_end_with_its_cause(pods: Pods, first_to_end: int) -> None:
     other = 1 - first_to_end
@@ -323,6 +355,27 @@ def test_a_rank_whose_process_is_stopped_is_named_and_ends_the_group(pods: Pods,
     assert re.fullmatch(rf"the process \S+ of rank {rank} \(chat-0-{rank}\) is stopped", report["log"][-1])
     assert pods.report(other)["reason"] == "MemberEnded"
     assert pods.report(other)["log"][-1].startswith(f"rank {rank} (chat-0-{rank}) ended first, Hung: the process ")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_sleeps_while_another_one_waits_for_it_is_named(pods: Pods, rank: int) -> None:
+    package = pods.folder / "torch" / "distributed"
+    package.mkdir(parents=True)
+    (package / "distributed_c10d.py").write_text("import time\ndef broadcast():\n    time.sleep(600)\n")
+    named = "import ctypes\nctypes.CDLL(None).prctl(15, b'sglang::scheduler_TP', 0, 0, 0)\n"
+    hangs = f"{named}{SERVES}def hangs():\n    time.sleep(600)\nhangs()\n"
+    waits = f"{named}{SERVES}import distributed_c10d\ndistributed_c10d.broadcast()\n"
+    other = 1 - rank
+    members = {
+        number: pods.start(number, program, "--stopped-seconds=1", PYTHONPATH=str(package))
+        for number, program in ((rank, hangs), (other, waits))
+    }
+    assert {number: end(process) for number, process in members.items()} == {0: 137, 1: 137}
+    report = pods.report(rank)
+    assert report["reason"] == "Hung"
+    said = rf"the process {NAMED} of rank {rank} \(chat-0-{rank}\) hangs in hangs \(\S+\), and other ranks wait for it"
+    assert re.fullmatch(said, report["log"][-1])
+    assert pods.report(other)["reason"] == "MemberEnded"
 
 
 def test_a_process_that_goes_on_in_time_is_left_alone(pods: Pods) -> None:

@@ -18,6 +18,7 @@ ADVICE: Mapping[Reason, str] = {
     ),
     Reason.INVALID_CONFIG: "Copy config.json again, or correct the field that the line names",
     Reason.MODEL_NOT_FOUND: "Check that spec.source.uri names a folder with config.json and all weight files",
+    Reason.ADAPTER_MISMATCH: "Correct the adapter's files or remove it from spec.adapters",
     Reason.TRUNCATED_WEIGHTS: "Copy the weight files again: one is shorter than its own header says",
     Reason.UNREADABLE_WEIGHTS: "Let the engine's user read the files: chmod -R a+rX on the checkpoint's folder",
     Reason.TOKENIZER_MISSING: "Copy tokenizer.json and tokenizer_config.json beside the weights",

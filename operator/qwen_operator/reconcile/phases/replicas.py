@@ -46,12 +46,7 @@ def replicas(course: Course) -> Step:
         rules = replace(rules, held=hold.revision)
     placed = place(_to_be_placed(sorted_replicas), _placing(course))
     sorted_replicas = sorted_replicas.with_messages(placed.messages)
-    steps = _moves(course, sorted_replicas, rules)
-    ask = _ask(course, sorted_replicas, rules, rule, steps)
-    if ask is not None and observed.grant is not None and not observed.grant.unlimited:
-        rules = _limited(rules, observed.grant, sorted_replicas)
-        steps = _moves(course, sorted_replicas, rules)
-        steps = replace(steps, actions=granted(steps.actions, observed.grant, sorted_replicas))
+    ask, rules, steps = _arbitrated(course, sorted_replicas, rules, rule)
     steps = _where_cached(course, steps)
     pinned = {**observed.readable, **({course.revision: course.target} if course.target else {})}
     repairs = pod_repairs(observed.owner, pinned, existing, rules.drain_seconds)
@@ -74,6 +69,19 @@ def replicas(course: Course) -> Step:
             (*waits(sorted_replicas, rules), *progress.waits, *placed.waits, *rule.waits(course.now)),
         ),
     )
+
+
+def _arbitrated(
+    course: Course, replicas: SortedReplicas, rules: RolloutRules, rule: SizeRule
+) -> tuple[Ask | None, RolloutRules, Moves]:
+    """What the deployment asks of the arbiter, and the rules and steps within what it was granted."""
+    steps, grant = _moves(course, replicas, rules), course.observed.grant
+    ask = _ask(course, replicas, rules, rule, steps)
+    if ask is None or grant is None or grant.unlimited:
+        return ask, rules, steps
+    rules = _limited(rules, grant, replicas)
+    steps = _moves(course, replicas, rules)
+    return ask, rules, replace(steps, actions=granted(steps.actions, grant, replicas))
 
 
 def _to_be_placed(replicas: SortedReplicas) -> tuple[Replica, ...]:

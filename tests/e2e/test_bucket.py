@@ -46,6 +46,10 @@ def copy_packages(target: Path) -> None:
             shutil.copy(installed / name, target / name)
     for library in installed.glob("_cffi_backend*.so"):
         shutil.copy(library, target)
+    # Some packages ask for the version of others.
+    for metadata in installed.glob("*.dist-info/METADATA"):
+        (target / metadata.parent.name).mkdir()
+        shutil.copy(metadata, target / metadata.parent.name)
 
 
 def store_manifests(namespace: str) -> list[Manifest]:

@@ -220,7 +220,7 @@ def _outbound(section: Section) -> Outbound:
     config_map = bundle.text("configMap", "")
     if config_map and not _CLAIM.fullmatch(config_map):
         raise bundle.wrong("configMap", "the name of a ConfigMap, or empty")
-    return Outbound(proxy, section.text("noProxy", ""), config_map, bundle.text("key", "ca.crt"))
+    return Outbound(proxy, section.text("noProxy", Outbound().no_proxy), config_map, bundle.text("key", "ca.crt"))
 
 
 def _store(section: Section) -> ObjectStore:

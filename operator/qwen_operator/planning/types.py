@@ -69,7 +69,7 @@ class Outbound:
     """
 
     proxy: str = ""
-    no_proxy: str = ""
+    no_proxy: str = ".svc,.cluster.local"
     config_map: str = ""
     key: str = "ca.crt"
 

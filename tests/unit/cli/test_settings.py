@@ -31,7 +31,7 @@ def test_without_a_file_they_are_those_of_the_chart() -> None:
 
 
 # What the operator needs besides, from the release and from other values.
-FOR_THE_OPERATOR = {"networkPolicy", "gateway", "workers", "resyncSeconds", "recording", "servedNames"}
+FOR_THE_OPERATOR = {"networkPolicy", "gateway", "workers", "resyncSeconds", "recording", "servedNames", "arbiter"}
 
 
 def test_values_become_the_configuration_that_the_template_renders() -> None:
@@ -43,7 +43,7 @@ def test_values_become_the_configuration_that_the_template_renders() -> None:
     assert set(mine) | FOR_THE_OPERATOR == members
     assert set(mine["engine"]) == set(re.findall(r'^    "(\w+)" .*\$engine\b', template, re.MULTILINE))
     assert mine["image"]["reference"] == f"{values['image']['repository']}:{TAG}"
-    rest = {name: values["operator"][name] for name in ("workers", "resyncSeconds", "recording")}
+    rest = {name: values["operator"][name] for name in ("workers", "resyncSeconds", "recording", "arbiter")}
     config = load({}, yaml.safe_dump(mine | rest | {"gateway": {"auth": values["gateway"]["auth"]}}))
     assert Settings(config.image, config.engine, config.pools, config.pod, config.tenancy) == chart_settings(None)
     bare = load({}, yaml.safe_dump({"image": mine["image"], "engine": mine["engine"]}))

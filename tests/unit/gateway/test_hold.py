@@ -1,6 +1,7 @@
 """Requests for a model without a replica that answers: the proxy before the real router, as its pod runs both."""
 
 import json
+import math
 import os
 import signal
 import socket
@@ -191,8 +192,9 @@ def test_the_list_has_the_models_for_which_a_request_waits(pod: Pod) -> None:
     until(lambda: pod.chat("off").status_code == 503, "the proxy has read the file")
     with pod.client() as client, pod.client("key-some") as some:
         listed = client.get("/v1/models").json()["data"]
-        assert sorted(one["id"] for one in listed) == ["closed", "new", "open"]
-        assert len({json.dumps({**one, "id": ""}, sort_keys=True) for one in listed}) == 1
+        assert sorted(one["id"] for one in listed) == ["closed", "new", "open", "open:kept"]
+        models = [one for one in listed if ":" not in one["id"]]
+        assert len({json.dumps({**one, "id": ""}, sort_keys=True) for one in models}) == 1
         assert client.get("/v1/models/new").json()["id"] == "new"
         assert client.get("/v1/models/off").status_code == 404
         assert [one["id"] for one in some.get("/v1/models").json()["data"]] == ["open"]
@@ -339,8 +341,12 @@ def test_the_operator_sees_who_came_to_a_model_that_answers(pod: Pod) -> None:
 def test_who_may_not_ask_for_a_model_does_not_wake_it(pod: Pod) -> None:
     waits(pod, closed={}, probe={"stopped": "spec.replicas is 0"})
     until(lambda: pod.chat("probe").status_code == 503, "the proxy has read the file")
+    begun = time.monotonic()
     assert pod.chat("closed", "key-some").status_code == 404
-    assert "closed" not in demand(pod)
+    # Whoever asked before is there for a minute.
+    shown = demand(pod).get("closed", {"held": 0, "came": math.inf})
+    assert shown["held"] == 0
+    assert shown["came"] > time.monotonic() - begun
 
 
 WAITS = ": the request waits for a replica\n\n"

@@ -143,7 +143,7 @@ async def test_a_model_that_no_gguf_file_can_have_is_refused_as_on_a_claim(monke
             "Q8_0",
             {"uri": "modelscope://Qwen/Qwen1.5-7B-Chat-GGUF", "file": "a.gguf"},
             "InvalidSpec",
-            "file is for pvc:// and hf://, because SGLang loads no single file from ModelScope",
+            "file is for pvc:// and hf://, because SGLang loads no single file from other places",
         ),
         (
             "Q8_0",

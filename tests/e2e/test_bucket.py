@@ -60,7 +60,11 @@ def store_manifests(namespace: str) -> list[Manifest]:
         "imagePullPolicy": "IfNotPresent",
         "command": ["python3", "-c", "import sys; from moto.server import main; main(sys.argv[1:])"],
         "args": ["-H", "0.0.0.0", "-p", "8000"],
-        "env": [{"name": "PYTHONPATH", "value": "/moto"}],
+        # The first word of the Service's name is no bucket.
+        "env": [
+            {"name": "PYTHONPATH", "value": "/moto"},
+            {"name": "S3_IGNORE_SUBDOMAIN_BUCKETNAME", "value": "true"},
+        ],
         "readinessProbe": {"tcpSocket": {"port": 8000}, "periodSeconds": 1},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [{"name": "moto", "mountPath": "/moto"}, {"name": "tmp", "mountPath": "/tmp"}],

@@ -20,6 +20,20 @@ def short_of_gpus(grant: Grant, namespace: str) -> str:
     return f"{number}; the rest is used by {holders}" if holders else f"{number} at the moment"
 
 
+def in_words(grant: Grant) -> str:
+    """The grant for the operator's log, which has the names of all namespaces."""
+    nodes = " and ".join(" + ".join(place) for place in grant.places)
+    parts = [
+        f"{grant.replicas} of {grant.asked} replicas",
+        f"new pods go to {nodes}" if nodes else "",
+        f"{', '.join(grant.drains)} must go" if grant.drains else "",
+        f"{', '.join(grant.returns)} may stay" if grant.returns else "",
+        f"it waits for room on {', '.join(grant.awaited)}" if grant.awaited else "",
+        f"GPUs are held by {', '.join('/'.join(key) for key in grant.waits_for)}" if grant.waits_for else "",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
 def _holders(keys: tuple[ObjectKey, ...], namespace: str) -> str:
     own = [name for space, name in keys if space == namespace]
     others = len(keys) - len(own)

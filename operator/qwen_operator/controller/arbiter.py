@@ -21,6 +21,7 @@ from qwen_operator import objects
 from qwen_operator.arbiter.claims import Contest, Party, Scene, contests, hostnames, served
 from qwen_operator.arbiter.decide import decide
 from qwen_operator.arbiter.fits import HOSTNAME, has_room
+from qwen_operator.arbiter.messages import in_words
 from qwen_operator.arbiter.priorities import Priorities
 from qwen_operator.arbiter.types import HOLD, UNLIMITED, Ask, Grant
 from qwen_operator.controller.cache import Store
@@ -309,6 +310,8 @@ class Arbiter:
         for name, pods in coming.items():
             if name in self._seen and not has_room(nodes[name], self._on(nodes[name]), (pod for _, pod in pods)):
                 self._full[pods[-1][0], name] = self.wiring.clock() + FULL_SECONDS
+                why = "its pod has no room there beside the other pods: CPU, memory, storage or number of pods"
+                log.info("a node is full", extra={"deployment": "/".join(pods[-1][0]), "object": name, "why": why})
                 overfull = True
         return overfull
 
@@ -340,8 +343,13 @@ class Arbiter:
     def _publish(self, grants: dict[ObjectKey, Grant]) -> None:
         old, self._grants = self._grants, grants
         for key in sorted(old.keys() | grants.keys()):
-            if old.get(key) != grants.get(key):
-                self.wiring.wake(key)
+            grant = grants.get(key)
+            if old.get(key) == grant:
+                continue
+            self.wiring.wake(key)
+            if grant is not None and (grant.is_short or grant.drains or grant.places):
+                extra = {"deployment": "/".join(key), "replicas": grant.replicas, "why": in_words(grant)}
+                log.info("GPUs granted", extra=extra)
 
 
 _MANAGED_BY, _OURS = "app.kubernetes.io/managed-by", "qwen-operator"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_operator import objects
-from qwen_operator.arbiter.messages import short_of_gpus
+from qwen_operator.arbiter.messages import in_words, short_of_gpus
 from qwen_operator.arbiter.types import Grant
 from qwen_operator.config import Config
 from qwen_operator.kube import (
@@ -378,3 +378,9 @@ def test_nobody_reads_names_of_other_namespaces(holders: tuple[ObjectKey, ...], 
     assert message.endswith(says)
     assert "secret" not in message
     assert short_of_gpus(Grant(3, asked=3), "team") == ""
+
+
+def test_the_log_has_the_whole_grant() -> None:
+    grant = Grant(1, drains=("low-1",), waits_for=(("team", "high"),), awaited=("n2",), asked=2)
+    assert in_words(grant) == "1 of 2 replicas; low-1 must go; it waits for room on n2; GPUs are held by team/high"
+    assert in_words(Grant(2, places=(("n1",), ("n1",)), asked=2)) == "2 of 2 replicas; new pods go to n1 and n1"

@@ -101,6 +101,7 @@ class Arbiter:
     _began_at: float | None = None
     _looked_at: float | None = None
     _blind: bool = False
+    _aside: bool = False
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def grant(self, key: ObjectKey) -> Grant | None:
@@ -150,7 +151,24 @@ class Arbiter:
             await asyncio.sleep(max(PAUSE_SECONDS, _PAUSES * (self.wiring.clock() - began)))
 
     async def look(self) -> None:
-        """Decide anew. Returns without a decision if a node cannot be read, or if pods are just being created."""
+        """Decide anew. If that does not work for too long, wake those that wait for a decision."""
+        try:
+            await self._look()
+        finally:
+            self._stand_aside()
+
+    def _stand_aside(self) -> None:
+        late = self._looked_at is not None and self.wiring.clock() - self._looked_at > OPEN_SECONDS
+        if late and not self._aside:
+            log.warning(
+                "the arbiter has not decided for %.0f seconds: kube-scheduler decides who gets GPUs", OPEN_SECONDS
+            )
+            for key in sorted(self._asks):
+                self.wiring.wake(key)
+        self._aside = late
+
+    async def _look(self) -> None:
+        """Returns without a decision if a node cannot be read, or if pods are just being created."""
         if not self.contested():
             self._asks, self._looked_at, self._began_at = {}, None, None
             self._publish({})
@@ -209,6 +227,7 @@ class Arbiter:
         self._asks = {
             key: ask for key, ask in self._asks.items() if key in uids and (ask is None or ask.uid == uids[key])
         }
+        self._grants = {key: grant for key, grant in self._grants.items() if key in uids}
         self._full = {place: until for place, until in self._full.items() if until > now}
         self._seen = {name: seen for name, seen in self._seen.items() if now - seen.at <= SEEN_SECONDS}
         missing = uids.keys() - self._asks.keys()

@@ -275,10 +275,7 @@ async def test_without_a_look_at_a_node_nothing_is_made_at_first_and_then_the_sc
         await world._survive(world.operator.step)
         world.api.clock.advance(1.0)
         assert owners(world) == ["chat", "chat"]
-    world.operator.queue.add(("team", "urgent"))
-    await world.wait(60)
-    world.operator.queue.add(("team", "urgent"))
-    await world.wait(10)
+    await world.wait(40)
     assert owners(world) == ["chat", "chat", "urgent"]
 
 

@@ -9,7 +9,8 @@ from qwen_operator.api.fields import Passthrough, Rule, described
 
 GPU_RESOURCE = "nvidia.com/gpu"
 CACHE_VOLUME = "qwen-model-cache"
-OWN_VOLUMES = ("qwen-runtime", "home", "tmp", "shm", "source", CACHE_VOLUME, "qwen-group")
+ENGINE_CACHE_VOLUME = "qwen-engine-cache"
+OWN_VOLUMES = ("qwen-runtime", "home", "tmp", "shm", "source", CACHE_VOLUME, ENGINE_CACHE_VOLUME, "qwen-group")
 DEFAULTS = ("labels", "annotations", "priorityClassName", "imagePullSecrets", "tolerations", "resources")
 """The fields that a chart can set for all engine pods."""
 OWN_PREFIXES = ("qwen-operator.dev/", "app.kubernetes.io/")
@@ -136,7 +137,8 @@ class Pod:
     )
     volumes: tuple[Passthrough, ...] = described(
         "Volumes as in a pod, in addition to the operator's own. You cannot use the names qwen-runtime, home, tmp, "
-        "shm, source and qwen-model-cache. Example: [{name: templates, configMap: {name: chat-templates}}].",
+        "shm, source, qwen-model-cache, qwen-engine-cache and qwen-group. "
+        "Example: [{name: templates, configMap: {name: chat-templates}}].",
         default=(),
         max_items=32,
         list_type="atomic",

@@ -17,7 +17,7 @@ from qwen_operator.api.adapters import MOST_ADAPTERS, VOLUME_FORM, Adapter
 from qwen_operator.api.engine import Engine
 from qwen_operator.api.fields import Rule, camel, described, matches
 from qwen_operator.api.objective import Objective
-from qwen_operator.api.pod import CACHE_VOLUME, OWN_VOLUMES, Pod
+from qwen_operator.api.pod import CACHE_VOLUME, ENGINE_CACHE_VOLUME, OWN_VOLUMES, Pod
 from qwen_operator.api.schedules import MOST_SCHEDULES, Schedule, limits_in_order
 from qwen_operator.api.schema import object_schema
 from qwen_operator.api.sizing import Hardware, Parallelism, Workload
@@ -419,10 +419,10 @@ def parse(obj: Mapping[str, Any]) -> Spec:
         if volume.get("name") in OWN_VOLUMES
     ]
     taken += [
-        f"spec.pod.volumeMounts[{index}].name: {CACHE_VOLUME} is the operator's own volume with the models of others "
+        f"spec.pod.volumeMounts[{index}].name: {mount['name']} is the operator's own volume with the models of others "
         "too; name one of spec.pod.volumes"
         for index, mount in enumerate(built.pod.volume_mounts)
-        if mount.get("name") == CACHE_VOLUME
+        if mount.get("name") in (CACHE_VOLUME, ENGINE_CACHE_VOLUME)
     ]
     taken += [
         f"spec.pod.volumes[{index}].name: {reading.shown(volume.get('name'))} is the volume of an adapter; choose "

@@ -3,6 +3,9 @@
 A cache on a node has one folder for each namespace, because the container that fetches runs in the tenant's namespace:
 whoever may run commands in its pods could change everything that it can write. Neither container sees the folder of
 another namespace. The engine sees only its own model, read-only.
+
+The kubelet follows links in a subPath and only makes sure that they end in the volume. So a volume of an engine begins
+at the folder of its namespace: a link that a tenant writes leads to no other one.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Any
 
 from qwen_operator import objects
 from qwen_operator.api.engine import EnvVar
-from qwen_operator.api.pod import CACHE_VOLUME
+from qwen_operator.api.pod import CACHE_VOLUME, ENGINE_CACHE_VOLUME
 from qwen_operator.manifests import expansion, names
 from qwen_operator.manifests.names import Manifest
 from qwen_operator.planning.types import CacheType, EngineSource, ModelCache, ModelFetch, Plan
@@ -24,7 +27,7 @@ COMPILE_MOUNT = "/models/compiled"
 COMPILE_VARIABLE = "SGLANG_CACHE_DIR"
 IN_USE = ".in-use"
 """An engine holds a lock on this file of its model for as long as it runs."""
-VOLUME = CACHE_VOLUME
+VOLUME, ENGINE_VOLUME = CACHE_VOLUME, ENGINE_CACHE_VOLUME
 ENGINE_MOUNT = "/models/cached"
 _FETCH_MOUNT = "/cache"
 _LONGEST_NAME = 80
@@ -65,19 +68,34 @@ def mounted(source: EngineSource, namespace: str) -> EngineSource:
     fetch = source.fetch
     if fetch is None:
         return source
-    root = namespace if fetch.cache.type is CacheType.HOST_PATH else _IN_CLAIM
-    folder = f"{root}/models/{model_folder(fetch.hub, fetch.repository, fetch.commit, fetch.file)}"
-    mount = {"name": VOLUME, "mountPath": engine_folder(source), "subPath": folder, "readOnly": True}
-    return replace(source, volumes=(*source.volumes, _volume(fetch.cache)), mounts=(*source.mounts, mount))
+    folder = f"models/{model_folder(fetch.hub, fetch.repository, fetch.commit, fetch.file)}"
+    mount = {**_below(fetch.cache, folder), "mountPath": engine_folder(source), "readOnly": True}
+    volumes = (_volume(fetch.cache), *_of_engine(fetch.cache, namespace))
+    return replace(source, volumes=(*source.volumes, *volumes), mounts=(*source.mounts, mount))
+
+
+def _below(cache: ModelCache, folder: str) -> Manifest:
+    """The volume and the subPath of a folder that an engine sees."""
+    on_node = cache.type is CacheType.HOST_PATH
+    return (
+        {"name": ENGINE_VOLUME, "subPath": folder} if on_node else {"name": VOLUME, "subPath": f"{_IN_CLAIM}/{folder}"}
+    )
+
+
+def _of_engine(cache: ModelCache, namespace: str) -> tuple[Manifest, ...]:
+    if cache.type is not CacheType.HOST_PATH:
+        return ()
+    # Without a type, nothing has to be there before the fetch has made it.
+    return ({"name": ENGINE_VOLUME, "hostPath": {"path": f"{cache.place}/{namespace}", "type": ""}},)
 
 
 def node_folder(template: Mapping[str, Any]) -> str:
     """The folder of the model in the caches of nodes, from the template of a revision; "" if it is in none."""
     spec = template["spec"]
-    if "hostPath" not in objects.named(objects.members(spec, "volumes"), VOLUME):
+    if "hostPath" not in objects.named(objects.members(spec, "volumes"), ENGINE_VOLUME):
         return ""
     engine = objects.named(objects.members(spec, "containers"), names.ENGINE_CONTAINER)
-    return objects.text(objects.named(objects.members(engine, "volumeMounts"), VOLUME), "subPath")
+    return objects.text(objects.named(objects.members(engine, "volumeMounts"), ENGINE_VOLUME), "subPath")
 
 
 def whole(cache: ModelCache, namespace: str) -> tuple[Manifest, Manifest, str]:
@@ -91,7 +109,7 @@ def whole(cache: ModelCache, namespace: str) -> tuple[Manifest, Manifest, str]:
     return volume, mount, _FETCH_MOUNT if on_node else f"{_FETCH_MOUNT}/{_IN_CLAIM}"
 
 
-def with_compile_cache(source: EngineSource, namespace: str, plan: Plan) -> EngineSource:
+def with_compile_cache(source: EngineSource, plan: Plan) -> EngineSource:
     """The source with the mount of the folder in which engines of this kind keep what they compile.
 
     An engine whose spec names another folder, and one whose model is not in the cache, has none.
@@ -99,8 +117,7 @@ def with_compile_cache(source: EngineSource, namespace: str, plan: Plan) -> Engi
     fetch = source.fetch
     if fetch is None or not fetch.cache.compile or any(one.name == COMPILE_VARIABLE for one in plan.env):
         return source
-    root = namespace if fetch.cache.type is CacheType.HOST_PATH else _IN_CLAIM
-    mount = {"name": VOLUME, "mountPath": COMPILE_MOUNT, "subPath": f"{root}/{compile_folder(plan)}"}
+    mount = {**_below(fetch.cache, compile_folder(plan)), "mountPath": COMPILE_MOUNT}
     return replace(source, mounts=(*source.mounts, mount))
 
 

@@ -91,7 +91,7 @@ def engine_template(
     A ControllerRevision pins it.
     """
     source = model_cache.mounted(source, identity.owner.namespace)
-    source = model_cache.with_compile_cache(source, identity.owner.namespace, plan)
+    source = model_cache.with_compile_cache(source, plan)
     labels = _pod_labels(identity, names.ROLE_ENGINE) | {names.LABEL_ROUTABLE: "true"}
     pod = {
         **_common(spec.pod, runtime, (_GPU_TOLERATION, *plan.tolerations)),

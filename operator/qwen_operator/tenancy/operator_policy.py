@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from qwen_operator.manifests import names
-from qwen_operator.manifests.model_cache import VOLUME
+from qwen_operator.manifests.model_cache import ENGINE_VOLUME, VOLUME
 from qwen_operator.tenancy.lists import Setting
 from qwen_operator.tenancy.rules import RULES, allowed_variable
 
@@ -41,8 +41,11 @@ def _label(of: str, key: str) -> str:
 _SECURITY = f"variables.{allowed_variable(Setting.SECURITY_CONTEXT)}"
 _PRIORITY = f"variables.{allowed_variable(Setting.PRIORITY_CLASSES)}"
 _ACCOUNTS = f"variables.{allowed_variable(Setting.SERVICE_ACCOUNTS)}"
+_PATH = "item.?hostPath.?path.orValue('')"
 _CACHE = (
-    f"variables.cachePath != '' && item.name == '{VOLUME}' && item.?hostPath.?path.orValue('') == variables.cachePath"
+    "variables.cachePath != '' && "
+    f"((item.name == '{VOLUME}' && {_PATH} == variables.cachePath) || "
+    f"(item.name == '{ENGINE_VOLUME}' && {_PATH} == variables.cachePath + '/' + request.namespace))"
 )
 _VOLUMES = f"{_refused('volumes', '[]')}.filter(item, !({_CACHE}))"
 

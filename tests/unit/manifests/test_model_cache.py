@@ -28,6 +28,7 @@ COMMIT = "c" * 40
 MODEL = "Qwen/Qwen1.5-7B-Chat"
 NODE = ModelCache(CacheType.HOST_PATH, "/var/lib/models", 300)
 CLAIM = ModelCache(CacheType.CLAIM, "models", 200)
+VOLUMES = ("qwen-model-cache", "qwen-engine-cache")
 FOLDER = f"models/hf/Qwen--Qwen1.5-7B-Chat/{COMMIT}"
 
 
@@ -52,22 +53,31 @@ def containers(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def mount(container: dict[str, Any]) -> dict[str, Any]:
-    return next(one for one in container["volumeMounts"] if one["name"] == "qwen-model-cache")
+    return next(one for one in container["volumeMounts"] if one["name"] in VOLUMES)
 
 
 def test_the_engine_sees_only_its_model_and_writes_nothing() -> None:
     pod = template(NODE)
     assert mount(containers(pod)["engine"]) == {
-        "name": "qwen-model-cache",
+        "name": "qwen-engine-cache",
         "mountPath": f"/models/cached/{MODEL}",
-        "subPath": f"team-a/{FOLDER}",
+        "subPath": FOLDER,
         "readOnly": True,
     }
     assert mount(containers(pod)["fetch"]) == {"name": "qwen-model-cache", "mountPath": "/cache", "subPath": "team-a"}
-    assert pod["spec"]["volumes"][-1] == {
-        "name": "qwen-model-cache",
-        "hostPath": {"path": "/var/lib/models", "type": "DirectoryOrCreate"},
-    }
+    assert pod["spec"]["volumes"][-2:] == [
+        {"name": "qwen-model-cache", "hostPath": {"path": "/var/lib/models", "type": "DirectoryOrCreate"}},
+        {"name": "qwen-engine-cache", "hostPath": {"path": "/var/lib/models/team-a", "type": ""}},
+    ]
+
+
+def test_a_link_in_the_folder_of_a_namespace_leads_an_engine_to_no_other_one() -> None:
+    """The kubelet resolves it, and refuses a subPath that ends outside its volume."""
+    pod = template(replace(NODE, compile=True))
+    roots = {one["name"]: one["hostPath"]["path"] for one in pod["spec"]["volumes"] if "hostPath" in one}
+    for one in containers(pod)["engine"]["volumeMounts"]:
+        if one["name"] in roots:
+            assert roots[one["name"]] == "/var/lib/models/team-a"
 
 
 def test_a_claim_may_have_other_files() -> None:
@@ -87,15 +97,15 @@ def test_a_gguf_file_has_a_folder_of_its_own() -> None:
     assert mount(engine)["mountPath"] == f"/models/cached/{MODEL}"
     folders = {mount(containers(pod)["engine"])["subPath"] for pod in (one, other, whole)}
     assert len(folders) == 3
-    assert all(folder.startswith(f"team-a/{FOLDER}") for folder in folders)
+    assert all(folder.startswith(FOLDER) for folder in folders)
 
 
 def test_what_engines_compile_is_kept_by_image_and_gpu_and_only_if_asked_for() -> None:
     plain, keeping = template(NODE), template(replace(NODE, compile=True))
     engine = containers(keeping)["engine"]
-    [model, compiled] = [one for one in engine["volumeMounts"] if one["name"] == "qwen-model-cache"]
+    [model, compiled] = [one for one in engine["volumeMounts"] if one["name"] in VOLUMES]
     assert (model["readOnly"], "readOnly" in compiled, compiled["mountPath"]) == (True, False, "/models/compiled")
-    folder = compiled["subPath"].removeprefix("team-a/")
+    folder = compiled["subPath"]
     assert re.fullmatch(r"compile/0\.5\.23-[0-9a-f]{8}-[A-Za-z0-9._-]+", folder)
     assert f"--compile-folder={folder}" in containers(keeping)["fetch"]["command"]
     assert "--compile-cache=/models/compiled" in engine["command"]

@@ -11,8 +11,9 @@ local adapters = {}
 adapters.ROUTES = { ["/v1/chat/completions"] = true, ["/v1/completions"] = true }
 adapters.WHERE = "/v1/chat/completions and /v1/completions"
 
--- A line of a stream that is longer does not wait for its end.
-local LONGEST_LINE = 65536
+-- A line of a stream that is longer does not wait for its end. Every piece is searched together with what waits, so that
+-- an engine that writes single bytes without a line break would cost this number squared.
+local LONGEST_LINE = 1024
 -- White space around the colon of a field.
 local SPACE_BYTES = 16
 

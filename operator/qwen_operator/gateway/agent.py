@@ -27,7 +27,7 @@ from qwen_operator.kube.client import connect
 from qwen_operator.kube.mirror import Mirror, OnChange, OnRight
 from qwen_operator.manifests.names import LABEL_ROLE, ROLE_ENGINE, ROLE_ENGINE_WORKER
 from qwen_operator.objects import ObjectKey
-from qwen_operator.routing.adapters import Adapters, loaded_adapters
+from qwen_operator.routing.adapters import Adapters, loaded_adapters, restore_adapters
 from qwen_operator.routing.membership import Dropped, EntryNaming, GatewayView, Membership, advance, restore
 from qwen_operator.routing.waiting import WaitingName, waiting_file, waiting_names
 
@@ -105,6 +105,7 @@ class Agent:
         else:
             self._written = written
             self.membership = restore(written)
+        self._adapters = restore_adapters(_read(self.run_dir / WAITING_FILE) or "")
 
     def listener(self, resource: Resource, namespace: str | None) -> OnChange:
         """The callback for one mirror."""

@@ -3,6 +3,8 @@
 SGLang answers a request for an adapter that it does not have with an error, and loads one again that was unloaded. So
 the proxy lets a request for MODEL:ADAPTER pass only if the spec has the adapter, and every replica that the router may
 choose has loaded it. An adapter that the spec does not have any more is unknown at once.
+
+The proxy refuses SGLang's own field for an adapter if a name is here, so a name stays as long as any replica has one.
 """
 
 from __future__ import annotations
@@ -14,9 +16,12 @@ from qwen_operator.api.adapters import adapter_names, is_adapter_name
 from qwen_operator.api.claims import DeploymentKey
 from qwen_operator.manifests.names import ANNOTATION_ADAPTERS
 from qwen_operator.routing.membership import GatewayView, Membership, ready_ids
+from qwen_operator.untrusted import decode
+
+_FILE_LEVELS = 8
 
 Adapters = Mapping[str, Mapping[str, bool]]
-"""Served name -> adapter -> whether every replica has it. A name without adapters is not in it."""
+"""Served name -> adapter -> whether every replica has it. A name whose spec and replicas have none is not in it."""
 
 
 def loaded_adapters(observed: GatewayView, membership: Membership, before: Adapters) -> Adapters:
@@ -28,15 +33,27 @@ def loaded_adapters(observed: GatewayView, membership: Membership, before: Adapt
     }
     unread = {entry.name for entry in membership.entries if entry.namespace in observed.unread}
     kept = {name: adapters for name, adapters in before.items() if name in unread}
-    if not wanted:
-        return kept
     had = {objects.text(pod, "metadata", "uid"): _had(pod) for pod in observed.pods}
     used = _used(observed, membership)
     return kept | {
-        name: {adapter: all(adapter in had.get(uid, ()) for uid in used.get(key, ())) for adapter in wanted[key]}
+        name: {
+            adapter: all(adapter in had.get(uid, ()) for uid in used.get(key, ())) for adapter in wanted.get(key, ())
+        }
         for name, key in sorted(membership.owners.items())
-        if key in wanted
+        if key in wanted or any(had.get(uid) for uid in used.get(key, ()))
     }
+
+
+def restore_adapters(content: str) -> Adapters:
+    """The adapters in the text of a waiting file; none if the agent did not write it."""
+    try:
+        names = decode(content, _FILE_LEVELS).get("adapters", {})
+        return {
+            str(name): {str(adapter): loaded is True for adapter, loaded in adapters.items()}
+            for name, adapters in names.items()
+        }
+    except (ValueError, AttributeError):
+        return {}
 
 
 def _had(pod: Mapping[str, object]) -> frozenset[str]:

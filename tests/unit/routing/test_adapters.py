@@ -6,8 +6,9 @@ import pytest
 
 from qwen_operator.api.adapters import adapter_names
 from qwen_operator.manifests.names import ANNOTATION_ADAPTERS
-from qwen_operator.routing.adapters import Adapters, loaded_adapters
+from qwen_operator.routing.adapters import Adapters, loaded_adapters, restore_adapters
 from qwen_operator.routing.membership import GatewayView, Membership, advance
+from qwen_operator.routing.waiting import waiting_file
 from tests.unit.gateway.objects import Manifest, deleting, deployment, pod, worker
 from tests.unit.routing.test_membership import NAMING
 
@@ -56,7 +57,12 @@ def test_a_removed_adapter_is_unknown_at_once() -> None:
     world = World()
     world.step([wanting("a", "b")], [NEW])
     assert world.step([wanting("a")], [NEW]) == {"m": {"a": True}}
-    assert world.step([wanting()], [NEW]) == {}
+    # As long as a replica has one, nobody may choose it by SGLang's own field either.
+    assert world.step([wanting()], [NEW]) == {"m": {}}
+    later = pod("d-2", "d", "10.0.0.7")
+    assert world.step([wanting()], [deleting(NEW), later], lags=True) == {"m": {}}
+    world.step([wanting()], [deleting(NEW), later])
+    assert world.step([wanting()], [later]) == {}
 
 
 def test_every_name_has_them_also_while_the_model_sleeps() -> None:
@@ -71,6 +77,13 @@ def test_a_namespace_that_is_unread_keeps_what_was_known() -> None:
     world.step([wanting("a")], [OLD])
     assert world.step([], [], unread=frozenset({"demo"})) == {"m": {"a": True}}
     assert world.step([], []) == {}
+
+
+def test_a_new_agent_knows_what_the_one_before_it_knew() -> None:
+    known = {"m": {"a": True, "b": False}, "n": {}}
+    assert restore_adapters(waiting_file({}, known)) == known
+    for content in ("", "{", "[]", '{"adapters": 7}', '{"adapters": {"m": [1]}}', waiting_file({}, {})):
+        assert restore_adapters(content) == {}
 
 
 @pytest.mark.parametrize(

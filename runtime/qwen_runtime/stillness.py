@@ -55,17 +55,23 @@ class Still:
 
 @dataclass(slots=True)
 class _Seen:
-    """What a process had done at `since`. `asked`: it was asked for its stack, which is itself something to do."""
+    """A process that has done nothing since `since`.
+
+    `progress` is what it had done at `counted`, and `looked` when it was last seen. `asked`: it was asked for its
+    stack, which is itself something to do. `settled`: `progress` is from after that.
+    """
 
     progress: processes.Progress
     since: float
+    counted: float
+    looked: float
     asked: bool = False
     settled: bool = False
 
     def does_nothing(self, progress: processes.Progress, now: float) -> bool:
-        """Whether it has done nothing since then."""
+        """Whether it has done nothing since `counted`."""
         ticks = progress.all_ticks - self.progress.all_ticks
-        idle = ticks <= _IDLE_SHARE * processes.TICKS_PER_SECOND * (now - self.since)
+        idle = ticks <= _IDLE_SHARE * processes.TICKS_PER_SECOND * (now - self.counted)
         return idle and progress.main == self.progress.main and progress.below == self.progress.below
 
 
@@ -91,15 +97,19 @@ class Stillness:
         if progress is None:
             self._seen.pop(pid, None)
             return None
+        if seen is not None and now - seen.looked > self.confirm_seconds:
+            # This process stood still itself: the whole pod or node was paused, or has too little CPU time.
+            seen = None
         if seen is not None and seen.asked and not seen.settled:
-            seen.progress, seen.settled = progress, True
+            seen.progress, seen.counted, seen.settled = progress, now, True
         if seen is None or not seen.does_nothing(progress, now):
-            self._seen[pid] = _Seen(progress, now)
+            self._seen[pid] = _Seen(progress, now, now, now)
             return None
+        seen.looked = now
         if not seen.asked and now - seen.since >= self.seconds:
             seen.asked = True
             self._ask(pid)
-        if now - seen.since < self.seconds + self.confirm_seconds or not seen.settled:
+        if not seen.settled or now - seen.counted < self.confirm_seconds:
             return None
         return _still(name, self.folder / str(pid))
 

@@ -104,3 +104,24 @@ def test_a_process_that_a_signal_asks_goes_on(engine: Engine) -> None:
     os.kill(process.pid, signal.SIGUSR2)
     assert engine.finds()
     assert process.poll() is None
+
+
+def test_a_pause_of_the_whole_pod_is_no_hang(engine: Engine) -> None:
+    """After it, everything counts anew: nobody could do anything while it lasted."""
+    engine.start(SLEEPS)
+    now = [0.0]
+    looks = Stillness(re.compile("^sglang::schedul"), engine.folder, 30.0, 10.0, clock=lambda: now[0])
+
+    def found_after(*steps: float) -> list[Still]:
+        found: list[Still] = []
+        for step in steps:
+            now[0] += step
+            found = looks.look()
+        return found
+
+    # Its stack is there a moment after the question.
+    assert found_after(0.0, 60.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0) == []
+    time.sleep(1.0)
+    assert found_after(5.0, 5.0) == []
+    [still] = found_after(5.0)
+    assert still.where.startswith("hangs ")

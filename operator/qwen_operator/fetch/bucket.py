@@ -32,7 +32,8 @@ DEFAULT_REGION = "us-east-1"
 """MinIO and Ceph have it too, unless they are set up otherwise."""
 _LARGEST_PAGE = 8 << 20
 _LARGEST_ERROR = 64 << 10
-_REGION = re.compile(r"[a-z0-9-]{1,40}", re.ASCII)
+# OpenStack calls its first region RegionOne.
+_REGION = re.compile(r"[A-Za-z0-9_-]{1,40}", re.ASCII)
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 _KEY = re.compile(r"[!-~]{1,4096}", re.ASCII)
 _IDENTITIES = (
@@ -123,11 +124,17 @@ class Signer:
                 raise FetchError(Reason.AUTH_REQUIRED, f"{_SECRET} has no credentials: {cure}") from None
             message = f"the pod's service account gets no credentials ({type(error).__name__}): correct its role"
             raise FetchError(Reason.AUTH_REQUIRED, message) from None
-        texts = (credentials.access_key, credentials.secret_key, credentials.session_token or "-")
-        if not all(map(_KEY.fullmatch, texts)):
+        texts = {
+            "AWS_ACCESS_KEY_ID": credentials.access_key.strip(),
+            "AWS_SECRET_ACCESS_KEY": credentials.secret_key.strip(),
+        }
+        if token := (credentials.session_token or "").strip():
+            texts["AWS_SESSION_TOKEN"] = token
+        if wrong := [name for name, text in texts.items() if _KEY.fullmatch(text) is None]:
+            whose = _SECRET if self.of_secret else "the role of the pod's service account"
             cure = "each entry must have one line of letters, digits and signs, without white space"
-            raise FetchError(Reason.AUTH_REQUIRED, f"{_SECRET} has no credentials: {cure}")
-        return credentials
+            raise FetchError(Reason.AUTH_REQUIRED, f"{whose} has no valid {' and '.join(wrong)}: {cure}")
+        return Credentials(texts["AWS_ACCESS_KEY_ID"], texts["AWS_SECRET_ACCESS_KEY"], token or None)
 
 
 @dataclass(slots=True)
@@ -149,11 +156,17 @@ class Bucket:
     def of_uri(cls, uri: str, endpoint: str, commit: str) -> Bucket:
         """The bucket of s3://BUCKET/PREFIX, in the region of the environment."""
         name, _, prefix = uri.partition("://")[2].partition("/")
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or DEFAULT_REGION
+        given = (os.environ.get(name, "").strip() for name in ("AWS_REGION", "AWS_DEFAULT_REGION"))
+        region = next(filter(None, given), DEFAULT_REGION)
         return cls(name, prefix.strip("/"), endpoint.rstrip("/"), commit, region)
 
     @property
     def base(self) -> str:
+        """Raises FetchError if no address and no signature can have the region."""
+        if _REGION.fullmatch(self.region) is None:
+            whose = _SECRET if self.signer.of_secret else "the pod's environment"
+            cure = "it must be the name of a region, of letters, digits, - and _; right would be us-east-1"
+            raise FetchError(Reason.AUTH_REQUIRED, f"{whose} has no valid AWS_REGION: {cure}")
         if not self.endpoint:
             suffix = ".cn" if self.region.startswith("cn-") else ""
             host = f"s3.{self.region}.amazonaws.com{suffix}"

@@ -145,7 +145,11 @@ def test_signatures_are_right_and_credentials_stay_out_of_messages(
         ({"AWS_ACCESS_KEY_ID": "AKIAUNKNOWN", "AWS_SECRET_ACCESS_KEY": "s3cret"}, "InvalidAccessKeyId"),
         ({"AWS_SECRET_ACCESS_KEY": "s3cret"}, "SignatureDoesNotMatch"),
         ({"AWS_ACCESS_KEY_ID": ""}, "needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-        ({"AWS_SECRET_ACCESS_KEY": "two\nlines"}, "without white space"),
+        ({"AWS_SECRET_ACCESS_KEY": "s3cret\nlines"}, "has no valid AWS_SECRET_ACCESS_KEY: each entry must"),
+        ({"AWS_ACCESS_KEY_ID": "s3cret\r\nX: y"}, "has no valid AWS_ACCESS_KEY_ID: each entry must"),
+        ({"AWS_SESSION_TOKEN": "s3cret \u201cx\u201d"}, "has no valid AWS_SESSION_TOKEN: each entry must"),
+        ({"AWS_REGION": "s3cret\nX: y"}, "has no valid AWS_REGION: it must be the name of a region"),
+        ({"AWS_REGION": "[s3cret"}, "has no valid AWS_REGION: it must be the name of a region"),
     ],
 )
 def test_wrong_credentials_are_told(
@@ -161,6 +165,24 @@ def test_wrong_credentials_are_told(
     assert (complete, report["error"]["reason"]) == (False, "AuthRequired")
     assert says in report["error"]["message"]
     assert "s3cret" not in str(report)
+
+
+def test_white_space_around_the_entries_does_not_matter(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(model())
+    store.check_signatures()
+    use(monkeypatch, {name: f" {value}\n" for name, value in store.keys.items()})
+    use(monkeypatch, {"AWS_REGION": "us-east-1\n", "AWS_SESSION_TOKEN": "\n"})
+    assert commit_of(store, tmp_path / "heads")
+
+
+@pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:9"])
+def test_no_address_is_made_of_a_wrong_region(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "evil.example.com/\n")
+    with pytest.raises(FetchError, match="AWS_REGION") as refused:
+        Bucket.of_uri(URI, endpoint, "").file_url("config.json")
+    assert (refused.value.reason, "evil" in str(refused.value)) == ("AuthRequired", False)
 
 
 def test_a_right_that_is_missing_is_told(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

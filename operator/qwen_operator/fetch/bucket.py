@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, unquote_plus, urlsplit
 from xml.etree import ElementTree
 
 from minio.credentials.credentials import Credentials
@@ -31,6 +31,8 @@ from qwen_runtime.checkpoints.model import MAX_BYTES
 DEFAULT_REGION = "us-east-1"
 """MinIO and Ceph have it too, unless they are set up otherwise."""
 _LARGEST_PAGE = 8 << 20
+_MOST_PAGES = 100
+"""AWS has 1000 objects on a page, but a store may give fewer, or pages without an end."""
 _LARGEST_ERROR = 64 << 10
 # OpenStack calls its first region RegionOne.
 _REGION = re.compile(r"[A-Za-z0-9_-]{1,40}", re.ASCII)
@@ -41,6 +43,7 @@ _IDENTITIES = (
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
+_OF_ITS_OWN = "name a prefix that has this model alone in spec.source.uri"
 _SECRET = "the Secret of spec.source.secretRef"
 
 
@@ -294,33 +297,39 @@ def _checksum(client: Client, bucket: Bucket, file: RemoteFile) -> str:
 def _objects(client: Client, bucket: Bucket) -> list[tuple[RemoteFile, str]]:
     """The objects below the prefix, with their ETags."""
     found: list[tuple[RemoteFile, str]] = []
-    start, token = f"{bucket.prefix}/" if bucket.prefix else "", ""
-    while True:
+    start, token, count = f"{bucket.prefix}/" if bucket.prefix else "", "", 0
+    for _ in range(_MOST_PAGES):
         page = _page(client, bucket, start, token)
+        decoded = unquote_plus if page.findtext("EncodingType") == "url" else str
         for entry in page.iter("Contents"):
-            path, size = unquote(entry.findtext("Key") or "").removeprefix(start), entry.findtext("Size") or ""
+            count += 1
+            path, size = decoded(entry.findtext("Key") or "").removeprefix(start), entry.findtext("Size") or ""
             etag = (entry.findtext("ETag") or "").strip('"')
             if path and not path.endswith("/"):
                 found.append((RemoteFile(path, _size(size)), etag if _KEY.fullmatch(etag) else ""))
+        if count > MOST_FILES:
+            raise FetchError(Reason.INVALID_CONFIG, f"{bucket} has more than {MOST_FILES} objects: {_OF_ITS_OWN}")
         token = page.findtext("NextContinuationToken") or ""
         if page.findtext("IsTruncated") != "true" or not token:
             return found
-        if len(found) > MOST_FILES:
-            raise FetchError(Reason.INVALID_CONFIG, f"{bucket} has more than {MOST_FILES} objects")
+    message = f"the list of the objects of {bucket} has more than {_MOST_PAGES} pages: {_OF_ITS_OWN}"
+    raise FetchError(Reason.INVALID_CONFIG, message)
 
 
 def _page(client: Client, bucket: Bucket, start: str, token: str) -> ElementTree.Element:
     # In the order of their names, as the signature needs them.
     query = [("continuation-token", token)] if token else []
     query += [("encoding-type", "url"), ("list-type", "2"), ("prefix", start)]
-    text = "&".join(f"{name}={quote(value, safe='')}" for name, value in query)
-    raw = client.read_all(f"{bucket.base}/?{text}", "the list of objects", _LARGEST_PAGE)
+    joined = "&".join(f"{name}={quote(value, safe='')}" for name, value in query)
+    raw = client.read_all(f"{bucket.base}/?{joined}", "the list of objects", _LARGEST_PAGE)
     wrong = f"{bucket.base} does not answer like an S3 server: check {bucket.address_field}"
-    if b"<!DOCTYPE" in raw:
-        raise FetchError(Reason.HUB_UNREACHABLE, wrong)
     try:
-        page = ElementTree.fromstring(raw)
-    except (ElementTree.ParseError, ValueError):
+        text = raw.decode("utf-8-sig")
+        if "<!DOCTYPE" in text or "\0" in text:
+            raise FetchError(Reason.HUB_UNREACHABLE, wrong)
+        # Of text, the parser does not follow the encoding that the page names, so it reads what was searched.
+        page = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError, LookupError):
         raise FetchError(Reason.HUB_UNREACHABLE, wrong) from None
     for element in page.iter():
         element.tag = element.tag.rpartition("}")[2]

@@ -25,7 +25,7 @@ from qwen_operator.fetch import checksums
 from qwen_operator.fetch.faults import FetchError
 from qwen_operator.fetch.files import MOST_FILES, Listing, RemoteFile, needed
 from qwen_operator.fetch.wire import Client, certificates, proxy_for
-from qwen_operator.manifests.model_cache import bucket_folder, model_folder
+from qwen_operator.manifests.model_cache import bucket_folder, bucket_location, model_folder
 from qwen_runtime.checkpoints.model import MAX_BYTES
 
 DEFAULT_REGION = "us-east-1"
@@ -158,10 +158,10 @@ class Bucket:
     @classmethod
     def of_uri(cls, uri: str, endpoint: str, commit: str) -> Bucket:
         """The bucket of s3://BUCKET/PREFIX, in the region of the environment."""
-        name, _, prefix = uri.partition("://")[2].partition("/")
+        name, prefix = bucket_location(uri.partition("://")[2])
         given = (os.environ.get(name, "").strip() for name in ("AWS_REGION", "AWS_DEFAULT_REGION"))
         region = next(filter(None, given), DEFAULT_REGION)
-        return cls(name, prefix.strip("/"), endpoint.rstrip("/"), commit, region)
+        return cls(name, prefix, endpoint.rstrip("/"), commit, region)
 
     @property
     def base(self) -> str:

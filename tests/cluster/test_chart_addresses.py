@@ -144,6 +144,11 @@ def test_a_route_names_its_gateways_and_hosts() -> None:
             {"ingress": {"enabled": True, "controller": "alb"}, "limits": {"requestTimeoutSeconds": 3600}},
             "which waits at most 4000 s, but a request may take 4210 s",
         ),
+        (
+            {"limits": {"bodyBytes": 104857600}},
+            "gateway.limits.bodyBytes is 104857600 and gateway.limits.bufferedBytes is 402653184, but a tenant may use "
+            "half of bufferedBytes, and a request for an adapter counts twice: set bufferedBytes to 419430400 or more",
+        ),
         ({"ingress": {"controller": "nginx"}}, "/gateway/ingress/controller"),
         ({"ingress": {"hosts": ["https://a"]}}, "/gateway/ingress/hosts/0"),
         ({"ingress": {"path": "/llm"}}, "/gateway/ingress/path"),

@@ -296,14 +296,14 @@ def test_the_operator_can_read_its_configuration(values: Manifest) -> None:
 
 
 def test_bounds_reach_the_router_as_plain_numbers() -> None:
-    limits = {"bodyBytes": 536870912, "queueSize": 0}
+    limits = {"bodyBytes": 536870912, "bufferedBytes": 2147483648, "queueSize": 0}
     values = {"gateway": {"limits": limits, "hold": {"maxRequests": 20}, "shutdownGraceSeconds": 600}}
     manifests = render(values)
     env = environment(manifests, "qwen-gateway", "router")
     proxy = environment(manifests, "qwen-gateway", "proxy")
     assert (proxy["QWEN_GATEWAY_MAX_BODY_BYTES"], proxy["QWEN_GATEWAY_MAX_BUFFERED_BYTES"]) == (
         "536870912",
-        "402653184",
+        "2147483648",
     )
     assert (proxy["QWEN_GATEWAY_HOLD_REQUESTS"], proxy["QWEN_GATEWAY_HOLD_SECONDS"]) == ("20", "540")
     assert env["QWEN_GATEWAY_MAX_BODY_BYTES"] == "536870912"

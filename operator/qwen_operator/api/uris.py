@@ -131,8 +131,9 @@ S3 = UriForm(
     "s3",
     form="s3://BUCKET/PREFIX",
     example="s3://weights/qwen/7b-chat",
-    pattern=r"^s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9](/[-A-Za-z0-9._+=@/]*)?$",
-    details=", with the name of a bucket, and a prefix of letters, digits and -._+=@/ without '..'",
+    # The names of objects may have empty parts, and folders cannot.
+    pattern=r"^s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9](/[-A-Za-z0-9._+=@]+)*/?$",
+    details=", with the name of a bucket, and a prefix of letters, digits and -._+=@/ without '..' and without '//'",
 )
 
 _HOSTS = {

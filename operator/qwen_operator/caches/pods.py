@@ -1,8 +1,9 @@
 """The pods that list and clean a cache. Pure.
 
-They run in the namespace of the cache, meet the restricted Pod Security profile except for a folder of the node, and
-mount no more than the namespace's own part of the cache. No existing pod would do: an engine mounts only its own model,
-read-only, and the containers that fetch have ended.
+They run in the namespace of the cache, and meet the restricted Pod Security profile except for a folder of the node. On
+a node they mount only the namespace's own folder of the cache. A claim they mount as a whole, also what else it has,
+and use only the cache's folder. No existing pod would do: an engine mounts only its own model, read-only, and the
+containers that fetch have ended.
 """
 
 from __future__ import annotations

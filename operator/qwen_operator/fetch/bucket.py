@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, unquote_plus, urlsplit
 from xml.etree import ElementTree
 
 from minio.credentials.credentials import Credentials
@@ -25,14 +25,17 @@ from qwen_operator.fetch import checksums
 from qwen_operator.fetch.faults import FetchError
 from qwen_operator.fetch.files import MOST_FILES, Listing, RemoteFile, needed
 from qwen_operator.fetch.wire import Client, certificates, proxy_for
-from qwen_operator.manifests.model_cache import bucket_folder, model_folder
+from qwen_operator.manifests.model_cache import bucket_folder, bucket_location, model_folder
 from qwen_runtime.checkpoints.model import MAX_BYTES
 
 DEFAULT_REGION = "us-east-1"
 """MinIO and Ceph have it too, unless they are set up otherwise."""
 _LARGEST_PAGE = 8 << 20
+_MOST_PAGES = 100
+"""AWS has 1000 objects on a page, but a store may give fewer, or pages without an end."""
 _LARGEST_ERROR = 64 << 10
-_REGION = re.compile(r"[a-z0-9-]{1,40}", re.ASCII)
+# OpenStack calls its first region RegionOne.
+_REGION = re.compile(r"[A-Za-z0-9_-]{1,40}", re.ASCII)
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 _KEY = re.compile(r"[!-~]{1,4096}", re.ASCII)
 _IDENTITIES = (
@@ -40,6 +43,7 @@ _IDENTITIES = (
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
+_OF_ITS_OWN = "name a prefix that has this model alone in spec.source.uri"
 _SECRET = "the Secret of spec.source.secretRef"
 
 
@@ -123,11 +127,17 @@ class Signer:
                 raise FetchError(Reason.AUTH_REQUIRED, f"{_SECRET} has no credentials: {cure}") from None
             message = f"the pod's service account gets no credentials ({type(error).__name__}): correct its role"
             raise FetchError(Reason.AUTH_REQUIRED, message) from None
-        texts = (credentials.access_key, credentials.secret_key, credentials.session_token or "-")
-        if not all(map(_KEY.fullmatch, texts)):
+        texts = {
+            "AWS_ACCESS_KEY_ID": credentials.access_key.strip(),
+            "AWS_SECRET_ACCESS_KEY": credentials.secret_key.strip(),
+        }
+        if token := (credentials.session_token or "").strip():
+            texts["AWS_SESSION_TOKEN"] = token
+        if wrong := [name for name, text in texts.items() if _KEY.fullmatch(text) is None]:
+            whose = _SECRET if self.of_secret else "the role of the pod's service account"
             cure = "each entry must have one line of letters, digits and signs, without white space"
-            raise FetchError(Reason.AUTH_REQUIRED, f"{_SECRET} has no credentials: {cure}")
-        return credentials
+            raise FetchError(Reason.AUTH_REQUIRED, f"{whose} has no valid {' and '.join(wrong)}: {cure}")
+        return Credentials(texts["AWS_ACCESS_KEY_ID"], texts["AWS_SECRET_ACCESS_KEY"], token or None)
 
 
 @dataclass(slots=True)
@@ -148,12 +158,18 @@ class Bucket:
     @classmethod
     def of_uri(cls, uri: str, endpoint: str, commit: str) -> Bucket:
         """The bucket of s3://BUCKET/PREFIX, in the region of the environment."""
-        name, _, prefix = uri.partition("://")[2].partition("/")
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or DEFAULT_REGION
-        return cls(name, prefix.strip("/"), endpoint.rstrip("/"), commit, region)
+        name, prefix = bucket_location(uri.partition("://")[2])
+        given = (os.environ.get(name, "").strip() for name in ("AWS_REGION", "AWS_DEFAULT_REGION"))
+        region = next(filter(None, given), DEFAULT_REGION)
+        return cls(name, prefix, endpoint.rstrip("/"), commit, region)
 
     @property
     def base(self) -> str:
+        """Raises FetchError if no address and no signature can have the region."""
+        if _REGION.fullmatch(self.region) is None:
+            whose = _SECRET if self.signer.of_secret else "the pod's environment"
+            cure = "it must be the name of a region, of letters, digits, - and _; right would be us-east-1"
+            raise FetchError(Reason.AUTH_REQUIRED, f"{whose} has no valid AWS_REGION: {cure}")
         if not self.endpoint:
             suffix = ".cn" if self.region.startswith("cn-") else ""
             host = f"s3.{self.region}.amazonaws.com{suffix}"
@@ -281,33 +297,39 @@ def _checksum(client: Client, bucket: Bucket, file: RemoteFile) -> str:
 def _objects(client: Client, bucket: Bucket) -> list[tuple[RemoteFile, str]]:
     """The objects below the prefix, with their ETags."""
     found: list[tuple[RemoteFile, str]] = []
-    start, token = f"{bucket.prefix}/" if bucket.prefix else "", ""
-    while True:
+    start, token, count = f"{bucket.prefix}/" if bucket.prefix else "", "", 0
+    for _ in range(_MOST_PAGES):
         page = _page(client, bucket, start, token)
+        decoded = unquote_plus if page.findtext("EncodingType") == "url" else str
         for entry in page.iter("Contents"):
-            path, size = unquote(entry.findtext("Key") or "").removeprefix(start), entry.findtext("Size") or ""
+            count += 1
+            path, size = decoded(entry.findtext("Key") or "").removeprefix(start), entry.findtext("Size") or ""
             etag = (entry.findtext("ETag") or "").strip('"')
             if path and not path.endswith("/"):
                 found.append((RemoteFile(path, _size(size)), etag if _KEY.fullmatch(etag) else ""))
+        if count > MOST_FILES:
+            raise FetchError(Reason.INVALID_CONFIG, f"{bucket} has more than {MOST_FILES} objects: {_OF_ITS_OWN}")
         token = page.findtext("NextContinuationToken") or ""
         if page.findtext("IsTruncated") != "true" or not token:
             return found
-        if len(found) > MOST_FILES:
-            raise FetchError(Reason.INVALID_CONFIG, f"{bucket} has more than {MOST_FILES} objects")
+    message = f"the list of the objects of {bucket} has more than {_MOST_PAGES} pages: {_OF_ITS_OWN}"
+    raise FetchError(Reason.INVALID_CONFIG, message)
 
 
 def _page(client: Client, bucket: Bucket, start: str, token: str) -> ElementTree.Element:
     # In the order of their names, as the signature needs them.
     query = [("continuation-token", token)] if token else []
     query += [("encoding-type", "url"), ("list-type", "2"), ("prefix", start)]
-    text = "&".join(f"{name}={quote(value, safe='')}" for name, value in query)
-    raw = client.read_all(f"{bucket.base}/?{text}", "the list of objects", _LARGEST_PAGE)
+    joined = "&".join(f"{name}={quote(value, safe='')}" for name, value in query)
+    raw = client.read_all(f"{bucket.base}/?{joined}", "the list of objects", _LARGEST_PAGE)
     wrong = f"{bucket.base} does not answer like an S3 server: check {bucket.address_field}"
-    if b"<!DOCTYPE" in raw:
-        raise FetchError(Reason.HUB_UNREACHABLE, wrong)
     try:
-        page = ElementTree.fromstring(raw)
-    except (ElementTree.ParseError, ValueError):
+        text = raw.decode("utf-8-sig")
+        if "<!DOCTYPE" in text or "\0" in text:
+            raise FetchError(Reason.HUB_UNREACHABLE, wrong)
+        # Of text, the parser does not follow the encoding that the page names, so it reads what was searched.
+        page = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError, LookupError):
         raise FetchError(Reason.HUB_UNREACHABLE, wrong) from None
     for element in page.iter():
         element.tag = element.tag.rpartition("}")[2]

@@ -31,6 +31,7 @@ _REDIRECTS = 5
 _FOLLOWED = (301, 302, 303, 307, 308)
 _ENDED = (OSError, http.client.HTTPException)
 _TOKEN = re.compile(r"[!-~]{1,4096}", re.ASCII)
+_HEADER = re.compile(r"[ -~]*", re.ASCII)
 
 
 def certificates() -> ssl.SSLContext:
@@ -237,6 +238,10 @@ class Client:
             "User-Agent": "qwen-operator",
             **(self.remote.headers_for(method, url, headers) if own else headers),
         }
+        if not all(map(_HEADER.fullmatch, all_headers.values())):
+            # The HTTP client would show the value, which may be a secret, in its complaint.
+            message = f"the credentials of {self.remote.server} must each have one line of letters, digits and signs"
+            raise FetchError(Reason.AUTH_REQUIRED, message)
         target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
         if parts.scheme == "http" and proxy_for("http", parts.netloc):
             # A proxy learns from the whole address where the request goes.
@@ -251,8 +256,8 @@ class Client:
         except _ENDED as error:
             self._drop(url)
             raise Cut(str(error) or type(error).__name__) from None
-        except UnicodeError:
-            # A part of the name is empty or too long.
+        except ValueError:
+            # A part of the name is empty or too long, or the address is wrong in another way.
             self._drop(url)
             raise FetchError(Reason.HUB_UNREACHABLE, f"{shown(parts.hostname)} is no name of a host") from None
 

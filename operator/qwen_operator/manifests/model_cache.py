@@ -56,9 +56,15 @@ def engine_folder(source: EngineSource) -> str:
     return source.model_path.removesuffix(f"/{file}") if file else source.model_path
 
 
+def bucket_location(location: str) -> tuple[str, str]:
+    """The bucket and the prefix of BUCKET/PREFIX, without slashes at the ends of the prefix."""
+    bucket, _, prefix = location.partition("/")
+    return bucket, prefix.strip("/")
+
+
 def bucket_folder(location: str) -> str:
     """The name of a model's folder for BUCKET/PREFIX. A name of a folder is shorter than a location may be."""
-    whole = location.strip("/")
+    whole = "/".join(filter(None, bucket_location(location)))
     bucket, last = whole.partition("/")[0], whole.rpartition("/")[2][:_LONGEST_NAME]
     return f"{bucket}--{last}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
 

@@ -47,7 +47,7 @@ def resolve(
     `base` are the facts of the model, if the pod reads only adapters.
     """
     spec, claim = context.spec, context.claim
-    source = reaching(mounted(source, spec), context.defaults.outbound)
+    source = reaching(mounted(source, spec), spec, context.defaults.outbound)
     shown = {**shown, f"{MOUNT}/": uris.PVC.prefix}
     near = not source.inspection and (claim is None or not claim.bound)
     place = InspectionPlace(products(spec, context.inventory), near_gpus=near)

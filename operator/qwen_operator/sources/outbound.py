@@ -1,11 +1,14 @@
 """What a container needs to reach a hub or a store: the chart's proxy and its certificates. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from qwen_operator.api.engine import EnvVar
+from qwen_operator.api.spec import Spec
 from qwen_operator.planning.types import EngineSource, Outbound
 
 _VOLUME = "qwen-ca"
+"""Its name, with a number if the user has a volume of this name. No spec is refused for it: most charts have none."""
 _MOUNT = "/etc/qwen-ca"
 # SGLang asks itself over HTTP while it starts.
 _OWN_HOST = "localhost,127.0.0.1,::1"
@@ -13,21 +16,27 @@ _OWN_HOST = "localhost,127.0.0.1,::1"
 _BUNDLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
-def reaching(source: EngineSource, outbound: Outbound) -> EngineSource:
+def reaching(source: EngineSource, spec: Spec, outbound: Outbound) -> EngineSource:
     """The source with the settings for the container that connects to others; unchanged if none does."""
     if outbound == Outbound(no_proxy=outbound.no_proxy, key=outbound.key):
         return source
     if not (source.fetch or source.downloads or source.inspection):
         return source
     env = _environment(outbound)
-    bundle = bool(outbound.config_map)
-    volumes = ({"name": _VOLUME, "configMap": {"name": outbound.config_map}},) if bundle else ()
-    mounts = ({"name": _VOLUME, "mountPath": _MOUNT, "readOnly": True},) if bundle else ()
+    bundle, name = bool(outbound.config_map), _free([str(volume.get("name")) for volume in spec.pod.volumes])
+    volumes = ({"name": name, "configMap": {"name": outbound.config_map}},) if bundle else ()
+    mounts = ({"name": name, "mountPath": _MOUNT, "readOnly": True},) if bundle else ()
     changed = replace(source, volumes=(*source.volumes, *volumes))
     if source.fetch is not None:
         fetch = source.fetch
         return replace(changed, fetch=replace(fetch, env=(*fetch.env, *env), mounts=(*fetch.mounts, *mounts)))
     return replace(changed, env=(*source.env, *env), mounts=(*source.mounts, *mounts))
+
+
+def _free(taken: Sequence[str]) -> str:
+    """A name for the volume that the user has not taken."""
+    names = (_VOLUME, *(f"{_VOLUME}-{number}" for number in range(len(taken))))
+    return next(name for name in names if name not in taken)
 
 
 def _environment(outbound: Outbound) -> tuple[EnvVar, ...]:

@@ -47,7 +47,7 @@ def resolve(context: SourceContext) -> Facts | Blocked:
 def engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
     """Where SGLang finds the model with these facts."""
     source = scheme_of(spec, defaults).engine_source(spec, checkpoint, defaults)
-    return outbound.reaching(mounted(source, spec), defaults.outbound)
+    return outbound.reaching(mounted(source, spec), spec, defaults.outbound)
 
 
 def hub_query(spec: Spec, defaults: EngineDefaults) -> HubQuery | None:
@@ -60,7 +60,7 @@ def inspected(spec: Spec, defaults: EngineDefaults) -> EngineSource | None:
     """What the inspection pod mounts or runs; None if no pod reads this source."""
     of_scheme = scheme_of(spec, defaults).inspected
     source = of_scheme(spec, defaults) if of_scheme else None
-    return outbound.reaching(mounted(source, spec), defaults.outbound) if source else None
+    return outbound.reaching(mounted(source, spec), spec, defaults.outbound) if source else None
 
 
 def inspection_pod(

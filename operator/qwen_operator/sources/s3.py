@@ -14,7 +14,7 @@ from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.fields import Passthrough
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.manifests.model_cache import ENGINE_MOUNT, bucket_folder
+from qwen_operator.manifests.model_cache import ENGINE_MOUNT, bucket_folder, bucket_location
 from qwen_operator.planning.types import CacheType, EngineDefaults, EngineSource, ModelCache, ModelFetch
 from qwen_operator.sources import inspection
 from qwen_operator.sources.hub_files import TMP
@@ -81,7 +81,7 @@ def _engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults)
         env=_credentials(spec),
     )
     # SGLang chooses some chat templates by words in the path.
-    path = f"{ENGINE_MOUNT}/{spec.source.location.strip('/')}"
+    path = "/".join(filter(None, (ENGINE_MOUNT, *bucket_location(spec.source.location))))
     return EngineSource(model_path=path, env=(EnvVar("HF_HUB_OFFLINE", "1"),), fetch=fetch)
 
 

@@ -61,6 +61,10 @@ BAD = (
     ),
     Bad("bucket with a space", {"source": {"uri": "s3://weights/a b"}}, says=("spec.source.uri", "s3://BUCKET/PREFIX")),
     Bad("bucket that climbs", {"source": {"uri": "s3://weights/../a"}}, says=("spec.source.uri", "s3://BUCKET/PREFIX")),
+    *(
+        Bad(f"bucket with an empty part: {path}", {"source": {"uri": f"s3://{path}"}}, says=("'..' and without '//'",))
+        for path in ("weights//a", "weights/a//b", "weights/a//", "weights//")
+    ),
     Bad(
         "branch of a bucket",
         {"source": {"uri": "s3://weights/a", "revision": "main"}},

@@ -239,6 +239,13 @@ def test_a_claim_is_read_by_a_pod_beside_the_one_that_has_it(
     assert made["spec"]["containers"][0]["command"][2] == "--cache=/cache/qwen-models"
 
 
+def test_a_pod_mounts_a_claim_as_a_whole_and_uses_its_folder() -> None:
+    access = Access(ModelCache(CacheType.CLAIM, "models", 1), "image")
+    (container,) = cache_pod(access, Place("team-a", "claim/models"), "name", ["ls"])["spec"]["containers"]
+    assert container["volumeMounts"] == [{"name": "qwen-model-cache", "mountPath": "/cache"}]
+    assert container["command"][2:] == ["--cache=/cache/qwen-models", "ls"]
+
+
 def test_a_pod_meets_the_restricted_profile_and_sees_only_its_namespace() -> None:
     access = Access(ModelCache(CacheType.HOST_PATH, "/var/lib/qwen-models", 1), "image")
     spec = cache_pod(access, Place("team-a", "node/n", "n"), "name", [])["spec"]

@@ -14,7 +14,8 @@ import pytest
 from qwen_operator import cli
 from qwen_operator.api.conditions import FETCH_FAILURES
 from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.fetch.bucket import Bucket
+from qwen_operator.fetch import bucket as buckets
+from qwen_operator.fetch.bucket import Bucket, read_listing
 from qwen_operator.fetch.faults import FetchError
 from qwen_operator.fetch.heads import Heads
 from qwen_operator.fetch.program import Fetch, Place
@@ -145,7 +146,11 @@ def test_signatures_are_right_and_credentials_stay_out_of_messages(
         ({"AWS_ACCESS_KEY_ID": "AKIAUNKNOWN", "AWS_SECRET_ACCESS_KEY": "s3cret"}, "InvalidAccessKeyId"),
         ({"AWS_SECRET_ACCESS_KEY": "s3cret"}, "SignatureDoesNotMatch"),
         ({"AWS_ACCESS_KEY_ID": ""}, "needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-        ({"AWS_SECRET_ACCESS_KEY": "two\nlines"}, "without white space"),
+        ({"AWS_SECRET_ACCESS_KEY": "s3cret\nlines"}, "has no valid AWS_SECRET_ACCESS_KEY: each entry must"),
+        ({"AWS_ACCESS_KEY_ID": "s3cret\r\nX: y"}, "has no valid AWS_ACCESS_KEY_ID: each entry must"),
+        ({"AWS_SESSION_TOKEN": "s3cret \u201cx\u201d"}, "has no valid AWS_SESSION_TOKEN: each entry must"),
+        ({"AWS_REGION": "s3cret\nX: y"}, "has no valid AWS_REGION: it must be the name of a region"),
+        ({"AWS_REGION": "[s3cret"}, "has no valid AWS_REGION: it must be the name of a region"),
     ],
 )
 def test_wrong_credentials_are_told(
@@ -161,6 +166,24 @@ def test_wrong_credentials_are_told(
     assert (complete, report["error"]["reason"]) == (False, "AuthRequired")
     assert says in report["error"]["message"]
     assert "s3cret" not in str(report)
+
+
+def test_white_space_around_the_entries_does_not_matter(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(model())
+    store.check_signatures()
+    use(monkeypatch, {name: f" {value}\n" for name, value in store.keys.items()})
+    use(monkeypatch, {"AWS_REGION": "us-east-1\n", "AWS_SESSION_TOKEN": "\n"})
+    assert commit_of(store, tmp_path / "heads")
+
+
+@pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:9"])
+def test_no_address_is_made_of_a_wrong_region(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "evil.example.com/\n")
+    with pytest.raises(FetchError, match="AWS_REGION") as refused:
+        Bucket.of_uri(URI, endpoint, "").file_url("config.json")
+    assert (refused.value.reason, "evil" in str(refused.value)) == ("AuthRequired", False)
 
 
 def test_a_right_that_is_missing_is_told(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,6 +301,73 @@ def test_a_region_that_the_store_names_is_used(tmp_path: Path) -> None:
         report, _ = Heads(bucket, lambda one: Client(one, certificates())).report(tmp_path)
     assert (bucket.region, len(asked)) == ("eu-central-1", 2)
     assert report["error"]["message"].startswith(f"{URI} has no objects")
+
+
+WEIGHTS = "a/m.safetensors"
+
+
+def page_of(keys: list[str], *, encoding: str = "", token: str = "", declared: str = "") -> bytes:
+    """The answer with a page of the list of objects."""
+    entries = "".join(f"<Contents><Key>{key}</Key><Size>1</Size><ETag>a</ETag></Contents>" for key in keys)
+    entries += f"<EncodingType>{encoding}</EncodingType>" if encoding else ""
+    entries += f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>" if token else ""
+    head = f'<?xml version="1.0" encoding="{declared}"?>' if declared else ""
+    body = f"{head}<ListBucketResult>{entries}</ListBucketResult>".encode()
+    return b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def listed(*pages: bytes) -> list[str]:
+    with answering(*pages) as (base, asked):
+        bucket = Bucket.of_uri("s3://weights/a", base, "")
+        files = read_listing(Client(bucket, certificates()), bucket).files
+    assert len(asked) == len(pages)
+    return [file.path for file in files if file.path != "m.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "key", "path"),
+    [
+        ("url", "a/b+c%2Bd%20e%C3%BC.json", "b c+d e\u00fc.json"),
+        ("", "a/b+c%2Bd.json", "b+c%2Bd.json"),
+        ("other", "a/b+c.json", "b+c.json"),
+    ],
+)
+def test_names_are_decoded_if_the_store_says_so(encoding: str, key: str, path: str) -> None:
+    assert listed(page_of([WEIGHTS, key], encoding=encoding)) == [path]
+
+
+def test_a_list_of_many_pages_or_objects_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "_MOST_PAGES", 3)
+    monkeypatch.setattr(buckets, "MOST_FILES", 5)
+    pages = [page_of([], token=str(number)) for number in range(3)]
+    with pytest.raises(FetchError, match=r"has more than 3 pages: name a prefix that has this model alone") as refused:
+        listed(*pages)
+    assert refused.value.reason == "InvalidConfig"
+    # Folders count too, and those of the last page.
+    for token in ("", "more"):
+        with pytest.raises(FetchError, match=r"^s3://weights/a has more than 5 objects: name a prefix"):
+            listed(page_of([f"a/{number}/" for number in range(6)], token=token))
+    assert len(listed(page_of([WEIGHTS, *(f"a/{number}" for number in range(4))]))) == 4
+
+
+@pytest.mark.parametrize("declared", ["UTF-8", "utf-16", "foo", "cp037"])
+def test_a_list_is_read_as_utf8_whatever_it_names(declared: str) -> None:
+    assert listed(page_of([WEIGHTS, "a/\u00fc"], declared=declared)) == ["\u00fc"]
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("<!DOCTYPE a><ListBucketResult/>", "utf-16"),
+        ("<!DOCTYPE a><ListBucketResult/>", "utf-8-sig"),
+        ("<ListBucketResult>\0</ListBucketResult>", "utf-8"),
+        ("<ListBucketResult>\u00fc</ListBucketResult>", "latin-1"),
+    ],
+)
+def test_a_list_in_another_encoding_is_refused(text: str, encoding: str) -> None:
+    body = text.encode(encoding)
+    with pytest.raises(FetchError, match="does not answer like an S3 server"):
+        listed(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,16 @@ def test_a_token_that_no_header_can_have_is_told_and_not_shown(token: str) -> No
     assert asked == []
 
 
+@pytest.mark.parametrize("value", ["two\nlines", "\u201cquoted\u201d", "nul\0", "\xfc"])
+def test_no_header_shows_its_value_in_a_complaint(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Remote, "headers_for", lambda *_arguments: {"Authorization": value})
+    with answering(OK) as (base, asked), pytest.raises(FetchError) as refused:
+        read(base)
+    assert refused.value.reason is Reason.AUTH_REQUIRED
+    assert value not in str(refused.value)
+    assert asked == []
+
+
 def test_the_token_goes_to_no_other_port() -> None:
     with answering(OK) as (other, others), answering(redirect(f"{other}/b")) as (base, asked):
         assert read(base, "secret") == b"ok"

@@ -17,6 +17,7 @@ from qwen_operator.api.spec import parse
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.fetch.bucket import Bucket
 from qwen_operator.hardware.inventory import inventory
+from qwen_operator.manifests import model_cache
 from qwen_operator.manifests.pods import engine_template
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import CacheType, ModelCache, Plan
@@ -207,6 +208,14 @@ def test_without_a_cache_the_files_of_a_bucket_are_in_the_pod() -> None:
     ]
     assert mount(containers(pod)["engine"])["subPath"] == f"qwen-models/models/{store_folder()}"
     assert [name for name, one in containers(pod).items() if "secretKeyRef" in str(one)] == ["fetch"]
+
+
+@pytest.mark.parametrize(
+    "location", ["weights", "weights/", "weights/a/b/", "weights//a", "weights/a//b/", "weights//"]
+)
+def test_both_sides_name_the_folder_of_a_bucket_alike(location: str) -> None:
+    mounted = model_cache.model_folder("s3", model_cache.bucket_folder(location), COMMIT)
+    assert Bucket.of_uri(f"s3://{location}", "", COMMIT).folder == mounted
 
 
 def store_folder() -> str:

@@ -39,8 +39,8 @@ NOW = datetime(2026, 11, 1, tzinfo=UTC)
 SCOPED = {"SGLANG_USE_MODELSCOPE": "true"}
 
 
-def _spec(source: dict[str, Any] | None) -> Spec:
-    return parse({"metadata": {"name": "a"}, "spec": {"model": MODEL, "source": source}})
+def _spec(source: dict[str, Any] | None, **members: Any) -> Spec:
+    return parse({"metadata": {"name": "a"}, "spec": {"model": MODEL, "source": source, **members}})
 
 
 def test_every_form_has_a_scheme_and_every_hub_a_form() -> None:
@@ -353,6 +353,22 @@ def test_an_inspection_that_connects_gets_them() -> None:
     assert {one["name"]: one["value"] for one in container["env"]} == REACHING
     assert CA_MOUNT in container["volumeMounts"]
     assert CA_VOLUME in action.manifest["spec"]["volumes"]
+
+
+@pytest.mark.parametrize(
+    ("taken", "name"),
+    [((), "qwen-ca"), (("a", "qwen-ca-0"), "qwen-ca"), (("qwen-ca", "qwen-ca-0"), "qwen-ca-1")],
+)
+def test_the_volume_of_the_authorities_never_has_the_name_of_a_users(taken: tuple[str, ...], name: str) -> None:
+    pod = {"volumes": [{"name": one, "emptyDir": {}} for one in taken]}
+    spec, defaults = _spec({"uri": S3_URI}, pod=pod), replace(HF, outbound=OUTBOUND)
+    made, read = registry.engine_source(spec, PINNED, defaults), registry.inspected(spec, defaults)
+    assert made.fetch is not None
+    assert read is not None
+    assert CA_VOLUME | {"name": name} in made.volumes
+    assert CA_MOUNT | {"name": name} in made.fetch.mounts
+    assert CA_VOLUME | {"name": name} in read.volumes
+    assert CA_MOUNT | {"name": name} in read.mounts
 
 
 @pytest.mark.parametrize("source", [None, {"uri": S3_URI}, {"uri": PVC_URI}])

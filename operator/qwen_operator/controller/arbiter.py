@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from qwen_operator import objects
 from qwen_operator.arbiter.claims import Contest, Party, Scene, contests, hostnames, served
@@ -41,7 +41,8 @@ from qwen_operator.objects import ObjectKey, key_of
 
 INTERVAL_SECONDS = 2.0
 FRESH_SECONDS = 2.0
-"""How old the pods of a node may be when a pod is sent there."""
+"""How old the pods of a node may be when a pod is sent there, or when a replica there must go. What was read for the
+decision itself always counts, however long it took."""
 SEEN_SECONDS = 20.0
 """How old they may be while a pod waits for the node."""
 FULL_SECONDS = 60.0
@@ -51,7 +52,10 @@ ASKING_SECONDS = 10.0
 STUCK_PAUSE_SECONDS = 600.0
 OPEN_SECONDS = 30.0
 """How long a deployment waits for a decision, at most. Then kube-scheduler decides."""
+WATCH_SECONDS = 2.0
+"""How often it checks whether it is late, also while a look takes long."""
 PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 2.0
 _PAUSES = 3.0
 _ROUNDS = 32
 _NODES_AT_ONCE = 16
@@ -87,7 +91,7 @@ class _Seen:
 
 @dataclass(slots=True)
 class Arbiter:
-    """See the module. `grant` and `heard` are for the workers, `run` is the loop."""
+    """See the module. `grant` and `heard` are for the workers, `parts` are the loops."""
 
     store: Store
     api: KubeApi
@@ -131,6 +135,16 @@ class Arbiter:
             return False
         return len(set(self._priorities().values())) > 1
 
+    def parts(self) -> list[Coroutine[Any, Any, NoReturn]]:
+        """What must run at the same time, for ever."""
+        return [self.run(), self.watch()]
+
+    async def watch(self) -> NoReturn:
+        """Wake those that wait for a decision when it takes too long: a look may hang for as long as the API does."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            self._stand_aside()
+
     async def run(self) -> NoReturn:
         """Look for ever: at once when a deployment asks for something else, and at least every INTERVAL_SECONDS."""
         while True:
@@ -148,7 +162,7 @@ class Arbiter:
             except Exception:
                 log.exception("the arbiter cannot decide who gets GPUs")
             # Asks come in bursts, for example after a list. And with very many deployments a look takes a while.
-            await asyncio.sleep(max(PAUSE_SECONDS, _PAUSES * (self.wiring.clock() - began)))
+            await asyncio.sleep(pause_after(self.wiring.clock() - began))
 
     async def look(self) -> None:
         """Decide anew. If that does not work for too long, wake those that wait for a decision."""
@@ -175,6 +189,7 @@ class Arbiter:
             return
         if not self._all_heard():
             return
+        began = self.wiring.clock()
         for _ in range(_ROUNDS):
             if any(grant.places and self.wiring.working(key) for key, grant in self._grants.items()):
                 # A worker may be creating the pods of a grant, and the store does not show them yet.
@@ -192,12 +207,13 @@ class Arbiter:
                     grants |= decide(contest.claims, contest.pool)
                 else:
                     grants |= dict.fromkeys((claim.key for claim in contest.claims), UNLIMITED)
-            if stale := self._stale(found, grants):
+            if stale := self._stale(found, grants, began):
                 if not await self._read(stale):
                     return
             elif not self._overfull(parties, grants):
                 self._conclude(parties, self._by_hostname(grants))
                 return
+        log.warning("the arbiter read nodes %d times and has no decision yet: it goes on with the next look", _ROUNDS)
 
     def _values(self) -> Priorities:
         return Priorities(self.store.all(PRIORITY_CLASSES))
@@ -277,8 +293,12 @@ class Arbiter:
                 pins = {pin for seat in claim.seats if seat.stuck for pin in seat.pins}
                 self._full |= {(claim.key, pin): until for pin in pins if (claim.key, pin) not in self._full}
 
-    def _stale(self, found: Mapping[str, Contest], grants: Mapping[ObjectKey, Grant]) -> list[str]:
-        """The nodes that this decision depends on and that must be read first."""
+    def _stale(self, found: Mapping[str, Contest], grants: Mapping[ObjectKey, Grant], began: float) -> list[str]:
+        """The nodes that this decision depends on and that must be read first.
+
+        A node that was read since the look began is read no more: if the API server answers slowly, it would be too old
+        again at once.
+        """
         if self._blind:
             return []
         limits: dict[str, float] = {}
@@ -290,7 +310,8 @@ class Arbiter:
         for grant in grants.values():
             limits |= {node: FRESH_SECONDS for place in grant.places for node in place}
         now = self.wiring.clock()
-        old = [name for name, limit in limits.items() if name not in self._seen or now - self._seen[name].at > limit]
+        latest = {name: min(began, now - limit) for name, limit in limits.items()}
+        old = [name for name, at in latest.items() if name not in self._seen or self._seen[name].at < at]
         return sorted(old)[:_NODES_AT_ONCE]
 
     async def _read(self, names: list[str]) -> bool:
@@ -372,3 +393,8 @@ class Arbiter:
 
 
 _MANAGED_BY, _OURS = "app.kubernetes.io/managed-by", "qwen-operator"
+
+
+def pause_after(look_seconds: float) -> float:
+    """How long to rest after a look, so that looks leave time for the workers."""
+    return min(LONGEST_PAUSE_SECONDS, max(PAUSE_SECONDS, _PAUSES * look_seconds))

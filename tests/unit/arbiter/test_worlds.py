@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +14,7 @@ from qwen_operator import objects
 from qwen_operator.arbiter.messages import in_words, short_of_gpus
 from qwen_operator.arbiter.types import Grant
 from qwen_operator.config import Config
+from qwen_operator.controller import arbiter as loop
 from qwen_operator.kube import (
     NODES,
     PODS,
@@ -295,6 +299,75 @@ class _Deaf:
 
     async def list(self, *_args: object, fields: str = "") -> object:
         raise self._error
+
+
+class _Slow:
+    """An API server that takes three seconds for the pods of a node. `meanwhile`: what happens in that time."""
+
+    def __init__(self, api: FakeKube, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self._api, self._meanwhile = api, meanwhile
+        self.lists = 0
+
+    async def list(self, *args: Any, **more: Any) -> object:
+        found = await self._api.list(*args, **more)
+        self.lists += 1
+        self._api.clock.advance(3.0)
+        self._meanwhile()
+        return found
+
+
+async def test_an_api_server_that_answers_slowly_delays_a_decision_but_does_not_prevent_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await serving(3, 2)
+    slow = _Slow(world.api)
+    monkeypatch.setattr(world.operator.arbiter, "api", slow)
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 10)
+    assert owners(world) == ["chat", "chat", "urgent"]
+    assert slow.lists < 10
+
+
+async def test_a_look_that_comes_to_no_end_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = await serving(3, 2)
+    monkeypatch.setattr(loop, "_ROUNDS", 1)
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    with caplog.at_level(logging.WARNING):
+        await world.operator.step()
+    assert "the arbiter read nodes 1 times and has no decision yet" in caplog.text
+
+
+async def test_those_that_wait_are_woken_while_a_look_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await serving()
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 2)
+    arbiter = world.operator.arbiter
+    monkeypatch.setattr(arbiter, "api", _Hung())
+    monkeypatch.setattr(loop, "WATCH_SECONDS", 0.001)
+    arbiter._seen.clear()
+    hangs, watches = asyncio.create_task(arbiter.look()), asyncio.create_task(arbiter.watch())
+    await asyncio.sleep(0.01)
+    assert world.operator.queue.take() is None
+    world.api.clock.advance(loop.OPEN_SECONDS + 1)
+    await asyncio.sleep(0.05)
+    assert not hangs.done()
+    woken = {world.operator.queue.take(), world.operator.queue.take()}
+    assert woken == {CHAT, ("team", "urgent")}
+    hangs.cancel(), watches.cancel()
+    await asyncio.gather(hangs, watches, return_exceptions=True)
+
+
+class _Hung:
+    async def list(self, *_args: object, fields: str = "") -> object:
+        return await asyncio.Event().wait()
+
+
+def test_a_pause_is_short_however_long_a_look_took() -> None:
+    assert loop.pause_after(0.0) == loop.PAUSE_SECONDS
+    assert loop.pause_after(0.5) == 1.5
+    assert loop.pause_after(90.0) == 2.0
 
 
 async def test_a_pod_that_no_scheduler_takes_does_not_keep_others_out() -> None:

@@ -23,6 +23,8 @@ from qwen_operator.replicas.room import Neighbours, Place, need_of, places_of
 
 STUCK_SECONDS = 60.0
 """A pod that the scheduler has not placed for so long, although its node has room, goes back."""
+LATE_SECONDS = 60.0
+"""A pod that should have ended so long ago does not end soon: for example its node is dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ def contests(scene: Scene) -> dict[str, Contest]:
     for party in scene.parties:
         strangers += [pod for pod in _pods(party.replicas) if need_of(pod).resource != needs[party.key].resource]
     taken = _taken(strangers)
+    coming = _taken(pod for pod in strangers if _ends(pod, scene.now))
     places = places_of(Neighbours(tuple(scene.nodes)))
     hosts = hostnames(scene.nodes)
     names = {label: name for name, label in hosts.items()}
@@ -96,7 +99,8 @@ def contests(scene: Scene) -> dict[str, Contest]:
                 for place in places
                 if resource in place.offered
             }
-            found[resource] = Contest(Pool(gpus, scene.full))
+            soon = {name: coming[name, resource] for name in gpus if coming[name, resource]}
+            found[resource] = Contest(Pool(gpus, scene.full, soon))
         # Most deployments ask the same of a node.
         like = _like(party)
         if like not in suitable:
@@ -120,6 +124,12 @@ def _taken(pods: Iterable[Manifest]) -> Counter[tuple[str, str]]:
         if objects.node_of(pod) and not objects.has_ended(pod):
             taken.update({(objects.node_of(pod), name): ceil(number) for name, number in requested(pod).items()})
     return taken
+
+
+def _ends(pod: Manifest, now: datetime) -> bool:
+    """Whether the pod ends soon. Its deletionTimestamp is the time at which its grace period is over."""
+    due = objects.moment(objects.mapping(pod, "metadata").get("deletionTimestamp"))
+    return due is not None and (now - due).total_seconds() <= LATE_SECONDS
 
 
 def _pods(replicas: Iterable[Replica]) -> list[Manifest]:

@@ -77,10 +77,11 @@ class Claim:
 @dataclass(frozen=True, slots=True)
 class Pool:
     """The GPUs of each node that no pod of somebody else has. `full`: nodes on which a deployment's pod has no room for
-    another reason, such as memory."""
+    another reason, such as memory. `coming`: GPUs of each node that pods of somebody else are about to give back."""
 
     nodes: Mapping[str, int]
     full: frozenset[tuple[ObjectKey, str]] = frozenset()
+    coming: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,16 @@ CASES: dict[str, tuple[Pool, tuple[Claim, ...], tuple[Grant, ...]]] = {
         ),
         (Grant(0, waits_for=(("team", "c"), B)), Grant(1, waits_for=(("team", "c"),)), Grant(1)),
     ),
+    "nobody drains while pods of others end": (
+        Pool({"n1": 1, "n2": 2}, coming={"n1": 1}),
+        (claim("a", 9, 1), claim("b", 0, 3, "n1", "n2", "n2")),
+        (Grant(0, waits_for=(B,)), Grant(3)),
+    ),
+    "but for what they do not give back": (
+        Pool({"n1": 1, "n2": 2}, coming={"n1": 1}),
+        (claim("a", 9, 2, least=2), claim("b", 0, 3, "n1", "n2", "n2")),
+        (Grant(0, waits_for=(B,)), Grant(2, drains=("r0",))),
+    ),
     "an overfull node promises nothing": (
         Pool({"n1": 1, "n2": 0}),
         (claim("a", 9, 1), claim("b", 0, 2, "n1", "n1")),

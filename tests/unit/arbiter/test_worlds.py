@@ -73,6 +73,12 @@ def stranger(name: str, where: str, gpus: int = 0, priority: int = 0, **requests
     }
 
 
+def running_stranger(world: World) -> Manifest:
+    pod = stranger("a", "gpu-1", 1)
+    world.api.put(PODS, pod)
+    return world.api.edit(PODS, "a", lambda item: item.update(status=pod["status"]))
+
+
 TRUSTED = replace(CONFIG, tenancy=Tenancy(mode=Mode.TRUSTED))
 
 
@@ -254,6 +260,50 @@ async def test_gpus_of_strangers_are_not_promised() -> None:
     world.api.put(QWENDEPLOYMENTS, urgent())
     await live(world, 40)
     assert owners(world) == ["a", "chat", "urgent"]
+
+
+@pytest.mark.parametrize("whose", ["a stranger", "a deployment that is gone"])
+async def test_nobody_drains_while_another_pod_ends(whose: str) -> None:
+    world = await serving(3, 2)
+    if whose == "a stranger":
+        ending = running_stranger(world)
+    else:
+        world.api.put(QWENDEPLOYMENTS, deployment("low", model=SMALL, servedNames=["low"], replicas=1))
+        await world.settle()
+        [ending] = [pod for pod in world.api.all(PODS) if pod["metadata"]["name"].startswith("low")]
+        world.api.remove(world.qd("low"), QWENDEPLOYMENTS)
+        ending = world.api.one(PODS, ending["metadata"]["name"])
+    await _ends_slowly(world, ending)
+
+
+async def _ends_slowly(world: World, ending: Manifest) -> None:
+    """Let time pass with a pod that takes 40 seconds to end while `urgent` wants its GPU."""
+    if "deletionTimestamp" not in ending["metadata"]:
+        world.api.remove(ending, PODS)
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    name = ending["metadata"]["name"]
+    for _ in range(40):
+        await world._survive(world.operator.step)
+        assert draining(world) == []
+        assert not preempted(world.api)
+        world.api.clock.advance(1.0)
+    world.api.finish(world.api.one(PODS, name), PODS)
+    await live(world, 40)
+    assert sorted(owners(world)) == ["chat", "chat", "urgent"]
+
+
+async def test_a_pod_that_does_not_come_to_its_end_keeps_its_gpu() -> None:
+    world = await serving(3, 2)
+    world.api.remove(running_stranger(world), PODS)
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    for _ in range(85):
+        await world._survive(world.operator.step)
+        assert draining(world) == []
+        world.api.clock.advance(1.0)
+    for _ in range(15):
+        await world._survive(world.operator.step)
+        world.api.clock.advance(1.0)
+    assert len(draining(world)) == 1
 
 
 async def test_a_node_without_memory_is_none_whatever_its_gpus() -> None:

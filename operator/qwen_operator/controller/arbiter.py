@@ -282,8 +282,11 @@ class Arbiter:
         )
 
     def _is_gone(self, pod: Manifest) -> bool:
-        """Whether this is an engine pod that has ended since its node was read."""
-        return objects.labels(pod).get(_MANAGED_BY) == _OURS and self.store.get(PODS, key_of(pod)) is None
+        """Whether this is an engine pod that has ended since its node was read, also if it came again as another pod."""
+        if objects.labels(pod).get(_MANAGED_BY) != _OURS:
+            return False
+        stored = self.store.get(PODS, key_of(pod))
+        return stored is None or stored["metadata"]["uid"] != pod["metadata"]["uid"]
 
     def _note_stuck(self, found: Mapping[str, Contest]) -> None:
         """A pod that was not placed although its node had room goes back, and does not come to that node again soon."""
@@ -301,14 +304,13 @@ class Arbiter:
         """
         if self._blind:
             return []
-        limits: dict[str, float] = {}
+        chosen = {node for grant in grants.values() for place in grant.places for node in place}
         for contest in found.values():
             for claim in contest.claims:
-                grant = grants[claim.key]
-                going = {node for seat in claim.seats if seat.name in grant.drains for node in seat.nodes}
-                limits |= dict.fromkeys((*grant.awaited, *going), SEEN_SECONDS)
-        for grant in grants.values():
-            limits |= {node: FRESH_SECONDS for place in grant.places for node in place}
+                drains = grants[claim.key].drains
+                chosen |= {node for seat in claim.seats if seat.name in drains for node in seat.nodes}
+        limits = {node: SEEN_SECONDS for grant in grants.values() for node in grant.awaited}
+        limits |= dict.fromkeys(chosen, FRESH_SECONDS)
         now = self.wiring.clock()
         latest = {name: min(began, now - limit) for name, limit in limits.items()}
         old = [name for name, at in latest.items() if name not in self._seen or self._seen[name].at < at]

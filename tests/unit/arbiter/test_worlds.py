@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -304,6 +305,28 @@ async def test_a_pod_that_does_not_come_to_its_end_keeps_its_gpu() -> None:
         await world._survive(world.operator.step)
         world.api.clock.advance(1.0)
     assert len(draining(world)) == 1
+
+
+async def test_a_pod_that_was_made_anew_under_its_name_counts_once() -> None:
+    world = await serving(3, 2)
+    before = copy.deepcopy(world.api.one(PODS, world.names()[0]))
+    before["metadata"]["uid"] = "before"
+    world.operator.arbiter._seen["gpu-1"] = loop._Seen(world.api.clock.monotonic(), [before])
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 5)
+    assert draining(world) == []
+    assert owners(world) == ["chat", "chat", "urgent"]
+
+
+async def test_before_a_replica_drains_its_node_is_read_again() -> None:
+    world = await serving(3, 2)
+    gone = stranger("a", "gpu-1", 1)
+    gone["metadata"]["uid"] = "gone"
+    world.operator.arbiter._seen["gpu-1"] = loop._Seen(world.api.clock.monotonic() - 10, [gone])
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 5)
+    assert draining(world) == []
+    assert owners(world) == ["chat", "chat", "urgent"]
 
 
 async def test_a_node_without_memory_is_none_whatever_its_gpus() -> None:

@@ -165,6 +165,7 @@ def _claim(party: Party, nodes: Collection[str], scene: Scene, hosts: Mapping[st
         nodes=frozenset(nodes),
         pods=party.ask.pods,
         drains_others=not alone,
+        resource=need.resource,
     )
 
 

@@ -5,7 +5,8 @@ Every missing replica is a wish. The wishes are heard in the order of their rank
 1. If one of the deployment's own replicas drains and nobody needs its place, it stays.
 2. If its nodes have enough free GPUs, the wish is granted: its pods may be created, and each may only run on the node
    that the grant names.
-3. If nodes will have enough when replicas there have drained and pods of others have ended, the wish waits, and nobody else gets that place.
+3. If nodes will have enough when replicas there have drained and pods of others have ended, the wish waits, and nobody
+   else gets that place.
 4. If nodes would have enough without replicas whose places the wish may take, those drain, and the wish waits.
 
 kube-scheduler ends pods of a lower priority at once if a pod of a higher priority finds no place. So no pod may look
@@ -19,7 +20,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from qwen_operator.arbiter.ranks import Rank, rank
-from qwen_operator.arbiter.types import Claim, Grant, Pool, Seat
+from qwen_operator.arbiter.types import Claim, Grant, Pool, Seat, Size
 from qwen_operator.objects import ObjectKey
 
 _Seats = dict[ObjectKey, list[Seat]]
@@ -138,6 +139,7 @@ class _Board:
             places=places,
             awaited=self.awaited[claim.key],
             asked=claim.wanted,
+            size=Size(claim.resource, claim.gpus, claim.pods) if places else None,
         )
 
     def _returns(self, claim: Claim) -> bool:

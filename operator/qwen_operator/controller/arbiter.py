@@ -282,7 +282,7 @@ class Arbiter:
         )
 
     def _is_gone(self, pod: Manifest) -> bool:
-        """Whether this is an engine pod that has ended since its node was read, also if it came again as another pod."""
+        """Whether this is an engine pod that has ended since its node was read. Another one may have its name."""
         if objects.labels(pod).get(_MANAGED_BY) != _OURS:
             return False
         stored = self.store.get(PODS, key_of(pod))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qwen_operator.arbiter.decide import decide
 from qwen_operator.arbiter.ranks import rank
-from qwen_operator.arbiter.types import Claim, Grant, Pool, Seat
+from qwen_operator.arbiter.types import Claim, Grant, Pool, Seat, Size
 
 NODES = frozenset({"n1", "n2"})
 
@@ -27,7 +27,8 @@ def claim(name: str, priority: int, wanted: int, *held: str, least: int = 1, gpu
 def asked(pool: Pool, *claims: Claim) -> list[Grant]:
     answer = decide(claims, pool)
     assert all(answer[one.key].asked == one.wanted for one in claims)
-    return [replace(answer[one.key], asked=0) for one in claims]
+    assert all(answer[one.key].size in (None, Size("", one.gpus, one.pods)) for one in claims)
+    return [replace(answer[one.key], asked=0, size=None) for one in claims]
 
 
 TWO = Pool({"n1": 2, "n2": 2})

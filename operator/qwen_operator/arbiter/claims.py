@@ -22,7 +22,9 @@ from qwen_operator.replicas.pod_state import PodState, is_gated
 from qwen_operator.replicas.room import Neighbours, Place, need_of, places_of
 
 STUCK_SECONDS = 60.0
-"""A pod that the scheduler has not placed for so long, although its node has room, goes back."""
+"""A pod that the scheduler has refused to place for so long, although its node has room, goes back."""
+UNDECIDED_SECONDS = 900.0
+"""So does one that the scheduler has not refused. It may wait for its volume: kube-scheduler gives that 600 seconds."""
 LATE_SECONDS = 60.0
 """A pod that should have ended so long ago does not end soon: for example its node is dead."""
 
@@ -188,8 +190,14 @@ def _seat(replica: Replica, hosts: Mapping[str, str], now: datetime) -> Seat:
         # A node that is gone has no room, so the pod goes back.
         pins=() if None in labels else tuple(hosts.get(str(label), "") for label in labels),
         gpus=need_of(replica.leader.manifest).gpus,
-        stuck=any(_waits(member, now) > STUCK_SECONDS for member in waiting),
+        stuck=any(_waits(member, now) > _patience(member) for member in waiting),
     )
+
+
+def _patience(state: PodState) -> float:
+    scheduled = objects.condition(state.manifest, "PodScheduled")
+    refused = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
+    return STUCK_SECONDS if refused else UNDECIDED_SECONDS
 
 
 def _waits(state: PodState, now: datetime) -> float:

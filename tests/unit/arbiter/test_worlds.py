@@ -444,7 +444,7 @@ def test_a_pause_is_short_however_long_a_look_took() -> None:
 
 
 async def test_a_pod_that_no_scheduler_takes_does_not_keep_others_out() -> None:
-    """For example because its volume is in another zone."""
+    """For example because its volume is in another zone: the scheduler says that it is unschedulable."""
     world = await serving(2, 1)
     world.api.put(QWENDEPLOYMENTS, deployment("more", model=SMALL, servedNames=["more"], replicas=0))
     world.kubelet.full = {"gpu-1"}
@@ -457,6 +457,21 @@ async def test_a_pod_that_no_scheduler_takes_does_not_keep_others_out() -> None:
     world.api.edit(QWENDEPLOYMENTS, "more", lambda item: item["spec"].update(replicas=1))
     await live(world, 30)
     assert owners(world) == ["chat", "more"]
+
+
+async def test_a_pod_that_waits_for_its_volume_stays() -> None:
+    """The scheduler has chosen its node, and says nothing until the volume is there."""
+    world = await serving(3, 2)
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 2)
+    world.kubelet.place = False
+    [pod] = [one for one in world.api.all(PODS) if one["metadata"]["name"].startswith("urgent")]
+    world.api.edit(PODS, pod["metadata"]["name"], lambda item: item["spec"].pop("nodeName", None))
+    uid = pod["metadata"]["uid"]
+    await live(world, 600)
+    assert uid in {one["metadata"]["uid"] for one in world.api.all(PODS)}
+    await live(world, 320)
+    assert uid not in {one["metadata"]["uid"] for one in world.api.all(PODS)}
 
 
 async def test_a_rollout_of_a_higher_one_takes_no_gpu_of_a_lower_one_by_force() -> None:

@@ -78,6 +78,14 @@ class Contest:
         """Whether the priorities differ. Otherwise kube-scheduler ends no pod of them for another one."""
         return len({claim.priority for claim in self.claims}) > 1
 
+    def free(self) -> Counter[str]:
+        """The GPUs of each node that no replica has or is about to get."""
+        free = Counter(dict(self.pool.nodes))
+        for claim in self.claims:
+            for seat in claim.seats:
+                free.subtract(dict.fromkeys((*seat.nodes, *seat.pins), claim.size(seat)))
+        return free
+
 
 def contests(scene: Scene) -> dict[str, Contest]:
     """The claims by resource."""

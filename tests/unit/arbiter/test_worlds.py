@@ -342,6 +342,22 @@ async def test_a_node_without_memory_is_none_whatever_its_gpus() -> None:
     assert world.qd()["status"]["summary"]["status"] == "WaitingForGpus"
 
 
+async def test_many_full_nodes_are_seen_in_one_look() -> None:
+    world = await a_world(1, 1).start()
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    for number in range(100):
+        world.api.put(NODES, a_node(f"full-{number}", 1))
+        world.api.put(PODS, stranger(f"s{number}", f"full-{number}", memory="511Gi"))
+    world.api.put(NODES, a_node("wide", 8))
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await world.operator.step()
+    assert owners(world).count("urgent") == 1
+    assert not preempted(world.api)
+    [pod] = [one for one in world.api.all(PODS) if one["metadata"]["name"].startswith("urgent")]
+    assert pod["spec"]["nodeSelector"]["kubernetes.io/hostname"] == "wide"
+
+
 async def test_without_a_look_at_a_node_nothing_is_made_at_first_and_then_the_scheduler_decides(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

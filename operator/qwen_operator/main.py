@@ -209,7 +209,7 @@ class Operator:
             keys.run(),
             hub.run(),
             fetches.run(),
-            arbiter.run(),
+            *arbiter.parts(),
             *policies.parts(),
         ]
         if self.recorder is not None:

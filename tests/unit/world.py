@@ -162,7 +162,8 @@ class Kubelet:
     inspection: Behaviour | None = None
     place: bool = False
     full: set[str] = field(default_factory=set)
-    """Nodes that somebody fills whom the operator does not see."""
+    """Nodes that somebody fills whom the operator does not see. The scheduler says of their pods that it cannot place
+    them."""
 
     def step(self) -> bool:
         moved = False
@@ -208,6 +209,10 @@ class Kubelet:
             and pod["spec"].get("nodeSelector", {}).get(_HOSTNAME) in (None, item["metadata"]["labels"].get(_HOSTNAME))
         ]
         if not free:
+            if self.full:
+                refused = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+                name = pod["metadata"]["name"]
+                self.api.edit(PODS, name, lambda item: item["status"].update(conditions=[refused]))
             return False
         chosen = min(free, key=lambda name: (pods[name], name))
         self.api.edit(PODS, pod["metadata"]["name"], lambda item: item["spec"].update(nodeName=chosen))

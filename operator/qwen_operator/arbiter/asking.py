@@ -9,9 +9,10 @@ from typing import TypeGuard
 from qwen_operator import objects
 from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch
 from qwen_operator.arbiter.fits import HOSTNAME
-from qwen_operator.arbiter.types import Grant
+from qwen_operator.arbiter.types import Grant, Size
 from qwen_operator.manifests.names import ANNOTATION_DRAINING_SINCE, LABEL_REPLICA, Manifest
 from qwen_operator.replicas.groups import SortedReplicas
+from qwen_operator.replicas.room import need_of
 
 _QUEUE = "kueue.x-k8s.io/queue-name"
 
@@ -32,8 +33,11 @@ def size_after(actions: Iterable[Action], replicas: SortedReplicas) -> tuple[int
 
 
 def granted(actions: Sequence[Action], grant: Grant, replicas: SortedReplicas) -> tuple[Action, ...]:
-    """The actions without the new replicas for which there is no place. The pods of the others go to their nodes."""
-    new = _new_replicas(actions, replicas)
+    """The actions without the new replicas for which there is no place. The pods of the others go to their nodes.
+
+    The grant may answer an older question. Replicas that have another size by now get none of its places.
+    """
+    new = [name for name, size in _sizes(actions, replicas).items() if size == grant.size]
     # The grant may be older than a replica that was just made for it.
     number = max(0, min(len(grant.places), grant.replicas - len(replicas.serving)))
     places = dict(zip(new, grant.places[:number], strict=False))
@@ -52,6 +56,17 @@ def granted(actions: Sequence[Action], grant: Grant, replicas: SortedReplicas) -
 def _pinned(pod: Manifest, host: str) -> Manifest:
     selector = {**objects.mapping(pod, "spec", "nodeSelector"), HOSTNAME: host}
     return {**pod, "spec": {**pod["spec"], "nodeSelector": selector}}
+
+
+def _sizes(actions: Sequence[Action], replicas: SortedReplicas) -> dict[str, Size]:
+    """How large each new replica is."""
+    pods: dict[str, list[Manifest]] = {}
+    for action in actions:
+        name = _new_replica(action, replicas)
+        if name is not None and isinstance(action, Create):
+            pods.setdefault(name, []).append(action.manifest)
+    needs = {name: need_of(made[0]) for name, made in pods.items()}
+    return {name: Size(need.resource, need.gpus, len(pods[name])) for name, need in needs.items()}
 
 
 def _new_replicas(actions: Iterable[Action], replicas: SortedReplicas) -> list[str]:

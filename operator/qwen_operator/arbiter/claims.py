@@ -22,7 +22,11 @@ from qwen_operator.replicas.pod_state import PodState, is_gated
 from qwen_operator.replicas.room import Neighbours, Place, need_of, places_of
 
 STUCK_SECONDS = 60.0
-"""A pod that the scheduler has not placed for so long, although its node has room, goes back."""
+"""A pod that the scheduler has refused to place for so long, although its node has room, goes back."""
+UNDECIDED_SECONDS = 900.0
+"""So does one that the scheduler has not refused. It may wait for its volume: kube-scheduler gives that 600 seconds."""
+LATE_SECONDS = 60.0
+"""A pod that should have ended so long ago does not end soon: for example its node is dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,14 @@ class Contest:
         """Whether the priorities differ. Otherwise kube-scheduler ends no pod of them for another one."""
         return len({claim.priority for claim in self.claims}) > 1
 
+    def free(self) -> Counter[str]:
+        """The GPUs of each node that no replica has or is about to get."""
+        free = Counter(dict(self.pool.nodes))
+        for claim in self.claims:
+            for seat in claim.seats:
+                free.subtract(dict.fromkeys((*seat.nodes, *seat.pins), claim.size(seat)))
+        return free
+
 
 def contests(scene: Scene) -> dict[str, Contest]:
     """The claims by resource."""
@@ -82,6 +94,7 @@ def contests(scene: Scene) -> dict[str, Contest]:
     for party in scene.parties:
         strangers += [pod for pod in _pods(party.replicas) if need_of(pod).resource != needs[party.key].resource]
     taken = _taken(strangers)
+    coming = _taken(pod for pod in strangers if _ends(pod, scene.now))
     places = places_of(Neighbours(tuple(scene.nodes)))
     hosts = hostnames(scene.nodes)
     names = {label: name for name, label in hosts.items()}
@@ -96,7 +109,8 @@ def contests(scene: Scene) -> dict[str, Contest]:
                 for place in places
                 if resource in place.offered
             }
-            found[resource] = Contest(Pool(gpus, scene.full))
+            soon = {name: coming[name, resource] for name in gpus if coming[name, resource]}
+            found[resource] = Contest(Pool(gpus, scene.full, soon))
         # Most deployments ask the same of a node.
         like = _like(party)
         if like not in suitable:
@@ -120,6 +134,12 @@ def _taken(pods: Iterable[Manifest]) -> Counter[tuple[str, str]]:
         if objects.node_of(pod) and not objects.has_ended(pod):
             taken.update({(objects.node_of(pod), name): ceil(number) for name, number in requested(pod).items()})
     return taken
+
+
+def _ends(pod: Manifest, now: datetime) -> bool:
+    """Whether the pod ends soon. Its deletionTimestamp is the time at which its grace period is over."""
+    due = objects.moment(objects.mapping(pod, "metadata").get("deletionTimestamp"))
+    return due is not None and (now - due).total_seconds() <= LATE_SECONDS
 
 
 def _pods(replicas: Iterable[Replica]) -> list[Manifest]:
@@ -155,6 +175,7 @@ def _claim(party: Party, nodes: Collection[str], scene: Scene, hosts: Mapping[st
         nodes=frozenset(nodes),
         pods=party.ask.pods,
         drains_others=not alone,
+        resource=need.resource,
     )
 
 
@@ -177,8 +198,14 @@ def _seat(replica: Replica, hosts: Mapping[str, str], now: datetime) -> Seat:
         # A node that is gone has no room, so the pod goes back.
         pins=() if None in labels else tuple(hosts.get(str(label), "") for label in labels),
         gpus=need_of(replica.leader.manifest).gpus,
-        stuck=any(_waits(member, now) > STUCK_SECONDS for member in waiting),
+        stuck=any(_waits(member, now) > _patience(member) for member in waiting),
     )
+
+
+def _patience(state: PodState) -> float:
+    scheduled = objects.condition(state.manifest, "PodScheduled")
+    refused = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
+    return STUCK_SECONDS if refused else UNDECIDED_SECONDS
 
 
 def _waits(state: PodState, now: datetime) -> float:

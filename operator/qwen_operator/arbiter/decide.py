@@ -5,7 +5,8 @@ Every missing replica is a wish. The wishes are heard in the order of their rank
 1. If one of the deployment's own replicas drains and nobody needs its place, it stays.
 2. If its nodes have enough free GPUs, the wish is granted: its pods may be created, and each may only run on the node
    that the grant names.
-3. If nodes will have enough when replicas there have drained, the wish waits, and nobody else gets that place.
+3. If nodes will have enough when replicas there have drained and pods of others have ended, the wish waits, and nobody
+   else gets that place.
 4. If nodes would have enough without replicas whose places the wish may take, those drain, and the wish waits.
 
 kube-scheduler ends pods of a lower priority at once if a pod of a higher priority finds no place. So no pod may look
@@ -19,7 +20,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from qwen_operator.arbiter.ranks import Rank, rank
-from qwen_operator.arbiter.types import Claim, Grant, Pool, Seat
+from qwen_operator.arbiter.types import Claim, Grant, Pool, Seat, Size
 from qwen_operator.objects import ObjectKey
 
 _Seats = dict[ObjectKey, list[Seat]]
@@ -54,7 +55,8 @@ class _Choice:
 class _Board:
     """The pool while the wishes are heard.
 
-    `free`: GPUs of each node without a replica, and not promised. `coming`: GPUs of draining replicas, not promised.
+    `free`: GPUs of each node without a replica, and not promised. `coming`: GPUs of draining replicas and of pods of
+    others that end, not promised.
     `kept`: the replicas that stay, those first that would go first. `leaving`: those that drain, or that their
     deployment does not want. `drains`: those that give up their places now. `returned`: draining ones that stay.
     `places`: the nodes of replicas that may be created. `awaited`: the nodes that get empty for a deployment.
@@ -77,7 +79,7 @@ class _Board:
 
     @classmethod
     def of(cls, claims: Sequence[Claim], pool: Pool) -> _Board:
-        board = cls(claims, pool.full, Counter(pool.nodes))
+        board = cls(claims, pool.full, Counter(pool.nodes), Counter(pool.coming))
         for claim in claims:
             board.kept[claim.key] = _staying(claim)
             board.leaving[claim.key] = [seat for seat in claim.seats if seat not in board.kept[claim.key]]
@@ -137,6 +139,7 @@ class _Board:
             places=places,
             awaited=self.awaited[claim.key],
             asked=claim.wanted,
+            size=Size(claim.resource, claim.gpus, claim.pods) if places else None,
         )
 
     def _returns(self, claim: Claim) -> bool:

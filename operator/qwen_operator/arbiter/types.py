@@ -28,6 +28,15 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Size:
+    """What a new replica takes: so many pods with so many GPUs each."""
+
+    resource: str
+    gpus: int
+    pods: int
+
+
+@dataclass(frozen=True, slots=True)
 class Seat:
     """One replica that exists.
 
@@ -51,7 +60,7 @@ class Claim:
     `priority`: the value of its PriorityClass. `gpus`: GPUs of one pod. `least`: the replicas that are guaranteed, from
     minReplicas or spec.replicas. `wanted`: the replicas that it wants. `seats`: its replicas, those first that it would
     give up first. `nodes`: the nodes on which its pods may run. `pods`: pods of one replica, each on its own node.
-    `drains_others`: others may have to drain for it.
+    `drains_others`: others may have to drain for it. `resource`: the resource of the pool.
     """
 
     key: ObjectKey
@@ -63,6 +72,7 @@ class Claim:
     nodes: frozenset[str] = frozenset()
     pods: int = 1
     drains_others: bool = True
+    resource: str = ""
 
     def size(self, seat: Seat) -> int:
         """The GPUs of one pod of a replica. An earlier revision may have had more or fewer."""
@@ -77,10 +87,11 @@ class Claim:
 @dataclass(frozen=True, slots=True)
 class Pool:
     """The GPUs of each node that no pod of somebody else has. `full`: nodes on which a deployment's pod has no room for
-    another reason, such as memory."""
+    another reason, such as memory. `coming`: GPUs of each node that pods of somebody else are about to give back."""
 
     nodes: Mapping[str, int]
     full: frozenset[tuple[ObjectKey, str]] = frozenset()
+    coming: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +101,8 @@ class Grant:
     `replicas`: how many it may have now, at most `wanted`. `drains`: names of its replicas that it must give up for
     others. `returns`: names of its draining replicas that stay. `waits_for`: why it gets no more, if it wants more: the
     deployments that hold GPUs on its nodes, the largest first. `places`: for each replica that it may create now, the
-    nodes of its pods. `awaited`: the nodes that get empty for it. `asked`: how many it asked for. `unlimited`: nobody
-    competes with it by priority.
+    nodes of its pods. `size`: the replicas for which these have room. `awaited`: the nodes that get empty for it.
+    `asked`: how many it asked for. `unlimited`: nobody competes with it by priority.
     """
 
     replicas: int
@@ -102,6 +113,7 @@ class Grant:
     awaited: tuple[str, ...] = field(default=(), compare=False)
     asked: int = 0
     unlimited: bool = False
+    size: Size | None = None
 
     @property
     def is_short(self) -> bool:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from qwen_operator import objects
 from qwen_operator.arbiter.claims import Contest, Party, Scene, contests, hostnames, served
@@ -41,7 +41,8 @@ from qwen_operator.objects import ObjectKey, key_of
 
 INTERVAL_SECONDS = 2.0
 FRESH_SECONDS = 2.0
-"""How old the pods of a node may be when a pod is sent there."""
+"""How old the pods of a node may be when a pod is sent there, or when a replica there must go. What was read for the
+decision itself always counts, however long it took."""
 SEEN_SECONDS = 20.0
 """How old they may be while a pod waits for the node."""
 FULL_SECONDS = 60.0
@@ -51,7 +52,10 @@ ASKING_SECONDS = 10.0
 STUCK_PAUSE_SECONDS = 600.0
 OPEN_SECONDS = 30.0
 """How long a deployment waits for a decision, at most. Then kube-scheduler decides."""
+WATCH_SECONDS = 2.0
+"""How often it checks whether it is late, also while a look takes long."""
 PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 2.0
 _PAUSES = 3.0
 _ROUNDS = 32
 _NODES_AT_ONCE = 16
@@ -87,7 +91,7 @@ class _Seen:
 
 @dataclass(slots=True)
 class Arbiter:
-    """See the module. `grant` and `heard` are for the workers, `run` is the loop."""
+    """See the module. `grant` and `heard` are for the workers, `parts` are the loops."""
 
     store: Store
     api: KubeApi
@@ -131,6 +135,16 @@ class Arbiter:
             return False
         return len(set(self._priorities().values())) > 1
 
+    def parts(self) -> list[Coroutine[Any, Any, NoReturn]]:
+        """What must run at the same time, for ever."""
+        return [self.run(), self.watch()]
+
+    async def watch(self) -> NoReturn:
+        """Wake those that wait for a decision when it takes too long: a look may hang for as long as the API does."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            self._stand_aside()
+
     async def run(self) -> NoReturn:
         """Look for ever: at once when a deployment asks for something else, and at least every INTERVAL_SECONDS."""
         while True:
@@ -148,7 +162,7 @@ class Arbiter:
             except Exception:
                 log.exception("the arbiter cannot decide who gets GPUs")
             # Asks come in bursts, for example after a list. And with very many deployments a look takes a while.
-            await asyncio.sleep(max(PAUSE_SECONDS, _PAUSES * (self.wiring.clock() - began)))
+            await asyncio.sleep(pause_after(self.wiring.clock() - began))
 
     async def look(self) -> None:
         """Decide anew. If that does not work for too long, wake those that wait for a decision."""
@@ -175,7 +189,10 @@ class Arbiter:
             return
         if not self._all_heard():
             return
+        began = self.wiring.clock()
         for _ in range(_ROUNDS):
+            # With many nodes a round takes a while.
+            await asyncio.sleep(0)
             if any(grant.places and self.wiring.working(key) for key, grant in self._grants.items()):
                 # A worker may be creating the pods of a grant, and the store does not show them yet.
                 self._changed.set()
@@ -186,18 +203,32 @@ class Arbiter:
                 return
             found = contests(self._scene(parties))
             self._note_stuck(found)
-            grants: dict[ObjectKey, Grant] = {}
-            for contest in found.values():
-                if contest.by_priority or len(self._asks) < len(self._priorities()):
-                    grants |= decide(contest.claims, contest.pool)
-                else:
-                    grants |= dict.fromkeys((claim.key for claim in contest.claims), UNLIMITED)
-            if stale := self._stale(found, grants):
-                if not await self._read(stale):
-                    return
-            elif not self._overfull(parties, grants):
+            grants = self._decided(found.values())
+            unread = self._unread(parties, found, grants, began)
+            if unread is None:
                 self._conclude(parties, self._by_hostname(grants))
                 return
+            if not await self._read(unread):
+                return
+        log.warning("the arbiter read nodes %d times and has no decision yet: it goes on with the next look", _ROUNDS)
+
+    def _decided(self, found: Iterable[Contest]) -> dict[ObjectKey, Grant]:
+        grants: dict[ObjectKey, Grant] = {}
+        for contest in found:
+            if contest.by_priority or len(self._asks) < len(self._priorities()):
+                grants |= decide(contest.claims, contest.pool)
+            else:
+                grants |= dict.fromkeys((claim.key for claim in contest.claims), UNLIMITED)
+        return grants
+
+    def _unread(
+        self, parties: Iterable[Party], found: Mapping[str, Contest], grants: Mapping[ObjectKey, Grant], began: float
+    ) -> list[str] | None:
+        """The nodes that must be read before another try; None if the decision holds."""
+        if stale := self._stale(found, grants, began):
+            return stale
+        refused = self._overfull(parties, grants)
+        return self._elsewhere(found.values(), refused, began) if refused else None
 
     def _values(self) -> Priorities:
         return Priorities(self.store.all(PRIORITY_CLASSES))
@@ -266,8 +297,11 @@ class Arbiter:
         )
 
     def _is_gone(self, pod: Manifest) -> bool:
-        """Whether this is an engine pod that has ended since its node was read."""
-        return objects.labels(pod).get(_MANAGED_BY) == _OURS and self.store.get(PODS, key_of(pod)) is None
+        """Whether this is an engine pod that has ended since its node was read. Another one may have its name."""
+        if objects.labels(pod).get(_MANAGED_BY) != _OURS:
+            return False
+        stored = self.store.get(PODS, key_of(pod))
+        return stored is None or stored["metadata"]["uid"] != pod["metadata"]["uid"]
 
     def _note_stuck(self, found: Mapping[str, Contest]) -> None:
         """A pod that was not placed although its node had room goes back, and does not come to that node again soon."""
@@ -277,21 +311,26 @@ class Arbiter:
                 pins = {pin for seat in claim.seats if seat.stuck for pin in seat.pins}
                 self._full |= {(claim.key, pin): until for pin in pins if (claim.key, pin) not in self._full}
 
-    def _stale(self, found: Mapping[str, Contest], grants: Mapping[ObjectKey, Grant]) -> list[str]:
-        """The nodes that this decision depends on and that must be read first."""
+    def _stale(self, found: Mapping[str, Contest], grants: Mapping[ObjectKey, Grant], began: float) -> list[str]:
+        """The nodes that this decision depends on and that must be read first.
+
+        A node that was read since the look began is read no more: if the API server answers slowly, it would be too old
+        again at once.
+        """
         if self._blind:
             return []
-        limits: dict[str, float] = {}
+        chosen = {node for grant in grants.values() for place in grant.places for node in place}
         for contest in found.values():
             for claim in contest.claims:
-                grant = grants[claim.key]
-                going = {node for seat in claim.seats if seat.name in grant.drains for node in seat.nodes}
-                limits |= dict.fromkeys((*grant.awaited, *going), SEEN_SECONDS)
-        for grant in grants.values():
-            limits |= {node: FRESH_SECONDS for place in grant.places for node in place}
-        now = self.wiring.clock()
-        old = [name for name, limit in limits.items() if name not in self._seen or now - self._seen[name].at > limit]
-        return sorted(old)[:_NODES_AT_ONCE]
+                drains = grants[claim.key].drains
+                chosen |= {node for seat in claim.seats if seat.name in drains for node in seat.nodes}
+        limits = {node: SEEN_SECONDS for grant in grants.values() for node in grant.awaited}
+        limits |= dict.fromkeys(chosen, FRESH_SECONDS)
+        return sorted(name for name, limit in limits.items() if self._is_old(name, limit, began))[:_NODES_AT_ONCE]
+
+    def _is_old(self, name: str, limit: float, began: float) -> bool:
+        """Whether the pods of a node are older than so many seconds, and were not read since the look began."""
+        return name not in self._seen or self._seen[name].at < min(began, self.wiring.clock() - limit)
 
     async def _read(self, names: list[str]) -> bool:
         """Read which pods run on these nodes; whether that worked."""
@@ -317,34 +356,55 @@ class Arbiter:
         readable = [pod for pod in pods if objects.malformed(pod) is None and pod["metadata"].get("uid")]
         return _Seen(at, [pod for pod in readable if not objects.has_ended(pod)])
 
-    def _overfull(self, parties: Iterable[Party], grants: Mapping[ObjectKey, Grant]) -> bool:
-        """Whether a granted pod has no room on its node for another reason than GPUs. Such a node is noted as full."""
+    def _overfull(self, parties: Iterable[Party], grants: Mapping[ObjectKey, Grant]) -> dict[ObjectKey, Manifest]:
+        """The granted pods that have no room on their node for another reason than GPUs. These nodes count as full."""
         coming: dict[str, list[tuple[ObjectKey, Manifest]]] = defaultdict(list)
         for party in parties:
             for place in grants[party.key].places if party.key in grants else ():
                 for node in place:
                     coming[node].append((party.key, party.ask.pod))
-        overfull = False
         nodes = {node["metadata"]["name"]: node for node in self.store.all(NODES)}
+        running = self._running() if coming else {}
+        refused: dict[ObjectKey, Manifest] = {}
         for name, pods in coming.items():
-            if name in self._seen and not has_room(nodes[name], self._on(nodes[name]), (pod for _, pod in pods)):
-                self._full[pods[-1][0], name] = self.wiring.clock() + FULL_SECONDS
-                why = "its pod has no room there beside the other pods: CPU, memory, storage or number of pods"
-                log.info("a node is full", extra={"deployment": "/".join(pods[-1][0]), "object": name, "why": why})
-                overfull = True
-        return overfull
+            if name in self._seen and not has_room(nodes[name], running.get(name, ()), (pod for _, pod in pods)):
+                key, pod = pods[-1]
+                self._note_full(key, name)
+                refused[key] = pod
+        return refused
 
-    def _on(self, node: Manifest) -> list[Manifest]:
-        """The pods that run on this node, and the engine pods that may only run there."""
-        name, host = node["metadata"]["name"], objects.labels(node).get(HOSTNAME)
-        stored = [
-            pod
-            for pod in self.store.all(PODS)
-            if objects.node_of(pod) == name
-            or (not objects.node_of(pod) and objects.mapping(pod, "spec", "nodeSelector").get(HOSTNAME) == host)
-        ]
-        read = [pod for pod in self._seen[name].pods if not self._is_gone(pod)]
-        return list({pod["metadata"]["uid"]: pod for pod in (*read, *stored)}.values())
+    def _elsewhere(self, found: Iterable[Contest], refused: Mapping[ObjectKey, Manifest], began: float) -> list[str]:
+        """Note which other nodes with free GPUs are full for these pods too; the nodes that must be read for that."""
+        nodes = {node["metadata"]["name"]: node for node in self.store.all(NODES)}
+        running = self._running()
+        unread: dict[str, int] = {}
+        for contest in found:
+            free = contest.free()
+            for claim in (claim for claim in contest.claims if claim.key in refused):
+                rooms = (node for node in claim.nodes if free[node] >= claim.gpus)
+                for name in sorted(node for node in rooms if (claim.key, node) not in self._full):
+                    if self._is_old(name, FRESH_SECONDS, began):
+                        unread[name] = free[name]
+                    elif not has_room(nodes[name], running.get(name, ()), [refused[claim.key]]):
+                        self._note_full(claim.key, name)
+        return sorted(unread, key=lambda name: (unread[name], name))[:_NODES_AT_ONCE]
+
+    def _note_full(self, key: ObjectKey, node: str) -> None:
+        self._full[key, node] = self.wiring.clock() + FULL_SECONDS
+        why = "its pod has no room there beside the other pods: CPU, memory, storage or number of pods"
+        log.info("a node is full", extra={"deployment": "/".join(key), "object": node, "why": why})
+
+    def _running(self) -> dict[str, Collection[Manifest]]:
+        """The pods of each node as they were read, and the engine pods that run there or may only run there."""
+        names = {host: name for name, host in hostnames(self.store.all(NODES)).items()}
+        found: dict[str, dict[str, Manifest]] = defaultdict(dict)
+        for name, seen in self._seen.items():
+            found[name] = {pod["metadata"]["uid"]: pod for pod in seen.pods if not self._is_gone(pod)}
+        for pod in self.store.all(PODS):
+            pin = objects.mapping(pod, "spec", "nodeSelector").get(HOSTNAME)
+            if name := objects.node_of(pod) or names.get(str(pin), ""):
+                found[name][pod["metadata"]["uid"]] = pod
+        return {name: pods.values() for name, pods in found.items()}
 
     def _by_hostname(self, grants: Mapping[ObjectKey, Grant]) -> dict[ObjectKey, Grant]:
         """The grants with the label of each node in place of its name."""
@@ -372,3 +432,8 @@ class Arbiter:
 
 
 _MANAGED_BY, _OURS = "app.kubernetes.io/managed-by", "qwen-operator"
+
+
+def pause_after(look_seconds: float) -> float:
+    """How long to rest after a look, so that looks leave time for the workers."""
+    return min(LONGEST_PAUSE_SECONDS, max(PAUSE_SECONDS, _PAUSES * look_seconds))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qwen_operator.arbiter.decide import decide
 from qwen_operator.arbiter.ranks import rank
-from qwen_operator.arbiter.types import Claim, Grant, Pool, Seat
+from qwen_operator.arbiter.types import Claim, Grant, Pool, Seat, Size
 
 NODES = frozenset({"n1", "n2"})
 
@@ -27,7 +27,8 @@ def claim(name: str, priority: int, wanted: int, *held: str, least: int = 1, gpu
 def asked(pool: Pool, *claims: Claim) -> list[Grant]:
     answer = decide(claims, pool)
     assert all(answer[one.key].asked == one.wanted for one in claims)
-    return [replace(answer[one.key], asked=0) for one in claims]
+    assert all(answer[one.key].size in (None, Size("", one.gpus, one.pods)) for one in claims)
+    return [replace(answer[one.key], asked=0, size=None) for one in claims]
 
 
 TWO = Pool({"n1": 2, "n2": 2})
@@ -162,6 +163,16 @@ CASES: dict[str, tuple[Pool, tuple[Claim, ...], tuple[Grant, ...]]] = {
             replace(claim("c", 0, 1), seats=(Seat("r0", ("n1",), draining=True), Seat("r1", ("n2",)))),
         ),
         (Grant(0, waits_for=(("team", "c"), B)), Grant(1, waits_for=(("team", "c"),)), Grant(1)),
+    ),
+    "nobody drains while pods of others end": (
+        Pool({"n1": 1, "n2": 2}, coming={"n1": 1}),
+        (claim("a", 9, 1), claim("b", 0, 3, "n1", "n2", "n2")),
+        (Grant(0, waits_for=(B,)), Grant(3)),
+    ),
+    "but for what they do not give back": (
+        Pool({"n1": 1, "n2": 2}, coming={"n1": 1}),
+        (claim("a", 9, 2, least=2), claim("b", 0, 3, "n1", "n2", "n2")),
+        (Grant(0, waits_for=(B,)), Grant(2, drains=("r0",))),
     ),
     "an overfull node promises nothing": (
         Pool({"n1": 1, "n2": 0}),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +15,7 @@ from qwen_operator import objects
 from qwen_operator.arbiter.messages import in_words, short_of_gpus
 from qwen_operator.arbiter.types import Grant
 from qwen_operator.config import Config
+from qwen_operator.controller import arbiter as loop
 from qwen_operator.kube import (
     NODES,
     PODS,
@@ -67,6 +72,12 @@ def stranger(name: str, where: str, gpus: int = 0, priority: int = 0, **requests
         },
         "status": {"phase": "Running"},
     }
+
+
+def running_stranger(world: World) -> Manifest:
+    pod = stranger("a", "gpu-1", 1)
+    world.api.put(PODS, pod)
+    return world.api.edit(PODS, "a", lambda item: item.update(status=pod["status"]))
 
 
 TRUSTED = replace(CONFIG, tenancy=Tenancy(mode=Mode.TRUSTED))
@@ -252,6 +263,72 @@ async def test_gpus_of_strangers_are_not_promised() -> None:
     assert owners(world) == ["a", "chat", "urgent"]
 
 
+@pytest.mark.parametrize("whose", ["a stranger", "a deployment that is gone"])
+async def test_nobody_drains_while_another_pod_ends(whose: str) -> None:
+    world = await serving(3, 2)
+    if whose == "a stranger":
+        ending = running_stranger(world)
+    else:
+        world.api.put(QWENDEPLOYMENTS, deployment("low", model=SMALL, servedNames=["low"], replicas=1))
+        await world.settle()
+        [ending] = [pod for pod in world.api.all(PODS) if pod["metadata"]["name"].startswith("low")]
+        world.api.remove(world.qd("low"), QWENDEPLOYMENTS)
+        ending = world.api.one(PODS, ending["metadata"]["name"])
+    await _ends_slowly(world, ending)
+
+
+async def _ends_slowly(world: World, ending: Manifest) -> None:
+    """Let time pass with a pod that takes 40 seconds to end while `urgent` wants its GPU."""
+    if "deletionTimestamp" not in ending["metadata"]:
+        world.api.remove(ending, PODS)
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    name = ending["metadata"]["name"]
+    for _ in range(40):
+        await world._survive(world.operator.step)
+        assert draining(world) == []
+        assert not preempted(world.api)
+        world.api.clock.advance(1.0)
+    world.api.finish(world.api.one(PODS, name), PODS)
+    await live(world, 40)
+    assert sorted(owners(world)) == ["chat", "chat", "urgent"]
+
+
+async def test_a_pod_that_does_not_come_to_its_end_keeps_its_gpu() -> None:
+    world = await serving(3, 2)
+    world.api.remove(running_stranger(world), PODS)
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    for _ in range(85):
+        await world._survive(world.operator.step)
+        assert draining(world) == []
+        world.api.clock.advance(1.0)
+    for _ in range(15):
+        await world._survive(world.operator.step)
+        world.api.clock.advance(1.0)
+    assert len(draining(world)) == 1
+
+
+async def test_a_pod_that_was_made_anew_under_its_name_counts_once() -> None:
+    world = await serving(3, 2)
+    before = copy.deepcopy(world.api.one(PODS, world.names()[0]))
+    before["metadata"]["uid"] = "before"
+    world.operator.arbiter._seen["gpu-1"] = loop._Seen(world.api.clock.monotonic(), [before])
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 5)
+    assert draining(world) == []
+    assert owners(world) == ["chat", "chat", "urgent"]
+
+
+async def test_before_a_replica_drains_its_node_is_read_again() -> None:
+    world = await serving(3, 2)
+    gone = stranger("a", "gpu-1", 1)
+    gone["metadata"]["uid"] = "gone"
+    world.operator.arbiter._seen["gpu-1"] = loop._Seen(world.api.clock.monotonic() - 10, [gone])
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 5)
+    assert draining(world) == []
+    assert owners(world) == ["chat", "chat", "urgent"]
+
+
 async def test_a_node_without_memory_is_none_whatever_its_gpus() -> None:
     world = await a_world(4, 1).start()
     world.api.put(PODS, stranger("a", "gpu-1", memory="511Gi"))
@@ -263,6 +340,22 @@ async def test_a_node_without_memory_is_none_whatever_its_gpus() -> None:
     await live(world, 120)
     assert owners(world) == ["a", "urgent"]
     assert world.qd()["status"]["summary"]["status"] == "WaitingForGpus"
+
+
+async def test_many_full_nodes_are_seen_in_one_look() -> None:
+    world = await a_world(1, 1).start()
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    for number in range(100):
+        world.api.put(NODES, a_node(f"full-{number}", 1))
+        world.api.put(PODS, stranger(f"s{number}", f"full-{number}", memory="511Gi"))
+    world.api.put(NODES, a_node("wide", 8))
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await world.operator.step()
+    assert owners(world).count("urgent") == 1
+    assert not preempted(world.api)
+    [pod] = [one for one in world.api.all(PODS) if one["metadata"]["name"].startswith("urgent")]
+    assert pod["spec"]["nodeSelector"]["kubernetes.io/hostname"] == "wide"
 
 
 async def test_without_a_look_at_a_node_nothing_is_made_at_first_and_then_the_scheduler_decides(
@@ -297,8 +390,77 @@ class _Deaf:
         raise self._error
 
 
+class _Slow:
+    """An API server that takes three seconds for the pods of a node. `meanwhile`: what happens in that time."""
+
+    def __init__(self, api: FakeKube, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self._api, self._meanwhile = api, meanwhile
+        self.lists = 0
+
+    async def list(self, *args: Any, **more: Any) -> object:
+        found = await self._api.list(*args, **more)
+        self.lists += 1
+        self._api.clock.advance(3.0)
+        self._meanwhile()
+        return found
+
+
+async def test_an_api_server_that_answers_slowly_delays_a_decision_but_does_not_prevent_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await serving(3, 2)
+    slow = _Slow(world.api)
+    monkeypatch.setattr(world.operator.arbiter, "api", slow)
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 10)
+    assert owners(world) == ["chat", "chat", "urgent"]
+    assert slow.lists < 10
+
+
+async def test_a_look_that_comes_to_no_end_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = await serving(3, 2)
+    monkeypatch.setattr(loop, "_ROUNDS", 1)
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    with caplog.at_level(logging.WARNING):
+        await world.operator.step()
+    assert "the arbiter read nodes 1 times and has no decision yet" in caplog.text
+
+
+async def test_those_that_wait_are_woken_while_a_look_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await serving()
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 2)
+    arbiter = world.operator.arbiter
+    monkeypatch.setattr(arbiter, "api", _Hung())
+    monkeypatch.setattr(loop, "WATCH_SECONDS", 0.001)
+    arbiter._seen.clear()
+    hangs, watches = asyncio.create_task(arbiter.look()), asyncio.create_task(arbiter.watch())
+    await asyncio.sleep(0.01)
+    assert world.operator.queue.take() is None
+    world.api.clock.advance(loop.OPEN_SECONDS + 1)
+    await asyncio.sleep(0.05)
+    assert not hangs.done()
+    woken = {world.operator.queue.take(), world.operator.queue.take()}
+    assert woken == {CHAT, ("team", "urgent")}
+    hangs.cancel(), watches.cancel()
+    await asyncio.gather(hangs, watches, return_exceptions=True)
+
+
+class _Hung:
+    async def list(self, *_args: object, fields: str = "") -> object:
+        return await asyncio.Event().wait()
+
+
+def test_a_pause_is_short_however_long_a_look_took() -> None:
+    assert loop.pause_after(0.0) == loop.PAUSE_SECONDS
+    assert loop.pause_after(0.5) == 1.5
+    assert loop.pause_after(90.0) == 2.0
+
+
 async def test_a_pod_that_no_scheduler_takes_does_not_keep_others_out() -> None:
-    """For example because its volume is in another zone."""
+    """For example because its volume is in another zone: the scheduler says that it is unschedulable."""
     world = await serving(2, 1)
     world.api.put(QWENDEPLOYMENTS, deployment("more", model=SMALL, servedNames=["more"], replicas=0))
     world.kubelet.full = {"gpu-1"}
@@ -311,6 +473,21 @@ async def test_a_pod_that_no_scheduler_takes_does_not_keep_others_out() -> None:
     world.api.edit(QWENDEPLOYMENTS, "more", lambda item: item["spec"].update(replicas=1))
     await live(world, 30)
     assert owners(world) == ["chat", "more"]
+
+
+async def test_a_pod_that_waits_for_its_volume_stays() -> None:
+    """The scheduler has chosen its node, and says nothing until the volume is there."""
+    world = await serving(3, 2)
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 2)
+    world.kubelet.place = False
+    [pod] = [one for one in world.api.all(PODS) if one["metadata"]["name"].startswith("urgent")]
+    world.api.edit(PODS, pod["metadata"]["name"], lambda item: item["spec"].pop("nodeName", None))
+    uid = pod["metadata"]["uid"]
+    await live(world, 600)
+    assert uid in {one["metadata"]["uid"] for one in world.api.all(PODS)}
+    await live(world, 320)
+    assert uid not in {one["metadata"]["uid"] for one in world.api.all(PODS)}
 
 
 async def test_a_rollout_of_a_higher_one_takes_no_gpu_of_a_lower_one_by_force() -> None:

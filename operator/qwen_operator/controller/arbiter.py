@@ -427,8 +427,10 @@ class Arbiter:
                 continue
             self.wiring.wake(key)
             if grant is not None and (grant.is_short or grant.drains or grant.places):
-                extra = {"deployment": "/".join(key), "replicas": grant.replicas, "why": in_words(grant)}
-                log.info("GPUs granted", extra=extra)
+                log.info(
+                    "GPUs granted",
+                    extra={"deployment": "/".join(key), "replicas": grant.replicas, "why": in_words(grant)},
+                )
 
 
 _MANAGED_BY, _OURS = "app.kubernetes.io/managed-by", "qwen-operator"

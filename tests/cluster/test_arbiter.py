@@ -106,8 +106,13 @@ def test_a_lower_one_drains_and_the_scheduler_ends_nobody(
     waiting = wait_condition(kubectl, space, "low", ("ScalingLimited", "True", "WaitingForGpus"), 60)
     assert waiting["status"]["scaling"]["granted"] == 2
     assert waiting["status"]["scaling"]["wanted"] == 4
-    said = [condition["message"] for condition in waiting["status"]["conditions"]]
-    assert any("the GPUs suffice for 2 of 4 wanted replicas; the rest is used by urgent" in text for text in said), said
+
+    def told() -> bool:
+        conditions = (kubectl.get("qd", "low", space) or {})["status"]["conditions"]
+        words = "the GPUs suffice for 2 of 4 wanted replicas; the rest is used by urgent"
+        return any(words in condition["message"] for condition in conditions)
+
+    wait_for("the status says who has the rest", told, 30)
     assert preemptions(kubectl, space) == []
     hosts = {pod["spec"]["nodeSelector"].get("kubernetes.io/hostname") for pod in alive(kubectl, space, "urgent")}
     assert hosts <= set(nodes.names)

@@ -317,6 +317,7 @@ def test_each_account_has_exactly_these_rights(kubectl: Kubectl, space: str, rel
         ("networkpolicies.networking.k8s.io", "list watch create"),
         (f"networkpolicies.networking.k8s.io/{release.namespace}.qwen-engines", "update delete"),
         ("nodes", "list watch"),
+        ("priorityclasses.scheduling.k8s.io", "list watch"),
         (f"qwendeployments.{GROUP}", "list watch"),
         (f"qwendeployments.{GROUP}/status", "patch"),
         (f"qwendeployments.{GROUP}/finalizers", "update"),

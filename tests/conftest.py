@@ -46,3 +46,15 @@ def space(kubectl: Kubectl, release: Release) -> Iterator[str]:
     """A namespace of its own under the restricted profile, deleted afterwards."""
     with own_namespace(kubectl, "t") as name:
         yield name
+
+
+@pytest.fixture(scope="session")
+def high(kubectl: Kubectl) -> str:
+    """A PriorityClass above the default one. kube-scheduler ends pods of others for its pods.
+
+    It stays: tests side by side use it.
+    """
+    name = "qwen-test-high"
+    meta = {"name": name}
+    kubectl.apply({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": meta, "value": 1000})
+    return name

@@ -14,22 +14,6 @@ from tests.testbed.simulated import Pool
 
 pytestmark = pytest.mark.cluster
 L40S = "NVIDIA-L40S"
-HIGH = "qwen-test-high"
-
-
-@pytest.fixture
-def high(kubectl: Kubectl, release: Release) -> Iterator[str]:
-    """A PriorityClass above the default one. kube-scheduler ends pods of others for its pods."""
-    kubectl.apply(
-        {
-            "apiVersion": "scheduling.k8s.io/v1",
-            "kind": "PriorityClass",
-            "metadata": {"name": HIGH},
-            "value": 1000,
-        }
-    )
-    yield HIGH
-    kubectl.run("delete", "priorityclass", HIGH)
 
 
 @pytest.fixture

@@ -11,30 +11,13 @@ from tests.e2e.timeline import Timeline
 from tests.e2e.traffic import Trickle, flowing, short_answer, stream
 from tests.qd import alive, qd, wait_condition, wait_ready
 from tests.testbed import images
-from tests.testbed.bed import Release
 from tests.testbed.kubectl import Kubectl, Manifest, wait_for
 from tests.testbed.simulated import REAL_NODE_GPUS
 
 pytestmark = pytest.mark.e2e
 LOW, URGENT = "e2e-low", "e2e-urgent"
-HIGH = "qwen-test-high"
 FREE_GPUS = 2
 TOKENS = 300
-
-
-@pytest.fixture
-def high(kubectl: Kubectl, release: Release) -> Iterator[str]:
-    """A PriorityClass above the default one. kube-scheduler ends pods of others for its pods."""
-    kubectl.apply(
-        {
-            "apiVersion": "scheduling.k8s.io/v1",
-            "kind": "PriorityClass",
-            "metadata": {"name": HIGH},
-            "value": 1000,
-        }
-    )
-    yield HIGH
-    kubectl.run("delete", "priorityclass", HIGH)
 
 
 @pytest.fixture

@@ -131,8 +131,10 @@ def test_late_tokens_make_a_second_replica_before_a_queue_shows(
     with running(OpenLoop(gateway, MODEL, TOKENS, PROMPT)) as loop:
         bound, rate = calibrated(loop, line)
         per_token = bound / 1000
+        # The policy looks back at the prompts of a minute.
+        time.sleep(75)
         kubectl.apply(paced_manifest(paced, bound))
-        time.sleep(60)
+        time.sleep(15)
         assert len(alive(kubectl, paced, NAME)) == 1
         begin = time.monotonic()
         loop.rate = rate

@@ -13,6 +13,7 @@ import argparse
 import statistics
 import threading
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ import httpx
 
 from bench.autoscaling.engine import Done, Engine, Request
 from bench.autoscaling.engine import Speed as Simulated
+from bench.autoscaling.fleet import percentiles
 from qwen_operator.scaling import speed
 from qwen_operator.scaling.page import Page, Reading
 from qwen_operator.scaling.types import EngineLoad, Sample
@@ -96,13 +98,16 @@ def looking(looks: Looks) -> Iterator[Looks]:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One engine or fleet under one load. Seconds; `queued` and `running` are means over the load, of all replicas."""
+    """One engine or fleet under one load. Seconds at PERCENTILES.
+
+    `queued` and `running` are means over the load, of all replicas.
+    """
 
     who: str
     queued: float
     running: float
-    first: tuple[float, float]
-    per_token: tuple[float, float]
+    first: tuple[float, ...]
+    per_token: tuple[float, ...]
     tokens_per_second: float
 
     def line(self) -> str:
@@ -205,13 +210,13 @@ def compare(kubectl: Kubectl, gateway: Gateway, space: str, load: Load, found: s
         "SGLang",
         statistics.mean(sum(one.queued for one in sample.engines) for sample in seen),
         statistics.mean(sum(one.running for one in sample.engines) for sample in seen),
-        middle_and_end([answer.first for answer in loop.answers]),
-        middle_and_end([answer.per_token for answer in loop.answers]),
+        percentiles(array("d", [answer.first for answer in loop.answers])),
+        percentiles(array("d", [answer.per_token for answer in loop.answers])),
         TOKENS * len(loop.answers) / (last - begun),
     )
     arrivals = sorted(answer.at - begun for answer in loop.answers)
     print(f"{load.replicas} replicas, {load.rate * load.replicas:.1f} requests/s, {len(arrivals)} requests\n")
-    print("| | queued | running | first token, s: 50, 95 % | ms per token: 50, 95 % | tokens/s |")
+    print("| | queued | running | first token, s: 50, 95, 99 % | ms per token: 50, 95, 99 % | tokens/s |")
     print("|---|--:|--:|--:|--:|--:|")
     print(real.line(), simulated(arrivals, load, found).line(), sep="\n", end="\n\n", flush=True)
 
@@ -239,16 +244,10 @@ def simulated(arrivals: Sequence[float], load: Load, found: speed.Speed) -> Row:
         "simulated",
         statistics.mean(queued for queued, _ in looks),
         statistics.mean(count for _, count in looks),
-        middle_and_end([one.first - one.request.arrival for one in done]),
-        middle_and_end([(one.last - one.first) / (TOKENS - 1) for one in done]),
+        percentiles(array("d", [one.first - one.request.arrival for one in done])),
+        percentiles(array("d", [(one.last - one.first) / (TOKENS - 1) for one in done])),
         TOKENS * len(arrivals) / max(one.last for one in done),
     )
-
-
-def middle_and_end(values: Sequence[float]) -> tuple[float, float]:
-    """The median and the 95th percentile."""
-    ordered = sorted(values)
-    return statistics.median(ordered), ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import pytest
 
 from tests.e2e.conftest import Gateway
 from tests.e2e.open_loop import OpenLoop, kept_percent, running
+from tests.e2e.timeline import Timeline
 from tests.qd import alive, leader, qd, wait_ready
 from tests.testbed.bed import Release, install
 from tests.testbed.cluster import Cluster
@@ -70,16 +71,6 @@ def paced_manifest(space: str, per_token_milliseconds: int, most: int = 2) -> Ma
         },
         rollout={"drainSeconds": 120},
     )  # fmt: skip
-
-
-class Timeline:
-    """Who saw what when, for the reader of a test's output."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def note(self, text: str) -> None:
-        print(f"{time.monotonic() - self._start:6.1f} s  {text}", flush=True)
 
 
 def scaling(kubectl: Kubectl, space: str) -> Manifest:

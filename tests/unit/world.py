@@ -333,6 +333,7 @@ class Operator:
             key = self.queue.take()
             if key is None:
                 await self.arbiter.look()
+                self.arbiter.stand_aside()
                 key = self.queue.take()
             if key is None:
                 return worked

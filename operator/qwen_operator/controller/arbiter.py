@@ -143,7 +143,7 @@ class Arbiter:
         """Wake those that wait for a decision when it takes too long: a look may hang for as long as the API does."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            self._stand_aside()
+            self.stand_aside()
 
     async def run(self) -> NoReturn:
         """Look for ever: at once when a deployment asks for something else, and at least every INTERVAL_SECONDS."""
@@ -164,14 +164,8 @@ class Arbiter:
             # Asks come in bursts, for example after a list. And with very many deployments a look takes a while.
             await asyncio.sleep(pause_after(self.wiring.clock() - began))
 
-    async def look(self) -> None:
-        """Decide anew. If that does not work for too long, wake those that wait for a decision."""
-        try:
-            await self._look()
-        finally:
-            self._stand_aside()
-
-    def _stand_aside(self) -> None:
+    def stand_aside(self) -> None:
+        """Wake those that wait for a decision, if there has been none for too long."""
         late = self._looked_at is not None and self.wiring.clock() - self._looked_at > OPEN_SECONDS
         if late and not self._aside:
             log.warning(
@@ -181,8 +175,8 @@ class Arbiter:
                 self.wiring.wake(key)
         self._aside = late
 
-    async def _look(self) -> None:
-        """Returns without a decision if a node cannot be read, or if pods are just being created."""
+    async def look(self) -> None:
+        """Decide anew. Returns without a decision if a node cannot be read, or if pods are just being created."""
         if not self.contested():
             self._asks, self._looked_at, self._began_at = {}, None, None
             self._publish({})

@@ -188,7 +188,8 @@ def test_the_joining_of_parts_goes_on_where_it_was(
 ) -> None:
     """The process ends after some parts have moved, or while their rests are removed."""
     monkeypatch.setattr(joining, "STEP_BYTES", 10_000)
-    left, really = [moved], joining._move if not removed else Path.unlink
+    really: Any = Path.unlink if removed else joining._move
+    left = [moved]
 
     def until_the_end(*arguments: Any, **options: Any) -> None:
         if removed and "-of-" not in arguments[0].name:
@@ -200,7 +201,7 @@ def test_the_joining_of_parts_goes_on_where_it_was(
         really(*arguments, **options)
 
     with serving(split_hub()) as hub, contextlib.suppress(KeyboardInterrupt), monkeypatch.context() as ending:
-        ending.setattr(*((Path, "unlink") if removed else (joining, "_move")), until_the_end)
+        ending.setattr(Path if removed else joining, "unlink" if removed else "_move", until_the_end)
         fetching(hub, tmp_path, file=SPLIT).run()
     with serving(split_hub()) as hub:
         fetch = fetching(hub, tmp_path, file=SPLIT)
@@ -220,7 +221,7 @@ def test_the_joining_needs_the_room_of_one_step(tmp_path: Path, monkeypatch: pyt
         sync(descriptor)
         most = max(most, used_bytes(tmp_path))
 
-    monkeypatch.setattr(joining.os, "fdatasync", measured)
+    monkeypatch.setattr(os, "fdatasync", measured)
     joining.join_parts(tmp_path, tuple(parts), "a.gguf")
     assert before < most <= before + 16_384 + 16 * 4096
     assert (tmp_path / "a.gguf").read_bytes() == qwen2("F16").bytes()

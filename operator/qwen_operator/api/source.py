@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qwen_operator.api import uris
-from qwen_operator.api.fields import Rule, described
+from qwen_operator.api.fields import described
 
 _SECRET_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 _KEY = r"^[-._a-zA-Z0-9]+$"
@@ -53,13 +53,7 @@ class Source:
         default=None,
         min_length=1,
         max_length=128,
-        rules=(
-            Rule(
-                f"self.matches('{uris.REVISION_FORM}') && !self.contains('..')",
-                "must be a branch, a tag or a commit, without white space and without '..'; right would be v1.0",
-                uris.is_revision,
-            ),
-        ),
+        rules=(uris.REVISION_FORM_RULE,),
     )
     secret_ref: SecretRef | None = described(
         "Secret of this namespace with a token for a private or gated repository on a hub. Only the container that "

@@ -8,6 +8,9 @@ in host memory and take the place of the one that was used longest ago.
 
 from __future__ import annotations
 
+import hashlib
+
+from qwen_operator.api import uris
 from qwen_operator.api.adapters import AdapterSource
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import Spec
@@ -20,6 +23,8 @@ from qwen_runtime.checkpoints.adapter import MODULES
 
 MOUNT = "/models/adapters"
 """The folder of engines and inspections that has the claims with adapters, by their names."""
+FETCHED = "/models/fetched-adapters"
+"""The folder of engines that has the adapters which a container has fetched."""
 MOST_SLOTS = 8
 """As SGLang's default: more places take memory from the KV cache."""
 _VALUE_BYTES = 2
@@ -29,9 +34,11 @@ _ROLES = (Role.ADAPTER_PATHS, Role.ADAPTER_RANK, Role.ADAPTER_SLOTS, Role.ADAPTE
 _GROUPS = (MODULES[:3], MODULES[3:4], MODULES[4:6], MODULES[6:])
 
 
-def path_of(uri: str) -> str:
-    """The folder of an adapter in the containers."""
-    source = AdapterSource(uri)
+def path_of(place: str) -> str:
+    """The folder of an adapter in the containers, from `AdapterSource.place`."""
+    if not place.startswith(uris.PVC.prefix):
+        return f"{FETCHED}/{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+    source = AdapterSource(place)
     return "/".join(part for part in (MOUNT, source.claim, source.folder) if part)
 
 

@@ -138,7 +138,8 @@ class EngineSource:
 
     `fetch` is what a container must fetch before the engine starts; its volumes are not in `volumes`. `inspection` is
     the command of the inspection pod, () if it reads the folder `model_path`. `adapters` are the names of LoRA adapters
-    and their folders in the container.
+    and their folders in the container. `adapter_fetches` are those of them that a container must fetch, with their
+    folders; `fetch_env` and `fetch_mounts` are what this container has besides, if it fetches no model.
     """
 
     model_path: str
@@ -150,6 +151,9 @@ class EngineSource:
     fetch: ModelFetch | None = None
     inspection: tuple[str, ...] = ()
     adapters: tuple[tuple[str, str], ...] = ()
+    adapter_fetches: tuple[tuple[str, ModelFetch], ...] = ()
+    fetch_env: tuple[EnvVar, ...] = ()
+    fetch_mounts: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,19 +12,15 @@ from dataclasses import replace
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.engine import EnvVar
-from qwen_operator.api.fields import Passthrough
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import DEFAULT_REVISIONS, TOKEN_VARIABLE, Hub
 from qwen_operator.manifests.model_cache import ENGINE_MOUNT
 from qwen_operator.planning.types import EngineDefaults, EngineSource, ModelFetch
-from qwen_operator.sources import hub_facts, inspection
+from qwen_operator.sources import credentials, hub_facts, inspection
+from qwen_operator.sources.credentials import TMP
 from qwen_operator.sources.scheme import Facts, SourceContext
 from qwen_runtime.checkpoints.gguf_parts import joined_name, parts_of
-
-# More than `fetch.heads` writes.
-TMP = ({"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}, {"name": "tmp", "mountPath": "/tmp"})
-"""The volume and the mount of an inspection pod that writes what it reads."""
 
 
 def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
@@ -87,11 +83,7 @@ def inspected(hub: Hub, spec: Spec, defaults: EngineDefaults) -> EngineSource | 
 
 def token_of(spec: Spec, name: str = TOKEN_VARIABLE) -> EnvVar | None:
     """The variable `name` with the token of spec.source.secretRef; None without one."""
-    reference = spec.source.secret_ref if spec.source else None
-    if reference is None:
-        return None
-    value = Passthrough({"secretKeyRef": {"name": reference.name, "key": reference.key}})
-    return EnvVar(name, None, value)
+    return credentials.token(spec.source.secret_ref if spec.source else None, name)
 
 
 def cached(hub: Hub, spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource | None:

@@ -45,7 +45,7 @@ def _known_facts(course: Course) -> Facts | None:
     if mounted is None:
         return None
     replan = replan_of(course.observed.deployment)
-    adapters = [(one.name, one.source.uri) for one in course.spec.sorted_adapters]
+    adapters = [(one.name, one.source.place) for one in course.spec.sorted_adapters]
     known = [
         pinned
         for pinned in course.observed.readable.values()

@@ -254,6 +254,16 @@ def test_the_operator_is_told_the_values() -> None:
     loaded = config(render(values))
     assert loaded["image"] == {"reference": "localhost/qwen-operator:0.1.0", "pullPolicy": "IfNotPresent"}
     defaults = loaded["engine"].pop("pod")
+    network = loaded["engine"].pop("multiNode")
+    assert network == {
+        "interface": "",
+        "resources": {},
+        "ipcLock": False,
+        "hostNetwork": False,
+        "sharedMemoryGiBPerGpu": 1,
+        "topologyKey": "",
+        "topologyPolicy": "Preferred",
+    }
     assert loaded["engine"] == {**TESTBED["engine"], "distinctNodes": True}
     assert not any(defaults.values())
     assert loaded["gpuPools"] == [POOL]

@@ -161,7 +161,7 @@ def test_a_pool_may_have_settings_of_its_own() -> None:
     "words",
     [
         'pods "a" is forbidden: violates PodSecurity "baseline:latest": host namespaces (hostNetwork=true)',
-        'violates PodSecurity "baseline:latest": non-default capabilities (container "engine" must not include IPC_LOCK',
+        'violates PodSecurity "baseline:latest": capabilities (container "engine" must not include "IPC_LOCK")',
     ],
 )
 def test_what_pod_security_refuses_says_whose_decision_it_is(words: str) -> None:

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -153,7 +154,10 @@ class Groups:
         for number in range(MACHINES):
             api.put(NODES, node(f"gpu-{number}", gpus=1))
         await self.cluster.start()
-        wide = {"parallelism": {"tensor": NODES_PER_REPLICA}, "hardware": {"maxNodesPerReplica": NODES_PER_REPLICA}}
+        wide: dict[str, Any] = {
+            "parallelism": {"tensor": NODES_PER_REPLICA},
+            "hardware": {"maxNodesPerReplica": NODES_PER_REPLICA},
+        }
         api.put(QWENDEPLOYMENTS, deployment(servedNames=[MODEL], replicas=REPLICAS, **wide))
 
     async def live(self) -> None:

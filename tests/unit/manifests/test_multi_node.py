@@ -82,7 +82,7 @@ def test_each_pod_gets_the_resources_and_checks_that_it_may_lock_memory() -> Non
         assert resources["requests"]["rdma/hca"] == "2"
         command = engine(pod)["command"]
         assert command.index("--group-locks-memory") < command.index("--")
-    own = {"pod": {"resources": {"limits": {"rdma/hca": 4}}}}
+    own: dict[str, Any] = {"pod": {"resources": {"limits": {"rdma/hca": 4}}}}
     assert engine(pods(MultiNode(resources={"rdma/hca": 2}), **own)[0])["resources"]["limits"]["rdma/hca"] == "4"
 
 

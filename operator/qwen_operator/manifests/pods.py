@@ -19,6 +19,7 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct
 from qwen_operator.manifests import expansion, model_cache, names
 from qwen_operator.manifests.group_pods import apart, as_member, group_command, group_parts, group_seconds
+from qwen_operator.manifests.multi_node import near
 from qwen_operator.manifests.names import Manifest, Owner, PodIdentity
 from qwen_operator.manifests.quantities import canonical_quantities
 from qwen_operator.planning.types import EngineSource, Plan
@@ -171,7 +172,7 @@ def shared_engine_pods(replica: ReplicaPods, template: Mapping[str, Any], drain_
     ]
     if replica.pods == 1:
         return tuple(pods)
-    members = (as_member(pod, name, rank, replica.pods) for rank, pod in enumerate(pods))
+    members = (near(as_member(pod, name, rank, replica.pods), name) for rank, pod in enumerate(pods))
     return tuple(apart(pod, name) for pod in members) if replica.distinct_nodes else tuple(members)
 
 

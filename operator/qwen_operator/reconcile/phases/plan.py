@@ -7,6 +7,7 @@ from dataclasses import replace
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.api.conditions import Reason
 from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.manifests.multi_node import connected
 from qwen_operator.manifests.names import Manifest, PodIdentity
 from qwen_operator.manifests.pods import engine_template, same_template
 from qwen_operator.manifests.revisions import PinnedRevision, as_stored, replan_of
@@ -85,5 +86,6 @@ def template_of(course: Course, facts: Checkpoint, planned: Plan) -> Manifest:
     """The pod of every replica without its name, in the form in which the API server returns it."""
     identity = PodIdentity(course.observed.owner, course.revision)
     source = registry.engine_source(course.spec, facts, course.config.engine)
-    template: Manifest = as_stored(engine_template(identity, course.spec, planned, source, course.config.image))
+    made = engine_template(identity, course.spec, planned, source, course.config.image)
+    template: Manifest = as_stored(connected(made, planned, course.config.multi_nodes))
     return template

@@ -409,7 +409,7 @@ def _literal(command: Sequence[str]) -> list[str]:
 
 
 def _group_seconds(plan: Plan, source: EngineSource) -> int:
-    fetched = plan.weight_bytes_per_rank * plan.tensor_parallel if source.fetch else 0
+    fetched = plan.weight_bytes_per_rank * plan.gpus_per_replica if source.fetch else 0
     return group_seconds(plan.nodes_per_replica, fetched)
 
 

@@ -339,14 +339,7 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
     # below our request.
     host = {"cpu": f"{plan.cpu_millis}m", "memory": f"{plan.host_memory_bytes // 1024}Ki"}
     requests = {**host, **resources.limits, **resources.requests, **gpus}
-    mounts = [
-        {"name": "qwen-runtime", "mountPath": RUNTIME_MOUNT, "readOnly": True},
-        {"name": "home", "mountPath": _HOME},
-        {"name": "tmp", "mountPath": "/tmp"},
-        *([{"name": "shm", "mountPath": "/dev/shm"}] if plan.shm_bytes else []),
-        *(dict(mount) for mount in source.mounts),
-        *(dict(mount) for mount in spec.pod.volume_mounts),
-    ]
+    mounts = [*own_mounts(plan, source), *(dict(mount) for mount in spec.pod.volume_mounts)]
     group = group_parts(plan.nodes_per_replica)
     mounts += group.mounts
     prestop = ["python3", RUNTIME, "prestop", "--seconds", str(_PRESTOP_SECONDS)]
@@ -365,6 +358,17 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
         "terminationMessagePolicy": "File",
         "volumeMounts": mounts,
     }
+
+
+def own_mounts(plan: Plan, source: EngineSource) -> list[Manifest]:
+    """The operator's own mounts in the engine of every replica."""
+    return [
+        {"name": "qwen-runtime", "mountPath": RUNTIME_MOUNT, "readOnly": True},
+        {"name": "home", "mountPath": _HOME},
+        {"name": "tmp", "mountPath": "/tmp"},
+        *([{"name": "shm", "mountPath": "/dev/shm"}] if plan.shm_bytes else []),
+        *(dict(mount) for mount in source.mounts),
+    ]
 
 
 def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:

@@ -65,9 +65,9 @@ def _has_volume(pod: Manifest) -> bool:
 
 def _dropped() -> tuple[Reason, str]:
     message = (
-        "this cluster mounts no images: its API server took the image volume out of the inspection pod. oci:// needs "
-        "Kubernetes 1.35 or newer, or 1.31 or newer with the feature gate ImageVolume on API server and kubelets: "
-        f"upgrade, {_INSTEAD}"
+        "this cluster mounts no images: its API server, or a webhook that changes pods, took the image volume out of "
+        "the inspection pod. oci:// needs Kubernetes 1.35 or newer, or 1.31 or newer with the feature gate ImageVolume "
+        f"on API server and kubelets, and webhooks that know image volumes: upgrade, {_INSTEAD}"
     )
     return Reason.IMAGE_VOLUMES_UNSUPPORTED, message
 

@@ -184,6 +184,7 @@ def test_an_api_server_that_drops_the_volume_is_named(volumes: list[dict[str, An
     pod["spec"]["volumes"] = volumes
     for reason, message in (_unready(pod, _spec()), _judged(pod, _spec(), (Reason.MODEL_NOT_FOUND, "is empty"))):
         assert reason is Reason.IMAGE_VOLUMES_UNSUPPORTED
+        assert "its API server, or a webhook" in message
         assert "needs Kubernetes 1.35 or newer, or 1.31 or newer with the feature gate ImageVolume" in message
         assert "pvc://CLAIM/PATH" in message
 

@@ -67,7 +67,8 @@ class ModelFacts:
     )
     commit: str = described(
         "Commit of the hub's repository from which the operator read the facts. For s3://, a digest of the names, "
-        "sizes and ETags of the files. Not set for other sources.",
+        "sizes and ETags of the files. For oci://, the digest of the image, without sha256:. Not set for other "
+        "sources.",
         default="",
         max_length=64,
     )

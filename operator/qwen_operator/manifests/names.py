@@ -38,6 +38,8 @@ ROLE_ENGINE_WORKER = "engine-worker"
 ROLE_INSPECTION = "inspection"
 ENGINE_CONTAINER = "engine"
 INSPECTION_CONTAINER = "inspection"
+IMAGE_CONTAINER = "image"
+"""A container of an inspection pod that never runs. Its status shows the digest of an image."""
 FETCH_CONTAINER = "fetch"
 ENGINE_PORT = 8000
 MAX_REPLICA_PODS = 64

@@ -37,6 +37,10 @@ _GRACE_MARGIN_SECONDS = 30
 # every pinned template differ from a new one.
 _TEMPLATE_GRACE_SECONDS = 630
 _INSPECTION_SECONDS = 600
+# The node first pulls an image with all weights.
+_IMAGE_SECONDS = 7200
+# No image has this program. The kubelet shows the digest of the image of a container that it could not start, too.
+_NO_PROGRAM = "/qwen-operator/only-the-digest-is-wanted"
 _STARTUP_PERIOD = 5
 # A start that takes longer than planned is not necessarily a hang.
 _STARTUP_FACTOR = 2
@@ -95,7 +99,7 @@ def engine_template(
     source = model_cache.with_compile_cache(source, plan)
     labels = _pod_labels(identity, names.ROLE_ENGINE) | {names.LABEL_ROUTABLE: "true"}
     pod = {
-        **_common(spec.pod, runtime, (_GPU_TOLERATION, *plan.tolerations)),
+        **_common(spec.pod, runtime, source, (_GPU_TOLERATION, *plan.tolerations)),
         **_present(
             nodeSelector={**plan.selector, **spec.pod.node_selector},
             runtimeClassName=spec.pod.runtime_class_name,
@@ -230,14 +234,27 @@ def inspection_pod(
     tolerations = [item for product in place.products for item in product.tolerations]
     selector = runtime.inspection.node_selector or spec.pod.node_selector
     pod = {
-        **_common(spec.pod, runtime, (_GPU_TOLERATION, *tolerations)),
+        **_common(spec.pod, runtime, source, (_GPU_TOLERATION, *tolerations)),
         **_present(nodeSelector=dict(selector), affinity=_inspection_affinity(spec.pod, runtime, place)),
         "restartPolicy": "Never",
-        "activeDeadlineSeconds": _INSPECTION_SECONDS,
-        "containers": [container],
+        "activeDeadlineSeconds": _IMAGE_SECONDS if source.image else _INSPECTION_SECONDS,
+        "containers": [container, *_image_container(container, source)],
         "volumes": [dict(volume) for volume in source.volumes],
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": canonical_quantities(pod)}
+
+
+def _image_container(inspection: Manifest, source: EngineSource) -> list[Manifest]:
+    if source.image is None or not source.image.digest_wanted:
+        return []
+    container = {
+        "name": names.IMAGE_CONTAINER,
+        "image": source.image.reference,
+        # The volume has just pulled it: another pull might find another image.
+        "imagePullPolicy": "IfNotPresent",
+        "command": [_NO_PROGRAM],
+    }
+    return [container | {part: deepcopy(inspection[part]) for part in ("resources", "securityContext")}]
 
 
 def _inspection_command(source: EngineSource) -> tuple[str, ...]:
@@ -287,9 +304,12 @@ def _pod_labels(identity: PodIdentity, role: str) -> dict[str, str]:
     return labels | {names.LABEL_ROLE: role, names.LABEL_REVISION: identity.revision}
 
 
-def _common(pod: Pod, runtime: RuntimeImage, tolerations: tuple[Mapping[str, Any], ...]) -> Manifest:
+def _common(
+    pod: Pod, runtime: RuntimeImage, source: EngineSource, tolerations: tuple[Mapping[str, Any], ...]
+) -> Manifest:
     """The common part of engine and inspection pods: identity, placement and access, with the user's additions."""
-    secrets = dict.fromkeys((*runtime.pull_secrets, *(secret.name for secret in pod.image_pull_secrets)))
+    of_source = source.image.pull_secrets if source.image else ()
+    secrets = dict.fromkeys((*runtime.pull_secrets, *(secret.name for secret in pod.image_pull_secrets), *of_source))
     optional = _present(
         priorityClassName=pod.priority_class_name,
         schedulerName=pod.scheduler_name,

@@ -136,6 +136,24 @@ S3 = UriForm(
     details=", with the name of a bucket, and a prefix of letters, digits and -._+=@/ without '..' and without '//'",
 )
 
+_LABEL = "[a-z0-9][-a-z0-9]*"
+# Without a dot or a port the first part would be the name of a repository on Docker Hub.
+_REGISTRY = f"({_LABEL}([.]{_LABEL})+(:[0-9]{{1,5}})?|{_LABEL}:[0-9]{{1,5}}|localhost)"
+_DIGEST_OF_IMAGE = "@sha256:[0-9a-f]{64}"
+OCI = UriForm(
+    "oci",
+    form="oci://REGISTRY/REPOSITORY:TAG/PATH",
+    example="oci://registry.example.com/models/qwen:7b-chat",
+    pattern=(
+        f"^oci://{_REGISTRY}(/[a-z0-9]([-a-z0-9._]*[a-z0-9])?)+"
+        f"(:[A-Za-z0-9_][-A-Za-z0-9._]*({_DIGEST_OF_IMAGE})?|{_DIGEST_OF_IMAGE})(/[-A-Za-z0-9._+=@]+)*/?$"
+    ),
+    details=(
+        ", with the host of a registry, a repository in lower case, a tag or @sha256:DIGEST, and, unless the model is "
+        "at the top of the image, its folder, of letters, digits and -._+=@/ without '..' and without '//'"
+    ),
+)
+
 _HOSTS = {
     "huggingface.co": HF.scheme,
     "www.huggingface.co": HF.scheme,
@@ -146,7 +164,7 @@ _HOSTS = {
     "www.modelscope.ai": MODELSCOPE.scheme,
 }
 
-FORMS = {form.scheme: form for form in (PVC, HF, MODELSCOPE, S3)}
+FORMS = {form.scheme: form for form in (PVC, HF, MODELSCOPE, S3, OCI)}
 """The forms by scheme, in the order in which messages name them."""
 
 
@@ -245,10 +263,12 @@ PART_RULE = Rule(
 )
 """The rule of `spec.source.file` about split files."""
 SECRET_RULE = Rule(
-    f"!has(self.secretRef) || {_starts('self.uri', _REMOTE)}",
-    f"secretRef is for repositories of a hub, {_joined(_REPOSITORY_PREFIXES, 'and')}, and for {S3.prefix}: remove it, "
-    "or choose one of these",
-    lambda source: source.get("secretRef") is None or str(source.get("uri")).startswith(_REMOTE_PREFIXES),
+    f"!has(self.secretRef) || {_starts('self.uri', (*_REMOTE, OCI))}",
+    f"secretRef is for repositories of a hub, {_joined(_REPOSITORY_PREFIXES, 'and')}, and for {S3.prefix} and "
+    f"{OCI.prefix}: remove it, or choose one of these",
+    lambda source: (
+        source.get("secretRef") is None or str(source.get("uri")).startswith((*_REMOTE_PREFIXES, OCI.prefix))
+    ),
 )
 """The rule of `spec.source` about its Secret."""
 

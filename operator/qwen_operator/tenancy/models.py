@@ -22,7 +22,7 @@ from qwen_operator.tenancy.rules import allowed_variable, may_allow
 RIGHT = "a tenant may serve any model while the list is empty, and then only models from the places on it"
 FORM = (
     "a whole source such as hf://Qwen/Qwen3-8B, hf://Qwen/Qwen3-8B@v1.0 or pvc://models/qwen, or the beginning of one "
-    "with * after a slash, such as hf://Qwen/*, hf://Qwen/Qwen3-* or pvc://*"
+    "with * after a slash, such as hf://Qwen/*, hf://Qwen/Qwen3-*, oci://registry.example.com/models/* or pvc://*"
 )
 """What an entry of the list must be."""
 SHOWN = 3
@@ -104,7 +104,8 @@ def is_entry(entry: str) -> bool:
         return False
     if start == entry:
         return _is_place(entry)
-    return not rest or ("/" in rest and _is_place(f"{start}x"))
+    # The beginning of an image's address becomes a whole one with a tag.
+    return not rest or ("/" in rest and (_is_place(f"{start}x") or _is_place(f"{start}x:x")))
 
 
 def _is_place(written: str) -> bool:
@@ -154,11 +155,11 @@ _ADAPTERS = f"spec.?adapters.orValue([]).map(a, {_URI} + ({_COUNTS} ? '@' + {_RE
 def _allows_adapter_cel() -> str:
     """The rule for one adapter, `place`: its uri, and @REVISION of a repository."""
     on_hub = _ON_HUB.replace("{}", "place")
-    uri = f"({on_hub} ? place.split('@')[0] : place)"
-    form = " && ".join(f"({rule.cel.replace('self', uri)})" for rule in uris.URI_RULES)
+    form = " && ".join(f"({rule.cel.replace('self', 'uri')})" for rule in uris.URI_RULES)
+    named = f"[{on_hub} ? place.split('@')[0] : place].exists(uri, {form})"
     free = f"(!({on_hub} && place.contains('@')) || p.contains('@') || p.endsWith('://*'))"
     found = f"p == place || (p.endsWith('*') && place.startsWith(p.substring(0, size(p) - 1)) && {free})"
-    return f"place in variables.oldAdapters || ({form} && {_ALLOWED}.exists(p, {found}))"
+    return f"place in variables.oldAdapters || ({named} && {_ALLOWED}.exists(p, {found}))"
 
 
 VARIABLES: tuple[dict[str, str], ...] = tuple(

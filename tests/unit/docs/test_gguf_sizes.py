@@ -1,4 +1,4 @@
-"""The table of GGUF files in docs/sizing.md, from the rules by which llama.cpp chose the types in the official files."""
+"""The table of GGUF files in docs/sizing.md, by the rules with which llama.cpp chose the types of the official ones."""
 
 from __future__ import annotations
 

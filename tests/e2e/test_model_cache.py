@@ -54,9 +54,10 @@ class Hub:
         return int(httpx.get(f"http://{self.address}:8000/sent", timeout=30).json()["sent"])
 
 
-def hub_manifests(namespace: str) -> list[Manifest]:
+def hub_manifests(namespace: str, program: str = PROGRAM, claim: str = "models") -> list[Manifest]:
+    """The hub's pod. The program serves files of the claim, which is at /models."""
     labels = {"app": "hub"}
-    content = {"hub.py": Path(hub_module.__file__).read_text(encoding="utf-8"), "main.py": PROGRAM}
+    content = {"hub.py": Path(hub_module.__file__).read_text(encoding="utf-8"), "main.py": program}
     container = {
         "name": "hub",
         "image": f"{IMAGE['repository']}:{IMAGE['tag']}",
@@ -69,7 +70,7 @@ def hub_manifests(namespace: str) -> list[Manifest]:
     user = {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
     volumes = [
         {"name": "hub", "configMap": {"name": "hub"}},
-        {"name": "models", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}},
+        {"name": "models", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}},
     ]
     ports = [{"name": name, "port": port} for name, port in (("hub", 8000), ("network", 8001))]
     meta = {"name": "hub", "namespace": namespace}

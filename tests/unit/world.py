@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from qwen_operator.api.adapters import adapter_names
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.name_index import NameIndex
 from qwen_operator.checkpoints.facts import Checkpoint
@@ -45,7 +46,7 @@ from qwen_operator.kube import (
 from qwen_operator.manifests.adapters import wanted_adapters
 from qwen_operator.manifests.names import ENGINE_CONTAINER, INSPECTION_CONTAINER
 from qwen_operator.manifests.pods import RuntimeImage
-from qwen_operator.objects import key_of
+from qwen_operator.objects import key_of, mapping
 from qwen_operator.planning import plan as planning
 from qwen_operator.planning.types import EngineDefaults, EngineSource, NoFit, Plan
 from qwen_operator.replicas.adapters import AdaptersPage, awaits
@@ -354,7 +355,7 @@ class Operator:
         """Every engine loads and unloads adapters at once, but for those that are `unloadable`, and says so."""
         before, self.adapter_pages = self.adapter_pages, {}
         for item in self.store.deployments():
-            for pod in self.store.engine_pods(item):
+            for pod in self.store.engine_pods(item) if adapter_names(mapping(item, "spec")) else ():
                 if text := awaits(pod):
                     failed = {name: why for name, why in self.unloadable.items() if name in wanted_adapters(text)}
                     loaded = frozenset(wanted_adapters(text).keys() - failed.keys())

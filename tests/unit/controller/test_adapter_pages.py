@@ -88,15 +88,16 @@ def test_what_a_page_may_hold_is_bounded() -> None:
 def test_only_pods_that_are_up_and_lack_an_adapter_are_asked(caplog: pytest.LogCaptureFixture) -> None:
     annotations = {"qwen-operator.dev/adapters": "a", "qwen-operator.dev/adapters-wanted": BOTH}
     up = {"podIP": "127.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}
-    made = {"metadata": {"name": "chat-0a1b2c3d-0", "uid": "uid", "annotations": annotations}, "status": up}
+    made: Manifest = {"metadata": {"name": "chat-0a1b2c3d-0", "uid": "uid", "annotations": annotations}, "status": up}
 
     class Cluster:
         def __init__(self, pod: Manifest) -> None:
             self.pod = read_pod(pod, "chat")
 
         def deployments(self) -> list[Manifest]:
-            named = [{"metadata": {"namespace": "team", "name": name}, "spec": {"adapters": [1]}} for name in "xy"]
-            return [{**named[0], "spec": {}}, named[0], {**named[1], "metadata": {"namespace": "team", "name": "chat"}}]
+            of = ({"namespace": "team", "name": name} for name in ("none", "x", "chat"))
+            adapters: list[dict[str, list[int]]] = [{}, {"adapters": [1]}, {"adapters": [1]}]
+            return [{"metadata": meta, "spec": spec} for meta, spec in zip(of, adapters, strict=True)]
 
         def engine_pods(self, deployment: Manifest) -> tuple[PodState, ...]:
             if deployment["metadata"]["name"] == "x":

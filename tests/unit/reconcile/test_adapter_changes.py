@@ -19,7 +19,7 @@ def uids(world: World) -> list[str]:
     return [pod["metadata"]["uid"] for pod in engines(world)]
 
 
-def annotations(world: World) -> list[tuple[str, str]]:
+def noted(world: World) -> list[tuple[str, str]]:
     """What each engine has, and what it should have."""
     return [
         (pod["metadata"]["annotations"][ADAPTERS], ",".join(wanted_adapters(wanted_text(pod))))
@@ -44,7 +44,7 @@ async def test_an_engine_with_room_loads_an_added_adapter_and_no_pod_is_replaced
     before, at = uids(world), len(world.api.journal)
     await changed(world, tmp_path, "support", "legal")
     assert uids(world) == before
-    assert annotations(world) == [("legal,support", "legal,support")]
+    assert noted(world) == [("legal,support", "legal,support")]
     assert adapters(world) == {"ready": 2, "total": 2}
     assert world.conditions()["Ready"] == ("True", "Serving")
     assert "Reconciling" not in world.conditions()
@@ -65,11 +65,11 @@ async def test_a_removed_adapter_leaves_the_pod_at_once_and_nobody_reads_files_a
     before = uids(world)
     await changed(world, tmp_path, "support")
     assert uids(world) == before
-    assert annotations(world) == [("support", "support")]
+    assert noted(world) == [("support", "support")]
     assert adapters(world) == {"ready": 1, "total": 1}
     assert len(inspections(world)) == 1
     await changed(world, tmp_path, "support", "legal")
-    assert (uids(world), annotations(world)) == (before, [("legal,support", "legal,support")])
+    assert (uids(world), noted(world)) == (before, [("legal,support", "legal,support")])
     assert len(inspections(world)) == 1, "the first revision has the facts of both"
 
 
@@ -79,16 +79,16 @@ async def test_replicas_that_come_later_have_what_the_others_took_up(tmp_path: P
     change(world, replicas=3)
     await world.settle(120)
     first = uids(world)
-    assert annotations(world) == [("legal,support", "legal,support")] * 3
+    assert noted(world) == [("legal,support", "legal,support")] * 3
     paths = [pod["spec"]["containers"][0]["command"] for pod in engines(world)]
     assert sum("--lora-paths" in command for command in paths) == 2, "the first one started with one adapter"
     world.api.remove(engines(world)[0], PODS)
     await world.restart()
     await world.settle(120)
-    assert annotations(world) == [("legal,support", "legal,support")] * 3
+    assert noted(world) == [("legal,support", "legal,support")] * 3
     assert len(set(uids(world)) & set(first)) == 2
     await changed(world, tmp_path, "legal")
-    assert annotations(world) == [("legal", "legal")] * 3
+    assert noted(world) == [("legal", "legal")] * 3
     assert len(set(uids(world)) & set(first)) == 2
     assert world.conditions()["Ready"] == ("True", "Serving")
 
@@ -122,7 +122,7 @@ async def test_a_new_leader_goes_on_where_the_last_one_stopped(tmp_path: Path) -
         await world.wait(1)
         await world.restart()
     await world.settle(60)
-    assert (uids(world), annotations(world)) == (before, [("legal,support", "legal,support")])
+    assert (uids(world), noted(world)) == (before, [("legal,support", "legal,support")])
 
 
 async def test_an_edit_of_the_annotations_is_undone(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ async def test_an_edit_of_the_annotations_is_undone(tmp_path: Path) -> None:
     edits = {ADAPTERS: "legal,other,support", f"{ADAPTERS}-wanted": "{"}
     world.api.edit(PODS, name, lambda pod: pod["metadata"]["annotations"].update(edits))
     await world.settle(60)
-    assert annotations(world) == [("legal,support", "legal,support")]
+    assert noted(world) == [("legal,support", "legal,support")]
 
 
 REPLACED: dict[str, tuple[list[str], list[dict[str, Any]], dict[str, Any], str]] = {

@@ -23,6 +23,7 @@ class Engine:
     def __init__(self, **has: str) -> None:
         self.has, self.serves, self.broken = has, True, set[str]()
         self.calls: list[str] = []
+        self.why = ""
 
     def loaded(self) -> dict[str, str] | None:
         return dict(self.has) if self.serves else None
@@ -30,7 +31,7 @@ class Engine:
     def load(self, name: str, folder: str) -> str:
         self.calls.append(f"load {name}")
         if name in self.broken:
-            return f"no file in {folder}"
+            return self.why or f"no file in {folder}"
         self.has[name] = folder
         return ""
 
@@ -158,7 +159,7 @@ def test_a_list_that_nobody_wrote_changes_nothing(pod: Pod, text: str, capfd: py
 def test_a_long_fault_fits_into_the_page(pod: Pod) -> None:
     names = {f"n{number:039}": B for number in range(16)}
     pod.engine.broken = set(names)
-    pod.engine.load = lambda _name, _folder: '"' * 5000  # type: ignore[method-assign]
+    pod.engine.why = '"' * 5000
     pod.wants(**names)
     pod.wait(1)
     assert len(json.dumps(pod.loader.page())) < 3500

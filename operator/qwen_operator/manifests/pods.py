@@ -18,6 +18,7 @@ from qwen_operator.api.pod import GPU_RESOURCE, Pod
 from qwen_operator.api.spec import Spec
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct
 from qwen_operator.manifests import expansion, model_cache, names
+from qwen_operator.manifests.adapters import list_parts
 from qwen_operator.manifests.group_pods import apart, as_member, group_command, group_parts, group_seconds
 from qwen_operator.manifests.multi_node import near
 from qwen_operator.manifests.names import Manifest, Owner, PodIdentity
@@ -39,8 +40,9 @@ _TEMPLATE_GRACE_SECONDS = 630
 _INSPECTION_SECONDS = 600
 # The node first pulls an image with all weights.
 _IMAGE_SECONDS = 7200
-# No image has this program. The kubelet shows the digest of the image of a container that it could not start, too.
-_NO_PROGRAM = "/qwen-operator/only-the-digest-is-wanted"
+# The kubelet shows the digest of the image of a container that it could not start, too. Nothing in an image can be this
+# program, because the kernel's own files are mounted over its /proc: so nobody can run an image of their choice.
+_NO_PROGRAM = "/proc/qwen-operator-wants-only-the-digest"
 _STARTUP_PERIOD = 5
 # A start that takes longer than planned is not necessarily a hang.
 _STARTUP_FACTOR = 2
@@ -117,7 +119,7 @@ def engine_template(
             "annotations": {
                 **spec.pod.annotations,
                 names.ANNOTATION_OWNER_UID: identity.owner.uid,
-                **_present(**{names.ANNOTATION_ADAPTERS: ",".join(name for name, _ in source.adapters)}),
+                **(list_parts(source.adapters, plan.nodes_per_replica).annotations or {}),
             },
         },
         "spec": canonical_quantities(pod),
@@ -361,7 +363,7 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
     requests = {**host, **resources.limits, **resources.requests, **gpus}
     mounts = [*own_mounts(plan, source), *(dict(mount) for mount in spec.pod.volume_mounts)]
     group = group_parts(plan.nodes_per_replica)
-    mounts += group.mounts
+    mounts += [*group.mounts, *list_parts(source.adapters, plan.nodes_per_replica).mounts]
     prestop = ["python3", RUNTIME, "prestop", "--seconds", str(_PRESTOP_SECONDS)]
     return {
         "name": names.ENGINE_CONTAINER,
@@ -396,6 +398,7 @@ def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
     group = group_command(plan.nodes_per_replica, _group_seconds(plan, source))
     hold = [f"--hold={lock}" for lock in model_cache.locks(source)]
     hold += [f"--compile-cache={model_cache.COMPILE_MOUNT}"] if model_cache.keeps_compiled(source) else []
+    hold += list_parts(source.adapters, plan.nodes_per_replica).launch
     engine = [
         "python3",
         "-m",
@@ -467,6 +470,7 @@ def _engine_volumes(spec: Spec, plan: Plan, source: EngineSource) -> list[Manife
         *(dict(volume) for volume in source.volumes),
         *(dict(volume) for volume in spec.pod.volumes),
         *group_parts(plan.nodes_per_replica).volumes,
+        *list_parts(source.adapters, plan.nodes_per_replica).volumes,
     ]
 
 

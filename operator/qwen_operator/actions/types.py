@@ -46,6 +46,8 @@ class ActionReason(StrEnum):
     SURPLUS = "Surplus"
     DRIFTED = "Drifted"
     MODEL_CACHED = "ModelCached"
+    PREFETCH = "Prefetch"
+    PREFETCH_DONE = "PrefetchDone"
     REVISION_OBSOLETE = "RevisionObsolete"
 
 

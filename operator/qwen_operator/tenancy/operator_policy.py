@@ -17,8 +17,14 @@ from qwen_operator.manifests.model_cache import ENGINE_VOLUME, VOLUME
 from qwen_operator.tenancy.lists import Setting
 from qwen_operator.tenancy.rules import RULES, allowed_variable
 
-_ROLES = (names.ROLE_ENGINE, names.ROLE_ENGINE_WORKER, names.ROLE_INSPECTION)
-_CONTAINERS = (names.ENGINE_CONTAINER, names.INSPECTION_CONTAINER, names.FETCH_CONTAINER, "runtime")
+_ROLES = (names.ROLE_ENGINE, names.ROLE_ENGINE_WORKER, names.ROLE_INSPECTION, names.ROLE_FETCH)
+_CONTAINERS = (
+    names.ENGINE_CONTAINER,
+    names.INSPECTION_CONTAINER,
+    names.FETCH_CONTAINER,
+    names.FETCHED_CONTAINER,
+    names.RUNTIME_CONTAINER,
+)
 _CONTAINER_SECURITY = ("allowPrivilegeEscalation", "capabilities", "readOnlyRootFilesystem")
 _HOST = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
 

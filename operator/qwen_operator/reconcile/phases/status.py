@@ -53,6 +53,7 @@ def status(course: Course) -> Step:
             unplaced=course.unplaced,
             short_of_gpus=short,
             granted=observed.grant.replicas if short and observed.grant else None,
+            prefetch=course.prefetch,
         ),
         stamp,
     )

@@ -10,17 +10,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qwen_operator.actions.blocked import Blocked
-from qwen_operator.api.conditions import Reason
 from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.fields import Passthrough
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import DEFAULT_REVISIONS, TOKEN_VARIABLE, Hub
 from qwen_operator.manifests.model_cache import ENGINE_MOUNT
-from qwen_operator.planning.types import EngineDefaults, EngineSource, ModelFetch
+from qwen_operator.planning.types import CacheType, EngineDefaults, EngineSource, ModelCache, ModelFetch
 from qwen_operator.sources import hub_facts, inspection
 from qwen_operator.sources.scheme import Facts, SourceContext
 
+_GIB = 1 << 30
 # More than `fetch.heads` writes.
 TMP = ({"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}, {"name": "tmp", "mountPath": "/tmp"})
 """The volume and the mount of an inspection pod that writes what it reads."""
@@ -31,12 +31,6 @@ def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
     source = inspected(hub, context.spec, context.defaults)
     if source is None:
         return hub_facts.resolve(hub, context)
-    if hub is Hub.MODELSCOPE and context.defaults.cache is None:
-        message = (
-            "spec.source.secretRef is for a repository on ModelScope, which SGLang downloads without a token: set the "
-            "chart value cache, so that a container with the token downloads it, or put the files on a claim"
-        )
-        return Blocked(Reason.AUTH_REQUIRED, message, waiting=False)
     return inspection.resolve(context, source, {})
 
 
@@ -92,6 +86,11 @@ def cached(hub: Hub, spec: Spec, checkpoint: Checkpoint, defaults: EngineDefault
     # SGLang chooses some chat templates by words in the path, so the path has the repository's name.
     path = "/".join(part for part in (ENGINE_MOUNT, query.repository, query.file) if part)
     return EngineSource(model_path=path, env=(EnvVar("HF_HUB_OFFLINE", "1"),), fetch=fetch)
+
+
+def folder_of_pod(checkpoint: Checkpoint) -> ModelCache:
+    """A folder of the pod in place of a cache. The facts have the bytes of all weights, so little is added to them."""
+    return ModelCache(CacheType.POD, "", -(-checkpoint.weight_bytes * 102 // (100 * _GIB)) + 2)
 
 
 def with_token(source: EngineSource, spec: Spec, name: str) -> EngineSource:

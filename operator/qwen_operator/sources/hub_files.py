@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qwen_operator.actions.blocked import Blocked
+from qwen_operator.api.conditions import Reason
 from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.fields import Passthrough
 from qwen_operator.api.spec import Spec
@@ -19,6 +20,7 @@ from qwen_operator.manifests.model_cache import ENGINE_MOUNT
 from qwen_operator.planning.types import CacheType, EngineDefaults, EngineSource, ModelCache, ModelFetch
 from qwen_operator.sources import hub_facts, inspection
 from qwen_operator.sources.scheme import Facts, SourceContext
+from qwen_runtime.checkpoints.gguf_parts import joined_name, parts_of
 
 _GIB = 1 << 30
 # More than `fetch.heads` writes.
@@ -28,10 +30,30 @@ TMP = ({"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}, {"name": "tmp", "mount
 
 def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
     """The facts of a repository: from a pod with the token if it is private, else as for every public one."""
+    if (refused := _needs_cache(hub, context)) is not None:
+        return refused
     source = inspected(hub, context.spec, context.defaults)
-    if source is None:
-        return hub_facts.resolve(hub, context)
-    return inspection.resolve(context, source, {})
+    return hub_facts.resolve(hub, context) if source is None else inspection.resolve(context, source, {})
+
+
+def _needs_cache(hub: Hub, context: SourceContext) -> Blocked | None:
+    """Why SGLang cannot download this by itself; None if it can, or does not have to."""
+    if context.defaults.cache is not None:
+        return None
+    file = hub_facts.query_of(hub, context.spec).file
+    if (parts := len(parts_of(file))) > 1:
+        message = (
+            f"spec.source.file is one of {parts} parts of a split file, and SGLang opens only one file: set the chart "
+            "value cache, so that a container downloads and joins them, or put the joined file on a claim"
+        )
+    elif file and hub is Hub.MODELSCOPE:
+        message = (
+            "spec.source.file is in a repository on ModelScope, which SGLang downloads only as a whole: set the chart "
+            "value cache, so that a container downloads the file, or put it on a claim"
+        )
+    else:
+        return None
+    return Blocked(Reason.INVALID_CONFIG, message, waiting=False)
 
 
 def inspected(hub: Hub, spec: Spec, defaults: EngineDefaults) -> EngineSource | None:
@@ -47,6 +69,7 @@ def inspected(hub: Hub, spec: Spec, defaults: EngineDefaults) -> EngineSource | 
         *((f"--hub-url={mirror}",) if mirror else ()),
         f"--repository={query.repository}",
         f"--revision={query.revision or DEFAULT_REVISIONS[hub]}",
+        *((f"--file={query.file}",) if query.file else ()),
     )
     return EngineSource(
         model_path=str(query),
@@ -69,7 +92,7 @@ def token_of(spec: Spec, name: str = TOKEN_VARIABLE) -> EnvVar | None:
 def cached(hub: Hub, spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource | None:
     """What SGLang loads from the cache; None if there is no cache. The source names its revision by the commit.
 
-    Of a GGUF repository the cache has the file that the spec names.
+    Of a GGUF repository the cache has the file that the spec names, whose parts are joined there.
     """
     query = hub_facts.query_of(hub, spec)
     if defaults.cache is None:
@@ -84,7 +107,7 @@ def cached(hub: Hub, spec: Spec, checkpoint: Checkpoint, defaults: EngineDefault
         file=query.file,
     )
     # SGLang chooses some chat templates by words in the path, so the path has the repository's name.
-    path = "/".join(part for part in (ENGINE_MOUNT, query.repository, query.file) if part)
+    path = "/".join(part for part in (ENGINE_MOUNT, query.repository, joined_name(query.file)) if part)
     return EngineSource(model_path=path, env=(EnvVar("HF_HUB_OFFLINE", "1"),), fetch=fetch)
 
 

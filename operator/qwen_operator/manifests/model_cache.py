@@ -120,11 +120,21 @@ def _of_engine(cache: ModelCache, namespace: str) -> tuple[Manifest, ...]:
 
 def node_folder(template: Mapping[str, Any]) -> str:
     """The folder of the model in the caches of nodes, from the template of a revision; "" if it is in none."""
-    spec = template["spec"]
-    if "hostPath" not in objects.named(objects.members(spec, "volumes"), ENGINE_VOLUME):
+    if "hostPath" not in objects.named(objects.members(template["spec"], "volumes"), ENGINE_VOLUME):
         return ""
-    engine = objects.named(objects.members(spec, "containers"), names.ENGINE_CONTAINER)
-    return objects.text(objects.named(objects.members(engine, "volumeMounts"), ENGINE_VOLUME), "subPath")
+    return _folder_in(template, ENGINE_VOLUME)
+
+
+def claim_folder(template: Mapping[str, Any]) -> tuple[str, str]:
+    """The claim that is the cache, and the folder of the model in it; twice "" if the model is in none."""
+    volume = objects.named(objects.members(template["spec"], "volumes"), VOLUME)
+    claim = objects.text(volume, "persistentVolumeClaim", "claimName")
+    return (claim, _folder_in(template, VOLUME)) if claim else ("", "")
+
+
+def _folder_in(template: Mapping[str, Any], volume: str) -> str:
+    engine = objects.named(objects.members(template["spec"], "containers"), names.ENGINE_CONTAINER)
+    return objects.text(objects.named(objects.members(engine, "volumeMounts"), volume), "subPath")
 
 
 def whole(cache: ModelCache, namespace: str) -> tuple[Manifest, Manifest, str]:

@@ -330,7 +330,7 @@ def _common(
 
 def _runtime_container(runtime: RuntimeImage) -> Manifest:
     return {
-        "name": "runtime",
+        "name": names.RUNTIME_CONTAINER,
         "image": runtime.reference,
         "imagePullPolicy": runtime.pull_policy,
         "command": ["python3", _IMAGE_RUNTIME, "install", RUNTIME_MOUNT],

@@ -27,7 +27,7 @@ class CacheType(StrEnum):
     """Where a cache is: a folder of each node, or a claim in the namespace of each QwenDeployment.
 
     POD is a folder of one pod, which ends with it. The chart cannot choose it: it is for sources that SGLang cannot
-    download, where the chart has no cache.
+    download, or not at a commit, where the chart has no cache.
     """
 
     HOST_PATH = "HostPath"

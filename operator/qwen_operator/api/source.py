@@ -28,9 +28,7 @@ class Source:
 
     RULES: ClassVar = (
         uris.REVISION_RULE,
-        uris.FILE_RULE,
         uris.SECRET_RULE,
-        uris.SECRET_FILE_RULE,
         uris.DIGEST_RULE,
         uris.ENDPOINT_RULE,
     )
@@ -86,12 +84,13 @@ class Source:
 
     file: str | None = described(
         "A GGUF file of the source, as a path below its folder or repository. SGLang loads only this file, on one GPU. "
-        "The operator reads its header before an engine starts. For pvc://, hf:// and oci://. Examples: "
-        "qwen1_5-7b-chat-q4_k_m.gguf, q8_0/model.gguf.",
+        "Its header is read before an engine starts. Of a split file, name the first part: the download joins all "
+        "parts, which needs the chart's cache, or s3://. Files of ModelScope need the cache too. Examples: "
+        "qwen1_5-7b-chat-q4_k_m.gguf, q8_0/model.gguf, model-q8_0-00001-of-00002.gguf.",
         default=None,
         min_length=1,
         max_length=256,
-        rules=(uris.FILE_FORM_RULE,),
+        rules=(uris.FILE_FORM_RULE, uris.PART_RULE),
     )
 
     @property

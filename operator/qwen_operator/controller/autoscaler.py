@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -202,6 +203,7 @@ class Autoscaler:
         current = {deployment.key: deployment.uid for deployment in self._seen}
         self._watched = {key: kept for key, kept in self._watched.items() if current.get(key) == kept.uid}
         await self._read_demand()
+        asked_for: deque[ScaledDeployment] = deque()
         async with asyncio.TaskGroup() as group:
             for deployment in self._seen:
                 if not self._is_due(deployment, began):
@@ -209,14 +211,29 @@ class Autoscaler:
                 await self._in_hand.room()
                 if self._pace.clock() - self._demand_at >= LOOK_SECONDS and self._waits_for_demand():
                     await self._read_demand()
-                    self._start_woken(group)
-                self._start(group, deployment)
+                    asked_for = deque(self._asked_for())
+                if asked_for:
+                    # In turn with the others: neither those that somebody asks for nor the others wait for all of them.
+                    self._start(group, asked_for.popleft())
+                    await self._in_hand.room()
+                # Somebody may have woken it in the meantime.
+                if self._is_due(deployment, began):
+                    self._start(group, deployment)
+            await self._start_all(group, asked_for)
 
     async def wake(self) -> None:
-        """Look at the models that somebody asks for and whose turn it is not yet, all at the same time."""
+        """Look at the models that somebody asks for and whose turn it is not yet.
+
+        While the gateway cannot be read, anybody may ask for any model. Then each has its turn in the next round.
+        """
         await self._read_demand()
         async with asyncio.TaskGroup() as group:
-            self._start_woken(group)
+            await self._start_all(group, self._asked_for())
+
+    async def _start_all(self, group: asyncio.TaskGroup, deployments: Iterable[ScaledDeployment]) -> None:
+        for deployment in deployments:
+            await self._in_hand.room()
+            self._start(group, deployment)
 
     async def _read_demand(self) -> None:
         self._demand_at = self._pace.clock()
@@ -231,20 +248,28 @@ class Autoscaler:
         watched = self._watched.get(deployment.key)
         if watched is None or watched.looked is None or watched.sample is None:
             return True
+        if watched.sample.at > began:
+            return False
         if watched.next_at <= began:
-            return watched.sample.at <= began
+            return True
         return _shape(watched.looked) != _shape(deployment) or pace.wakes(self._demand.look(deployment.names))
 
-    def _start_woken(self, group: asyncio.TaskGroup) -> None:
+    def _asked_for(self) -> list[ScaledDeployment]:
+        """Those whose turn it is not yet, but that somebody asks for, or that must be looked at again to be sure.
+
+        First those that sleep, then those whose last look is the oldest.
+        """
         now = self._pace.clock()
+        found: list[tuple[bool, float, ScaledDeployment]] = []
         for deployment in self._seen:
             watched = self._watched.get(deployment.key)
             if watched is None:
                 continue
             look = self._demand.look(deployment.names)
-            held = watched.asleep and look.demand.held
-            if held or watched.confirm or (watched.next_at > now and pace.wakes(look)):
-                self._start(group, deployment)
+            held = watched.asleep and look.demand.held > 0
+            if held or watched.confirm or (watched.next_at > now and pace.asks(look)):
+                found.append((not held, watched.sample.at if watched.sample else -math.inf, deployment))
+        return [deployment for *_, deployment in sorted(found, key=lambda entry: entry[:2])]
 
     def _start(self, group: asyncio.TaskGroup, deployment: ScaledDeployment) -> None:
         if deployment.key not in self._looking:
@@ -293,11 +318,11 @@ class Autoscaler:
             reported=watched.reports.known,
         )
         old, watched.state = watched.state, state
+        if old != state:
+            self._on_change(deployment.key)
         if self._on_look is not None:
             seen = {uid: page if isinstance(page, Reading) else page.reason for uid, page in results.items()}
             self._on_look(Looked(deployment, at, state, seen, self._demand.look(deployment.names)))
-        if old != state:
-            self._on_change(deployment.key)
 
     def _set_turn(self, watched: _Watched, deployment: ScaledDeployment, sample: Sample) -> None:
         """Say when the next look has the engines of this deployment."""

@@ -65,7 +65,7 @@ _POD_STATUS: Shape = {
 }
 _IMAGE = {"name": _NAME, "image": 1024}
 _POD_SPEC: Shape = {
-    **dict.fromkeys(("nodeName", "schedulerName", "terminationGracePeriodSeconds"), _NAME),
+    **dict.fromkeys(("nodeName", "schedulerName", "terminationGracePeriodSeconds", "hostNetwork"), _NAME),
     "volumes": Each({"persistentVolumeClaim": {"claimName": _NAME}, "image": {"reference": _NAME}}, 64),
     "nodeSelector": Names(64, 253),
     "schedulingGates": Each({"name": _NAME}, 16),

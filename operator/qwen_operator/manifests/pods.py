@@ -19,6 +19,7 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct
 from qwen_operator.manifests import expansion, model_cache, names
 from qwen_operator.manifests.group_pods import apart, as_member, group_command, group_parts, group_seconds
+from qwen_operator.manifests.multi_node import near
 from qwen_operator.manifests.names import Manifest, Owner, PodIdentity
 from qwen_operator.manifests.quantities import canonical_quantities
 from qwen_operator.planning.types import EngineSource, Plan
@@ -176,7 +177,7 @@ def shared_engine_pods(replica: ReplicaPods, template: Mapping[str, Any], drain_
     ]
     if replica.pods == 1:
         return tuple(pods)
-    members = (as_member(pod, name, rank, replica.pods) for rank, pod in enumerate(pods))
+    members = (near(as_member(pod, name, rank, replica.pods), name) for rank, pod in enumerate(pods))
     return tuple(apart(pod, name) for pod in members) if replica.distinct_nodes else tuple(members)
 
 
@@ -359,14 +360,7 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
     # below our request.
     host = {"cpu": f"{plan.cpu_millis}m", "memory": f"{plan.host_memory_bytes // 1024}Ki"}
     requests = {**host, **resources.limits, **resources.requests, **gpus}
-    mounts = [
-        {"name": "qwen-runtime", "mountPath": RUNTIME_MOUNT, "readOnly": True},
-        {"name": "home", "mountPath": _HOME},
-        {"name": "tmp", "mountPath": "/tmp"},
-        *([{"name": "shm", "mountPath": "/dev/shm"}] if plan.shm_bytes else []),
-        *(dict(mount) for mount in source.mounts),
-        *(dict(mount) for mount in spec.pod.volume_mounts),
-    ]
+    mounts = [*own_mounts(plan, source), *(dict(mount) for mount in spec.pod.volume_mounts)]
     group = group_parts(plan.nodes_per_replica)
     mounts += group.mounts
     prestop = ["python3", RUNTIME, "prestop", "--seconds", str(_PRESTOP_SECONDS)]
@@ -385,6 +379,17 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
         "terminationMessagePolicy": "File",
         "volumeMounts": mounts,
     }
+
+
+def own_mounts(plan: Plan, source: EngineSource) -> list[Manifest]:
+    """The operator's own mounts in the engine of every replica."""
+    return [
+        {"name": "qwen-runtime", "mountPath": RUNTIME_MOUNT, "readOnly": True},
+        {"name": "home", "mountPath": _HOME},
+        {"name": "tmp", "mountPath": "/tmp"},
+        *([{"name": "shm", "mountPath": "/dev/shm"}] if plan.shm_bytes else []),
+        *(dict(mount) for mount in source.mounts),
+    ]
 
 
 def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
@@ -429,7 +434,7 @@ def _literal(command: Sequence[str]) -> list[str]:
 
 
 def _group_seconds(plan: Plan, source: EngineSource) -> int:
-    fetched = plan.weight_bytes_per_rank * plan.tensor_parallel if source.fetch else 0
+    fetched = plan.weight_bytes_per_rank * plan.gpus_per_replica if source.fetch else 0
     return group_seconds(plan.nodes_per_replica, fetched)
 
 

@@ -178,6 +178,8 @@ class Plan:
     once. `typical_requests` is how many requests of the workload's size the tokens hold. `cpu_millis` and
     `host_memory_bytes` are requests of one pod. Some stored records are older than the fields with a default.
 
+    `weight_bytes_per_rank` and `kv_bytes_per_token_per_rank` are the most that any rank has.
+
     `promised_tokens`: how many tokens an engine has at least, with the chart's options; 0 if these make that unknown.
     None: `kv_tokens`, or unknown if a warning says that options make the prediction wrong.
 
@@ -244,14 +246,15 @@ class Plan:
 
     def status(self, revision: str) -> dict[str, Any]:
         """The plan in the form of `status.plan`."""
-        experts = {"expert": self.expert_parallel} if self.expert_parallel > 1 else {}
+        sizes = {"expert": self.expert_parallel, "pipeline": self.pipeline_parallel}
+        more = {name: size for name, size in sizes.items() if size > 1}
         return {
             "hash": revision,
             "gpuProduct": self.gpu_product,
             **({"resourceName": self.resource_name, "share": self.share} if self.share else {}),
             "gpusPerReplica": self.gpus_per_replica,
             "nodesPerReplica": self.nodes_per_replica,
-            "parallelism": {"tensor": self.tensor_parallel, **experts},
+            "parallelism": {"tensor": self.tensor_parallel, **more},
             "contextTokens": self.context_tokens,
             "kvTokens": self.kv_tokens,
             "maxRunningRequests": self.max_running_requests,
@@ -276,6 +279,7 @@ class AlternativeKind(StrEnum):
     CONTEXT = "Context"
     WORKLOAD = "Workload"
     LIMITS = "Limits"
+    PIPELINE = "Pipeline"
     PRODUCT = "Product"
     NODES = "Nodes"
 

@@ -211,7 +211,7 @@ class Kubelet:
             and not item["status"].get("conditions")
             and item["metadata"]["name"] not in apart | self.full
             and self._free(item) >= _gpus(pod)
-            and pod["spec"].get("nodeSelector", {}).get(_HOSTNAME) in (None, item["metadata"]["labels"].get(_HOSTNAME))
+            and pod["spec"].get("nodeSelector", {}).items() <= item["metadata"]["labels"].items()
         ]
         if not free:
             if self.full:
@@ -270,9 +270,6 @@ class Kubelet:
     def _give_address(self, pod: Manifest) -> None:
         address = f"10.0.0.{int(pod['metadata']['uid'].removeprefix('uid-')) % 250}"
         self.api.edit(PODS, pod["metadata"]["name"], lambda item: item["status"].update(podIP=address))
-
-
-_HOSTNAME = "kubernetes.io/hostname"
 
 
 def _gpus(pod: Manifest) -> int:

@@ -117,6 +117,7 @@ class Reason(StrEnum):
     CLAIM_NOT_BOUND = "ClaimNotBound"
     GROUP_NOT_PLACED = "GroupNotPlaced"
     IMAGE_PULL_FAILED = "ImagePullFailed"
+    IMAGE_VOLUMES_UNSUPPORTED = "ImageVolumesUnsupported"
     # the engine ended
     BAD_FLAG = "BadFlag"
     CONFIG_MISMATCH = "ConfigMismatch"

@@ -221,6 +221,15 @@ class SortedReplicas:
             **{name: tuple(_with_message(one, messages) for one in group) for name, group in places.items()}
         )
 
+    def without(self, names: Collection[str]) -> SortedReplicas:
+        """The same without the replicas of these names."""
+        if not names:
+            return self
+        places = {part.name: getattr(self, part.name) for part in fields(self)}
+        return SortedReplicas(
+            **{name: tuple(one for one in group if one.name not in names) for name, group in places.items()}
+        )
+
     @property
     def all(self) -> tuple[Replica, ...]:
         return (*self.serving, *self.draining, *self.ended, *self.misnamed, *self.gone)

@@ -43,17 +43,20 @@ def moves(
     owner: Owner, target: PinnedRevision, replicas: SortedReplicas, rules: RolloutRules, taken: Collection[str]
 ) -> Moves:
     """The steps towards `rules.wanted` replicas of the target. `taken`: names of pods that belong to other owners."""
+    yielding = [replica for replica in replicas.serving if replica.name in rules.yields]
+    names = {replica.name for replica in replicas.all}
+    replicas = replicas.without(rules.yields)
     returning = _returning(target, replicas, rules)
     excess = max(0, len(replicas.fresh) - rules.wanted)
     victims, kept = _split(first_to_go(replicas.fresh, rules), excess)
     replaced = _replaced(target, replicas, kept, rules)
     removing = [
-        *(action for replica in victims for action in remove(replica, ActionReason.SCALED_DOWN, rules)),
+        *(action for replica in (*yielding, *victims) for action in remove(replica, ActionReason.SCALED_DOWN, rules)),
         *(action for replica in replaced for action in remove(replica, _cause(replica, target, rules), rules)),
     ]
     number = _places(target, replicas, replaced, rules) - len(kept) - len(returning) - _ended(replicas, target)
     early, kept = _split_early(kept, number, rules)
-    indices, blocked = _free(owner, target, replicas, taken, number)
+    indices, blocked = _free(owner, target, names, taken, number)
     completions = list(_completions(owner, target, kept, rules))
     blocked += [create.name for create in completions if create.name in taken]
     return Moves(
@@ -158,10 +161,9 @@ def _ended(replicas: SortedReplicas, target: PinnedRevision) -> int:
 
 
 def _free(
-    owner: Owner, target: PinnedRevision, replicas: SortedReplicas, taken: Collection[str], number: int
+    owner: Owner, target: PinnedRevision, ours: Collection[str], taken: Collection[str], number: int
 ) -> tuple[list[int], list[str]]:
-    """The lowest free indices, and the names of the foreign pods that block an index."""
-    ours = {replica.name for replica in replicas.all}
+    """The lowest free indices, and the names of the foreign pods that block an index. `ours`: names of replicas."""
     indices: list[int] = []
     blocked: list[str] = []
     index = 0

@@ -10,6 +10,8 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import hash_without_adapters
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.adapters import same_but_adapters, with_adapters
+from qwen_operator.manifests.mount_paths import mountable
+from qwen_operator.manifests.multi_node import connected
 from qwen_operator.manifests.names import Manifest, PodIdentity
 from qwen_operator.manifests.pods import engine_template, same_template
 from qwen_operator.manifests.revisions import PinnedRevision, as_stored, replan_of
@@ -35,7 +37,9 @@ def plan(course: Course) -> Step:
         adapters = [(one.name, adapter_planning.path_of(one.uri)) for one in facts.checkpoint.adapters]
         course = replace(course, template=with_adapters(kept.template, course.revision, adapters))
     else:
-        planned = _mountable(course, _planned(course, facts.checkpoint, _kept_engine(course)))
+        planned = _mounted_by_all(course, _planned(course, facts.checkpoint, _kept_engine(course)))
+    source = registry.engine_source(course.spec, facts.checkpoint, course.config.engine)
+    planned = mountable(planned, course.spec, source, course.observed.owner.namespace)
     if isinstance(planned, NoFit):
         message = f"{planned.message}; {facts.remark}" if facts.remark else planned.message
         blocked = Blocked(planned.reason, message, waiting=False, facts=facts.checkpoint, no_fit=planned)
@@ -93,7 +97,7 @@ def _planned(course: Course, facts: Checkpoint, engine: EngineDefaults) -> Plan 
     return planning.runnable(planned, facts, source, course.spec.hardware.max_nodes_per_replica)
 
 
-def _mountable(course: Course, planned: Plan | NoFit) -> Plan | NoFit:
+def _mounted_by_all(course: Course, planned: Plan | NoFit) -> Plan | NoFit:
     """The plan, or a refusal if pods on its nodes cannot all mount the claim with the weights."""
     claim = course.observed.claim
     if isinstance(planned, NoFit) or planned.nodes_per_replica == 1 or claim is None or not claim.single_node:
@@ -119,5 +123,6 @@ def template_of(course: Course, facts: Checkpoint, planned: Plan) -> Manifest:
     """The pod of every replica without its name, in the form in which the API server returns it."""
     identity = PodIdentity(course.observed.owner, course.revision)
     source = registry.engine_source(course.spec, facts, course.config.engine)
-    template: Manifest = as_stored(engine_template(identity, course.spec, planned, source, course.config.image))
+    made = engine_template(identity, course.spec, planned, source, course.config.image)
+    template: Manifest = as_stored(connected(made, planned, course.config.multi_nodes))
     return template

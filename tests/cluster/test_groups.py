@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.qd import alive, simulated, wait_condition, wait_ready
-from tests.testbed.bed import Release
+from tests.testbed.bed import Release, install
 from tests.testbed.cluster import Cluster, OwnNodes
 from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
 from tests.testbed.simulated import Pool
@@ -191,3 +191,36 @@ def test_each_pod_has_one_budget_and_a_drain_of_a_workers_node_ends(
         "it is on the other nodes", lambda: whole(kubectl, space, "w") and node not in hosts(kubectl, space, "w"), 90
     )
     wait_ready(kubectl, space, "w")
+
+
+BLOCK = "test.qwen-operator.dev/block"
+
+
+@pytest.fixture
+def in_blocks(bed: Cluster, kubectl: Kubectl, nodes: OwnNodes) -> Iterator[OwnNodes]:
+    """The first node is alone in its block, and the chart wants the nodes of a replica in one."""
+    for name, block in zip(nodes.names, ("a", "b", "b"), strict=True):
+        kubectl.run("label", "node", name, f"{BLOCK}={block}")
+    settings = (f"topologyKey={BLOCK}", "topologyPolicy=Required", "interface=net1")
+    install(bed, *(word for one in settings for word in ("--set", f"engine.multiNode.{one}")))
+    try:
+        yield nodes
+    finally:
+        install(bed)
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(300)
+def test_the_nodes_of_a_replica_share_a_block(kubectl: Kubectl, in_blocks: OwnNodes, space: str) -> None:
+    first, *others = in_blocks.names
+    kubectl.run("cordon", others[0])
+    kubectl.apply(wide(in_blocks, space, "w"))
+    obj = wait_condition(kubectl, space, "w", ("Ready", "False", "WaitingForGpus"))
+    assert f"must share the label {BLOCK}" in condition(obj, "Ready")["message"]
+    kubectl.run("uncordon", others[0])
+    wait_ready(kubectl, space, "w")
+    assert hosts(kubectl, space, "w") == set(others), f"and not {first}"
+    for pod in alive(kubectl, space, "w"):
+        assert pod["spec"]["nodeSelector"][BLOCK] == "b"
+        variables = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
+        assert (variables["NCCL_SOCKET_IFNAME"], variables["GLOO_SOCKET_IFNAME"]) == ("=net1", "net1")

@@ -67,7 +67,8 @@ class ModelFacts:
     )
     commit: str = described(
         "Commit of the hub's repository from which the operator read the facts. For s3://, a digest of the names, "
-        "sizes and ETags of the files. Not set for other sources.",
+        "sizes and ETags of the files. For oci://, the digest of the image, without sha256:. Not set for other "
+        "sources.",
         default="",
         max_length=64,
     )
@@ -276,7 +277,8 @@ class WaitingAdapter:
     name: str = described("Name of the adapter.", max_length=40)
     reason: str = described(
         "Why clients cannot ask for it: the reason why the present spec does not run, or Starting, Replacing (a "
-        "replica that answers does not have it), or why there is no replica.",
+        "replica that answers does not have it), Loading (engines load it while they serve), AdapterNotLoaded (an "
+        "engine could not; Degraded says why), or why there is no replica.",
         max_length=64,
     )
 

@@ -275,7 +275,7 @@ def _from_config(path: str, weight_bytes: int | None) -> Checkpoint:
 def _from_gguf(path: str) -> Checkpoint:
     from qwen_runtime.inspect_checkpoint import examine  # noqa: PLC0415 - only here
 
-    report, complete = examine(Path(path))
+    report, complete = examine(Path(path), to_join=True)
     if not complete:
         raise InputError(str(report["error"]["message"]).rstrip("."))
     return Checkpoint.from_inspection(report)

@@ -68,6 +68,8 @@ def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alter
     yield from (_labelled(*step.split(": ", 1)) for step in result.steps if step.startswith(shown))
     yield from (_labelled("shape", step) for step in result.steps if step.startswith("over "))
     yield _labelled("pod", _pod(result, product.unit))
+    if result.nodes_per_replica > 1 and (network := given.settings.multi_nodes.of(result).described()):
+        yield _labelled("network", f"the chart gives each of these pods {network}")
     if product.cost_per_gpu_hour is not None:
         price = product.cost_per_gpu_hour
         yield _labelled(

@@ -148,55 +148,76 @@ class _Engine:
     answers: Answers
 
 
-def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventory: Inventory) -> Plan:
-    checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
-    choice, read = chosen_engine.choice, chosen_engine.answers
-    running = _running(chosen, wanted, choice)
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """How SGLang starts. `lines` tell it for the plan's steps. `promised_tokens` is that of the plan."""
+
+    args: tuple[str, ...]
+    warnings: tuple[str, ...]
+    lines: tuple[str, ...]
+    running: int
+    startup_seconds: int
+    host_bytes: int
+    promised_tokens: int | None
+
+
+def _command(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit) -> _Command:
+    checkpoint, choice, chosen = search.checkpoint, chosen_engine.choice, fit.best
+    running = _running(chosen, search.wanted, choice)
     startup = spec.engine.startup_seconds or _startup_seconds(checkpoint, choice)
     group: RoleValues = ((Role.GROUP_TIMEOUT, (str(max(startup, _GROUP_SECONDS)),)),) if chosen.split.nodes > 1 else ()
     settings = (*_settings(search, fit, chosen_engine, running), *adapters.settings(checkpoint), *group)
     load = loading.choose(loading.Start(spec.engine.fast_start, checkpoint, chosen.split), choice, settings)
     settings = (*settings, *load.settings)
     args, warnings = engine.arguments(choice, settings)
-    remark = explain.unverified(spec.repository or spec.model, checkpoint)
-    lines = [load.line] if load.line else []
     start = explain.startup(checkpoint, startup, given=bool(spec.engine.startup_seconds), downloads=choice.downloads)
+    return _Command(
+        args=args,
+        warnings=(*warnings, *load.warnings),
+        lines=(start, *([load.line] if load.line else [])),
+        running=running,
+        startup_seconds=startup,
+        host_bytes=load.host_bytes,
+        promised_tokens=engine.promised_tokens(choice, settings, chosen.kv_tokens, warnings),
+    )
+
+
+def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventory: Inventory) -> Plan:
+    checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
+    choice, read = chosen_engine.choice, chosen_engine.answers
+    command = _command(spec, search, chosen_engine, fit)
+    lines = (*command.lines, read.line(choice.table), *explain.unverified(spec.repository or spec.model, checkpoint))
     facts = "; facts from the catalog" if checkpoint.source == CATALOG else explain.pinned(checkpoint)
     per_node = chosen.gpus // chosen.split.nodes
+    warnings = (*adapters.warnings(spec, checkpoint), *answers.warnings(checkpoint, read, command.args))
     return Plan(
         gpu_product=fit.product.product,
         gpus_per_replica=chosen.gpus,
         tensor_parallel=chosen.tp,
         context_tokens=wanted.context,
         kv_tokens=chosen.kv_tokens,
-        startup_seconds=startup,
+        startup_seconds=command.startup_seconds,
         engine_image=choice.image,
         engine_version=choice.table.version,
-        args=args,
+        args=command.args,
         env=choice.environment(read.tools),
         shm_bytes=0 if sharing.brings_own_shm(fit.product) else per_node * GIB,
-        steps=_steps(search, fit, inventory, (start, *lines, read.line(choice.table), *remark), running),
+        steps=_steps(search, fit, inventory, lines, command.running),
         selector=dict(fit.product.selector),
         tolerations=tuple(fit.product.tolerations),
-        warnings=(
-            *warnings,
-            *load.warnings,
-            *adapters.warnings(spec, checkpoint),
-            *answers.warnings(checkpoint, read, args),
-            *sharing.warnings(fit.product),
-        ),
+        warnings=(*command.warnings, *warnings, *sharing.warnings(fit.product)),
         message=f"{explain.sentence(fit.product, chosen)}{facts}",
         nodes_per_replica=chosen.split.nodes,
         pipeline_parallel=chosen.split.pp,
         expert_parallel=chosen.split.ep,
         kv_cache_dtype=search.kv_cache.name,
-        max_running_requests=running,
+        max_running_requests=command.running,
         typical_requests=wanted.typical(chosen.kv_tokens),
         weight_bytes_per_rank=chosen.weight_bytes,
         kv_bytes_per_token_per_rank=chosen.kv_bytes_per_token,
         cpu_millis=per_node * _CPU_MILLIS,
-        host_memory_bytes=per_node * _HOST_BYTES + _more_host_bytes(checkpoint, per_node) + load.host_bytes,
-        promised_tokens=engine.promised_tokens(choice, settings, chosen.kv_tokens, warnings),
+        host_memory_bytes=per_node * _HOST_BYTES + _more_host_bytes(checkpoint, per_node) + command.host_bytes,
+        promised_tokens=command.promised_tokens,
         resource_name=fit.product.resource_name,
         share=fit.product.share.kind if fit.product.share else "",
     )

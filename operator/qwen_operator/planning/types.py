@@ -99,6 +99,19 @@ class ModelFetch:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageVolume:
+    """An image that a pod mounts as a volume. `reference` is what the node pulls.
+
+    `pull_secrets` are names of Secrets with credentials for its registry. `digest_wanted`: the reference is a tag, and
+    the status of the pod must show the digest behind it.
+    """
+
+    reference: str
+    pull_secrets: tuple[str, ...] = ()
+    digest_wanted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class EngineDefaults:
     """The chart's engine settings. The settings of an object win over them. An `image` without a tag gets :v`version`.
 
@@ -138,7 +151,7 @@ class EngineSource:
 
     `fetch` is what a container must fetch before the engine starts; its volumes are not in `volumes`. `inspection` is
     the command of the inspection pod, () if it reads the folder `model_path`. `adapters` are the names of LoRA adapters
-    and their folders in the container.
+    and their folders in the container. `image` is the image among `volumes`, if the model is in one.
     """
 
     model_path: str
@@ -150,6 +163,7 @@ class EngineSource:
     fetch: ModelFetch | None = None
     inspection: tuple[str, ...] = ()
     adapters: tuple[tuple[str, str], ...] = ()
+    image: ImageVolume | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from qwen_runtime import __version__
+from qwen_runtime.adapters import Loader
 from qwen_runtime.compile_cache import driver_version, use
 from qwen_runtime.engine_log import Patience
 from qwen_runtime.group import Member
@@ -50,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         type=Path,
         help="keep what the engine compiles here, by the driver's version",
+    )
+    launch_.add_argument(
+        "--adapters", metavar="FOLDER", type=Path, help="load and unload the adapters that a file of this folder lists"
     )
     launch_.add_argument("--termination-log", metavar="FILE", type=Path, help="default: /dev/termination-log")
     launch_.add_argument(
@@ -133,7 +137,8 @@ def _launch(options: argparse.Namespace, command: Sequence[str]) -> int:
     if options.compile_cache is not None and (problem := use(options.compile_cache, driver_version())):
         complain(problem)
     patience = Patience(options.crash_seconds, options.port_seconds, options.stopped_seconds)
-    reports = Reports(options.termination_log, options.start_port)
+    adapters = None if options.adapters is None else Loader(options.adapters)
+    reports = Reports(options.termination_log, options.start_port, adapters)
     return launch(command, log_lines, patience, reports, _member(options))
 
 

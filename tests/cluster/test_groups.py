@@ -59,6 +59,44 @@ def test_two_pods_on_two_nodes_are_one_replica(kubectl: Kubectl, nodes: OwnNodes
     assert row[head.index("NODES") :].split()[0] == "2"
 
 
+Shape = tuple[dict[str, int], set[str], str]
+LARGE = {
+    "235B on 2 x 8 x 48 GB": ("Qwen/Qwen3-235B-A22B", A40),
+    "72B on 2 x 8 x L4": ("Qwen/Qwen1.5-72B-Chat", "NVIDIA-L4"),
+}
+SHAPES: dict[str, Shape] = {
+    "tensor": ({}, {"--tp-size=16"}, "With spec.parallelism.pipeline: 2 (TP 8, PP 2, 2 nodes, "),
+    "stages": ({"pipeline": 2}, {"--tp-size=8", "--pp-size=2"}, "Without stages (TP 16, 2 nodes, "),
+}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("large", LARGE.values(), ids=LARGE.keys())
+@pytest.mark.usefixtures("release")
+def test_a_large_model_on_two_nodes_of_eight(
+    bed: Cluster, kubectl: Kubectl, space: str, large: tuple[str, str], shape: Shape
+) -> None:
+    (model, product), (parallelism, options, reason) = large, shape
+    with bed.own_nodes(Pool(product, gpus=8, nodes=2)) as nodes:
+        kubectl.apply(simulated(space, "w", product, model=model, pod=nodes.pod, parallelism=parallelism))
+        refused = wait_condition(kubectl, space, "w", ("Planned", "False", "DoesNotFit"), 60)
+        assert "set it to 2 to run each replica over 2 nodes" in condition(refused, "Planned")["message"]
+        [change] = refused["status"]["noFit"]["alternatives"]
+        kubectl.run("patch", "qd", "w", "-n", space, "--type=merge", "-p", change["patch"])
+
+        plan = wait_ready(kubectl, space, "w")["status"]["plan"]
+        assert (plan["gpusPerReplica"], plan["nodesPerReplica"]) == (16, 2)
+        assert options <= set(plan["args"])
+        assert any(step.startswith("over 2 nodes: ") and reason in step for step in plan["steps"])
+        assert whole(kubectl, space, "w")
+        for pod in alive(kubectl, space, "w"):
+            [engine] = [one for one in pod["spec"]["containers"] if one["name"] == "engine"]
+            assert options <= set(engine["command"])
+            assert engine["resources"]["limits"]["nvidia.com/gpu"] == "8"
+        kubectl.run("delete", "qd", "w", "-n", space)
+
+
 @pytest.mark.timeout(240)
 def test_pods_wait_without_a_gpu_until_all_nodes_are_there(kubectl: Kubectl, nodes: OwnNodes, space: str) -> None:
     for node in nodes.names[1:]:

@@ -22,8 +22,10 @@ _MULTI_NODE = ("hostNetwork=true", IPC_LOCK)
 
 def explain(refusal: Refusal) -> tuple[Reason, str]:
     """The reason and the message of a rejected action."""
-    rejected = "the deletion of the" if refusal.deletion else "the"
-    text = f"the API server rejects {rejected} {refusal.kind} {refusal.name}: {refusal.message}"
+    what = f"{'the deletion of the' if refusal.deletion else 'the'} {refusal.kind} {refusal.name}"
+    text = f"the API server rejects {what}: {refusal.message}"
+    if not refusal.answered:
+        text = f"the API server gives no answer about {what}, perhaps because of a slow webhook: {refusal.message}"
     if any(words in refusal.message for words in _QUOTA):
         return Reason.QUOTA_EXCEEDED, f"{text}; the operator retries it"
     if _LIMIT_RANGE.search(refusal.message):

@@ -29,7 +29,7 @@ STUCK_SECONDS = 60.0
 UNDECIDED_SECONDS = 900.0
 """So does one that the scheduler has not refused. It may wait for its volume: kube-scheduler gives that 600 seconds."""
 LATE_SECONDS = 60.0
-"""A pod that should have ended so long ago does not end soon: for example its node is dead."""
+"""A pod that should have ended so long ago does not end soon: for example its node or its GPU is dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +174,15 @@ def _taken(pods: Iterable[Manifest]) -> Counter[tuple[str, str]]:
 
 
 def _ends(pod: Manifest, now: datetime) -> bool:
-    """Whether the pod ends soon. Its deletionTimestamp is the time at which its grace period is over."""
+    """Whether the pod ends soon."""
+    overdue = _overdue(pod, now)
+    return overdue is not None and overdue <= LATE_SECONDS
+
+
+def _overdue(pod: Manifest, now: datetime) -> float | None:
+    """For how many seconds the grace period of the pod is over, which is its deletionTimestamp; None without one."""
     due = objects.moment(objects.mapping(pod, "metadata").get("deletionTimestamp"))
-    return due is not None and (now - due).total_seconds() <= LATE_SECONDS
+    return None if due is None else (now - due).total_seconds()
 
 
 def _pods(replicas: Iterable[Replica]) -> list[Manifest]:
@@ -236,6 +242,7 @@ def _seat(replica: Replica, hosts: Mapping[str, str], now: datetime) -> Seat:
         pins=() if None in labels else tuple(hosts.get(str(label), "") for label in labels),
         gpus=need_of(replica.leader.manifest).gpus,
         stuck=any(_waits(member, now) > _patience(member) for member in waiting),
+        late=tuple(one.node for one in alive if one.node and (_overdue(one.manifest, now) or 0.0) > LATE_SECONDS),
     )
 
 

@@ -92,7 +92,7 @@ class _Board:
                 for node in seat.nodes:
                     board.by_node.setdefault(node, []).append((claim, seat))
             for seat in board.leaving[claim.key]:
-                board.coming.update(dict.fromkeys(seat.nodes, claim.size(seat)))
+                board.coming.update(dict.fromkeys(set(seat.nodes).difference(seat.late), claim.size(seat)))
         # A node that is overfull, for example because it lost a GPU, has nothing to promise.
         board.free = Counter({node: board.free[node] for node in pool.nodes})
         return board
@@ -153,7 +153,7 @@ class _Board:
         """Whether a draining replica of the deployment stays instead."""
         for seat in reversed(self.leaving[claim.key]):
             back = seat.nodes and seat not in self.drains[claim.key] and claim.nodes.issuperset(seat.nodes)
-            if back and all(self.coming[node] >= claim.size(seat) for node in seat.nodes):
+            if back and not seat.late and all(self.coming[node] >= claim.size(seat) for node in seat.nodes):
                 self.coming.subtract(dict.fromkeys(seat.nodes, claim.size(seat)))
                 self.leaving[claim.key].remove(seat)
                 self.kept[claim.key].append(seat)

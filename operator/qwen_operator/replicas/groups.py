@@ -32,10 +32,14 @@ _FARTHEST_AHEAD = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """The existing pods of one replica, sorted by rank; at least one. `pods` of them make it whole."""
+    """The existing pods of one replica, sorted by rank; at least one. `pods` of them make it whole.
+
+    `serves_as`: the revision that its engine runs by now, if it started with another one; else "".
+    """
 
     members: tuple[PodState, ...]
     pods: int = 1
+    serves_as: str = ""
 
     @property
     def leader(self) -> PodState:
@@ -48,7 +52,7 @@ class Replica:
 
     @property
     def revision(self) -> str:
-        return self.leader.revision
+        return self.serves_as or self.leader.revision
 
     @property
     def index(self) -> int | None:
@@ -215,6 +219,15 @@ class SortedReplicas:
         places = {part.name: getattr(self, part.name) for part in fields(self)}
         return SortedReplicas(
             **{name: tuple(_with_message(one, messages) for one in group) for name, group in places.items()}
+        )
+
+    def without(self, names: Collection[str]) -> SortedReplicas:
+        """The same without the replicas of these names."""
+        if not names:
+            return self
+        places = {part.name: getattr(self, part.name) for part in fields(self)}
+        return SortedReplicas(
+            **{name: tuple(one for one in group if one.name not in names) for name, group in places.items()}
         )
 
     @property

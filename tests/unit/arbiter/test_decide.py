@@ -184,6 +184,20 @@ CASES: dict[str, tuple[Pool, tuple[Claim, ...], tuple[Grant, ...]]] = {
         (replace(claim("a", 9, 1, gpus=2), nodes=frozenset({"n1", "n2", "n3"})), claim("b", 0, 1, "", gpus=2)),
         (Grant(1, places=(("n3",),)), Grant(1)),
     ),
+    "a replica that does not come to its end keeps nobody waiting": (
+        TWO,
+        (
+            claim("a", 9, 1, gpus=2),
+            claim("b", 0, 2, "n2", "n2"),
+            replace(claim("c", 0, 0), seats=(Seat("r0", ("n1",), draining=True, late=("n1",)),)),
+        ),
+        (Grant(0, waits_for=(B, ("team", "c"))), Grant(0, drains=("r0", "r1"), waits_for=(("team", "c"),)), Grant(0)),
+    ),
+    "not even its own deployment": (
+        TWO,
+        (replace(claim("a", 0, 1), seats=(Seat("r0", ("n1",), draining=True, late=("n1",)),)), claim("b", 9, 0)),
+        (Grant(1, places=(("n1",),)), Grant(0)),
+    ),
     "an overfull node promises nothing": (
         Pool({"n1": 1, "n2": 0}),
         (claim("a", 9, 1), claim("b", 0, 2, "n1", "n1")),

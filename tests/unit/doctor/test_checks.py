@@ -376,6 +376,9 @@ def test_rights() -> None:
     assert "you may not get pods/log in team-a" in user.message
     assert operators.mark is Mark.OK
     assert "qwen-system/qwen-operator" in operators.message
+    some = replace(installed(), operator=Listed([operator(watched="team-a,team-b")]))
+    (part,) = of("rights", cluster(installation=some, rights=[Right(account, "create", "pods", "team-a", True)]))
+    assert part.message.endswith("all rights that this version needs in the 1 of 2 namespaces that were checked")
     (lacks,) = of("rights", cluster(rights=[Right(account, "create", "pods", "", False)]))
     assert lacks.mark is Mark.BAD
     (unknown,) = of("rights", cluster(rights=[Right(account, "create", "pods", "", False, "you may not ask")]))

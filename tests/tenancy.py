@@ -326,6 +326,7 @@ MODELS = (
     "pvc://models/qwen/*",
     "pvc://models/one",
     "s3://weights/qwen/*",
+    "oci://registry.example.com/models/*",
 )
 """The list of models with which the next cases hold. Models without a source come from Hugging Face."""
 
@@ -352,6 +353,8 @@ MODELS_ALLOWED: tuple[Case, ...] = (
     Case("a folder of a claim", source("pvc://models/qwen/7b@chat")),
     Case("one folder", source("pvc://models/one")),
     Case("a folder of a bucket", source("s3://weights/qwen/7b")),
+    Case("an image by its tag", source("oci://registry.example.com/models/qwen:7b")),
+    Case("a folder of an image by its digest", source(f"oci://registry.example.com/models/a/b@sha256:{'0' * 64}/m")),
     Case("files of a bucket by their digest", source("s3://weights/qwen/7b", "4f2c8b1d" * 5)),
     Case("a mount that hides no weights", mount("/mnt/models")),
     Case("an adapter of a listed folder", adapters("pvc://models/one", "pvc://models/qwen/lora")),
@@ -373,6 +376,9 @@ MODELS_REFUSED: tuple[Case, ...] = (
         {"source": {"uri": "s3://weights/qwen/7b", "endpoint": "https://evil.example.com"}},
         "spec.source",
     ),
+    Case("an image of another repository", source("oci://registry.example.com/models-evil/qwen:7b"), "spec.source"),
+    Case("an image of another registry", source("oci://registry.example.com.evil/models/qwen:7b"), "spec.source"),
+    Case("a registry in the path", source("oci://evil.example.com/a:b/registry.example.com/models/"), "spec.source"),
     Case("another case", source("hf://qwen/Qwen3-8B"), "spec.source"),
     Case("another organisation", source("hf://evil/chat"), "spec.source"),
     Case("an adapter from elsewhere", adapters("pvc://models/one", "pvc://own/lora"), "spec.adapters"),

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from qwen_runtime import __version__
+from qwen_runtime.adapters import Loader
 from qwen_runtime.compile_cache import driver_version, use
 from qwen_runtime.engine_log import Patience
 from qwen_runtime.group import Member
@@ -21,7 +22,7 @@ from qwen_runtime.inspect_checkpoint import examine
 from qwen_runtime.install import NotInstalled, install
 from qwen_runtime.launch import FORWARDED, Reports, launch
 from qwen_runtime.log_lines import NoLogLines, installed
-from qwen_runtime.preflight import interface_problem, present_interfaces
+from qwen_runtime.preflight import interface_problem, lockable_bytes, memory_problem, present_interfaces
 from qwen_runtime.progress import PORT
 from qwen_runtime.report import bounded, complain, deliver
 
@@ -64,6 +65,9 @@ def _launch_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="keep what the engine compiles here, by the driver's version",
     )
+    parser.add_argument(
+        "--adapters", metavar="FOLDER", type=Path, help="load and unload the adapters that a file of this folder lists"
+    )
     parser.add_argument("--termination-log", metavar="FILE", type=Path, help="default: /dev/termination-log")
     parser.add_argument(
         "--crash-seconds", type=_seconds, default=90.0, help="seconds to end after a logged crash; default: 90"
@@ -96,6 +100,9 @@ def _group_options(parser: argparse.ArgumentParser) -> None:
         "--group-seconds", type=_seconds, default=1200.0, help="seconds to wait for the other pods; default: 1200"
     )
     parser.add_argument("--group-leader", metavar="FILE", type=Path, help="a file with the address and uid of rank 0")
+    parser.add_argument(
+        "--group-locks-memory", action="store_true", help="refuse a node that lets it lock too little memory"
+    )
 
 
 def _adapter(text: str) -> tuple[str, Path]:
@@ -158,7 +165,8 @@ def _launch(options: argparse.Namespace, command: Sequence[str]) -> int:
     if options.compile_cache is not None and (problem := use(options.compile_cache, driver_version())):
         complain(problem)
     patience = Patience(options.crash_seconds, options.port_seconds, options.stopped_seconds, options.start_seconds)
-    reports = Reports(options.termination_log, options.start_port)
+    adapters = None if options.adapters is None else Loader(options.adapters)
+    reports = Reports(options.termination_log, options.start_port, adapters)
     return launch(command, log_lines, patience, reports, _member(options))
 
 
@@ -174,9 +182,15 @@ def _member(options: argparse.Namespace) -> Member | None:
         uid=os.environ.get("QWEN_POD_UID", ""),
         leader_file=options.group_leader or Path("/nonexistent"),
         engine=_engine_version(),
-        problem=interface_problem(os.environ, present_interfaces()),
+        problem=_problem(options),
         seconds=options.group_seconds,
     )
+
+
+def _problem(options: argparse.Namespace) -> str:
+    """Why the engine cannot reach the others as it is told to, "" if nothing is known against it."""
+    problem = interface_problem(os.environ, present_interfaces())
+    return problem or (memory_problem(lockable_bytes()) if options.group_locks_memory else "")
 
 
 def _engine_version() -> str:

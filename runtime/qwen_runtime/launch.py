@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from qwen_runtime import guard, processes, serving
+from qwen_runtime.adapters import Loader
 from qwen_runtime.classify import Classification
 from qwen_runtime.diagnose import Ending, asked_report, failure_report, is_consequence, verdict
 from qwen_runtime.engine_log import EngineLog, Patience
@@ -53,7 +54,7 @@ class Supervisor:
     `on_asked` is called once, after the first signal to end has arrived and before the engine gets it. `group`: the
     other members, if the engine runs over several pods. `member_ended` says which of them ended, and why.
     `killed` is the process of this pod whose end caused the others. `hangs`: a process of this pod that hangs is the
-    cause.
+    cause. `adapters`: what changes the adapters of the engine; None if nothing does.
     """
 
     log_lines: LogLines
@@ -62,6 +63,7 @@ class Supervisor:
     on_asked: Callable[[EngineLog], None]
     log: EngineLog = field(init=False)
     group: Group | None = None
+    adapters: Loader | None = None
     member_ended: str = ""
     killed: Killed | None = None
     hangs: bool = False
@@ -163,9 +165,10 @@ class Supervisor:
             self.log.glance(unfinished)
 
     def page(self) -> bytes:
-        """How far the start is."""
+        """How far the start is, and which adapters the engine has."""
+        adapters = self.adapters.page() if self.adapters else None
         with self._lock:
-            return start_page(self.log)
+            return start_page(self.log, adapters)
 
     def wake(self) -> None:
         """Let the supervisor look again. Any thread may call it."""
@@ -329,10 +332,14 @@ def _difference(before: int | None, after: int | None) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Reports:
-    """Where an engine is reported: its start on a page at `start_port`, its end in the file `termination_log`."""
+    """Where an engine is reported: its start on a page at `start_port`, its end in the file `termination_log`.
+
+    `adapters` changes the adapters of the engine while it runs, and says on the page which ones it has.
+    """
 
     termination_log: Path | None
     start_port: int
+    adapters: Loader | None = None
 
 
 def launch(
@@ -357,6 +364,10 @@ def launch(
         deliver(bounded(asked_report(log)), termination_log)
 
     supervisor = Supervisor(log_lines, patience, os.path.realpath(sys.argv[0]), on_asked)
+    if reports.adapters is not None:
+        supervisor.adapters = reports.adapters
+        command = reports.adapters.command(command)
+        reports.adapters.start()
     group = None
     if member is not None:
         try:

@@ -234,6 +234,13 @@ def container_with(space: str, **security: Any) -> Manifest:
     return pod
 
 
+def engine_member(space: str, **changes: Any) -> Manifest:
+    """A pod of a replica over several nodes."""
+    pod = engine_pod(space, **changes)
+    pod["metadata"]["labels"][f"{GROUP}/replica"] = "chat-0123abcd-0"
+    return pod
+
+
 def bad_pods(space: str) -> dict[str, Manifest]:
     """Pods that a stolen token might try, by what is wrong."""
     return {
@@ -251,6 +258,9 @@ def bad_pods(space: str) -> dict[str, Manifest]:
         "account": engine_pod(space, serviceAccountName="builder"),
         "critical": engine_pod(space, priorityClassName="system-node-critical"),
         "privileged": container_with(space, privileged=True, allowPrivilegeEscalation=True),
+        "the network of the node without the chart": engine_member(space, hostNetwork=True),
+        "IPC_LOCK without the chart": container_with(space, capabilities={"add": ["IPC_LOCK"], "drop": ["ALL"]}),
+        "root without the chart": container_with(space, runAsUser=0, runAsNonRoot=False),
         "capability": container_with(space, capabilities={"add": ["SYS_ADMIN"], "drop": ["ALL"]}),
         "escalation": container_with(space, allowPrivilegeEscalation=True),
     }

@@ -22,7 +22,7 @@ from tests.testbed.simulated import REAL_NODE_PRODUCT, Pool
 
 pytestmark = pytest.mark.e2e
 A40 = "NVIDIA-A40"
-PAIR, SINGLE = "e2e-pair", "e2e-single"
+PAIR, SINGLE, STAGED = "e2e-pair", "e2e-single", "e2e-staged"
 URI = {"uri": "pvc://models/tiny-qwen2"}
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 
@@ -54,6 +54,20 @@ def pair(bed: Cluster, kubectl: Kubectl, release: Release, claim_space: str) -> 
             kubectl.run("delete", "qd", "pair", "-n", claim_space)
     finally:
         install(bed)
+
+
+@pytest.mark.timeout(900)
+def test_two_stages_on_two_pods_answer_with_the_tokens_of_one(kubectl: Kubectl, gateway: Gateway, pair: str) -> None:
+    """The layers of the model are divided between two pods (--pp-size=2)."""
+    found = kubectl.get("qd", "pair", pair) or {}
+    kubectl.apply(qd(pair, "staged", **{**found["spec"], "model": STAGED, "parallelism": {"pipeline": 2}}))
+    obj = wait_ready(kubectl, pair, "staged", timeout=400)
+    assert obj["status"]["plan"]["parallelism"] == {"tensor": 1, "pipeline": 2}
+    routed(gateway, STAGED)
+    routed(gateway, PAIR)
+    texts = [gateway.chat(model, **GREEDY).json()["choices"][0]["message"]["content"] for model in (STAGED, PAIR)]
+    kubectl.run("delete", "qd", "staged", "-n", pair)
+    assert texts[0] == texts[1] != ""
 
 
 def members(kubectl: Kubectl, space: str) -> list[Manifest]:

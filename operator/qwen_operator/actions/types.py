@@ -45,6 +45,7 @@ class ActionReason(StrEnum):
     POD_ENDED = "PodEnded"
     SURPLUS = "Surplus"
     DRIFTED = "Drifted"
+    ADAPTERS_CHANGED = "AdaptersChanged"
     MODEL_CACHED = "ModelCached"
     REVISION_OBSOLETE = "RevisionObsolete"
 

@@ -10,8 +10,8 @@ from qwen_operator.api import uris
 from qwen_operator.api.fields import Rule, described, matches
 
 MOST_ADAPTERS = 16
-VOLUME_FORM = r"^adapters-[0-9]+$"
-"""The names of the volumes with the adapters' claims."""
+VOLUME_FORM = r"^adapters-([0-9]+|list)$"
+"""The names of the volumes with the adapters' claims, and with the list of adapters."""
 _LONGEST_NAME = 40
 _NAME_FORM = r"^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$"
 

@@ -6,7 +6,6 @@ import argparse
 import os
 import socket
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,13 +23,18 @@ def hub_options(parser: argparse.ArgumentParser, *, required: bool = True) -> No
     parser.add_argument("--repository", required=required, default="", metavar="ORGANISATION/NAME")
 
 
+def file_option(parser: argparse.ArgumentParser) -> None:
+    """The only file of the repository or bucket."""
+    parser.add_argument("--file", default="", metavar="PATH", help="only this file, a GGUF file, with all its parts")
+
+
 def remote_of(arguments: argparse.Namespace, revision: str) -> Remote:
     """The repository that the options name."""
     from qwen_operator.fetch.wire import Remote  # noqa: PLC0415 - the command line alone needs none of it
 
     hub = Hub(arguments.hub)
     base, token = (arguments.hub_url or ADDRESSES[hub]).rstrip("/"), os.environ.get(TOKEN_VARIABLE, "").strip()
-    return Remote(hub, base, arguments.repository, revision, token)
+    return Remote(hub, base, arguments.repository, revision, token, arguments.file)
 
 
 def s3_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -43,7 +47,7 @@ def bucket_of(arguments: argparse.Namespace, commit: str) -> Bucket:
     """The folder that the options name."""
     from qwen_operator.fetch.bucket import Bucket  # noqa: PLC0415 - the command line alone needs none of it
 
-    return Bucket.of_uri(arguments.s3, arguments.endpoint, commit)
+    return Bucket.of_uri(arguments.s3, arguments.endpoint, commit, arguments.file)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +55,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     hub_options(parser, required=False)
     s3_options(parser, required=False)
     parser.add_argument("--commit", required=True)
-    parser.add_argument("--file", default="", metavar="PATH", help="only this file, a GGUF file")
+    file_option(parser)
     parser.add_argument("--cache", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--size-gib", type=int, required=True, metavar="GIB", help="most that the cache may have")
     parser.add_argument(
@@ -83,4 +87,4 @@ def main(arguments: argparse.Namespace) -> int:
     )
     if arguments.s3:
         return main(Fetch(bucket_of(arguments, arguments.commit), place))
-    return main(Fetch(replace(remote_of(arguments, arguments.commit), file=arguments.file), place))
+    return main(Fetch(remote_of(arguments, arguments.commit), place))

@@ -12,6 +12,7 @@ from qwen_operator.cli.inputs import Inputs
 from qwen_operator.cli.plan import exit_code
 from qwen_operator.cli.yaml_text import yaml_text
 from qwen_operator.manifests.mount_paths import mountable
+from qwen_operator.manifests.multi_node import connected
 from qwen_operator.manifests.names import Owner, PodIdentity
 from qwen_operator.manifests.objects import disruption_budget, worker_disruption_budget
 from qwen_operator.manifests.pods import ReplicaPods, engine_pods, engine_template
@@ -54,7 +55,8 @@ def objects(given: Inputs, result: Plan) -> list[Mapping[str, Any]]:
     owner = Owner(str(metadata["name"]), _namespace(given), NO_UID)
     revision = revision_hash(given.manifest["spec"], metadata.get("annotations") or {})
     identity, runtime = PodIdentity(owner, revision), given.settings.image
-    template = engine_template(identity, given.spec, result, given.source, runtime)
+    made = engine_template(identity, given.spec, result, given.source, runtime)
+    template = connected(made, result, given.settings.multi_nodes)
     pinned = PinnedRevision(
         revision=revision,
         number=1,

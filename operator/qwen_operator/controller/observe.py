@@ -34,6 +34,7 @@ from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevision
 from qwen_operator.objects import ObjectKey, key_of
 from qwen_operator.reconcile.plan_memory import PlanMemory
 from qwen_operator.reconcile.types import Observed
+from qwen_operator.replicas.adapters import Pages
 from qwen_operator.replicas.node_health import NodeHealth, node_health
 from qwen_operator.replicas.pod_state import PodState, is_gated
 from qwen_operator.replicas.room import Neighbours
@@ -51,7 +52,7 @@ class Observer:
 
     `scaling` returns the scaling state of the QwenDeployment with a namespace, name and uid. `hub` returns the answer
     of a model hub for a QwenDeployment. `pages` returns how far all downloads are, by the pods' uids. `grants` returns
-    what a QwenDeployment may have of GPUs that are short.
+    what a QwenDeployment may have of GPUs that are short. `adapter_pages` returns what engines say of their adapters.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Observer:
         self._hub = hub
         self._pages = pages
         self.grants: Callable[[ObjectKey], Grant | None] = lambda _key: None
+        self.adapter_pages: Callable[[], Pages] = dict
         self._hardware: tuple[int, Inventory, NodeHealth] = (-1, Inventory(), NodeHealth())
         self._deployments = -1
         self._plans = PlanMemory()
@@ -107,6 +109,7 @@ class Observer:
             hub=self._hub(key),
             plans=self._current_plans(),
             pages=self._pages(),
+            adapter_pages=self.adapter_pages(),
             neighbours=self._neighbours(engine_pods, nodes),
             grant=self.grants(key),
         )

@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.fetch import bucket, checksums
+from qwen_operator.fetch import bucket, checksums, joining
 from qwen_operator.fetch.bucket import Bucket
 from qwen_operator.fetch.faults import FetchError, told
-from qwen_operator.fetch.files import RemoteFile, needed, single, total
+from qwen_operator.fetch.files import RemoteFile, chosen, total
 from qwen_operator.fetch.listing import read_listing
 from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.store import Entry, Store, gigabytes
 from qwen_operator.fetch.transfer import CHUNK_BYTES, PATIENCE_SECONDS, Transfer
 from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, RemoteModel, certificates
+from qwen_runtime.checkpoints.gguf_parts import joined_name, parts_of
+from qwen_runtime.checkpoints.reading import InvalidFactsError
 from qwen_runtime.inspect_checkpoint import examine
 from qwen_runtime.page import showing
 from qwen_runtime.report import deliver
@@ -98,6 +100,18 @@ class Fetch:
 
     def _download(self, store: Store, entry: Entry) -> None:
         store.discard(entry)
+        parts = parts_of(self.remote.file)
+        if len(parts) == 1:
+            files = self._transfer(store, entry)
+        else:
+            if not joining.has_started(entry.partial):
+                self._transfer(store, entry)
+            files = self._joined(entry, parts)
+        store.lease(entry, self.place.pod)
+        store.publish(entry, files)
+
+    def _transfer(self, store: Store, entry: Entry) -> tuple[RemoteFile, ...]:
+        """Load the files, and check them."""
         files = self._patient(self._files)
         evicted = store.reserve(entry, files)
         for key in evicted:
@@ -116,13 +130,25 @@ class Fetch:
         ).run()
         _remove_others(entry.partial, files)
         _check(entry.partial, self.remote.file)
-        store.lease(entry, self.place.pod)
-        store.publish(entry, files)
+        return files
+
+    def _joined(self, entry: Entry, parts: tuple[str, ...]) -> tuple[RemoteFile, ...]:
+        """Make one file of all parts, because SGLang opens one."""
+        target = joined_name(self.remote.file)
+        self.say(f"joins the {len(parts)} parts of {target}")
+        try:
+            size = joining.join_parts(entry.partial, parts, target)
+        except InvalidFactsError as error:
+            # The next run loads the parts again.
+            joining.give_up(entry.partial)
+            raise FetchError(Reason.INVALID_CONFIG, str(error)) from None
+        _check(entry.partial, target)
+        return (RemoteFile(target, size),)
 
     def _files(self) -> tuple[RemoteFile, ...]:
         """The files to download, with their checksums."""
         listed = read_listing(self._client()).files
-        files = single(listed, self.remote.file) if self.remote.file else needed(listed)
+        files = chosen(listed, self.remote.file)
         if not isinstance(self.remote, Bucket):
             return files
         checked = bucket.with_checksums(self._client(), self.remote, files)
@@ -190,7 +216,7 @@ def main(fetch: Fetch, termination_log: Path | None = None) -> int:
 
 def _check(folder: Path, file: str) -> None:
     """Raise FetchError if an engine could not load what the repository has, or its one file if `file` is given."""
-    report, complete = examine(folder / file if file else folder)
+    report, complete = examine(folder / file if file else folder, to_join=True)
     if complete:
         return
     error: dict[str, Any] = report["error"]

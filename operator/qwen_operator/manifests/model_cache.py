@@ -22,6 +22,7 @@ from qwen_operator.api.pod import CACHE_VOLUME, ENGINE_CACHE_VOLUME
 from qwen_operator.manifests import expansion, names
 from qwen_operator.manifests.names import Manifest
 from qwen_operator.planning.types import CacheType, EngineSource, ModelCache, ModelFetch, Plan
+from qwen_runtime.checkpoints.gguf_parts import joined_name
 
 COMPILE_MOUNT = "/models/compiled"
 COMPILE_VARIABLE = "SGLANG_CACHE_DIR"
@@ -50,9 +51,9 @@ def model_folder(hub: str, repository: str, commit: str, file: str = "") -> str:
 
 
 def engine_folder(source: EngineSource) -> str:
-    """Where the engine finds the folder of its cached model. A single file lies in it."""
+    """Where the engine finds the folder of its cached model. A single file lies in it, whole."""
     assert source.fetch is not None
-    file = source.fetch.file
+    file = joined_name(source.fetch.file)
     return source.model_path.removesuffix(f"/{file}") if file else source.model_path
 
 

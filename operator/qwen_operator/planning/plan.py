@@ -15,7 +15,19 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
 from qwen_operator.engines.types import Role
 from qwen_operator.hardware.inventory import Inventory
-from qwen_operator.planning import adapters, alternatives, answers, behaviour, engine, explain, gates, loading, sharing
+from qwen_operator.planning import (
+    adapters,
+    alternatives,
+    answers,
+    behaviour,
+    engine,
+    explain,
+    gates,
+    loading,
+    pipeline,
+    shapes,
+    sharing,
+)
 from qwen_operator.planning.answers import Answers, RefusedParserError
 from qwen_operator.planning.engine import EngineChoice, RoleValues
 from qwen_operator.planning.engine_args import RefusedArgsError
@@ -109,10 +121,13 @@ def _attempt(
     except RefusedParserError as error:
         return Outcome(NoFit(Reason.INVALID_OVERRIDE, str(error)), wanted)
     inventory = inventory.usable(spec.pod.tolerations).offering(spec.hardware.resource_name, spec.hardware.products)
-    limits = Limits(spec.parallelism.tensor, spec.hardware.max_gpus_per_replica, spec.hardware.max_nodes_per_replica)
-    search = Search(choice.engine, checkpoint, wanted, spec.engine.kv_cache_type, limits)
+    hardware, wish = spec.hardware, spec.parallelism
+    limits = Limits(wish.tensor, hardware.max_gpus_per_replica, hardware.max_nodes_per_replica, wish.pipeline)
+    no_stages = pipeline.obstacle(checkpoint, choice)
+    search = Search(choice.engine, checkpoint, wanted, spec.engine.kv_cache_type, limits, no_stages)
     candidates = groups(spec.hardware.products, inventory)
-    refusal = adapters.refuse(checkpoint, choice) or refuse(spec, search, choice, inventory, candidates)
+    own = adapters.refuse(checkpoint, choice) or pipeline.refuse(wish.pipeline, checkpoint, no_stages)
+    refusal = own or refuse(spec, search, choice, inventory, candidates)
     if refusal:
         return Outcome(refusal, wanted)
     best, tried = find(search, candidates)
@@ -173,11 +188,11 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
     command = _command(spec, search, chosen_engine, fit)
     lines = (*command.lines, read.line(choice.table), *explain.unverified(spec.repository or spec.model, checkpoint))
     facts = "; facts from the catalog" if checkpoint.source == CATALOG else explain.pinned(checkpoint)
-    per_node = chosen.tp // chosen.split.nodes
+    per_node = chosen.gpus // chosen.split.nodes
     warnings = (*adapters.warnings(spec, checkpoint), *answers.warnings(checkpoint, read, command.args))
     return Plan(
         gpu_product=fit.product.product,
-        gpus_per_replica=chosen.tp,
+        gpus_per_replica=chosen.gpus,
         tensor_parallel=chosen.tp,
         context_tokens=wanted.context,
         kv_tokens=chosen.kv_tokens,
@@ -193,6 +208,7 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
         warnings=(*command.warnings, *warnings, *sharing.warnings(fit.product)),
         message=f"{explain.sentence(fit.product, chosen)}{facts}",
         nodes_per_replica=chosen.split.nodes,
+        pipeline_parallel=chosen.split.pp,
         expert_parallel=chosen.split.ep,
         kv_cache_dtype=search.kv_cache.name,
         max_running_requests=command.running,
@@ -226,6 +242,7 @@ def _running(chosen: Budget, wanted: Demand, choice: EngineChoice) -> int:
 
     The planned number is the largest decode graph, or the wanted concurrency if that is larger, but at most as many as
     fit. The bound keeps the engine's table of requests small, and lets its queue show early that the engine is full.
+    Pipeline stages share the requests out in equal parts, so their number divides it.
     """
     given = choice.given(Role.MAX_RUNNING_REQUESTS)
     if given and given[1].isdigit() and int(given[1]) > 0:
@@ -233,7 +250,8 @@ def _running(chosen: Budget, wanted: Demand, choice: EngineChoice) -> int:
     room = [max(1, chosen.kv_tokens // 2)]
     if chosen.most_requests is not None:
         room.append(max(1, chosen.most_requests))
-    return min(max(chosen.tuning.graph_batch, wanted.concurrency), *room)
+    running, stages = min(max(chosen.tuning.graph_batch, wanted.concurrency), *room), chosen.split.pp
+    return max(stages, running - running % stages)
 
 
 def _settings(search: Search, fit: Fit, chosen_engine: _Engine, running: int) -> RoleValues:
@@ -242,6 +260,7 @@ def _settings(search: Search, fit: Fit, chosen_engine: _Engine, running: int) ->
     choice, read = chosen_engine.choice, chosen_engine.answers
     tuning, split = chosen.tuning, chosen.split
     optional = (
+        (Role.PIPELINE_PARALLEL, str(split.pp) if split.pp > 1 else None),
         (Role.EXPERT_PARALLEL, str(split.ep) if split.ep > 1 else None),
         (Role.NODES, str(split.nodes) if split.nodes > 1 else None),
         (Role.WEIGHT_TYPE, gates.weight_type(checkpoint, fit.product, choice.engine.formats)),
@@ -258,7 +277,7 @@ def _settings(search: Search, fit: Fit, chosen_engine: _Engine, running: int) ->
         (Role.MEMORY_FRACTION, f"{shared.fraction / 1000:g}"),
         (Role.CONTEXT_LENGTH, str(search.wanted.context)),
         (Role.CHUNKED_PREFILL, str(tuning.chunk)),
-        (Role.DECODE_GRAPH_BATCH, str(min(tuning.graph_batch, running))),
+        (Role.DECODE_GRAPH_BATCH, str(min(tuning.graph_batch, max(1, running // split.pp)))),
         (Role.MAX_RUNNING_REQUESTS, str(running)),
         (Role.KV_CACHE_TYPE, search.kv_cache.name),
     )
@@ -270,11 +289,12 @@ def _settings(search: Search, fit: Fit, chosen_engine: _Engine, running: int) ->
 def _steps(search: Search, fit: Fit, inventory: Inventory, own: tuple[str, ...], running: int) -> tuple[str, ...]:
     """The arithmetic. `own` are lines that are ready: start, parsers, origin of the facts."""
     checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
-    price = explain.cost(fit.product, chosen.tp)
+    price = explain.cost(fit.product, chosen.gpus)
     return (
         *explain.model(checkpoint, wanted, search.kv_cache),
         *adapters.line(checkpoint, chosen.tp),
         *explain.splits(fit, wanted),
+        *shapes.lines(search, fit),
         explain.holds(chosen.kv_tokens, running, wanted),
         *own,
         *([price] if price else []),

@@ -22,6 +22,7 @@ from qwen_operator.manifests.ownership import Children
 from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError
 from qwen_operator.planning.types import Plan
 from qwen_operator.reconcile.plan_memory import PlanMemory
+from qwen_operator.replicas.adapters import Pages
 from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.groups import SortedReplicas
 from qwen_operator.replicas.holding import Hold
@@ -50,7 +51,7 @@ class Observed:
     `neighbours`: all nodes and engine pods; None if none of its own pods waits for the others of its replica, or if the
     operator may not read nodes.
     `plans`: remembers answers that depend on the rest of it alone.
-    `pages`: how far the downloads of pods are, by the pods' uids.
+    `pages`: how far the downloads of pods are, by the pods' uids. `adapter_pages`: which adapters engines have.
     `grant`: what the arbiter leaves it of the GPUs; None if nobody arbitrates.
     """
 
@@ -70,6 +71,7 @@ class Observed:
     refusal: Refusal | None = None
     plans: PlanMemory = field(default_factory=PlanMemory)
     pages: Mapping[str, ProgressPage] = field(default_factory=dict)
+    adapter_pages: Pages = field(default_factory=dict)
     neighbours: Neighbours | None = None
     grant: Grant | None = None
 
@@ -121,7 +123,7 @@ class Course:
     """What the phases of one decision know so far. Each phase sets its own fields.
 
     `spec`: the present spec with the chart's defaults of spec.pod. `revision`: the hash of the spec as it is written.
-    `facts`, `plan`: set on the way to a new revision.
+    `facts`, `plan`: set on the way to a new revision. `template`: its pod, if that does not follow from the plan alone.
     `target`: the pinned revision of the present spec. Without it, `blocked` is the reason.
     `running`: the revision whose replicas should run: the target or, if there is none or it is held back, the revision
     that served before. `hold`: why that revision is held back; None if none is.
@@ -143,6 +145,7 @@ class Course:
     query: HubQuery | None = None
     facts: Facts | None = None
     plan: Plan | None = None
+    template: Manifest | None = None
     blocked: Blocked | None = None
     target: PinnedRevision | None = None
     running: PinnedRevision | None = None

@@ -32,10 +32,14 @@ _FARTHEST_AHEAD = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """The existing pods of one replica, sorted by rank; at least one. `pods` of them make it whole."""
+    """The existing pods of one replica, sorted by rank; at least one. `pods` of them make it whole.
+
+    `serves_as`: the revision that its engine runs by now, if it started with another one; else "".
+    """
 
     members: tuple[PodState, ...]
     pods: int = 1
+    serves_as: str = ""
 
     @property
     def leader(self) -> PodState:
@@ -48,7 +52,7 @@ class Replica:
 
     @property
     def revision(self) -> str:
-        return self.leader.revision
+        return self.serves_as or self.leader.revision
 
     @property
     def index(self) -> int | None:

@@ -20,6 +20,7 @@ from qwen_operator.manifests.model_cache import ENGINE_MOUNT
 from qwen_operator.planning.types import EngineDefaults, EngineSource, ModelFetch
 from qwen_operator.sources import hub_facts, inspection
 from qwen_operator.sources.scheme import Facts, SourceContext
+from qwen_runtime.checkpoints.gguf_parts import joined_name, parts_of
 
 # More than `fetch.heads` writes.
 TMP = ({"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}, {"name": "tmp", "mountPath": "/tmp"})
@@ -28,16 +29,36 @@ TMP = ({"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}, {"name": "tmp", "mount
 
 def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
     """The facts of a repository: from a pod with the token if it is private, else as for every public one."""
+    if (refused := _needs_cache(hub, context)) is not None:
+        return refused
     source = inspected(hub, context.spec, context.defaults)
-    if source is None:
-        return hub_facts.resolve(hub, context)
-    if hub is Hub.MODELSCOPE and context.defaults.cache is None:
+    return hub_facts.resolve(hub, context) if source is None else inspection.resolve(context, source, {})
+
+
+def _needs_cache(hub: Hub, context: SourceContext) -> Blocked | None:
+    """Why SGLang cannot download this by itself; None if it can, or does not have to."""
+    if context.defaults.cache is not None:
+        return None
+    file, reason = hub_facts.query_of(hub, context.spec).file, Reason.INVALID_CONFIG
+    if (parts := len(parts_of(file))) > 1:
+        message = (
+            f"spec.source.file is one of {parts} parts of a split file, and SGLang opens only one file: set the chart "
+            "value cache, so that a container downloads and joins them, or put the joined file on a claim"
+        )
+    elif file and hub is Hub.MODELSCOPE:
+        message = (
+            "spec.source.file is in a repository on ModelScope, which SGLang downloads only as a whole: set the chart "
+            "value cache, so that a container downloads the file, or put it on a claim"
+        )
+    elif hub is Hub.MODELSCOPE and token_of(context.spec) is not None:
+        reason = Reason.AUTH_REQUIRED
         message = (
             "spec.source.secretRef is for a repository on ModelScope, which SGLang downloads without a token: set the "
             "chart value cache, so that a container with the token downloads it, or put the files on a claim"
         )
-        return Blocked(Reason.AUTH_REQUIRED, message, waiting=False)
-    return inspection.resolve(context, source, {})
+    else:
+        return None
+    return Blocked(reason, message, waiting=False)
 
 
 def inspected(hub: Hub, spec: Spec, defaults: EngineDefaults) -> EngineSource | None:
@@ -53,6 +74,7 @@ def inspected(hub: Hub, spec: Spec, defaults: EngineDefaults) -> EngineSource | 
         *((f"--hub-url={mirror}",) if mirror else ()),
         f"--repository={query.repository}",
         f"--revision={query.revision or DEFAULT_REVISIONS[hub]}",
+        *((f"--file={query.file}",) if query.file else ()),
     )
     return EngineSource(
         model_path=str(query),
@@ -75,7 +97,7 @@ def token_of(spec: Spec, name: str = TOKEN_VARIABLE) -> EnvVar | None:
 def cached(hub: Hub, spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource | None:
     """What SGLang loads from the cache; None if there is no cache. The source names its revision by the commit.
 
-    Of a GGUF repository the cache has the file that the spec names.
+    Of a GGUF repository the cache has the file that the spec names, whose parts are joined there.
     """
     query = hub_facts.query_of(hub, spec)
     if defaults.cache is None:
@@ -90,7 +112,7 @@ def cached(hub: Hub, spec: Spec, checkpoint: Checkpoint, defaults: EngineDefault
         file=query.file,
     )
     # SGLang chooses some chat templates by words in the path, so the path has the repository's name.
-    path = "/".join(part for part in (ENGINE_MOUNT, query.repository, query.file) if part)
+    path = "/".join(part for part in (ENGINE_MOUNT, query.repository, joined_name(query.file)) if part)
     return EngineSource(model_path=path, env=(EnvVar("HF_HUB_OFFLINE", "1"),), fetch=fetch)
 
 

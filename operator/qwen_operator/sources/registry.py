@@ -12,7 +12,7 @@ from qwen_operator.manifests.adapters import mounted
 from qwen_operator.manifests.names import Manifest, PodIdentity
 from qwen_operator.manifests.pods import InspectionPlace, RuntimeImage
 from qwen_operator.planning.types import EngineDefaults, EngineSource
-from qwen_operator.sources import hf, inspection, modelscope, outbound, pvc, s3
+from qwen_operator.sources import hf, inspection, modelscope, oci, outbound, pvc, s3
 from qwen_operator.sources.scheme import Facts, Scheme, SourceContext
 
 SCHEMES = {
@@ -22,6 +22,7 @@ SCHEMES = {
         hf.SCHEME,
         modelscope.SCHEME,
         s3.SCHEME,
+        oci.SCHEME,
     )
 }
 """Every scheme by its name in a uri."""

@@ -19,6 +19,7 @@ from qwen_operator.planning.types import CacheType, EngineDefaults, EngineSource
 from qwen_operator.sources import inspection
 from qwen_operator.sources.hub_files import TMP
 from qwen_operator.sources.scheme import Facts, Scheme, SourceContext
+from qwen_runtime.checkpoints.gguf_parts import joined_name
 
 _NEEDED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _OPTIONAL = ("AWS_SESSION_TOKEN", "AWS_REGION")
@@ -45,12 +46,13 @@ def _inspected(spec: Spec, defaults: EngineDefaults) -> EngineSource:
     """What the inspection pod runs."""
     assert spec.source is not None
     revision = (f"--revision={spec.source.revision}",) if spec.source.revision else ()
+    file = (f"--file={spec.source.file}",) if spec.source.file else ()
     return EngineSource(
         model_path=spec.source.uri,
         env=_credentials(spec),
         volumes=TMP[:1],
         mounts=TMP[1:],
-        inspection=("qwen-operator", "inspect-s3", *_place(spec, defaults), *revision),
+        inspection=("qwen-operator", "inspect-s3", *_place(spec, defaults), *revision, *file),
     )
 
 
@@ -77,11 +79,13 @@ def _engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults)
         hub=uris.S3.scheme,
         repository=bucket_folder(spec.source.location),
         commit=checkpoint.commit or spec.source.revision or "unknown",
+        file=spec.source.file or "",
         options=_place(spec, defaults),
         env=_credentials(spec),
     )
     # SGLang chooses some chat templates by words in the path.
-    path = "/".join(filter(None, (ENGINE_MOUNT, *bucket_location(spec.source.location))))
+    parts = (ENGINE_MOUNT, *bucket_location(spec.source.location), joined_name(spec.source.file or ""))
+    path = "/".join(filter(None, parts))
     return EngineSource(model_path=path, env=(EnvVar("HF_HUB_OFFLINE", "1"),), fetch=fetch)
 
 

@@ -29,7 +29,7 @@ from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.load import LoadClass
 from qwen_operator.scaling.types import UNKNOWN
 from qwen_operator.sources.inspection import PHASE
-from qwen_operator.status.adapters import adapters_status
+from qwen_operator.status.adapters import Loading, adapters_status, not_loaded
 from qwen_operator.status.names import lost_message, lost_reason
 from qwen_operator.status.observed import mismatch, observed, startup_seconds
 from qwen_operator.status.progress import ProgressPage, column, progress_of, sentence
@@ -56,7 +56,8 @@ class StatusInput:
     `pages`: how far the downloads and starts of pods are, by uid. `progress` is `status.progress`; `build_status` sets
     it.
     `short_of_gpus`: why other deployments have the GPUs of wanted replicas; "" if they do not.
-    `granted`: for how many the GPUs suffice then.
+    `granted`: for how many the GPUs suffice then. `adapter_failures`: why engines could not load adapters, by name.
+    `why_replaced`: why a change of adapters replaces replicas; "" if it does not.
     """
 
     spec: Spec
@@ -79,6 +80,8 @@ class StatusInput:
     unplaced: Failure | None = None
     short_of_gpus: str = ""
     granted: int | None = None
+    adapter_failures: Mapping[str, str] = field(default_factory=dict)
+    why_replaced: str = ""
 
     @property
     def ready(self) -> list[Replica]:
@@ -153,6 +156,7 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
     facts = target.facts if target else blocked.facts if blocked else None
     failure = _reported_failure(given, old)
     seen = observed(running, given.replicas.serving, given.rules.scaling, old)
+    loading = Loading(given.ready, given.revision, given.wanted, blocked, given.adapter_failures)
     observation = Observation(
         generation=int(meta.get("generation") or 0),
         replicas=given.replicas.count(given.wanted.number, given.rules.max_surge),
@@ -180,7 +184,7 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
         observed=seen,
         progress=progress,
         cache=in_words(fetches(members)),
-        adapters=adapters_status(given.spec.adapters, given.ready, given.wanted, blocked),
+        adapters=adapters_status(given.spec.adapters, loading),
     )
     new = build(observation, old, now)
     return {**new, "summary": {**new["summary"], **_column(given, str(new["summary"]["status"]))}}
@@ -231,10 +235,15 @@ def _reported_failure(given: StatusInput, old: Mapping[str, Any]) -> Failure | N
     if given.blocked is not None:
         return None
     inspection = record.get("phase") == PHASE
-    of_revision = f"-{given.revision}-" in str(record.get("pod", "")) and not inspection
+    of_revision = _of_revision(given, str(record.get("pod", ""))) and not inspection
     replicas = (*given.replicas.serving, *given.replicas.gone, *given.replicas.ended)
     pods = [pod for replica in replicas if replica.revision == given.revision for pod in replica.members]
     return last_failure(record if of_revision else {}, pods)
+
+
+def _of_revision(given: StatusInput, pod: str) -> bool:
+    """Whether a pod is of the present revision: by its name, or because it serves as that revision by now."""
+    return f"-{given.revision}-" in pod or any(pod == replica.leader.name for replica in given.current)
 
 
 def _verdicts(
@@ -257,13 +266,14 @@ def _verdicts(
     if stalled is not None:
         verdicts.append(stalled)
     elif _reconciling(given):
+        why = f"; new replicas come because {given.why_replaced}" if given.why_replaced else ""
         rollout = bool(given.ready) and reason is Reason.SERVING
         if rollout:
-            reconciling = (Reason.REPLACING, "the operator replaces pods of an earlier revision")
+            reconciling = (Reason.REPLACING, f"the operator replaces pods of an earlier revision{why}")
         elif given.blocked is not None:
             reconciling = (given.blocked.reason, given.blocked.message)
         else:
-            reconciling = (reason, message)
+            reconciling = (reason, f"{message}{why}")
         verdicts.append(Verdict(ConditionType.RECONCILING, True, *reconciling))
     if (degraded := _degraded(given, message, seen)) is not None:
         verdicts.append(degraded)
@@ -499,4 +509,6 @@ def _degraded(given: StatusInput, message: str, seen: Mapping[str, Any] | None) 
     broken = [replica for replica in given.current if not replica.ready and not replica.on_the_way]
     if broken:
         return Verdict(ConditionType.DEGRADED, True, Reason.REPLICA_LOST, message)
+    if (failed := not_loaded(given.adapter_failures)) is not None:
+        return failed
     return mismatch(given.running.plan, seen) if given.running else None

@@ -22,7 +22,7 @@ from qwen_operator.tenancy.rules import allowed_variable, may_allow
 RIGHT = "a tenant may serve any model while the list is empty, and then only models from the places on it"
 FORM = (
     "a whole source such as hf://Qwen/Qwen3-8B, hf://Qwen/Qwen3-8B@v1.0 or pvc://models/qwen, or the beginning of one "
-    "with * after a slash, such as hf://Qwen/*, hf://Qwen/Qwen3-* or pvc://*"
+    "with * after a slash, such as hf://Qwen/*, hf://Qwen/Qwen3-*, oci://registry.example.com/models/* or pvc://*"
 )
 """What an entry of the list must be."""
 SHOWN = 3
@@ -95,7 +95,8 @@ def is_entry(entry: str) -> bool:
         return False
     if start == entry:
         return _is_place(entry)
-    return not rest or ("/" in rest and _is_place(f"{start}x"))
+    # The beginning of an image's address becomes a whole one with a tag.
+    return not rest or ("/" in rest and (_is_place(f"{start}x") or _is_place(f"{start}x:x")))
 
 
 def _is_place(written: str) -> bool:

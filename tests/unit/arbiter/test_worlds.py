@@ -239,6 +239,34 @@ async def test_deployments_of_one_priority_are_left_alone() -> None:
     assert "kubernetes.io/hostname" not in waiting["spec"]["nodeSelector"]
 
 
+async def test_who_shares_no_node_with_a_higher_one_is_left_alone() -> None:
+    """A node autoscaler needs its pod, and what happens on nodes of others is nothing to it."""
+    world = await serving()
+    apart = a_node("gpu-2", 1)
+    apart["metadata"]["labels"] |= {"nvidia.com/gpu.product": "NVIDIA-L4", "nvidia.com/gpu.memory": "23034"}
+    world.api.put(NODES, apart)
+    world.api.put(QWENDEPLOYMENTS, urgent(hardware={"products": ["NVIDIA-H100-80GB-HBM3"]}))
+    l4 = {"products": ["NVIDIA-L4"]}
+    other = deployment("other", model=SMALL, servedNames=["other"], replicas=2, hardware=dict(l4))
+    world.api.put(QWENDEPLOYMENTS, other)
+    await live(world, 40)
+    assert owners(world) == ["chat", "other", "other", "urgent"]
+    assert "granted" not in world.qd("other")["status"]["scaling"]
+
+    world.api.put(QWENDEPLOYMENTS, urgent("top", hardware=dict(l4)))
+    await live(world, 40)
+    assert owners(world) == ["chat", "top", "urgent"], "now they meet"
+    assert "granted" in world.qd("other")["status"]["scaling"]
+
+
+async def test_a_cordoned_node_is_still_one_where_they_meet() -> None:
+    world = await serving()
+    world.api.edit(NODES, "gpu-1", lambda item: item["spec"].update(unschedulable=True))
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 20)
+    assert owners(world) == ["chat", "chat"], "a pod that waits would end one of them as soon as the node is back"
+
+
 @pytest.mark.parametrize("off", ["switch", "right"])
 async def test_without_the_switch_or_the_right_the_scheduler_decides(off: str) -> None:
     world = a_world(config=replace(TRUSTED, arbiter=off != "switch"))

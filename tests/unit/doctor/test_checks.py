@@ -16,6 +16,7 @@ from qwen_operator.controller import hub_reader
 from qwen_operator.doctor import checks
 from qwen_operator.doctor.checks import hub, kubernetes
 from qwen_operator.doctor.types import ClusterFacts, Finding, Listed, Mark, Page, Right
+from qwen_operator.manifests.multi_node import MultiNode, MultiNodes
 from tests.unit.doctor.facts import cluster, installed, named, operator, served
 from tests.unit.world import CONFIG
 
@@ -184,6 +185,27 @@ def test_pod_security(level: str | None, pod: dict[str, Any], mark: Mark, part: 
     deployment = named("root", "team-a", spec={"pod": pod})
     one = served(namespace=Listed([named("team-a", labels=labels)]), deployments=[deployment])
     finding = only("pod-security", cluster(served=(one,)))
+    assert finding.mark is mark
+    assert part in finding.message
+
+
+@pytest.mark.parametrize(
+    ("level", "most", "mark", "part"),
+    [
+        ("baseline", 2, Mark.BAD, "forbids multiNode.hostNetwork of the chart, but QwenDeployment wide may run over"),
+        ("baseline", 1, Mark.OK, "enforces baseline"),
+        ("privileged", 2, Mark.OK, "enforces privileged"),
+        ("privileged", 1, Mark.WARNING, "enforces no Pod Security Standard"),
+    ],
+)
+def test_pod_security_of_what_the_chart_gives_replicas_over_several_nodes(
+    level: str, most: int, mark: Mark, part: str
+) -> None:
+    config = replace(CONFIG, multi_nodes=MultiNodes(MultiNode(host_network=True)))
+    labels = {"pod-security.kubernetes.io/enforce": level}
+    wide = named("wide", "team-a", spec={"hardware": {"maxNodesPerReplica": most}})
+    one = served(namespace=Listed([named("team-a", labels=labels)]), deployments=[wide])
+    finding = only("pod-security", cluster(installation=installed(config), served=(one,)))
     assert finding.mark is mark
     assert part in finding.message
 

@@ -32,7 +32,7 @@ ALWAYS = ["/qwen-runtime", "/home/qwen", "/tmp"]
 CASES: dict[str, tuple[dict[str, Any], EngineDefaults, dict[str, Any], list[str]]] = {
     "a hub with the chart's certificates": ({}, HUB, {}, ["/etc/qwen-ca"]),
     "a claim": (CLAIM, HUB, {}, ["/models/source"]),
-    "a claim with adapters": (ADAPTED, HUB, {}, ["/models/source", "/models/adapters/adapters"]),
+    "a claim with adapters": (ADAPTED, HUB, {}, ["/models/source", "/models/adapters/adapters", "/qwen-adapters"]),
     "a cache": ({}, CACHED, {}, [f"/models/cached/{MODEL}", "/models/compiled"]),
     "several GPUs": (CLAIM, HUB, {"shm_bytes": 1 << 30}, ["/models/source", "/dev/shm"]),
     "several nodes": (CLAIM, HUB, {"nodes_per_replica": 2}, ["/models/source", "/qwen-group"]),

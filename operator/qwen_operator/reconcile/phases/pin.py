@@ -18,7 +18,7 @@ from qwen_operator.manifests.revisions import (
     revision_metadata,
     revision_of,
 )
-from qwen_operator.reconcile.phases.plan import template_of
+from qwen_operator.reconcile.phases.plan import template_of, without_adapters
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas.cached_nodes import noted
 from qwen_operator.sources.inspection import leftovers
@@ -40,10 +40,11 @@ def pin(course: Course) -> Step:
             number=number,
             facts=facts,
             plan=course.plan,
-            template=template_of(course, facts, course.plan),
+            template=course.template or template_of(course, facts, course.plan),
             replan=replan_of(course.observed.deployment),
             own_engine=bool(engine.image or engine.version),
             source=_source(course),
+            without_adapters=without_adapters(course),
         )
         manifest = revision_manifest(course.observed.owner, target)
         actions.append(Create(Kind.CONTROLLER_REVISION, manifest, ActionReason.PIN_REVISION))

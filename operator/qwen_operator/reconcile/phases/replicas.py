@@ -15,6 +15,7 @@ from qwen_operator.manifests.names import budget_name
 from qwen_operator.reconcile.foreign import foreign_objects
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas import quotas
+from qwen_operator.replicas.adapters import notes, serving_as
 from qwen_operator.replicas.cached_nodes import known_nodes, preferring
 from qwen_operator.replicas.draining import RolloutRules, waits
 from qwen_operator.replicas.groups import Replica, SortedReplicas, groups_of, sort_replicas
@@ -34,7 +35,8 @@ def replicas(course: Course) -> Step:
     If the revision does not come up in time, the earlier one runs.
     """
     observed, running = course.observed, course.running
-    existing = _replicas(course)
+    found = _replicas(course)
+    existing = serving_as(found, observed.readable, running)
     sorted_replicas = sort_replicas(existing, running.revision if running else "", observed.nodes)
     rule = size_rule(course.spec.replicas, course.spec.scaling, suspend=course.spec.suspend, now=course.now)
     wanted = _wanted(course, sorted_replicas, rule)
@@ -42,6 +44,7 @@ def replicas(course: Course) -> Step:
     progress = progress_of(running, sorted_replicas, observed.readable, rules) if running else Progress()
     if hold := progress.hold:
         course = replace(course, running=hold.earlier, hold=hold)
+        existing = serving_as(found, observed.readable, hold.earlier)
         sorted_replicas = sort_replicas(existing, hold.earlier.revision, observed.nodes, hold.names)
         rules = replace(rules, held=hold.revision)
     placed = place(_to_be_placed(sorted_replicas), _placing(course))
@@ -49,7 +52,8 @@ def replicas(course: Course) -> Step:
     ask, rules, steps = _arbitrated(course, sorted_replicas, rules, rule)
     steps = _where_cached(course, steps)
     pinned = {**observed.readable, **({course.revision: course.target} if course.target else {})}
-    repairs = pod_repairs(observed.owner, pinned, existing, rules.drain_seconds)
+    noted = notes(existing, pinned, course.running, observed.adapter_pages)
+    repairs = pod_repairs(observed.owner, pinned, existing, rules.drain_seconds, noted)
     proposed = _without_conflicts((*steps.actions, *repairs), placed.actions)
     actions, full = quotas.within_quotas(proposed, observed.quotas, course.actions)
     return Step(

@@ -136,6 +136,9 @@ def _listing(folder: Path) -> frozenset[str]:
     except (OSError, ValueError) as error:
         detail = error.strerror if isinstance(error, OSError) else error
         raise Fault(ReportReason.UNREADABLE_WEIGHTS, f"{shown(str(folder))} cannot be listed: {detail}.") from None
+    if not names:
+        message = f"{folder} is empty; the path must name the folder that holds {CONFIG_FILE}."
+        raise Fault(ReportReason.MODEL_NOT_FOUND, message)
     if len(names) > _MOST_NAMES:
         message = f"{folder} has more than {_MOST_NAMES} files; the path must name the folder of one checkpoint."
         raise Fault(ReportReason.INVALID_CONFIG, message)

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.cluster
 L4 = "NVIDIA-L4"
 TENANT = "tenant@example.com"
 GROUP = "qwen-operator.dev"
+MODEL_IMAGE = {"name": "source", "image": {"reference": "registry.example.com/models/qwen:7b"}}
 EVERYBODY = {
     # What Kubernetes gives to every account.
     ("selfsubjectreviews.authentication.k8s.io", "create"),
@@ -253,6 +254,8 @@ def bad_pods(space: str) -> dict[str, Manifest]:
         "a chosen node": engine_pod(space, nodeName="control-plane"),
         "a token": engine_pod(space, automountServiceAccountToken=True),
         "hostPath": engine_pod(space, volumes=[HOST]),
+        "hostPath in place of the model": engine_pod(space, volumes=[{**HOST, "name": "source"}]),
+        "an image beside the model": engine_pod(space, volumes=[{**MODEL_IMAGE, "name": "other"}]),
         "root": engine_pod(space, securityContext={"runAsUser": 0}),
         "no security": engine_pod(space, securityContext={}),
         "account": engine_pod(space, serviceAccountName="builder"),
@@ -283,6 +286,7 @@ def test_a_stolen_token_makes_no_other_pods(kubectl: Kubectl, bed: Cluster, rele
     kubectl.run("create", "serviceaccount", "builder", "-n", space)
     try:
         assert denied(kubectl, engine_pod(space), operator) == ""
+        assert denied(kubectl, engine_pod(space, volumes=[MODEL_IMAGE]), operator) == ""
         said = {name: denied(kubectl, pod, operator) for name, pod in bad_pods(space).items()}
         assert {name: text for name, text in said.items() if "qwen-system.qwen-operator" not in text} == {}
         assert "never in kube-system" in said["kube-system"]

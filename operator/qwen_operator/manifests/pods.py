@@ -40,8 +40,9 @@ _TEMPLATE_GRACE_SECONDS = 630
 _INSPECTION_SECONDS = 600
 # The node first pulls an image with all weights.
 _IMAGE_SECONDS = 7200
-# No image has this program. The kubelet shows the digest of the image of a container that it could not start, too.
-_NO_PROGRAM = "/qwen-operator/only-the-digest-is-wanted"
+# The kubelet shows the digest of the image of a container that it could not start, too. Nothing in an image can be this
+# program, because the kernel's own files are mounted over its /proc: so nobody can run an image of their choice.
+_NO_PROGRAM = "/proc/qwen-operator-wants-only-the-digest"
 _STARTUP_PERIOD = 5
 # A start that takes longer than planned is not necessarily a hang.
 _STARTUP_FACTOR = 2

@@ -34,7 +34,7 @@ def _stages(search: Search, one: Budget) -> str:
     """What the stages hold. The memory of the plan is that of the fullest one."""
     stages = Formula(search.engine.memory).stages(search.checkpoint, one.split)
     layers = " + ".join(str(stage.layers) for stage in stages)
-    head = "every stage" if all(stage.tables for stage in stages) else "the last one"
+    head = "every stage" if stages[0].tables > 1 else "the last one"
     parts = "each stage works on a part of the requests at a time"
     return (
         f"stages: {layers} layers; the first one has the embedding, {head} the output head; the fullest GPU has "

@@ -23,6 +23,12 @@ _DENIED = re.compile(r"\b(?:unauthorized|authorization|authentication|denied|for
 # Kubelets write "code = Unknown" before any error of the runtime.
 _ABSENT = re.compile(r"not found|\b(?:manifest|name|repository) unknown\b|\b404\b", re.IGNORECASE)
 _WORDS = 500
+# The inspection of a folder. containerd 2.1.9 pulls an artifact without a complaint and mounts an empty folder.
+_NOTHING_THERE = re.compile(r"(?:is empty|does not exist); the path must name the folder")
+_ARTIFACT = (
+    "If the files should be there: an artifact whose layers are no tar archives, as oras push makes it, is mounted "
+    "empty; make an image of the files"
+)
 _INSTEAD = "or put the files on a claim and set spec.source.uri to pvc://CLAIM/PATH"
 
 
@@ -53,7 +59,8 @@ def judged(
     if not _has_volume(pod):
         return _dropped()
     if isinstance(outcome, tuple):
-        return outcome
+        reason, message = outcome
+        return (reason, f"{message.rstrip('.')}. {_ARTIFACT}") if _NOTHING_THERE.search(message) else outcome
     digest = _digest(pod, image)
     return replace(outcome, commit=digest) if digest else (Reason.INSPECTION_FAILED, _without_digest(image))
 

@@ -11,12 +11,12 @@ from qwen_operator.actions.blocked import Blocked
 from qwen_operator.api import uris
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.manifests.names import SOURCE_VOLUME
 from qwen_operator.planning.types import EngineDefaults, EngineSource, ImageVolume
 from qwen_operator.sources import inspection
 from qwen_operator.sources.scheme import Facts, Scheme, SourceContext
 
 _MOUNT = "/models/source"
-_VOLUME = "source"
 _IMAGE = re.compile(
     r"(?P<repository>[^/]+(/[^/:@]+)+)(:(?P<tag>[^/@]+))?(@sha256:(?P<digest>[0-9a-f]{64}))?(?P<path>/.*)?", re.ASCII
 )
@@ -62,8 +62,8 @@ def _mounted(spec: Spec, image: Image) -> EngineSource:
     secrets = (spec.source.secret_ref.name,) if spec.source.secret_ref else ()
     return EngineSource(
         model_path="/".join(part for part in (folder, image.path, spec.source.file) if part),
-        volumes=({"name": _VOLUME, "image": {"reference": image.reference, "pullPolicy": policy}},),
-        mounts=({"name": _VOLUME, "mountPath": folder, "readOnly": True},),
+        volumes=({"name": SOURCE_VOLUME, "image": {"reference": image.reference, "pullPolicy": policy}},),
+        mounts=({"name": SOURCE_VOLUME, "mountPath": folder, "readOnly": True},),
         image=ImageVolume(image.reference, secrets, digest_wanted=not image.digest),
     )
 

@@ -20,7 +20,13 @@ from qwen_operator.tenancy.lists import Setting
 from qwen_operator.tenancy.rules import RULES, allowed_variable
 
 _ROLES = (names.ROLE_ENGINE, names.ROLE_ENGINE_WORKER, names.ROLE_INSPECTION)
-_CONTAINERS = (names.ENGINE_CONTAINER, names.INSPECTION_CONTAINER, names.FETCH_CONTAINER, "runtime")
+_CONTAINERS = (
+    names.ENGINE_CONTAINER,
+    names.INSPECTION_CONTAINER,
+    names.IMAGE_CONTAINER,
+    names.FETCH_CONTAINER,
+    "runtime",
+)
 _CONTAINER_SECURITY = ("allowPrivilegeEscalation", "capabilities", "readOnlyRootFilesystem")
 _ROOT_SECURITY = (*_CONTAINER_SECURITY, "runAsUser", "runAsNonRoot")
 _HOST = ("hostPID", "hostIPC", "shareProcessNamespace")
@@ -53,7 +59,9 @@ _CACHE = (
     f"((item.name == '{VOLUME}' && {_PATH} == variables.cachePath) || "
     f"(item.name == '{ENGINE_VOLUME}' && {_PATH} == variables.cachePath + '/' + request.namespace))"
 )
-_VOLUMES = f"{_refused('volumes', '[]')}.filter(item, !({_CACHE}))"
+# An image that a user names as the source of the model. The rule for spec.source judges it.
+_IMAGE = f"(item.name == '{names.SOURCE_VOLUME}' && item.all(m, m in ['name', 'image']))"
+_VOLUMES = f"{_refused('volumes', '[]')}.filter(item, !({_CACHE}) && !{_IMAGE})"
 
 VARIABLES: tuple[dict[str, str], ...] = tuple(
     {"name": name, "expression": expression}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from qwen_operator.manifests.pods import RuntimeImage
 from qwen_operator.planning.types import EngineDefaults, ImageVolume
 from qwen_operator.sources import image_volumes, registry
 from qwen_operator.sources.oci import Image, image_of
+from qwen_runtime.inspect_checkpoint import examine
 from tests.unit.checkpoints.configs import DENSE
 
 DIGEST = "0123456789abcdef" * 4
@@ -95,6 +97,9 @@ def test_the_inspection_pod_mounts_what_the_engine_mounts_and_pulls_with_the_sec
     assert (image["image"], image["imagePullPolicy"]) == (BY_TAG, "IfNotPresent")
     assert (image["securityContext"], image["resources"]) == (reads["securityContext"], reads["resources"])
     assert "volumeMounts" not in image
+    # A program of the image would run whatever a tenant puts there.
+    (program,) = image["command"]
+    assert program.startswith("/proc/")
 
 
 def test_a_digest_needs_no_second_container() -> None:
@@ -174,6 +179,16 @@ def test_a_failed_inspection_stays_failed() -> None:
     assert _judged(_seen(_spec()), _spec(), failed) == failed
 
 
+@pytest.mark.parametrize("folder", ["", "missing"])
+def test_nothing_in_an_image_may_mean_an_artifact(tmp_path: Path, folder: str) -> None:
+    report, _ = examine(tmp_path / folder)
+    said = report["error"]["message"]
+    reason, message = _judged(_seen(_spec()), _spec(), (Reason(report["error"]["reason"]), said))
+    assert reason is Reason.MODEL_NOT_FOUND
+    assert message.startswith(said)
+    assert "as oras push makes it, is mounted empty" in message
+
+
 @pytest.mark.parametrize(
     "volumes",
     [[], [{"name": "source", "emptyDir": {}}]],
@@ -214,15 +229,16 @@ def test_an_api_server_that_drops_the_volume_is_named(volumes: list[dict[str, An
         ("CreateContainerConfigError", 'secret "a" not found', Reason.POD_REFUSED, 'secret "a" not found'),
         (
             "ErrImagePull",
-            f'rpc error: code = NotFound desc = failed to pull and unpack image "{BY_TAG}": failed to resolve '
-            f'reference "{BY_TAG}": {BY_TAG}: not found',
+            f'rpc error: code = NotFound desc = failed to pull and unpack image "{BY_TAG}": failed to resolve image: '
+            f"{BY_TAG}: not found",
             Reason.MODEL_NOT_FOUND,
             "correct spec.source.uri, or push the image",
         ),
         (
             "ImagePullBackOff",
             f'Back-off pulling image "{BY_TAG}": ErrImagePull: rpc error: code = Unknown desc = failed to pull and '
-            f'unpack image "{BY_TAG}": failed to authorize: failed to fetch anonymous token: 401 Unauthorized',
+            f'unpack image "{BY_TAG}": failed to resolve image: pull access denied, repository does not exist or may '
+            "require authorization: authorization failed: no basic auth credentials",
             Reason.AUTH_REQUIRED,
             "spec.source.secretRef",
         ),

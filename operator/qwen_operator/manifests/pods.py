@@ -361,9 +361,9 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
     # below our request.
     host = {"cpu": f"{plan.cpu_millis}m", "memory": f"{plan.host_memory_bytes // 1024}Ki"}
     requests = {**host, **resources.limits, **resources.requests, **gpus}
-    mounts = [*own_mounts(plan, source), *(dict(mount) for mount in spec.pod.volume_mounts)]
+    before, after = own_mounts(plan, source)
+    mounts = [*before, *(dict(mount) for mount in spec.pod.volume_mounts), *after]
     group = group_parts(plan.nodes_per_replica)
-    mounts += [*group.mounts, *list_parts(source.adapters, plan.nodes_per_replica).mounts]
     prestop = ["python3", RUNTIME, "prestop", "--seconds", str(_PRESTOP_SECONDS)]
     return {
         "name": names.ENGINE_CONTAINER,
@@ -382,15 +382,17 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
     }
 
 
-def own_mounts(plan: Plan, source: EngineSource) -> list[Manifest]:
-    """The operator's own mounts in the engine of every replica."""
-    return [
+def own_mounts(plan: Plan, source: EngineSource) -> tuple[list[Manifest], list[Manifest]]:
+    """The operator's own mounts in the engine: those before and those after the user's."""
+    nodes = plan.nodes_per_replica
+    before: list[Manifest] = [
         {"name": "qwen-runtime", "mountPath": RUNTIME_MOUNT, "readOnly": True},
         {"name": "home", "mountPath": _HOME},
         {"name": "tmp", "mountPath": "/tmp"},
         *([{"name": "shm", "mountPath": "/dev/shm"}] if plan.shm_bytes else []),
         *(dict(mount) for mount in source.mounts),
     ]
+    return before, [*group_parts(nodes).mounts, *list_parts(source.adapters, nodes).mounts]
 
 
 def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-from qwen_runtime import guard, processes
+from qwen_runtime import guard, processes, serving
 from qwen_runtime.adapters import Loader
 from qwen_runtime.classify import Classification
 from qwen_runtime.diagnose import Ending, asked_report, failure_report, is_consequence, verdict
@@ -73,6 +73,7 @@ class Supervisor:
     _pending: list[int] = field(default_factory=list)
     _asked: bool = False
     _hung: bool = False
+    _cut: bool = False
     _stopped: dict[int, float] = field(default_factory=dict)
     _stillness: Stillness | None = None
     _other_waits_at: float = -math.inf
@@ -114,7 +115,7 @@ class Supervisor:
         except OSError as error:
             return self._not_started(command, error)
         pumps = self._start_pumps(child)
-        status = self._wait(child.pid)
+        status = self._wait(child.pid, command)
         child.returncode = status  # reaped here, not by subprocess
         self._witness.close()
         if self._stillness is not None:
@@ -124,7 +125,7 @@ class Supervisor:
             thread.join(_OUTPUT_SECONDS)
         kills = _difference(kills_before, processes.oom_kills())
         self.killed = self._killed_first(status)
-        return Ending(status, self._asked, self._hung, kills, self.member_ended, self.killed)
+        return Ending(status, self._asked, self._hung, kills, self.member_ended, self.killed, self._cut)
 
     def _stacks(self) -> dict[str, str]:
         """The environment in which the engine's processes tell their stacks, if it runs over several pods."""
@@ -179,7 +180,7 @@ class Supervisor:
         except BlockingIOError:
             return  # a full pipe wakes as well
 
-    def _wait(self, pid: int) -> int:
+    def _wait(self, pid: int, command: Sequence[str]) -> int:
         killed = False
         while True:
             self._heed_killed()
@@ -187,7 +188,7 @@ class Supervisor:
             self._heed_stopped()
             self._heed_still()
             while self._pending:
-                self._note_asked()
+                self._note_asked(command)
                 processes.kill(pid, self._pending.pop(0))
             status = processes.reap(pid)
             if status is not None:
@@ -288,13 +289,18 @@ class Supervisor:
             self._heed_group()
             time.sleep(0.1)
 
-    def _note_asked(self) -> None:
+    def _note_asked(self, command: Sequence[str]) -> None:
         if self._asked:
             return
         self._asked = True
+        # Before the engine gets the signal: after it, it answers that it is not ready.
+        starts = self.log.phase is not Phase.SERVING and serving.has_not_begun(serving.port_of(command))
         with self._lock:
             self.log.asked_to_end()
             self.on_asked(self.log)
+        if starts and self._end_by is None and (self.group is None or self.group.member.rank == 0):
+            # It has no answers to finish. Its own warm-up may take as long as the grace period.
+            self._cut, self._end_by = True, time.monotonic() + self.patience.start_seconds
         if self.group is not None:
             self.group.asked()
 

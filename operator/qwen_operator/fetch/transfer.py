@@ -27,8 +27,8 @@ from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, RemoteModel
 
 CHUNK_BYTES = 16 << 20
-BUFFER_BYTES = 256 << 10
-"""It stays in the processor's own cache while it is filled and written, or read and hashed."""
+BUFFER_BYTES = 1 << 20
+"""With less, threads wait for each other more often: only one at a time may write into a file, or run Python."""
 THREADS = 8
 PATIENCE_SECONDS = 600.0
 """After so long without a byte the download gives up. The kubelet starts it again."""

@@ -1,9 +1,11 @@
 """Downloads a file from loopback with curl and with `qwen-operator fetch`, and compares time and memory.
 
-    python -m bench.fetch --megabytes 2000 --rounds 3
+    python -m bench.fetch --megabytes 2000 --rounds 5
+    python -m bench.fetch --megabytes 2000 --rounds 5 --tls
 
-Both write to the same folder and wait until the disk has the file. The fetch also compares the sha256, keeps a journal
-and publishes the model. The hub is a small server that sends files with sendfile, so that it is not the limit.
+They take turns, so that other work on the machine meets both. Both write to the same folder and wait until the disk has
+the file. The fetch also compares the sha256, keeps a journal and publishes the model. The hub is a small server that
+sends files with sendfile, so that it is not the limit. With --tls it cannot: it encrypts, which costs as much.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import ssl
 import statistics
 import subprocess
 import sys
@@ -28,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.unit.fetch.hub import COMMIT, REPOSITORY, blob
+from tests.unit.fetch.tls import certificate
 from tests.unit.runtime.checkpoint import CONFIG, header
 
 SHARD = "model.safetensors"
@@ -55,7 +59,7 @@ def made(folder: Path, megabytes: int) -> dict[str, Any]:
 
 
 @contextmanager
-def hub(folder: Path, listing: dict[str, Any]) -> Iterator[str]:
+def hub(folder: Path, listing: dict[str, Any], tls: ssl.SSLContext | None) -> Iterator[str]:
     """A hub that gives the files of the folder; its address."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -77,7 +81,12 @@ def hub(folder: Path, listing: dict[str, Any]) -> Iterator[str]:
                 self.head(206 if wanted else 200, end - first)
                 self.wfile.flush()
                 while first < end:
-                    first += os.sendfile(self.connection.fileno(), file.fileno(), first, min(end - first, 1 << 24))
+                    if tls is None:
+                        first += os.sendfile(self.connection.fileno(), file.fileno(), first, min(end - first, 1 << 24))
+                    else:
+                        piece = os.pread(file.fileno(), min(end - first, 1 << 18), first)
+                        self.connection.sendall(piece)
+                        first += len(piece)
 
         def head(self, status: int, length: int) -> None:
             self.send_response(status)
@@ -86,9 +95,11 @@ def hub(folder: Path, listing: dict[str, Any]) -> Iterator[str]:
 
     body = json.dumps(listing).encode()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
@@ -123,7 +134,9 @@ def timed(command: list[str]) -> Cost:
 def by_curl(address: str, folder: Path) -> Cost:
     """curl, and then the wait for the disk."""
     target = folder / "curl"
-    cost = timed(["curl", "-sf", "-o", str(target), f"{address}/{REPOSITORY}/resolve/{COMMIT}/{SHARD}"])
+    trusted = os.environ.get("SSL_CERT_FILE")
+    options = ["--cacert", trusted] if trusted else []
+    cost = timed(["curl", "-sf", *options, "-o", str(target), f"{address}/{REPOSITORY}/resolve/{COMMIT}/{SHARD}"])
     begun = time.monotonic()
     with target.open("rb+") as file:
         os.fsync(file.fileno())
@@ -147,7 +160,8 @@ def by_fetch(address: str, folder: Path, megabytes: int) -> Cost:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tls", action="store_true")
     parser.add_argument("--folder", type=Path, help="where the downloads go; default: a temporary folder")
     arguments = parser.parse_args()
     ratios: list[float] = []
@@ -156,7 +170,11 @@ def main() -> None:
         source, target = Path(name) / "source", Path(name) / "target"
         source.mkdir()
         target.mkdir()
-        with hub(source, made(source, arguments.megabytes)) as address:
+        context = None
+        if arguments.tls:
+            context, trusted = certificate(Path(name))
+            os.environ["SSL_CERT_FILE"] = str(trusted)
+        with hub(source, made(source, arguments.megabytes), context) as address:
             for _ in range(arguments.rounds):
                 size = arguments.megabytes
                 curl, fetch = by_curl(address, target), by_fetch(address, target, size)

@@ -81,6 +81,12 @@ def inspect(folder: Path) -> dict[str, Any]:
     tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
     hints = _hints(shards)
     model = _model(content, hints, weights.linear_layers(tensors))
+    if stacked := weights.unread(tensors, model.architecture):
+        message = (
+            f"{shown(stacked)} has all experts of a layer in one tensor, as a merge of Axolotl writes them. SGLang "
+            f"reads only single experts of a {model.architecture}: merge again with merge_method: legacy."
+        )
+        raise Fault(ReportReason.INVALID_CONFIG, message)
     _check_tokenizer(folder, names)
     chat = _chat(folder, names)
     narrowed = model.quantization is None and "float32" in (model.dtype, hints.dtype)

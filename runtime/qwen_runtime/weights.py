@@ -17,6 +17,8 @@ _NOT_LOADED = "mtp."
 # The tensor with the values of a linear layer: of plain and FP8 weights, of GPTQ and AWQ, of compressed-tensors.
 _WEIGHTS = ("weight", "qweight", "weight_packed")
 _STACKED = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
+# Of SGLang 0.5.23: the first two leave out stacked experts without a word, and the third ends while it starts.
+_SINGLE_EXPERTS = ("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM")
 
 
 def parts(tensors: Mapping[str, Tensor], tied: bool, *, narrowed: bool = False) -> dict[str, int]:
@@ -37,6 +39,13 @@ def parts(tensors: Mapping[str, Tensor], tied: bool, *, narrowed: bool = False) 
         elif any(part in name for part in _KV):
             size["kvWeightBytes"] += tensor.size
     return size
+
+
+def unread(tensors: Mapping[str, Tensor], architecture: str) -> str:
+    """A tensor with all experts of a layer, if engines read only single experts of this architecture; else ""."""
+    if architecture not in _SINGLE_EXPERTS:
+        return ""
+    return next((name for name in tensors if name.endswith(_STACKED)), "")
 
 
 def linear_layers(tensors: Mapping[str, Tensor]) -> Held:

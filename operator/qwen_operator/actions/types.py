@@ -45,7 +45,10 @@ class ActionReason(StrEnum):
     POD_ENDED = "PodEnded"
     SURPLUS = "Surplus"
     DRIFTED = "Drifted"
+    ADAPTERS_CHANGED = "AdaptersChanged"
     MODEL_CACHED = "ModelCached"
+    PREFETCH = "Prefetch"
+    PREFETCH_DONE = "PrefetchDone"
     REVISION_OBSOLETE = "RevisionObsolete"
 
 

@@ -98,6 +98,7 @@ class Reason(StrEnum):
     MODEL_NOT_FOUND = "ModelNotFound"
     INVALID_CONFIG = "InvalidConfig"
     ADAPTER_MISMATCH = "AdapterMismatch"
+    ADAPTER_NOT_LOADED = "AdapterNotLoaded"
     TRUNCATED_WEIGHTS = "TruncatedWeights"
     UNREADABLE_WEIGHTS = "UnreadableWeights"
     TOKENIZER_MISSING = "TokenizerMissing"

@@ -277,7 +277,8 @@ class WaitingAdapter:
     name: str = described("Name of the adapter.", max_length=40)
     reason: str = described(
         "Why clients cannot ask for it: the reason why the present spec does not run, or Starting, Replacing (a "
-        "replica that answers does not have it), or why there is no replica.",
+        "replica that answers does not have it), Loading (engines load it while they serve), AdapterNotLoaded (an "
+        "engine could not; Degraded says why), or why there is no replica.",
         max_length=64,
     )
 
@@ -325,9 +326,10 @@ class Summary:
     )
     cache: str = described(
         "How the present pods got the model, if the chart has a cache: how many found it in the cache, and how many "
-        'bytes the others got from the hub, for example "1 hit, 15.2 GB".',
+        'bytes the others got from the hub, for example "1 hit, 15.2 GB". With spec.prefetch and a cache of nodes also '
+        'how many nodes have it: "1 hit, 2/3 nodes".',
         default="",
-        max_length=32,
+        max_length=48,
     )
 
 

@@ -4,7 +4,7 @@ Each file is cut into chunks. Threads load the chunks in order, and one thread r
 and computes the checksums. A journal in the folder says which chunks are complete, so another process goes on there.
 What a cut connection has delivered of a chunk counts too.
 
-Memory: each thread has one buffer, of READ_BYTES or BUFFER_BYTES.
+Memory: each thread has one buffer of BUFFER_BYTES.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, RemoteModel
 
 CHUNK_BYTES = 16 << 20
-READ_BYTES = 128 << 10
-"""What a connection must deliver at least before it breaks off: of a part that is not full, nothing stays."""
 BUFFER_BYTES = 1 << 20
+"""With less, threads wait for each other more often: only one at a time may write into a file, or run Python."""
 THREADS = 8
 PATIENCE_SECONDS = 600.0
 """After so long without a byte the download gives up. The kubelet starts it again."""
@@ -216,7 +215,7 @@ class Transfer:
 
     def _load(self, client: Client, chunk: Chunk) -> None:
         """Load a chunk, however often the connection is cut. Raises FetchError if the patience ends."""
-        buffer, at, failures = memoryview(bytearray(READ_BYTES)), chunk.first, 0
+        buffer, at, failures = memoryview(bytearray(BUFFER_BYTES)), chunk.first, 0
         descriptor = os.open(self.folder / chunk.file.path, os.O_WRONLY)
         try:
             while at < chunk.end:
@@ -256,9 +255,9 @@ class Transfer:
                 f"{path} of {self.remote} has another size than the list of {self.remote.server} says: "
                 f"{chunk.file.size} bytes",
             )
-        left = chunk.end - at
+        body, left = client.body(answer), chunk.end - at
         try:
-            while left and (count := answer.response.readinto(buffer[: min(left, READ_BYTES)])):
+            while left and (count := body.fill(buffer[:left])):
                 left -= count
                 yield count
         except (OSError, http.client.HTTPException) as error:
@@ -267,6 +266,7 @@ class Transfer:
         if left:
             client.close()
             raise Cut(f"the connection ended {left} bytes too early")
+        body.close()
 
     def _after(self, trouble: Busy | Cut, failures: int) -> None:
         """Wait after a failure. A pause that the hub asked for holds for all threads."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import http.client
 import re
+import socket
 import ssl
+import struct
+import sys
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Protocol
@@ -163,6 +166,59 @@ class Answer:
     length: int
 
 
+class Body:
+    """The body of an answer, read from the socket itself: one call of the system fills a buffer.
+
+    Without a `connection` that stays open, or if its length is not known, it comes through the HTTP library. Close it
+    when it was read to its end: then the connection serves the next request. `timeout` is in seconds.
+    """
+
+    def __init__(self, response: http.client.HTTPResponse, connection: socket.socket | None, timeout: float) -> None:
+        self._response, self._timeout, self._flags = response, timeout, 0
+        self._socket = connection if response.length is not None else None
+        # The library reads the head through a buffer, which has the beginning of the body too.
+        self._ahead = sys.maxsize if self._socket is None else len(response.fp.peek())
+        if self._socket is not None and not isinstance(self._socket, ssl.SSLSocket):
+            # With a timeout of Python's own, a socket gives what has arrived, and that in two calls of the system.
+            whole, part = divmod(timeout, 1.0)
+            waits = struct.pack("@ll", int(whole), int(part * 1e6))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, waits)
+            self._socket.settimeout(None)
+            self._flags = socket.MSG_WAITALL
+
+    def fill(self, buffer: memoryview) -> int:
+        """Fill the buffer, which must not be larger than what is left. Gives the number of bytes.
+
+        There are fewer if the connection fell silent or ended, and none if nothing came. Raises OSError and
+        HTTPException if the first reading fails.
+        """
+        count = 0
+        while count < len(buffer):
+            try:
+                got = self._read(buffer[count:])
+            except OSError:
+                if count:
+                    break
+                raise
+            if not got:
+                break
+            count += got
+        return count
+
+    def _read(self, buffer: memoryview) -> int:
+        if self._socket is None or self._ahead:
+            got = self._response.readinto(buffer[: self._ahead])
+            self._ahead -= got
+            return got
+        return self._socket.recv_into(buffer, len(buffer), self._flags)
+
+    def close(self) -> None:
+        """Let the connection serve the next request."""
+        if self._socket is not None:
+            self._socket.settimeout(self._timeout)
+            self._response.close()
+
+
 @dataclass(slots=True)
 class Client:
     """For one thread. It keeps one connection for each host."""
@@ -198,6 +254,15 @@ class Client:
         self._check(response, content, redirected=False)
         response.read()
         return {name.lower(): value for name, value in response.headers.items()}
+
+    def body(self, answer: Answer) -> Body:
+        """The body of an answer, to read as long as no other request is made. Raises Cut."""
+        parts = urlsplit(answer.url)
+        try:
+            return Body(answer.response, self._open[parts.scheme, parts.netloc].sock, self.timeout)
+        except OSError as error:
+            self.close()
+            raise Cut(str(error) or type(error).__name__) from None
 
     def read_all(self, url: str, content: str, limit: int) -> bytes:
         """The whole body of a small file. Raises FetchError if it has more than `limit` bytes, and as `get` does."""

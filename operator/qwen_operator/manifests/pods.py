@@ -18,6 +18,7 @@ from qwen_operator.api.pod import GPU_RESOURCE, Pod
 from qwen_operator.api.spec import Spec
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct
 from qwen_operator.manifests import expansion, model_cache, names
+from qwen_operator.manifests.adapters import list_parts
 from qwen_operator.manifests.group_pods import apart, as_member, group_command, group_parts, group_seconds
 from qwen_operator.manifests.multi_node import near
 from qwen_operator.manifests.names import Manifest, Owner, PodIdentity
@@ -118,7 +119,7 @@ def engine_template(
             "annotations": {
                 **spec.pod.annotations,
                 names.ANNOTATION_OWNER_UID: identity.owner.uid,
-                **_present(**{names.ANNOTATION_ADAPTERS: ",".join(name for name, _ in source.adapters)}),
+                **(list_parts(source.adapters, plan.nodes_per_replica).annotations or {}),
             },
         },
         "spec": canonical_quantities(pod),
@@ -329,7 +330,7 @@ def _common(
 
 def _runtime_container(runtime: RuntimeImage) -> Manifest:
     return {
-        "name": "runtime",
+        "name": names.RUNTIME_CONTAINER,
         "image": runtime.reference,
         "imagePullPolicy": runtime.pull_policy,
         "command": ["python3", _IMAGE_RUNTIME, "install", RUNTIME_MOUNT],
@@ -342,7 +343,7 @@ def _runtime_container(runtime: RuntimeImage) -> Manifest:
 
 
 def _fetch_containers(source: EngineSource, identity: PodIdentity, plan: Plan, runtime: RuntimeImage) -> list[Manifest]:
-    if source.fetch is None:
+    if source.fetch is None and not source.adapter_fetches:
         return []
     common = {
         "image": runtime.reference,
@@ -350,7 +351,7 @@ def _fetch_containers(source: EngineSource, identity: PodIdentity, plan: Plan, r
         "securityContext": deepcopy(_CONTAINER_SECURITY),
     }
     compiled = model_cache.compile_folder(plan) if model_cache.keeps_compiled(source) else ""
-    return [model_cache.fetch_container(source.fetch, identity.owner.namespace, common, compiled)]
+    return [model_cache.source_container(source, identity.owner.namespace, common, compiled)]
 
 
 def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
@@ -360,9 +361,9 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
     # below our request.
     host = {"cpu": f"{plan.cpu_millis}m", "memory": f"{plan.host_memory_bytes // 1024}Ki"}
     requests = {**host, **resources.limits, **resources.requests, **gpus}
-    mounts = [*own_mounts(plan, source), *(dict(mount) for mount in spec.pod.volume_mounts)]
+    before, after = own_mounts(plan, source)
+    mounts = [*before, *(dict(mount) for mount in spec.pod.volume_mounts), *after]
     group = group_parts(plan.nodes_per_replica)
-    mounts += group.mounts
     prestop = ["python3", RUNTIME, "prestop", "--seconds", str(_PRESTOP_SECONDS)]
     return {
         "name": names.ENGINE_CONTAINER,
@@ -381,22 +382,25 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
     }
 
 
-def own_mounts(plan: Plan, source: EngineSource) -> list[Manifest]:
-    """The operator's own mounts in the engine of every replica."""
-    return [
+def own_mounts(plan: Plan, source: EngineSource) -> tuple[list[Manifest], list[Manifest]]:
+    """The operator's own mounts in the engine: those before and those after the user's."""
+    nodes = plan.nodes_per_replica
+    before: list[Manifest] = [
         {"name": "qwen-runtime", "mountPath": RUNTIME_MOUNT, "readOnly": True},
         {"name": "home", "mountPath": _HOME},
         {"name": "tmp", "mountPath": "/tmp"},
         *([{"name": "shm", "mountPath": "/dev/shm"}] if plan.shm_bytes else []),
         *(dict(mount) for mount in source.mounts),
     ]
+    return before, [*group_parts(nodes).mounts, *list_parts(source.adapters, nodes).mounts]
 
 
 def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
     """The command. SGLang runs as a child of the runtime, because as process 1 it ignores SIGTERM while it loads."""
     group = group_command(plan.nodes_per_replica, _group_seconds(plan, source))
-    hold = [f"--hold={model_cache.engine_folder(source)}/{model_cache.IN_USE}"] if source.fetch else []
+    hold = [f"--hold={lock}" for lock in model_cache.locks(source)]
     hold += [f"--compile-cache={model_cache.COMPILE_MOUNT}"] if model_cache.keeps_compiled(source) else []
+    hold += list_parts(source.adapters, plan.nodes_per_replica).launch
     engine = [
         "python3",
         "-m",
@@ -468,6 +472,7 @@ def _engine_volumes(spec: Spec, plan: Plan, source: EngineSource) -> list[Manife
         *(dict(volume) for volume in source.volumes),
         *(dict(volume) for volume in spec.pod.volumes),
         *group_parts(plan.nodes_per_replica).volumes,
+        *list_parts(source.adapters, plan.nodes_per_replica).volumes,
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qwen_operator.api.spec import Spec
@@ -180,19 +180,21 @@ class Search:
         if product.share is not None:
             return []
         most_nodes = min(product.full_nodes, tried.nodes) if tried.nodes > 1 else 1
-        counts = (tried.stages,) if tried.stages else range(2, min(most_nodes, _MOST_STAGES) + 1)
-        splits = [split for count in counts for split in self._in_stages(product, count, most_nodes)]
+        counts = [tried.stages] if tried.stages else list(range(2, min(most_nodes, _MOST_STAGES) + 1))
+        counts = [count for count in counts if refusal(self.checkpoint, count) is None]
+        sizes = self._valid(self.most(product, most_nodes) // min(counts)) if counts else []
+        shapes = [(tp, ep, count) for count in counts for tp, ep in sizes]
+        splits = [split for shape in shapes for split in self._in_stages(product, most_nodes, shape)]
         on_these = [split for split in splits if (split.nodes > 1) == (tried.nodes > 1)]
         return sorted(on_these, key=lambda split: (split.ranks, split.nodes, split.pp))
 
-    def _in_stages(self, product: GpuProduct, count: int, most_nodes: int) -> Iterator[Split]:
-        """Splits into so many stages, on as few nodes as they need."""
-        if refusal(self.checkpoint, count):
-            return
-        for tp, ep in self._valid(self.most(product, most_nodes) // count):
-            nodes = nodes_for(tp, count, product.gpus_per_node, most_nodes)
-            if nodes is not None:
-                yield Split(tp, ep, nodes, pp=count)
+    def _in_stages(self, product: GpuProduct, most_nodes: int, shape: tuple[int, int, int]) -> list[Split]:
+        """The split of this (tp, ep, stages) on as few nodes as it needs, if they are not too many."""
+        tp, ep, count = shape
+        nodes = nodes_for(tp, count, product.gpus_per_node, most_nodes)
+        if nodes is None or tp * count > self.most(product, most_nodes):
+            return []
+        return [Split(tp, ep, nodes, pp=count)]
 
     def _on_nodes(self, product: GpuProduct, most_nodes: int) -> list[Split]:
         """Splits over several equal nodes, with the same number of GPUs on each."""
@@ -205,11 +207,10 @@ class Search:
 
     def _valid(self, most: int) -> list[tuple[int, int]]:
         """The (tp, smallest ep) that a plan may choose, by tp."""
-        least: dict[int, int] = {}
-        for tp, ep in parallel.valid(self.checkpoint, most):
-            if tp == self.limits.tensor or (self.limits.tensor is None and tp & (tp - 1) == 0):
-                least.setdefault(tp, ep)
-        return list(least.items())
+        tensor = self.limits.tensor
+        sizes = [1 << power for power in range(most.bit_length())] if tensor is None else [tensor]
+        pairs = [(tp, parallel.fewest_groups(self.checkpoint, tp)) for tp in sizes if tp <= most]
+        return [(tp, ep) for tp, ep in pairs if ep is not None]
 
     def _refused(self, product: GpuProduct) -> tuple[tuple[int, str], ...]:
         reasons = []

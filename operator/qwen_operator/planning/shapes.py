@@ -34,7 +34,7 @@ def _stages(search: Search, one: Budget) -> str:
     """What the stages hold. The memory of the plan is that of the fullest one."""
     stages = Formula(search.engine.memory).stages(search.checkpoint, one.split)
     layers = " + ".join(str(stage.layers) for stage in stages)
-    head = "every stage" if all(stage.tables for stage in stages) else "the last one"
+    head = "every stage" if stages[0].tables > 1 else "the last one"
     parts = "each stage works on a part of the requests at a time"
     return (
         f"stages: {layers} layers; the first one has the embedding, {head} the output head; the fullest GPU has "
@@ -48,7 +48,7 @@ def _staged(search: Search, fit: Fit) -> str:
     if search.no_stages:
         return f"No pipeline stages: {search.no_stages}"
     tp = split.tp // split.nodes
-    ep = _groups(search, tp)
+    ep = parallel.fewest_groups(search.checkpoint, tp)
     if ep is None:
         return f"No pipeline stages: {parallel.refusal(search.checkpoint, tp)}"
     if nodes_for(tp, split.nodes, fit.product.gpus_per_node, split.nodes) != split.nodes:
@@ -60,17 +60,12 @@ def _staged(search: Search, fit: Fit) -> str:
 def _unstaged(search: Search, fit: Fit) -> str:
     """What tensor parallelism alone over the same GPUs would be, and why it was not taken."""
     split = fit.best.split
-    ep = _groups(search, split.ranks)
+    ep = parallel.fewest_groups(search.checkpoint, split.ranks)
     if ep is None:
         why = parallel.refusal(search.checkpoint, split.ranks)
         return f"Without stages it cannot be divided over {split.ranks} GPUs: {why}"
     other = search.budget(fit.product, Split(split.ranks, ep, split.nodes))
     return f"Without stages ({_sizes(other)}) {_IN_LAYERS}. Which is faster was not measured"
-
-
-def _groups(search: Search, tp: int) -> int | None:
-    """The smallest number of groups of experts with which the model can be divided over `tp` GPUs; None: with none."""
-    return next((ep for one, ep in parallel.valid(search.checkpoint, tp) if one == tp), None)
 
 
 def _sizes(one: Budget) -> str:

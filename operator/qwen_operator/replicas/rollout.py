@@ -248,12 +248,19 @@ def _ending(replica: Replica, rules: RolloutRules) -> Iterator[Action]:
 
 
 def pod_repairs(
-    owner: Owner, pinned: Mapping[str, PinnedRevision], replicas: Sequence[Replica], drain_seconds: int
+    owner: Owner,
+    pinned: Mapping[str, PinnedRevision],
+    replicas: Sequence[Replica],
+    drain_seconds: int,
+    notes: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Action]:
-    """Undo edits of the operator's fields in pods. Fields that others added stay."""
+    """Undo edits of the operator's fields in pods. Fields that others added stay.
+
+    `notes`: annotations by the pods' uids that are not those of the template any more.
+    """
     actions: list[Action] = []
     for replica in replicas:
-        target = pinned.get(replica.revision)
+        target = pinned.get(replica.leader.revision)
         if target is None or replica.index is None:
             continue
         pods = shared_engine_pods(_replica_pods(owner, target, replica.index), target.template, drain_seconds)
@@ -262,11 +269,16 @@ def pod_repairs(
             if member.deleting or member.ended or member.rank not in desired:
                 continue
             pod = desired[member.rank]
+            pod["metadata"]["annotations"] |= (notes or {}).get(member.uid, {})
             if member is replica.leader and replica.draining:
                 pod["metadata"]["labels"].pop(LABEL_ROUTABLE, None)
                 unrouting = unrouting_repair(member)
                 actions += [unrouting] if unrouting else []
             patch = pod_repair(pod, member.manifest)
             if patch is not None:
-                actions.append(Patch(Kind.POD, member.name, patch, ActionReason.DRIFTED))
+                changed = (
+                    patch.get("metadata", {}).get("annotations", {}).keys() & (notes or {}).get(member.uid, {}).keys()
+                )
+                why = ActionReason.ADAPTERS_CHANGED if changed else ActionReason.DRIFTED
+                actions.append(Patch(Kind.POD, member.name, patch, why))
     return actions

@@ -17,13 +17,13 @@ from qwen_operator.controller.autoscaler import (
     Autoscaler,
     Pace,
     Sources,
-    removal_order,
 )
 from qwen_operator.controller.in_hand import AT_ONCE, InHand
 from qwen_operator.objects import ObjectKey
 from qwen_operator.scaling.demand import Demand, ModelDemand
 from qwen_operator.scaling.pace import INTERVAL_SECONDS
 from qwen_operator.scaling.page import Reading, Trouble
+from qwen_operator.scaling.removal import removal_order
 from qwen_operator.scaling.types import Bounds, EnginePod, ScaledDeployment, ScalingState
 from tests.unit.scaling.world import engine, engines, load, sample
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -202,7 +203,9 @@ class _QuietServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(hub: FileHub, ports: tuple[int, int] = (0, 0), host: str = "127.0.0.1") -> Iterator[FileHub]:
+def serving(
+    hub: FileHub, ports: tuple[int, int] = (0, 0), host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> Iterator[FileHub]:
     """The hub at `hub.address` and its content network at `hub.network`, until the block ends.
 
     `host` is the name by which others reach them.
@@ -211,7 +214,10 @@ def serving(hub: FileHub, ports: tuple[int, int] = (0, 0), host: str = "127.0.0.
     for port, is_network in zip(ports, (False, True), strict=True):
         handler = type("Handler", (_Handler,), {"hub": hub, "is_network": is_network})
         servers.append(_QuietServer(("127.0.0.1" if host == "127.0.0.1" else "0.0.0.0", port), handler))
-    hub.address, hub.network = (f"http://{host}:{server.server_port}" for server in servers)
+        if tls is not None:
+            servers[-1].socket = tls.wrap_socket(servers[-1].socket, server_side=True, do_handshake_on_connect=False)
+    scheme = "https" if tls is not None else "http"
+    hub.address, hub.network = (f"{scheme}://{host}:{server.server_port}" for server in servers)
     threads = [threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True) for server in servers]
     for thread in threads:
         thread.start()

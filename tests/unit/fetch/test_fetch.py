@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http.client
 import json
 import os
 import random
@@ -37,6 +38,7 @@ from qwen_operator.fetch.wire import Client, Remote
 from qwen_operator.manifests.model_cache import IN_USE
 from qwen_runtime.page import showing
 from tests.unit.fetch.hub import COMMIT, REPOSITORY, FileHub, serving
+from tests.unit.fetch.tls import certificate
 from tests.unit.runtime.checkpoint import CONFIG, header
 from tests.unit.runtime.gguf_files import qwen2
 
@@ -289,6 +291,30 @@ def test_what_a_connection_delivered_before_it_fell_silent_stays(
         fetch = fetching(hub, tmp_path, chunk_bytes=1 << 21, patience=1.0)
         monkeypatch.setattr(program, "Client", partial(Client, timeout=0.1))
         assert contents(fetch.run())["model-1.safetensors"] == files["model-1.safetensors"]
+
+
+@pytest.mark.parametrize("cut_after", [0, 65_536])
+def test_a_download_over_tls(cut_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, trusted = certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    with serving(FileHub(model(), cut_after=cut_after, cuts=20), tls=context) as hub:
+        folder = fetching(hub, tmp_path / "cache", chunk_bytes=10 * CHUNK).run()
+        assert contents(folder) == {name: hub.files[name] for name in WANTED}
+
+
+def test_one_connection_serves_many_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connections: list[str] = []
+    connect = http.client.HTTPConnection.connect
+
+    def counted(connection: http.client.HTTPConnection) -> None:
+        connections.append(f"{connection.host}:{connection.port}")
+        connect(connection)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", counted)
+    with serving(FileHub(model())) as hub:
+        fetching(hub, tmp_path).run()
+        assert len([path for path in hub.asked if path.startswith("cdn/")]) > 10
+        assert connections.count(hub.network.removeprefix("http://")) <= THREADS
 
 
 def test_pauses_and_expired_addresses_only_delay(tmp_path: Path) -> None:

@@ -10,14 +10,17 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.api.engine import Engine, EnvVar
 from qwen_operator.api.sizing import Hardware, Parallelism, Workload
 from qwen_operator.api.spec import Spec
+from qwen_operator.checkpoints.adapters import InspectedAdapter
 from qwen_operator.checkpoints.facts import ChatFormat, Checkpoint, Task
 from qwen_operator.hardware.inventory import Inventory, inventory
 from qwen_operator.planning.pipeline import nodes_for
 from qwen_operator.planning.plan import plan, runnable
 from qwen_operator.planning.types import NoFit, Plan
+from qwen_runtime.checkpoints.adapter import MODULES, AdapterFacts
 from tests.unit.planning.models import DEFAULTS, DOWNLOADED, facts, pool, pools, spec
 
 EMBEDDING = ChatFormat(template=True, task=Task.EMBED)
+ADAPTER = InspectedAdapter("a", "pvc://claim/a", AdapterFacts(16, MODULES[:4], 80, 8192, 8192, 8192, 0, 1 << 28))
 TWO_NODES = Hardware(max_nodes_per_replica=2)
 
 
@@ -89,7 +92,8 @@ def test_stages_on_one_node_need_no_second_one() -> None:
     result = planned(spec(parallelism=Parallelism(pipeline=2)), facts("Qwen1.5-72B-Chat"), pools("H100-80GB", nodes=4))
     assert (result.tensor_parallel, result.pipeline_parallel, result.nodes_per_replica) == (2, 2, 1)
     assert "--nnodes=1" not in result.args
-    assert "stages: 40 + 40 layers" in line(result, "stages: ")
+    said = line(result, "stages: ")
+    assert said.startswith("stages: 40 + 40 layers; the first one has the embedding, the last one the output head; ")
     assert not [step for step in result.steps if step.startswith("over ")]
 
 
@@ -174,6 +178,12 @@ REFUSED: dict[str, tuple[Spec, Checkpoint, Inventory, str]] = {
         replace(facts("Qwen3-8B"), chat=EMBEDDING),
         pools("L40S"),
         "SGLang makes no embeddings in stages",
+    ),
+    "adapters": (
+        spec(parallelism=Parallelism(pipeline=2)),
+        replace(facts("Qwen1.5-72B-Chat"), adapters=(ADAPTER,)),
+        pools("H100-80GB"),
+        "the operator cannot plan spec.adapters in stages",
     ),
     "too many layers": (
         spec(parallelism=Parallelism(pipeline=16)),

@@ -19,6 +19,7 @@ from qwen_runtime import safetensors
 from qwen_runtime.checkpoints.chat import LARGEST_CHAT_FILE, Task, chat_format
 from qwen_runtime.inspect_checkpoint import examine
 from qwen_runtime.report import LIMIT_BYTES, bounded
+from tests.unit.checkpoints import configs
 from tests.unit.checkpoints.templates import QWEN3, QWQ
 from tests.unit.runtime.checkpoint import CONFIG, checkpoint, header, index, shard
 
@@ -635,7 +636,62 @@ def test_a_member_beyond_the_limit_is_refused(tmp_path: Path) -> None:
     assert "one of its members has more than 4194304 bytes" in error(folder)["message"]
 
 
-# What lies in the folder of a merged model beside config, tokenizer and weights. Only PEFT was run.
+# Its class reads both.
+STACKING = configs.HYBRID | {"architectures": ["Qwen3_5MoeForCausalLM"], "text_config": configs.HYBRID}
+STACKED = ("model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj")
+
+
+@pytest.mark.parametrize("name", STACKED)
+@pytest.mark.parametrize(
+    ("config", "read"), [(configs.MOE, False), (configs.HYBRID, False), (STACKING, True), (CONFIG, True)]
+)
+def test_experts_in_one_tensor_are_refused_where_engines_read_single_ones(
+    tmp_path: Path, config: dict[str, Any], read: bool, name: str
+) -> None:
+    folder = checkpoint(tmp_path, config)
+    shard(folder / "model-2.safetensors", {name: 64})
+    if read:
+        assert facts(folder)["files"] == 2
+        return
+    fault = error(folder)
+    assert (fault["reason"], fault["message"].startswith(f"'{name}' has all experts")) == ("InvalidConfig", True)
+    assert "merge again with merge_method: legacy" in fault["message"]
+
+
+def recorded(name: str, folder: Path) -> Path:
+    """A folder that a tool has written, with a tokenizer of nothing and weights of zeros, readable for everyone."""
+    shutil.copytree(Path(__file__).parent / "data" / "merged" / name, folder)
+    head = (folder / "model.safetensors.header").read_bytes()
+    (folder / "model.safetensors.header").unlink()
+    tensors = json.loads(head[8:])
+    size = max(tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__")
+    (folder / "model.safetensors").write_bytes(head + bytes(size))
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def test_what_llama_factory_exports_is_read(tmp_path: Path) -> None:
+    report = facts(recorded("llamafactory-0.9.5", tmp_path / "a"))
+    read = {name: report[name] for name in ("architecture", "layers", "hidden", "weightBytes", "experts")}
+    assert read == {
+        "architecture": "Qwen2ForCausalLM",
+        "layers": 2,
+        "hidden": 128,
+        "weightBytes": 854_272,
+        "experts": None,
+    }
+    assert report["chat"]["template"]
+
+
+def test_what_axolotl_merges_of_a_model_with_experts_is_refused(tmp_path: Path) -> None:
+    folder = recorded("axolotl-0.19.0-experts", tmp_path / "a")
+    assert "model.layers.0.mlp.experts.down_proj' has all experts" in error(folder)["message"]
+    # With single experts, the same config is right: it names their number as transformers 5 does.
+    shard(folder / "model.safetensors", {"model.layers.0.mlp.experts.0.down_proj.weight": 64})
+    assert facts(folder)["experts"] == 4
+
+
+# What lies in the folder of a merged model beside config, tokenizer and weights. These names were collected by hand.
 LEFT_BY = {
     "PEFT": ("generation_config.json", "tokenizer_config.json"),
     "LLaMA-Factory": ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "Modelfile"),

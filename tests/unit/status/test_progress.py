@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -227,6 +228,28 @@ async def test_a_long_download_costs_few_writes() -> None:
         await tell(world, 16 * GB * percent // 100, seconds=6)
     assert column(world) == "Downloading 100%"
     assert 20 <= len(world.api.writes) - writes <= 25
+
+
+async def test_a_watcher_of_a_throttled_download_sees_steps() -> None:
+    """What `kubectl get qd -w` shows of ten minutes at a rate that changes, with a second operator after a third."""
+    world = await downloading()
+    before, done, seen = len(world.api.writes), 0, [(-10, -5)]
+    for second in range(600):
+        done += int(16 * GB / 600 * (0.2, 1.8, 1.0)[second // 200])
+        if second == 200:
+            await world.restart()
+        await tell(world, done, seconds=1)
+        percent = int(column(world).removeprefix("Downloading ").removesuffix("%"))
+        if percent != seen[-1][1]:
+            seen.append((second, percent))
+    steps = [(later - first, more - less) for (first, less), (later, more) in pairwise(seen)]
+    assert all(seconds >= 10 and percent >= 5 for seconds, percent in steps), seen
+    assert len(steps) >= 15
+    world.kubelet.engine = ready_status
+    await world.settle()
+    assert column(world) == "Serving"
+    status = [write for write in world.api.writes[before:] if write.resource == QWENDEPLOYMENTS]
+    assert len(status) <= 25
 
 
 async def test_a_fast_download_is_written_every_ten_seconds_at_most() -> None:

@@ -157,7 +157,7 @@ def test_the_list_of_models_holds_in_the_api_server(
         wait_for("the list holds", lambda: refuses(kubectl, foreign))
         assert kubectl.refused(foreign).endswith(
             "denied request: spec.model: hf://evil/chat: not allowed here: tenants of this namespace may serve only "
-            "hf://Qwen/*, hf://Qwen/Qwen3-8B@v*, hf://own/chat@refs/pr/7 and 4 more; the platform team may allow it "
+            "hf://Qwen/*, hf://Qwen/Qwen3-8B@v*, hf://own/chat@refs/pr/7 and 5 more; the platform team may allow it "
             "with the chart value tenancy.models"
         )
         with as_tenant(kubectl, space) as tenant:

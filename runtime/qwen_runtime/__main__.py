@@ -45,7 +45,14 @@ def _parser() -> argparse.ArgumentParser:
     launch_ = commands.add_parser(
         "launch", help="run an engine as the child of an init process", usage="%(prog)s [options] -- CMD..."
     )
-    launch_.add_argument("--hold", metavar="FILE", type=Path, help="lock this file of a cached model while it runs")
+    launch_.add_argument(
+        "--hold",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="lock this file of a cached model while it runs, several times",
+    )
     launch_.add_argument(
         "--compile-cache",
         metavar="FOLDER",
@@ -127,9 +134,9 @@ def _launch(options: argparse.Namespace, command: Sequence[str]) -> int:
     if problem := unknown_engine():
         complain(problem)
         return 1
-    if options.hold is not None:
+    for locked in options.hold:
         try:
-            hold(options.hold)
+            hold(locked)
         except NotHeld as error:
             complain(str(error))
             deliver(error.report(), options.termination_log)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from qwen_runtime.adapter_list import LOADED_FILE, LORA_PATHS, WANTED_FILE, digest, read_list, with_option
+from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG
 from qwen_runtime.report import complain, shorten
 
 UNLOAD_SECONDS = 10.0
@@ -73,6 +74,9 @@ class LoopbackEngine:
 
     def load(self, name: str, folder: str) -> str:
         """See Engine."""
+        # SGLang would take the path for the name of a repository.
+        if not Path(folder, ADAPTER_CONFIG).is_file():
+            return f"{folder} has no {ADAPTER_CONFIG}"
         body = {"lora_name": name, "lora_path": folder}
         return _why_not(*self._call("POST", "/load_lora_adapter", _LOAD_SECONDS, body))
 

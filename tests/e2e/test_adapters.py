@@ -164,6 +164,11 @@ def engine(kubectl: Kubectl, space: str) -> dict[str, Any]:
     return pod
 
 
+def told(kubectl: Kubectl, space: str) -> str:
+    """The list of adapters that the engine should have."""
+    return str(engine(kubectl, space)["metadata"]["annotations"]["qwen-operator.dev/adapters-wanted"])
+
+
 def change(kubectl: Kubectl, space: str, *names: str) -> float:
     """Change the list. Returns the time of it, by the monotonic clock."""
     patch = json.dumps({"spec": {"adapters": manifest(space, names)["spec"]["adapters"]}})
@@ -192,6 +197,8 @@ def test_adapters_come_and_go_while_the_same_engine_serves(kubectl: Kubectl, spa
     asked = [Trickle(lambda one=one: short_answer(gateway, one), 0.2) for one in (MODEL, kept)]  # type: ignore[misc]
     with flowing(asked):
         begun = change(kubectl, space, *TEN[:3])
+        wait_for("its files are read", lambda: TEN[2] in told(kubectl, space), 120, 0.1)
+        read = time.monotonic() - begun
         wait_for("the engine loads it", lambda: logged(kubectl, space, name, f"{TEN[2]} is loaded"), 120, 0.1)
         loaded = time.monotonic() - begun
         wait_for("the added adapter answers", lambda: gateway.chat(added, max_tokens=1).status_code == 200, 60, 0.1)
@@ -208,7 +215,8 @@ def test_adapters_come_and_go_while_the_same_engine_serves(kubectl: Kubectl, spa
     assert engine(kubectl, space)["metadata"]["uid"] == before["metadata"]["uid"]
     assert listed(gateway) == [MODEL, kept, added]
     assert gateway.chat(removed).status_code == 404
-    print(f"loaded after {loaded:.1f} s, answered after {answered:.1f} s, unknown after {unknown:.1f} s")
+    print(f"added: read after {read:.1f} s, loaded after {loaded:.1f} s, answered after {answered:.1f} s")
+    print(f"removed: unknown after {unknown:.1f} s")
     print(f"requests: {[trickle.answered for trickle in asked]}, none lost")
     print(steps(kubectl, space, name))
     certain = {one: certainty(gateway, one) for one in (MODEL, kept, added)}

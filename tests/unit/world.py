@@ -44,7 +44,13 @@ from qwen_operator.kube import (
     Resource,
 )
 from qwen_operator.manifests.adapters import wanted_adapters
-from qwen_operator.manifests.names import ENGINE_CONTAINER, INSPECTION_CONTAINER
+from qwen_operator.manifests.names import (
+    ENGINE_CONTAINER,
+    FETCH_CONTAINER,
+    INSPECTION_CONTAINER,
+    LABEL_ROLE,
+    ROLE_FETCH,
+)
 from qwen_operator.manifests.pods import RuntimeImage
 from qwen_operator.objects import key_of, mapping
 from qwen_operator.planning import plan as planning
@@ -157,6 +163,16 @@ def ended_status(container: str, code: int, message: str, finished: str) -> Mani
     }
 
 
+def fetched_before(message: str = '{"version": 1, "bytes": 7, "hubBytes": 7}') -> Manifest:
+    """The end of a pod that fetched a model before engine pods need it."""
+    ended = {"exitCode": 0, "message": message, "finishedAt": "2026-11-01T00:00:00Z"}
+    return {
+        "phase": "Succeeded",
+        "conditions": [{"type": "PodScheduled", "status": "True"}],
+        "initContainerStatuses": [{"name": FETCH_CONTAINER, "restartCount": 0, "state": {"terminated": ended}}],
+    }
+
+
 @dataclass
 class Kubelet:
     """Moves pods on: engines become ready, inspections report, what is deleted ends."""
@@ -165,6 +181,7 @@ class Kubelet:
     report: Manifest = field(default_factory=lambda: REPORT)
     engine: Behaviour = ready_status
     inspection: Behaviour | None = None
+    fetch: Behaviour = lambda _pod: fetched_before()
     place: bool = False
     full: set[str] = field(default_factory=set)
     """Nodes that somebody fills whom the operator does not see. The scheduler says of their pods that it cannot place
@@ -211,6 +228,7 @@ class Kubelet:
             and not item["status"].get("conditions")
             and item["metadata"]["name"] not in apart | self.full
             and self._free(item) >= _gpus(pod)
+            and item["metadata"]["name"] in (_pinned_to(pod) or [item["metadata"]["name"]])
             and pod["spec"].get("nodeSelector", {}).items() <= item["metadata"]["labels"].items()
         ]
         if not free:
@@ -232,6 +250,8 @@ class Kubelet:
             return None
         if pod["metadata"]["name"].endswith("-inspect"):
             return self.inspection(pod) if self.inspection else self.inspected(pod)
+        if pod["metadata"]["labels"].get(LABEL_ROLE) == ROLE_FETCH:
+            return self.fetch(pod)
         return self.engine(pod) if self._group_is_whole(pod) else None
 
     def inspected(self, pod: Manifest) -> Manifest:
@@ -270,6 +290,13 @@ class Kubelet:
     def _give_address(self, pod: Manifest) -> None:
         address = f"10.0.0.{int(pod['metadata']['uid'].removeprefix('uid-')) % 250}"
         self.api.edit(PODS, pod["metadata"]["name"], lambda item: item["status"].update(podIP=address))
+
+
+def _pinned_to(pod: Manifest) -> list[str]:
+    """The only nodes that the pod's node affinity allows by name; none if it names none."""
+    affinity = pod["spec"].get("affinity", {}).get("nodeAffinity", {})
+    terms = affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {}).get("nodeSelectorTerms", [])
+    return [name for term in terms for one in term.get("matchFields", []) for name in one["values"]]
 
 
 def _gpus(pod: Manifest) -> int:

@@ -47,6 +47,8 @@ class ActionReason(StrEnum):
     DRIFTED = "Drifted"
     ADAPTERS_CHANGED = "AdaptersChanged"
     MODEL_CACHED = "ModelCached"
+    PREFETCH = "Prefetch"
+    PREFETCH_DONE = "PrefetchDone"
     REVISION_OBSOLETE = "RevisionObsolete"
 
 

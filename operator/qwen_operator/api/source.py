@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qwen_operator.api import uris
-from qwen_operator.api.fields import Rule, described
+from qwen_operator.api.fields import described
 
 _SECRET_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 _KEY = r"^[-._a-zA-Z0-9]+$"
@@ -48,20 +48,14 @@ class Source:
     )
     revision: str | None = described(
         "Branch, tag or commit of a repository on a hub. The operator asks the hub once for the commit and plans with "
-        "it. All replicas load that commit from Hugging Face, or from the chart's cache. From ModelScope without a "
-        "cache they load the branch or tag as it is when they start. Default: the main branch. For s3:// it is the 40 "
+        "it. All replicas load that commit. Without this field, a model of the operator's catalog is looked up only if "
+        "the chart has a cache. Default: the main branch. For s3:// it is the 40 "
         "hexadecimal digits that status.model.commit shows: other files are refused. Examples: main, v1.0, "
         "4f2c8b1d0e9a7c6f5b3d2e1a0f9c8b7a6d5e4f3c.",
         default=None,
         min_length=1,
         max_length=128,
-        rules=(
-            Rule(
-                f"self.matches('{uris.REVISION_FORM}') && !self.contains('..')",
-                "must be a branch, a tag or a commit, without white space and without '..'; right would be v1.0",
-                uris.is_revision,
-            ),
-        ),
+        rules=(uris.REVISION_FORM_RULE,),
     )
     secret_ref: SecretRef | None = described(
         "Secret of this namespace with a token for a private or gated repository on a hub. Only the container that "

@@ -356,6 +356,14 @@ class Spec:
         default=False,
         changes_pods=False,
     )
+    prefetch: bool = described(
+        "True: with the chart's cache, pods without GPUs download the model before engine pods need it: on the nodes "
+        "that replicas may use, at most as many as there may be replicas, or into the claim. They do so also while "
+        "there are no replicas. A new replica waits for a download that has begun where it can run, so that it takes "
+        "no GPU meanwhile. Changing it restarts nothing. Default: false.",
+        default=False,
+        changes_pods=False,
+    )
     scaling: Scaling | None = described(
         "Lets the operator choose the number of replicas by load: waiting requests, running requests, and tokens in "
         "the KV caches. While spec.replicas is set, it only advises. Changing it restarts nothing. Default: one "

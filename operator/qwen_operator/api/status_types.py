@@ -326,9 +326,10 @@ class Summary:
     )
     cache: str = described(
         "How the present pods got the model, if the chart has a cache: how many found it in the cache, and how many "
-        'bytes the others got from the hub, for example "1 hit, 15.2 GB".',
+        'bytes the others got from the hub, for example "1 hit, 15.2 GB". With spec.prefetch and a cache of nodes also '
+        'how many nodes have it: "1 hit, 2/3 nodes".',
         default="",
-        max_length=32,
+        max_length=48,
     )
 
 

@@ -168,6 +168,10 @@ FORMS = {form.scheme: form for form in (PVC, HF, MODELSCOPE, S3, OCI)}
 """The forms by scheme, in the order in which messages name them."""
 
 
+ADAPTER_FORMS = (PVC, HF, MODELSCOPE, S3)
+"""The forms of `spec.adapters[].source.uri`."""
+
+
 def _starts(field: str, forms: Iterable[UriForm]) -> str:
     return " || ".join(f"{field}.startsWith('{form.prefix}')" for form in forms)
 
@@ -192,6 +196,19 @@ URI_RULES = (
     *(form.rule() for form in FORMS.values()),
 )
 """The rules of `spec.source.uri`."""
+
+_ADAPTER_PREFIXES = tuple(form.prefix for form in ADAPTER_FORMS)
+ADAPTER_URI_RULES = (
+    Rule(
+        _starts("self", ADAPTER_FORMS),
+        f"must begin with {_joined(_ADAPTER_PREFIXES, 'or')}; right would be "
+        f"{_joined([form.form for form in ADAPTER_FORMS], 'or')}",
+        lambda uri: uri.startswith(_ADAPTER_PREFIXES),
+        cure,
+    ),
+    *(form.rule() for form in ADAPTER_FORMS),
+)
+"""The rules of `spec.adapters[].source.uri`."""
 
 _REMOTE = (*_REPOSITORIES, S3)
 _REMOTE_PREFIXES = (*_REPOSITORY_PREFIXES, S3.prefix)
@@ -264,3 +281,11 @@ def is_uri(text: str) -> bool:
 def is_revision(text: str) -> bool:
     """Whether the text can be the value of `spec.source.revision`, apart from its length."""
     return matches(REVISION_FORM, text) and ".." not in text
+
+
+REVISION_FORM_RULE = Rule(
+    f"self.matches('{REVISION_FORM}') && !self.contains('..')",
+    "must be a branch, a tag or a commit, without white space and without '..'; right would be v1.0",
+    is_revision,
+)
+"""The rule of `spec.source.revision` itself."""

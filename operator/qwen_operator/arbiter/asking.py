@@ -58,6 +58,17 @@ def granted(actions: Sequence[Action], grant: Grant, replicas: SortedReplicas) -
     return tuple(kept)
 
 
+def number_of_new(actions: Sequence[Action], replicas: SortedReplicas) -> int:
+    """How many replicas the actions create that do not exist yet."""
+    return len(_new_replicas(actions, replicas))
+
+
+def with_few_new(actions: Sequence[Action], replicas: SortedReplicas, most: int) -> tuple[Action, ...]:
+    """The actions with at most so many new replicas: the first ones."""
+    kept = _new_replicas(actions, replicas)[: max(0, most)]
+    return tuple(action for action in actions if (name := _new_replica(action, replicas)) is None or name in kept)
+
+
 def _pinned(pod: Manifest, host: str) -> Manifest:
     selector = {**objects.mapping(pod, "spec", "nodeSelector"), HOSTNAME: host}
     return {**pod, "spec": {**pod["spec"], "nodeSelector": selector}}

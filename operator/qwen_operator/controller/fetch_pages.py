@@ -39,14 +39,18 @@ class FetchingPod:
 
 
 def fetching_pods(store: Store) -> Iterator[FetchingPod]:
-    """All engine pods that download or load their model now and have an address.
+    """All pods that download or load their model now and have an address.
 
     Those that cannot be understood are left out.
     """
     for deployment in store.with_unready_pods():
         key = objects.key_of(deployment)
         try:
-            pods = [pod for pod in store.engine_pods(deployment) if not pod.up and pod.address and _has_page(pod)]
+            pods = [
+                pod
+                for pod in (*store.engine_pods(deployment), *store.fetch_pods(deployment))
+                if not pod.up and pod.address and _has_page(pod)
+            ]
         except Exception:
             log.exception("no progress of this QwenDeployment", extra={"deployment": "/".join(key)})
             continue

@@ -25,6 +25,7 @@ from qwen_operator.manifests.names import (
     budget_name,
     controller_revision_name,
     engine_pod_names,
+    fetch_pod_name,
     inspection_pod_name,
     replica_name,
     worker_budget_name,
@@ -93,11 +94,14 @@ class Observer:
             for item in revisions.owned.values()
             if not objects.is_deleting(item)
         }
+        prefetches = objects.mapping(deployment, "spec").get("prefetch") is True
         needed = [*_pod_names(name, revision, pinned.get(revision)), inspection_pod_name(name, revision)]
+        needed += [fetch_pod_name(name, revision, node) for node in ("", *nodes.names)] if prefetches else []
         return Observed(
             deployment=deployment,
             pods=self._children(PODS, deployment, needed),
             engine_pods=engine_pods,
+            fetch_pods=self._store.fetch_pods(deployment),
             revisions=revisions,
             pinned=pinned,
             budgets=self._children(POD_DISRUPTION_BUDGETS, deployment, [budget_name(name), worker_budget_name(name)]),
@@ -110,13 +114,13 @@ class Observer:
             plans=self._current_plans(),
             pages=self._pages(),
             adapter_pages=self.adapter_pages(),
-            neighbours=self._neighbours(engine_pods, nodes),
+            neighbours=self._neighbours(engine_pods, nodes, wanted=prefetches),
             grant=self.grants(key),
         )
 
-    def _neighbours(self, engine_pods: Iterable[PodState], nodes: NodeHealth) -> Neighbours | None:
-        """Everything that takes GPUs, if one of these pods waits for a decision about it."""
-        if not nodes.names or not any(is_gated(state.manifest) for state in engine_pods):
+    def _neighbours(self, engine_pods: Iterable[PodState], nodes: NodeHealth, *, wanted: bool) -> Neighbours | None:
+        """Everything that takes GPUs, if it is wanted, or one of these pods waits for a decision about it."""
+        if not nodes.names or not (wanted or any(is_gated(state.manifest) for state in engine_pods)):
             return None
         pods = (pod for pod in self._store.all(PODS) if objects.node_of(pod) or self._is_controlled(pod))
         return Neighbours(tuple(self._store.all(NODES)), tuple(pods))

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, unquote_plus, urlsplit
 from xml.etree import ElementTree
 
 from minio.credentials.credentials import Credentials
-from minio.credentials.providers import EnvAWSProvider, IamAwsProvider, Provider
+from minio.credentials.providers import IamAwsProvider, Provider
 from minio.signer import sign_v4_s3
 from urllib3 import PoolManager, ProxyManager, Retry
 
@@ -55,13 +55,26 @@ class ElsewhereError(FetchError):
         self.region = region
 
 
+@dataclass(frozen=True, slots=True)
+class _OfSecret(Provider):
+    """The keys of a Secret, as they were when the program started: each adapter has its own."""
+
+    access_key: str
+    secret_key: str
+    session_token: str
+
+    def retrieve(self) -> Credentials:
+        return Credentials(self.access_key, self.secret_key, self.session_token or None)
+
+
 def provider_of(environ: dict[str, str]) -> Provider | None:
     """Who gives the credentials: the Secret, or the identity of the pod's service account; None without either.
 
     The role of the node is no choice: all pods of the node would have it.
     """
     if "AWS_ACCESS_KEY_ID" in environ:
-        return EnvAWSProvider()
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        return _OfSecret(*(environ.get(name, "") for name in names))
     if any(environ.get(name) for name in _IDENTITIES):
         sts = environ.get("AWS_ENDPOINT_URL_STS")
         return IamAwsProvider(custom_endpoint=sts, http_client=_http_client(sts or "https://sts.amazonaws.com"))

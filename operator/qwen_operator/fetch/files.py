@@ -16,6 +16,7 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.fetch import checksums
 from qwen_operator.fetch.faults import FetchError
+from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qwen_runtime.checkpoints.gguf_parts import parts_of
 from qwen_runtime.checkpoints.model import MAX_BYTES
 from qwen_runtime.checkpoints.reading import shown
@@ -114,9 +115,19 @@ def needed(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
 def chosen(files: Iterable[RemoteFile], file: str) -> tuple[RemoteFile, ...]:
     """The files to load: the GGUF `file` with all its parts, or all that an engine needs if it is "".
 
-    Raises FetchError if one is missing.
+    ADAPTER_CONFIG stands for the two files of a LoRA adapter. Raises FetchError if one is missing.
     """
+    if file == ADAPTER_CONFIG:
+        return _adapter(files)
     return _single(files, file) if file else needed(files)
+
+
+def _adapter(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
+    found = {file.path: file for file in files}
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if name not in found:
+            raise FetchError(Reason.MODEL_NOT_FOUND, f"there is no {name} in its top folder: save it with PEFT")
+    return _with_sizes((found[ADAPTER_CONFIG], found[ADAPTER_WEIGHTS]))
 
 
 def _single(files: Iterable[RemoteFile], path: str) -> tuple[RemoteFile, ...]:

@@ -21,6 +21,7 @@ from qwen_operator.fetch.faults import FetchError, full
 from qwen_operator.fetch.files import WEIGHTS, Listing, RemoteFile, chosen
 from qwen_operator.fetch.listing import read_listing
 from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, RemoteModel
+from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG
 from qwen_runtime.checkpoints.chat import chat_files
 from qwen_runtime.checkpoints.config import CONFIG_FILE
 from qwen_runtime.checkpoints.gguf import CutOffError, is_gguf, read_header
@@ -49,22 +50,27 @@ class Heads:
     def report(self, folder: Path) -> tuple[dict[str, Any], bool]:
         """The report of the inspection with the commit, and whether the facts are complete. Uses the empty folder."""
         try:
-            listing = self._patient(lambda: read_listing(self.connect(self.remote)))
-            self.remote = self.remote.at(listing.commit)
-            self._fill(folder, listing)
+            commit = self.fill(folder)
         except FetchError as error:
             return {"version": 1, "error": {"reason": str(error.reason), "message": f"{error}."}}, False
-        except OSError as error:
-            fault = full(error) or Reason.INVALID_CONFIG
-            message = f"The files of {self.remote} cannot be written for the inspection: {error.strerror}."
-            return {"version": 1, "error": {"reason": str(fault), "message": message}}, False
         report, complete = examine(folder / self.remote.file, to_join=True)
-        return (report | {"commit": listing.commit} if complete else report), complete
+        return (report | {"commit": commit} if complete else report), complete
+
+    def fill(self, folder: Path) -> str:
+        """Write what an inspection needs into the empty folder. Returns the commit. Raises FetchError."""
+        listing = self._patient(lambda: read_listing(self.connect(self.remote)))
+        self.remote = self.remote.at(listing.commit)
+        try:
+            self._fill(folder, listing)
+        except OSError as error:
+            message = f"the files of {self.remote} cannot be written for the inspection: {error.strerror}"
+            raise FetchError(full(error) or Reason.INVALID_CONFIG, message) from None
+        return listing.commit
 
     def _fill(self, folder: Path, listing: Listing) -> None:
         files = chosen(listing.files, self.remote.file)
         client, room = self.connect(self.remote), MOST_BYTES
-        read = {CONFIG_FILE, INDEX, *chat_files(file.path for file in files)}
+        read = {CONFIG_FILE, INDEX, ADAPTER_CONFIG, *chat_files(file.path for file in files)}
         try:
             for file in files:
                 path = folder / file.path

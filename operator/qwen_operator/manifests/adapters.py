@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen_operator import objects
+from qwen_operator.api import uris
 from qwen_operator.api.adapters import is_adapter_name
 from qwen_operator.api.spec import Spec
 from qwen_operator.manifests import expansion
@@ -38,7 +39,8 @@ Adapters = Iterable[tuple[str, str]]
 
 def mounted(source: EngineSource, spec: Spec) -> EngineSource:
     """The source with the volumes and folders of the spec's adapters; unchanged without adapters."""
-    claims = dict.fromkeys(adapter.source.claim for adapter in spec.sorted_adapters)
+    on_claims = [one.source for one in spec.sorted_adapters if one.source.scheme == uris.PVC.scheme]
+    claims = dict.fromkeys(source.claim for source in on_claims)
     volumes = [
         {"name": f"adapters-{index}", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
         for index, claim in enumerate(claims)
@@ -51,7 +53,7 @@ def mounted(source: EngineSource, spec: Spec) -> EngineSource:
         source,
         volumes=(*source.volumes, *volumes),
         mounts=(*source.mounts, *mounts),
-        adapters=tuple((adapter.name, path_of(adapter.source.uri)) for adapter in spec.sorted_adapters),
+        adapters=tuple((adapter.name, path_of(adapter.source.place)) for adapter in spec.sorted_adapters),
     )
 
 

@@ -11,6 +11,7 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.api.reading import shown
 from qwen_operator.api.spec import Spec
 from qwen_operator.manifests import model_cache
+from qwen_operator.manifests.adapters import list_parts
 from qwen_operator.manifests.group_pods import group_parts
 from qwen_operator.manifests.pods import RUNTIME_MOUNT, own_mounts
 from qwen_operator.planning.types import EngineSource, NoFit, Plan
@@ -34,7 +35,8 @@ def mountable(planned: Plan | NoFit, spec: Spec, source: EngineSource, namespace
 def _own(plan: Plan, source: EngineSource, namespace: str) -> dict[str, str]:
     """The volume of each path at which the operator mounts one."""
     source = model_cache.with_compile_cache(model_cache.mounted(source, namespace), plan)
-    mounts = (*own_mounts(plan, source), *group_parts(plan.nodes_per_replica).mounts)
+    of_list = list_parts(source.adapters, plan.nodes_per_replica).mounts
+    mounts = (*own_mounts(plan, source), *group_parts(plan.nodes_per_replica).mounts, *of_list)
     return {str(mount["mountPath"]): str(mount["name"]) for mount in mounts}
 
 

@@ -330,7 +330,7 @@ def _common(
 
 def _runtime_container(runtime: RuntimeImage) -> Manifest:
     return {
-        "name": "runtime",
+        "name": names.RUNTIME_CONTAINER,
         "image": runtime.reference,
         "imagePullPolicy": runtime.pull_policy,
         "command": ["python3", _IMAGE_RUNTIME, "install", RUNTIME_MOUNT],
@@ -343,7 +343,7 @@ def _runtime_container(runtime: RuntimeImage) -> Manifest:
 
 
 def _fetch_containers(source: EngineSource, identity: PodIdentity, plan: Plan, runtime: RuntimeImage) -> list[Manifest]:
-    if source.fetch is None:
+    if source.fetch is None and not source.adapter_fetches:
         return []
     common = {
         "image": runtime.reference,
@@ -351,7 +351,7 @@ def _fetch_containers(source: EngineSource, identity: PodIdentity, plan: Plan, r
         "securityContext": deepcopy(_CONTAINER_SECURITY),
     }
     compiled = model_cache.compile_folder(plan) if model_cache.keeps_compiled(source) else ""
-    return [model_cache.fetch_container(source.fetch, identity.owner.namespace, common, compiled)]
+    return [model_cache.source_container(source, identity.owner.namespace, common, compiled)]
 
 
 def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
@@ -396,7 +396,7 @@ def own_mounts(plan: Plan, source: EngineSource) -> list[Manifest]:
 def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
     """The command. SGLang runs as a child of the runtime, because as process 1 it ignores SIGTERM while it loads."""
     group = group_command(plan.nodes_per_replica, _group_seconds(plan, source))
-    hold = [f"--hold={model_cache.engine_folder(source)}/{model_cache.IN_USE}"] if source.fetch else []
+    hold = [f"--hold={lock}" for lock in model_cache.locks(source)]
     hold += [f"--compile-cache={model_cache.COMPILE_MOUNT}"] if model_cache.keeps_compiled(source) else []
     hold += list_parts(source.adapters, plan.nodes_per_replica).launch
     engine = [

@@ -11,10 +11,12 @@ places come in steps, and most additions need no other plan.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, replace
 
 from qwen_operator import engines, untrusted
+from qwen_operator.api import uris
 from qwen_operator.api.adapters import AdapterSource
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import Spec
@@ -28,6 +30,8 @@ from qwen_runtime.checkpoints.adapter import MODULES
 
 MOUNT = "/models/adapters"
 """The folder of engines and inspections that has the claims with adapters, by their names."""
+FETCHED = f"{MOUNT}/.fetched"
+"""The folder of engines that has the adapters which a container has fetched. No claim has such a name."""
 SLOTS = (4, 8)
 """The steps of places. Eight is SGLang's default: more places take memory from the KV cache."""
 _MOST_RANK = 1 << 20
@@ -39,9 +43,11 @@ _ROLES = (Role.ADAPTER_PATHS, Role.ADAPTER_RANK, Role.ADAPTER_SLOTS, Role.ADAPTE
 _GROUPS = (MODULES[:3], MODULES[3:4], MODULES[4:6], MODULES[6:])
 
 
-def path_of(uri: str) -> str:
-    """The folder of an adapter in the containers."""
-    source = AdapterSource(uri)
+def path_of(place: str) -> str:
+    """The folder of an adapter in the containers, from `AdapterSource.place`."""
+    if not place.startswith(uris.PVC.prefix):
+        return f"{FETCHED}/{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+    source = AdapterSource(place)
     return "/".join(part for part in (MOUNT, source.claim, source.folder) if part)
 
 

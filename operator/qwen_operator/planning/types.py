@@ -27,7 +27,7 @@ class CacheType(StrEnum):
     """Where a cache is: a folder of each node, or a claim in the namespace of each QwenDeployment.
 
     POD is a folder of one pod, which ends with it. The chart cannot choose it: it is for sources that SGLang cannot
-    download, where the chart has no cache.
+    download, or not at a commit, where the chart has no cache.
     """
 
     HOST_PATH = "HostPath"
@@ -151,7 +151,9 @@ class EngineSource:
 
     `fetch` is what a container must fetch before the engine starts; its volumes are not in `volumes`. `inspection` is
     the command of the inspection pod, () if it reads the folder `model_path`. `adapters` are the names of LoRA adapters
-    and their folders in the container. `image` is the image among `volumes`, if the model is in one.
+    and their folders in the container. `image` is the image among `volumes`, if the model is in one. `adapter_fetches`
+    are those adapters that a container must fetch, with their folders; `fetch_env` and `fetch_mounts` are what this
+    container has besides, if it fetches no model.
     """
 
     model_path: str
@@ -164,6 +166,9 @@ class EngineSource:
     inspection: tuple[str, ...] = ()
     adapters: tuple[tuple[str, str], ...] = ()
     image: ImageVolume | None = None
+    adapter_fetches: tuple[tuple[str, ModelFetch], ...] = ()
+    fetch_env: tuple[EnvVar, ...] = ()
+    fetch_mounts: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

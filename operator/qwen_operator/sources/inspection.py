@@ -29,6 +29,7 @@ from qwen_operator.planning.types import EngineSource
 from qwen_operator.replicas.failures import exit_code, report_of, reported_reason
 from qwen_operator.replicas.pod_state import awaited_scheduler, stored_failure, unready_reason
 from qwen_operator.sources import image_volumes
+from qwen_operator.sources.adapters import inspecting
 from qwen_operator.sources.outbound import reaching
 from qwen_operator.sources.scheme import Facts, SourceContext, VolumeClaim
 
@@ -54,9 +55,10 @@ def resolve(
     `base` are the facts of the model, if the pod reads only adapters.
     """
     spec, claim = context.spec, context.claim
-    source = reaching(mounted(source, spec), spec, context.defaults.outbound)
-    shown = {**shown, f"{MOUNT}/": uris.PVC.prefix}
     near = not source.inspection and (claim is None or not claim.bound)
+    source = inspecting(mounted(source, spec), spec, context.defaults)
+    source = reaching(source, spec, context.defaults.outbound)
+    shown = {**shown, f"{MOUNT}/": uris.PVC.prefix}
     place = InspectionPlace(products(spec, context.inventory), near_gpus=near)
     desired = inspection_pod(context.identity, spec, source, context.runtime, place)
     name, pod, deployment = desired["metadata"]["name"], context.inspection, context.deployment
@@ -141,7 +143,7 @@ def _ended(pod: Manifest) -> Mapping[str, Any] | None:
 def _facts(spec: Spec, report: Mapping[str, Any], base: Checkpoint | None) -> Checkpoint:
     """The facts of the model and of its adapters. Raises InvalidFactsError."""
     facts = base or Checkpoint.from_inspection(report)
-    adapters = [(one.name, one.source.uri) for one in spec.sorted_adapters]
+    adapters = [(one.name, one.source.place) for one in spec.sorted_adapters]
     return replace(facts, adapters=of_report(adapters, report)) if adapters else facts
 
 

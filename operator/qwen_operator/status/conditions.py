@@ -24,7 +24,8 @@ from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.fetches import fetches, in_words
 from qwen_operator.replicas.groups import Replica, SortedReplicas
 from qwen_operator.replicas.holding import Hold
-from qwen_operator.replicas.pod_state import last_failure, stored_failure
+from qwen_operator.replicas.pod_state import PodState, last_failure, stored_failure
+from qwen_operator.replicas.prefetch import NOTHING, Prefetch, failing
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.load import LoadClass
 from qwen_operator.scaling.types import UNKNOWN
@@ -32,6 +33,7 @@ from qwen_operator.sources.inspection import PHASE
 from qwen_operator.status.adapters import Loading, adapters_status, not_loaded
 from qwen_operator.status.names import lost_message, lost_reason
 from qwen_operator.status.observed import mismatch, observed, startup_seconds
+from qwen_operator.status.prefetch import held_back, prefetched, remark
 from qwen_operator.status.progress import ProgressPage, column, progress_of, sentence
 from qwen_operator.status.rollouts import held_verdict, without_room
 
@@ -58,6 +60,7 @@ class StatusInput:
     `short_of_gpus`: why other deployments have the GPUs of wanted replicas; "" if they do not.
     `granted`: for how many the GPUs suffice then. `adapter_failures`: why engines could not load adapters, by name.
     `why_replaced`: why a change of adapters replaces replicas; "" if it does not.
+    `prefetch`: what is downloaded before engine pods need it.
     """
 
     spec: Spec
@@ -82,6 +85,7 @@ class StatusInput:
     granted: int | None = None
     adapter_failures: Mapping[str, str] = field(default_factory=dict)
     why_replaced: str = ""
+    prefetch: Prefetch = NOTHING
 
     @property
     def ready(self) -> list[Replica]:
@@ -149,9 +153,7 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
     """The complete status; `now` is RFC 3339."""
     meta, old = deployment["metadata"], objects.mapping(deployment, "status")
     members = [pod for replica in given.replicas.serving for pod in replica.members]
-    weights = {one.revision: one.facts.weight_bytes for one in (given.running, given.target) if one is not None}
-    progress = progress_of(objects.mapping(old, "progress"), members, given.pages, given.rules.now, weights)
-    given = replace(given, progress=progress)
+    given = replace(given, progress=_how_far(given, objects.mapping(old, "progress"), members))
     target, blocked, running = given.target, given.blocked, given.running
     facts = target.facts if target else blocked.facts if blocked else None
     failure = _reported_failure(given, old)
@@ -182,12 +184,19 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
         scaling=_scaling_report(given),
         load=given.rules.scaling.load if given.rules.scaling else LoadClass.NONE,
         observed=seen,
-        progress=progress,
-        cache=in_words(fetches(members)),
+        progress=given.progress,
+        cache=", ".join(filter(None, (in_words(fetches(members)), prefetched(given.prefetch)))),
         adapters=adapters_status(given.spec.adapters, loading),
     )
     new = build(observation, old, now)
     return {**new, "summary": {**new["summary"], **_column(given, str(new["summary"]["status"]))}}
+
+
+def _how_far(given: StatusInput, shown: Mapping[str, Any], members: list[PodState]) -> dict[str, Any] | None:
+    """`status.progress`: of a replica or, if none is busy, of a pod that downloads before engine pods need it."""
+    weights = {one.revision: one.facts.weight_bytes for one in (given.running, given.target) if one is not None}
+    of_replica = progress_of(shown, members, given.pages, given.rules.now, weights)
+    return of_replica or progress_of(shown, given.prefetch.pods, given.pages, given.rules.now, weights)
 
 
 def _scaling_report(given: StatusInput) -> ScalingReport:
@@ -238,6 +247,7 @@ def _reported_failure(given: StatusInput, old: Mapping[str, Any]) -> Failure | N
     of_revision = _of_revision(given, str(record.get("pod", ""))) and not inspection
     replicas = (*given.replicas.serving, *given.replicas.gone, *given.replicas.ended)
     pods = [pod for replica in replicas if replica.revision == given.revision for pod in replica.members]
+    pods += given.prefetch.pods
     return last_failure(record if of_revision else {}, pods)
 
 
@@ -310,6 +320,8 @@ def _progress_of_target(given: StatusInput) -> tuple[Reason, str]:
     if (waiting := _most_urgent(given.current)) is not None:
         return waiting.reason, _with_progress(given, waiting)
     missing = given.wanted.number - sum(replica.ready for replica in given.current)
+    if given.prefetch.holds(missing):
+        return held_back(given.prefetch, given.progress)
     if missing > 0 and given.short_of_gpus:
         return Reason.WAITING_FOR_GPUS, given.short_of_gpus
     if missing > 0:
@@ -392,6 +404,8 @@ def _comes_by_itself(given: StatusInput) -> bool:
     """Whether nothing keeps the replica that wakes from answering."""
     if given.blocked is not None or _obstacle(given) is not None:
         return False
+    if any(failing(pod) for pod in given.prefetch.pods) and not given.current:
+        return False
     return all(replica.on_the_way for replica in given.current if not replica.ready)
 
 
@@ -438,7 +452,7 @@ def _planned(meta: Manifest, given: StatusInput, seen: Mapping[str, Any] | None)
         parts.append(
             f"it is held back: status.plan shows the earlier revision {given.hold.earlier.revision}, which runs"
         )
-    parts.append(_long_wake(given, seen))
+    parts += [_long_wake(given, seen), remark(given.prefetch)]
     return Verdict(ConditionType.PLANNED, True, Reason.FITS, "; ".join(part for part in parts if part))
 
 
@@ -480,6 +494,7 @@ def _stalled(given: StatusInput, reason: Reason, message: str, failure: Failure 
         text = f"{failure.count} identical failures; {message}"
         return Verdict(ConditionType.STALLED, True, reason, text)
     looping = any(replica.crash_looping and replica.reason is reason for replica in given.current)
+    looping = looping or any(pod.crash_looping and pod.reason is reason for pod in given.prefetch.pods)
     return Verdict(ConditionType.STALLED, True, reason, message) if looping else None
 
 

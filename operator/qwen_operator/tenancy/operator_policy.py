@@ -19,13 +19,14 @@ from qwen_operator.manifests.multi_node import IPC_LOCK
 from qwen_operator.tenancy.lists import Setting
 from qwen_operator.tenancy.rules import RULES, allowed_variable
 
-_ROLES = (names.ROLE_ENGINE, names.ROLE_ENGINE_WORKER, names.ROLE_INSPECTION)
+_ROLES = (names.ROLE_ENGINE, names.ROLE_ENGINE_WORKER, names.ROLE_INSPECTION, names.ROLE_FETCH)
 _CONTAINERS = (
     names.ENGINE_CONTAINER,
     names.INSPECTION_CONTAINER,
     names.IMAGE_CONTAINER,
     names.FETCH_CONTAINER,
-    "runtime",
+    names.FETCHED_CONTAINER,
+    names.RUNTIME_CONTAINER,
 )
 _CONTAINER_SECURITY = ("allowPrivilegeEscalation", "capabilities", "readOnlyRootFilesystem")
 _ROOT_SECURITY = (*_CONTAINER_SECURITY, "runAsUser", "runAsNonRoot")

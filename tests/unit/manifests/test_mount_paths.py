@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import Any
 
@@ -28,11 +29,18 @@ HUB = EngineDefaults("lmsysorg/sglang", "0.5.23", outbound=Outbound("", "", "aut
 CACHED = replace(HUB, cache=ModelCache(CacheType.HOST_PATH, "/var/lib/models", 100, compile=True))
 CLAIM: dict[str, Any] = {"source": {"uri": "pvc://models/qwen/7b"}}
 ADAPTED = CLAIM | {"adapters": [{"name": "support", "source": {"uri": "pvc://adapters/support"}}]}
+FETCHED = hashlib.sha256(b"hf://team/support").hexdigest()[:12]
 ALWAYS = ["/qwen-runtime", "/home/qwen", "/tmp"]
 CASES: dict[str, tuple[dict[str, Any], EngineDefaults, dict[str, Any], list[str]]] = {
     "a hub with the chart's certificates": ({}, HUB, {}, ["/etc/qwen-ca"]),
     "a claim": (CLAIM, HUB, {}, ["/models/source"]),
-    "a claim with adapters": (ADAPTED, HUB, {}, ["/models/source", "/models/adapters/adapters"]),
+    "a claim with adapters": (ADAPTED, HUB, {}, ["/models/source", "/models/adapters/adapters", "/qwen-adapters"]),
+    "an adapter of a hub": (
+        {"adapters": [{"name": "support", "source": {"uri": "hf://team/support"}}]},
+        CACHED,
+        {},
+        [f"/models/cached/{MODEL}", "/models/compiled", "/models/adapters/.fetched/" + FETCHED, "/qwen-adapters"],
+    ),
     "a cache": ({}, CACHED, {}, [f"/models/cached/{MODEL}", "/models/compiled"]),
     "several GPUs": (CLAIM, HUB, {"shm_bytes": 1 << 30}, ["/models/source", "/dev/shm"]),
     "several nodes": (CLAIM, HUB, {"nodes_per_replica": 2}, ["/models/source", "/qwen-group"]),

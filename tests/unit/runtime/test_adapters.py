@@ -213,16 +213,19 @@ def sglang(ready: int = 200) -> Iterator[tuple[LoopbackEngine, list[tuple[str, o
         server.server_close()
 
 
-def test_the_calls_of_sglang() -> None:
+def test_the_calls_of_sglang(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    folder = str(tmp_path)
     with sglang() as (engine, seen):
         assert engine.loaded() == {"a": A}
-        assert engine.load("b", B) == ""
-        assert engine.load("bad", B) == "no such file"
+        assert engine.load("b", folder) == ""
+        assert engine.load("bad", folder) == "no such file"
+        assert engine.load("b", B) == f"{B} has no adapter_config.json"
         assert engine.unload("b") == ""
-    assert seen[0] == ("/load_lora_adapter", {"lora_name": "b", "lora_path": B})
+    assert seen[0] == ("/load_lora_adapter", {"lora_name": "b", "lora_path": folder})
     assert seen[-1] == ("/unload_lora_adapter", {"lora_name": "b"})
     assert engine.loaded() is None
-    assert engine.load("b", B).startswith("the engine does not answer")
+    assert engine.load("b", folder).startswith("the engine does not answer")
 
 
 def test_an_engine_that_is_not_ready_yet_has_nothing() -> None:

@@ -93,7 +93,8 @@ def _repairs(course: Course) -> Iterator[Patch]:
         if pinned.revision == course.revision and not pinned.source:
             # An earlier version pinned it. Its hash says that it runs the present spec.
             wanted["annotations"] = {**wanted["annotations"], ANNOTATION_SOURCE: _source(course)}
-        cached = noted(item, pinned, course.observed.engine_pods)
+        pods = (*course.observed.engine_pods, *course.observed.fetch_pods)
+        cached = noted(item, pinned, pods, course.observed.nodes, claims=course.spec.prefetch)
         is_news = bool(cached) and objects.annotations(item).get(ANNOTATION_CACHED_ON) != cached
         if cached:
             wanted["annotations"] = {**wanted["annotations"], ANNOTATION_CACHED_ON: cached}

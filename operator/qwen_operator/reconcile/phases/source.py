@@ -53,7 +53,7 @@ def _known_facts(course: Course) -> Facts | None:
     ]
     known.sort(key=lambda pinned: pinned.number)
     adapters = {(one.name, one.uri): one for pinned in known for one in pinned.facts.adapters}
-    wanted = [(one.name, one.source.uri) for one in course.spec.sorted_adapters]
+    wanted = [(one.name, one.source.place) for one in course.spec.sorted_adapters]
     if not known or not adapters.keys() >= set(wanted):
         return None
     return Facts(replace(known[-1].facts, adapters=tuple(adapters[one] for one in wanted)))

@@ -55,6 +55,7 @@ def status(course: Course) -> Step:
             unplaced=course.unplaced,
             short_of_gpus=short,
             granted=observed.grant.replicas if short and observed.grant else None,
+            prefetch=course.prefetch,
             adapter_failures=failures(course.replicas.serving, observed.adapter_pages),
             why_replaced=_why_replaced(course),
         ),

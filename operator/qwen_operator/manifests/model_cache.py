@@ -180,16 +180,12 @@ def _volume(cache: ModelCache, kind: str = "DirectoryOrCreate") -> Manifest:
     return {"name": VOLUME, "persistentVolumeClaim": {"claimName": cache.place}}
 
 
-def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest, compiled: str = "") -> Manifest:
-    """The container that fetches a model. `common` has the image, its pull policy and the security context.
+def fetch_container(source: EngineSource, namespace: str, common: Manifest, compiled: str = "") -> Manifest:
+    """The container that fetches the model of a source, its adapters, or both.
 
-    `compiled`: the folder of `compile_folder`, which it makes; "" for none.
+    `common` has the image, its pull policy and the security context. `compiled`: the folder of `compile_folder`, which
+    it makes; "" for none.
     """
-    return source_container(EngineSource(model_path="", fetch=fetch), namespace, common, compiled)
-
-
-def source_container(source: EngineSource, namespace: str, common: Manifest, compiled: str = "") -> Manifest:
-    """The container that fetches the model of a source, its adapters, or both. Otherwise as `fetch_container`."""
     fetch = source.fetch
     cache = fetch.cache if fetch else source.adapter_fetches[0][1].cache
     on_node, in_pod = cache.type is CacheType.HOST_PATH, cache.type is CacheType.POD

@@ -351,7 +351,7 @@ def _fetch_containers(source: EngineSource, identity: PodIdentity, plan: Plan, r
         "securityContext": deepcopy(_CONTAINER_SECURITY),
     }
     compiled = model_cache.compile_folder(plan) if model_cache.keeps_compiled(source) else ""
-    return [model_cache.source_container(source, identity.owner.namespace, common, compiled)]
+    return [model_cache.fetch_container(source, identity.owner.namespace, common, compiled)]
 
 
 def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -11,11 +12,26 @@ from tests.qd import own_namespace
 from tests.testbed.audit import AuditLog
 from tests.testbed.bed import Release, bring_up, install
 from tests.testbed.cluster import Cluster
+from tests.testbed.evidence import evidence
 from tests.testbed.kubectl import Kubectl
 
 # Hypothesis allows an example 200 ms of wall-clock time: on a busy machine that measures the other processes.
 hypothesis.settings.register_profile("busy-machine", deadline=None)
 hypothesis.settings.load_profile("busy-machine")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test on the test bed shows the operator's log and its namespace."""
+    report = yield
+    known: dict[str, Any] = getattr(item, "funcargs", {})
+    if report.failed and "kubectl" in known and "release" in known:
+        space = known.get("space", known.get("claim_space"))
+        seconds = int(report.duration) + 30
+        report.sections += list(evidence(known["kubectl"], known["release"], space, seconds))
+    return report
 
 
 @pytest.fixture(scope="session")

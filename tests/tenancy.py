@@ -326,6 +326,7 @@ MODELS = (
     "pvc://models/qwen/*",
     "pvc://models/one",
     "s3://weights/qwen/*",
+    "oci://registry.example.com/models/*",
 )
 """The list of models with which the next cases hold. Models without a source come from Hugging Face."""
 
@@ -337,6 +338,10 @@ def source(uri: str, revision: str | None = None, **spec: Any) -> Spec:
 def adapters(*uris: str) -> Spec:
     named = [{"name": f"a{number}", "source": {"uri": uri}} for number, uri in enumerate(uris)]
     return {"model": "Qwen/Qwen3-8B", "adapters": named}
+
+
+def adapter_at(uri: str, revision: str) -> Spec:
+    return {"model": "Qwen/Qwen3-8B", "adapters": [{"name": "a", "source": {"uri": uri, "revision": revision}}]}
 
 
 _CACHE = mount("/home/qwen/huggingface")
@@ -352,9 +357,15 @@ MODELS_ALLOWED: tuple[Case, ...] = (
     Case("a folder of a claim", source("pvc://models/qwen/7b@chat")),
     Case("one folder", source("pvc://models/one")),
     Case("a folder of a bucket", source("s3://weights/qwen/7b")),
+    Case("an image by its tag", source("oci://registry.example.com/models/qwen:7b")),
+    Case("a folder of an image by its digest", source(f"oci://registry.example.com/models/a/b@sha256:{'0' * 64}/m")),
     Case("files of a bucket by their digest", source("s3://weights/qwen/7b", "4f2c8b1d" * 5)),
     Case("a mount that hides no weights", mount("/mnt/models")),
     Case("an adapter of a listed folder", adapters("pvc://models/one", "pvc://models/qwen/lora")),
+    Case("an adapter of a hub and one of a bucket", adapters("hf://Qwen/Qwen3-lora", "s3://weights/qwen/lora@1")),
+    Case("an adapter at a listed revision", adapter_at("hf://Qwen/Qwen3-8B", "v1.0")),
+    Case("an adapter at the main branch", adapter_at("hf://Qwen/Qwen3-lora", "main")),
+    Case("an adapter by its digest", adapter_at("s3://weights/qwen/lora", "4f2c8b1d" * 5)),
 )
 
 MODELS_REFUSED: tuple[Case, ...] = (
@@ -373,10 +384,16 @@ MODELS_REFUSED: tuple[Case, ...] = (
         {"source": {"uri": "s3://weights/qwen/7b", "endpoint": "https://evil.example.com"}},
         "spec.source",
     ),
+    Case("an image of another repository", source("oci://registry.example.com/models-evil/qwen:7b"), "spec.source"),
+    Case("an image of another registry", source("oci://registry.example.com.evil/models/qwen:7b"), "spec.source"),
+    Case("a registry in the path", source("oci://evil.example.com/a:b/registry.example.com/models/"), "spec.source"),
     Case("another case", source("hf://qwen/Qwen3-8B"), "spec.source"),
     Case("another organisation", source("hf://evil/chat"), "spec.source"),
     Case("an adapter from elsewhere", adapters("pvc://models/one", "pvc://own/lora"), "spec.adapters"),
     Case("an adapter of a folder that begins alike", adapters("pvc://models/ones"), "spec.adapters"),
+    Case("an adapter of another organisation", adapters("hf://evil/lora"), "spec.adapters"),
+    Case("an adapter by a proposal", adapter_at("hf://Qwen/Qwen3-0.6B", "refs/pr/7"), "spec.adapters"),
+    Case("an adapter of another bucket", adapters("s3://weights-evil/lora"), "spec.adapters"),
     Case("a proposal", source("hf://Qwen/Qwen3-0.6B", "refs/pr/7"), "spec.source"),
     Case("a proposal of a listed revision", source("hf://Qwen/Qwen3-8B", "refs/pr/7"), "spec.source"),
     Case("a proposal by its commit", source("hf://Qwen/Qwen3-0.6B", "4f2c8b1d" * 5), "spec.source"),
@@ -404,6 +421,13 @@ MODELS_RATCHET: tuple[Case, ...] = (
     Case("another folder", source("pvc://own/other"), "spec.source", source("pvc://own/chat")),
     Case("a kept adapter", adapters("pvc://models/one", "pvc://own/lora"), before=adapters("pvc://own/lora")),
     Case("another adapter", adapters("pvc://own/lora", "pvc://own/b"), "spec.adapters", adapters("pvc://own/lora")),
+    Case("a kept revision of an adapter", adapter_at("hf://evil/a", "v1"), before=adapter_at("hf://evil/a", "v1")),
+    Case(
+        "another revision of an adapter",
+        adapter_at("hf://evil/a", "v2"),
+        "spec.adapters",
+        adapter_at("hf://evil/a", "v1"),
+    ),
     Case("another revision", source("hf://evil/chat", "v2"), "spec.source", source("hf://evil/chat", "v1")),
     Case("a first revision", source("hf://evil/chat", "v1"), "spec.source", {"model": "evil/chat"}),
     Case("another hub", source("modelscope://evil/chat"), "spec.source", {"model": "evil/chat"}),

@@ -14,8 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from bench.loss.picture import picture
-from bench.loss.run import HEADER, Load, Result, run
-from bench.loss.world import EVENTS
+from bench.loss.run import HEADER, SCENES, Load, Result, run
 from tests.unit.gateway.proxied import gateway
 
 
@@ -24,12 +23,12 @@ def main() -> int:
     parser.add_argument("--cycles", type=int, default=10, help="of each kind of event")
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--pause", type=float, default=4.0, help="seconds between two events")
-    parser.add_argument("--event", choices=list(EVENTS), action="append", help="only this one; may be repeated")
+    parser.add_argument("--event", choices=list(SCENES), action="append", help="only this one; may be repeated")
     parser.add_argument("--pictures", type=Path, help="folder for a picture of one rollout and one wake")
     options = parser.parse_args()
     print(HEADER, flush=True)
     good = True
-    for event in options.event or EVENTS:
+    for event in options.event or SCENES:
         result = counted(event, Load(options.cycles, options.clients, options.pause))
         print(result.row(), flush=True)
         for reason, count in Counter(result.tally.lost.values()).most_common(5):

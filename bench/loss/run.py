@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import aiohttp
 
 from bench.loss.clients import Tally, Turn, client
 from bench.loss.engine import MODEL
+from bench.loss.groups import EVENTS as GROUP_EVENTS
+from bench.loss.groups import Groups, groups
 from bench.loss.world import EVENTS, KILLS, World, world
 from tests.unit.gateway.proxied import Pod
 
@@ -67,13 +73,28 @@ HEADER = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A world, and what happens in it. `act` returns when the new replica was ready."""
+
+    make: Callable[[Pod, Path], AbstractAsyncContextManager[Any]]
+    act: Callable[[Any], Awaitable[float]]
+
+
+SCENES: Mapping[str, Scene] = {
+    **{name: Scene(world, act) for name, act in EVENTS.items()},
+    **{name: Scene(groups, act) for name, act in GROUP_EVENTS.items()},
+}
+"""By their names in the table."""
+
+
 async def run(running: Pod, event: str, load: Load) -> Result:
     """Let the event happen while the clients ask."""
     tally, ends, ready, waiting = Tally(), asyncio.Event(), list[float](), list[tuple[float, int]]()
     before, begun_at = _holds(running), time.monotonic()
     headers, timeout = {"Authorization": "Bearer key-all"}, aiohttp.ClientTimeout(total=120)
     async with (
-        world(running, running.folder / event.replace(" ", "-")) as made,
+        SCENES[event].make(running, running.folder / event.replace(" ", "-")) as made,
         aiohttp.ClientSession(
             running.url, connector=aiohttp.TCPConnector(limit=0), timeout=timeout, headers=headers
         ) as session,
@@ -84,7 +105,7 @@ async def run(running: Pod, event: str, load: Load) -> Result:
         watch = group.create_task(_watch(made, waiting))
         for _ in range(load.cycles):
             await asyncio.sleep(load.pause)
-            ready.append(await EVENTS[event](made))
+            ready.append(await SCENES[event].act(made))
         await asyncio.sleep(load.pause)
         ends.set()
         watch.cancel()
@@ -110,7 +131,7 @@ async def run(running: Pod, event: str, load: Load) -> Result:
     )
 
 
-async def _watch(made: World, waiting: list[tuple[float, int]]) -> None:
+async def _watch(made: World | Groups, waiting: list[tuple[float, int]]) -> None:
     """Note every 0.1 s how many requests wait."""
     while True:
         waiting.append((time.monotonic(), (await made.demand.read()).look([MODEL]).demand.held))

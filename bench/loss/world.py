@@ -50,8 +50,21 @@ class Replica:
 
     def unfinished(self) -> int:
         """The number of requests that it has begun and not ended."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return sum(1 if line.split()[1] == "begin" else -1 for line in lines)
+        return unfinished(self.log)
+
+
+def unfinished(log: Path) -> int:
+    """The number of requests that the engine of this log has begun and not ended."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return sum(1 if line.split()[1] == "begin" else -1 for line in lines)
+
+
+def notes_of(folder: Path) -> Iterator[tuple[str, float, str, str]]:
+    """(engine, time, begin or end, request) of all engines with a log in this folder."""
+    for log in sorted(folder.glob("engine-*.log")):
+        for line in log.read_text().splitlines():
+            moment, what, ident = line.split()
+            yield log.stem, float(moment), what, ident
 
 
 class World:
@@ -148,10 +161,7 @@ class World:
 
     def notes(self) -> Iterator[tuple[str, float, str, str]]:
         """(engine, time, begin or end, request) of all engines."""
-        for log in sorted(self.folder.glob("engine-*.log")):
-            for line in log.read_text().splitlines():
-                moment, what, ident = line.split()
-                yield log.stem, float(moment), what, ident
+        return notes_of(self.folder)
 
 
 async def replaced(world: World) -> float:

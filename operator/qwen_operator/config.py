@@ -15,12 +15,14 @@ from qwen_operator.api import reading, uris
 from qwen_operator.api.claims import ANY_NAMESPACE, NameRights
 from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.fields import matches
-from qwen_operator.api.pod import DEFAULTS, Pod
+from qwen_operator.api.pod import DEFAULTS, GPU_RESOURCE, Pod
 from qwen_operator.api.schema import object_schema
 from qwen_operator.api.sizing import RESOURCE_FORM
 from qwen_operator.checkpoints.hubs import Hub, is_address
 from qwen_operator.hardware.boards import capability
+from qwen_operator.hardware.offers import MIG_RESOURCE
 from qwen_operator.hardware.pools import MOST_DOLLARS, GpuPool, thousandths
+from qwen_operator.manifests.multi_node import MultiNode, MultiNodes, TopologyPolicy
 from qwen_operator.manifests.pods import InspectionDefaults, RuntimeImage
 from qwen_operator.planning.types import CacheType, EngineDefaults, ModelCache, ObjectStore, Outbound
 from qwen_operator.tenancy import models
@@ -34,6 +36,9 @@ _DEPLOYMENTS = re.compile(r"[-a-z0-9]+/[-.a-z0-9]+\*?|[-a-z0-9]+/?\*|\*", re.ASC
 _PATH = re.compile(r"/[\w.-]+(/[\w.-]+)*", re.ASCII)
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
 
+_INTERFACES = re.compile(r"[A-Za-z0-9][\w.-]{0,14}(,[A-Za-z0-9][\w.-]{0,14}){0,7}", re.ASCII)
+_EXTENDED = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?/[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?", re.ASCII)
+_LABEL = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?", re.ASCII)
 _PROXY = re.compile(r"http://[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:[0-9]{1,5})?", re.ASCII)
 
 
@@ -104,6 +109,7 @@ class Settings:
     pools: tuple[GpuPool, ...]
     pod: Pod = NO_POD_DEFAULTS
     tenancy: Tenancy = field(default_factory=Tenancy)
+    multi_nodes: MultiNodes = field(default_factory=MultiNodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,7 @@ class Config:
     true, it may query the public repositories of model hubs. `pod` has the chart's defaults of spec.pod.
     `name_rights`: which namespaces may serve which names. `distinct_nodes`: no two pods of a replica are on one node.
     `arbiter`: between deployments of different priorities, the operator decides who gets GPUs that are short.
+    `multi_nodes`: what the pods of replicas over several nodes get for their network.
     """
 
     namespaces: tuple[str, ...]
@@ -136,6 +143,7 @@ class Config:
     recording: RecordingConfig = RecordingConfig()
     distinct_nodes: bool = True
     arbiter: bool = True
+    multi_nodes: MultiNodes = field(default_factory=MultiNodes)
 
 
 def load(environ: Mapping[str, str], text: str) -> Config:
@@ -159,6 +167,7 @@ def load(environ: Mapping[str, str], text: str) -> Config:
         lease_name=environ.get("QWEN_LEASE_NAME") or "qwen-operator",
         distinct_nodes=root.section("engine").flag("distinctNodes", default=True),
         arbiter=root.section("arbiter").flag("enabled", default=True),
+        multi_nodes=common.multi_nodes,
         hub_lookup=_hub(root).lookup,
         pod=common.pod,
         name_rights=name_rights(content),
@@ -172,7 +181,7 @@ def settings(content: Mapping[str, Any]) -> Settings:
     root = Section("", content)
     image, engine = _image(root), _engine(root)
     tenancy = _tenancy(root.section("tenancy"), engine)
-    return Settings(image, engine, _pools(root), _pod(root), tenancy)
+    return Settings(image, engine, _pools(root), _pod(root), tenancy, _multi_nodes(root))
 
 
 def name_rights(content: Mapping[str, Any]) -> NameRights:
@@ -288,6 +297,41 @@ def _inspection(root: Section) -> InspectionDefaults:
 
 def _pools(root: Section) -> tuple[GpuPool, ...]:
     return tuple(_pool(section) for section in root.sections("gpuPools"))
+
+
+def _multi_nodes(root: Section) -> MultiNodes:
+    chart = _multi_node(root.section("engine").section("multiNode"), MultiNode())
+    pools = [one for one in root.sections("gpuPools") if one.has("multiNode")]
+    return MultiNodes(chart, tuple((_pool(one), _multi_node(one.section("multiNode"), chart)) for one in pools))
+
+
+def _multi_node(section: Section, default: MultiNode) -> MultiNode:
+    """The settings of a section. What it does not have comes from `default`."""
+    interface = section.text("interface", "") if section.has("interface") else default.interface
+    key = section.text("topologyKey", "") if section.has("topologyKey") else default.topology_key
+    if interface and not _INTERFACES.fullmatch(interface):
+        raise section.wrong("interface", "names of network interfaces such as eth0 or net1,net2, or empty")
+    if key and not _LABEL.fullmatch(key):
+        raise section.wrong("topologyKey", "a label of nodes such as topology.example.com/block, or empty")
+    policy = section.choice("topologyPolicy", tuple(TopologyPolicy), default.topology_policy)
+    return MultiNode(
+        interface=interface,
+        resources=_extended(section) if section.has("resources") else default.resources,
+        ipc_lock=section.flag("ipcLock", default=default.ipc_lock),
+        host_network=section.flag("hostNetwork", default=default.host_network),
+        shared_memory_gib_per_gpu=section.number("sharedMemoryGiBPerGpu", default.shared_memory_gib_per_gpu),
+        topology_key=key,
+        topology_policy=TopologyPolicy(policy),
+    )
+
+
+def _extended(section: Section) -> Mapping[str, int]:
+    """Resources of device plugins for networks. The plan alone decides about GPUs."""
+    resources = section.section("resources")
+    for name in resources.content:
+        if not _EXTENDED.fullmatch(str(name)) or str(name).startswith((GPU_RESOURCE, MIG_RESOURCE, "kubernetes.io/")):
+            raise resources.wrong(str(name), "absent: a resource of a network has a name such as rdma/hca")
+    return {str(name): resources.number(str(name)) for name in resources.content}
 
 
 def _pool(section: Section) -> GpuPool:

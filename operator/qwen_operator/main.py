@@ -22,6 +22,7 @@ from qwen_operator import handlers
 from qwen_operator.api.name_index import NameIndex
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
 from qwen_operator.config import Config
+from qwen_operator.controller.adapter_pages import AdapterPages, adapter_pages, loading_pods
 from qwen_operator.controller.arbiter import Arbiter, Wiring
 from qwen_operator.controller.autoscaler import Autoscaler, Sources
 from qwen_operator.controller.cache import Store, keep
@@ -178,10 +179,13 @@ class Operator:
         self.queue.clear()
         await self.resync.first()
         hub = HubReader(partial(read_hub, self.config), self.queue.add, utc_now)
-        async with fetch_pages(partial(fetching_pods, self.store), self.queue.add) as fetches:
-            await self._reconcile(api, hub, fetches)
+        async with (
+            fetch_pages(partial(fetching_pods, self.store), self.queue.add) as fetches,
+            adapter_pages(partial(loading_pods, self.store), self.queue.add) as adapters,
+        ):
+            await self._reconcile(api, hub, fetches, adapters)
 
-    async def _reconcile(self, api: KubeApi, hub: HubReader, fetches: FetchPages) -> None:
+    async def _reconcile(self, api: KubeApi, hub: HubReader, fetches: FetchPages, adapters: AdapterPages) -> None:
         arbiter = Arbiter(self.store, api, self._arbiter_wiring())
         observer = Observer(
             self.store,
@@ -191,6 +195,7 @@ class Operator:
             lambda: fetches.pages,
         )
         observer.grants = arbiter.grant
+        observer.adapter_pages = lambda: adapters.pages
         actor = Actor(api, self.store, utc_now)
         reconciler = Reconciler(
             observer,
@@ -209,6 +214,7 @@ class Operator:
             keys.run(),
             hub.run(),
             fetches.run(),
+            adapters.run(),
             *arbiter.parts(),
             *policies.parts(),
         ]

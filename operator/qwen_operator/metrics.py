@@ -24,6 +24,7 @@ from qwen_operator.kube import QWENDEPLOYMENTS, Manifest
 from qwen_operator.objects import ObjectKey, key_of
 from qwen_operator.replicas.fetches import fetches
 from qwen_operator.replicas.groups import Replica
+from qwen_operator.replicas.pod_state import PodState
 from qwen_operator.replicas.wanted import last_wanted, written_size_rule
 from qwen_operator.scaling.attainment import Share
 from qwen_operator.scaling.demand import ModelDemand
@@ -154,9 +155,9 @@ class DeploymentMetrics:
         if last and (last.get("time"), last.get("pod")) != (previous.get("time"), previous.get("pod")):
             self._failures[(*key, str(last.get("reason")))] += 1
 
-    def _count_fetches(self, key: ObjectKey, replicas: Iterable[Replica]) -> None:
+    def _count_fetches(self, key: ObjectKey, pods: Iterable[PodState]) -> None:
         """Count each fetch once. Those before this process began were counted by the one that led then."""
-        done = fetches(pod for replica in replicas for pod in replica.members)
+        done = fetches(pods)
         before = self._counted.get(key, frozenset())
         for one in done:
             if one.uid not in before and one.finished is not None and one.finished >= self._since:
@@ -200,7 +201,8 @@ class DeploymentMetrics:
                 _status(gauges, key, manifest, self.now())
                 replicas = self.store.replicas(manifest)
                 _replicas(gauges, key, manifest, replicas)
-                self._count_fetches(key, replicas)
+                members = (pod for replica in replicas for pod in replica.members)
+                self._count_fetches(key, (*members, *self.store.fetch_pods(manifest)))
             except Exception:
                 log.exception("no metrics of this QwenDeployment", extra={"deployment": "/".join(key)})
             if (sample := samples.get(key)) is not None:

@@ -27,12 +27,15 @@ class Ending:
     oom_kills: int | None  # processes that the OOM killer ended during the run; None if the kernel has no such counter
     member: str = ""  # how another member of the engine's group ended; "" if none has
     killed: Killed | None = None  # the process of this member that a signal ended before anything else failed
+    cut: bool = False  # it was asked to end while it started, and this process killed it if it did not end soon
 
     @property
     def exit_code(self) -> int:
         """The container's exit code: 128 + n for a signal, and 1 for an exit with 0 that nobody asked for."""
         if self.asked and self.member and not self.hung:
             return 0
+        if self.cut and self.status == -signal.SIGKILL:
+            return 128 + signal.SIGTERM
         if self.status < 0:
             return 128 - self.status
         return self.status if self.status or self.asked else 1

@@ -32,12 +32,13 @@ class Patience:
     """Seconds that an engine gets to end after it logged a crash, or after it logged a port in use and its shutdown.
 
     `stopped_seconds`: if it runs over several pods, how long one of its processes may be stopped by a signal, or do
-    nothing while another one waits for it.
+    nothing while another one waits for it. `start_seconds`: how long it may take to end while it starts.
     """
 
     crash_seconds: float = 90.0
     port_seconds: float = 30.0
     stopped_seconds: float = 20.0
+    start_seconds: float = 15.0
 
 
 @dataclass(slots=True)

@@ -41,16 +41,20 @@ TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
-def examine(folder: Path | None, adapters: Sequence[tuple[str, Path]] = ()) -> tuple[dict[str, Any], bool]:
+def examine(
+    folder: Path | None, adapters: Sequence[tuple[str, Path]] = (), *, to_join: bool = False
+) -> tuple[dict[str, Any], bool]:
     """The report on a folder or a GGUF file, and whether the facts are complete. Nothing in it can make it raise.
 
     `adapters` are names and folders of LoRA adapters. Without a folder of a model, the report is on these alone.
+    `to_join`: the parts of a split GGUF file become one file before an engine opens it.
     """
     try:
         records = {"adapters": inspect_adapters(adapters)} if adapters else {}
         if folder is None:
             return {"version": 2, **records}, True
-        return (inspect_gguf(folder) if is_gguf(folder.name) else inspect(folder)) | records, True
+        model = inspect_gguf(folder, to_join=to_join) if is_gguf(folder.name) else inspect(folder)
+        return model | records, True
     except Fault as fault:
         return fault.report(), False
 
@@ -138,6 +142,9 @@ def _listing(folder: Path) -> frozenset[str]:
     except (OSError, ValueError) as error:
         detail = error.strerror if isinstance(error, OSError) else error
         raise Fault(ReportReason.UNREADABLE_WEIGHTS, f"{shown(str(folder))} cannot be listed: {detail}.") from None
+    if not names:
+        message = f"{folder} is empty; the path must name the folder that holds {CONFIG_FILE}."
+        raise Fault(ReportReason.MODEL_NOT_FOUND, message)
     if len(names) > _MOST_NAMES:
         message = f"{folder} has more than {_MOST_NAMES} files; the path must name the folder of one checkpoint."
         raise Fault(ReportReason.INVALID_CONFIG, message)

@@ -9,6 +9,7 @@ from qwen_runtime.checkpoints.chat import LARGEST_CHAT_FILE, ChatFormat, chat_fi
 from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG
 from qwen_runtime.checkpoints.gguf import CutOffError, Header
 from qwen_runtime.checkpoints.gguf_model import UnknownArchitectureError
+from qwen_runtime.checkpoints.gguf_parts import join, joined_name, parts_of
 from qwen_runtime.checkpoints.reading import InvalidFactsError
 from qwen_runtime.faults import Fault, parsed
 from qwen_runtime.reasons import ReportReason
@@ -18,17 +19,25 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 """Beside a GGUF file, it makes engines take the tokenizer from the folder and not from the file."""
 
 
-def inspect_gguf(path: Path) -> dict[str, Any]:
-    """The success report on a GGUF file. Raises Fault with the first problem."""
+def inspect_gguf(path: Path, *, to_join: bool = False) -> dict[str, Any]:
+    """The success report on a GGUF file. Raises Fault with the first problem.
+
+    Of a split file, `path` is the first part, and all parts are read. Only if somebody is `to_join` them is it a
+    success: an engine opens one file.
+    """
     name, folder = path.name, path.parent
+    parts = parts_of(name)
     try:
-        header = _header(path)
+        header = join([_header(folder / part) for part in parts], parts)
+        if not header.tensors:
+            raise Fault(ReportReason.MODEL_NOT_FOUND, f"{name} holds no tensors.", name)
         beside = _beside(folder)
         config = parsed(_content(folder, CONFIG_FILE), CONFIG_FILE, LARGEST_CONFIG) if CONFIG_FILE in beside else None
         report = gguf_model.report(header, name, config)
-        return report | {"files": 1, "tokenizer": True, "chat": _chat(header, path, beside).to_record()}
-    except CutOffError as error:
-        raise _truncated(name, error.wanted, path.stat().st_size, str(error)) from None
+        chat = _chat(header, path, beside).to_record()
+        if len(parts) > 1 and not to_join:
+            raise Fault(ReportReason.INVALID_CONFIG, _must_be_joined(name, len(parts)), name)
+        return report | {"files": len(parts), "tokenizer": True, "chat": chat}
     except UnknownArchitectureError as error:
         raise Fault(ReportReason.UNKNOWN_ARCHITECTURE, f"{error}.", name) from None
     except InvalidFactsError as error:
@@ -41,13 +50,22 @@ def _header(path: Path) -> Header:
         size = os.fstat(descriptor).st_size
         refuse_lfs_pointer(read_exactly(descriptor, 8, name), descriptor, size, name)
         os.lseek(descriptor, 0, os.SEEK_SET)
-        header = gguf.read_header(lambda count: read_exactly(descriptor, count, name), name)
-    if not header.tensors:
-        raise Fault(ReportReason.MODEL_NOT_FOUND, f"{name} holds no tensors.", name)
+        try:
+            header = gguf.read_header(lambda count: read_exactly(descriptor, count, name), name)
+        except CutOffError as error:
+            raise _truncated(name, error.wanted, size, str(error)) from None
     if header.end > size:
         what = f"{name} is cut off: its tensor {header.last} ends at byte {header.end}"
         raise _truncated(name, header.end, size, what)
     return header
+
+
+def _must_be_joined(name: str, parts: int) -> str:
+    return (
+        f"{name} is one of {parts} parts of a split file, and SGLang opens only one file: join them with "
+        f"llama-gguf-split --merge {name} {joined_name(name)}, and set spec.source.file to the new file. From a hub "
+        "with the chart's cache, or from a bucket, the parts are joined when they have arrived."
+    )
 
 
 def _truncated(name: str, wanted: int, found: int, what: str) -> Fault:

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-from qwen_runtime import guard, processes
+from qwen_runtime import guard, processes, serving
+from qwen_runtime.adapters import Loader
 from qwen_runtime.classify import Classification
 from qwen_runtime.diagnose import Ending, asked_report, failure_report, is_consequence, verdict
 from qwen_runtime.engine_log import EngineLog, Patience
@@ -53,7 +54,7 @@ class Supervisor:
     `on_asked` is called once, after the first signal to end has arrived and before the engine gets it. `group`: the
     other members, if the engine runs over several pods. `member_ended` says which of them ended, and why.
     `killed` is the process of this pod whose end caused the others. `hangs`: a process of this pod that hangs is the
-    cause.
+    cause. `adapters`: what changes the adapters of the engine; None if nothing does.
     """
 
     log_lines: LogLines
@@ -62,6 +63,7 @@ class Supervisor:
     on_asked: Callable[[EngineLog], None]
     log: EngineLog = field(init=False)
     group: Group | None = None
+    adapters: Loader | None = None
     member_ended: str = ""
     killed: Killed | None = None
     hangs: bool = False
@@ -71,6 +73,7 @@ class Supervisor:
     _pending: list[int] = field(default_factory=list)
     _asked: bool = False
     _hung: bool = False
+    _cut: bool = False
     _stopped: dict[int, float] = field(default_factory=dict)
     _stillness: Stillness | None = None
     _other_waits_at: float = -math.inf
@@ -112,7 +115,7 @@ class Supervisor:
         except OSError as error:
             return self._not_started(command, error)
         pumps = self._start_pumps(child)
-        status = self._wait(child.pid)
+        status = self._wait(child.pid, command)
         child.returncode = status  # reaped here, not by subprocess
         self._witness.close()
         if self._stillness is not None:
@@ -122,7 +125,7 @@ class Supervisor:
             thread.join(_OUTPUT_SECONDS)
         kills = _difference(kills_before, processes.oom_kills())
         self.killed = self._killed_first(status)
-        return Ending(status, self._asked, self._hung, kills, self.member_ended, self.killed)
+        return Ending(status, self._asked, self._hung, kills, self.member_ended, self.killed, self._cut)
 
     def _stacks(self) -> dict[str, str]:
         """The environment in which the engine's processes tell their stacks, if it runs over several pods."""
@@ -162,9 +165,10 @@ class Supervisor:
             self.log.glance(unfinished)
 
     def page(self) -> bytes:
-        """How far the start is."""
+        """How far the start is, and which adapters the engine has."""
+        adapters = self.adapters.page() if self.adapters else None
         with self._lock:
-            return start_page(self.log)
+            return start_page(self.log, adapters)
 
     def wake(self) -> None:
         """Let the supervisor look again. Any thread may call it."""
@@ -176,7 +180,7 @@ class Supervisor:
         except BlockingIOError:
             return  # a full pipe wakes as well
 
-    def _wait(self, pid: int) -> int:
+    def _wait(self, pid: int, command: Sequence[str]) -> int:
         killed = False
         while True:
             self._heed_killed()
@@ -184,7 +188,7 @@ class Supervisor:
             self._heed_stopped()
             self._heed_still()
             while self._pending:
-                self._note_asked()
+                self._note_asked(command)
                 processes.kill(pid, self._pending.pop(0))
             status = processes.reap(pid)
             if status is not None:
@@ -285,13 +289,18 @@ class Supervisor:
             self._heed_group()
             time.sleep(0.1)
 
-    def _note_asked(self) -> None:
+    def _note_asked(self, command: Sequence[str]) -> None:
         if self._asked:
             return
         self._asked = True
+        # Before the engine gets the signal: after it, it answers that it is not ready.
+        starts = self.log.phase is not Phase.SERVING and serving.has_not_begun(serving.port_of(command))
         with self._lock:
             self.log.asked_to_end()
             self.on_asked(self.log)
+        if starts and self._end_by is None and (self.group is None or self.group.member.rank == 0):
+            # It has no answers to finish. Its own warm-up may take as long as the grace period.
+            self._cut, self._end_by = True, time.monotonic() + self.patience.start_seconds
         if self.group is not None:
             self.group.asked()
 
@@ -323,10 +332,14 @@ def _difference(before: int | None, after: int | None) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Reports:
-    """Where an engine is reported: its start on a page at `start_port`, its end in the file `termination_log`."""
+    """Where an engine is reported: its start on a page at `start_port`, its end in the file `termination_log`.
+
+    `adapters` changes the adapters of the engine while it runs, and says on the page which ones it has.
+    """
 
     termination_log: Path | None
     start_port: int
+    adapters: Loader | None = None
 
 
 def launch(
@@ -351,6 +364,10 @@ def launch(
         deliver(bounded(asked_report(log)), termination_log)
 
     supervisor = Supervisor(log_lines, patience, os.path.realpath(sys.argv[0]), on_asked)
+    if reports.adapters is not None:
+        supervisor.adapters = reports.adapters
+        command = reports.adapters.command(command)
+        reports.adapters.start()
     group = None
     if member is not None:
         try:

@@ -1,10 +1,12 @@
 """What the members of a group check before their engines start.
 
 NCCL and gloo open random ports and connect all members with each other. If a network policy or the proxy of a service
-mesh keeps one from another, they hang without a word. The same is true of an interface that a node does not have.
+mesh keeps one from another, they hang without a word. The same is true of an interface that a node does not have. RDMA
+fails with a word about memory if the node limits how much of it a process may lock.
 """
 
 import errno
+import resource
 import socket
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -16,6 +18,10 @@ _CONNECT_SECONDS = 5.0
 # A network policy may need some seconds to hold for a new pod.
 _PATIENCE_SECONDS = 15.0
 _NCCL, _GLOO = "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"
+_STATUS = Path("/proc/self/status")
+_IPC_LOCK_BIT = 14
+LEAST_LOCKED_BYTES = 64 * 1024 * 1024
+"""With less, NCCL cannot register its buffers. systemd lets services, and so containers, lock 8 MiB by default."""
 _LISTED = 8
 _ADDRESS = 64
 
@@ -67,9 +73,38 @@ def interface_problem(environment: Mapping[str, str], present: Collection[str]) 
     return ""
 
 
+def lockable_bytes() -> int | None:
+    """How much memory this process may lock; None for any amount."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return None if soft == resource.RLIM_INFINITY or _has_ipc_lock() else soft
+
+
+def _has_ipc_lock() -> bool:
+    """Whether the process has the capability IPC_LOCK (CapEff in proc_pid_status(5))."""
+    try:
+        lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+        effective = next(line.partition(":")[2] for line in lines if line.startswith("CapEff:"))
+        return bool(int(effective, 16) >> _IPC_LOCK_BIT & 1)
+    except (OSError, StopIteration, ValueError):
+        return False
+
+
+def memory_problem(lockable: int | None) -> str:
+    """One sentence if RDMA cannot work because this process may lock too little memory, else ""."""
+    if lockable is None or lockable >= LEAST_LOCKED_BYTES:
+        return ""
+    return (
+        f"RDMA needs locked memory, but the node lets this container lock {lockable // 1024} KiB: set "
+        "multiNode.ipcLock in the chart, or LimitMEMLOCK=infinity for the nodes' container runtime"
+    )
+
+
 def _no_interface(variable: str, value: str, present: Collection[str]) -> str:
     names = ", ".join(sorted(present)[:_LISTED])
-    return f"{variable} is {value[:100]}, but the network interfaces are {names}: correct it in spec.engine.env"
+    return (
+        f"{variable} is {value[:100]}, but the network interfaces are {names}: correct it in spec.engine.env, "
+        "or multiNode.interface in the chart"
+    )
 
 
 def listener(address: str) -> socket.socket:

@@ -3,7 +3,7 @@
 The schedulers of all ranks run in step: also while they have no requests, they exchange a message in every turn of
 their loop. If one of them hangs, the others wait for that message, and from outside all look the same: they sleep. So
 each scheduler tells its own stack, by Python's faulthandler, which needs no rights and works while the process hangs.
-One that waits in torch.distributed is not the one that hangs.
+One that waits in torch.distributed, or in SGLang's functions above it, is not the one that hangs.
 
 It finds only a process that sleeps. One that computes for ever, or that waits for a GPU with a busy loop as CUDA does,
 cannot be told from one that computes a long prompt.
@@ -24,7 +24,9 @@ FOLDER_VARIABLE = "QWEN_RUNTIME_STACKS"
 """The folder with a file for each process of the engine that tells its stack. Not set: none tells it."""
 
 ASK = signal.SIGUSR2
-_WAITS_IN = "/torch/distributed/"
+_WAITS_IN = ("/torch/distributed/", "/sglang/srt/distributed/")
+# With pipeline stages, these wait for a message of another rank without a function of torch.
+_WAITING = ("_pp_commit_comm_work", "point_to_point_pyobj")
 # Of one core. Other threads of a process that hangs look after themselves now and then.
 _IDLE_SHARE = 0.05
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<function>\S+)', re.MULTILINE)
@@ -132,4 +134,5 @@ def _still(name: str, file: Path) -> Still | None:
     if frame is None:
         return Still(name, waits=False)
     place = f"{frame['function']} ({frame['file'].rpartition('/')[2]}:{frame['line']})"
-    return Still(name, _WAITS_IN in frame["file"], place)
+    waits = any(part in frame["file"] for part in _WAITS_IN) or frame["function"] in _WAITING
+    return Still(name, waits, place)

@@ -254,11 +254,54 @@ def test_the_operator_is_told_the_values() -> None:
     loaded = config(render(values))
     assert loaded["image"] == {"reference": "localhost/qwen-operator:0.1.0", "pullPolicy": "IfNotPresent"}
     defaults = loaded["engine"].pop("pod")
+    network = loaded["engine"].pop("multiNode")
+    assert network == {
+        "interface": "",
+        "resources": {},
+        "ipcLock": False,
+        "hostNetwork": False,
+        "sharedMemoryGiBPerGpu": 1,
+        "topologyKey": "",
+        "topologyPolicy": "Preferred",
+    }
     assert loaded["engine"] == {**TESTBED["engine"], "distinctNodes": True}
     assert not any(defaults.values())
     assert loaded["gpuPools"] == [POOL]
     assert loaded["imagePullSecrets"] == ["registry"]
     assert (loaded["workers"], loaded["resyncSeconds"]) == (8, 300)
+
+
+@pytest.mark.parametrize(
+    ("engine", "pool", "allowed"),
+    [
+        ({}, {}, ("false", "false")),
+        ({"hostNetwork": True}, {}, ("true", "false")),
+        ({}, {"multiNode": {"ipcLock": True, "resources": {"rdma/hca": 1}}}, ("false", "true")),
+    ],
+)
+def test_the_policy_allows_what_some_replica_over_several_nodes_gets(
+    engine: Manifest, pool: Manifest, allowed: tuple[str, str]
+) -> None:
+    objects = render({"engine": {"multiNode": engine}, "gpuPools": [POOL, {**POOL, "name": "more", **pool}]})
+    policy = one(objects, "ValidatingAdmissionPolicy", "qwen-system.qwen-operator")
+    variables = {item["name"]: item["expression"] for item in policy["spec"]["variables"]}
+    assert (variables["hostNetwork"], variables["ipcLock"]) == allowed
+    assert config(objects)["gpuPools"][1] == {**POOL, "name": "more", **pool}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"resources": {"nvidia.com/gpu": 1}}, "engine.multiNode has the resource nvidia.com/gpu, but the plan alone"),
+        ({"resources": {"cpu": 1}}, "engine.multiNode has the resource cpu, but what network device plugins offer"),
+        ({"resources": {"rdma/hca": 0}}, "/engine/multiNode/resources/rdma~1hca"),
+        ({"interface": "eth 0"}, "/engine/multiNode/interface"),
+        ({"topologyPolicy": "Soft"}, "/engine/multiNode/topologyPolicy"),
+        ({"sharedMemoryGiBPerGpu": 0}, "/engine/multiNode/sharedMemoryGiBPerGpu"),
+    ],
+)
+def test_a_wrong_network_of_several_nodes_is_refused(values: Manifest, said: str) -> None:
+    assert said in refused({"engine": {"multiNode": values}})
 
 
 def test_a_recording_has_a_volume_of_its_size_and_nothing_has_one_without() -> None:

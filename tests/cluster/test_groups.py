@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.qd import alive, simulated, wait_condition, wait_ready
-from tests.testbed.bed import Release
+from tests.testbed.bed import Release, install
 from tests.testbed.cluster import Cluster, OwnNodes
 from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
 from tests.testbed.simulated import Pool
@@ -57,6 +57,44 @@ def test_two_pods_on_two_nodes_are_one_replica(kubectl: Kubectl, nodes: OwnNodes
     table = kubectl.run("get", "qd", "w", "-n", space, "-o", "wide")
     head, row = table.splitlines()[:2]
     assert row[head.index("NODES") :].split()[0] == "2"
+
+
+Shape = tuple[dict[str, int], set[str], str]
+LARGE = {
+    "235B on 2 x 8 x 48 GB": ("Qwen/Qwen3-235B-A22B", A40),
+    "72B on 2 x 8 x L4": ("Qwen/Qwen1.5-72B-Chat", "NVIDIA-L4"),
+}
+SHAPES: dict[str, Shape] = {
+    "tensor": ({}, {"--tp-size=16"}, "With spec.parallelism.pipeline: 2 (TP 8, PP 2, 2 nodes, "),
+    "stages": ({"pipeline": 2}, {"--tp-size=8", "--pp-size=2"}, "Without stages (TP 16, 2 nodes, "),
+}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("large", LARGE.values(), ids=LARGE.keys())
+@pytest.mark.usefixtures("release")
+def test_a_large_model_on_two_nodes_of_eight(
+    bed: Cluster, kubectl: Kubectl, space: str, large: tuple[str, str], shape: Shape
+) -> None:
+    (model, product), (parallelism, options, reason) = large, shape
+    with bed.own_nodes(Pool(product, gpus=8, nodes=2)) as nodes:
+        kubectl.apply(simulated(space, "w", product, model=model, pod=nodes.pod, parallelism=parallelism))
+        refused = wait_condition(kubectl, space, "w", ("Planned", "False", "DoesNotFit"), 60)
+        assert "set it to 2 to run each replica over 2 nodes" in condition(refused, "Planned")["message"]
+        [change] = refused["status"]["noFit"]["alternatives"]
+        kubectl.run("patch", "qd", "w", "-n", space, "--type=merge", "-p", change["patch"])
+
+        plan = wait_ready(kubectl, space, "w")["status"]["plan"]
+        assert (plan["gpusPerReplica"], plan["nodesPerReplica"]) == (16, 2)
+        assert options <= set(plan["args"])
+        assert any(step.startswith("over 2 nodes: ") and reason in step for step in plan["steps"])
+        assert whole(kubectl, space, "w")
+        for pod in alive(kubectl, space, "w"):
+            [engine] = [one for one in pod["spec"]["containers"] if one["name"] == "engine"]
+            assert options <= set(engine["command"])
+            assert engine["resources"]["limits"]["nvidia.com/gpu"] == "8"
+        kubectl.run("delete", "qd", "w", "-n", space)
 
 
 @pytest.mark.timeout(240)
@@ -153,3 +191,36 @@ def test_each_pod_has_one_budget_and_a_drain_of_a_workers_node_ends(
         "it is on the other nodes", lambda: whole(kubectl, space, "w") and node not in hosts(kubectl, space, "w"), 90
     )
     wait_ready(kubectl, space, "w")
+
+
+BLOCK = "test.qwen-operator.dev/block"
+
+
+@pytest.fixture
+def in_blocks(bed: Cluster, kubectl: Kubectl, nodes: OwnNodes) -> Iterator[OwnNodes]:
+    """The first node is alone in its block, and the chart wants the nodes of a replica in one."""
+    for name, block in zip(nodes.names, ("a", "b", "b"), strict=True):
+        kubectl.run("label", "node", name, f"{BLOCK}={block}")
+    settings = (f"topologyKey={BLOCK}", "topologyPolicy=Required", "interface=net1")
+    install(bed, *(word for one in settings for word in ("--set", f"engine.multiNode.{one}")))
+    try:
+        yield nodes
+    finally:
+        install(bed)
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(300)
+def test_the_nodes_of_a_replica_share_a_block(kubectl: Kubectl, in_blocks: OwnNodes, space: str) -> None:
+    first, *others = in_blocks.names
+    kubectl.run("cordon", others[0])
+    kubectl.apply(wide(in_blocks, space, "w"))
+    obj = wait_condition(kubectl, space, "w", ("Ready", "False", "WaitingForGpus"))
+    assert f"must share the label {BLOCK}" in condition(obj, "Ready")["message"]
+    kubectl.run("uncordon", others[0])
+    wait_ready(kubectl, space, "w")
+    assert hosts(kubectl, space, "w") == set(others), f"and not {first}"
+    for pod in alive(kubectl, space, "w"):
+        assert pod["spec"]["nodeSelector"][BLOCK] == "b"
+        variables = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
+        assert (variables["NCCL_SOCKET_IFNAME"], variables["GLOO_SOCKET_IFNAME"]) == ("=net1", "net1")

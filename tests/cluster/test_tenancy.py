@@ -34,6 +34,7 @@ pytestmark = pytest.mark.cluster
 L4 = "NVIDIA-L4"
 TENANT = "tenant@example.com"
 GROUP = "qwen-operator.dev"
+MODEL_IMAGE = {"name": "source", "image": {"reference": "registry.example.com/models/qwen:7b"}}
 EVERYBODY = {
     # What Kubernetes gives to every account.
     ("selfsubjectreviews.authentication.k8s.io", "create"),
@@ -234,6 +235,13 @@ def container_with(space: str, **security: Any) -> Manifest:
     return pod
 
 
+def engine_member(space: str, **changes: Any) -> Manifest:
+    """A pod of a replica over several nodes."""
+    pod = engine_pod(space, **changes)
+    pod["metadata"]["labels"][f"{GROUP}/replica"] = "chat-0123abcd-0"
+    return pod
+
+
 def bad_pods(space: str) -> dict[str, Manifest]:
     """Pods that a stolen token might try, by what is wrong."""
     return {
@@ -246,11 +254,16 @@ def bad_pods(space: str) -> dict[str, Manifest]:
         "a chosen node": engine_pod(space, nodeName="control-plane"),
         "a token": engine_pod(space, automountServiceAccountToken=True),
         "hostPath": engine_pod(space, volumes=[HOST]),
+        "hostPath in place of the model": engine_pod(space, volumes=[{**HOST, "name": "source"}]),
+        "an image beside the model": engine_pod(space, volumes=[{**MODEL_IMAGE, "name": "other"}]),
         "root": engine_pod(space, securityContext={"runAsUser": 0}),
         "no security": engine_pod(space, securityContext={}),
         "account": engine_pod(space, serviceAccountName="builder"),
         "critical": engine_pod(space, priorityClassName="system-node-critical"),
         "privileged": container_with(space, privileged=True, allowPrivilegeEscalation=True),
+        "the network of the node without the chart": engine_member(space, hostNetwork=True),
+        "IPC_LOCK without the chart": container_with(space, capabilities={"add": ["IPC_LOCK"], "drop": ["ALL"]}),
+        "root without the chart": container_with(space, runAsUser=0, runAsNonRoot=False),
         "capability": container_with(space, capabilities={"add": ["SYS_ADMIN"], "drop": ["ALL"]}),
         "escalation": container_with(space, allowPrivilegeEscalation=True),
     }
@@ -273,6 +286,7 @@ def test_a_stolen_token_makes_no_other_pods(kubectl: Kubectl, bed: Cluster, rele
     kubectl.run("create", "serviceaccount", "builder", "-n", space)
     try:
         assert denied(kubectl, engine_pod(space), operator) == ""
+        assert denied(kubectl, engine_pod(space, volumes=[MODEL_IMAGE]), operator) == ""
         said = {name: denied(kubectl, pod, operator) for name, pod in bad_pods(space).items()}
         assert {name: text for name, text in said.items() if "qwen-system.qwen-operator" not in text} == {}
         assert "never in kube-system" in said["kube-system"]

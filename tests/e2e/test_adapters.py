@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ import pytest
 
 from tests.e2e.conftest import Gateway
 from tests.e2e.test_clients import python_client
-from tests.qd import qd, wait_ready
+from tests.e2e.traffic import Trickle, flowing, short_answer
+from tests.qd import alive, qd, wait_ready
 from tests.testbed.adapters import STANDINS, adapters
-from tests.testbed.kubectl import Kubectl, wait_for
+from tests.testbed.kubectl import Kubectl, condition, wait_for
+from tests.testbed.processes import pods_processes, send
 from tests.testbed.volumes import claim_manifests, volume_name
 
 pytestmark = pytest.mark.e2e
@@ -154,6 +157,84 @@ def test_a_change_of_the_list_loses_no_request(kubectl: Kubectl, space: str, gat
         asking.result()
     assert failed == []
     assert certainty(gateway, added) != certainty(gateway, MODEL)
+
+
+def engine(kubectl: Kubectl, space: str) -> dict[str, Any]:
+    (pod,) = alive(kubectl, space, NAME)
+    return pod
+
+
+def told(kubectl: Kubectl, space: str) -> str:
+    """The list of adapters that the engine should have."""
+    return str(engine(kubectl, space)["metadata"]["annotations"]["qwen-operator.dev/adapters-wanted"])
+
+
+def change(kubectl: Kubectl, space: str, *names: str) -> float:
+    """Change the list. Returns the time of it, by the monotonic clock."""
+    patch = json.dumps({"spec": {"adapters": manifest(space, names)["spec"]["adapters"]}})
+    begun = time.monotonic()
+    kubectl.run("patch", "qd", NAME, "-n", space, "--type=merge", "-p", patch)
+    return begun
+
+
+def logged(kubectl: Kubectl, space: str, pod: str, line: str) -> bool:
+    return line in kubectl.run("logs", pod, "-n", space, "-c", "engine", "--tail=-1")
+
+
+def steps(kubectl: Kubectl, space: str, pod: str) -> str:
+    """What the runtime says with the kubelet's time stamps, for the report of a measurement."""
+    lines = kubectl.run("logs", pod, "-n", space, "-c", "engine", "--timestamps", "--tail=-1").splitlines()
+    return "\n".join(line for line in lines if "qwen-runtime: the adapter" in line)
+
+
+def test_adapters_come_and_go_while_the_same_engine_serves(kubectl: Kubectl, space: str, gateway: Gateway) -> None:
+    kubectl.apply(manifest(space, TEN[:2]))
+    ready(kubectl, space, 2)
+    kept, removed, added = (f"{MODEL}:{one}" for one in TEN[:3])
+    wait_for("both are listed", lambda: listed(gateway) == [MODEL, kept, removed], 60)
+    before = engine(kubectl, space)
+    name = before["metadata"]["name"]
+    asked = [Trickle(lambda one=one: short_answer(gateway, one), 0.2) for one in (MODEL, kept)]  # type: ignore[misc]
+    with flowing(asked):
+        begun = change(kubectl, space, *TEN[:3])
+        wait_for("its files are read", lambda: TEN[2] in told(kubectl, space), 120, 0.1)
+        read = time.monotonic() - begun
+        wait_for("the engine loads it", lambda: logged(kubectl, space, name, f"{TEN[2]} is loaded"), 120, 0.1)
+        loaded = time.monotonic() - begun
+        wait_for("the added adapter answers", lambda: gateway.chat(added, max_tokens=1).status_code == 200, 60, 0.1)
+        answered = time.monotonic() - begun
+        ready(kubectl, space, 3)
+        assert listed(gateway) == [MODEL, kept, removed, added]
+        begun = change(kubectl, space, TEN[0], TEN[2])
+        wait_for("the removed adapter is unknown", lambda: gateway.chat(removed).status_code == 404, 60, 0.1)
+        unknown = time.monotonic() - begun
+        wait_for("the engine unloads it", lambda: logged(kubectl, space, name, f"{TEN[1]} is unloaded"), 60)
+        ready(kubectl, space, 2)
+    assert [trickle.lost for trickle in asked] == [[], []]
+    assert all(trickle.answered for trickle in asked)
+    assert engine(kubectl, space)["metadata"]["uid"] == before["metadata"]["uid"]
+    assert listed(gateway) == [MODEL, kept, added]
+    assert gateway.chat(removed).status_code == 404
+    print(f"added: read after {read:.1f} s, loaded after {loaded:.1f} s, answered after {answered:.1f} s")
+    print(f"removed: unknown after {unknown:.1f} s")
+    print(f"requests: {[trickle.answered for trickle in asked]}, none lost")
+    print(steps(kubectl, space, name))
+    certain = {one: certainty(gateway, one) for one in (MODEL, kept, added)}
+    assert len(set(certain.values())) == 3, certain
+
+    send(pods_processes(before["metadata"]["uid"], "launch_server")[:1], signal.SIGKILL)
+
+    def back() -> bool:
+        pod = engine(kubectl, space)
+        restarts = pod["status"]["containerStatuses"][0]["restartCount"]
+        return restarts > 0 and condition(pod, "Ready").get("status") == "True"
+
+    wait_for("the engine runs again", back, 300)
+    assert {one: certainty(gateway, one) for one in certain} == certain
+    kubectl.run("delete", "pod", name, "-n", space, "--grace-period=1", "--wait=false")
+    wait_for("its successor exists", lambda: engine(kubectl, space)["metadata"]["name"] != name, 60)
+    assert {one: certainty(gateway, one) for one in certain} == certain
+    assert listed(gateway) == [MODEL, kept, added]
 
 
 @pytest.mark.parametrize(

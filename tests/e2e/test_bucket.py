@@ -92,7 +92,7 @@ def store_manifests(namespace: str) -> list[Manifest]:
 
 @pytest.fixture(scope="module")
 def store(bed: Cluster, kubectl: Kubectl, claim_space: str) -> Iterator[Store]:
-    """A bucket with the tiny model, and a Secret with the keys of the only user who may read it."""
+    """A bucket with the tiny model, also as a split GGUF file, and a Secret with the keys of its only reader."""
     folder = bed.models_dir.parent / f"moto-{claim_space}"
     folder.mkdir()
     copy_packages(folder)
@@ -107,6 +107,9 @@ def store(bed: Cluster, kubectl: Kubectl, claim_space: str) -> Iterator[Store]:
     store.client().create_bucket(Bucket=BUCKET)
     tiny = bed.models_dir / "tiny-qwen2"
     store.put({path.name: path.read_bytes() for path in tiny.iterdir() if path.is_file()})
+    parts = sorted((bed.models_dir / "gguf").glob("parts-*.gguf"))
+    assert len(parts) == 4
+    store.put({path.name: path.read_bytes() for path in parts}, prefix="qwen/gguf/")
     store.check_signatures()
     wrong = store.keys | {"AWS_SECRET_ACCESS_KEY": "wrong"}
     kubectl.apply(*(secret(claim_space, name, keys) for name, keys in (("s3", store.keys), ("wrong", wrong))))
@@ -143,6 +146,23 @@ def test_a_model_in_a_bucket_answers(kubectl: Kubectl, gateway: Gateway, claim_s
     assert store.keys["AWS_SECRET_ACCESS_KEY"] not in str(pod)
     assert f"--commit={commit}" in str(pod["spec"]["initContainers"])
     kubectl.run("delete", "qd", "bucket", "-n", claim_space, "--wait=false")
+
+
+def test_the_parts_of_a_split_gguf_file_answer_as_one(
+    kubectl: Kubectl, gateway: Gateway, claim_space: str, store: Store
+) -> None:
+    """Parts that the package gguf has written. The real SGLang opens the file that the download made of them."""
+    name = f"{claim_space}-split"
+    place = source(claim_space, uri="s3://weights/qwen/gguf", file="parts-00001-of-00004.gguf")
+    kubectl.apply(qd(claim_space, "split", model=name, source=place))
+    obj = wait_ready(kubectl, claim_space, "split", timeout=400)
+    assert any(step.startswith("tensors: F16 ") for step in obj["status"]["plan"]["steps"])
+    [pod] = pods(kubectl, claim_space, "split")
+    assert "--model-path=/models/cached/weights/qwen/gguf/parts.gguf" in pod["spec"]["containers"][0]["command"]
+    wait_for(f"{name} is routed", lambda: gateway.chat(name, max_tokens=1).status_code == 200, 30)
+    answer = gateway.chat(name, messages=[{"role": "user", "content": "Who are you?"}], max_tokens=40, temperature=0)
+    assert "I am a tiny model in the shape of Qwen2" in answer.json()["choices"][0]["message"]["content"]
+    kubectl.run("delete", "qd", "split", "-n", claim_space, "--wait=false")
 
 
 def test_other_files_are_told_before_an_engine_pod_exists(kubectl: Kubectl, claim_space: str, store: Store) -> None:

@@ -22,7 +22,7 @@ from tests.testbed.simulated import REAL_NODE_PRODUCT, Pool
 
 pytestmark = pytest.mark.e2e
 A40 = "NVIDIA-A40"
-PAIR, SINGLE = "e2e-pair", "e2e-single"
+PAIR, SINGLE, STAGED = "e2e-pair", "e2e-single", "e2e-staged"
 URI = {"uri": "pvc://models/tiny-qwen2"}
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 
@@ -51,7 +51,7 @@ def pair(bed: Cluster, kubectl: Kubectl, release: Release, claim_space: str) -> 
             )
             wait_ready(kubectl, claim_space, "pair", timeout=400)
             yield claim_space
-            kubectl.run("delete", "qd", "pair", "-n", claim_space)
+            kubectl.run("delete", "qd", "pair", "-n", claim_space, "--ignore-not-found")
     finally:
         install(bed)
 
@@ -117,3 +117,21 @@ def test_a_deleted_worker_lets_rank_0_finish_its_answer(kubectl: Kubectl, gatewa
 
     wait_for("a new replica", came_back, 120)
     wait_ready(kubectl, pair, "pair", timeout=400)
+
+
+@pytest.mark.timeout(900)
+def test_two_stages_on_two_pods_answer_with_the_tokens_of_tensor_parallelism(
+    kubectl: Kubectl, gateway: Gateway, pair: str
+) -> None:
+    """The layers are divided between two pods (--pp-size=2). The last test: its pods get the cores of the others."""
+    routed(gateway, PAIR)
+    before = gateway.chat(PAIR, **GREEDY).json()["choices"][0]["message"]["content"]
+    spec = (kubectl.get("qd", "pair", pair) or {})["spec"]
+    kubectl.run("delete", "qd", "pair", "-n", pair)
+    kubectl.apply(qd(pair, "staged", **{**spec, "model": STAGED, "parallelism": {"pipeline": 2}}))
+    obj = wait_ready(kubectl, pair, "staged", timeout=400)
+    assert obj["status"]["plan"]["parallelism"] == {"tensor": 1, "pipeline": 2}
+    routed(gateway, STAGED)
+    after = gateway.chat(STAGED, **GREEDY).json()["choices"][0]["message"]["content"]
+    kubectl.run("delete", "qd", "staged", "-n", pair)
+    assert before == after != ""

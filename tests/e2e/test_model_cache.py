@@ -54,9 +54,10 @@ class Hub:
         return int(httpx.get(f"http://{self.address}:8000/sent", timeout=30).json()["sent"])
 
 
-def hub_manifests(namespace: str) -> list[Manifest]:
+def hub_manifests(namespace: str, program: str = PROGRAM, claim: str = "models") -> list[Manifest]:
+    """The hub's pod. The program serves files of the claim, which is at /models."""
     labels = {"app": "hub"}
-    content = {"hub.py": Path(hub_module.__file__).read_text(encoding="utf-8"), "main.py": PROGRAM}
+    content = {"hub.py": Path(hub_module.__file__).read_text(encoding="utf-8"), "main.py": program}
     container = {
         "name": "hub",
         "image": f"{IMAGE['repository']}:{IMAGE['tag']}",
@@ -69,7 +70,7 @@ def hub_manifests(namespace: str) -> list[Manifest]:
     user = {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
     volumes = [
         {"name": "hub", "configMap": {"name": "hub"}},
-        {"name": "models", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}},
+        {"name": "models", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}},
     ]
     ports = [{"name": name, "port": port} for name, port in (("hub", 8000), ("network", 8001))]
     meta = {"name": "hub", "namespace": namespace}
@@ -153,6 +154,38 @@ def test_a_private_model_is_downloaded_with_progress_and_once(
     wait_for("another pod", lambda: pods(kubectl, cached, "tiny") or None, 60)
     wait_ready(kubectl, cached, "tiny", timeout=300)
     assert hub.sent() == before
+
+
+@pytest.fixture
+def empty(bed: Cluster, kubectl: Kubectl, cached: str, hub: Hub) -> Iterator[str]:
+    """A namespace with an empty claim as its cache, and the token."""
+    with own_namespace(kubectl, "early") as name:
+        folder = bed.models_dir.parent / f"cache-{name}"
+        folder.mkdir()
+        folder.chmod(0o777)
+        meta = {"name": "hf-token", "namespace": name}
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"token": TOKEN}}
+        kubectl.apply(secret, *claim_manifests(CLAIM, name, folder, access_mode="ReadWriteMany"))
+        yield name
+        kubectl.run("delete", "pv", volume_name(CLAIM, name), "--wait=false")
+
+
+def test_no_engine_pod_exists_before_a_pod_without_gpus_has_filled_the_claim(kubectl: Kubectl, empty: str) -> None:
+    kubectl.apply(qd(empty, "early", model=f"{empty}-early", source=source(), prefetch=True))
+
+    def downloading() -> Manifest | None:
+        obj = kubectl.get("qd", "early", empty) or {}
+        shown = obj.get("status", {}).get("summary", {}).get("status", "")
+        return obj if shown.startswith("Downloading ") else None
+
+    obj = wait_for("a download with numbers", downloading, 180)
+    assert obj["status"]["progress"]["pod"].endswith("-fetch")
+    assert pods(kubectl, empty, "early") == []
+    obj = wait_ready(kubectl, empty, "early", timeout=300)
+    assert obj["status"]["summary"]["cache"] == "hit"
+    [pod] = kubectl.list("pods", empty, "qwen-operator.dev/deployment=early")
+    assert pod["metadata"]["labels"]["qwen-operator.dev/role"] == "engine"
+    kubectl.run("delete", "qd", "early", "-n", empty, "--wait=false")
 
 
 def cache_command(bed: Cluster, *words: str) -> str:

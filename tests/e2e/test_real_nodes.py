@@ -21,6 +21,7 @@ from tests.e2e.conftest import Gateway
 from tests.e2e.timeline import Timeline, watched
 from tests.e2e.traffic import Trickle, flowing, short_answer, stream
 from tests.qd import alive, pods, qd, wait_condition, wait_ready
+from tests.testbed.bed import install
 from tests.testbed.cluster import Cluster, OwnNodes
 from tests.testbed.images import ENGINE_IMAGE, ENGINE_REPOSITORY, ENGINE_VERSION, operator_image
 from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
@@ -302,6 +303,45 @@ def test_scale_down_and_rollout_lose_nothing(scene: Scene, four_nodes: OwnNodes)
 
 def asked(trickles: Sequence[Trickle]) -> int:
     return sum(one.answered + len(one.lost) for one in trickles)
+
+
+@pytest.fixture
+def on_the_hosts_network(place: Scene) -> Iterator[Scene]:
+    """The chart gives the pods the network of their nodes, and the lock of memory. Nothing runs yet."""
+    settings = ("hostNetwork=true", "ipcLock=true", "interface=cni0")
+    place.kubectl.run("delete", "qd", NAME, "-n", place.space, "--ignore-not-found")
+    wait_for("no pod", lambda: not pods(place.kubectl, place.space, NAME), 120)
+    install(place.bed, *(word for one in settings for word in ("--set", f"engine.multiNode.{one}")))
+    try:
+        yield place
+    finally:
+        place.kubectl.run("delete", "qd", NAME, "-n", place.space, "--ignore-not-found")
+        enforce(place, "restricted")
+        install(place.bed)
+
+
+def enforce(scene: Scene, level: str) -> None:
+    label = f"pod-security.kubernetes.io/enforce={level}"
+    scene.kubectl.run("label", "namespace", scene.space, label, "--overwrite")
+
+
+def test_the_network_of_the_host_and_locked_memory(on_the_hosts_network: Scene, nodes: OwnNodes) -> None:
+    scene = on_the_hosts_network
+    with timeline(scene, "the chart gives the network of the host and IPC_LOCK") as line:
+        scene.kubectl.apply(manifest(scene.space, nodes))
+        obj = wait_condition(scene.kubectl, scene.space, NAME, ("Ready", "False", "PodRefused"), 60)
+        line.note(condition(obj, "Ready")["message"][:160])
+        enforce(scene, "privileged")
+        line.note("the namespace enforces privileged")
+        scene.ready()
+        line.note("requests are answered")
+    members = scene.members()
+    assert {pod["status"]["podIP"] for pod in members} == {pod["status"]["hostIP"] for pod in members}
+    for pod in members:
+        words = ("exec", pod["metadata"]["name"], "-n", scene.space, "-c", "engine", "--", "cat", "/proc/1/status")
+        status = dict(entry.split(":\t", 1) for entry in scene.kubectl.run(*words).splitlines() if ":\t" in entry)
+        assert int(status["CapEff"], 16) == 1 << 14, "IPC_LOCK and nothing else"
+        assert status["NoNewPrivs"] == "1"
 
 
 @pytest.mark.timeout(1200)

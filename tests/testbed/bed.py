@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shutil
 import subprocess
@@ -87,11 +88,34 @@ def install(cluster: Cluster, *arguments: str) -> Release:
     environment = {**os.environ, **cluster.environment()}
     # Helm refuses two upgrades of one release at a time.
     with locked("release"):
+        _end_interrupted(cluster, release)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise StepFailed(f"helm did not install the chart: {done.stderr.strip()}\n{_why(cluster, release)}")
     say(f"the chart is installed in namespace {release.namespace}")
     return release
+
+
+def _end_interrupted(cluster: Cluster, release: Release) -> None:
+    """End what a run left that was interrupted within Helm.
+
+    Helm itself would refuse each later upgrade, because "another operation is in progress". But nobody else is at it:
+    this process has the lock.
+    """
+    environment = {**os.environ, **cluster.environment()}
+    helm, of = str(cluster.bin_dir / "helm"), (release.name, "-n", release.namespace)
+    found = subprocess.run(
+        [helm, "status", *of, "-o", "json"], env=environment, capture_output=True, text=True, check=False
+    )
+    status = json.loads(found.stdout)["info"]["status"] if found.returncode == 0 else ""
+    if not status.startswith("pending-"):
+        return
+    # Before the first installation was complete there is nothing to go back to.
+    step = ("uninstall", *of, "--wait") if status == "pending-install" else ("rollback", *of)
+    say(f"an interrupted run left the release {status}, so Helm refuses to upgrade it: helm {step[0]}")
+    ended = subprocess.run([helm, *step], env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode != 0:
+        raise StepFailed(f"helm {step[0]} did not end the release that is {status}: {ended.stderr.strip()}")
 
 
 def roll_by_content() -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import pytest
 
 from qwen_operator.api.claims import NameRights
 from qwen_operator.config import ConfigError, load
+from qwen_operator.manifests.multi_node import MultiNode, MultiNodes
 from qwen_operator.planning.types import CacheType, ModelCache
 
 GOOD = """
@@ -45,6 +46,18 @@ def test_a_short_file_and_the_environment_are_enough() -> None:
 )
 def test_the_cache(text: str, cache: ModelCache | None) -> None:
     assert load({}, GOOD + text).engine.cache == cache
+
+
+def test_a_pool_has_its_own_network_and_what_it_does_not_set_is_the_charts() -> None:
+    chart = "engine: {multiNode: {interface: eth0, ipcLock: true, resources: {rdma/hca: 1}}, "
+    pool = "gpusPerNode: 4, multiNode: {interface: '', hostNetwork: true}"
+    config = load({}, GOOD.replace("engine: {", chart).replace("gpusPerNode: 4", pool))
+    ((named, own),) = config.multi_nodes.pools
+    assert named == config.pools[0]
+    assert config.multi_nodes.chart == MultiNode("eth0", {"rdma/hca": 1}, ipc_lock=True)
+    assert own == MultiNode("", {"rdma/hca": 1}, ipc_lock=True, host_network=True)
+    assert config.multi_nodes.beyond_baseline == ("multiNode.hostNetwork", "multiNode.ipcLock")
+    assert load({}, GOOD).multi_nodes == MultiNodes()
 
 
 def test_two_releases_in_one_namespace_can_have_a_lease_each() -> None:
@@ -113,6 +126,30 @@ def test_two_releases_in_one_namespace_can_have_a_lease_each() -> None:
         ),
         (("gateway: {", "cache: {type: HostPath, path: /a, sizeGiB: 0}\ngateway: {"), "cache.sizeGiB is 0"),
         (("gateway: {", "hub: {lookup: maybe}\ngateway: {"), "hub.lookup is 'maybe': it must be true or false"),
+        (
+            ("engine: {", "engine: {multiNode: {interface: 'eth 0'}, "),
+            "engine.multiNode.interface is 'eth 0': it must be names of network interfaces such as eth0",
+        ),
+        (
+            ("engine: {", "engine: {multiNode: {resources: {cpu: 1}}, "),
+            "engine.multiNode.resources.cpu is 1: it must be absent: a resource of a network has a name such as",
+        ),
+        (
+            ("engine: {", "engine: {multiNode: {resources: {nvidia.com/gpu: 1}}, "),
+            "engine.multiNode.resources.nvidia.com/gpu is 1: it must be absent",
+        ),
+        (
+            ("gpusPerNode: 4", "gpusPerNode: 4, multiNode: {resources: {rdma/hca: 0}}"),
+            "gpuPools[0].multiNode.resources.rdma/hca is 0: it must be a whole number of at least 1",
+        ),
+        (
+            ("engine: {", "engine: {multiNode: {topologyKey: a b}, "),
+            "engine.multiNode.topologyKey is 'a b': it must be a label of nodes",
+        ),
+        (
+            ("engine: {", "engine: {multiNode: {topologyPolicy: Soft}, "),
+            "engine.multiNode.topologyPolicy is 'Soft': it must be Preferred or Required",
+        ),
         (("auth: none", "auth: open"), "gateway.auth is 'open': it must be keys or none"),
         (("gateway: {", "gateway: {{"), "is not YAML"),
         (('value: "1"', "value: 1"), "engine.env[0].value is 1: it must be a text, in quotes"),

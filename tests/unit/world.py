@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from qwen_operator.api.adapters import adapter_names
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.name_index import NameIndex
 from qwen_operator.checkpoints.facts import Checkpoint
@@ -42,12 +43,22 @@ from qwen_operator.kube import (
     Manifest,
     Resource,
 )
-from qwen_operator.manifests.names import ENGINE_CONTAINER, INSPECTION_CONTAINER
+from qwen_operator.manifests.adapters import wanted_adapters
+from qwen_operator.manifests.names import (
+    ENGINE_CONTAINER,
+    FETCH_CONTAINER,
+    INSPECTION_CONTAINER,
+    LABEL_ROLE,
+    ROLE_FETCH,
+)
 from qwen_operator.manifests.pods import RuntimeImage
+from qwen_operator.objects import key_of, mapping
 from qwen_operator.planning import plan as planning
 from qwen_operator.planning.types import EngineDefaults, EngineSource, NoFit, Plan
+from qwen_operator.replicas.adapters import AdaptersPage, awaits
 from qwen_operator.scaling.types import ScalingState
 from qwen_operator.status.progress import ProgressPage
+from qwen_runtime.adapter_list import digest
 from qwen_runtime.checkpoints.adapter import AdapterFacts
 from tests.unit.checkpoints.reports import V1
 from tests.unit.fakes import Clock, Crash, FakeKube, matches
@@ -152,6 +163,16 @@ def ended_status(container: str, code: int, message: str, finished: str) -> Mani
     }
 
 
+def fetched_before(message: str = '{"version": 1, "bytes": 7, "hubBytes": 7}') -> Manifest:
+    """The end of a pod that fetched a model before engine pods need it."""
+    ended = {"exitCode": 0, "message": message, "finishedAt": "2026-11-01T00:00:00Z"}
+    return {
+        "phase": "Succeeded",
+        "conditions": [{"type": "PodScheduled", "status": "True"}],
+        "initContainerStatuses": [{"name": FETCH_CONTAINER, "restartCount": 0, "state": {"terminated": ended}}],
+    }
+
+
 @dataclass
 class Kubelet:
     """Moves pods on: engines become ready, inspections report, what is deleted ends."""
@@ -160,6 +181,7 @@ class Kubelet:
     report: Manifest = field(default_factory=lambda: REPORT)
     engine: Behaviour = ready_status
     inspection: Behaviour | None = None
+    fetch: Behaviour = lambda _pod: fetched_before()
     place: bool = False
     full: set[str] = field(default_factory=set)
     """Nodes that somebody fills whom the operator does not see. The scheduler says of their pods that it cannot place
@@ -206,7 +228,8 @@ class Kubelet:
             and not item["status"].get("conditions")
             and item["metadata"]["name"] not in apart | self.full
             and self._free(item) >= _gpus(pod)
-            and pod["spec"].get("nodeSelector", {}).get(_HOSTNAME) in (None, item["metadata"]["labels"].get(_HOSTNAME))
+            and item["metadata"]["name"] in (_pinned_to(pod) or [item["metadata"]["name"]])
+            and pod["spec"].get("nodeSelector", {}).items() <= item["metadata"]["labels"].items()
         ]
         if not free:
             if self.full:
@@ -227,6 +250,8 @@ class Kubelet:
             return None
         if pod["metadata"]["name"].endswith("-inspect"):
             return self.inspection(pod) if self.inspection else self.inspected(pod)
+        if pod["metadata"]["labels"].get(LABEL_ROLE) == ROLE_FETCH:
+            return self.fetch(pod)
         return self.engine(pod) if self._group_is_whole(pod) else None
 
     def inspected(self, pod: Manifest) -> Manifest:
@@ -267,7 +292,11 @@ class Kubelet:
         self.api.edit(PODS, pod["metadata"]["name"], lambda item: item["status"].update(podIP=address))
 
 
-_HOSTNAME = "kubernetes.io/hostname"
+def _pinned_to(pod: Manifest) -> list[str]:
+    """The only nodes that the pod's node affinity allows by name; none if it names none."""
+    affinity = pod["spec"].get("affinity", {}).get("nodeAffinity", {})
+    terms = affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {}).get("nodeSelectorTerms", [])
+    return [name for term in terms for one in term.get("matchFields", []) for name in one["values"]]
 
 
 def _gpus(pod: Manifest) -> int:
@@ -294,6 +323,8 @@ class Operator:
         self.intake = Intake(self.store, self.queue)
         self.outcomes: Counter[str] = Counter()
         self.pages: dict[str, ProgressPage] = {}
+        self.adapter_pages: dict[str, AdaptersPage] = {}
+        self.unloadable: dict[str, str] = {}
         self.resync = Resync(api, self.intake, config, lambda: 0.5, api.clock.monotonic)
         self.hub = HubReader(fetch, self.queue.add, api.clock.now)
         wiring = Wiring(
@@ -307,6 +338,7 @@ class Operator:
         self.arbiter = Arbiter(self.store, api, wiring)
         observer = Observer(self.store, config.pools, load, self.hub.answer_for, lambda: self.pages)
         observer.grants = self.arbiter.grant
+        observer.adapter_pages = lambda: self.adapter_pages
         reconciler = Reconciler(
             observer,
             Actor(api, self.store, api.clock.now),
@@ -327,6 +359,7 @@ class Operator:
     async def step(self) -> bool:
         """Deliver what happened, work until nothing waits; whether anything was worked on."""
         worked = self.deliver()
+        self._ask_engines()
         while self.hub.has_queries:
             await self.hub.answer_next()
         for _ in range(100):
@@ -341,6 +374,18 @@ class Operator:
             await self.worker.work(key)
             self.deliver()
         raise AssertionError("the queue does not come to rest")
+
+    def _ask_engines(self) -> None:
+        """Every engine loads and unloads adapters at once, but for those that are `unloadable`, and says so."""
+        before, self.adapter_pages = self.adapter_pages, {}
+        for item in self.store.deployments():
+            for pod in self.store.engine_pods(item) if adapter_names(mapping(item, "spec")) else ():
+                if text := awaits(pod):
+                    failed = {name: why for name, why in self.unloadable.items() if name in wanted_adapters(text)}
+                    loaded = frozenset(wanted_adapters(text).keys() - failed.keys())
+                    self.adapter_pages[pod.uid] = AdaptersPage(digest(text), loaded, failed)
+                    if before.get(pod.uid) != self.adapter_pages[pod.uid]:
+                        self.queue.add(key_of(item))
 
     def deliver(self) -> bool:
         """The watch: events of what the label selectors show. While it lags, nothing comes."""

@@ -7,6 +7,7 @@ import re
 from qwen_operator.actions.types import Refusal
 from qwen_operator.api.conditions import Reason
 from qwen_operator.manifests.model_cache import VOLUME
+from qwen_operator.manifests.multi_node import IPC_LOCK
 
 # The API server's words for a ResourceQuota without room, or with a limit that the pod does not state.
 _QUOTA = ("exceeded quota", "failed quota")
@@ -15,12 +16,16 @@ _LIMIT_RANGE = re.compile(r"(minimum|maximum) \S+ usage per |max limit to reques
 
 # The words of the Pod Security admission.
 _POD_SECURITY = "violates PodSecurity"
+# No spec of a tenant can ask for these.
+_MULTI_NODE = ("hostNetwork=true", IPC_LOCK)
 
 
 def explain(refusal: Refusal) -> tuple[Reason, str]:
     """The reason and the message of a rejected action."""
-    rejected = "the deletion of the" if refusal.deletion else "the"
-    text = f"the API server rejects {rejected} {refusal.kind} {refusal.name}: {refusal.message}"
+    what = f"{'the deletion of the' if refusal.deletion else 'the'} {refusal.kind} {refusal.name}"
+    text = f"the API server rejects {what}: {refusal.message}"
+    if not refusal.answered:
+        text = f"the API server gives no answer about {what}, perhaps because of a slow webhook: {refusal.message}"
     if any(words in refusal.message for words in _QUOTA):
         return Reason.QUOTA_EXCEEDED, f"{text}; the operator retries it"
     if _LIMIT_RANGE.search(refusal.message):
@@ -31,5 +36,11 @@ def explain(refusal: Refusal) -> tuple[Reason, str]:
             "the cache is a folder of the nodes, which Pod Security forbids in this namespace: the platform team may "
             "set cache.type to PersistentVolumeClaim or None, or label the namespace with "
             f"pod-security.kubernetes.io/enforce=privileged; {text}"
+        )
+    elif _POD_SECURITY in refusal.message and any(words in refusal.message for words in _MULTI_NODE):
+        text = (
+            "the chart gives the pods of replicas over several nodes the network of the host or IPC_LOCK, which Pod "
+            "Security forbids in this namespace: the platform team may turn hostNetwork and ipcLock of multiNode off, "
+            f"or label the namespace with pod-security.kubernetes.io/enforce=privileged; {text}"
         )
     return Reason.POD_REFUSED, text

@@ -45,7 +45,10 @@ class ActionReason(StrEnum):
     POD_ENDED = "PodEnded"
     SURPLUS = "Surplus"
     DRIFTED = "Drifted"
+    ADAPTERS_CHANGED = "AdaptersChanged"
     MODEL_CACHED = "ModelCached"
+    PREFETCH = "Prefetch"
+    PREFETCH_DONE = "PrefetchDone"
     REVISION_OBSOLETE = "RevisionObsolete"
 
 
@@ -99,12 +102,16 @@ Action = Create | Patch | Delete
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The API server rejected an action, and an immediate retry does not help. `deletion`: the action was a Delete."""
+    """The API server rejected an action, and an immediate retry does not help.
+
+    `deletion`: the action was a Delete. `answered`: false if there was no answer in time, several times in a row.
+    """
 
     kind: Kind
     name: str
     message: str
     deletion: bool = False
+    answered: bool = True
 
     def rejects(self, action: Action) -> bool:
         """Whether it is the rejection of this action."""

@@ -98,6 +98,7 @@ class Reason(StrEnum):
     MODEL_NOT_FOUND = "ModelNotFound"
     INVALID_CONFIG = "InvalidConfig"
     ADAPTER_MISMATCH = "AdapterMismatch"
+    ADAPTER_NOT_LOADED = "AdapterNotLoaded"
     TRUNCATED_WEIGHTS = "TruncatedWeights"
     UNREADABLE_WEIGHTS = "UnreadableWeights"
     TOKENIZER_MISSING = "TokenizerMissing"
@@ -116,6 +117,7 @@ class Reason(StrEnum):
     CLAIM_NOT_BOUND = "ClaimNotBound"
     GROUP_NOT_PLACED = "GroupNotPlaced"
     IMAGE_PULL_FAILED = "ImagePullFailed"
+    IMAGE_VOLUMES_UNSUPPORTED = "ImageVolumesUnsupported"
     # the engine ended
     BAD_FLAG = "BadFlag"
     CONFIG_MISMATCH = "ConfigMismatch"

@@ -83,9 +83,18 @@ class Parallelism:
 
     tensor: int | None = described(
         "Number of GPUs over which the model is split (tensor parallelism, SGLang's --tp-size). This is also the "
-        "number of GPUs per replica. Default: the smallest power of two that fits. The operator rejects a value that "
-        "is not valid for the model or does not fit, and lists the valid values.",
+        "number of GPUs per replica, unless pipeline is set. Default: the smallest power of two that fits. The "
+        "operator rejects a value that is not valid for the model or does not fit, and lists the valid values.",
         default=None,
         minimum=1,
         maximum=64,
+    )
+    pipeline: int | None = described(
+        "Number of stages into which the layers of the model are divided (pipeline parallelism, SGLang's --pp-size). A "
+        "replica then has so many times the GPUs of tensor. 1: never more than one. Default: 1; only if "
+        "hardware.maxNodesPerReplica is more than 1 and no tensor parallelism over so many nodes fits, the smallest "
+        "number of stages that does.",
+        default=None,
+        minimum=1,
+        maximum=16,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qwen_operator.api import uris
-from qwen_operator.api.fields import Rule, described
+from qwen_operator.api.fields import described
 
 _SECRET_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 _KEY = r"^[-._a-zA-Z0-9]+$"
@@ -28,9 +28,7 @@ class Source:
 
     RULES: ClassVar = (
         uris.REVISION_RULE,
-        uris.FILE_RULE,
         uris.SECRET_RULE,
-        uris.SECRET_FILE_RULE,
         uris.DIGEST_RULE,
         uris.ENDPOINT_RULE,
     )
@@ -40,35 +38,32 @@ class Source:
         "engine mounts it read-only, and the operator inspects config.json and the weights before an engine starts. "
         "hf://ORGANISATION/NAME is a repository on Hugging Face, and modelscope://ORGANISATION/NAME is one on "
         "ModelScope. The engine downloads it, or a container before it if the chart has a cache. s3://BUCKET/PREFIX is "
-        "a folder in a bucket of S3, which a container downloads before the engine starts. Examples: "
-        "pvc://models/qwen/7b-chat, hf://Qwen/Qwen1.5-7B-Chat, s3://weights/qwen/7b-chat.",
+        "a folder in a bucket of S3, which a container downloads before the engine starts. "
+        "oci://REGISTRY/REPOSITORY:TAG/PATH is a folder of an image, which the node pulls and the engine mounts "
+        "read-only; @sha256:DIGEST may stand in place of the tag. Examples: pvc://models/qwen/7b-chat, "
+        "hf://Qwen/Qwen1.5-7B-Chat, s3://weights/qwen/7b-chat, oci://registry.example.com/models/qwen:7b-chat.",
         min_length=1,
         max_length=512,
         rules=uris.URI_RULES,
     )
     revision: str | None = described(
         "Branch, tag or commit of a repository on a hub. The operator asks the hub once for the commit and plans with "
-        "it. All replicas load that commit from Hugging Face, or from the chart's cache. From ModelScope without a "
-        "cache they load the branch or tag as it is when they start. Default: the main branch. For s3:// it is the 40 "
+        "it. All replicas load that commit. Without this field, a model of the operator's catalog is looked up only if "
+        "the chart has a cache. Default: the main branch. For s3:// it is the 40 "
         "hexadecimal digits that status.model.commit shows: other files are refused. Examples: main, v1.0, "
         "4f2c8b1d0e9a7c6f5b3d2e1a0f9c8b7a6d5e4f3c.",
         default=None,
         min_length=1,
         max_length=128,
-        rules=(
-            Rule(
-                f"self.matches('{uris.REVISION_FORM}') && !self.contains('..')",
-                "must be a branch, a tag or a commit, without white space and without '..'; right would be v1.0",
-                uris.is_revision,
-            ),
-        ),
+        rules=(uris.REVISION_FORM_RULE,),
     )
     secret_ref: SecretRef | None = described(
         "Secret of this namespace with a token for a private or gated repository on a hub. Only the container that "
         "downloads gets it: with the chart's cache that is not the engine. The operator does not read it. So an "
         "inspection pod with the token reads config.json and the heads of the weights. For s3:// the key does not "
         "count: the Secret has the entries AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN and "
-        "AWS_REGION if they are needed. Example: {name: hf-token, key: token}.",
+        "AWS_REGION if they are needed. For oci:// the key does not count either: the node pulls with the Secret, as "
+        "with those in pod.imagePullSecrets. Example: {name: hf-token, key: token}.",
         default=None,
     )
 
@@ -83,12 +78,13 @@ class Source:
 
     file: str | None = described(
         "A GGUF file of the source, as a path below its folder or repository. SGLang loads only this file, on one GPU. "
-        "The operator reads its header before an engine starts. For pvc:// and hf://. Examples: "
-        "qwen1_5-7b-chat-q4_k_m.gguf, q8_0/model.gguf.",
+        "Its header is read before an engine starts. Of a split file, name the first part: the download joins all "
+        "parts, which needs the chart's cache, or s3://. Files of ModelScope need the cache too. Examples: "
+        "qwen1_5-7b-chat-q4_k_m.gguf, q8_0/model.gguf, model-q8_0-00001-of-00002.gguf.",
         default=None,
         min_length=1,
         max_length=256,
-        rules=(uris.FILE_FORM_RULE,),
+        rules=(uris.FILE_FORM_RULE, uris.PART_RULE),
     )
 
     @property

@@ -301,8 +301,9 @@ class Spec:
     )
     adapters: tuple[Adapter, ...] = described(
         "LoRA adapters that every engine loads beside the model. Clients ask for one as the model SERVEDNAME:NAME, at "
-        "/v1/chat/completions and /v1/completions. The operator reads each adapter's files before an engine starts. A "
-        "change of this list starts new replicas, as any change of the model. Example: [{name: support, source: {uri: "
+        "/v1/chat/completions and /v1/completions. The operator reads each adapter's files before an engine loads "
+        "them. Engines that have room load an added adapter and unload a removed one while they serve. Otherwise a "
+        "change of this list starts new replicas. Example: [{name: support, source: {uri: "
         "pvc://models/adapters/support}}].",
         default=(),
         max_items=MOST_ADAPTERS,
@@ -352,6 +353,14 @@ class Spec:
     suspend: bool = described(
         "True: the operator removes all replicas, whatever replicas and scaling say, and clients get 503. It keeps the "
         "plan and the names. Requests do not wake a suspended model. Default: false.",
+        default=False,
+        changes_pods=False,
+    )
+    prefetch: bool = described(
+        "True: with the chart's cache, pods without GPUs download the model before engine pods need it: on the nodes "
+        "that replicas may use, at most as many as there may be replicas, or into the claim. They do so also while "
+        "there are no replicas. A new replica waits for a download that has begun where it can run, so that it takes "
+        "no GPU meanwhile. Changing it restarts nothing. Default: false.",
         default=False,
         changes_pods=False,
     )
@@ -448,6 +457,11 @@ def revision_hash(spec: Mapping[str, Any], annotations: Mapping[str, str]) -> st
     record = {"spec": _without_empty(kept), "replan": annotations.get(REPLAN_ANNOTATION)}
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def hash_without_adapters(spec: Mapping[str, Any], annotations: Mapping[str, str]) -> str:
+    """The hash of the same spec without adapters: equal for two specs that differ only in them."""
+    return revision_hash({key: value for key, value in spec.items() if key != "adapters"}, annotations)
 
 
 def _without_empty(value: Any) -> Any:

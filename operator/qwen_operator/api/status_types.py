@@ -67,7 +67,8 @@ class ModelFacts:
     )
     commit: str = described(
         "Commit of the hub's repository from which the operator read the facts. For s3://, a digest of the names, "
-        "sizes and ETags of the files. Not set for other sources.",
+        "sizes and ETags of the files. For oci://, the digest of the image, without sha256:. Not set for other "
+        "sources.",
         default="",
         max_length=64,
     )
@@ -77,6 +78,7 @@ class ModelFacts:
 class PlannedParallelism:
     tensor: int = described("Number of GPUs over which the model is split.")
     expert: int = described("Number of groups over which the experts are divided. Default: 1.", default=1)
+    pipeline: int = described("Number of stages into which the layers are divided. Default: 1.", default=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ class AlternativeStatus:
     gpu_product: str = described("GPU product of this alternative.", max_length=128)
     gpus_per_replica: int = described("Number of GPUs per replica.")
     kind: str = described(
-        "What changes: Quantization, KvCache, Context, Workload, Limits, Product or Nodes.",
+        "What changes: Quantization, KvCache, Context, Workload, Limits, Pipeline, Product or Nodes.",
         default="",
         max_length=32,
     )
@@ -275,7 +277,8 @@ class WaitingAdapter:
     name: str = described("Name of the adapter.", max_length=40)
     reason: str = described(
         "Why clients cannot ask for it: the reason why the present spec does not run, or Starting, Replacing (a "
-        "replica that answers does not have it), or why there is no replica.",
+        "replica that answers does not have it), Loading (engines load it while they serve), AdapterNotLoaded (an "
+        "engine could not; Degraded says why), or why there is no replica.",
         max_length=64,
     )
 
@@ -323,9 +326,10 @@ class Summary:
     )
     cache: str = described(
         "How the present pods got the model, if the chart has a cache: how many found it in the cache, and how many "
-        'bytes the others got from the hub, for example "1 hit, 15.2 GB".',
+        'bytes the others got from the hub, for example "1 hit, 15.2 GB". With spec.prefetch and a cache of nodes also '
+        'how many nodes have it: "1 hit, 2/3 nodes".',
         default="",
-        max_length=32,
+        max_length=48,
     )
 
 

@@ -67,7 +67,7 @@ class HubAddress:
 
 
 _ADDRESS = re.compile(r"(?:(?P<scheme>[A-Za-z]+):/*)?(?P<rest>[^?#\s]+)[^\s]*", re.ASCII)
-_PART = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._]*", re.ASCII)
+_PATH_PART = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._]*", re.ASCII)
 # The words of a page's address before the revision.
 _VIEWS = ("tree", "blob", "resolve", "raw", "commit", "view")
 
@@ -90,7 +90,7 @@ def hub_address(text: str) -> HubAddress | None:
         scheme, parts = host, parts[1:]
     if parts[:1] == ["models"]:
         parts = parts[1:]
-    if len(parts) < 2 or parts[0] in ("datasets", "spaces") or not all(map(_PART.fullmatch, parts[:2])):
+    if len(parts) < 2 or parts[0] in ("datasets", "spaces") or not all(map(_PATH_PART.fullmatch, parts[:2])):
         return None
     at = next((index for index, part in enumerate(parts[2:5], 2) if part in _VIEWS), None)
     revision = parts[at + 1] if at is not None and len(parts) > at + 1 else ""
@@ -136,6 +136,24 @@ S3 = UriForm(
     details=", with the name of a bucket, and a prefix of letters, digits and -._+=@/ without '..' and without '//'",
 )
 
+_LABEL = "[a-z0-9][-a-z0-9]*"
+# Without a dot or a port the first part would be the name of a repository on Docker Hub.
+_REGISTRY = f"({_LABEL}([.]{_LABEL})+(:[0-9]{{1,5}})?|{_LABEL}:[0-9]{{1,5}}|localhost)"
+_DIGEST_OF_IMAGE = "@sha256:[0-9a-f]{64}"
+OCI = UriForm(
+    "oci",
+    form="oci://REGISTRY/REPOSITORY:TAG/PATH",
+    example="oci://registry.example.com/models/qwen:7b-chat",
+    pattern=(
+        f"^oci://{_REGISTRY}(/[a-z0-9]([-a-z0-9._]*[a-z0-9])?)+"
+        f"(:[A-Za-z0-9_][-A-Za-z0-9._]*({_DIGEST_OF_IMAGE})?|{_DIGEST_OF_IMAGE})(/[-A-Za-z0-9._+=@]+)*/?$"
+    ),
+    details=(
+        ", with the host of a registry, a repository in lower case, a tag or @sha256:DIGEST, and, unless the model is "
+        "at the top of the image, its folder, of letters, digits and -._+=@/ without '..' and without '//'"
+    ),
+)
+
 _HOSTS = {
     "huggingface.co": HF.scheme,
     "www.huggingface.co": HF.scheme,
@@ -146,8 +164,12 @@ _HOSTS = {
     "www.modelscope.ai": MODELSCOPE.scheme,
 }
 
-FORMS = {form.scheme: form for form in (PVC, HF, MODELSCOPE, S3)}
+FORMS = {form.scheme: form for form in (PVC, HF, MODELSCOPE, S3, OCI)}
 """The forms by scheme, in the order in which messages name them."""
+
+
+ADAPTER_FORMS = (PVC, HF, MODELSCOPE, S3)
+"""The forms of `spec.adapters[].source.uri`."""
 
 
 def _starts(field: str, forms: Iterable[UriForm]) -> str:
@@ -174,6 +196,19 @@ URI_RULES = (
     *(form.rule() for form in FORMS.values()),
 )
 """The rules of `spec.source.uri`."""
+
+_ADAPTER_PREFIXES = tuple(form.prefix for form in ADAPTER_FORMS)
+ADAPTER_URI_RULES = (
+    Rule(
+        _starts("self", ADAPTER_FORMS),
+        f"must begin with {_joined(_ADAPTER_PREFIXES, 'or')}; right would be "
+        f"{_joined([form.form for form in ADAPTER_FORMS], 'or')}",
+        lambda uri: uri.startswith(_ADAPTER_PREFIXES),
+        cure,
+    ),
+    *(form.rule() for form in ADAPTER_FORMS),
+)
+"""The rules of `spec.adapters[].source.uri`."""
 
 _REMOTE = (*_REPOSITORIES, S3)
 _REMOTE_PREFIXES = (*_REPOSITORY_PREFIXES, S3.prefix)
@@ -210,16 +245,6 @@ ENDPOINT_FORM_RULE = Rule(
 )
 """The rule of `spec.source.endpoint` itself."""
 
-_WITH_FILES = (PVC, HF)
-FILE_RULE = Rule(
-    f"!has(self.file) || {_starts('self.uri', _WITH_FILES)}",
-    f"file is for {_joined([form.prefix for form in _WITH_FILES], 'and')}, because SGLang loads no single file from "
-    "other places: download it to a claim, and set uri to pvc://CLAIM/PATH",
-    lambda source: (
-        source.get("file") is None or str(source.get("uri")).startswith(tuple(form.prefix for form in _WITH_FILES))
-    ),
-)
-"""The rule of `spec.source` about its file."""
 _FILE_FORM = "^[A-Za-z0-9][-A-Za-z0-9._+/]*[.]gguf$"
 FILE_FORM_RULE = Rule(
     f"self.matches('{_FILE_FORM}') && !self.contains('..') && !self.contains('//')",
@@ -228,20 +253,24 @@ FILE_FORM_RULE = Rule(
     lambda file: matches(_FILE_FORM, file) and ".." not in file and "//" not in file,
 )
 """The rule of `spec.source.file` itself."""
+_PART = "-[0-9]{5}-of-[0-9]{5}[.]gguf$"
+_FIRST_PART = "-00001-of-[0-9]{5}[.]gguf$"
+PART_RULE = Rule(
+    f"!self.matches('{_PART}') || self.matches('{_FIRST_PART}')",
+    "is a later part of a split file: name the first part, and the others are found; right would be "
+    "qwen2-72b-instruct-q8_0-00001-of-00002.gguf",
+    lambda file: re.search(_PART, file) is None or re.search(_FIRST_PART, file) is not None,
+)
+"""The rule of `spec.source.file` about split files."""
 SECRET_RULE = Rule(
-    f"!has(self.secretRef) || {_starts('self.uri', _REMOTE)}",
-    f"secretRef is for repositories of a hub, {_joined(_REPOSITORY_PREFIXES, 'and')}, and for {S3.prefix}: remove it, "
-    "or choose one of these",
-    lambda source: source.get("secretRef") is None or str(source.get("uri")).startswith(_REMOTE_PREFIXES),
+    f"!has(self.secretRef) || {_starts('self.uri', (*_REMOTE, OCI))}",
+    f"secretRef is for repositories of a hub, {_joined(_REPOSITORY_PREFIXES, 'and')}, and for {S3.prefix} and "
+    f"{OCI.prefix}: remove it, or choose one of these",
+    lambda source: (
+        source.get("secretRef") is None or str(source.get("uri")).startswith((*_REMOTE_PREFIXES, OCI.prefix))
+    ),
 )
 """The rule of `spec.source` about its Secret."""
-SECRET_FILE_RULE = Rule(
-    "!has(self.secretRef) || !has(self.file)",
-    "secretRef does not go together with file, because the operator reads the header of a GGUF file without a token: "
-    "download the file to a claim, and set uri to pvc://CLAIM/PATH",
-    lambda source: source.get("secretRef") is None or source.get("file") is None,
-)
-"""The rule of `spec.source` about a private file."""
 
 
 def is_uri(text: str) -> bool:
@@ -252,3 +281,11 @@ def is_uri(text: str) -> bool:
 def is_revision(text: str) -> bool:
     """Whether the text can be the value of `spec.source.revision`, apart from its length."""
     return matches(REVISION_FORM, text) and ".." not in text
+
+
+REVISION_FORM_RULE = Rule(
+    f"self.matches('{REVISION_FORM}') && !self.contains('..')",
+    "must be a branch, a tag or a commit, without white space and without '..'; right would be v1.0",
+    is_revision,
+)
+"""The rule of `spec.source.revision` itself."""

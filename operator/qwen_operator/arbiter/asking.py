@@ -10,6 +10,7 @@ from qwen_operator import objects
 from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch
 from qwen_operator.arbiter.fits import HOSTNAME
 from qwen_operator.arbiter.types import Grant, Size
+from qwen_operator.manifests.multi_node import topology_of
 from qwen_operator.manifests.names import ANNOTATION_DRAINING_SINCE, LABEL_REPLICA, Manifest
 from qwen_operator.replicas.groups import SortedReplicas
 from qwen_operator.replicas.room import need_of
@@ -18,8 +19,12 @@ _QUEUE = "kueue.x-k8s.io/queue-name"
 
 
 def takes_part(pod: Manifest) -> bool:
-    """Whether the arbiter decides about such pods. Kueue decides about those that it queues."""
-    return _QUEUE not in objects.labels(pod)
+    """Whether the arbiter decides about such pods.
+
+    Kueue decides about those that it queues. The arbiter knows no blocks of nodes that a replica must not leave.
+    """
+    _, must_share = topology_of(pod)
+    return _QUEUE not in objects.labels(pod) and not must_share
 
 
 def size_after(actions: Iterable[Action], replicas: SortedReplicas) -> tuple[int, int]:
@@ -51,6 +56,17 @@ def granted(actions: Sequence[Action], grant: Grant, replicas: SortedReplicas) -
             rank = ranks[name] = ranks.get(name, -1) + 1
             kept.append(replace(action, manifest=_pinned(action.manifest, places[name][rank])))
     return tuple(kept)
+
+
+def number_of_new(actions: Sequence[Action], replicas: SortedReplicas) -> int:
+    """How many replicas the actions create that do not exist yet."""
+    return len(_new_replicas(actions, replicas))
+
+
+def with_few_new(actions: Sequence[Action], replicas: SortedReplicas, most: int) -> tuple[Action, ...]:
+    """The actions with at most so many new replicas: the first ones."""
+    kept = _new_replicas(actions, replicas)[: max(0, most)]
+    return tuple(action for action in actions if (name := _new_replica(action, replicas)) is None or name in kept)
 
 
 def _pinned(pod: Manifest, host: str) -> Manifest:

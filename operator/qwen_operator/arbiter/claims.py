@@ -2,6 +2,9 @@
 
 A pool is all nodes that offer one resource, such as nvidia.com/gpu or a MIG slice. GPUs of pods that take no part are
 taken off the pool: those of other owners, and those of deployments that nobody arbitrates.
+
+Deployments whose pods can never meet on a node do not compete. So a contest has the deployments that share nodes, and
+what one team does on its nodes changes nothing for another team on other nodes.
 """
 
 from __future__ import annotations
@@ -19,14 +22,14 @@ from qwen_operator.manifests.names import ANNOTATION_RELEASED_AT, Manifest
 from qwen_operator.objects import ObjectKey
 from qwen_operator.replicas.groups import Replica
 from qwen_operator.replicas.pod_state import PodState, is_gated
-from qwen_operator.replicas.room import Neighbours, Place, need_of, places_of
+from qwen_operator.replicas.room import Need, Neighbours, Place, need_of, places_of
 
 STUCK_SECONDS = 60.0
 """A pod that the scheduler has refused to place for so long, although its node has room, goes back."""
 UNDECIDED_SECONDS = 900.0
 """So does one that the scheduler has not refused. It may wait for its volume: kube-scheduler gives that 600 seconds."""
 LATE_SECONDS = 60.0
-"""A pod that should have ended so long ago does not end soon: for example its node is dead."""
+"""A pod that should have ended so long ago does not end soon: for example its node or its GPU is dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +71,15 @@ class Scene:
 
 @dataclass(slots=True)
 class Contest:
-    """The claims on the GPUs of one resource."""
+    """The claims on the GPUs of one resource by deployments that share nodes."""
 
     pool: Pool
     claims: list[Claim] = field(default_factory=list)
 
     @property
-    def by_priority(self) -> bool:
-        """Whether the priorities differ. Otherwise kube-scheduler ends no pod of them for another one."""
-        return len({claim.priority for claim in self.claims}) > 1
+    def priorities(self) -> frozenset[int]:
+        """The priorities of its claims. If there is only one, kube-scheduler ends no pod of them for another one."""
+        return frozenset(claim.priority for claim in self.claims)
 
     def free(self) -> Counter[str]:
         """The GPUs of each node that no replica has or is about to get."""
@@ -87,37 +90,71 @@ class Contest:
         return free
 
 
-def contests(scene: Scene) -> dict[str, Contest]:
-    """The claims by resource."""
+def contests(scene: Scene) -> list[Contest]:
+    """The claims, apart by resource, and by nodes that no two of them share."""
     needs = {party.key: need_of(party.ask.pod) for party in scene.parties}
+    hosts = hostnames(scene.nodes)
+    names = {label: name for name, label in hosts.items()}
+    places = [place for place in places_of(Neighbours(tuple(scene.nodes))) if place.name in hosts]
+    pools = _pools(scene, needs, places)
+    suitable: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+    found: dict[str, list[tuple[Claim, frozenset[str]]]] = {}
+    for party in scene.parties:
+        resource = needs[party.key].resource
+        # Most deployments ask the same of a node.
+        like = _like(party)
+        if like not in suitable:
+            suits = frozenset(place.name for place in places if _suits(party, place))
+            suitable[like] = suits, _reach(party.ask.pod, scene.nodes)
+        nodes, reach = suitable[like]
+        claim = _claim(party, nodes & pools[resource].nodes.keys(), scene, names)
+        held = {node for seat in claim.seats for node in (*seat.nodes, *seat.pins) if node}
+        found.setdefault(resource, []).append((claim, reach | held))
+    return [Contest(pools[resource], claims) for resource in found for claims in _connected(found[resource])]
+
+
+def _pools(scene: Scene, needs: Mapping[ObjectKey, Need], places: Sequence[Place]) -> dict[str, Pool]:
+    """The GPUs of each resource that somebody asks for."""
     strangers = [*scene.others]
     for party in scene.parties:
         strangers += [pod for pod in _pods(party.replicas) if need_of(pod).resource != needs[party.key].resource]
     taken = _taken(strangers)
     coming = _taken(pod for pod in strangers if _ends(pod, scene.now))
-    places = places_of(Neighbours(tuple(scene.nodes)))
-    hosts = hostnames(scene.nodes)
-    names = {label: name for name, label in hosts.items()}
-    places = [place for place in places if place.name in hosts]
-    found: dict[str, Contest] = {}
-    suitable: dict[str, frozenset[str]] = {}
-    for party in scene.parties:
-        resource = needs[party.key].resource
-        if resource not in found:
-            gpus = {
-                place.name: place.offered[resource] - taken[place.name, resource]
-                for place in places
-                if resource in place.offered
-            }
-            soon = {name: coming[name, resource] for name in gpus if coming[name, resource]}
-            found[resource] = Contest(Pool(gpus, scene.full, soon))
-        # Most deployments ask the same of a node.
-        like = _like(party)
-        if like not in suitable:
-            suitable[like] = frozenset(place.name for place in places if _suits(party, place))
-        nodes = suitable[like] & found[resource].pool.nodes.keys()
-        found[resource].claims.append(_claim(party, nodes, scene, names))
-    return found
+    pools = {}
+    for resource in {need.resource for need in needs.values()}:
+        gpus = {
+            place.name: place.offered[resource] - taken[place.name, resource]
+            for place in places
+            if resource in place.offered
+        }
+        soon = {name: coming[name, resource] for name in gpus if coming[name, resource]}
+        pools[resource] = Pool(gpus, scene.full, soon)
+    return pools
+
+
+def _reach(pod: Manifest, nodes: Iterable[Manifest]) -> frozenset[str]:
+    """All nodes with the right labels: also those that take no pods now, or that offer no GPUs yet."""
+    selector = need_of(pod).selector
+    labels = {str(objects.mapping(node, "metadata").get("name")): objects.labels(node) for node in nodes}
+    return frozenset(
+        name
+        for name, have in labels.items()
+        if all(have.get(key) == value for key, value in selector.items()) and wants(pod, name, have)
+    )
+
+
+def _connected(claims: Iterable[tuple[Claim, frozenset[str]]]) -> list[list[Claim]]:
+    """The claims that share nodes with each other, directly or over others between them."""
+    alike: dict[frozenset[str], list[Claim]] = {}
+    for claim, reach in claims:
+        alike.setdefault(reach, []).append(claim)
+    groups: list[tuple[set[str], list[Claim]]] = []
+    for reach, members in alike.items():
+        meeting = [group for group in groups if not reach.isdisjoint(group[0])]
+        groups = [group for group in groups if reach.isdisjoint(group[0])]
+        nodes = set(reach).union(*(group[0] for group in meeting))
+        groups.append((nodes, [*(claim for group in meeting for claim in group[1]), *members]))
+    return [members for _, members in groups]
 
 
 def hostnames(nodes: Iterable[Manifest]) -> dict[str, str]:
@@ -137,9 +174,15 @@ def _taken(pods: Iterable[Manifest]) -> Counter[tuple[str, str]]:
 
 
 def _ends(pod: Manifest, now: datetime) -> bool:
-    """Whether the pod ends soon. Its deletionTimestamp is the time at which its grace period is over."""
+    """Whether the pod ends soon."""
+    overdue = _overdue(pod, now)
+    return overdue is not None and overdue <= LATE_SECONDS
+
+
+def _overdue(pod: Manifest, now: datetime) -> float | None:
+    """For how many seconds the grace period of the pod is over, which is its deletionTimestamp; None without one."""
     due = objects.moment(objects.mapping(pod, "metadata").get("deletionTimestamp"))
-    return due is not None and (now - due).total_seconds() <= LATE_SECONDS
+    return None if due is None else (now - due).total_seconds()
 
 
 def _pods(replicas: Iterable[Replica]) -> list[Manifest]:
@@ -199,6 +242,7 @@ def _seat(replica: Replica, hosts: Mapping[str, str], now: datetime) -> Seat:
         pins=() if None in labels else tuple(hosts.get(str(label), "") for label in labels),
         gpus=need_of(replica.leader.manifest).gpus,
         stuck=any(_waits(member, now) > _patience(member) for member in waiting),
+        late=tuple(one.node for one in alive if one.node and (_overdue(one.manifest, now) or 0.0) > LATE_SECONDS),
     )
 
 

@@ -16,8 +16,9 @@ for a place in vain: a pod that has no node, and for which there is no room, goe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from qwen_operator.arbiter.ranks import Rank, rank
 from qwen_operator.arbiter.types import Claim, Grant, Pool, Seat, Size
@@ -60,7 +61,8 @@ class _Board:
     `kept`: the replicas that stay, those first that would go first. `leaving`: those that drain, or that their
     deployment does not want. `drains`: those that give up their places now. `returned`: draining ones that stay.
     `places`: the nodes of replicas that may be created. `awaited`: the nodes that get empty for a deployment.
-    `by_node`: all replicas of each node. `restless`: a pod that may go to any node has none yet, so no place is sure.
+    `by_node`: all replicas of each node. `unsure`: GPUs of each node that pods may take that have no node yet and may
+    go to several.
     """
 
     claims: Sequence[Claim]
@@ -75,7 +77,7 @@ class _Board:
     awaited: dict[ObjectKey, tuple[str, ...]] = field(default_factory=dict)
     by_node: dict[str, list[tuple[Claim, Seat]]] = field(default_factory=dict)
     short: set[ObjectKey] = field(default_factory=set)
-    restless: bool = False
+    unsure: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, claims: Sequence[Claim], pool: Pool) -> _Board:
@@ -90,7 +92,7 @@ class _Board:
                 for node in seat.nodes:
                     board.by_node.setdefault(node, []).append((claim, seat))
             for seat in board.leaving[claim.key]:
-                board.coming.update(dict.fromkeys(seat.nodes, claim.size(seat)))
+                board.coming.update(dict.fromkeys(set(seat.nodes).difference(seat.late), claim.size(seat)))
         # A node that is overfull, for example because it lost a GPU, has nothing to promise.
         board.free = Counter({node: board.free[node] for node in pool.nodes})
         return board
@@ -104,26 +106,31 @@ class _Board:
                     self._give_up(claim, seat)
                 else:
                     self.free.subtract(dict.fromkeys(nodes, claim.size(seat)))
-                    self.restless = self.restless or not seat.pins
+                    others = () if seat.pins else claim.nodes.difference(nodes, seat.nodes)
+                    self.unsure.update(dict.fromkeys(others, claim.size(seat)))
 
     def _awaited_by(self, claim: Claim, seat: Seat) -> tuple[str, ...] | None:
         """The nodes that the other pods of this replica may get now; None if there is no room for them."""
         if seat.pins:
             return seat.pins if all(self.free[node] >= claim.size(seat) for node in seat.pins) else None
-        return self._tightest(replace(claim, gpus=claim.size(seat)), claim.pods - len(seat.nodes), seat.nodes)
+        missing = claim.pods - len(seat.nodes)
+        wanting = replace(claim, gpus=claim.size(seat), pods=missing, nodes=claim.nodes.difference(seat.nodes))
+        return self._tightest(wanting)
 
     def hear(self, claim: Claim, wish: Rank) -> None:
         """One wish. A deployment whose wish comes to nothing gets nothing for its later wishes either."""
         if claim.key in self.short or self._returns(claim):
             return
-        nodes = self._tightest(claim, claim.pods)
+        nodes = self._tightest(claim, self.unsure)
         if nodes is not None:
             self.free.subtract(dict.fromkeys(nodes, claim.gpus))
-            if not self.restless:
-                self.places[claim.key].append(nodes)
-                return
-        else:
+            self.places[claim.key].append(nodes)
+            return
+        nodes = self._tightest(claim)
+        if nodes is None:
             nodes = self._cleared(claim, wish)
+        else:
+            self.free.subtract(dict.fromkeys(nodes, claim.gpus))
         self.awaited[claim.key] += nodes
         if not nodes:
             self.short.add(claim.key)
@@ -146,7 +153,7 @@ class _Board:
         """Whether a draining replica of the deployment stays instead."""
         for seat in reversed(self.leaving[claim.key]):
             back = seat.nodes and seat not in self.drains[claim.key] and claim.nodes.issuperset(seat.nodes)
-            if back and all(self.coming[node] >= claim.size(seat) for node in seat.nodes):
+            if back and not seat.late and all(self.coming[node] >= claim.size(seat) for node in seat.nodes):
                 self.coming.subtract(dict.fromkeys(seat.nodes, claim.size(seat)))
                 self.leaving[claim.key].remove(seat)
                 self.kept[claim.key].append(seat)
@@ -191,16 +198,17 @@ class _Board:
         self.drains[claim.key].append(seat)
         self.coming.update(dict.fromkeys(seat.nodes, claim.size(seat)))
 
-    def _suitable(self, claim: Claim, without: Collection[str]) -> Iterator[str]:
+    def _suitable(self, claim: Claim, without: Collection[str] = ()) -> Iterator[str]:
         for node in claim.nodes:
             if node not in without and self.free[node] >= 0 and (claim.key, node) not in self.full:
                 yield node
 
-    def _tightest(self, claim: Claim, number: int, without: Collection[str] = ()) -> tuple[str, ...] | None:
-        """So many nodes with room now, those on which the fewest GPUs are left over; None if there are not enough."""
-        fits = [node for node in self._suitable(claim, without) if self.free[node] >= claim.gpus]
+    def _tightest(self, claim: Claim, unsure: Mapping[str, int] = MappingProxyType({})) -> tuple[str, ...] | None:
+        """The nodes for one replica that have room now, those on which the fewest GPUs are left over; None if there are
+        not enough. `unsure`: GPUs of nodes that do not count as room."""
+        fits = [node for node in self._suitable(claim) if self.free[node] - unsure.get(node, 0) >= claim.gpus]
         fits.sort(key=lambda node: (self.free[node], node))
-        return tuple(fits[:number]) if len(fits) >= number else None
+        return tuple(fits[: claim.pods]) if len(fits) >= claim.pods else None
 
     def _victims(self, claim: Claim, wish: Rank, without: Collection[str]) -> _Choice | None:
         """The replicas of one node that must go for this wish: as few GPUs as possible, and those of the last rank."""

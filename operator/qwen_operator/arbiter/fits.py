@@ -14,6 +14,7 @@ from qwen_operator import objects, untrusted
 from qwen_operator.manifests.kept import ROOM
 from qwen_operator.manifests.names import LABEL_REPLICA, Manifest
 from qwen_operator.manifests.quantities import amount
+from qwen_operator.replicas.room import HOST_PORT
 
 HOSTNAME = "kubernetes.io/hostname"
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
@@ -45,7 +46,8 @@ def requested(pod: Manifest) -> Amounts:
     for name, value in largest.items():
         total[name] = max(total.get(name, Decimal(0)), value)
     _add(total, _amounts(objects.mapping(pod, "spec", "overhead")))
-    return {**total, "pods": Decimal(1)}
+    ports = {HOST_PORT: Decimal(1)} if objects.mapping(pod, "spec").get("hostNetwork") is True else {}
+    return {**total, **ports, "pods": Decimal(1)}
 
 
 def has_room(node: Manifest, running: Iterable[Manifest], pods: Iterable[Manifest]) -> bool:
@@ -57,7 +59,7 @@ def has_room(node: Manifest, running: Iterable[Manifest], pods: Iterable[Manifes
     needs: Amounts = {}
     for one in pods:
         _add(needs, requested(one))
-    offered = _amounts({**objects.mapping(node, "status", "allocatable"), **objects.mapping(node, ROOM)})
+    offered = _amounts({**objects.mapping(node, "status", "allocatable"), **objects.mapping(node, ROOM), HOST_PORT: 1})
     return all(used.get(name, Decimal(0)) + need <= offered.get(name, Decimal(0)) for name, need in needs.items())
 
 

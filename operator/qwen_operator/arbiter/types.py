@@ -42,7 +42,7 @@ class Seat:
 
     `nodes`: the nodes that its pods have. `pins`: the only nodes that its other pods may get; () if any node will do.
     `draining`: it goes, unless somebody cancels that. `gpus`: GPUs of one pod, 0 for those of the claim. `stuck`: it
-    has waited for a node for too long.
+    has waited for a node for too long. `late`: those of its nodes that it does not give back soon, although it goes.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Seat:
     pins: tuple[str, ...] = ()
     gpus: int = 0
     stuck: bool = False
+    late: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,20 +11,26 @@ from qwen_runtime.checkpoints.adapter import AdapterFacts
 from qwen_runtime.checkpoints.reading import InvalidFactsError, shown
 
 _MOST = 64
-_LONGEST = 512
+_LONGEST = 1024
+_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class InspectedAdapter:
-    """An adapter by its name, where it comes from, and the facts of its files."""
+    """An adapter by its name, where it comes from, and the facts of its files.
+
+    `uri` has @REVISION behind it if the spec names one. `commit` has 40 hexadecimal digits, "" for a claim.
+    """
 
     name: str
     uri: str
     facts: AdapterFacts
+    commit: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object for `read`."""
-        return {"name": self.name, "uri": self.uri, "facts": self.facts.to_record()}
+        commit = {"commit": self.commit} if self.commit else {}
+        return {"name": self.name, "uri": self.uri, "facts": self.facts.to_record(), **commit}
 
 
 def of_report(adapters: Sequence[tuple[str, str]], report: Mapping[str, Any]) -> tuple[InspectedAdapter, ...]:
@@ -31,9 +38,11 @@ def of_report(adapters: Sequence[tuple[str, str]], report: Mapping[str, Any]) ->
     records = report.get("adapters") or []
     if not isinstance(records, list) or len(records) != len(adapters):
         raise InvalidFactsError(f"adapters in the report is {shown(records)}, it must have {len(adapters)} entries")
+    commits = report.get("adapterCommits")
+    known = commits if isinstance(commits, list) and len(commits) == len(records) else [""] * len(records)
     return tuple(
-        InspectedAdapter(name, uri, AdapterFacts.from_record(record))
-        for (name, uri), record in zip(adapters, records, strict=True)
+        InspectedAdapter(name, uri, AdapterFacts.from_record(record), _commit(commit))
+        for (name, uri), record, commit in zip(adapters, records, known, strict=True)
     )
 
 
@@ -46,9 +55,13 @@ def read(records: object) -> tuple[InspectedAdapter, ...]:
     return tuple(_read(record) for record in records)
 
 
+def _commit(value: object) -> str:
+    return value if isinstance(value, str) and _COMMIT.fullmatch(value) else ""
+
+
 def _read(record: object) -> InspectedAdapter:
     match record:
-        case {"name": str(name), "uri": str(uri), "facts": facts}:
+        case {"name": str(name), "uri": str(uri), "facts": facts, **rest}:
             if 0 < len(name) <= _LONGEST and 0 < len(uri) <= _LONGEST:
-                return InspectedAdapter(name, uri, AdapterFacts.from_record(facts))
+                return InspectedAdapter(name, uri, AdapterFacts.from_record(facts), _commit(rest.get("commit")))
     raise InvalidFactsError(f"an entry of adapters is {shown(record)}, it must have a name, a uri and facts")

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from qwen_operator.checkpoints.facts import Checkpoint
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 
 
 class Hub(StrEnum):
@@ -100,6 +101,11 @@ class HubAnswer:
 def is_repository(name: str) -> bool:
     """Whether this can be the name of a repository: ORGANISATION/NAME."""
     return _REPOSITORY.fullmatch(name) is not None and ".." not in name
+
+
+def is_commit(revision: str) -> bool:
+    """Whether the revision is a whole commit, and no branch or tag."""
+    return _COMMIT.fullmatch(revision) is not None
 
 
 def is_address(url: str) -> bool:

@@ -52,6 +52,14 @@ def valid(checkpoint: Checkpoint, max_gpus: int) -> tuple[tuple[int, int], ...]:
     )
 
 
+def fewest_groups(checkpoint: Checkpoint, tp: int) -> int | None:
+    """The smallest number of expert groups that the engine accepts for `tp` ranks, None if it accepts none."""
+    if tp > checkpoint.heads:
+        return None
+    groups = range(1, tp + 1 if checkpoint.experts is not None else 2)
+    return next((ep for ep in groups if tp % ep == 0 and refusal(checkpoint, tp, ep) is None), None)
+
+
 def _experts(checkpoint: Checkpoint, tp: int, ep: int) -> str | None:
     if checkpoint.experts is None:
         return None

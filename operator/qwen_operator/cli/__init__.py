@@ -23,6 +23,7 @@ COMMANDS = {
     "cache-files": "list or clean the cache in a folder; the pods of the command cache run it",
     "inspect-hub": "report the facts of a repository on a hub; the inspection pod of a private one runs it",
     "inspect-s3": "report the facts of a folder in a bucket; its inspection pod runs it",
+    "inspect-adapters": "report the facts of LoRA adapters on hubs and in buckets; an inspection pod runs it",
     "crds": "print the custom resource definitions, or write them to a folder",
     "plan": "plan GPUs and options for a model, without a cluster; exit code 3 if it does not fit",
     "render": "print the objects that the operator would create for a manifest",

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shlex
 import socket
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen_operator.checkpoints.hubs import ADDRESSES, TOKEN_VARIABLE, Hub
+from qwen_operator.manifests.model_cache import ADAPTER_VARIABLES
+from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from qwen_operator.fetch.bucket import Bucket
-    from qwen_operator.fetch.wire import Remote
+    from qwen_operator.fetch.wire import Remote, RemoteModel
+
+# Of the model. An adapter has its own, or none.
+_SECRET = (TOKEN_VARIABLE, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 def hub_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -24,13 +31,18 @@ def hub_options(parser: argparse.ArgumentParser, *, required: bool = True) -> No
     parser.add_argument("--repository", required=required, default="", metavar="ORGANISATION/NAME")
 
 
+def file_option(parser: argparse.ArgumentParser) -> None:
+    """The only file of the repository or bucket."""
+    parser.add_argument("--file", default="", metavar="PATH", help="only this file, a GGUF file, with all its parts")
+
+
 def remote_of(arguments: argparse.Namespace, revision: str) -> Remote:
     """The repository that the options name."""
     from qwen_operator.fetch.wire import Remote  # noqa: PLC0415 - the command line alone needs none of it
 
     hub = Hub(arguments.hub)
     base, token = (arguments.hub_url or ADDRESSES[hub]).rstrip("/"), os.environ.get(TOKEN_VARIABLE, "").strip()
-    return Remote(hub, base, arguments.repository, revision, token)
+    return Remote(hub, base, arguments.repository, revision, token, arguments.file)
 
 
 def s3_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -43,15 +55,48 @@ def bucket_of(arguments: argparse.Namespace, commit: str) -> Bucket:
     """The folder that the options name."""
     from qwen_operator.fetch.bucket import Bucket  # noqa: PLC0415 - the command line alone needs none of it
 
-    return Bucket.of_uri(arguments.s3, arguments.endpoint, commit)
+    return Bucket.of_uri(arguments.s3, arguments.endpoint, commit, arguments.file)
+
+
+def adapter_of(text: str) -> RemoteModel:
+    """The LoRA adapter that a text of options names. Its credentials are in the environment."""
+    parser = argparse.ArgumentParser(prog="--adapter", allow_abbrev=False)
+    hub_options(parser, required=False)
+    s3_options(parser, required=False)
+    parser.add_argument("--commit", default="")
+    file_option(parser)
+    arguments = parser.parse_args([*shlex.split(text), f"--file={ADAPTER_CONFIG}"])
+    return bucket_of(arguments, arguments.commit) if arguments.s3 else remote_of(arguments, arguments.commit)
+
+
+@contextlib.contextmanager
+def own_environment(number: int) -> Iterator[None]:
+    """Have the credentials of the adapter of this number in the environment, in place of those of the model."""
+    prefix, before = ADAPTER_VARIABLES.format(number), dict(os.environ)
+    own = {name.removeprefix(prefix): value for name, value in before.items() if name.startswith(prefix)}
+    for name in _SECRET:
+        os.environ.pop(name, None)
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     hub_options(parser, required=False)
     s3_options(parser, required=False)
-    parser.add_argument("--commit", required=True)
-    parser.add_argument("--file", default="", metavar="PATH", help="only this file, a GGUF file")
+    parser.add_argument("--commit", default="", help="needed with a repository or a bucket")
+    parser.add_argument(
+        "--adapter",
+        metavar="'OPTIONS'",
+        action="append",
+        default=[],
+        help="a LoRA adapter: --commit and its place, as for the model, in one word; several times",
+    )
+    file_option(parser)
     parser.add_argument("--cache", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--size-gib", type=int, required=True, metavar="GIB", help="most that the cache may have")
     parser.add_argument(
@@ -66,8 +111,12 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Fetch the model into the cache, unless it is there."""
-    if bool(arguments.s3) == bool(arguments.repository):
-        print("fetch: give either --hub and --repository, or --s3", file=sys.stderr)
+    model = bool(arguments.s3) + bool(arguments.repository)
+    if model > 1 or not (model or arguments.adapter):
+        print("fetch: give either --hub and --repository, or --s3, or only --adapter", file=sys.stderr)
+        return 2
+    if model and not arguments.commit:
+        print("fetch: --commit is missing", file=sys.stderr)
         return 2
     from qwen_operator.fetch.program import Fetch, Place, main  # noqa: PLC0415 - the command line alone needs none of it
 
@@ -81,6 +130,12 @@ def main(arguments: argparse.Namespace) -> int:
         compile_folder=arguments.compile_folder,
         of_pod=arguments.of_pod,
     )
-    if arguments.s3:
-        return main(Fetch(bucket_of(arguments, arguments.commit), place))
-    return main(Fetch(replace(remote_of(arguments, arguments.commit), file=arguments.file), place))
+    adapters = []
+    for number, text in enumerate(arguments.adapter):
+        with own_environment(number):
+            remote = adapter_of(text)
+            adapters.append((str(remote), Fetch(remote, place)))
+    if not model:
+        return main(None, adapters=adapters)
+    chosen = bucket_of(arguments, arguments.commit) if arguments.s3 else remote_of(arguments, arguments.commit)
+    return main(Fetch(chosen, place), adapters=adapters)

@@ -110,6 +110,9 @@ def _spec_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tensor", type=int, metavar="GPUS", help="exact number of GPUs (spec.parallelism.tensor)")
     parser.add_argument(
+        "--pipeline", type=int, metavar="STAGES", help="stages, each of so many GPUs (spec.parallelism.pipeline)"
+    )
+    parser.add_argument(
         "--max-gpus", type=int, metavar="GPUS", help="largest number of GPUs (spec.hardware.maxGpusPerReplica)"
     )
     parser.add_argument(
@@ -196,7 +199,7 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     values = {
         "contextTokens": given.get("context"),
         "workload": {"concurrency": 1, **workload} if workload else None,
-        "parallelism": {"tensor": given["tensor"]} if given.get("tensor") is not None else None,
+        "parallelism": {name: given[name] for name in ("tensor", "pipeline") if given.get(name) is not None} or None,
         "hardware": hardware or None,
         "engine": {"kvCacheType": given["kv_cache_type"]} if given.get("kv_cache_type") is not None else None,
     }
@@ -272,7 +275,7 @@ def _from_config(path: str, weight_bytes: int | None) -> Checkpoint:
 def _from_gguf(path: str) -> Checkpoint:
     from qwen_runtime.inspect_checkpoint import examine  # noqa: PLC0415 - only here
 
-    report, complete = examine(Path(path))
+    report, complete = examine(Path(path), to_join=True)
     if not complete:
         raise InputError(str(report["error"]["message"]).rstrip("."))
     return Checkpoint.from_inspection(report)

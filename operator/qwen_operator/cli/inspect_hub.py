@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen_operator.cli.fetch import hub_options, remote_of
+from qwen_operator.cli.fetch import file_option, hub_options, remote_of
 
 if TYPE_CHECKING:
     from qwen_operator.fetch.wire import RemoteModel
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     hub_options(parser)
+    file_option(parser)
     parser.add_argument("--revision", required=True, help="branch, tag or commit")
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: /dev/termination-log if it exists")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qwen_operator.cli.fetch import bucket_of, s3_options
+from qwen_operator.cli.fetch import bucket_of, file_option, s3_options
 from qwen_operator.cli.inspect_hub import inspect
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     s3_options(parser, required=True)
+    file_option(parser)
     parser.add_argument("--revision", default="", help="the digest that the files must have; default: any")
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: /dev/termination-log if it exists")
 

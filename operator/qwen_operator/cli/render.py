@@ -11,6 +11,8 @@ from qwen_operator.cli.files import InputError
 from qwen_operator.cli.inputs import Inputs
 from qwen_operator.cli.plan import exit_code
 from qwen_operator.cli.yaml_text import yaml_text
+from qwen_operator.manifests.mount_paths import mountable
+from qwen_operator.manifests.multi_node import connected
 from qwen_operator.manifests.names import Owner, PodIdentity
 from qwen_operator.manifests.objects import disruption_budget, worker_disruption_budget
 from qwen_operator.manifests.pods import ReplicaPods, engine_pods, engine_template
@@ -39,6 +41,7 @@ def main(arguments: argparse.Namespace) -> int:
         return 2
     planned = plan(given.spec, given.checkpoint, given.inventory, given.settings.engine, given.source)
     result = runnable(planned, given.checkpoint, given.source, given.spec.hardware.max_nodes_per_replica)
+    result = mountable(result, given.spec, given.source, _namespace(given))
     if isinstance(result, NoFit):
         sys.stderr.write(f"{result.reason}: {result.message}\n")
         return exit_code(result)
@@ -49,10 +52,11 @@ def main(arguments: argparse.Namespace) -> int:
 def objects(given: Inputs, result: Plan) -> list[Mapping[str, Any]]:
     """The objects that the operator creates for the manifest, in that order. The owner's uid is all zeros."""
     metadata = given.manifest["metadata"]
-    owner = Owner(str(metadata["name"]), str(metadata.get("namespace") or "default"), NO_UID)
+    owner = Owner(str(metadata["name"]), _namespace(given), NO_UID)
     revision = revision_hash(given.manifest["spec"], metadata.get("annotations") or {})
     identity, runtime = PodIdentity(owner, revision), given.settings.image
-    template = engine_template(identity, given.spec, result, given.source, runtime)
+    made = engine_template(identity, given.spec, result, given.source, runtime)
+    template = connected(made, result, given.settings.multi_nodes)
     pinned = PinnedRevision(
         revision=revision,
         number=1,
@@ -78,3 +82,7 @@ def objects(given: Inputs, result: Plan) -> list[Mapping[str, Any]]:
             for pod in engine_pods(ReplicaPods(identity, index, result.nodes_per_replica), template, drain)
         ),
     ]
+
+
+def _namespace(given: Inputs) -> str:
+    return str(given.manifest["metadata"].get("namespace") or "default")

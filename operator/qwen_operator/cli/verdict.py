@@ -64,13 +64,16 @@ def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alter
     if product.share and product.share.pods > 1:
         yield _labelled("options", _shared_options(result))
     yield _labelled("holds", f"{_holds(chosen, wanted)}; {result.max_running_requests} run at once, more wait")
-    shown = ("start-up: ", "parsers: ")
+    shown = ("start-up: ", "parsers: ", "stages: ")
     yield from (_labelled(*step.split(": ", 1)) for step in result.steps if step.startswith(shown))
+    yield from (_labelled("shape", step) for step in result.steps if step.startswith("over "))
     yield _labelled("pod", _pod(result, product.unit))
+    if result.nodes_per_replica > 1 and (network := given.settings.multi_nodes.of(result).described()):
+        yield _labelled("network", f"the chart gives each of these pods {network}")
     if product.cost_per_gpu_hour is not None:
         price = product.cost_per_gpu_hour
         yield _labelled(
-            "cost", f"{dollars(price * chosen.tp)} per hour and replica at {dollars(price)} per GPU-hour (gpuPools)"
+            "cost", f"{dollars(price * chosen.gpus)} per hour and replica at {dollars(price)} per GPU-hour (gpuPools)"
         )
     yield ""
     yield from _wrapped("args", result.args)
@@ -190,7 +193,7 @@ def _table(fit: Fit, wanted: Demand, given: Inputs) -> Iterator[str]:
     mark = "<- spec.parallelism.tensor" if given.spec.parallelism.tensor else "<- smallest that holds it"
     yield f"{'TP':>4}  {'weights/GPU':>12}  {'KV room/GPU':>12}  {'KV tokens':>11}  {number(wanted.tokens)}?"
     for one in fit.budgets:
-        name = f"{one.tp}" if one.split.ep == 1 else f"{one.tp}e{one.split.ep}"
+        name = _name(one)
         room = f"{one.kv:.1f} GiB" if one.kv > 0 else "-"
         fits = one.kv_tokens >= wanted.tokens
         yield (
@@ -205,7 +208,14 @@ def _table(fit: Fit, wanted: Demand, given: Inputs) -> Iterator[str]:
             yield f"{'no':>4}  TP {sizes_text(sizes)}: {reason}"
     for one in (one for one in fit.budgets if one.split.ep > 1):
         why = parallel.refusal(given.checkpoint, one.tp)
-        yield f"{'':4}  {one.tp}e{one.split.ep}: experts in {one.split.ep} groups (--ep-size), because {why}"
+        yield f"{'':4}  {_name(one)}: experts in {one.split.ep} groups (--ep-size), because {why}"
+
+
+def _name(one: Budget) -> str:
+    """TP with the stages and the groups of experts: 8, 8e2, 8p2, 8p2e2."""
+    stages = f"p{one.split.pp}" if one.split.pp > 1 else ""
+    groups = f"e{one.split.ep}" if one.split.ep > 1 else ""
+    return f"{one.tp}{stages}{groups}"
 
 
 def sizes_text(sizes: Sequence[int]) -> str:
@@ -224,8 +234,8 @@ def sizes_text(sizes: Sequence[int]) -> str:
 
 
 def _why(one: Budget, fit: Fit, wanted: Demand) -> str:
-    if fit.chosen and one.tp > fit.chosen.tp:
-        more = one.tp - fit.chosen.tp
+    if fit.chosen and one.gpus > fit.chosen.gpus:
+        more = one.gpus - fit.chosen.gpus
         factor = one.kv_tokens / max(1, fit.chosen.kv_tokens)
         return f"{more} more GPU{'s' if more > 1 else ''}, {factor:.1f} x the tokens"
     if one.weights > one.static:
@@ -240,7 +250,7 @@ def _arithmetic(one: Budget) -> Iterator[str]:
     between = f" - {one.communication:.2f} communication" if one.communication else ""
     whole, extra = one.weight_bytes / GIB, one.weights - one.weight_bytes / GIB
     yield _labelled(
-        f"at TP {one.tp}", f"free before load  {one.free:7.2f} GiB   {one.total:.2f} - {context:.2f} context{between}"
+        f"at {_at(one)}", f"free before load  {one.free:7.2f} GiB   {one.total:.2f} - {context:.2f} context{between}"
     )
     yield f"{_INDENT}x {one.tuning.fraction / 1000:<5g} static    {one.static:7.2f} GiB   --mem-fraction-static"
     yield f"{_INDENT}- weights         {one.weights:7.2f} GiB   {whole:.2f} per GPU + {extra:.2f} loader"
@@ -252,6 +262,10 @@ def _arithmetic(one: Budget) -> Iterator[str]:
         f"{_INDENT}= KV              {one.kv:7.2f} GiB   / {one.kv_bytes_per_token / 1024:g} KiB per token and GPU = "
         f"{number(one.kv_tokens)} tokens"
     )
+
+
+def _at(one: Budget) -> str:
+    return f"TP {one.tp}" if one.split.pp == 1 else _name(one)
 
 
 def _holds(one: Budget, wanted: Demand) -> str:

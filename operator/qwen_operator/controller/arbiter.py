@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NoReturn
@@ -197,7 +197,7 @@ class Arbiter:
                 return
             found = contests(self._scene(parties))
             self._note_stuck(found)
-            grants = self._decided(found.values())
+            grants = self._decided(found)
             unread = self._unread(parties, found, grants, began)
             if unread is None:
                 self._conclude(parties, self._by_hostname(grants))
@@ -208,21 +208,23 @@ class Arbiter:
 
     def _decided(self, found: Iterable[Contest]) -> dict[ObjectKey, Grant]:
         grants: dict[ObjectKey, Grant] = {}
+        # One that has not asked may have pods on any node.
+        unheard = {priority for key, priority in self._priorities().items() if key not in self._asks}
         for contest in found:
-            if contest.by_priority or len(self._asks) < len(self._priorities()):
+            if len(contest.priorities | unheard) > 1:
                 grants |= decide(contest.claims, contest.pool)
             else:
                 grants |= dict.fromkeys((claim.key for claim in contest.claims), UNLIMITED)
         return grants
 
     def _unread(
-        self, parties: Iterable[Party], found: Mapping[str, Contest], grants: Mapping[ObjectKey, Grant], began: float
+        self, parties: Iterable[Party], found: Sequence[Contest], grants: Mapping[ObjectKey, Grant], began: float
     ) -> list[str] | None:
         """The nodes that must be read before another try; None if the decision holds."""
         if stale := self._stale(found, grants, began):
             return stale
         refused = self._overfull(parties, grants)
-        return self._elsewhere(found.values(), refused, began) if refused else None
+        return self._elsewhere(found, refused, began) if refused else None
 
     def _values(self) -> Priorities:
         return Priorities(self.store.all(PRIORITY_CLASSES))
@@ -297,15 +299,15 @@ class Arbiter:
         stored = self.store.get(PODS, key_of(pod))
         return stored is None or stored["metadata"]["uid"] != pod["metadata"]["uid"]
 
-    def _note_stuck(self, found: Mapping[str, Contest]) -> None:
+    def _note_stuck(self, found: Sequence[Contest]) -> None:
         """A pod that was not placed although its node had room goes back, and does not come to that node again soon."""
         until = self.wiring.clock() + STUCK_PAUSE_SECONDS
-        for contest in found.values():
+        for contest in found:
             for claim in contest.claims:
                 pins = {pin for seat in claim.seats if seat.stuck for pin in seat.pins}
                 self._full |= {(claim.key, pin): until for pin in pins if (claim.key, pin) not in self._full}
 
-    def _stale(self, found: Mapping[str, Contest], grants: Mapping[ObjectKey, Grant], began: float) -> list[str]:
+    def _stale(self, found: Sequence[Contest], grants: Mapping[ObjectKey, Grant], began: float) -> list[str]:
         """The nodes that this decision depends on and that must be read first.
 
         A node that was read since the look began is read no more: if the API server answers slowly, it would be too old
@@ -314,7 +316,7 @@ class Arbiter:
         if self._blind:
             return []
         chosen = {node for grant in grants.values() for place in grant.places for node in place}
-        for contest in found.values():
+        for contest in found:
             for claim in contest.claims:
                 drains = grants[claim.key].drains
                 chosen |= {node for seat in claim.seats if seat.name in drains for node in seat.nodes}

@@ -20,14 +20,15 @@ from qwen_operator.kube import (
     PODS,
     QWENDEPLOYMENTS,
     AlreadyExists,
+    ApiError,
     Conflict,
     DeleteOptions,
-    Forbidden,
-    Invalid,
     KubeApi,
     Manifest,
     NotFound,
     Resource,
+    TooManyRequests,
+    Unavailable,
 )
 from qwen_operator.objects import ObjectKey
 
@@ -109,7 +110,9 @@ class Actor:
                 await self._api.create(EVENTS, event)
             except AlreadyExists:
                 continue
-            except (Forbidden, Invalid) as error:
+            except (Unavailable, TooManyRequests):
+                raise
+            except ApiError as error:
                 # The status has the same message. It must not wait for a quota on Events.
                 log.warning("event rejected", extra={"reason": event["reason"], "error": str(error)})
 

@@ -39,14 +39,18 @@ class FetchingPod:
 
 
 def fetching_pods(store: Store) -> Iterator[FetchingPod]:
-    """All engine pods that download or load their model now and have an address.
+    """All pods that download or load their model now and have an address.
 
     Those that cannot be understood are left out.
     """
     for deployment in store.with_unready_pods():
         key = objects.key_of(deployment)
         try:
-            pods = [pod for pod in store.engine_pods(deployment) if not pod.up and pod.address and _has_page(pod)]
+            pods = [
+                pod
+                for pod in (*store.engine_pods(deployment), *store.fetch_pods(deployment))
+                if not pod.up and pod.address and _has_page(pod)
+            ]
         except Exception:
             log.exception("no progress of this QwenDeployment", extra={"deployment": "/".join(key)})
             continue
@@ -101,15 +105,20 @@ class FetchPages:
             return None
 
     async def _get(self, url: str) -> ProgressPage | None:
-        async with self.session.get(url, allow_redirects=False) as response:
-            if response.status != 200:
-                raise ValueError(f"{PATH} answers {response.status}")
-            content = await response.content.read(PAGE_BYTES + 1)
-            while len(content) <= PAGE_BYTES and (part := await response.content.read(PAGE_BYTES + 1)):
-                content += part
-            if len(content) > PAGE_BYTES:
-                raise ValueError(f"{PATH} has more than {PAGE_BYTES} bytes")
-            return read_page(content)
+        return read_page(await get_page(self.session, url))
+
+
+async def get_page(session: aiohttp.ClientSession, url: str) -> bytes:
+    """The page of a pod. Raises aiohttp.ClientError, or ValueError if it is too large or none."""
+    async with session.get(url, allow_redirects=False) as response:
+        if response.status != 200:
+            raise ValueError(f"{PATH} answers {response.status}")
+        content = await response.content.read(PAGE_BYTES + 1)
+        while len(content) <= PAGE_BYTES and (part := await response.content.read(PAGE_BYTES + 1)):
+            content += part
+        if len(content) > PAGE_BYTES:
+            raise ValueError(f"{PATH} has more than {PAGE_BYTES} bytes")
+        return content
 
 
 def _shown(pages: Mapping[str, ProgressPage], pod: FetchingPod) -> tuple[str, int | None] | None:

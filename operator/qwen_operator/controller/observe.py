@@ -25,6 +25,7 @@ from qwen_operator.manifests.names import (
     budget_name,
     controller_revision_name,
     engine_pod_names,
+    fetch_pod_name,
     inspection_pod_name,
     replica_name,
     worker_budget_name,
@@ -34,6 +35,7 @@ from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevision
 from qwen_operator.objects import ObjectKey, key_of
 from qwen_operator.reconcile.plan_memory import PlanMemory
 from qwen_operator.reconcile.types import Observed
+from qwen_operator.replicas.adapters import Pages
 from qwen_operator.replicas.node_health import NodeHealth, node_health
 from qwen_operator.replicas.pod_state import PodState, is_gated
 from qwen_operator.replicas.room import Neighbours
@@ -51,7 +53,7 @@ class Observer:
 
     `scaling` returns the scaling state of the QwenDeployment with a namespace, name and uid. `hub` returns the answer
     of a model hub for a QwenDeployment. `pages` returns how far all downloads are, by the pods' uids. `grants` returns
-    what a QwenDeployment may have of GPUs that are short.
+    what a QwenDeployment may have of GPUs that are short. `adapter_pages` returns what engines say of their adapters.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Observer:
         self._hub = hub
         self._pages = pages
         self.grants: Callable[[ObjectKey], Grant | None] = lambda _key: None
+        self.adapter_pages: Callable[[], Pages] = dict
         self._hardware: tuple[int, Inventory, NodeHealth] = (-1, Inventory(), NodeHealth())
         self._deployments = -1
         self._plans = PlanMemory()
@@ -91,11 +94,14 @@ class Observer:
             for item in revisions.owned.values()
             if not objects.is_deleting(item)
         }
+        prefetches = objects.mapping(deployment, "spec").get("prefetch") is True
         needed = [*_pod_names(name, revision, pinned.get(revision)), inspection_pod_name(name, revision)]
+        needed += [fetch_pod_name(name, revision, node) for node in ("", *nodes.names)] if prefetches else []
         return Observed(
             deployment=deployment,
             pods=self._children(PODS, deployment, needed),
             engine_pods=engine_pods,
+            fetch_pods=self._store.fetch_pods(deployment),
             revisions=revisions,
             pinned=pinned,
             budgets=self._children(POD_DISRUPTION_BUDGETS, deployment, [budget_name(name), worker_budget_name(name)]),
@@ -107,13 +113,14 @@ class Observer:
             hub=self._hub(key),
             plans=self._current_plans(),
             pages=self._pages(),
-            neighbours=self._neighbours(engine_pods, nodes),
+            adapter_pages=self.adapter_pages(),
+            neighbours=self._neighbours(engine_pods, nodes, wanted=prefetches),
             grant=self.grants(key),
         )
 
-    def _neighbours(self, engine_pods: Iterable[PodState], nodes: NodeHealth) -> Neighbours | None:
-        """Everything that takes GPUs, if one of these pods waits for a decision about it."""
-        if not nodes.names or not any(is_gated(state.manifest) for state in engine_pods):
+    def _neighbours(self, engine_pods: Iterable[PodState], nodes: NodeHealth, *, wanted: bool) -> Neighbours | None:
+        """Everything that takes GPUs, if it is wanted, or one of these pods waits for a decision about it."""
+        if not nodes.names or not (wanted or any(is_gated(state.manifest) for state in engine_pods)):
             return None
         pods = (pod for pod in self._store.all(PODS) if objects.node_of(pod) or self._is_controlled(pod))
         return Neighbours(tuple(self._store.all(NODES)), tuple(pods))

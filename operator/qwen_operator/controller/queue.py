@@ -11,6 +11,8 @@ from collections.abc import Callable
 from qwen_operator.objects import ObjectKey
 
 MAX_BACKOFF_SECONDS = 60.0
+LONGEST_ASKED_SECONDS = 300.0
+"""The longest wait that a server may ask for. A proxy before the API server may ask for any."""
 
 # How many steps of a key may follow one another without a delay. Without a limit, another controller that undoes every
 # repair would keep the operator busy for ever.
@@ -81,10 +83,13 @@ class WorkQueue:
             self._wake.set()
 
     def retry(self, key: ObjectKey, at_least: float = 0.0) -> float:
-        """Queue this key again after its backoff. Returns the delay in seconds: 1 to 60, or `at_least` if more."""
+        """Queue this key again after its backoff. Returns the delay in seconds: 1 to 60, or `at_least` if more.
+
+        `at_least` is what the server asked for. More than LONGEST_ASKED_SECONDS of it do not count.
+        """
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay = min(MAX_BACKOFF_SECONDS, 2.0 ** min(failures, 6)) * (0.5 + self._random() / 2)
-        delay = max(delay, at_least)
+        delay = max(delay, min(at_least, LONGEST_ASKED_SECONDS))
         self.add_after(key, delay)
         return delay
 

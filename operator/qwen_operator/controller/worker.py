@@ -23,7 +23,7 @@ from qwen_operator.controller.hub_reader import HubReader
 from qwen_operator.controller.observe import Observer
 from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.controller.volume_claims import VolumeClaims
-from qwen_operator.kube import ApiError, Forbidden, Invalid, Manifest, NamespaceTerminating, Unavailable
+from qwen_operator.kube import ApiError, Manifest, NamespaceTerminating, TooManyRequests, Unavailable
 from qwen_operator.kube.lease import NotLeading
 from qwen_operator.objects import ObjectKey
 from qwen_operator.reconcile.decide import decide
@@ -157,16 +157,28 @@ class Reconciler:
                 await self.actor.act(key, action)
             except NamespaceTerminating:
                 raise
-            except (Invalid, Forbidden) as error:
-                rejected = rejected or _Rejected(action, error)
-            except Unavailable as error:
-                # A webhook that is down fails for hours, and the status should show its message. A short failure is
-                # over by the next try, and the status should not mention it.
-                if error.status < 500 or key not in self._failing:
-                    self._failing.add(key)
+            except ApiError as error:
+                if not self._is_shown(key, error):
                     raise
                 rejected = rejected or _Rejected(action, error)
+                if not error.status:
+                    # Each further action might wait as long.
+                    break
         return rejected
+
+    def _is_shown(self, key: ObjectKey, error: ApiError) -> bool:
+        """Whether the status shows the error of an action: a rejection at once, a failure if it is not over soon.
+
+        An admission policy may reject with any status. A webhook that is down, or slower than the operator waits, fails
+        for hours. A short failure is over by the next try.
+        """
+        if isinstance(error, TooManyRequests):
+            return False
+        if not isinstance(error, Unavailable):
+            return True
+        lasts = key in self._failing
+        self._failing.add(key)
+        return lasts
 
     def _forget(self, key: ObjectKey) -> None:
         self._written.pop(key, None)
@@ -217,7 +229,8 @@ class _Rejected:
     @property
     def refusal(self) -> Refusal:
         deletion = isinstance(self.action, Delete)
-        return Refusal(self.action.kind, self.action.name, self.error.message, deletion=deletion)
+        answered = bool(self.error.status)
+        return Refusal(self.action.kind, self.action.name, self.error.message, deletion=deletion, answered=answered)
 
     def repeats(self, action: Delete) -> bool:
         """Whether `action` is the rejected deletion once more."""

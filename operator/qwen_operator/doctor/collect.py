@@ -212,12 +212,15 @@ async def _served(reader: Reader, name: str, deployments: Listed, to_dry_run: Se
 
 
 async def _rights(reader: Reader, installation: Installation, names: tuple[str, ...]) -> list[Right]:
-    """The answers to one review for each right of the user and, if there is a release, of its operator."""
-    questions = [("", one) for one in needed.of_user(names[:3], installed=installation.installed)]
+    """The answers to one review for each right of the user and, if there is a release, of its operator.
+
+    These are up to fifteen hundred reviews, a few at a time. The API server stores none of them.
+    """
+    questions = [("", one) for one in needed.of_user(names, installed=installation.installed)]
     if installation.installed:
         operator, config = installation.operator.first, installation.config
         account = f"system:serviceaccount:{installation.namespace}:{release.service_account(operator)}"
-        watched = release.watched(operator)[:3]
+        watched = release.watched(operator)[:MOST_NAMESPACES]
         reads_nodes = config.read_nodes if config else False
         rights = list(needed.of_operator(watched, reads_nodes=reads_nodes))
         # Without the right to ask, one question is enough to say so.

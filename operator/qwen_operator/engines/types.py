@@ -17,6 +17,7 @@ class Role(StrEnum):
 
     TENSOR_PARALLEL = "tensorParallel"
     EXPERT_PARALLEL = "expertParallel"
+    PIPELINE_PARALLEL = "pipelineParallel"
     NODES = "nodes"
     GROUP_TIMEOUT = "groupTimeout"
     MEMORY_FRACTION = "memoryFraction"
@@ -179,6 +180,8 @@ class MemoryConstants:
     --mamba-full-memory-ratio in thousandths, SGLang's default first. A hybrid keeps `slots_per_request` state slots
     for each running request. `tunings` are (from MiB, settings), ascending.
 
+    `whole_head_models` keep the output head on every pipeline stage.
+
     The engine's own default would reserve `reserve_mib`, plus `reserve_mib_per_token` for each token of a chunk (at
     least `reserve_least_tokens`), plus `reserve_mib_per_graph_request` for each request of the largest decode graph.
     """
@@ -202,6 +205,7 @@ class MemoryConstants:
     reserve_mib_per_token: float
     reserve_least_tokens: int
     reserve_mib_per_graph_request: float
+    whole_head_models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +224,8 @@ class Formats:
     `engine` is for the engine itself, `bfloat16` and `fp8_native` for GPUs that compute in these types, and `weights`
     for each format of the weights. A format that is not in `weights` cannot be planned. `packed_bits` are the widths of
     GPTQ and AWQ that run; `awq_8_bits` is for AWQ of 8 bits. The keys of `kv_cache_types` are the API's names.
-    `overlap_models` are the architectures whose weights may load while CUDA graphs are captured.
+    `overlap_models` are the architectures whose weights may load while CUDA graphs are captured. `pipeline_models` are
+    those that run in pipeline stages, and whose memory per stage the operator can calculate.
     """
 
     engine: Capability
@@ -231,6 +236,7 @@ class Formats:
     awq_8_bits: Capability
     kv_cache_types: Mapping[str, KvCacheType]
     overlap_models: tuple[str, ...] = ()
+    pipeline_models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, unquote_plus, urlsplit
 from xml.etree import ElementTree
 
 from minio.credentials.credentials import Credentials
-from minio.credentials.providers import EnvAWSProvider, IamAwsProvider, Provider
+from minio.credentials.providers import IamAwsProvider, Provider
 from minio.signer import sign_v4_s3
 from urllib3 import PoolManager, ProxyManager, Retry
 
@@ -23,7 +23,7 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import REPLAN_ANNOTATION
 from qwen_operator.fetch import checksums
 from qwen_operator.fetch.faults import FetchError
-from qwen_operator.fetch.files import MOST_FILES, Listing, RemoteFile, needed
+from qwen_operator.fetch.files import MOST_FILES, Listing, RemoteFile, chosen
 from qwen_operator.fetch.wire import Client, certificates, proxy_for
 from qwen_operator.manifests.model_cache import bucket_folder, bucket_location, model_folder
 from qwen_runtime.checkpoints.model import MAX_BYTES
@@ -55,13 +55,26 @@ class ElsewhereError(FetchError):
         self.region = region
 
 
+@dataclass(frozen=True, slots=True)
+class _OfSecret(Provider):
+    """The keys of a Secret, as they were when the program started: each adapter has its own."""
+
+    access_key: str
+    secret_key: str
+    session_token: str
+
+    def retrieve(self) -> Credentials:
+        return Credentials(self.access_key, self.secret_key, self.session_token or None)
+
+
 def provider_of(environ: dict[str, str]) -> Provider | None:
     """Who gives the credentials: the Secret, or the identity of the pod's service account; None without either.
 
     The role of the node is no choice: all pods of the node would have it.
     """
     if "AWS_ACCESS_KEY_ID" in environ:
-        return EnvAWSProvider()
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        return _OfSecret(*(environ.get(name, "") for name in names))
     if any(environ.get(name) for name in _IDENTITIES):
         sts = environ.get("AWS_ENDPOINT_URL_STS")
         return IamAwsProvider(custom_endpoint=sts, http_client=_http_client(sts or "https://sts.amazonaws.com"))
@@ -145,6 +158,7 @@ class Bucket:
     """The objects of a bucket below a prefix. `endpoint` is "" for AWS.
 
     `commit` is the digest that the objects must have, "" for any. `etags` has the ETags of the listed files by path.
+    `file`: the only file to load, with its parts; "" for all that an engine needs.
     """
 
     name: str
@@ -152,16 +166,17 @@ class Bucket:
     endpoint: str = ""
     commit: str = ""
     region: str = DEFAULT_REGION
+    file: str = ""
     signer: Signer = field(default_factory=Signer.from_environment)
     etags: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of_uri(cls, uri: str, endpoint: str, commit: str) -> Bucket:
+    def of_uri(cls, uri: str, endpoint: str, commit: str, file: str = "") -> Bucket:
         """The bucket of s3://BUCKET/PREFIX, in the region of the environment."""
         name, prefix = bucket_location(uri.partition("://")[2])
         given = (os.environ.get(name, "").strip() for name in ("AWS_REGION", "AWS_DEFAULT_REGION"))
         region = next(filter(None, given), DEFAULT_REGION)
-        return cls(name, prefix, endpoint.rstrip("/"), commit, region)
+        return cls(name, prefix, endpoint.rstrip("/"), commit, region, file)
 
     @property
     def base(self) -> str:
@@ -184,12 +199,11 @@ class Bucket:
 
     @property
     def folder(self) -> str:
-        return model_folder("s3", bucket_folder(self.repository), self.commit)
+        return model_folder("s3", bucket_folder(self.repository), self.commit, self.file)
 
     server = "the store"
     address_field = "spec.source.endpoint"
     redirects = False
-    file = ""
 
     def __str__(self) -> str:
         return f"s3://{self.repository}"
@@ -254,7 +268,7 @@ def read_listing(client: Client, bucket: Bucket) -> Listing:
         raise FetchError(Reason.MODEL_NOT_FOUND, f"{bucket} has no objects: {cure}")
     files = tuple(file for file, _ in objects)
     etags = {file.path: etag for file, etag in objects}
-    commit = digest_of(needed(files), etags)
+    commit = digest_of(chosen(files, bucket.file), etags)
     if bucket.commit and commit != bucket.commit:
         raise changed(bucket, f"status.model.commit and spec.source.revision would be {commit}, not {bucket.commit}")
     bucket.etags = etags

@@ -16,6 +16,8 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.fetch import checksums
 from qwen_operator.fetch.faults import FetchError
+from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from qwen_runtime.checkpoints.gguf_parts import parts_of
 from qwen_runtime.checkpoints.model import MAX_BYTES
 from qwen_runtime.checkpoints.reading import shown
 
@@ -104,18 +106,40 @@ def needed(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
 
     The small ones come first, so that a wrong repository fails before the weights are loaded.
     """
-    chosen = [file for file in files if is_safe(file.path) and _is_needed(file.path)]
-    if not any(file.path.endswith(WEIGHTS) and "/" not in file.path for file in chosen):
+    present = [file for file in files if is_safe(file.path) and _is_needed(file.path)]
+    if not any(file.path.endswith(WEIGHTS) and "/" not in file.path for file in present):
         raise FetchError(Reason.MODEL_NOT_FOUND, f"there are no *{WEIGHTS} files in its top folder")
-    return tuple(sorted(_with_sizes(chosen), key=lambda file: (file.path.endswith(WEIGHTS), file.path)))
+    return tuple(sorted(_with_sizes(present), key=lambda file: (file.path.endswith(WEIGHTS), file.path)))
 
 
-def single(files: Iterable[RemoteFile], path: str) -> tuple[RemoteFile, ...]:
-    """The one file that is wanted. Raises FetchError if the repository has no such file."""
-    chosen = tuple(file for file in files if file.path == path and is_safe(path))
-    if not chosen:
-        raise FetchError(Reason.MODEL_NOT_FOUND, f"the repository has no file {shown(path)}: correct spec.source.file")
-    return _with_sizes(chosen)
+def chosen(files: Iterable[RemoteFile], file: str) -> tuple[RemoteFile, ...]:
+    """The files to load: the GGUF `file` with all its parts, or all that an engine needs if it is "".
+
+    ADAPTER_CONFIG stands for the two files of a LoRA adapter. Raises FetchError if one is missing.
+    """
+    if file == ADAPTER_CONFIG:
+        return _adapter(files)
+    return _single(files, file) if file else needed(files)
+
+
+def _adapter(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
+    found = {file.path: file for file in files}
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if name not in found:
+            raise FetchError(Reason.MODEL_NOT_FOUND, f"there is no {name} in its top folder: save it with PEFT")
+    return _with_sizes((found[ADAPTER_CONFIG], found[ADAPTER_WEIGHTS]))
+
+
+def _single(files: Iterable[RemoteFile], path: str) -> tuple[RemoteFile, ...]:
+    parts = parts_of(path)
+    found = {file.path: file for file in files if file.path in parts and is_safe(file.path)}
+    missing = [part for part in parts if part not in found]
+    if missing and len(parts) > 1:
+        message = f"the source has no file {shown(missing[0])}, one of the {len(parts)} parts of spec.source.file"
+        raise FetchError(Reason.MODEL_NOT_FOUND, message)
+    if missing:
+        raise FetchError(Reason.MODEL_NOT_FOUND, f"the source has no file {shown(path)}: correct spec.source.file")
+    return _with_sizes([found[part] for part in parts])
 
 
 def total(files: Sequence[RemoteFile]) -> int:
@@ -130,11 +154,11 @@ def is_safe(path: str) -> bool:
 
 
 def _with_sizes(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
-    chosen = tuple(files)
-    unknown = next((file for file in chosen if file.size < 0), None)
+    present = tuple(files)
+    unknown = next((file for file in present if file.size < 0), None)
     if unknown is not None:
         raise FetchError(Reason.MODEL_NOT_FOUND, f"the hub does not say how large {shown(unknown.path)} is")
-    return chosen
+    return present
 
 
 def _is_needed(path: str) -> bool:

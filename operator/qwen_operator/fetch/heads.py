@@ -1,12 +1,13 @@
 """Makes a folder that looks like a checkpoint to its inspection, from a hub and without the weights.
 
-It loads the small files and the head of each file of weights, which names the tensors. The rest of these files are
-holes: they have their size, and take no room. So one reader, `qwen_runtime.inspect_checkpoint`, judges the files of
-claims and of hubs alike.
+It loads the small files and the head of each file of weights, which names the tensors, or that of a GGUF file. The
+rest of these files are holes: they have their size, and take no room. So one reader,
+`qwen_runtime.inspect_checkpoint`, judges the files of claims and of hubs alike.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Callable
@@ -17,17 +18,22 @@ from typing import Any, TypeVar
 
 from qwen_operator.api.conditions import Reason
 from qwen_operator.fetch.faults import FetchError, full
-from qwen_operator.fetch.files import WEIGHTS, Listing, RemoteFile, needed
+from qwen_operator.fetch.files import WEIGHTS, Listing, RemoteFile, chosen
 from qwen_operator.fetch.listing import read_listing
 from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, RemoteModel
+from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG
 from qwen_runtime.checkpoints.chat import chat_files
 from qwen_runtime.checkpoints.config import CONFIG_FILE
+from qwen_runtime.checkpoints.gguf import CutOffError, is_gguf, read_header
+from qwen_runtime.checkpoints.reading import InvalidFactsError
 from qwen_runtime.inspect_checkpoint import INDEX, examine
 from qwen_runtime.safetensors import LARGEST_HEADER
 
 LARGEST_FILE = 100_000_000
 MOST_BYTES = 512 << 20
 """In all files. They are on the disk of a node, which other pods use too. A model of 150,000 tensors needs 40 MB."""
+GGUF_BEGINNINGS = (8 << 20, 32 << 20)
+"""So many bytes of a GGUF file are read, one after the other, until its header is among them."""
 _FIRST_BYTES = 256 << 10
 _ATTEMPTS = 5
 _T = TypeVar("_T")
@@ -44,27 +50,33 @@ class Heads:
     def report(self, folder: Path) -> tuple[dict[str, Any], bool]:
         """The report of the inspection with the commit, and whether the facts are complete. Uses the empty folder."""
         try:
-            listing = self._patient(lambda: read_listing(self.connect(self.remote)))
-            self.remote = self.remote.at(listing.commit)
-            self._fill(folder, listing)
+            commit = self.fill(folder)
         except FetchError as error:
             return {"version": 1, "error": {"reason": str(error.reason), "message": f"{error}."}}, False
+        report, complete = examine(folder / self.remote.file, to_join=True)
+        return (report | {"commit": commit} if complete else report), complete
+
+    def fill(self, folder: Path) -> str:
+        """Write what an inspection needs into the empty folder. Returns the commit. Raises FetchError."""
+        listing = self._patient(lambda: read_listing(self.connect(self.remote)))
+        self.remote = self.remote.at(listing.commit)
+        try:
+            self._fill(folder, listing)
         except OSError as error:
-            fault = full(error) or Reason.INVALID_CONFIG
-            message = f"The files of {self.remote} cannot be written for the inspection: {error.strerror}."
-            return {"version": 1, "error": {"reason": str(fault), "message": message}}, False
-        report, complete = examine(folder)
-        return (report | {"commit": listing.commit} if complete else report), complete
+            message = f"the files of {self.remote} cannot be written for the inspection: {error.strerror}"
+            raise FetchError(full(error) or Reason.INVALID_CONFIG, message) from None
+        return listing.commit
 
     def _fill(self, folder: Path, listing: Listing) -> None:
-        client, files, room = self.connect(self.remote), needed(listing.files), MOST_BYTES
-        read = {CONFIG_FILE, INDEX, *chat_files(file.path for file in files)}
+        files = chosen(listing.files, self.remote.file)
+        client, room = self.connect(self.remote), MOST_BYTES
+        read = {CONFIG_FILE, INDEX, ADAPTER_CONFIG, *chat_files(file.path for file in files)}
         try:
             for file in files:
                 path = folder / file.path
                 path.parent.mkdir(exist_ok=True, parents=True)
                 # Of others, such as tokenizers, the inspection asks only whether they are there.
-                wanted = file.path.endswith(WEIGHTS) or file.path in read
+                wanted = file.path.endswith(WEIGHTS) or is_gguf(file.path) or file.path in read
                 content = self._patient(partial(self._head, client, file)) if wanted else b""
                 room -= len(content)
                 if room < 0:
@@ -78,6 +90,8 @@ class Heads:
     def _head(self, client: Client, file: RemoteFile) -> bytes:
         """The bytes of a file that an inspection reads."""
         url = self.remote.file_url(file.path)
+        if is_gguf(file.path):
+            return self._gguf_head(client, url, file)
         if not file.path.endswith(WEIGHTS):
             return client.read_all(url, file.path, LARGEST_FILE) if file.size <= LARGEST_FILE else b""
         first = self._range(client, url, file, _FIRST_BYTES)
@@ -85,6 +99,15 @@ class Heads:
         if length <= len(first) or length > LARGEST_HEADER:
             return first[:length]
         return self._range(client, url, file, length)
+
+    def _gguf_head(self, client: Client, url: str, file: RemoteFile) -> bytes:
+        """The header of a GGUF file, which does not say how long it is: that of a first part has the vocabulary."""
+        first = b""
+        for count in (_FIRST_BYTES, *GGUF_BEGINNINGS):
+            first = self._range(client, url, file, count)
+            if len(first) == file.size or _has_header(first):
+                return first
+        raise FetchError(Reason.INVALID_CONFIG, f"the header of {file.path} has more than {len(first)} bytes")
 
     def _range(self, client: Client, url: str, file: RemoteFile, count: int) -> bytes:
         """The first `count` bytes of a file, or all of it."""
@@ -107,3 +130,14 @@ class Heads:
             self.sleep(max(asked, float(2**attempt)))
         message = f"{self.remote.base} cannot be reached ({cause}): check the network and {self.remote.address_field}"
         raise FetchError(Reason.HUB_UNREACHABLE, message)
+
+
+def _has_header(beginning: bytes) -> bool:
+    """Whether the beginning of a GGUF file is long enough to judge its header."""
+    try:
+        read_header(io.BytesIO(beginning).read, "it")
+    except CutOffError:
+        return False
+    except InvalidFactsError:
+        return True
+    return True

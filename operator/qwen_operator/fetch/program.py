@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.fetch import bucket, checksums
+from qwen_operator.fetch import bucket, checksums, joining
 from qwen_operator.fetch.bucket import Bucket
 from qwen_operator.fetch.faults import FetchError, told
-from qwen_operator.fetch.files import RemoteFile, needed, single, total
+from qwen_operator.fetch.files import RemoteFile, chosen, total
 from qwen_operator.fetch.listing import read_listing
 from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.store import Entry, Store, gigabytes
 from qwen_operator.fetch.transfer import CHUNK_BYTES, PATIENCE_SECONDS, Transfer
 from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, RemoteModel, certificates
+from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG
+from qwen_runtime.checkpoints.gguf_parts import joined_name, parts_of
+from qwen_runtime.checkpoints.reading import InvalidFactsError
 from qwen_runtime.inspect_checkpoint import examine
 from qwen_runtime.page import showing
 from qwen_runtime.report import deliver
@@ -32,6 +35,8 @@ from qwen_runtime.report import deliver
 LOG_SECONDS = 10.0
 _PAGE = ".progress.json"
 _LISTING_PATIENCE = 120.0
+# The reader of adapters wants a name, and whoever calls this program knows it.
+_ANY = "*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,18 @@ class Fetch:
 
     def _download(self, store: Store, entry: Entry) -> None:
         store.discard(entry)
+        parts = parts_of(self.remote.file)
+        if len(parts) == 1:
+            files = self._transfer(store, entry)
+        else:
+            if not joining.has_started(entry.partial):
+                self._transfer(store, entry)
+            files = self._joined(entry, parts)
+        store.lease(entry, self.place.pod)
+        store.publish(entry, files)
+
+    def _transfer(self, store: Store, entry: Entry) -> tuple[RemoteFile, ...]:
+        """Load the files, and check them."""
         files = self._patient(self._files)
         evicted = store.reserve(entry, files)
         for key in evicted:
@@ -116,13 +133,25 @@ class Fetch:
         ).run()
         _remove_others(entry.partial, files)
         _check(entry.partial, self.remote.file)
-        store.lease(entry, self.place.pod)
-        store.publish(entry, files)
+        return files
+
+    def _joined(self, entry: Entry, parts: tuple[str, ...]) -> tuple[RemoteFile, ...]:
+        """Make one file of all parts, because SGLang opens one."""
+        target = joined_name(self.remote.file)
+        self.say(f"joins the {len(parts)} parts of {target}")
+        try:
+            size = joining.join_parts(entry.partial, parts, target)
+        except InvalidFactsError as error:
+            # The next run loads the parts again.
+            joining.give_up(entry.partial)
+            raise FetchError(Reason.INVALID_CONFIG, str(error)) from None
+        _check(entry.partial, target)
+        return (RemoteFile(target, size),)
 
     def _files(self) -> tuple[RemoteFile, ...]:
         """The files to download, with their checksums."""
         listed = read_listing(self._client()).files
-        files = single(listed, self.remote.file) if self.remote.file else needed(listed)
+        files = chosen(listed, self.remote.file)
         if not isinstance(self.remote, Bucket):
             return files
         checked = bucket.with_checksums(self._client(), self.remote, files)
@@ -170,31 +199,42 @@ class Fetch:
             thread.join()
 
 
-def main(fetch: Fetch, termination_log: Path | None = None) -> int:
-    """Run it as the first process of a container. The termination message says why it failed."""
+def main(fetch: Fetch | None, termination_log: Path | None = None, adapters: Sequence[tuple[str, Fetch]] = ()) -> int:
+    """Run it as the first process of a container. The termination message says why it failed.
+
+    The adapters come first, by their names in messages: they are small, and fail before the model is loaded.
+    """
     # As process 1 it would ignore SIGTERM. What has arrived stays in the cache.
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(143))
+    before, fetches = "", [*adapters, *([("", fetch)] if fetch else [])]
     try:
-        fetch.run()
+        for before, one in fetches:  # noqa: B007 - a failure says which one it was
+            one.run()
     except (FetchError, OSError) as trouble:
         error = told(trouble)
+        if before:
+            error = FetchError(error.reason, f"{before}: {error}")
         print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
         deliver(error.report(), termination_log)
         return 1
-    deliver(
-        json.dumps({"version": 1, "bytes": fetch.progress.total, "hubBytes": fetch.progress.received}).encode(),
-        termination_log,
-    )
+    # Whether the cache had the model counts. Adapters count if they are all there is.
+    counted = [fetch] if fetch else [one for _, one in adapters]
+    loaded, received = (sum(getattr(one.progress, part) for one in counted) for part in ("total", "received"))
+    deliver(json.dumps({"version": 1, "bytes": loaded, "hubBytes": received}).encode(), termination_log)
     return 0
 
 
 def _check(folder: Path, file: str) -> None:
     """Raise FetchError if an engine could not load what the repository has, or its one file if `file` is given."""
-    report, complete = examine(folder / file if file else folder)
+    if file == ADAPTER_CONFIG:
+        report, complete = examine(None, [(_ANY, folder)])
+    else:
+        report, complete = examine(folder / file if file else folder, to_join=True)
     if complete:
         return
     error: dict[str, Any] = report["error"]
-    message = str(error["message"]).replace(f"{folder}", "the repository").rstrip(".")
+    message = str(error["message"]).replace(f"{folder}", "the repository").removeprefix(f"spec.adapters[{_ANY}]: ")
+    message = message.removeprefix(f"spec.adapters[{_ANY}] in ").rstrip(".")
     raise FetchError(Reason(error["reason"]), message)
 
 

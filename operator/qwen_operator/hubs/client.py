@@ -14,7 +14,7 @@ import hashlib
 import io
 import re
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
@@ -45,7 +45,8 @@ from qwen_runtime.checkpoints.chat import (
     read_chat,
 )
 from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG
-from qwen_runtime.checkpoints.gguf import CutOffError, is_gguf, read_header
+from qwen_runtime.checkpoints.gguf import MOST_TENSORS, CutOffError, Header, is_gguf, read_header
+from qwen_runtime.checkpoints.gguf_parts import ABOUT_SPLIT, join, parts_of
 from qwen_runtime.checkpoints.model import MAX_BYTES
 from qwen_runtime.checkpoints.reading import MOST_MEMBERS, Fields, kind, parse_json, shown
 from qwen_runtime.json_parts import Parts, TooLargeError
@@ -66,6 +67,7 @@ LONGEST_CONNECT = 5.0
 _REDIRECTS = 5
 # The header of a Qwen model has about 6 MB.
 _BEGINNINGS = (8 << 20, 32 << 20)
+_BEGINNING_OF_PART = 256 << 10
 _SHOWN_FILES = 6
 _REVISION = re.compile(r"[A-Za-z0-9][\w./+-]{0,127}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -196,22 +198,39 @@ async def _read(repository: _Repository, revision: str) -> HubCheckpoint:
 
 async def _read_gguf(repository: _Repository, revision: str, file: str) -> HubCheckpoint:
     listing = await _listing(repository, revision)
-    if file not in listing.sizes:
-        others = sorted(path for path in listing.sizes if is_gguf(path) and _REVISION.fullmatch(path))
-        has = f"its GGUF files are {', '.join(others[:_SHOWN_FILES])}" if others else "it has no GGUF files"
-        more = f" and {len(others) - _SHOWN_FILES} more" if len(others) > _SHOWN_FILES else ""
-        raise HubError(HubReason.NOT_FOUND, f"{repository.name} has no file {file}; {has}{more}")
+    parts, headers, tensors = parts_of(file), list[Header](), 0
+    if missing := [part for part in parts if part not in listing.sizes]:
+        raise _no_file(repository, listing, missing[0])
+    for part in parts:
+        header = await _gguf_header(repository, listing, part, first=not headers)
+        tensors += len(header.tensors)
+        if tensors > MOST_TENSORS:
+            raise HubError(HubReason.TOO_LARGE, f"{file} and its other parts have more than {MOST_TENSORS} tensors")
+        headers.append(header)
+    return HubCheckpoint(await asyncio.to_thread(_gguf_facts, headers, parts), listing.commit)
+
+
+def _no_file(repository: _Repository, listing: _Listing, file: str) -> HubError:
+    others = sorted(path for path in listing.sizes if is_gguf(path) and _REVISION.fullmatch(path))
+    has = f"its GGUF files are {', '.join(others[:_SHOWN_FILES])}" if others else "it has no GGUF files"
+    more = f" and {len(others) - _SHOWN_FILES} more" if len(others) > _SHOWN_FILES else ""
+    return HubError(HubReason.NOT_FOUND, f"{repository.name} has no file {file}; {has}{more}")
+
+
+async def _gguf_header(repository: _Repository, listing: _Listing, file: str, *, first: bool) -> Header:
+    """The header of a file. Later parts of a split one have no vocabulary, and only a few of their entries count."""
     url = repository.file_url(listing.commit, file)
-    for most in _BEGINNINGS:
+    for most in _BEGINNINGS if first else (_BEGINNING_OF_PART, *_BEGINNINGS):
         beginning = await _beginning(repository, url, most, file)
-        facts = await asyncio.to_thread(_gguf_facts, beginning, file, listing.sizes[file])
-        if facts is not None:
-            return HubCheckpoint(facts, listing.commit)
+        header = await asyncio.to_thread(_header_in, beginning, file, listing.sizes[file])
+        if header is not None:
+            about_split = {name: value for name, value in header.values.items() if name.startswith(ABOUT_SPLIT)}
+            return header if first else replace(header, values=about_split, places={})
     raise HubError(HubReason.TOO_LARGE, f"the header of {file} has more than {_BEGINNINGS[-1]} bytes")
 
 
-def _gguf_facts(beginning: bytes, file: str, size: int | None) -> Checkpoint | None:
-    """The facts in the first bytes of a GGUF file of `size` bytes; None if more of it is needed."""
+def _header_in(beginning: bytes, file: str, size: int | None) -> Header | None:
+    """The header in the first bytes of a GGUF file of `size` bytes; None if more of it is needed."""
     name = file.rpartition("/")[2]
     with _DECODING:
         try:
@@ -222,10 +241,18 @@ def _gguf_facts(beginning: bytes, file: str, size: int | None) -> Checkpoint | N
             return None
         if size is not None and size < header.end:
             raise InvalidFactsError(f"{name} is cut off: it has {size} bytes, its tensors need {header.end}")
+        return header
+
+
+def _gguf_facts(headers: Sequence[Header], parts: Sequence[str]) -> Checkpoint:
+    """The facts of a GGUF file, from the headers of its parts."""
+    names = [part.rpartition("/")[2] for part in parts]
+    with _DECODING:
+        header = join(headers, names)
         if not gguf_model.has_tokenizer(header):
-            raise InvalidFactsError(f"{name} holds no tokenizer, and SGLang downloads no other file")
+            raise InvalidFactsError(f"{names[0]} holds no tokenizer, and the engine gets no other file")
         chat = chat_format(gguf_model.template(header)).to_record()
-        report = gguf_model.report(header, name) | {"chat": chat}
+        report = gguf_model.report(header, names[0]) | {"chat": chat}
         return replace(Checkpoint.from_inspection(report), source=HUB)
 
 

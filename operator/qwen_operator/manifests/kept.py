@@ -50,7 +50,7 @@ _STATE = {
     "terminated": _END,
 }
 _CONTAINER_STATUS = {
-    **dict.fromkeys(("name", "image", "ready", "started", "restartCount"), _NAME),
+    **dict.fromkeys(("name", "image", "imageID", "ready", "started", "restartCount"), _NAME),
     "state": _STATE,
     "lastState": _STATE,
 }
@@ -65,8 +65,8 @@ _POD_STATUS: Shape = {
 }
 _IMAGE = {"name": _NAME, "image": 1024}
 _POD_SPEC: Shape = {
-    **dict.fromkeys(("nodeName", "schedulerName", "terminationGracePeriodSeconds"), _NAME),
-    "volumes": Each({"persistentVolumeClaim": {"claimName": _NAME}}, 64),
+    **dict.fromkeys(("nodeName", "schedulerName", "terminationGracePeriodSeconds", "hostNetwork"), _NAME),
+    "volumes": Each({"persistentVolumeClaim": {"claimName": _NAME}, "image": {"reference": _NAME}}, 64),
     "nodeSelector": Names(64, 253),
     "schedulingGates": Each({"name": _NAME}, 16),
     "tolerations": Each(dict.fromkeys(("key", "operator", "value", "effect"), _NAME), 64),

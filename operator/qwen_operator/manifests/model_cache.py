@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from qwen_operator.api.pod import CACHE_VOLUME, ENGINE_CACHE_VOLUME
 from qwen_operator.manifests import expansion, names
 from qwen_operator.manifests.names import Manifest
 from qwen_operator.planning.types import CacheType, EngineSource, ModelCache, ModelFetch, Plan
+from qwen_runtime.checkpoints.gguf_parts import joined_name
 
 COMPILE_MOUNT = "/models/compiled"
 COMPILE_VARIABLE = "SGLANG_CACHE_DIR"
@@ -29,6 +31,8 @@ IN_USE = ".in-use"
 """An engine holds a lock on this file of its model for as long as it runs."""
 VOLUME, ENGINE_VOLUME = CACHE_VOLUME, ENGINE_CACHE_VOLUME
 ENGINE_MOUNT = "/models/cached"
+ADAPTER_VARIABLES = "ADAPTER_{}_"
+"""What the variables with the credentials of an adapter begin with, by its number."""
 _FETCH_MOUNT = "/cache"
 _LONGEST_NAME = 80
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._]+", re.ASCII)
@@ -50,9 +54,9 @@ def model_folder(hub: str, repository: str, commit: str, file: str = "") -> str:
 
 
 def engine_folder(source: EngineSource) -> str:
-    """Where the engine finds the folder of its cached model. A single file lies in it."""
+    """Where the engine finds the folder of its cached model. A single file lies in it, whole."""
     assert source.fetch is not None
-    file = source.fetch.file
+    file = joined_name(source.fetch.file)
     return source.model_path.removesuffix(f"/{file}") if file else source.model_path
 
 
@@ -70,14 +74,33 @@ def bucket_folder(location: str) -> str:
 
 
 def mounted(source: EngineSource, namespace: str) -> EngineSource:
-    """The source with the volume and the mount of its cached model; unchanged if it is not fetched."""
-    fetch = source.fetch
-    if fetch is None:
+    """The source with the volume and the mounts of what is fetched for it; unchanged if nothing is."""
+    fetches = _fetches(source)
+    if not fetches:
         return source
-    folder = f"models/{model_folder(fetch.hub, fetch.repository, fetch.commit, fetch.file)}"
-    mount = {**_below(fetch.cache, folder), "mountPath": engine_folder(source), "readOnly": True}
-    volumes = (_volume(fetch.cache), *_of_engine(fetch.cache, namespace))
-    return replace(source, volumes=(*source.volumes, *volumes), mounts=(*source.mounts, mount))
+    cache = fetches[0][1].cache
+    mounts = [{**_below(cache, _folder(fetch)), "mountPath": path, "readOnly": True} for path, fetch in fetches]
+    volumes = (_volume(cache), *_of_engine(cache, namespace))
+    return replace(source, volumes=(*source.volumes, *volumes), mounts=(*source.mounts, *mounts))
+
+
+def _fetches(source: EngineSource) -> list[tuple[str, ModelFetch]]:
+    """The folders in the engine of the model and of the adapters that a container fetches. They have one cache."""
+    return [*([(engine_folder(source), source.fetch)] if source.fetch else []), *source.adapter_fetches]
+
+
+def _folder(fetch: ModelFetch) -> str:
+    return f"models/{model_folder(fetch.hub, fetch.repository, fetch.commit, fetch.file)}"
+
+
+def locks(source: EngineSource) -> list[str]:
+    """The files on which an engine holds locks, so that nobody removes what it may load."""
+    return [f"{path}/{IN_USE}" for path, _ in _fetches(source)]
+
+
+def adapter_variables(number: int, variables: Iterable[EnvVar]) -> tuple[EnvVar, ...]:
+    """The credentials of the adapter of this number, under names that no other source has in the same container."""
+    return tuple(replace(one, name=f"{ADAPTER_VARIABLES.format(number)}{one.name}") for one in variables)
 
 
 def _below(cache: ModelCache, folder: str) -> Manifest:
@@ -97,11 +120,21 @@ def _of_engine(cache: ModelCache, namespace: str) -> tuple[Manifest, ...]:
 
 def node_folder(template: Mapping[str, Any]) -> str:
     """The folder of the model in the caches of nodes, from the template of a revision; "" if it is in none."""
-    spec = template["spec"]
-    if "hostPath" not in objects.named(objects.members(spec, "volumes"), ENGINE_VOLUME):
+    if "hostPath" not in objects.named(objects.members(template["spec"], "volumes"), ENGINE_VOLUME):
         return ""
-    engine = objects.named(objects.members(spec, "containers"), names.ENGINE_CONTAINER)
-    return objects.text(objects.named(objects.members(engine, "volumeMounts"), ENGINE_VOLUME), "subPath")
+    return _folder_in(template, ENGINE_VOLUME)
+
+
+def claim_folder(template: Mapping[str, Any]) -> tuple[str, str]:
+    """The claim that is the cache, and the folder of the model in it; twice "" if the model is in none."""
+    volume = objects.named(objects.members(template["spec"], "volumes"), VOLUME)
+    claim = objects.text(volume, "persistentVolumeClaim", "claimName")
+    return (claim, _folder_in(template, VOLUME)) if claim else ("", "")
+
+
+def _folder_in(template: Mapping[str, Any], volume: str) -> str:
+    engine = objects.named(objects.members(template["spec"], "containers"), names.ENGINE_CONTAINER)
+    return objects.text(objects.named(objects.members(engine, "volumeMounts"), volume), "subPath")
 
 
 def whole(cache: ModelCache, namespace: str) -> tuple[Manifest, Manifest, str]:
@@ -147,30 +180,33 @@ def _volume(cache: ModelCache, kind: str = "DirectoryOrCreate") -> Manifest:
     return {"name": VOLUME, "persistentVolumeClaim": {"claimName": cache.place}}
 
 
-def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest, compiled: str = "") -> Manifest:
-    """The container that fetches a model. `common` has the image, its pull policy and the security context.
+def fetch_container(source: EngineSource, namespace: str, common: Manifest, compiled: str = "") -> Manifest:
+    """The container that fetches the model of a source, its adapters, or both.
 
-    `compiled`: the folder of `compile_folder`, which it makes; "" for none.
+    `common` has the image, its pull policy and the security context. `compiled`: the folder of `compile_folder`, which
+    it makes; "" for none.
     """
-    on_node, in_pod = fetch.cache.type is CacheType.HOST_PATH, fetch.cache.type is CacheType.POD
-    _, mount, folder = whole(fetch.cache, namespace)
-    hub_url = [f"--hub-url={fetch.hub_url}"] if fetch.hub_url else []
+    fetch = source.fetch
+    cache = fetch.cache if fetch else source.adapter_fetches[0][1].cache
+    on_node, in_pod = cache.type is CacheType.HOST_PATH, cache.type is CacheType.POD
+    _, mount, folder = whole(cache, namespace)
     command = [
         "qwen-operator",
         "fetch",
-        *(fetch.options or [f"--hub={fetch.hub}", *hub_url, f"--repository={fetch.repository}"]),
-        f"--commit={fetch.commit}",
-        *([f"--file={fetch.file}"] if fetch.file else []),
+        *(_model_options(fetch) if fetch else []),
+        *(_adapter_option(one) for _, one in source.adapter_fetches),
         f"--cache={folder}",
-        f"--size-gib={fetch.cache.size_gib}",
+        f"--size-gib={cache.size_gib}",
         *([f"--kept-free-percent={_KEPT_FREE_PERCENT}"] if on_node or in_pod else []),
         *(["--of-pod"] if in_pod else []),
         f"--port={names.ENGINE_PORT}",
         *([f"--compile-folder={compiled}"] if compiled else []),
     ]
-    variables = [*([fetch.token] if fetch.token else []), *fetch.env]
+    variables = [*([fetch.token] if fetch and fetch.token else []), *(fetch.env if fetch else source.fetch_env)]
+    for number, (_, one) in enumerate(source.adapter_fetches):
+        variables += adapter_variables(number, one.env)
     # With it, the scheduler chooses a node that has the room.
-    disk = {"ephemeral-storage": f"{fetch.cache.size_gib}Gi"} if in_pod else {}
+    disk = {"ephemeral-storage": f"{cache.size_gib}Gi"} if in_pod else {}
     return {
         "name": names.FETCH_CONTAINER,
         **common,
@@ -179,8 +215,21 @@ def fetch_container(fetch: ModelFetch, namespace: str, common: Manifest, compile
         "resources": {"requests": {**_REQUESTS, **disk}, "limits": dict(_LIMITS)},
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
-        "volumeMounts": [mount, *(dict(one) for one in fetch.mounts)],
+        "volumeMounts": [mount, *(dict(one) for one in (fetch.mounts if fetch else source.fetch_mounts))],
     }
+
+
+def _model_options(fetch: ModelFetch) -> list[str]:
+    hub_url = [f"--hub-url={fetch.hub_url}"] if fetch.hub_url else []
+    return [
+        *(fetch.options or [f"--hub={fetch.hub}", *hub_url, f"--repository={fetch.repository}"]),
+        f"--commit={fetch.commit}",
+        *([f"--file={fetch.file}"] if fetch.file else []),
+    ]
+
+
+def _adapter_option(fetch: ModelFetch) -> str:
+    return f"--adapter={shlex.join((*fetch.options, f'--commit={fetch.commit}'))}"
 
 
 def _variable(variable: EnvVar) -> Manifest:

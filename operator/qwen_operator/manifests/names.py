@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -26,17 +27,31 @@ ANNOTATION_GROUP_LEADER = f"{GROUP}/group-leader"
 ANNOTATION_RELEASED_AT = f"{GROUP}/released-at"
 """When the operator let the scheduler place the pod."""
 ANNOTATION_CACHED_ON = f"{GROUP}/cached-on"
-"""The nodes on which pods of a revision fetched their model, separated by commas. A ControllerRevision has it."""
+"""The nodes on which pods of a revision fetched their model, separated by commas. A ControllerRevision has it.
+
+With spec.prefetch and a cache in a claim, it is the name of the claim.
+"""
 ANNOTATION_ADAPTERS = f"{GROUP}/adapters"
-"""The names of the adapters that the engine loads, with commas between them."""
+"""The names of the adapters that the engine has, with commas between them."""
+ANNOTATION_ADAPTERS_WANTED = f"{GROUP}/adapters-wanted"
+"""The adapters that the engine should have: a JSON object with their folders in the container by name."""
+ANNOTATION_TOPOLOGY = f"{GROUP}/topology"
+"""KEY=Preferred or KEY=Required: the label of nodes whose value the nodes of a replica share."""
 GROUP_GATE = f"{GROUP}/group"
 """The scheduling gate of the pods of a replica over several nodes."""
 ROLE_ENGINE = "engine"
 ROLE_ENGINE_WORKER = "engine-worker"
 ROLE_INSPECTION = "inspection"
+ROLE_FETCH = "fetch"
 ENGINE_CONTAINER = "engine"
 INSPECTION_CONTAINER = "inspection"
+SOURCE_VOLUME = "source"
+"""The volume with the model, if that is on a claim or in an image. Users cannot give this name to another one."""
+IMAGE_CONTAINER = "image"
+"""A container of an inspection pod that never runs. Its status shows the digest of an image."""
 FETCH_CONTAINER = "fetch"
+RUNTIME_CONTAINER = "runtime"
+FETCHED_CONTAINER = "fetched"
 ENGINE_PORT = 8000
 MAX_REPLICA_PODS = 64
 """No replica has more pods than this. It is the limit of spec.hardware.maxGpusPerReplica."""
@@ -72,8 +87,25 @@ def inspection_pod_name(deployment: str, revision: str) -> str:
     return f"{deployment}-{revision}-inspect"
 
 
-# The hash of a revision, and then an index, perhaps with a rank, or the word of an inspection.
-_POD_ENDING = re.compile(r"-[0-9a-f]{8}-([0-9]{1,7}(-[0-9]{1,2})?|inspect)")
+def fetch_pod_name(deployment: str, revision: str, node: str = "") -> str:
+    """The pod that fetches a model before engine pods need it: into a claim, or on this node.
+
+    A node's name may be longer than a pod's name may become, so a part of its hash stands for it.
+    """
+    ending = f"-{hashlib.sha256(node.encode()).hexdigest()[:6]}" if node else ""
+    return f"{deployment}-{revision}-fetch{ending}"
+
+
+_FETCH_ENDING = re.compile(r"-[0-9a-f]{8}-fetch(-[0-9a-f]{6})?")
+
+
+def is_fetch_pod_name(deployment: str, name: str) -> bool:
+    """Whether it is a name of `fetch_pod_name`, for any revision and node."""
+    return name.startswith(deployment) and _FETCH_ENDING.fullmatch(name, len(deployment)) is not None
+
+
+# The hash of a revision, and then an index, perhaps with a rank, or the word of an inspection or a fetch.
+_POD_ENDING = re.compile(r"-[0-9a-f]{8}-([0-9]{1,7}(-[0-9]{1,2})?|inspect|fetch(-[0-9a-f]{6})?)")
 
 
 def is_pod_name(deployment: str, name: str) -> bool:

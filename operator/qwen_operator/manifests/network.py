@@ -9,7 +9,7 @@ from typing import Any
 from qwen_operator.manifests import names
 from qwen_operator.manifests.names import Manifest
 
-CLOSED_ROLES = (names.ROLE_ENGINE, names.ROLE_ENGINE_WORKER, names.ROLE_INSPECTION)
+CLOSED_ROLES = (names.ROLE_ENGINE, names.ROLE_ENGINE_WORKER, names.ROLE_INSPECTION, names.ROLE_FETCH)
 """The roles of the pods in the namespaces of the QwenDeployments."""
 _LABELS = {
     "app.kubernetes.io/name": "qwen-operator",
@@ -20,7 +20,7 @@ _LABELS = {
 
 
 def engine_policy(namespace: str, name: str, ingress: Sequence[Mapping[str, Any]]) -> Manifest:
-    """The policy for the engine and inspection pods of `namespace`: only `ingress` may connect to them.
+    """The policy for the engine, inspection and fetch pods of `namespace`: only `ingress` may connect to them.
 
     One release has one policy of one `name` in each namespace. Kubernetes adds up the policies of several releases, so
     they do not contradict each other.

@@ -18,7 +18,9 @@ from qwen_operator.api.pod import GPU_RESOURCE, Pod
 from qwen_operator.api.spec import Spec
 from qwen_operator.hardware.inventory import PRODUCT_LABEL, GpuProduct
 from qwen_operator.manifests import expansion, model_cache, names
+from qwen_operator.manifests.adapters import list_parts
 from qwen_operator.manifests.group_pods import apart, as_member, group_command, group_parts, group_seconds
+from qwen_operator.manifests.multi_node import near
 from qwen_operator.manifests.names import Manifest, Owner, PodIdentity
 from qwen_operator.manifests.quantities import canonical_quantities
 from qwen_operator.planning.types import EngineSource, Plan
@@ -36,6 +38,11 @@ _GRACE_MARGIN_SECONDS = 30
 # every pinned template differ from a new one.
 _TEMPLATE_GRACE_SECONDS = 630
 _INSPECTION_SECONDS = 600
+# The node first pulls an image with all weights.
+_IMAGE_SECONDS = 7200
+# The kubelet shows the digest of the image of a container that it could not start, too. Nothing in an image can be this
+# program, because the kernel's own files are mounted over its /proc: so nobody can run an image of their choice.
+_NO_PROGRAM = "/proc/qwen-operator-wants-only-the-digest"
 _STARTUP_PERIOD = 5
 # A start that takes longer than planned is not necessarily a hang.
 _STARTUP_FACTOR = 2
@@ -94,7 +101,7 @@ def engine_template(
     source = model_cache.with_compile_cache(source, plan)
     labels = _pod_labels(identity, names.ROLE_ENGINE) | {names.LABEL_ROUTABLE: "true"}
     pod = {
-        **_common(spec.pod, runtime, (_GPU_TOLERATION, *plan.tolerations)),
+        **_common(spec.pod, runtime, source, (_GPU_TOLERATION, *plan.tolerations)),
         **_present(
             nodeSelector={**plan.selector, **spec.pod.node_selector},
             runtimeClassName=spec.pod.runtime_class_name,
@@ -112,7 +119,7 @@ def engine_template(
             "annotations": {
                 **spec.pod.annotations,
                 names.ANNOTATION_OWNER_UID: identity.owner.uid,
-                **_present(**{names.ANNOTATION_ADAPTERS: ",".join(name for name, _ in source.adapters)}),
+                **(list_parts(source.adapters, plan.nodes_per_replica).annotations or {}),
             },
         },
         "spec": canonical_quantities(pod),
@@ -171,7 +178,7 @@ def shared_engine_pods(replica: ReplicaPods, template: Mapping[str, Any], drain_
     ]
     if replica.pods == 1:
         return tuple(pods)
-    members = (as_member(pod, name, rank, replica.pods) for rank, pod in enumerate(pods))
+    members = (near(as_member(pod, name, rank, replica.pods), name) for rank, pod in enumerate(pods))
     return tuple(apart(pod, name) for pod in members) if replica.distinct_nodes else tuple(members)
 
 
@@ -229,14 +236,27 @@ def inspection_pod(
     tolerations = [item for product in place.products for item in product.tolerations]
     selector = runtime.inspection.node_selector or spec.pod.node_selector
     pod = {
-        **_common(spec.pod, runtime, (_GPU_TOLERATION, *tolerations)),
+        **_common(spec.pod, runtime, source, (_GPU_TOLERATION, *tolerations)),
         **_present(nodeSelector=dict(selector), affinity=_inspection_affinity(spec.pod, runtime, place)),
         "restartPolicy": "Never",
-        "activeDeadlineSeconds": _INSPECTION_SECONDS,
-        "containers": [container],
+        "activeDeadlineSeconds": _IMAGE_SECONDS if source.image else _INSPECTION_SECONDS,
+        "containers": [container, *_image_container(container, source)],
         "volumes": [dict(volume) for volume in source.volumes],
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": canonical_quantities(pod)}
+
+
+def _image_container(inspection: Manifest, source: EngineSource) -> list[Manifest]:
+    if source.image is None or not source.image.digest_wanted:
+        return []
+    container = {
+        "name": names.IMAGE_CONTAINER,
+        "image": source.image.reference,
+        # The volume has just pulled it: another pull might find another image.
+        "imagePullPolicy": "IfNotPresent",
+        "command": [_NO_PROGRAM],
+    }
+    return [container | {part: deepcopy(inspection[part]) for part in ("resources", "securityContext")}]
 
 
 def _inspection_command(source: EngineSource) -> tuple[str, ...]:
@@ -286,9 +306,12 @@ def _pod_labels(identity: PodIdentity, role: str) -> dict[str, str]:
     return labels | {names.LABEL_ROLE: role, names.LABEL_REVISION: identity.revision}
 
 
-def _common(pod: Pod, runtime: RuntimeImage, tolerations: tuple[Mapping[str, Any], ...]) -> Manifest:
+def _common(
+    pod: Pod, runtime: RuntimeImage, source: EngineSource, tolerations: tuple[Mapping[str, Any], ...]
+) -> Manifest:
     """The common part of engine and inspection pods: identity, placement and access, with the user's additions."""
-    secrets = dict.fromkeys((*runtime.pull_secrets, *(secret.name for secret in pod.image_pull_secrets)))
+    of_source = source.image.pull_secrets if source.image else ()
+    secrets = dict.fromkeys((*runtime.pull_secrets, *(secret.name for secret in pod.image_pull_secrets), *of_source))
     optional = _present(
         priorityClassName=pod.priority_class_name,
         schedulerName=pod.scheduler_name,
@@ -307,7 +330,7 @@ def _common(pod: Pod, runtime: RuntimeImage, tolerations: tuple[Mapping[str, Any
 
 def _runtime_container(runtime: RuntimeImage) -> Manifest:
     return {
-        "name": "runtime",
+        "name": names.RUNTIME_CONTAINER,
         "image": runtime.reference,
         "imagePullPolicy": runtime.pull_policy,
         "command": ["python3", _IMAGE_RUNTIME, "install", RUNTIME_MOUNT],
@@ -320,7 +343,7 @@ def _runtime_container(runtime: RuntimeImage) -> Manifest:
 
 
 def _fetch_containers(source: EngineSource, identity: PodIdentity, plan: Plan, runtime: RuntimeImage) -> list[Manifest]:
-    if source.fetch is None:
+    if source.fetch is None and not source.adapter_fetches:
         return []
     common = {
         "image": runtime.reference,
@@ -328,7 +351,7 @@ def _fetch_containers(source: EngineSource, identity: PodIdentity, plan: Plan, r
         "securityContext": deepcopy(_CONTAINER_SECURITY),
     }
     compiled = model_cache.compile_folder(plan) if model_cache.keeps_compiled(source) else ""
-    return [model_cache.fetch_container(source.fetch, identity.owner.namespace, common, compiled)]
+    return [model_cache.fetch_container(source, identity.owner.namespace, common, compiled)]
 
 
 def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
@@ -338,16 +361,9 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
     # below our request.
     host = {"cpu": f"{plan.cpu_millis}m", "memory": f"{plan.host_memory_bytes // 1024}Ki"}
     requests = {**host, **resources.limits, **resources.requests, **gpus}
-    mounts = [
-        {"name": "qwen-runtime", "mountPath": RUNTIME_MOUNT, "readOnly": True},
-        {"name": "home", "mountPath": _HOME},
-        {"name": "tmp", "mountPath": "/tmp"},
-        *([{"name": "shm", "mountPath": "/dev/shm"}] if plan.shm_bytes else []),
-        *(dict(mount) for mount in source.mounts),
-        *(dict(mount) for mount in spec.pod.volume_mounts),
-    ]
+    before, after = own_mounts(plan, source)
+    mounts = [*before, *(dict(mount) for mount in spec.pod.volume_mounts), *after]
     group = group_parts(plan.nodes_per_replica)
-    mounts += group.mounts
     prestop = ["python3", RUNTIME, "prestop", "--seconds", str(_PRESTOP_SECONDS)]
     return {
         "name": names.ENGINE_CONTAINER,
@@ -366,11 +382,25 @@ def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
     }
 
 
+def own_mounts(plan: Plan, source: EngineSource) -> tuple[list[Manifest], list[Manifest]]:
+    """The operator's own mounts in the engine: those before and those after the user's."""
+    nodes = plan.nodes_per_replica
+    before: list[Manifest] = [
+        {"name": "qwen-runtime", "mountPath": RUNTIME_MOUNT, "readOnly": True},
+        {"name": "home", "mountPath": _HOME},
+        {"name": "tmp", "mountPath": "/tmp"},
+        *([{"name": "shm", "mountPath": "/dev/shm"}] if plan.shm_bytes else []),
+        *(dict(mount) for mount in source.mounts),
+    ]
+    return before, [*group_parts(nodes).mounts, *list_parts(source.adapters, nodes).mounts]
+
+
 def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
     """The command. SGLang runs as a child of the runtime, because as process 1 it ignores SIGTERM while it loads."""
     group = group_command(plan.nodes_per_replica, _group_seconds(plan, source))
-    hold = [f"--hold={model_cache.engine_folder(source)}/{model_cache.IN_USE}"] if source.fetch else []
+    hold = [f"--hold={lock}" for lock in model_cache.locks(source)]
     hold += [f"--compile-cache={model_cache.COMPILE_MOUNT}"] if model_cache.keeps_compiled(source) else []
+    hold += list_parts(source.adapters, plan.nodes_per_replica).launch
     engine = [
         "python3",
         "-m",
@@ -408,7 +438,7 @@ def _literal(command: Sequence[str]) -> list[str]:
 
 
 def _group_seconds(plan: Plan, source: EngineSource) -> int:
-    fetched = plan.weight_bytes_per_rank * plan.tensor_parallel if source.fetch else 0
+    fetched = plan.weight_bytes_per_rank * plan.gpus_per_replica if source.fetch else 0
     return group_seconds(plan.nodes_per_replica, fetched)
 
 
@@ -442,6 +472,7 @@ def _engine_volumes(spec: Spec, plan: Plan, source: EngineSource) -> list[Manife
         *(dict(volume) for volume in source.volumes),
         *(dict(volume) for volume in spec.pod.volumes),
         *group_parts(plan.nodes_per_replica).volumes,
+        *list_parts(source.adapters, plan.nodes_per_replica).volumes,
     ]
 
 

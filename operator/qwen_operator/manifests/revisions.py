@@ -21,6 +21,7 @@ from qwen_operator.planning.types import Plan
 
 ANNOTATION_ENGINE = f"{GROUP}/engine"
 ANNOTATION_SOURCE = f"{GROUP}/source"
+ANNOTATION_WITHOUT_ADAPTERS = f"{GROUP}/without-adapters"
 _OWN = "spec"
 
 
@@ -31,7 +32,7 @@ class PinnedRevision:
     `revision` is the hash of the spec. `number` grows with each revision of a QwenDeployment. `replan` is the value of
     the object's annotation of this name, "" if it had none. `own_engine`: spec.engine chose the image or the version,
     not the chart. `source`: where the weights come from, as `tenancy.models.Place` writes it; "" if the version that
-    pinned the revision did not say.
+    pinned the revision did not say. `without_adapters`: the hash of the spec without its adapters; "" if it has none.
     """
 
     revision: str
@@ -42,6 +43,7 @@ class PinnedRevision:
     replan: str = ""
     own_engine: bool = False
     source: str = ""
+    without_adapters: str = ""
 
 
 class UnreadableRevisionError(Exception):
@@ -73,6 +75,7 @@ def read_revision(manifest: Manifest) -> PinnedRevision:
             replan=replan_of(manifest),
             own_engine=objects.annotations(manifest).get(ANNOTATION_ENGINE) == _OWN,
             source=str(objects.annotations(manifest).get(ANNOTATION_SOURCE, "")),
+            without_adapters=str(objects.annotations(manifest).get(ANNOTATION_WITHOUT_ADAPTERS, "")),
         )
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         name = manifest["metadata"]["name"]
@@ -118,6 +121,7 @@ def revision_manifest(owner: Owner, pinned: PinnedRevision) -> Manifest:
         REPLAN_ANNOTATION: pinned.replan,
         ANNOTATION_ENGINE: _OWN if pinned.own_engine else "",
         ANNOTATION_SOURCE: pinned.source,
+        ANNOTATION_WITHOUT_ADAPTERS: pinned.without_adapters,
     }
     manifest["metadata"]["annotations"] |= {name: value for name, value in marks.items() if value}
     return manifest

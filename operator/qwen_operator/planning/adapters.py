@@ -4,10 +4,19 @@ SGLang keeps `--max-loras-per-batch` adapters in GPU memory, of which one place 
 takes the memory before it sizes the KV cache, so here it counts as weights. Every place has the size of the largest
 rank, for all projections that any adapter changes (lora/mem_pool.py:472 and 512 of SGLang 0.5.23). Other adapters wait
 in host memory and take the place of the one that was used longest ago.
+
+An engine that runs loads another adapter if its rank, its projections and its place are within what the plan took. So
+places come in steps, and most additions need no other plan.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
+from dataclasses import dataclass, replace
+
+from qwen_operator import engines, untrusted
+from qwen_operator.api import uris
 from qwen_operator.api.adapters import AdapterSource
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import Spec
@@ -15,13 +24,18 @@ from qwen_operator.checkpoints.adapters import InspectedAdapter
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.engines.types import Role
 from qwen_operator.planning.engine import EngineChoice, RoleValues
-from qwen_operator.planning.types import NoFit
+from qwen_operator.planning.types import NoFit, Plan
+from qwen_runtime.adapter_list import with_option
 from qwen_runtime.checkpoints.adapter import MODULES
 
 MOUNT = "/models/adapters"
 """The folder of engines and inspections that has the claims with adapters, by their names."""
-MOST_SLOTS = 8
-"""As SGLang's default: more places take memory from the KV cache."""
+FETCHED = f"{MOUNT}/.fetched"
+"""The folder of engines that has the adapters which a container has fetched. No claim has such a name."""
+SLOTS = (4, 8)
+"""The steps of places. Eight is SGLang's default: more places take memory from the KV cache."""
+_MOST_RANK = 1 << 20
+_COUNT = re.compile(r"^adapters: \d+ ")
 _VALUE_BYTES = 2
 _MIB = 1 << 20
 _ROLES = (Role.ADAPTER_PATHS, Role.ADAPTER_RANK, Role.ADAPTER_SLOTS, Role.ADAPTER_MODULES)
@@ -29,15 +43,17 @@ _ROLES = (Role.ADAPTER_PATHS, Role.ADAPTER_RANK, Role.ADAPTER_SLOTS, Role.ADAPTE
 _GROUPS = (MODULES[:3], MODULES[3:4], MODULES[4:6], MODULES[6:])
 
 
-def path_of(uri: str) -> str:
-    """The folder of an adapter in the containers."""
-    source = AdapterSource(uri)
+def path_of(place: str) -> str:
+    """The folder of an adapter in the containers, from `AdapterSource.place`."""
+    if not place.startswith(uris.PVC.prefix):
+        return f"{FETCHED}/{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+    source = AdapterSource(place)
     return "/".join(part for part in (MOUNT, source.claim, source.folder) if part)
 
 
 def slots(checkpoint: Checkpoint) -> int:
     """How many adapters are in GPU memory at once, the one that is none included."""
-    return min(len(checkpoint.adapters) + 1, MOST_SLOTS)
+    return next((step for step in SLOTS if len(checkpoint.adapters) < step), SLOTS[-1])
 
 
 def bytes_per_rank(checkpoint: Checkpoint, tp: int) -> int:
@@ -78,6 +94,58 @@ def settings(checkpoint: Checkpoint) -> RoleValues:
         (Role.ADAPTER_MODULES, tuple(name for name in MODULES if name in modules)),
         (Role.ADAPTER_PATHS, tuple(f"{adapter.name}={path_of(adapter.uri)}" for adapter in checkpoint.adapters)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the engines of a plan can load: adapters up to a rank, for some projections, in so many places."""
+
+    rank: int
+    modules: frozenset[str]
+    slots: int
+
+    def lacks(self, checkpoint: Checkpoint) -> str:
+        """Why engines with this room cannot serve the adapters of a checkpoint; "" if they can."""
+        for adapter in checkpoint.adapters:
+            facts = adapter.facts
+            if facts.rank > self.rank:
+                return f"spec.adapters[{adapter.name}] has the rank {facts.rank}, and they have room for {self.rank}"
+            if more := [name for name in facts.modules if name not in self.modules]:
+                return f"spec.adapters[{adapter.name}] changes {_listed(tuple(more))}, for which they have no room"
+        if (needed := slots(checkpoint)) > self.slots:
+            return f"{len(checkpoint.adapters)} adapters need {needed} places, and they have {self.slots}"
+        return ""
+
+
+def room(plan: Plan) -> Room:
+    """What the engines of this plan can load; nothing if it was made without adapters."""
+    rank, places, modules = (
+        _given(plan, role) for role in (Role.ADAPTER_RANK, Role.ADAPTER_SLOTS, Role.ADAPTER_MODULES)
+    )
+    numbers = [untrusted.digits(" ".join(values), _MOST_RANK, 0) for values in (rank, places)]
+    return Room(numbers[0], frozenset(modules), numbers[1])
+
+
+def with_adapters(plan: Plan, checkpoint: Checkpoint) -> Plan:
+    """The same plan with the adapters of a checkpoint in place of its own, for which it must have room."""
+    option = engines.of(plan.engine_version).options.name(Role.ADAPTER_PATHS)
+    paths = [f"{adapter.name}={path_of(adapter.uri)}" for adapter in checkpoint.adapters]
+    count = f"adapters: {len(paths)} "
+    steps = tuple(_COUNT.sub(count, step) for step in plan.steps)
+    return replace(plan, args=tuple(with_option(plan.args, option, paths)), steps=steps)
+
+
+def _given(plan: Plan, role: Role) -> tuple[str, ...]:
+    """The values of an option in the arguments of a plan; () without it."""
+    option = engines.of(plan.engine_version).options.name(role)
+    for index, word in enumerate(plan.args):
+        if word.startswith(f"{option}="):
+            return (word.removeprefix(f"{option}="),)
+        if word == option:
+            rest = plan.args[index + 1 :]
+            end = next((place for place, other in enumerate(rest) if other.startswith("--")), len(rest))
+            return rest[:end]
+    return ()
 
 
 def line(checkpoint: Checkpoint, tp: int) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ MOST = 8
 _CONTEXT_STEP = 256
 _FP8 = "Fp8E4m3"
 _NODES = "hardware.maxNodesPerReplica"
+_STAGED = "parallelism.pipeline"
 # Endings of repositories with the same model in another format. The closest to the original first; "" is 16 bit.
 _FORMATS = ("", "-FP8", "-GPTQ-Int8", "-GPTQ-Int4", "-AWQ")
 # Products that are available nearly everywhere: first one of each memory size, then the others.
@@ -25,6 +26,7 @@ _COMMON = ("NVIDIA-L40S", "NVIDIA-H100-80GB-HBM3", "NVIDIA-H200", "NVIDIA-A100-S
 _COMMON_GPUS = 8
 _MOST_NODES = 4
 _MOST_OF_A_KIND = 3
+_STAGES = (2, 4, 8)
 
 Planner = Callable[[Spec, Checkpoint, Inventory], Plan | NoFit]
 
@@ -95,7 +97,8 @@ def _is_redundant(candidate: _Candidate, alternatives: Sequence[Alternative]) ->
         for one in alternatives
     )
     of_this_kind = sum(one.kind is candidate.kind for one in alternatives)
-    return part_is_enough or same_product or of_this_kind >= _MOST_OF_A_KIND
+    most = 1 if candidate.kind is AlternativeKind.PIPELINE else _MOST_OF_A_KIND
+    return part_is_enough or same_product or of_this_kind >= most
 
 
 def _planned(failed: FailedSearch, candidate: _Candidate, planner: Planner) -> Plan | NoFit:
@@ -161,6 +164,7 @@ _WRITERS: Mapping[str, Callable[[Spec, Any], Spec]] = {
     ),
     _NODES: lambda spec, value: replace(spec, hardware=replace(spec.hardware, max_nodes_per_replica=value)),
     "parallelism.tensor": lambda spec, value: replace(spec, parallelism=replace(spec.parallelism, tensor=value)),
+    _STAGED: lambda spec, value: replace(spec, parallelism=replace(spec.parallelism, pipeline=value)),
 }
 
 
@@ -168,6 +172,7 @@ def limits(spec: Spec) -> dict[str, Any]:
     """The limits that the user sets on the size of a replica: path below spec -> value."""
     values = {
         "parallelism.tensor": spec.parallelism.tensor,
+        _STAGED: spec.parallelism.pipeline,
         "hardware.maxGpusPerReplica": spec.hardware.max_gpus_per_replica,
     }
     return {path: value for path, value in values.items() if value is not None}
@@ -188,6 +193,8 @@ def _candidates(failed: FailedSearch) -> Iterator[_Candidate]:
         for changes, checkpoint in formats:
             yield _Candidate(AlternativeKind.QUANTIZATION, (*changes, *fp8), checkpoint)
     yield from _smaller(failed)
+    if spec.parallelism.pipeline is None:
+        yield from (_Candidate(AlternativeKind.PIPELINE, ((_STAGED, count),)) for count in _STAGES)
     if spec.hardware.products:
         yield _Candidate(AlternativeKind.PRODUCT, (("hardware.products", None), *free))
     yield from _hardware(failed, free)

@@ -29,7 +29,7 @@ RESERVED: Mapping[str, str] = {
     "--nnodes": "the number of nodes follows from the number of GPUs",
     "--node-rank": "the number of nodes follows from the number of GPUs",
     "--dist-init-addr": "the number of nodes follows from the number of GPUs",
-    "--pp-size": "pipeline parallelism is not supported yet",
+    "--pp-size": "set spec.parallelism.pipeline",
     "--dp-size": "set spec.replicas",
     "--attn-dp-size": "data-parallel attention is not supported yet",
     "--enable-dp-attention": "data-parallel attention is not supported yet",

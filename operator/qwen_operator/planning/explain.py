@@ -93,8 +93,10 @@ def split(one: Budget, wanted: Demand, *, chosen: bool) -> str:
 
 
 def shape(one: Budget) -> str:
-    """The short form of a split: TP 8, EP 2, 2 nodes."""
+    """The short form of a split: TP 8, PP 2, EP 2, 2 nodes."""
     parts = [f"TP {one.tp}"]
+    if one.split.pp > 1:
+        parts.append(f"PP {one.split.pp}")
     if one.split.ep > 1:
         parts.append(f"EP {one.split.ep}")
     if one.split.nodes > 1:
@@ -131,7 +133,7 @@ def cost(product: GpuProduct, gpus: int) -> str | None:
 def sentence(product: GpuProduct, one: Budget) -> str:
     """The plan in one sentence."""
     return (
-        f"{one.tp} x {product.product} per replica, {shape(one)}: {one.weights:.1f} GiB weights + "
+        f"{one.gpus} x {product.product} per replica, {shape(one)}: {one.weights:.1f} GiB weights + "
         f"{one.kv:.1f} GiB KV per GPU = {one.kv_tokens} tokens"
     )
 
@@ -140,7 +142,7 @@ def missing(fit: Fit, wanted: Demand) -> str:
     """What is missing on the product that comes closest."""
     one = fit.best
     kv = wanted.tokens * one.kv_bytes_per_token / GIB
-    where = f"{one.tp} x {fit.product.product} ({one.total:.1f} GiB)"
+    where = f"{one.gpus} x {fit.product.product} ({one.total:.1f} GiB)"
     if one.kv_tokens >= wanted.tokens:
         return f"{where} hold the states of {one.most_requests} requests at {shape(one)}, {wanted.concurrency} wanted"
     return (
@@ -155,7 +157,7 @@ def shortfall(fit: Fit, wanted: Demand) -> str:
     lacking = one.need(wanted.tokens) - one.free
     if lacking <= 0:
         return f"states for {wanted.concurrency - (one.most_requests or 0)} requests"
-    return f"{lacking:.1f} GiB of memory per GPU on {one.tp} x {fit.product.product}"
+    return f"{lacking:.1f} GiB of memory per GPU on {one.gpus} x {fit.product.product}"
 
 
 def nearest(alternatives: Sequence[Alternative]) -> str:

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints import parallel
 from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints.stages import refusal
 from qwen_operator.engines.types import EngineVersion, KvCacheType
 from qwen_operator.hardware.inventory import GpuProduct, Inventory
 from qwen_operator.planning.gates import barrier
 from qwen_operator.planning.memory import Budget, Formula, Split
+from qwen_operator.planning.pipeline import nodes_for
 
 _ANY_NODES = 1000
+_MOST_STAGES = 16
+"""As the field allows."""
 TYPICAL_INPUT, TYPICAL_OUTPUT = 2048, 512
 
 
@@ -54,7 +58,8 @@ def demand(spec: Spec, checkpoint: Checkpoint) -> Demand:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The user's limits on a replica: exactly `tensor` GPUs, at most `most` GPUs. None means no limit.
+    """The user's limits on a replica: exactly `tensor` ranks for each layer, exactly `pipeline` stages, at most `most`
+    GPUs. None means no limit.
 
     Splits over at most `nodes` nodes come first.
     """
@@ -62,6 +67,7 @@ class Limits:
     tensor: int | None
     most: int | None
     nodes: int = 1
+    pipeline: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +92,28 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True)
+class Round:
+    """Splits on one node or, if `nodes` is more, on several, at most so many. Into `stages` stages; None: into up to as
+    many as there are nodes.
+    """
+
+    nodes: int
+    stages: int | None = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Search:
-    """One search: a demand on a checkpoint and an engine, with a type of KV cache, within limits."""
+    """One search: a demand on a checkpoint and an engine, with a type of KV cache, within limits.
+
+    `no_stages` says why the model cannot run in pipeline stages, "" if it can.
+    """
 
     engine: EngineVersion
     checkpoint: Checkpoint
     wanted: Demand
     kv_cache_type: str
     limits: Limits
+    no_stages: str = ""
 
     @property
     def kv_cache(self) -> KvCacheType:
@@ -105,17 +125,28 @@ class Search:
         gpus = product.gpus_per_node * nodes if product.share is None else 1
         return min(gpus, self.limits.most or gpus)
 
-    def fit(self, product: GpuProduct, most_nodes: int = 1) -> Fit:
-        """The product's splits on one node or, if `most_nodes` is more, on 2 to so many."""
+    def fit(self, product: GpuProduct, tried: Round) -> Fit:
+        """The product's splits on the nodes of this round, and the first one that holds what is wanted."""
         gate = barrier(self.checkpoint, self.kv_cache_type, product, self.engine)
         if gate:
             return Fit(product, self.engine, gate=gate)
-        splits = self._on_nodes(product, most_nodes) if most_nodes > 1 else self._on_one(product)
-        budgets = tuple(self._budget(product, split) for split in splits)
+        budgets = tuple(self.budget(product, split) for split in self._splits(product, tried))
         chosen = next((one for one in budgets if self._holds(one)), None)
-        return Fit(product, self.engine, budgets, chosen, refused=() if most_nodes > 1 else self._refused(product))
+        refused = self._refused(product) if tried.nodes == 1 else ()
+        return Fit(product, self.engine, budgets, chosen, refused=refused)
 
-    def _budget(self, product: GpuProduct, split: Split) -> Budget:
+    def rounds(self) -> list[Round]:
+        """What to try, one after the other.
+
+        Stages that nobody asked for come after every split without them on the same nodes, and only over several nodes.
+        So they change no plan that there was without them, and what the user allows decides whether they run.
+        """
+        steps = sorted({1, self.limits.nodes, _ANY_NODES})
+        if self.limits.pipeline or self.limits.tensor or self.no_stages:
+            return [Round(nodes, self.limits.pipeline or 1) for nodes in steps]
+        return [Round(nodes, count) for nodes in steps for count in ((1,) if nodes == 1 else (1, None))]
+
+    def budget(self, product: GpuProduct, split: Split) -> Budget:
         """The memory of a split. For a hybrid, with the first state ratio that holds the demand, or else the best."""
         formula = Formula(self.engine.memory)
         ratios = self.engine.memory.state_ratios if self.checkpoint.linear else (0,)
@@ -143,6 +174,28 @@ class Search:
         shares = product.share.pods if product.share else 1
         return [Split(tp, ep, shares=shares) for tp, ep in self._valid(self.most(product, 1))]
 
+    def _splits(self, product: GpuProduct, tried: Round) -> list[Split]:
+        if tried.stages == 1:
+            return self._on_nodes(product, tried.nodes) if tried.nodes > 1 else self._on_one(product)
+        if product.share is not None:
+            return []
+        most_nodes = min(product.full_nodes, tried.nodes) if tried.nodes > 1 else 1
+        counts = [tried.stages] if tried.stages else list(range(2, min(most_nodes, _MOST_STAGES) + 1))
+        counts = [count for count in counts if refusal(self.checkpoint, count) is None]
+        sizes = self._valid(self.most(product, most_nodes) // min(counts)) if counts else []
+        shapes = [(tp, ep, count) for count in counts for tp, ep in sizes]
+        splits = [split for shape in shapes for split in self._in_stages(product, most_nodes, shape)]
+        on_these = [split for split in splits if (split.nodes > 1) == (tried.nodes > 1)]
+        return sorted(on_these, key=lambda split: (split.ranks, split.nodes, split.pp))
+
+    def _in_stages(self, product: GpuProduct, most_nodes: int, shape: tuple[int, int, int]) -> list[Split]:
+        """The split of this (tp, ep, stages) on as few nodes as it needs, if they are not too many."""
+        tp, ep, count = shape
+        nodes = nodes_for(tp, count, product.gpus_per_node, most_nodes)
+        if nodes is None or tp * count > self.most(product, most_nodes):
+            return []
+        return [Split(tp, ep, nodes, pp=count)]
+
     def _on_nodes(self, product: GpuProduct, most_nodes: int) -> list[Split]:
         """Splits over several equal nodes, with the same number of GPUs on each."""
         splits = []
@@ -154,16 +207,16 @@ class Search:
 
     def _valid(self, most: int) -> list[tuple[int, int]]:
         """The (tp, smallest ep) that a plan may choose, by tp."""
-        least: dict[int, int] = {}
-        for tp, ep in parallel.valid(self.checkpoint, most):
-            if tp == self.limits.tensor or (self.limits.tensor is None and tp & (tp - 1) == 0):
-                least.setdefault(tp, ep)
-        return list(least.items())
+        tensor = self.limits.tensor
+        sizes = [1 << power for power in range(most.bit_length())] if tensor is None else [tensor]
+        pairs = [(tp, parallel.fewest_groups(self.checkpoint, tp)) for tp in sizes if tp <= most]
+        return [(tp, ep) for tp, ep in pairs if ep is not None]
 
     def _refused(self, product: GpuProduct) -> tuple[tuple[int, str], ...]:
         reasons = []
-        valid = {tp for tp, _ in parallel.valid(self.checkpoint, self.most(product, 1))}
-        for tp in range(2, self.most(product, 1) + 1):
+        most = self.most(product, 1) // (self.limits.pipeline or 1)
+        valid = {tp for tp, _ in parallel.valid(self.checkpoint, most)}
+        for tp in range(2, most + 1):
             if tp not in valid:
                 reasons.append((tp, parallel.refusal(self.checkpoint, tp) or ""))
         return tuple(reasons)
@@ -177,10 +230,10 @@ def find(search: Search, groups: Sequence[Sequence[GpuProduct]]) -> tuple[Fit | 
     then the fewest GPUs, then the smallest memory.
     """
     tried: list[Fit] = []
-    for most_nodes in sorted({1, search.limits.nodes, _ANY_NODES}):
+    for step in search.rounds():
         for group in groups:
-            spread = [product for product in group if most_nodes == 1 or product.full_nodes > 1]
-            fits = [search.fit(product, most_nodes) for product in spread]
+            spread = [product for product in group if step.nodes == 1 or product.full_nodes > 1]
+            fits = [search.fit(product, step) for product in spread]
             tried += fits
             chosen = [fit for fit in fits if fit.chosen]
             if chosen:
@@ -193,7 +246,7 @@ def cheapest(fits: Sequence[Fit]) -> Fit:
     priced = all(fit.product.cost_per_gpu_hour is not None for fit in fits)
 
     def key(fit: Fit) -> tuple[int, int, int, str, str]:
-        product, gpus = fit.product, fit.best.tp
+        product, gpus = fit.product, fit.best.gpus
         cost = (product.cost_per_gpu_hour or 0) * gpus if priced else 0
         return (cost, gpus, product.memory_mib, product.product, str(sorted(product.selector.items())))
 

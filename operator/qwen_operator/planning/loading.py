@@ -114,7 +114,7 @@ def _chosen(start: Start, choice: EngineChoice, given: Mapping[str, Option], aga
 
 def _shares_files(start: Start, choice: EngineChoice) -> bool:
     """Whether several ranks of a pod would read the same files from a claim, which is often on a network."""
-    return choice.on_claim and start.split.tp // start.split.nodes > 1
+    return choice.on_claim and start.split.ranks // start.split.nodes > 1
 
 
 def _against_overlap(start: Start, choice: EngineChoice, in_use: Mapping[str, Option]) -> str:
@@ -126,8 +126,10 @@ def _against_overlap(start: Start, choice: EngineChoice, in_use: Mapping[str, Op
         return f"SGLang has it for {' and '.join(models)}, the model is {facts.architecture}"
     if facts.quantization is not None or facts.dtype not in ("bfloat16", "float16", "float32"):
         return f"SGLang has it for weights of 16 bits, these are {facts.quantization_name}"
-    if start.split.tp not in _OVERLAP_RANKS or start.split.nodes > 1:
-        return f"SGLang has it for 1 and 2 GPUs, this plan has {start.split.tp}"
+    split = start.split
+    if split.tp not in _OVERLAP_RANKS or split.nodes > 1 or split.pp > 1:
+        in_stages = f" in {split.pp} stages" if split.pp > 1 else ""
+        return f"SGLang has it for 1 and 2 GPUs, this plan has {split.ranks}{in_stages}"
     for name, allowed in _AGAINST_OVERLAP.items():
         option = in_use.get(name)
         if option is not None and " ".join(option.values) not in allowed:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from qwen_operator.checkpoints import stages
 from qwen_operator.checkpoints.facts import KV_BYTES_PER_VALUE, Checkpoint
 from qwen_operator.engines.types import MemoryConstants, Tuning
 from qwen_operator.planning import adapters
@@ -24,7 +25,7 @@ MIB_PER_GIB = 1024
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The shape of a replica: `tp` ranks in total, `ep` groups of experts, over `nodes` equal nodes.
+    """The shape of a replica: `pp` pipeline stages of `tp` ranks, `ep` groups of experts, over `nodes` equal nodes.
 
     Each rank has one of `shares` equal shares of a GPU. 1 means a whole GPU, or a slice.
     """
@@ -33,6 +34,12 @@ class Split:
     ep: int = 1
     nodes: int = 1
     shares: int = 1
+    pp: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """All ranks, each on one GPU."""
+        return self.tp * self.pp
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,8 @@ class Budget:
     takes. `pool_tokens` predicts SGLang's max_total_num_tokens. `kv_tokens` is the promise: the prediction with
     `margin` subtracted. `state` is for a hybrid's linear-attention states. `state_ratio` is its size in thousandths of
     the KV cache (0: no hybrid), and `most_requests` is the number of requests that it allows (None: no limit).
-    `weight_bytes` are the tensors alone; `weights` is what they take in memory.
+    `weight_bytes` are the tensors alone; `weights` is what they take in memory. With pipeline stages, the weights are
+    those of the fullest stage, and `kv_bytes_per_token` is that of the stage with most layers.
     """
 
     split: Split
@@ -64,8 +72,13 @@ class Budget:
 
     @property
     def tp(self) -> int:
-        """Ranks, each on one GPU."""
+        """Ranks that share every layer, each on one GPU."""
         return self.split.tp
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of the replica."""
+        return self.split.ranks
 
     @property
     def static(self) -> float:
@@ -137,9 +150,31 @@ class Formula:
 
     def weights_gib(self, checkpoint: Checkpoint, split: Split) -> float:
         """GiB that the weights and the adapters take on the fullest GPU."""
-        extra = self.constants.weights_alone_gib if split.tp == 1 else self.constants.weights_split_gib
-        weights = checkpoint.weight_bytes_per_rank(split.tp, split.ep) + adapters.bytes_per_rank(checkpoint, split.tp)
+        extra = self.constants.weights_alone_gib if split.ranks == 1 else self.constants.weights_split_gib
+        weights = self._weight_bytes(checkpoint, split) + adapters.bytes_per_rank(checkpoint, split.tp)
         return weights / GIB + extra
+
+    def stages(self, checkpoint: Checkpoint, split: Split) -> tuple[stages.Stage, ...]:
+        """The pipeline stages of this split."""
+        head_on_all = checkpoint.architecture in self.constants.whole_head_models
+        return stages.divide(checkpoint.layers, split.pp, head_on_all=head_on_all)
+
+    def _weight_bytes(self, checkpoint: Checkpoint, split: Split) -> int:
+        """Bytes of the tensors on the fullest GPU."""
+        if split.pp == 1:
+            return checkpoint.weight_bytes_per_rank(split.tp, split.ep)
+        stage = stages.fullest(checkpoint, self.stages(checkpoint, split), split.tp)
+        return stages.weight_bytes_per_rank(checkpoint, stage, split.tp)
+
+    def _kv_bytes_per_token(self, checkpoint: Checkpoint, split: Split, value_bytes: int) -> int:
+        """Bytes of KV cache per token on a GPU that has most.
+
+        SGLang subtracts the weights of the fullest GPU everywhere, and then takes the smallest number of tokens of all
+        stages (mem_cache/kv_cache_configurator.py:2999 and 3107).
+        """
+        if split.pp == 1:
+            return checkpoint.kv_bytes_per_token(split.tp, value_bytes)
+        return stages.kv_bytes_per_token(checkpoint, self.stages(checkpoint, split), split.tp, value_bytes)
 
     def pool_tokens(self, checkpoint: Checkpoint, memory_mib: int, split: Split, fraction: float) -> int:
         """The prediction of SGLang's max_total_num_tokens, without a margin.
@@ -147,8 +182,9 @@ class Formula:
         It is for a 16-bit KV cache and a given --mem-fraction-static (0 to 1). A hybrid's states get SGLang's default
         share.
         """
-        pool = self.free_before_load(memory_mib, split.tp) * fraction - self.weights_gib(checkpoint, split)
-        return _tokens(_kv_share(pool, self.default_ratio(checkpoint)), checkpoint.kv_bytes_per_token(split.tp))
+        pool = self.free_before_load(memory_mib, split.ranks) * fraction - self.weights_gib(checkpoint, split)
+        per_token = self._kv_bytes_per_token(checkpoint, split, KV_BYTES_PER_VALUE)
+        return _tokens(_kv_share(pool, self.default_ratio(checkpoint)), per_token)
 
     def default_ratio(self, checkpoint: Checkpoint) -> int:
         """SGLang's own state ratio in thousandths, 0 for a model without states."""
@@ -169,20 +205,20 @@ class Formula:
         constants = self.constants
         settings = self.tuning(memory_mib, multimodal=checkpoint.multimodal)
         ratio = self.default_ratio(checkpoint) if state_ratio is None else state_ratio
-        free = self.free_before_load(memory_mib, split.tp, split.shares)
+        free = self.free_before_load(memory_mib, split.ranks, split.shares)
         weights = self.weights_gib(checkpoint, split)
         pool = free * settings.fraction / 1000 - weights
-        per_token = checkpoint.kv_bytes_per_token(split.tp, kv_value_bytes)
+        per_token = self._kv_bytes_per_token(checkpoint, split, kv_value_bytes)
         kv = _kv_share(pool - constants.margin_gib, ratio)
         state = pool - constants.margin_gib - kv
         return Budget(
             split=split,
             total=memory_mib / MIB_PER_GIB,
             free=free,
-            communication=self.communication_gib(memory_mib, split.tp),
+            communication=self.communication_gib(memory_mib, split.ranks),
             margin=constants.margin_gib,
             tuning=settings,
-            weight_bytes=checkpoint.weight_bytes_per_rank(split.tp, split.ep),
+            weight_bytes=self._weight_bytes(checkpoint, split),
             weights=weights,
             kv=kv,
             state=state,

@@ -15,7 +15,19 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
 from qwen_operator.engines.types import Role
 from qwen_operator.hardware.inventory import Inventory
-from qwen_operator.planning import adapters, alternatives, answers, behaviour, engine, explain, gates, loading, sharing
+from qwen_operator.planning import (
+    adapters,
+    alternatives,
+    answers,
+    behaviour,
+    engine,
+    explain,
+    gates,
+    loading,
+    pipeline,
+    shapes,
+    sharing,
+)
 from qwen_operator.planning.answers import Answers, RefusedParserError
 from qwen_operator.planning.engine import EngineChoice, RoleValues
 from qwen_operator.planning.engine_args import RefusedArgsError
@@ -109,10 +121,13 @@ def _attempt(
     except RefusedParserError as error:
         return Outcome(NoFit(Reason.INVALID_OVERRIDE, str(error)), wanted)
     inventory = inventory.usable(spec.pod.tolerations).offering(spec.hardware.resource_name, spec.hardware.products)
-    limits = Limits(spec.parallelism.tensor, spec.hardware.max_gpus_per_replica, spec.hardware.max_nodes_per_replica)
-    search = Search(choice.engine, checkpoint, wanted, spec.engine.kv_cache_type, limits)
+    hardware, wish = spec.hardware, spec.parallelism
+    limits = Limits(wish.tensor, hardware.max_gpus_per_replica, hardware.max_nodes_per_replica, wish.pipeline)
+    no_stages = pipeline.obstacle(checkpoint, choice)
+    search = Search(choice.engine, checkpoint, wanted, spec.engine.kv_cache_type, limits, no_stages)
     candidates = groups(spec.hardware.products, inventory)
-    refusal = adapters.refuse(checkpoint, choice) or refuse(spec, search, choice, inventory, candidates)
+    own = adapters.refuse(checkpoint, choice) or pipeline.refuse(wish.pipeline, checkpoint, no_stages)
+    refusal = own or refuse(spec, search, choice, inventory, candidates)
     if refusal:
         return Outcome(refusal, wanted)
     best, tried = find(search, candidates)
@@ -133,54 +148,76 @@ class _Engine:
     answers: Answers
 
 
-def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventory: Inventory) -> Plan:
-    checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
-    choice, read = chosen_engine.choice, chosen_engine.answers
-    running = _running(chosen, wanted, choice)
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """How SGLang starts. `lines` tell it for the plan's steps. `promised_tokens` is that of the plan."""
+
+    args: tuple[str, ...]
+    warnings: tuple[str, ...]
+    lines: tuple[str, ...]
+    running: int
+    startup_seconds: int
+    host_bytes: int
+    promised_tokens: int | None
+
+
+def _command(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit) -> _Command:
+    checkpoint, choice, chosen = search.checkpoint, chosen_engine.choice, fit.best
+    running = _running(chosen, search.wanted, choice)
     startup = spec.engine.startup_seconds or _startup_seconds(checkpoint, choice)
     group: RoleValues = ((Role.GROUP_TIMEOUT, (str(max(startup, _GROUP_SECONDS)),)),) if chosen.split.nodes > 1 else ()
     settings = (*_settings(search, fit, chosen_engine, running), *adapters.settings(checkpoint), *group)
     load = loading.choose(loading.Start(spec.engine.fast_start, checkpoint, chosen.split), choice, settings)
     settings = (*settings, *load.settings)
     args, warnings = engine.arguments(choice, settings)
-    remark = explain.unverified(spec.repository or spec.model, checkpoint)
-    lines = [load.line] if load.line else []
     start = explain.startup(checkpoint, startup, given=bool(spec.engine.startup_seconds), downloads=choice.downloads)
+    return _Command(
+        args=args,
+        warnings=(*warnings, *load.warnings),
+        lines=(start, *([load.line] if load.line else [])),
+        running=running,
+        startup_seconds=startup,
+        host_bytes=load.host_bytes,
+        promised_tokens=engine.promised_tokens(choice, settings, chosen.kv_tokens, warnings),
+    )
+
+
+def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventory: Inventory) -> Plan:
+    checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
+    choice, read = chosen_engine.choice, chosen_engine.answers
+    command = _command(spec, search, chosen_engine, fit)
+    lines = (*command.lines, read.line(choice.table), *explain.unverified(spec.repository or spec.model, checkpoint))
     facts = "; facts from the catalog" if checkpoint.source == CATALOG else explain.pinned(checkpoint)
-    per_node = chosen.tp // chosen.split.nodes
+    per_node = chosen.gpus // chosen.split.nodes
+    warnings = (*adapters.warnings(spec, checkpoint), *answers.warnings(checkpoint, read, command.args))
     return Plan(
         gpu_product=fit.product.product,
-        gpus_per_replica=chosen.tp,
+        gpus_per_replica=chosen.gpus,
         tensor_parallel=chosen.tp,
         context_tokens=wanted.context,
         kv_tokens=chosen.kv_tokens,
-        startup_seconds=startup,
+        startup_seconds=command.startup_seconds,
         engine_image=choice.image,
         engine_version=choice.table.version,
-        args=args,
+        args=command.args,
         env=choice.environment(read.tools),
         shm_bytes=0 if sharing.brings_own_shm(fit.product) else per_node * GIB,
-        steps=_steps(search, fit, inventory, (start, *lines, read.line(choice.table), *remark), running),
+        steps=_steps(search, fit, inventory, lines, command.running),
         selector=dict(fit.product.selector),
         tolerations=tuple(fit.product.tolerations),
-        warnings=(
-            *warnings,
-            *load.warnings,
-            *adapters.warnings(spec, checkpoint),
-            *answers.warnings(checkpoint, read, args),
-            *sharing.warnings(fit.product),
-        ),
+        warnings=(*command.warnings, *warnings, *sharing.warnings(fit.product)),
         message=f"{explain.sentence(fit.product, chosen)}{facts}",
         nodes_per_replica=chosen.split.nodes,
+        pipeline_parallel=chosen.split.pp,
         expert_parallel=chosen.split.ep,
         kv_cache_dtype=search.kv_cache.name,
-        max_running_requests=running,
+        max_running_requests=command.running,
         typical_requests=wanted.typical(chosen.kv_tokens),
         weight_bytes_per_rank=chosen.weight_bytes,
         kv_bytes_per_token_per_rank=chosen.kv_bytes_per_token,
         cpu_millis=per_node * _CPU_MILLIS,
-        host_memory_bytes=per_node * _HOST_BYTES + _more_host_bytes(checkpoint, per_node) + load.host_bytes,
-        promised_tokens=engine.promised_tokens(choice, settings, chosen.kv_tokens, warnings),
+        host_memory_bytes=per_node * _HOST_BYTES + _more_host_bytes(checkpoint, per_node) + command.host_bytes,
+        promised_tokens=command.promised_tokens,
         resource_name=fit.product.resource_name,
         share=fit.product.share.kind if fit.product.share else "",
     )
@@ -205,6 +242,7 @@ def _running(chosen: Budget, wanted: Demand, choice: EngineChoice) -> int:
 
     The planned number is the largest decode graph, or the wanted concurrency if that is larger, but at most as many as
     fit. The bound keeps the engine's table of requests small, and lets its queue show early that the engine is full.
+    Pipeline stages share the requests out in equal parts, so their number divides it.
     """
     given = choice.given(Role.MAX_RUNNING_REQUESTS)
     if given and given[1].isdigit() and int(given[1]) > 0:
@@ -212,7 +250,8 @@ def _running(chosen: Budget, wanted: Demand, choice: EngineChoice) -> int:
     room = [max(1, chosen.kv_tokens // 2)]
     if chosen.most_requests is not None:
         room.append(max(1, chosen.most_requests))
-    return min(max(chosen.tuning.graph_batch, wanted.concurrency), *room)
+    running, stages = min(max(chosen.tuning.graph_batch, wanted.concurrency), *room), chosen.split.pp
+    return max(stages, running - running % stages)
 
 
 def _settings(search: Search, fit: Fit, chosen_engine: _Engine, running: int) -> RoleValues:
@@ -221,6 +260,7 @@ def _settings(search: Search, fit: Fit, chosen_engine: _Engine, running: int) ->
     choice, read = chosen_engine.choice, chosen_engine.answers
     tuning, split = chosen.tuning, chosen.split
     optional = (
+        (Role.PIPELINE_PARALLEL, str(split.pp) if split.pp > 1 else None),
         (Role.EXPERT_PARALLEL, str(split.ep) if split.ep > 1 else None),
         (Role.NODES, str(split.nodes) if split.nodes > 1 else None),
         (Role.WEIGHT_TYPE, gates.weight_type(checkpoint, fit.product, choice.engine.formats)),
@@ -237,7 +277,7 @@ def _settings(search: Search, fit: Fit, chosen_engine: _Engine, running: int) ->
         (Role.MEMORY_FRACTION, f"{shared.fraction / 1000:g}"),
         (Role.CONTEXT_LENGTH, str(search.wanted.context)),
         (Role.CHUNKED_PREFILL, str(tuning.chunk)),
-        (Role.DECODE_GRAPH_BATCH, str(min(tuning.graph_batch, running))),
+        (Role.DECODE_GRAPH_BATCH, str(min(tuning.graph_batch, max(1, running // split.pp)))),
         (Role.MAX_RUNNING_REQUESTS, str(running)),
         (Role.KV_CACHE_TYPE, search.kv_cache.name),
     )
@@ -249,11 +289,12 @@ def _settings(search: Search, fit: Fit, chosen_engine: _Engine, running: int) ->
 def _steps(search: Search, fit: Fit, inventory: Inventory, own: tuple[str, ...], running: int) -> tuple[str, ...]:
     """The arithmetic. `own` are lines that are ready: start, parsers, origin of the facts."""
     checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
-    price = explain.cost(fit.product, chosen.tp)
+    price = explain.cost(fit.product, chosen.gpus)
     return (
         *explain.model(checkpoint, wanted, search.kv_cache),
         *adapters.line(checkpoint, chosen.tp),
         *explain.splits(fit, wanted),
+        *shapes.lines(search, fit),
         explain.holds(chosen.kv_tokens, running, wanted),
         *own,
         *([price] if price else []),

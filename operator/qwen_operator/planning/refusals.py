@@ -23,10 +23,14 @@ from qwen_operator.hardware.inventory import (
 from qwen_operator.planning import answers, behaviour, gates
 from qwen_operator.planning.engine import EngineChoice
 from qwen_operator.planning.fits import Demand, Search
+from qwen_operator.planning.pipeline import nodes_for
 from qwen_operator.planning.types import NoFit
 from qwen_runtime.checkpoints.config import LAYOUTS
 
 Groups = Sequence[Sequence[GpuProduct]]
+
+_ON_PARTS = "an engine cannot be split over MIG slices or shared GPUs"
+_MOST_VALID = 16
 
 SIZED = tuple(LAYOUTS)
 """Model classes whose memory the operator can calculate."""
@@ -44,6 +48,7 @@ def refuse(spec: Spec, search: Search, choice: EngineChoice, inventory: Inventor
         or _no_products(spec, inventory, groups)
         or _barred(search, groups)
         or _invalid_tensor(search, groups)
+        or _invalid_stages(search, groups)
     )
 
 
@@ -223,27 +228,51 @@ def _barred(search: Search, groups: Groups) -> NoFit | None:
 
 
 def _invalid_tensor(search: Search, groups: Groups) -> NoFit | None:
-    tensor, checkpoint = search.limits.tensor, search.checkpoint
+    tensor, stages, checkpoint = search.limits.tensor, search.limits.pipeline or 1, search.checkpoint
     if tensor is None:
         return None
     products = [product for group in groups for product in group]
     most = max(search.most(product, product.full_nodes) for product in products)
-    pairs = parallel.valid(checkpoint, most)
+    pairs = parallel.valid(checkpoint, most // stages)
     valid = sorted({tp for tp, _ in pairs})
     why = None if tensor in valid else parallel.refusal(checkpoint, tensor)
     if tensor > 1 and all(product.share for product in products):
-        why = "an engine cannot be split over MIG slices or shared GPUs"
-    elif why is None and tensor > most:
-        why = f"one replica can have at most {most} GPUs here"
-    elif why is None and not any(_placeable(tensor, search, product) for product in products):
-        sizes = ", ".join(str(size) for size in sorted({product.gpus_per_node for product in products}))
-        why = f"it cannot be split evenly over nodes of {sizes} GPUs"
+        why = _ON_PARTS
+    elif why is None and tensor * stages > most:
+        of_stages = f", and {stages} stages of {tensor} need {tensor * stages}" if stages > 1 else ""
+        why = f"one replica can have at most {most} GPUs here{of_stages}"
+    elif why is None and not any(_placeable(tensor, stages, search, product) for product in products):
+        why = f"it cannot be split evenly over nodes of {_sizes(products)} GPUs"
     if why is None:
         return None
-    right = ", ".join(str(tp) for tp in valid)
+    right = ", ".join(str(tp) for tp in valid) or "none"
     return NoFit(Reason.INVALID_OVERRIDE, f"spec.parallelism.tensor is {tensor}: {why}; valid here: {right}")
 
 
-def _placeable(tensor: int, search: Search, product: GpuProduct) -> bool:
-    nodes = -(-tensor // product.gpus_per_node)
-    return tensor % nodes == 0 and tensor <= search.most(product, product.full_nodes)
+def _invalid_stages(search: Search, groups: Groups) -> NoFit | None:
+    """The refusal of a number of stages for which there are not enough GPUs, whatever the size of a stage, or None."""
+    stages = search.limits.pipeline or 1
+    products = [product for group in groups for product in group]
+    if stages == 1 or any(_placeable(1, stages, search, product) for product in products):
+        return None
+    most = max(search.most(product, product.full_nodes) for product in products)
+    why = f"the stages cannot be shared out evenly over nodes of {_sizes(products)} GPUs"
+    if all(product.share for product in products):
+        why = _ON_PARTS
+    elif stages > most:
+        why = f"one replica can have at most {most} GPUs here, and each stage needs one"
+    valid = [count for count in range(1, most + 1) if any(_placeable(1, count, search, one) for one in products)]
+    right = ", ".join(str(count) for count in valid[:_MOST_VALID])
+    return NoFit(Reason.INVALID_OVERRIDE, f"spec.parallelism.pipeline is {stages}: {why}; valid here: {right}")
+
+
+def _placeable(tensor: int, stages: int, search: Search, product: GpuProduct) -> bool:
+    if tensor * stages > search.most(product, product.full_nodes):
+        return False
+    if stages > 1:
+        return nodes_for(tensor, stages, product.gpus_per_node, product.full_nodes) is not None
+    return tensor % -(-tensor // product.gpus_per_node) == 0
+
+
+def _sizes(products: Sequence[GpuProduct]) -> str:
+    return ", ".join(str(size) for size in sorted({product.gpus_per_node for product in products}))

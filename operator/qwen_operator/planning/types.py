@@ -27,7 +27,7 @@ class CacheType(StrEnum):
     """Where a cache is: a folder of each node, or a claim in the namespace of each QwenDeployment.
 
     POD is a folder of one pod, which ends with it. The chart cannot choose it: it is for sources that SGLang cannot
-    download, where the chart has no cache.
+    download, or not at a commit, where the chart has no cache.
     """
 
     HOST_PATH = "HostPath"
@@ -99,6 +99,19 @@ class ModelFetch:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageVolume:
+    """An image that a pod mounts as a volume. `reference` is what the node pulls.
+
+    `pull_secrets` are names of Secrets with credentials for its registry. `digest_wanted`: the reference is a tag, and
+    the status of the pod must show the digest behind it.
+    """
+
+    reference: str
+    pull_secrets: tuple[str, ...] = ()
+    digest_wanted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class EngineDefaults:
     """The chart's engine settings. The settings of an object win over them. An `image` without a tag gets :v`version`.
 
@@ -138,7 +151,9 @@ class EngineSource:
 
     `fetch` is what a container must fetch before the engine starts; its volumes are not in `volumes`. `inspection` is
     the command of the inspection pod, () if it reads the folder `model_path`. `adapters` are the names of LoRA adapters
-    and their folders in the container.
+    and their folders in the container. `image` is the image among `volumes`, if the model is in one. `adapter_fetches`
+    are those adapters that a container must fetch, with their folders; `fetch_env` and `fetch_mounts` are what this
+    container has besides, if it fetches no model.
     """
 
     model_path: str
@@ -150,6 +165,10 @@ class EngineSource:
     fetch: ModelFetch | None = None
     inspection: tuple[str, ...] = ()
     adapters: tuple[tuple[str, str], ...] = ()
+    image: ImageVolume | None = None
+    adapter_fetches: tuple[tuple[str, ModelFetch], ...] = ()
+    fetch_env: tuple[EnvVar, ...] = ()
+    fetch_mounts: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +182,8 @@ class Plan:
     `kv_tokens` is a promise, with a margin. `max_running_requests` is the number of requests that the engine runs at
     once. `typical_requests` is how many requests of the workload's size the tokens hold. `cpu_millis` and
     `host_memory_bytes` are requests of one pod. Some stored records are older than the fields with a default.
+
+    `weight_bytes_per_rank` and `kv_bytes_per_token_per_rank` are the most that any rank has.
 
     `promised_tokens`: how many tokens an engine has at least, with the chart's options; 0 if these make that unknown.
     None: `kv_tokens`, or unknown if a warning says that options make the prediction wrong.
@@ -230,14 +251,15 @@ class Plan:
 
     def status(self, revision: str) -> dict[str, Any]:
         """The plan in the form of `status.plan`."""
-        experts = {"expert": self.expert_parallel} if self.expert_parallel > 1 else {}
+        sizes = {"expert": self.expert_parallel, "pipeline": self.pipeline_parallel}
+        more = {name: size for name, size in sizes.items() if size > 1}
         return {
             "hash": revision,
             "gpuProduct": self.gpu_product,
             **({"resourceName": self.resource_name, "share": self.share} if self.share else {}),
             "gpusPerReplica": self.gpus_per_replica,
             "nodesPerReplica": self.nodes_per_replica,
-            "parallelism": {"tensor": self.tensor_parallel, **experts},
+            "parallelism": {"tensor": self.tensor_parallel, **more},
             "contextTokens": self.context_tokens,
             "kvTokens": self.kv_tokens,
             "maxRunningRequests": self.max_running_requests,
@@ -262,6 +284,7 @@ class AlternativeKind(StrEnum):
     CONTEXT = "Context"
     WORKLOAD = "Workload"
     LIMITS = "Limits"
+    PIPELINE = "Pipeline"
     PRODUCT = "Product"
     NODES = "Nodes"
 

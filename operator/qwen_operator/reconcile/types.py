@@ -22,11 +22,13 @@ from qwen_operator.manifests.ownership import Children
 from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError
 from qwen_operator.planning.types import Plan
 from qwen_operator.reconcile.plan_memory import PlanMemory
+from qwen_operator.replicas.adapters import Pages
 from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.groups import SortedReplicas
 from qwen_operator.replicas.holding import Hold
 from qwen_operator.replicas.node_health import NodeHealth
 from qwen_operator.replicas.pod_state import PodState
+from qwen_operator.replicas.prefetch import NOTHING, Prefetch
 from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.types import ScalingState
@@ -39,7 +41,7 @@ class Observed:
     """Everything that one decision depends on, except configuration and time. It is read once.
 
     `pods`, `revisions`, `budgets`: the objects that name the deployment or have a name that it needs.
-    `engine_pods`: the states of its own engine pods.
+    `engine_pods`: the states of its own engine pods. `fetch_pods`: of its pods that fetch a model before those need it.
     `pinned`: what its ControllerRevisions pin, by revision hash, or why this version cannot read one.
     `quotas`: the ResourceQuotas of its namespace.
     `scaling`: the scaling state; None while nothing is known.
@@ -47,16 +49,17 @@ class Observed:
     `hub`: the answer to this deployment's last query; None while there is none.
     `claim`: the claim with the files that are still to be inspected; None if it is unknown.
     `refusal`: the action that the API server rejected; None if there is none.
-    `neighbours`: all nodes and engine pods; None if none of its own pods waits for the others of its replica, or if the
-    operator may not read nodes.
+    `neighbours`: all nodes and engine pods; None if none of its own pods waits for the others of its replica and
+    spec.prefetch is not set, or if the operator may not read nodes.
     `plans`: remembers answers that depend on the rest of it alone.
-    `pages`: how far the downloads of pods are, by the pods' uids.
+    `pages`: how far the downloads of pods are, by the pods' uids. `adapter_pages`: which adapters engines have.
     `grant`: what the arbiter leaves it of the GPUs; None if nobody arbitrates.
     """
 
     deployment: Manifest
     pods: Children = field(default_factory=Children)
     engine_pods: tuple[PodState, ...] = ()
+    fetch_pods: tuple[PodState, ...] = ()
     revisions: Children = field(default_factory=Children)
     pinned: Mapping[str, PinnedRevision | UnreadableRevisionError] = field(default_factory=dict)
     budgets: Children = field(default_factory=Children)
@@ -70,6 +73,7 @@ class Observed:
     refusal: Refusal | None = None
     plans: PlanMemory = field(default_factory=PlanMemory)
     pages: Mapping[str, ProgressPage] = field(default_factory=dict)
+    adapter_pages: Pages = field(default_factory=dict)
     neighbours: Neighbours | None = None
     grant: Grant | None = None
 
@@ -121,7 +125,7 @@ class Course:
     """What the phases of one decision know so far. Each phase sets its own fields.
 
     `spec`: the present spec with the chart's defaults of spec.pod. `revision`: the hash of the spec as it is written.
-    `facts`, `plan`: set on the way to a new revision.
+    `facts`, `plan`: set on the way to a new revision. `template`: its pod, if that does not follow from the plan alone.
     `target`: the pinned revision of the present spec. Without it, `blocked` is the reason.
     `running`: the revision whose replicas should run: the target or, if there is none or it is held back, the revision
     that served before. `hold`: why that revision is held back; None if none is.
@@ -131,6 +135,7 @@ class Course:
     `foreign`: the message about objects of other owners with names that the operator needs; "" if there are none.
     `full`: the message about a quota without room.
     `query`: the question for a hub. `ask`: what the arbiter is asked for.
+    `prefetch`: what is downloaded before engine pods need it.
     `status`, `events`: set by the last phase.
     """
 
@@ -143,6 +148,7 @@ class Course:
     query: HubQuery | None = None
     facts: Facts | None = None
     plan: Plan | None = None
+    template: Manifest | None = None
     blocked: Blocked | None = None
     target: PinnedRevision | None = None
     running: PinnedRevision | None = None
@@ -156,6 +162,7 @@ class Course:
     foreign: str = ""
     full: str | None = None
     ask: Ask | None = None
+    prefetch: Prefetch = NOTHING
     status: Manifest | None = None
     events: tuple[Manifest, ...] = ()
 

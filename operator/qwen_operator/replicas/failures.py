@@ -127,7 +127,9 @@ def failure_message(failure: Failure, restarts: Restarts) -> str:
 
 def _last_end(container: Mapping[str, Any]) -> Mapping[str, Any]:
     """The `terminated` state of the container's last end; {} if it never ended."""
-    return objects.mapping(container, "state", "terminated") or objects.mapping(container, "lastState", "terminated")
+    ends = (objects.mapping(container, part, "terminated") for part in ("state", "lastState"))
+    # The kubelet always writes the exit code.
+    return next((ended for ended in ends if "exitCode" in ended), {})
 
 
 def _failure(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, Any]) -> Failure | None:

@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 
 from qwen_operator import objects
 from qwen_operator.api.conditions import Reason
-from qwen_operator.manifests.names import LABEL_ROLE, ROLE_INSPECTION, Manifest, engine_pod_names
+from qwen_operator.manifests.names import LABEL_ROLE, ROLE_INSPECTION, Manifest, engine_pod_names, is_fetch_pod_name
 from qwen_operator.manifests.ownership import Ownership, ownership
 from qwen_operator.replicas.failures import ENDED_WITH_ANOTHER
 from qwen_operator.replicas.node_health import NodeHealth, stays_when_cordoned
@@ -32,10 +32,14 @@ _FARTHEST_AHEAD = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """The existing pods of one replica, sorted by rank; at least one. `pods` of them make it whole."""
+    """The existing pods of one replica, sorted by rank; at least one. `pods` of them make it whole.
+
+    `serves_as`: the revision that its engine runs by now, if it started with another one; else "".
+    """
 
     members: tuple[PodState, ...]
     pods: int = 1
+    serves_as: str = ""
 
     @property
     def leader(self) -> PodState:
@@ -48,7 +52,7 @@ class Replica:
 
     @property
     def revision(self) -> str:
-        return self.leader.revision
+        return self.serves_as or self.leader.revision
 
     @property
     def index(self) -> int | None:
@@ -217,6 +221,15 @@ class SortedReplicas:
             **{name: tuple(_with_message(one, messages) for one in group) for name, group in places.items()}
         )
 
+    def without(self, names: Collection[str]) -> SortedReplicas:
+        """The same without the replicas of these names."""
+        if not names:
+            return self
+        places = {part.name: getattr(self, part.name) for part in fields(self)}
+        return SortedReplicas(
+            **{name: tuple(one for one in group if one.name not in names) for name, group in places.items()}
+        )
+
     @property
     def all(self) -> tuple[Replica, ...]:
         return (*self.serving, *self.draining, *self.ended, *self.misnamed, *self.gone)
@@ -236,8 +249,16 @@ class SortedReplicas:
 
 def is_engine_of(pod: Manifest, deployment: Manifest) -> bool:
     """Whether the pod belongs to a replica of exactly this deployment, and not of an earlier one of its name."""
-    inspection = pod["metadata"]["name"].endswith("-inspect") or objects.labels(pod).get(LABEL_ROLE) == ROLE_INSPECTION
-    return not inspection and ownership(pod, deployment) is Ownership.OWNED
+    name = pod["metadata"]["name"]
+    inspection = name.endswith("-inspect") or objects.labels(pod).get(LABEL_ROLE) == ROLE_INSPECTION
+    fetch = is_fetch_pod_name(deployment["metadata"]["name"], name)
+    return not inspection and not fetch and ownership(pod, deployment) is Ownership.OWNED
+
+
+def is_fetch_of(pod: Manifest, deployment: Manifest) -> bool:
+    """Whether the pod fetches a model for exactly this deployment before engine pods need it."""
+    named = is_fetch_pod_name(deployment["metadata"]["name"], pod["metadata"]["name"])
+    return named and ownership(pod, deployment) is Ownership.OWNED
 
 
 def groups_of(states: Iterable[PodState], pods_of_revisions: Mapping[str, int] | None = None) -> tuple[Replica, ...]:

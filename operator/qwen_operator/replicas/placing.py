@@ -22,6 +22,7 @@ from qwen_operator.actions.events import rfc3339
 from qwen_operator.actions.types import Action, ActionReason, Delete, Kind, Patch
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.status import Failure
+from qwen_operator.manifests.multi_node import topology_of
 from qwen_operator.manifests.names import (
     ANNOTATION_GROUP_LEADER,
     ANNOTATION_RELEASED_AT,
@@ -30,7 +31,7 @@ from qwen_operator.manifests.names import (
 )
 from qwen_operator.replicas.groups import Replica
 from qwen_operator.replicas.pod_state import PodState, is_gated, stored_failure
-from qwen_operator.replicas.room import Neighbours, lacking
+from qwen_operator.replicas.room import Neighbours, Room, room_for
 
 PLACING_SECONDS = 600.0
 """How long the pods of a replica may wait for the last of them to get a node. A pool may need to boot it."""
@@ -94,26 +95,39 @@ def place(replicas: Iterable[Replica], placing: Placing) -> Placed:
             held_back.append(one)
         elif one.whole:
             # The operator stopped while it removed the gates.
-            actions += [_released(member, placing.now) for member in gated]
+            actions += [_released(member, placing.now, _block_of(one)) for member in gated]
         actions += _introductions(one)
-    messages, pause = _kept_back(held_back, placing)
+    room, pause = _kept_back(held_back, placing)
     actions += [
-        _released(member, placing.now) for one in held_back if one.name not in messages for member in one.members
+        _released(member, placing.now, room.blocks.get(one.name, {}))
+        for one in held_back
+        if one.name not in room.lacks
+        for member in one.members
     ]
-    return Placed(tuple(actions), failure, messages, (*waits, *([pause] if messages else [])))
+    return Placed(tuple(actions), failure, room.lacks, (*waits, *([pause] if room.lacks else [])))
 
 
-def _kept_back(replicas: Sequence[Replica], placing: Placing) -> tuple[dict[str, str], float]:
+def _block_of(replica: Replica) -> dict[str, str]:
+    """The label and its value that the operator chose for the nodes of the replica; empty if it chose none."""
+    for member in replica.members:
+        key, must_share = topology_of(member.manifest)
+        value = objects.mapping(member.manifest, "spec", "nodeSelector").get(key)
+        if must_share and value is not None:
+            return {key: str(value)}
+    return {}
+
+
+def _kept_back(replicas: Sequence[Replica], placing: Placing) -> tuple[Room, float]:
     """The replicas that stay held back, with the reasons, and for how many seconds at least."""
     pause = _pause(placing)
     if pause > 0:
         until = rfc3339(placing.now + timedelta(seconds=pause))
         text = "was not placed as a whole, and gave its GPUs back: its pods try again at"
-        return {one.name: f"{one.name} {text} {until}" for one in replicas}, pause
+        return Room({one.name: f"{one.name} {text} {until}" for one in replicas}), pause
     if placing.neighbours is None or not replicas:
-        return {}, 0.0
+        return Room(), 0.0
     names = {one.name for one in replicas}
-    return lacking(names, placing.namespace, placing.neighbours, placing.now, placing.future_nodes), CHECK_SECONDS
+    return room_for(names, placing.namespace, placing.neighbours, placing.now, placing.future_nodes), CHECK_SECONDS
 
 
 def _pause(placing: Placing) -> float:
@@ -202,14 +216,19 @@ def _not_placed(replica: Replica, placing: Placing) -> Failure:
     return Failure(Reason.GROUP_NOT_PLACED, "", lacks.name, -1, time, count, (text,))
 
 
-def _released(member: PodState, now: datetime) -> Patch:
-    """Remove the operator's gate, and no gate of others."""
+def _released(member: PodState, now: datetime, block: Mapping[str, str]) -> Patch:
+    """Remove the operator's gate, and no gate of others. `block`: the nodes of the replica must have this label.
+
+    The scheduler places one pod after the other, so it might begin in a block without room for the others.
+    """
+    gates: Manifest = {"schedulingGates": [{"$patch": "delete", "name": GROUP_GATE}]}
+    selector = {"nodeSelector": dict(block)} if block else {}
     patch = {
         "metadata": {
             "resourceVersion": str(member.manifest["metadata"]["resourceVersion"]),
             "annotations": {ANNOTATION_RELEASED_AT: rfc3339(now)},
         },
-        "spec": {"schedulingGates": [{"$patch": "delete", "name": GROUP_GATE}]},
+        "spec": {**gates, **selector},
     }
     return Patch(Kind.POD, member.name, patch, ActionReason.ROOM_FOR_ALL)
 

@@ -225,7 +225,7 @@ def _before_the_engine(pod: Manifest, name: str, status: Mapping[str, Any]) -> t
     scheduled = objects.condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         return _unscheduled(pod, name, untrusted.clean(scheduled.get("message"), MESSAGE_LIMIT))
-    if stuck := _stuck(name, status):
+    if stuck := _stuck(pod, name, status):
         return stuck
     return (Reason.DOWNLOADING, f"{name} downloads the model into the cache") if fetch_of(pod).running else None
 
@@ -276,7 +276,7 @@ def _progress(pod: Manifest, name: str, status: Mapping[str, Any]) -> tuple[Reas
     return Reason.STARTING, f"{name} is being started"
 
 
-def _stuck(name: str, status: Mapping[str, Any]) -> tuple[Reason, str] | None:
+def _stuck(pod: Manifest, name: str, status: Mapping[str, Any]) -> tuple[Reason, str] | None:
     """The problem that keeps a container from starting; None if there is none."""
     for container in (
         *objects.members(status, "initContainerStatuses"),
@@ -286,10 +286,18 @@ def _stuck(name: str, status: Mapping[str, Any]) -> tuple[Reason, str] | None:
         text = untrusted.clean(waiting.get("message") or waiting.get("reason"), MESSAGE_LIMIT)
         if waiting.get("reason") in _PULL:
             cause = _BACK_OFF.sub("", text)
-            return Reason.IMAGE_PULL_FAILED, f"{name}: the node cannot pull the image {container.get('image')}: {cause}"
+            image = _mounted_image(pod, text) or container.get("image")
+            return Reason.IMAGE_PULL_FAILED, f"{name}: the node cannot pull the image {image}: {cause}"
         if waiting.get("reason") in _REFUSED:
             return Reason.POD_REFUSED, f"{name}: the node cannot start container {container.get('name')}: {text}"
     return None
+
+
+def _mounted_image(pod: Manifest, text: str) -> str:
+    """The image of a volume that the kubelet's text is about; "" if it is about none."""
+    volumes = objects.members(pod, "spec", "volumes")
+    images = (objects.text(volume, "image", "reference") for volume in volumes)
+    return next((untrusted.clean(image, MESSAGE_LIMIT) for image in images if image and image in text), "")
 
 
 def is_gated(pod: Manifest) -> bool:

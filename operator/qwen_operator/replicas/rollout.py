@@ -43,17 +43,20 @@ def moves(
     owner: Owner, target: PinnedRevision, replicas: SortedReplicas, rules: RolloutRules, taken: Collection[str]
 ) -> Moves:
     """The steps towards `rules.wanted` replicas of the target. `taken`: names of pods that belong to other owners."""
+    yielding = [replica for replica in replicas.serving if replica.name in rules.yields]
+    names = {replica.name for replica in replicas.all}
+    replicas = replicas.without(rules.yields)
     returning = _returning(target, replicas, rules)
     excess = max(0, len(replicas.fresh) - rules.wanted)
     victims, kept = _split(first_to_go(replicas.fresh, rules), excess)
     replaced = _replaced(target, replicas, kept, rules)
     removing = [
-        *(action for replica in victims for action in remove(replica, ActionReason.SCALED_DOWN, rules)),
+        *(action for replica in (*yielding, *victims) for action in remove(replica, ActionReason.SCALED_DOWN, rules)),
         *(action for replica in replaced for action in remove(replica, _cause(replica, target, rules), rules)),
     ]
     number = _places(target, replicas, replaced, rules) - len(kept) - len(returning) - _ended(replicas, target)
     early, kept = _split_early(kept, number, rules)
-    indices, blocked = _free(owner, target, replicas, taken, number)
+    indices, blocked = _free(owner, target, names, taken, number)
     completions = list(_completions(owner, target, kept, rules))
     blocked += [create.name for create in completions if create.name in taken]
     return Moves(
@@ -158,10 +161,9 @@ def _ended(replicas: SortedReplicas, target: PinnedRevision) -> int:
 
 
 def _free(
-    owner: Owner, target: PinnedRevision, replicas: SortedReplicas, taken: Collection[str], number: int
+    owner: Owner, target: PinnedRevision, ours: Collection[str], taken: Collection[str], number: int
 ) -> tuple[list[int], list[str]]:
-    """The lowest free indices, and the names of the foreign pods that block an index."""
-    ours = {replica.name for replica in replicas.all}
+    """The lowest free indices, and the names of the foreign pods that block an index. `ours`: names of replicas."""
     indices: list[int] = []
     blocked: list[str] = []
     index = 0
@@ -246,12 +248,19 @@ def _ending(replica: Replica, rules: RolloutRules) -> Iterator[Action]:
 
 
 def pod_repairs(
-    owner: Owner, pinned: Mapping[str, PinnedRevision], replicas: Sequence[Replica], drain_seconds: int
+    owner: Owner,
+    pinned: Mapping[str, PinnedRevision],
+    replicas: Sequence[Replica],
+    drain_seconds: int,
+    notes: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Action]:
-    """Undo edits of the operator's fields in pods. Fields that others added stay."""
+    """Undo edits of the operator's fields in pods. Fields that others added stay.
+
+    `notes`: annotations by the pods' uids that are not those of the template any more.
+    """
     actions: list[Action] = []
     for replica in replicas:
-        target = pinned.get(replica.revision)
+        target = pinned.get(replica.leader.revision)
         if target is None or replica.index is None:
             continue
         pods = shared_engine_pods(_replica_pods(owner, target, replica.index), target.template, drain_seconds)
@@ -260,11 +269,16 @@ def pod_repairs(
             if member.deleting or member.ended or member.rank not in desired:
                 continue
             pod = desired[member.rank]
+            pod["metadata"]["annotations"] |= (notes or {}).get(member.uid, {})
             if member is replica.leader and replica.draining:
                 pod["metadata"]["labels"].pop(LABEL_ROUTABLE, None)
                 unrouting = unrouting_repair(member)
                 actions += [unrouting] if unrouting else []
             patch = pod_repair(pod, member.manifest)
             if patch is not None:
-                actions.append(Patch(Kind.POD, member.name, patch, ActionReason.DRIFTED))
+                changed = (
+                    patch.get("metadata", {}).get("annotations", {}).keys() & (notes or {}).get(member.uid, {}).keys()
+                )
+                why = ActionReason.ADAPTERS_CHANGED if changed else ActionReason.DRIFTED
+                actions.append(Patch(Kind.POD, member.name, patch, why))
     return actions

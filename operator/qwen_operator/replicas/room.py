@@ -10,16 +10,18 @@ younger one leaves the older one its room. A pod that nobody places keeps others
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from qwen_operator import objects
 from qwen_operator.api.pod import GPU_RESOURCE
 from qwen_operator.hardware.nodes import Taint
 from qwen_operator.hardware.offers import MIG_RESOURCE, quantity
+from qwen_operator.manifests.multi_node import topology_of
 from qwen_operator.manifests.names import (
     ANNOTATION_RELEASED_AT,
     ENGINE_CONTAINER,
+    ENGINE_PORT,
     LABEL_REPLICA,
     Manifest,
 )
@@ -35,16 +37,32 @@ _CLOCKS_DIFFER = timedelta(minutes=5)
 _KEEPS_AWAY = ("NoSchedule", "NoExecute")
 # Kubernetes sets it beside spec.unschedulable. Pods without a toleration stay away from such nodes anyway.
 _OWN_TAINT = "node.kubernetes.io/unschedulable"
+HOST_PORT = f"port {ENGINE_PORT}"
+"""What a pod on the network of its node takes of it, as if it were a resource: a node has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one pod asks of its node: `gpus` of a resource, on a node with these labels."""
+    """What one pod asks of its node: `gpus` of a resource, on a node with these labels.
+
+    `more`: what else it takes, by resource. `topology`: a label whose value the nodes of its replica must share, or "".
+    """
 
     resource: str
     gpus: int
     selector: Mapping[str, str]
     tolerations: Sequence[Mapping[str, object]]
+    more: Mapping[str, int] = field(default_factory=dict)
+    topology: str = ""
+
+    @property
+    def takes(self) -> dict[str, int]:
+        """How much of each resource it takes."""
+        return {self.resource: self.gpus, **self.more}
+
+    def __str__(self) -> str:
+        parts = [f"{self.gpus} free {self.resource}", *(f"{number} {name}" for name, number in self.more.items())]
+        return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +82,18 @@ class Place:
 
     def has(self, need: Need) -> bool:
         """Whether so many are free."""
-        return self.free.get(need.resource, 0) >= need.gpus
+        return all(self.free.get(name, 0) >= number for name, number in need.takes.items())
 
     def slots(self, need: Need, *, distinct: bool) -> int:
         """How many of a replica's pods fit here."""
         if distinct or not need.gpus:
             return int(self.has(need))
-        return max(0, self.free.get(need.resource, 0) // need.gpus)
+        return max(0, min(self.free.get(name, 0) // number for name, number in need.takes.items() if number))
+
+    def take(self, need: Need) -> None:
+        """One such pod comes here."""
+        for name, number in need.takes.items():
+            self.free[name] = self.free.get(name, 0) - number
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +110,30 @@ class Neighbours:
     distinct_nodes: bool = True
 
 
-def lacking(
+@dataclass(slots=True)
+class Room:
+    """What became of the replicas that were asked about.
+
+    `lacks`: those whose pods cannot all be placed now, and why. All their pods are held back. `blocks`: for each of the
+    others whose nodes must share the value of a label, this label and the value of the nodes that have room.
+    """
+
+    lacks: dict[str, str] = field(default_factory=dict)
+    blocks: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def room_for(
     replicas: Collection[str], namespace: str, neighbours: Neighbours, now: datetime, future_nodes: int = 0
-) -> dict[str, str]:
-    """Those of these replicas whose pods cannot all be placed now, and why. All their pods are held back.
+) -> Room:
+    """Whether all pods of these replicas can be placed now.
 
     `future_nodes`: how many nodes a declared pool may still grow by.
     """
     places, distinct = places_of(neighbours), neighbours.distinct_nodes
+    # What no node offers may come from somewhere that the operator does not see, such as DRA. The scheduler decides.
+    offered = {name for place in places for name in place.offered}
     hosts = _hosts(neighbours.pods) if distinct else {}
-    lacks: dict[str, str] = {}
+    found = Room()
     waiting = _in_order(neighbours.pods)
     pools = [need_of(group[0]).selector for key, group in waiting if key[0] == namespace and key[1] in replicas]
     for key, group in waiting:
@@ -104,21 +141,39 @@ def lacking(
         if not ours and not _takes_room(group, now):
             continue
         need = need_of(group[0])
+        need = replace(need, more={name: number for name, number in need.more.items() if name in offered})
         # The arbiter may have sent each of the pods to a node of its own.
         needs = [need_of(pod) for pod in group]
         suitable = [
             place for place in places if place.name not in hosts.get(key, ()) and any(place.suits(one) for one in needs)
         ]
-        room = [place for place in suitable for _ in range(place.slots(need, distinct=distinct))]
+        block, room = _best_block(suitable, need, len(group), distinct=distinct)
         short = max(0, len(group) - len(room))
         if short > (future_nodes if need.selector in pools else 0):
             if ours:
-                lacks[key[1]] = _sentence(key[1], len(group), need, suitable)
+                found.lacks[key[1]] = _sentence(key[1], len(group), need, suitable)
             continue
         future_nodes -= short
+        if ours and block and not short:
+            found.blocks[key[1]] = {need.topology: block}
         for place in sorted(room, key=lambda place: (place.free[need.resource], place.name))[: len(group)]:
-            place.free[need.resource] -= need.gpus
-    return lacks
+            place.take(need)
+    return found
+
+
+def _best_block(places: Sequence[Place], need: Need, pods: int, *, distinct: bool) -> tuple[str, list[Place]]:
+    """The value of the label that the nodes must share, "" for none, and a place there for each pod that fits.
+
+    It is the block with the least room that does, or else the one with the most.
+    """
+    blocks: dict[str, list[Place]] = {}
+    for place in places:
+        value = place.labels.get(need.topology, "") if need.topology else ""
+        if value or not need.topology:
+            blocks.setdefault(value, []).extend([place] * place.slots(need, distinct=distinct))
+    order = sorted(blocks.items(), key=lambda item: (len(item[1]), item[0]))
+    enough = next((item for item in order if len(item[1]) >= pods), None)
+    return enough or (order[-1] if order else ("", []))
 
 
 def _takes_room(group: Sequence[Manifest], now: datetime) -> bool:
@@ -144,15 +199,27 @@ def _pending_since(pod: Manifest, now: datetime) -> datetime | None:
 def _sentence(replica: str, nodes: int, need: Need, suitable: Sequence[Place]) -> str:
     room = sum(place.has(need) for place in suitable)
     shown = ", ".join(
-        # A node that has just started does not offer its GPUs yet, and may have pods already.
-        f"{place.name} has {max(0, place.free.get(need.resource, 0))} of {place.offered.get(need.resource, 0)}"
-        for place in sorted(suitable, key=lambda place: (place.has(need), place.name))[:_SHOWN]
+        _shown(place, need) for place in sorted(suitable, key=lambda place: (place.has(need), place.name))[:_SHOWN]
     )
     have = f"{room} of {len(suitable)} nodes {'has' if room == 1 else 'have'} them"
+    block = ""
+    if need.topology:
+        most, places = _best_block(suitable, need, nodes, distinct=True)
+        best = f"of which {most or 'no value'} has {len(places)} of these nodes"
+        block = f", and must share the label {need.topology}, {best}"
     return (
-        f"{replica} needs {nodes} nodes with {need.gpus} free {need.resource} each, {have}"
-        f"{f' ({shown})' if shown else ''}: its pods take no GPU before all of them fit, and then start by themselves"
+        f"{replica} needs {nodes} nodes with {need} each, {have}{f' ({shown})' if shown else ''}{block}: its pods take "
+        "no GPU before all of them fit, and then start by themselves"
     )
+
+
+def _shown(place: Place, need: Need) -> str:
+    """What a node has of the GPUs, and of what it lacks besides."""
+    short = [name for name, number in need.more.items() if place.free.get(name, 0) < number]
+    # A node that has just started does not offer its GPUs yet, and may have pods already.
+    amounts = [(name, max(0, place.free.get(name, 0)), place.offered.get(name, 0)) for name in (need.resource, *short)]
+    (_, free, offered), *others = amounts
+    return f"{place.name} has {free} of {offered}" + "".join(f" and {has} of {of} {name}" for name, has, of in others)
 
 
 def places_of(neighbours: Neighbours) -> list[Place]:
@@ -167,12 +234,12 @@ def places_of(neighbours: Neighbours) -> list[Place]:
         amounts = objects.mapping(status, "allocatable" if "allocatable" in status else "capacity")
         offered = {str(key): number for key, value in amounts.items() if (number := quantity(value)) is not None}
         labels = {str(key): str(value) for key, value in objects.labels(node).items()}
+        offered[HOST_PORT] = 1
         places[name] = Place(name, labels, tuple(_taints(spec)), offered, dict(offered))
     for pod in neighbours.pods:
         place = places.get(objects.node_of(pod))
         if place is not None and not objects.has_ended(pod):
-            need = need_of(pod)
-            place.free[need.resource] = place.free.get(need.resource, 0) - need.gpus
+            place.take(need_of(pod))
     return list(places.values())
 
 
@@ -224,4 +291,13 @@ def need_of(pod: Manifest) -> Need:
     gpus = {str(key): quantity(value) or 0 for key, value in limits.items() if str(key).startswith(_GPUS)}
     resource, number = next(iter(sorted(gpus.items())), (GPU_RESOURCE, 0))
     selector = {str(key): str(value) for key, value in objects.mapping(pod, "spec", "nodeSelector").items()}
-    return Need(resource, number, selector, tuple(objects.members(pod, "spec", "tolerations")))
+    more = {
+        str(key): quantity(value) or 0
+        for key, value in limits.items()
+        if "/" in str(key) and not str(key).startswith(_GPUS)
+    }
+    if objects.mapping(pod, "spec").get("hostNetwork") is True:
+        more[HOST_PORT] = 1
+    topology, must_share = topology_of(pod)
+    tolerations = tuple(objects.members(pod, "spec", "tolerations"))
+    return Need(resource, number, selector, tolerations, more, topology if must_share else "")

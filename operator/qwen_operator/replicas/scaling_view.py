@@ -18,7 +18,9 @@ from qwen_operator.scaling.types import Attained, EnginePod, ScaledDeployment, S
 
 _LIMIT_OPTION = "--max-running-requests"
 _NAME_OPTION = "--served-model-name"
+_STAGES_OPTION = "--pp-size"
 _LARGEST_LIMIT = 999_999_999
+_MOST_STAGES = 64
 _LONGEST_START = 86_400
 
 
@@ -120,6 +122,7 @@ def _engine(replica: Replica, objective: Objective) -> EnginePod:
         draining=replica.draining,
         cordoned=leader.cordoned_since is not None,
         limit=untrusted.digits(_option(command, _LIMIT_OPTION), _LARGEST_LIMIT, 0),
+        stages=max(1, untrusted.digits(_option(command, _STAGES_OPTION), _MOST_STAGES, 1)),
         model=_option(command, _NAME_OPTION),
         replica=replica.name,
         objective=objective,

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qwen_operator import objects
-from qwen_operator.api.adapters import adapter_names, is_adapter_name
+from qwen_operator.api.adapters import adapter_names
 from qwen_operator.api.claims import DeploymentKey
-from qwen_operator.manifests.names import ANNOTATION_ADAPTERS
+from qwen_operator.manifests.adapters import loaded_names
 from qwen_operator.routing.membership import GatewayView, Membership, ready_ids
 from qwen_operator.untrusted import decode
 
@@ -33,7 +33,7 @@ def loaded_adapters(observed: GatewayView, membership: Membership, before: Adapt
     }
     unread = {entry.name for entry in membership.entries if entry.namespace in observed.unread}
     kept = {name: adapters for name, adapters in before.items() if name in unread}
-    had = {objects.text(pod, "metadata", "uid"): _had(pod) for pod in observed.pods}
+    had = {objects.text(pod, "metadata", "uid"): loaded_names(pod) for pod in observed.pods}
     used = _used(observed, membership)
     return kept | {
         name: {
@@ -54,12 +54,6 @@ def restore_adapters(content: str) -> Adapters:
         }
     except (ValueError, AttributeError):
         return {}
-
-
-def _had(pod: Mapping[str, object]) -> frozenset[str]:
-    """The adapters that the engine of a pod started with."""
-    names = str(objects.annotations(pod).get(ANNOTATION_ADAPTERS, "")).split(",")
-    return frozenset(name for name in names if is_adapter_name(name))
 
 
 def _used(observed: GatewayView, membership: Membership) -> dict[DeploymentKey, set[str]]:

@@ -44,6 +44,8 @@ LONGEST_START_SECONDS = 1800.0
 LEARNING_SECONDS = 600.0
 """How long a policy that does not know the speed yet, as after a change of leader, keeps a busy fleet as it is. Some
 engines never show it: those of embeddings decode nothing."""
+IDLE_TOKENS_PER_SECOND = 1.0
+"""So many prompt tokens of an engine mean nothing: an idle engine checks its own health with a prompt of a token."""
 # A size that is hardly too large is kept. Otherwise a load at the border of two sizes would change it again and again.
 _SLACK = 0.1
 _REGRET = ", and one that was needed again soon after its removal"
@@ -207,7 +209,7 @@ def _learning(history: History, sample: Sample, need: Need) -> bool:
     if history.speed is not None or sample.at - history.sizes.began >= LEARNING_SECONDS:
         return False
     # Requests may be shorter than the time between two scrapes.
-    busy = need.running > 0 or history.arrivals.rate() > 0
+    busy = need.running > 0 or history.arrivals.rate() > IDLE_TOKENS_PER_SECOND * len(sample.engines)
     return busy and any(load.work is not None for load in sample.engines)
 
 

@@ -47,7 +47,12 @@ def watch(quiet: Quiet | None, look: Look, sample: Sample, engines: tuple[Engine
 
 def wakes(look: Look) -> bool:
     """Whether the engines must be read now: somebody asked for the model, or nobody knows whether somebody did."""
-    return not look.hears or look.demand.held > 0 or look.demand.came <= QUIET_SECONDS
+    return not look.hears or asks(look)
+
+
+def asks(look: Look) -> bool:
+    """Whether somebody asked for the model lately."""
+    return look.demand.held > 0 or look.demand.came <= QUIET_SECONDS
 
 
 def next_at(quiet: Quiet, at: float, chance: float) -> float:

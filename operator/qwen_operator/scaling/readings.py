@@ -94,6 +94,17 @@ def idle(memories: Memories, engines: tuple[EnginePod, ...], at: float) -> froze
     )
 
 
+def _running(engine: EnginePod, result: Reading) -> int:
+    """The running requests.
+
+    With pipeline stages, SGLang divides them into one part for each stage and reports only the part whose turn it is
+    (managers/scheduler_components/metrics_reporter.py:1076 of 0.5.23). Then all that do not wait run, up to the limit.
+    """
+    if engine.stages == 1:
+        return result.running
+    return max(result.running, min(result.inside - result.queued, engine.limit or result.inside))
+
+
 def _step(
     memory: Memory, engine: EnginePod, result: Reading | Trouble, at: float
 ) -> tuple[Memory, EngineLoad | Reason | None]:
@@ -108,7 +119,7 @@ def _step(
     memory = replace(memory, beat=result.beat, beat_at=beat_at, missed=False)
     if at - beat_at >= FROZEN_SECONDS:
         return replace(memory, idle_since=None), Reason.METRICS_FROZEN
-    numbers = (result.running, result.queued, result.tokens_used, result.tokens_capacity, result.inside, result.work)
-    load = EngineLoad(engine.pod, engine.uid, *numbers, result.answers, result.reported)
+    numbers = (result.queued, result.tokens_used, result.tokens_capacity, result.inside, result.work)
+    load = EngineLoad(engine.pod, engine.uid, _running(engine, result), *numbers, result.answers, result.reported)
     idle_since = None if load.requests else memory.idle_since if memory.idle_since is not None else at
     return replace(memory, read_at=at, load=load, idle_since=idle_since), load

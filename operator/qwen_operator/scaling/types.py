@@ -15,6 +15,7 @@ class EnginePod:
     """The leader of a replica: the pod that answers requests.
 
     `limit`: the most requests that it runs at once (--max-running-requests); 0 if SGLang chooses it.
+    `stages`: how many pipeline stages share these requests out among themselves.
     `cordoned`: the operator removes it as soon as another replica answers in its place.
     `model`: the value of the label model_name in its metrics; "" if it is unknown.
     `replica`: the name of its replica; "" if that is the name of the pod.
@@ -28,6 +29,7 @@ class EnginePod:
     draining: bool = False
     cordoned: bool = False
     limit: int = 0
+    stages: int = 1
     model: str = ""
     replica: str = ""
     objective: Objective = field(default_factory=Objective)

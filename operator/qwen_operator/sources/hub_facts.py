@@ -6,7 +6,6 @@ is. The cache has models by their commit. Facts of other models come from the hu
 The operator retries a failed reading by itself, with growing delays. The last answer counts until there is a new one.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -19,7 +18,7 @@ from qwen_operator.api.conditions import ConditionType, Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.checkpoints.hubs import Hub, HubAnswer, HubQuery, HubReason, is_repository
+from qwen_operator.checkpoints.hubs import Hub, HubAnswer, HubQuery, HubReason, is_commit, is_repository
 from qwen_operator.checkpoints.suggestions import suggestion
 from qwen_operator.sources.scheme import Facts, SourceContext
 
@@ -38,7 +37,6 @@ _SAYS_NOTHING = (HubReason.OFFLINE, HubReason.UNAVAILABLE, HubReason.AUTH_REQUIR
 _CLAIM = "put its files on a claim and set spec.source.uri to pvc://<claim>/<path>, so that the operator reads them"
 _TOKEN = "name a Secret with a token in spec.source.secretRef"
 _COMMIT_CURE = "set hub.lookup to true, or spec.source.revision to a commit of 40 hexadecimal digits"
-_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _EXAMPLES = "it has Qwen/Qwen1.5-7B-Chat, Qwen/Qwen1.5-72B-Chat, Qwen/Qwen3-8B and others: see qwen-operator models"
 
 
@@ -75,7 +73,7 @@ def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
 def _of_catalog(facts: Checkpoint, query: HubQuery, context: SourceContext) -> Facts | Blocked | None:
     """What the catalog alone says of one of its models; None if the hub must be asked."""
     if context.defaults.cache is not None:
-        if _COMMIT.fullmatch(query.revision):
+        if is_commit(query.revision):
             return Facts(replace(facts, commit=query.revision))
         if context.online:
             return None

@@ -12,32 +12,45 @@ from dataclasses import replace
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.engine import EnvVar
-from qwen_operator.api.fields import Passthrough
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import DEFAULT_REVISIONS, TOKEN_VARIABLE, Hub
 from qwen_operator.manifests.model_cache import ENGINE_MOUNT
-from qwen_operator.planning.types import EngineDefaults, EngineSource, ModelFetch
-from qwen_operator.sources import hub_facts, inspection
+from qwen_operator.planning.types import CacheType, EngineDefaults, EngineSource, ModelCache, ModelFetch
+from qwen_operator.sources import credentials, hub_facts, inspection
+from qwen_operator.sources.credentials import TMP
 from qwen_operator.sources.scheme import Facts, SourceContext
+from qwen_runtime.checkpoints.gguf_parts import joined_name, parts_of
 
-# More than `fetch.heads` writes.
-TMP = ({"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}, {"name": "tmp", "mountPath": "/tmp"})
-"""The volume and the mount of an inspection pod that writes what it reads."""
+_GIB = 1 << 30
 
 
 def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
     """The facts of a repository: from a pod with the token if it is private, else as for every public one."""
+    if (refused := _needs_cache(hub, context)) is not None:
+        return refused
     source = inspected(hub, context.spec, context.defaults)
-    if source is None:
-        return hub_facts.resolve(hub, context)
-    if hub is Hub.MODELSCOPE and context.defaults.cache is None:
+    return hub_facts.resolve(hub, context) if source is None else inspection.resolve(context, source, {})
+
+
+def _needs_cache(hub: Hub, context: SourceContext) -> Blocked | None:
+    """Why SGLang cannot download this by itself; None if it can, or does not have to."""
+    if context.defaults.cache is not None:
+        return None
+    file = hub_facts.query_of(hub, context.spec).file
+    if (parts := len(parts_of(file))) > 1:
         message = (
-            "spec.source.secretRef is for a repository on ModelScope, which SGLang downloads without a token: set the "
-            "chart value cache, so that a container with the token downloads it, or put the files on a claim"
+            f"spec.source.file is one of {parts} parts of a split file, and SGLang opens only one file: set the chart "
+            "value cache, so that a container downloads and joins them, or put the joined file on a claim"
         )
-        return Blocked(Reason.AUTH_REQUIRED, message, waiting=False)
-    return inspection.resolve(context, source, {})
+    elif file and hub is Hub.MODELSCOPE:
+        message = (
+            "spec.source.file is in a repository on ModelScope, which SGLang downloads only as a whole: set the chart "
+            "value cache, so that a container downloads the file, or put it on a claim"
+        )
+    else:
+        return None
+    return Blocked(Reason.INVALID_CONFIG, message, waiting=False)
 
 
 def inspected(hub: Hub, spec: Spec, defaults: EngineDefaults) -> EngineSource | None:
@@ -53,6 +66,7 @@ def inspected(hub: Hub, spec: Spec, defaults: EngineDefaults) -> EngineSource | 
         *((f"--hub-url={mirror}",) if mirror else ()),
         f"--repository={query.repository}",
         f"--revision={query.revision or DEFAULT_REVISIONS[hub]}",
+        *((f"--file={query.file}",) if query.file else ()),
     )
     return EngineSource(
         model_path=str(query),
@@ -65,17 +79,13 @@ def inspected(hub: Hub, spec: Spec, defaults: EngineDefaults) -> EngineSource | 
 
 def token_of(spec: Spec, name: str = TOKEN_VARIABLE) -> EnvVar | None:
     """The variable `name` with the token of spec.source.secretRef; None without one."""
-    reference = spec.source.secret_ref if spec.source else None
-    if reference is None:
-        return None
-    value = Passthrough({"secretKeyRef": {"name": reference.name, "key": reference.key}})
-    return EnvVar(name, None, value)
+    return credentials.token(spec.source.secret_ref if spec.source else None, name)
 
 
 def cached(hub: Hub, spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource | None:
     """What SGLang loads from the cache; None if there is no cache. The source names its revision by the commit.
 
-    Of a GGUF repository the cache has the file that the spec names.
+    Of a GGUF repository the cache has the file that the spec names, whose parts are joined there.
     """
     query = hub_facts.query_of(hub, spec)
     if defaults.cache is None:
@@ -90,8 +100,13 @@ def cached(hub: Hub, spec: Spec, checkpoint: Checkpoint, defaults: EngineDefault
         file=query.file,
     )
     # SGLang chooses some chat templates by words in the path, so the path has the repository's name.
-    path = "/".join(part for part in (ENGINE_MOUNT, query.repository, query.file) if part)
+    path = "/".join(part for part in (ENGINE_MOUNT, query.repository, joined_name(query.file)) if part)
     return EngineSource(model_path=path, env=(EnvVar("HF_HUB_OFFLINE", "1"),), fetch=fetch)
+
+
+def folder_of_pod(checkpoint: Checkpoint) -> ModelCache:
+    """A folder of the pod in place of a cache. The facts have the bytes of all weights, so little is added to them."""
+    return ModelCache(CacheType.POD, "", -(-checkpoint.weight_bytes * 102 // (100 * _GIB)) + 2)
 
 
 def with_token(source: EngineSource, spec: Spec, name: str) -> EngineSource:

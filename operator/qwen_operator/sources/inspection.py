@@ -28,12 +28,20 @@ from qwen_operator.planning.adapters import MOUNT
 from qwen_operator.planning.types import EngineSource
 from qwen_operator.replicas.failures import exit_code, report_of, reported_reason
 from qwen_operator.replicas.pod_state import awaited_scheduler, stored_failure, unready_reason
+from qwen_operator.sources import image_volumes
+from qwen_operator.sources.adapters import inspecting
 from qwen_operator.sources.outbound import reaching
 from qwen_operator.sources.scheme import Facts, SourceContext, VolumeClaim
 
 FIRST_RETRY_SECONDS = 30
 LAST_RETRY_SECONDS = 600
-_CANNOT_START = (Reason.CLAIM_NOT_FOUND, Reason.CLAIM_NOT_BOUND, Reason.IMAGE_PULL_FAILED, Reason.POD_REFUSED)
+_CANNOT_START = (
+    Reason.CLAIM_NOT_FOUND,
+    Reason.CLAIM_NOT_BOUND,
+    Reason.IMAGE_PULL_FAILED,
+    Reason.POD_REFUSED,
+    *image_volumes.REASONS,
+)
 PHASE = "Inspect"
 """`status.lastFailure.phase` of a failed inspection."""
 
@@ -47,9 +55,10 @@ def resolve(
     `base` are the facts of the model, if the pod reads only adapters.
     """
     spec, claim = context.spec, context.claim
-    source = reaching(mounted(source, spec), spec, context.defaults.outbound)
-    shown = {**shown, f"{MOUNT}/": uris.PVC.prefix}
     near = not source.inspection and (claim is None or not claim.bound)
+    source = inspecting(mounted(source, spec), spec, context.defaults)
+    source = reaching(source, spec, context.defaults.outbound)
+    shown = {**shown, f"{MOUNT}/": uris.PVC.prefix}
     place = InspectionPlace(products(spec, context.inventory), near_gpus=near)
     desired = inspection_pod(context.identity, spec, source, context.runtime, place)
     name, pod, deployment = desired["metadata"]["name"], context.inspection, context.deployment
@@ -61,8 +70,9 @@ def resolve(
         return _waiting(spec, before, ())
     ended = _ended(pod)
     if ended is None:
-        return _unfinished(context, pod, before, desired)
-    outcome = _outcome(pod, ended, shown, lambda report: _facts(spec, report, base))
+        unready = image_volumes.unready(pod, source) or unready_reason(pod)
+        return _unfinished(context, before, desired, unready)
+    outcome = image_volumes.judged(pod, source, _outcome(pod, ended, shown, lambda report: _facts(spec, report, base)))
     if isinstance(outcome, Checkpoint):
         return Facts(outcome)
     reason, message = outcome
@@ -91,18 +101,20 @@ def _waiting(spec: Spec, before: Failure | None, actions: tuple[Action, ...]) ->
     return Blocked(Reason.INSPECTING, message, waiting=True, actions=actions)
 
 
-def _unfinished(context: SourceContext, pod: Manifest, before: Failure | None, desired: Manifest) -> Blocked:
-    name = pod["metadata"]["name"]
+def _unfinished(
+    context: SourceContext, before: Failure | None, desired: Manifest, unready: tuple[Reason, str]
+) -> Blocked:
+    pod, claim = context.inspection, context.claim
+    assert pod is not None
     repair = pod_repair(desired, pod)
-    actions = (Patch(Kind.POD, name, repair, ActionReason.DRIFTED),) if repair else ()
-    reason, message = unready_reason(pod)
-    claim = context.claim
+    actions = (Patch(Kind.POD, pod["metadata"]["name"], repair, ActionReason.DRIFTED),) if repair else ()
+    reason, message = unready
     if reason is Reason.WAITING_FOR_GPUS and claim is not None and not claim.bound:
         reason, message = Reason.CLAIM_NOT_BOUND, _unbound(claim, pod)
     if reason in _CANNOT_START:
         return Blocked(reason, message, waiting=True, failure=before, actions=actions)
     blocked = _waiting(context.spec, before, actions)
-    if before is None and (reason is Reason.WAITING_FOR_GPUS or awaited_scheduler(pod)):
+    if before is None and (reason in (Reason.WAITING_FOR_GPUS, Reason.INSPECTING) or awaited_scheduler(pod)):
         return Blocked(Reason.INSPECTING, message, waiting=True, actions=actions)
     return blocked
 
@@ -131,7 +143,7 @@ def _ended(pod: Manifest) -> Mapping[str, Any] | None:
 def _facts(spec: Spec, report: Mapping[str, Any], base: Checkpoint | None) -> Checkpoint:
     """The facts of the model and of its adapters. Raises InvalidFactsError."""
     facts = base or Checkpoint.from_inspection(report)
-    adapters = [(one.name, one.source.uri) for one in spec.sorted_adapters]
+    adapters = [(one.name, one.source.place) for one in spec.sorted_adapters]
     return replace(facts, adapters=of_report(adapters, report)) if adapters else facts
 
 

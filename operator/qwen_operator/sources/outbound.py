@@ -20,7 +20,7 @@ def reaching(source: EngineSource, spec: Spec, outbound: Outbound) -> EngineSour
     """The source with the settings for the container that connects to others; unchanged if none does."""
     if outbound == Outbound(no_proxy=outbound.no_proxy, key=outbound.key):
         return source
-    if not (source.fetch or source.downloads or source.inspection):
+    if not (source.fetch or source.downloads or source.inspection or source.adapter_fetches):
         return source
     env = _environment(outbound)
     bundle, name = bool(outbound.config_map), _free([str(volume.get("name")) for volume in spec.pod.volumes])
@@ -30,6 +30,10 @@ def reaching(source: EngineSource, spec: Spec, outbound: Outbound) -> EngineSour
     if source.fetch is not None:
         fetch = source.fetch
         return replace(changed, fetch=replace(fetch, env=(*fetch.env, *env), mounts=(*fetch.mounts, *mounts)))
+    if source.adapter_fetches:
+        changed = replace(changed, fetch_env=env, fetch_mounts=mounts)
+    if not (source.downloads or source.inspection):
+        return changed
     return replace(changed, env=(*source.env, *env), mounts=(*source.mounts, *mounts))
 
 

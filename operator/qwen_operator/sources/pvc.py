@@ -4,12 +4,12 @@ from qwen_operator.actions.blocked import Blocked
 from qwen_operator.api import uris
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.manifests.names import SOURCE_VOLUME
 from qwen_operator.planning.types import EngineDefaults, EngineSource
 from qwen_operator.sources import inspection
 from qwen_operator.sources.scheme import Facts, Scheme, SourceContext
 
 _MOUNT = "/models/source"
-_VOLUME = "source"
 
 
 def claim_and_path(spec: Spec) -> tuple[str, str]:
@@ -24,8 +24,8 @@ def _mounted(spec: Spec) -> EngineSource:
     claim, path = claim_and_path(spec)
     return EngineSource(
         model_path="/".join(part for part in (_MOUNT, path, spec.source.file) if part),
-        volumes=({"name": _VOLUME, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}},),
-        mounts=({"name": _VOLUME, "mountPath": _MOUNT, "readOnly": True},),
+        volumes=({"name": SOURCE_VOLUME, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}},),
+        mounts=({"name": SOURCE_VOLUME, "mountPath": _MOUNT, "readOnly": True},),
     )
 
 

@@ -12,7 +12,7 @@ from qwen_operator.manifests.adapters import mounted
 from qwen_operator.manifests.names import Manifest, PodIdentity
 from qwen_operator.manifests.pods import InspectionPlace, RuntimeImage
 from qwen_operator.planning.types import EngineDefaults, EngineSource
-from qwen_operator.sources import hf, inspection, modelscope, outbound, pvc, s3
+from qwen_operator.sources import adapters, hf, inspection, modelscope, oci, outbound, pvc, s3
 from qwen_operator.sources.scheme import Facts, Scheme, SourceContext
 
 SCHEMES = {
@@ -22,6 +22,7 @@ SCHEMES = {
         hf.SCHEME,
         modelscope.SCHEME,
         s3.SCHEME,
+        oci.SCHEME,
     )
 }
 """Every scheme by its name in a uri."""
@@ -47,7 +48,8 @@ def resolve(context: SourceContext) -> Facts | Blocked:
 def engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
     """Where SGLang finds the model with these facts."""
     source = scheme_of(spec, defaults).engine_source(spec, checkpoint, defaults)
-    return outbound.reaching(mounted(source, spec), spec, defaults.outbound)
+    loaded = adapters.loading(mounted(source, spec), spec, checkpoint, defaults)
+    return outbound.reaching(loaded, spec, defaults.outbound)
 
 
 def hub_query(spec: Spec, defaults: EngineDefaults) -> HubQuery | None:
@@ -60,7 +62,9 @@ def inspected(spec: Spec, defaults: EngineDefaults) -> EngineSource | None:
     """What the inspection pod mounts or runs; None if no pod reads this source."""
     of_scheme = scheme_of(spec, defaults).inspected
     source = of_scheme(spec, defaults) if of_scheme else None
-    return outbound.reaching(mounted(source, spec), spec, defaults.outbound) if source else None
+    if source is None:
+        return None
+    return outbound.reaching(adapters.inspecting(mounted(source, spec), spec, defaults), spec, defaults.outbound)
 
 
 def inspection_pod(

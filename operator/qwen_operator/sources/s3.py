@@ -5,24 +5,19 @@ finds a digest of the names, sizes and ETags: the commit of these files. Replica
 none. Without the chart's cache, each pod has the files in a folder of its own.
 """
 
-from typing import Any
-
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.api import uris
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.engine import EnvVar
-from qwen_operator.api.fields import Passthrough
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.model_cache import ENGINE_MOUNT, bucket_folder, bucket_location
-from qwen_operator.planning.types import CacheType, EngineDefaults, EngineSource, ModelCache, ModelFetch
-from qwen_operator.sources import inspection
-from qwen_operator.sources.hub_files import TMP
+from qwen_operator.planning.types import EngineDefaults, EngineSource, ModelFetch
+from qwen_operator.sources import credentials, inspection
+from qwen_operator.sources.credentials import TMP
+from qwen_operator.sources.hub_files import folder_of_pod
 from qwen_operator.sources.scheme import Facts, Scheme, SourceContext
-
-_NEEDED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-_OPTIONAL = ("AWS_SESSION_TOKEN", "AWS_REGION")
-_GIB = 1 << 30
+from qwen_runtime.checkpoints.gguf_parts import joined_name
 
 
 def _resolve(context: SourceContext) -> Facts | Blocked:
@@ -45,12 +40,13 @@ def _inspected(spec: Spec, defaults: EngineDefaults) -> EngineSource:
     """What the inspection pod runs."""
     assert spec.source is not None
     revision = (f"--revision={spec.source.revision}",) if spec.source.revision else ()
+    file = (f"--file={spec.source.file}",) if spec.source.file else ()
     return EngineSource(
         model_path=spec.source.uri,
         env=_credentials(spec),
         volumes=TMP[:1],
         mounts=TMP[1:],
-        inspection=("qwen-operator", "inspect-s3", *_place(spec, defaults), *revision),
+        inspection=("qwen-operator", "inspect-s3", *_place(spec, defaults), *revision, *file),
     )
 
 
@@ -62,32 +58,24 @@ def _place(spec: Spec, defaults: EngineDefaults) -> tuple[str, ...]:
 
 
 def _credentials(spec: Spec) -> tuple[EnvVar, ...]:
-    reference = spec.source.secret_ref if spec.source else None
-    if reference is None:
-        return ()
-    entries: list[dict[str, Any]] = [{"name": reference.name, "key": key} for key in _NEEDED]
-    entries += [{"name": reference.name, "key": key, "optional": True} for key in _OPTIONAL]
-    return tuple(EnvVar(str(entry["key"]), None, Passthrough({"secretKeyRef": entry})) for entry in entries)
+    return credentials.of_bucket(spec.source.secret_ref if spec.source else None)
 
 
 def _engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
     assert spec.source is not None
     fetch = ModelFetch(
-        cache=defaults.cache or _of_pod(checkpoint),
+        cache=defaults.cache or folder_of_pod(checkpoint),
         hub=uris.S3.scheme,
         repository=bucket_folder(spec.source.location),
         commit=checkpoint.commit or spec.source.revision or "unknown",
+        file=spec.source.file or "",
         options=_place(spec, defaults),
         env=_credentials(spec),
     )
     # SGLang chooses some chat templates by words in the path.
-    path = "/".join(filter(None, (ENGINE_MOUNT, *bucket_location(spec.source.location))))
+    parts = (ENGINE_MOUNT, *bucket_location(spec.source.location), joined_name(spec.source.file or ""))
+    path = "/".join(filter(None, parts))
     return EngineSource(model_path=path, env=(EnvVar("HF_HUB_OFFLINE", "1"),), fetch=fetch)
-
-
-def _of_pod(checkpoint: Checkpoint) -> ModelCache:
-    """A folder of the pod. The inspection counted all tensors of all files, so little is added to them."""
-    return ModelCache(CacheType.POD, "", -(-checkpoint.weight_bytes * 102 // (100 * _GIB)) + 2)
 
 
 SCHEME = Scheme(uris.S3, _resolve, _engine_source, inspected=_inspected)

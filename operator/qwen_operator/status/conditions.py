@@ -24,14 +24,16 @@ from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.fetches import fetches, in_words
 from qwen_operator.replicas.groups import Replica, SortedReplicas
 from qwen_operator.replicas.holding import Hold
-from qwen_operator.replicas.pod_state import last_failure, stored_failure
+from qwen_operator.replicas.pod_state import PodState, last_failure, stored_failure
+from qwen_operator.replicas.prefetch import NOTHING, Prefetch, failing
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.load import LoadClass
 from qwen_operator.scaling.types import UNKNOWN
 from qwen_operator.sources.inspection import PHASE
-from qwen_operator.status.adapters import adapters_status
+from qwen_operator.status.adapters import Loading, adapters_status, not_loaded
 from qwen_operator.status.names import lost_message, lost_reason
 from qwen_operator.status.observed import mismatch, observed, startup_seconds
+from qwen_operator.status.prefetch import held_back, prefetched, remark
 from qwen_operator.status.progress import ProgressPage, column, progress_of, sentence
 from qwen_operator.status.rollouts import held_verdict, without_room
 
@@ -56,7 +58,9 @@ class StatusInput:
     `pages`: how far the downloads and starts of pods are, by uid. `progress` is `status.progress`; `build_status` sets
     it.
     `short_of_gpus`: why other deployments have the GPUs of wanted replicas; "" if they do not.
-    `granted`: for how many the GPUs suffice then.
+    `granted`: for how many the GPUs suffice then. `adapter_failures`: why engines could not load adapters, by name.
+    `why_replaced`: why a change of adapters replaces replicas; "" if it does not.
+    `prefetch`: what is downloaded before engine pods need it.
     """
 
     spec: Spec
@@ -79,6 +83,9 @@ class StatusInput:
     unplaced: Failure | None = None
     short_of_gpus: str = ""
     granted: int | None = None
+    adapter_failures: Mapping[str, str] = field(default_factory=dict)
+    why_replaced: str = ""
+    prefetch: Prefetch = NOTHING
 
     @property
     def ready(self) -> list[Replica]:
@@ -146,13 +153,12 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
     """The complete status; `now` is RFC 3339."""
     meta, old = deployment["metadata"], objects.mapping(deployment, "status")
     members = [pod for replica in given.replicas.serving for pod in replica.members]
-    weights = {one.revision: one.facts.weight_bytes for one in (given.running, given.target) if one is not None}
-    progress = progress_of(objects.mapping(old, "progress"), members, given.pages, given.rules.now, weights)
-    given = replace(given, progress=progress)
+    given = replace(given, progress=_how_far(given, objects.mapping(old, "progress"), members))
     target, blocked, running = given.target, given.blocked, given.running
     facts = target.facts if target else blocked.facts if blocked else None
     failure = _reported_failure(given, old)
     seen = observed(running, given.replicas.serving, given.rules.scaling, old)
+    loading = Loading(given.ready, given.revision, given.wanted, blocked, given.adapter_failures)
     observation = Observation(
         generation=int(meta.get("generation") or 0),
         replicas=given.replicas.count(given.wanted.number, given.rules.max_surge),
@@ -178,12 +184,19 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
         scaling=_scaling_report(given),
         load=given.rules.scaling.load if given.rules.scaling else LoadClass.NONE,
         observed=seen,
-        progress=progress,
-        cache=in_words(fetches(members)),
-        adapters=adapters_status(given.spec.adapters, given.ready, given.wanted, blocked),
+        progress=given.progress,
+        cache=", ".join(filter(None, (in_words(fetches(members)), prefetched(given.prefetch)))),
+        adapters=adapters_status(given.spec.adapters, loading),
     )
     new = build(observation, old, now)
     return {**new, "summary": {**new["summary"], **_column(given, str(new["summary"]["status"]))}}
+
+
+def _how_far(given: StatusInput, shown: Mapping[str, Any], members: list[PodState]) -> dict[str, Any] | None:
+    """`status.progress`: of a replica or, if none is busy, of a pod that downloads before engine pods need it."""
+    weights = {one.revision: one.facts.weight_bytes for one in (given.running, given.target) if one is not None}
+    of_replica = progress_of(shown, members, given.pages, given.rules.now, weights)
+    return of_replica or progress_of(shown, given.prefetch.pods, given.pages, given.rules.now, weights)
 
 
 def _scaling_report(given: StatusInput) -> ScalingReport:
@@ -231,10 +244,16 @@ def _reported_failure(given: StatusInput, old: Mapping[str, Any]) -> Failure | N
     if given.blocked is not None:
         return None
     inspection = record.get("phase") == PHASE
-    of_revision = f"-{given.revision}-" in str(record.get("pod", "")) and not inspection
+    of_revision = _of_revision(given, str(record.get("pod", ""))) and not inspection
     replicas = (*given.replicas.serving, *given.replicas.gone, *given.replicas.ended)
     pods = [pod for replica in replicas if replica.revision == given.revision for pod in replica.members]
+    pods += given.prefetch.pods
     return last_failure(record if of_revision else {}, pods)
+
+
+def _of_revision(given: StatusInput, pod: str) -> bool:
+    """Whether a pod is of the present revision: by its name, or because it serves as that revision by now."""
+    return f"-{given.revision}-" in pod or any(pod == replica.leader.name for replica in given.current)
 
 
 def _verdicts(
@@ -257,13 +276,14 @@ def _verdicts(
     if stalled is not None:
         verdicts.append(stalled)
     elif _reconciling(given):
+        why = f"; new replicas come because {given.why_replaced}" if given.why_replaced else ""
         rollout = bool(given.ready) and reason is Reason.SERVING
         if rollout:
-            reconciling = (Reason.REPLACING, "the operator replaces pods of an earlier revision")
+            reconciling = (Reason.REPLACING, f"the operator replaces pods of an earlier revision{why}")
         elif given.blocked is not None:
             reconciling = (given.blocked.reason, given.blocked.message)
         else:
-            reconciling = (reason, message)
+            reconciling = (reason, f"{message}{why}")
         verdicts.append(Verdict(ConditionType.RECONCILING, True, *reconciling))
     if (degraded := _degraded(given, message, seen)) is not None:
         verdicts.append(degraded)
@@ -300,6 +320,8 @@ def _progress_of_target(given: StatusInput) -> tuple[Reason, str]:
     if (waiting := _most_urgent(given.current)) is not None:
         return waiting.reason, _with_progress(given, waiting)
     missing = given.wanted.number - sum(replica.ready for replica in given.current)
+    if given.prefetch.holds(missing):
+        return held_back(given.prefetch, given.progress)
     if missing > 0 and given.short_of_gpus:
         return Reason.WAITING_FOR_GPUS, given.short_of_gpus
     if missing > 0:
@@ -382,6 +404,8 @@ def _comes_by_itself(given: StatusInput) -> bool:
     """Whether nothing keeps the replica that wakes from answering."""
     if given.blocked is not None or _obstacle(given) is not None:
         return False
+    if any(failing(pod) for pod in given.prefetch.pods) and not given.current:
+        return False
     return all(replica.on_the_way for replica in given.current if not replica.ready)
 
 
@@ -428,7 +452,7 @@ def _planned(meta: Manifest, given: StatusInput, seen: Mapping[str, Any] | None)
         parts.append(
             f"it is held back: status.plan shows the earlier revision {given.hold.earlier.revision}, which runs"
         )
-    parts.append(_long_wake(given, seen))
+    parts += [_long_wake(given, seen), remark(given.prefetch)]
     return Verdict(ConditionType.PLANNED, True, Reason.FITS, "; ".join(part for part in parts if part))
 
 
@@ -470,6 +494,7 @@ def _stalled(given: StatusInput, reason: Reason, message: str, failure: Failure 
         text = f"{failure.count} identical failures; {message}"
         return Verdict(ConditionType.STALLED, True, reason, text)
     looping = any(replica.crash_looping and replica.reason is reason for replica in given.current)
+    looping = looping or any(pod.crash_looping and pod.reason is reason for pod in given.prefetch.pods)
     return Verdict(ConditionType.STALLED, True, reason, message) if looping else None
 
 
@@ -499,4 +524,6 @@ def _degraded(given: StatusInput, message: str, seen: Mapping[str, Any] | None) 
     broken = [replica for replica in given.current if not replica.ready and not replica.on_the_way]
     if broken:
         return Verdict(ConditionType.DEGRADED, True, Reason.REPLICA_LOST, message)
+    if (failed := not_loaded(given.adapter_failures)) is not None:
+        return failed
     return mismatch(given.running.plan, seen) if given.running else None

@@ -22,7 +22,7 @@ from qwen_operator.tenancy.rules import allowed_variable, may_allow
 RIGHT = "a tenant may serve any model while the list is empty, and then only models from the places on it"
 FORM = (
     "a whole source such as hf://Qwen/Qwen3-8B, hf://Qwen/Qwen3-8B@v1.0 or pvc://models/qwen, or the beginning of one "
-    "with * after a slash, such as hf://Qwen/*, hf://Qwen/Qwen3-* or pvc://*"
+    "with * after a slash, such as hf://Qwen/*, hf://Qwen/Qwen3-*, oci://registry.example.com/models/* or pvc://*"
 )
 """What an entry of the list must be."""
 SHOWN = 3
@@ -42,6 +42,9 @@ class Place:
         return f"{self.uri}@{self.revision}" if self.revision else self.uri
 
 
+_HUBS = tuple(form.prefix for form in uris.FORMS.values() if form.repository)
+
+
 def field_of(spec: Mapping[str, Any]) -> str:
     """The path of the field that decides about the place."""
     return "spec.source" if mapping(spec, "source") else "spec.model"
@@ -59,7 +62,13 @@ def place_of(spec: Mapping[str, Any], hub: str) -> Place:
 
 def adapter_places(spec: Mapping[str, Any]) -> tuple[Place, ...]:
     """The places of the adapters of a spec as the user wrote them, in their order."""
-    return tuple(Place(text(one, "source", "uri")) for one in members(spec, "adapters"))
+    return tuple(_adapter_place(mapping(one, "source")) for one in members(spec, "adapters"))
+
+
+def _adapter_place(source: Mapping[str, Any]) -> Place:
+    uri, revision = text(source, "uri"), text(source, "revision")
+    counts = revision not in uris.MAIN_BRANCHES and uri.startswith(_HUBS)
+    return Place(uri, revision if counts else "")
 
 
 def parsed(written: str) -> Place:
@@ -95,7 +104,8 @@ def is_entry(entry: str) -> bool:
         return False
     if start == entry:
         return _is_place(entry)
-    return not rest or ("/" in rest and _is_place(f"{start}x"))
+    # The beginning of an image's address becomes a whole one with a tag.
+    return not rest or ("/" in rest and (_is_place(f"{start}x") or _is_place(f"{start}x:x")))
 
 
 def _is_place(written: str) -> bool:
@@ -136,14 +146,20 @@ def _allows_cel() -> str:
     return f"size({_ALLOWED}) == 0 || {_PLACE} == variables.oldModelPlace || ({form} && {found})"
 
 
-_ADAPTERS = "spec.?adapters.orValue([]).map(a, a.?source.?uri.orValue(''))"
+_ON_HUB = "(" + " || ".join(f"{{}}.startsWith('{prefix}')" for prefix in _HUBS) + ")"
+_URI, _REVISION = "a.?source.?uri.orValue('')", "a.?source.?revision.orValue('')"
+_COUNTS = f"!({_REVISION} in {json.dumps(('', *uris.MAIN_BRANCHES))}) && {_ON_HUB.replace('{}', _URI)}"
+_ADAPTERS = f"spec.?adapters.orValue([]).map(a, {_URI} + ({_COUNTS} ? '@' + {_REVISION} : ''))"
 
 
 def _allows_adapter_cel() -> str:
-    """The rule for one adapter, `uri`. It has no revision, because its source is no repository."""
+    """The rule for one adapter, `place`: its uri, and @REVISION of a repository."""
+    on_hub = _ON_HUB.replace("{}", "place")
     form = " && ".join(f"({rule.cel.replace('self', 'uri')})" for rule in uris.URI_RULES)
-    found = "p == uri || (p.endsWith('*') && uri.startsWith(p.substring(0, size(p) - 1)))"
-    return f"uri in variables.oldAdapters || ({form} && {_ALLOWED}.exists(p, {found}))"
+    named = f"[{on_hub} ? place.split('@')[0] : place].exists(uri, {form})"
+    free = f"(!({on_hub} && place.contains('@')) || p.contains('@') || p.endsWith('://*'))"
+    found = f"p == place || (p.endsWith('*') && place.startsWith(p.substring(0, size(p) - 1)) && {free})"
+    return f"place in variables.oldAdapters || ({named} && {_ALLOWED}.exists(p, {found}))"
 
 
 VARIABLES: tuple[dict[str, str], ...] = tuple(
@@ -155,7 +171,7 @@ VARIABLES: tuple[dict[str, str], ...] = tuple(
         ("oldAdapters", f"oldObject != null ? oldObject.{_ADAPTERS} : []"),
         (
             "refusedAdapters",
-            f"size({_ALLOWED}) == 0 ? [] : object.{_ADAPTERS}.filter(uri, !({_allows_adapter_cel()}))",
+            f"size({_ALLOWED}) == 0 ? [] : object.{_ADAPTERS}.filter(place, !({_allows_adapter_cel()}))",
         ),
     )
 )

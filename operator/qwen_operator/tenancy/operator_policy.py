@@ -4,8 +4,9 @@ RBAC says which kinds it may write. This says which objects: pods of QwenDeploym
 the namespaces served. So a stolen token makes no privileged pod, and none in kube-system.
 
 The chart defines the variables `served`, `releaseNamespace`, `keysSecret`, `lease`, `restricted`, `exempt`,
-`injectedContainers`, `injectedVolumes` and `cachePath`, and the lists. `cachePath` is the folder of the nodes that is
-the cache, or "".
+`injectedContainers`, `injectedVolumes`, `cachePath`, `hostNetwork` and `ipcLock`, and the lists. `cachePath` is the
+folder of the nodes that is the cache, or "". `hostNetwork` and `ipcLock`: whether the chart gives them to the pods of
+replicas over several nodes.
 """
 
 from __future__ import annotations
@@ -14,13 +15,22 @@ from typing import Any
 
 from qwen_operator.manifests import names
 from qwen_operator.manifests.model_cache import ENGINE_VOLUME, VOLUME
+from qwen_operator.manifests.multi_node import IPC_LOCK
 from qwen_operator.tenancy.lists import Setting
 from qwen_operator.tenancy.rules import RULES, allowed_variable
 
-_ROLES = (names.ROLE_ENGINE, names.ROLE_ENGINE_WORKER, names.ROLE_INSPECTION)
-_CONTAINERS = (names.ENGINE_CONTAINER, names.INSPECTION_CONTAINER, names.FETCH_CONTAINER, "runtime")
+_ROLES = (names.ROLE_ENGINE, names.ROLE_ENGINE_WORKER, names.ROLE_INSPECTION, names.ROLE_FETCH)
+_CONTAINERS = (
+    names.ENGINE_CONTAINER,
+    names.INSPECTION_CONTAINER,
+    names.IMAGE_CONTAINER,
+    names.FETCH_CONTAINER,
+    names.FETCHED_CONTAINER,
+    names.RUNTIME_CONTAINER,
+)
 _CONTAINER_SECURITY = ("allowPrivilegeEscalation", "capabilities", "readOnlyRootFilesystem")
-_HOST = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
+_ROOT_SECURITY = (*_CONTAINER_SECURITY, "runAsUser", "runAsNonRoot")
+_HOST = ("hostPID", "hostIPC", "shareProcessNamespace")
 
 
 def _list(words: tuple[str, ...]) -> str:
@@ -38,6 +48,9 @@ def _label(of: str, key: str) -> str:
     return f"{of}.metadata.?labels[?'{key}'].orValue('')"
 
 
+_MEMBER = f"{_label('object', names.LABEL_REPLICA)} != ''"
+_HOST_NETWORK = f"(variables.hostNetwork && {_MEMBER} && object.spec.?hostNetwork.orValue(false))"
+_LOCKS = f"(variables.ipcLock && {_MEMBER} && c.name == '{names.ENGINE_CONTAINER}')"
 _SECURITY = f"variables.{allowed_variable(Setting.SECURITY_CONTEXT)}"
 _PRIORITY = f"variables.{allowed_variable(Setting.PRIORITY_CLASSES)}"
 _ACCOUNTS = f"variables.{allowed_variable(Setting.SERVICE_ACCOUNTS)}"
@@ -47,7 +60,9 @@ _CACHE = (
     f"((item.name == '{VOLUME}' && {_PATH} == variables.cachePath) || "
     f"(item.name == '{ENGINE_VOLUME}' && {_PATH} == variables.cachePath + '/' + request.namespace))"
 )
-_VOLUMES = f"{_refused('volumes', '[]')}.filter(item, !({_CACHE}))"
+# An image that a user names as the source of the model. The rule for spec.source judges it.
+_IMAGE = f"(item.name == '{names.SOURCE_VOLUME}' && item.all(m, m in ['name', 'image']))"
+_VOLUMES = f"{_refused('volumes', '[]')}.filter(item, !({_CACHE}) && !{_IMAGE})"
 
 VARIABLES: tuple[dict[str, str], ...] = tuple(
     {"name": name, "expression": expression}
@@ -93,6 +108,7 @@ _OURS_BEFORE = (
 _NO_HOST = (
     "!variables.changesSpec || ("
     + " && ".join(f"!object.spec.?{name}.orValue(false)" for name in _HOST)
+    + f" && (!object.spec.?hostNetwork.orValue(false) || {_HOST_NETWORK})"
     + " && !object.spec.?automountServiceAccountToken.orValue(true) && !has(object.spec.resourceClaims) && "
     "size(object.spec.?ephemeralContainers.orValue([])) == 0 && "
     # The scheduler chooses the node, with the tolerations that the lists allow.
@@ -100,11 +116,11 @@ _NO_HOST = (
 )
 _BOUND = (
     f"variables.containers.all(c, c.name in {_list(_CONTAINERS)} && has(c.securityContext) && "
-    f"c.securityContext.all(m, m in {_list(_CONTAINER_SECURITY)}) && "
+    f"c.securityContext.all(m, m in ({_LOCKS} ? {_list(_ROOT_SECURITY)} : {_list(_CONTAINER_SECURITY)})) && "
     "!c.securityContext.?allowPrivilegeEscalation.orValue(true) && "
-    "size(c.securityContext.?capabilities.?add.orValue([])) == 0 && "
+    f"c.securityContext.?capabilities.?add.orValue([]).all(one, one == '{IPC_LOCK}' && {_LOCKS}) && "
     "'ALL' in c.securityContext.?capabilities.?drop.orValue([]) && "
-    "c.?ports.orValue([]).all(p, p.?hostPort.orValue(0) == 0) && !has(c.volumeDevices))"
+    f"c.?ports.orValue([]).all(p, p.?hostPort.orValue(0) == 0 || {_HOST_NETWORK}) && !has(c.volumeDevices))"
 )
 _TIGHT = (
     "!variables.judged || size(variables.refusedSecurity) == 0 && "
@@ -132,7 +148,11 @@ VALIDATIONS: tuple[dict[str, str], ...] = tuple(
         ),
         (_OWNED, "the operator may write only pods that a QwenDeployment controls, with its labels and name"),
         (_OURS_BEFORE, "the operator may change and delete only pods of QwenDeployments"),
-        (_NO_HOST, "pods of QwenDeployments share nothing with the node, and mount no token"),
+        (
+            _NO_HOST,
+            "pods of QwenDeployments share nothing with the node, and mount no token; the network of the node is for "
+            "replicas over several nodes, if the chart's multiNode.hostNetwork gives it to them",
+        ),
         (
             _BOUND,
             "containers of QwenDeployments drop all capabilities and gain no privileges; name those that your webhooks "

@@ -35,6 +35,7 @@ _LARGEST_ALIGNMENT = 1 << 20
 _VERSIONS = (2, 3)
 _CHUNK = 1 << 20
 
+MAGIC = b"GGUF"
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _TEXT, _LIST = 8, 9
 
@@ -129,7 +130,8 @@ class Header:
 
     `values` are the metadata entries that are numbers, flags or texts; `lengths` are the lengths of the lists.
     `data_start` is where the tensors begin, and `end` is how many bytes the file must have. `digest` is the SHA-256 of
-    the header.
+    the header. `places` says where the metadata entries are in the file: first byte, and the byte after the last. Every
+    tensor begins at a multiple of `alignment`.
     """
 
     values: Mapping[str, Any]
@@ -137,6 +139,8 @@ class Header:
     tensors: Mapping[str, Tensor]
     data_start: int
     digest: str
+    places: Mapping[str, tuple[int, int]]
+    alignment: int
 
     @property
     def end(self) -> int:
@@ -222,11 +226,12 @@ class _Reader:
     values: dict[str, Any] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
     items: int = 0
 
     def header(self) -> Header:
         magic = self.cursor.take(4, "its first bytes")
-        if magic != b"GGUF":
+        if magic != MAGIC:
             right = "it must begin with GGUF"
             raise InvalidFactsError(
                 f"{self.file} is no GGUF file: it begins with {magic!r}, {right}",
@@ -244,7 +249,8 @@ class _Reader:
         if not isinstance(alignment, int) or not 1 <= alignment <= _LARGEST_ALIGNMENT or alignment & (alignment - 1):
             raise self._refuse("general.alignment", alignment, f"a power of two up to {_LARGEST_ALIGNMENT}")
         start = -(-self.cursor.position // alignment) * alignment
-        return Header(self.values, self.lengths, self.tensors, start, self.cursor.finish())
+        digest = self.cursor.finish()
+        return Header(self.values, self.lengths, self.tensors, start, digest, self.places, alignment)
 
     def _refuse(self, name: str, value: object, right: str) -> InvalidFactsError:
         return InvalidFactsError(
@@ -266,6 +272,7 @@ class _Reader:
             raise InvalidFactsError(f"{self.file}: {name} is not UTF-8 text") from None
 
     def _entry(self) -> None:
+        first = self.cursor.position
         key = self._text("a metadata key", _LONGEST_KEY)
         if key in self.values or key in self.lengths:
             raise InvalidFactsError(
@@ -285,6 +292,7 @@ class _Reader:
             self.lengths[key] = self._list()
         else:
             raise self._refuse("the type of a metadata value", type_, "a number from 0 to 12")
+        self.places[key] = (first, self.cursor.position)
 
     def _list(self) -> int:
         type_ = self.cursor.number("<I", "its metadata")

@@ -2,8 +2,9 @@
 
 SGLang takes the numbers of the model from a config.json beside the file, else from the header
 (srt/utils/hf_transformers/config.py:344), and the tokenizer likewise by tokenizer_config.json. It opens one file
-(srt/model_loader/weight_utils.py:1474), so the parts of a split one cannot be served. A tensor of the file that the
-model class lacks is passed over, and one that the file lacks stays as it was allocated. So the names are checked here.
+(srt/model_loader/weight_utils.py:1474): the parts of a split one must be joined first (`gguf_parts`). A tensor of the
+file that the model class lacks is passed over, and one that the file lacks stays as it was allocated. So the names are
+checked here.
 """
 
 from __future__ import annotations
@@ -47,7 +48,6 @@ def report(header: Header, file: str, config: Mapping[str, Any] | None = None) -
     Raises InvalidFactsError, which names the file and the field.
     """
     fields = Fields(header.values, f"{file}: ")
-    _refuse_parts(fields, file)
     architecture = _architecture(fields, file)
     model = _model(header, fields, architecture, config, file)
     _check_tensors(header, model, architecture, file)
@@ -81,15 +81,6 @@ def _architecture(fields: Fields, file: str) -> str:
     raise UnknownArchitectureError(
         f"{file} has the architecture {shown(name)}: {right}", f"{file} has the architecture {kind(name)}: {right}"
     )
-
-
-def _refuse_parts(fields: Fields, file: str) -> None:
-    parts = fields.optional("split.count", 1 << 16, low=0) or 0
-    if parts > 1:
-        raise InvalidFactsError(
-            f"{file} is one of {parts} parts of a split file, and SGLang opens only one file: join them with "
-            "llama-gguf-split --merge FIRST_PART NEW_FILE, and set spec.source.file to the new file"
-        )
 
 
 def _model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from qwen_operator.kube import (
     POD_DISRUPTION_BUDGETS,
     PODS,
     QWENDEPLOYMENTS,
+    ApiError,
     Forbidden,
+    Gone,
     Invalid,
     Manifest,
     NamespaceTerminating,
@@ -108,8 +111,10 @@ async def test_the_pods_of_a_deleted_namesake_are_waited_for_and_not_called_fore
         (Forbidden(403, "Forbidden", "pods is forbidden: violates PodSecurity"), "PodRefused"),
         (Forbidden(403, "Forbidden", "exceeded quota: gpus"), "QuotaExceeded"),
         (Forbidden(403, "Forbidden", "failed quota: cpu: must specify limits.cpu"), "QuotaExceeded"),
+        (ApiError(413, "RequestEntityTooLarge", "ValidatingAdmissionPolicy 'small' denied request"), "PodRefused"),
+        (Gone(410, "Gone", "admission webhook denied the request"), "PodRefused"),
     ],
-    ids=["invalid", "policy", "quota", "quota on limits"],
+    ids=["invalid", "policy", "quota", "quota on limits", "policy of another status", "webhook of another status"],
 )
 async def test_a_pod_that_the_api_server_refuses_is_a_condition_and_is_tried_again(
     error: Exception, reason: str
@@ -154,10 +159,24 @@ def webhook_is_down(_number: int, write: Write) -> None:
         raise Unavailable(500, "InternalError", 'failed calling webhook "pods.example.com": connection refused')
 
 
+def webhook_is_slow(_number: int, write: Write) -> None:
+    """Slower than the operator waits for an answer."""
+    if write.verb == "create" and write.resource == PODS:
+        raise Unavailable(0, "NoAnswer", "POST /api/v1/namespaces/team/pods: TimeoutError")
+
+
+def webhook_wants_credentials(_number: int, write: Write) -> None:
+    if write.verb == "create" and write.resource == PODS:
+        raise Unavailable(401, "Unauthorized", 'admission webhook "pods.example.com" denied the request')
+
+
+@pytest.mark.parametrize("fault", [webhook_is_down, webhook_is_slow, webhook_wants_credentials])
 @pytest.mark.parametrize("served", [False, True])
-async def test_a_pod_that_a_broken_webhook_keeps_away_is_told(served: bool) -> None:
+async def test_a_pod_that_a_broken_webhook_keeps_away_is_told(
+    served: bool, fault: Callable[[int, Write], None]
+) -> None:
     world = await settled(deployment()) if served else await World().start()
-    world.api.before = webhook_is_down
+    world.api.before = fault
     if served:
         world.api.remove(world.api.one(PODS, world.names()[0]), PODS)
     else:
@@ -170,6 +189,22 @@ async def test_a_pod_that_a_broken_webhook_keeps_away_is_told(served: bool) -> N
     await world.wait(120)
     assert world.conditions()["Ready"] == ("True", "Serving")
     assert "Stalled" not in world.conditions()
+
+
+async def test_without_an_answer_no_further_pod_is_tried_in_the_same_step() -> None:
+    world = await World().start()
+    tried = 0
+
+    def slow(number: int, write: Write) -> None:
+        nonlocal tried
+        tried += write.resource == PODS
+        webhook_is_slow(number, write)
+
+    world.api.before = slow
+    world.api.put(QWENDEPLOYMENTS, deployment(replicas=8))
+    await world.wait(60)
+    assert world.message("Ready").startswith("the API server gives no answer about the Pod chat-")
+    assert tried <= 8, "one in each attempt"
 
 
 async def test_a_single_error_of_the_api_server_is_not_told() -> None:

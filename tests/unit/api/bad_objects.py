@@ -59,6 +59,23 @@ BAD = (
         {"source": {"uri": "pvc://m/7b", "revision": "v1"}},
         says=("spec.source", "revision is for repositories of a hub"),
     ),
+    *(
+        Bad(name, {"source": {"uri": f"oci://{rest}"}}, says=("spec.source.uri", "oci://REGISTRY/REPOSITORY:TAG/PATH"))
+        for name, rest in (
+            ("image without tag and digest", "ghcr.io/team/qwen"),
+            ("image without registry", "team/qwen:7b"),
+            ("image in capitals", "ghcr.io/Team/qwen:7b"),
+            ("image by half a digest", "ghcr.io/team/qwen@sha256:abc"),
+            ("image with a folder that climbs", "ghcr.io/team/qwen:7b/../a"),
+            ("image with a folder that ends above", "ghcr.io/team/qwen:7b/.."),
+            ("image with an empty part", "ghcr.io/team/qwen:7b/a//b"),
+        )
+    ),
+    Bad(
+        "image with a revision",
+        {"source": {"uri": "oci://ghcr.io/team/qwen:7b", "revision": "v1"}},
+        says=("spec.source", "revision is for repositories of a hub"),
+    ),
     Bad("bucket with a space", {"source": {"uri": "s3://weights/a b"}}, says=("spec.source.uri", "s3://BUCKET/PREFIX")),
     Bad("bucket that climbs", {"source": {"uri": "s3://weights/../a"}}, says=("spec.source.uri", "s3://BUCKET/PREFIX")),
     *(

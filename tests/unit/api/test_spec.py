@@ -260,7 +260,7 @@ IN_PODS = {
     "contextTokens": [],
     "workload": ["concurrency", "inputTokens", "outputTokens"],
     "hardware": ["products", "maxGpusPerReplica", "maxNodesPerReplica", "resourceName"],
-    "parallelism": ["tensor"],
+    "parallelism": ["tensor", "pipeline"],
     "engine": [
         "image",
         "version",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from qwen_operator.actions.types import ActionReason, Create, Kind
-from qwen_operator.arbiter.asking import granted
+from qwen_operator.arbiter.asking import granted, takes_part
 from qwen_operator.arbiter.fits import HOSTNAME
 from qwen_operator.arbiter.types import Grant, Size
-from qwen_operator.manifests.names import ENGINE_CONTAINER, LABEL_REPLICA
+from qwen_operator.manifests.names import ANNOTATION_TOPOLOGY, ENGINE_CONTAINER, LABEL_REPLICA
 from qwen_operator.replicas.groups import SortedReplicas
 
 GPU, MIG = "nvidia.com/gpu", "nvidia.com/mig-1g.10gb"
@@ -52,3 +52,16 @@ def test_a_grant_for_another_size_lets_nobody_create_anything(made: tuple[Create
     """The spec has changed since the deployment asked."""
     grant = Grant(1, places=(("n1", "n2"),), size=Size(GPU, 1, 2))
     assert granted(made, grant, SortedReplicas()) == (), what
+
+
+@pytest.mark.parametrize(
+    ("labels", "annotations", "takes"),
+    [
+        ({}, {}, True),
+        ({"kueue.x-k8s.io/queue-name": "q"}, {}, False),
+        ({}, {ANNOTATION_TOPOLOGY: "rack=Preferred"}, True),
+        ({}, {ANNOTATION_TOPOLOGY: "rack=Required"}, False),
+    ],
+)
+def test_who_takes_part(labels: dict[str, str], annotations: dict[str, str], takes: bool) -> None:
+    assert takes_part({"metadata": {"name": "a", "labels": labels, "annotations": annotations}}) is takes

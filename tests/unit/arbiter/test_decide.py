@@ -102,11 +102,6 @@ CASES: dict[str, tuple[Pool, tuple[Claim, ...], tuple[Grant, ...]]] = {
         (claim("a", 9, 2, least=2), claim("b", 0, 2, least=2)),
         (Grant(2, places=(("n1",), ("n1",))), Grant(2, places=(("n2",), ("n2",)))),
     ),
-    "while a pod may go to any node, no place is sure": (
-        TWO,
-        (claim("a", 9, 2, least=2), claim("b", 0, 1, "", least=2)),
-        (Grant(0, waits_for=()), Grant(1)),
-    ),
     "a pod that may go to one node only disturbs nobody": (
         TWO,
         (claim("a", 9, 2, least=2), replace(claim("b", 0, 1), seats=(Seat("r0", pins=("n2",)),))),
@@ -173,6 +168,35 @@ CASES: dict[str, tuple[Pool, tuple[Claim, ...], tuple[Grant, ...]]] = {
         Pool({"n1": 1, "n2": 2}, coming={"n1": 1}),
         (claim("a", 9, 2, least=2), claim("b", 0, 3, "n1", "n2", "n2")),
         (Grant(0, waits_for=(B,)), Grant(2, drains=("r0",))),
+    ),
+    "a pod that may still go to either node takes room of both": (
+        TWO,
+        (claim("a", 9, 1, gpus=2), claim("b", 0, 1, "", gpus=2)),
+        (Grant(0), Grant(1)),
+    ),
+    "but only as much as it needs": (
+        TWO,
+        (claim("a", 9, 1), claim("b", 0, 1, "")),
+        (Grant(1, places=(("n1",),)), Grant(1)),
+    ),
+    "and only of nodes where it may go": (
+        Pool({"n1": 2, "n2": 2, "n3": 2}),
+        (replace(claim("a", 9, 1, gpus=2), nodes=frozenset({"n1", "n2", "n3"})), claim("b", 0, 1, "", gpus=2)),
+        (Grant(1, places=(("n3",),)), Grant(1)),
+    ),
+    "a replica that does not come to its end keeps nobody waiting": (
+        TWO,
+        (
+            claim("a", 9, 1, gpus=2),
+            claim("b", 0, 2, "n2", "n2"),
+            replace(claim("c", 0, 0), seats=(Seat("r0", ("n1",), draining=True, late=("n1",)),)),
+        ),
+        (Grant(0, waits_for=(B, ("team", "c"))), Grant(0, drains=("r0", "r1"), waits_for=(("team", "c"),)), Grant(0)),
+    ),
+    "not even its own deployment": (
+        TWO,
+        (replace(claim("a", 0, 1), seats=(Seat("r0", ("n1",), draining=True, late=("n1",)),)), claim("b", 9, 0)),
+        (Grant(1, places=(("n1",),)), Grant(0)),
     ),
     "an overfull node promises nothing": (
         Pool({"n1": 1, "n2": 0}),

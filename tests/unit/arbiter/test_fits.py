@@ -56,6 +56,13 @@ def test_room_on_a_node(running: list[Manifest], fits: bool) -> None:
     assert has_room(node, running, [pod(container(memory="3Gi"))]) is fits
 
 
+def test_one_pod_of_a_node_is_on_its_network() -> None:
+    node = {"status": {"allocatable": {"pods": "10"}}}
+    one, other = pod(hostNetwork=True), pod()
+    assert has_room(node, [one], [other])
+    assert not has_room(node, [one], [pod(hostNetwork=True)])
+
+
 @pytest.mark.parametrize(
     ("expression", "matches"),
     [

@@ -29,7 +29,7 @@ from qwen_operator.manifests.names import ANNOTATION_DRAINING_SINCE
 from qwen_operator.objects import ObjectKey
 from qwen_operator.tenancy.lists import Mode, Tenancy
 from tests.unit.fakes import Crash, FakeKube, Write
-from tests.unit.world import CONFIG, World, deployment, node, with_groups
+from tests.unit.world import CONFIG, World, deployment, node, ready_status, with_groups
 
 CHAT = ("team", "chat")
 SMALL = "Qwen/Qwen1.5-1.8B-Chat"
@@ -239,6 +239,34 @@ async def test_deployments_of_one_priority_are_left_alone() -> None:
     assert "kubernetes.io/hostname" not in waiting["spec"]["nodeSelector"]
 
 
+async def test_who_shares_no_node_with_a_higher_one_is_left_alone() -> None:
+    """A node autoscaler needs its pod, and what happens on nodes of others is nothing to it."""
+    world = await serving()
+    apart = a_node("gpu-2", 1)
+    apart["metadata"]["labels"] |= {"nvidia.com/gpu.product": "NVIDIA-L4", "nvidia.com/gpu.memory": "23034"}
+    world.api.put(NODES, apart)
+    world.api.put(QWENDEPLOYMENTS, urgent(hardware={"products": ["NVIDIA-H100-80GB-HBM3"]}))
+    l4 = {"products": ["NVIDIA-L4"]}
+    other = deployment("other", model=SMALL, servedNames=["other"], replicas=2, hardware=dict(l4))
+    world.api.put(QWENDEPLOYMENTS, other)
+    await live(world, 40)
+    assert owners(world) == ["chat", "other", "other", "urgent"]
+    assert "granted" not in world.qd("other")["status"]["scaling"]
+
+    world.api.put(QWENDEPLOYMENTS, urgent("top", hardware=dict(l4)))
+    await live(world, 40)
+    assert owners(world) == ["chat", "top", "urgent"], "now they meet"
+    assert "granted" in world.qd("other")["status"]["scaling"]
+
+
+async def test_a_cordoned_node_is_still_one_where_they_meet() -> None:
+    world = await serving()
+    world.api.edit(NODES, "gpu-1", lambda item: item["spec"].update(unschedulable=True))
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 20)
+    assert owners(world) == ["chat", "chat"], "a pod that waits would end one of them as soon as the node is back"
+
+
 @pytest.mark.parametrize("off", ["switch", "right"])
 async def test_without_the_switch_or_the_right_the_scheduler_decides(off: str) -> None:
     world = a_world(config=replace(TRUSTED, arbiter=off != "switch"))
@@ -293,9 +321,16 @@ async def _ends_slowly(world: World, ending: Manifest) -> None:
     assert sorted(owners(world)) == ["chat", "chat", "urgent"]
 
 
-async def test_a_pod_that_does_not_come_to_its_end_keeps_its_gpu() -> None:
+@pytest.mark.parametrize("whose", ["a stranger", "a deployment that takes part"])
+async def test_a_pod_that_does_not_come_to_its_end_keeps_its_gpu(whose: str) -> None:
     world = await serving(3, 2)
-    world.api.remove(running_stranger(world), PODS)
+    if whose == "a stranger":
+        world.api.remove(running_stranger(world), PODS)
+    else:
+        world.api.put(QWENDEPLOYMENTS, deployment("low", model=SMALL, servedNames=["low"]))
+        await world.settle()
+        world.api.edit(QWENDEPLOYMENTS, "low", lambda item: item["spec"].update(replicas=0))
+        world.api.remove(next(pod for pod in world.api.all(PODS) if pod["metadata"]["name"][:3] == "low"), PODS, 30)
     world.api.put(QWENDEPLOYMENTS, urgent())
     for _ in range(85):
         await world._survive(world.operator.step)
@@ -305,6 +340,27 @@ async def test_a_pod_that_does_not_come_to_its_end_keeps_its_gpu() -> None:
         await world._survive(world.operator.step)
         world.api.clock.advance(1.0)
     assert len(draining(world)) == 1
+
+
+@pytest.mark.parametrize("successor", ["is in the way", "is elsewhere", "is held back"])
+async def test_a_deployment_gives_up_its_place_in_the_middle_of_a_rollout(successor: str) -> None:
+    """The successor does not answer. If it is in the way it goes, and otherwise a replica of before drains."""
+    deadline = {"progressDeadlineSeconds": 10 if successor == "is held back" else 1000}
+    elsewhere = successor == "is elsewhere"
+    world = await a_world(2 if elsewhere else 3, 2).start()
+    world.api.put(QWENDEPLOYMENTS, deployment(replicas=2))
+    await world.settle()
+    before = set(world.names())
+    if elsewhere:
+        world.api.put(NODES, a_node("gpu-2", 1))
+    world.kubelet.engine = lambda pod: None if pod["metadata"]["name"].startswith("chat-") else ready_status(pod)
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(contextTokens=2048, rollout=deadline))
+    await live(world, 20)
+    assert len(world.names()) == 3
+    world.api.put(QWENDEPLOYMENTS, urgent(pod={"nodeSelector": {"kubernetes.io/hostname": "gpu-1"}}))
+    await live(world, 30)
+    assert sorted(owners(world)) == ["chat", "chat", "urgent"]
+    assert len(before & set(world.names())) == (1 if elsewhere else 2)
 
 
 async def test_a_pod_that_was_made_anew_under_its_name_counts_once() -> None:

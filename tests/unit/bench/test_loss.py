@@ -27,6 +27,17 @@ def test_nothing_is_lost(event: str, tmp_path: Path) -> None:
     assert picture(result).startswith("<svg")
 
 
+@pytest.mark.timeout(300)
+def test_nothing_is_lost_while_a_replica_over_two_nodes_moves(tmp_path: Path) -> None:
+    with gateway(tmp_path) as running:
+        result = asyncio.run(run(running, "two nodes, one cordoned", Load(cycles=1, clients=8, pause=1)))
+    assert result.tally.lost == {}
+    assert result.twice == []
+    assert not result.tally.cut
+    # The event is over when the successor is ready. Whether it gets a request in time is up to the router.
+    assert len({engine for engine, *_ in result.notes}) >= 2
+
+
 @pytest.mark.timeout(180)
 def test_a_request_that_ends_engines_is_sent_twice_and_no_more(tmp_path: Path) -> None:
     async def ask() -> tuple[int, str, str | None, list[str]]:

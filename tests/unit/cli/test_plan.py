@@ -202,6 +202,21 @@ TEXTS = {
             "(each of the replica's pods)",
         ],
     ),
+    "stages over nodes": (
+        ["--model", "Qwen/Qwen3-235B-A22B", "--gpu", "L40S=8x2", "--max-nodes", "2", "--pipeline", "2"],
+        0,
+        ["TP 8, PP 2, 2 nodes   (1 replica on 16 GPUs)", " 8p2 ", "at 8p2 ", "stages    47 + 47 layers", "--pp-size=2"],
+    ),
+    "stages and experts in groups": (
+        ["--model=Qwen/Qwen3-235B-A22B-FP8", "--gpu=L40S=8x2", "--max-nodes=2", "--pipeline=2", "--tensor=8"],
+        0,
+        [" 8p2e2 ", "8p2e2: experts in 2 groups (--ep-size)"],
+    ),
+    "stages that would fit": (
+        ["--model", "Qwen/Qwen1.5-14B-Chat-AWQ", "--gpu", "L4=8x1"],
+        3,
+        ["spec.parallelism.pipeline: 2                                  2 x L4"],
+    ),
     "experts in groups": (
         ["--model", "Qwen/Qwen3-235B-A22B-FP8", "--gpu", "H100-80GB=8x1"],
         0,

@@ -163,3 +163,19 @@ def test_crds_and_unknown_commands(capsys: pytest.CaptureFixture[str], tmp_path:
         with pytest.raises(SystemExit) as ended:
             cli.main(words)
         assert ended.value.code == 2
+
+
+def test_the_pods_of_several_nodes_get_what_the_chart_gives(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text("engine: {multiNode: {interface: net1, hostNetwork: true}}")
+    spec = {"model": "Qwen/Qwen3-Coder-480B-A35B-Instruct", "hardware": {"maxNodesPerReplica": 2}}
+    code, out, err = _render(capsys, tmp_path / "qd.json", spec, "--config", str(values))
+    assert code == 0, err
+    pods = [one for one in yaml.safe_load_all(out) if one["kind"] == "Pod"]
+    assert [pod["spec"].get("hostNetwork") for pod in pods] == [True, True]
+    revision = next(one for one in yaml.safe_load_all(out) if one["kind"] == "ControllerRevision")
+    assert read_revision(revision).template["spec"]["hostNetwork"] is True
+    code = cli.main(["plan", "-f", str(tmp_path / "qd.json"), "--gpu", "H100-80GB=8x4", "--config", str(values)])
+    text = capsys.readouterr().out
+    assert code == 0
+    assert "network   the chart gives each of these pods the interface net1; the network of its node (not in" in text

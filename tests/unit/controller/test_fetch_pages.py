@@ -87,8 +87,13 @@ def test_a_deployment_whose_pods_cannot_be_read_hides_no_other(caplog: pytest.Lo
         def engine_pods(self, deployment: Manifest) -> tuple[PodState, ...]:
             if deployment["metadata"]["name"] == "bad":
                 raise TypeError("nobody thought of this")
-            return (pod,)
+            return (pod,) if pod.index is not None else ()
 
+        def fetch_pods(self, _deployment: Manifest) -> tuple[PodState, ...]:
+            return (pod,) if pod.index is None else ()
+
+    assert list(fetching_pods(cast(Store, Cluster()))) == [POD]
+    pod = read_pod({"metadata": {"name": "chat-0a1b2c3d-fetch", "uid": "uid"}, "status": fetching}, "chat")
     assert list(fetching_pods(cast(Store, Cluster()))) == [POD]
     caplog.clear()
     loading = {"containerStatuses": [{"name": "engine", "state": {"running": {}}}], "podIP": "127.0.0.1"}

@@ -17,13 +17,13 @@ from qwen_operator.controller.autoscaler import (
     Autoscaler,
     Pace,
     Sources,
-    removal_order,
 )
-from qwen_operator.controller.in_hand import InHand
+from qwen_operator.controller.in_hand import AT_ONCE, InHand
 from qwen_operator.objects import ObjectKey
 from qwen_operator.scaling.demand import Demand, ModelDemand
 from qwen_operator.scaling.pace import INTERVAL_SECONDS
 from qwen_operator.scaling.page import Reading, Trouble
+from qwen_operator.scaling.removal import removal_order
 from qwen_operator.scaling.types import Bounds, EnginePod, ScaledDeployment, ScalingState
 from tests.unit.scaling.world import engine, engines, load, sample
 
@@ -256,6 +256,19 @@ async def test_a_fault_of_one_deployment_is_logged_and_stops_no_other(caplog: py
     ] * 2
 
 
+async def test_a_recording_that_fails_keeps_no_decision_from_reconcile() -> None:
+    world = World([one(*engines(1))])
+
+    def broken(_looked: object) -> None:
+        raise TypeError("no line of JSON")
+
+    world.scaler = Autoscaler(
+        Sources(lambda: world.fleets, world), world.changes.append, Pace(clock=lambda: world.now), on_look=broken
+    )
+    await world.looks(3)
+    assert world.changes == [KEY]
+
+
 async def test_one_line_per_decision_and_per_trouble(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     world = World([one(*engines(1))])
@@ -469,3 +482,63 @@ async def test_a_round_that_takes_long_lets_the_first_request_for_an_idle_model_
     world.scaler._in_hand = InHand(1)
     await world.scaler.scrape()
     assert order.index("uid-0") < len(order) - 1, "it did not wait for the end of the round"
+
+
+async def quiet_fleet(number: int) -> World:
+    """So many deployments whose turn is not soon."""
+    world = World([named(f"m{index}", engine(index)) for index in range(number)], demand=SILENCE)
+    await world.looks(60)
+    await world.scaler.scrape()
+    world.now += LOOK_SECONDS
+    world.reads.clear()
+    return world
+
+
+@pytest.mark.parametrize(
+    "demand",
+    [replace(SILENCE, read=0), replace(SILENCE, models={f"m{index}": ModelDemand(came=0.1) for index in range(200)})],
+    ids=["a gateway pod cannot be read", "somebody asks for all"],
+)
+async def test_many_quiet_deployments_wake_without_a_wave_of_reads(demand: Demand) -> None:
+    world, now = await quiet_fleet(200), Counter[str]()
+    most, asked = 0, world.read
+
+    async def read(engine: EnginePod) -> Reading | Trouble:
+        nonlocal most
+        now[engine.uid] += 1
+        most = max(most, now.total())
+        await asyncio.sleep(0)
+        now[engine.uid] -= 1
+        return await asked(engine)
+
+    world.read = read  # type: ignore[method-assign]
+    world.demand = demand
+    await world.scaler.wake()
+    woken = world.reads.total()
+    world.now += LOOK_SECONDS
+    await world.scaler.scrape()
+    assert most <= AT_ONCE
+    assert woken == (0 if demand.read == 0 else 200)
+    assert min(world.reads[f"uid-{index}"] for index in range(200)) >= 1, "each has its turn"
+
+
+async def test_a_wave_of_requests_for_quiet_models_and_the_others_take_turns() -> None:
+    quiet = [named(f"m{index}", engine(index)) for index in range(50)]
+    busy = [named(f"busy-{index}", engine(100 + index)) for index in range(50)]
+    world = World([*busy, *quiet], {f"uid-{100 + index}": reading(1) for index in range(50)}, demand=SILENCE)
+    await world.looks(60)
+    order: list[int] = []
+    asked = world.read
+
+    async def read(engine: EnginePod) -> Reading | Trouble:
+        order.append(int(engine.uid.removeprefix("uid-")))
+        world.now += LOOK_SECONDS if len(order) == 1 else 0.001
+        world.demand = replace(SILENCE, models={f"m{index}": ModelDemand(came=0.0) for index in range(50)})
+        return await asked(engine)
+
+    world.read = read  # type: ignore[method-assign]
+    world.scaler._in_hand = InHand(1)
+    await world.scaler.scrape()
+    assert sorted(set(order)) == [*range(50), *range(100, 150)]
+    assert len(order) == 100, "nobody is read twice"
+    assert 20 <= sum(number >= 100 for number in order[:50]) <= 30

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from qwen_operator.controller.queue import FREE_STEPS, WorkQueue
+from qwen_operator.controller.queue import FREE_STEPS, LONGEST_ASKED_SECONDS, WorkQueue
 from tests.unit.fakes import Clock
 
 A, B = ("ns", "a"), ("ns", "b")
@@ -113,3 +113,11 @@ def test_how_long_the_oldest_waits_and_works() -> None:
     queue.add(A)
     queue.clear()
     assert queue.take() is None
+
+
+def test_a_server_may_ask_for_a_longer_wait_but_not_for_any() -> None:
+    queue = _queue(Clock())
+    assert queue.retry(A, 30.0) == 30
+    for seconds in (1e9, float("inf")):
+        assert queue.retry(B, seconds) == LONGEST_ASKED_SECONDS
+    assert queue.retry(("ns", "c"), float("nan")) == 1

@@ -16,6 +16,7 @@ from qwen_operator.controller import hub_reader
 from qwen_operator.doctor import checks
 from qwen_operator.doctor.checks import hub, kubernetes
 from qwen_operator.doctor.types import ClusterFacts, Finding, Listed, Mark, Page, Right
+from qwen_operator.manifests.multi_node import MultiNode, MultiNodes
 from tests.unit.doctor.facts import cluster, installed, named, operator, served
 from tests.unit.world import CONFIG
 
@@ -189,6 +190,27 @@ def test_pod_security(level: str | None, pod: dict[str, Any], mark: Mark, part: 
 
 
 @pytest.mark.parametrize(
+    ("level", "most", "mark", "part"),
+    [
+        ("baseline", 2, Mark.BAD, "forbids multiNode.hostNetwork of the chart, but QwenDeployment wide may run over"),
+        ("baseline", 1, Mark.OK, "enforces baseline"),
+        ("privileged", 2, Mark.OK, "enforces privileged"),
+        ("privileged", 1, Mark.WARNING, "enforces no Pod Security Standard"),
+    ],
+)
+def test_pod_security_of_what_the_chart_gives_replicas_over_several_nodes(
+    level: str, most: int, mark: Mark, part: str
+) -> None:
+    config = replace(CONFIG, multi_nodes=MultiNodes(MultiNode(host_network=True)))
+    labels = {"pod-security.kubernetes.io/enforce": level}
+    wide = named("wide", "team-a", spec={"hardware": {"maxNodesPerReplica": most}})
+    one = served(namespace=Listed([named("team-a", labels=labels)]), deployments=[wide])
+    finding = only("pod-security", cluster(installation=installed(config), served=(one,)))
+    assert finding.mark is mark
+    assert part in finding.message
+
+
+@pytest.mark.parametrize(
     ("labels", "annotations", "warned"),
     [
         ({"istio-injection": "enabled"}, {}, True),
@@ -354,6 +376,9 @@ def test_rights() -> None:
     assert "you may not get pods/log in team-a" in user.message
     assert operators.mark is Mark.OK
     assert "qwen-system/qwen-operator" in operators.message
+    some = replace(installed(), operator=Listed([operator(watched="team-a,team-b")]))
+    (part,) = of("rights", cluster(installation=some, rights=[Right(account, "create", "pods", "team-a", True)]))
+    assert part.message.endswith("all rights that this version needs in the 1 of 2 namespaces that were checked")
     (lacks,) = of("rights", cluster(rights=[Right(account, "create", "pods", "", False)]))
     assert lacks.mark is Mark.BAD
     (unknown,) = of("rights", cluster(rights=[Right(account, "create", "pods", "", False, "you may not ask")]))

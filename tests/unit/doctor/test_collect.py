@@ -137,6 +137,27 @@ async def test_a_release_is_read_from_its_objects() -> None:
     assert "exceeded quota" in str(facts.served[0].tried)
 
 
+@pytest.mark.parametrize("number", [5, 60])
+async def test_the_rights_in_every_watched_namespace_are_asked_for(number: int) -> None:
+    names = [f"team-{index}" for index in range(number)]
+
+    class LacksOne(FakeSource):
+        async def create(self, resource: Resource, manifest: Manifest) -> Manifest:
+            answer = await super().create(resource, manifest)
+            about = manifest["spec"]["resourceAttributes"]
+            lacks = (about["resource"], about["verb"], about.get("namespace")) == ("pods", "create", "team-4")
+            return {"status": {"allowed": False}} if lacks else answer
+
+    deployment = operator(watched=",".join(names))
+    source = LacksOne({"/apis/apps/v1/namespaces/qwen-system/deployments/qwen-operator": deployment})
+    facts = await collect.cluster(Reader(source), request())
+    asked = {one["spec"]["resourceAttributes"].get("namespace") for one in source.reviews if "user" in one["spec"]}
+    assert asked - {None} == set(names[: collect.MOST_NAMESPACES])
+    [finding] = [one.message for one in checks.run(facts) if one.name == "rights" and one.mark is Mark.BAD]
+    assert "may not create pods in team-4" in finding
+    assert ("in the 50 of 60 namespaces that were checked" in finding) == (number == 60)
+
+
 async def test_a_read_that_hangs_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "SECONDS", 0.05)
     monkeypatch.setattr(reader, "LIST_SECONDS", 0.05)

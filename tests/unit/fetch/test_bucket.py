@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qwen_operator import cli
-from qwen_operator.api.conditions import FETCH_FAILURES
+from qwen_operator.api.conditions import FETCH_FAILURES, Reason
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.fetch import bucket as buckets
 from qwen_operator.fetch.bucket import Bucket, read_listing
@@ -26,6 +26,7 @@ from tests.unit.fetch.s3 import BUCKET, URI, Store
 from tests.unit.fetch.test_fetch import CHUNK, GIB, WANTED, contents, model
 from tests.unit.fetch.test_wire import answering
 from tests.unit.runtime.checkpoint import checkpoint
+from tests.unit.runtime.gguf_files import qwen2
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -55,18 +56,19 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(f"AWS_{name}", raising=False)
 
 
-def read(store: Store, folder: Path, revision: str = "", uri: str = URI) -> tuple[dict[str, Any], bool]:
+def read(store: Store, folder: Path, revision: str = "", uri: str = URI, file: str = "") -> tuple[dict[str, Any], bool]:
     """What the inspection reports."""
     context = certificates()
     folder.mkdir()
-    bucket = Bucket.of_uri(uri, store.address, revision)
+    bucket = Bucket.of_uri(uri, store.address, revision, file)
     return Heads(bucket, lambda one: Client(one, context), sleep=lambda _seconds: None).report(folder)
 
 
 def fetching(store: Store, root: Path, commit: str, uri: str = URI, **options: Any) -> Fetch:
     place = Place(root, options.pop("limit", GIB), "chat-0", 0, of_pod=options.pop("of_pod", False))
     quiet: dict[str, Any] = {"say": lambda _line: None, "sleep": lambda _seconds: None, "patience": 5.0}
-    return Fetch(Bucket.of_uri(uri, store.address, commit), place, **quiet | options, chunk_bytes=CHUNK)
+    bucket = Bucket.of_uri(uri, store.address, commit, options.pop("file", ""))
+    return Fetch(bucket, place, **quiet | options, chunk_bytes=CHUNK)
 
 
 def commit_of(store: Store, folder: Path) -> str:
@@ -106,6 +108,36 @@ def test_what_an_engine_needs_arrives_once(store: Store, tmp_path: Path) -> None
     assert any("checks 5 files by the MD5 in their ETag" in line for line in said)
     again = fetching(store, tmp_path / "cache", commit)
     assert (again.run(), again.progress.total) == (folder, 0)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_gguf_file_is_inspected_pinned_and_loaded_alone(split: bool, store: Store, tmp_path: Path) -> None:
+    parts = qwen2().split(1, 9, name="q4/a") if split else {"q4/a.gguf": qwen2().bytes()}
+    first = next(iter(parts))
+    store.put(model() | parts)
+    report, complete = read(store, tmp_path / "heads", file=first)
+    assert complete, report
+    commit = report["commit"]
+    assert Checkpoint.from_inspection(report).commit == commit
+    folder = fetching(store, tmp_path / "cache", commit, file=first).run()
+    assert contents(folder) == {"q4/a.gguf": qwen2().bytes()}
+    store.put({"config.json": b"{}"})
+    assert read(store, tmp_path / "again", file=first)[0]["commit"] == commit, "other files do not count"
+    store.put({first: qwen2("Q8_0").bytes()})
+    fetch = fetching(store, tmp_path / "other", commit, file=first)
+    assert refusal(fetch).reason is Reason.SOURCE_CHANGED
+
+
+def test_a_part_that_a_bucket_lacks_is_named(store: Store, tmp_path: Path) -> None:
+    parts = qwen2().split(1, 9, name="a")
+    first, second, _ = parts
+    del parts[second]
+    store.put(parts)
+    report, _ = read(store, tmp_path / "heads", file=first)
+    assert report["error"] == {
+        "reason": "ModelNotFound",
+        "message": f"the source has no file '{second}', one of the 3 parts of spec.source.file.",
+    }
 
 
 def test_more_objects_than_a_page_and_signs_in_their_names(

@@ -27,11 +27,12 @@ import pytest
 
 from qwen_operator.api.conditions import FETCH_FAILURES, Reason
 from qwen_operator.checkpoints.hubs import Hub
-from qwen_operator.fetch import program
+from qwen_operator.fetch import joining, program
 from qwen_operator.fetch.faults import FetchError
+from qwen_operator.fetch.files import RemoteFile
 from qwen_operator.fetch.program import Fetch, Place
 from qwen_operator.fetch.progress import Progress
-from qwen_operator.fetch.store import Entry, Store, read_manifest
+from qwen_operator.fetch.store import Entry, Store, read_manifest, used_bytes
 from qwen_operator.fetch.transfer import THREADS
 from qwen_operator.fetch.wire import Client, Remote
 from qwen_operator.manifests.model_cache import IN_USE
@@ -149,8 +150,8 @@ def test_of_a_gguf_repository_only_the_named_file_is_loaded(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "reason", "said"),
     [
-        ("none.gguf", Reason.MODEL_NOT_FOUND, "the repository has no file 'none.gguf': correct spec.source.file"),
-        ("../a.gguf", Reason.MODEL_NOT_FOUND, "the repository has no file"),
+        ("none.gguf", Reason.MODEL_NOT_FOUND, "the source has no file 'none.gguf': correct spec.source.file"),
+        ("../a.gguf", Reason.MODEL_NOT_FOUND, "the source has no file"),
         ("q4/a.gguf", Reason.TRUNCATED_WEIGHTS, "a.gguf is cut off"),
     ],
 )
@@ -160,6 +161,109 @@ def test_a_file_that_is_missing_or_cut_off_is_named(name: str, reason: Reason, s
         assert refused.reason is reason
         assert said in str(refused)
         assert list(tmp_path.glob("models/*/*/*")) == []
+
+
+SPLIT = "q4/a-00001-of-00003.gguf"
+
+
+def split_hub(**changes: bytes) -> FileHub:
+    """A repository with three parts of a GGUF file. Some of them are other bytes."""
+    return FileHub(model() | qwen2().split(1, 9, name="q4/a") | changes)
+
+
+def test_the_parts_of_a_split_file_become_one(tmp_path: Path) -> None:
+    whole = qwen2().bytes()
+    with serving(split_hub()) as hub:
+        fetch = fetching(hub, tmp_path, file=SPLIT)
+        folder = fetch.run()
+        assert contents(folder) == {"q4/a.gguf": whole}
+        assert fetch.progress.received == sum(len(content) for name, content in hub.files.items() if "q4/" in name)
+        assert read_manifest(folder) == (RemoteFile("q4/a.gguf", len(whole)),)
+        again = fetching(hub, tmp_path, file=SPLIT)
+        assert (again.run(), again.progress.received) == (folder, 0)
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2, 3])
+@pytest.mark.parametrize("removed", [False, True])
+def test_the_joining_of_parts_goes_on_where_it_was(
+    moved: int, removed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends after some parts have moved, or while their rests are removed."""
+    monkeypatch.setattr(joining, "STEP_BYTES", 10_000)
+    really: Any = Path.unlink if removed else joining._move
+    left = [moved]
+
+    def until_the_end(*arguments: Any, **options: Any) -> None:
+        if removed and "-of-" not in arguments[0].name:
+            really(*arguments, **options)
+            return
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        really(*arguments, **options)
+
+    with serving(split_hub()) as hub, contextlib.suppress(KeyboardInterrupt), monkeypatch.context() as ending:
+        ending.setattr(Path if removed else joining, "unlink" if removed else "_move", until_the_end)
+        fetching(hub, tmp_path, file=SPLIT).run()
+    with serving(split_hub()) as hub:
+        fetch = fetching(hub, tmp_path, file=SPLIT)
+        assert contents(fetch.run()) == {"q4/a.gguf": qwen2().bytes()}
+        assert fetch.progress.received == 0
+
+
+def test_the_joining_needs_the_room_of_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "STEP_BYTES", 16_384)
+    parts = qwen2("F16").split(1, 9, name="a")
+    for name, content in parts.items():
+        (tmp_path / name).write_bytes(content)
+    before, most, sync = used_bytes(tmp_path), 0, os.fdatasync
+
+    def measured(descriptor: int) -> None:
+        nonlocal most
+        sync(descriptor)
+        most = max(most, used_bytes(tmp_path))
+
+    monkeypatch.setattr(os, "fdatasync", measured)
+    joining.join_parts(tmp_path, tuple(parts), "a.gguf")
+    assert before < most <= before + 16_384 + 16 * 4096
+    assert (tmp_path / "a.gguf").read_bytes() == qwen2("F16").bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "said"),
+    [
+        ({"q4/a-00003-of-00003.gguf": b""}, Reason.TRUNCATED_WEIGHTS, "a-00003-of-00003.gguf is cut off"),
+        (
+            {"q4/a-00002-of-00003.gguf": qwen2().split(1, 9)["model-00003-of-00003.gguf"]},
+            Reason.INVALID_CONFIG,
+            "a-00002-of-00003.gguf: split.no is 2, it must be 1 as in its name",
+        ),
+    ],
+)
+def test_a_broken_part_is_named(change: dict[str, bytes], reason: Reason, said: str, tmp_path: Path) -> None:
+    with serving(split_hub(**change)) as hub:
+        refused = refusal(hub, tmp_path, file=SPLIT)
+    assert (refused.reason, said in str(refused)) == (reason, True), refused
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    with serving(split_hub()) as hub:
+        del hub.files["q4/a-00002-of-00003.gguf"]
+        refused = refusal(hub, tmp_path, file=SPLIT)
+    right = "the source has no file 'q4/a-00002-of-00003.gguf', one of the 3 parts of spec.source.file"
+    assert (refused.reason, str(refused)) == (Reason.MODEL_NOT_FOUND, right)
+
+
+def test_parts_that_others_changed_while_they_were_joined_are_loaded_again(tmp_path: Path) -> None:
+    with serving(split_hub()) as hub:
+        entry = fetching(hub, tmp_path, file=SPLIT)
+        partial_ = Entry(tmp_path, entry.remote).partial
+        (partial_ / "q4").mkdir(parents=True)
+        (partial_ / ".joining").touch()
+        for name in (name for name in hub.files if "q4/" in name):
+            (partial_ / name).write_bytes(b"GGUF and then nonsense that is no header")
+        assert refusal(hub, tmp_path, file=SPLIT).reason is Reason.INVALID_CONFIG
+        assert contents(fetching(hub, tmp_path, file=SPLIT).run()) == {"q4/a.gguf": qwen2().bytes()}
 
 
 def test_a_hub_redirects_each_file_once(tmp_path: Path) -> None:

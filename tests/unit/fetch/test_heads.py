@@ -20,11 +20,12 @@ from tests.unit.fetch.hub import COMMIT, REPOSITORY, FileHub, serving
 from tests.unit.fetch.test_fetch import model
 from tests.unit.fetch.test_wire import answering
 from tests.unit.runtime.checkpoint import checkpoint, header
+from tests.unit.runtime.gguf_files import qwen2
 
 
 def read(hub: FileHub, folder: Path, **changes: Any) -> tuple[dict[str, Any], bool]:
     kind, token = changes.get("kind", Hub.HUGGING_FACE), changes.get("token", "")
-    remote = Remote(kind, hub.address, REPOSITORY, changes.get("revision", "main"), token)
+    remote = Remote(kind, hub.address, REPOSITORY, changes.get("revision", "main"), token, changes.get("file", ""))
     context = certificates()
     folder.mkdir()
     return Heads(remote, lambda one: Client(one, context), sleep=lambda _seconds: None).report(folder)
@@ -50,6 +51,32 @@ def test_the_weights_stay_on_the_hub(tmp_path: Path) -> None:
         shard = tmp_path / "heads" / "model-1.safetensors"
         assert shard.stat().st_size == len(hub.files["model-1.safetensors"])
         assert shard.stat().st_blocks * 512 < 600_000
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_of_a_gguf_file_only_the_headers_are_read(split: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "_FIRST_BYTES", 1000)
+    monkeypatch.setattr(heads, "GGUF_BEGINNINGS", (4000, 40_000))
+    file = qwen2("F16")
+    parts = file.split(1, 9, name="q4/a") if split else {"q4/a.gguf": file.bytes()}
+    first = next(iter(parts))
+    with serving(FileHub(model() | parts, token="t")) as hub:
+        report, complete = read(hub, tmp_path / "heads", token="t", file=first)
+        assert complete, report
+        assert hub.sent < 150_000 < sum(map(len, parts.values()))
+    original = tmp_path / "original"
+    original.mkdir()
+    for name, content in parts.items():
+        (original / name.removeprefix("q4/")).write_bytes(content)
+    assert report == examine(original / first.removeprefix("q4/"), to_join=True)[0] | {"commit": COMMIT}
+
+
+def test_a_gguf_file_that_is_cut_off_is_told_before_it_is_downloaded(tmp_path: Path) -> None:
+    for number, content in enumerate((qwen2().bytes()[:-1], qwen2().bytes()[:500])):
+        with serving(FileHub(model() | {"a.gguf": content})) as hub:
+            report, complete = read(hub, tmp_path / str(number), file="a.gguf")
+        assert (complete, report["error"]["reason"]) == (False, "TruncatedWeights")
+        assert report["error"]["message"].startswith("a.gguf is cut off")
 
 
 def test_a_long_head_is_read_to_its_end(tmp_path: Path) -> None:

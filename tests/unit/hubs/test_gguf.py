@@ -73,6 +73,45 @@ async def test_only_the_beginning_is_read_and_more_of_it_if_needed(monkeypatch: 
         await read(repository())
 
 
+PARTS = qwen2().split(1, 9)
+FIRST, SECOND, LAST = PARTS
+
+
+async def test_the_parts_of_a_split_file_are_read_as_the_whole() -> None:
+    hub = FakeHub({**PARTS, "README.md": b"#"})
+    read_facts = (await read(hub, FIRST)).checkpoint
+    assert replace(read_facts, digest=facts().digest) == facts()
+    # The list, and for each part its address and its beginning.
+    assert len(hub.asked) == 7
+
+
+@pytest.mark.parametrize(
+    ("files", "reason", "message"),
+    [
+        ({FIRST: PARTS[FIRST], LAST: PARTS[LAST]}, HubReason.NOT_FOUND, f"Qwen/Test has no file {SECOND}; its"),
+        (
+            PARTS | {LAST: PARTS[LAST][:-1]},
+            HubReason.INVALID,
+            f"{LAST} is cut off: it has {len(PARTS[LAST]) - 1} bytes",
+        ),
+        (PARTS | {SECOND: PARTS[LAST]}, HubReason.INVALID, f"{SECOND}: split.no is 2, it must be 1"),
+    ],
+)
+async def test_a_part_that_is_missing_or_broken_is_named(
+    files: dict[str, bytes], reason: HubReason, message: str
+) -> None:
+    with pytest.raises(HubError) as refused:
+        await read(FakeHub(files), FIRST)
+    assert refused.value.reason is reason
+    assert message in str(refused.value)
+
+
+async def test_all_parts_together_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "MOST_TENSORS", 12)
+    with pytest.raises(HubError, match="and its other parts have more than 12 tensors"):
+        await read(FakeHub(dict(PARTS)), FIRST)
+
+
 @pytest.mark.parametrize(
     ("damage", "reason", "message"),
     [

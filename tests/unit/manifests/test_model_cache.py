@@ -101,6 +101,25 @@ def test_a_gguf_file_has_a_folder_of_its_own() -> None:
     assert all(folder.startswith(FOLDER) for folder in folders)
 
 
+def test_the_engine_gets_the_joined_file_of_a_split_one() -> None:
+    pod = template(NODE, source={"uri": f"hf://{MODEL}", "file": "q4/a-00001-of-00003.gguf"})
+    engine = containers(pod)["engine"]
+    assert f"--model-path=/models/cached/{MODEL}/q4/a.gguf" in engine["command"]
+    assert f"--hold=/models/cached/{MODEL}/.in-use" in engine["command"]
+    assert mount(engine)["mountPath"] == f"/models/cached/{MODEL}"
+    assert "--file=q4/a-00001-of-00003.gguf" in containers(pod)["fetch"]["command"]
+
+
+def test_a_file_of_a_bucket_needs_no_cache() -> None:
+    pod = template(None, source={"uri": "s3://weights/qwen", "file": "q4/a-00001-of-00003.gguf"})
+    engine, fetch = containers(pod)["engine"], containers(pod)["fetch"]
+    assert "--model-path=/models/cached/weights/qwen/q4/a.gguf" in engine["command"]
+    assert {"--s3=s3://weights/qwen", "--file=q4/a-00001-of-00003.gguf", "--of-pod"} <= set(fetch["command"])
+    bucket = Bucket("weights", "qwen", commit=COMMIT, file="q4/a-00001-of-00003.gguf")
+    assert mount(engine)["subPath"] == f"qwen-models/models/{bucket.folder}"
+    assert mount(engine)["mountPath"] == "/models/cached/weights/qwen"
+
+
 def test_what_engines_compile_is_kept_by_image_and_gpu_and_only_if_asked_for() -> None:
     plain, keeping = template(NODE), template(replace(NODE, compile=True))
     engine = containers(keeping)["engine"]

@@ -11,7 +11,7 @@ def test_it_selects_every_pod_that_the_operator_makes_and_nothing_else() -> None
     assert policy["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "qwen-operator"
     [roles] = policy["spec"]["podSelector"]["matchExpressions"]
     assert (roles["key"], roles["operator"]) == ("qwen-operator.dev/role", "In")
-    assert set(roles["values"]) == {"engine", "engine-worker", "inspection"}
+    assert set(roles["values"]) == {"engine", "engine-worker", "inspection", "fetch"}
     assert (policy["spec"]["policyTypes"], policy["spec"]["ingress"]) == (["Ingress"], [RULE])
 
 

@@ -41,19 +41,19 @@ def test_the_options_the_memory_and_the_arithmetic() -> None:
     assert result.args[at : at + 12] == (
         "--enable-lora",
         "--max-lora-rank=64",
-        "--max-loras-per-batch=3",
+        "--max-loras-per-batch=4",
         *("--lora-target-modules", *ATTENTION),
         *("--lora-paths", "a0=/models/adapters/claim/a0", "a1=/models/adapters/claim/a1"),
         *result.args[at + 11 : at + 12],
     )
     assert tuple(one for one in result.args if one not in result.args[at : at + 11]) == plain.args
-    # 80 layers x 3 places x rank 64 x 2 bytes x (3 hidden + q + 2 kv of a rank, and q of a rank + hidden).
+    # 80 layers x 4 places x rank 64 x 2 bytes x (3 hidden + q + 2 kv of a rank, and q of a rank + hidden).
     width = 3 * 8192 + 8192 // 4 + 2 * 8192 // 4 + 8192 // 4 + 8192
     assert (
-        adapters.bytes_per_rank(with_adapters(BASE, OF_BASE, replace(OF_BASE, rank=64)), 4) == 80 * 3 * 64 * 2 * width
+        adapters.bytes_per_rank(with_adapters(BASE, OF_BASE, replace(OF_BASE, rank=64)), 4) == 80 * 4 * 64 * 2 * width
     )
     assert result.kv_tokens < plain.kv_tokens
-    assert any(step.startswith("adapters: 2 of rank 64 at most; 3 places on each GPU") for step in result.steps)
+    assert any(step.startswith("adapters: 2 of rank 64 at most; 4 places on each GPU") for step in result.steps)
     assert result.host_memory_bytes == plain.host_memory_bytes + 4 * 2 * (1 << 28)
     assert not result.warnings
 
@@ -70,7 +70,7 @@ def test_a_group_of_projections_is_whole_and_more_than_seven_adapters_share_plac
     one, all_three = replace(OF_BASE, modules=("q_proj",)), replace(OF_BASE, modules=MODULES[:3])
     sizes = {adapters.bytes_per_rank(with_adapters(BASE, found), 1) for found in (one, all_three)}
     assert len(sizes) == 1
-    assert [adapters.slots(with_adapters(BASE, *[one] * number)) for number in (1, 6, 7, 16)] == [2, 7, 8, 8]
+    assert [adapters.slots(with_adapters(BASE, *[one] * number)) for number in (1, 3, 4, 7, 16)] == [4, 4, 8, 8, 8]
 
 
 MISMATCHES: dict[str, tuple[str, AdapterFacts, str]] = {
@@ -124,3 +124,32 @@ def test_a_record_is_read_again_and_a_wrong_one_is_refused() -> None:
     for wrong in (7, [entry] * 65, [None], [entry | {"name": ""}], [entry | {"facts": [1]}], [{"name": "a"}]):
         with pytest.raises(InvalidFactsError):
             Checkpoint.from_json(record | {"adapters": wrong})
+
+
+def test_a_plan_has_room_for_what_its_options_say() -> None:
+    before = with_adapters(BASE, OF_BASE)
+    made = planned(before)
+    assert isinstance(made, Plan)
+    room = adapters.room(made)
+    assert (room.rank, room.modules, room.slots) == (16, frozenset(ATTENTION), 4)
+    assert room.lacks(with_adapters(BASE, OF_BASE, replace(OF_BASE, rank=8, modules=("v_proj",)), OF_BASE)) == ""
+    larger = with_adapters(BASE, OF_BASE, replace(OF_BASE, rank=32))
+    assert room.lacks(larger) == "spec.adapters[a1] has the rank 32, and they have room for 16"
+    other = with_adapters(BASE, replace(OF_BASE, modules=("q_proj", "up_proj", "down_proj")))
+    assert room.lacks(other) == "spec.adapters[a0] changes up_proj, down_proj, for which they have no room"
+    assert room.lacks(with_adapters(BASE, *[OF_BASE] * 4)) == "4 adapters need 8 places, and they have 4"
+    without = planned(BASE)
+    assert isinstance(without, Plan)
+    assert adapters.room(without).lacks(before)
+
+
+def test_one_projection_is_read_too_and_the_kept_plan_differs_only_in_the_adapters() -> None:
+    one = with_adapters(BASE, replace(OF_BASE, modules=("q_proj",)))
+    made = planned(one)
+    assert isinstance(made, Plan)
+    assert adapters.room(made).modules == {"q_proj"}
+    two = with_adapters(BASE, *[replace(OF_BASE, modules=("q_proj",))] * 2)
+    kept, fresh = adapters.with_adapters(made, two), planned(two)
+    assert isinstance(fresh, Plan)
+    assert (kept.args, kept.steps) == (fresh.args, fresh.steps)
+    assert replace(kept, args=(), steps=()) == replace(made, args=(), steps=())

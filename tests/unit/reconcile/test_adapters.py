@@ -1,4 +1,4 @@
-"""Adapters from the spec to the pod and the status: read before an engine starts, and changed by a rollout."""
+"""Adapters from the spec to the pod and the status: read before an engine starts, and pinned with the revision."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ async def test_a_model_of_the_catalog_has_its_adapters_read_by_a_pod(tmp_path: P
     assert world.qd()["status"]["model"]["factsFrom"] == "Catalog"
 
 
-async def test_an_added_adapter_starts_a_revision_and_the_earlier_one_serves_until_it_answers(tmp_path: Path) -> None:
+async def test_without_room_an_added_adapter_starts_a_revision_and_the_earlier_one_serves_on(tmp_path: Path) -> None:
     world = await serving(tmp_path, "support")
     (before,) = engines(world)
-    world.kubelet.report = report(tmp_path, "support", "legal")
+    world.kubelet.report = report(tmp_path, "support", "legal", rank=64)
     change(world, adapters=listed("support", "legal"))
     await world.settle(900)
     shown = [
@@ -91,7 +91,15 @@ async def test_an_added_adapter_starts_a_revision_and_the_earlier_one_serves_unt
     (after,) = engines(world)
     assert after["metadata"]["uid"] != before["metadata"]["uid"]
     assert world.qd()["status"]["adapters"] == {"ready": 2, "total": 2}
-    assert len(inspections(world)) == 2, "facts of other adapters are not reused"
+    messages = [
+        one["message"]
+        for _, resource, item in world.api.journal
+        if resource is QWENDEPLOYMENTS
+        for one in item.get("status", {}).get("conditions", ())
+        if (one["type"], one["reason"]) == ("Reconciling", "Replacing")
+    ]
+    why = "new replicas come because spec.adapters[legal] has the rank 64, and they have room for 8"
+    assert f"the operator replaces pods of an earlier revision; {why}" in messages
 
 
 async def test_an_adapter_of_another_base_is_named_and_the_earlier_revision_serves_on(tmp_path: Path) -> None:
@@ -119,6 +127,61 @@ async def test_a_fault_of_the_files_is_told_with_the_path_that_the_user_wrote(tm
     assert world.conditions()["Ready"] == ("False", "AdapterMismatch")
     assert "spec.adapters[support] in pvc://models/adapters/support: " in world.message("Ready")
     assert not engines(world)
+
+
+REMOTE = [
+    {"name": "legal", "source": {"uri": "hf://team/legal", "revision": "v2", "secretRef": {"name": "hf-token"}}},
+    {"name": "support", "source": {"uri": "s3://weights/support"}},
+]
+
+
+async def test_adapters_of_hubs_and_buckets_are_read_pinned_and_fetched(tmp_path: Path) -> None:
+    world = await World().start()
+    commits = ["a" * 40, "", "b" * 40]
+    world.kubelet.report = report(tmp_path, "legal", "local", "support") | {"adapterCommits": commits}
+    adapters = [*REMOTE, *listed("local")]
+    world.api.put(QWENDEPLOYMENTS, deployment(model="local", source=PVC, adapters=adapters))
+    await world.settle(60)
+    assert world.conditions()["Ready"] == ("True", "Serving"), world.message("Ready")
+    (inspection,) = inspections(world)
+    (reader,) = inspection["spec"]["containers"]
+    assert reader["command"] == [
+        "qwen-operator",
+        "inspect-adapters",
+        "--path=/models/source/base",
+        "--adapter=local=/models/adapters/models/adapters/local",
+        "--remote=legal --hub=hf --repository=team/legal --commit=v2",
+        "--remote=support --s3=s3://weights/support --commit=",
+    ]
+    assert [one["name"] for one in reader["env"]] == ["ADAPTER_0_QWEN_HUB_TOKEN"]
+
+    (engine,) = engines(world)
+    _, fetch = engine["spec"]["initContainers"]
+    assert fetch["command"][2:4] == [
+        f"--adapter=--hub=hf --repository=team/legal --commit={commits[0]}",
+        f"--adapter=--s3=s3://weights/support --commit={commits[2]}",
+    ]
+    assert fetch["env"] == [
+        {
+            "name": "ADAPTER_0_QWEN_HUB_TOKEN",
+            "valueFrom": {"secretKeyRef": {"name": "hf-token", "key": "token"}},
+        }
+    ]
+    container = engine["spec"]["containers"][0]
+    assert "secretKeyRef" not in str(container)
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    paths = [path for path in mounts if path.startswith("/models/adapters/.fetched/")]
+    assert [mounts[path]["readOnly"] for path in paths] == [True, True]
+    command = container["command"]
+    loaded = command[command.index("--lora-paths") + 1 :][:3]
+    assert loaded == [f"legal={paths[0]}", "local=/models/adapters/models/adapters/local", f"support={paths[1]}"]
+    assert [f"--hold={path}/.in-use" in command for path in paths] == [True, True]
+    assert world.qd()["status"]["adapters"] == {"ready": 3, "total": 3}
+
+    await world.restart()
+    await world.settle(60)
+    assert len(inspections(world)) == 1
+    assert engines(world)[0]["metadata"]["uid"] == engine["metadata"]["uid"]
 
 
 async def test_a_report_on_other_adapters_is_no_fact(tmp_path: Path) -> None:
@@ -152,9 +215,21 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "a colon": ({"adapters": [{"name": "a:b", "source": PVC}]}, "spec.adapters[0].name"),
     "two of a name": ({"adapters": [{"name": "a", "source": PVC}] * 2}, "spec.adapters"),
     "too many": ({"adapters": listed(*(f"a{number}" for number in range(17)))}, "at most 16"),
-    "a hub": (
-        {"adapters": [{"name": "a", "source": {"uri": "hf://team/lora"}}]},
-        "must begin with pvc://, because adapters of a hub are not supported yet",
+    "no such scheme": (
+        {"adapters": [{"name": "a", "source": {"uri": "oci://team/lora"}}]},
+        "must begin with pvc://, hf://, modelscope:// or s3://; right would be",
+    ),
+    "a revision of a claim": (
+        {"adapters": [{"name": "a", "source": {**PVC, "revision": "main"}}]},
+        "spec.adapters[0].source: revision is 'main': revision is for repositories of a hub",
+    ),
+    "a branch of a bucket": (
+        {"adapters": [{"name": "a", "source": {"uri": "s3://weights/a", "revision": "main"}}]},
+        "revision of s3:// is the 40 hexadecimal digits",
+    ),
+    "a token for a claim": (
+        {"adapters": [{"name": "a", "source": {**PVC, "secretRef": {"name": "t"}}}]},
+        "secretRef is for repositories of a hub",
     ),
     "a way out": ({"adapters": [{"name": "a", "source": {"uri": "pvc://models/../x"}}]}, "must have the form"),
     "a private model": (

@@ -13,6 +13,7 @@ from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubQuer
 from qwen_operator.controller.hub_reader import PATIENCE_SECONDS
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS
 from qwen_operator.main import read_hub
+from qwen_operator.planning.types import CacheType, ModelCache
 from qwen_runtime.inspect_checkpoint import examine
 from tests.unit.hubs.hub import COMMIT, FakeHub, serving
 from tests.unit.runtime.gguf_files import qwen2
@@ -68,6 +69,42 @@ async def test_a_file_of_a_hub_is_planned_by_its_header_and_pinned_to_a_commit(
     command = engine["spec"]["containers"][0]["command"]
     assert {"--model-path=Qwen/Test/a.gguf", f"--revision={COMMIT}"} <= set(command)
     assert world.qd()["status"]["model"]["commit"] == COMMIT
+
+
+async def test_a_split_file_of_a_hub_is_planned_by_all_headers_and_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    parts = qwen2("Q8_0").split(1, 9, name="a")
+    async with serving(FakeHub(dict(parts))) as hub:
+        cache = ModelCache(CacheType.CLAIM, "models", 100)
+        config = replace(CONFIG, hub_lookup=True, engine=replace(CONFIG.engine, hub_url=hub.address, cache=cache))
+        world = World(config, fetch=partial(read_hub, config))
+        await world.start()
+        source = {"uri": "hf://Qwen/Test", "file": "a-00001-of-00003.gguf"}
+        world.api.put(QWENDEPLOYMENTS, deployment(model="tuned", source=source))
+        await world.settle(20)
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    (engine,) = world.api.all(PODS)
+    assert "--model-path=/models/cached/Qwen/Test/a.gguf" in engine["spec"]["containers"][0]["command"]
+    assert "--file=a-00001-of-00003.gguf" in engine["spec"]["initContainers"][1]["command"]
+
+
+async def test_a_file_of_a_bucket_is_inspected_by_a_pod_with_its_keys(tmp_path: Path) -> None:
+    source = {"uri": "s3://weights/qwen", "file": "q4/model.gguf", "secretRef": {"name": "s3"}}
+    world = await World().start()
+    report, _ = examine(qwen2().write(tmp_path / "model.gguf"))
+    world.kubelet.report = report | {"commit": COMMIT}
+    world.api.put(QWENDEPLOYMENTS, deployment(model="local", source=source))
+    await world.settle(60)
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    commands = [
+        pod["spec"]["containers"][0]["command"]
+        for _, resource, pod in world.api.journal
+        if resource is PODS and pod["metadata"]["name"].endswith("-inspect")
+    ]
+    assert commands[0] == ["qwen-operator", "inspect-s3", "--s3=s3://weights/qwen", "--file=q4/model.gguf"]
+    (engine,) = world.api.all(PODS)
+    fetch = engine["spec"]["initContainers"][1]["command"]
+    assert {f"--commit={COMMIT}", "--file=q4/model.gguf"} <= set(fetch)
 
 
 async def test_the_hub_gets_the_whole_time_for_a_file_although_the_catalog_has_the_repository() -> None:
@@ -142,8 +179,20 @@ async def test_a_model_that_no_gguf_file_can_have_is_refused_as_on_a_claim(monke
         (
             "Q8_0",
             {"uri": "modelscope://Qwen/Qwen1.5-7B-Chat-GGUF", "file": "a.gguf"},
+            "InvalidConfig",
+            "is in a repository on ModelScope, which SGLang downloads only as a whole: set the chart value cache",
+        ),
+        (
+            "Q8_0",
+            {"uri": "hf://Qwen/Qwen2-72B-Instruct-GGUF", "file": "a-00001-of-00002.gguf"},
+            "InvalidConfig",
+            "spec.source.file is one of 2 parts of a split file, and SGLang opens only one file: set the chart value",
+        ),
+        (
+            "Q8_0",
+            {"uri": "hf://Qwen/Qwen2-72B-Instruct-GGUF", "file": "a-00002-of-00002.gguf"},
             "InvalidSpec",
-            "file is for pvc:// and hf://, because SGLang loads no single file from other places",
+            "is a later part of a split file: name the first part, and the others are found",
         ),
         (
             "Q8_0",

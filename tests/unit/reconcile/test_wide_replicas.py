@@ -66,6 +66,28 @@ async def test_with_the_field_two_pods_on_two_nodes_are_one_replica() -> None:
     assert status["selector"].endswith("qwen-operator.dev/role=engine,qwen-operator.dev/routable=true")
 
 
+async def test_two_stages_are_two_pods_of_one_replica() -> None:
+    world = await a_world(hardware={"maxNodesPerReplica": 2}, parallelism={"pipeline": 2})
+    await world.settle()
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    leader, worker = world.api.all(PODS)
+    command = leader["spec"]["containers"][0]["command"]
+    assert command == worker["spec"]["containers"][0]["command"]
+    assert {"--tp-size=8", "--pp-size=2", "--nnodes=2", "--node-rank=$(QWEN_NODE_RANK)"} <= set(command)
+    assert [_gpus(pod) for pod in (leader, worker)] == ["8", "8"]
+    status = world.qd()["status"]
+    assert status["plan"]["parallelism"] == {"tensor": 8, "pipeline": 2}
+    assert (status["plan"]["gpusPerReplica"], status["readyReplicas"]) == (16, 1)
+
+
+async def test_stages_that_the_model_cannot_have_are_refused_before_a_pod() -> None:
+    world = await a_world(model="Qwen/Qwen3-Next-80B-A3B-Instruct", parallelism={"pipeline": 2})
+    await world.settle()
+    assert world.conditions()["Planned"] == ("False", "InvalidOverride")
+    assert world.message("Planned").startswith("spec.parallelism.pipeline is 2: the operator plans stages of ")
+    assert world.names() == []
+
+
 def _gpus(pod: Manifest) -> str:
     return str(pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
 

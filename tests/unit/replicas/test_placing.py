@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Forbidden, Manifest
-from qwen_operator.replicas.room import Neighbours, lacking
+from qwen_operator.manifests.multi_node import MultiNode, MultiNodes, TopologyPolicy
+from qwen_operator.replicas.room import Neighbours, room_for
 from tests.unit.world import CONFIG, World, change, deployment, node, ready_status, with_groups
 
 GATE = "qwen-operator.dev/group"
@@ -364,14 +365,14 @@ def tainted(name: str, key: str) -> Manifest:
 def test_room_is_for_whole_replicas_on_nodes_of_their_own(
     nodes: list[Manifest], others: list[Manifest], room: bool
 ) -> None:
-    why = lacking({"mine"}, "team", Neighbours(tuple(nodes), (*pair("mine"), *others)), NOW)
+    why = room_for({"mine"}, "team", Neighbours(tuple(nodes), (*pair("mine"), *others)), NOW).lacks
     assert (why == {}) is room, why
 
 
 def test_a_node_that_does_not_offer_its_gpus_yet_has_none_free() -> None:
     back = {**node("b"), "status": {"capacity": {}, "allocatable": {}}}
     others = (*pair("mine"), pod("x", 0, on="b", gates=FREE))
-    why = lacking({"mine"}, "team", Neighbours((node("a"), back), others), NOW)
+    why = room_for({"mine"}, "team", Neighbours((node("a"), back), others), NOW).lacks
     assert "(b has 0 of 0, a has 8 of 8)" in why["mine"]
 
 
@@ -379,24 +380,102 @@ def test_network_cards_are_no_gpus() -> None:
     pods = pair("mine")
     for one in pods:
         one["spec"]["containers"][0]["resources"]["limits"] |= {"nvidia.com/cx7_rdma": "1"}
-    assert lacking({"mine"}, "team", Neighbours((node("a"), node("b")), tuple(pods)), NOW) == {}
+    assert room_for({"mine"}, "team", Neighbours((node("a"), node("b")), tuple(pods)), NOW).lacks == {}
+
+
+def with_cards(one: Manifest, cards: str) -> Manifest:
+    status = {**one["status"], "allocatable": {**one["status"]["allocatable"], "rdma/hca": cards}}
+    return {**one, "status": status}
+
+
+def test_network_cards_count_where_nodes_offer_them() -> None:
+    pods = pair("mine")
+    for one in pods:
+        one["spec"]["containers"][0]["resources"]["limits"] |= {"rdma/hca": "1"}
+    nodes = (with_cards(node("a"), "1"), node("b"))
+    why = room_for({"mine"}, "team", Neighbours(nodes, tuple(pods)), NOW).lacks["mine"]
+    assert "needs 2 nodes with 8 free nvidia.com/gpu and 1 rdma/hca each, 1 of 2 nodes has them" in why
+    assert "(b has 8 of 8 and 0 of 0 rdma/hca, a has 8 of 8)" in why
+    nodes = (with_cards(node("a"), "1"), with_cards(node("b"), "1"))
+    assert room_for({"mine"}, "team", Neighbours(nodes, tuple(pods)), NOW).lacks == {}
+
+
+def test_one_pod_of_a_node_is_on_its_network() -> None:
+    pods = [*pair("mine", gpus=1), pod("x", 0, gpus=1, on="b", gates=FREE)]
+    nodes = (node("a"), node("b"))
+    assert room_for({"mine"}, "team", Neighbours(nodes, tuple(pods)), NOW).lacks == {}
+    for one in pods:
+        one["spec"]["hostNetwork"] = True
+    why = room_for({"mine"}, "team", Neighbours(nodes, tuple(pods)), NOW).lacks["mine"]
+    assert "needs 2 nodes with 1 free nvidia.com/gpu and 1 port 8000 each" in why
+    assert "b has 7 of 8 and 0 of 1 port 8000" in why
+    shared = Neighbours((node("a"),), tuple(pods[:2]), distinct_nodes=False)
+    assert list(room_for({"mine"}, "team", shared, NOW).lacks) == ["mine"]
+
+
+BLOCK = "topology.example.com/block"
+
+
+def in_block(name: str, block: str, gpus: int = 8) -> Manifest:
+    one = node(name, gpus=gpus)
+    return {**one, "metadata": {**one["metadata"], "labels": {**one["metadata"]["labels"], BLOCK: block}}}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "chosen"),
+    [
+        # The smallest block that has room, so that a larger one stays whole.
+        ({"a": "1", "b": "2", "c": "2", "d": "3", "e": "3", "f": "3"}, "2"),
+        ({"a": "1", "b": "2", "c": "3"}, None),
+        ({"a": "1", "b": "1"}, "1"),
+    ],
+)
+def test_nodes_that_must_share_a_block(blocks: dict[str, str], chosen: str | None) -> None:
+    pods = pair("mine")
+    for one in pods:
+        one["metadata"]["annotations"]["qwen-operator.dev/topology"] = f"{BLOCK}=Required"
+    nodes = (*(in_block(name, block) for name, block in blocks.items()), node("y"), node("z"))
+    room = room_for({"mine"}, "team", Neighbours(nodes, tuple(pods)), NOW)
+    assert room.blocks == ({"mine": {BLOCK: chosen}} if chosen else {})
+    if chosen is None:
+        assert f"and must share the label {BLOCK}, of which 3 has 1 of these nodes" in room.lacks["mine"]
+    for one in pods:
+        one["metadata"]["annotations"]["qwen-operator.dev/topology"] = f"{BLOCK}=Preferred"
+    room = room_for({"mine"}, "team", Neighbours(nodes, tuple(pods)), NOW)
+    assert (room.lacks, room.blocks) == ({}, {})
+
+
+async def test_the_operator_chooses_the_block_that_has_room_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler of this world takes the first node, in a block without room for the second pod."""
+    with_groups(2, monkeypatch)
+    chart = MultiNode(topology_key=BLOCK, topology_policy=TopologyPolicy.REQUIRED)
+    world = await World(config=replace(CONFIG, multi_nodes=MultiNodes(chart))).start()
+    world.kubelet.place = True
+    for name, block in (("gpu-1", "a"), ("gpu-2", "b"), ("gpu-3", "b")):
+        world.api.put(NODES, in_block(name, block, gpus=1))
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(40)
+    assert sorted(bound(world).values()) == ["gpu-2", "gpu-3"]
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    # A pod that is made anew joins the others: the block is chosen once for each life of a replica.
+    assert {pod["spec"]["nodeSelector"][BLOCK] for pod in world.api.all(PODS)} == {"b"}
 
 
 def test_a_pool_that_may_grow_counts_with_the_nodes_that_it_may_get() -> None:
     neighbours = Neighbours((node("a"),), tuple(pair("mine")))
-    assert lacking({"mine"}, "team", neighbours, NOW, future_nodes=1) == {}
-    assert list(lacking({"mine"}, "team", neighbours, NOW)) == ["mine"]
+    assert room_for({"mine"}, "team", neighbours, NOW, future_nodes=1).lacks == {}
+    assert list(room_for({"mine"}, "team", neighbours, NOW).lacks) == ["mine"]
 
 
 def test_nodes_that_a_pool_may_get_are_for_one_replica_only() -> None:
     pods = (*pair("mine"), *pair("mine-too", **LATER))
     neighbours = Neighbours((node("a"),), pods)
     both = {"mine", "mine-too"}
-    assert list(lacking(both, "team", neighbours, NOW, future_nodes=2)) == ["mine-too"]
-    assert lacking(both, "team", neighbours, NOW, future_nodes=3) == {}
+    assert list(room_for(both, "team", neighbours, NOW, future_nodes=2).lacks) == ["mine-too"]
+    assert room_for(both, "team", neighbours, NOW, future_nodes=3).lacks == {}
     # Those of another replica that the scheduler may place already come first.
     taken = Neighbours((), (*pair("mine"), *pair("x", gates=FREE)))
-    assert list(lacking({"mine"}, "team", taken, NOW, future_nodes=3)) == ["mine"]
+    assert list(room_for({"mine"}, "team", taken, NOW, future_nodes=3).lacks) == ["mine"]
 
 
 async def test_pods_that_no_qwendeployment_controls_keep_no_replica_out(monkeypatch: pytest.MonkeyPatch) -> None:

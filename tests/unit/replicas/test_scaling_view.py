@@ -119,6 +119,11 @@ def test_how_many_requests_an_engine_runs(command: list[str], limit: int) -> Non
     assert scaled(deployment(), [pod(command=command)]).engines[0].limit == limit
 
 
+@pytest.mark.parametrize(("option", "stages"), [("--pp-size=2", 2), ("--pp-size=0", 1), ("--pp-size=x", 1), ("-x", 1)])
+def test_how_many_stages_an_engine_has(option: str, stages: int) -> None:
+    assert scaled(deployment(), [pod(command=[option])]).engines[0].stages == stages
+
+
 def test_arguments_count_like_the_command() -> None:
     manifest = pod()
     manifest["spec"]["containers"][1]["args"] = ["--max-running-requests=3"]

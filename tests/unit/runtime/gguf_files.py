@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,9 +63,26 @@ class File:
             count *= length
         return TYPES[NUMBERS[kind]].size(count)
 
+    def data(self, name: str) -> bytes:
+        """The data of a tensor with its padding."""
+        size, mark = self.size(name), hashlib.sha256(name.encode()).digest()
+        return (mark * (size // len(mark) + 1))[:size] + bytes(-size % 32)
+
+    def split(self, *first: int, name: str = "model") -> dict[str, bytes]:
+        """The file in parts, as llama-gguf-split makes them. `first`: with which tensor each later part begins."""
+        names, bounds = list(self.tensors), (0, *first, len(self.tensors))
+        count = len(bounds) - 1
+        parts = {}
+        for number in range(count):
+            values = dict(self.values) if number == 0 else {}
+            values |= {"split.no": number, "split.count": count, "split.tensors.count": len(names)}
+            own = {one: self.tensors[one] for one in names[bounds[number] : bounds[number + 1]]}
+            parts[f"{name}-{number + 1:05}-of-{count:05}.gguf"] = File(values, own).bytes()
+        return parts
+
     def bytes(self) -> bytes:
-        """The whole file."""
-        return self.header() + b"".join(bytes(-(-self.size(name) // 32) * 32) for name in self.tensors)
+        """The whole file. Every tensor has other data."""
+        return self.header() + b"".join(map(self.data, self.tensors))
 
     def write(self, path: Path) -> Path:
         path.write_bytes(self.bytes())

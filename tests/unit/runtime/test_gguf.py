@@ -145,7 +145,7 @@ def test_types_without_a_kernel_are_told(tmp_path: Path, file: File, refused: st
         (
             changed(lambda file: file.values.update({"split.count": 4})),
             "InvalidConfig",
-            "is one of 4 parts of a split file, and SGLang opens only one file: join them with llama-gguf-split",
+            "is one of 4 parts of a split file: name the first part, whose name ends in -00001-of-00004.gguf",
         ),
         (
             changed(lambda file: file.values.update({"general.architecture": "qwen2moe"})),
@@ -205,6 +205,78 @@ def test_a_file_that_is_cut_off_is_named_with_both_sizes(tmp_path: Path) -> None
     for end in (6, 20, 200, 3000, len(qwen2().header()) - 100):
         path.write_bytes(whole[:end])
         assert error(path)["reason"] == "TruncatedWeights", end
+
+
+PARTS = qwen2().split(4, 4, 9)
+FIRST, SECOND, _, LAST = PARTS
+
+
+def parts(folder: Path, **changes: bytes) -> Path:
+    """The first of four parts. Some of them are other bytes."""
+    for name, content in (PARTS | changes).items():
+        (folder / name).write_bytes(content)
+    return folder / FIRST
+
+
+def test_the_parts_of_a_split_file_are_read_as_the_whole(tmp_path: Path) -> None:
+    whole = facts(qwen2().write(tmp_path / "model.gguf"))
+    report, complete = examine(parts(tmp_path), to_join=True)
+    assert complete, report
+    assert report["files"] == 4
+    same = {"files", "configSha256"}
+    assert {key: one for key, one in report.items() if key not in same} == {
+        key: one for key, one in whole.items() if key not in same
+    }
+
+
+def test_the_parts_on_a_claim_must_be_joined_by_the_user(tmp_path: Path) -> None:
+    reported = error(parts(tmp_path))
+    assert (reported["reason"], reported["file"]) == ("InvalidConfig", FIRST)
+    assert reported["message"].startswith(
+        f"{FIRST} is one of 4 parts of a split file, and SGLang opens only one file: join them with "
+        f"llama-gguf-split --merge {FIRST} model.gguf, and set spec.source.file to the new file."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "message"),
+    [
+        ({LAST: PARTS[LAST][:-1]}, "TruncatedWeights", f"{LAST} is cut off: its tensor blk.0.ffn_down.weight ends at"),
+        ({SECOND: PARTS[SECOND][:30]}, "TruncatedWeights", f"{SECOND} is cut off in the length of a metadata key"),
+        ({SECOND: PARTS[LAST]}, "InvalidConfig", f"{SECOND}: split.no is 3, it must be 1 as in its name"),
+        (
+            {SECOND: qwen2().split(4, name="model")["model-00002-of-00002.gguf"]},
+            "InvalidConfig",
+            f"{SECOND}: split.count is 2, it must be 4 as in its name",
+        ),
+        ({LAST: qwen2().bytes()}, "InvalidConfig", f"{LAST}: split.count is 1, it must be 4 as in its name"),
+    ],
+)
+def test_a_part_that_is_broken_or_of_another_file_is_named(
+    tmp_path: Path, changes: dict[str, bytes], reason: str, message: str
+) -> None:
+    reported = error(parts(tmp_path, **changes))
+    assert reported["reason"] == reason
+    assert reported["message"].startswith(message)
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    first = parts(tmp_path)
+    (tmp_path / LAST).unlink()
+    reported = error(first)
+    assert (reported["reason"], reported["message"]) == ("ModelNotFound", f"{LAST} is missing from {tmp_path}.")
+
+
+def test_parts_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    one, other = qwen2().split(9), qwen2().split(8)
+    names = list(one)
+    for content, message in (
+        ([one[names[0]], other[names[1]]], f"{names[1]} has the tensor blk.0.attn_q.weight, which an earlier part has"),
+        ([other[names[0]], one[names[1]]], f"the 2 parts of {names[0]} have 14 tensors, and {names[0]} says 15"),
+    ):
+        for name, part in zip(names, content, strict=True):
+            (tmp_path / name).write_bytes(part)
+        assert error(tmp_path / names[0])["message"].startswith(message)
 
 
 def test_what_stands_in_for_the_file_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,16 @@ SCHEDULER = (
     "    print('child', os.getpid(), flush=True)\n"
     "    while True: time.sleep(60)\n"
 )
+# As in a container of a node with a low limit. Without the capability in the bounding set, root does not have it.
+LOCKS_LITTLE = (
+    sys.executable,
+    "-c",
+    "import ctypes, os, resource, sys\n"
+    "PR_CAPBSET_DROP, CAP_IPC_LOCK = 24, 14\n"
+    "resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))\n"
+    "ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0)\n"
+    "os.execv(sys.argv[1], sys.argv[1:])",
+)
 NAMED = "sglang::schedul"
 SERVES = "print('The server is fired up and ready to roll!', flush=True)\n"
 
@@ -48,7 +58,15 @@ class Pods:
     running: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
     strangers: list[socket.socket] = field(default_factory=list)
 
-    def start(self, rank: int, program: str, *options: str, size: int = 2, **env: str) -> "subprocess.Popen[bytes]":
+    def start(
+        self,
+        rank: int,
+        program: str,
+        *options: str,
+        size: int = 2,
+        before: Sequence[str] = (),
+        **env: str,
+    ) -> "subprocess.Popen[bytes]":
         leader = self.folder / "leader"
         if not leader.exists():
             leader.write_text("127.0.0.1 uid-0")
@@ -57,7 +75,7 @@ class Pods:
         command = [sys.executable, str(self.archive), "launch", "--termination-log", str(self.log(rank)), *group, "--"]
         pod = {"QWEN_POD_NAME": f"chat-0-{rank}", "QWEN_POD_IP": f"127.0.0.{rank + 1}", "QWEN_POD_UID": f"uid-{rank}"}
         process = subprocess.Popen(
-            [*command, *child, f"--node-rank={rank}"],
+            [*before, *command, *child, f"--node-rank={rank}"],
             env={**os.environ, **pod, **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -216,7 +234,18 @@ def test_a_missing_interface_is_told_to_all_before_an_engine_starts(pods: Pods) 
     said = "rank 1 (chat-0-1): NCCL_SOCKET_IFNAME is ib7, but the network interfaces are "
     for rank in (0, 1):
         assert pods.report(rank)["log"][0].startswith(said)
-        assert pods.report(rank)["log"][0].endswith("correct it in spec.engine.env")
+        assert pods.report(rank)["log"][0].endswith("or multiNode.interface in the chart")
+
+
+def test_a_node_that_lets_a_member_lock_too_little_memory_is_told_to_all(pods: Pods) -> None:
+    first = pods.start(0, FOREVER)
+    worker = pods.start(1, FOREVER, "--group-locks-memory", before=LOCKS_LITTLE)
+    assert (end(first), end(worker)) == (1, 1)
+    for rank in (0, 1):
+        said = pods.report(rank)["log"][0]
+        assert said.startswith(
+            "rank 1 (chat-0-1): RDMA needs locked memory, but the node lets this container lock 64 KiB"
+        )
 
 
 def test_a_member_that_another_one_cannot_reach_is_named_to_all(pods: Pods) -> None:

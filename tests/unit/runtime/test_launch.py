@@ -2,15 +2,19 @@
 
 import fcntl
 import hashlib
+import http.server
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,6 +173,47 @@ def test_a_frozen_engine_that_is_told_to_end_hung_however_it_ends(launched: Laun
         assert process.returncode == code
         assert (report["reason"], report["asked"], report["phase"]) == ("Hung", True, "Serving")
         assert report["log"][-1] == UNANSWERED
+
+
+@pytest.mark.parametrize(("status", "code"), [(None, 143), (503, 143), (200, 0), (404, 0)])
+def test_an_engine_that_starts_is_not_waited_for_and_one_that_serves_is(
+    launched: Launched, status: int | None, code: int
+) -> None:
+    """Its log does not tell which it is: its level may be another one."""
+    with ready(status) as port:
+        program = "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(2), os._exit(0)))\nprint('up')" + FOREVER
+        child = [sys.executable, "-I", "-S", "-u", "-c", IMPORTS + program, f"--port={port}"]
+        process = launched.start_command(child, "--start-seconds", "0.2")
+        assert read_line(process) == "up"
+        process.terminate()
+        process.communicate()
+    assert process.returncode == code
+    assert launched.report() == {"version": 1, "asked": True, "phase": "Starting", "log": ["up"]}
+
+
+@contextmanager
+def ready(status: int | None) -> Iterator[int]:
+    """A port at which /ready has this status; None for a port at which nobody listens."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status or 0)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Answer)
+    if status is None:
+        server.server_close()
+        yield server.server_port
+        return
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 def test_who_does_not_end_in_the_grace_period_has_left_word_before(launched: Launched) -> None:
@@ -394,6 +439,23 @@ def test_a_cached_model_is_held_until_the_engine_has_ended(launched: Launched, t
     process.terminate()
     process.wait()
     assert lock_is_free(held)
+
+
+def test_who_is_asked_to_end_while_it_waits_for_its_model_starts_no_engine(launched: Launched, tmp_path: Path) -> None:
+    """As process 1 of a container it would not even get the signal if it had no handler."""
+    held = tmp_path / ".in-use"
+    held.touch()
+    descriptor = os.open(held, os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    process = launched.start("print('never')", f"--hold={held}")
+    caught = Path(f"/proc/{process.pid}/status")
+    while not int(re.findall(r"SigCgt:\s*(\S+)", caught.read_text())[0], 16) >> (signal.SIGTERM - 1) & 1:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (143, b"")
+    os.close(descriptor)
 
 
 def test_a_cached_model_that_is_gone_is_told(launched: Launched, tmp_path: Path) -> None:

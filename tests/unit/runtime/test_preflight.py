@@ -1,10 +1,21 @@
 """The checks of members before their engines start."""
 
+import resource
 import socket
+from pathlib import Path
 
 import pytest
 
-from qwen_runtime.preflight import Peer, interface_problem, listener, peers_of, unreached
+from qwen_runtime import preflight
+from qwen_runtime.preflight import (
+    Peer,
+    interface_problem,
+    listener,
+    lockable_bytes,
+    memory_problem,
+    peers_of,
+    unreached,
+)
 
 PRESENT = ("eth0", "ib0", "lo")
 
@@ -29,6 +40,32 @@ def test_an_interface_that_is_not_there_is_named(environment: dict[str, str], na
     assert problem.startswith(named)
     assert bool(problem) is bool(named)
     assert interface_problem(environment, ()) == ""
+
+
+@pytest.mark.parametrize(
+    ("limit", "effective", "lockable"),
+    [
+        (8 << 20, "0000000000000000", 8 << 20),
+        (8 << 20, "0000000000004000", None),
+        (resource.RLIM_INFINITY, "0000000000000000", None),
+        (8 << 20, "no number", 8 << 20),
+    ],
+)
+def test_the_memory_that_a_process_may_lock(
+    limit: int, effective: str, lockable: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "status").write_text(f"Name:\tx\nCapEff:\t{effective}\n")
+    monkeypatch.setattr(preflight, "_STATUS", tmp_path / "status")
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (limit, limit))
+    assert lockable_bytes() == lockable
+
+
+def test_too_little_memory_to_lock_is_named_with_two_ways_out() -> None:
+    assert memory_problem(None) == memory_problem(1 << 30) == ""
+    assert memory_problem(8 << 20) == (
+        "RDMA needs locked memory, but the node lets this container lock 8192 KiB: set multiNode.ipcLock in the "
+        "chart, or LimitMEMLOCK=infinity for the nodes' container runtime"
+    )
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])

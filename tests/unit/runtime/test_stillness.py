@@ -81,6 +81,13 @@ def test_one_that_waits_for_another_rank_is_not_the_one_that_hangs(engine: Engin
     assert still.waits
 
 
+@pytest.mark.parametrize("function", ["_pp_commit_comm_work", "point_to_point_pyobj"])
+def test_one_that_waits_for_another_stage_is_not_the_one_that_hangs(engine: Engine, function: str) -> None:
+    engine.start(SLEEPS.replace("hangs", function))
+    [still] = engine.finds()
+    assert (still.waits, still.where.partition(" ")[0]) == (True, function)
+
+
 @pytest.mark.parametrize("program", [TURNS, WORKS_BELOW, WORKS_IN_A_THREAD])
 def test_one_that_does_something_is_not_found(engine: Engine, program: str) -> None:
     engine.start(program)

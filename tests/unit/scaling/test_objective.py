@@ -112,6 +112,14 @@ def test_engines_that_never_show_their_speed_may_go_in_the_end() -> None:
     assert world.look(seconds=60).replicas == 1
 
 
+def test_a_new_leader_knows_an_idle_fleet_although_it_checks_its_health() -> None:
+    world = World(Bounds(1, 8, 30.0), ready=4)
+    for look in range(60):
+        work = Work(prefilled=(look + 12) // 15, decoded=0.0, idle=world.at)
+        world.see(sample(world.at, [replace(one, work=work) for one in world.loads(0, 0)]))
+    assert world.decision().replicas == 1
+
+
 def test_a_stricter_objective_gets_more_replicas() -> None:
     sizes = []
     for aim in (Objective(), Objective(time_per_output_token_milliseconds=40)):

@@ -45,6 +45,23 @@ def test_the_last_numbers_count_until_an_engine_is_overdue() -> None:
     assert [load.running for load in look(reading(1, beat=1.0)).engines] == [1]
 
 
+RUNNING = {
+    # requests inside, those that wait, the limit -> running
+    "all parts of the stages run": (7, 2, 8, 5),
+    "never more than the limit": (30, 2, 8, 8),
+    "no limit is known": (7, 2, 0, 5),
+    "never less than what is reported": (3, 3, 8, 3),
+}
+
+
+@pytest.mark.parametrize(("inside", "queued", "limit", "running"), RUNNING.values(), ids=RUNNING.keys())
+def test_with_stages_the_requests_of_all_of_them_run(inside: int, queued: int, limit: int, running: int) -> None:
+    page = Reading(3, queued, inside, 10, 100, 0.0, True)
+    for stages, shown in ((1, 3), (2, running)):
+        look = Look(engine(0, limit=limit, stages=stages))
+        assert [one.running for one in look(page).engines] == [shown]
+
+
 def test_one_look_that_fails_is_not_enough_however_long_ago_the_last_was() -> None:
     look = Look()
     look(reading(3))

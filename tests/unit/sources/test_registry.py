@@ -60,8 +60,8 @@ def test_every_form_has_a_scheme_and_every_hub_a_form() -> None:
         ({"uri": HF_URI, "revision": "v1"}, PINNED, HF, COMMIT, {}),
         (None, FACTS, replace(HF, hub_url=MIRROR), None, {"HF_ENDPOINT": MIRROR}),
         ({"uri": SCOPE_URI}, FACTS, replace(HF, hub_url=MIRROR), None, SCOPED),
-        ({"uri": SCOPE_URI, "revision": "v1"}, PINNED, HF, "v1", SCOPED),
-        (None, PINNED, SCOPE, None, SCOPED),
+        ({"uri": SCOPE_URI, "revision": "v1"}, FACTS, HF, "v1", SCOPED),
+        (None, FACTS, SCOPE, None, SCOPED),
         (None, FACTS, replace(SCOPE, hub_url=MIRROR), None, SCOPED | {"MODELSCOPE_DOMAIN": "mirror.example.org"}),
         ({"uri": HF_URI}, FACTS, replace(SCOPE, hub_url=MIRROR), None, {}),
     ],
@@ -237,11 +237,28 @@ def test_an_unknown_commit_is_told(changes: dict[str, Any], text: str) -> None:
     assert (blocked.reason, text in blocked.message) == (Reason.UNKNOWN_MODEL, True), blocked.message
 
 
-def test_private_files_on_modelscope_need_the_cache() -> None:
+@pytest.mark.parametrize(
+    ("source", "facts", "token"),
+    [
+        ({"uri": SCOPE_URI, "revision": "v1"}, PINNED, None),
+        ({"uri": SCOPE_URI, "revision": COMMIT}, FACTS, None),
+        ({"uri": SCOPE_URI, **PRIVATE}, PINNED, EnvVar("QWEN_HUB_TOKEN", None, Passthrough(TOKEN))),
+    ],
+)
+def test_without_a_cache_a_container_downloads_the_commit_of_modelscope(
+    source: dict[str, Any], facts: Checkpoint, token: EnvVar | None
+) -> None:
+    made = registry.engine_source(_spec(source), replace(facts, weight_bytes=100 << 30), HF)
+    folder = ModelCache(CacheType.POD, "", 104)
+    assert made.fetch == ModelFetch(folder, Hub.MODELSCOPE, MODEL, COMMIT, token=token)
+    assert (made.model_path, made.revision, made.downloads) == (f"/models/cached/{MODEL}", None, False)
+    assert made.env == (EnvVar("HF_HUB_OFFLINE", "1"),)
+
+
+def test_private_files_on_modelscope_are_inspected_without_a_cache() -> None:
     blocked = registry.resolve(_context(_spec({"uri": SCOPE_URI, **PRIVATE}), HF))
     assert isinstance(blocked, Blocked)
-    assert (blocked.reason, blocked.actions) == (Reason.AUTH_REQUIRED, ())
-    assert "set the chart value cache" in blocked.message
+    assert (blocked.reason, len(blocked.actions)) == (Reason.INSPECTING, 1)
 
 
 def test_a_secret_is_for_hubs() -> None:

@@ -86,7 +86,7 @@ def test_a_message_names_field_place_and_the_list() -> None:
     (one,) = refused({"model": "evil/x"}, NARROW, "team")
     assert one.message == (
         "spec.model: 'hf://evil/x' is not allowed here: tenants of this namespace may serve only hf://Qwen/*, "
-        "hf://Qwen/Qwen3-8B@v*, hf://own/chat@refs/pr/7 and 4 more; the platform team may allow it with the chart "
+        "hf://Qwen/Qwen3-8B@v*, hf://own/chat@refs/pr/7 and 5 more; the platform team may allow it with the chart "
         "value tenancy.models"
     )
     few = Tenancy(added={Setting.MODELS: ("hf://Qwen/*",)})
@@ -143,8 +143,8 @@ ENTRIES = st.one_of(
     st.text("hfpvcmodelscope:/@*.-Qx1~ ", max_size=16),
     st.builds(
         lambda scheme, rest: f"{scheme}://{rest}",
-        st.sampled_from(["hf", "modelscope", "pvc"]),
-        st.text("aQ1/@*.-~ main", max_size=12),
+        st.sampled_from(["hf", "modelscope", "pvc", "oci", "oci://a.b/c"]),
+        st.text("aQ1/@*:.-~ main", max_size=12),
     ),
 )
 
@@ -171,6 +171,21 @@ def in_schema(entry: str) -> bool:
 @example("s3://bucket/../a")
 @example("s3://bu*")
 @example("s3://BUCKET/a")
+@example("oci://*")
+@example("oci://ghcr.io*")
+@example("oci://ghcr.io/*")
+@example("oci://ghcr.io/a/b*")
+@example("oci://ghcr.io/a/b")
+@example("oci://ghcr.io/a/b:*")
+@example("oci://ghcr.io/a/b:7b*")
+@example("oci://ghcr.io/a/b:7b/models/*")
+@example("oci://ghcr.io/a/b:7b/../*")
+@example("oci://ghcr.io/a/b:7b/..")
+@example("oci://localhost:5000/a:b@sha256:" + "0" * 64)
+@example("oci://ghcr.io/a@sha256:" + "0" * 64 + "*")
+@example("oci://ghcr.io/a@sha256:" + "0" * 64 + "/*")
+@example("oci://team/a:b")
+@example("oci://ghcr.io/A:b")
 def test_the_chart_accepts_the_entries_that_the_operator_accepts(entry: str) -> None:
     assert in_schema(entry) == is_entry(entry)
 

@@ -9,6 +9,7 @@ from qwen_operator.objects import mapping, members
 NAME = "pod-security"
 LABEL = "pod-security.kubernetes.io/enforce"
 _HOST_FIELDS = ("hostNetwork", "hostPID", "hostIPC")
+_BELOW_PRIVILEGED = ("baseline", "restricted")
 _BASELINE_VOLUMES = "hostPath"
 # The restricted profile's list.
 _RESTRICTED_VOLUMES = (
@@ -22,9 +23,9 @@ def check(facts: ClusterFacts) -> Iterator[Finding]:
             yield Finding(Mark.UNKNOWN, NAME, f"namespace {served.name} not checked: {served.namespace.problem}")
             continue
         level = str(objects.labels(served.namespace.first).get(LABEL) or "privileged")
-        faults = list(_faults(served, level))
+        faults = [*_faults(served, level), *_of_multi_node(facts, served, level)]
         yield from faults
-        if not faults and level == "privileged":
+        if not faults and level == "privileged" and not _needs_privileged(facts, served):
             yield Finding(
                 Mark.WARNING,
                 NAME,
@@ -33,6 +34,12 @@ def check(facts: ClusterFacts) -> Iterator[Finding]:
             )
         elif not faults:
             yield Finding(Mark.OK, NAME, f"namespace {served.name} enforces {level}, which our pods meet")
+
+
+def _needs_privileged(facts: ClusterFacts, served: Served) -> bool:
+    """Whether the chart gives pods of this namespace what only the standard `privileged` allows."""
+    config = facts.installation.config
+    return bool(config and config.multi_nodes.beyond_baseline) and any(map(_over_nodes, served.deployments))
 
 
 def _faults(served: Served, level: str) -> Iterator[Finding]:
@@ -47,8 +54,31 @@ def _faults(served: Served, level: str) -> Iterator[Finding]:
             )
 
 
+def _of_multi_node(facts: ClusterFacts, served: Served, level: str) -> Iterator[Finding]:
+    """QwenDeployments over several nodes whose pods get more from the chart than the standard allows."""
+    config = facts.installation.config
+    given = config.multi_nodes.beyond_baseline if config else ()
+    if not given or level not in _BELOW_PRIVILEGED:
+        return
+    for deployment in served.deployments:
+        if not _over_nodes(deployment):
+            continue
+        yield Finding(
+            Mark.BAD,
+            NAME,
+            f"namespace {served.name} enforces {level}, which forbids {' and '.join(given)} of the chart, but "
+            f"QwenDeployment {objects.text(deployment, 'metadata', 'name')} may run over several nodes: turn that off, "
+            f"or run kubectl label --overwrite namespace {served.name} {LABEL}=privileged",
+        )
+
+
+def _over_nodes(deployment: objects.Object) -> bool:
+    most = mapping(deployment, "spec", "hardware").get("maxNodesPerReplica")
+    return isinstance(most, int) and most > 1
+
+
 def _forbidden(pod: objects.Object, level: str) -> Iterator[str]:
-    if level not in ("baseline", "restricted"):
+    if level not in _BELOW_PRIVILEGED:
         return
     for volume in members(pod, "volumes"):
         kinds = [key for key in volume if key != "name"]

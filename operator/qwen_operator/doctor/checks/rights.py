@@ -2,17 +2,23 @@
 
 from collections.abc import Iterator
 
+from qwen_operator.doctor import release
 from qwen_operator.doctor.types import ClusterFacts, Finding, Mark, Right
 
 NAME = "rights"
 
 
 def check(facts: ClusterFacts) -> Iterator[Finding]:
+    watched = len(release.watched(facts.installation.operator.first))
     for account in dict.fromkeys(right.account for right in facts.rights):
-        yield from _of(account, [right for right in facts.rights if right.account == account])
+        rights = [right for right in facts.rights if right.account == account]
+        checked = len({right.namespace for right in rights if right.namespace})
+        part = f" in the {checked} of {watched} namespaces that were checked" if account and checked < watched else ""
+        yield from _of(account, rights, part)
 
 
-def _of(account: str, rights: list[Right]) -> Iterator[Finding]:
+def _of(account: str, rights: list[Right], part: str) -> Iterator[Finding]:
+    """`part`: of which namespaces the rights are, if these are not all."""
     who = f"the ServiceAccount {account.removeprefix('system:serviceaccount:').replace(':', '/')}" if account else "you"
     unknown = sorted({right.problem for right in rights if right.problem})
     missing = [right for right in rights if not right.allowed and not right.problem]
@@ -22,7 +28,7 @@ def _of(account: str, rights: list[Right]) -> Iterator[Finding]:
         yield Finding(
             Mark.BAD,
             NAME,
-            f"{who} may not {_texts(missing)}: upgrade the chart with rbac.create, or bind these rights to it",
+            f"{who} may not {_texts(missing)}{part}: upgrade the chart with rbac.create, or bind these rights to it",
         )
     elif missing:
         yield Finding(
@@ -32,7 +38,7 @@ def _of(account: str, rights: list[Right]) -> Iterator[Finding]:
         has = (
             "has all rights that this version needs" if account else "may do what installing and using the chart needs"
         )
-        yield Finding(Mark.OK, NAME, f"{who} {has}")
+        yield Finding(Mark.OK, NAME, f"{who} {has}{part}")
 
 
 def _texts(rights: list[Right]) -> str:

@@ -13,6 +13,8 @@ Compared with 0.5.23 in both wheels (paths below sglang/srt, lines of 0.5.22):
 * Formats: the least compute capabilities of the AWQ, GPTQ, FP8, GGUF and compressed-tensors loaders in
   layers/quantization are equal.
 * Overlap of weights and graphs: model_executor/model_runner_components/startup_weight_load.py is equal.
+* Pipeline stages: how layers are divided, what does not go together, and which models keep the output head on every
+  stage (models/qwen2_moe.py:1245, qwen3_moe.py:1030) are equal.
 * Parsers: function_call/parser_names.py and parser/reasoning_parser_names.py lack `beam` and `response_template` of
   0.5.23. The parsers for Qwen are equal.
 * Log lines: equal, so this folder has no `log_lines.json` and qwen-runtime uses that of 0.5.23. Compared:

@@ -3,6 +3,8 @@
 Where the values come from (paths below sglang/srt in the wheel):
 
 * Options: `options.json`, written by `make engine-table VERSION=0.5.23`.
+* Pipeline stages: distributed/utils.py:110, mem_cache/kv_cache_configurator.py:3107 (the smallest pool of all stages
+  counts), arg_groups/validation_hook.py:122 (what does not go together), managers/scheduler.py:1238 (micro-batches).
 * Metric names: observability/metrics_collector.py:365 to 1290 (gauges of the scheduler), 1033 to 1077 (ticks and
   work), 2040 to 2065 (histograms); observability/http_request_metrics.py:41 (active requests).
   What the start took: 1301, 1343 and 1842. managers/scheduler.py:1264 and model_executor/model_runner.py:1365 measure
@@ -39,6 +41,7 @@ from qwen_operator.engines.types import (
 PLANNED = {
     Role.TENSOR_PARALLEL: "--tp-size",
     Role.EXPERT_PARALLEL: "--ep-size",
+    Role.PIPELINE_PARALLEL: "--pp-size",
     Role.NODES: "--nnodes",
     Role.GROUP_TIMEOUT: "--dist-timeout",
     Role.MEMORY_FRACTION: "--mem-fraction-static",
@@ -142,6 +145,8 @@ MEMORY = MemoryConstants(
     reserve_mib_per_token=1.5,
     reserve_least_tokens=2048,
     reserve_mib_per_graph_request=2,
+    # models/qwen2_moe.py:1237, qwen3_moe.py:1018: no stage is without it, unlike in qwen2.py and qwen3.py.
+    whole_head_models=("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"),
 )
 
 FORMATS = Formats(
@@ -160,6 +165,9 @@ FORMATS = Formats(
     },
     # _SUPPORTED_ARCHITECTURES of model_executor/model_runner_components/startup_weight_load.py, without Llama.
     overlap_models=("Qwen2ForCausalLM", "Qwen3ForCausalLM"),
+    # SGLang asks whether a model's forward() takes what the stage before it made: model_executor/model_runner.py:508.
+    # Qwen2.5-VL, Qwen3-VL and Qwen3.5 do so too, but keep vision towers or states that are not divided by layers.
+    pipeline_models=("Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
 )
 
 PARSERS = Parsers(

@@ -18,7 +18,7 @@ from qwen_operator.manifests.revisions import (
     revision_metadata,
     revision_of,
 )
-from qwen_operator.reconcile.phases.plan import template_of
+from qwen_operator.reconcile.phases.plan import template_of, without_adapters
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas.cached_nodes import noted
 from qwen_operator.sources.inspection import leftovers
@@ -40,10 +40,11 @@ def pin(course: Course) -> Step:
             number=number,
             facts=facts,
             plan=course.plan,
-            template=template_of(course, facts, course.plan),
+            template=course.template or template_of(course, facts, course.plan),
             replan=replan_of(course.observed.deployment),
             own_engine=bool(engine.image or engine.version),
             source=_source(course),
+            without_adapters=without_adapters(course),
         )
         manifest = revision_manifest(course.observed.owner, target)
         actions.append(Create(Kind.CONTROLLER_REVISION, manifest, ActionReason.PIN_REVISION))
@@ -92,7 +93,8 @@ def _repairs(course: Course) -> Iterator[Patch]:
         if pinned.revision == course.revision and not pinned.source:
             # An earlier version pinned it. Its hash says that it runs the present spec.
             wanted["annotations"] = {**wanted["annotations"], ANNOTATION_SOURCE: _source(course)}
-        cached = noted(item, pinned, course.observed.engine_pods)
+        pods = (*course.observed.engine_pods, *course.observed.fetch_pods)
+        cached = noted(item, pinned, pods, course.observed.nodes, claims=course.spec.prefetch)
         is_news = bool(cached) and objects.annotations(item).get(ANNOTATION_CACHED_ON) != cached
         if cached:
             wanted["annotations"] = {**wanted["annotations"], ANNOTATION_CACHED_ON: cached}

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from qwen_operator import objects
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.api.conditions import Reason
+from qwen_operator.api.spec import hash_without_adapters
 from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.manifests.adapters import same_but_adapters, with_adapters
+from qwen_operator.manifests.mount_paths import mountable
+from qwen_operator.manifests.multi_node import connected
 from qwen_operator.manifests.names import Manifest, PodIdentity
 from qwen_operator.manifests.pods import engine_template, same_template
 from qwen_operator.manifests.revisions import PinnedRevision, as_stored, replan_of
+from qwen_operator.planning import adapters as adapter_planning
 from qwen_operator.planning import plan as planning
 from qwen_operator.planning.types import EngineDefaults, NoFit, Plan
 from qwen_operator.reconcile.plan_memory import PlanInputs
 from qwen_operator.reconcile.types import Course, Step
+from qwen_operator.replicas.adapters import obstacle
 from qwen_operator.sources import registry
 
 
@@ -23,8 +30,16 @@ def plan(course: Course) -> Step:
         return Step(replace(course, newer=_newer(course, course.target)))
     if course.facts is None:
         return Step(course)
-    facts = course.facts
-    planned = _mountable(course, _planned(course, facts.checkpoint, _kept_engine(course)))
+    facts, kept = course.facts, _kept(course, course.facts.checkpoint)
+    planned: Plan | NoFit
+    if kept is not None:
+        planned = adapter_planning.with_adapters(kept.plan, facts.checkpoint)
+        adapters = [(one.name, adapter_planning.path_of(one.uri)) for one in facts.checkpoint.adapters]
+        course = replace(course, template=with_adapters(kept.template, course.revision, adapters))
+    else:
+        planned = _mounted_by_all(course, _planned(course, facts.checkpoint, _kept_engine(course)))
+    source = registry.engine_source(course.spec, facts.checkpoint, course.config.engine)
+    planned = mountable(planned, course.spec, source, course.observed.owner.namespace)
     if isinstance(planned, NoFit):
         message = f"{planned.message}; {facts.remark}" if facts.remark else planned.message
         blocked = Blocked(planned.reason, message, waiting=False, facts=facts.checkpoint, no_fit=planned)
@@ -34,6 +49,28 @@ def plan(course: Course) -> Step:
     if facts.remark:
         planned = replace(planned, warnings=(*planned.warnings, facts.remark))
     return Step(replace(course, plan=planned))
+
+
+def without_adapters(course: Course) -> str:
+    """The hash of the present spec without its adapters; "" if it has none."""
+    deployment = course.observed.deployment
+    if not course.spec.adapters:
+        return ""
+    return hash_without_adapters(deployment["spec"], objects.annotations(deployment))
+
+
+def _kept(course: Course, facts: Checkpoint) -> PinnedRevision | None:
+    """The revision that runs, if its engines can take up these adapters, and nothing else has changed.
+
+    Then its plan stays: replicas of another plan would have to replace them.
+    """
+    running, rest = course.observed.last_served, without_adapters(course)
+    if running is None or not rest or running.without_adapters != rest:
+        return None
+    if replace(running.facts, adapters=()) != replace(facts, adapters=()) or obstacle(running, facts):
+        return None
+    fits = all(adapter_planning.mismatch(facts, adapter) is None for adapter in facts.adapters)
+    return running if fits else None
 
 
 def _newer(course: Course, target: PinnedRevision) -> bool:
@@ -60,7 +97,7 @@ def _planned(course: Course, facts: Checkpoint, engine: EngineDefaults) -> Plan 
     return planning.runnable(planned, facts, source, course.spec.hardware.max_nodes_per_replica)
 
 
-def _mountable(course: Course, planned: Plan | NoFit) -> Plan | NoFit:
+def _mounted_by_all(course: Course, planned: Plan | NoFit) -> Plan | NoFit:
     """The plan, or a refusal if pods on its nodes cannot all mount the claim with the weights."""
     claim = course.observed.claim
     if isinstance(planned, NoFit) or planned.nodes_per_replica == 1 or claim is None or not claim.single_node:
@@ -78,12 +115,14 @@ def _would_differ(course: Course, target: PinnedRevision) -> bool:
     today = _planned(course, target.facts, course.config.engine)
     if isinstance(today, NoFit):
         return False
-    return not same_template(template_of(course, target.facts, today), target.template)
+    template = template_of(course, target.facts, today)
+    return not (same_template(template, target.template) or same_but_adapters(template, target.template))
 
 
 def template_of(course: Course, facts: Checkpoint, planned: Plan) -> Manifest:
     """The pod of every replica without its name, in the form in which the API server returns it."""
     identity = PodIdentity(course.observed.owner, course.revision)
     source = registry.engine_source(course.spec, facts, course.config.engine)
-    template: Manifest = as_stored(engine_template(identity, course.spec, planned, source, course.config.image))
+    made = engine_template(identity, course.spec, planned, source, course.config.image)
+    template: Manifest = as_stored(connected(made, planned, course.config.multi_nodes))
     return template

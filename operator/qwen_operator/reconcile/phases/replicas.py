@@ -9,12 +9,14 @@ from qwen_operator import objects
 from qwen_operator.actions.blocked import foreign_message
 from qwen_operator.actions.types import Action, Create, Delete, Kind
 from qwen_operator.api.writers import replicas_writer
-from qwen_operator.arbiter.asking import granted, size_after, takes_part
+from qwen_operator.arbiter.asking import granted, number_of_new, size_after, takes_part, with_few_new
 from qwen_operator.arbiter.types import Ask, Grant
 from qwen_operator.manifests.names import budget_name
 from qwen_operator.reconcile.foreign import foreign_objects
+from qwen_operator.reconcile.prefetching import prefetched
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas import quotas
+from qwen_operator.replicas.adapters import notes, serving_as
 from qwen_operator.replicas.cached_nodes import known_nodes, preferring
 from qwen_operator.replicas.draining import RolloutRules, waits
 from qwen_operator.replicas.groups import Replica, SortedReplicas, groups_of, sort_replicas
@@ -34,7 +36,8 @@ def replicas(course: Course) -> Step:
     If the revision does not come up in time, the earlier one runs.
     """
     observed, running = course.observed, course.running
-    existing = _replicas(course)
+    found = _replicas(course)
+    existing = serving_as(found, observed.readable, running)
     sorted_replicas = sort_replicas(existing, running.revision if running else "", observed.nodes)
     rule = size_rule(course.spec.replicas, course.spec.scaling, suspend=course.spec.suspend, now=course.now)
     wanted = _wanted(course, sorted_replicas, rule)
@@ -42,16 +45,23 @@ def replicas(course: Course) -> Step:
     progress = progress_of(running, sorted_replicas, observed.readable, rules) if running else Progress()
     if hold := progress.hold:
         course = replace(course, running=hold.earlier, hold=hold)
+        existing = serving_as(found, observed.readable, hold.earlier)
         sorted_replicas = sort_replicas(existing, hold.earlier.revision, observed.nodes, hold.names)
         rules = replace(rules, held=hold.revision)
     placed = place(_to_be_placed(sorted_replicas), _placing(course))
     sorted_replicas = sorted_replicas.with_messages(placed.messages)
+    course = replace(course, prefetch=prefetched(course, sorted_replicas, rules))
+    if course.prefetch.first:
+        # No replica goes before its successor can start.
+        rules = replace(rules, max_unavailable=0)
     ask, rules, steps = _arbitrated(course, sorted_replicas, rules, rule)
     steps = _where_cached(course, steps)
     pinned = {**observed.readable, **({course.revision: course.target} if course.target else {})}
-    repairs = pod_repairs(observed.owner, pinned, existing, rules.drain_seconds)
+    noted = notes(existing, pinned, course.running, observed.adapter_pages)
+    repairs = pod_repairs(observed.owner, pinned, existing, rules.drain_seconds, noted)
     proposed = _without_conflicts((*steps.actions, *repairs), placed.actions)
-    actions, full = quotas.within_quotas(proposed, observed.quotas, course.actions)
+    earlier = (*course.actions, *course.prefetch.actions)
+    actions, full = quotas.within_quotas(proposed, observed.quotas, earlier)
     return Step(
         replace(
             course,
@@ -63,10 +73,16 @@ def replicas(course: Course) -> Step:
             full=course.full or full,
             ask=ask,
         ),
-        actions,
+        (*course.prefetch.actions, *actions),
         requeue_after=_requeue_after(
             existing,
-            (*waits(sorted_replicas, rules), *progress.waits, *placed.waits, *rule.waits(course.now)),
+            (
+                *waits(sorted_replicas, rules),
+                *progress.waits,
+                *placed.waits,
+                *rule.waits(course.now),
+                *course.prefetch.waits,
+            ),
         ),
     )
 
@@ -187,6 +203,9 @@ def _moves(course: Course, sorted_replicas: SortedReplicas, rules: RolloutRules)
     pods = course.observed.pods
     taken = {*pods.owned, *pods.leftover, *pods.foreign} - ours
     steps = moves(course.observed.owner, course.running, sorted_replicas, rules, taken)
+    new = number_of_new(steps.actions, sorted_replicas)
+    few = with_few_new(steps.actions, sorted_replicas, new - course.prefetch.holds(new))
+    steps = replace(steps, actions=few)
     if not course.unreachable:
         return steps
     return replace(steps, actions=tuple(action for action in steps.actions if not isinstance(action, Create)))
@@ -195,7 +214,8 @@ def _moves(course: Course, sorted_replicas: SortedReplicas, rules: RolloutRules)
 def _where_cached(course: Course, steps: Moves) -> Moves:
     """The steps with new pods that prefer nodes whose cache has the model."""
     observed = course.observed
-    nodes = known_nodes(course.running, observed.revisions.owned, observed.readable, observed.engine_pods)
+    pods = (*observed.engine_pods, *observed.fetch_pods)
+    nodes = known_nodes(course.running, observed.revisions.owned, observed.readable, pods)
     return replace(steps, actions=preferring(steps.actions, nodes))
 
 

@@ -39,21 +39,24 @@ def source(course: Course) -> Step:
 def _known_facts(course: Course) -> Facts | None:
     """The facts of the same files from an earlier revision; None if a pod must read them.
 
-    Another placement or other labels of the pods do not change the files.
+    Another placement or other labels of the pods do not change the files. Each adapter may be known from another
+    revision.
     """
     mounted = registry.inspected(course.spec, course.config.engine)
     if mounted is None:
         return None
     replan = replan_of(course.observed.deployment)
-    adapters = [(one.name, one.source.uri) for one in course.spec.sorted_adapters]
     known = [
         pinned
         for pinned in course.observed.readable.values()
         if pinned.replan == replan and reads_alike(pinned.template, course.spec.pod, mounted)
-        if [(one.name, one.uri) for one in pinned.facts.adapters] == adapters
     ]
-    newest = max(known, key=lambda pinned: pinned.number, default=None)
-    return Facts(newest.facts) if newest else None
+    known.sort(key=lambda pinned: pinned.number)
+    adapters = {(one.name, one.uri): one for pinned in known for one in pinned.facts.adapters}
+    wanted = [(one.name, one.source.place) for one in course.spec.sorted_adapters]
+    if not known or not adapters.keys() >= set(wanted):
+        return None
+    return Facts(replace(known[-1].facts, adapters=tuple(adapters[one] for one in wanted)))
 
 
 def _context(course: Course) -> SourceContext:

@@ -20,8 +20,10 @@ from qwen_operator.api.events import transitions
 from qwen_operator.arbiter.messages import short_of_gpus
 from qwen_operator.manifests.names import Manifest
 from qwen_operator.reconcile.types import Course, Step
+from qwen_operator.replicas.adapters import failures
 from qwen_operator.replicas.waiting import node_lost
 from qwen_operator.sources.inspection import PHASE as INSPECTION
+from qwen_operator.status.adapters import why_replaced
 from qwen_operator.status.conditions import StatusInput, build_status
 
 
@@ -53,12 +55,21 @@ def status(course: Course) -> Step:
             unplaced=course.unplaced,
             short_of_gpus=short,
             granted=observed.grant.replicas if short and observed.grant else None,
+            prefetch=course.prefetch,
+            adapter_failures=failures(course.replicas.serving, observed.adapter_pages),
+            why_replaced=_why_replaced(course),
         ),
         stamp,
     )
     events = status_events(observed.deployment, new, stamp, _lost_nodes(course))
     events += grant_events(observed.deployment, new, short, stamp)
     return Step(replace(course, status=new, events=events), requeue_after=observed.names.wait(course.now))
+
+
+def _why_replaced(course: Course) -> str:
+    earlier = (*course.replicas.leaving, *course.replicas.draining)
+    old = next((replica.revision for replica in earlier), "")
+    return why_replaced(course.target, course.observed.readable.get(old))
 
 
 def _short_of_gpus(course: Course) -> str:

@@ -1,0 +1,87 @@
+"""What is downloaded before engine pods need it: reads an observation for `replicas.prefetch`. Pure."""
+
+from __future__ import annotations
+
+from qwen_operator.api.spec import Spec
+from qwen_operator.arbiter.fits import wants
+from qwen_operator.manifests.model_cache import claim_folder, node_folder
+from qwen_operator.manifests.revisions import PinnedRevision
+from qwen_operator.reconcile.types import Course
+from qwen_operator.replicas import quotas
+from qwen_operator.replicas.cached_nodes import MOST_NODES, claim_has_model, known_nodes, remembered_places
+from qwen_operator.replicas.draining import RolloutRules
+from qwen_operator.replicas.groups import SortedReplicas
+from qwen_operator.replicas.prefetch import Downloads, Prefetch, endings, prefetch, wanted_downloads
+from qwen_operator.replicas.rollout import pods_of_replica
+from qwen_operator.replicas.room import Place, need_of, places_of
+
+_NO_CACHE = "spec.prefetch has no effect, because the model does not come from the chart's cache"
+_NO_NODES = "spec.prefetch has no effect, because the operator may not read nodes and so cannot choose one"
+
+
+def prefetched(course: Course, replicas: SortedReplicas, rules: RolloutRules) -> Prefetch:
+    """The decision for the running revision."""
+    observed, running = course.observed, course.running
+    if not course.spec.prefetch or running is None:
+        return Prefetch(actions=endings(observed.fetch_pods))
+    claim, folder = claim_folder(running.template)[0], node_folder(running.template)
+    useless = _NO_NODES if folder and observed.neighbours is None else "" if claim or folder else _NO_CACHE
+    if useless:
+        return Prefetch(actions=endings(observed.fetch_pods), useless=useless)
+    given = _downloads(course, running, replicas, rules)
+    # While a change is blocked or held back, what runs has its model already.
+    wanted = wanted_downloads(given) if running is course.target else ()
+    created, _ = quotas.within_quotas(wanted, observed.quotas, course.actions)
+    return prefetch(given, [one for one in wanted if one in created], observed.refusal)
+
+
+def _downloads(course: Course, running: PinnedRevision, replicas: SortedReplicas, rules: RolloutRules) -> Downloads:
+    observed = course.observed
+    pods = (*observed.engine_pods, *observed.fetch_pods)
+    revisions, readable = observed.revisions.owned, observed.readable
+    first = pods_of_replica(observed.owner, running, rules)[0]
+    remembered = [*remembered_places(running, revisions, readable)]
+    places: dict[str, Place | None] = {}
+    if claim := claim_folder(running.template)[0]:
+        # One pod fills it for all nodes. If no node can run an engine now, an engine pod must make one come.
+        places = {"": None} if _usable(course, first) or observed.neighbours is None else {}
+        known = [""] if claim_has_model(running, revisions, readable, pods) else []
+        remembered = [""] if claim in remembered else []
+    else:
+        places = dict(_usable(course, first))
+        known = [*known_nodes(running, revisions, readable, pods)]
+    own = observed.pods
+    return Downloads(
+        owner=observed.owner,
+        running=running,
+        places=places,
+        known=known,
+        remembered=remembered,
+        most=_most(course.spec, running.plan.nodes_per_replica),
+        need=need_of(first),
+        pods=observed.fetch_pods,
+        taken={*own.owned, *own.leftover, *own.foreign},
+        now=course.now,
+        looking=sum(not (replica.bound or replica.started or replica.broken) for replica in replicas.fresh),
+        distinct_nodes=course.config.distinct_nodes,
+    )
+
+
+def _usable(course: Course, pod: dict[str, object]) -> dict[str, Place]:
+    """The nodes on which the scheduler may place such an engine pod, and that offer enough GPUs, free or not."""
+    observed, need = course.observed, need_of(pod)
+    if observed.neighbours is None:
+        return {}
+    return {
+        place.name: place
+        for place in places_of(observed.neighbours)
+        if place.suits(need) and place.offered.get(need.resource, 0) >= need.gpus
+        if place.name not in observed.nodes.cordoned and wants(pod, place.name, place.labels)
+    }
+
+
+def _most(spec: Spec, pods: int) -> int:
+    """On how many nodes replicas can be at the same time: one each, or more if a replica has several pods."""
+    scaling = spec.scaling
+    limits = [scaling.max_replicas, *(one.max_replicas or 0 for one in scaling.schedules)] if scaling else [1]
+    return min(MOST_NODES, (spec.replicas or max(limits)) * pods)

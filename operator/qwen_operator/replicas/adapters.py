@@ -1,0 +1,157 @@
+"""Which adapters the engine of a replica should have and has, and which replicas can take up another list. Pure.
+
+A replica whose engine can load and unload adapters until it has those of another revision needs no successor: it serves
+as that revision. Its pods keep their names. Two annotations tell its adapters. The operator writes the list that the
+engine should have, and the names of what it has: the gateway's agent reads these.
+
+An adapter that is removed leaves both annotations in one patch. So if it comes back, it counts as loaded only after the
+engine has said so. The engine says on its page which list it has taken up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from qwen_operator import objects, untrusted
+from qwen_operator.api.adapters import MOST_ADAPTERS, AdapterSource, is_adapter_name
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.manifests.adapters import loaded_names, same_but_adapters, wanted_adapters, wanted_text
+from qwen_operator.manifests.names import ANNOTATION_ADAPTERS, ANNOTATION_ADAPTERS_WANTED
+from qwen_operator.manifests.revisions import PinnedRevision
+from qwen_operator.planning.adapters import MOUNT, path_of, room
+from qwen_operator.replicas.groups import Replica
+from qwen_operator.replicas.pod_state import PodState
+from qwen_runtime.adapter_list import digest
+
+_DIGEST = 16
+_WHY = 200
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptersPage:
+    """What an engine says about its adapters: the digest of the list that it has taken up, the names of those that it
+    has, and why it could not load others."""
+
+    wanted: str
+    loaded: frozenset[str] = frozenset()
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    def answers(self, text: str) -> bool:
+        """Whether it is about this list."""
+        return bool(text) and self.wanted == digest(text)
+
+
+def read_adapters_page(content: bytes) -> AdaptersPage:
+    """The part of a pod's page about its adapters. Raises ValueError for another page."""
+    page = untrusted.report(content.decode("utf-8", "replace"))
+    part = objects.mapping(page, "adapters")
+    wanted, loaded, failed = part.get("wanted"), part.get("loaded"), objects.mapping(part, "failed")
+    if page.get("version") != 1 or not isinstance(wanted, str) or len(wanted) > _DIGEST or not isinstance(loaded, list):
+        raise ValueError("the page says nothing about adapters")
+    names = [name for name in loaded[:MOST_ADAPTERS] if isinstance(name, str) and is_adapter_name(name)]
+    faults = {name: untrusted.clean(why, _WHY) for name, why in failed.items() if is_adapter_name(name)}
+    return AdaptersPage(wanted, frozenset(names), faults)
+
+
+Pages = Mapping[str, AdaptersPage]
+"""What engines say about their adapters, by the uids of their pods."""
+
+
+def obstacle(old: PinnedRevision, facts: Checkpoint) -> str:
+    """Why replicas of a revision cannot take up the adapters of these facts while they serve; "" if they can.
+
+    The base of the facts must be that of the revision.
+    """
+    if not wanted_text(old.template):
+        many = old.plan.nodes_per_replica > 1
+        return (
+            "replicas over several nodes load adapters only when they start" if many else "they started without a list"
+        )
+    before = wanted_adapters(wanted_text(old.template))
+    mounts = [mount for one in old.template["spec"]["containers"] for mount in one.get("volumeMounts", ())]
+    claims = {str(mount.get("mountPath")) for mount in mounts}
+    for adapter in facts.adapters:
+        claim, name = AdapterSource(adapter.uri).claim, f"spec.adapters[{adapter.name}]"
+        if f"{MOUNT}/{claim}" not in claims:
+            return f'{name} is on the claim "{claim}", which they do not mount'
+        if before.get(adapter.name) not in (None, path_of(adapter.uri)):
+            return f"{name} has another source than they loaded under this name"
+    return room(old.plan).lacks(facts)
+
+
+def adopts(old: PinnedRevision, new: PinnedRevision) -> bool:
+    """Whether replicas of a revision become such of another one by loading and unloading adapters."""
+    if not same_but_adapters(old.template, new.template):
+        return False
+    before, after = (wanted_adapters(wanted_text(one.template)) for one in (old, new))
+    return all(before.get(name, folder) == folder for name, folder in after.items())
+
+
+def serving_as(
+    replicas: Iterable[Replica], pinned: Mapping[str, PinnedRevision], running: PinnedRevision | None
+) -> tuple[Replica, ...]:
+    """The replicas with the revision as which each serves: the running one, or else the one whose list it has."""
+    return tuple(replace(replica, serves_as=_serves_as(replica, pinned, running)) for replica in replicas)
+
+
+def _serves_as(replica: Replica, pinned: Mapping[str, PinnedRevision], running: PinnedRevision | None) -> str:
+    own = pinned.get(replica.leader.revision)
+    text = wanted_text(replica.leader.manifest)
+    if own is None or not text:
+        return ""
+    if running is not None and (running.revision == own.revision or adopts(own, running)):
+        return running.revision
+    if text == wanted_text(own.template):
+        return ""
+    able = [one for one in pinned.values() if wanted_text(one.template) == text and adopts(own, one)]
+    return max(able, key=lambda one: one.number).revision if able else ""
+
+
+def notes(
+    replicas: Sequence[Replica], pinned: Mapping[str, PinnedRevision], running: PinnedRevision | None, pages: Pages
+) -> dict[str, dict[str, str]]:
+    """The annotations about adapters by the pods' uids, for pods whose adapters can change.
+
+    Pods that do not serve as the running revision keep theirs.
+    """
+    noted: dict[str, dict[str, str]] = {}
+    for replica in replicas:
+        pod, own = replica.leader, pinned.get(replica.leader.revision)
+        if own is None or not wanted_text(own.template):
+            continue
+        if running is not None and replica.revision == running.revision:
+            noted[pod.uid] = _current(pod, wanted_text(running.template), pages.get(pod.uid))
+        else:
+            has = objects.annotations(pod.manifest)
+            names = (ANNOTATION_ADAPTERS, ANNOTATION_ADAPTERS_WANTED)
+            noted[pod.uid] = {name: str(has[name]) for name in names if name in has}
+    return noted
+
+
+def _current(pod: PodState, text: str, page: AdaptersPage | None) -> dict[str, str]:
+    """The annotations of a pod that should have this list."""
+    wanted, before = wanted_adapters(text), wanted_text(pod.manifest)
+    if before == text and page is not None and page.answers(text):
+        has = [name for name in wanted if name in page.loaded]
+    else:
+        folders = wanted_adapters(before)
+        has = [name for name in loaded_names(pod.manifest) if name in wanted and folders.get(name) == wanted[name]]
+    return {ANNOTATION_ADAPTERS: ",".join(sorted(has)), ANNOTATION_ADAPTERS_WANTED: text}
+
+
+def awaits(pod: PodState) -> str:
+    """The list of which the operator does not know yet that the engine has all; "" if there is none."""
+    text = wanted_text(pod.manifest)
+    return text if pod.up and set(wanted_adapters(text)) != set(loaded_names(pod.manifest)) else ""
+
+
+def failures(replicas: Iterable[Replica], pages: Pages) -> dict[str, str]:
+    """Why engines could not load adapters, by the adapters' names, with the pod that says so."""
+    found: dict[str, str] = {}
+    for replica in replicas:
+        page = pages.get(replica.leader.uid)
+        if page is not None and page.answers(awaits(replica.leader)):
+            for name, why in page.failed.items():
+                found.setdefault(name, f"{replica.leader.name} cannot load it: {why}")
+    return found

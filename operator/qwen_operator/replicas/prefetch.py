@@ -1,0 +1,212 @@
+"""Downloads a model before engine pods need it: on the nodes that they may use, or into their claim. Pure.
+
+The operator picks the nodes, and the scheduler places each pod on its own. These pods are an aid only: if one cannot
+do its work, the container `fetch` of an engine pod does it, as without them. So a new replica waits only while a
+download is on its way where the replica could run, and never for a pod that does not start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from qwen_operator import objects
+from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Refusal
+from qwen_operator.api.conditions import FETCH_FAILURES, Reason
+from qwen_operator.manifests.names import Manifest, Owner, fetch_pod_name
+from qwen_operator.manifests.prefetch import fetch_pod
+from qwen_operator.manifests.revisions import PinnedRevision
+from qwen_operator.replicas.cached_nodes import MOST_NODES
+from qwen_operator.replicas.pod_state import PodState
+from qwen_operator.replicas.room import Need, Place
+
+AT_ONCE = 2
+"""So many pods of a deployment download at a time."""
+START_SECONDS = 120.0
+"""Replicas wait no longer than this for a pod that has not started its download."""
+_FARTHEST_AHEAD_SECONDS = 60.0
+_OF_PLACE = frozenset({Reason.DISK_FULL, Reason.CACHE_UNUSABLE})
+"""Failures that say nothing about other nodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """What is downloaded before engine pods need it.
+
+    `pods`: those that download for the running revision. `filled` of `wanted` nodes have the model; both are 0 for a
+    claim. `room`: for so many new replicas the model is where there is room for them. `coming`: for so many more
+    it will be when the present downloads end. `first`: neither a node nor the claim has the model yet, and a download
+    is on its way.
+    `useless`: why spec.prefetch has no effect; "" if it has, or is not set. `waits`: seconds until time alone changes
+    something.
+    """
+
+    actions: tuple[Action, ...] = ()
+    pods: tuple[PodState, ...] = ()
+    filled: int = 0
+    wanted: int = 0
+    room: int = 0
+    coming: int = 0
+    first: bool = False
+    useless: str = ""
+    waits: tuple[float, ...] = ()
+
+    def holds(self, new: int) -> int:
+        """How many of so many new replicas wait."""
+        return min(self.coming, max(0, new - self.room))
+
+    @property
+    def telling(self) -> PodState | None:
+        """The pod that says most about the downloads: one that downloads, then one that starts, then one that fails."""
+        order = {pod.name: (failing(pod), pod.reason is not Reason.DOWNLOADING, pod.name) for pod in self.pods}
+        return min(self.pods, key=lambda pod: order[pod.name], default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Downloads:
+    """What is known for the decision about one revision.
+
+    `places`: the nodes that its pods may use, by name; one entry with the name "" for a claim. `known`: those that have
+    the model, `remembered`: those of which an annotation says so. `most`: so many places should have it. `need`: what
+    one of its pods asks of its node. `looking`: so many replicas look for a node already. `taken`: names of all pods.
+    """
+
+    owner: Owner
+    running: PinnedRevision
+    places: Mapping[str, Place | None]
+    known: Collection[str]
+    remembered: Collection[str]
+    most: int
+    need: Need
+    pods: Sequence[PodState]
+    taken: Collection[str]
+    now: datetime
+    looking: int = 0
+    distinct_nodes: bool = True
+    _by_name: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = {fetch_pod_name(self.owner.name, self.running.revision, place): place for place in self.places}
+        object.__setattr__(self, "_by_name", names)
+
+    def place_of(self, pod: PodState) -> str | None:
+        """The place for which the pod downloads; None if it is for another revision, or for no usable place."""
+        return self._by_name.get(pod.name)
+
+    @property
+    def filled(self) -> list[str]:
+        return [place for place in self.places if place in self.known]
+
+    @property
+    def active(self) -> list[PodState]:
+        """The pods that download, or try to, for a place that does not have the model yet."""
+        usable = (pod for pod in self.pods if not pod.deleting and not pod.ended)
+        return [pod for pod in usable if (place := self.place_of(pod)) is not None and place not in self.known]
+
+
+NOTHING = Prefetch()
+
+
+def failing(pod: PodState) -> bool:
+    """Whether the download fails for a reason that an engine pod would meet too."""
+    return pod.reason in FETCH_FAILURES
+
+
+def wanted_downloads(given: Downloads) -> tuple[Create, ...]:
+    """The pods to create: a few at a time, first where there are free GPUs.
+
+    If a download fails for a reason that does not depend on the place, the others would fail too.
+    """
+    active = given.active
+    if any(failing(pod) and pod.reason not in _OF_PLACE for pod in active):
+        return ()
+    healthy = sum(not failing(pod) for pod in active)
+    missing = given.most - len(given.filled) - healthy
+    number = min(AT_ONCE - healthy, missing, MOST_NODES - len(active))
+    free = [place for place in _in_order(given) if _name(given, place) not in given.taken]
+    pods = (fetch_pod(given.owner, given.running, place) for place in free[: max(0, number)])
+    return tuple(Create(Kind.POD, pod, ActionReason.PREFETCH) for pod in pods)
+
+
+def prefetch(given: Downloads, created: Sequence[Create], refusal: Refusal | None = None) -> Prefetch:
+    """The decision, with those of the wanted pods for which quotas have room. Nothing waits for one that the API
+    server rejects."""
+    new = {create.name for create in created if refusal is None or not refusal.rejects(create)}
+    active = given.active
+    ages = {pod.name: _age(pod.manifest, given.now) for pod in active}
+    on_its_way = [pod for pod in active if _downloads(pod) or ages[pod.name] < START_SECONDS]
+    soon = {place for pod in on_its_way if (place := given.place_of(pod)) is not None}
+    soon |= {place for place in given.places if _name(given, place) in new}
+    filled, on_nodes = given.filled, "" not in given.places
+    room, whole = _replicas_on(given, filled), _replicas_on(given, [*filled, *soon])
+    return Prefetch(
+        actions=(*created, *_endings(given)),
+        pods=tuple(active),
+        filled=len(filled) if on_nodes else 0,
+        wanted=min(given.most, len(given.places)) if on_nodes else 0,
+        room=max(0, room - given.looking),
+        coming=whole - room,
+        first=bool(soon) and not filled,
+        waits=tuple(START_SECONDS - ages[pod.name] for pod in on_its_way if ages[pod.name] < START_SECONDS),
+    )
+
+
+def endings(pods: Iterable[PodState]) -> tuple[Delete, ...]:
+    """The deletions of all these pods: nothing is to be downloaded before engine pods need it."""
+    return tuple(_delete(pod) for pod in pods if not pod.deleting)
+
+
+def _endings(given: Downloads) -> Iterator[Delete]:
+    """The deletions of pods that have done their work, or whose work is not needed any more.
+
+    A pod that has fetched stays until the annotation has its place.
+    """
+    for pod in given.pods:
+        place = given.place_of(pod)
+        over = place is None or place in given.remembered or (pod.ended and place not in given.known)
+        if over and not pod.deleting:
+            yield _delete(pod)
+
+
+def _delete(pod: PodState) -> Delete:
+    return Delete(Kind.POD, pod.name, pod.uid, ActionReason.PREFETCH_DONE)
+
+
+def _name(given: Downloads, place: str) -> str:
+    return fetch_pod_name(given.owner.name, given.running.revision, place)
+
+
+def _in_order(given: Downloads) -> list[str]:
+    """The places without the model. Each deployment has another order, so that not all begin with the same node."""
+
+    def rank(name: str) -> tuple[bool, str]:
+        place = given.places[name]
+        full = place is not None and not place.has(given.need)
+        return full, hashlib.sha256(f"{given.owner.uid}/{name}".encode()).hexdigest()
+
+    return sorted((place for place in given.places if place not in given.known), key=rank)
+
+
+def _replicas_on(given: Downloads, names: Iterable[str]) -> int:
+    """For how many new replicas these places have room. A claim can be mounted wherever there is room."""
+    pods = given.running.plan.nodes_per_replica
+    total = 0
+    for name in names:
+        place = given.places[name]
+        if place is None:
+            return MOST_NODES * MOST_NODES
+        total += place.slots(given.need, distinct=given.distinct_nodes and pods > 1)
+    return total // pods
+
+
+def _downloads(pod: PodState) -> bool:
+    return pod.reason is Reason.DOWNLOADING or failing(pod)
+
+
+def _age(pod: Manifest, now: datetime) -> float:
+    """Seconds since the pod was created. A time far ahead comes from a wrong clock, and does not count."""
+    created = objects.moment(objects.text(pod, "metadata", "creationTimestamp"))
+    age = (now - created).total_seconds() if created is not None else START_SECONDS
+    return max(0.0, age) if age > -_FARTHEST_AHEAD_SECONDS else START_SECONDS

@@ -1,0 +1,111 @@
+"""LoRA adapters on hubs and in buckets: who reads them, and who fetches them before an engine starts. Pure.
+
+A pod in the namespace reads the config and the head of the weights of each adapter, with its credentials, and finds its
+commit. A container of the engine pod fetches this commit, into the chart's cache or a folder of the pod, and the engine
+mounts each adapter read-only. Adapters on claims are in `manifests.adapters`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+
+from qwen_operator.api import uris
+from qwen_operator.api.adapters import Adapter
+from qwen_operator.api.engine import EnvVar
+from qwen_operator.api.spec import Spec
+from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints.hubs import DEFAULT_REVISIONS, Hub
+from qwen_operator.manifests.model_cache import adapter_variables, bucket_folder
+from qwen_operator.planning.adapters import path_of
+from qwen_operator.planning.types import CacheType, EngineDefaults, EngineSource, ModelCache, ModelFetch
+from qwen_operator.sources import credentials
+from qwen_operator.sources.credentials import TMP
+from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG
+
+_GIB = 1 << 30
+
+
+def inspecting(source: EngineSource, spec: Spec, defaults: EngineDefaults) -> EngineSource:
+    """The source of an inspection that reads these adapters too; unchanged if there are none."""
+    remote = _remote(spec)
+    if not remote:
+        return source
+    command = ["qwen-operator", "inspect-adapters", *([f"--path={source.model_path}"] if source.model_path else [])]
+    on_claims = [one for one in spec.sorted_adapters if one not in remote]
+    command += [f"--adapter={one.name}={path_of(one.source.place)}" for one in on_claims]
+    env = list(source.env)
+    for number, one in enumerate(remote):
+        words = (*_place(one, defaults), f"--commit={_revision(one)}")
+        command.append(f"--remote={one.name} {shlex.join(words)}")
+        env += adapter_variables(number, _credentials(one))
+    return replace(
+        source,
+        inspection=tuple(command),
+        env=tuple(env),
+        volumes=(*source.volumes, *TMP[:1]),
+        mounts=(*source.mounts, *TMP[1:]),
+    )
+
+
+def loading(source: EngineSource, spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
+    """The source of an engine for which a container fetches these adapters; unchanged if there are none."""
+    commits = {one.name: one.commit for one in checkpoint.adapters}
+    cache = defaults.cache or _of_pod(checkpoint)
+    fetches = tuple(
+        (path_of(one.source.place), _fetch(one, commits.get(one.name, ""), cache, defaults)) for one in _remote(spec)
+    )
+    return replace(source, adapter_fetches=fetches) if fetches else source
+
+
+def _remote(spec: Spec) -> tuple[Adapter, ...]:
+    return tuple(one for one in spec.sorted_adapters if one.source.scheme != uris.PVC.scheme)
+
+
+def _revision(adapter: Adapter) -> str:
+    """What the inspection looks for: a branch, tag or commit; "" for any files of a bucket."""
+    source = adapter.source
+    default = "" if source.scheme == uris.S3.scheme else DEFAULT_REVISIONS[Hub(source.scheme)]
+    return source.revision or default
+
+
+def _place(adapter: Adapter, defaults: EngineDefaults) -> tuple[str, ...]:
+    """Options that say where the files are. The store is always that of the chart."""
+    source = adapter.source
+    if source.scheme == uris.S3.scheme:
+        endpoint = defaults.store.endpoint
+        return (f"--s3={source.uri}", *((f"--endpoint={endpoint}",) if endpoint else ()))
+    mirror = defaults.mirror(Hub(source.scheme))
+    return (
+        f"--hub={source.scheme}",
+        *((f"--hub-url={mirror}",) if mirror else ()),
+        f"--repository={source.location}",
+    )
+
+
+def _credentials(adapter: Adapter) -> tuple[EnvVar, ...]:
+    reference = adapter.source.secret_ref
+    if adapter.source.scheme == uris.S3.scheme:
+        return credentials.of_bucket(reference)
+    token = credentials.token(reference)
+    return (token,) if token else ()
+
+
+def _fetch(adapter: Adapter, commit: str, cache: ModelCache, defaults: EngineDefaults) -> ModelFetch:
+    source = adapter.source
+    bucket = source.scheme == uris.S3.scheme
+    return ModelFetch(
+        cache=cache,
+        hub=source.scheme,
+        repository=bucket_folder(source.location) if bucket else source.location,
+        commit=commit or source.revision or "unknown",
+        file=ADAPTER_CONFIG,
+        options=_place(adapter, defaults),
+        env=_credentials(adapter),
+    )
+
+
+def _of_pod(checkpoint: Checkpoint) -> ModelCache:
+    """A folder of the pod. The files are hardly larger than their tensors."""
+    size = sum(one.facts.weight_bytes for one in checkpoint.adapters)
+    return ModelCache(CacheType.POD, "", -(-size * 102 // (100 * _GIB)) + 1)

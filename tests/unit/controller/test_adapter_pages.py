@@ -1,0 +1,116 @@
+"""Reading from engines which adapters they have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from qwen_operator.controller.adapter_pages import AGAIN_SECONDS, AdapterPages, LoadingPod, loading_pods
+from qwen_operator.controller.cache import Store
+from qwen_operator.controller.scraper import pod_session
+from qwen_operator.kube import Manifest
+from qwen_operator.replicas.adapters import AdaptersPage, read_adapters_page
+from qwen_operator.replicas.pod_state import PodState, read_pod
+from qwen_runtime.adapter_list import digest
+from qwen_runtime.adapters import Loader
+from qwen_runtime.engine_log import EngineLog, Patience
+from qwen_runtime.page import showing
+from qwen_runtime.progress import start_page
+from tests.unit.runtime.known import KNOWN
+from tests.unit.runtime.test_adapters import A, B, Engine
+
+KEY = ("team", "chat")
+BOTH = json.dumps({"a": A, "b": B})
+
+
+@asynccontextmanager
+async def reading(port: int, *pods: LoadingPod) -> AsyncIterator[tuple[AdapterPages, list[Any], list[float]]]:
+    changed: list[Any] = []
+    now = [0.0]
+    async with pod_session("application/json") as session:
+        yield AdapterPages(session, lambda: pods, changed.append, port, clock=lambda: now[0]), changed, now
+
+
+async def test_the_page_of_the_real_program_is_read_until_it_has_answered(tmp_path: Path) -> None:
+    engine, log = Engine(a=A), EngineLog(KNOWN, Patience(), lambda: 1.0)
+    loader = Loader(tmp_path, engine, lambda: 1000.0)
+    engine.broken = {"b"}
+    pod = LoadingPod(KEY, "uid", "127.0.0.1", BOTH)
+    with showing(lambda: start_page(log, loader.page()), 0) as port:
+        async with reading(port, pod) as (pages, changed, now):
+            await pages.step()
+            assert not pages.pages["uid"].answers(BOTH)
+            (tmp_path / "wanted").write_text(BOTH)
+            loader.step()
+            await pages.step()
+            failed = {"b": f"no file in {B}"}
+            assert pages.pages == {"uid": AdaptersPage(digest(BOTH), frozenset({"a"}), failed)}
+            assert changed == [KEY, KEY]
+            engine.broken = set()
+            loader._due, loader._failed = 0.0, {}
+            loader.step()
+            await pages.step()
+            assert pages.pages["uid"].loaded == {"a"}, "who has answered is not asked in every step"
+            now[0] += AGAIN_SECONDS
+            await pages.step()
+            assert pages.pages["uid"].loaded == {"a", "b"}
+            pages.view = tuple
+            await pages.step()
+            assert pages.pages == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b'{"version":1}', b'{"version":1,"adapters":{"wanted":7,"loaded":[]}}', b"\xff" * 4000],
+)
+async def test_another_page_says_nothing(content: bytes) -> None:
+    with showing(lambda: content, 0) as port:
+        async with reading(port, LoadingPod(KEY, "uid", "127.0.0.1", BOTH)) as (pages, changed, _):
+            await pages.step()
+            assert (pages.pages, changed) == ({}, [])
+    with pytest.raises(ValueError, match="adapters"):
+        read_adapters_page(content)
+
+
+def test_what_a_page_may_hold_is_bounded() -> None:
+    part = {"wanted": "x", "loaded": ["a", 7, "b:c"], "failed": {"b": "x\n" * 999, "c:d": "no"}}
+    page = read_adapters_page(json.dumps({"version": 1, "adapters": part}).encode())
+    assert page.loaded == {"a"}
+    assert list(page.failed) == ["b"]
+    assert len(page.failed["b"]) <= 200
+
+
+def test_only_pods_that_are_up_and_lack_an_adapter_are_asked(caplog: pytest.LogCaptureFixture) -> None:
+    annotations = {"qwen-operator.dev/adapters": "a", "qwen-operator.dev/adapters-wanted": BOTH}
+    up = {"podIP": "127.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}
+    made: Manifest = {"metadata": {"name": "chat-0a1b2c3d-0", "uid": "uid", "annotations": annotations}, "status": up}
+
+    class Cluster:
+        def __init__(self, pod: Manifest) -> None:
+            self.pod = read_pod(pod, "chat")
+
+        def deployments(self) -> list[Manifest]:
+            of = ({"namespace": "team", "name": name} for name in ("none", "x", "chat"))
+            adapters: list[dict[str, list[int]]] = [{}, {"adapters": [1]}, {"adapters": [1]}]
+            return [{"metadata": meta, "spec": spec} for meta, spec in zip(of, adapters, strict=True)]
+
+        def engine_pods(self, deployment: Manifest) -> tuple[PodState, ...]:
+            if deployment["metadata"]["name"] == "x":
+                raise TypeError("nobody thought of this")
+            return (self.pod,)
+
+    def found(pod: Manifest) -> list[LoadingPod]:
+        return list(loading_pods(cast(Store, Cluster(pod))))
+
+    asked = LoadingPod(KEY, "uid", "127.0.0.1", BOTH)
+    assert found(made) == [asked]
+    assert found({**made, "status": {"podIP": "127.0.0.1"}}) == []
+    metadata = {**made["metadata"], "annotations": annotations | {"qwen-operator.dev/adapters": "a,b"}}
+    assert found({**made, "metadata": metadata}) == []
+    assert {record.__dict__["deployment"] for record in caplog.records} == {"team/x"}
+    caplog.clear()

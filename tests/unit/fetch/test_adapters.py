@@ -1,0 +1,138 @@
+"""LoRA adapters of a hub and of a bucket on loopback: read before an engine starts, and fetched as they were read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_operator import cli
+from qwen_operator.checkpoints.adapters import InspectedAdapter, of_report
+from qwen_operator.manifests.model_cache import bucket_folder, model_folder
+from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG
+from qwen_runtime.inspect_checkpoint import examine
+from qwen_runtime.report import LIMIT_BYTES, bounded
+from tests.unit.fetch import s3
+from tests.unit.fetch.hub import COMMIT, REPOSITORY, FileHub, serving
+from tests.unit.fetch.test_fetch import contents
+from tests.unit.runtime.adapter_files import adapter
+from tests.unit.runtime.checkpoint import checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def files(folder: Path, **more: Any) -> dict[str, bytes]:
+    """Those of an adapter, with others that nobody needs."""
+    made = {path.name: path.read_bytes() for path in adapter(folder, **more).iterdir()}
+    return made | {"README.md": b"#", "optimizer.pt": b"large", "checkpoint-10/adapter_model.safetensors": b"old"}
+
+
+def inspected(folder: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    """The exit code and the report of the command."""
+    output = folder / "log"
+    code = cli.main(["inspect-adapters", *options, f"--output={output}"])
+    report: dict[str, Any] = json.loads(output.read_bytes())
+    return code, report
+
+
+def fetched(cache: Path, *options: str) -> int:
+    return cli.main(["fetch", *options, f"--cache={cache}", "--size-gib=1", "--port=0"])
+
+
+def hub_place(hub: FileHub) -> str:
+    return f"--hub=hf --hub-url={hub.address} --repository={REPOSITORY}"
+
+
+def test_adapters_of_three_places_are_read_together_and_each_with_its_own_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local, hub_files, bucket_files = adapter(tmp_path / "a"), files(tmp_path / "b", rank=4), files(tmp_path / "c")
+    monkeypatch.setenv("ADAPTER_0_QWEN_HUB_TOKEN", "t")
+    monkeypatch.setenv("QWEN_HUB_TOKEN", "the token of the model")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    with s3.serving() as store, serving(FileHub(hub_files, token="t")) as hub:
+        store.reset()
+        store.put(bucket_files)
+        store.check_signatures()
+        for name, value in store.keys.items():
+            monkeypatch.setenv(f"ADAPTER_1_{name}", value)
+        bucket = f"--s3={s3.URI} --endpoint={store.address}"
+        options = [f"--remote=b {hub_place(hub)} --commit=main", f"--remote=c {bucket} --commit="]
+        code, report = inspected(tmp_path, f"--path={checkpoint(tmp_path / 'm')}", f"--adapter=a={local}", *options)
+        assert code == 0, report
+        assert not [path for path in hub.asked if "optimizer" in path or "checkpoint-10" in path]
+        folders = [(name, tmp_path / name) for name in "abc"]
+        assert report["adapters"] == examine(None, folders)[0]["adapters"]
+        assert report["weightBytes"]
+        none, commit, digest = report["adapterCommits"]
+        assert (none, commit, len(digest)) == ("", COMMIT, 40)
+
+        cache = tmp_path / "cache"
+        loaded = [f"--adapter={hub_place(hub)} --commit={commit}", f"--adapter={bucket} --commit={digest}"]
+        assert fetched(cache, *loaded) == 0
+        of_hub = cache / "models" / model_folder("hf", REPOSITORY, commit, ADAPTER_CONFIG)
+        of_bucket = cache / "models" / model_folder("s3", bucket_folder("weights/qwen/chat"), digest, ADAPTER_CONFIG)
+        for folder, original in ((of_hub, hub_files), (of_bucket, bucket_files)):
+            assert contents(folder) == {name: original[name] for name in contents(tmp_path / "a")}
+        hub.asked.clear()
+        assert fetched(cache, *loaded) == 0
+        assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason", "message"),
+    [
+        ({"token": "x"}, "AuthRequired", "a token in spec.adapters[b].source.secretRef"),
+        (
+            {"files": {"config.json": b"{}"}},
+            "ModelNotFound",
+            "spec.adapters[b]: there is no adapter_config.json",
+        ),
+        (
+            {"rank": 4, "r": 8},
+            "AdapterMismatch",
+            f"spec.adapters[b] in hf://{REPOSITORY} at main: adapter_config.json: r is 8, but",
+        ),
+        ({"cut": True}, "TruncatedWeights", "spec.adapters[b]: adapter_model.safetensors"),
+    ],
+)
+def test_what_cannot_be_served_is_told_with_the_field_of_the_adapter(
+    damage: dict[str, Any], reason: str, message: str, tmp_path: Path
+) -> None:
+    made = files(tmp_path / "b", **{key: value for key, value in damage.items() if key in ("rank", "r")})
+    if "cut" in damage:
+        made["adapter_model.safetensors"] = made["adapter_model.safetensors"][:-1]
+    with serving(FileHub(damage.get("files", made), token=damage.get("token", ""))) as hub:
+        code, report = inspected(tmp_path, f"--remote=b {hub_place(hub)} --commit=main")
+    assert (code, report["error"]["reason"]) == (1, reason)
+    assert message in report["error"]["message"]
+
+
+def test_an_adapter_that_cannot_be_fetched_is_named_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(FileHub(files(tmp_path / "b"), missing={ADAPTER_CONFIG})) as hub:
+        options = [f"--repository={REPOSITORY}", f"--hub-url={hub.address}", f"--commit={COMMIT}"]
+        assert fetched(tmp_path / "cache", *options, f"--adapter={hub_place(hub)} --commit={COMMIT}") == 1
+        assert not [path for path in hub.asked if "config.json" in path and ADAPTER_CONFIG not in path]
+    assert f"ModelNotFound: hf://{REPOSITORY} at {COMMIT[:12]}: adapter_config.json of" in capsys.readouterr().err
+
+
+def test_a_command_without_anything_to_fetch_is_refused(tmp_path: Path) -> None:
+    assert fetched(tmp_path) == 2
+    assert fetched(tmp_path, f"--repository={REPOSITORY}") == 2
+
+
+def test_the_report_on_sixteen_adapters_fits(tmp_path: Path) -> None:
+    names = [f"{number:02}" for number in range(16)]
+    folders = [(name, adapter(tmp_path / name)) for name in names]
+    report, complete = examine(checkpoint(tmp_path / "model"), folders)
+    assert complete
+    report |= {"adapterCommits": [COMMIT] * 16}
+    data = bounded(report)
+    assert len(data) < LIMIT_BYTES
+    read = of_report([(name, f"hf://team/{name}") for name in names], json.loads(data))
+    assert {one.commit for one in read} == {COMMIT}
+    assert InspectedAdapter(names[0], "hf://team/00", read[0].facts, COMMIT) == read[0]

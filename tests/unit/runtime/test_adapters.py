@@ -1,0 +1,233 @@
+"""Adapters that change while an engine runs: the loader against an engine in memory, and its calls over HTTP."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from qwen_runtime.adapter_list import digest, read_list, with_option
+from qwen_runtime.adapters import RETRY_SECONDS, UNLOAD_SECONDS, Loader, LoopbackEngine
+
+A, B = "/models/adapters/claim/a", "/models/adapters/claim/b"
+
+
+class Engine:
+    """Loads what is not `broken`."""
+
+    def __init__(self, **has: str) -> None:
+        self.has, self.serves, self.broken = has, True, set[str]()
+        self.calls: list[str] = []
+        self.why = ""
+
+    def loaded(self) -> dict[str, str] | None:
+        return dict(self.has) if self.serves else None
+
+    def load(self, name: str, folder: str) -> str:
+        self.calls.append(f"load {name}")
+        if name in self.broken:
+            return self.why or f"no file in {folder}"
+        self.has[name] = folder
+        return ""
+
+    def unload(self, name: str) -> str:
+        self.calls.append(f"unload {name}")
+        return "" if self.has.pop(name, None) else f"{name} is not loaded"
+
+
+class Pod:
+    """A pod with the files of its annotations, and time that a test moves."""
+
+    def __init__(self, folder: Path, **has: str) -> None:
+        self.folder, self.now, self.engine = folder, 1000.0, Engine(**has)
+        self.loader = Loader(folder, self.engine, lambda: self.now)
+
+    def wants(self, loaded: str = "", **wanted: str) -> str:
+        text = json.dumps(wanted)
+        (self.folder / "wanted").write_text(text)
+        (self.folder / "loaded").write_text(loaded)
+        return digest(text)
+
+    def wait(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            self.now += 0.25
+            self.loader.step()
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> Pod:
+    return Pod(tmp_path, a=A)
+
+
+def test_an_added_adapter_is_loaded_at_once_and_the_page_says_which_list_it_is(pod: Pod) -> None:
+    first = pod.wants(a=A)
+    assert pod.loader.page() == {"wanted": "", "loaded": [], "failed": {}}
+    pod.wait(1)
+    assert pod.loader.page() == {"wanted": first, "loaded": ["a"], "failed": {}}
+    second = pod.wants(a=A, b=B)
+    assert pod.loader.page()["wanted"] == first
+    pod.wait(0.25)
+    assert pod.loader.page() == {"wanted": second, "loaded": ["a", "b"], "failed": {}}
+    assert pod.engine.calls == ["load b"]
+
+
+def test_a_removed_adapter_stays_for_late_requests_and_is_then_unloaded(pod: Pod) -> None:
+    pod.wants(a=A, b=B)
+    pod.wait(1)
+    pod.wants(b=B)
+    pod.wait(UNLOAD_SECONDS - 1)
+    assert pod.engine.has == {"a": A, "b": B}
+    assert pod.loader.page()["loaded"] == ["b"]
+    pod.wait(2)
+    assert pod.engine.has == {"b": B}
+    # A late request made SGLang load it again.
+    pod.engine.has["a"] = A
+    pod.wait(120)
+    assert pod.engine.has == {"b": B}
+
+
+def test_one_that_comes_back_in_time_is_never_unloaded(pod: Pod) -> None:
+    pod.wants(b=B)
+    pod.wait(UNLOAD_SECONDS / 2)
+    pod.wants(a=A, b=B)
+    pod.wait(60)
+    assert pod.engine.calls == ["load b"]
+
+
+def test_an_adapter_that_cannot_be_loaded_keeps_nothing_else_and_is_tried_again(pod: Pod) -> None:
+    pod.engine.broken = {"b"}
+    wanted = pod.wants(a=A, b=B, c=A)
+    pod.wait(1)
+    assert pod.loader.page() == {"wanted": wanted, "loaded": ["a", "c"], "failed": {"b": f"no file in {B}"}}
+    assert pod.engine.calls.count("load b") == 1
+    pod.engine.broken = set()
+    pod.wait(RETRY_SECONDS)
+    assert pod.loader.page() == {"wanted": wanted, "loaded": ["a", "b", "c"], "failed": {}}
+
+
+def test_before_the_engine_serves_nothing_is_asked_of_it(pod: Pod) -> None:
+    pod.engine.serves = False
+    pod.wants(a=A, b=B)
+    pod.wait(5)
+    assert (pod.engine.calls, pod.loader.page()["wanted"]) == ([], "")
+    pod.engine.serves = True
+    pod.wait(1)
+    assert pod.loader.page()["loaded"] == ["a", "b"]
+
+
+def test_another_folder_under_the_same_name_replaces_the_first(pod: Pod) -> None:
+    pod.wants(a=B)
+    pod.wait(1)
+    assert (pod.engine.calls, pod.engine.has) == (["unload a", "load a"], {"a": B})
+
+
+STARTS: dict[str, tuple[dict[str, str], str, list[str]]] = {
+    "as it began": ({"a": A, "b": B}, "a,b", ["--lora-paths", f"a={A}", f"b={B}"]),
+    "one was removed": ({"b": B}, "b", [f"--lora-paths=b={B}"]),
+    "one was added and loaded": ({"a": A, "b": B, "c": A}, "a,b,c", ["--lora-paths", f"a={A}", f"b={B}", f"c={A}"]),
+    "one could never be loaded": ({"a": A, "bad": B}, "a", [f"--lora-paths=a={A}"]),
+    "nothing is left of the first ones": ({"c": A}, "", []),
+}
+
+
+@pytest.mark.parametrize(("wanted", "loaded", "words"), STARTS.values(), ids=STARTS.keys())
+def test_a_container_that_starts_again_begins_with_what_the_engine_had(
+    pod: Pod, wanted: dict[str, str], loaded: str, words: list[str]
+) -> None:
+    pod.wants(loaded, **wanted)
+    command = ["sglang", "--enable-lora", "--lora-paths", f"a={A}", f"b={B}", "--port=8000"]
+    assert pod.loader.command(command) == ["sglang", "--enable-lora", *words, "--port=8000"]
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", '{"a": "/etc"}', '{"a": "/models/adapters/../x"}', '{"a b": "/x"}'])
+def test_a_list_that_nobody_wrote_changes_nothing(pod: Pod, text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    (pod.folder / "wanted").write_text(text)
+    assert pod.loader.command(["sglang", "--lora-paths=a=/x"]) == ["sglang", "--lora-paths=a=/x"]
+    pod.wait(60)
+    assert pod.engine.calls == []
+    assert capfd.readouterr().err.count("cannot be read") == bool(text)
+    with pytest.raises(ValueError, match=r"Expecting|it is not|it has"):
+        read_list(text)
+
+
+def test_a_long_fault_fits_into_the_page(pod: Pod) -> None:
+    names = {f"n{number:039}": B for number in range(16)}
+    pod.engine.broken = set(names)
+    pod.engine.why = '"' * 5000
+    pod.wants(**names)
+    pod.wait(1)
+    assert len(json.dumps(pod.loader.page())) < 3500
+
+
+@pytest.mark.parametrize(
+    ("words", "values", "result"),
+    [
+        ("a --x 1 2 --b", ("3",), "a --x=3 --b"),
+        ("a --x=1 --b", ("3", "4"), "a --x 3 4 --b"),
+        ("a --x 1", (), "a"),
+        ("a --xy 1", ("2",), "a --xy 1 --x=2"),
+    ],
+)
+def test_an_option_gets_other_values_in_its_place(words: str, values: tuple[str, ...], result: str) -> None:
+    assert " ".join(with_option(words.split(), "--x", values)) == result
+
+
+@contextmanager
+def sglang(ready: int = 200) -> Iterator[tuple[LoopbackEngine, list[tuple[str, object]]]]:
+    """The calls of SGLang's server, with its answers."""
+    seen: list[tuple[str, object]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self, status: int, body: object) -> None:
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_GET(self) -> None:
+            models = [{"id": "m", "root": "m", "parent": None}, {"id": "a", "root": A, "parent": "m"}]
+            self._answer(ready if self.path == "/ready" else 200, {"data": models})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.append((self.path, body))
+            good = body["lora_name"] != "bad"
+            self._answer(200 if good else 400, {"success": good, "error_message": "" if good else "no such file"})
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield LoopbackEngine(server.server_address[1]), seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_calls_of_sglang(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    folder = str(tmp_path)
+    with sglang() as (engine, seen):
+        assert engine.loaded() == {"a": A}
+        assert engine.load("b", folder) == ""
+        assert engine.load("bad", folder) == "no such file"
+        assert engine.load("b", B) == f"{B} has no adapter_config.json"
+        assert engine.unload("b") == ""
+    assert seen[0] == ("/load_lora_adapter", {"lora_name": "b", "lora_path": folder})
+    assert seen[-1] == ("/unload_lora_adapter", {"lora_name": "b"})
+    assert engine.loaded() is None
+    assert engine.load("b", folder).startswith("the engine does not answer")
+
+
+def test_an_engine_that_is_not_ready_yet_has_nothing() -> None:
+    with sglang(ready=503) as (engine, _):
+        assert engine.loaded() is None

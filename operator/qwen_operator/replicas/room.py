@@ -141,6 +141,9 @@ def room_for(
         if not ours and not _takes_room(group, now):
             continue
         need = need_of(group[0])
+        if not ours and not need.gpus:
+            # For example an inspection: it takes no GPU from anybody.
+            continue
         need = replace(need, more={name: number for name, number in need.more.items() if name in offered})
         # The arbiter may have sent each of the pods to a node of its own.
         needs = [need_of(pod) for pod in group]
@@ -156,7 +159,7 @@ def room_for(
         future_nodes -= short
         if ours and block and not short:
             found.blocks[key[1]] = {need.topology: block}
-        for place in sorted(room, key=lambda place: (place.free[need.resource], place.name))[: len(group)]:
+        for place in sorted(room, key=lambda place: (place.free.get(need.resource, 0), place.name))[: len(group)]:
             place.take(need)
     return found
 

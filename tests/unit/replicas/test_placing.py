@@ -369,6 +369,17 @@ def test_room_is_for_whole_replicas_on_nodes_of_their_own(
     assert (why == {}) is room, why
 
 
+@pytest.mark.parametrize("gates", [FREE, [{"name": GATE}]], ids=["scheduled", "held back"])
+def test_pods_without_gpus_keep_no_node_from_anybody(gates: list[dict[str, Any]]) -> None:
+    plain = node("cpu")
+    plain["status"] = {**plain["status"], "allocatable": {"cpu": "8"}}
+    others = pair("aaa", gates=gates)
+    for one in others:
+        one["spec"] |= {"containers": [{"name": "inspection"}], "nodeSelector": {}}
+    nodes = (plain, node("a"), node("b"))
+    assert room_for({"mine"}, "team", Neighbours(nodes, (*pair("mine"), *others)), NOW).lacks == {}
+
+
 def test_a_node_that_does_not_offer_its_gpus_yet_has_none_free() -> None:
     back = {**node("b"), "status": {"capacity": {}, "allocatable": {}}}
     others = (*pair("mine"), pod("x", 0, on="b", gates=FREE))

@@ -13,7 +13,7 @@ that they have. It creates them again at once, and waits longer after each failu
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from zlib import crc32
 
@@ -127,7 +127,17 @@ def _kept_back(replicas: Sequence[Replica], placing: Placing) -> tuple[Room, flo
     if placing.neighbours is None or not replicas:
         return Room(), 0.0
     names = {one.name for one in replicas}
-    return room_for(names, placing.namespace, placing.neighbours, placing.now, placing.future_nodes), CHECK_SECONDS
+    neighbours = replace(placing.neighbours, failures=_failures(placing))
+    return room_for(names, placing.namespace, neighbours, placing.now, placing.future_nodes), CHECK_SECONDS
+
+
+def _failures(placing: Placing) -> int:
+    """How many attempts have failed, up to the last one, if that was not too long ago."""
+    before = stored_failure(placing.failure or {})
+    if before is None or before.reason is not Reason.GROUP_NOT_PLACED:
+        return 0
+    then = objects.moment(before.time)
+    return before.count if then is not None and placing.now - then < _REMEMBERED else 0
 
 
 def _pause(placing: Placing) -> float:
@@ -210,9 +220,7 @@ def _not_placed(replica: Replica, placing: Placing) -> Failure:
     before = stored_failure(placing.failure or {})
     count = 1
     if before is not None and before.reason is Reason.GROUP_NOT_PLACED:
-        then = objects.moment(before.time)
-        recent = then is not None and placing.now - then < _REMEMBERED
-        count = before.count if before.time == time else before.count + 1 if recent else 1
+        count = before.count if before.time == time else _failures(placing) + 1
     return Failure(Reason.GROUP_NOT_PLACED, "", lacks.name, -1, time, count, (text,))
 
 

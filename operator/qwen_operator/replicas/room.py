@@ -102,12 +102,14 @@ class Neighbours:
 
     Of the pods without a node only those that a QwenDeployment controls: any other tenant could make such pods.
 
-    `distinct_nodes`: no two pods of a replica may be on one node.
+    `distinct_nodes`: no two pods of a replica may be on one node. `failures`: how often in a row the deployment that
+    asks could not place a replica, although nodes seemed to have room.
     """
 
     nodes: tuple[Manifest, ...] = ()
     pods: tuple[Manifest, ...] = ()
     distinct_nodes: bool = True
+    failures: int = 0
 
 
 @dataclass(slots=True)
@@ -150,7 +152,8 @@ def room_for(
         suitable = [
             place for place in places if place.name not in hosts.get(key, ()) and any(place.suits(one) for one in needs)
         ]
-        block, room = _best_block(suitable, need, len(group), distinct=distinct)
+        blocks = _blocks(suitable, need, distinct=distinct)
+        block, room = _best_block(blocks, len(group), neighbours.failures if ours else 0)
         short = max(0, len(group) - len(room))
         if short > (future_nodes if need.selector in pools else 0):
             if ours:
@@ -164,19 +167,29 @@ def room_for(
     return found
 
 
-def _best_block(places: Sequence[Place], need: Need, pods: int, *, distinct: bool) -> tuple[str, list[Place]]:
-    """The value of the label that the nodes must share, "" for none, and a place there for each pod that fits.
+_Block = tuple[str, list[Place]]
 
-    It is the block with the least room that does, or else the one with the most.
+
+def _blocks(places: Sequence[Place], need: Need, *, distinct: bool) -> list[_Block]:
+    """Each value of the label that the nodes must share, "" for none, with a place there for each pod that fits.
+
+    Those with the least room come first.
     """
     blocks: dict[str, list[Place]] = {}
     for place in places:
         value = place.labels.get(need.topology, "") if need.topology else ""
         if value or not need.topology:
             blocks.setdefault(value, []).extend([place] * place.slots(need, distinct=distinct))
-    order = sorted(blocks.items(), key=lambda item: (len(item[1]), item[0]))
-    enough = next((item for item in order if len(item[1]) >= pods), None)
-    return enough or (order[-1] if order else ("", []))
+    return sorted(blocks.items(), key=lambda item: (len(item[1]), item[0]))
+
+
+def _best_block(blocks: Sequence[_Block], pods: int, failures: int = 0) -> _Block:
+    """The block with the least room that does, or else the one with the most.
+
+    What the operator does not see may make a block impossible, so after each failure it is the next one that does.
+    """
+    enough = [item for item in blocks if len(item[1]) >= pods]
+    return enough[failures % len(enough)] if enough else blocks[-1] if blocks else ("", [])
 
 
 def _takes_room(group: Sequence[Manifest], now: datetime) -> bool:
@@ -207,7 +220,7 @@ def _sentence(replica: str, nodes: int, need: Need, suitable: Sequence[Place]) -
     have = f"{room} of {len(suitable)} nodes {'has' if room == 1 else 'have'} them"
     block = ""
     if need.topology:
-        most, places = _best_block(suitable, need, nodes, distinct=True)
+        most, places = _best_block(_blocks(suitable, need, distinct=True), nodes)
         best = f"of which {most or 'no value'} has {len(places)} of these nodes"
         block = f", and must share the label {need.topology}, {best}"
     return (

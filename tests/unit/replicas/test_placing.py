@@ -472,6 +472,22 @@ async def test_the_operator_chooses_the_block_that_has_room_for_all(monkeypatch:
     assert {pod["spec"]["nodeSelector"][BLOCK] for pod in world.api.all(PODS)} == {"b"}
 
 
+@pytest.mark.parametrize("others", [{}, {"gpu-7": "c"}], ids=["two blocks", "and one that is too small"])
+async def test_after_a_failure_another_block_is_tried(others: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with_groups(2, monkeypatch)
+    chart = MultiNode(topology_key=BLOCK, topology_policy=TopologyPolicy.REQUIRED)
+    world = await World(config=replace(CONFIG, multi_nodes=MultiNodes(chart))).start()
+    world.kubelet.place, world.kubelet.full = True, {"gpu-2"}
+    for name, block in {"gpu-1": "a", "gpu-2": "a", "gpu-3": "b", "gpu-4": "b", **others}.items():
+        world.api.put(NODES, in_block(name, block, gpus=1))
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(60)
+    assert list(bound(world).values()) == ["gpu-1"]
+    await world.wait(800)
+    assert sorted(bound(world).values()) == ["gpu-3", "gpu-4"]
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
 def test_a_pool_that_may_grow_counts_with_the_nodes_that_it_may_get() -> None:
     neighbours = Neighbours((node("a"),), tuple(pair("mine")))
     assert room_for({"mine"}, "team", neighbours, NOW, future_nodes=1).lacks == {}

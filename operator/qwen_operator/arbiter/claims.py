@@ -27,7 +27,10 @@ from qwen_operator.replicas.room import Need, Neighbours, Place, need_of, places
 STUCK_SECONDS = 60.0
 """A pod that the scheduler has refused to place for so long, although its node has room, goes back."""
 UNDECIDED_SECONDS = 900.0
-"""So does one that the scheduler has not refused. It may wait for its volume: kube-scheduler gives that 600 seconds."""
+"""So does one that the scheduler has not refused. It may wait for its volume: kube-scheduler gives that 600 seconds.
+
+And so does one that is held back with its replica, although its nodes have room. Otherwise it would keep them for ever.
+"""
 LATE_SECONDS = 60.0
 """A pod that should have ended so long ago does not end soon: for example its node or its GPU is dead."""
 
@@ -253,9 +256,8 @@ def _patience(state: PodState) -> float:
 
 
 def _waits(state: PodState, now: datetime) -> float:
-    """For how many seconds the scheduler could have placed the pod."""
-    if is_gated(state.manifest):
-        return 0.0
-    released = objects.moment(objects.annotations(state.manifest).get(ANNOTATION_RELEASED_AT))
+    """For how many seconds the scheduler could have placed the pod, or the pod is held back."""
+    gated = is_gated(state.manifest)
+    released = None if gated else objects.moment(objects.annotations(state.manifest).get(ANNOTATION_RELEASED_AT))
     created = objects.moment(objects.text(state.manifest, "metadata", "creationTimestamp"))
     return min(((now - time).total_seconds() for time in (released, created) if time is not None), default=0.0)

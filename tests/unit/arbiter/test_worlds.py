@@ -590,6 +590,30 @@ async def test_replicas_over_several_nodes_wait_for_all_their_nodes(monkeypatch:
     assert world.qd()["status"]["scaling"]["granted"] == 0
 
 
+async def test_a_replica_that_is_held_back_does_not_keep_a_higher_priority_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It seems to have room, and still gets no nodes. Here it was not placed, and pauses for half an hour."""
+    with_groups(2, monkeypatch)
+    world = a_world(1)
+    world.api.put(NODES, a_node("gpu-2", 1))
+    await world.start()
+    world.kubelet.full = {"gpu-2"}
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    for _ in range(800):
+        await world.wait(1)
+        if "lastFailure" in world.qd()["status"]:
+            break
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["status"]["lastFailure"].update(count=9))
+    world.kubelet.full = set()
+    monkeypatch.undo()
+    world.api.put(QWENDEPLOYMENTS, urgent())
+    await live(world, 600)
+    assert owners(world) == ["chat", "chat"]
+    await live(world, 400)
+    assert owners(world) == ["urgent"]
+
+
 @pytest.mark.parametrize(
     ("holders", "says"),
     [

@@ -16,11 +16,12 @@ from datetime import datetime
 from math import ceil
 
 from qwen_operator import objects
-from qwen_operator.arbiter.fits import HOSTNAME, depends_on_pods, requested, wants
+from qwen_operator.arbiter.fits import HOSTNAME, depends_on_pods, requested
 from qwen_operator.arbiter.types import Ask, Claim, Grant, Pool, Seat
 from qwen_operator.manifests.names import ANNOTATION_RELEASED_AT, Manifest
 from qwen_operator.objects import ObjectKey
 from qwen_operator.replicas.groups import Replica
+from qwen_operator.replicas.node_affinity import takes
 from qwen_operator.replicas.pod_state import PodState, is_gated
 from qwen_operator.replicas.room import Need, Neighbours, Place, need_of, places_of
 
@@ -107,7 +108,7 @@ def contests(scene: Scene) -> list[Contest]:
         # Most deployments ask the same of a node.
         like = _like(party)
         if like not in suitable:
-            suits = frozenset(place.name for place in places if _suits(party, place))
+            suits = frozenset(place.name for place in places if place.suits(needs[party.key]))
             suitable[like] = suits, _reach(party.ask.pod, scene.nodes)
         nodes, reach = suitable[like]
         claim = _claim(party, nodes & pools[resource].nodes.keys(), scene, names)
@@ -137,12 +138,12 @@ def _pools(scene: Scene, needs: Mapping[ObjectKey, Need], places: Sequence[Place
 
 def _reach(pod: Manifest, nodes: Iterable[Manifest]) -> frozenset[str]:
     """All nodes with the right labels: also those that take no pods now, or that offer no GPUs yet."""
-    selector = need_of(pod).selector
+    need = need_of(pod)
     labels = {str(objects.mapping(node, "metadata").get("name")): objects.labels(node) for node in nodes}
     return frozenset(
         name
         for name, have in labels.items()
-        if all(have.get(key) == value for key, value in selector.items()) and wants(pod, name, have)
+        if all(have.get(key) == value for key, value in need.selector.items()) and takes(need.terms, name, have)
     )
 
 
@@ -195,10 +196,6 @@ def _pods(replicas: Iterable[Replica]) -> list[Manifest]:
 def _like(party: Party) -> str:
     spec = party.ask.pod["spec"]
     return repr([spec.get(part) for part in ("nodeSelector", "tolerations", "affinity")])
-
-
-def _suits(party: Party, place: Place) -> bool:
-    return place.suits(need_of(party.ask.pod)) and wants(party.ask.pod, place.name, place.labels)
 
 
 def _claim(party: Party, nodes: Collection[str], scene: Scene, hosts: Mapping[str, str]) -> Claim:

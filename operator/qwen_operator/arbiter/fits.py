@@ -1,8 +1,8 @@
 """Whether a node takes a pod, by the rules of kube-scheduler that the operator can check. Pure.
 
 A pod that finds no place makes kube-scheduler end pods of a lower priority, whatever it lacks. So beside GPUs also
-CPU, memory, the number of pods and the node affinity count. Rules about other pods (affinity between pods, spread over
-zones) are not checked: `depends_on_pods` says that a pod has some.
+CPU, memory and the number of pods count, and the node affinity (`replicas.node_affinity`). Rules about other pods
+(affinity between pods, spread over zones) are not checked: `depends_on_pods` says that a pod has some.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 
-from qwen_operator import objects, untrusted
+from qwen_operator import objects
 from qwen_operator.manifests.kept import ROOM
 from qwen_operator.manifests.names import LABEL_REPLICA, Manifest
 from qwen_operator.manifests.quantities import amount
@@ -18,7 +18,6 @@ from qwen_operator.replicas.room import HOST_PORT
 
 HOSTNAME = "kubernetes.io/hostname"
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
-_LARGEST = 10**18
 
 Amounts = dict[str, Decimal]
 
@@ -63,12 +62,6 @@ def has_room(node: Manifest, running: Iterable[Manifest], pods: Iterable[Manifes
     return all(used.get(name, Decimal(0)) + need <= offered.get(name, Decimal(0)) for name, need in needs.items())
 
 
-def wants(pod: Manifest, node: str, labels: Mapping[str, object]) -> bool:
-    """Whether the pod's required node affinity takes a node of this name and with these labels."""
-    terms = objects.members(pod, "spec", "affinity", "nodeAffinity", _REQUIRED, "nodeSelectorTerms")
-    return not terms or any(_matches(term, node, labels) for term in terms)
-
-
 def depends_on_pods(pod: Manifest) -> bool:
     """Whether it depends on other pods where the pod may run. That the pods of one replica keep apart is no matter."""
     affinity = objects.mapping(pod, "spec", "affinity")
@@ -80,31 +73,6 @@ def depends_on_pods(pod: Manifest) -> bool:
     ]
     spread = objects.members(pod, "spec", "topologySpreadConstraints")
     return bool(terms) or any(one.get("whenUnsatisfiable") != "ScheduleAnyway" for one in spread)
-
-
-def _matches(term: objects.Object, node: str, labels: Mapping[str, object]) -> bool:
-    expressions = objects.members(term, "matchExpressions")
-    fields = objects.members(term, "matchFields")
-    if not expressions and not fields:
-        return False
-    return all(_holds(one, labels) for one in expressions) and all(
-        _holds(one, {"metadata.name": node}) for one in fields
-    )
-
-
-def _holds(expression: objects.Object, labels: Mapping[str, object]) -> bool:
-    key, operator = str(expression.get("key")), str(expression.get("operator"))
-    given = expression.get("values")
-    values = [str(value) for value in given] if isinstance(given, list) else []
-    has = None if labels.get(key) is None else str(labels[key])
-    if operator in ("In", "NotIn"):
-        return (has in values) == (operator == "In")
-    if operator in ("Exists", "DoesNotExist"):
-        return (has is not None) == (operator == "Exists")
-    if operator not in ("Gt", "Lt") or has is None:
-        return False
-    number, bound = (untrusted.digits(text, _LARGEST, -1) for text in (str(has), next(iter(values), "")))
-    return min(number, bound) >= 0 and (number > bound if operator == "Gt" else number < bound)
 
 
 def _needs(container: objects.Object) -> Amounts:

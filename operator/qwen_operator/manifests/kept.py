@@ -83,6 +83,13 @@ _POD_SPEC: Shape = {
     ),
     "overhead": Names(32, 64),
 }
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+# Half an affinity would mean something else, so a larger one is not kept at all. Then the scheduler alone decides.
+_AFFINITY_VALUES = 512
+_EXPRESSIONS = Each({"key": _NAME, "operator": _NAME, "values": Each(_NAME, _AFFINITY_VALUES)}, _AFFINITY_VALUES)
+_AFFINITY: Shape = {
+    "nodeSelectorTerms": Each({"matchExpressions": _EXPRESSIONS, "matchFields": _EXPRESSIONS}, _AFFINITY_VALUES)
+}
 _AMOUNTS = Names(256, 253)
 _QUOTA: Shape = {
     "spec": {"hard": _AMOUNTS, "scopes": Each(64, 1), "scopeSelector": {"matchExpressions": Each({}, 1)}},
@@ -97,6 +104,9 @@ def kept_pod(pod: Mapping[str, Any]) -> Manifest:
     engine = objects.named(objects.members(content, "spec", "containers"), ENGINE_CONTAINER)
     if isinstance(engine, dict):
         engine |= {part: given[part] for part in ("command", "args") if _is_command(given.get(part))}
+    required = objects.mapping(pod, "spec", "affinity", "nodeAffinity", _REQUIRED)
+    if required and untrusted.size_of(required, most=_AFFINITY_VALUES).values <= _AFFINITY_VALUES:
+        content["spec"]["affinity"] = {"nodeAffinity": {_REQUIRED: kept(required, _AFFINITY)}}
     top = _top(pod)
     if editors := image_editors(pod):
         top["metadata"]["managedFields"] = editors

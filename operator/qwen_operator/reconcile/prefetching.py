@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from qwen_operator.api.spec import Spec
-from qwen_operator.arbiter.fits import wants
 from qwen_operator.manifests.model_cache import claim_folder, node_folder
 from qwen_operator.manifests.revisions import PinnedRevision
 from qwen_operator.reconcile.types import Course
@@ -76,7 +75,7 @@ def _usable(course: Course, pod: dict[str, object]) -> dict[str, Place]:
         place.name: place
         for place in places_of(observed.neighbours)
         if place.suits(need) and place.offered.get(need.resource, 0) >= need.gpus
-        if place.name not in observed.nodes.cordoned and wants(pod, place.name, place.labels)
+        if place.name not in observed.nodes.cordoned
     }
 
 

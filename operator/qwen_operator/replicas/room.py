@@ -25,6 +25,7 @@ from qwen_operator.manifests.names import (
     LABEL_REPLICA,
     Manifest,
 )
+from qwen_operator.replicas.node_affinity import required_terms, takes
 from qwen_operator.replicas.pod_state import is_gated, replica_pods
 
 _Key = tuple[str, str]
@@ -46,6 +47,7 @@ class Need:
     """What one pod asks of its node: `gpus` of a resource, on a node with these labels.
 
     `more`: what else it takes, by resource. `topology`: a label whose value the nodes of its replica must share, or "".
+    `terms`: those of its required node affinity.
     """
 
     resource: str
@@ -54,6 +56,7 @@ class Need:
     tolerations: Sequence[Mapping[str, object]]
     more: Mapping[str, int] = field(default_factory=dict)
     topology: str = ""
+    terms: tuple[objects.Object, ...] = ()
 
     @property
     def takes(self) -> dict[str, int]:
@@ -78,7 +81,8 @@ class Place:
     def suits(self, need: Need) -> bool:
         """Whether the pod may run here, whatever else does."""
         labelled = all(self.labels.get(key) == value for key, value in need.selector.items())
-        return labelled and all(any(taint.tolerated_by(one) for one in need.tolerations) for taint in self.taints)
+        tolerated = all(any(taint.tolerated_by(one) for one in need.tolerations) for taint in self.taints)
+        return labelled and tolerated and takes(need.terms, self.name, self.labels)
 
     def has(self, need: Need) -> bool:
         """Whether so many are free."""
@@ -200,7 +204,7 @@ def _takes_room(group: Sequence[Manifest], now: datetime) -> bool:
     if any(objects.members(pod, "spec", "schedulingGates") for pod in group):
         # Somebody else queues them, for example Kueue.
         return False
-    # The scheduler had its chance. It sees more than the operator, such as an affinity that no node has.
+    # The scheduler had its chance. It sees more than the operator, such as rules about other pods.
     return any((now - then).total_seconds() < _PENDING_SECONDS for pod in group if (then := _pending_since(pod, now)))
 
 
@@ -316,4 +320,4 @@ def need_of(pod: Manifest) -> Need:
         more[HOST_PORT] = 1
     topology, must_share = topology_of(pod)
     tolerations = tuple(objects.members(pod, "spec", "tolerations"))
-    return Need(resource, number, selector, tolerations, more, topology if must_share else "")
+    return Need(resource, number, selector, tolerations, more, topology if must_share else "", required_terms(pod))

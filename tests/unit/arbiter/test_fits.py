@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qwen_operator.arbiter.fits import depends_on_pods, has_room, requested, wants
+from qwen_operator.arbiter.fits import depends_on_pods, has_room, requested
 from qwen_operator.arbiter.priorities import Priorities
 from qwen_operator.manifests.names import LABEL_REPLICA, Manifest
 from tests.unit.arbiter.test_worlds import priority_class
@@ -61,33 +61,6 @@ def test_one_pod_of_a_node_is_on_its_network() -> None:
     one, other = pod(hostNetwork=True), pod()
     assert has_room(node, [one], [other])
     assert not has_room(node, [one], [pod(hostNetwork=True)])
-
-
-@pytest.mark.parametrize(
-    ("expression", "matches"),
-    [
-        ({"key": "zone", "operator": "In", "values": ["a", "b"]}, True),
-        ({"key": "zone", "operator": "NotIn", "values": ["a"]}, False),
-        ({"key": "rack", "operator": "NotIn", "values": ["a"]}, True),
-        ({"key": "zone", "operator": "Exists"}, True),
-        ({"key": "zone", "operator": "DoesNotExist"}, False),
-        ({"key": "gpus", "operator": "Gt", "values": ["4"]}, True),
-        ({"key": "gpus", "operator": "Lt", "values": ["4"]}, False),
-        ({"key": "zone", "operator": "Gt", "values": ["4"]}, False),
-        ({"key": "gpus", "operator": "Gt"}, False),
-        ({"key": "zone", "operator": "Unknown"}, False),
-        ({"key": "zone"}, False),
-    ],
-)
-def test_a_required_affinity(expression: Manifest, matches: bool) -> None:
-    labels = {"zone": "a", "gpus": "8"}
-    term = {"matchExpressions": [expression]}
-    one = pod(affinity={"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [term]}}})
-    assert wants(one, "n1", labels) is matches
-    other = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}
-    one = pod(affinity={"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [term, other, {}]}}})
-    assert wants(one, "n1", labels)
-    assert wants(one, "n2", labels) is matches
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,20 @@ async def test_the_others_learn_the_address_of_the_first_pod_also_when_it_change
     assert {one["metadata"]["annotations"][LEADER].split()[0] for one in workers} == {"10.9.9.9"}
 
 
+async def test_no_gate_opens_for_nodes_that_the_affinity_excludes(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+    term = {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+    world.api.put(QWENDEPLOYMENTS, deployment(pod={"affinity": {"nodeAffinity": required}}))
+    await world.wait(30)
+    assert len(gated(world)) == 2
+    assert "0 of 0 nodes have them" in world.message("Ready")
+    for name in ("gpu-1", "gpu-2"):
+        world.api.edit(NODES, name, lambda item: item["metadata"]["labels"].update(zone="a"))
+    await world.wait(30)
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
 async def test_two_replicas_that_want_the_last_nodes_do_not_block_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     world = await a_world(monkeypatch, nodes=3)
     for name in ("one", "two"):

@@ -169,7 +169,7 @@ def _launch(options: argparse.Namespace, command: Sequence[str]) -> int:
             complain(str(error))
             deliver(error.report(), options.termination_log)
             return 1
-    if options.compile_cache is not None and (problem := use(options.compile_cache, driver_version())):
+    if options.compile_cache is not None and (problem := use(options.compile_cache, driver_version(), os.getuid())):
         complain(problem)
     patience = Patience(options.crash_seconds, options.port_seconds, options.stopped_seconds, options.start_seconds)
     adapters = None if options.adapters is None else Loader(options.adapters)

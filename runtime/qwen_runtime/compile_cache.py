@@ -13,6 +13,8 @@ from pathlib import Path
 VARIABLE = "SGLANG_CACHE_DIR"
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 NO_DRIVER = "none"
+USER = 65532
+"""The user of engines for which neither the spec nor the chart's ipcLock gives another one."""
 _MODULE = re.compile(r"Kernel Module\b.*?\s(\d{1,5}(?:\.\d{1,5}){1,3})\s", re.ASCII)
 _MOST = 4096
 
@@ -27,19 +29,15 @@ def driver_version(path: Path = DRIVER_FILE) -> str:
     return found.group(1) if found else NO_DRIVER
 
 
-def use(folder: Path, driver: str) -> str:
+def use(folder: Path, driver: str, user: int) -> str:
     """Let the engine keep its caches in the folder of this driver. Returns why it cannot, "" if it can.
 
-    Then it keeps them where the pod's own settings say, and compiles as without this.
+    Then it keeps them where the pod's own settings say, and compiles as without this. What the libraries make there
+    only its maker may write, so an engine of another `user` than usual, such as 0 with ipcLock, has its own folder.
     """
-    target = folder / driver
+    target = folder / (driver if user == USER else f"{driver}-{user}")
     try:
-        # Pods of one namespace may have different users.
-        before = os.umask(0)
-        try:
-            target.mkdir(exist_ok=True)
-        finally:
-            os.umask(before)
+        target.mkdir(exist_ok=True)
     except OSError as error:
         return f"{target} cannot be made ({error.strerror}), so the engine compiles without a cache"
     if not os.access(target, os.W_OK | os.X_OK):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+from typing import Any
+
 import pytest
 
 from qwen_operator.api.claims import NameRights
 from qwen_operator.config import ConfigError, load
 from qwen_operator.manifests.multi_node import MultiNode, MultiNodes
 from qwen_operator.planning.types import CacheType, ModelCache
+from tests.unit.chart.manual import CHART
 
 GOOD = """
 image: {reference: "example/qwen-operator:1"}
@@ -46,6 +51,35 @@ def test_a_short_file_and_the_environment_are_enough() -> None:
 )
 def test_the_cache(text: str, cache: ModelCache | None) -> None:
     assert load({}, GOOD + text).engine.cache == cache
+
+
+def accepted(**multi_node: Any) -> bool:
+    try:
+        load({}, GOOD.replace("engine: {", f"engine: {{multiNode: {json.dumps(multi_node)}, "))
+    except ConfigError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("rdma/hca", "block", "a.example.com/Block_1", "rdma/hca ", "rdma/hca/x", "rdma/-", "rdma/hca:1", "-a/b"),
+        *("A/b", "a b", "a/", "/b", f"{'a' * 64}/b", f"a/{'b' * 64}", f"{'a' * 254}/b"),
+    ],
+)
+def test_the_chart_and_the_operator_take_the_same_names(name: str) -> None:
+    parts = json.loads((CHART / "values.schema.json").read_text())
+    used = parts["properties"]["engine"]["properties"]["multiNode"], parts["definitions"]["multiNode"]
+    for network in used:
+        assert (re.search(network["properties"]["topologyKey"]["pattern"], name) is not None) is accepted(
+            topologyKey=name
+        )
+    found = re.search(
+        r'regexMatch ("\^.*?") [$]name\) -}}\n.*network device', (CHART / "templates/checks.yaml").read_text()
+    )
+    assert found
+    assert (re.search(json.loads(found[1]), name) is not None) is accepted(resources={name: 1})
 
 
 def test_a_pool_has_its_own_network_and_what_it_does_not_set_is_the_charts() -> None:

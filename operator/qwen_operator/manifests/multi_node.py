@@ -5,6 +5,7 @@ A tenant's spec cannot set any of it: the network of the host and IPC_LOCK leave
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -25,6 +26,8 @@ _GIB_IN_KIB = 1024 * 1024
 _PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _LOCKS_MEMORY = "--group-locks-memory"
+# Devices for RDMA, such as rdma/hca, nvidia.com/cx7_rdma or example.com/ib0. Other network cards need no locked memory.
+_RDMA = re.compile(r"rdma|hca|infiniband|(?<![a-z])ib(?![a-z])", re.ASCII)
 
 
 class TopologyPolicy(StrEnum):
@@ -69,6 +72,11 @@ class MultiNode:
         ]
         where = " (not in namespaces that enforce the Pod Security Standard baseline or restricted)"
         return "; ".join(parts) + (where if self.beyond_baseline else "")
+
+    @property
+    def needs_locked_memory(self) -> bool:
+        """Whether the engine will lock memory, as RDMA does: it may, or has a device whose name says so."""
+        return self.ipc_lock or any(_RDMA.search(name.lower()) for name in self.resources)
 
     @property
     def beyond_baseline(self) -> tuple[str, ...]:
@@ -134,7 +142,7 @@ def _engine(container: Mapping[str, Any], plan: Plan, given: MultiNode) -> Manif
     more = [{"name": name, "value": value} for name, value in wanted.items() if name not in present]
     changed["env"] = [*container["env"], *more]
     changed["resources"] = _resources(container["resources"], plan, given)
-    if given.resources:
+    if given.needs_locked_memory:
         end = container["command"].index("--")
         changed["command"] = [*container["command"][:end], _LOCKS_MEMORY, *container["command"][end:]]
     if given.host_network:

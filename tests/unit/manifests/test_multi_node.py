@@ -86,6 +86,23 @@ def test_each_pod_gets_the_resources_and_checks_that_it_may_lock_memory() -> Non
     assert engine(pods(MultiNode(resources={"rdma/hca": 2}), **own)[0])["resources"]["limits"]["rdma/hca"] == "4"
 
 
+@pytest.mark.parametrize(
+    ("given", "checks"),
+    [
+        (MultiNode(resources={"nvidia.com/cx7_rdma": 1}), True),
+        (MultiNode(resources={"example.com/HCA": 1}), True),
+        (MultiNode(resources={"example.com/mlnx_ib0": 1}), True),
+        (MultiNode(resources={"example.com/infiniband": 1}), True),
+        (MultiNode(resources={"example.com/sriov_net": 1}), False),
+        (MultiNode(resources={"example.com/fibre": 1}), False),
+        (MultiNode(ipc_lock=True, resources={"example.com/sriov_net": 1}), True),
+        (MultiNode("net1"), False),
+    ],
+)
+def test_only_pods_that_lock_memory_check_that_they_may(given: MultiNode, checks: bool) -> None:
+    assert ["--group-locks-memory" in engine(pod)["command"] for pod in pods(given)] == [checks] * 2
+
+
 def test_the_lock_of_memory_is_the_only_capability_and_only_the_engine_is_root() -> None:
     for pod in pods(MultiNode(ipc_lock=True)):
         assert engine(pod)["securityContext"] == {

@@ -17,9 +17,10 @@ from qwen_operator import objects, untrusted
 from qwen_operator.api.adapters import MOST_ADAPTERS, AdapterSource, is_adapter_name
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.adapters import loaded_names, same_but_adapters, wanted_adapters, wanted_text
-from qwen_operator.manifests.names import ANNOTATION_ADAPTERS, ANNOTATION_ADAPTERS_WANTED
+from qwen_operator.manifests.names import ANNOTATION_ADAPTERS, ANNOTATION_ADAPTERS_WANTED, ENGINE_CONTAINER
+from qwen_operator.manifests.quantities import amount
 from qwen_operator.manifests.revisions import PinnedRevision
-from qwen_operator.planning.adapters import MOUNT, path_of, room
+from qwen_operator.planning.adapters import MOUNT, host_bytes, lacks_host_memory, path_of, room
 from qwen_operator.replicas.groups import Replica
 from qwen_operator.replicas.pod_state import PodState
 from qwen_runtime.adapter_list import digest
@@ -77,12 +78,23 @@ def obstacle(old: PinnedRevision, facts: Checkpoint) -> str:
             return f'{name} is on the claim "{claim}", which they do not mount'
         if before.get(adapter.name) not in (None, path_of(adapter.uri)):
             return f"{name} has another source than they loaded under this name"
-    return room(old.plan).lacks(facts)
+    return room(old.plan).lacks(facts) or _lacks_host_memory(old, facts)
+
+
+def _lacks_host_memory(old: PinnedRevision, facts: Checkpoint) -> str:
+    """Why pods of a revision have not the host memory for these adapters: it goes by what they requested."""
+    plan = old.plan
+    # A plan that is older than this field was made for the adapters of its revision.
+    planned = plan.adapter_host_bytes or host_bytes(old.facts, plan.gpus_per_node)
+    engine = objects.named(objects.members(old.template, "spec", "containers"), ENGINE_CONTAINER)
+    requested = amount(objects.text(engine, "resources", "requests", "memory")) or 0
+    more = max(0, int(requested) - plan.host_memory_bytes)
+    return lacks_host_memory(facts, plan.gpus_per_node, planned + more)
 
 
 def adopts(old: PinnedRevision, new: PinnedRevision) -> bool:
     """Whether replicas of a revision become such of another one by loading and unloading adapters."""
-    if not same_but_adapters(old.template, new.template):
+    if not same_but_adapters(old.template, new.template) or _lacks_host_memory(old, new.facts):
         return False
     before, after = (wanted_adapters(wanted_text(one.template)) for one in (old, new))
     return all(before.get(name, folder) == folder for name, folder in after.items())

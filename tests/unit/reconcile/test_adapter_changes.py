@@ -9,8 +9,8 @@ import pytest
 
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.manifests.adapters import wanted_adapters, wanted_text
-from tests.unit.reconcile.test_adapters import engines, inspections, listed, report, serving
-from tests.unit.world import World, change, with_groups
+from tests.unit.reconcile.test_adapters import PVC, engines, inspections, listed, report, serving
+from tests.unit.world import World, change, deployment, with_groups
 
 ADAPTERS = "qwen-operator.dev/adapters"
 
@@ -37,6 +37,17 @@ async def changed(world: World, path: Path, *names: str, seconds: float = 300, *
 def adapters(world: World) -> Manifest:
     shown: Manifest = world.qd()["status"]["adapters"]
     return shown
+
+
+def reconciling(world: World, at: int) -> list[str]:
+    """What the condition has said since this place of the journal."""
+    return [
+        one["message"]
+        for _, resource, item in world.api.journal[at:]
+        if resource is QWENDEPLOYMENTS
+        for one in item.get("status", {}).get("conditions", ())
+        if one["type"] == "Reconciling"
+    ]
 
 
 async def test_an_engine_with_room_loads_an_added_adapter_and_no_pod_is_replaced(tmp_path: Path) -> None:
@@ -165,14 +176,43 @@ async def test_without_room_new_replicas_come_and_the_status_says_why(
     await world.settle(900)
     assert not old & set(uids(world))
     assert adapters(world) == {"ready": len(after), "total": len(after)}
-    said = [
-        one["message"]
-        for _, resource, item in world.api.journal[at:]
-        if resource is QWENDEPLOYMENTS
-        for one in item.get("status", {}).get("conditions", ())
-        if one["type"] == "Reconciling"
-    ]
+    said = reconciling(world, at)
     assert any(sentence in message for message in said), said
+
+
+def sized(path: Path, sizes: dict[str, int]) -> Manifest:
+    """A report on adapters whose tensors have so many MiB."""
+    found = report(path, *sorted(sizes))
+    for record, name in zip(found["adapters"], sorted(sizes), strict=True):
+        record[-1] = sizes[name] << 20
+    return found
+
+
+@pytest.mark.parametrize(
+    ("size", "request_", "stays"),
+    [(400, None, True), (3 << 10, None, False), (3 << 10, "64Gi", True), (80 << 10, "64Gi", False)],
+)
+async def test_pods_take_up_only_adapters_for_which_they_requested_memory(
+    tmp_path: Path, size: int, request_: str | None, stays: bool
+) -> None:
+    world = await World().start()
+    world.kubelet.report = sized(tmp_path, {"a": 1})
+    pod = {"pod": {"resources": {"requests": {"memory": request_}}}} if request_ else {}
+    world.api.put(QWENDEPLOYMENTS, deployment(model="local", source=PVC, adapters=listed("a"), **pod))
+    await world.settle(60)
+    old, at = uids(world), len(world.api.journal)
+    world.kubelet.report = sized(tmp_path, {"a": 1, "b": size})
+    change(world, adapters=listed("a", "b"))
+    await world.settle(900)
+    assert adapters(world) == {"ready": 2, "total": 2}
+    assert (uids(world) == old) is stays
+    said = [text for text in reconciling(world, at) if "of host memory in each pod, and they requested" in text]
+    assert bool(said) is not stays
+    await world.restart()
+    await world.settle(60)
+    assert len(uids(world)) == 1
+    memory = engines(world)[0]["spec"]["containers"][0]["resources"]["requests"]["memory"]
+    assert memory == request_ or stays or memory == f"{2 * 1024 + 1 + size}Mi"
 
 
 async def test_the_first_and_the_last_adapter_replace_the_replicas(tmp_path: Path) -> None:

@@ -215,6 +215,62 @@ async def test_pods_take_up_only_adapters_for_which_they_requested_memory(
     assert memory == request_ or stays or memory == f"{2 * 1024 + 1 + size}Mi"
 
 
+HUB = {"name": "hub", "source": {"uri": "hf://team/hub", "secretRef": {"name": "hf-token"}}}
+BUCKET = {"name": "bucket", "source": {"uri": "s3://weights/bucket"}}
+
+
+async def fetching(path: Path, *entries: dict[str, Any]) -> World:
+    """A world that serves these adapters, with its model on a claim."""
+    world = await World().start()
+    world.kubelet.report = read_as(path, *entries)
+    world.api.put(QWENDEPLOYMENTS, deployment(model="local", source=PVC, adapters=list(entries)))
+    await world.settle(60)
+    return world
+
+
+def read_as(path: Path, *entries: dict[str, Any], commit: str = "a") -> Manifest:
+    places = {one["name"]: one["source"]["uri"] for one in entries}
+    commits = ["" if places[name].startswith("pvc") else commit * 40 for name in sorted(places)]
+    return report(path, *sorted(places)) | {"adapterCommits": commits}
+
+
+async def test_a_fetched_adapter_stays_while_others_come_and_go(tmp_path: Path) -> None:
+    world = await fetching(tmp_path, HUB, *listed("a"))
+    old = uids(world)
+    for entries in ([HUB, *listed("a", "b")], [HUB, *listed("b")]):
+        world.kubelet.report = read_as(tmp_path, *entries)
+        change(world, adapters=entries)
+        await world.settle(300)
+        assert adapters(world) == {"ready": len(entries), "total": len(entries)}
+        assert uids(world) == old
+    await world.restart()
+    await world.settle(60)
+    assert uids(world) == old
+    assert "a newer plan" not in world.message("Planned")
+
+
+@pytest.mark.parametrize(
+    ("after", "commit", "why"),
+    [
+        ([HUB, BUCKET], "a", "spec.adapters[bucket] is at s3://weights/bucket, and is fetched when a pod starts"),
+        (listed("a"), "a", "they fetch an adapter that is not in spec.adapters any more"),
+        ([HUB, *listed("a", "b")], "b", "spec.adapters[hub] has another commit than they fetched"),
+        ([HUB | {"source": HUB["source"] | {"secretRef": {"name": "other"}}}, *listed("a")], "a", ""),
+    ],
+)
+async def test_what_pods_fetch_when_they_start_needs_new_replicas(
+    tmp_path: Path, after: list[dict[str, Any]], commit: str, why: str
+) -> None:
+    world = await fetching(tmp_path, HUB, *listed("a"))
+    old, at = set(uids(world)), len(world.api.journal)
+    world.kubelet.report = read_as(tmp_path, *after, commit=commit)
+    change(world, adapters=after)
+    await world.settle(900)
+    assert not old & set(uids(world))
+    assert adapters(world) == {"ready": len(after), "total": len(after)}
+    assert any(why in message for message in reconciling(world, at))
+
+
 async def test_the_first_and_the_last_adapter_replace_the_replicas(tmp_path: Path) -> None:
     world = await serving(tmp_path, "a")
     with_one = set(uids(world))

@@ -197,7 +197,7 @@ async def test_pods_take_up_only_adapters_for_which_they_requested_memory(
 ) -> None:
     world = await World().start()
     world.kubelet.report = sized(tmp_path, {"a": 1})
-    pod = {"pod": {"resources": {"requests": {"memory": request_}}}} if request_ else {}
+    pod: dict[str, Any] = {"pod": {"resources": {"requests": {"memory": request_}}}} if request_ else {}
     world.api.put(QWENDEPLOYMENTS, deployment(model="local", source=PVC, adapters=listed("a"), **pod))
     await world.settle(60)
     old, at = uids(world), len(world.api.journal)
@@ -215,8 +215,8 @@ async def test_pods_take_up_only_adapters_for_which_they_requested_memory(
     assert memory == request_ or stays or memory == f"{2 * 1024 + 1 + size}Mi"
 
 
-HUB = {"name": "hub", "source": {"uri": "hf://team/hub", "secretRef": {"name": "hf-token"}}}
-BUCKET = {"name": "bucket", "source": {"uri": "s3://weights/bucket"}}
+HUB: dict[str, Any] = {"name": "hub", "source": {"uri": "hf://team/hub", "secretRef": {"name": "hf-token"}}}
+BUCKET: dict[str, Any] = {"name": "bucket", "source": {"uri": "s3://weights/bucket"}}
 
 
 async def fetching(path: Path, *entries: dict[str, Any]) -> World:

@@ -211,6 +211,27 @@ def test_the_joining_of_parts_goes_on_where_it_was(
         assert fetch.progress.received == 0
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_a_process_that_ends_while_it_publishes_a_joined_file_loads_nothing_again(
+    published: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def until_the_end(path: Path, target: Path) -> None:
+        if published:
+            rename(path, target)
+        raise KeyboardInterrupt
+
+    with serving(split_hub()) as hub:
+        with contextlib.suppress(KeyboardInterrupt), monkeypatch.context() as ending:
+            ending.setattr(Path, "rename", until_the_end)
+            fetching(hub, tmp_path, file=SPLIT).run()
+        fetch = fetching(hub, tmp_path, file=SPLIT)
+        folder = fetch.run()
+    assert (contents(folder), fetch.progress.received) == ({"q4/a.gguf": qwen2().bytes()}, 0)
+    assert published or not joining.has_started(folder)
+
+
 def test_the_joining_needs_the_room_of_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "STEP_BYTES", 16_384)
     parts = qwen2("F16").split(1, 9, name="a")

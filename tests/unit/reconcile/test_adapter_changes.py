@@ -215,6 +215,24 @@ async def test_pods_take_up_only_adapters_for_which_they_requested_memory(
     assert memory == request_ or stays or memory == f"{2 * 1024 + 1 + size}Mi"
 
 
+async def test_a_name_that_comes_back_with_another_folder_replaces_pods_that_had_it_and_the_status_says_why(
+    tmp_path: Path,
+) -> None:
+    world = await serving(tmp_path, "a", "b")
+    old = set(uids(world))
+    await changed(world, tmp_path, "b")
+    assert set(uids(world)) == old
+    at = len(world.api.journal)
+    after = [*listed("a", claim="models/v2"), *listed("b")]
+    world.kubelet.report = report(tmp_path, "a", "b")
+    change(world, adapters=after)
+    await world.settle(900)
+    assert not old & set(uids(world))
+    assert adapters(world) == {"ready": 2, "total": 2}
+    said = reconciling(world, at)
+    assert any("spec.adapters[a] has another source than they loaded under this name" in one for one in said), said
+
+
 HUB: dict[str, Any] = {"name": "hub", "source": {"uri": "hf://team/hub", "secretRef": {"name": "hf-token"}}}
 BUCKET: dict[str, Any] = {"name": "bucket", "source": {"uri": "s3://weights/bucket"}}
 

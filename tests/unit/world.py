@@ -250,15 +250,18 @@ class Kubelet:
             return None
         if pod["metadata"]["name"].endswith("-inspect"):
             return self.inspection(pod) if self.inspection else self.inspected(pod)
-        if pod["metadata"]["labels"].get(LABEL_ROLE) == ROLE_FETCH:
+        if pod["metadata"].get("labels", {}).get(LABEL_ROLE) == ROLE_FETCH:
             return self.fetch(pod)
         return self.engine(pod) if self._group_is_whole(pod) else None
 
     def inspected(self, pod: Manifest) -> Manifest:
         """The end of an inspection with the report. Adapters that the report lacks fit every base."""
         command = pod["spec"]["containers"][0]["command"]
-        records = [ANY_ADAPTER for word in command if word.startswith("--adapter=")]
+        commits = ["a" * 40 for word in command if word.startswith("--remote=")]
+        records = [ANY_ADAPTER for word in command if word.startswith(("--adapter=", "--remote="))]
         adapters = {"adapters": records} if records else {}
+        if commits:
+            adapters |= {"adapterCommits": [*commits, *[""] * (len(records) - len(commits))]}
         code = 1 if "error" in self.report else 0
         return ended_status(INSPECTION_CONTAINER, code, json.dumps(adapters | self.report), self.api.clock.stamp())
 

@@ -101,9 +101,9 @@ def _read(config: Mapping[str, Any], hints: TensorHints, held: Held | None) -> t
     layers = text.whole("num_hidden_layers", limits.MAX_LAYERS)
     hidden = text.whole("hidden_size", limits.MAX_HIDDEN)
     heads = text.whole("num_attention_heads", limits.MAX_HEADS)
-    # transformers 5 writes the second name.
-    counted = "num_experts" if "num_experts" in text.values else "num_local_experts"
-    experts = text.optional(counted, limits.MAX_EXPERTS, low=0) or None
+    # transformers 5 writes the second name, for classes with experts. Classes without any ignore it.
+    renamed = "num_experts" not in text.values and "moe_intermediate_size" in text.values
+    experts = text.optional("num_local_experts" if renamed else "num_experts", limits.MAX_EXPERTS, low=0) or None
     modules = _modules(top, architecture, layers, experts)
     vision = _vision(top, architecture, hidden, needed=False)
     decided = quantization.decide(top, text, modules, held)

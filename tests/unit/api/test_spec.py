@@ -251,7 +251,7 @@ def test_a_change_that_needs_no_new_pods_keeps_the_revision(change: dict[str, An
     assert revision_hash({"model": "m"} | change, {}) == revision_hash({"model": "m"}, {"other": "1"})
 
 
-BESIDE_PODS = {"servedNames", "replicas", "suspend", "scaling", "rollout", "disruption"}
+BESIDE_PODS = {"servedNames", "replicas", "suspend", "scaling", "rollout", "disruption", "prefetch"}
 # Setting one of these replaces all pods. A field comes in here only after somebody has decided that it must.
 IN_PODS = {
     "model": [],

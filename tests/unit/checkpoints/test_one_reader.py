@@ -75,9 +75,13 @@ RIGHT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"attention_layers": 24, "linear": None},
     ),
     "a hybrid by its class": (HYBRID, {"attention_layers": 6, "linear": LINEAR}),
-    "experts under the name that the classes read": (
+    "experts of a class that has none": (
         DENSE | {"num_local_experts": 8, "n_routed_experts": 8},
         {"experts": None, "dense_layers": 24},
+    ),
+    "experts under the name that transformers 5 writes": (
+        {**{key: value for key, value in MOE.items() if key != "num_experts"}, "num_local_experts": MOE["num_experts"]},
+        {"experts": MOE["num_experts"]},
     ),
     "an unused layer list": (DENSE | {"mlp_only_layers": [0]}, {"dense_layers": 24}),
     "a method in capitals": (

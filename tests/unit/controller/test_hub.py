@@ -236,14 +236,14 @@ async def test_no_hub_is_asked_where_that_is_switched_off_or_senseless(
     assert revisions(world) == ["--revision=v1.0"]
 
 
-async def test_modelscope_is_told_to_the_engine_without_a_commit() -> None:
+async def test_a_commit_of_modelscope_is_fetched_because_its_client_takes_only_branches() -> None:
     hub = StubHub()
     source = {"uri": "modelscope://team/tuned"}
     world = await online(hub, deployment(model="mine", source=source))
-    env = {one["name"]: one.get("value") for one in world.api.all(PODS)[0]["spec"]["containers"][0]["env"]}
+    spec = world.api.all(PODS)[0]["spec"]
     assert hub.asked[0][0] == HubQuery(Hub.MODELSCOPE, "team/tuned")
-    assert env["SGLANG_USE_MODELSCOPE"] == "true"
-    assert "--model-path=team/tuned" in command(world)
+    assert "SGLANG_USE_MODELSCOPE" not in str(spec["containers"])
+    assert f"--commit={COMMIT}" in str(spec["initContainers"])
     assert revisions(world) == []
     assert world.qd()["status"]["model"]["commit"] == COMMIT
 

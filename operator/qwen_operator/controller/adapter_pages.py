@@ -23,7 +23,11 @@ from qwen_runtime.progress import PORT
 
 STEP_SECONDS = 0.5
 AGAIN_SECONDS = 5.0
-"""An engine that has answered and lacks an adapter is asked again after this time: it may have loaded it since."""
+"""An engine that has answered and lacks an adapter is asked again after this time: it may have loaded it since.
+So is a pod without a page."""
+SILENT_AFTER = 3
+"""So many reads in a row without a page make a pod a silent one."""
+SILENT_AT_ONCE = 8
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +63,11 @@ def loading_pods(store: Store) -> Iterator[LoadingPod]:
 
 @dataclass(slots=True)
 class AdapterPages:
-    """The last page of each pod. `on_change` gets the key of a QwenDeployment when a page says something new."""
+    """The last page of each pod about the list that it should have.
+
+    `on_change` gets the key of a QwenDeployment when such a page says something new. A pod that gives no page, or
+    always another one, makes no reconcile and delays no other pod.
+    """
 
     session: aiohttp.ClientSession
     view: Callable[[], Iterable[LoadingPod]]
@@ -68,40 +76,55 @@ class AdapterPages:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     clock: Callable[[], float] = time.monotonic
     pages: dict[str, AdaptersPage] = field(default_factory=dict)
+    reading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _read_at: dict[str, float] = field(default_factory=dict)
+    _failures: dict[str, int] = field(default_factory=dict)
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    _silent_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SILENT_AT_ONCE))
 
     async def run(self) -> NoReturn:
         """Read for ever."""
         while True:
-            await self.step()
+            self.step()
             await self.sleep(STEP_SECONDS)
 
-    async def step(self) -> None:
-        """Read every page that may say something new. It never raises because of what a pod does."""
+    def step(self) -> None:
+        """Begin to read every page that may say something new. It never raises because of what a pod does."""
         pods = list(self.view())
         uids = {pod.uid for pod in pods}
         self.pages = {uid: page for uid, page in self.pages.items() if uid in uids}
-        due = [pod for pod in pods if self._is_due(pod)]
-        read = await asyncio.gather(*(self._page(pod) for pod in due))
-        news = [
-            pod for pod, page in zip(due, read, strict=True) if page is not None and page != self.pages.get(pod.uid)
-        ]
-        self.pages |= {pod.uid: page for pod, page in zip(due, read, strict=True) if page is not None}
         self._read_at = {uid: at for uid, at in self._read_at.items() if uid in uids}
-        for key in dict.fromkeys(pod.key for pod in news):
-            self.on_change(key)
+        self._failures = {uid: count for uid, count in self._failures.items() if uid in uids}
+        self.reading = {uid: task for uid, task in self.reading.items() if not task.done()}
+        for pod in pods:
+            if pod.uid not in self.reading and self._is_due(pod):
+                self.reading[pod.uid] = asyncio.create_task(self._read(pod))
+
+    async def stop(self) -> None:
+        """End all that is being read."""
+        for task in self.reading.values():
+            task.cancel()
+        await asyncio.gather(*self.reading.values(), return_exceptions=True)
 
     def _is_due(self, pod: LoadingPod) -> bool:
-        page, now = self.pages.get(pod.uid), self.clock()
-        if page is not None and page.answers(pod.wanted) and now < self._read_at.get(pod.uid, now) + AGAIN_SECONDS:
-            return False
-        self._read_at[pod.uid] = now
-        return True
+        page = self.pages.get(pod.uid)
+        waits = self._is_silent(pod) or (page is not None and page.answers(pod.wanted))
+        return not waits or self.clock() >= self._read_at.get(pod.uid, 0.0) + AGAIN_SECONDS
+
+    def _is_silent(self, pod: LoadingPod) -> bool:
+        return self._failures.get(pod.uid, 0) >= SILENT_AFTER
+
+    async def _read(self, pod: LoadingPod) -> None:
+        page = await self._page(pod)
+        self._read_at[pod.uid] = self.clock()
+        self._failures[pod.uid] = 0 if page is not None else self._failures.get(pod.uid, 0) + 1
+        if page is not None and page.answers(pod.wanted) and page != self.pages.get(pod.uid):
+            self.pages = {**self.pages, pod.uid: page}
+            self.on_change(pod.key)
 
     async def _page(self, pod: LoadingPod) -> AdaptersPage | None:
         try:
-            async with self._slots, asyncio.timeout(TIMEOUT_SECONDS):
+            async with self._silent_slots if self._is_silent(pod) else self._slots, asyncio.timeout(TIMEOUT_SECONDS):
                 return read_adapters_page(await get_page(self.session, pod_url(pod.address, self.port, PATH)))
         except (TimeoutError, aiohttp.ClientError, ValueError) as error:
             log.debug("a page with adapters cannot be read", extra={"object": pod.address, "error": clean(error, 200)})
@@ -114,4 +137,8 @@ async def adapter_pages(
 ) -> AsyncIterator[AdapterPages]:
     """A reader with its own session."""
     async with pod_session("application/json") as session:
-        yield AdapterPages(session, view, on_change)
+        pages = AdapterPages(session, view, on_change)
+        try:
+            yield pages
+        finally:
+            await pages.stop()

@@ -30,7 +30,9 @@ _FOREIGN = re.compile(r"(original|onnx|openvino|coreml|tf|flax|runs|figures|asse
 _MODULE = re.compile(r"\d{1,2}_[A-Za-z]{1,32}/[^/]+", re.ASCII)
 _PART = re.compile(r"[A-Za-z0-9_][\w.+ -]{0,199}", re.ASCII)
 _HEXADECIMAL = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+# Of the files that nobody named: what lies deeper is for other programs.
 _DEEPEST = 4
+_MOST_FOLDERS = 128
 
 
 class Digest(Protocol):
@@ -132,7 +134,13 @@ def _adapter(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
 
 def _single(files: Iterable[RemoteFile], path: str) -> tuple[RemoteFile, ...]:
     parts = parts_of(path)
-    found = {file.path: file for file in files if file.path in parts and is_safe(file.path)}
+    if not all(is_safe(part) for part in parts):
+        message = (
+            f"spec.source.file is {shown(path)}: the name of the file and of each folder must begin with a letter, "
+            "a digit or _, and have at most 200 characters"
+        )
+        raise FetchError(Reason.INVALID_CONFIG, message)
+    found = {file.path: file for file in files if file.path in parts}
     missing = [part for part in parts if part not in found]
     if missing and len(parts) > 1:
         message = f"the source has no file {shown(missing[0])}, one of the {len(parts)} parts of spec.source.file"
@@ -150,7 +158,7 @@ def total(files: Sequence[RemoteFile]) -> int:
 def is_safe(path: str) -> bool:
     """Whether the path stays in its folder, and is no name that the cache uses itself."""
     parts = path.split("/")
-    return len(parts) <= _DEEPEST and all(_PART.fullmatch(part) and ".." not in part for part in parts)
+    return len(parts) <= _MOST_FOLDERS and all(_PART.fullmatch(part) and ".." not in part for part in parts)
 
 
 def _with_sizes(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
@@ -162,7 +170,7 @@ def _with_sizes(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
 
 
 def _is_needed(path: str) -> bool:
-    if _FOREIGN.match(path):
+    if _FOREIGN.match(path) or path.count("/") >= _DEEPEST:
         return False
     if path.endswith(WEIGHTS):
         return "/" not in path or _MODULE.fullmatch(path) is not None

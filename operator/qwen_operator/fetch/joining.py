@@ -16,19 +16,19 @@ from qwen_runtime.checkpoints.gguf_parts import ABOUT_SPLIT, data_bytes, join, j
 
 STEP_BYTES = 64 << 20
 _BUFFER_BYTES = 1 << 20
-_STARTED = ".joining"
+STARTED = ".joining"
 """A file of this name says that all parts have arrived and were checked, so they may be shorter now. It has a text when
 the joined file is complete."""
 
 
 def has_started(folder: Path) -> bool:
     """Whether the parts in the folder were complete, and are being joined."""
-    return (folder / _STARTED).exists()
+    return (folder / STARTED).exists()
 
 
 def give_up(folder: Path) -> None:
     """Forget that the joining has started."""
-    (folder / _STARTED).unlink(missing_ok=True)
+    (folder / STARTED).unlink(missing_ok=True)
 
 
 def join_parts(folder: Path, parts: Sequence[str], target: str) -> int:
@@ -36,7 +36,7 @@ def join_parts(folder: Path, parts: Sequence[str], target: str) -> int:
 
     Raises OSError, and InvalidFactsError if a header is none any more.
     """
-    mark = folder / _STARTED
+    mark = folder / STARTED
     mark.touch()
     if not mark.read_bytes():
         _join(folder, parts, target)

@@ -206,7 +206,8 @@ def main(fetch: Fetch | None, termination_log: Path | None = None, adapters: Seq
     """
     # As process 1 it would ignore SIGTERM. What has arrived stays in the cache.
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(143))
-    before, fetches = "", [*adapters, *([("", fetch)] if fetch else [])]
+    # The model may take longer than a lease, so that another pod may have removed an adapter when it is there.
+    before, fetches = "", [*adapters, *([("", fetch), *adapters] if fetch else [])]
     try:
         for before, one in fetches:  # noqa: B007 - a failure says which one it was
             one.run()

@@ -26,6 +26,7 @@ from typing import Any
 
 from qwen_operator import untrusted
 from qwen_operator.api.conditions import Reason
+from qwen_operator.fetch import joining
 from qwen_operator.fetch.faults import FetchError
 from qwen_operator.fetch.files import RemoteFile, total
 from qwen_operator.fetch.room import Cached, Room, make_room
@@ -172,8 +173,10 @@ class Store:
     def publish(self, entry: Entry, files: Sequence[RemoteFile]) -> None:
         """Turn a partial model, whose files are complete and checked, into a complete one, in one step."""
         record = {"version": 1, "repository": entry.remote.repository, "files": [file.to_json() for file in files]}
+        # Until the rename, the mark says that the parts are gone because they were joined.
         for path in entry.partial.glob(".*"):
-            path.unlink(missing_ok=True)
+            if path.name != joining.STARTED:
+                path.unlink(missing_ok=True)
         (entry.partial / IN_USE).touch()
         with (entry.partial / MANIFEST).open("w", encoding="utf-8") as out:
             json.dump(record, out)
@@ -181,6 +184,7 @@ class Store:
             os.fsync(out.fileno())
         entry.folder.parent.mkdir(exist_ok=True, parents=True)
         entry.partial.rename(entry.folder)
+        joining.give_up(entry.folder)
         _sync(entry.folder.parent)
 
     def discard(self, entry: Entry) -> None:

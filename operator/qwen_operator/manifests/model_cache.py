@@ -203,8 +203,7 @@ def fetch_container(source: EngineSource, namespace: str, common: Manifest, comp
         *([f"--compile-folder={compiled}"] if compiled else []),
     ]
     variables = [*([fetch.token] if fetch and fetch.token else []), *(fetch.env if fetch else source.fetch_env)]
-    for number, (_, one) in enumerate(source.adapter_fetches):
-        variables += adapter_variables(number, one.env)
+    variables += _of_adapters(source)
     # With it, the scheduler chooses a node that has the room.
     disk = {"ephemeral-storage": f"{cache.size_gib}Gi"} if in_pod else {}
     return {
@@ -217,6 +216,20 @@ def fetch_container(source: EngineSource, namespace: str, common: Manifest, comp
         "terminationMessagePolicy": "File",
         "volumeMounts": [mount, *(dict(one) for one in (fetch.mounts if fetch else source.fetch_mounts))],
     }
+
+
+def same_credentials(template: Mapping[str, Any], source: EngineSource) -> bool:
+    """Whether pods of this template fetch adapters with the credentials of the source."""
+    container = objects.named(objects.members(template, "spec", "initContainers"), names.FETCH_CONTAINER)
+    prefix = ADAPTER_VARIABLES.partition("{")[0]
+    present = [dict(one) for one in objects.members(container, "env") if objects.text(one, "name").startswith(prefix)]
+    return present == [_variable(one) for one in _of_adapters(source)]
+
+
+def _of_adapters(source: EngineSource) -> list[EnvVar]:
+    """The credentials of all adapters."""
+    fetches = enumerate(source.adapter_fetches)
+    return [variable for number, (_, fetch) in fetches for variable in adapter_variables(number, fetch.env)]
 
 
 def _model_options(fetch: ModelFetch) -> list[str]:

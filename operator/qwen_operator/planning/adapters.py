@@ -38,6 +38,9 @@ _MOST_RANK = 1 << 20
 _COUNT = re.compile(r"^adapters: \d+ ")
 _VALUE_BYTES = 2
 _MIB = 1 << 20
+_GIB = 1 << 30
+_SPARE_HOST_BYTES = 512 * _MIB
+"""Host memory of each rank that added adapters may take beyond the request of their pod: a quarter of a rank's own."""
 _ROLES = (Role.ADAPTER_PATHS, Role.ADAPTER_RANK, Role.ADAPTER_SLOTS, Role.ADAPTER_MODULES)
 # SGLang's own groups: an adapter of one projection needs memory for all projections of its group.
 _GROUPS = (MODULES[:3], MODULES[3:4], MODULES[4:6], MODULES[6:])
@@ -80,6 +83,20 @@ def bytes_per_rank(checkpoint: Checkpoint, tp: int) -> int:
 def host_bytes(checkpoint: Checkpoint, ranks: int) -> int:
     """Host memory of a pod with so many ranks: each rank keeps all adapters."""
     return ranks * sum(adapter.facts.weight_bytes for adapter in checkpoint.adapters)
+
+
+def lacks_host_memory(checkpoint: Checkpoint, ranks: int, planned_bytes: int) -> str:
+    """Why a pod with so many ranks cannot keep these adapters; "" if it can.
+
+    `planned_bytes`: the part of its memory request that is for adapters.
+    """
+    needed = host_bytes(checkpoint, ranks)
+    if needed <= planned_bytes + ranks * _SPARE_HOST_BYTES:
+        return ""
+    return (
+        f"spec.adapters need {needed / _GIB:.1f} GiB of host memory in each pod, and they requested "
+        f"{planned_bytes / _GIB:.1f} GiB for adapters"
+    )
 
 
 def settings(checkpoint: Checkpoint) -> RoleValues:

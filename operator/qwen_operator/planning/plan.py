@@ -189,6 +189,7 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
     lines = (*command.lines, read.line(choice.table), *explain.unverified(spec.repository or spec.model, checkpoint))
     facts = "; facts from the catalog" if checkpoint.source == CATALOG else explain.pinned(checkpoint)
     per_node = chosen.gpus // chosen.split.nodes
+    adapter_bytes = -(-adapters.host_bytes(checkpoint, per_node) // MIB) * MIB
     warnings = (*adapters.warnings(spec, checkpoint), *answers.warnings(checkpoint, read, command.args))
     return Plan(
         gpu_product=fit.product.product,
@@ -216,20 +217,20 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
         weight_bytes_per_rank=chosen.weight_bytes,
         kv_bytes_per_token_per_rank=chosen.kv_bytes_per_token,
         cpu_millis=per_node * _CPU_MILLIS,
-        host_memory_bytes=per_node * _HOST_BYTES + _more_host_bytes(checkpoint, per_node) + command.host_bytes,
+        host_memory_bytes=per_node * _HOST_BYTES + _gguf_bytes(checkpoint) + adapter_bytes + command.host_bytes,
         promised_tokens=command.promised_tokens,
+        adapter_host_bytes=adapter_bytes,
         resource_name=fit.product.resource_name,
         share=fit.product.share.kind if fit.product.share else "",
     )
 
 
-def _more_host_bytes(checkpoint: Checkpoint, ranks: int) -> int:
-    """Host memory for the adapters, and for the weights of a GGUF file while they load.
+def _gguf_bytes(checkpoint: Checkpoint) -> int:
+    """Host memory for the weights of a GGUF file while they load.
 
     SGLang copies the merged matrices of a GGUF file to the GPU only when it has all (layers/linear.py:733 and 1348).
     """
-    loading_bytes = -(-checkpoint.weight_bytes // GIB) * GIB if checkpoint.gguf else 0
-    return loading_bytes - (-adapters.host_bytes(checkpoint, ranks) // MIB) * MIB
+    return -(-checkpoint.weight_bytes // GIB) * GIB if checkpoint.gguf else 0
 
 
 def _startup_seconds(checkpoint: Checkpoint, choice: EngineChoice) -> int:

@@ -188,6 +188,8 @@ class Plan:
     `promised_tokens`: how many tokens an engine has at least, with the chart's options; 0 if these make that unknown.
     None: `kv_tokens`, or unknown if a warning says that options make the prediction wrong.
 
+    `adapter_host_bytes`: the part of `host_memory_bytes` for adapters. A stored record without adapters lacks it.
+
     Pods request `resource_name`. `share` is a `ShareKind` if that is a part of a GPU, "" for whole GPUs. A stored
     record has these two members only for parts.
     """
@@ -219,6 +221,7 @@ class Plan:
     cpu_millis: int = 500
     host_memory_bytes: int = 2 * _GIB
     promised_tokens: int | None = None
+    adapter_host_bytes: int = 0
     resource_name: str = GPU_RESOURCE
     share: str = ""
 
@@ -235,7 +238,11 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back into an equal value."""
         members = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        left_out = {*(() if self.share else _OF_PARTS), *(("promised_tokens",) if self.promised_tokens is None else ())}
+        left_out = {
+            *(() if self.share else _OF_PARTS),
+            *(("promised_tokens",) if self.promised_tokens is None else ()),
+            *(() if self.adapter_host_bytes else ("adapter_host_bytes",)),
+        }
         return {key: value for key, value in members.items() if key not in left_out}
 
     @classmethod

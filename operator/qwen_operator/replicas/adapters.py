@@ -10,16 +10,18 @@ engine has said so. The engine says on its page which list it has taken up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from qwen_operator import objects, untrusted
+from qwen_operator.api import uris
 from qwen_operator.api.adapters import MOST_ADAPTERS, AdapterSource, is_adapter_name
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.adapters import loaded_names, same_but_adapters, wanted_adapters, wanted_text
-from qwen_operator.manifests.names import ANNOTATION_ADAPTERS, ANNOTATION_ADAPTERS_WANTED
+from qwen_operator.manifests.names import ANNOTATION_ADAPTERS, ANNOTATION_ADAPTERS_WANTED, ENGINE_CONTAINER
+from qwen_operator.manifests.quantities import amount
 from qwen_operator.manifests.revisions import PinnedRevision
-from qwen_operator.planning.adapters import MOUNT, path_of, room
+from qwen_operator.planning.adapters import FETCHED, MOUNT, host_bytes, lacks_host_memory, path_of, room
 from qwen_operator.replicas.groups import Replica
 from qwen_operator.replicas.pod_state import PodState
 from qwen_runtime.adapter_list import digest
@@ -70,19 +72,43 @@ def obstacle(old: PinnedRevision, facts: Checkpoint) -> str:
         )
     before = wanted_adapters(wanted_text(old.template))
     mounts = [mount for one in old.template["spec"]["containers"] for mount in one.get("volumeMounts", ())]
-    claims = {str(mount.get("mountPath")) for mount in mounts}
+    mounted = {str(mount.get("mountPath")) for mount in mounts}
+    commits = {adapter.uri: adapter.commit for adapter in old.facts.adapters}
     for adapter in facts.adapters:
-        claim, name = AdapterSource(adapter.uri).claim, f"spec.adapters[{adapter.name}]"
-        if f"{MOUNT}/{claim}" not in claims:
-            return f'{name} is on the claim "{claim}", which they do not mount'
+        name = f"spec.adapters[{adapter.name}]"
+        if why := _not_mounted(adapter.uri, mounted):
+            return f"{name} {why}"
+        if commits.get(adapter.uri, adapter.commit) != adapter.commit:
+            return f"{name} has another commit than they fetched"
         if before.get(adapter.name) not in (None, path_of(adapter.uri)):
             return f"{name} has another source than they loaded under this name"
-    return room(old.plan).lacks(facts)
+    if any(path.startswith(f"{FETCHED}/") for path in mounted - {path_of(adapter.uri) for adapter in facts.adapters}):
+        return "they fetch an adapter that is not in spec.adapters any more"
+    return room(old.plan).lacks(facts) or _lacks_host_memory(old, facts)
+
+
+def _not_mounted(place: str, mounted: Collection[str]) -> str:
+    """Why pods with mounts at these paths cannot read an adapter; "" if they can. `place` is `AdapterSource.place`."""
+    source = AdapterSource(place)
+    if source.scheme != uris.PVC.scheme:
+        return "" if path_of(place) in mounted else f"is at {place}, and is fetched when a pod starts"
+    return "" if f"{MOUNT}/{source.claim}" in mounted else f'is on the claim "{source.claim}", which they do not mount'
+
+
+def _lacks_host_memory(old: PinnedRevision, facts: Checkpoint) -> str:
+    """Why pods of a revision have not the host memory for these adapters: it goes by what they requested."""
+    plan = old.plan
+    # A plan that is older than this field was made for the adapters of its revision.
+    planned = plan.adapter_host_bytes or host_bytes(old.facts, plan.gpus_per_node)
+    engine = objects.named(objects.members(old.template, "spec", "containers"), ENGINE_CONTAINER)
+    requested = amount(objects.text(engine, "resources", "requests", "memory")) or 0
+    more = max(0, int(requested) - plan.host_memory_bytes)
+    return lacks_host_memory(facts, plan.gpus_per_node, planned + more)
 
 
 def adopts(old: PinnedRevision, new: PinnedRevision) -> bool:
     """Whether replicas of a revision become such of another one by loading and unloading adapters."""
-    if not same_but_adapters(old.template, new.template):
+    if not same_but_adapters(old.template, new.template) or _lacks_host_memory(old, new.facts):
         return False
     before, after = (wanted_adapters(wanted_text(one.template)) for one in (old, new))
     return all(before.get(name, folder) == folder for name, folder in after.items())

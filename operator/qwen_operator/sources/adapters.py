@@ -8,6 +8,7 @@ mounts each adapter read-only. Adapters on claims are in `manifests.adapters`.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from dataclasses import replace
 
 from qwen_operator.api import uris
@@ -50,12 +51,15 @@ def inspecting(source: EngineSource, spec: Spec, defaults: EngineDefaults) -> En
 
 def loading(source: EngineSource, spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
     """The source of an engine for which a container fetches these adapters; unchanged if there are none."""
-    commits = {one.name: one.commit for one in checkpoint.adapters}
-    cache = defaults.cache or _of_pod(checkpoint)
+    remote, commits = _remote(spec), {one.name: one.commit for one in checkpoint.adapters}
+    if not remote:
+        return source
+    cache = defaults.cache or _of_pod(source, remote, checkpoint)
     fetches = tuple(
-        (path_of(one.source.place), _fetch(one, commits.get(one.name, ""), cache, defaults)) for one in _remote(spec)
+        (path_of(one.source.place), _fetch(one, commits.get(one.name, ""), cache, defaults)) for one in remote
     )
-    return replace(source, adapter_fetches=fetches) if fetches else source
+    model = replace(source.fetch, cache=cache) if source.fetch else None
+    return replace(source, fetch=model, adapter_fetches=fetches)
 
 
 def _remote(spec: Spec) -> tuple[Adapter, ...]:
@@ -105,7 +109,9 @@ def _fetch(adapter: Adapter, commit: str, cache: ModelCache, defaults: EngineDef
     )
 
 
-def _of_pod(checkpoint: Checkpoint) -> ModelCache:
-    """A folder of the pod. The files are hardly larger than their tensors."""
-    size = sum(one.facts.weight_bytes for one in checkpoint.adapters)
-    return ModelCache(CacheType.POD, "", -(-size * 102 // (100 * _GIB)) + 1)
+def _of_pod(source: EngineSource, remote: Iterable[Adapter], checkpoint: Checkpoint) -> ModelCache:
+    """A folder of the pod, in which the model may be too. The files are hardly larger than their tensors."""
+    fetched = {one.name for one in remote}
+    size = sum(one.facts.weight_bytes for one in checkpoint.adapters if one.name in fetched)
+    model_gib = source.fetch.cache.size_gib if source.fetch else 0
+    return ModelCache(CacheType.POD, "", model_gib - (-size * 102 // (100 * _GIB)) + 1)

@@ -22,7 +22,12 @@ _NOT_MOUNTED = re.compile(r'path is empty \*image\.|failed to (?:mkdir|stat) ""|
 _DENIED = re.compile(r"\b(?:unauthorized|authorization|authentication|denied|forbidden|401|403)\b", re.IGNORECASE)
 # Kubelets write "code = Unknown" before any error of the runtime.
 _ABSENT = re.compile(r"not found|\b(?:manifest|name|repository) unknown\b|\b404\b", re.IGNORECASE)
-_WORDS = 500
+# What stands before the words about the registry, without the image's name.
+_PREAMBLE = re.compile(
+    r'^(?:ErrImagePull: |rpc error: code = \w+ desc = |failed to pull and unpack image "": |'
+    r'failed to resolve (?:image|reference "")?: |: )+'
+)
+_WORDS = 120
 # The inspection of a folder. containerd 2.1.9 pulls an artifact without a complaint and mounts an empty folder.
 _NOTHING_THERE = re.compile(r"(?:is empty|does not exist); the path must name the folder")
 _ARTIFACT = (
@@ -88,8 +93,12 @@ def _not_mounted(pod: Manifest, image: ImageVolume, message: str) -> str:
 
 
 def _not_pulled(image: ImageVolume, message: str) -> tuple[Reason, str]:
+    """The kind of fault, and a little of what the runtime said: a tenant chooses which address the node asks."""
+    before, _, words = message.partition(f"{image.reference}: ")
     # A repository may have any name.
-    said, cause = message.replace(image.reference, ""), untrusted.clean(message, _WORDS).rstrip(". ")
+    said = words.replace(image.reference, "")
+    cause = untrusted.clean(_PREAMBLE.sub("", said), _WORDS).rstrip(". ")
+    cause = f"{before}{image.reference}: {cause or 'the runtime does not say why'}"
     if _DENIED.search(said):
         cure = "name a Secret of the type kubernetes.io/dockerconfigjson in spec.source.secretRef, or correct the uri"
         return Reason.AUTH_REQUIRED, f"{cause}: {cure}"

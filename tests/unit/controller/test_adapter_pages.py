@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,8 +11,17 @@ from typing import Any, cast
 
 import pytest
 
-from qwen_operator.controller.adapter_pages import AGAIN_SECONDS, AdapterPages, LoadingPod, loading_pods
+from qwen_operator.controller import adapter_pages as adapter_pages_module
+from qwen_operator.controller.adapter_pages import (
+    AGAIN_SECONDS,
+    SILENT_AFTER,
+    STEP_SECONDS,
+    AdapterPages,
+    LoadingPod,
+    loading_pods,
+)
 from qwen_operator.controller.cache import Store
+from qwen_operator.controller.fetch_pages import AT_ONCE
 from qwen_operator.controller.scraper import pod_session
 from qwen_operator.kube import Manifest
 from qwen_operator.replicas.adapters import AdaptersPage, read_adapters_page
@@ -36,6 +46,12 @@ async def reading(port: int, *pods: LoadingPod) -> AsyncIterator[tuple[AdapterPa
         yield AdapterPages(session, lambda: pods, changed.append, port, clock=lambda: now[0]), changed, now
 
 
+async def step(pages: AdapterPages) -> None:
+    """A step, and the end of all that it reads."""
+    pages.step()
+    await asyncio.gather(*pages.reading.values())
+
+
 async def test_the_page_of_the_real_program_is_read_until_it_has_answered(tmp_path: Path) -> None:
     engine, log = Engine(a=A), EngineLog(KNOWN, Patience(), lambda: 1.0)
     loader = Loader(tmp_path, engine, lambda: 1000.0)
@@ -43,25 +59,85 @@ async def test_the_page_of_the_real_program_is_read_until_it_has_answered(tmp_pa
     pod = LoadingPod(KEY, "uid", "127.0.0.1", BOTH)
     with showing(lambda: start_page(log, loader.page()), 0) as port:
         async with reading(port, pod) as (pages, changed, now):
-            await pages.step()
-            assert not pages.pages["uid"].answers(BOTH)
+            await step(pages)
+            assert (pages.pages, changed) == ({}, []), "the page is about no list"
             (tmp_path / "wanted").write_text(BOTH)
             loader.step()
-            await pages.step()
+            await step(pages)
             failed = {"b": f"no file in {B}"}
             assert pages.pages == {"uid": AdaptersPage(digest(BOTH), frozenset({"a"}), failed)}
-            assert changed == [KEY, KEY]
+            assert changed == [KEY]
             engine.broken = set()
             loader._due, loader._failed = 0.0, {}
             loader.step()
-            await pages.step()
+            await step(pages)
             assert pages.pages["uid"].loaded == {"a"}, "who has answered is not asked in every step"
             now[0] += AGAIN_SECONDS
-            await pages.step()
+            await step(pages)
             assert pages.pages["uid"].loaded == {"a", "b"}
             pages.view = tuple
-            await pages.step()
+            await step(pages)
             assert pages.pages == {}
+
+
+async def test_a_pod_that_says_something_else_each_time_drives_no_reconciles() -> None:
+    asked = iter(range(100))
+    answer = [""]
+
+    def content() -> bytes:
+        part = {"wanted": answer[0], "loaded": [], "failed": {"a": f"fault {next(asked)}"}}
+        return json.dumps({"version": 1, "adapters": part}).encode()
+
+    with showing(content, 0) as port:
+        async with reading(port, LoadingPod(KEY, "uid", "127.0.0.1", BOTH)) as (pages, changed, now):
+            for _ in range(20):
+                now[0] += STEP_SECONDS
+                await step(pages)
+            assert (next(asked), changed) == (20, [])
+            answer[0] = digest(BOTH)
+            for _ in range(20):
+                now[0] += STEP_SECONDS
+                await step(pages)
+            assert changed == [KEY] * 2, "once in AGAIN_SECONDS"
+
+
+async def test_a_silent_pod_delays_no_other_and_is_asked_less_often() -> None:
+    silent = LoadingPod(KEY, "silent", "192.0.2.1", BOTH)
+    others = [LoadingPod(KEY, f"silent-{number}", "192.0.2.1", BOTH) for number in range(2 * AT_ONCE)]
+    good = LoadingPod(("team", "other"), "good", "127.0.0.1", BOTH)
+    part = {"wanted": digest(BOTH), "loaded": ["a", "b"], "failed": {}}
+    asked: list[str] = []
+    ended = asyncio.Event()
+
+    async def of_nobody(_session: Any, url: str) -> bytes:
+        asked.append(url)
+        if "127.0.0.1" in url:
+            return json.dumps({"version": 1, "adapters": part}).encode()
+        await ended.wait()
+        raise TimeoutError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapter_pages_module, "get_page", of_nobody)
+        async with reading(1, silent) as (pages, changed, now):
+            ended.set()
+            for _ in range(SILENT_AFTER + 5):
+                now[0] += STEP_SECONDS
+                await step(pages)
+            assert len(asked) == SILENT_AFTER, "then it is asked every AGAIN_SECONDS"
+            now[0] += AGAIN_SECONDS
+            await step(pages)
+            assert len(asked) == SILENT_AFTER + 1
+            pages.view = lambda: others
+            for _ in range(SILENT_AFTER):
+                await step(pages)
+            ended.clear()
+            now[0] += AGAIN_SECONDS
+            pages.view = lambda: [*others, good]
+            pages.step()
+            await pages.reading["good"]
+            assert (list(pages.pages), changed) == (["good"], [good.key])
+            assert not any(pages.reading[pod.uid].done() for pod in others)
+            await pages.stop()
 
 
 @pytest.mark.parametrize(
@@ -71,7 +147,7 @@ async def test_the_page_of_the_real_program_is_read_until_it_has_answered(tmp_pa
 async def test_another_page_says_nothing(content: bytes) -> None:
     with showing(lambda: content, 0) as port:
         async with reading(port, LoadingPod(KEY, "uid", "127.0.0.1", BOTH)) as (pages, changed, _):
-            await pages.step()
+            await step(pages)
             assert (pages.pages, changed) == ({}, [])
     with pytest.raises(ValueError, match="adapters"):
         read_adapters_page(content)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,10 @@ import pytest
 
 from qwen_operator import cli
 from qwen_operator.checkpoints.adapters import InspectedAdapter, of_report
+from qwen_operator.cli.fetch import adapter_of
+from qwen_operator.fetch import program
+from qwen_operator.fetch.program import Fetch, Place
+from qwen_operator.fetch.store import Entry, Store
 from qwen_operator.manifests.model_cache import bucket_folder, model_folder
 from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG
 from qwen_runtime.inspect_checkpoint import examine
@@ -118,6 +124,43 @@ def test_an_adapter_that_cannot_be_fetched_is_named_before_the_model_is_loaded(
         assert fetched(tmp_path / "cache", *options, f"--adapter={hub_place(hub)} --commit={COMMIT}") == 1
         assert not [path for path in hub.asked if "config.json" in path and ADAPTER_CONFIG not in path]
     assert f"ModelNotFound: hf://{REPOSITORY} at {COMMIT[:12]}: adapter_config.json of" in capsys.readouterr().err
+
+
+@dataclass(slots=True)
+class Slow(Fetch):
+    """A model that takes longer than a lease. Meanwhile, another pod may need the room of the adapter."""
+
+    adapter: Entry | None = None
+    needs_room: bool = False
+
+    def run(self) -> Path:
+        entry = self.adapter
+        assert entry is not None
+        (lease,) = (entry.root / "leases" / entry.key).iterdir()
+        os.utime(lease, (0, 0))
+        store = Store(entry.root, 1 << 30)
+        assert not next(one for one in store.cached() if one.key == entry.key).busy
+        if self.needs_room:
+            assert store.remove(entry.key)
+        return entry.root
+
+
+@pytest.mark.parametrize("needs_room", [True, False])
+def test_an_adapter_is_there_and_stays_when_the_model_took_longer_than_a_lease(
+    needs_room: bool, tmp_path: Path
+) -> None:
+    with serving(FileHub(files(tmp_path / "b"))) as hub:
+        place, remote = (
+            Place(tmp_path / "cache", 1 << 30, "chat-0", 0),
+            adapter_of(f"{hub_place(hub)} --commit={COMMIT}"),
+        )
+        entry = Entry(place.root, remote)
+        model = Slow(remote, place, adapter=entry, needs_room=needs_room)
+        assert program.main(model, tmp_path / "told", [("b", Fetch(remote, place))]) == 0
+        assert contents(entry.folder) == contents(tmp_path / "b")
+        (cached,) = Store(place.root, 1 << 30).cached()
+        assert (entry.is_complete(), cached.busy) == (True, True)
+        assert len([path for path in hub.asked if path.endswith(ADAPTER_CONFIG)]) == (2 if needs_room else 1)
 
 
 def test_a_command_without_anything_to_fetch_is_refused(tmp_path: Path) -> None:

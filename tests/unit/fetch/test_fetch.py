@@ -151,7 +151,7 @@ def test_of_a_gguf_repository_only_the_named_file_is_loaded(tmp_path: Path) -> N
     ("name", "reason", "said"),
     [
         ("none.gguf", Reason.MODEL_NOT_FOUND, "the source has no file 'none.gguf': correct spec.source.file"),
-        ("../a.gguf", Reason.MODEL_NOT_FOUND, "the source has no file"),
+        ("../a.gguf", Reason.INVALID_CONFIG, "of each folder must begin with"),
         ("q4/a.gguf", Reason.TRUNCATED_WEIGHTS, "a.gguf is cut off"),
     ],
 )
@@ -169,6 +169,25 @@ SPLIT = "q4/a-00001-of-00003.gguf"
 def split_hub(**changes: bytes) -> FileHub:
     """A repository with three parts of a GGUF file. Some of them are other bytes."""
     return FileHub(model() | qwen2().split(1, 9, name="q4/a") | changes)
+
+
+def test_a_file_in_many_folders_is_loaded(tmp_path: Path) -> None:
+    deep = "/".join([*"abcdefg", "x.gguf"])
+    with serving(FileHub(model() | {deep: qwen2().bytes()})) as hub:
+        folder = fetching(hub, tmp_path, file=deep).run()
+        assert contents(folder) == {deep: qwen2().bytes()}
+        hub.asked.clear()
+        assert fetching(hub, tmp_path, file=deep).run() == folder
+        assert hub.asked == [], "the record of the cache names it too"
+
+
+@pytest.mark.parametrize("file", ["a/-x.gguf", "a/.b/x.gguf", f"a/{'x' * 200}.gguf"])
+def test_a_name_that_the_cache_cannot_have_is_told_as_such(file: str, tmp_path: Path) -> None:
+    with serving(FileHub(model() | {file: qwen2().bytes()})) as hub:
+        refused = refusal(hub, tmp_path, file=file)
+    assert refused.reason is Reason.INVALID_CONFIG
+    assert f"spec.source.file is {file[:20]}" in str(refused).replace("'", "")
+    assert "must begin with a letter, a digit or _" in str(refused)
 
 
 def test_the_parts_of_a_split_file_become_one(tmp_path: Path) -> None:
@@ -209,6 +228,27 @@ def test_the_joining_of_parts_goes_on_where_it_was(
         fetch = fetching(hub, tmp_path, file=SPLIT)
         assert contents(fetch.run()) == {"q4/a.gguf": qwen2().bytes()}
         assert fetch.progress.received == 0
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_process_that_ends_while_it_publishes_a_joined_file_loads_nothing_again(
+    published: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def until_the_end(path: Path, target: Path) -> None:
+        if published:
+            rename(path, target)
+        raise KeyboardInterrupt
+
+    with serving(split_hub()) as hub:
+        with contextlib.suppress(KeyboardInterrupt), monkeypatch.context() as ending:
+            ending.setattr(Path, "rename", until_the_end)
+            fetching(hub, tmp_path, file=SPLIT).run()
+        fetch = fetching(hub, tmp_path, file=SPLIT)
+        folder = fetch.run()
+    assert (contents(folder), fetch.progress.received) == ({"q4/a.gguf": qwen2().bytes()}, 0)
+    assert published or not joining.has_started(folder)
 
 
 def test_the_joining_needs_the_room_of_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,21 @@ def test_a_plan_has_room_for_what_its_options_say() -> None:
     assert adapters.room(without).lacks(before)
 
 
+def test_the_host_memory_of_more_adapters_is_compared_with_what_was_planned() -> None:
+    made = planned(with_adapters(BASE, OF_BASE))
+    assert isinstance(made, Plan)
+    assert made.adapter_host_bytes == made.gpus_per_node * (1 << 28)
+    assert Plan.from_json(made.to_json()) == made
+    without = planned(BASE)
+    assert isinstance(without, Plan)
+    assert "adapter_host_bytes" not in without.to_json()
+    ranks, spare = 8, [replace(OF_BASE, weight_bytes=1 << 29), OF_BASE]
+    assert adapters.lacks_host_memory(with_adapters(BASE, *spare), ranks, ranks << 28) == ""
+    large = with_adapters(BASE, *[replace(OF_BASE, weight_bytes=3 << 30)] * 16)
+    why = adapters.lacks_host_memory(large, ranks, ranks << 28)
+    assert why == "spec.adapters need 384.0 GiB of host memory in each pod, and they requested 2.0 GiB for adapters"
+
+
 def test_one_projection_is_read_too_and_the_kept_plan_differs_only_in_the_adapters() -> None:
     one = with_adapters(BASE, replace(OF_BASE, modules=("q_proj",)))
     made = planned(one)

@@ -9,8 +9,8 @@ import pytest
 
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.manifests.adapters import wanted_adapters, wanted_text
-from tests.unit.reconcile.test_adapters import engines, inspections, listed, report, serving
-from tests.unit.world import World, change, with_groups
+from tests.unit.reconcile.test_adapters import PVC, engines, inspections, listed, report, serving
+from tests.unit.world import World, change, deployment, with_groups
 
 ADAPTERS = "qwen-operator.dev/adapters"
 
@@ -37,6 +37,17 @@ async def changed(world: World, path: Path, *names: str, seconds: float = 300, *
 def adapters(world: World) -> Manifest:
     shown: Manifest = world.qd()["status"]["adapters"]
     return shown
+
+
+def reconciling(world: World, at: int) -> list[str]:
+    """What the condition has said since this place of the journal."""
+    return [
+        one["message"]
+        for _, resource, item in world.api.journal[at:]
+        if resource is QWENDEPLOYMENTS
+        for one in item.get("status", {}).get("conditions", ())
+        if one["type"] == "Reconciling"
+    ]
 
 
 async def test_an_engine_with_room_loads_an_added_adapter_and_no_pod_is_replaced(tmp_path: Path) -> None:
@@ -165,14 +176,117 @@ async def test_without_room_new_replicas_come_and_the_status_says_why(
     await world.settle(900)
     assert not old & set(uids(world))
     assert adapters(world) == {"ready": len(after), "total": len(after)}
-    said = [
-        one["message"]
-        for _, resource, item in world.api.journal[at:]
-        if resource is QWENDEPLOYMENTS
-        for one in item.get("status", {}).get("conditions", ())
-        if one["type"] == "Reconciling"
-    ]
+    said = reconciling(world, at)
     assert any(sentence in message for message in said), said
+
+
+def sized(path: Path, sizes: dict[str, int]) -> Manifest:
+    """A report on adapters whose tensors have so many MiB."""
+    found = report(path, *sorted(sizes))
+    for record, name in zip(found["adapters"], sorted(sizes), strict=True):
+        record[-1] = sizes[name] << 20
+    return found
+
+
+@pytest.mark.parametrize(
+    ("size", "request_", "stays"),
+    [(400, None, True), (3 << 10, None, False), (3 << 10, "64Gi", True), (80 << 10, "64Gi", False)],
+)
+async def test_pods_take_up_only_adapters_for_which_they_requested_memory(
+    tmp_path: Path, size: int, request_: str | None, stays: bool
+) -> None:
+    world = await World().start()
+    world.kubelet.report = sized(tmp_path, {"a": 1})
+    pod: dict[str, Any] = {"pod": {"resources": {"requests": {"memory": request_}}}} if request_ else {}
+    world.api.put(QWENDEPLOYMENTS, deployment(model="local", source=PVC, adapters=listed("a"), **pod))
+    await world.settle(60)
+    old, at = uids(world), len(world.api.journal)
+    world.kubelet.report = sized(tmp_path, {"a": 1, "b": size})
+    change(world, adapters=listed("a", "b"))
+    await world.settle(900)
+    assert adapters(world) == {"ready": 2, "total": 2}
+    assert (uids(world) == old) is stays
+    said = [text for text in reconciling(world, at) if "of host memory in each pod, and they requested" in text]
+    assert bool(said) is not stays
+    await world.restart()
+    await world.settle(60)
+    assert len(uids(world)) == 1
+    memory = engines(world)[0]["spec"]["containers"][0]["resources"]["requests"]["memory"]
+    assert memory == request_ or stays or memory == f"{2 * 1024 + 1 + size}Mi"
+
+
+async def test_a_name_that_comes_back_with_another_folder_replaces_pods_that_had_it_and_the_status_says_why(
+    tmp_path: Path,
+) -> None:
+    world = await serving(tmp_path, "a", "b")
+    old = set(uids(world))
+    await changed(world, tmp_path, "b")
+    assert set(uids(world)) == old
+    at = len(world.api.journal)
+    after = [*listed("a", claim="models/v2"), *listed("b")]
+    world.kubelet.report = report(tmp_path, "a", "b")
+    change(world, adapters=after)
+    await world.settle(900)
+    assert not old & set(uids(world))
+    assert adapters(world) == {"ready": 2, "total": 2}
+    said = reconciling(world, at)
+    assert any("spec.adapters[a] has another source than they loaded under this name" in one for one in said), said
+
+
+HUB: dict[str, Any] = {"name": "hub", "source": {"uri": "hf://team/hub", "secretRef": {"name": "hf-token"}}}
+BUCKET: dict[str, Any] = {"name": "bucket", "source": {"uri": "s3://weights/bucket"}}
+
+
+async def fetching(path: Path, *entries: dict[str, Any]) -> World:
+    """A world that serves these adapters, with its model on a claim."""
+    world = await World().start()
+    world.kubelet.report = read_as(path, *entries)
+    world.api.put(QWENDEPLOYMENTS, deployment(model="local", source=PVC, adapters=list(entries)))
+    await world.settle(60)
+    return world
+
+
+def read_as(path: Path, *entries: dict[str, Any], commit: str = "a") -> Manifest:
+    places = {one["name"]: one["source"]["uri"] for one in entries}
+    commits = ["" if places[name].startswith("pvc") else commit * 40 for name in sorted(places)]
+    return report(path, *sorted(places)) | {"adapterCommits": commits}
+
+
+async def test_a_fetched_adapter_stays_while_others_come_and_go(tmp_path: Path) -> None:
+    world = await fetching(tmp_path, HUB, *listed("a"))
+    old = uids(world)
+    for entries in ([HUB, *listed("a", "b")], [HUB, *listed("b")]):
+        world.kubelet.report = read_as(tmp_path, *entries)
+        change(world, adapters=entries)
+        await world.settle(300)
+        assert adapters(world) == {"ready": len(entries), "total": len(entries)}
+        assert uids(world) == old
+    await world.restart()
+    await world.settle(60)
+    assert uids(world) == old
+    assert "a newer plan" not in world.message("Planned")
+
+
+@pytest.mark.parametrize(
+    ("after", "commit", "why"),
+    [
+        ([HUB, BUCKET], "a", "spec.adapters[bucket] is at s3://weights/bucket, and is fetched when a pod starts"),
+        (listed("a"), "a", "they fetch an adapter that is not in spec.adapters any more"),
+        ([HUB, *listed("a", "b")], "b", "spec.adapters[hub] has another commit than they fetched"),
+        ([HUB | {"source": HUB["source"] | {"secretRef": {"name": "other"}}}, *listed("a")], "a", ""),
+    ],
+)
+async def test_what_pods_fetch_when_they_start_needs_new_replicas(
+    tmp_path: Path, after: list[dict[str, Any]], commit: str, why: str
+) -> None:
+    world = await fetching(tmp_path, HUB, *listed("a"))
+    old, at = set(uids(world)), len(world.api.journal)
+    world.kubelet.report = read_as(tmp_path, *after, commit=commit)
+    change(world, adapters=after)
+    await world.settle(900)
+    assert not old & set(uids(world))
+    assert adapters(world) == {"ready": len(after), "total": len(after)}
+    assert any(why in message for message in reconciling(world, at))
 
 
 async def test_the_first_and_the_last_adapter_replace_the_replicas(tmp_path: Path) -> None:

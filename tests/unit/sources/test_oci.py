@@ -264,6 +264,20 @@ def test_the_kubelets_words_become_a_reason(waiting: str, text: str, reason: Rea
     assert says in message
 
 
+def test_the_status_has_only_a_little_of_what_a_registry_answers() -> None:
+    answer = "unexpected status from HEAD request: 500 " + "x" * 300 + "secret"
+    text = (
+        f'Back-off pulling image "{BY_TAG}": ErrImagePull: rpc error: code = Unknown desc = failed to pull and unpack '
+        f'image "{BY_TAG}": failed to resolve image: {answer}'
+    )
+    spec = _spec()
+    reason, message = _unready(_seen(spec, **_waits("ImagePullBackOff", text)), spec)
+    assert reason is Reason.IMAGE_PULL_FAILED
+    _, _, words = message.partition(f"the node cannot pull the image {BY_TAG}: ")
+    assert words.startswith("unexpected status from HEAD request: 500 x")
+    assert len(words) <= 120
+
+
 def test_while_the_node_pulls_it_says_so() -> None:
     spec, pod = _spec(), _inspection(_spec())
     pod["spec"]["nodeName"] = "gpu-1"

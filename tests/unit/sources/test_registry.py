@@ -15,16 +15,19 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.fields import Passthrough
 from qwen_operator.api.spec import InvalidSpec, Spec, parse
+from qwen_operator.checkpoints.adapters import InspectedAdapter
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import Hub, HubAnswer, HubQuery, HubReason
 from qwen_operator.hardware.inventory import Inventory
+from qwen_operator.manifests.model_cache import fetch_container, mounted
 from qwen_operator.manifests.names import Owner, PodIdentity
 from qwen_operator.manifests.pods import RuntimeImage
 from qwen_operator.planning.types import CacheType, EngineDefaults, ModelCache, ModelFetch, ObjectStore, Outbound
 from qwen_operator.sources import registry
 from qwen_operator.sources.pvc import claim_and_path
 from qwen_operator.sources.scheme import Facts, SourceContext
+from qwen_runtime.checkpoints.adapter import AdapterFacts
 from tests.unit.checkpoints.configs import DENSE
 
 COMMIT = "c" * 40
@@ -253,6 +256,27 @@ def test_without_a_cache_a_container_downloads_the_commit_of_modelscope(
     assert made.fetch == ModelFetch(folder, Hub.MODELSCOPE, MODEL, COMMIT, token=token)
     assert (made.model_path, made.revision, made.downloads) == (f"/models/cached/{MODEL}", None, False)
     assert made.env == (EnvVar("HF_HUB_OFFLINE", "1"),)
+
+
+@pytest.mark.parametrize(
+    ("uri", "cache", "size"),
+    [(SCOPE_URI, None, 17 + 11), ("pvc://models/base", None, 11), (SCOPE_URI, CACHE, CACHE.size_gib)],
+)
+def test_the_folder_of_a_pod_has_room_for_the_model_and_its_fetched_adapters(
+    uri: str, cache: ModelCache | None, size: int
+) -> None:
+    places = {"a": "hf://team/a", "b": "pvc://models/b"}
+    listed = [{"name": name, "source": {"uri": place}} for name, place in places.items()]
+    facts = AdapterFacts(8, ("q_proj",), 2, 64, 64, 64, 0, 9 << 30)
+    found = tuple(InspectedAdapter(name, place, facts, COMMIT) for name, place in places.items())
+    model = replace(PINNED, weight_bytes=int(14.5 * (1 << 30)), adapters=found)
+    made = registry.engine_source(_spec({"uri": uri}, adapters=listed), model, replace(HF, cache=cache))
+    container = fetch_container(made, "team", {})
+    assert f"--size-gib={size}" in container["command"]
+    if cache is None:
+        assert container["resources"]["requests"]["ephemeral-storage"] == f"{size}Gi"
+        (volume,) = (one for one in mounted(made, "team").volumes if "emptyDir" in one)
+        assert volume["emptyDir"] == {"sizeLimit": f"{size}Gi"}
 
 
 def test_private_files_on_modelscope_are_inspected_without_a_cache() -> None:

@@ -10,6 +10,7 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import hash_without_adapters
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.adapters import same_but_adapters, with_adapters
+from qwen_operator.manifests.model_cache import same_credentials
 from qwen_operator.manifests.mount_paths import mountable
 from qwen_operator.manifests.multi_node import connected
 from qwen_operator.manifests.names import Manifest, PodIdentity
@@ -68,6 +69,8 @@ def _kept(course: Course, facts: Checkpoint) -> PinnedRevision | None:
     if running is None or not rest or running.without_adapters != rest:
         return None
     if replace(running.facts, adapters=()) != replace(facts, adapters=()) or obstacle(running, facts):
+        return None
+    if not same_credentials(running.template, registry.engine_source(course.spec, facts, course.config.engine)):
         return None
     fits = all(adapter_planning.mismatch(facts, adapter) is None for adapter in facts.adapters)
     return running if fits else None

@@ -68,7 +68,8 @@ def status(course: Course) -> Step:
 
 def _why_replaced(course: Course) -> str:
     earlier = (*course.replicas.leaving, *course.replicas.draining)
-    old = next((replica.revision for replica in earlier), "")
+    # It may serve as a later revision, but what its pods loaded at their start decides.
+    old = next((replica.leader.revision for replica in earlier), "")
     return why_replaced(course.target, course.observed.readable.get(old))
 
 

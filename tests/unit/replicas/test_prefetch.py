@@ -11,6 +11,7 @@ import pytest
 
 from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.manifests.names import ANNOTATION_CACHED_ON, LABEL_ROLE, ROLE_FETCH
+from qwen_operator.replicas.cached_nodes import MOST_NODES
 from qwen_operator.replicas.prefetch import AT_ONCE, START_SECONDS
 from qwen_operator.status.progress import FetchPage
 from qwen_operator.tenancy.lists import Tenancy
@@ -379,6 +380,34 @@ async def test_a_replica_over_two_nodes_waits_for_both() -> None:
     assert ({pod["spec"]["nodeName"] for pod in fetches(world)}, engines(world)) == ({slow}, [])
     await finish(world)
     assert len(engines(world)) == 2
+
+
+async def test_many_nodes_that_are_gone_cause_no_endless_writes() -> None:
+    world = world_of(nodes=1)
+    world.wanted = 0
+    await begun(world, scaling=ZERO)
+    await finish(world)
+    for tokens in (4096, 8192, 2048):
+        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item, n=tokens: item["spec"].update(contextTokens=n))
+        await world.settle()
+    gone = ",".join(f"gone-{number}" for number in range(MOST_NODES))
+    current = world.qd()["status"]["plan"]["hash"]
+    earlier = [name for name in world.names(CONTROLLER_REVISIONS) if current not in name]
+    for name in earlier:
+        world.api.edit(
+            CONTROLLER_REVISIONS,
+            name,
+            lambda item: item["metadata"]["annotations"].update({ANNOTATION_CACHED_ON: gone}),
+        )
+    assert min(earlier) < min(name for name in world.names(CONTROLLER_REVISIONS) if current in name)
+    world.api.put(NODES, node("gpu-2"))
+    world.api.remove(world.api.one(NODES, "gpu-1"), NODES)
+    await world.wait(120)
+    writes = len(world.api.writes)
+    await world.wait(120)
+    assert len(world.api.writes) == writes
+    assert fetches(world) == []
+    assert cache_column(world) == "1/1 nodes"
 
 
 async def whole_story(world: World) -> World:

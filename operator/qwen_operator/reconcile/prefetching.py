@@ -5,11 +5,13 @@ from __future__ import annotations
 from qwen_operator.api.spec import Spec
 from qwen_operator.arbiter.fits import wants
 from qwen_operator.manifests.model_cache import claim_folder, node_folder
-from qwen_operator.manifests.revisions import PinnedRevision
+from qwen_operator.manifests.names import Manifest
+from qwen_operator.manifests.revisions import PinnedRevision, revision_metadata
 from qwen_operator.reconcile.types import Course
 from qwen_operator.replicas import quotas
 from qwen_operator.replicas.cached_nodes import MOST_NODES, claim_has_model, known_nodes, remembered_places
 from qwen_operator.replicas.draining import RolloutRules
+from qwen_operator.replicas.fetch_attempts import attempts_of
 from qwen_operator.replicas.groups import SortedReplicas
 from qwen_operator.replicas.prefetch import Downloads, Prefetch, endings, prefetch, wanted_downloads
 from qwen_operator.replicas.rollout import pods_of_replica
@@ -62,9 +64,15 @@ def _downloads(course: Course, running: PinnedRevision, replicas: SortedReplicas
         pods=observed.fetch_pods,
         taken={*own.owned, *own.leftover, *own.foreign},
         now=course.now,
+        attempts=attempts_of(_stored(course, running), remembered),
         looking=sum(not (replica.bound or replica.started or replica.broken) for replica in replicas.fresh),
         distinct_nodes=course.config.distinct_nodes,
     )
+
+
+def _stored(course: Course, running: PinnedRevision) -> Manifest:
+    """The ControllerRevision; empty if it is not made yet."""
+    return course.observed.revisions.owned.get(revision_metadata(course.observed.owner, running.revision)["name"], {})
 
 
 def _usable(course: Course, pod: dict[str, object]) -> dict[str, Place]:

@@ -5,14 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
 
-from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, Manifest
+from qwen_operator.kube import (
+    CONTROLLER_REVISIONS,
+    NODES,
+    PODS,
+    QWENDEPLOYMENTS,
+    ApiError,
+    Forbidden,
+    Invalid,
+    Manifest,
+    Unavailable,
+)
 from qwen_operator.manifests.names import ANNOTATION_CACHED_ON, LABEL_ROLE, ROLE_FETCH
 from qwen_operator.replicas.cached_nodes import MOST_NODES
-from qwen_operator.replicas.prefetch import AT_ONCE, START_SECONDS
+from qwen_operator.replicas.fetch_attempts import START_SECONDS
+from qwen_operator.replicas.prefetch import AT_ONCE
 from qwen_operator.status.progress import FetchPage
 from qwen_operator.tenancy.lists import Tenancy
 from tests.unit.fakes import Crash, Write
@@ -408,6 +420,145 @@ async def test_many_nodes_that_are_gone_cause_no_endless_writes() -> None:
     assert len(world.api.writes) == writes
     assert fetches(world) == []
     assert cache_column(world) == "1/1 nodes"
+
+
+def ends(reason: str, seconds: float = 0.0) -> Callable[[World], None]:
+    """Fetch pods end without success so many seconds after their creation."""
+
+    def arranged(world: World) -> None:
+        def fetch(pod: Manifest) -> Manifest | None:
+            created = datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
+            over = (world.api.clock.now() - created).total_seconds() >= seconds
+            return {"phase": "Failed", "reason": reason, "message": "as told"} if over else None
+
+        world.kubelet.fetch = fetch
+
+    return arranged
+
+
+def pending(world: World) -> None:
+    world.kubelet.fetch = lambda _pod: {"phase": "Pending"}
+
+
+def deleted(world: World) -> None:
+    def fetch(pod: Manifest) -> Manifest | None:
+        world.api.finish(pod, PODS)
+        return None
+
+    world.kubelet.fetch = fetch
+
+
+def evicted_while_it_downloads(world: World) -> None:
+    def fetch(pod: Manifest) -> Manifest:
+        created = datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
+        if (world.api.clock.now() - created).total_seconds() >= 40:
+            return {"phase": "Failed", "reason": "Evicted", "message": "low on disk"}
+        return running(pod)
+
+    world.kubelet.fetch = fetch
+
+
+def crashes_otherwise(world: World) -> None:
+    world.kubelet.fetch = failed("Unknown")
+
+
+def cordons(world: World) -> None:
+    """Whenever a node gets a fetch pod, somebody cordons it for a moment."""
+
+    def fetch(pod: Manifest) -> Manifest | None:
+        world.api.edit(NODES, pod["spec"]["nodeName"], lambda item: item["spec"].update(unschedulable=True))
+        return None
+
+    step = world.kubelet.step
+
+    def with_ready_nodes() -> bool:
+        for one in world.api.all(NODES):
+            if one["spec"].get("unschedulable") and world.api.clock.seconds % 5 == 0:
+                world.api.edit(NODES, one["metadata"]["name"], lambda item: item["spec"].pop("unschedulable"))
+        return step()
+
+    world.kubelet.fetch = fetch
+    world.kubelet.step = with_ready_nodes  # type: ignore[method-assign]
+
+
+def refused(error: type[ApiError], status: int) -> Callable[[World], None]:
+    def arranged(world: World) -> None:
+        def admit(verb: str, manifest: Manifest) -> None:
+            if verb == "create" and manifest["kind"] == "Pod" and is_fetch(manifest):
+                raise error(status, "Forbidden", "exceeded quota, or a webhook says no")
+
+        world.api.admit = admit
+
+    return arranged
+
+
+def on_one_node(arrange: Callable[[World], None]) -> Callable[[World], None]:
+    """The others fetch at once."""
+
+    def arranged(world: World) -> None:
+        arrange(world)
+        bad = world.kubelet.fetch
+
+        def fetch(pod: Manifest) -> Manifest | None:
+            return bad(pod) if pod["spec"]["nodeName"] == "gpu-1" else fetched_before()
+
+        world.kubelet.fetch = fetch
+
+    return arranged
+
+
+TROUBLES = {
+    "pending": pending,
+    "at once": ends("UnexpectedAdmissionError"),
+    "after two steps": ends("UnexpectedAdmissionError", 2),
+    "late": ends("Evicted", 100),
+    "very late": ends("Evicted", 300),
+    "deleted": deleted,
+    "evicted": evicted_while_it_downloads,
+    "crashes": crashes_otherwise,
+    "cordons": cordons,
+    "quota": refused(Forbidden, 403),
+    "webhook": refused(Invalid, 422),
+    "webhook down": refused(Unavailable, 503),
+    "one node at once": on_one_node(ends("UnexpectedAdmissionError")),
+    "one node deleted": on_one_node(deleted),
+    "one node pending": on_one_node(pending),
+    "one node evicted": on_one_node(evicted_while_it_downloads),
+}
+
+
+@pytest.mark.parametrize("scaling", [{"minReplicas": 1, "maxReplicas": 3}, None], ids=["scaled", "one"])
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES.keys())
+async def test_whatever_fetch_pods_do_engines_exist_and_writes_end(
+    trouble: Callable[[World], None], scaling: Manifest | None
+) -> None:
+    world = world_of(nodes=3)
+    world.wanted = 1
+    trouble(world)
+    await begun(world, **({"scaling": scaling} if scaling else {}))
+    await world.wait(int(START_SECONDS))
+    assert len(engines(world)) == 1
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert len(world.api.writes) <= 50
+    await world.wait(1200)
+    before = len(world.api.writes)
+    await world.wait(3600)
+    assert len(world.api.writes) - before <= 40
+    assert len(engines(world)) == 1
+
+
+@pytest.mark.parametrize("rollout", [{}, {"maxSurge": 0, "maxUnavailable": 1}], ids=["surge", "in place"])
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES.keys())
+async def test_whatever_fetch_pods_do_a_rollout_ends(trouble: Callable[[World], None], rollout: Manifest) -> None:
+    world = await begun(world_of(), rollout=rollout)
+    await finish(world)
+    [old] = [pod["metadata"]["name"] for pod in engines(world)]
+    trouble(world)
+    source = {"uri": "hf://Qwen/Qwen1.5-0.5B-Chat", "revision": "d" * 40}
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(source=source))
+    await world.wait(600)
+    [new] = [pod["metadata"]["name"] for pod in engines(world)]
+    assert new != old
 
 
 async def whole_story(world: World) -> World:

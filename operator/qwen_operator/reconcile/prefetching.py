@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from qwen_operator.actions.types import Action
 from qwen_operator.api.spec import Spec
 from qwen_operator.arbiter.fits import wants
 from qwen_operator.manifests.model_cache import claim_folder, node_folder
@@ -21,8 +24,13 @@ _NO_CACHE = "spec.prefetch has no effect, because the model does not come from t
 _NO_NODES = "spec.prefetch has no effect, because the operator may not read nodes and so cannot choose one"
 
 
-def prefetched(course: Course, replicas: SortedReplicas, rules: RolloutRules) -> Prefetch:
-    """The decision for the running revision."""
+def prefetched(
+    course: Course, replicas: SortedReplicas, rules: RolloutRules, needed: Sequence[Action] = ()
+) -> Prefetch:
+    """The decision for the running revision.
+
+    `needed`: the next steps if no replica waits for a download. Their pods have the first claim on the quotas.
+    """
     observed, running = course.observed, course.running
     if not course.spec.prefetch or running is None:
         return Prefetch(actions=endings(observed.fetch_pods))
@@ -30,10 +38,13 @@ def prefetched(course: Course, replicas: SortedReplicas, rules: RolloutRules) ->
     useless = _NO_NODES if folder and observed.neighbours is None else "" if claim or folder else _NO_CACHE
     if useless:
         return Prefetch(actions=endings(observed.fetch_pods), useless=useless)
+    engines, lacking = quotas.within_quotas(needed, observed.quotas, course.actions)
+    if lacking:
+        return Prefetch(actions=endings(observed.fetch_pods))
     given = _downloads(course, running, replicas, rules)
     # While a change is blocked or held back, what runs has its model already.
     wanted = wanted_downloads(given) if running is course.target else ()
-    created, _ = quotas.within_quotas(wanted, observed.quotas, course.actions)
+    created, _ = quotas.within_quotas(wanted, observed.quotas, (*course.actions, *engines))
     return prefetch(given, [one for one in wanted if one in created], observed.refusal)
 
 

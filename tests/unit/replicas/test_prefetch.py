@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from qwen_operator.kube import (
     NODES,
     PODS,
     QWENDEPLOYMENTS,
+    RESOURCE_QUOTAS,
     ApiError,
     Forbidden,
     Invalid,
@@ -22,9 +24,11 @@ from qwen_operator.kube import (
     Unavailable,
 )
 from qwen_operator.manifests.names import ANNOTATION_CACHED_ON, LABEL_ROLE, ROLE_FETCH
+from qwen_operator.manifests.quantities import amount
 from qwen_operator.replicas.cached_nodes import MOST_NODES
 from qwen_operator.replicas.fetch_attempts import START_SECONDS
 from qwen_operator.replicas.prefetch import AT_ONCE
+from qwen_operator.replicas.quotas import usage
 from qwen_operator.status.progress import FetchPage
 from qwen_operator.tenancy.lists import Tenancy
 from tests.unit.fakes import Crash, Write
@@ -32,7 +36,7 @@ from tests.unit.replicas.test_cached_nodes import ON_NODES, preferred
 from tests.unit.status.test_cache_column import fetched, told
 from tests.unit.status.test_progress import CACHED
 from tests.unit.status.test_progress import commit as hub
-from tests.unit.world import CONFIG, World, deployment, fetched_before, node
+from tests.unit.world import CONFIG, World, change, deployment, fetched_before, node
 
 SCHEDULED = {"type": "PodScheduled", "status": "True"}
 ZERO = {"minReplicas": 0, "maxReplicas": 3}
@@ -400,7 +404,7 @@ async def test_many_nodes_that_are_gone_cause_no_endless_writes() -> None:
     await begun(world, scaling=ZERO)
     await finish(world)
     for tokens in (4096, 8192, 2048):
-        world.api.edit(QWENDEPLOYMENTS, "chat", lambda item, n=tokens: item["spec"].update(contextTokens=n))
+        change(world, contextTokens=tokens)
         await world.settle()
     gone = ",".join(f"gone-{number}" for number in range(MOST_NODES))
     current = world.qd()["status"]["plan"]["hash"]
@@ -559,6 +563,73 @@ async def test_whatever_fetch_pods_do_a_rollout_ends(trouble: Callable[[World], 
     await world.wait(600)
     [new] = [pod["metadata"]["name"] for pod in engines(world)]
     assert new != old
+
+
+def with_quota(world: World, **hard: str) -> World:
+    """A ResourceQuota that counts what is there in each step of the kubelet, and refuses what it has no room for."""
+    step, manifest = world.kubelet.step, {"apiVersion": "v1", "kind": "ResourceQuota"}
+    hard = {name.replace("_", "."): value for name, value in hard.items()}
+
+    def used() -> dict[str, Decimal]:
+        total = dict.fromkeys(hard, Decimal(0))
+        for pod in world.api.all(PODS):
+            needs = usage(pod) if pod["status"]["phase"] not in ("Succeeded", "Failed") else {}
+            total = {name: value + needs.get(name, Decimal(0)) for name, value in total.items()}
+        return total
+
+    def count() -> bool:
+        moved = step()
+        status = {"hard": hard, "used": {name: str(value) for name, value in used().items()}}
+        meta = {"name": "few", "namespace": "team"}
+        world.api.put(RESOURCE_QUOTAS, {**manifest, "metadata": meta, "spec": {"hard": hard}, "status": status})
+        return moved
+
+    def admit(verb: str, new: Manifest) -> None:
+        if verb == "create" and new["kind"] == "Pod":
+            needs, there = usage(new), used()
+            if any(there[name] + needs.get(name, Decimal(0)) > (amount(most) or 0) for name, most in hard.items()):
+                raise Forbidden(403, "Forbidden", "exceeded quota: few")
+
+    world.kubelet.step = count  # type: ignore[method-assign]
+    world.api.admit = admit
+    count()
+    return world
+
+
+STUCK = {"pending": pending, "full disk": lambda world: setattr(world.kubelet, "fetch", failed("DiskFull"))}
+
+
+@pytest.mark.parametrize("hard", [{"pods": "2"}, {"requests_cpu": "1"}, {"requests_memory": "4Gi"}], ids=str)
+@pytest.mark.parametrize("stuck", STUCK.values(), ids=STUCK.keys())
+async def test_engine_pods_get_the_quota_first(stuck: Callable[[World], None], hard: dict[str, str]) -> None:
+    world = world_of(nodes=4)
+    world.wanted = 2
+    stuck(world)
+    with_quota(world, **hard)
+    await begun(world, scaling={"minReplicas": 2, "maxReplicas": 4})
+    await world.wait(600)
+    assert (len(engines(world)), fetches(world)) == (2, [])
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    before = len(world.api.writes)
+    await world.wait(3600)
+    assert len(world.api.writes) - before <= 10
+
+
+@pytest.mark.parametrize("stuck", [*STUCK.values(), lambda _world: None], ids=[*STUCK.keys(), "downloads"])
+async def test_a_replica_that_lacks_quota_ends_the_fetch_pods(stuck: Callable[[World], None]) -> None:
+    world = world_of(nodes=4)
+    world.wanted = 0
+    stuck(world)
+    with_quota(world, pods="2")
+    await world.start()
+    world.api.put(QWENDEPLOYMENTS, deployment(prefetch=True, scaling={"minReplicas": 0, "maxReplicas": 4}))
+    await world.wait(60)
+    assert len(fetches(world)) == 2
+    world.wanted = 2
+    world.operator.queue.add(("team", "chat"))
+    await world.wait(60)
+    assert (len(engines(world)), fetches(world)) == (2, [])
+    assert world.conditions()["Ready"] == ("True", "Serving")
 
 
 async def whole_story(world: World) -> World:

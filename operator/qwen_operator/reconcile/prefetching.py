@@ -22,6 +22,11 @@ from qwen_operator.replicas.room import Place, need_of, places_of
 
 _NO_CACHE = "spec.prefetch has no effect, because the model does not come from the chart's cache"
 _NO_NODES = "spec.prefetch has no effect, because the operator may not read nodes and so cannot choose one"
+_UNBOUND = (
+    "spec.prefetch does nothing until the claim {name} is bound, because a pod without GPUs could bind it to a node "
+    "without free GPUs: the first engine pod binds it"
+)
+_LOOK_SECONDS = 60.0
 
 
 def prefetched(
@@ -44,6 +49,9 @@ def prefetched(
     given = _downloads(course, running, replicas, rules)
     # While a change is blocked or held back, what runs has its model already.
     wanted = wanted_downloads(given) if running is course.target else ()
+    if wanted and claim and not _bound(course, claim):
+        useless = _UNBOUND.format(name=claim)
+        return Prefetch(actions=endings(observed.fetch_pods), useless=useless, waits=(_LOOK_SECONDS,))
     created, _ = quotas.within_quotas(wanted, observed.quotas, (*course.actions, *engines))
     return prefetch(given, [one for one in wanted if one in created], observed.refusal)
 
@@ -79,6 +87,12 @@ def _downloads(course: Course, running: PinnedRevision, replicas: SortedReplicas
         looking=sum(not (replica.bound or replica.started or replica.broken) for replica in replicas.fresh),
         distinct_nodes=course.config.distinct_nodes,
     )
+
+
+def _bound(course: Course, claim: str) -> bool:
+    """Whether the claim is known to be bound. Its first pod would decide about the node of its volume."""
+    seen = course.observed.cache_claim
+    return seen is not None and seen.name == claim and seen.bound
 
 
 def _stored(course: Course, running: PinnedRevision) -> Manifest:

@@ -14,6 +14,7 @@ import pytest
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
     NODES,
+    PERSISTENT_VOLUME_CLAIMS,
     PODS,
     QWENDEPLOYMENTS,
     RESOURCE_QUOTAS,
@@ -72,7 +73,18 @@ def world_of(config: Any = ON_NODES, nodes: int = 2) -> World:
     world.kubelet.fetch = running
     for number in range(2, nodes + 1):
         world.api.put(NODES, node(f"gpu-{number}"))
+    world.api.put(PERSISTENT_VOLUME_CLAIMS, claim("Bound"))
     return world
+
+
+def claim(phase: str) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "m", "namespace": "team"},
+        "spec": {},
+        "status": {"phase": phase},
+    }
 
 
 async def begun(world: World, **spec: Any) -> World:
@@ -630,6 +642,41 @@ async def test_a_replica_that_lacks_quota_ends_the_fetch_pods(stuck: Callable[[W
     await world.wait(60)
     assert (len(engines(world)), fetches(world)) == (2, [])
     assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_a_claim_that_is_not_bound_is_bound_by_an_engine_pod() -> None:
+    world = world_of(CACHED)
+    world.api.put(PERSISTENT_VOLUME_CLAIMS, claim("Pending"))
+    world.wanted = 0
+    await begun(world, scaling=ZERO)
+    await world.wait(300)
+    assert world.api.all(PODS) == []
+    assert "until the claim m is bound" in world.message("Planned")
+    world.wanted = 1
+    world.operator.queue.add(("team", "chat"))
+    await world.wait(20)
+    assert (len(engines(world)), fetches(world)) == (1, [])
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_a_claim_is_filled_as_soon_as_it_is_bound() -> None:
+    world = world_of(CACHED)
+    world.api.put(PERSISTENT_VOLUME_CLAIMS, claim("Pending"))
+    world.wanted = 0
+    await begun(world, scaling=ZERO)
+    world.api.put(PERSISTENT_VOLUME_CLAIMS, claim("Bound"))
+    await world.wait(90)
+    assert len(fetches(world)) == 1
+    assert "until the claim" not in world.message("Planned")
+    await finish(world)
+    assert world.api.all(PODS) == []
+
+
+async def test_a_claim_that_cannot_be_read_any_more_ends_no_download() -> None:
+    world = await begun(world_of(CACHED))
+    world.api.remove(world.api.one(PERSISTENT_VOLUME_CLAIMS, "m"), PERSISTENT_VOLUME_CLAIMS)
+    await world.wait(300)
+    assert (len(fetches(world)), engines(world)) == (1, [])
 
 
 async def whole_story(world: World) -> World:

@@ -519,7 +519,12 @@ _TIMES = {
 
 
 # Times, uids and addresses of which it matters that they are there.
-_SOME = {"podIP", "qwen-operator.dev/group-leader", "qwen-operator.dev/released-at"}
+_SOME = {
+    "podIP",
+    "qwen-operator.dev/group-leader",
+    "qwen-operator.dev/released-at",
+    "qwen-operator.dev/fetch-pods",
+}
 
 
 def _timeless(value: Any) -> Any:

@@ -89,8 +89,11 @@ class Reconciler:
             # The garbage collector removes the children.
             self._forget(key)
             return False, None
-        claim = await self.claims.of(observed) if self.claims is not None else None
-        observed = replace(observed, claim=claim)
+        claim = cache = None
+        if self.claims is not None:
+            claim = await self.claims.of(observed)
+            cache = await self.claims.of_cache(observed, self.config.engine.cache)
+        observed = replace(observed, claim=claim, cache_claim=cache)
         decision = self._decide(key, observed)
         self._ask(key, observed, decision)
         if decision.query is not None and self.hub is not None:
@@ -103,7 +106,7 @@ class Reconciler:
         concluding = decision
         if decision.actions.before_status:
             # Observe again, so that one write of the status covers the objects that were just created.
-            observed = replace(self.observer.observe(key) or observed, claim=claim)
+            observed = replace(self.observer.observe(key) or observed, claim=claim, cache_claim=cache)
             concluding = self._decide(key, observed, rejected)
             self._ask(key, observed, concluding)
         too_early = await self._write(key, observed, concluding, now=rejected is not None)

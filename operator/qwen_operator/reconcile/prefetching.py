@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from qwen_operator.actions.types import Action
 from qwen_operator.api.spec import Spec
 from qwen_operator.manifests.model_cache import claim_folder, node_folder
-from qwen_operator.manifests.revisions import PinnedRevision
+from qwen_operator.manifests.names import Manifest
+from qwen_operator.manifests.revisions import PinnedRevision, revision_metadata
 from qwen_operator.reconcile.types import Course
 from qwen_operator.replicas import quotas
 from qwen_operator.replicas.cached_nodes import MOST_NODES, claim_has_model, known_nodes, remembered_places
 from qwen_operator.replicas.draining import RolloutRules
+from qwen_operator.replicas.fetch_attempts import attempts_of
 from qwen_operator.replicas.groups import SortedReplicas
 from qwen_operator.replicas.prefetch import Downloads, Prefetch, endings, prefetch, wanted_downloads
 from qwen_operator.replicas.rollout import pods_of_replica
@@ -16,10 +21,20 @@ from qwen_operator.replicas.room import Place, need_of, places_of
 
 _NO_CACHE = "spec.prefetch has no effect, because the model does not come from the chart's cache"
 _NO_NODES = "spec.prefetch has no effect, because the operator may not read nodes and so cannot choose one"
+_UNBOUND = (
+    "spec.prefetch does nothing until the claim {name} is bound, because a pod without GPUs could bind it to a node "
+    "without free GPUs: the first engine pod binds it"
+)
+_LOOK_SECONDS = 60.0
 
 
-def prefetched(course: Course, replicas: SortedReplicas, rules: RolloutRules) -> Prefetch:
-    """The decision for the running revision."""
+def prefetched(
+    course: Course, replicas: SortedReplicas, rules: RolloutRules, needed: Sequence[Action] = ()
+) -> Prefetch:
+    """The decision for the running revision.
+
+    `needed`: the next steps if no replica waits for a download. Their pods have the first claim on the quotas.
+    """
     observed, running = course.observed, course.running
     if not course.spec.prefetch or running is None:
         return Prefetch(actions=endings(observed.fetch_pods))
@@ -27,10 +42,16 @@ def prefetched(course: Course, replicas: SortedReplicas, rules: RolloutRules) ->
     useless = _NO_NODES if folder and observed.neighbours is None else "" if claim or folder else _NO_CACHE
     if useless:
         return Prefetch(actions=endings(observed.fetch_pods), useless=useless)
+    engines, lacking = quotas.within_quotas(needed, observed.quotas, course.actions)
+    if lacking:
+        return Prefetch(actions=endings(observed.fetch_pods))
     given = _downloads(course, running, replicas, rules)
     # While a change is blocked or held back, what runs has its model already.
     wanted = wanted_downloads(given) if running is course.target else ()
-    created, _ = quotas.within_quotas(wanted, observed.quotas, course.actions)
+    if wanted and claim and not _bound(course, claim):
+        useless = _UNBOUND.format(name=claim)
+        return Prefetch(actions=endings(observed.fetch_pods), useless=useless, waits=(_LOOK_SECONDS,))
+    created, _ = quotas.within_quotas(wanted, observed.quotas, (*course.actions, *engines))
     return prefetch(given, [one for one in wanted if one in created], observed.refusal)
 
 
@@ -61,9 +82,21 @@ def _downloads(course: Course, running: PinnedRevision, replicas: SortedReplicas
         pods=observed.fetch_pods,
         taken={*own.owned, *own.leftover, *own.foreign},
         now=course.now,
+        attempts=attempts_of(_stored(course, running), remembered),
         looking=sum(not (replica.bound or replica.started or replica.broken) for replica in replicas.fresh),
         distinct_nodes=course.config.distinct_nodes,
     )
+
+
+def _bound(course: Course, claim: str) -> bool:
+    """Whether the claim is known to be bound. Its first pod would decide about the node of its volume."""
+    seen = course.observed.cache_claim
+    return seen is not None and seen.name == claim and seen.bound
+
+
+def _stored(course: Course, running: PinnedRevision) -> Manifest:
+    """The ControllerRevision; empty if it is not made yet."""
+    return course.observed.revisions.owned.get(revision_metadata(course.observed.owner, running.revision)["name"], {})
 
 
 def _usable(course: Course, pod: dict[str, object]) -> dict[str, Place]:

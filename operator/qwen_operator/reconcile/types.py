@@ -47,7 +47,8 @@ class Observed:
     `scaling`: the scaling state; None while nothing is known.
     `names`: which of its served names it holds, and why it does not hold the others.
     `hub`: the answer to this deployment's last query; None while there is none.
-    `claim`: the claim with the files that are still to be inspected; None if it is unknown.
+    `claim`: the claim with the files that are still to be inspected; None if it is unknown. `cache_claim`: the one
+    that spec.prefetch is to fill.
     `refusal`: the action that the API server rejected; None if there is none.
     `neighbours`: all nodes and engine pods; None if none of its own pods waits for the others of its replica and
     spec.prefetch is not set, or if the operator may not read nodes.
@@ -70,6 +71,7 @@ class Observed:
     names: NameShare = field(default_factory=NameShare)
     hub: HubAnswer | None = None
     claim: VolumeClaim | None = None
+    cache_claim: VolumeClaim | None = None
     refusal: Refusal | None = None
     plans: PlanMemory = field(default_factory=PlanMemory)
     pages: Mapping[str, ProgressPage] = field(default_factory=dict)

@@ -67,7 +67,7 @@ def known_nodes(
     same = _with_same_model(running, readable)
     seen = [_node(pod) for pod in pods if pod.revision in same]
     remembered = remembered_places(running, revisions, readable)
-    return tuple(node for node in dict.fromkeys((*seen, *remembered)) if node)[:MOST_NODES]
+    return tuple(node for node in dict.fromkeys((*seen, *remembered)) if node)
 
 
 def remembered_places(
@@ -106,8 +106,8 @@ def _place(pinned: PinnedRevision) -> tuple[str, str]:
 
 
 def preferring(actions: Iterable[Action], nodes: Sequence[str]) -> tuple[Action, ...]:
-    """The actions, with engine pods that prefer these nodes."""
-    return tuple(_preferring(action, nodes) for action in actions) if nodes else tuple(actions)
+    """The actions, with engine pods that prefer these nodes, or the first MOST_NODES of them."""
+    return tuple(_preferring(action, nodes[:MOST_NODES]) for action in actions) if nodes else tuple(actions)
 
 
 def _preferring(action: Action, nodes: Sequence[str]) -> Action:

@@ -2,7 +2,7 @@
 
 The operator picks the nodes, and the scheduler places each pod on its own. These pods are an aid only: if one cannot
 do its work, the container `fetch` of an engine pod does it, as without them. So a new replica waits only while a
-download is on its way where the replica could run, and never for a pod that does not start.
+download is on its way where the replica could run, and START_SECONDS in all for pods that do not start.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from qwen_operator import objects
-from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Refusal
+from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch, Refusal
 from qwen_operator.api.conditions import FETCH_FAILURES, Reason
-from qwen_operator.manifests.names import Manifest, Owner, fetch_pod_name
+from qwen_operator.manifests.names import ANNOTATION_FETCH_PODS, Owner, fetch_pod_name
 from qwen_operator.manifests.prefetch import fetch_pod
-from qwen_operator.manifests.revisions import PinnedRevision
+from qwen_operator.manifests.revisions import PinnedRevision, revision_metadata
 from qwen_operator.replicas.cached_nodes import MOST_NODES
+from qwen_operator.replicas.fetch_attempts import START_SECONDS, Attempts
 from qwen_operator.replicas.pod_state import PodState
 from qwen_operator.replicas.room import Need, Place
 
 AT_ONCE = 2
 """So many pods of a deployment download at a time."""
-START_SECONDS = 120.0
-"""Replicas wait no longer than this for a pod that has not started its download."""
 _FARTHEST_AHEAD_SECONDS = 60.0
 _OF_PLACE = frozenset({Reason.DISK_FULL, Reason.CACHE_UNUSABLE})
 """Failures that say nothing about other nodes."""
@@ -71,6 +70,7 @@ class Downloads:
     `places`: the nodes that its pods may use, by name; one entry with the name "" for a claim. `known`: those that have
     the model, `remembered`: those of which an annotation says so. `most`: so many places should have it. `need`: what
     one of its pods asks of its node. `looking`: so many replicas look for a node already. `taken`: names of all pods.
+    `attempts`: the pods that were created for it before.
     """
 
     owner: Owner
@@ -83,6 +83,7 @@ class Downloads:
     pods: Sequence[PodState]
     taken: Collection[str]
     now: datetime
+    attempts: Attempts
     looking: int = 0
     distinct_nodes: bool = True
     _by_name: dict[str, str] = field(init=False)
@@ -102,8 +103,17 @@ class Downloads:
     @property
     def active(self) -> list[PodState]:
         """The pods that download, or try to, for a place that does not have the model yet."""
-        usable = (pod for pod in self.pods if not pod.deleting and not pod.ended)
-        return [pod for pod in usable if (place := self.place_of(pod)) is not None and place not in self.known]
+        return [pod for pod in self.present if self.place_of(pod) not in self.known]
+
+    @property
+    def present(self) -> list[PodState]:
+        """The pods of the revision that have not ended."""
+        return [pod for pod in self.pods if not pod.deleting and not pod.ended and self.place_of(pod) is not None]
+
+    @property
+    def pause(self) -> float:
+        """Seconds until more pods may be created."""
+        return self.attempts.waits(len(self.present), self.now)
 
 
 NOTHING = Prefetch()
@@ -120,6 +130,8 @@ def wanted_downloads(given: Downloads) -> tuple[Create, ...]:
     If a download fails for a reason that does not depend on the place, the others would fail too.
     """
     active = given.active
+    if given.pause or not given.attempts.readable:
+        return ()
     if any(failing(pod) and pod.reason not in _OF_PLACE for pod in active):
         return ()
     healthy = sum(not failing(pod) for pod in active)
@@ -135,21 +147,22 @@ def prefetch(given: Downloads, created: Sequence[Create], refusal: Refusal | Non
     server rejects."""
     new = {create.name for create in created if refusal is None or not refusal.rejects(create)}
     active = given.active
-    ages = {pod.name: _age(pod.manifest, given.now) for pod in active}
-    on_its_way = [pod for pod in active if _downloads(pod) or ages[pod.name] < START_SECONDS]
+    patience = given.attempts.patience(given.now)
+    left = {pod.name: min(patience, _seconds_to_start(pod, given.now)) for pod in active if not _downloads(pod)}
+    on_its_way = [pod for pod in active if left.get(pod.name, 1) > 0]
     soon = {place for pod in on_its_way if (place := given.place_of(pod)) is not None}
-    soon |= {place for place in given.places if _name(given, place) in new}
+    soon |= {place for place in given.places if _name(given, place) in new and patience > 0}
     filled, on_nodes = given.filled, "" not in given.places
     room, whole = _replicas_on(given, filled), _replicas_on(given, [*filled, *soon])
     return Prefetch(
-        actions=(*created, *_endings(given)),
+        actions=(*_counted(given, created), *created, *_endings(given)),
         pods=tuple(active),
         filled=len(filled) if on_nodes else 0,
         wanted=min(given.most, len(given.places)) if on_nodes else 0,
         room=max(0, room - given.looking),
         coming=whole - room,
         first=bool(soon) and not filled,
-        waits=tuple(START_SECONDS - ages[pod.name] for pod in on_its_way if ages[pod.name] < START_SECONDS),
+        waits=tuple(seconds for seconds in (*left.values(), given.pause) if seconds > 0),
     )
 
 
@@ -161,13 +174,23 @@ def endings(pods: Iterable[PodState]) -> tuple[Delete, ...]:
 def _endings(given: Downloads) -> Iterator[Delete]:
     """The deletions of pods that have done their work, or whose work is not needed any more.
 
-    A pod that has fetched stays until the annotation has its place.
+    A pod that has fetched stays until the annotation has its place. One that does not start takes part of a quota.
     """
     for pod in given.pods:
         place = given.place_of(pod)
-        over = place is None or place in given.remembered or (pod.ended and place not in given.known)
+        late = not _downloads(pod) and _seconds_to_start(pod, given.now) <= 0
+        over = place is None or place in given.remembered or (place not in given.known and (pod.ended or late))
         if over and not pod.deleting:
             yield _delete(pod)
+
+
+def _counted(given: Downloads, created: Sequence[Create]) -> Iterator[Patch]:
+    """Counts the new pods before they are created."""
+    if created:
+        value = given.attempts.after(len(created), given.now, given.remembered)
+        name = revision_metadata(given.owner, given.running.revision)["name"]
+        patch = {"metadata": {"annotations": {ANNOTATION_FETCH_PODS: value}}}
+        yield Patch(Kind.CONTROLLER_REVISION, name, patch, ActionReason.PREFETCH)
 
 
 def _delete(pod: PodState) -> Delete:
@@ -179,12 +202,15 @@ def _name(given: Downloads, place: str) -> str:
 
 
 def _in_order(given: Downloads) -> list[str]:
-    """The places without the model. Each deployment has another order, so that not all begin with the same node."""
+    """The places without the model. Each deployment has another order, so that not all begin with the same node.
+
+    The order changes with each attempt, so that a node on which pods end at once does not keep the others waiting.
+    """
 
     def rank(name: str) -> tuple[bool, str]:
         place = given.places[name]
         full = place is not None and not place.has(given.need)
-        return full, hashlib.sha256(f"{given.owner.uid}/{name}".encode()).hexdigest()
+        return full, hashlib.sha256(f"{given.owner.uid}/{name}/{given.attempts.pods}".encode()).hexdigest()
 
     return sorted((place for place in given.places if place not in given.known), key=rank)
 
@@ -205,8 +231,8 @@ def _downloads(pod: PodState) -> bool:
     return pod.reason is Reason.DOWNLOADING or failing(pod)
 
 
-def _age(pod: Manifest, now: datetime) -> float:
-    """Seconds since the pod was created. A time far ahead comes from a wrong clock, and does not count."""
-    created = objects.moment(objects.text(pod, "metadata", "creationTimestamp"))
+def _seconds_to_start(pod: PodState, now: datetime) -> float:
+    """So many seconds are left for the pod to start. A creation far ahead comes from a wrong clock: then none are."""
+    created = objects.moment(objects.text(pod.manifest, "metadata", "creationTimestamp"))
     age = (now - created).total_seconds() if created is not None else START_SECONDS
-    return max(0.0, age) if age > -_FARTHEST_AHEAD_SECONDS else START_SECONDS
+    return START_SECONDS - max(0.0, age) if age > -_FARTHEST_AHEAD_SECONDS else 0.0

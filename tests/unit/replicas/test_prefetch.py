@@ -5,13 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, Manifest
+from qwen_operator.kube import (
+    CONTROLLER_REVISIONS,
+    NODES,
+    PERSISTENT_VOLUME_CLAIMS,
+    PODS,
+    QWENDEPLOYMENTS,
+    RESOURCE_QUOTAS,
+    ApiError,
+    Forbidden,
+    Invalid,
+    Manifest,
+    Unavailable,
+)
 from qwen_operator.manifests.names import ANNOTATION_CACHED_ON, LABEL_ROLE, ROLE_FETCH
-from qwen_operator.replicas.prefetch import AT_ONCE, START_SECONDS
+from qwen_operator.manifests.quantities import amount
+from qwen_operator.replicas.cached_nodes import MOST_NODES
+from qwen_operator.replicas.fetch_attempts import START_SECONDS
+from qwen_operator.replicas.prefetch import AT_ONCE
+from qwen_operator.replicas.quotas import usage
 from qwen_operator.status.progress import FetchPage
 from qwen_operator.tenancy.lists import Tenancy
 from tests.unit.fakes import Crash, Write
@@ -19,7 +37,7 @@ from tests.unit.replicas.test_cached_nodes import ON_NODES, preferred
 from tests.unit.status.test_cache_column import fetched, told
 from tests.unit.status.test_progress import CACHED
 from tests.unit.status.test_progress import commit as hub
-from tests.unit.world import CONFIG, World, deployment, fetched_before, node
+from tests.unit.world import CONFIG, World, change, deployment, fetched_before, node
 
 SCHEDULED = {"type": "PodScheduled", "status": "True"}
 ZERO = {"minReplicas": 0, "maxReplicas": 3}
@@ -55,7 +73,18 @@ def world_of(config: Any = ON_NODES, nodes: int = 2) -> World:
     world.kubelet.fetch = running
     for number in range(2, nodes + 1):
         world.api.put(NODES, node(f"gpu-{number}"))
+    world.api.put(PERSISTENT_VOLUME_CLAIMS, claim("Bound"))
     return world
+
+
+def claim(phase: str) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "m", "namespace": "team"},
+        "spec": {},
+        "status": {"phase": phase},
+    }
 
 
 async def begun(world: World, **spec: Any) -> World:
@@ -379,6 +408,275 @@ async def test_a_replica_over_two_nodes_waits_for_both() -> None:
     assert ({pod["spec"]["nodeName"] for pod in fetches(world)}, engines(world)) == ({slow}, [])
     await finish(world)
     assert len(engines(world)) == 2
+
+
+async def test_many_nodes_that_are_gone_cause_no_endless_writes() -> None:
+    world = world_of(nodes=1)
+    world.wanted = 0
+    await begun(world, scaling=ZERO)
+    await finish(world)
+    for tokens in (4096, 8192, 2048):
+        change(world, contextTokens=tokens)
+        await world.settle()
+    gone = ",".join(f"gone-{number}" for number in range(MOST_NODES))
+    current = world.qd()["status"]["plan"]["hash"]
+    earlier = [name for name in world.names(CONTROLLER_REVISIONS) if current not in name]
+    for name in earlier:
+        world.api.edit(
+            CONTROLLER_REVISIONS,
+            name,
+            lambda item: item["metadata"]["annotations"].update({ANNOTATION_CACHED_ON: gone}),
+        )
+    assert min(earlier) < min(name for name in world.names(CONTROLLER_REVISIONS) if current in name)
+    world.api.put(NODES, node("gpu-2"))
+    world.api.remove(world.api.one(NODES, "gpu-1"), NODES)
+    await world.wait(120)
+    writes = len(world.api.writes)
+    await world.wait(120)
+    assert len(world.api.writes) == writes
+    assert fetches(world) == []
+    assert cache_column(world) == "1/1 nodes"
+
+
+def ends(reason: str, seconds: float = 0.0) -> Callable[[World], None]:
+    """Fetch pods end without success so many seconds after their creation."""
+
+    def arranged(world: World) -> None:
+        def fetch(pod: Manifest) -> Manifest | None:
+            created = datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
+            over = (world.api.clock.now() - created).total_seconds() >= seconds
+            return {"phase": "Failed", "reason": reason, "message": "as told"} if over else None
+
+        world.kubelet.fetch = fetch
+
+    return arranged
+
+
+def pending(world: World) -> None:
+    world.kubelet.fetch = lambda _pod: {"phase": "Pending"}
+
+
+def deleted(world: World) -> None:
+    def fetch(pod: Manifest) -> Manifest | None:
+        world.api.finish(pod, PODS)
+        return None
+
+    world.kubelet.fetch = fetch
+
+
+def evicted_while_it_downloads(world: World) -> None:
+    def fetch(pod: Manifest) -> Manifest:
+        created = datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
+        if (world.api.clock.now() - created).total_seconds() >= 40:
+            return {"phase": "Failed", "reason": "Evicted", "message": "low on disk"}
+        return running(pod)
+
+    world.kubelet.fetch = fetch
+
+
+def crashes_otherwise(world: World) -> None:
+    world.kubelet.fetch = failed("Unknown")
+
+
+def cordons(world: World) -> None:
+    """Whenever a node gets a fetch pod, somebody cordons it for a moment."""
+
+    def fetch(pod: Manifest) -> Manifest | None:
+        world.api.edit(NODES, pod["spec"]["nodeName"], lambda item: item["spec"].update(unschedulable=True))
+        return None
+
+    step = world.kubelet.step
+
+    def with_ready_nodes() -> bool:
+        for one in world.api.all(NODES):
+            if one["spec"].get("unschedulable") and world.api.clock.seconds % 5 == 0:
+                world.api.edit(NODES, one["metadata"]["name"], lambda item: item["spec"].pop("unschedulable"))
+        return step()
+
+    world.kubelet.fetch = fetch
+    world.kubelet.step = with_ready_nodes  # type: ignore[method-assign]
+
+
+def refused(error: type[ApiError], status: int) -> Callable[[World], None]:
+    def arranged(world: World) -> None:
+        def admit(verb: str, manifest: Manifest) -> None:
+            if verb == "create" and manifest["kind"] == "Pod" and is_fetch(manifest):
+                raise error(status, "Forbidden", "exceeded quota, or a webhook says no")
+
+        world.api.admit = admit
+
+    return arranged
+
+
+def on_one_node(arrange: Callable[[World], None]) -> Callable[[World], None]:
+    """The others fetch at once."""
+
+    def arranged(world: World) -> None:
+        arrange(world)
+        bad = world.kubelet.fetch
+
+        def fetch(pod: Manifest) -> Manifest | None:
+            return bad(pod) if pod["spec"]["nodeName"] == "gpu-1" else fetched_before()
+
+        world.kubelet.fetch = fetch
+
+    return arranged
+
+
+TROUBLES = {
+    "pending": pending,
+    "at once": ends("UnexpectedAdmissionError"),
+    "after two steps": ends("UnexpectedAdmissionError", 2),
+    "late": ends("Evicted", 100),
+    "very late": ends("Evicted", 300),
+    "deleted": deleted,
+    "evicted": evicted_while_it_downloads,
+    "crashes": crashes_otherwise,
+    "cordons": cordons,
+    "quota": refused(Forbidden, 403),
+    "webhook": refused(Invalid, 422),
+    "webhook down": refused(Unavailable, 503),
+    "one node at once": on_one_node(ends("UnexpectedAdmissionError")),
+    "one node deleted": on_one_node(deleted),
+    "one node pending": on_one_node(pending),
+    "one node evicted": on_one_node(evicted_while_it_downloads),
+}
+
+
+@pytest.mark.parametrize("scaling", [{"minReplicas": 1, "maxReplicas": 3}, None], ids=["scaled", "one"])
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES.keys())
+async def test_whatever_fetch_pods_do_engines_exist_and_writes_end(
+    trouble: Callable[[World], None], scaling: Manifest | None
+) -> None:
+    world = world_of(nodes=3)
+    world.wanted = 1
+    trouble(world)
+    await begun(world, **({"scaling": scaling} if scaling else {}))
+    await world.wait(int(START_SECONDS))
+    assert len(engines(world)) == 1
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert len(world.api.writes) <= 50
+    await world.wait(1200)
+    before = len(world.api.writes)
+    await world.wait(3600)
+    assert len(world.api.writes) - before <= 40
+    assert len(engines(world)) == 1
+
+
+@pytest.mark.parametrize("rollout", [{}, {"maxSurge": 0, "maxUnavailable": 1}], ids=["surge", "in place"])
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES.keys())
+async def test_whatever_fetch_pods_do_a_rollout_ends(trouble: Callable[[World], None], rollout: Manifest) -> None:
+    world = await begun(world_of(), rollout=rollout)
+    await finish(world)
+    [old] = [pod["metadata"]["name"] for pod in engines(world)]
+    trouble(world)
+    source = {"uri": "hf://Qwen/Qwen1.5-0.5B-Chat", "revision": "d" * 40}
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(source=source))
+    await world.wait(600)
+    [new] = [pod["metadata"]["name"] for pod in engines(world)]
+    assert new != old
+
+
+def with_quota(world: World, **hard: str) -> World:
+    """A ResourceQuota that counts what is there in each step of the kubelet, and refuses what it has no room for."""
+    step, manifest = world.kubelet.step, {"apiVersion": "v1", "kind": "ResourceQuota"}
+    hard = {name.replace("_", "."): value for name, value in hard.items()}
+
+    def used() -> dict[str, Decimal]:
+        total = dict.fromkeys(hard, Decimal(0))
+        for pod in world.api.all(PODS):
+            needs = usage(pod) if pod["status"]["phase"] not in ("Succeeded", "Failed") else {}
+            total = {name: value + needs.get(name, Decimal(0)) for name, value in total.items()}
+        return total
+
+    def count() -> bool:
+        moved = step()
+        status = {"hard": hard, "used": {name: str(value) for name, value in used().items()}}
+        meta = {"name": "few", "namespace": "team"}
+        world.api.put(RESOURCE_QUOTAS, {**manifest, "metadata": meta, "spec": {"hard": hard}, "status": status})
+        return moved
+
+    def admit(verb: str, new: Manifest) -> None:
+        if verb == "create" and new["kind"] == "Pod":
+            needs, there = usage(new), used()
+            if any(there[name] + needs.get(name, Decimal(0)) > (amount(most) or 0) for name, most in hard.items()):
+                raise Forbidden(403, "Forbidden", "exceeded quota: few")
+
+    world.kubelet.step = count  # type: ignore[method-assign]
+    world.api.admit = admit
+    count()
+    return world
+
+
+STUCK = {"pending": pending, "full disk": lambda world: setattr(world.kubelet, "fetch", failed("DiskFull"))}
+
+
+@pytest.mark.parametrize("hard", [{"pods": "2"}, {"requests_cpu": "1"}, {"requests_memory": "4Gi"}], ids=str)
+@pytest.mark.parametrize("stuck", STUCK.values(), ids=STUCK.keys())
+async def test_engine_pods_get_the_quota_first(stuck: Callable[[World], None], hard: dict[str, str]) -> None:
+    world = world_of(nodes=4)
+    world.wanted = 2
+    stuck(world)
+    with_quota(world, **hard)
+    await begun(world, scaling={"minReplicas": 2, "maxReplicas": 4})
+    await world.wait(600)
+    assert (len(engines(world)), fetches(world)) == (2, [])
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    before = len(world.api.writes)
+    await world.wait(3600)
+    assert len(world.api.writes) - before <= 10
+
+
+@pytest.mark.parametrize("stuck", [*STUCK.values(), lambda _world: None], ids=[*STUCK.keys(), "downloads"])
+async def test_a_replica_that_lacks_quota_ends_the_fetch_pods(stuck: Callable[[World], None]) -> None:
+    world = world_of(nodes=4)
+    world.wanted = 0
+    stuck(world)
+    with_quota(world, pods="2")
+    await world.start()
+    world.api.put(QWENDEPLOYMENTS, deployment(prefetch=True, scaling={"minReplicas": 0, "maxReplicas": 4}))
+    await world.wait(60)
+    assert len(fetches(world)) == 2
+    world.wanted = 2
+    world.operator.queue.add(("team", "chat"))
+    await world.wait(60)
+    assert (len(engines(world)), fetches(world)) == (2, [])
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_a_claim_that_is_not_bound_is_bound_by_an_engine_pod() -> None:
+    world = world_of(CACHED)
+    world.api.put(PERSISTENT_VOLUME_CLAIMS, claim("Pending"))
+    world.wanted = 0
+    await begun(world, scaling=ZERO)
+    await world.wait(300)
+    assert world.api.all(PODS) == []
+    assert "until the claim m is bound" in world.message("Planned")
+    world.wanted = 1
+    world.operator.queue.add(("team", "chat"))
+    await world.wait(20)
+    assert (len(engines(world)), fetches(world)) == (1, [])
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_a_claim_is_filled_as_soon_as_it_is_bound() -> None:
+    world = world_of(CACHED)
+    world.api.put(PERSISTENT_VOLUME_CLAIMS, claim("Pending"))
+    world.wanted = 0
+    await begun(world, scaling=ZERO)
+    world.api.put(PERSISTENT_VOLUME_CLAIMS, claim("Bound"))
+    await world.wait(90)
+    assert len(fetches(world)) == 1
+    assert "until the claim" not in world.message("Planned")
+    await finish(world)
+    assert world.api.all(PODS) == []
+
+
+async def test_a_claim_that_cannot_be_read_any_more_ends_no_download() -> None:
+    world = await begun(world_of(CACHED))
+    world.api.remove(world.api.one(PERSISTENT_VOLUME_CLAIMS, "m"), PERSISTENT_VOLUME_CLAIMS)
+    await world.wait(300)
+    assert (len(fetches(world)), engines(world)) == (1, [])
 
 
 async def whole_story(world: World) -> World:

@@ -50,7 +50,8 @@ def replicas(course: Course) -> Step:
         rules = replace(rules, held=hold.revision)
     placed = place(_to_be_placed(sorted_replicas), _placing(course))
     sorted_replicas = sorted_replicas.with_messages(placed.messages)
-    course = replace(course, prefetch=prefetched(course, sorted_replicas, rules))
+    needed = _moves(course, sorted_replicas, rules).actions if course.spec.prefetch else ()
+    course = replace(course, prefetch=prefetched(course, sorted_replicas, rules, needed))
     if course.prefetch.first:
         # No replica goes before its successor can start.
         rules = replace(rules, max_unavailable=0)
@@ -60,8 +61,7 @@ def replicas(course: Course) -> Step:
     noted = notes(existing, pinned, course.running, observed.adapter_pages)
     repairs = pod_repairs(observed.owner, pinned, existing, rules.drain_seconds, noted)
     proposed = _without_conflicts((*steps.actions, *repairs), placed.actions)
-    earlier = (*course.actions, *course.prefetch.actions)
-    actions, full = quotas.within_quotas(proposed, observed.quotas, earlier)
+    actions, full = quotas.within_quotas(proposed, observed.quotas, course.actions)
     return Step(
         replace(
             course,
@@ -73,7 +73,7 @@ def replicas(course: Course) -> Step:
             full=course.full or full,
             ask=ask,
         ),
-        (*course.prefetch.actions, *actions),
+        (*actions, *course.prefetch.actions),
         requeue_after=_requeue_after(
             existing,
             (

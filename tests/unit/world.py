@@ -259,7 +259,7 @@ class Kubelet:
         command = pod["spec"]["containers"][0]["command"]
         commits = ["a" * 40 for word in command if word.startswith("--remote=")]
         records = [ANY_ADAPTER for word in command if word.startswith(("--adapter=", "--remote="))]
-        adapters = {"adapters": records} if records else {}
+        adapters: dict[str, Any] = {"adapters": records} if records else {}
         if commits:
             adapters |= {"adapterCommits": [*commits, *[""] * (len(records) - len(commits))]}
         code = 1 if "error" in self.report else 0

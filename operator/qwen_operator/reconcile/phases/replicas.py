@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from qwen_operator import objects
 from qwen_operator.actions.blocked import foreign_message
@@ -30,11 +30,55 @@ from qwen_operator.replicas.wanted import SizeRule, WantedReplicas, last_wanted,
 from qwen_operator.status.observed import startup_seconds
 
 
-def replicas(course: Course) -> Step:
-    """Set the existing replicas and the wanted number, and add the next steps from the one to the other.
+@dataclass(frozen=True, slots=True)
+class _Fleet:
+    """The replicas that exist, and the number that is wanted.
 
-    If the revision does not come up in time, the earlier one runs.
+    `course` has the revision that runs: the earlier one, if the present one does not come up in time.
     """
+
+    course: Course
+    existing: tuple[Replica, ...]
+    replicas: SortedReplicas
+    rule: SizeRule
+    wanted: WantedReplicas
+    rules: RolloutRules
+    progress: Progress
+
+
+def replicas(course: Course) -> Step:
+    """Set the existing replicas and the wanted number, and add the next steps from the one to the other."""
+    fleet = _fleet(course)
+    course, rules = fleet.course, fleet.rules
+    placed = place(_to_be_placed(fleet.replicas), _placing(course))
+    sorted_replicas = fleet.replicas.with_messages(placed.messages)
+    needed = _moves(course, sorted_replicas, rules).actions if course.spec.prefetch else ()
+    course = replace(course, prefetch=prefetched(course, sorted_replicas, rules, needed))
+    if course.prefetch.first:
+        # No replica goes before its successor can start.
+        rules = replace(rules, max_unavailable=0)
+    ask, rules, steps = _arbitrated(course, sorted_replicas, rules, fleet.rule)
+    steps = _where_cached(course, steps)
+    proposed = _without_conflicts((*steps.actions, *_repairs(course, fleet.existing, rules)), placed.actions)
+    actions, full = quotas.within_quotas(proposed, course.observed.quotas, course.actions)
+    due = (*waits(sorted_replicas, rules), *fleet.progress.waits, *placed.waits, *fleet.rule.waits(course.now))
+    return Step(
+        replace(
+            course,
+            replicas=sorted_replicas,
+            wanted=fleet.wanted,
+            rules=rules,
+            unplaced=placed.failure,
+            foreign=_foreign_message(course, steps.blocked),
+            full=course.full or full,
+            ask=ask,
+        ),
+        (*actions, *course.prefetch.actions),
+        requeue_after=_requeue_after(fleet.existing, (*due, *course.prefetch.waits)),
+    )
+
+
+def _fleet(course: Course) -> _Fleet:
     observed, running = course.observed, course.running
     found = _replicas(course)
     existing = serving_as(found, observed.readable, running)
@@ -48,43 +92,15 @@ def replicas(course: Course) -> Step:
         existing = serving_as(found, observed.readable, hold.earlier)
         sorted_replicas = sort_replicas(existing, hold.earlier.revision, observed.nodes, hold.names)
         rules = replace(rules, held=hold.revision)
-    placed = place(_to_be_placed(sorted_replicas), _placing(course))
-    sorted_replicas = sorted_replicas.with_messages(placed.messages)
-    needed = _moves(course, sorted_replicas, rules).actions if course.spec.prefetch else ()
-    course = replace(course, prefetch=prefetched(course, sorted_replicas, rules, needed))
-    if course.prefetch.first:
-        # No replica goes before its successor can start.
-        rules = replace(rules, max_unavailable=0)
-    ask, rules, steps = _arbitrated(course, sorted_replicas, rules, rule)
-    steps = _where_cached(course, steps)
+    return _Fleet(course, existing, sorted_replicas, rule, wanted, rules, progress)
+
+
+def _repairs(course: Course, existing: Sequence[Replica], rules: RolloutRules) -> Sequence[Action]:
+    """The changes of pods that exist."""
+    observed = course.observed
     pinned = {**observed.readable, **({course.revision: course.target} if course.target else {})}
     noted = notes(existing, pinned, course.running, observed.adapter_pages)
-    repairs = pod_repairs(observed.owner, pinned, existing, rules.drain_seconds, noted)
-    proposed = _without_conflicts((*steps.actions, *repairs), placed.actions)
-    actions, full = quotas.within_quotas(proposed, observed.quotas, course.actions)
-    return Step(
-        replace(
-            course,
-            replicas=sorted_replicas,
-            wanted=wanted,
-            rules=rules,
-            unplaced=placed.failure,
-            foreign=_foreign_message(course, steps.blocked),
-            full=course.full or full,
-            ask=ask,
-        ),
-        (*actions, *course.prefetch.actions),
-        requeue_after=_requeue_after(
-            existing,
-            (
-                *waits(sorted_replicas, rules),
-                *progress.waits,
-                *placed.waits,
-                *rule.waits(course.now),
-                *course.prefetch.waits,
-            ),
-        ),
-    )
+    return pod_repairs(observed.owner, pinned, existing, rules.drain_seconds, noted)
 
 
 def _arbitrated(

@@ -12,29 +12,26 @@ from dataclasses import dataclass, replace
 
 SOON_SECONDS = 3600.0
 """A removal was wrong if the size grows again within this time."""
-FIRST_SECONDS = 3600.0
-MOST_SECONDS = 14400.0
+KEEP_SECONDS = 14400.0
+"""How long it stays after that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Regret:
-    """`removed_at`: the last removal that was not regretted yet. `size` is kept `until` then, for `seconds` in all."""
+    """`removed_at`: the last removal that was not regretted yet. `size` is kept `until` then."""
 
     removed_at: float = -math.inf
     size: int = 0
     until: float = -math.inf
-    seconds: float = 0.0
 
 
 def note(regret: Regret, before: int, after: int, at: float) -> Regret:
-    """With a change of the size, or none. Each further regret keeps the size twice as long as the one before."""
+    """With a change of the size, or none."""
     if after < before:
         return replace(regret, removed_at=at)
     if after == before or at - regret.removed_at > SOON_SECONDS:
         return regret
-    again = at - regret.until <= SOON_SECONDS
-    seconds = min(MOST_SECONDS, 2 * regret.seconds) if again else FIRST_SECONDS
-    return Regret(size=after, until=at + seconds, seconds=seconds)
+    return Regret(size=after, until=at + KEEP_SECONDS)
 
 
 def kept(regret: Regret, needed: int, at: float) -> int:

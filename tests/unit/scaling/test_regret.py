@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_operator.scaling.regret import FIRST_SECONDS, MOST_SECONDS, SOON_SECONDS, Regret, kept, note
+from qwen_operator.scaling.regret import KEEP_SECONDS, SOON_SECONDS, Regret, kept, note
 
 
 def _changed(*steps: tuple[float, int], regret: Regret | None = None, size: int = 3) -> Regret:
@@ -19,7 +19,7 @@ def _changed(*steps: tuple[float, int], regret: Regret | None = None, size: int 
 def test_who_comes_back_soon_stays() -> None:
     regret = _changed((0, 2), (600, 3))
     assert kept(regret, 2, 601) == 3
-    assert kept(regret, 2, 600 + FIRST_SECONDS) == 2
+    assert kept(regret, 2, 600 + KEEP_SECONDS) == 2
 
 
 def test_a_removal_that_nobody_regrets_is_repeated() -> None:
@@ -32,15 +32,10 @@ def test_growth_alone_is_no_regret() -> None:
     assert _changed((0, 2), (10, 3), (20, 4)).size == 3, "one removal is regretted once"
 
 
-def test_each_regret_keeps_it_twice_as_long_until_a_quiet_time() -> None:
-    regret, at, lasted = Regret(), 0.0, []
-    for _ in range(4):
-        regret = _changed((at, 2), (at + 60, 3), regret=regret)
-        lasted.append(regret.seconds)
-        at = regret.until
-    assert lasted == [FIRST_SECONDS, 2 * FIRST_SECONDS, MOST_SECONDS, MOST_SECONDS]
-    at += SOON_SECONDS
-    assert _changed((at, 2), (at + 60, 3), regret=regret).seconds == FIRST_SECONDS
+def test_a_later_regret_counts_from_its_own_time() -> None:
+    regret = _changed((0, 2), (60, 3))
+    regret = _changed((KEEP_SECONDS + 60, 2), (KEEP_SECONDS + 120, 3), regret=regret)
+    assert regret.until == 2 * KEEP_SECONDS + 120
 
 
 def test_of_a_burst_only_one_replica_stays() -> None:

@@ -27,7 +27,7 @@ _PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _LOCKS_MEMORY = "--group-locks-memory"
 # Devices for RDMA, such as rdma/hca, nvidia.com/cx7_rdma or example.com/ib0. Other network cards need no locked memory.
-_RDMA = re.compile(r"rdma|hca|infiniband|(?<![a-z])ib(?![a-z])", re.ASCII)
+_RDMA = re.compile(r"rdma|hca|infiniband|roce|mlnx|mellanox|(?<![a-z])(ib|efa)(?![a-z])", re.ASCII)
 
 
 class TopologyPolicy(StrEnum):

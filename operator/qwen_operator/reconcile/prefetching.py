@@ -42,8 +42,10 @@ def prefetched(
     useless = _NO_NODES if folder and observed.neighbours is None else "" if claim or folder else _NO_CACHE
     if useless:
         return Prefetch(actions=endings(observed.fetch_pods), useless=useless)
-    engines, lacking = quotas.within_quotas(needed, observed.quotas, course.actions)
+    engines, _ = quotas.within_quotas(needed, observed.quotas, course.actions)
+    _, lacking = quotas.within_quotas(needed, quotas.without_devices(observed.quotas), course.actions)
     if lacking:
+        # The replica starts sooner if these pods go.
         return Prefetch(actions=endings(observed.fetch_pods))
     given = _downloads(course, running, replicas, rules)
     # While a change is blocked or held back, what runs has its model already.
@@ -85,6 +87,7 @@ def _downloads(course: Course, running: PinnedRevision, replicas: SortedReplicas
         attempts=attempts_of(_stored(course, running), remembered),
         looking=sum(not (replica.bound or replica.started or replica.broken) for replica in replicas.fresh),
         distinct_nodes=course.config.distinct_nodes,
+        counted=bool(_stored(course, running)),
     )
 
 

@@ -70,7 +70,8 @@ class Downloads:
     `places`: the nodes that its pods may use, by name; one entry with the name "" for a claim. `known`: those that have
     the model, `remembered`: those of which an annotation says so. `most`: so many places should have it. `need`: what
     one of its pods asks of its node. `looking`: so many replicas look for a node already. `taken`: names of all pods.
-    `attempts`: the pods that were created for it before.
+    `attempts`: the pods that were created for it before. `counted`: the ControllerRevision exists, whose annotation
+    counts them.
     """
 
     owner: Owner
@@ -86,6 +87,7 @@ class Downloads:
     attempts: Attempts
     looking: int = 0
     distinct_nodes: bool = True
+    counted: bool = True
     _by_name: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -154,14 +156,17 @@ def prefetch(given: Downloads, created: Sequence[Create], refusal: Refusal | Non
     soon |= {place for place in given.places if _name(given, place) in new and patience > 0}
     filled, on_nodes = given.filled, "" not in given.places
     room, whole = _replicas_on(given, filled), _replicas_on(given, [*filled, *soon])
+    # The time that a download took must not count against the one that comes after it: an old replica waits for it.
+    due = new or [pod for pod in active if _downloads(pod) or _seconds_to_start(pod, given.now) > 0]
+    creations: tuple[Action, ...] = (*_counted(given, created), *created) if given.counted else ()
     return Prefetch(
-        actions=(*_counted(given, created), *created, *_endings(given)),
+        actions=(*creations, *_endings(given)),
         pods=tuple(active),
         filled=len(filled) if on_nodes else 0,
         wanted=min(given.most, len(given.places)) if on_nodes else 0,
         room=max(0, room - given.looking),
         coming=whole - room,
-        first=bool(soon) and not filled,
+        first=bool(due) and not filled,
         waits=tuple(seconds for seconds in (*left.values(), given.pause) if seconds > 0),
     )
 

@@ -68,6 +68,23 @@ def _together(actions: Sequence[Action]) -> list[list[Action]]:
     return groups
 
 
+def without_devices(quotas: Iterable[Manifest]) -> list[Manifest]:
+    """The quotas as they are for pods that take no GPUs and no other devices."""
+    reduced = []
+    for quota in quotas:
+        parts = {part: objects.mapping(quota, part) for part in ("status", "spec")}
+        for part, content in parts.items():
+            hard = objects.mapping(content, "hard")
+            parts[part] = {**content, "hard": {name: most for name, most in hard.items() if not _of_device(name)}}
+        reduced.append({**quota, **parts})
+    return reduced
+
+
+def _of_device(name: object) -> bool:
+    """Whether a quota's name is of an extended resource, such as requests.nvidia.com/gpu."""
+    return "/" in str(name) and not str(name).startswith("count/")
+
+
 def _scoped(quota: Manifest) -> bool:
     """Whether the quota counts only some pods. The operator ignores such a quota; the API server still applies it."""
     spec = objects.mapping(quota, "spec")

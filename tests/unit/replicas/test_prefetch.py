@@ -324,6 +324,63 @@ async def test_a_rollout_begins_when_the_new_model_is_there(rollout: Manifest) -
     assert old not in world.names()
 
 
+MOVED = {"uri": "hf://Qwen/Qwen1.5-0.5B-Chat", "revision": "d" * 40}
+IN_PLACE = {"maxSurge": 0, "maxUnavailable": 1}
+
+
+@pytest.mark.parametrize("how", ["deleted", "cordoned"])
+async def test_a_download_that_is_lost_late_takes_no_old_replica_with_it(how: str) -> None:
+    world = await begun(world_of(), rollout=IN_PLACE)
+    await finish(world)
+    [old] = world.names()
+    world.kubelet.fetch = running
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(source=dict(MOVED)))
+    await world.wait(600)
+    [pod] = fetches(world)
+    if how == "deleted":
+        world.api.finish(pod, PODS)
+    else:
+        world.api.edit(NODES, pod["spec"]["nodeName"], lambda item: item["spec"].update(unschedulable=True))
+    await world.wait(300)
+    assert fetches(world)
+    assert [one["metadata"]["name"] for one in engines(world)] == [old]
+    assert world.api.one(PODS, old)["metadata"]["labels"]["qwen-operator.dev/routable"] == "true"
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+@pytest.mark.parametrize("surge", [0, 1])
+async def test_a_full_quota_of_gpus_ends_no_download(surge: int) -> None:
+    world = with_quota(world_of(), **{"requests.nvidia.com/gpu": "1"})
+    await begun(world, rollout={"maxSurge": surge, "maxUnavailable": 1})
+    await finish(world)
+    [old] = world.names()
+    world.kubelet.fetch = running
+    world.api.edit(QWENDEPLOYMENTS, "chat", lambda item: item["spec"].update(source=dict(MOVED)))
+    await world.wait(300)
+    assert fetches(world)
+    assert [one["metadata"]["name"] for one in engines(world)] == [old]
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_without_the_revision_there_is_no_download_and_the_status_says_why() -> None:
+    world = world_of()
+
+    def admit(verb: str, manifest: Manifest) -> None:
+        if (verb, manifest["kind"]) == ("create", "ControllerRevision"):
+            raise Forbidden(403, "Forbidden", "exceeded quota: revisions, requested: count/controllerrevisions.apps=1")
+
+    world.api.admit = admit
+    await begun(world)
+    await world.wait(60)
+    assert world.conditions()["Ready"] == ("False", "QuotaExceeded")
+    assert "count/controllerrevisions.apps" in world.message("Ready")
+    world.api.admit = lambda _verb, _manifest: None
+    await world.wait(600)
+    assert fetches(world)
+    await finish(world)
+    assert len(engines(world)) == 1
+
+
 async def test_another_revision_of_the_same_model_waits_for_nothing() -> None:
     world = await begun(world_of(CACHED))
     await finish(world)

@@ -90,6 +90,8 @@ def test_each_pod_gets_the_resources_and_checks_that_it_may_lock_memory() -> Non
     ("given", "checks"),
     [
         (MultiNode(resources={"nvidia.com/cx7_rdma": 1}), True),
+        (MultiNode(resources={"vpc.amazonaws.com/efa": 1}), True),
+        (MultiNode(resources={"openshift.io/mlnxnics": 1}), True),
         (MultiNode(resources={"example.com/HCA": 1}), True),
         (MultiNode(resources={"example.com/mlnx_ib0": 1}), True),
         (MultiNode(resources={"example.com/infiniband": 1}), True),

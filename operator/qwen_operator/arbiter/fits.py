@@ -49,8 +49,9 @@ def requested(pod: Manifest) -> Amounts:
     return {**total, **ports, "pods": Decimal(1)}
 
 
-def has_room(node: Manifest, running: Iterable[Manifest], pods: Iterable[Manifest]) -> bool:
-    """Whether the node of the store has room for these pods beside those that run there or will."""
+def lacking(node: Manifest, running: Iterable[Manifest], pods: Iterable[Manifest]) -> str:
+    """Of what the node of the store has too little for these pods beside those that run there or will; "" if it has
+    room."""
     used: Amounts = {}
     for one in running:
         if not objects.has_ended(one):
@@ -59,7 +60,11 @@ def has_room(node: Manifest, running: Iterable[Manifest], pods: Iterable[Manifes
     for one in pods:
         _add(needs, requested(one))
     offered = _amounts({**objects.mapping(node, "status", "allocatable"), **objects.mapping(node, ROOM), HOST_PORT: 1})
-    return all(used.get(name, Decimal(0)) + need <= offered.get(name, Decimal(0)) for name, need in needs.items())
+    for name, need in needs.items():
+        has, most = used.get(name, Decimal(0)), offered.get(name, Decimal(0))
+        if has + need > most:
+            return f"{has.normalize():f} of {most.normalize():f} {name} are used, and {need.normalize():f} needed"
+    return ""
 
 
 def depends_on_pods(pod: Manifest) -> bool:

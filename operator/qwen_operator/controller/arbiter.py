@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from qwen_operator import objects
 from qwen_operator.arbiter.claims import Contest, Party, Scene, contests, hostnames, served
 from qwen_operator.arbiter.decide import decide
-from qwen_operator.arbiter.fits import HOSTNAME, has_room
+from qwen_operator.arbiter.fits import HOSTNAME, lacking
 from qwen_operator.arbiter.messages import in_words
 from qwen_operator.arbiter.priorities import Priorities
 from qwen_operator.arbiter.types import HOLD, UNLIMITED, Ask, Grant
@@ -59,6 +59,7 @@ LONGEST_PAUSE_SECONDS = 2.0
 _PAUSES = 3.0
 _ROUNDS = 32
 _NODES_AT_ONCE = 16
+_SHOWN_PODS = 20
 
 log = logging.getLogger(__name__)
 
@@ -363,9 +364,10 @@ class Arbiter:
         running = self._running() if coming else {}
         refused: dict[ObjectKey, Manifest] = {}
         for name, pods in coming.items():
-            if name in self._seen and not has_room(nodes[name], running.get(name, ()), (pod for _, pod in pods)):
+            there = running.get(name, ())
+            if name in self._seen and (lacks := lacking(nodes[name], there, (pod for _, pod in pods))):
                 key, pod = pods[-1]
-                self._note_full(key, name)
+                self._note_full(key, name, lacks, there)
                 refused[key] = pod
         return refused
 
@@ -381,13 +383,14 @@ class Arbiter:
                 for name in sorted(node for node in rooms if (claim.key, node) not in self._full):
                     if self._is_old(name, FRESH_SECONDS, began):
                         unread[name] = free[name]
-                    elif not has_room(nodes[name], running.get(name, ()), [refused[claim.key]]):
-                        self._note_full(claim.key, name)
+                    elif lacks := lacking(nodes[name], running.get(name, ()), [refused[claim.key]]):
+                        self._note_full(claim.key, name, lacks, running.get(name, ()))
         return sorted(unread, key=lambda name: (unread[name], name))[:_NODES_AT_ONCE]
 
-    def _note_full(self, key: ObjectKey, node: str) -> None:
+    def _note_full(self, key: ObjectKey, node: str, lacks: str, there: Collection[Manifest]) -> None:
         self._full[key, node] = self.wiring.clock() + FULL_SECONDS
-        why = "its pod has no room there beside the other pods: CPU, memory, storage or number of pods"
+        pods = ", ".join(sorted("/".join(key_of(pod)) for pod in there)[:_SHOWN_PODS])
+        why = f"its pod has no room there: {lacks}; {len(there)} pods: {pods}"
         log.info("a node is full", extra={"deployment": "/".join(key), "object": node, "why": why})
 
     def _running(self) -> dict[str, Collection[Manifest]]:

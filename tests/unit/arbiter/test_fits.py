@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qwen_operator.arbiter.fits import depends_on_pods, has_room, requested
+from qwen_operator.arbiter.fits import depends_on_pods, lacking, requested
 from qwen_operator.arbiter.priorities import Priorities
 from qwen_operator.manifests.names import LABEL_REPLICA, Manifest
 from tests.unit.arbiter.test_worlds import priority_class
@@ -53,14 +53,14 @@ def test_what_a_pod_takes(one: Manifest, cpu: str) -> None:
 )
 def test_room_on_a_node(running: list[Manifest], fits: bool) -> None:
     node = {"status": {"allocatable": {"memory": "8Gi", "pods": "3"}}}
-    assert has_room(node, running, [pod(container(memory="3Gi"))]) is fits
+    assert (lacking(node, running, [pod(container(memory="3Gi"))]) == "") is fits
 
 
 def test_one_pod_of_a_node_is_on_its_network() -> None:
     node = {"status": {"allocatable": {"pods": "10"}}}
     one, other = pod(hostNetwork=True), pod()
-    assert has_room(node, [one], [other])
-    assert not has_room(node, [one], [pod(hostNetwork=True)])
+    assert not lacking(node, [one], [other])
+    assert lacking(node, [one], [pod(hostNetwork=True)]) == "1 of 1 port 8000 are used, and 1 needed"
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,7 @@ from tests.testbed import images
 from tests.testbed.kubectl import Kubectl, Manifest, wait_for
 from tests.testbed.simulated import REAL_NODE_GPUS
 
-# Slow: in one of about seven runs the operator takes the node for full although it is not, and the higher one waits for
-# minutes. The cause is not known. The operator's log names what the node lacks.
-# tests/cluster/test_arbiter.py, with the real scheduler, runs in CI.
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 LOW, URGENT = "e2e-low", "e2e-urgent"
 FREE_GPUS = 2
 TOKENS = 300

@@ -322,7 +322,8 @@ def _trimmed_node(manifest: Manifest) -> Manifest:
         for part in ("capacity", "allocatable")
         if part in status
     }
-    offered = objects.mapping(status, "allocatable")
+    # A list is trimmed when it is read and again when it is stored.
+    offered = {**objects.mapping(manifest, ROOM), **objects.mapping(status, "allocatable")}
     ready = [
         {"type": "Ready", "status": condition.get("status")}
         for condition in objects.members(status, "conditions")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qwen_operator.controller.cache import Store
+from qwen_operator.arbiter.fits import lacking
+from qwen_operator.controller.cache import Store, keep
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Manifest, Resource
@@ -144,3 +145,16 @@ def test_deployments_with_pods_that_are_not_ready() -> None:
     store.set_unreadable([])
     store.remove(PODS, pod | {"metadata": {**newer, "resourceVersion": "4"}})
     assert store.with_unready_pods() == []
+
+
+def test_a_node_keeps_its_room_however_often_it_is_trimmed() -> None:
+    """A list is trimmed when it is read, and each of its objects when it is stored."""
+    allocatable = {"cpu": "2", "memory": "8Gi", "pods": "110", "ephemeral-storage": "9", "nvidia.com/gpu": "8"}
+    meta = {"name": "n", "uid": "u", "resourceVersion": "1"}
+    item = {"apiVersion": "v1", "kind": "Node", "metadata": meta, "spec": {}, "status": {"allocatable": allocatable}}
+    once = keep("nodes", item)
+    store = Store()
+    store.replace(NODES, None, [once], "1")
+    [stored] = store.all(NODES)
+    assert stored == once
+    assert lacking(stored, [], [{"spec": {"containers": [{"resources": {"requests": {"cpu": "2"}}}]}}]) == ""

@@ -13,7 +13,7 @@ from decimal import Decimal
 from qwen_operator import objects
 from qwen_operator.manifests.kept import ROOM
 from qwen_operator.manifests.names import LABEL_REPLICA, Manifest
-from qwen_operator.manifests.quantities import amount
+from qwen_operator.manifests.quantities import amount, shown
 from qwen_operator.replicas.room import HOST_PORT
 
 HOSTNAME = "kubernetes.io/hostname"
@@ -63,7 +63,7 @@ def lacking(node: Manifest, running: Iterable[Manifest], pods: Iterable[Manifest
     for name, need in needs.items():
         has, most = used.get(name, Decimal(0)), offered.get(name, Decimal(0))
         if has + need > most:
-            return f"{has.normalize():f} of {most.normalize():f} {name} are used, and {need.normalize():f} needed"
+            return f"{shown(has)} of {shown(most)} {name} are used, and {shown(need)} needed"
     return ""
 
 

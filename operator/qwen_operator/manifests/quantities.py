@@ -52,6 +52,17 @@ def _exponential(suffix: str) -> bool:
     return suffix[:1] in ("e", "E") and len(suffix) > 1
 
 
+def shown(number: Decimal) -> str:
+    """A quantity as text: a whole number if possible, with Gi or Mi if that is exact."""
+    if number != number.to_integral_value():
+        return f"{(number * 1000).to_integral_value()}m"
+    whole = int(number)
+    for suffix, power in (("Gi", 30), ("Mi", 20)):
+        if whole >= 2**power and whole % 2**power == 0:
+            return f"{whole >> power}{suffix}"
+    return str(whole)
+
+
 def canonical_quantities(node: Any) -> Any:
     """A copy of a manifest with the quantities of `requests`, `limits` and `sizeLimit` in stored form."""
     if isinstance(node, list | tuple):

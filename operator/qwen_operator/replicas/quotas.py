@@ -12,7 +12,7 @@ from typing import Any
 from qwen_operator import objects
 from qwen_operator.actions.types import Action, Create, Kind
 from qwen_operator.manifests.names import LABEL_REPLICA, Manifest
-from qwen_operator.manifests.quantities import amount
+from qwen_operator.manifests.quantities import amount, shown
 
 # A quota may name the requests for these resources without the prefix "requests.".
 _SHORT = ("cpu", "memory", "ephemeral-storage")
@@ -105,7 +105,7 @@ def _no_room(rooms: Iterable[_Room], pods: Sequence[Manifest]) -> str | None:
             if (amount(used) or Decimal(0)) + room.taken.get(resource, Decimal(0)) + need > most:
                 return (
                     f'the ResourceQuota "{name}" allows {limit} {resource}, {used} are used, and '
-                    f"{_called(pods)} {_text(need)}: raise the quota or free some of it; "
+                    f"{_called(pods)} {shown(need)}: raise the quota or free some of it; "
                     f"the {'pod then starts' if len(pods) == 1 else 'replica then starts'} by itself"
                 )
     return None
@@ -161,14 +161,3 @@ def _effective(spec: Mapping[str, Any], part: str) -> dict[str, Decimal]:
 def _amounts(container: Mapping[str, Any], part: str) -> dict[str, Decimal]:
     values = objects.mapping(container, "resources", part).items()
     return {resource: number for resource, value in values if (number := amount(value)) is not None}
-
-
-def _text(number: Decimal) -> str:
-    """A quantity as text: a whole number if possible, with Gi or Mi if that is exact."""
-    if number != number.to_integral_value():
-        return f"{(number * 1000).to_integral_value()}m"
-    whole = int(number)
-    for suffix, power in (("Gi", 30), ("Mi", 20)):
-        if whole >= 2**power and whole % 2**power == 0:
-            return f"{whole >> power}{suffix}"
-    return str(whole)

@@ -18,15 +18,14 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.test_utils import unused_port
 
 from bench.loss import engine
 from bench.loss.engine import MODEL
-from bench.loss.world import notes_of, unfinished
-from qwen_operator.controller.gateway_demand import GatewayDemand, gateway_demand
+from bench.loss.world import notes_of, observed, unfinished
+from qwen_operator.controller.gateway_demand import GatewayDemand
 from qwen_operator.gateway.agent import Agent
 from qwen_operator.gateway.settings import CONTROL_PLANE_KEY_FILE
 from qwen_operator.gateway.smg import Smg
@@ -234,13 +233,7 @@ EVENTS: Mapping[str, Callable[[Groups], Awaitable[float]]] = {
 @asynccontextmanager
 async def groups(running: Pod, folder: Path) -> AsyncIterator[Groups]:
     """An agent beside the router of `running`, and two replicas of two pods."""
-    async with (
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session,
-        gateway_demand() as demand,
-    ):
-        demand.port = urlsplit(running.metrics_url).port or 0
-        status = {"podIP": "127.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}
-        demand.observe({("qwen", "gateway-0"): {"metadata": {"name": "gateway-0", "uid": "0"}, "status": status}})
+    async with observed(running) as (session, demand):
         made = Groups(running, session, demand, folder)
         await made.start()
         going = [asyncio.create_task(made.live()), asyncio.create_task(made.agent.loop())]

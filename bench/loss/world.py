@@ -276,8 +276,8 @@ KILLS = frozenset({"killed", "one of two killed"})
 
 
 @asynccontextmanager
-async def world(running: Pod, folder: Path) -> AsyncIterator[World]:
-    """An agent beside the router of `running`, and one engine."""
+async def observed(running: Pod) -> AsyncIterator[tuple[aiohttp.ClientSession, GatewayDemand]]:
+    """A session that keeps no connection, and what the operator knows of the requests in `running`."""
     async with (
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session,
         gateway_demand() as demand,
@@ -285,6 +285,13 @@ async def world(running: Pod, folder: Path) -> AsyncIterator[World]:
         demand.port = urlsplit(running.metrics_url).port or 0
         status = {"podIP": "127.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}
         demand.observe({("qwen", "gateway-0"): {"metadata": {"name": "gateway-0", "uid": "0"}, "status": status}})
+        yield session, demand
+
+
+@asynccontextmanager
+async def world(running: Pod, folder: Path) -> AsyncIterator[World]:
+    """An agent beside the router of `running`, and one engine."""
+    async with observed(running) as (session, demand):
         made = World(running, session, demand, folder)
         made.start_agent()
         try:

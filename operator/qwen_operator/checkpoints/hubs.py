@@ -46,12 +46,15 @@ class HubError(Exception):
     """A repository that could not be read. The text is one sentence without a full stop.
 
     `detail` is the text of the network error. It is separate because it changes from attempt to attempt.
+    `pause_seconds`: the hub asks for so long a pause from all queries; 0 if it does not say how long, None if it asks
+    for none. The text then names no repository, because other queries are told it too.
     """
 
-    def __init__(self, reason: HubReason, message: str, detail: str = "") -> None:
+    def __init__(self, reason: HubReason, message: str, detail: str = "", pause_seconds: float | None = None) -> None:
         super().__init__(message)
         self.reason = reason
         self.detail = detail
+        self.pause_seconds = pause_seconds
 
     @property
     def whole(self) -> str:

@@ -34,6 +34,7 @@ from qwen_operator.checkpoints.hubs import (
     is_address,
     is_repository,
 )
+from qwen_operator.hubs.pauses import asked_pause
 from qwen_operator.hubs.redirects import reached_fault, redirect_fault
 from qwen_runtime.checkpoints import gguf_model
 from qwen_runtime.checkpoints.chat import (
@@ -484,7 +485,11 @@ def _check_status(repository: _Repository, response: httpx.Response, content: st
         )
     if status in (401, 403):
         raise HubError(HubReason.AUTH_REQUIRED, f"{place} needs a token for {content} (the hub answered {status})")
-    if status == 429 or status >= 500:
+    pause = asked_pause(response.headers.get)
+    if status == 429 or (status == 503 and pause):
+        message = f"{repository.base} cannot be read now: the hub answered {status}, which asks for a pause"
+        raise HubError(HubReason.UNAVAILABLE, message, pause_seconds=pause)
+    if status >= 500:
         raise HubError(HubReason.UNAVAILABLE, f"{place} cannot be read now: the hub answered {status} for {content}")
     raise HubError(HubReason.INVALID, f"the hub answered {status} for {content} of {place}; it must answer 200")
 

@@ -251,8 +251,8 @@ async def test_a_commit_of_modelscope_is_fetched_because_its_client_takes_only_b
 # The reader alone.
 
 
-async def reading(stub: StubHub, added: list[tuple[str, str]] | None = None) -> HubReader:
-    return HubReader(stub.fetch, ([] if added is None else added).append, Clock().now)
+async def reading(stub: StubHub, added: list[tuple[str, str]] | None = None, clock: Clock | None = None) -> HubReader:
+    return HubReader(stub.fetch, ([] if added is None else added).append, (clock or Clock()).now)
 
 
 async def test_a_slow_hub_keeps_no_more_than_a_few_readings_busy_and_nobody_waits() -> None:
@@ -313,6 +313,27 @@ async def test_readings_that_fail_together_are_one_outage() -> None:
         await reader.answer_next()
     answers = [reader.answer_for(("team", name)) for name in ("d", "e")]
     assert [answer and answer.reason for answer in answers] == [HubReason.OFFLINE, None]
+
+
+async def test_a_pause_that_a_hub_asks_for_holds_for_all_queries_to_it() -> None:
+    stub, clock = StubHub(), Clock()
+    stub.error = HubError(HubReason.UNAVAILABLE, "https://hub.test cannot be read now", pause_seconds=100.0)
+    reader = await reading(stub, clock=clock)
+
+    async def answer(name: str) -> tuple[HubReason | None, str]:
+        reader.ask(("team", name), HubQuery(Hub.HUGGING_FACE, f"team/{name}"))
+        await reader.answer_next()
+        known = reader.answer_for(("team", name))
+        assert known is not None
+        return known.reason, known.message
+
+    refused = (HubReason.UNAVAILABLE, "https://hub.test cannot be read now")
+    assert [await answer(name) for name in ("a", "b")] == [refused, refused]
+    clock.advance(99)
+    stub.error = None
+    assert (await answer("c"), len(stub.asked)) == (refused, 1)
+    clock.advance(2)
+    assert (await answer("d"), len(stub.asked)) == ((None, ""), 2)
 
 
 async def test_an_answer_that_nobody_thought_of_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:

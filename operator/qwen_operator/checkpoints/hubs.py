@@ -24,17 +24,23 @@ class Hub(StrEnum):
 ADDRESSES = {Hub.HUGGING_FACE: "https://huggingface.co", Hub.MODELSCOPE: "https://www.modelscope.cn"}
 TOKEN_VARIABLE = "QWEN_HUB_TOKEN"
 """The variable with the token of a private repository, in our own containers."""
+TERMS_CURE = (
+    "accept its terms on the hub's page, and name a Secret with a token of that account in spec.source.secretRef"
+)
+"""What to do about a gated repository without a token."""
 DEFAULT_REVISIONS = {Hub.HUGGING_FACE: "main", Hub.MODELSCOPE: "master"}
 
 
 class HubReason(StrEnum):
     """Why a repository could not be read.
 
-    OFFLINE: the hub gave no answer. UNAVAILABLE: it answered that it cannot serve the request at the moment.
+    OFFLINE: the hub gave no answer. UNAVAILABLE: it answered that it cannot serve the request at the moment. GATED: it
+    gives the files only to accounts that accepted the terms of the repository.
     """
 
     NOT_FOUND = "NotFound"
     AUTH_REQUIRED = "AuthRequired"
+    GATED = "GatedModel"
     OFFLINE = "Offline"
     UNAVAILABLE = "Unavailable"
     TOO_LARGE = "TooLarge"

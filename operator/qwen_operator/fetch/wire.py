@@ -21,7 +21,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.checkpoints.hubs import Hub
+from qwen_operator.checkpoints.hubs import TERMS_CURE, Hub
 from qwen_operator.fetch.faults import FetchError
 from qwen_operator.hubs.pauses import asked_pause
 from qwen_operator.hubs.redirects import peer_fault, redirect_fault
@@ -366,11 +366,7 @@ class Client:
 def _refusal(remote: Remote, status: int, code: str, content: str) -> FetchError:
     place = f"{remote.hub}://{remote.repository}"
     if code == "GatedRepo":
-        cure = (
-            "accept its terms on the hub's page with the account of the token"
-            if remote.token
-            else "accept its terms on the hub's page, and give a token of that account in spec.source.secretRef"
-        )
+        cure = "accept its terms on the hub's page with the account of the token" if remote.token else TERMS_CURE
         return FetchError(Reason.GATED_MODEL, f"{place} is gated: {cure}")
     if status in (401, 403):
         if remote.token:

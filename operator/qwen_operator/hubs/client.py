@@ -483,6 +483,8 @@ def _check_status(repository: _Repository, response: httpx.Response, content: st
         raise HubError(
             HubReason.NOT_FOUND, f"{content} was not found: {place} or its revision does not exist, or it is private"
         )
+    if status in (401, 403) and code == "GatedRepo":
+        raise HubError(HubReason.GATED, f"{place} is gated")
     if status in (401, 403):
         raise HubError(HubReason.AUTH_REQUIRED, f"{place} needs a token for {content} (the hub answered {status})")
     pause = asked_pause(response.headers.get)

@@ -18,13 +18,22 @@ from qwen_operator.api.conditions import ConditionType, Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.checkpoints.hubs import Hub, HubAnswer, HubQuery, HubReason, is_commit, is_repository
+from qwen_operator.checkpoints.hubs import (
+    TERMS_CURE,
+    Hub,
+    HubAnswer,
+    HubQuery,
+    HubReason,
+    is_commit,
+    is_repository,
+)
 from qwen_operator.checkpoints.suggestions import suggestion
 from qwen_operator.sources.scheme import Facts, SourceContext
 
 _REASONS = {
     HubReason.NOT_FOUND: Reason.UNKNOWN_MODEL,
     HubReason.AUTH_REQUIRED: Reason.AUTH_REQUIRED,
+    HubReason.GATED: Reason.GATED_MODEL,
     HubReason.OFFLINE: Reason.UNKNOWN_MODEL,
     HubReason.UNAVAILABLE: Reason.UNKNOWN_MODEL,
     HubReason.TOO_LARGE: Reason.INVALID_CONFIG,
@@ -33,7 +42,7 @@ _REASONS = {
 }
 _HELD = {*_REASONS.values(), Reason.MODEL_NOT_FOUND}
 # With these reasons the hub says nothing about the model itself, so the facts of the catalog remain valid.
-_SAYS_NOTHING = (HubReason.OFFLINE, HubReason.UNAVAILABLE, HubReason.AUTH_REQUIRED)
+_SAYS_NOTHING = (HubReason.OFFLINE, HubReason.UNAVAILABLE, HubReason.AUTH_REQUIRED, HubReason.GATED)
 _CLAIM = "put its files on a claim and set spec.source.uri to pvc://<claim>/<path>, so that the operator reads them"
 _TOKEN = "name a Secret with a token in spec.source.secretRef"
 _COMMIT_CURE = "set hub.lookup to true, or spec.source.revision to a commit of 40 hexadecimal digits"
@@ -111,6 +120,8 @@ def _hub_failure(spec: Spec, answer: HubAnswer, again: HubQuery | None, now: dat
             Reason.MODEL_NOT_FOUND,
             f"{answered}: correct spec.source.revision, which is {query.revision}",
         )
+    elif answer.reason is HubReason.GATED:
+        message = f"{answered}: {TERMS_CURE}"
     elif answer.reason in _SAYS_NOTHING and catalog.lookup(query.repository):
         message = f"{_commit_needed(query)}, and {answered}; the operator asks it again. Or: {_COMMIT_CURE}"
     elif answer.reason in (HubReason.OFFLINE, HubReason.UNAVAILABLE):

@@ -122,7 +122,7 @@ async def test_a_model_of_the_catalog_is_asked_for_only_where_a_revision_is_name
     assert revisions(world) == [f"--revision={COMMIT}"]
 
 
-@pytest.mark.parametrize("reason", [HubReason.OFFLINE, HubReason.UNAVAILABLE, HubReason.AUTH_REQUIRED])
+@pytest.mark.parametrize("reason", [HubReason.OFFLINE, HubReason.UNAVAILABLE, HubReason.AUTH_REQUIRED, HubReason.GATED])
 async def test_without_an_answer_the_catalog_is_used_at_once_and_the_plan_says_so(reason: HubReason) -> None:
     hub = StubHub().fail(reason)
     world = await online(hub, deployment(**NAMED))
@@ -149,7 +149,8 @@ async def test_a_refusal_says_what_to_do(
     fault: str, expected: tuple[str, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    async with serving(FakeHub({}, fault=fault)) as hub:
+    status, _, code = fault.partition(" ")
+    async with serving(FakeHub({}, fault=status, headers={"X-Error-Code": code})) as hub:
         address = hub.address
         world = World(ONLINE, fetch=lambda query, seconds: fetch(query.repository, "", query.hub, address, seconds))
         await world.start()

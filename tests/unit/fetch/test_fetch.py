@@ -443,7 +443,12 @@ def without(name: str) -> Callable[[dict[str, bytes]], Any]:
     [
         ({"token": "t"}, {}, Reason.AUTH_REQUIRED, "name a Secret with a token in spec.source.secretRef"),
         ({"token": "t"}, {"token": "wrong"}, Reason.AUTH_REQUIRED, "correct the token in the Secret"),
-        ({"gated": True}, {}, Reason.GATED_MODEL, "give a token of that account in spec.source.secretRef"),
+        (
+            {"gated": True},
+            {},
+            Reason.GATED_MODEL,
+            "name a Secret with a token of that account in spec.source.secretRef",
+        ),
         ({"gated": True, "token": "t"}, {"token": "t"}, Reason.GATED_MODEL, "with the account of the token"),
         ({}, {"commit": "f" * 40}, Reason.MODEL_NOT_FOUND, "correct spec.source.uri or spec.source.revision"),
         ({"missing": {"config.json"}}, {}, Reason.MODEL_NOT_FOUND, "config.json of hf://Qwen/Test"),

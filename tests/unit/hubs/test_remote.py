@@ -251,6 +251,12 @@ async def test_a_hub_that_asks_for_a_pause(status: str, headers: dict[str, str],
     assert ("Qwen/Test" in str(error)) is (pause is None), "other deployments are told it too"
 
 
+@pytest.mark.parametrize("status", ["401", "403"])
+async def test_a_gated_repository_is_not_told_as_a_private_one(status: str) -> None:
+    error = await refusal(FakeHub({}, fault=status, headers={"X-Error-Code": "GatedRepo"}))
+    assert (error.reason, str(error).startswith("Qwen/Test at http://127.0.0.1")) == (HubReason.GATED, True)
+
+
 @pytest.mark.parametrize("kind", list(Hub))
 async def test_what_does_not_exist_is_not_found(kind: Hub) -> None:
     hub = repository(DENSE, SHARDS)

@@ -84,10 +84,10 @@ def _downloads(course: Course, running: PinnedRevision, replicas: SortedReplicas
         pods=observed.fetch_pods,
         taken={*own.owned, *own.leftover, *own.foreign},
         now=course.now,
-        attempts=attempts_of(_stored(course, running), remembered),
+        attempts=attempts_of(stored_revision(course, running), remembered),
         looking=sum(not (replica.bound or replica.started or replica.broken) for replica in replicas.fresh),
         distinct_nodes=course.config.distinct_nodes,
-        counted=bool(_stored(course, running)),
+        counted=bool(stored_revision(course, running)),
     )
 
 
@@ -97,7 +97,7 @@ def _bound(course: Course, claim: str) -> bool:
     return seen is not None and seen.name == claim and seen.bound
 
 
-def _stored(course: Course, running: PinnedRevision) -> Manifest:
+def stored_revision(course: Course, running: PinnedRevision) -> Manifest:
     """The ControllerRevision; empty if it is not made yet."""
     return course.observed.revisions.owned.get(revision_metadata(course.observed.owner, running.revision)["name"], {})
 

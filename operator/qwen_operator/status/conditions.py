@@ -22,6 +22,8 @@ from qwen_operator.manifests.names import Manifest, engine_selector
 from qwen_operator.manifests.revisions import PinnedRevision
 from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.fetches import fetches, in_words
+from qwen_operator.replicas.giving_back import NOTHING as NONE_GIVEN_BACK
+from qwen_operator.replicas.giving_back import GivenBack
 from qwen_operator.replicas.groups import Replica, SortedReplicas
 from qwen_operator.replicas.holding import Hold
 from qwen_operator.replicas.pod_state import PodState, last_failure, stored_failure
@@ -60,7 +62,7 @@ class StatusInput:
     `short_of_gpus`: why other deployments have the GPUs of wanted replicas; "" if they do not.
     `granted`: for how many the GPUs suffice then. `adapter_failures`: why engines could not load adapters, by name.
     `why_replaced`: why a change of adapters replaces replicas; "" if it does not.
-    `prefetch`: what is downloaded before engine pods need it.
+    `prefetch`: what is downloaded before engine pods need it. `given_back`: replicas whose model cannot be fetched.
     """
 
     spec: Spec
@@ -86,6 +88,7 @@ class StatusInput:
     adapter_failures: Mapping[str, str] = field(default_factory=dict)
     why_replaced: str = ""
     prefetch: Prefetch = NOTHING
+    given_back: GivenBack = NONE_GIVEN_BACK
 
     @property
     def ready(self) -> list[Replica]:
@@ -320,13 +323,18 @@ def _progress_of_target(given: StatusInput) -> tuple[Reason, str]:
     if (waiting := _most_urgent(given.current)) is not None:
         return waiting.reason, _with_progress(given, waiting)
     missing = given.wanted.number - sum(replica.ready for replica in given.current)
+    return _waiting_for(given, missing) if missing > 0 else (Reason.SERVING, "every replica answers")
+
+
+def _waiting_for(given: StatusInput, missing: int) -> tuple[Reason, str]:
+    """Why so many replicas do not exist yet."""
+    if given.given_back.reason is not None:
+        return given.given_back.reason, given.given_back.message
     if given.prefetch.holds(missing):
         return held_back(given.prefetch, given.progress)
-    if missing > 0 and given.short_of_gpus:
+    if given.short_of_gpus:
         return Reason.WAITING_FOR_GPUS, given.short_of_gpus
-    if missing > 0:
-        return Reason.STARTING, _missing(given, missing)
-    return Reason.SERVING, "every replica answers"
+    return Reason.STARTING, _missing(given, missing)
 
 
 def _with_progress(given: StatusInput, replica: Replica) -> str:
@@ -403,6 +411,8 @@ def _resting(given: StatusInput) -> Verdict:
 def _comes_by_itself(given: StatusInput) -> bool:
     """Whether nothing keeps the replica that wakes from answering."""
     if given.blocked is not None or _obstacle(given) is not None:
+        return False
+    if given.given_back.reason is not None:
         return False
     if any(failing(pod) for pod in given.prefetch.pods) and not given.current:
         return False
@@ -494,6 +504,7 @@ def _stalled(given: StatusInput, reason: Reason, message: str, failure: Failure 
         text = f"{failure.count} identical failures; {message}"
         return Verdict(ConditionType.STALLED, True, reason, text)
     looping = any(replica.crash_looping and replica.reason is reason for replica in given.current)
+    looping = looping or reason is given.given_back.reason
     looping = looping or any(pod.crash_looping and pod.reason is reason for pod in given.prefetch.pods)
     return Verdict(ConditionType.STALLED, True, reason, message) if looping else None
 

@@ -62,7 +62,10 @@ def command(world: World) -> list[str]:
 
 
 def revisions(world: World) -> list[str]:
-    return [word for word in command(world) if word.startswith("--revision")]
+    """What the engine or the container before it downloads."""
+    pod = world.api.all(PODS)[0]["spec"]
+    words = [word for one in (*pod["initContainers"], *pod["containers"]) for word in one.get("command", ())]
+    return [word.partition("=")[2] for word in words if word.startswith(("--revision=", "--commit="))]
 
 
 async def test_what_the_catalog_does_not_have_is_planned_from_its_hub_and_pinned(
@@ -85,8 +88,8 @@ async def test_what_the_catalog_does_not_have_is_planned_from_its_hub_and_pinned
         assert len(hub.asked) == requests
 
     assert world.conditions()["Ready"] == ("True", "Serving")
-    assert "--model-path=Qwen/Test" in command(world)
-    assert revisions(world) == [f"--revision={COMMIT}"]
+    assert "--model-path=/models/cached/Qwen/Test" in command(world)
+    assert revisions(world) == [COMMIT]
     assert world.message("Planned").endswith(f"; facts from the hub at commit {COMMIT[:12]}")
     model = world.qd()["status"]["model"]
     assert (model["factsFrom"], model["commit"], model["weightBytes"]) == ("Hub", COMMIT, 927_980_000)
@@ -100,12 +103,29 @@ async def test_a_branch_that_moves_changes_nothing_until_a_new_plan_is_taken() -
     await world.wait(2 * hubs.KEPT_SECONDS)
     world.api.remove(world.api.all(PODS)[0], PODS)
     await world.settle(30)
-    assert revisions(world) == [f"--revision={COMMIT}"]
+    assert revisions(world) == [COMMIT]
     world.api.edit(
         QWENDEPLOYMENTS, "chat", lambda item: item["metadata"].update(annotations={"qwen-operator.dev/replan": "1"})
     )
     await world.settle(60)
-    assert revisions(world) == [f"--revision={'a' * 40}"]
+    assert revisions(world) == ["a" * 40]
+
+
+async def test_an_upgrade_leaves_pods_in_which_sglang_downloads() -> None:
+    """Earlier versions had no container for it."""
+    hub = StubHub()
+    with pytest.MonkeyPatch.context() as earlier:
+        earlier.setattr("qwen_operator.sources.hub_files.downloads_own_way", lambda *_: True)
+        world = await online(hub, deployment(**OTHER))
+        (before,) = world.api.all(PODS)
+    assert f"--revision={COMMIT}" in command(world)
+    await world.restart()
+    await world.wait(60)
+    assert world.api.all(PODS) == [before]
+    assert "a newer plan is available" in world.message("Planned")
+    world.api.remove(before, PODS)
+    await world.settle(30)
+    assert world.api.all(PODS)[0]["spec"] == before["spec"]
 
 
 async def test_a_model_of_the_catalog_is_asked_for_only_where_a_revision_is_named() -> None:
@@ -119,7 +139,7 @@ async def test_a_model_of_the_catalog_is_asked_for_only_where_a_revision_is_name
 
     world = await online(hub, deployment(**NAMED))
     assert hub.asked == [(HubQuery(Hub.HUGGING_FACE, KNOWN, "v1.0"), hubs.SHORT_PATIENCE_SECONDS)]
-    assert revisions(world) == [f"--revision={COMMIT}"]
+    assert revisions(world) == [COMMIT]
 
 
 @pytest.mark.parametrize("reason", [HubReason.OFFLINE, HubReason.UNAVAILABLE, HubReason.AUTH_REQUIRED, HubReason.GATED])
@@ -130,7 +150,7 @@ async def test_without_an_answer_the_catalog_is_used_at_once_and_the_plan_says_s
     assert world.qd()["status"]["model"]["factsFrom"] == "Catalog"
     remark = "the operator uses the catalog's facts and pins no commit, because https://hub.test cannot"
     assert remark in world.message("Planned")
-    assert revisions(world) == ["--revision=v1.0"]
+    assert revisions(world) == ["v1.0"]
     writes = len(world.api.writes)
     await world.wait(3 * hubs.LAST_RETRY_SECONDS)
     assert (len(hub.asked), world.api.writes[writes:]) == (1, [])
@@ -172,7 +192,7 @@ async def test_a_revision_that_does_not_exist_is_not_replaced_by_the_catalog() -
     assert "correct spec.source.revision, which is v1.0" in world.message("Planned")
     hub.error = None
     await world.wait(hubs.FIRST_RETRY_SECONDS + 10)
-    assert revisions(world) == [f"--revision={COMMIT}"]
+    assert revisions(world) == [COMMIT]
 
 
 async def test_a_cluster_without_internet_is_quiet_and_goes_on_by_itself(caplog: pytest.LogCaptureFixture) -> None:
@@ -234,7 +254,7 @@ async def test_no_hub_is_asked_where_that_is_switched_off_or_senseless(
     world = await online(hub, deployment(**NAMED), hub_lookup=False)
     assert hub.asked == []
     assert "revision v1.0 was not looked up, because hub.lookup is false" in world.message("Planned")
-    assert revisions(world) == ["--revision=v1.0"]
+    assert revisions(world) == ["v1.0"]
 
 
 async def test_a_commit_of_modelscope_is_fetched_because_its_client_takes_only_branches() -> None:
@@ -244,8 +264,7 @@ async def test_a_commit_of_modelscope_is_fetched_because_its_client_takes_only_b
     spec = world.api.all(PODS)[0]["spec"]
     assert hub.asked[0][0] == HubQuery(Hub.MODELSCOPE, "team/tuned")
     assert "SGLANG_USE_MODELSCOPE" not in str(spec["containers"])
-    assert f"--commit={COMMIT}" in str(spec["initContainers"])
-    assert revisions(world) == []
+    assert revisions(world) == [COMMIT]
     assert world.qd()["status"]["model"]["commit"] == COMMIT
 
 

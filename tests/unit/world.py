@@ -22,7 +22,7 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.api.name_index import NameIndex
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
-from qwen_operator.config import Config, GatewayConfig
+from qwen_operator.config.types import Config, GatewayConfig
 from qwen_operator.controller.arbiter import Arbiter, Wiring
 from qwen_operator.controller.cache import WATCHED, Store
 from qwen_operator.controller.enqueue import Intake

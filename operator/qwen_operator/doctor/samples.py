@@ -8,7 +8,7 @@ from typing import Any
 
 from qwen_operator.api.spec import parse
 from qwen_operator.checkpoints import catalog
-from qwen_operator.config import Settings
+from qwen_operator.config.types import Settings
 from qwen_operator.hardware.inventory import GPU_RESOURCE, PRODUCT_LABEL, GpuProduct, Inventory
 from qwen_operator.manifests.names import Owner, PodIdentity
 from qwen_operator.manifests.pods import ReplicaPods, engine_pods, engine_template

@@ -15,7 +15,7 @@ from qwen_operator.actions.events import rfc3339
 from qwen_operator.actions.types import OrderedActions, in_order
 from qwen_operator.api.pod import with_defaults
 from qwen_operator.api.spec import InvalidSpec, Spec, parse, revision_hash
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.reconcile.phases.budget import budget
 from qwen_operator.reconcile.phases.pin import pin
 from qwen_operator.reconcile.phases.plan import plan

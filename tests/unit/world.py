@@ -51,7 +51,7 @@ from qwen_operator.manifests.names import (
     LABEL_ROLE,
     ROLE_FETCH,
 )
-from qwen_operator.manifests.pods import RuntimeImage
+from qwen_operator.manifests.pod_parts import RuntimeImage
 from qwen_operator.objects import key_of, mapping
 from qwen_operator.planning import plan as planning
 from qwen_operator.planning.types import EngineDefaults, EngineSource, NoFit, Plan

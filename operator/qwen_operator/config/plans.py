@@ -17,7 +17,7 @@ from qwen_operator.config.pools import gpu_pools
 from qwen_operator.config.section import ConfigError, Section
 from qwen_operator.config.tenancy import tenancy
 from qwen_operator.config.types import HubConfig, Settings
-from qwen_operator.manifests.pods import InspectionDefaults, RuntimeImage
+from qwen_operator.manifests.pod_parts import InspectionDefaults, RuntimeImage
 from qwen_operator.planning.types import CacheType, EngineDefaults, ModelCache, ObjectStore, Outbound
 
 _PATH = re.compile(r"/[\w.-]+(/[\w.-]+)*", re.ASCII)

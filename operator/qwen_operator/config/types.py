@@ -11,7 +11,7 @@ from qwen_operator.api.pod import Pod
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.hardware.pools import GpuPool
 from qwen_operator.manifests.multi_node import MultiNodes
-from qwen_operator.manifests.pods import RuntimeImage
+from qwen_operator.manifests.pod_parts import RuntimeImage
 from qwen_operator.planning.types import EngineDefaults
 from qwen_operator.tenancy.lists import Tenancy
 

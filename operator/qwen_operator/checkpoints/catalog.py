@@ -22,8 +22,8 @@ from qwen_operator.checkpoints.facts import CATALOG, ChatFormat, Checkpoint, Qua
 # The format at the end of a GGUF file's name, as in qwen1_5-7b-chat-q4_k_m.gguf.
 _FILE_FORMAT = re.compile(r"[-_.](q\d(?:_\w+)?|fp16)\.gguf$", re.IGNORECASE)
 _CALCULATED = (
-    "its bytes are calculated from the shapes of the tensors, and where SGLang merges tensors of different types it takes "
-    "a little more"
+    "its bytes are calculated from the shapes of the tensors, and where SGLang merges tensors of different types it "
+    "takes a little more"
 )
 
 

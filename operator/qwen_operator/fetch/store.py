@@ -37,7 +37,6 @@ MANIFEST = ".manifest.json"
 LEASE_SECONDS = 3600.0
 """For so long after a pod asked for a model, the model stays, even if no engine holds it."""
 _LARGEST_MANIFEST = 8 << 20
-_GB = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,8 +270,8 @@ def read_manifest(folder: Path) -> tuple[RemoteFile, ...] | None:
 
 
 def gigabytes(size: int) -> str:
-    """The size in GB, as disks and hubs show it."""
-    return f"{size / _GB:.1f} GB"
+    """The size in GB or MB, as disks and hubs show it."""
+    return f"{size / 10**9:.1f} GB" if size >= 10**8 else f"{size / 10**6:.1f} MB"
 
 
 def _try(descriptor: int) -> bool:

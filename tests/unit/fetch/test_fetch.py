@@ -396,7 +396,7 @@ def without(name: str) -> Callable[[dict[str, bytes]], Any]:
         ({"gated": True, "token": "t"}, {"token": "t"}, Reason.GATED_MODEL, "with the account of the token"),
         ({}, {"commit": "f" * 40}, Reason.MODEL_NOT_FOUND, "correct spec.source.uri or spec.source.revision"),
         ({"missing": {"config.json"}}, {}, Reason.MODEL_NOT_FOUND, "config.json of hf://Qwen/Test"),
-        ({}, {"limit": 500_000}, Reason.DISK_FULL, "and the cache may have 0.0 GB in all: enlarge cache.sizeGiB"),
+        ({}, {"limit": 500_000}, Reason.DISK_FULL, "and the cache may have 0.5 MB in all: enlarge cache.sizeGiB"),
         ({"busy": 10**6, "retry_after": "60"}, {}, Reason.HUB_UNREACHABLE, "cannot be reached"),
     ],
 )

@@ -21,7 +21,7 @@ import prometheus_client
 from qwen_operator import handlers
 from qwen_operator.api.name_index import NameIndex
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.controller.adapter_pages import AdapterPages, adapter_pages, loading_pods
 from qwen_operator.controller.arbiter import Arbiter, Wiring
 from qwen_operator.controller.autoscaler import Autoscaler, Sources

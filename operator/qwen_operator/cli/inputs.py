@@ -23,7 +23,7 @@ from qwen_operator.checkpoints.suggestions import suggestion
 from qwen_operator.cli import files
 from qwen_operator.cli.files import InputError
 from qwen_operator.cli.settings import chart_settings
-from qwen_operator.config import Settings
+from qwen_operator.config.types import Settings
 from qwen_operator.hardware.boards import Board, board, similar, whole
 from qwen_operator.hardware.inventory import (
     GPU_RESOURCE,

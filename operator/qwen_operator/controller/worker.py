@@ -17,7 +17,7 @@ from qwen_operator import objects
 from qwen_operator.actions.events import rfc3339
 from qwen_operator.actions.types import Action, Create, Delete, Kind, Refusal
 from qwen_operator.arbiter.types import Ask
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.controller.execute import Actor, Stale
 from qwen_operator.controller.hub_reader import HubReader
 from qwen_operator.controller.observe import Observer

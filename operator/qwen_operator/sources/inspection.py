@@ -21,9 +21,9 @@ from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError
 from qwen_operator.hardware.inventory import GpuProduct, Inventory
 from qwen_operator.manifests.adapters import mounted
 from qwen_operator.manifests.drift import pod_repair
+from qwen_operator.manifests.inspection_pods import InspectionPlace, inspection_pod
 from qwen_operator.manifests.names import INSPECTION_CONTAINER, Manifest, inspection_pod_name
 from qwen_operator.manifests.ownership import Children, Ownership, ownership
-from qwen_operator.manifests.pods import InspectionPlace, inspection_pod
 from qwen_operator.planning.adapters import MOUNT
 from qwen_operator.planning.types import EngineSource
 from qwen_operator.replicas.failures import exit_code, report_of, reported_reason

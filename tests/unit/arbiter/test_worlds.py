@@ -14,7 +14,7 @@ import pytest
 from qwen_operator import objects
 from qwen_operator.arbiter.messages import in_words, short_of_gpus
 from qwen_operator.arbiter.types import Grant
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.controller import arbiter as loop
 from qwen_operator.kube import (
     NODES,

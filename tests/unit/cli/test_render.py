@@ -17,7 +17,7 @@ from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.cli import render
 from qwen_operator.cli.inputs import Inputs
-from qwen_operator.config import Settings
+from qwen_operator.config.types import Settings
 from qwen_operator.hardware.inventory import inventory
 from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, Resource
 from qwen_operator.manifests.names import Manifest

@@ -20,9 +20,9 @@ from qwen_operator.controller.cache import WATCHED, Store, trim
 from qwen_operator.gateway.kept import keep
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS
 from qwen_operator.manifests.drift import pod_repair
+from qwen_operator.manifests.engine_pods import ReplicaPods, engine_pods
 from qwen_operator.manifests.kept import CUT, kept_pod
 from qwen_operator.manifests.names import Owner, PodIdentity
-from qwen_operator.manifests.pods import ReplicaPods, engine_pods
 from qwen_operator.manifests.revisions import UnreadableRevisionError, read_revision
 from qwen_operator.replicas.pod_state import as_of, read_pod
 from qwen_runtime.json_parts import Parts, TooLargeError

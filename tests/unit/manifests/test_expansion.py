@@ -13,9 +13,11 @@ from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.spec import parse
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.hardware.inventory import inventory
+from qwen_operator.manifests.engine_pods import engine_template
 from qwen_operator.manifests.expansion import escaped, unescaped
+from qwen_operator.manifests.inspection_pods import InspectionPlace, inspection_pod
 from qwen_operator.manifests.names import Owner, PodIdentity
-from qwen_operator.manifests.pods import InspectionPlace, RuntimeImage, engine_template, inspection_pod
+from qwen_operator.manifests.pod_parts import RuntimeImage
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import EngineDefaults, Plan
 from qwen_operator.sources import registry

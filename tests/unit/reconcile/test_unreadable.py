@@ -12,7 +12,7 @@ import pytest
 
 from qwen_operator.api.claims import RESERVED_SECONDS, NameRights
 from qwen_operator.api.name_index import holders
-from qwen_operator.config import NetworkPolicyConfig
+from qwen_operator.config.types import NetworkPolicyConfig
 from qwen_operator.controller import resync
 from qwen_operator.controller.network_policies import NetworkPolicies
 from qwen_operator.kube import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -21,7 +21,13 @@ def _text(dumper: _QuotingDumper, value: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
+def _mapping(dumper: _QuotingDumper, value: Mapping[str, Any]) -> yaml.MappingNode:
+    return dumper.represent_mapping("tag:yaml.org,2002:map", dict(value))
+
+
 _QuotingDumper.add_representer(str, _text)
+# What the user gave unchecked, as the source of a variable, is a mapping but no dict.
+_QuotingDumper.add_multi_representer(Mapping, _mapping)
 
 
 def yaml_text(documents: Iterable[Any]) -> str:

@@ -186,7 +186,7 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
     checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
     choice, read = chosen_engine.choice, chosen_engine.answers
     command = _command(spec, search, chosen_engine, fit)
-    lines = (*command.lines, read.line(choice.table), *explain.unverified(spec.repository or spec.model, checkpoint))
+    lines = (*command.lines, read.line(choice.table), *explain.unverified(spec, checkpoint))
     facts = "; facts from the catalog" if checkpoint.source == CATALOG else explain.pinned(checkpoint)
     per_node = chosen.gpus // chosen.split.nodes
     adapter_bytes = -(-adapters.host_bytes(checkpoint, per_node) // MIB) * MIB

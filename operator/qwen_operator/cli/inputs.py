@@ -229,6 +229,8 @@ def _checkpoint(arguments: argparse.Namespace, spec: Spec, defaults: EngineDefau
     if query is not None and arguments.hub and (catalog_facts is None or query.revision or query.file):
         return _from_hub(query, defaults.mirror(query.hub))
     if spec.source and spec.source.file:
+        if of_file := catalog.file_entry(name, spec.source.file):
+            return of_file.checkpoint
         raise InputError(
             f"the size of {spec.source.file} is in the file itself: give the file with --checkpoint-config"
             f"{', or query its hub with --hub' if query else ''}"

@@ -208,7 +208,7 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
     choice, read = chosen_engine.choice, chosen_engine.answers
     command = _command(spec, search, chosen_engine, fit)
     host = _host(checkpoint, fit, command)
-    lines = (*command.lines, read.line(choice.table), *explain.unverified(spec.repository or spec.model, checkpoint))
+    lines = (*command.lines, read.line(choice.table), *explain.unverified(spec, checkpoint))
     facts = "; facts from the catalog" if checkpoint.source == CATALOG else explain.pinned(checkpoint)
     warnings = (*adapters.warnings(spec, checkpoint), *answers.warnings(checkpoint, read, command.args))
     return Plan(

@@ -593,7 +593,7 @@ async def test_replicas_over_several_nodes_wait_for_all_their_nodes(monkeypatch:
 async def test_a_replica_that_is_held_back_does_not_keep_a_higher_priority_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It seems to have room, and still gets no nodes. Here it was not placed, and pauses for half an hour."""
+    """It has no GPU, only the promise of some. Here it was not placed, and pauses for half an hour."""
     with_groups(2, monkeypatch)
     world = a_world(1)
     world.api.put(NODES, a_node("gpu-2", 1))
@@ -608,9 +608,7 @@ async def test_a_replica_that_is_held_back_does_not_keep_a_higher_priority_out(
     world.kubelet.full = set()
     monkeypatch.undo()
     world.api.put(QWENDEPLOYMENTS, urgent())
-    await live(world, 600)
-    assert owners(world) == ["chat", "chat"]
-    await live(world, 400)
+    await live(world, 30)
     assert owners(world) == ["urgent"]
 
 

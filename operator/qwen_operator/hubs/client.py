@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 import httpx
 
+from qwen_operator.checkpoints import records
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.facts import HUB, Checkpoint, InvalidFactsError
 from qwen_operator.checkpoints.hubs import (
@@ -253,7 +254,7 @@ def _gguf_facts(headers: Sequence[Header], parts: Sequence[str]) -> Checkpoint:
             raise InvalidFactsError(f"{names[0]} holds no tokenizer, and the engine gets no other file")
         chat = chat_format(gguf_model.template(header)).to_record()
         report = gguf_model.report(header, names[0]) | {"chat": chat}
-        return replace(Checkpoint.from_inspection(report), source=HUB)
+        return replace(records.from_inspection(report), source=HUB)
 
 
 async def _beginning(repository: _Repository, url: str, most: int, content: str) -> bytes:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from qwen_operator.checkpoints import records
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubQuery, HubReason
 from qwen_operator.hubs import client
@@ -51,7 +52,7 @@ def facts() -> Checkpoint:
         return CONTENT[position - count : position]
 
     report = gguf_model.report(read_header(more, FILE), FILE)
-    return replace(Checkpoint.from_inspection(report), source="Hub", chat=chat_format(TEMPLATE))
+    return replace(records.from_inspection(report), source="Hub", chat=chat_format(TEMPLATE))
 
 
 @pytest.mark.parametrize("ranges", [True, False])

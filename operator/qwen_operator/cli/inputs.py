@@ -16,7 +16,7 @@ from typing import Any
 from qwen_operator.api import uris
 from qwen_operator.api.pod import with_defaults
 from qwen_operator.api.spec import InvalidSpec, Spec, parse
-from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints import catalog, records
 from qwen_operator.checkpoints.facts import INSPECTION, Checkpoint, InvalidFactsError
 from qwen_operator.checkpoints.hubs import HubError, HubQuery
 from qwen_operator.checkpoints.suggestions import suggestion
@@ -280,7 +280,7 @@ def _from_gguf(path: str) -> Checkpoint:
     report, complete = examine(Path(path), to_join=True)
     if not complete:
         raise InputError(str(report["error"]["message"]).rstrip("."))
-    return Checkpoint.from_inspection(report)
+    return records.from_inspection(report)
 
 
 def _inventory(arguments: argparse.Namespace, pools: tuple[GpuPool, ...], resource_name: str) -> Inventory:

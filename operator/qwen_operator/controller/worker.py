@@ -91,13 +91,8 @@ class Reconciler:
             # The garbage collector removes the children.
             self._forget(key)
             return False, None
-        claim = cache = None
-        if self.claims is not None:
-            claim = await self.claims.of(observed)
-            cache = await self.claims.of_cache(observed, self.config.engine.cache)
-        observed = replace(observed, claim=claim, cache_claim=cache)
+        observed = await self._with_claims(observed)
         decision = self._decide(key, observed)
-        self._ask(key, observed, decision)
         if decision.query is not None and self.hub is not None:
             self.hub.ask(key, decision.query)
         try:
@@ -109,9 +104,9 @@ class Reconciler:
         concluding = decision
         if decision.actions.before_status:
             # Observe again, so that one write of the status covers the objects that were just created.
-            observed = replace(self.observer.observe(key) or observed, claim=claim, cache_claim=cache)
+            again = self.observer.observe(key) or observed
+            observed = replace(again, claim=observed.claim, cache_claim=observed.cache_claim)
             concluding = self._decide(key, observed, rejected)
-            self._ask(key, observed, concluding)
         too_early = await self._write(key, observed, concluding, now=rejected is not None)
         undeleted = await self._carry_out(key, decision.actions.after_status)
         _note(self._undeleted, key, undeleted)
@@ -133,11 +128,23 @@ class Reconciler:
         if status is not None:
             await self.actor.write_status(deployment, status)
 
-    def _ask(self, key: ObjectKey, observed: Observed, decision: Decision) -> None:
-        if observed.grant is not None:
-            self.on_ask(key, decision.ask)
+    async def _with_claims(self, observed: Observed) -> Observed:
+        """The same, with the claims of the model and of the cache."""
+        if self.claims is None:
+            return observed
+        claim = await self.claims.of(observed)
+        return replace(
+            observed, claim=claim, cache_claim=await self.claims.of_cache(observed, self.config.engine.cache)
+        )
 
     def _decide(self, key: ObjectKey, observed: Observed, rejected: "_Rejected | None" = None) -> Decision:
+        """The decision, which the arbiter gets to know too."""
+        decision = self._decision(key, observed, rejected)
+        if observed.grant is not None:
+            self.on_ask(key, decision.ask)
+        return decision
+
+    def _decision(self, key: ObjectKey, observed: Observed, rejected: "_Rejected | None") -> Decision:
         """The decision, with the rejection to report.
 
         Without a new rejection, that is one of an earlier reconcile, if what was rejected is still to be done.

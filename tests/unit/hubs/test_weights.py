@@ -12,6 +12,7 @@ import pytest
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.hubs import Hub, HubReason
 from qwen_operator.hubs import weights
+from qwen_operator.hubs.repository import stream
 from tests.unit.checkpoints.configs import DENSE, FP8
 from tests.unit.hubs.hub import repository
 from tests.unit.hubs.reading import INDEX, SHARDS, read, refusal
@@ -57,7 +58,6 @@ async def test_an_index_of_too_many_tensors(monkeypatch: pytest.MonkeyPatch) -> 
 
 async def test_an_index_in_crumbs_is_read_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub decides how large the pieces are. Each one was searched together with all that came before."""
-    stream = weights.stream
 
     async def crumbs(*args: Any) -> AsyncIterator[bytes]:
         async for piece in stream(*args):

@@ -191,7 +191,6 @@ async def test_a_drain_that_nobody_needs_any_more_ends() -> None:
     assert leaving in world.names()
 
 
-@pytest.mark.timeout(300)
 async def test_each_kill_point_leads_to_the_same_end() -> None:
     async def end(point: int | None) -> tuple[World, int]:
         world = await serving()

@@ -321,7 +321,7 @@ def test_no_room_is_told_with_both_numbers(store: Store, tmp_path: Path) -> None
     commit = commit_of(store, tmp_path / "heads")
     refused = refusal(fetching(store, tmp_path / "cache", commit, limit=1000, of_pod=True))
     assert refused.reason == "DiskFull"
-    assert "needs 0.0 GB more, and the node has room for 0.0 GB: set the chart value cache" in str(refused)
+    assert "MB more, and the node has room for 0.0 MB: set the chart value cache" in str(refused)
 
 
 def test_a_region_that_the_store_names_is_used(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def remarks(checkpoint: Checkpoint, product: GpuProduct, gpus: int, formats: For
     if checkpoint.gguf:
         lines.append("GGUF: one GPU; SGLang runs it slower than AWQ or GPTQ")
         if checkpoint.source == CATALOG:
-            lines.append("GGUF: the catalog has the size of one file; spec.source.file says which file to load")
+            lines.append("GGUF: this is the size of one file; spec.source.file says which file to load")
     if has is None:
         return (
             *lines,

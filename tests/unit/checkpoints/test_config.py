@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints import catalog, records
 from qwen_operator.checkpoints.config import from_config, parameters
 from qwen_operator.checkpoints.facts import HUB, LinearAttention, Module, Quantization, RopeScaling
 from qwen_runtime.checkpoints.reading import InvalidFactsError, parse_json
@@ -380,4 +380,4 @@ def test_any_config_is_facts_or_a_refusal_in_one_line(config: dict[str, Any]) ->
         assert len(lines) == 1, lines
         return
     assert facts.replicated_bytes + facts.kv_weight_bytes <= facts.weight_bytes
-    assert type(facts).from_json(json.loads(json.dumps(facts.to_json()))) == facts
+    assert records.from_json(json.loads(json.dumps(facts.to_json()))) == facts

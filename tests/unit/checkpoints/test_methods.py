@@ -10,7 +10,7 @@ import pytest
 
 from qwen_operator import cli
 from qwen_operator.checkpoints.config import from_config
-from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints.records import from_inspection
 from qwen_runtime.checkpoints.reading import InvalidFactsError
 from qwen_runtime.inspect_checkpoint import examine
 from tests.unit.checkpoints.configs import DENSE, GPTQ
@@ -94,7 +94,7 @@ def test_other_methods_are_read_by_name_and_refused_by_name(
 ) -> None:
     report, complete = examine(checkpoint(tmp_path, DENSE | changes))
     assert complete, report
-    quantization = Checkpoint.from_inspection(report).quantization
+    quantization = from_inspection(report).quantization
     assert quantization is not None
     assert (quantization.method, quantization.bits) == method
     with pytest.raises(InvalidFactsError, match=r"quant_method is '|as MLX writes it for Macs|quant_method is missing"):

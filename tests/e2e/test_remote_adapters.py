@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Gateway
+from tests.e2e.hub_pod import Repositories, start_hub
 from tests.e2e.test_adapters import ENGINE, QUESTION
-from tests.e2e.test_model_cache import PROGRAM, TOKEN, hub_manifests
 from tests.qd import pods, qd, wait_condition, wait_ready
 from tests.testbed.adapters import adapters
 from tests.testbed.bed import install
@@ -23,6 +23,7 @@ from tests.unit.fetch.hub import COMMIT, REPOSITORY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 NAME, MODEL = "elsewhere", "tiny-elsewhere"
+TOKEN = "hf-secret"
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +31,9 @@ def space(bed: Cluster, kubectl: Kubectl, claim_space: str) -> Iterator[str]:
     """The namespace with a hub that has one adapter, and with a token for it."""
     meta = {"name": "hf-token", "namespace": claim_space}
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"token": TOKEN, "wrong": "no"}}
-    program = PROGRAM.replace("/models/tiny-qwen2", "/models/style-0").replace("delay=2.0", "delay=0.0")
     kubectl.apply(*claim_manifests("adapters", claim_space, Path(adapters())), secret)
-    kubectl.apply(*hub_manifests(claim_space, program, "adapters"))
-
-    def up() -> bool:
-        return condition(kubectl.get("pod", "hub", claim_space) or {}, "Ready").get("status") == "True"
-
-    wait_for("the hub is up", up, 60)
-    install(bed, "--set", f"hub.url=http://hub.{claim_space}.svc:8000")
+    hub = start_hub(kubectl, claim_space, Repositories({REPOSITORY: "style-0"}, token=TOKEN), "adapters")
+    install(bed, "--set", f"hub.url={hub.url}")
     yield claim_space
     install(bed)
     kubectl.run("delete", "pv", volume_name("adapters", claim_space), "--wait=false")

@@ -65,8 +65,7 @@ class Source(Located):
     )
     revision: str | None = described(
         "Branch, tag or commit of a repository on a hub. The operator asks the hub once for the commit and plans with "
-        "it. All replicas load that commit. Without this field, a model of the operator's catalog is looked up only if "
-        "the chart has a cache. Default: the main branch. For s3:// it is the 40 "
+        "it. All replicas load that commit. Default: the main branch. For s3:// it is the 40 "
         "hexadecimal digits that status.model.commit shows: other files are refused. Examples: main, v1.0, "
         "4f2c8b1d0e9a7c6f5b3d2e1a0f9c8b7a6d5e4f3c.",
         default=None,

@@ -20,7 +20,7 @@ from qwen_operator.main import read_hub
 from tests.unit.checkpoints.configs import DENSE
 from tests.unit.fakes import Clock
 from tests.unit.hubs.hub import COMMIT, FakeHub, repository, serving
-from tests.unit.world import CONFIG, World, deployment
+from tests.unit.world import CONFIG, World, change, deployment
 
 ONLINE = replace(CONFIG, hub_lookup=True)
 KNOWN = "Qwen/Qwen1.5-0.5B-Chat"
@@ -128,18 +128,32 @@ async def test_an_upgrade_leaves_pods_in_which_sglang_downloads() -> None:
     assert world.api.all(PODS)[0]["spec"] == before["spec"]
 
 
-async def test_a_model_of_the_catalog_is_asked_for_only_where_a_revision_is_named() -> None:
+async def test_of_a_model_of_the_catalog_the_hub_is_asked_once_for_the_commit() -> None:
+    """Each replica loaded what the main branch was at its start."""
     hub = StubHub()
-    world, offline = await online(hub, deployment()), await World().start()
-    offline.api.put(QWENDEPLOYMENTS, deployment())
-    await offline.settle(10)
-    assert hub.asked == []
-    assert [str(write) for write in world.api.writes] == [str(write) for write in offline.api.writes]
-    assert world.state() == offline.state()
+    world = await online(hub, deployment())
+    model = world.qd()["status"]["model"]
+    assert (model["factsFrom"], model["commit"], revisions(world)) == ("Catalog", COMMIT, [COMMIT])
+    hub.commit = "a" * 40
+    await world.restart()
+    await world.wait(2 * hubs.KEPT_SECONDS)
+    change(world, replicas=2)
+    await world.settle(10)
+    assert hub.asked == [(HubQuery(Hub.HUGGING_FACE, KNOWN), hubs.SHORT_PATIENCE_SECONDS)]
+    assert {str(pod["spec"]["initContainers"]).count(COMMIT) for pod in world.api.all(PODS)} == {1}
 
+    hub = StubHub()
     world = await online(hub, deployment(**NAMED))
     assert hub.asked == [(HubQuery(Hub.HUGGING_FACE, KNOWN, "v1.0"), hubs.SHORT_PATIENCE_SECONDS)]
     assert revisions(world) == [COMMIT]
+
+
+@pytest.mark.parametrize("reason", list(HubReason))
+async def test_whatever_the_hub_says_a_model_of_the_catalog_is_served(reason: HubReason) -> None:
+    world = await online(StubHub().fail(reason), deployment())
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert (world.qd()["status"]["model"]["factsFrom"], revisions(world)) == ("Catalog", [])
+    assert "pins no commit, because https://hub.test cannot be reached" in world.message("Planned")
 
 
 @pytest.mark.parametrize("reason", [HubReason.OFFLINE, HubReason.UNAVAILABLE, HubReason.AUTH_REQUIRED, HubReason.GATED])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.unit.world import World, change, deployment
 AGAIN = FAILURES - 1
 
 
-async def begun(reason: str = "AuthRequired", restarts: int = AGAIN, **spec: object) -> World:
+async def begun(reason: str = "AuthRequired", restarts: int = AGAIN, **spec: Any) -> World:
     world = world_of(nodes=4)
     world.kubelet.engine = failed(reason, restarts)
     await world.start()

@@ -238,8 +238,9 @@ def test_the_cache_needs_a_commit() -> None:
     assert (asked.waiting, asked.query) == (True, HubQuery(Hub.HUGGING_FACE, MODEL))
     answer = HubAnswer(HubQuery(Hub.HUGGING_FACE, MODEL), NOW + timedelta(minutes=5), PINNED)
     assert registry.resolve(_context(spec, cached, answer=answer)) == Facts(PINNED)
-    # Without the cache, the catalog is enough.
-    assert isinstance(registry.resolve(_context(spec, HF)), Facts)
+    # Without the cache, the catalog is enough if the hub says nothing.
+    silent = HubAnswer(HubQuery(Hub.HUGGING_FACE, MODEL), NOW + timedelta(minutes=5), None, HubReason.OFFLINE)
+    assert isinstance(registry.resolve(_context(spec, HF, answer=silent)), Facts)
 
 
 def test_a_commit_in_the_spec_needs_no_hub() -> None:

@@ -1,7 +1,8 @@
 """Whether nodes have room for all pods of a replica over several nodes. Pure.
 
-The operator sees the nodes and its own pods. It does not see the pods of others, so a node that looks free may be
-taken. Then a pod stays without a node, and `placing` gives back what the replica has.
+The operator watches the nodes and its own pods. The pods of others it reads only on nodes that it is about to use.
+Where it may not, a node that looks free may be taken. Then a pod stays without a node, and `placing` gives back what
+the replica has.
 
 Older replicas come first. So two replicas never wait for each other over the last nodes: whoever decides about the
 younger one leaves the older one its room. A pod that nobody places keeps others out only for a time.
@@ -9,6 +10,7 @@ younger one leaves the older one its room. A pod that nobody places keeps others
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -94,9 +96,9 @@ class Place:
             return int(self.has(need))
         return max(0, min(self.free.get(name, 0) // number for name, number in need.takes.items() if number))
 
-    def take(self, need: Need) -> None:
-        """One such pod comes here."""
-        for name, number in need.takes.items():
+    def take(self, amounts: Mapping[str, int]) -> None:
+        """So much of each resource is used here."""
+        for name, number in amounts.items():
             self.free[name] = self.free.get(name, 0) - number
 
 
@@ -106,6 +108,7 @@ class Neighbours:
 
     Of the pods without a node only those that a QwenDeployment controls: any other tenant could make such pods.
 
+    `others`: pods of others, on the nodes where they were read.
     `distinct_nodes`: no two pods of a replica may be on one node. `failures`: how often in a row the deployment that
     asks could not place a replica, although nodes seemed to have room.
     """
@@ -114,6 +117,7 @@ class Neighbours:
     pods: tuple[Manifest, ...] = ()
     distinct_nodes: bool = True
     failures: int = 0
+    others: tuple[Manifest, ...] = ()
 
 
 @dataclass(slots=True)
@@ -121,11 +125,13 @@ class Room:
     """What became of the replicas that were asked about.
 
     `lacks`: those whose pods cannot all be placed now, and why. All their pods are held back. `blocks`: for each of the
-    others whose nodes must share the value of a label, this label and the value of the nodes that have room.
+    others whose nodes must share the value of a label, this label and the value of the nodes that have room. `nodes`:
+    those that the others would get.
     """
 
     lacks: dict[str, str] = field(default_factory=dict)
     blocks: dict[str, dict[str, str]] = field(default_factory=dict)
+    nodes: set[str] = field(default_factory=set)
 
 
 def room_for(
@@ -155,7 +161,9 @@ def room_for(
         if group.ours and block and not short:
             found.blocks[replica] = {need.topology: block}
         for place in sorted(room, key=lambda place: (place.free.get(need.resource, 0), place.name))[:pods]:
-            place.take(need)
+            place.take(need.takes)
+            if group.ours:
+                found.nodes.add(place.name)
     return found
 
 
@@ -276,8 +284,23 @@ def places_of(neighbours: Neighbours) -> list[Place]:
     for pod in neighbours.pods:
         place = places.get(objects.node_of(pod))
         if place is not None and not objects.has_ended(pod):
-            place.take(need_of(pod))
+            place.take(need_of(pod).takes)
+    for pod in neighbours.others:
+        if (place := places.get(objects.node_of(pod))) is not None:
+            place.take(used_by(pod))
     return list(places.values())
+
+
+def used_by(pod: Manifest) -> dict[str, int]:
+    """What a pod of somebody else takes of its node: GPUs, other resources of plugins, and the engines' port."""
+    used: Counter[str] = Counter()
+    for container in objects.members(pod, "spec", "containers"):
+        for name, value in objects.mapping(container, "resources", "limits").items():
+            if "/" in str(name):
+                used[str(name)] += quantity(value) or 0
+        if any(port.get("hostPort") == ENGINE_PORT for port in objects.members(container, "ports")):
+            used[HOST_PORT] = 1
+    return dict(used)
 
 
 def _taints(spec: Mapping[str, object]) -> Iterable[Taint]:

@@ -29,10 +29,12 @@ from qwen_operator.controller.cache import Store, keep
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.execute import Actor
 from qwen_operator.controller.fetch_pages import FetchPages, fetch_pages, fetching_pods
+from qwen_operator.controller.free_nodes import FreeNodes
 from qwen_operator.controller.gateway_demand import GatewayDemand, gateway_demand
 from qwen_operator.controller.gateway_secret import GatewayKeys
 from qwen_operator.controller.hub_reader import HubReader
 from qwen_operator.controller.network_policies import NetworkPolicies
+from qwen_operator.controller.node_pods import NodePods
 from qwen_operator.controller.observe import Observer
 from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.controller.recorder import Recorder
@@ -187,7 +189,7 @@ class Operator:
             await self._reconcile(api, hub, fetches, adapters)
 
     async def _reconcile(self, api: KubeApi, hub: HubReader, fetches: FetchPages, adapters: AdapterPages) -> None:
-        arbiter = Arbiter(self.store, api, self._arbiter_wiring())
+        arbiter = Arbiter(self.store, NodePods(api, time.monotonic), self._arbiter_wiring())
         observer = Observer(
             self.store,
             self.config.pools,
@@ -207,6 +209,7 @@ class Operator:
             hub,
             VolumeClaims(api),
             arbiter.heard,
+            FreeNodes(NodePods(api, time.monotonic), utc_now, self.config.distinct_nodes),
         )
         keys = GatewayKeys(api, self.config)
         policies = NetworkPolicies(api, self.store, self.config.network_policy, self.config.namespaces, time.monotonic)

@@ -265,9 +265,11 @@ def _from_config(path: str, weight_bytes: int | None) -> Checkpoint:
         return _from_gguf(path)
     from qwen_operator.checkpoints.config import from_config  # noqa: PLC0415 - only here
     from qwen_runtime.checkpoints.chat import chat_files, read_chat  # noqa: PLC0415
+    from qwen_runtime.checkpoints.methods import check_beside  # noqa: PLC0415
 
     record, beside = files.config_json(path), files.beside(path)
     try:
+        check_beside(record, beside)
         chat = read_chat({name: files.read_beside(path, name) for name in chat_files(beside)}, beside)
         return replace(from_config(record, weight_bytes, source=INSPECTION), chat=chat)
     except InvalidFactsError as error:

@@ -31,6 +31,7 @@ from qwen_runtime.checkpoints.chat import (
 )
 from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG
 from qwen_runtime.checkpoints.gguf import is_gguf
+from qwen_runtime.checkpoints.methods import check_beside
 from qwen_runtime.checkpoints.reading import parse_json
 
 
@@ -60,7 +61,7 @@ async def _read(repository: Repository, revision: str) -> HubCheckpoint:
         raise InvalidFactsError(f"there is no {CONFIG_FILE}; the repository contains {content}")
     raw = await get(repository, repository.file_url(listing.commit, CONFIG_FILE), LARGEST_CONFIG, CONFIG_FILE)
     # Decoding a file near the limit takes a second, which would block everything else on the event loop.
-    await asyncio.to_thread(_config, raw)
+    await asyncio.to_thread(_config, raw, listing)
     stored = await weights_of(repository, listing)
     facts = await asyncio.to_thread(_facts, raw, stored)
     chat = await _chat(repository, listing)
@@ -81,10 +82,13 @@ def _read_chat(files: Mapping[str, bytes], listing: Listing) -> ChatFormat:
         return read_chat(files, tuple(listing.sizes), listing.tagged)
 
 
-def _config(raw: bytes) -> None:
-    """Raise InvalidFactsError if this is no config.json. Its content must not wait in memory for the next answer."""
+def _config(raw: bytes, listing: Listing) -> None:
+    """Raise InvalidFactsError if this is no config.json, or not all that describes the weights.
+
+    Its content must not wait in memory for the next answer.
+    """
     with DECODING:
-        parse_json(raw, CONFIG_FILE, LARGEST_CONFIG)
+        check_beside(parse_json(raw, CONFIG_FILE, LARGEST_CONFIG), listing.sizes)
 
 
 def _facts(raw: bytes, stored: Stored) -> Checkpoint:

@@ -1,11 +1,12 @@
 """What engine pods ask of a node, and what nodes have left. Pure.
 
-The operator sees the nodes and its own pods. It does not see the pods of others, so a node that looks free may be
-taken.
+The operator watches the nodes and its own pods. The pods of others it reads only on nodes that it is about to use.
+Where it may not, a node that looks free may be taken.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -82,9 +83,9 @@ class Place:
             return int(self.has(need))
         return max(0, min(self.free.get(name, 0) // number for name, number in need.takes.items() if number))
 
-    def take(self, need: Need) -> None:
-        """One such pod comes here."""
-        for name, number in need.takes.items():
+    def take(self, amounts: Mapping[str, int]) -> None:
+        """So much of each resource is used here."""
+        for name, number in amounts.items():
             self.free[name] = self.free.get(name, 0) - number
 
 
@@ -94,6 +95,7 @@ class Neighbours:
 
     Of the pods without a node only those that a QwenDeployment controls: any other tenant could make such pods.
 
+    `others`: pods of others, on the nodes where they were read.
     `distinct_nodes`: no two pods of a replica may be on one node. `failures`: how often in a row the deployment that
     asks could not place a replica, although nodes seemed to have room.
     """
@@ -102,6 +104,7 @@ class Neighbours:
     pods: tuple[Manifest, ...] = ()
     distinct_nodes: bool = True
     failures: int = 0
+    others: tuple[Manifest, ...] = ()
 
 
 def places_of(neighbours: Neighbours) -> list[Place]:
@@ -121,8 +124,23 @@ def places_of(neighbours: Neighbours) -> list[Place]:
     for pod in neighbours.pods:
         place = places.get(objects.node_of(pod))
         if place is not None and not objects.has_ended(pod):
-            place.take(need_of(pod))
+            place.take(need_of(pod).takes)
+    for pod in neighbours.others:
+        if (place := places.get(objects.node_of(pod))) is not None:
+            place.take(used_by(pod))
     return list(places.values())
+
+
+def used_by(pod: Manifest) -> dict[str, int]:
+    """What a pod of somebody else takes of its node: GPUs, other resources of plugins, and the engines' port."""
+    used: Counter[str] = Counter()
+    for container in objects.members(pod, "spec", "containers"):
+        for name, value in objects.mapping(container, "resources", "limits").items():
+            if "/" in str(name):
+                used[str(name)] += quantity(value) or 0
+        if any(port.get("hostPort") == ENGINE_PORT for port in objects.members(container, "ports")):
+            used[HOST_PORT] = 1
+    return dict(used)
 
 
 def _taints(spec: Mapping[str, object]) -> Iterable[Taint]:

@@ -1,7 +1,7 @@
 """Whether nodes have room for all pods of a replica over several nodes. Pure.
 
-A node that looks free may be taken by pods of others, which the operator does not see. Then a pod stays without a node,
-and `placing` gives back what the replica has.
+A node that looks free may be taken, where the operator may not read the pods of others. Then a pod stays without a
+node, and `placing` gives back what the replica has.
 
 Older replicas come first. So two replicas never wait for each other over the last nodes: whoever decides about the
 younger one leaves the older one its room. A pod that nobody places keeps others out only for a time.
@@ -34,11 +34,13 @@ class Room:
     """What became of the replicas that were asked about.
 
     `lacks`: those whose pods cannot all be placed now, and why. All their pods are held back. `blocks`: for each of the
-    others whose nodes must share the value of a label, this label and the value of the nodes that have room.
+    others whose nodes must share the value of a label, this label and the value of the nodes that have room. `nodes`:
+    those that the others would get.
     """
 
     lacks: dict[str, str] = field(default_factory=dict)
     blocks: dict[str, dict[str, str]] = field(default_factory=dict)
+    nodes: set[str] = field(default_factory=set)
 
 
 def room_for(
@@ -68,7 +70,9 @@ def room_for(
         if group.ours and block and not short:
             found.blocks[replica] = {need.topology: block}
         for place in sorted(room, key=lambda place: (place.free.get(need.resource, 0), place.name))[:pods]:
-            place.take(need)
+            place.take(need.takes)
+            if group.ours:
+                found.nodes.add(place.name)
     return found
 
 

@@ -215,9 +215,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"quantization_config": GPTQ | {"bits": 3}},
         "quantization_config.bits is 3, it must be 4 or 8 with quant_method gptq",
     ),
-    "six bits": (
-        {"quantization_config": {"quant_method": "awq", "bits": 6, "group_size": 128}},
-        "quantization_config.bits is 6, it must be 4 or 8 with quant_method awq",
+    "AWQ of eight bits": (
+        {"quantization_config": {"quant_method": "awq", "bits": 8, "group_size": 128}},
+        "quantization_config.bits is 8, it must be 4 with quant_method awq",
     ),
     "group": ({"quantization_config": GPTQ | {"group_size": 0}}, "quantization_config.group_size is 0, it must be"),
     "block": (

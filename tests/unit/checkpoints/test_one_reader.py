@@ -48,7 +48,7 @@ def _report(model: ModelConfig, known: Checkpoint) -> dict[str, Any]:
 TEXT = {key: value for key, value in DENSE.items() if key not in ("architectures", "tie_word_embeddings")}
 VL = {"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl", "tie_word_embeddings": False}
 LINEAR = LinearAttention(18, 32, 16, 128, 128, 4)
-AWQ_8 = {"quant_method": "awq", "bits": 8, "group_size": 128, "zero_point": True}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
 
 # Inputs on which the operator and the inspection once came to different facts, with the right one. The engine's rules
 # are those of SGLang 0.5.23 and its AutoConfig.
@@ -88,16 +88,12 @@ RIGHT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         DENSE | {"quantization_config": GPTQ | {"quant_method": "GPTQ"}},
         {"quantization": Quantization("gptq", 4, 128, True, False)},
     ),
-    "8-bit AWQ, which Marlin runs": (
-        DENSE | {"quantization_config": AWQ_8},
-        {"quantization": Quantization("awq", 8, 128, symmetric=False)},
-    ),
     "GPTQ is symmetric by sym alone": (
         DENSE | {"quantization_config": GPTQ | {"zero_point": True}},
         {"quantization": Quantization("gptq", 4, 128, True, False)},
     ),
     "AWQ is symmetric by zero_point alone": (
-        DENSE | {"quantization_config": AWQ_8 | {"bits": 4, "sym": True, "desc_act": True}},
+        DENSE | {"quantization_config": AWQ | {"sym": True, "desc_act": True}},
         {"quantization": Quantization("awq", 4, 128, symmetric=False)},
     ),
     "FP8 has neither": (

@@ -132,6 +132,9 @@ DAMAGE: dict[str, tuple[Callable[[FakeHub], Any], HubReason, str]] = {
         "architectures[0] is 'LlamaForCausalLM', it must be one of Qwen2ForCausalLM",
     ),
     "no JSON": (lambda hub: hub.files.update({"config.json": b"{"}), HubReason.INVALID, "config.json is not valid"),
+    "quantized beside": (
+        lambda hub: hub.files.update({"hf_quant_config.json": b"{}"}), HubReason.INVALID, "hf_quant_config.json says"
+    ),
     "empty index": (index({"weight_map": {}}), HubReason.INVALID, "weight_map is an object, it must be an object of"),
     "odd index": (index({"weight_map": {"a": 1}}), HubReason.INVALID, "weight_map is an object, it must be"),
     "no map": (index({}), HubReason.INVALID, "weight_map is missing, it must be an object"),

@@ -11,7 +11,6 @@ import pytest
 
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.hubs import Hub, HubReason
-from qwen_operator.hubs import weights
 from qwen_operator.hubs.repository import stream
 from tests.unit.checkpoints.configs import DENSE, FP8
 from tests.unit.hubs.hub import repository
@@ -64,7 +63,7 @@ async def test_an_index_in_crumbs_is_read_quickly(monkeypatch: pytest.MonkeyPatc
             for start in range(0, len(piece), 64):
                 yield piece[start : start + 64]
 
-    monkeypatch.setattr(weights, "stream", crumbs)
+    monkeypatch.setattr("qwen_operator.hubs.weights.stream", crumbs)
     hub = repository(DENSE, SHARDS)
     hub.files[INDEX] = b"{" + b'"a":1,' * 40_000 + b'"weight_map":{"x":"none.safetensors"}}'
     began = time.process_time()

@@ -248,5 +248,5 @@ def _foreign_message(course: Course, blocked: tuple[str, ...]) -> str:
 
 def _requeue_after(replicas: tuple[Replica, ...], waiting: tuple[float, ...]) -> float | None:
     """Seconds until time alone changes the decision."""
-    times = [*(replica.settles_in for replica in replicas), *waiting]
+    times = [*(replica.settles_in or replica.rests_in for replica in replicas), *waiting]
     return min((seconds for seconds in times if seconds), default=None)

@@ -199,18 +199,7 @@ class Operator:
         )
         observer.grants = arbiter.grant
         observer.adapter_pages = lambda: adapters.pages
-        actor = Actor(api, self.store, utc_now)
-        reconciler = Reconciler(
-            observer,
-            actor,
-            self.config,
-            utc_now,
-            self.deployments.count_changes,
-            hub,
-            VolumeClaims(api),
-            arbiter.heard,
-            FreeNodes(NodePods(api, time.monotonic), utc_now, self.config.distinct_nodes),
-        )
+        reconciler = self._reconciler(api, observer, hub, arbiter)
         keys = GatewayKeys(api, self.config)
         policies = NetworkPolicies(api, self.store, self.config.network_policy, self.config.namespaces, time.monotonic)
         tasks: list[Coroutine[Any, Any, Any]] = [
@@ -229,6 +218,19 @@ class Operator:
         for _ in range(self.config.workers):
             tasks.append(Worker(self.queue, reconciler, self.metrics.reconciled, self.metrics.failed).run())
         await first_to_end(tasks)
+
+    def _reconciler(self, api: KubeApi, observer: Observer, hub: HubReader, arbiter: Arbiter) -> Reconciler:
+        return Reconciler(
+            observer,
+            Actor(api, self.store, utc_now),
+            self.config,
+            utc_now,
+            self.deployments.count_changes,
+            hub,
+            VolumeClaims(api),
+            arbiter.heard,
+            FreeNodes(NodePods(api, time.monotonic), utc_now, self.config.distinct_nodes),
+        )
 
     def _arbiter_wiring(self) -> Wiring:
         return Wiring(

@@ -12,8 +12,9 @@ from qwen_operator.kube import Manifest
 from qwen_operator.manifests.names import LABEL_REPLICA
 from qwen_operator.objects import key_of
 from qwen_operator.reconcile.types import Observed
+from qwen_operator.replicas.places import Neighbours
 from qwen_operator.replicas.pod_state import is_gated
-from qwen_operator.replicas.room import Neighbours, room_for
+from qwen_operator.replicas.room import room_for
 
 FRESH_SECONDS = 2.0
 """How old the pods of a node may be when a replica is sent there."""

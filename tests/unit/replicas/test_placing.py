@@ -11,8 +11,9 @@ import pytest
 from qwen_operator.api.conditions import Reason
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Forbidden, Manifest
 from qwen_operator.manifests.multi_node import MultiNode, MultiNodes, TopologyPolicy
+from qwen_operator.replicas.places import Neighbours
 from qwen_operator.replicas.pod_state import unready_reason
-from qwen_operator.replicas.room import Neighbours, room_for
+from qwen_operator.replicas.room import room_for
 from tests.unit.world import CONFIG, World, change, deployment, node, ready_status, with_groups
 
 GATE = "qwen-operator.dev/group"

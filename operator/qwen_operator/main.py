@@ -189,14 +189,9 @@ class Operator:
             await self._reconcile(api, hub, fetches, adapters)
 
     async def _reconcile(self, api: KubeApi, hub: HubReader, fetches: FetchPages, adapters: AdapterPages) -> None:
-        arbiter = Arbiter(self.store, NodePods(api, time.monotonic), self._arbiter_wiring())
-        observer = Observer(
-            self.store,
-            self.config.pools,
-            self.autoscaler.state,
-            hub.answer_for,
-            lambda: fetches.pages,
-        )
+        node_pods = partial(NodePods, api, time.monotonic)
+        arbiter = Arbiter(self.store, node_pods(), self._arbiter_wiring())
+        observer = Observer(self.store, self.config.pools, self.autoscaler.state, hub.answer_for, lambda: fetches.pages)
         observer.grants = arbiter.grant
         observer.adapter_pages = lambda: adapters.pages
         actor = Actor(api, self.store, utc_now)
@@ -209,7 +204,7 @@ class Operator:
             hub,
             VolumeClaims(api),
             arbiter.heard,
-            FreeNodes(NodePods(api, time.monotonic), utc_now, self.config.distinct_nodes),
+            FreeNodes(node_pods(), utc_now, self.config.distinct_nodes),
         )
         keys = GatewayKeys(api, self.config)
         policies = NetworkPolicies(api, self.store, self.config.network_policy, self.config.namespaces, time.monotonic)

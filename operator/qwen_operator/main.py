@@ -190,13 +190,7 @@ class Operator:
 
     async def _reconcile(self, api: KubeApi, hub: HubReader, fetches: FetchPages, adapters: AdapterPages) -> None:
         arbiter = Arbiter(self.store, NodePods(api, time.monotonic), self._arbiter_wiring())
-        observer = Observer(
-            self.store,
-            self.config.pools,
-            self.autoscaler.state,
-            hub.answer_for,
-            lambda: fetches.pages,
-        )
+        observer = Observer(self.store, self.config.pools, self.autoscaler.state, hub.answer_for, lambda: fetches.pages)
         observer.grants = arbiter.grant
         observer.adapter_pages = lambda: adapters.pages
         reconciler = self._reconciler(api, observer, hub, arbiter)

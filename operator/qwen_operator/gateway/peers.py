@@ -54,8 +54,9 @@ def _numbers(part: object) -> dict[str, float]:
 
 def _number(value: object, largest: float) -> float:
     """A number that can count something; 0 for anything else."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and untrusted.count(value, largest) else 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0.0
+    return value if untrusted.count(value, largest) else 0.0
 
 
 def resolve(host: str, port: int) -> Collection[str]:

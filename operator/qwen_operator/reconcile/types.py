@@ -29,9 +29,9 @@ from qwen_operator.replicas.giving_back import GivenBack
 from qwen_operator.replicas.groups import SortedReplicas
 from qwen_operator.replicas.holding import Hold
 from qwen_operator.replicas.node_health import NodeHealth
+from qwen_operator.replicas.places import Neighbours
 from qwen_operator.replicas.pod_state import PodState
 from qwen_operator.replicas.prefetch import NOTHING, Prefetch
-from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.types import ScalingState
 from qwen_operator.sources.scheme import Facts, VolumeClaim

@@ -38,7 +38,7 @@ from qwen_operator.kube import (
     Resource,
     Unavailable,
 )
-from qwen_operator.metrics import OperatorMetrics
+from qwen_operator.metrics.process import OperatorMetrics
 from tests.unit.fakes import Clock, FakeKube
 from tests.unit.waiting import until
 from tests.unit.watching import watched_by_kopf

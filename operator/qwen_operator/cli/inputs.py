@@ -16,7 +16,7 @@ from typing import Any
 from qwen_operator.api import uris
 from qwen_operator.api.pod import with_defaults
 from qwen_operator.api.spec import InvalidSpec, Spec, parse
-from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints import catalog, records
 from qwen_operator.checkpoints.facts import INSPECTION, Checkpoint, InvalidFactsError
 from qwen_operator.checkpoints.hubs import HubError, HubQuery
 from qwen_operator.checkpoints.suggestions import suggestion
@@ -265,9 +265,11 @@ def _from_config(path: str, weight_bytes: int | None) -> Checkpoint:
         return _from_gguf(path)
     from qwen_operator.checkpoints.config import from_config  # noqa: PLC0415 - only here
     from qwen_runtime.checkpoints.chat import chat_files, read_chat  # noqa: PLC0415
+    from qwen_runtime.checkpoints.methods import check_beside  # noqa: PLC0415
 
     record, beside = files.config_json(path), files.beside(path)
     try:
+        check_beside(record, beside)
         chat = read_chat({name: files.read_beside(path, name) for name in chat_files(beside)}, beside)
         return replace(from_config(record, weight_bytes, source=INSPECTION), chat=chat)
     except InvalidFactsError as error:
@@ -280,7 +282,7 @@ def _from_gguf(path: str) -> Checkpoint:
     report, complete = examine(Path(path), to_join=True)
     if not complete:
         raise InputError(str(report["error"]["message"]).rstrip("."))
-    return Checkpoint.from_inspection(report)
+    return records.from_inspection(report)
 
 
 def _inventory(arguments: argparse.Namespace, pools: tuple[GpuPool, ...], resource_name: str) -> Inventory:

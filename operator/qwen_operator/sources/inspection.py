@@ -16,6 +16,7 @@ from qwen_operator.api import uris
 from qwen_operator.api.conditions import MESSAGE_LIMIT, Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.api.status import Failure
+from qwen_operator.checkpoints import records
 from qwen_operator.checkpoints.adapters import of_report
 from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError
 from qwen_operator.hardware.inventory import GpuProduct, Inventory
@@ -142,7 +143,7 @@ def _ended(pod: Manifest) -> Mapping[str, Any] | None:
 
 def _facts(spec: Spec, report: Mapping[str, Any], base: Checkpoint | None) -> Checkpoint:
     """The facts of the model and of its adapters. Raises InvalidFactsError."""
-    facts = base or Checkpoint.from_inspection(report)
+    facts = base or records.from_inspection(report)
     adapters = [(one.name, one.source.place) for one in spec.sorted_adapters]
     return replace(facts, adapters=of_report(adapters, report)) if adapters else facts
 

@@ -34,6 +34,7 @@ _SIDES = {
     "down_proj": (3, 0),
 }
 _SHOWN = 3
+_EVERY_LINEAR = ("all-linear", "all")
 # Of PEFT 0.21. SGLang 0.5.23 reads none of them.
 _IGNORED = (
     "modules_to_save",
@@ -129,6 +130,9 @@ def _targets(config: Mapping[str, Any]) -> set[str]:
     fields = Fields(config, f"{ADAPTER_CONFIG}: ")
     names = config.get("target_modules")
     right = f"a list out of {', '.join(MODULES)}"
+    if names in _EVERY_LINEAR:
+        # The operator lists the modules of the tensors to SGLang, which then accepts PEFT's words for all of them.
+        return set()
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise fields.refuse("target_modules", right)
     targets = {name.rpartition(".")[2] for name in names}

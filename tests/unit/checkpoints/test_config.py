@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints import catalog, records
 from qwen_operator.checkpoints.config import from_config, parameters
 from qwen_operator.checkpoints.facts import HUB, LinearAttention, Module, Quantization, RopeScaling
 from qwen_runtime.checkpoints.reading import InvalidFactsError, parse_json
@@ -215,9 +215,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"quantization_config": GPTQ | {"bits": 3}},
         "quantization_config.bits is 3, it must be 4 or 8 with quant_method gptq",
     ),
-    "six bits": (
-        {"quantization_config": {"quant_method": "awq", "bits": 6, "group_size": 128}},
-        "quantization_config.bits is 6, it must be 4 or 8 with quant_method awq",
+    "AWQ of eight bits": (
+        {"quantization_config": {"quant_method": "awq", "bits": 8, "group_size": 128}},
+        "quantization_config.bits is 8, it must be 4 with quant_method awq",
     ),
     "group": ({"quantization_config": GPTQ | {"group_size": 0}}, "quantization_config.group_size is 0, it must be"),
     "block": (
@@ -380,4 +380,4 @@ def test_any_config_is_facts_or_a_refusal_in_one_line(config: dict[str, Any]) ->
         assert len(lines) == 1, lines
         return
     assert facts.replicated_bytes + facts.kv_weight_bytes <= facts.weight_bytes
-    assert type(facts).from_json(json.loads(json.dumps(facts.to_json()))) == facts
+    assert records.from_json(json.loads(json.dumps(facts.to_json()))) == facts

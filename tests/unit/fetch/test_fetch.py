@@ -576,7 +576,6 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path: Path) -> None:
         assert (last["bytesDone"], last["finished"]) == (total, True)
 
 
-@pytest.mark.timeout(240)
 def test_twenty_pods_of_one_node_download_a_model_once(tmp_path: Path) -> None:
     files = model(2_000_000)
     with serving(FileHub(files, delay=0.5)) as hub:

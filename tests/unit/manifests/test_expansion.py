@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.spec import parse
-from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints import records
 from qwen_operator.hardware.inventory import inventory
 from qwen_operator.manifests.engine_pods import engine_template
 from qwen_operator.manifests.expansion import escaped, unescaped
@@ -65,7 +65,7 @@ def test_what_was_escaped_can_be_read_back(text: str) -> None:
 
 def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
     """The pod of the engine, and that of the inspection if there is one."""
-    parsed, facts = parse(deployment(**spec)), Checkpoint.from_inspection(REPORT)
+    parsed, facts = parse(deployment(**spec)), records.from_inspection(REPORT)
     source = registry.engine_source(parsed, facts, DEFAULTS)
     planned = plan(parsed, facts, inventory([node()], ()), DEFAULTS, source)
     assert isinstance(planned, Plan), planned

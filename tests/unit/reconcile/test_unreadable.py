@@ -27,7 +27,8 @@ from qwen_operator.kube import (
     Resource,
     Unavailable,
 )
-from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
+from qwen_operator.metrics.deployments import DeploymentMetrics, LoadSource
+from qwen_operator.metrics.process import OperatorMetrics
 from qwen_operator.replicas.scaling_view import scaled_deployments
 from tests.unit.world import CONFIG, World, deployment
 

@@ -75,6 +75,15 @@ def test_what_sglang_would_ignore_or_refuse_is_named(tmp_path: Path, more: dict[
     assert sentence in found["message"]
 
 
+@pytest.mark.parametrize("every", ["all-linear", "all"])
+def test_the_word_of_peft_for_all_linear_layers_means_those_with_tensors(tmp_path: Path, every: str) -> None:
+    """SGLang 0.5.23 takes both words if it gets the modules as an option, which the operator sets."""
+    adapter(tmp_path, target_modules=every)
+    report, complete = examine(None, [("a", tmp_path)])
+    assert complete
+    assert AdapterFacts.from_record(report["adapters"][0]).modules == ATTENTION
+
+
 def test_a_full_path_of_a_module_is_a_target(tmp_path: Path) -> None:
     adapter(tmp_path, target_modules=["model.layers.0.self_attn.q_proj", "mlp.down_proj"])
     report, _ = examine(None, [("a", tmp_path)])

@@ -138,7 +138,7 @@ def _read(config: Mapping[str, Any], hints: TensorHints, held: Held | None) -> t
         shared_intermediate=_shared_width(text, experts),
         linear=_linear(text, layers - len(modules.attention)),
         rope=_rope(text),
-        multimodal=top.has("vision_config"),
+        multimodal=_multimodal(top, architecture),
         tower=vision.split if vision else None,
     )
     return model, decided.stored
@@ -321,12 +321,17 @@ def _tied(top: Fields, text: Fields, hints: TensorHints) -> bool:
     return all(flags) if flags else not hints.has_lm_head
 
 
+def _multimodal(top: Fields, architecture: str) -> bool:
+    """Whether the engine makes a vision tower. The class decides, also where an export left `vision_config` out."""
+    return top.has("vision_config") or (architecture in LAYOUTS and architecture.endswith("ForConditionalGeneration"))
+
+
 def _vision(top: Fields, architecture: str, out: int, needed: bool) -> shapes.Vision | None:
     """The numbers of the vision tower; None without one, and unless it is `needed`, for one that cannot be read."""
-    if not top.has("vision_config"):
+    if not _multimodal(top, architecture):
         return None
     try:
-        return _tower(architecture, top.nested("vision_config"), out)
+        return _tower(architecture, top.nested("vision_config") if top.has("vision_config") else Fields({}), out)
     except InvalidFactsError:
         if needed:
             raise

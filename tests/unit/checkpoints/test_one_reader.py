@@ -88,6 +88,8 @@ RIGHT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         DENSE | {"quantization_config": GPTQ | {"quant_method": "GPTQ"}},
         {"quantization": Quantization("gptq", 4, 128, True, False)},
     ),
+    # An export of the text part alone keeps the class, and SGLang makes the tower that the class has by default.
+    "a multimodal class without vision_config": (VL | {"text_config": TEXT}, {"multimodal": True}),
     "GPTQ is symmetric by sym alone": (
         DENSE | {"quantization_config": GPTQ | {"zero_point": True}},
         {"quantization": Quantization("gptq", 4, 128, True, False)},

@@ -22,8 +22,25 @@ class SecretRef:
     )
 
 
+class Located:
+    """What has the address of files. The classes with this base declare the field."""
+
+    __slots__ = ()
+    uri: str
+
+    @property
+    def scheme(self) -> str:
+        """The beginning of the uri, without colon and slashes. It is a key of `uris.FORMS`."""
+        return self.uri.partition("://")[0]
+
+    @property
+    def location(self) -> str:
+        """The rest of the uri. Each scheme reads it in its own way."""
+        return self.uri.partition("://")[2]
+
+
 @dataclass(frozen=True, slots=True)
-class Source:
+class Source(Located):
     """Where the bytes of the model are."""
 
     RULES: ClassVar = (
@@ -86,16 +103,6 @@ class Source:
         max_length=256,
         rules=(uris.FILE_FORM_RULE, uris.PART_RULE),
     )
-
-    @property
-    def scheme(self) -> str:
-        """The beginning of the uri, without colon and slashes. It is a key of `uris.FORMS`."""
-        return self.uri.partition("://")[0]
-
-    @property
-    def location(self) -> str:
-        """The rest of the uri. Each scheme reads it in its own way."""
-        return self.uri.partition("://")[2]
 
     @property
     def repository(self) -> str | None:

@@ -15,9 +15,9 @@ from qwen_operator.replicas.cached_nodes import MOST_NODES, claim_has_model, kno
 from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.fetch_attempts import attempts_of
 from qwen_operator.replicas.groups import SortedReplicas
+from qwen_operator.replicas.places import Place, need_of, places_of
 from qwen_operator.replicas.prefetch import Downloads, Prefetch, endings, prefetch, wanted_downloads
 from qwen_operator.replicas.rollout import pods_of_replica
-from qwen_operator.replicas.room import Place, need_of, places_of
 
 _NO_CACHE = "spec.prefetch has no effect, because the model does not come from the chart's cache"
 _NO_NODES = "spec.prefetch has no effect, because the operator may not read nodes and so cannot choose one"

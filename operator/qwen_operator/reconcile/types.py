@@ -27,9 +27,9 @@ from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.groups import SortedReplicas
 from qwen_operator.replicas.holding import Hold
 from qwen_operator.replicas.node_health import NodeHealth
+from qwen_operator.replicas.places import Neighbours
 from qwen_operator.replicas.pod_state import PodState
 from qwen_operator.replicas.prefetch import NOTHING, Prefetch
-from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.types import ScalingState
 from qwen_operator.sources.scheme import Facts, VolumeClaim

@@ -21,10 +21,10 @@ from qwen_operator.replicas.cached_nodes import known_nodes, preferring
 from qwen_operator.replicas.draining import RolloutRules, waits
 from qwen_operator.replicas.groups import Replica, SortedReplicas, groups_of, sort_replicas
 from qwen_operator.replicas.holding import Progress, progress_of
+from qwen_operator.replicas.places import Neighbours
 from qwen_operator.replicas.placing import Placing, place
 from qwen_operator.replicas.pod_state import as_of
 from qwen_operator.replicas.rollout import Moves, first_to_go, moves, pod_repairs, pods_of_replica
-from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.waiting import Cluster, explained, growth
 from qwen_operator.replicas.wanted import SizeRule, WantedReplicas, last_wanted, size_rule, wanted_replicas
 from qwen_operator.status.observed import startup_seconds

@@ -61,6 +61,8 @@ POSITION_KEYS = ("max_sequence_length", "seq_length", "max_seq_len", "model_max_
 """The fields from which SGLang takes the longest context. The first one that is set wins."""
 # More experts than any model has are taken to be named as the first ones are.
 _NAMED_EXPERTS = 1024
+# Names that torch has for the same types. It has none with its own name in front, such as torch.float16.
+_OTHER_DTYPES = {"half": "float16", "float": "float32"}
 _STATE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -202,7 +204,7 @@ def _layout(architecture: str, text: Fields) -> shapes.Layout:
 
 
 def _dtype(top: Fields, text: Fields, hints: TensorHints) -> str:
-    """SGLang reads `dtype` of the text part first. Older files call it `torch_dtype` and may have `torch.float16`.
+    """SGLang reads `dtype` of the text part first. Older files call it `torch_dtype`.
 
     Without a dtype, SGLang loads a file as if it said float32: at 16 bits.
     """
@@ -210,7 +212,7 @@ def _dtype(top: Fields, text: Fields, hints: TensorHints) -> str:
         for name in ("dtype", "torch_dtype"):
             if fields.has(name):
                 value = fields.values[name]
-                plain = value.removeprefix("torch.") if isinstance(value, str) else ""
+                plain = _OTHER_DTYPES.get(value, value) if isinstance(value, str) else ""
                 if plain not in limits.DTYPES:
                     raise fields.refuse(name, "one of " + ", ".join(limits.DTYPES))
                 return plain
@@ -305,8 +307,12 @@ def _rope(text: Fields) -> RopeScaling | None:
     if not fields.has("factor"):
         return None
     factor = fields.number("factor", limits.MAX_FACTOR)
+    kind = next((kind for kind in ("rope_type", "type") if fields.has(kind)), "")
+    if not kind:
+        # Without a type, transformers takes the plain rotary embeddings.
+        return None
     return RopeScaling(
-        type=fields.name("rope_type" if fields.has("rope_type") else "type"),
+        type=fields.name(kind),
         factor=factor,
         original_max_positions=fields.optional("original_max_position_embeddings", limits.MAX_POSITIONS),
     )

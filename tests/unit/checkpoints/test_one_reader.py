@@ -69,7 +69,7 @@ RIGHT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         VL | {"quantization_config": FP8, "text_config": TEXT | {"quantization_config": GPTQ}},
         {"quantization": Quantization("fp8", 8, None, block=128)},
     ),
-    "a dtype with its module": (DENSE | {"torch_dtype": "torch.float32"}, {"dtype": "float32"}),
+    "another name of a dtype": (DENSE | {"torch_dtype": "float"}, {"dtype": "float32"}),
     "a class without linear attention has none": (
         HYBRID | {"architectures": ["Qwen3MoeForCausalLM"]},
         {"attention_layers": 24, "linear": None},

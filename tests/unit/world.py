@@ -352,7 +352,7 @@ class Operator:
             hub=self.hub,
             claims=VolumeClaims(api, api.clock.monotonic),
             on_ask=self.arbiter.heard,
-            free_nodes=FreeNodes(NodePods(api, api.clock.monotonic), api.clock.now, config.distinct_nodes),
+            free_nodes=FreeNodes(NodePods(api, api.clock.monotonic)),
         )
         self.worker = Worker(self.queue, reconciler, self._count)
         self.lagging = False

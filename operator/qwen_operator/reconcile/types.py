@@ -113,7 +113,8 @@ class Decision:
 
     `actions` are in the order of the writes. `status` is complete. `events` belong to the change of the status. After
     `requeue_after` seconds, time alone changes the decision. `query` is the question for a hub. `ask`: what the
-    arbiter is asked for; None if it does not decide about this deployment.
+    arbiter is asked for; None if it does not decide about this deployment. `unread`: nodes whose pods must be read
+    before replicas may have them.
     """
 
     actions: OrderedActions
@@ -122,6 +123,7 @@ class Decision:
     requeue_after: float | None = None
     query: HubQuery | None = None
     ask: Ask | None = None
+    unread: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ class Course:
     `unplaced`: the record of a replica that could not be placed as a whole.
     `foreign`: the message about objects of other owners with names that the operator needs; "" if there are none.
     `full`: the message about a quota without room.
-    `query`: the question for a hub. `ask`: what the arbiter is asked for.
+    `query`: the question for a hub. `ask`: what the arbiter is asked for. `unread`: nodes to read.
     `prefetch`: what is downloaded before engine pods need it. `given_back`: replicas whose model cannot be fetched.
     `status`, `events`: set by the last phase.
     """
@@ -166,6 +168,7 @@ class Course:
     foreign: str = ""
     full: str | None = None
     ask: Ask | None = None
+    unread: frozenset[str] = frozenset()
     prefetch: Prefetch = NOTHING
     given_back: GivenBack = NONE_GIVEN_BACK
     status: Manifest | None = None

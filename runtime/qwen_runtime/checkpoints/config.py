@@ -53,7 +53,7 @@ LAYOUTS = {
 # models/*/configuration_*.py). By class: KV heads, and the width of a head, or None for hidden size / heads.
 _ATTENTION_DEFAULTS: dict[str, tuple[int, int | None]] = {
     "Qwen2": (32, None), "Qwen2Moe": (16, None), "Qwen2VL": (8, None), "Qwen2_5_VL": (8, None),
-    "Qwen3": (32, 128), "Qwen3Moe": (4, None), "Qwen3VL": (32, 128), "Qwen3VLMoe": (16, 128),
+    "Qwen3": (32, 128), "Qwen3Moe": (4, None), "Qwen3VL": (32, 128), "Qwen3VLMoe": (16, None),
     "Qwen3Next": (2, 256), "Qwen3_5": (4, 256), "Qwen3_5Moe": (2, 256),
 }  # fmt: skip
 _CLASS_END = re.compile(r"(For[A-Z].*|Model)$")

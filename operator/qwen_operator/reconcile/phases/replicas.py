@@ -81,6 +81,7 @@ def replicas(course: Course) -> Step:
             foreign=_foreign_message(course, steps.blocked),
             full=course.full or full,
             ask=ask,
+            unread=placed.unread,
         ),
         (*actions, *course.prefetch.actions),
         requeue_after=_requeue_after(fleet.existing, (*due, *course.prefetch.waits)),

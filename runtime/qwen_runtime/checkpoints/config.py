@@ -20,7 +20,7 @@ from qwen_runtime.checkpoints import quantization, shapes
 from qwen_runtime.checkpoints.formats import Stored
 from qwen_runtime.checkpoints.model import LinearAttention, ModelConfig, RopeScaling
 from qwen_runtime.checkpoints.modules import Held, Modules
-from qwen_runtime.checkpoints.reading import Fields, InvalidFactsError
+from qwen_runtime.checkpoints.reading import Fields, InvalidFactsError, UnknownArchitectureError
 
 CONFIG_FILE = "config.json"
 LARGEST_CONFIG = 10_000_000
@@ -188,7 +188,8 @@ def _check_known(top: Fields) -> None:
     if not isinstance(names, list) or not names:
         raise top.refuse("architectures", f"a list whose first entry is {right}")
     if not isinstance(names[0], str) or names[0] not in LAYOUTS:
-        raise Fields({"architectures[0]": names[0]}).refuse("architectures[0]", right)
+        refused = Fields({"architectures[0]": names[0]}).refuse("architectures[0]", right)
+        raise UnknownArchitectureError(str(refused), refused.public)
 
 
 def _layout(architecture: str, text: Fields) -> shapes.Layout:

@@ -34,6 +34,9 @@ With spec.prefetch and a cache in a claim, it is the name of the claim.
 ANNOTATION_FETCH_PODS = f"{GROUP}/fetch-pods"
 """How many pods were created for spec.prefetch since a place last got the model, when the first and the last one were,
 and a hash of the places that have it. A ControllerRevision has it."""
+ANNOTATION_FETCH_FAILURES = f"{GROUP}/fetch-failures"
+"""How many replicas gave their GPUs back because their model could not be fetched, when the last one did, and why. A
+ControllerRevision has it."""
 ANNOTATION_ADAPTERS = f"{GROUP}/adapters"
 """The names of the adapters that the engine has, with commas between them."""
 ANNOTATION_ADAPTERS_WANTED = f"{GROUP}/adapters-wanted"

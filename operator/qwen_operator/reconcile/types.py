@@ -24,6 +24,8 @@ from qwen_operator.planning.types import Plan
 from qwen_operator.reconcile.plan_memory import PlanMemory
 from qwen_operator.replicas.adapters import Pages
 from qwen_operator.replicas.draining import RolloutRules
+from qwen_operator.replicas.giving_back import NOTHING as NONE_GIVEN_BACK
+from qwen_operator.replicas.giving_back import GivenBack
 from qwen_operator.replicas.groups import SortedReplicas
 from qwen_operator.replicas.holding import Hold
 from qwen_operator.replicas.node_health import NodeHealth
@@ -137,7 +139,7 @@ class Course:
     `foreign`: the message about objects of other owners with names that the operator needs; "" if there are none.
     `full`: the message about a quota without room.
     `query`: the question for a hub. `ask`: what the arbiter is asked for.
-    `prefetch`: what is downloaded before engine pods need it.
+    `prefetch`: what is downloaded before engine pods need it. `given_back`: replicas whose model cannot be fetched.
     `status`, `events`: set by the last phase.
     """
 
@@ -165,6 +167,7 @@ class Course:
     full: str | None = None
     ask: Ask | None = None
     prefetch: Prefetch = NOTHING
+    given_back: GivenBack = NONE_GIVEN_BACK
     status: Manifest | None = None
     events: tuple[Manifest, ...] = ()
 

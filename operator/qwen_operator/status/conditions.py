@@ -120,6 +120,7 @@ def _stalled(given: StatusInput, reason: Reason, message: str, failure: Failure 
         text = f"{failure.count} identical failures; {message}"
         return Verdict(ConditionType.STALLED, True, reason, text)
     looping = any(replica.crash_looping and replica.reason is reason for replica in given.current)
+    looping = looping or reason is given.given_back.reason
     looping = looping or any(pod.crash_looping and pod.reason is reason for pod in given.prefetch.pods)
     return Verdict(ConditionType.STALLED, True, reason, message) if looping else None
 

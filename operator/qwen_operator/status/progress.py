@@ -138,11 +138,17 @@ def progress_of(
     """
     busy = [pod for pod in pods if is_fetching(pod) or is_starting(pod)]
     same = next((pod for pod in busy if pod.name == shown.get("pod")), None)
-    read = [pod for pod in busy if pod.uid in pages]
-    pod = same or max(read, key=lambda one: (*_how_far(pages[one.uid]), one.name), default=None)
+    # The last page of a download is still there when its engine starts.
+    read = {
+        pod.uid: page
+        for pod in busy
+        if (page := pages.get(pod.uid)) is not None and isinstance(page, StartPage) == is_starting(pod)
+    }
+    known = [pod for pod in busy if pod.uid in read]
+    pod = same or max(known, key=lambda one: (*_how_far(read[one.uid]), one.name), default=None)
     if pod is None:
         return None
-    page = pages.get(pod.uid)
+    page = read.get(pod.uid)
     if page is None:
         # The numbers of a download say nothing about the start that follows it.
         return dict(shown) if (shown.get("phase") == DOWNLOAD) == is_fetching(pod) else None

@@ -228,8 +228,8 @@ async def test_a_download_is_forgotten_when_the_engine_starts() -> None:
     await tell(world, 16 * GB)
     assert column(world) == "Downloading 100%"
     world.kubelet.engine = starting
-    world.operator.pages = {}
     await world.settle()
+    assert world.operator.pages, "the page was read before the end"
     assert column(world) == "Loading"
     assert "progress" not in world.qd()["status"]
 

@@ -122,6 +122,9 @@ def _rank(config: Mapping[str, Any]) -> int:
     for name in _IGNORED:
         if config.get(name):
             raise fields.refuse(name, "empty, because SGLang ignores it: merge the adapter into its base")
+    alpha = config.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise fields.refuse("lora_alpha", "a number, by which SGLang scales the adapter")
     return fields.whole("r", MAX_RANK)
 
 

@@ -60,6 +60,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "biases": ({"bias": "all"}, "bias is 'all', it must be none"),
     "whole modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save is a list, it must be empty"),
     "several ranks": ({"rank_pattern": {"q_proj": 4}}, "rank_pattern is an object, it must be empty"),
+    "no alpha": ({"lora_alpha": None}, "lora_alpha is null, it must be a number, by which SGLang scales the adapter"),
     "no rank": ({"r": 0}, "r is 0, it must be a whole number from 1 to 1024"),
     "another rank": ({"r": 4}, "r is 4, but tensor base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight of"),
     "an expression": ({"target_modules": ".*_proj"}, "target_modules is '.*_proj', it must be a list out of q_proj"),

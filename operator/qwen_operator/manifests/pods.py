@@ -23,6 +23,7 @@ from qwen_operator.manifests.group_pods import apart, as_member, group_command, 
 from qwen_operator.manifests.multi_node import near
 from qwen_operator.manifests.names import Manifest, Owner, PodIdentity
 from qwen_operator.manifests.quantities import canonical_quantities
+from qwen_operator.planning.adapters import FETCHED
 from qwen_operator.planning.types import EngineSource, Plan
 
 RUNTIME_MOUNT = "/qwen-runtime"
@@ -351,7 +352,9 @@ def _fetch_containers(source: EngineSource, identity: PodIdentity, plan: Plan, r
         "securityContext": deepcopy(_CONTAINER_SECURITY),
     }
     compiled = model_cache.compile_folder(plan) if model_cache.keeps_compiled(source) else ""
-    return [model_cache.fetch_container(source, identity.owner.namespace, common, compiled)]
+    shared = any(mount["mountPath"] == FETCHED for mount in source.mounts)
+    listed = next(iter(list_parts(source.adapters, plan.nodes_per_replica).mounts), None) if shared else None
+    return [model_cache.fetch_container(source, identity.owner.namespace, common, compiled, listed)]
 
 
 def _engine_container(spec: Spec, plan: Plan, source: EngineSource) -> Manifest:
@@ -398,7 +401,7 @@ def own_mounts(plan: Plan, source: EngineSource) -> tuple[list[Manifest], list[M
 def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
     """The command. SGLang runs as a child of the runtime, because as process 1 it ignores SIGTERM while it loads."""
     group = group_command(plan.nodes_per_replica, _group_seconds(plan, source))
-    hold = [f"--hold={lock}" for lock in model_cache.locks(source)]
+    hold = [f"--hold={lock}" for lock in model_cache.locks(source, plan.nodes_per_replica)]
     hold += [f"--compile-cache={model_cache.COMPILE_MOUNT}"] if model_cache.keeps_compiled(source) else []
     hold += list_parts(source.adapters, plan.nodes_per_replica).launch
     engine = [

@@ -22,6 +22,8 @@ from qwen_operator.manifests.ownership import Children
 from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError
 from qwen_operator.planning.types import Plan
 from qwen_operator.reconcile.plan_memory import PlanMemory
+from qwen_operator.replicas.adapter_downloads import NOTHING as NO_DOWNLOADS
+from qwen_operator.replicas.adapter_downloads import AdapterDownloads
 from qwen_operator.replicas.adapters import Pages
 from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.groups import SortedReplicas
@@ -42,6 +44,7 @@ class Observed:
 
     `pods`, `revisions`, `budgets`: the objects that name the deployment or have a name that it needs.
     `engine_pods`: the states of its own engine pods. `fetch_pods`: of its pods that fetch a model before those need it.
+    `adapter_pods`: of its pods that fetch adapters while engines serve.
     `pinned`: what its ControllerRevisions pin, by revision hash, or why this version cannot read one.
     `quotas`: the ResourceQuotas of its namespace.
     `scaling`: the scaling state; None while nothing is known.
@@ -61,6 +64,7 @@ class Observed:
     pods: Children = field(default_factory=Children)
     engine_pods: tuple[PodState, ...] = ()
     fetch_pods: tuple[PodState, ...] = ()
+    adapter_pods: tuple[PodState, ...] = ()
     revisions: Children = field(default_factory=Children)
     pinned: Mapping[str, PinnedRevision | UnreadableRevisionError] = field(default_factory=dict)
     budgets: Children = field(default_factory=Children)
@@ -137,7 +141,7 @@ class Course:
     `foreign`: the message about objects of other owners with names that the operator needs; "" if there are none.
     `full`: the message about a quota without room.
     `query`: the question for a hub. `ask`: what the arbiter is asked for.
-    `prefetch`: what is downloaded before engine pods need it.
+    `prefetch`: what is downloaded before engine pods need it. `downloads`: the adapters that are, while engines serve.
     `status`, `events`: set by the last phase.
     """
 
@@ -165,6 +169,7 @@ class Course:
     full: str | None = None
     ask: Ask | None = None
     prefetch: Prefetch = NOTHING
+    downloads: AdapterDownloads = NO_DOWNLOADS
     status: Manifest | None = None
     events: tuple[Manifest, ...] = ()
 

@@ -70,7 +70,7 @@ def obstacle(old: PinnedRevision, facts: Checkpoint) -> str:
         return (
             "replicas over several nodes load adapters only when they start" if many else "they started without a list"
         )
-    before = wanted_adapters(wanted_text(old.template))
+    before = {adapter.name: path_of(adapter.uri) for adapter in old.facts.adapters}
     mounts = [mount for one in old.template["spec"]["containers"] for mount in one.get("volumeMounts", ())]
     mounted = {str(mount.get("mountPath")) for mount in mounts}
     commits = {adapter.uri: adapter.commit for adapter in old.facts.adapters}
@@ -91,7 +91,9 @@ def _not_mounted(place: str, mounted: Collection[str]) -> str:
     """Why pods with mounts at these paths cannot read an adapter; "" if they can. `place` is `AdapterSource.place`."""
     source = AdapterSource(place)
     if source.scheme != uris.PVC.scheme:
-        return "" if path_of(place) in mounted else f"is at {place}, and is fetched when a pod starts"
+        if FETCHED in mounted or path_of(place) in mounted:
+            return ""
+        return f"is at {place}, and is fetched when a pod starts, because they mount no cache with adapters"
     return "" if f"{MOUNT}/{source.claim}" in mounted else f'is on the claim "{source.claim}", which they do not mount'
 
 
@@ -112,6 +114,30 @@ def adopts(old: PinnedRevision, new: PinnedRevision) -> bool:
         return False
     before, after = (wanted_adapters(wanted_text(one.template)) for one in (old, new))
     return all(before.get(name, folder) == folder for name, folder in after.items())
+
+
+def starting_with(
+    running: PinnedRevision, replicas: Iterable[Replica], pinned: Mapping[str, PinnedRevision]
+) -> PinnedRevision | None:
+    """The revision with whose adapters new replicas start; None for the running one.
+
+    An adapter that no engine has may be one that cannot be fetched or loaded. A new replica does not come up with it.
+    So it starts with the list of another revision, of which engines have all, and takes up the rest while it serves.
+    """
+    wanted, had = wanted_adapters(wanted_text(running.template)), set[str]()
+    for replica in replicas:
+        if replica.up and replica.revision == running.revision:
+            folders = wanted_adapters(wanted_text(replica.leader.manifest))
+            had |= {name for name in loaded_names(replica.leader.manifest) if folders.get(name) == wanted.get(name)}
+    if not had or had >= wanted.keys():
+        return None
+
+    def common(one: PinnedRevision) -> set[str]:
+        return wanted_adapters(wanted_text(one.template)).keys() & wanted.keys()
+
+    able = [one for one in pinned.values() if one.revision != running.revision and adopts(one, running)]
+    proven = [one for one in able if common(one) <= had]
+    return max(proven, key=lambda one: (len(common(one)), one.number), default=None)
 
 
 def serving_as(

@@ -20,6 +20,7 @@ from qwen_operator.api.spec import InvalidSpec, Spec
 from qwen_operator.api.status import Failure, Observation, ScalingReport, build
 from qwen_operator.manifests.names import Manifest, engine_selector
 from qwen_operator.manifests.revisions import PinnedRevision
+from qwen_operator.replicas.adapter_downloads import Told
 from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.fetches import fetches, in_words
 from qwen_operator.replicas.groups import Replica, SortedReplicas
@@ -59,6 +60,7 @@ class StatusInput:
     it.
     `short_of_gpus`: why other deployments have the GPUs of wanted replicas; "" if they do not.
     `granted`: for how many the GPUs suffice then. `adapter_failures`: why engines could not load adapters, by name.
+    `adapter_downloads`: about adapters that are fetched while engines serve, by name.
     `why_replaced`: why a change of adapters replaces replicas; "" if it does not.
     `prefetch`: what is downloaded before engine pods need it.
     """
@@ -84,6 +86,7 @@ class StatusInput:
     short_of_gpus: str = ""
     granted: int | None = None
     adapter_failures: Mapping[str, str] = field(default_factory=dict)
+    adapter_downloads: Mapping[str, Told] = field(default_factory=dict)
     why_replaced: str = ""
     prefetch: Prefetch = NOTHING
 
@@ -158,7 +161,9 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
     facts = target.facts if target else blocked.facts if blocked else None
     failure = _reported_failure(given, old)
     seen = observed(running, given.replicas.serving, given.rules.scaling, old)
-    loading = Loading(given.ready, given.revision, given.wanted, blocked, given.adapter_failures)
+    loading = Loading(
+        given.ready, given.revision, given.wanted, blocked, given.adapter_failures, given.adapter_downloads
+    )
     observation = Observation(
         generation=int(meta.get("generation") or 0),
         replicas=given.replicas.count(given.wanted.number, given.rules.max_surge),
@@ -524,6 +529,6 @@ def _degraded(given: StatusInput, message: str, seen: Mapping[str, Any] | None) 
     broken = [replica for replica in given.current if not replica.ready and not replica.on_the_way]
     if broken:
         return Verdict(ConditionType.DEGRADED, True, Reason.REPLICA_LOST, message)
-    if (failed := not_loaded(given.adapter_failures)) is not None:
+    if (failed := not_loaded(given.adapter_failures, given.adapter_downloads)) is not None:
         return failed
     return mismatch(given.running.plan, seen) if given.running else None

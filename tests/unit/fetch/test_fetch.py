@@ -35,7 +35,7 @@ from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.store import Entry, Store, read_manifest, used_bytes
 from qwen_operator.fetch.transfer import THREADS
 from qwen_operator.fetch.wire import Client, Remote
-from qwen_operator.manifests.model_cache import IN_USE
+from qwen_runtime.adapter_list import IN_USE
 from qwen_runtime.page import showing
 from tests.unit.fetch.hub import COMMIT, REPOSITORY, FileHub, serving
 from tests.unit.fetch.tls import certificate

@@ -12,11 +12,12 @@ from qwen_operator.api.writers import replicas_writer
 from qwen_operator.arbiter.asking import granted, number_of_new, size_after, takes_part, with_few_new
 from qwen_operator.arbiter.types import Ask, Grant
 from qwen_operator.manifests.names import budget_name
+from qwen_operator.reconcile.adapter_fetching import adapters_fetched
 from qwen_operator.reconcile.foreign import foreign_objects
 from qwen_operator.reconcile.prefetching import prefetched
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas import quotas
-from qwen_operator.replicas.adapters import notes, serving_as
+from qwen_operator.replicas.adapters import notes, serving_as, starting_with
 from qwen_operator.replicas.cached_nodes import known_nodes, preferring
 from qwen_operator.replicas.draining import RolloutRules, waits
 from qwen_operator.replicas.groups import Replica, SortedReplicas, groups_of, sort_replicas
@@ -50,6 +51,8 @@ def replicas(course: Course) -> Step:
     """Set the existing replicas and the wanted number, and add the next steps from the one to the other."""
     fleet = _fleet(course)
     course, rules = fleet.course, fleet.rules
+    if course.running is not None:
+        rules = replace(rules, starts=starting_with(course.running, fleet.existing, course.observed.readable))
     placed = place(_to_be_placed(fleet.replicas), _placing(course))
     sorted_replicas = fleet.replicas.with_messages(placed.messages)
     needed = _moves(course, sorted_replicas, rules).actions if course.spec.prefetch else ()
@@ -61,7 +64,9 @@ def replicas(course: Course) -> Step:
     steps = _where_cached(course, steps)
     proposed = _without_conflicts((*steps.actions, *_repairs(course, fleet.existing, rules)), placed.actions)
     actions, full = quotas.within_quotas(proposed, course.observed.quotas, course.actions)
+    course = replace(course, downloads=adapters_fetched(course, sorted_replicas, actions))
     due = (*waits(sorted_replicas, rules), *fleet.progress.waits, *placed.waits, *fleet.rule.waits(course.now))
+    due = (*due, *course.prefetch.waits, *course.downloads.waits)
     return Step(
         replace(
             course,
@@ -73,8 +78,8 @@ def replicas(course: Course) -> Step:
             full=course.full or full,
             ask=ask,
         ),
-        (*actions, *course.prefetch.actions),
-        requeue_after=_requeue_after(fleet.existing, (*due, *course.prefetch.waits)),
+        (*actions, *course.prefetch.actions, *course.downloads.actions),
+        requeue_after=_requeue_after(fleet.existing, due),
     )
 
 

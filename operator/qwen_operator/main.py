@@ -21,7 +21,7 @@ import prometheus_client
 from qwen_operator import handlers
 from qwen_operator.api.name_index import NameIndex
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.controller.adapter_pages import AdapterPages, adapter_pages, loading_pods
 from qwen_operator.controller.arbiter import Arbiter, Wiring
 from qwen_operator.controller.autoscaler import Autoscaler, Sources
@@ -45,7 +45,8 @@ from qwen_operator.hubs.client import fetch, fetch_file
 from qwen_operator.kube import KubeApi
 from qwen_operator.kube.client import connect
 from qwen_operator.kube.lease import Elector, FencedApi, Terms, wall_stamp
-from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
+from qwen_operator.metrics.deployments import DeploymentMetrics, LoadSource
+from qwen_operator.metrics.process import OperatorMetrics
 from qwen_operator.objects import ObjectKey
 from qwen_operator.replicas.scaling_view import scaled_deployments
 

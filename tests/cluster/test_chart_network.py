@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qwen_operator.config import load
+from qwen_operator.config.load import load
 from tests.cluster.chart import CHART, PROMETHEUS, Manifest, all_values, helm, of_kind, one, pods, render
 
 pytestmark = pytest.mark.cluster

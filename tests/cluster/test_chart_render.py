@@ -11,7 +11,8 @@ from uuid import uuid4
 import pytest
 import yaml
 
-from qwen_operator.config import load, settings
+from qwen_operator.config.load import load
+from qwen_operator.config.plans import settings
 from qwen_operator.gateway.settings import ProxySettings
 from qwen_operator.gateway.tenants import Limits, read_tenants
 from qwen_operator.manifests import names

@@ -18,7 +18,7 @@ import pytest
 from qwen_operator.api.spec import parse
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.manifests.names import Owner, PodIdentity
-from qwen_operator.manifests.pods import RuntimeImage
+from qwen_operator.manifests.pod_parts import RuntimeImage
 from qwen_operator.planning.types import EngineDefaults
 from qwen_operator.sources import registry
 from tests.e2e.conftest import Gateway

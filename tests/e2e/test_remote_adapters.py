@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Gateway
+from tests.e2e.hub_pod import Repositories, start_hub
 from tests.e2e.test_adapters import ENGINE, QUESTION
-from tests.e2e.test_model_cache import PROGRAM, TOKEN, hub_manifests
 from tests.e2e.traffic import Trickle, flowing, short_answer
 from tests.qd import alive, pods, qd, wait_condition, wait_ready
 from tests.testbed.adapters import adapters
@@ -28,9 +28,8 @@ from tests.unit.fetch.hub import COMMIT, REPOSITORY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 NAME, MODEL = "elsewhere", "tiny-elsewhere"
-CACHE = "adapter-cache"
-SECOND = "Qwen/Second"
-"""Another repository of the hub, with the same files: it has a folder of its own in the cache."""
+TOKEN = "hf-secret"
+CACHE, SECOND = "adapter-cache", "Qwen/Second"
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +37,11 @@ def space(bed: Cluster, kubectl: Kubectl, claim_space: str) -> Iterator[str]:
     """The namespace with a hub that has one adapter, and with a token for it."""
     meta = {"name": "hf-token", "namespace": claim_space}
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"token": TOKEN, "wrong": "no"}}
-    program = PROGRAM.replace("/models/tiny-qwen2", "/models/style-0").replace("delay=2.0", "delay=0.0")
-    program = program.replace("from hub import", "import hub\nhub.REPOSITORY = 'Qwen/[A-Za-z]+'\nfrom hub import")
     kubectl.apply(*claim_manifests("adapters", claim_space, Path(adapters())), secret)
-    kubectl.apply(*hub_manifests(claim_space, program, "adapters"))
-
-    def up() -> bool:
-        return condition(kubectl.get("pod", "hub", claim_space) or {}, "Ready").get("status") == "True"
-
-    wait_for("the hub is up", up, 60)
-    install(bed, "--set", f"hub.url=http://hub.{claim_space}.svc:8000")
+    hub = start_hub(
+        kubectl, claim_space, Repositories({REPOSITORY: "style-0", SECOND: "style-2"}, token=TOKEN), "adapters"
+    )
+    install(bed, "--set", f"hub.url={hub.url}")
     yield claim_space
     install(bed)
     kubectl.run("delete", "pv", volume_name("adapters", claim_space), "--wait=false")
@@ -92,14 +86,15 @@ def test_an_adapter_of_a_private_repository_answers(kubectl: Kubectl, gateway: G
 @pytest.fixture
 def cached(bed: Cluster, kubectl: Kubectl, space: str) -> Iterator[str]:
     """The namespace with a claim that is the cache."""
+    url = f"http://hub.{space}.svc:8000"
     folder = bed.models_dir.parent / f"{CACHE}-{space}"
     folder.mkdir()
     folder.chmod(0o777)
     kubectl.apply(*claim_manifests(CACHE, space, folder, access_mode="ReadWriteMany"))
-    cache = ("cache.type=PersistentVolumeClaim", f"cache.claimName={CACHE}", f"hub.url=http://hub.{space}.svc:8000")
+    cache = ("cache.type=PersistentVolumeClaim", f"cache.claimName={CACHE}", f"hub.url={url}")
     install(bed, *(word for value in cache for word in ("--set", value)))
     yield space
-    install(bed, "--set", f"hub.url=http://hub.{space}.svc:8000")
+    install(bed, "--set", f"hub.url={url}")
     kubectl.run("delete", "pv", volume_name(CACHE, space), "--wait=false")
 
 

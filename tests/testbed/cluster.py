@@ -229,12 +229,12 @@ class Cluster:
 
     @contextmanager
     def more_real_nodes(self, number: int) -> Iterator[OwnNodes]:
-        """So many real nodes beside the first, each with one GPU. Those that did not run before are removed again."""
+        """Exactly so many real nodes beside the first, each with one GPU. Afterwards there are as many as before."""
         before = 1 + len(self._real.more())
         nodes = [RealNodeNames(place) for place in range(2, number + 2)]
         toleration = {"key": POOL_LABEL, "operator": "Equal", "value": MORE_POOL}
         try:
-            self.keep_real_nodes(max(before, number + 1))
+            self.keep_real_nodes(number + 1)
             yield OwnNodes(
                 tuple(node.name for node in nodes),
                 {"nodeSelector": {POOL_LABEL: MORE_POOL}, "tolerations": [toleration]},

@@ -23,7 +23,7 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.api.name_index import NameIndex
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
-from qwen_operator.config import Config, GatewayConfig
+from qwen_operator.config.types import Config, GatewayConfig
 from qwen_operator.controller.arbiter import Arbiter, Wiring
 from qwen_operator.controller.cache import WATCHED, Store
 from qwen_operator.controller.enqueue import Intake
@@ -54,7 +54,7 @@ from qwen_operator.manifests.names import (
     LABEL_ROLE,
     ROLE_FETCH,
 )
-from qwen_operator.manifests.pods import RuntimeImage
+from qwen_operator.manifests.pod_parts import RuntimeImage
 from qwen_operator.objects import key_of, mapping
 from qwen_operator.planning import plan as planning
 from qwen_operator.planning.types import EngineDefaults, EngineSource, NoFit, Plan

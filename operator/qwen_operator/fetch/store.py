@@ -37,7 +37,6 @@ MANIFEST = ".manifest.json"
 LEASE_SECONDS = 3600.0
 """For so long after a pod asked for a model, the model stays, even if no engine holds it."""
 _LARGEST_MANIFEST = 8 << 20
-_GB = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +155,21 @@ class Store:
             )
             raise FetchError(Reason.DISK_FULL, message)
         if verdict.missing:
-            raise FetchError(
-                Reason.DISK_FULL,
-                f"{entry.remote} needs {gigabytes(wanted)} more, and the cache has room for "
-                f"{gigabytes(verdict.available)} besides what is in use: enlarge cache.sizeGiB "
-                f"({self.limit >> 30} GiB) or its disk{self._kept()}, or stop a model there",
-            )
+            raise FetchError(Reason.DISK_FULL, self._full(entry, wanted, present, verdict.available))
         return verdict.evicted
+
+    def _full(self, entry: Entry, wanted: int, present: int, available: int) -> str:
+        if wanted + present > self.limit:
+            return (
+                f"{entry.remote} has {gigabytes(wanted + present)}, and the cache may have {gigabytes(self.limit)} in "
+                f"all: enlarge cache.sizeGiB ({self.limit >> 30} GiB)"
+            )
+        return (
+            f"{entry.remote} needs {gigabytes(wanted)} more, and the cache has room for {gigabytes(available)} besides "
+            f"the models that are in use or were asked for within the last hour: enlarge cache.sizeGiB "
+            f"({self.limit >> 30} GiB) or its disk{self._kept()}, stop a model there, or remove one with qwen-operator "
+            "cache rm"
+        )
 
     def cached(self) -> list[Cached]:
         """What the cache has, complete and on its way."""
@@ -263,8 +270,8 @@ def read_manifest(folder: Path) -> tuple[RemoteFile, ...] | None:
 
 
 def gigabytes(size: int) -> str:
-    """The size in GB, as disks and hubs show it."""
-    return f"{size / _GB:.1f} GB"
+    """The size in GB or MB, as disks and hubs show it."""
+    return f"{size / 10**9:.1f} GB" if size >= 10**8 else f"{size / 10**6:.1f} MB"
 
 
 def _try(descriptor: int) -> bool:

@@ -230,6 +230,9 @@ class Transfer:
                 except (Busy, Cut) as trouble:
                     failures = 0 if at > before else failures + 1
                     self._after(trouble, failures)
+            # If the node loses its power, the journal may be on the disk before the chunk. A checksum would show it.
+            if chunk.file.digest() is None:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 

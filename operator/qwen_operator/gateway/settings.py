@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwen_operator.api.claims import NameRights
-from qwen_operator.config import ConfigError, name_rights
+from qwen_operator.config.section import ConfigError
+from qwen_operator.config.tenancy import name_rights
 from qwen_operator.untrusted import clean, decode, digits
 
 WORKERS_FILE = "workers.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qwen_operator.actions.types import Action
+from qwen_operator.actions.types import Action, Kind
 from qwen_operator.api.spec import Spec
 from qwen_operator.manifests.model_cache import claim_folder, node_folder
 from qwen_operator.manifests.names import Manifest
@@ -25,6 +25,9 @@ _UNBOUND = (
     "spec.prefetch does nothing until the claim {name} is bound, because a pod without GPUs could bind it to a node "
     "without free GPUs: the first engine pod binds it"
 )
+_UNPINNED = (
+    "spec.prefetch has no effect while the API server rejects the ControllerRevision, which counts the downloads"
+)
 _LOOK_SECONDS = 60.0
 
 
@@ -42,6 +45,8 @@ def prefetched(
     useless = _NO_NODES if folder and observed.neighbours is None else "" if claim or folder else _NO_CACHE
     if useless:
         return Prefetch(actions=endings(observed.fetch_pods), useless=useless)
+    if _is_unpinned(course, running):
+        return Prefetch(actions=endings(observed.fetch_pods), useless=_UNPINNED)
     engines, _ = quotas.within_quotas(needed, observed.quotas, course.actions)
     _, lacking = quotas.within_quotas(needed, quotas.without_devices(observed.quotas), course.actions)
     if lacking:
@@ -95,6 +100,14 @@ def _bound(course: Course, claim: str) -> bool:
     """Whether the claim is known to be bound. Its first pod would decide about the node of its volume."""
     seen = course.observed.cache_claim
     return seen is not None and seen.name == claim and seen.bound
+
+
+def _is_unpinned(course: Course, running: PinnedRevision) -> bool:
+    """Whether the API server has rejected the ControllerRevision. That may last for ever, and engines need none."""
+    name = revision_metadata(course.observed.owner, running.revision)["name"]
+    refusal = course.observed.refusal
+    rejected = refusal is not None and (refusal.kind, refusal.name) == (Kind.CONTROLLER_REVISION, name)
+    return rejected and not _stored(course, running)
 
 
 def _stored(course: Course, running: PinnedRevision) -> Manifest:

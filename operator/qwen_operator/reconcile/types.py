@@ -15,7 +15,7 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.api.status import Failure
 from qwen_operator.arbiter.types import Ask, Grant
 from qwen_operator.checkpoints.hubs import HubAnswer, HubQuery
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.manifests.names import Manifest, Owner
 from qwen_operator.manifests.ownership import Children

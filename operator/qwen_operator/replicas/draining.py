@@ -15,6 +15,7 @@ from qwen_operator.actions.events import action_event, rfc3339
 from qwen_operator.actions.types import Action, ActionReason, Delete, Kind, Patch
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.events import Event
+from qwen_operator.manifests.engine_pods import grace_seconds
 from qwen_operator.manifests.names import (
     ANNOTATION_CORDONED_SINCE,
     ANNOTATION_DRAIN_REASON,
@@ -22,7 +23,6 @@ from qwen_operator.manifests.names import (
     LABEL_ROUTABLE,
     Manifest,
 )
-from qwen_operator.manifests.pods import grace_seconds
 from qwen_operator.manifests.revisions import PinnedRevision
 from qwen_operator.replicas.groups import Replica, SortedReplicas, seconds_since
 from qwen_operator.replicas.node_health import NodeHealth

@@ -223,7 +223,8 @@ def _before_the_engine(pod: Manifest, name: str, status: Mapping[str, Any]) -> t
     if gated := _gated(pod, name):
         return gated
     scheduled = objects.condition(pod, "PodScheduled")
-    if scheduled.get("status") == "False":
+    # Once its gates are gone, a pod keeps this condition until the scheduler has looked at it.
+    if scheduled.get("status") == "False" and scheduled.get("reason") != "SchedulingGated":
         return _unscheduled(pod, name, untrusted.clean(scheduled.get("message"), MESSAGE_LIMIT))
     if stuck := _stuck(pod, name, status):
         return stuck

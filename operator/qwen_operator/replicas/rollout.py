@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch
 from qwen_operator.manifests.drift import pod_repair
+from qwen_operator.manifests.engine_pods import ReplicaPods, engine_pods, shared_engine_pods
 from qwen_operator.manifests.names import LABEL_ROUTABLE, Manifest, Owner, PodIdentity, engine_pod_names, replica_name
-from qwen_operator.manifests.pods import ReplicaPods, engine_pods, shared_engine_pods
 from qwen_operator.manifests.revisions import PinnedRevision
 from qwen_operator.replicas.draining import (
     RolloutRules,

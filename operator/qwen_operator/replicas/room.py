@@ -9,7 +9,7 @@ younger one leaves the older one its room. A pod that nobody places keeps others
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -136,39 +136,68 @@ def room_for(
     `future_nodes`: how many nodes a declared pool may still grow by.
     """
     places, distinct = places_of(neighbours), neighbours.distinct_nodes
-    # What no node offers may come from somewhere that the operator does not see, such as DRA. The scheduler decides.
-    offered = {name for place in places for name in place.offered}
     hosts = _hosts(neighbours.pods) if distinct else {}
     found = Room()
-    waiting = _in_order(neighbours.pods)
-    pools = [need_of(group[0]).selector for key, group in waiting if key[0] == namespace and key[1] in replicas]
-    for key, group in waiting:
-        ours = key[0] == namespace and key[1] in replicas
-        if not ours and not _takes_room(group, now):
-            continue
-        need = need_of(group[0])
-        if not ours and not need.gpus:
-            # For example an inspection: it takes no GPU from anybody.
-            continue
-        need = replace(need, more={name: number for name, number in need.more.items() if name in offered})
-        # The arbiter may have sent each of the pods to a node of its own.
-        needs = [need_of(pod) for pod in group]
-        suitable = [
-            place for place in places if place.name not in hosts.get(key, ()) and any(place.suits(one) for one in needs)
-        ]
+    asked = {(namespace, replica) for replica in replicas}
+    groups = [group for group in _groups(neighbours.pods, places, asked) if group.ours or group.takes_room(now)]
+    pools = [group.need.selector for group in groups if group.ours]
+    for group in groups:
+        need, pods, replica = group.need, len(group.pods), group.key[1]
+        suitable = group.suitable(places, hosts.get(group.key, ()))
         blocks = _blocks(suitable, need, distinct=distinct)
-        block, room = _best_block(blocks, len(group), neighbours.failures if ours else 0)
-        short = max(0, len(group) - len(room))
+        block, room = _best_block(blocks, pods, neighbours.failures if group.ours else 0)
+        short = max(0, pods - len(room))
         if short > (future_nodes if need.selector in pools else 0):
-            if ours:
-                found.lacks[key[1]] = _sentence(key[1], len(group), need, suitable)
+            if group.ours:
+                found.lacks[replica] = _sentence(replica, pods, need, suitable)
             continue
         future_nodes -= short
-        if ours and block and not short:
-            found.blocks[key[1]] = {need.topology: block}
-        for place in sorted(room, key=lambda place: (place.free.get(need.resource, 0), place.name))[: len(group)]:
+        if group.ours and block and not short:
+            found.blocks[replica] = {need.topology: block}
+        for place in sorted(room, key=lambda place: (place.free.get(need.resource, 0), place.name))[:pods]:
             place.take(need)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The pods of a replica that have no node. `ours`: whether the caller asks about this replica."""
+
+    key: _Key
+    pods: list[Manifest]
+    need: Need
+    ours: bool
+
+    def suitable(self, places: Sequence[Place], taken: Collection[str]) -> list[Place]:
+        """The places where its pods may run, without the nodes `taken` by other pods of the replica."""
+        # The arbiter may have sent each of the pods to a node of its own.
+        needs = [need_of(pod) for pod in self.pods]
+        return [place for place in places if place.name not in taken and any(place.suits(one) for one in needs)]
+
+    def takes_room(self, now: datetime) -> bool:
+        """Whether these pods of others may get nodes before a younger replica."""
+        if not self.need.gpus:
+            # For example an inspection: it takes no GPU from anybody.
+            return False
+        if is_gated(self.pods[0]):
+            # A replica cannot be placed before all its pods exist.
+            return len(self.pods) >= replica_pods(self.pods[0])
+        if any(objects.members(pod, "spec", "schedulingGates") for pod in self.pods):
+            # Somebody else queues them, for example Kueue.
+            return False
+        # The scheduler had its chance. It sees more than the operator, such as rules about other pods.
+        pending = (then for pod in self.pods if (then := _pending_since(pod, now)))
+        return any((now - then).total_seconds() < _PENDING_SECONDS for then in pending)
+
+
+def _groups(pods: Iterable[Manifest], places: Sequence[Place], asked: Collection[_Key]) -> Iterator[_Group]:
+    """The pods without a node, by replica: those that come first are first. `asked`: the replicas in question."""
+    # What no node offers may come from somewhere that the operator does not see, such as DRA. The scheduler decides.
+    offered = {name for place in places for name in place.offered}
+    for key, group in _in_order(pods):
+        need = need_of(group[0])
+        more = {name: number for name, number in need.more.items() if name in offered}
+        yield _Group(key, group, replace(need, more=more), key in asked)
 
 
 _Block = tuple[str, list[Place]]
@@ -194,18 +223,6 @@ def _best_block(blocks: Sequence[_Block], pods: int, failures: int = 0) -> _Bloc
     """
     enough = [item for item in blocks if len(item[1]) >= pods]
     return enough[failures % len(enough)] if enough else blocks[-1] if blocks else ("", [])
-
-
-def _takes_room(group: Sequence[Manifest], now: datetime) -> bool:
-    """Whether these pods of others may get nodes before a younger replica."""
-    if is_gated(group[0]):
-        # A replica cannot be placed before all its pods exist.
-        return len(group) >= replica_pods(group[0])
-    if any(objects.members(pod, "spec", "schedulingGates") for pod in group):
-        # Somebody else queues them, for example Kueue.
-        return False
-    # The scheduler had its chance. It sees more than the operator, such as rules about other pods.
-    return any((now - then).total_seconds() < _PENDING_SECONDS for pod in group if (then := _pending_since(pod, now)))
 
 
 def _pending_since(pod: Manifest, now: datetime) -> datetime | None:

@@ -14,7 +14,7 @@ import pytest
 from qwen_operator import objects
 from qwen_operator.arbiter.messages import in_words, short_of_gpus
 from qwen_operator.arbiter.types import Grant
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.controller import arbiter as loop
 from qwen_operator.kube import (
     NODES,
@@ -191,7 +191,6 @@ async def test_a_drain_that_nobody_needs_any_more_ends() -> None:
     assert leaving in world.names()
 
 
-@pytest.mark.timeout(300)
 async def test_each_kill_point_leads_to_the_same_end() -> None:
     async def end(point: int | None) -> tuple[World, int]:
         world = await serving()
@@ -593,7 +592,7 @@ async def test_replicas_over_several_nodes_wait_for_all_their_nodes(monkeypatch:
 async def test_a_replica_that_is_held_back_does_not_keep_a_higher_priority_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It seems to have room, and still gets no nodes. Here it was not placed, and pauses for half an hour."""
+    """It has no GPU, only the promise of some. Here it was not placed, and pauses for half an hour."""
     with_groups(2, monkeypatch)
     world = a_world(1)
     world.api.put(NODES, a_node("gpu-2", 1))
@@ -608,9 +607,7 @@ async def test_a_replica_that_is_held_back_does_not_keep_a_higher_priority_out(
     world.kubelet.full = set()
     monkeypatch.undo()
     world.api.put(QWENDEPLOYMENTS, urgent())
-    await live(world, 600)
-    assert owners(world) == ["chat", "chat"]
-    await live(world, 400)
+    await live(world, 30)
     assert owners(world) == ["urgent"]
 
 

@@ -105,8 +105,20 @@ def test_a_fresh_lease_protects_a_model_whose_engine_has_not_started(world: Worl
     with pytest.raises(FetchError) as refused:
         world.put("c")
     assert refused.value.reason is Reason.DISK_FULL
-    assert "enlarge cache.sizeGiB" in str(refused.value)
+    assert "besides the models that are in use or were asked for within the last hour" in str(refused.value)
+    assert "remove one with qwen-operator cache rm" in str(refused.value)
     assert world.names() == {"a", "b"}
+
+
+def test_a_model_that_is_larger_than_the_cache_takes_no_room_and_says_so(world: World) -> None:
+    world.put("a")
+    world.time += LEASE_SECONDS
+    world.store.limit = 2 << 30
+    with pytest.raises(FetchError) as refused:
+        world.store.reserve(world.entry("large"), [RemoteFile("model.safetensors", 5 * 10**9)])
+    words = "has 5.0 GB, and the cache may have 2.1 GB in all: enlarge cache.sizeGiB (2 GiB)"
+    assert (refused.value.reason, str(refused.value).partition(" at ")[2].partition(" ")[2]) == ("DiskFull", words)
+    assert world.names() == {"a"}
 
 
 def test_a_broken_off_download_goes_first_and_a_running_one_keeps_its_room(world: World) -> None:

@@ -18,12 +18,12 @@ from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.fetch.bucket import Bucket
 from qwen_operator.hardware.inventory import inventory
 from qwen_operator.manifests import model_cache
-from qwen_operator.manifests.pods import engine_template
+from qwen_operator.manifests.engine_pods import engine_template
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import CacheType, ModelCache, Plan
 from qwen_operator.replicas.quotas import usage
 from qwen_operator.sources import registry
-from tests.unit.manifests.test_pods import DEFAULTS, FACTS, IDENTITY, POOL, RUNTIME
+from tests.unit.manifests.made import DEFAULTS, FACTS, IDENTITY, POOL, RUNTIME
 
 COMMIT = "c" * 40
 MODEL = "Qwen/Qwen1.5-7B-Chat"

@@ -10,6 +10,7 @@ import pytest
 from qwen_operator.api.adapters import Adapter, AdapterSource
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.engine import Engine
+from qwen_operator.checkpoints import records
 from qwen_operator.checkpoints.adapters import InspectedAdapter
 from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError
 from qwen_operator.planning import adapters
@@ -119,11 +120,11 @@ def test_a_plan_without_a_cluster_says_that_nobody_read_them() -> None:
 def test_a_record_is_read_again_and_a_wrong_one_is_refused() -> None:
     checkpoint = with_adapters(BASE, OF_BASE)
     record = checkpoint.to_json()
-    assert Checkpoint.from_json(record) == checkpoint
+    assert records.from_json(record) == checkpoint
     (entry,) = record["adapters"]
     for wrong in (7, [entry] * 65, [None], [entry | {"name": ""}], [entry | {"facts": [1]}], [{"name": "a"}]):
         with pytest.raises(InvalidFactsError):
-            Checkpoint.from_json(record | {"adapters": wrong})
+            records.from_json(record | {"adapters": wrong})
 
 
 def test_a_plan_has_room_for_what_its_options_say() -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from qwen_operator.api.conditions import Reason
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Forbidden, Manifest
 from qwen_operator.manifests.multi_node import MultiNode, MultiNodes, TopologyPolicy
+from qwen_operator.replicas.pod_state import unready_reason
 from qwen_operator.replicas.room import Neighbours, room_for
 from tests.unit.world import CONFIG, World, change, deployment, node, ready_status, with_groups
 
@@ -305,6 +307,14 @@ async def test_only_a_setting_for_tests_puts_two_pods_of_a_replica_on_one_node(m
         world.api.put(QWENDEPLOYMENTS, deployment())
         await world.wait(30)
         assert world.conditions()["Ready"][0] == ready
+
+
+def test_a_pod_whose_gates_have_just_gone_is_not_one_without_room() -> None:
+    message = "Scheduling is blocked due to non-empty scheduling gates"
+    condition = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": message}
+    free = pod("a-0", 1, gates=[])
+    free["status"]["conditions"] = [condition]
+    assert unready_reason(free) == (Reason.STARTING, "a-0-1 is being started")
 
 
 # Room, without a cluster around it.

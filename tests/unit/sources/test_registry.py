@@ -22,7 +22,7 @@ from qwen_operator.checkpoints.hubs import Hub, HubAnswer, HubQuery, HubReason
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.manifests.model_cache import fetch_container, mounted
 from qwen_operator.manifests.names import Owner, PodIdentity
-from qwen_operator.manifests.pods import RuntimeImage
+from qwen_operator.manifests.pod_parts import RuntimeImage
 from qwen_operator.planning.types import CacheType, EngineDefaults, ModelCache, ModelFetch, ObjectStore, Outbound
 from qwen_operator.sources import registry
 from qwen_operator.sources.pvc import claim_and_path

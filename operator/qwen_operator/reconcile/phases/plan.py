@@ -11,10 +11,10 @@ from qwen_operator.api.spec import hash_without_adapters
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.adapters import same_but_adapters, with_adapters
 from qwen_operator.manifests.cached_adapters import same_credentials, shares_adapters
+from qwen_operator.manifests.engine_pods import engine_template, same_template
 from qwen_operator.manifests.mount_paths import mountable
 from qwen_operator.manifests.multi_node import connected
 from qwen_operator.manifests.names import Manifest, PodIdentity
-from qwen_operator.manifests.pods import engine_template, same_template
 from qwen_operator.manifests.revisions import PinnedRevision, as_stored, replan_of
 from qwen_operator.planning import adapters as adapter_planning
 from qwen_operator.planning import plan as planning

@@ -24,7 +24,8 @@ from qwen_operator.replicas.adapters import failures
 from qwen_operator.replicas.waiting import node_lost
 from qwen_operator.sources.inspection import PHASE as INSPECTION
 from qwen_operator.status.adapters import why_replaced
-from qwen_operator.status.conditions import StatusInput, build_status
+from qwen_operator.status.build import build_status
+from qwen_operator.status.types import StatusInput
 
 
 def status(course: Course) -> Step:

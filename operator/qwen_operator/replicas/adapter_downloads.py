@@ -127,7 +127,7 @@ def _pod(replica: Replica) -> Mapping[str, object]:
 
 def _lacked(replica: Replica, running: PinnedRevision, known: Collection[str]) -> Iterator[Place]:
     volume, pod = shares_adapters(running.template), replica.leader
-    if not volume or replica.revision != running.revision or not pod.node or not pod.up:
+    if not volume or replica.revision != running.revision or not pod.node:
         return
     for name, folder in wanted_adapters(wanted_text(running.template)).items():
         if folder.startswith(f"{FETCHED}/") and name not in known:

@@ -18,9 +18,15 @@ from qwen_operator.api import uris
 from qwen_operator.api.adapters import MOST_ADAPTERS, AdapterSource, is_adapter_name
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.adapters import loaded_names, same_but_adapters, wanted_adapters, wanted_text
-from qwen_operator.manifests.names import ANNOTATION_ADAPTERS, ANNOTATION_ADAPTERS_WANTED, ENGINE_CONTAINER
+from qwen_operator.manifests.names import (
+    ANNOTATION_ADAPTERS,
+    ANNOTATION_ADAPTERS_LOADED,
+    ANNOTATION_ADAPTERS_WANTED,
+    ENGINE_CONTAINER,
+    Manifest,
+)
 from qwen_operator.manifests.quantities import amount
-from qwen_operator.manifests.revisions import PinnedRevision
+from qwen_operator.manifests.revisions import PinnedRevision, revision_of
 from qwen_operator.planning.adapters import FETCHED, MOUNT, host_bytes, lacks_host_memory, path_of, room
 from qwen_operator.replicas.groups import Replica
 from qwen_operator.replicas.pod_state import PodState
@@ -117,27 +123,39 @@ def adopts(old: PinnedRevision, new: PinnedRevision) -> bool:
 
 
 def starting_with(
-    running: PinnedRevision, replicas: Iterable[Replica], pinned: Mapping[str, PinnedRevision]
+    running: PinnedRevision | None, revisions: Mapping[str, Manifest], pinned: Mapping[str, PinnedRevision]
 ) -> PinnedRevision | None:
     """The revision with whose adapters new replicas start; None for the running one.
 
-    An adapter that no engine has may be one that cannot be fetched or loaded. A new replica does not come up with it.
-    So it starts with the list of another revision, of which engines have all, and takes up the rest while it serves.
+    An adapter that no engine has had may be one that cannot be fetched or loaded, and a new replica does not come up
+    with it. So it starts with the list of another revision, of which an engine had all, and takes up the rest while it
+    serves. `revisions` are the ControllerRevisions by name, `pinned` what they pin by hash.
     """
-    wanted, had = wanted_adapters(wanted_text(running.template)), set[str]()
-    for replica in replicas:
-        if replica.up and replica.revision == running.revision:
-            folders = wanted_adapters(wanted_text(replica.leader.manifest))
-            had |= {name for name in loaded_names(replica.leader.manifest) if folders.get(name) == wanted.get(name)}
-    if not had or had >= wanted.keys():
+    proven = {revision_of(item) for item in revisions.values() if _is_proven(item)}
+    if running is None or running.revision in proven or not wanted_text(running.template):
         return None
+    wanted = wanted_adapters(wanted_text(running.template))
 
-    def common(one: PinnedRevision) -> set[str]:
-        return wanted_adapters(wanted_text(one.template)).keys() & wanted.keys()
+    def rank(one: PinnedRevision) -> tuple[int, int]:
+        return len(wanted.keys() & wanted_adapters(wanted_text(one.template)).keys()), one.number
 
-    able = [one for one in pinned.values() if one.revision != running.revision and adopts(one, running)]
-    proven = [one for one in able if common(one) <= had]
-    return max(proven, key=lambda one: (len(common(one)), one.number), default=None)
+    able = [one for name, one in pinned.items() if name in proven and adopts(one, running)]
+    return max(able, key=rank, default=None)
+
+
+def _is_proven(revision: Manifest) -> bool:
+    return objects.annotations(revision).get(ANNOTATION_ADAPTERS_LOADED) == "true"
+
+
+def loaded_note(pinned: PinnedRevision, pods: Iterable[PodState]) -> dict[str, str]:
+    """The annotation that the ControllerRevision should have if an engine has all adapters of its revision; or {}."""
+    wanted = wanted_adapters(wanted_text(pinned.template))
+    for pod in pods if wanted else ():
+        has = wanted_adapters(wanted_text(pod.manifest))
+        names = {name for name in loaded_names(pod.manifest) if has.get(name) == wanted.get(name)}
+        if pod.up and names >= wanted.keys():
+            return {ANNOTATION_ADAPTERS_LOADED: "true"}
+    return {}
 
 
 def serving_as(

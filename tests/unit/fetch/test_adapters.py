@@ -19,6 +19,8 @@ from qwen_operator.fetch.program import Fetch, Place
 from qwen_operator.fetch.store import Entry, Store
 from qwen_operator.manifests.cached_adapters import adapter_path
 from qwen_operator.manifests.model_cache import bucket_folder, model_folder
+from qwen_runtime import adapter_list
+from qwen_runtime.adapters import UNLOAD_SECONDS
 from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG
 from qwen_runtime.inspect_checkpoint import examine
 from qwen_runtime.report import LIMIT_BYTES, bounded
@@ -27,6 +29,7 @@ from tests.unit.fetch.hub import COMMIT, REPOSITORY, FileHub, serving
 from tests.unit.fetch.test_fetch import contents
 from tests.unit.runtime.adapter_files import adapter
 from tests.unit.runtime.checkpoint import checkpoint
+from tests.unit.runtime.test_adapters import Pod
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -189,6 +192,27 @@ def test_an_adapter_for_engines_that_serve_is_where_they_look_for_it(tmp_path: P
     assert (item.hub, item.repository) == ("hf", "Qwen/Test")
     (gone,) = Contents(Store(cache, 1 << 30), frozenset()).remove([item.key])
     assert not gone.removed, "its pod may be newer than the list of pods"
+
+
+def test_an_engine_that_serves_loads_what_is_fetched_and_keeps_it_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_list, "ROOT", f"{tmp_path}/")
+    cache, engine = tmp_path / "cache", Pod(tmp_path)
+    engine.loader.fetched = f"{cache}/models/adapters/"
+    wanted = engine.wants(b=f"{cache}/models/{FOLDER}")
+    engine.wait(1)
+    assert engine.loader.page() == {"wanted": wanted, "loaded": [], "failed": {}}
+    with serving(FileHub(files(tmp_path / "b"))) as hub:
+        assert fetched(cache, f"--adapter={hub_place(hub)} --commit={COMMIT} --folder={FOLDER}") == 0
+    engine.wait(0.25)
+    assert engine.loader.page() == {"wanted": wanted, "loaded": ["b"], "failed": {}}
+    store, key = Store(cache, 1 << 30), FOLDER.replace("/", "--")
+    assert not store.remove(key)
+    engine.wants()
+    engine.wait(UNLOAD_SECONDS + 1)
+    assert engine.engine.has == {}
+    assert store.remove(key)
 
 
 def test_one_that_is_not_in_the_list_any_more_is_not_asked_for(tmp_path: Path) -> None:

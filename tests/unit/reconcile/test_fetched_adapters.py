@@ -214,6 +214,24 @@ async def test_a_new_replica_starts_without_an_adapter_that_nobody_can_fetch(tmp
     assert sorted(len(_options(pod)) for pod in world.api.all(PODS)) == [1, 1, 2]
 
 
+async def test_a_lost_replica_comes_back_without_an_adapter_that_nobody_can_fetch(tmp_path: Path) -> None:
+    world = await serving(tmp_path, HUB)
+    world.kubelet.fetch = failed("AuthRequired")
+    for number in range(4):
+        await changed(world, tmp_path, HUB, BUCKET | {"name": f"bucket-{number}"}, seconds=20)
+    for pod in world.api.all(PODS):
+        world.api.remove(pod, PODS)
+    await world.restart()
+    await world.settle(120)
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    (engine,) = [pod for pod in world.api.all(PODS) if not is_adapter_pod(pod)]
+    assert [word.split()[1] for word in _options(engine)] == ["--repository=team/hub"]
+    assert adapters(world)["waiting"] == [{"name": "bucket-3", "reason": "AuthRequired"}]
+    world.kubelet.fetch = lambda _pod: fetched_before()
+    await world.settle(60)
+    assert adapters(world) == {"ready": 2, "total": 2}
+
+
 async def test_a_pod_that_does_not_start_is_made_again_later_and_later(tmp_path: Path) -> None:
     world = await serving(tmp_path, HUB)
     world.kubelet.fetch = lambda _pod: {"phase": "Pending"}

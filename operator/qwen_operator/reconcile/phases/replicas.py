@@ -51,8 +51,8 @@ def replicas(course: Course) -> Step:
     """Set the existing replicas and the wanted number, and add the next steps from the one to the other."""
     fleet = _fleet(course)
     course, rules = fleet.course, fleet.rules
-    if course.running is not None:
-        rules = replace(rules, starts=starting_with(course.running, fleet.existing, course.observed.readable))
+    observed = course.observed
+    rules = replace(rules, starts=starting_with(course.running, observed.revisions.owned, observed.readable))
     placed = place(_to_be_placed(fleet.replicas), _placing(course))
     sorted_replicas = fleet.replicas.with_messages(placed.messages)
     needed = _moves(course, sorted_replicas, rules).actions if course.spec.prefetch else ()

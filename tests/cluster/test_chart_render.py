@@ -68,6 +68,7 @@ def test_the_objects_have_these_names() -> None:
         ("Deployment", "qwen-gateway"),
         ("Service", "qwen-operator"),
         ("Service", "qwen-gateway"),
+        ("Service", "qwen-gateway-peers"),
         ("ClusterRole", "qwen-system.qwen-operator"),
         ("ClusterRole", "qwen-system.qwen-gateway"),
         ("ClusterRole", "qwen-system.qwen-view"),

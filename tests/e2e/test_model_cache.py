@@ -167,13 +167,13 @@ def test_who_watches_sees_the_download_and_the_start(kubectl: Kubectl, cached: s
         # A second for the way to this process.
         assert after - before > 9
     words = [status.split()[0] for _, status in screen.statuses()]
+    # Starting is there twice: of the pod, and of the engine's container after the download.
     order = [word for word, _ in groupby(words)]
-    assert order == list(dict.fromkeys(order)), "no phase comes back"
-    assert order[-1] == "Serving"
-    assert {"Downloading", "Loading"} <= set(order)
-    # Without the column AGE.
+    assert order[:4] == ["Inspecting", "Starting", "Downloading", "Starting"]
+    assert order[4:] in (["Loading", "Registering", "Serving"], ["Loading", "WarmingUp", "Registering", "Serving"])
+    # Without the column AGE, each line says something new. Loading has no number while SGLang has counted no file.
     shown = [line.split()[:-1] for _, line in screen.lines]
-    assert [line for line, again in pairwise(shown) if line == again] == [], "each line says something new"
+    assert {line[-2] for line, again in pairwise(shown) if line == again} <= {"Loading"}
 
 
 @pytest.mark.slow

@@ -177,7 +177,8 @@ def test_what_does_not_run_makes_room_and_what_runs_stays(scene: Scene, gateway:
         assert "has 1.5 GB, and the cache may have 1.1 GB in all: enlarge cache.sizeGiB (1 GiB)" in message
         assert "no GPU is taken" in message
         assert scene.pods("large") == []
-        assert "needs 0.4 GB more, and the cache has room for 0.3 GB besides the models that are in use" in told
+        assert "or run qwen-operator cache rm" in told
+        assert "needs 0.4 GB more, and the cache has room for 0.3 GB besides models in use or asked for" in told
         # Nothing has gone for what does not fit.
         assert set(scene.states(NODE)) == {REPOSITORY, OLDER, OLD}
         # What runs is the least recently used of all. The container tries again by itself.

@@ -42,18 +42,18 @@ def watching(kubectl: Kubectl, *arguments: str) -> Iterator[Screen]:
     """Runs `kubectl get ... -w` during the block."""
     command = [str(kubectl.binary), f"--kubeconfig={kubectl.kubeconfig}", "get", *arguments, "-w"]
     screen, begun = Screen(), time.monotonic()
-    program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
 
-    def read() -> None:
-        assert program.stdout is not None
-        for line in program.stdout:
-            screen.lines.append((time.monotonic() - begun, line.rstrip()))
+        def read() -> None:
+            assert program.stdout is not None
+            for line in program.stdout:
+                screen.lines.append((time.monotonic() - begun, line.rstrip()))
 
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        yield screen
-    finally:
-        program.terminate()
-        program.wait(10)
-        reader.join(10)
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        try:
+            yield screen
+        finally:
+            program.terminate()
+            program.wait(10)
+            reader.join(10)

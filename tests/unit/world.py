@@ -28,7 +28,9 @@ from qwen_operator.controller.arbiter import Arbiter, Wiring
 from qwen_operator.controller.cache import WATCHED, Store
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.execute import Actor
+from qwen_operator.controller.free_nodes import FreeNodes
 from qwen_operator.controller.hub_reader import Fetch, HubReader
+from qwen_operator.controller.node_pods import NodePods
 from qwen_operator.controller.observe import Observer
 from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.controller.resync import Resync, labels_of
@@ -359,7 +361,7 @@ class Operator:
             now=api.clock.now,
             enabled=config.arbiter,
         )
-        self.arbiter = Arbiter(self.store, api, wiring)
+        self.arbiter = Arbiter(self.store, NodePods(api, api.clock.monotonic), wiring)
         observer = Observer(self.store, config.pools, load, self.hub.answer_for, lambda: self.pages)
         observer.grants = self.arbiter.grant
         observer.adapter_pages = lambda: self.adapter_pages
@@ -371,6 +373,7 @@ class Operator:
             hub=self.hub,
             claims=VolumeClaims(api, api.clock.monotonic),
             on_ask=self.arbiter.heard,
+            free_nodes=FreeNodes(NodePods(api, api.clock.monotonic), api.clock.now, config.distinct_nodes),
         )
         self.worker = Worker(self.queue, reconciler, self._count)
         self.lagging = False

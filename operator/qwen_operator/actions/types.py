@@ -42,6 +42,7 @@ class ActionReason(StrEnum):
     ROOM_FOR_ALL = "RoomForAll"
     LEADER_KNOWN = "LeaderKnown"
     NOT_PLACED = "NotPlaced"
+    FETCH_FAILED = "FetchFailed"
     POD_ENDED = "PodEnded"
     SURPLUS = "Surplus"
     DRIFTED = "Drifted"

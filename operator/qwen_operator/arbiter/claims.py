@@ -22,8 +22,8 @@ from qwen_operator.manifests.names import ANNOTATION_RELEASED_AT, Manifest
 from qwen_operator.objects import ObjectKey
 from qwen_operator.replicas.groups import Replica
 from qwen_operator.replicas.node_affinity import takes
+from qwen_operator.replicas.places import Need, Neighbours, Place, need_of, places_of
 from qwen_operator.replicas.pod_state import PodState, is_gated
-from qwen_operator.replicas.room import Need, Neighbours, Place, need_of, places_of
 
 STUCK_SECONDS = 60.0
 """A pod that the scheduler has refused to place for so long, although its node has room, goes back."""

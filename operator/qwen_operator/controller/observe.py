@@ -37,8 +37,8 @@ from qwen_operator.reconcile.plan_memory import PlanMemory
 from qwen_operator.reconcile.types import Observed
 from qwen_operator.replicas.adapters import Pages
 from qwen_operator.replicas.node_health import NodeHealth, node_health
+from qwen_operator.replicas.places import Neighbours
 from qwen_operator.replicas.pod_state import PodState, is_gated
-from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.scaling_view import shown
 from qwen_operator.scaling.types import ScalingState
 from qwen_operator.status.progress import ProgressPage

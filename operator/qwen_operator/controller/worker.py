@@ -19,6 +19,7 @@ from qwen_operator.actions.types import Action, Create, Delete, Kind, Refusal
 from qwen_operator.arbiter.types import Ask
 from qwen_operator.config.types import Config
 from qwen_operator.controller.execute import Actor, Stale
+from qwen_operator.controller.free_nodes import FreeNodes
 from qwen_operator.controller.hub_reader import HubReader
 from qwen_operator.controller.observe import Observer
 from qwen_operator.controller.queue import WorkQueue
@@ -58,6 +59,14 @@ class Unfinished(Exception):
         self.after = after
 
 
+def _with_the_same(again: Observed, before: Observed) -> Observed:
+    """The second observation of a reconcile, with what was read for the first one."""
+    near = again.neighbours
+    if near is not None and before.neighbours is not None:
+        near = replace(near, others=before.neighbours.others)
+    return replace(again, claim=before.claim, cache_claim=before.cache_claim, neighbours=near)
+
+
 @dataclass(slots=True)
 class Reconciler:
     """Reconciles one key at a time. Raises ApiError if the key must be retried.
@@ -75,6 +84,7 @@ class Reconciler:
     hub: HubReader | None = None
     claims: VolumeClaims | None = None
     on_ask: Callable[[ObjectKey, Ask | None], None] = lambda _key, _ask: None
+    free_nodes: FreeNodes | None = None
     _written: dict[ObjectKey, datetime] = field(default_factory=dict)
     _failing: set[ObjectKey] = field(default_factory=set)
     _undeleted: dict[ObjectKey, "_Rejected"] = field(default_factory=dict)
@@ -91,7 +101,7 @@ class Reconciler:
             # The garbage collector removes the children.
             self._forget(key)
             return False, None
-        observed = await self._with_claims(observed)
+        observed = await self._with_what_is_read(observed)
         decision = self._decide(key, observed)
         if decision.query is not None and self.hub is not None:
             self.hub.ask(key, decision.query)
@@ -105,7 +115,7 @@ class Reconciler:
         if decision.actions.before_status:
             # Observe again, so that one write of the status covers the objects that were just created.
             again = self.observer.observe(key) or observed
-            observed = replace(again, claim=observed.claim, cache_claim=observed.cache_claim)
+            observed = _with_the_same(again, observed)
             concluding = self._decide(key, observed, rejected)
         too_early = await self._write(key, observed, concluding, now=rejected is not None)
         undeleted = await self._carry_out(key, decision.actions.after_status)
@@ -128,14 +138,15 @@ class Reconciler:
         if status is not None:
             await self.actor.write_status(deployment, status)
 
-    async def _with_claims(self, observed: Observed) -> Observed:
-        """The same, with the claims of the model and of the cache."""
-        if self.claims is None:
-            return observed
-        claim = await self.claims.of(observed)
-        return replace(
-            observed, claim=claim, cache_claim=await self.claims.of_cache(observed, self.config.engine.cache)
-        )
+    async def _with_what_is_read(self, observed: Observed) -> Observed:
+        """The same, with what the operator does not watch: claims, and pods of others on the nodes in question."""
+        if self.claims is not None:
+            claim = await self.claims.of(observed)
+            cache_claim = await self.claims.of_cache(observed, self.config.engine.cache)
+            observed = replace(observed, claim=claim, cache_claim=cache_claim)
+        if self.free_nodes is not None:
+            observed = replace(observed, neighbours=await self.free_nodes.seen(observed))
+        return observed
 
     def _decide(self, key: ObjectKey, observed: Observed, rejected: "_Rejected | None" = None) -> Decision:
         """The decision, which the arbiter gets to know too."""

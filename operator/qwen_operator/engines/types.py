@@ -259,15 +259,13 @@ class Models:
     """What a version has, by its own names; everything is empty for a version without a folder.
 
     `architectures` are its model classes. `textless` of them never generate text, and `embeds` give a vector instead
-    if an option says so. `formats` are the methods of quantization on NVIDIA GPUs. `context_keys` are the fields of
-    config.json with the longest context, the first of which wins.
+    if an option says so. `formats` are the methods of quantization on NVIDIA GPUs.
     """
 
     architectures: frozenset[str] = frozenset()
     textless: frozenset[str] = frozenset()
     embeds: frozenset[str] = frozenset()
     formats: frozenset[str] = frozenset()
-    context_keys: tuple[str, ...] = ()
     tool_call_parsers: tuple[str, ...] = ()
     reasoning_parsers: tuple[str, ...] = ()
 
@@ -280,7 +278,6 @@ class Models:
             textless=frozenset(record["textless"]),
             embeds=frozenset(record["embeds"]),
             formats=frozenset(record["formats"]),
-            context_keys=tuple(record["contextKeys"]),
             tool_call_parsers=tuple(record["toolCallParsers"]),
             reasoning_parsers=tuple(record["reasoningParsers"]),
         )

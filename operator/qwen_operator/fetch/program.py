@@ -36,6 +36,7 @@ from qwen_runtime.report import deliver
 LOG_SECONDS = 10.0
 _PAGE = ".progress.json"
 _LISTING_PATIENCE = 120.0
+_LONGEST_DELAY = 30.0
 # The reader of adapters wants a name, and whoever calls this program knows it.
 _ANY = "*"
 
@@ -160,17 +161,20 @@ class Fetch:
         return checked
 
     def _patient(self, read: Callable[[], tuple[RemoteFile, ...]]) -> tuple[RemoteFile, ...]:
-        begun = time.monotonic()
+        begun, delay = time.monotonic(), 1.0
         while True:
             try:
                 return read()
             except (Busy, Cut, Expired) as trouble:
-                asked = max(2.0, trouble.seconds) if isinstance(trouble, Busy) else 2.0
-                if time.monotonic() - begun + asked > min(self.patience, _LISTING_PATIENCE):
+                asked = trouble.seconds if isinstance(trouble, Busy) else 0.0
+                # Whoever ends during a pause that the hub asked for is started again too early.
+                patience = self.patience if asked else min(self.patience, _LISTING_PATIENCE)
+                if time.monotonic() - begun + (asked or delay) > patience:
                     field = self.remote.address_field
                     message = f"{self.remote.base} cannot be reached ({trouble}): check the network and {field}"
                     raise FetchError(Reason.HUB_UNREACHABLE, message) from None
-                self.sleep(asked)
+                self.sleep(asked or delay)
+                delay = min(_LONGEST_DELAY, 2 * delay)
 
     def _client(self) -> Client:
         return Client(self.remote, self._context)

@@ -155,19 +155,22 @@ class Store:
             )
             raise FetchError(Reason.DISK_FULL, message)
         if verdict.missing:
-            raise FetchError(Reason.DISK_FULL, self._full(entry, wanted, present, verdict.available))
+            of_disk = self.free() < self.limit - present - sum(one.used for one in others)
+            raise FetchError(Reason.DISK_FULL, self._full(entry, wanted, present, verdict.available, of_disk))
         return verdict.evicted
 
-    def _full(self, entry: Entry, wanted: int, present: int, available: int) -> str:
+    def _full(self, entry: Entry, wanted: int, present: int, available: int, of_disk: bool) -> str:
         if wanted + present > self.limit:
             return (
                 f"{entry.remote} has {gigabytes(wanted + present)}, and the cache may have {gigabytes(self.limit)} in "
                 f"all: enlarge cache.sizeGiB ({self.limit >> 30} GiB)"
             )
+        place, larger = "the cache", f"cache.sizeGiB ({self.limit >> 30} GiB)"
+        if of_disk:
+            place, larger = "its disk", f"the disk{self._kept()}"
         return (
-            f"{entry.remote} needs {gigabytes(wanted)} more, and the cache has room for {gigabytes(available)} besides "
-            f"the models that are in use or were asked for within the last hour: enlarge cache.sizeGiB "
-            f"({self.limit >> 30} GiB) or its disk{self._kept()}, stop a model there, or remove one with qwen-operator "
+            f"{entry.remote} needs {gigabytes(wanted)} more, and {place} has room for {gigabytes(available)} besides "
+            f"models in use or asked for within an hour: enlarge {larger}, stop a model there, or run qwen-operator "
             "cache rm"
         )
 

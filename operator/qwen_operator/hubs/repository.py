@@ -27,6 +27,7 @@ from qwen_operator.checkpoints.hubs import (
     is_address,
     is_repository,
 )
+from qwen_operator.hubs.pauses import asked_pause
 from qwen_operator.hubs.redirects import reached_fault, redirect_fault
 from qwen_runtime.checkpoints import gguf_model
 from qwen_runtime.checkpoints.model import MAX_BYTES
@@ -135,9 +136,15 @@ def _check_status(repository: Repository, response: httpx.Response, content: str
         raise HubError(
             HubReason.NOT_FOUND, f"{content} was not found: {place} or its revision does not exist, or it is private"
         )
+    if status in (401, 403) and code == "GatedRepo":
+        raise HubError(HubReason.GATED, f"{place} is gated")
     if status in (401, 403):
         raise HubError(HubReason.AUTH_REQUIRED, f"{place} needs a token for {content} (the hub answered {status})")
-    if status == 429 or status >= 500:
+    pause = asked_pause(response.headers.get)
+    if status == 429 or (status == 503 and pause):
+        message = f"{repository.base} cannot be read now: the hub answered {status}, which asks for a pause"
+        raise HubError(HubReason.UNAVAILABLE, message, pause_seconds=pause)
+    if status >= 500:
         raise HubError(HubReason.UNAVAILABLE, f"{place} cannot be read now: the hub answered {status} for {content}")
     raise HubError(HubReason.INVALID, f"the hub answered {status} for {content} of {place}; it must answer 200")
 

@@ -173,6 +173,11 @@ def _folder_in(template: Mapping[str, Any], volume: str) -> str:
     return f"{folder}@{hashlib.sha256(' '.join(options).encode()).hexdigest()[:12]}"
 
 
+def keeps_models(template: Mapping[str, Any]) -> bool:
+    """Whether what pods of this template fetch stays when they go."""
+    return "emptyDir" not in objects.named(objects.members(template, "spec", "volumes"), VOLUME)
+
+
 def whole(cache: ModelCache, namespace: str) -> tuple[Manifest, Manifest, str]:
     """The volume and the mount of all that a namespace has in the cache, and the folder of the cache in the mount.
 

@@ -15,9 +15,9 @@ from qwen_operator.replicas.cached_nodes import MOST_NODES, claim_has_model, kno
 from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.fetch_attempts import attempts_of
 from qwen_operator.replicas.groups import SortedReplicas
+from qwen_operator.replicas.places import Place, need_of, places_of
 from qwen_operator.replicas.prefetch import Downloads, Prefetch, endings, prefetch, wanted_downloads
 from qwen_operator.replicas.rollout import pods_of_replica
-from qwen_operator.replicas.room import Place, need_of, places_of
 
 _NO_CACHE = "spec.prefetch has no effect, because the model does not come from the chart's cache"
 _NO_NODES = "spec.prefetch has no effect, because the operator may not read nodes and so cannot choose one"
@@ -89,10 +89,10 @@ def _downloads(course: Course, running: PinnedRevision, replicas: SortedReplicas
         pods=observed.fetch_pods,
         taken={*own.owned, *own.leftover, *own.foreign},
         now=course.now,
-        attempts=attempts_of(_stored(course, running), remembered),
+        attempts=attempts_of(stored_revision(course, running), remembered),
         looking=sum(not (replica.bound or replica.started or replica.broken) for replica in replicas.fresh),
         distinct_nodes=course.config.distinct_nodes,
-        counted=bool(_stored(course, running)),
+        counted=bool(stored_revision(course, running)),
     )
 
 
@@ -107,10 +107,10 @@ def _is_unpinned(course: Course, running: PinnedRevision) -> bool:
     name = revision_metadata(course.observed.owner, running.revision)["name"]
     refusal = course.observed.refusal
     rejected = refusal is not None and (refusal.kind, refusal.name) == (Kind.CONTROLLER_REVISION, name)
-    return rejected and not _stored(course, running)
+    return rejected and not stored_revision(course, running)
 
 
-def _stored(course: Course, running: PinnedRevision) -> Manifest:
+def stored_revision(course: Course, running: PinnedRevision) -> Manifest:
     """The ControllerRevision; empty if it is not made yet."""
     return course.observed.revisions.owned.get(revision_metadata(course.observed.owner, running.revision)["name"], {})
 

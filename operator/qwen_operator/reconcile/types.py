@@ -26,12 +26,14 @@ from qwen_operator.replicas.adapter_downloads import NOTHING as NO_DOWNLOADS
 from qwen_operator.replicas.adapter_downloads import AdapterDownloads
 from qwen_operator.replicas.adapters import Pages
 from qwen_operator.replicas.draining import RolloutRules
+from qwen_operator.replicas.giving_back import NOTHING as NONE_GIVEN_BACK
+from qwen_operator.replicas.giving_back import GivenBack
 from qwen_operator.replicas.groups import SortedReplicas
 from qwen_operator.replicas.holding import Hold
 from qwen_operator.replicas.node_health import NodeHealth
+from qwen_operator.replicas.places import Neighbours
 from qwen_operator.replicas.pod_state import PodState
 from qwen_operator.replicas.prefetch import NOTHING, Prefetch
-from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.wanted import WantedReplicas
 from qwen_operator.scaling.types import ScalingState
 from qwen_operator.sources.scheme import Facts, VolumeClaim
@@ -142,6 +144,7 @@ class Course:
     `full`: the message about a quota without room.
     `query`: the question for a hub. `ask`: what the arbiter is asked for.
     `prefetch`: what is downloaded before engine pods need it. `downloads`: the adapters that are, while engines serve.
+    `given_back`: replicas whose model cannot be fetched.
     `status`, `events`: set by the last phase.
     """
 
@@ -170,6 +173,7 @@ class Course:
     ask: Ask | None = None
     prefetch: Prefetch = NOTHING
     downloads: AdapterDownloads = NO_DOWNLOADS
+    given_back: GivenBack = NONE_GIVEN_BACK
     status: Manifest | None = None
     events: tuple[Manifest, ...] = ()
 

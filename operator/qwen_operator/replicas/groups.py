@@ -92,6 +92,11 @@ class Replica:
         return max(member.settles_in for member in self.members)
 
     @property
+    def rests_in(self) -> float:
+        """Seconds for which a replica stays although its node ended it before it ran."""
+        return max(member.rests_in for member in self.members)
+
+    @property
     def started(self) -> bool:
         """Whether its engine came up once. If it does not answer now, it may answer again."""
         return all(member.started for member in self.members)
@@ -325,7 +330,7 @@ def _place(replica: Replica, revision: str, nodes: NodeHealth, held: Collection[
     checks = (
         (replica.deleting or replica.lost_node(nodes), "gone"),
         (replica.index is None, "misnamed"),
-        (replica.broken, "ended"),
+        (replica.broken and not replica.rests_in, "ended"),
         (replica.draining, "draining"),
         (replica.name in held, "held"),
         (other and not replica.started, "never_started"),

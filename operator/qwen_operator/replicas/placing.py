@@ -30,8 +30,9 @@ from qwen_operator.manifests.names import (
     Manifest,
 )
 from qwen_operator.replicas.groups import Replica
+from qwen_operator.replicas.places import Neighbours
 from qwen_operator.replicas.pod_state import PodState, is_gated, stored_failure
-from qwen_operator.replicas.room import Neighbours, Room, room_for
+from qwen_operator.replicas.room import Room, room_for
 
 PLACING_SECONDS = 600.0
 """How long the pods of a replica may wait for the last of them to get a node. A pool may need to boot it."""

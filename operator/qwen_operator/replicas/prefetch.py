@@ -20,8 +20,8 @@ from qwen_operator.manifests.prefetch import fetch_pod
 from qwen_operator.manifests.revisions import PinnedRevision, revision_metadata
 from qwen_operator.replicas.cached_nodes import MOST_NODES
 from qwen_operator.replicas.fetch_attempts import START_SECONDS, Attempts
+from qwen_operator.replicas.places import Need, Place
 from qwen_operator.replicas.pod_state import PodState
-from qwen_operator.replicas.room import Need, Place
 
 AT_ONCE = 2
 """So many pods of a deployment download at a time."""

@@ -1,7 +1,7 @@
 """Whether nodes have room for all pods of a replica over several nodes. Pure.
 
-The operator sees the nodes and its own pods. It does not see the pods of others, so a node that looks free may be
-taken. Then a pod stays without a node, and `placing` gives back what the replica has.
+A node that looks free may be taken, where the operator may not read the pods of others. Then a pod stays without a
+node, and `placing` gives back what the replica has.
 
 Older replicas come first. So two replicas never wait for each other over the last nodes: whoever decides about the
 younger one leaves the older one its room. A pod that nobody places keeps others out only for a time.
@@ -9,111 +9,24 @@ younger one leaves the older one its room. A pod that nobody places keeps others
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from qwen_operator import objects
-from qwen_operator.api.pod import GPU_RESOURCE
-from qwen_operator.hardware.nodes import Taint
-from qwen_operator.hardware.offers import MIG_RESOURCE, quantity
-from qwen_operator.manifests.multi_node import topology_of
 from qwen_operator.manifests.names import (
     ANNOTATION_RELEASED_AT,
-    ENGINE_CONTAINER,
-    ENGINE_PORT,
     LABEL_REPLICA,
     Manifest,
 )
-from qwen_operator.replicas.node_affinity import required_terms, takes
+from qwen_operator.replicas.places import Need, Neighbours, Place, need_of, places_of
 from qwen_operator.replicas.pod_state import is_gated, replica_pods
 
 _Key = tuple[str, str]
 _SHOWN = 4
-# Not every resource of NVIDIA is a GPU: network cards have names such as nvidia.com/cx7_rdma.
-_GPUS = (GPU_RESOURCE, MIG_RESOURCE)
 _PENDING_SECONDS = 660.0
 """As long as a replica may wait for the last of its nodes. Who waits for longer keeps nobody out."""
 _CLOCKS_DIFFER = timedelta(minutes=5)
-_KEEPS_AWAY = ("NoSchedule", "NoExecute")
-# Kubernetes sets it beside spec.unschedulable. Pods without a toleration stay away from such nodes anyway.
-_OWN_TAINT = "node.kubernetes.io/unschedulable"
-HOST_PORT = f"port {ENGINE_PORT}"
-"""What a pod on the network of its node takes of it, as if it were a resource: a node has one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What one pod asks of its node: `gpus` of a resource, on a node with these labels.
-
-    `more`: what else it takes, by resource. `topology`: a label whose value the nodes of its replica must share, or "".
-    `terms`: those of its required node affinity.
-    """
-
-    resource: str
-    gpus: int
-    selector: Mapping[str, str]
-    tolerations: Sequence[Mapping[str, object]]
-    more: Mapping[str, int] = field(default_factory=dict)
-    topology: str = ""
-    terms: tuple[objects.Object, ...] = ()
-
-    @property
-    def takes(self) -> dict[str, int]:
-        """How much of each resource it takes."""
-        return {self.resource: self.gpus, **self.more}
-
-    def __str__(self) -> str:
-        parts = [f"{self.gpus} free {self.resource}", *(f"{number} {name}" for name, number in self.more.items())]
-        return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A node: its labels and taints, and how much of each resource is offered and free."""
-
-    name: str
-    labels: Mapping[str, str]
-    taints: tuple[Taint, ...]
-    offered: Mapping[str, int]
-    free: dict[str, int] = field(default_factory=dict)
-
-    def suits(self, need: Need) -> bool:
-        """Whether the pod may run here, whatever else does."""
-        labelled = all(self.labels.get(key) == value for key, value in need.selector.items())
-        tolerated = all(any(taint.tolerated_by(one) for one in need.tolerations) for taint in self.taints)
-        return labelled and tolerated and takes(need.terms, self.name, self.labels)
-
-    def has(self, need: Need) -> bool:
-        """Whether so many are free."""
-        return all(self.free.get(name, 0) >= number for name, number in need.takes.items())
-
-    def slots(self, need: Need, *, distinct: bool) -> int:
-        """How many of a replica's pods fit here."""
-        if distinct or not need.gpus:
-            return int(self.has(need))
-        return max(0, min(self.free.get(name, 0) // number for name, number in need.takes.items() if number))
-
-    def take(self, need: Need) -> None:
-        """One such pod comes here."""
-        for name, number in need.takes.items():
-            self.free[name] = self.free.get(name, 0) - number
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbours:
-    """All nodes, and all engine pods that the operator sees, also those of other QwenDeployments.
-
-    Of the pods without a node only those that a QwenDeployment controls: any other tenant could make such pods.
-
-    `distinct_nodes`: no two pods of a replica may be on one node. `failures`: how often in a row the deployment that
-    asks could not place a replica, although nodes seemed to have room.
-    """
-
-    nodes: tuple[Manifest, ...] = ()
-    pods: tuple[Manifest, ...] = ()
-    distinct_nodes: bool = True
-    failures: int = 0
 
 
 @dataclass(slots=True)
@@ -121,11 +34,13 @@ class Room:
     """What became of the replicas that were asked about.
 
     `lacks`: those whose pods cannot all be placed now, and why. All their pods are held back. `blocks`: for each of the
-    others whose nodes must share the value of a label, this label and the value of the nodes that have room.
+    others whose nodes must share the value of a label, this label and the value of the nodes that have room. `nodes`:
+    those that the others would get.
     """
 
     lacks: dict[str, str] = field(default_factory=dict)
     blocks: dict[str, dict[str, str]] = field(default_factory=dict)
+    nodes: set[str] = field(default_factory=set)
 
 
 def room_for(
@@ -155,7 +70,9 @@ def room_for(
         if group.ours and block and not short:
             found.blocks[replica] = {need.topology: block}
         for place in sorted(room, key=lambda place: (place.free.get(need.resource, 0), place.name))[:pods]:
-            place.take(need)
+            place.take(need.takes)
+            if group.ours:
+                found.nodes.add(place.name)
     return found
 
 
@@ -259,34 +176,6 @@ def _shown(place: Place, need: Need) -> str:
     return f"{place.name} has {free} of {offered}" + "".join(f" and {has} of {of} {name}" for name, has, of in others)
 
 
-def places_of(neighbours: Neighbours) -> list[Place]:
-    """The nodes that take pods, with what these pods leave free."""
-    places: dict[str, Place] = {}
-    for node in neighbours.nodes:
-        spec = objects.mapping(node, "spec")
-        if spec.get("unschedulable") or objects.condition(node, "Ready").get("status") in ("False", "Unknown"):
-            continue
-        name = str(objects.mapping(node, "metadata").get("name"))
-        status = objects.mapping(node, "status")
-        amounts = objects.mapping(status, "allocatable" if "allocatable" in status else "capacity")
-        offered = {str(key): number for key, value in amounts.items() if (number := quantity(value)) is not None}
-        labels = {str(key): str(value) for key, value in objects.labels(node).items()}
-        offered[HOST_PORT] = 1
-        places[name] = Place(name, labels, tuple(_taints(spec)), offered, dict(offered))
-    for pod in neighbours.pods:
-        place = places.get(objects.node_of(pod))
-        if place is not None and not objects.has_ended(pod):
-            place.take(need_of(pod))
-    return list(places.values())
-
-
-def _taints(spec: Mapping[str, object]) -> Iterable[Taint]:
-    for taint in objects.members(spec, "taints"):
-        key, effect = str(taint.get("key")), str(taint.get("effect"))
-        if effect in _KEEPS_AWAY and key != _OWN_TAINT:
-            yield Taint(key, str(taint.get("value") or ""), effect)
-
-
 def _hosts(pods: Iterable[Manifest]) -> dict[_Key, set[str]]:
     """The nodes that a replica over several nodes has already."""
     hosts: dict[_Key, set[str]] = {}
@@ -319,22 +208,3 @@ def _key(pod: Manifest) -> _Key:
 
 def _replica(pod: Manifest) -> str:
     return str(objects.labels(pod).get(LABEL_REPLICA) or pod["metadata"]["name"])
-
-
-def need_of(pod: Manifest) -> Need:
-    """What an engine pod asks of its node."""
-    engine = objects.named(objects.members(pod, "spec", "containers"), ENGINE_CONTAINER)
-    limits = objects.mapping(engine, "resources", "limits")
-    gpus = {str(key): quantity(value) or 0 for key, value in limits.items() if str(key).startswith(_GPUS)}
-    resource, number = next(iter(sorted(gpus.items())), (GPU_RESOURCE, 0))
-    selector = {str(key): str(value) for key, value in objects.mapping(pod, "spec", "nodeSelector").items()}
-    more = {
-        str(key): quantity(value) or 0
-        for key, value in limits.items()
-        if "/" in str(key) and not str(key).startswith(_GPUS)
-    }
-    if objects.mapping(pod, "spec").get("hostNetwork") is True:
-        more[HOST_PORT] = 1
-    topology, must_share = topology_of(pod)
-    tolerations = tuple(objects.members(pod, "spec", "tolerations"))
-    return Need(resource, number, selector, tolerations, more, topology if must_share else "", required_terms(pod))

@@ -190,8 +190,8 @@ def _error(pod: Manifest, ended: Mapping[str, Any], report: Mapping[str, Any]) -
         return Reason.INSPECTION_FAILED, f"{untrusted.clean(error.get('reason'), 63)}: {message}"
     status = objects.mapping(pod, "status")
     cause = ended.get("message") or status.get("message") or ended.get("reason") or status.get("reason")
-    name, code = pod["metadata"]["name"], exit_code(ended) if "exitCode" in ended else "none"
-    return Reason.INSPECTION_FAILED, f"{name} ended without a report, exit code {code}: {untrusted.clean(cause, 300)}"
+    name, code = pod["metadata"]["name"], f", exit code {exit_code(ended)}" if "exitCode" in ended else ""
+    return Reason.INSPECTION_FAILED, f"{name} ended without a report{code}: {untrusted.clean(cause, 300)}"
 
 
 def _failure(pod: Manifest, ended: Mapping[str, Any], reason: Reason, message: str, before: Failure | None) -> Failure:

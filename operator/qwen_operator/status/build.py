@@ -118,7 +118,12 @@ def _scaling_report(given: StatusInput) -> ScalingReport:
 def _column(given: StatusInput, present: str) -> dict[str, str]:
     """The change of the STATUS column. Conditions stay unchanged."""
     shown = column(given.progress, present)
-    return _resizing(given, present) if shown is None else {"status": shown}
+    if shown is not None:
+        return {"status": shown}
+    if present == Reason.LOADING and any(replica.up and replica.settles_in for replica in given.current):
+        # After WarmingUp, Loading would look like another start.
+        return {"status": "Registering"}
+    return _resizing(given, present)
 
 
 def _resizing(given: StatusInput, column: str) -> dict[str, str]:

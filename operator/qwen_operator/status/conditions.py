@@ -12,7 +12,7 @@ from qwen_operator.manifests.names import Manifest
 from qwen_operator.status.adapters import not_loaded
 from qwen_operator.status.names import lost_message, lost_reason
 from qwen_operator.status.observed import mismatch, startup_seconds
-from qwen_operator.status.prefetch import remark
+from qwen_operator.status.prefetch import broken
 from qwen_operator.status.ready import ready_verdict
 from qwen_operator.status.rollouts import held_verdict, without_room
 from qwen_operator.status.types import StatusInput
@@ -67,7 +67,8 @@ def _planned(meta: Manifest, given: StatusInput, seen: Mapping[str, Any] | None)
         assert given.blocked is not None
         blocked = given.blocked
         return Verdict(ConditionType.PLANNED, False, blocked.reason, blocked.message)
-    parts = [given.target.plan.message, *given.target.plan.warnings]
+    # What fails comes first: the end of a long message is cut off.
+    parts = [broken(given.prefetch), given.target.plan.message, *given.target.plan.warnings]
     if given.newer:
         parts.append(
             "a newer plan is available: kubectl annotate --overwrite qwendeployment "
@@ -77,7 +78,7 @@ def _planned(meta: Manifest, given: StatusInput, seen: Mapping[str, Any] | None)
         parts.append(
             f"it is held back: status.plan shows the earlier revision {given.hold.earlier.revision}, which runs"
         )
-    parts += [_long_wake(given, seen), remark(given.prefetch)]
+    parts += [_long_wake(given, seen), given.prefetch.useless]
     return Verdict(ConditionType.PLANNED, True, Reason.FITS, "; ".join(part for part in parts if part))
 
 
@@ -119,6 +120,7 @@ def _stalled(given: StatusInput, reason: Reason, message: str, failure: Failure 
         text = f"{failure.count} identical failures; {message}"
         return Verdict(ConditionType.STALLED, True, reason, text)
     looping = any(replica.crash_looping and replica.reason is reason for replica in given.current)
+    looping = looping or reason is given.given_back.reason
     looping = looping or any(pod.crash_looping and pod.reason is reason for pod in given.prefetch.pods)
     return Verdict(ConditionType.STALLED, True, reason, message) if looping else None
 

@@ -52,6 +52,8 @@ def _comes_by_itself(given: StatusInput) -> bool:
     """Whether nothing keeps the replica that wakes from answering."""
     if given.blocked is not None or creation_obstacle(given) is not None:
         return False
+    if given.given_back.reason is not None:
+        return False
     if any(failing(pod) for pod in given.prefetch.pods) and not given.current:
         return False
     return all(replica.on_the_way for replica in given.current if not replica.ready)

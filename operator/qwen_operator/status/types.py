@@ -12,6 +12,8 @@ from qwen_operator.api.status import Failure
 from qwen_operator.manifests.revisions import PinnedRevision
 from qwen_operator.replicas.adapter_downloads import Told
 from qwen_operator.replicas.draining import RolloutRules
+from qwen_operator.replicas.giving_back import NOTHING as NONE_GIVEN_BACK
+from qwen_operator.replicas.giving_back import GivenBack
 from qwen_operator.replicas.groups import Replica, SortedReplicas
 from qwen_operator.replicas.holding import Hold
 from qwen_operator.replicas.prefetch import NOTHING, Prefetch
@@ -36,7 +38,7 @@ class StatusInput:
     `granted`: for how many the GPUs suffice then. `adapter_failures`: why engines could not load adapters, by name.
     `adapter_downloads`: about adapters that are fetched while engines serve, by name.
     `why_replaced`: why a change of adapters replaces replicas; "" if it does not.
-    `prefetch`: what is downloaded before engine pods need it.
+    `prefetch`: what is downloaded before engine pods need it. `given_back`: replicas whose model cannot be fetched.
     """
 
     spec: Spec
@@ -63,6 +65,7 @@ class StatusInput:
     adapter_downloads: Mapping[str, Told] = field(default_factory=dict)
     why_replaced: str = ""
     prefetch: Prefetch = NOTHING
+    given_back: GivenBack = NONE_GIVEN_BACK
 
     @property
     def ready(self) -> list[Replica]:

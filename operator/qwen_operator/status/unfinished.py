@@ -30,13 +30,18 @@ def _target_revision(given: StatusInput) -> tuple[Reason, str]:
     if (waiting := _most_urgent(given.current)) is not None:
         return waiting.reason, _with_progress(given, waiting)
     missing = given.wanted.number - sum(replica.ready for replica in given.current)
+    return _waiting_for(given, missing) if missing > 0 else (Reason.SERVING, "every replica answers")
+
+
+def _waiting_for(given: StatusInput, missing: int) -> tuple[Reason, str]:
+    """Why so many replicas do not exist yet."""
+    if given.given_back.reason is not None:
+        return given.given_back.reason, given.given_back.message
     if given.prefetch.holds(missing):
         return held_back(given.prefetch, given.progress)
-    if missing > 0 and given.short_of_gpus:
+    if given.short_of_gpus:
         return Reason.WAITING_FOR_GPUS, given.short_of_gpus
-    if missing > 0:
-        return Reason.STARTING, _missing(given, missing)
-    return Reason.SERVING, "every replica answers"
+    return Reason.STARTING, _missing(given, missing)
 
 
 def _with_progress(given: StatusInput, replica: Replica) -> str:

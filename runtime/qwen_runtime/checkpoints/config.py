@@ -61,6 +61,8 @@ POSITION_KEYS = ("max_sequence_length", "seq_length", "max_seq_len", "model_max_
 """The fields from which SGLang takes the longest context. The first one that is set wins."""
 # More experts than any model has are taken to be named as the first ones are.
 _NAMED_EXPERTS = 1024
+# Names that torch has for the same types. It has none with its own name in front, such as torch.float16.
+_OTHER_DTYPES = {"half": "float16", "float": "float32"}
 _STATE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -138,7 +140,7 @@ def _read(config: Mapping[str, Any], hints: TensorHints, held: Held | None) -> t
         shared_intermediate=_shared_width(text, experts),
         linear=_linear(text, layers - len(modules.attention)),
         rope=_rope(text),
-        multimodal=top.has("vision_config"),
+        multimodal=_multimodal(top, architecture),
         tower=vision.split if vision else None,
     )
     return model, decided.stored
@@ -202,7 +204,7 @@ def _layout(architecture: str, text: Fields) -> shapes.Layout:
 
 
 def _dtype(top: Fields, text: Fields, hints: TensorHints) -> str:
-    """SGLang reads `dtype` of the text part first. Older files call it `torch_dtype` and may have `torch.float16`.
+    """SGLang reads `dtype` of the text part first. Older files call it `torch_dtype`.
 
     Without a dtype, SGLang loads a file as if it said float32: at 16 bits.
     """
@@ -210,7 +212,7 @@ def _dtype(top: Fields, text: Fields, hints: TensorHints) -> str:
         for name in ("dtype", "torch_dtype"):
             if fields.has(name):
                 value = fields.values[name]
-                plain = value.removeprefix("torch.") if isinstance(value, str) else ""
+                plain = _OTHER_DTYPES.get(value, value) if isinstance(value, str) else ""
                 if plain not in limits.DTYPES:
                     raise fields.refuse(name, "one of " + ", ".join(limits.DTYPES))
                 return plain
@@ -305,8 +307,12 @@ def _rope(text: Fields) -> RopeScaling | None:
     if not fields.has("factor"):
         return None
     factor = fields.number("factor", limits.MAX_FACTOR)
+    kind = next((kind for kind in ("rope_type", "type") if fields.has(kind)), "")
+    if not kind:
+        # Without a type, transformers takes the plain rotary embeddings.
+        return None
     return RopeScaling(
-        type=fields.name("rope_type" if fields.has("rope_type") else "type"),
+        type=fields.name(kind),
         factor=factor,
         original_max_positions=fields.optional("original_max_position_embeddings", limits.MAX_POSITIONS),
     )
@@ -321,12 +327,17 @@ def _tied(top: Fields, text: Fields, hints: TensorHints) -> bool:
     return all(flags) if flags else not hints.has_lm_head
 
 
+def _multimodal(top: Fields, architecture: str) -> bool:
+    """Whether the engine makes a vision tower. The class decides, also where an export left `vision_config` out."""
+    return top.has("vision_config") or (architecture in LAYOUTS and architecture.endswith("ForConditionalGeneration"))
+
+
 def _vision(top: Fields, architecture: str, out: int, needed: bool) -> shapes.Vision | None:
     """The numbers of the vision tower; None without one, and unless it is `needed`, for one that cannot be read."""
-    if not top.has("vision_config"):
+    if not _multimodal(top, architecture):
         return None
     try:
-        return _tower(architecture, top.nested("vision_config"), out)
+        return _tower(architecture, top.nested("vision_config") if top.has("vision_config") else Fields({}), out)
     except InvalidFactsError:
         if needed:
             raise

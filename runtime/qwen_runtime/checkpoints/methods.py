@@ -75,12 +75,22 @@ def check_beside(config: Mapping[str, Any], names: Collection[str]) -> None:
 
 def unloadable(fields: Fields, method: str) -> str:
     """Why SGLang loads no such checkpoint, in a clause, or "". Only what the fields of the method itself say."""
-    if method == "awq":
-        version = fields.values.get("version")
-        other = isinstance(version, str) and version.lower() in _OTHER_LAYOUTS
-        return f"the AWQ version is {str(version).lower()}, and SGLang reads the layout of gemm only" if other else ""
-    if method != "gptq":
+    if fields.prefix.startswith("text_config."):
+        name = fields.prefix.removeprefix("text_config.").rstrip(".")
+        return (
+            f"{name} stands in text_config only, where SGLang does not look for it: move it to the top of config.json"
+        )
+    return _gptq(fields) if method == "gptq" else _awq(fields) if method == "awq" else ""
+
+
+def _awq(fields: Fields) -> str:
+    version = fields.values.get("version")
+    if not isinstance(version, str) or version.lower() not in _OTHER_LAYOUTS:
         return ""
+    return f"the AWQ version is {version.lower()}, and SGLang reads the layout of gemm only"
+
+
+def _gptq(fields: Fields) -> str:
     if fields.values.get("checkpoint_format") == "marlin" or fields.values.get("is_marlin_format") is True:
         return "the files are in the layout of Marlin, and SGLang reads the one of GPTQ only"
     missing = [name for name in ("sym", "desc_act") if not fields.has(name)]

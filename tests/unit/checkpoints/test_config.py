@@ -23,7 +23,8 @@ from tests.unit.checkpoints.configs import DENSE, FP8, GPTQ, HYBRID, MOE
         ({"num_key_value_heads": None}, {"kv_heads": 16}),
         ({"head_dim": 128}, {"head_dim": 128}),
         ({"torch_dtype": None, "dtype": "float16"}, {"dtype": "float16"}),
-        ({"torch_dtype": "torch.float16"}, {"dtype": "float16"}),
+        ({"torch_dtype": "half"}, {"dtype": "float16"}),
+        ({"rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768}}, {"rope": None}),
         ({"tie_word_embeddings": None}, {"tied": False}),
         ({"num_experts": 0}, {"experts": None, "dense_layers": 24}),
         ({"quantization_config": {}}, {"quantization": None}),
@@ -204,6 +205,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "groups": ({"num_key_value_heads": 5}, "num_key_value_heads is 5, it must be a divisor of num_attention_heads"),
     "many groups": ({"num_key_value_heads": 32}, "num_key_value_heads is 32, it must be a whole number from 1 to 16"),
     "dtype": ({"torch_dtype": "int8"}, "torch_dtype is 'int8', it must be one of bfloat16, float16, float32"),
+    # AutoConfig of transformers 5.19 ends with: module 'torch' has no attribute 'torch.float16'.
+    "dtype with its module": ({"torch_dtype": "torch.float16"}, "torch_dtype is 'torch.float16', it must be one of"),
     "dtype to choose": ({"torch_dtype": "auto"}, "torch_dtype is 'auto', it must be one of"),
     "tied": ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1, it must be true or false"),
     "method": (

@@ -54,6 +54,18 @@ def test_others_are_not(quantization: dict[str, Any]) -> None:
     assert loaded.refused == ""
 
 
+def test_a_quantization_in_the_text_part_alone_is_one_that_sglang_does_not_see() -> None:
+    """SGLang 0.5.23 finds no method in such a file, and would load the values of the packed weights as plain ones."""
+    multimodal = DENSE | {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "vision_config": {}}
+    nested = from_config(multimodal | {"text_config": DENSE | {"quantization_config": GPTQ}}).quantization
+    assert nested is not None
+    assert nested.refused.startswith("quantization_config stands in text_config only")
+    both = multimodal | {"quantization_config": GPTQ, "text_config": DENSE | {"quantization_config": GPTQ}}
+    above = from_config(both).quantization
+    assert above is not None
+    assert above.refused == ""
+
+
 # Methods that the operator does not plan, as files write them: what an inspection says of the method and its bits.
 OTHERS: dict[str, tuple[dict[str, Any], tuple[str, int]]] = {
     "mlx-community, new": ({"quantization": MLX, "quantization_config": MLX}, ("mlx", 4)),

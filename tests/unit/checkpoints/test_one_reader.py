@@ -69,7 +69,7 @@ RIGHT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         VL | {"quantization_config": FP8, "text_config": TEXT | {"quantization_config": GPTQ}},
         {"quantization": Quantization("fp8", 8, None, block=128)},
     ),
-    "a dtype with its module": (DENSE | {"torch_dtype": "torch.float32"}, {"dtype": "float32"}),
+    "another name of a dtype": (DENSE | {"torch_dtype": "float"}, {"dtype": "float32"}),
     "a class without linear attention has none": (
         HYBRID | {"architectures": ["Qwen3MoeForCausalLM"]},
         {"attention_layers": 24, "linear": None},
@@ -88,6 +88,8 @@ RIGHT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         DENSE | {"quantization_config": GPTQ | {"quant_method": "GPTQ"}},
         {"quantization": Quantization("gptq", 4, 128, True, False)},
     ),
+    # An export of the text part alone keeps the class, and SGLang makes the tower that the class has by default.
+    "a multimodal class without vision_config": (VL | {"text_config": TEXT}, {"multimodal": True}),
     "GPTQ is symmetric by sym alone": (
         DENSE | {"quantization_config": GPTQ | {"zero_point": True}},
         {"quantization": Quantization("gptq", 4, 128, True, False)},

@@ -32,7 +32,8 @@ class FileHub:
 
     `others`: more repositories and their files, which do not change. `rates`: bytes of a repository that leave in a
     second, over all connections. `sent_of`: the bytes of complete answers.
-    `token`: who asks the hub must have it. `gated`: the token is not enough. `busy`: so many requests get 429.
+    `token`: who asks the hub must have it. `gated`: the token is not enough. `busy`: so many requests get 429, with the
+    headers `busy_headers`.
     `cut_after`: so many bytes of each answer arrive, and then the connection ends; 0 is never. `cuts`: how often.
     `stall`: seconds before it ends.
     `flipped`: files of which so many answers have a wrong byte. `expired`: so many redirected requests get 403.
@@ -43,7 +44,7 @@ class FileHub:
     token: str = ""
     gated: bool = False
     busy: int = 0
-    retry_after: str = "0"
+    busy_headers: dict[str, str] = field(default_factory=dict)
     cut_after: int = 0
     cuts: int = 10**6
     stall: float = 0.0
@@ -170,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/sent":
             self.json({"sent": hub.sent, "of": hub.sent_of})
         elif hub.take("busy"):
-            self.fail(429, {"Retry-After": hub.retry_after})
+            self.fail(429, hub.busy_headers)
         elif hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
             self.fail(401, {"X-Error-Code": "RepoNotFound"})
         elif hub.gated:

@@ -273,6 +273,13 @@ PLANNED: dict[str, tuple[Node, int, int, list[str]]] = {
         81559,
         ["its GPUs are also offered as 80 x volcano.sh/vgpu-number, so other pods may use the GPU of an engine"],
     ),
+    # Sold in China: the name of a 4090, and twice its memory.
+    "a rebuilt RTX 4090": (
+        _node(product="NVIDIA-GeForce-RTX-4090", gpus="8", labels={f"{PREFIX}memory": "49140"}),
+        8,
+        49140,
+        ["has 24564 MiB, or 49140 if it was rebuilt: planned with 49140"],
+    ),
     "some GPUs cut": (
         _node(gpus="4", labels={f"{PREFIX}count": "8"}, resources={"nvidia.com/mig-1g.10gb": "28"}),
         4,

@@ -186,6 +186,27 @@ async def test_a_hub_that_misbehaves_is_named_in_time(fault: str, expected: tupl
     assert time.monotonic() - started < 15
 
 
+@pytest.mark.parametrize(
+    ("status", "headers", "pause"),
+    [
+        ("429", {}, 0.0),
+        ("429", {"RateLimit": '"api";r=0;t=55'}, 56.0),
+        ("503", {"Retry-After": "90"}, 90.0),
+        ("503", {}, None),
+    ],
+)
+async def test_a_hub_that_asks_for_a_pause(status: str, headers: dict[str, str], pause: float | None) -> None:
+    error = await refusal(FakeHub({}, fault=status, headers=headers))
+    assert (error.reason, error.pause_seconds) == (HubReason.UNAVAILABLE, pause)
+    assert ("Qwen/Test" in str(error)) is (pause is None), "other deployments are told it too"
+
+
+@pytest.mark.parametrize("status", ["401", "403"])
+async def test_a_gated_repository_is_not_told_as_a_private_one(status: str) -> None:
+    error = await refusal(FakeHub({}, fault=status, headers={"X-Error-Code": "GatedRepo"}))
+    assert (error.reason, str(error).startswith("Qwen/Test at http://127.0.0.1")) == (HubReason.GATED, True)
+
+
 @pytest.mark.parametrize("kind", list(Hub))
 async def test_what_does_not_exist_is_not_found(kind: Hub) -> None:
     hub = repository(DENSE, SHARDS)

@@ -41,7 +41,7 @@ def template(cache: ModelCache | None, nodes: int = 1, **source: Any) -> dict[st
         }
     )
     assert FACTS is not None
-    facts: Checkpoint = replace(FACTS, commit=COMMIT)
+    facts: Checkpoint = replace(FACTS, commit=COMMIT) if cache or source else FACTS
     defaults = replace(DEFAULTS, cache=cache)
     where = registry.engine_source(spec, facts, defaults)
     planned = plan(spec, facts, inventory([], [POOL]), defaults, where)

@@ -11,8 +11,9 @@ import pytest
 from qwen_operator.api.conditions import Reason
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Forbidden, Manifest
 from qwen_operator.manifests.multi_node import MultiNode, MultiNodes, TopologyPolicy
+from qwen_operator.replicas.places import Neighbours
 from qwen_operator.replicas.pod_state import unready_reason
-from qwen_operator.replicas.room import Neighbours, room_for
+from qwen_operator.replicas.room import room_for
 from tests.unit.world import CONFIG, World, change, deployment, node, ready_status, with_groups
 
 GATE = "qwen-operator.dev/group"
@@ -35,7 +36,9 @@ def gated(world: World) -> list[str]:
 
 def bound(world: World) -> dict[str, str]:
     return {
-        pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in world.api.all(PODS) if pod["spec"].get("nodeName")
+        pod["metadata"]["name"]: pod["spec"]["nodeName"]
+        for pod in world.api.all(PODS)
+        if pod["spec"].get("nodeName") and pod["metadata"]["namespace"] == "team"
     }
 
 
@@ -307,6 +310,58 @@ async def test_only_a_setting_for_tests_puts_two_pods_of_a_replica_on_one_node(m
         world.api.put(QWENDEPLOYMENTS, deployment())
         await world.wait(30)
         assert world.conditions()["Ready"][0] == ready
+
+
+def stranger(on: str, gpus: int = 1) -> Manifest:
+    """A pod that the operator does not watch."""
+    container = {"name": "notebook", "resources": {"limits": {"nvidia.com/gpu": str(gpus)}}}
+    meta = {"name": f"notebook-{on}", "namespace": "research", "uid": f"notebook-{on}", "labels": {}}
+    return {
+        "metadata": meta,
+        "spec": {"nodeName": on, "containers": [container]},
+        "status": {"phase": "Running"},
+    }
+
+
+async def test_gpus_that_pods_of_others_have_are_seen_before_a_pod_takes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+    world.kubelet.full = {"gpu-2"}
+    world.api.put(PODS, stranger("gpu-2"))
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(30)
+    assert len(gated(world)) == 2
+    assert bound(world) == {}
+    assert "1 of 2 nodes has them (gpu-2 has 0 of 1, gpu-1 has 1 of 1)" in world.message("Ready")
+    world.kubelet.full = set()
+    world.api.finish(world.api.one(PODS, "notebook-gpu-2"), PODS)
+    await world.wait(60)
+    assert sorted(bound(world).values()) == ["gpu-1", "gpu-2"]
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_a_node_of_others_is_passed_over_for_a_free_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=8)
+    taken = {"gpu-1", "gpu-2", "gpu-4", "gpu-5", "gpu-6", "gpu-7"}
+    world.kubelet.full = taken
+    for name in taken:
+        world.api.put(PODS, stranger(name))
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(60)
+    assert sorted(bound(world).values()) == ["gpu-3", "gpu-8"]
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_without_the_right_to_look_the_scheduler_finds_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+    looks = world.operator.worker.reconciler.free_nodes
+    assert looks is not None
+    looks.nodes.blind = True
+    world.kubelet.full = {"gpu-2"}
+    world.api.put(PODS, stranger("gpu-2"))
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(30)
+    assert gated(world) == []
+    assert len(bound(world)) == 1
 
 
 def test_a_pod_whose_gates_have_just_gone_is_not_one_without_room() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from qwen_runtime.group import GROUP_PORT, Member, host_and_port
-from qwen_runtime.processes import oom_kills
+from qwen_runtime.processes import descendants, oom_kills
 
 # A program that stands in for SGLang. It prints its options, so that the tests see when and with what it started.
 ENGINE = "import os, signal, sys, time\nprint('started', *sys.argv[1:], flush=True)\n"
@@ -128,7 +128,12 @@ def pods(archive: Path, tmp_path: Path) -> Iterator[Pods]:
     for stranger in made.strangers:
         stranger.close()
     for process in made.running:
+        # An engine has a session of its own, and outlives a launcher that is killed.
+        engines = descendants(process.pid)
         process.kill()
+        for engine in engines:
+            with suppress(ProcessLookupError):
+                os.kill(engine, signal.SIGKILL)
         process.communicate()
 
 

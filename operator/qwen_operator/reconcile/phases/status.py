@@ -57,6 +57,7 @@ def status(course: Course) -> Step:
             short_of_gpus=short,
             granted=observed.grant.replicas if short and observed.grant else None,
             prefetch=course.prefetch,
+            given_back=course.given_back,
             adapter_failures=failures(course.replicas.serving, observed.adapter_pages),
             adapter_downloads=course.downloads.told,
             why_replaced=_why_replaced(course),

@@ -357,7 +357,7 @@ async def test_another_secret_replaces_nothing(tmp_path: Path) -> None:
     ]
 
 
-async def test_no_action_is_lost_when_the_operator_stops_at_any_write(tmp_path: Path) -> None:
+async def test_an_operator_that_starts_anew_every_second_loses_nothing(tmp_path: Path) -> None:
     world = await serving(tmp_path, HUB)
     world.kubelet.report = read_as(tmp_path, HUB, BUCKET)
     change(world, adapters=[HUB, BUCKET])

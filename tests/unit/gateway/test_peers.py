@@ -183,6 +183,44 @@ def test_slots_of_other_pods_count_until_these_are_silent(pods: tuple[Pod, Pod])
     assert first.chat("open", "key-few").status_code == 200
 
 
+def test_a_request_waits_for_a_slot_that_another_pod_has_freed_already(pods: tuple[Pod, Pod]) -> None:
+    first, _ = pods
+    other = {"id": "q-1.000", "age": 9000, "running": {"few": 2}, "requests": {}, "tokens": {}}
+    tell(first, other, at=3.0)
+    answers: list[int] = []
+    asking = [threading.Thread(target=lambda: answers.append(first.chat("open", "key-few").status_code)) for _ in "ab"]
+    for thread in asking:
+        thread.start()
+    free = {"at": 4.0, "peers": {"q-1.000": {**other, "running": {}}}}
+    replace(first.folder / "proxy" / "peers.json", json.dumps(free))
+    for thread in asking:
+        thread.join()
+    assert answers == [200, 200]
+
+
+def test_no_more_requests_wait_than_may_run(pods: tuple[Pod, Pod]) -> None:
+    first, _ = pods
+    other = {"id": "r-1.000", "age": 9000, "running": {"few": 2}, "requests": {}, "tokens": {}}
+    tell(first, other, at=5.0)
+    seconds: list[float] = []
+
+    def ask() -> None:
+        answer = first.chat("open", "key-few")
+        assert answer.status_code == 429
+        seconds.append(answer.elapsed.total_seconds())
+
+    asking = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    assert len(seconds) == 6
+    # The refusal that comes first did not wait. How soon it came depends on the machine.
+    assert max(seconds) >= 2.4 > min(seconds)
+    until(lambda: first.metrics()["qwen_gateway_peers"] == 0, "nobody writes the file any more")
+    assert first.chat("open", "key-few").status_code == 200
+
+
 def test_a_pod_does_not_hear_itself(pods: tuple[Pod, Pod], tmp_path: Path) -> None:
     port, own = httpx.URL(pods[0].metrics_url).port or 0, page(pods[0])["id"].partition("-")[0]
     for ident, known in ((own, False), ("another", True)):

@@ -25,6 +25,8 @@ limits.SMALL_BYTES = 65536
 local MAX_DEBT_MINUTES = 60
 
 local buffered_of = {}
+-- Tenant -> number of its requests that wait for a slot.
+local waiting_of = {}
 local held_total = 0
 -- Tenant -> number of all its requests that wait. Tenant and model -> number of those for this model.
 local held_of = {}
@@ -67,6 +69,21 @@ function limits.take_slot(tenant, allowed)
     end
     limits.running[tenant] = running + 1
     return true
+end
+
+-- What the other pods have is known late, so a request that has room here waits a moment before it is refused. As many
+-- requests of a tenant may wait as may run.
+function limits.begin_wait(tenant, allowed)
+    local waits = waiting_of[tenant] or 0
+    if waits >= allowed or (limits.running[tenant] or 0) >= allowed then
+        return false
+    end
+    waiting_of[tenant] = waits + 1
+    return true
+end
+
+function limits.end_wait(tenant)
+    waiting_of[tenant] = waiting_of[tenant] - 1
 end
 
 function limits.free_slot(tenant)

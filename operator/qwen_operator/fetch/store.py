@@ -31,7 +31,7 @@ from qwen_operator.fetch.faults import FetchError
 from qwen_operator.fetch.files import RemoteFile, total
 from qwen_operator.fetch.room import Cached, Room, make_room
 from qwen_operator.fetch.wire import RemoteModel
-from qwen_operator.manifests.model_cache import IN_USE
+from qwen_runtime.adapter_list import IN_USE
 
 MANIFEST = ".manifest.json"
 LEASE_SECONDS = 3600.0

@@ -13,11 +13,12 @@ from qwen_operator.arbiter.asking import granted, number_of_new, size_after, tak
 from qwen_operator.arbiter.types import Ask, Grant
 from qwen_operator.manifests.model_cache import keeps_models
 from qwen_operator.manifests.names import budget_name
+from qwen_operator.reconcile.adapter_fetching import adapters_fetched
 from qwen_operator.reconcile.foreign import foreign_objects
 from qwen_operator.reconcile.prefetching import prefetched, stored_revision
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas import quotas
-from qwen_operator.replicas.adapters import notes, serving_as
+from qwen_operator.replicas.adapters import notes, serving_as, starting_with
 from qwen_operator.replicas.cached_nodes import known_nodes, preferring
 from qwen_operator.replicas.draining import RolloutRules, waits
 from qwen_operator.replicas.giving_back import NOTHING, Given, GivenBack, giving_back
@@ -52,6 +53,8 @@ def replicas(course: Course) -> Step:
     """Set the existing replicas and the wanted number, and add the next steps from the one to the other."""
     fleet = _fleet(course)
     course, rules = replace(fleet.course, given_back=_given_back(fleet)), fleet.rules
+    observed = course.observed
+    rules = replace(rules, starts=starting_with(course.running, observed.revisions.owned, observed.readable))
     placed = place(_to_be_placed(fleet.replicas), _placing(course))
     sorted_replicas = fleet.replicas.with_messages(placed.messages)
     needed = _moves(course, sorted_replicas, rules).actions if course.spec.prefetch else ()
@@ -64,12 +67,15 @@ def replicas(course: Course) -> Step:
     steps = replace(steps, actions=(*steps.actions, *_not_yet(course.given_back.actions, steps.actions)))
     proposed = _without_conflicts((*steps.actions, *_repairs(course, fleet.existing, rules)), placed.actions)
     actions, full = quotas.within_quotas(proposed, course.observed.quotas, course.actions)
+    course = replace(course, downloads=adapters_fetched(course, sorted_replicas, actions))
     due = (
         *waits(sorted_replicas, rules),
         *fleet.progress.waits,
         *placed.waits,
         *fleet.rule.waits(course.now),
         course.given_back.wait,
+        *course.prefetch.waits,
+        *course.downloads.waits,
     )
     return Step(
         replace(
@@ -83,8 +89,8 @@ def replicas(course: Course) -> Step:
             ask=ask,
             unread=placed.unread,
         ),
-        (*actions, *course.prefetch.actions),
-        requeue_after=_requeue_after(fleet.existing, (*due, *course.prefetch.waits)),
+        (*actions, *course.prefetch.actions, *course.downloads.actions),
+        requeue_after=_requeue_after(fleet.existing, due),
     )
 
 

@@ -232,17 +232,12 @@ def fetch_container(
     """
     fetch = source.fetch
     cache = fetch.cache if fetch else source.adapter_fetches[0][1].cache
-    on_node, in_pod = cache.type is CacheType.HOST_PATH, cache.type is CacheType.POD
     _, mount, folder = whole(cache, namespace)
     command = [
-        "qwen-operator",
-        "fetch",
+        *("qwen-operator", "fetch"),
         *(_model_options(fetch) if fetch else []),
         *adapter_options(source, shared=_shares(source)),
-        f"--cache={folder}",
-        f"--size-gib={cache.size_gib}",
-        *([f"--kept-free-percent={_KEPT_FREE_PERCENT}"] if on_node or in_pod else []),
-        *(["--of-pod"] if in_pod else []),
+        *_cache_options(cache, folder),
         f"--port={names.ENGINE_PORT}",
         *([f"--compile-folder={compiled}"] if compiled else []),
         *([f"--adapters={listed['mountPath']}"] if listed else []),
@@ -250,7 +245,7 @@ def fetch_container(
     variables = [*([fetch.token] if fetch and fetch.token else []), *(fetch.env if fetch else source.fetch_env)]
     variables += credentials_of_adapters(source, optional=_shares(source))
     # With it, the scheduler chooses a node that has the room.
-    disk = {"ephemeral-storage": f"{cache.size_gib}Gi"} if in_pod else {}
+    disk = {"ephemeral-storage": f"{cache.size_gib}Gi"} if cache.type is CacheType.POD else {}
     return {
         "name": names.FETCH_CONTAINER,
         **common,
@@ -265,6 +260,16 @@ def fetch_container(
             *([dict(listed)] if listed else []),
         ],
     }
+
+
+def _cache_options(cache: ModelCache, folder: str) -> list[str]:
+    on_node, in_pod = cache.type is CacheType.HOST_PATH, cache.type is CacheType.POD
+    return [
+        f"--cache={folder}",
+        f"--size-gib={cache.size_gib}",
+        *([f"--kept-free-percent={_KEPT_FREE_PERCENT}"] if on_node or in_pod else []),
+        *(["--of-pod"] if in_pod else []),
+    ]
 
 
 def is_of_adapter(variable: str) -> bool:

@@ -53,8 +53,6 @@ def replicas(course: Course) -> Step:
     """Set the existing replicas and the wanted number, and add the next steps from the one to the other."""
     fleet = _fleet(course)
     course, rules = replace(fleet.course, given_back=_given_back(fleet)), fleet.rules
-    observed = course.observed
-    rules = replace(rules, starts=starting_with(course.running, observed.revisions.owned, observed.readable))
     placed = place(_to_be_placed(fleet.replicas), _placing(course))
     sorted_replicas = fleet.replicas.with_messages(placed.messages)
     needed = _moves(course, sorted_replicas, rules).actions if course.spec.prefetch else ()
@@ -108,6 +106,7 @@ def _fleet(course: Course) -> _Fleet:
         existing = serving_as(found, observed.readable, hold.earlier)
         sorted_replicas = sort_replicas(existing, hold.earlier.revision, observed.nodes, hold.names)
         rules = replace(rules, held=hold.revision)
+    rules = replace(rules, starts=starting_with(course.running, observed.revisions.owned, observed.readable))
     return _Fleet(course, existing, sorted_replicas, rule, wanted, rules, progress)
 
 

@@ -33,7 +33,7 @@ from qwen_operator.fetch.files import RemoteFile
 from qwen_operator.fetch.program import Fetch, Place
 from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.store import Entry, Store, read_manifest, used_bytes
-from qwen_operator.fetch.transfer import THREADS
+from qwen_operator.fetch.transfer import THREADS, Chunk, Journal
 from qwen_operator.fetch.wire import Client, Remote
 from qwen_operator.manifests.model_cache import IN_USE
 from qwen_runtime.page import showing
@@ -564,7 +564,12 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path: Path) -> None:
             time.sleep(0.02)
         child.send_signal(signal.SIGKILL)
         child.communicate()
-        arrived = sum(int(line.split()[1]) - int(line.split()[0]) for line in journal.read_text().splitlines())
+        arrived = 0
+        for line in journal.read_text().splitlines():
+            first, end, _, name = line.split()
+            there = (journal.parent / name).read_bytes()[int(first) : int(end)]
+            assert there == files[name][int(first) : int(end)], "what the journal names is there"
+            arrived += int(end) - int(first)
         hub.sent = 0
         ended = subprocess.run(command(hub, tmp_path), capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
@@ -574,6 +579,39 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path: Path) -> None:
         )
         last = json.loads(ended.stdout.splitlines()[-1])
         assert (last["bytesDone"], last["finished"]) == (total, True)
+
+
+def test_the_journal_names_a_chunk_only_when_the_disk_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal that survives a loss of power must not name bytes that did not."""
+    pwrite, fdatasync, add = os.pwrite, os.fdatasync, Journal.add
+    unwritten: dict[int, set[int]] = {}
+    named = 0
+
+    def write(descriptor: int, piece: Any, at: int) -> int:
+        # A disk that is nearly full takes a part of it.
+        count = pwrite(descriptor, piece[: max(1, len(piece) // 2)], at)
+        unwritten.setdefault(os.fstat(descriptor).st_ino, set()).update(range(at, at + count))
+        return count
+
+    def sync(descriptor: int) -> None:
+        before = frozenset(unwritten.get(os.fstat(descriptor).st_ino, ()))
+        fdatasync(descriptor)
+        unwritten.get(os.fstat(descriptor).st_ino, set()).difference_update(before)
+
+    def note(journal: Journal, chunk: Chunk) -> None:
+        nonlocal named
+        held = unwritten[(journal.path.parent / chunk.file.path).stat().st_ino]
+        assert held.isdisjoint(range(chunk.first, chunk.end))
+        named += 1
+        add(journal, chunk)
+
+    monkeypatch.setattr(os, "pwrite", write)
+    monkeypatch.setattr(os, "fdatasync", sync)
+    monkeypatch.setattr(Journal, "add", note)
+    with serving(FileHub(model(300_000), cut_after=65_536, cuts=3)) as hub:
+        folder = fetching(hub, tmp_path).run()
+        assert contents(folder) == {name: hub.files[name] for name in WANTED}
+    assert named == 4 + 4
 
 
 @pytest.mark.timeout(240)
@@ -627,6 +665,7 @@ def test_a_fetch_that_is_asked_to_end_ends_at_once(tmp_path: Path) -> None:
     ("call", "code", "reason"),
     [
         ("fsync", errno.ENOSPC, Reason.DISK_FULL),
+        ("fdatasync", errno.ENOSPC, Reason.DISK_FULL),
         ("ftruncate", errno.EDQUOT, Reason.DISK_FULL),
         ("pwrite", errno.ENOSPC, Reason.DISK_FULL),
         ("ftruncate", errno.EFBIG, Reason.CACHE_UNUSABLE),

@@ -33,7 +33,8 @@ class FileHub:
     `cut_after`: so many bytes of each answer arrive, and then the connection ends; 0 is never. `cuts`: how often.
     `stall`: seconds before it ends.
     `flipped`: files of which so many answers have a wrong byte. `expired`: so many redirected requests get 403.
-    `missing`: files that the list names and the hub does not have. `delay`: seconds before each 64 KiB.
+    `missing`: files that the list names and the hub does not have. `delay`: seconds before each 64 KiB. `opened`: no
+    byte of a file comes before it is set.
     """
 
     files: dict[str, bytes]
@@ -48,6 +49,7 @@ class FileHub:
     expired: int = 0
     missing: set[str] = field(default_factory=set)
     delay: float = 0.0
+    opened: threading.Event | None = None
     address: str = ""
     network: str = ""
     asked: list[str] = field(default_factory=list)
@@ -169,6 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.cut_after and len(body) > hub.cut_after and hub.take("cuts"):
             body = body[: hub.cut_after]
             self.close_connection = True
+        if hub.opened is not None:
+            hub.opened.wait()
         for at in range(0, len(body), _PIECE):
             if hub.delay:
                 time.sleep(hub.delay)

@@ -614,15 +614,43 @@ def test_the_journal_names_a_chunk_only_when_the_disk_has_it(tmp_path: Path, mon
     assert named == 4 + 4
 
 
-@pytest.mark.timeout(240)
+_PODS = """
+import os, socket, sys
+import qwen_operator.fetch.program
+from qwen_operator.cli import main
+
+def pod(name):
+    socket.gethostname = lambda: name
+    sys.stdout = open(name, "w")
+    code = 70
+    try:
+        code = main()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+children = [os.fork() or pod(f"chat-{number}") for number in range(20)]
+sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
+"""
+"""Twenty processes that run the whole program. Python starts once for all of them, and each has its own locks."""
+
+
+@pytest.mark.timeout(120)
 def test_twenty_pods_of_one_node_download_a_model_once(tmp_path: Path) -> None:
-    files = model(2_000_000)
-    with serving(FileHub(files, delay=0.5)) as hub:
-        pods = [subprocess.Popen(command(hub, tmp_path), stdout=subprocess.PIPE) for _ in range(20)]
-        lines = [pod.communicate()[0].decode() for pod in pods]
-        assert [pod.returncode for pod in pods] == [0] * 20
-        assert sum(line.startswith("downloads ") for output in lines for line in output.splitlines()) == 1
-        assert hub.sent == sum(len(files[name]) for name in WANTED)
+    opened, logs = threading.Event(), tmp_path / "logs"
+    logs.mkdir()
+    with serving(FileHub(model(2_000_000), opened=opened)) as hub:
+        pods = subprocess.Popen([sys.executable, "-c", _PODS, *command(hub, tmp_path)[3:]], cwd=logs)
+        # Every one of them has asked for the model before its first byte comes.
+        while len(list(tmp_path.glob("leases/*/chat-*"))) < 20:
+            assert pods.poll() is None
+            time.sleep(0.02)
+        opened.set()
+        assert pods.wait() == 0
+        lines = [(logs / f"chat-{number}").read_text().splitlines() for number in range(20)]
+        assert [json.loads(said[-1])["finished"] for said in lines] == [True] * 20
+        assert sum(line.startswith("downloads ") for said in lines for line in said) == 1
+        assert hub.sent == sum(len(hub.files[name]) for name in WANTED)
 
 
 def test_a_pod_that_waits_shows_the_progress_of_the_one_that_downloads(tmp_path: Path) -> None:

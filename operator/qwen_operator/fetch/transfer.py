@@ -32,7 +32,8 @@ BUFFER_BYTES = 1 << 20
 """With less, threads wait for each other more often: only one at a time may run Python."""
 WRITE_BYTES = 128 << 10
 """So much goes into a file in one call. ext4 keeps a larger piece in pages that are as large, which come from memory
-that nobody has touched for long. In a virtual machine, that made a write of 1 MiB three times as expensive."""
+that nobody has touched for long. In a virtual machine, a write of 1 MiB took up to three times as long
+(`bench/disk_writes.py`)."""
 THREADS = 8
 PATIENCE_SECONDS = 600.0
 """After so long without a byte the download gives up. The kubelet starts it again."""

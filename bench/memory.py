@@ -31,7 +31,7 @@ from typing import Any
 
 from aiohttp import web
 
-from qwen_operator.hubs.client import INDEX, LARGEST_INDEX
+from qwen_operator.hubs.weights import INDEX, LARGEST_INDEX
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
     POD_DISRUPTION_BUDGETS,

@@ -23,7 +23,7 @@ from qwen_operator.controller.cache import Store
 from qwen_operator.endpoints import MetricsPage
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.manifests.names import Owner, metadata
-from qwen_operator.metrics import DeploymentMetrics, LoadSource
+from qwen_operator.metrics.deployments import DeploymentMetrics, LoadSource
 
 SCRAPES = 10
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import aiohttp
 import kopf
 
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.controller.cache import WATCHED, keep
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.resync import labels_of

@@ -21,7 +21,7 @@ import prometheus_client
 from qwen_operator import handlers
 from qwen_operator.api.name_index import NameIndex
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.controller.adapter_pages import AdapterPages, adapter_pages, loading_pods
 from qwen_operator.controller.arbiter import Arbiter, Wiring
 from qwen_operator.controller.autoscaler import Autoscaler, Sources
@@ -29,10 +29,12 @@ from qwen_operator.controller.cache import Store, keep
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.execute import Actor
 from qwen_operator.controller.fetch_pages import FetchPages, fetch_pages, fetching_pods
+from qwen_operator.controller.free_nodes import FreeNodes
 from qwen_operator.controller.gateway_demand import GatewayDemand, gateway_demand
 from qwen_operator.controller.gateway_secret import GatewayKeys
 from qwen_operator.controller.hub_reader import HubReader
 from qwen_operator.controller.network_policies import NetworkPolicies
+from qwen_operator.controller.node_pods import NodePods
 from qwen_operator.controller.observe import Observer
 from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.controller.recorder import Recorder
@@ -45,7 +47,8 @@ from qwen_operator.hubs.client import fetch, fetch_file
 from qwen_operator.kube import KubeApi
 from qwen_operator.kube.client import connect
 from qwen_operator.kube.lease import Elector, FencedApi, Terms, wall_stamp
-from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
+from qwen_operator.metrics.deployments import DeploymentMetrics, LoadSource
+from qwen_operator.metrics.process import OperatorMetrics
 from qwen_operator.objects import ObjectKey
 from qwen_operator.replicas.scaling_view import scaled_deployments
 
@@ -186,27 +189,11 @@ class Operator:
             await self._reconcile(api, hub, fetches, adapters)
 
     async def _reconcile(self, api: KubeApi, hub: HubReader, fetches: FetchPages, adapters: AdapterPages) -> None:
-        arbiter = Arbiter(self.store, api, self._arbiter_wiring())
-        observer = Observer(
-            self.store,
-            self.config.pools,
-            self.autoscaler.state,
-            hub.answer_for,
-            lambda: fetches.pages,
-        )
+        arbiter = Arbiter(self.store, NodePods(api, time.monotonic), self._arbiter_wiring())
+        observer = Observer(self.store, self.config.pools, self.autoscaler.state, hub.answer_for, lambda: fetches.pages)
         observer.grants = arbiter.grant
         observer.adapter_pages = lambda: adapters.pages
-        actor = Actor(api, self.store, utc_now)
-        reconciler = Reconciler(
-            observer,
-            actor,
-            self.config,
-            utc_now,
-            self.deployments.count_changes,
-            hub,
-            VolumeClaims(api),
-            arbiter.heard,
-        )
+        reconciler = self._reconciler(api, observer, hub, arbiter)
         keys = GatewayKeys(api, self.config)
         policies = NetworkPolicies(api, self.store, self.config.network_policy, self.config.namespaces, time.monotonic)
         tasks: list[Coroutine[Any, Any, Any]] = [
@@ -225,6 +212,19 @@ class Operator:
         for _ in range(self.config.workers):
             tasks.append(Worker(self.queue, reconciler, self.metrics.reconciled, self.metrics.failed).run())
         await first_to_end(tasks)
+
+    def _reconciler(self, api: KubeApi, observer: Observer, hub: HubReader, arbiter: Arbiter) -> Reconciler:
+        return Reconciler(
+            observer,
+            Actor(api, self.store, utc_now),
+            self.config,
+            utc_now,
+            self.deployments.count_changes,
+            hub,
+            VolumeClaims(api),
+            arbiter.heard,
+            FreeNodes(NodePods(api, time.monotonic)),
+        )
 
     def _arbiter_wiring(self) -> Wiring:
         return Wiring(

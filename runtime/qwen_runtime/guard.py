@@ -1,4 +1,4 @@
-"""Closes the administrative endpoints of SGLang to everything outside its pod, and keeps it from foreign code.
+"""Closes the administrative endpoints of SGLang to all but its pod, and keeps it from foreign code and from files.
 
 SGLang has one port for everything: inference, probes, metrics, and calls that abort requests, release memory, replace
 weights or print all settings. Its own keys do not separate them well: the gateway's router needs the key of an engine
@@ -10,9 +10,12 @@ A checkpoint may bring code. SGLang has --trust-remote-code for that, and does n
 code for a model class that it does not have, for a processor that transformers cannot load, and for some quantizations.
 So without that option, the functions of transformers that run the code of a checkpoint raise an error.
 
+A request may name a file as its image, video or sound (see `media`).
+
 The runtime puts its archive in the engine's PYTHONPATH, so that Python imports the archive's `sitecustomize` in every
-process of the engine. It changes two modules when they are imported: SGLang's HTTP server, and that of transformers. If
-the server is elsewhere, or if one of them has another form than in the known versions, the engine does not start.
+process of the engine. It changes three modules when they are imported: SGLang's HTTP server, SGLang's requests, and one
+of transformers. If one of SGLang's two is elsewhere, or if one of the three has another form than in the known
+versions, the engine does not start.
 """
 
 import importlib.machinery
@@ -24,6 +27,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
+
+from qwen_runtime import media
 
 SERVER_MODULE = "sglang.srt.entrypoints.http_server"
 CODE_MODULE = "transformers.dynamic_module_utils"
@@ -120,8 +125,19 @@ def _refused(*_: object, **__: object) -> NoReturn:
     raise RuntimeError(f"the checkpoint has code of its own, which the engine runs only with the option {TRUST}")
 
 
-CHANGES: Mapping[str, Callable[[ModuleType], None]] = {SERVER_MODULE: _close, CODE_MODULE: _refuse_code}
+CHANGES: Mapping[str, Callable[[ModuleType], None]] = {
+    SERVER_MODULE: _close,
+    media.REQUEST_MODULE: media.close,
+    CODE_MODULE: _refuse_code,
+}
 """What to do with a module when it has been imported."""
+
+
+PLACES: Mapping[str, str] = {
+    SERVER_MODULE: "close its administrative endpoints to other pods",
+    media.REQUEST_MODULE: "keep requests from naming files as their media",
+}
+"""What the guard cannot do where SGLang has no such module."""
 
 
 class _GuardedLoader(importlib.machinery.SourceFileLoader):
@@ -154,18 +170,19 @@ def install() -> None:
 
 
 def unknown_engine() -> str | None:
-    """The problem if this Python has an SGLang whose HTTP server the guard would not find, else None."""
-    package, _, module = SERVER_MODULE.partition(".")
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        return None
-    file = module.replace(".", "/") + ".py"
-    if any((Path(folder) / file).is_file() for folder in spec.submodule_search_locations or ()):
-        return None
-    return (
-        f"this {package} has no {file}, so qwen-runtime cannot close its administrative endpoints to other pods; "
-        "use a version of SGLang that this operator knows"
-    )
+    """The problem if this Python has an SGLang with a module in which the guard would find nothing, else None."""
+    for name, what in PLACES.items():
+        package, _, module = name.partition(".")
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            return None
+        file = module.replace(".", "/") + ".py"
+        if not any((Path(folder) / file).is_file() for folder in spec.submodule_search_locations or ()):
+            return (
+                f"this {package} has no {file}, so qwen-runtime cannot {what}; "
+                "use a version of SGLang that this operator knows"
+            )
+    return None
 
 
 def environment(current: Mapping[str, str], archive: str, command: Sequence[str]) -> dict[str, str]:

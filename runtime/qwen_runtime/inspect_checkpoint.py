@@ -15,6 +15,7 @@ from qwen_runtime import weights
 from qwen_runtime.checkpoints.chat import LARGEST_CHAT_FILE, ChatFormat, chat_files, read_chat
 from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG, TensorHints, read
 from qwen_runtime.checkpoints.gguf import is_gguf
+from qwen_runtime.checkpoints.methods import check_beside
 from qwen_runtime.checkpoints.model import ModelConfig
 from qwen_runtime.checkpoints.modules import Held
 from qwen_runtime.checkpoints.reading import InvalidFactsError, shown
@@ -80,7 +81,13 @@ def inspect(folder: Path) -> dict[str, Any]:
         raise Fault(ReportReason.MODEL_NOT_FOUND, f"The *.safetensors files of {folder} hold no tensors.")
     tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
     hints = _hints(shards)
-    model = _model(content, hints, weights.linear_layers(tensors))
+    model = _model(content, names, hints, weights.linear_layers(tensors))
+    if packed := weights.packed(tensors) if model.quantization is None else "":
+        message = (
+            f"{shown(packed)} belongs to quantized weights, but {CONFIG_FILE} has no quantization_config, so SGLang "
+            f"would take them for plain ones: take {CONFIG_FILE} from where the weights come from."
+        )
+        raise Fault(ReportReason.INVALID_CONFIG, message, CONFIG_FILE)
     if stacked := weights.unread(tensors, model.architecture):
         message = (
             f"{shown(stacked)} has all experts of a layer in one tensor, as a merge of Axolotl writes them. SGLang "
@@ -113,8 +120,9 @@ def _is_adapter(names: frozenset[str]) -> bool:
     return CONFIG_FILE not in names or all(name in _NO_WEIGHTS for name in of_model)
 
 
-def _model(content: Mapping[str, Any], hints: TensorHints, held: Held) -> ModelConfig:
+def _model(content: Mapping[str, Any], names: frozenset[str], hints: TensorHints, held: Held) -> ModelConfig:
     try:
+        check_beside(content, names)
         return read(content, hints, held)
     except InvalidFactsError as error:
         raise Fault(ReportReason.INVALID_CONFIG, f"{CONFIG_FILE}: {error}.", CONFIG_FILE) from None

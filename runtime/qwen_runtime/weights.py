@@ -16,6 +16,8 @@ _ON_EVERY_GPU = ("norm", ".mlp.gate.", ".shared_expert_gate.", "patch_embed", "p
 _NOT_LOADED = "mtp."
 # The tensor with the values of a linear layer: of plain and FP8 weights, of GPTQ and AWQ, of compressed-tensors.
 _WEIGHTS = ("weight", "qweight", "weight_packed")
+# What only quantized weights have: of GPTQ and AWQ, of compressed-tensors, FP8 and ModelOpt, of bitsandbytes, of MLX.
+_PACKED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".weight.absmax", ".SCB", "_proj.scales")
 _STACKED = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
 # Of SGLang 0.5.23: the first two leave out stacked experts without a word, and the third ends while it starts.
 _SINGLE_EXPERTS = ("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM")
@@ -46,6 +48,11 @@ def unread(tensors: Mapping[str, Tensor], architecture: str) -> str:
     if architecture not in _SINGLE_EXPERTS:
         return ""
     return next((name for name in tensors if name.endswith(_STACKED)), "")
+
+
+def packed(tensors: Mapping[str, Tensor]) -> str:
+    """A tensor that only quantized weights have, or ""."""
+    return next((name for name in tensors if name.endswith(_PACKED) and not _idle(name)), "")
 
 
 def linear_layers(tensors: Mapping[str, Tensor]) -> Held:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qwen_operator.config import load
+from qwen_operator.config.load import load
 from tests.cluster.chart import CHART, PROMETHEUS, Manifest, all_values, helm, of_kind, one, pods, render
 
 pytestmark = pytest.mark.cluster
@@ -43,7 +43,7 @@ def test_by_default_only_the_gateway_s_api_is_open() -> None:
     [clients, demand] = ingress(manifests, "gateway")
     assert clients == {"ports": [{"protocol": "TCP", "port": 8000}]}
     assert demand["ports"] == [{"protocol": "TCP", "port": 9091}]
-    assert [component(peer) for peer in demand["from"]] == ["operator"]
+    assert [component(peer) for peer in demand["from"]] == ["operator", "gateway"]
     [rule] = ingress(manifests, "operator")
     assert [component(peer) for peer in rule["from"]] == ["test"]
     [rule, start] = engines(manifests)

@@ -11,7 +11,8 @@ from uuid import uuid4
 import pytest
 import yaml
 
-from qwen_operator.config import load, settings
+from qwen_operator.config.load import load
+from qwen_operator.config.plans import settings
 from qwen_operator.gateway.settings import ProxySettings
 from qwen_operator.gateway.tenants import Limits, read_tenants
 from qwen_operator.manifests import names
@@ -67,6 +68,7 @@ def test_the_objects_have_these_names() -> None:
         ("Deployment", "qwen-gateway"),
         ("Service", "qwen-operator"),
         ("Service", "qwen-gateway"),
+        ("Service", "qwen-gateway-peers"),
         ("ClusterRole", "qwen-system.qwen-operator"),
         ("ClusterRole", "qwen-system.qwen-gateway"),
         ("ClusterRole", "qwen-system.qwen-view"),

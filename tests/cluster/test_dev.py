@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_operator.config import load
+from qwen_operator.config.load import load
 from tests.cluster import chart
 from tools.dev import config_map_name, environment
 

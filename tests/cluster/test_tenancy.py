@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qwen_operator.config import settings
+from qwen_operator.config.plans import settings
 from qwen_operator.tenancy.judge import refused
 from tests.cluster.admission import refuses, without_policy
 from tests.qd import SIMULATED, alive, qd, simulated, wait_condition, wait_ready

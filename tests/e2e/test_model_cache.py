@@ -6,96 +6,41 @@ These tests change the values of the release, and set them back.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import groupby, pairwise
 from pathlib import Path
 
-import httpx
 import pytest
-import yaml
 
 from tests.e2e.conftest import Gateway
+from tests.e2e.hub_pod import Hub, Repositories, start_hub
+from tests.e2e.watching import watching
 from tests.qd import own_namespace, pods, qd, wait_condition, wait_ready
-from tests.testbed.bed import VALUES, install
+from tests.testbed.bed import install
 from tests.testbed.cluster import Cluster
 from tests.testbed.kubectl import Kubectl, Manifest, condition, wait_for
 from tests.testbed.ownership import owned
 from tests.testbed.volumes import claim_manifests, volume_name
-from tests.unit.fetch import hub as hub_module
 from tests.unit.fetch.hub import COMMIT, OTHER_COMMIT, REPOSITORY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 TOKEN = "hf-secret"
 CLAIM = "model-cache"
-IMAGE = yaml.safe_load(VALUES.read_text())["image"]
-# The tiny model has less than a megabyte: with this delay it takes long enough to be watched.
-PROGRAM = """
-import pathlib, sys, threading
-sys.path.insert(0, "/hub")
-from hub import FileHub, serving
-files = {path.name: path.read_bytes() for path in pathlib.Path("/models/tiny-qwen2").iterdir() if path.is_file()}
-with serving(FileHub(files, token=sys.argv[2], delay=2.0), (8000, 8001), sys.argv[1]):
-    threading.Event().wait()
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Hub:
-    """The hub's pod: its name in the cluster, and its address."""
-
-    name: str
-    address: str
-
-    def sent(self) -> int:
-        """The bytes of files that it has sent."""
-        return int(httpx.get(f"http://{self.address}:8000/sent", timeout=30).json()["sent"])
-
-
-def hub_manifests(namespace: str, program: str = PROGRAM, claim: str = "models") -> list[Manifest]:
-    """The hub's pod. The program serves files of the claim, which is at /models."""
-    labels = {"app": "hub"}
-    content = {"hub.py": Path(hub_module.__file__).read_text(encoding="utf-8"), "main.py": program}
-    container = {
-        "name": "hub",
-        "image": f"{IMAGE['repository']}:{IMAGE['tag']}",
-        "imagePullPolicy": "IfNotPresent",
-        "command": ["python3", "/hub/main.py", f"hub.{namespace}.svc", TOKEN],
-        "readinessProbe": {"httpGet": {"path": "/sent", "port": 8000}, "periodSeconds": 1},
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "volumeMounts": [{"name": "hub", "mountPath": "/hub"}, {"name": "models", "mountPath": "/models"}],
-    }
-    user = {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
-    volumes = [
-        {"name": "hub", "configMap": {"name": "hub"}},
-        {"name": "models", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}},
-    ]
-    ports = [{"name": name, "port": port} for name, port in (("hub", 8000), ("network", 8001))]
-    meta = {"name": "hub", "namespace": namespace}
-    return [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": content},
-        {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"selector": labels, "ports": ports}},
-        {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {**meta, "labels": labels},
-            "spec": {"containers": [container], "securityContext": user, "volumes": volumes},
-        },
-    ]
+LARGER = "Qwen/Larger"
+# The tiny model has less than a megabyte: so slowly it takes long enough to be watched. The larger one has 50.
+HAS = Repositories(
+    {REPOSITORY: "tiny-qwen2", LARGER: "tiny-0.5B"}, token=TOKEN, rates={REPOSITORY: 32_000, LARGER: 600_000}
+)
 
 
 @pytest.fixture(scope="module")
 def hub(kubectl: Kubectl, claim_space: str) -> Hub:
-    kubectl.apply(*hub_manifests(claim_space))
-
-    def up() -> Manifest | None:
-        pod = kubectl.get("pod", "hub", claim_space) or {}
-        return pod if condition(pod, "Ready").get("status") == "True" else None
-
-    pod = wait_for("the hub is up", up, 60)
-    return Hub(f"hub.{claim_space}.svc", pod["status"]["podIP"])
+    return start_hub(kubectl, claim_space, HAS)
 
 
 @pytest.fixture(scope="module")
@@ -111,15 +56,15 @@ def cached(bed: Cluster, kubectl: Kubectl, claim_space: str, hub: Hub) -> Iterat
         "stringData": {"token": TOKEN, "wrong": "no"},
     }
     kubectl.apply(secret, *claim_manifests(CLAIM, claim_space, folder, access_mode="ReadWriteMany"))
-    cache = ["cache.type=PersistentVolumeClaim", f"cache.claimName={CLAIM}", f"hub.url=http://{hub.name}:8000"]
+    cache = ["cache.type=PersistentVolumeClaim", f"cache.claimName={CLAIM}", f"hub.url={hub.url}"]
     install(bed, *(word for value in cache for word in ("--set", value)))
     yield claim_space
     install(bed)
     kubectl.run("delete", "pv", volume_name(CLAIM, claim_space), "--wait=false")
 
 
-def source(key: str = "token") -> Manifest:
-    return {"uri": f"hf://{REPOSITORY}", "secretRef": {"name": "hf-token", "key": key}}
+def source(key: str = "token", repository: str = REPOSITORY) -> Manifest:
+    return {"uri": f"hf://{repository}", "secretRef": {"name": "hf-token", "key": key}}
 
 
 def test_a_wrong_token_is_told_before_an_engine_pod_exists(kubectl: Kubectl, cached: str) -> None:
@@ -203,6 +148,34 @@ def test_the_command_lists_the_cache_and_keeps_what_an_engine_uses(bed: Cluster,
     assert "an engine has it loaded" in cache_command(bed, "rm", "-n", cached, REPOSITORY, "--yes")
 
 
+# It takes two minutes, because a download that shows its steps needs most of them.
+@pytest.mark.slow
+def test_who_watches_sees_the_download_and_the_start(kubectl: Kubectl, cached: str) -> None:
+    manifest = qd(cached, "chat", model=f"{cached}-chat", source=source(repository=LARGER))
+    # The list of all would show the deployments of the other tests too.
+    with watching(kubectl, "qd", "-n", cached, "--field-selector=metadata.name=chat") as screen:
+        kubectl.apply(manifest)
+        wait_ready(kubectl, cached, "chat", timeout=600)
+        # The load comes with the first look at the engine's metrics.
+        time.sleep(10)
+    print(f"\n{screen.text()}")
+    kubectl.run("delete", "qd", "chat", "-n", cached)
+    steps = screen.percents("Downloading")
+    assert len(steps) >= 5
+    for (before, less), (after, more) in pairwise(steps):
+        assert more - less >= 5
+        # A second for the way to this process.
+        assert after - before > 9
+    words = [status.split()[0] for _, status in screen.statuses()]
+    # Starting is there twice: of the pod, and of the engine's container after the download.
+    order = [word for word, _ in groupby(words)]
+    assert order[:4] == ["Inspecting", "Starting", "Downloading", "Starting"]
+    assert order[4:] in (["Loading", "Registering", "Serving"], ["Loading", "WarmingUp", "Registering", "Serving"])
+    # Without the column AGE, each line says something new. Loading has no number while SGLang has counted no file.
+    shown = [line.split()[:-1] for _, line in screen.lines]
+    assert {line[-2] for line, again in pairwise(shown) if line == again} <= {"Loading"}
+
+
 @pytest.mark.slow
 def test_a_rollout_to_another_commit_and_back_downloads_each_commit_once(
     kubectl: Kubectl, cached: str, hub: Hub
@@ -222,20 +195,22 @@ def test_a_rollout_to_another_commit_and_back_downloads_each_commit_once(
     in_place = {"maxSurge": 0, "maxUnavailable": 1}
     manifest = qd(cached, "two", model=f"{cached}-two", replicas=2, rollout=in_place)
     received = []
-    # Whether the first commit is in the cache already depends on the tests before.
-    for commit, known in ((COMMIT, None), (OTHER_COMMIT, False), (COMMIT, True)):
+    # Whether the first commit is in the cache already depends on the tests before. The second replica gets nothing.
+    hits, one = re.compile("2 hits"), re.compile(r"1 hit, [\d.]+ MB")
+    for commit, right in ((COMMIT, (hits, one)), (OTHER_COMMIT, (one,)), (COMMIT, (hits,))):
         manifest["spec"]["source"] = source() | {"revision": commit}
         kubectl.apply(manifest)
         words = settled(commit)
-        assert known in (None, words == "2 hits"), words
+        assert any(form.fullmatch(words) for form in right), words
         received.append(hub.sent())
+        print(f"\n== {commit[:7]}: {words}; the hub has sent {received[-1]} bytes")
     assert received[1] > received[0]
     assert received[2] == received[1]
     kubectl.run("delete", "qd", "two", "-n", cached, "--wait=false")
 
 
 def test_a_folder_of_the_node_is_refused_with_a_sentence(bed: Cluster, kubectl: Kubectl, cached: str, hub: Hub) -> None:
-    values = ["cache.type=HostPath", "cache.path=/var/lib/qwen-models", f"hub.url=http://{hub.name}:8000"]
+    values = ["cache.type=HostPath", "cache.path=/var/lib/qwen-models", f"hub.url={hub.url}"]
     install(bed, *(word for value in values for word in ("--set", value)))
     with own_namespace(kubectl, "h") as name:
         token = {"name": "hf-token", "namespace": name}
@@ -251,7 +226,7 @@ def test_a_folder_of_the_node_serves_a_privileged_namespace(
     folder = bed.models_dir.parent / "node-cache"
     folder.mkdir(exist_ok=True)
     folder.chmod(0o777)
-    values = ["cache.type=HostPath", f"cache.path={folder}", f"hub.url=http://{hub.name}:8000"]
+    values = ["cache.type=HostPath", f"cache.path={folder}", f"hub.url={hub.url}"]
     install(bed, *(word for value in values for word in ("--set", value)))
     space = f"{cached}-priv"
     kubectl.namespace(space, {"pod-security.kubernetes.io/enforce": "privileged", **owned()})
@@ -262,3 +237,46 @@ def test_a_folder_of_the_node_serves_a_privileged_namespace(
     wait_for(f"{space} is routed", lambda: gateway.chat(space, max_tokens=1).status_code == 200, 20)
     assert (folder / space / "models" / "hf" / "Qwen--Test" / COMMIT / ".manifest.json").exists()
     kubectl.run("delete", "namespace", space, "--wait=false")
+
+
+@pytest.fixture
+def without(bed: Cluster, kubectl: Kubectl, cached: str, hub: Hub) -> Iterator[str]:
+    """A namespace with the token, and no cache in the release."""
+    install(bed, "--set", f"hub.url={hub.url}")
+    with own_namespace(kubectl, "bare") as name:
+        kubectl.apply(token_in(name, TOKEN))
+        yield name
+
+
+def token_in(namespace: str, token: str) -> Manifest:
+    meta = {"name": "hf-token", "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"token": token}}
+
+
+def test_without_a_cache_a_container_downloads_into_the_pod_and_a_lost_token_gives_its_gpus_back(
+    kubectl: Kubectl, gateway: Gateway, without: str
+) -> None:
+    kubectl.apply(qd(without, "bare", model=without, source=source()))
+    obj = wait_ready(kubectl, without, "bare", timeout=400)
+    assert obj["status"]["model"]["commit"] == COMMIT
+    wait_for(f"{without} is routed", lambda: gateway.chat(without, max_tokens=1).status_code == 200, 20)
+    [pod] = pods(kubectl, without, "bare")
+    fetch = pod["spec"]["initContainers"][-1]
+    assert (fetch["name"], "--of-pod" in fetch["command"]) == ("fetch", True)
+    assert "secretKeyRef" not in str(pod["spec"]["containers"])
+
+    kubectl.apply(token_in(without, "wrong"))
+    kubectl.run("delete", "pod", pod["metadata"]["name"], "-n", without)
+
+    def given_back() -> Manifest | None:
+        found = kubectl.get("qd", "bare", without) or {}
+        ready = condition(found, "Ready")
+        told = "the operator gave the GPUs back" in ready.get("message", "")
+        return ready if told and not pods(kubectl, without, "bare") else None
+
+    ready = wait_for("no pod is left", given_back, 240)
+    assert (ready["status"], ready["reason"]) == ("False", "AuthRequired")
+    kubectl.apply(token_in(without, TOKEN))
+    kubectl.run("annotate", "qd", "bare", "-n", without, "qwen-operator.dev/replan=1")
+    wait_ready(kubectl, without, "bare", timeout=400)
+    kubectl.run("delete", "qd", "bare", "-n", without, "--wait=false")

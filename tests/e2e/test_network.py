@@ -162,6 +162,11 @@ def test_port_forward_reaches_all_of_an_engine_and_the_operator_s_metrics(actors
     with forwarded(bed, actors.namespace, f"pod/{actors.pod}", 8000) as url:
         assert httpx.get(f"{url}/server_info", timeout=30).json()["served_model_name"] == MODEL
         assert httpx.post(f"{url}/flush_cache", timeout=30).status_code == 200
+        # Also here an engine opens no file for a request.
+        asks = {"text": "hi", "image_data": "/etc/passwd", "sampling_params": {"max_new_tokens": 1}}
+        refused = httpx.post(f"{url}/generate", json=asks, timeout=30)
+        assert refused.status_code == 400
+        assert "image '/etc/passwd' is no address that the engine may open" in refused.text
     release = actors.release
     with forwarded(bed, release.namespace, f"deployment/{release.operator}", 8080) as url:
         assert "qwen_operator_build_info" in httpx.get(f"{url}/metrics", timeout=30).text

@@ -60,6 +60,7 @@ PARTS = (
     Part("pause", "."),
     Part("etcd", "go.etcd.io/etcd/server/v3"),
     Part("kubernetes", "tool", _kubernetes_linker()),
+    Part("containerd", "tool"),
     Part("kwok", "sigs.k8s.io/kwok/cmd/kwok"),
     Part("coredns", "."),
     Part("kube-router", "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router"),

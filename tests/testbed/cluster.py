@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +16,13 @@ from tests.testbed.cache import StepFailed, elapsed, locked, say
 from tests.testbed.controlplane import ControlPlane
 from tests.testbed.exporter import Exporter, exporting
 from tests.testbed.layout import SIMULATED_METRICS_RANGE, Layout, RealNodeNames, layout, write
+from tests.testbed.node import CONTAINERD_TOOLS
 from tests.testbed.ownership import OWNER, abandoned, owned
 from tests.testbed.packages import ensure_packages
 from tests.testbed.pki import ensure_pki, pki_is_stale
 from tests.testbed.policies import PolicyEngine
 from tests.testbed.real_nodes import FIRST, RealNodes
+from tests.testbed.registry import serving
 from tests.testbed.sandbox import HOLDER, Sandbox
 from tests.testbed.simulated import (
     MORE_POOL,
@@ -45,6 +46,7 @@ DAEMON_PROGRAMS = (
     "kube-proxy",
     "kube-router",
     "coredns",
+    "containerd",
 )
 API_CLIENTS = ("kwok", "kubelet", "kube-proxy", "coredns")
 
@@ -145,7 +147,7 @@ class Cluster:
 
     def status(self) -> dict[str, Any]:
         """The pids of each program, and the nodes if the API server answers."""
-        names = (HOLDER, *DAEMON_PROGRAMS, "containerd")
+        names = (HOLDER, *DAEMON_PROGRAMS)
         running = {name: [process.pid for process in self._sandbox.running(name)] for name in names}
         nodes: list[str] = []
         if running["kube-apiserver"]:
@@ -229,12 +231,12 @@ class Cluster:
 
     @contextmanager
     def more_real_nodes(self, number: int) -> Iterator[OwnNodes]:
-        """So many real nodes beside the first, each with one GPU. Those that did not run before are removed again."""
+        """Exactly so many real nodes beside the first, each with one GPU. Afterwards there are as many as before."""
         before = 1 + len(self._real.more())
         nodes = [RealNodeNames(place) for place in range(2, number + 2)]
         toleration = {"key": POOL_LABEL, "operator": "Equal", "value": MORE_POOL}
         try:
-            self.keep_real_nodes(max(before, number + 1))
+            self.keep_real_nodes(number + 1)
             yield OwnNodes(
                 tuple(node.name for node in nodes),
                 {"nodeSelector": {POOL_LABEL: MORE_POOL}, "tolerations": [toleration]},
@@ -257,6 +259,13 @@ class Cluster:
     def slow_registry(self, node: str, image: str, seconds: float) -> AbstractContextManager[None]:
         """Until the block ends, this node can pull `image` under other tags. It waits for the registry each time."""
         return self._real.registry(self._node_called(node), image, seconds)
+
+    def registry(self, manifest: Path) -> AbstractContextManager[None]:
+        """Until the block ends, the first real node can pull the image of this manifest from `localhost`.
+
+        The file has its SHA-256 as its name, and the blobs of the image are beside it, under theirs.
+        """
+        return serving(self._sandbox.enter([]), manifest)
 
     def _node_called(self, name: str) -> RealNodeNames:
         return next(node for node in self._real.more() if node.name == name)
@@ -302,14 +311,10 @@ class Cluster:
         write(self.state_dir / "parts", _names(parts))
         for name in USER_PROGRAMS:
             place(_program(parts, name), self._at.bin / name)
-        for name in DAEMON_PROGRAMS:
+        for name in (*DAEMON_PROGRAMS, *CONTAINERD_TOOLS):
             place(_program(parts, name), self._at.libexec / name)
         place(parts["pause"] / "pause", self._at.libexec / HOLDER)
         place(parts["kwok"] / "stages.yaml", self._at.libexec / "kwok-stages.yaml")
-        containerd = shutil.which("containerd")
-        if containerd is None:
-            raise StepFailed("the program containerd is not on PATH")
-        place(Path(containerd), self._at.libexec / "containerd")
 
     def _start(self, parts: Mapping[str, Path], *, node: bool, simulated: Sequence[Pool]) -> None:
         ensure_pki(self._at)
@@ -362,5 +367,4 @@ def _names(parts: Mapping[str, Path]) -> str:
 
 
 def _program(parts: Mapping[str, Path], name: str) -> Path:
-    part = name if name in parts else "kubernetes"
-    return parts[part] / name
+    return next(folder / name for folder in parts.values() if (folder / name).exists())

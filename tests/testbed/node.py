@@ -24,6 +24,9 @@ from tests.testbed.simulated import real_node_taints
 
 DAEMONS = ("kubelet", "kube-proxy", "coredns", "containerd")
 """The order in which to stop them."""
+SHIM = "containerd-shim-runc-v2"
+CONTAINERD_TOOLS = (SHIM, "ctr")
+"""Programs that belong to containerd and must be of its version."""
 
 
 class RealNode:
@@ -75,11 +78,17 @@ class RealNode:
         shutil.copytree(other.root / "images", taken)
 
     def _forget_containers(self) -> None:
-        """Removes the other node's containers from the copied database, while nothing else reads it."""
+        """Removes the other node's pods from the copied database, while nothing else reads it."""
         self._write_config()
         self._start_containerd("containerd-without-cri.toml")
         if containers := self._ctr("containers", "ls", "-q").split():
             self._ctr("containers", "rm", *containers)
+        if sandboxes := [line.split()[0] for line in self._ctr("sandboxes", "ls").splitlines()[1:]]:
+            # Without force, ctr leaves those that do not run here.
+            self._ctr("sandboxes", "rm", "--force", *sandboxes)
+        # A lease of a pod keeps what its image volumes were mounted from.
+        if leases := self._ctr("leases", "ls", "-q").split():
+            self._ctr("leases", "rm", *leases)
         self._sandbox.stop("containerd")
 
     def _start_containerd(self, config: str) -> None:
@@ -103,7 +112,7 @@ class RealNode:
         mark = self._at.root / "images" / f"{archive.name}-{state.st_ino}-{state.st_size}-{state.st_mtime_ns}"
         if mark.exists() and set(mark.read_text().splitlines()) <= self._digests():
             return
-        output = self._ctr("images", "import", str(archive))
+        output = self._ctr("images", "import", "--local", str(archive))
         write(mark, "\n".join(" ".join(image) for image in re.findall(r"unpacking (\S+) \((sha256:\w+)\)", output)))
 
     def images(self) -> list[str]:
@@ -120,17 +129,21 @@ class RealNode:
         return {f"{row[0]} {row[2]}" for row in rows}
 
     def _ctr(self, *arguments: str) -> str:
-        return self._sandbox.call(["ctr", "--address", str(self._at.containerd_socket), "-n", "k8s.io", *arguments])
+        return self._sandbox.call([*self._ctr_argv, "--namespace=k8s.io", *arguments])
+
+    @property
+    def _ctr_argv(self) -> list[str]:
+        return [str(self._at.libexec / "ctr"), f"--address={self._at.containerd_socket}"]
 
     def _containerd_answers(self) -> bool:
         if not self._at.containerd_socket.exists():
             return False
-        argv = ["ctr", "--connect-timeout", "2s", "--address", str(self._at.containerd_socket), "version"]
-        return self._sandbox.succeeds(argv)
+        return self._sandbox.succeeds([*self._ctr_argv, "--connect-timeout=2s", "version"])
 
     def _write_config(self) -> None:
         write(self._at.config / "containerd.toml", self._containerd_config())
         write(self._at.config / "containerd-without-cri.toml", self._containerd_config("grpc.v1.cri"))
+        write(self._at.config / "registries" / "localhost" / "hosts.toml", 'server = "http://localhost"\n')
         write(self._at.config / "cni" / "10-testbed.conflist", json.dumps(self._cni(), indent=1))
         write(self._at.config / "kubelet.yaml", yaml.safe_dump(self._kubelet_config()))
         # The sandbox cannot reach the machine's own resolver. Pods that use the node's resolver get the cluster's.
@@ -139,9 +152,9 @@ class RealNode:
 
     def _containerd_config(self, *disabled: str) -> str:
         root = self._at.root / "containerd"
-        unused = ("snapshotter.v1.aufs", "snapshotter.v1.btrfs", "snapshotter.v1.devmapper", "snapshotter.v1.zfs")
+        unused = ("snapshotter.v1.blockfile", "snapshotter.v1.devmapper", "snapshotter.v1.zfs", "nri.v1.nri")
         return f"""\
-version = 2
+version = 3
 root = "{root / "root"}"
 state = "{root / "state"}"
 disabled_plugins = {json.dumps([f"io.containerd.{name}" for name in (*unused, *disabled)])}
@@ -149,14 +162,19 @@ disabled_plugins = {json.dumps([f"io.containerd.{name}" for name in (*unused, *d
 address = "{self._at.containerd_socket}"
 [plugins."io.containerd.internal.v1.opt"]
 path = "{root / "opt"}"
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{PAUSE_IMAGE}"
+[plugins."io.containerd.cri.v1.images".pinned_images]
+sandbox = "{PAUSE_IMAGE}"
+[plugins."io.containerd.cri.v1.images".registry]
+config_path = "{self._at.config / "registries"}"
+[plugins."io.containerd.cri.v1.runtime"]
 # A machine without CAP_SYS_RESOURCE may not lower its oom_score_adj: without this every pod fails there.
 restrict_oom_score_adj = true
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "/usr/lib/cni"
+# A shim of another version on PATH would be taken first.
+runtime_path = "{self._at.libexec / SHIM}"
+[plugins."io.containerd.cri.v1.runtime".cni]
+bin_dirs = ["/usr/lib/cni"]
 conf_dir = "{self._at.config / "cni"}"
 """
 

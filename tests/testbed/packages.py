@@ -8,12 +8,9 @@ from pathlib import Path
 
 from tests.testbed.cache import StepFailed, locked, run_step
 
-# A program or file that the test bed needs -> its package. The check is for the file, so that a machine keeps a
-# containerd or runc from another source.
+# A program or file that the test bed needs -> its package. The check is for the file, so that a machine keeps a runc
+# from another source.
 NEEDED = {
-    "containerd": "containerd",
-    "containerd-shim-runc-v2": "containerd",
-    "ctr": "containerd",
     "runc": "runc",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
     "buildah": "buildah",
@@ -55,8 +52,6 @@ def ensure_packages(needed: Mapping[str, str] = NEEDED) -> None:
                 env=quiet,
                 log="apt-install",
             )
-        if "containerd" in missing and Path("/run/systemd/system").is_dir():
-            run_step("keeping the new containerd service off", ["systemctl", "disable", "containerd.service"])
 
 
 def _present(name: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Protocol
 from tests.testbed.binaries import place
 from tests.testbed.cache import StepFailed, say
 from tests.testbed.layout import MOST_NODES, NAME, Layout, RealNodeNames
-from tests.testbed.node import RealNode
+from tests.testbed.node import CONTAINERD_TOOLS, RealNode
 from tests.testbed.registry import serving
 from tests.testbed.sandbox import HOLDER, Sandbox, environment, hierarchies, stop, wait_for
 from tests.testbed.simulated import real_node_labels, real_node_patch
@@ -119,7 +119,7 @@ class RealNodes:
         own = self._at.of_node(node)
         for folder in (own.libexec, own.logs):
             folder.mkdir(parents=True, exist_ok=True)
-        for name in (HOLDER, *PROGRAMS):
+        for name in (HOLDER, *PROGRAMS, *CONTAINERD_TOOLS):
             place(self._at.libexec / name, own.libexec / name)
 
     def _connect(self, node: RealNodeNames, sandbox: Sandbox) -> None:

@@ -22,7 +22,7 @@ import pytest
 from qwen_operator import main
 from qwen_operator.api.claims import NameRights
 from qwen_operator.cli import logs, recordings
-from qwen_operator.config import Config, GatewayConfig, RecordingConfig
+from qwen_operator.config.types import Config, GatewayConfig, RecordingConfig
 from qwen_operator.controller.cache import WATCHED
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,

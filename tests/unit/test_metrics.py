@@ -21,7 +21,8 @@ from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.endpoints import MetricsPage
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.logkeys import LogKey
-from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
+from qwen_operator.metrics.deployments import DeploymentMetrics, LoadSource
+from qwen_operator.metrics.process import OperatorMetrics
 from qwen_operator.objects import ObjectKey
 from qwen_operator.scaling.attainment import Share
 from qwen_operator.scaling.demand import ModelDemand
@@ -60,12 +61,13 @@ class World:
     held: dict[ObjectKey, ModelDemand] = field(default_factory=dict)
     shares: dict[ObjectKey, dict[str, Share]] = field(default_factory=dict)
     leading: bool = True
+    clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
         load = LoadSource(
             lambda: self.samples, lambda: self.ages, lambda: self.held, lambda key: self.shares.get(key, {})
         )
-        self.deployments = DeploymentMetrics(self.store, load, lambda: self.leading)
+        self.deployments = DeploymentMetrics(self.store, load, lambda: self.leading, self.clock.now)
         self.page = MetricsPage(CollectorRegistry(), self.deployments.slices, clock=itertools.count().__next__)
 
     def value(self, name: str, **labels: str) -> float | None:
@@ -232,6 +234,38 @@ def test_a_fetch_counts_once_and_only_in_the_process_that_saw_it_end(world: Worl
     assert world.value("qwen_deployment_model_fetched_bytes_total") == 7
     world.store.remove(QWENDEPLOYMENTS, deployment())
     assert 'deployment="chat"' not in world.text()
+
+
+def gpu_seconds(world: World) -> dict[str, float]:
+    """By phase, on a new page."""
+    samples = [one for family in text_string_to_metric_families(world.text()) for one in family.samples]
+    return {one.labels["phase"]: one.value for one in samples if one.name == "qwen_deployment_gpu_seconds_total"}
+
+
+def test_gpus_are_counted_by_what_they_did_since_the_last_page(world: World) -> None:
+    world.store.update(QWENDEPLOYMENTS, deployment(plan=PLAN))
+    up = {
+        "conditions": [{"type": "Ready", "status": "True"}],
+        "containerStatuses": [{"name": "engine", "started": True}],
+    }
+    for one in (pod(0), pod(1), pod(2), pod(3, node=""), pod(4, draining=True)):
+        ready = one["metadata"]["uid"] in ("p0", "p1")
+        world.store.update(PODS, one | {"status": one["status"] | (up if ready else {})})
+    world.samples[CHAT] = Sample(0.0, (EngineLoad("a", "p0", 3, 4, 50, 900), EngineLoad("b", "p1", 0, 0, 5, 800)))
+    assert gpu_seconds(world) == {}
+    world.clock.advance(10)
+    assert gpu_seconds(world) == {"serving": 20, "idle": 20, "loading": 20, "draining": 20}
+    world.samples[CHAT] = Sample(0.0)
+    assert gpu_seconds(world) == {"serving": 20, "idle": 20, "loading": 20, "draining": 20}, "no time has passed"
+    world.clock.advance(5)
+    assert gpu_seconds(world)["serving"] == 40, "an engine that tells nothing may be busy"
+    world.leading = False
+    assert gpu_seconds(world) == {}
+    world.clock.advance(1000)
+    world.leading = True
+    assert gpu_seconds(world)["serving"] == 40, "another process has counted meanwhile"
+    world.clock.advance(100_000)
+    assert gpu_seconds(world)["serving"] == 40 + 4 * 600, "nobody knows what happened in so long a gap"
 
 
 def test_nothing_stays_of_a_deleted_deployment(world: World) -> None:

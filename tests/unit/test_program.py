@@ -20,7 +20,7 @@ import pytest
 from qwen_operator import handlers, main
 from qwen_operator.cli import COMMANDS, logs
 from qwen_operator.cli import main as cli
-from qwen_operator.config import GatewayConfig
+from qwen_operator.config.types import GatewayConfig
 from qwen_operator.controller.gateway_secret import GatewayKeys
 from qwen_operator.endpoints import MetricsPage, http_app, serving
 from qwen_operator.kube import (
@@ -38,7 +38,7 @@ from qwen_operator.kube import (
     Resource,
     Unavailable,
 )
-from qwen_operator.metrics import OperatorMetrics
+from qwen_operator.metrics.process import OperatorMetrics
 from tests.unit.fakes import Clock, FakeKube
 from tests.unit.waiting import until
 from tests.unit.watching import watched_by_kopf

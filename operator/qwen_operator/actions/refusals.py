@@ -13,6 +13,8 @@ from qwen_operator.manifests.multi_node import IPC_LOCK
 _QUOTA = ("exceeded quota", "failed quota")
 # The words of the LimitRange admission, which does not name the object.
 _LIMIT_RANGE = re.compile(r"(minimum|maximum) \S+ usage per |max limit to request ratio per ")
+# The words of the validation of a pod whose request is above a limit. The operator sets no limit unless a spec does.
+_ABOVE_LIMIT = re.compile(r"must be less than or equal to (\S+) limit\b")
 
 # The words of the Pod Security admission.
 _POD_SECURITY = "violates PodSecurity"
@@ -28,8 +30,7 @@ def explain(refusal: Refusal) -> tuple[Reason, str]:
         text = f"the API server gives no answer about {what}, perhaps because of a slow webhook: {refusal.message}"
     if any(words in refusal.message for words in _QUOTA):
         return Reason.QUOTA_EXCEEDED, f"{text}; the operator retries it"
-    if _LIMIT_RANGE.search(refusal.message):
-        text = f"{text}; a LimitRange of the namespace demands this: kubectl get limitrange shows it"
+    text += _about_limits(refusal.message)
     if _POD_SECURITY in refusal.message and VOLUME in refusal.message:
         # The cure comes first, because the end of a long message may be cut off.
         text = (
@@ -44,3 +45,16 @@ def explain(refusal: Refusal) -> tuple[Reason, str]:
             f"or label the namespace with pod-security.kubernetes.io/enforce=privileged; {text}"
         )
     return Reason.POD_REFUSED, text
+
+
+def _about_limits(message: str) -> str:
+    """The end of a sentence that explains what a LimitRange demands or adds, "" if it is none."""
+    if _LIMIT_RANGE.search(message):
+        return "; a LimitRange of the namespace demands this: kubectl get limitrange shows it"
+    above = _ABOVE_LIMIT.search(message)
+    if above is None:
+        return ""
+    return (
+        f"; if spec.pod.resources sets no limit of {above[1]}, a LimitRange of the namespace adds its default: set "
+        f"spec.pod.resources.limits.{above[1]}, or raise that default"
+    )

@@ -42,6 +42,7 @@ class ActionReason(StrEnum):
     ROOM_FOR_ALL = "RoomForAll"
     LEADER_KNOWN = "LeaderKnown"
     NOT_PLACED = "NotPlaced"
+    FETCH_FAILED = "FetchFailed"
     POD_ENDED = "PodEnded"
     SURPLUS = "Surplus"
     DRIFTED = "Drifted"
@@ -49,6 +50,8 @@ class ActionReason(StrEnum):
     MODEL_CACHED = "ModelCached"
     PREFETCH = "Prefetch"
     PREFETCH_DONE = "PrefetchDone"
+    ADAPTER_MISSING = "AdapterMissing"
+    ADAPTER_FETCHED = "AdapterFetched"
     REVISION_OBSOLETE = "RevisionObsolete"
 
 

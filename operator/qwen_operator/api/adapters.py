@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from qwen_operator.api import uris
 from qwen_operator.api.fields import described, matches
-from qwen_operator.api.source import SecretRef
+from qwen_operator.api.source import Located, SecretRef
 
 MOST_ADAPTERS = 16
 VOLUME_FORM = r"^adapters-([0-9]+|list)$"
@@ -18,7 +18,7 @@ _NAME_FORM = r"^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$"
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterSource:
+class AdapterSource(Located):
     """Where the files of an adapter are."""
 
     RULES: ClassVar = (uris.REVISION_RULE, uris.DIGEST_RULE, uris.SECRET_RULE)
@@ -27,7 +27,8 @@ class AdapterSource:
         "Where the adapter's files are: adapter_config.json and adapter_model.safetensors, as PEFT writes them. "
         "pvc://CLAIM/PATH is a folder in a PersistentVolumeClaim of this namespace. hf://ORGANISATION/NAME and "
         "modelscope://ORGANISATION/NAME are repositories, and s3://BUCKET/PREFIX is a folder in a bucket of the store "
-        "in the chart value objectStore.endpoint, or of AWS. A container fetches these before the engine starts. The "
+        "in the chart value objectStore.endpoint, or of AWS. A container fetches these before the engine starts or, "
+        "with the chart's cache, while it serves. The "
         "engine mounts all of them read-only. Examples: pvc://models/adapters/support, hf://our-team/support-lora.",
         min_length=1,
         max_length=512,
@@ -50,16 +51,6 @@ class AdapterSource:
     )
 
     @property
-    def scheme(self) -> str:
-        """The beginning of the uri, without colon and slashes."""
-        return self.uri.partition("://")[0]
-
-    @property
-    def location(self) -> str:
-        """The rest of the uri."""
-        return self.uri.partition("://")[2]
-
-    @property
     def place(self) -> str:
         """The uri, and @REVISION if there is one: what stands for this source in records, and for its folder."""
         return f"{self.uri}@{self.revision}" if self.revision else self.uri
@@ -67,12 +58,12 @@ class AdapterSource:
     @property
     def claim(self) -> str:
         """The name of the claim of a pvc:// uri."""
-        return self.uri.removeprefix(uris.PVC.prefix).partition("/")[0]
+        return self.location.partition("/")[0]
 
     @property
     def folder(self) -> str:
         """The folder in the claim, without slashes at its ends, "" for the root."""
-        return self.uri.removeprefix(uris.PVC.prefix).partition("/")[2].strip("/")
+        return self.location.partition("/")[2].strip("/")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,25 @@ class SecretRef:
     )
 
 
+class Located:
+    """What has the address of files. The classes with this base declare the field."""
+
+    __slots__ = ()
+    uri: str
+
+    @property
+    def scheme(self) -> str:
+        """The beginning of the uri, without colon and slashes. It is a key of `uris.FORMS`."""
+        return self.uri.partition("://")[0]
+
+    @property
+    def location(self) -> str:
+        """The rest of the uri. Each scheme reads it in its own way."""
+        return self.uri.partition("://")[2]
+
+
 @dataclass(frozen=True, slots=True)
-class Source:
+class Source(Located):
     """Where the bytes of the model are."""
 
     RULES: ClassVar = (
@@ -37,8 +54,8 @@ class Source:
         "Where the model's files are. pvc://CLAIM/PATH is a folder in a PersistentVolumeClaim of this namespace. The "
         "engine mounts it read-only, and the operator inspects config.json and the weights before an engine starts. "
         "hf://ORGANISATION/NAME is a repository on Hugging Face, and modelscope://ORGANISATION/NAME is one on "
-        "ModelScope. The engine downloads it, or a container before it if the chart has a cache. s3://BUCKET/PREFIX is "
-        "a folder in a bucket of S3, which a container downloads before the engine starts. "
+        "ModelScope. A container downloads it before the engine starts, or the engine itself if no commit is known. "
+        "s3://BUCKET/PREFIX is a folder in a bucket of S3, which a container downloads too. "
         "oci://REGISTRY/REPOSITORY:TAG/PATH is a folder of an image, which the node pulls and the engine mounts "
         "read-only; @sha256:DIGEST may stand in place of the tag. Examples: pvc://models/qwen/7b-chat, "
         "hf://Qwen/Qwen1.5-7B-Chat, s3://weights/qwen/7b-chat, oci://registry.example.com/models/qwen:7b-chat.",
@@ -48,8 +65,7 @@ class Source:
     )
     revision: str | None = described(
         "Branch, tag or commit of a repository on a hub. The operator asks the hub once for the commit and plans with "
-        "it. All replicas load that commit. Without this field, a model of the operator's catalog is looked up only if "
-        "the chart has a cache. Default: the main branch. For s3:// it is the 40 "
+        "it. All replicas load that commit. Default: the main branch. For s3:// it is the 40 "
         "hexadecimal digits that status.model.commit shows: other files are refused. Examples: main, v1.0, "
         "4f2c8b1d0e9a7c6f5b3d2e1a0f9c8b7a6d5e4f3c.",
         default=None,
@@ -59,7 +75,7 @@ class Source:
     )
     secret_ref: SecretRef | None = described(
         "Secret of this namespace with a token for a private or gated repository on a hub. Only the container that "
-        "downloads gets it: with the chart's cache that is not the engine. The operator does not read it. So an "
+        "downloads gets it: the engine only if it downloads by itself. The operator does not read it. So an "
         "inspection pod with the token reads config.json and the heads of the weights. For s3:// the key does not "
         "count: the Secret has the entries AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN and "
         "AWS_REGION if they are needed. For oci:// the key does not count either: the node pulls with the Secret, as "
@@ -86,16 +102,6 @@ class Source:
         max_length=256,
         rules=(uris.FILE_FORM_RULE, uris.PART_RULE),
     )
-
-    @property
-    def scheme(self) -> str:
-        """The beginning of the uri, without colon and slashes. It is a key of `uris.FORMS`."""
-        return self.uri.partition("://")[0]
-
-    @property
-    def location(self) -> str:
-        """The rest of the uri. Each scheme reads it in its own way."""
-        return self.uri.partition("://")[2]
 
     @property
     def repository(self) -> str | None:

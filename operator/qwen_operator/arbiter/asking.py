@@ -13,7 +13,7 @@ from qwen_operator.arbiter.types import Grant, Size
 from qwen_operator.manifests.multi_node import topology_of
 from qwen_operator.manifests.names import ANNOTATION_DRAINING_SINCE, LABEL_REPLICA, Manifest
 from qwen_operator.replicas.groups import SortedReplicas
-from qwen_operator.replicas.room import need_of
+from qwen_operator.replicas.places import need_of
 
 _QUEUE = "kueue.x-k8s.io/queue-name"
 

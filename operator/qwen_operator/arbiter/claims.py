@@ -22,8 +22,8 @@ from qwen_operator.manifests.names import ANNOTATION_RELEASED_AT, Manifest
 from qwen_operator.objects import ObjectKey
 from qwen_operator.replicas.groups import Replica
 from qwen_operator.replicas.node_affinity import takes
+from qwen_operator.replicas.places import Need, Neighbours, Place, need_of, places_of
 from qwen_operator.replicas.pod_state import PodState, is_gated
-from qwen_operator.replicas.room import Need, Neighbours, Place, need_of, places_of
 
 STUCK_SECONDS = 60.0
 """A pod that the scheduler has refused to place for so long, although its node has room, goes back."""
@@ -31,6 +31,7 @@ UNDECIDED_SECONDS = 900.0
 """So does one that the scheduler has not refused. It may wait for its volume: kube-scheduler gives that 600 seconds.
 
 And so does one that is held back with its replica, although its nodes have room. Otherwise it would keep them for ever.
+A deployment that comes before it takes them at once (see `decide`).
 """
 LATE_SECONDS = 60.0
 """A pod that should have ended so long ago does not end soon: for example its node or its GPU is dead."""
@@ -243,6 +244,7 @@ def _seat(replica: Replica, hosts: Mapping[str, str], now: datetime) -> Seat:
         gpus=need_of(replica.leader.manifest).gpus,
         stuck=any(_waits(member, now) > _patience(member) for member in waiting),
         late=tuple(one.node for one in alive if one.node and (_overdue(one.manifest, now) or 0.0) > LATE_SECONDS),
+        gated=bool(alive) and all(is_gated(member.manifest) for member in alive),
     )
 
 

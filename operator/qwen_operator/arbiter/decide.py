@@ -7,7 +7,8 @@ Every missing replica is a wish. The wishes are heard in the order of their rank
    that the grant names.
 3. If nodes will have enough when replicas there have drained and pods of others have ended, the wish waits, and nobody
    else gets that place.
-4. If nodes would have enough without replicas whose places the wish may take, those drain, and the wish waits.
+4. If nodes would have enough without replicas whose places the wish may take, those drain, and the wish waits. A
+   replica whose pods are all held back has no GPU yet. But nodes are promised to it, and it goes back for these.
 
 kube-scheduler ends pods of a lower priority at once if a pod of a higher priority finds no place. So no pod may look
 for a place in vain: a pod that has no node, and for which there is no room, goes back.
@@ -61,8 +62,8 @@ class _Board:
     `kept`: the replicas that stay, those first that would go first. `leaving`: those that drain, or that their
     deployment does not want. `drains`: those that give up their places now. `returned`: draining ones that stay.
     `places`: the nodes of replicas that may be created. `awaited`: the nodes that get empty for a deployment.
-    `by_node`: all replicas of each node. `unsure`: GPUs of each node that pods may take that have no node yet and may
-    go to several.
+    `by_node`: all replicas of each node, also those that are held back and for which it is promised. `promised`: these
+    nodes. `unsure`: GPUs of each node that pods may take that have no node yet and may go to several.
     """
 
     claims: Sequence[Claim]
@@ -76,6 +77,7 @@ class _Board:
     places: dict[ObjectKey, list[tuple[str, ...]]] = field(default_factory=dict)
     awaited: dict[ObjectKey, tuple[str, ...]] = field(default_factory=dict)
     by_node: dict[str, list[tuple[Claim, Seat]]] = field(default_factory=dict)
+    promised: dict[tuple[ObjectKey, str], tuple[str, ...]] = field(default_factory=dict)
     short: set[ObjectKey] = field(default_factory=set)
     unsure: Counter[str] = field(default_factory=Counter)
 
@@ -108,6 +110,11 @@ class _Board:
                     self.free.subtract(dict.fromkeys(nodes, claim.size(seat)))
                     others = () if seat.pins else claim.nodes.difference(nodes, seat.nodes)
                     self.unsure.update(dict.fromkeys(others, claim.size(seat)))
+                    if seat.gated:
+                        self.promised[claim.key, seat.name] = nodes
+                        for node in nodes:
+                            # In front: of two replicas of one deployment, this one goes.
+                            self.by_node.setdefault(node, []).insert(0, (claim, seat))
 
     def _awaited_by(self, claim: Claim, seat: Seat) -> tuple[str, ...] | None:
         """The nodes that the other pods of this replica may get now; None if there is no room for them."""
@@ -196,7 +203,8 @@ class _Board:
     def _give_up(self, claim: Claim, seat: Seat) -> None:
         self.kept[claim.key].remove(seat)
         self.drains[claim.key].append(seat)
-        self.coming.update(dict.fromkeys(seat.nodes, claim.size(seat)))
+        nodes = (*seat.nodes, *self.promised.get((claim.key, seat.name), ()))
+        self.coming.update(dict.fromkeys(nodes, claim.size(seat)))
 
     def _suitable(self, claim: Claim, without: Collection[str] = ()) -> Iterator[str]:
         for node in claim.nodes:

@@ -14,7 +14,7 @@ from qwen_operator import objects
 from qwen_operator.manifests.kept import ROOM
 from qwen_operator.manifests.names import LABEL_REPLICA, Manifest
 from qwen_operator.manifests.quantities import amount, shown
-from qwen_operator.replicas.room import HOST_PORT
+from qwen_operator.replicas.places import HOST_PORT
 
 HOSTNAME = "kubernetes.io/hostname"
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"

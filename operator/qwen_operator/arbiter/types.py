@@ -43,6 +43,7 @@ class Seat:
     `nodes`: the nodes that its pods have. `pins`: the only nodes that its other pods may get; () if any node will do.
     `draining`: it goes, unless somebody cancels that. `gpus`: GPUs of one pod, 0 for those of the claim. `stuck`: it
     has waited for a node for too long. `late`: those of its nodes that it does not give back soon, although it goes.
+    `gated`: all its pods are held back, so it has no GPU, and none can get one without the operator.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Seat:
     gpus: int = 0
     stuck: bool = False
     late: tuple[str, ...] = ()
+    gated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,13 @@ containers that fetch have ended.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 from qwen_operator.manifests import model_cache
 from qwen_operator.manifests.names import Manifest
+from qwen_operator.manifests.pod_parts import CONTAINER_SECURITY, POD_SECURITY
 from qwen_operator.planning.types import CacheType, ModelCache
 
 COMPONENT_LABEL = "app.kubernetes.io/component"
@@ -21,7 +23,6 @@ COMPONENT = "cache-command"
 CONTAINER = "cache"
 LIFE_SECONDS = 300
 """The kubelet ends a pod after so long, even if nobody deletes it."""
-_USER = 65532
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,7 @@ def cache_pod(access: Access, place: Place, name: str, words: Sequence[str]) -> 
         "command": ["qwen-operator", "cache-files", f"--cache={folder}", *words],
         # Equal requests and limits satisfy every ResourceQuota and LimitRange ratio.
         "resources": {part: {"cpu": "100m", "memory": "128Mi"} for part in ("requests", "limits")},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
+        "securityContext": deepcopy(CONTAINER_SECURITY),
         "volumeMounts": [mount],
     }
     spec: dict[str, Any] = {
@@ -70,14 +67,7 @@ def cache_pod(access: Access, place: Place, name: str, words: Sequence[str]) -> 
         "terminationGracePeriodSeconds": 1,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": deepcopy(POD_SECURITY),
         "tolerations": [{"operator": "Exists"}],
         "containers": [container],
         "volumes": [volume],

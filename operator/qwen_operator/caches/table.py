@@ -132,6 +132,13 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
+def room(place: str, rows: Sequence[Row], free: int, limit_gib: int) -> str:
+    """How full a place is, for people. `free`: bytes that its disk has left. `limit_gib`: 0 if nobody knows it."""
+    used = size(sum(row.bytes for row in rows if row.place == place))
+    limit = f" of {limit_gib} GiB (cache.sizeGiB)" if limit_gib else ""
+    return f"{place}: {used}{limit} used, {size(free)} of the disk free"
+
+
 def _cells(row: Row) -> tuple[str, ...]:
     state = f"{_WORDS[row.state]} ({row.pod})" if row.state == "Starting" and row.pod else _WORDS[row.state]
     used = "now" if row.state in ("InUse", "Downloading") else ago(row.last_used_seconds)

@@ -9,6 +9,7 @@ twice, a layer for multi-token prediction).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,6 +18,13 @@ from typing import Any
 
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.facts import CATALOG, ChatFormat, Checkpoint, Quantization, Thinking, ToolFormat
+
+# The format at the end of a GGUF file's name, as in qwen1_5-7b-chat-q4_k_m.gguf.
+_FILE_FORMAT = re.compile(r"[-_.](q\d(?:_\w+)?|fp16)\.gguf$", re.IGNORECASE)
+_CALCULATED = (
+    "its bytes are calculated from the shapes of the tensors, and where SGLang merges tensors of different types it "
+    "takes a little more"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,29 @@ def entry(model: str) -> CatalogEntry | None:
     base, variant = row
     checkpoint, notes = _checkpoint(base, variant), tuple(variant.get("notes", ()))
     return CatalogEntry(model, base["family"], variant["format"], checkpoint, variant["verified"], notes)
+
+
+@cache
+def file_entry(repository: str, file: str) -> CatalogEntry | None:
+    """The row of one GGUF file of a published repository, by the name of its format in the file's name; or None.
+
+    Only the bytes of the repository's best known file are published. Those of the others are its shapes times the types
+    that llama.cpp chose for each tensor.
+    """
+    row, name = _rows().get(repository), _FILE_FORMAT.search(file)
+    size = row[1].get("file_bytes", {}).get(name[1].lower()) if row and name else None
+    if row is None or name is None or size is None:
+        return None
+    base, variant = row
+    published = size == variant["weight_bytes"]
+    notes = () if published else (_CALCULATED,)
+    of_file = {**variant, "weight_bytes": size, "bits": _bits(name[1].lower())}
+    return CatalogEntry(repository, base["family"], "gguf", _checkpoint(base, of_file), published, notes)
+
+
+def _bits(name: str) -> int:
+    """The bits per value in the name of a GGUF format: q4_k_m -> 4."""
+    return int(name.lstrip("qfp").partition("_")[0])
 
 
 def names() -> tuple[str, ...]:

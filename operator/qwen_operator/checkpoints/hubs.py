@@ -24,17 +24,23 @@ class Hub(StrEnum):
 ADDRESSES = {Hub.HUGGING_FACE: "https://huggingface.co", Hub.MODELSCOPE: "https://www.modelscope.cn"}
 TOKEN_VARIABLE = "QWEN_HUB_TOKEN"
 """The variable with the token of a private repository, in our own containers."""
+TERMS_CURE = (
+    "accept its terms on the hub's page, and name a Secret with a token of that account in spec.source.secretRef"
+)
+"""What to do about a gated repository without a token."""
 DEFAULT_REVISIONS = {Hub.HUGGING_FACE: "main", Hub.MODELSCOPE: "master"}
 
 
 class HubReason(StrEnum):
     """Why a repository could not be read.
 
-    OFFLINE: the hub gave no answer. UNAVAILABLE: it answered that it cannot serve the request at the moment.
+    OFFLINE: the hub gave no answer. UNAVAILABLE: it answered that it cannot serve the request at the moment. GATED: it
+    gives the files only to accounts that accepted the terms of the repository.
     """
 
     NOT_FOUND = "NotFound"
     AUTH_REQUIRED = "AuthRequired"
+    GATED = "GatedModel"
     OFFLINE = "Offline"
     UNAVAILABLE = "Unavailable"
     TOO_LARGE = "TooLarge"
@@ -46,12 +52,15 @@ class HubError(Exception):
     """A repository that could not be read. The text is one sentence without a full stop.
 
     `detail` is the text of the network error. It is separate because it changes from attempt to attempt.
+    `pause_seconds`: the hub asks for so long a pause from all queries; 0 if it does not say how long, None if it asks
+    for none. The text then names no repository, because other queries are told it too.
     """
 
-    def __init__(self, reason: HubReason, message: str, detail: str = "") -> None:
+    def __init__(self, reason: HubReason, message: str, detail: str = "", pause_seconds: float | None = None) -> None:
         super().__init__(message)
         self.reason = reason
         self.detail = detail
+        self.pause_seconds = pause_seconds
 
     @property
     def whole(self) -> str:

@@ -112,8 +112,9 @@ class _Command:
             document = {"models": [table.as_json(row) for row in rows], "freeBytes": free}
             sys.stdout.write(json.dumps(document, indent=2) + "\n")
         elif rows:
-            left = ", ".join(f"{table.size(count)} on {place}" for place, count in free.items())
-            sys.stdout.write(f"{table.table(rows)}\nfree: {left}\n")
+            limit = self.session.access.cache.size_gib
+            room = "\n".join(table.room(place, rows, count, limit) for place, count in free.items())
+            sys.stdout.write(f"{table.table(rows)}\n{room}\n")
         elif not code:
             sys.stdout.write("the cache has no model\n")
         return code

@@ -16,14 +16,14 @@ from typing import Any
 from qwen_operator.api import uris
 from qwen_operator.api.pod import with_defaults
 from qwen_operator.api.spec import InvalidSpec, Spec, parse
-from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints import catalog, records
 from qwen_operator.checkpoints.facts import INSPECTION, Checkpoint, InvalidFactsError
 from qwen_operator.checkpoints.hubs import HubError, HubQuery
 from qwen_operator.checkpoints.suggestions import suggestion
 from qwen_operator.cli import files
 from qwen_operator.cli.files import InputError
 from qwen_operator.cli.settings import chart_settings
-from qwen_operator.config import Settings
+from qwen_operator.config.types import Settings
 from qwen_operator.hardware.boards import Board, board, similar, whole
 from qwen_operator.hardware.inventory import (
     GPU_RESOURCE,
@@ -229,6 +229,8 @@ def _checkpoint(arguments: argparse.Namespace, spec: Spec, defaults: EngineDefau
     if query is not None and arguments.hub and (catalog_facts is None or query.revision or query.file):
         return _from_hub(query, defaults.mirror(query.hub))
     if spec.source and spec.source.file:
+        if of_file := catalog.file_entry(name, spec.source.file):
+            return of_file.checkpoint
         raise InputError(
             f"the size of {spec.source.file} is in the file itself: give the file with --checkpoint-config"
             f"{', or query its hub with --hub' if query else ''}"
@@ -263,9 +265,11 @@ def _from_config(path: str, weight_bytes: int | None) -> Checkpoint:
         return _from_gguf(path)
     from qwen_operator.checkpoints.config import from_config  # noqa: PLC0415 - only here
     from qwen_runtime.checkpoints.chat import chat_files, read_chat  # noqa: PLC0415
+    from qwen_runtime.checkpoints.methods import check_beside  # noqa: PLC0415
 
     record, beside = files.config_json(path), files.beside(path)
     try:
+        check_beside(record, beside)
         chat = read_chat({name: files.read_beside(path, name) for name in chat_files(beside)}, beside)
         return replace(from_config(record, weight_bytes, source=INSPECTION), chat=chat)
     except InvalidFactsError as error:
@@ -278,7 +282,7 @@ def _from_gguf(path: str) -> Checkpoint:
     report, complete = examine(Path(path), to_join=True)
     if not complete:
         raise InputError(str(report["error"]["message"]).rstrip("."))
-    return Checkpoint.from_inspection(report)
+    return records.from_inspection(report)
 
 
 def _inventory(arguments: argparse.Namespace, pools: tuple[GpuPool, ...], resource_name: str) -> Inventory:

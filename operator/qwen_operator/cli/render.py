@@ -11,11 +11,11 @@ from qwen_operator.cli.files import InputError
 from qwen_operator.cli.inputs import Inputs
 from qwen_operator.cli.plan import exit_code
 from qwen_operator.cli.yaml_text import yaml_text
+from qwen_operator.manifests.engine_pods import ReplicaPods, engine_pods, engine_template
 from qwen_operator.manifests.mount_paths import mountable
 from qwen_operator.manifests.multi_node import connected
 from qwen_operator.manifests.names import Owner, PodIdentity
 from qwen_operator.manifests.objects import disruption_budget, worker_disruption_budget
-from qwen_operator.manifests.pods import ReplicaPods, engine_pods, engine_template
 from qwen_operator.manifests.revisions import PinnedRevision, replan_of, revision_manifest
 from qwen_operator.planning.plan import plan, runnable
 from qwen_operator.planning.types import NoFit, Plan

@@ -6,7 +6,8 @@ import logging
 import os
 from pathlib import Path
 
-from qwen_operator.config import ConfigError, load
+from qwen_operator.config.load import load
+from qwen_operator.config.section import ConfigError
 from qwen_operator.kube.lease import NotLeading
 from qwen_operator.main import run
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from qwen_operator.cli import files
 from qwen_operator.cli.files import InputError
-from qwen_operator.config import ConfigError, Section, Settings, settings
+from qwen_operator.config.plans import settings
+from qwen_operator.config.section import ConfigError, Section
+from qwen_operator.config.types import Settings
 
 # The defaults in the chart's values.yaml. A test compares them.
 _IMAGE = "localhost/qwen-operator"

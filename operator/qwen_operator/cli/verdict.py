@@ -55,26 +55,11 @@ def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alter
     allowed = given.spec.hardware.max_nodes_per_replica
     if result.nodes_per_replica > allowed:
         yield _labelled("note", explain.more_nodes(result.nodes_per_replica, allowed))
-    yield ""
-    yield from _model(given, wanted, fit)
-    yield ""
-    yield from _table(fit, wanted, given)
-    yield ""
-    yield from _arithmetic(chosen)
+    yield from _calculation(given, wanted, fit)
     if product.share and product.share.pods > 1:
         yield _labelled("options", _shared_options(result))
     yield _labelled("holds", f"{_holds(chosen, wanted)}; {result.max_running_requests} run at once, more wait")
-    shown = ("start-up: ", "parsers: ", "stages: ")
-    yield from (_labelled(*step.split(": ", 1)) for step in result.steps if step.startswith(shown))
-    yield from (_labelled("shape", step) for step in result.steps if step.startswith("over "))
-    yield _labelled("pod", _pod(result, product.unit))
-    if result.nodes_per_replica > 1 and (network := given.settings.multi_nodes.of(result).described()):
-        yield _labelled("network", f"the chart gives each of these pods {network}")
-    if product.cost_per_gpu_hour is not None:
-        price = product.cost_per_gpu_hour
-        yield _labelled(
-            "cost", f"{dollars(price * chosen.gpus)} per hour and replica at {dollars(price)} per GPU-hour (gpuPools)"
-        )
+    yield from _replica(given, result, fit)
     yield ""
     yield from _wrapped("args", result.args)
     for warning in result.warnings:
@@ -87,6 +72,32 @@ def _fits(given: Inputs, outcome: Outcome, result: Plan, cheaper: Iterable[Alter
     for one in cheaper:
         yield _labelled("cheaper", f"{one.describe()} takes {_gpus(one)} ({number(one.kv_tokens)} tokens)")
     yield from _unknown(given)
+
+
+def _calculation(given: Inputs, wanted: Demand, fit: Fit) -> Iterator[str]:
+    """The model, every split that was tried, and the arithmetic of the best one."""
+    yield ""
+    yield from _model(given, wanted, fit)
+    yield ""
+    yield from _table(fit, wanted, given)
+    yield ""
+    yield from _arithmetic(fit.best)
+
+
+def _replica(given: Inputs, result: Plan, fit: Fit) -> Iterator[str]:
+    """How a replica starts, what its pods take, and what it costs."""
+    product = fit.product
+    shown = ("start-up: ", "parsers: ", "stages: ")
+    yield from (_labelled(*step.split(": ", 1)) for step in result.steps if step.startswith(shown))
+    yield from (_labelled("shape", step) for step in result.steps if step.startswith("over "))
+    yield _labelled("pod", _pod(result, product.unit))
+    if result.nodes_per_replica > 1 and (network := given.settings.multi_nodes.of(result).described()):
+        yield _labelled("network", f"the chart gives each of these pods {network}")
+    if product.cost_per_gpu_hour is not None:
+        price = product.cost_per_gpu_hour
+        yield _labelled(
+            "cost", f"{dollars(price * fit.best.gpus)} per hour and replica at {dollars(price)} per GPU-hour (gpuPools)"
+        )
 
 
 def _does_not(given: Inputs, outcome: Outcome, result: NoFit, commands: Mapping[Alternative, str]) -> Iterator[str]:
@@ -102,12 +113,7 @@ def _does_not(given: Inputs, outcome: Outcome, result: NoFit, commands: Mapping[
             f"DOES NOT FIT   {given.spec.model} on {_all_gpus(product)} ({number(product.memory_mib)} MiB each"
             f"{f', {product.nodes} nodes' if product.nodes > 1 else ''})"
         )
-        yield ""
-        yield from _model(given, outcome.wanted, fit)
-        yield ""
-        yield from _table(fit, outcome.wanted, given)
-        yield ""
-        yield from _arithmetic(fit.best)
+        yield from _calculation(given, outcome.wanted, fit)
         yield _labelled("needed", explain.missing(fit, outcome.wanted))
         yield _labelled("missing", result.missing)
     for fit in (one for one in outcome.tried if one.gate):

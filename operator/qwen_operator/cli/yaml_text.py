@@ -21,7 +21,13 @@ def _text(dumper: _QuotingDumper, value: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
+def _mapping(dumper: _QuotingDumper, value: dict[str, Any]) -> yaml.MappingNode:
+    return dumper.represent_mapping("tag:yaml.org,2002:map", value)
+
+
 _QuotingDumper.add_representer(str, _text)
+# What is passed on unchanged, as the source of a variable, has a class of its own.
+_QuotingDumper.add_multi_representer(dict, _mapping)
 
 
 def yaml_text(documents: Iterable[Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
@@ -25,6 +26,9 @@ STEP_SECONDS = 0.5
 AGAIN_SECONDS = 5.0
 """An engine that has answered and lacks an adapter is asked again after this time: it may have loaded it since.
 So is a pod without a page."""
+_PART = 4.0
+"""One that has not answered is asked again after this part of the time that it has had the list, and at the latest
+after AGAIN_SECONDS. Most answer within seconds. But the kubelet may take a minute to show the list to the engine."""
 SILENT_AFTER = 3
 """So many reads in a row without a page make a pod a silent one."""
 SILENT_AT_ONCE = 8
@@ -77,6 +81,7 @@ class AdapterPages:
     clock: Callable[[], float] = time.monotonic
     pages: dict[str, AdaptersPage] = field(default_factory=dict)
     reading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _since: dict[LoadingPod, float] = field(default_factory=dict)
     _read_at: dict[str, float] = field(default_factory=dict)
     _failures: dict[str, int] = field(default_factory=dict)
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
@@ -90,7 +95,8 @@ class AdapterPages:
 
     def step(self) -> None:
         """Begin to read every page that may say something new. It never raises because of what a pod does."""
-        pods = list(self.view())
+        pods, now = list(self.view()), self.clock()
+        self._since = {pod: self._since.get(pod, now) for pod in pods}
         uids = {pod.uid for pod in pods}
         self.pages = {uid: page for uid, page in self.pages.items() if uid in uids}
         self._read_at = {uid: at for uid, at in self._read_at.items() if uid in uids}
@@ -109,7 +115,8 @@ class AdapterPages:
     def _is_due(self, pod: LoadingPod) -> bool:
         page = self.pages.get(pod.uid)
         waits = self._is_silent(pod) or (page is not None and page.answers(pod.wanted))
-        return not waits or self.clock() >= self._read_at.get(pod.uid, 0.0) + AGAIN_SECONDS
+        pause = AGAIN_SECONDS if waits else min(AGAIN_SECONDS, (self.clock() - self._since[pod]) / _PART)
+        return self.clock() >= self._read_at.get(pod.uid, -math.inf) + pause
 
     def _is_silent(self, pod: LoadingPod) -> bool:
         return self._failures.get(pod.uid, 0) >= SILENT_AFTER

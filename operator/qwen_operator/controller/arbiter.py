@@ -25,14 +25,12 @@ from qwen_operator.arbiter.messages import in_words
 from qwen_operator.arbiter.priorities import Priorities
 from qwen_operator.arbiter.types import HOLD, UNLIMITED, Ask, Grant
 from qwen_operator.controller.cache import Store
+from qwen_operator.controller.node_pods import NodePods
 from qwen_operator.kube import (
     NODES,
     PODS,
     PRIORITY_CLASSES,
     QWENDEPLOYMENTS,
-    ApiError,
-    Forbidden,
-    KubeApi,
     Manifest,
     Resource,
 )
@@ -58,7 +56,6 @@ PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 _PAUSES = 3.0
 _ROUNDS = 32
-_NODES_AT_ONCE = 16
 _SHOWN_PODS = 20
 
 log = logging.getLogger(__name__)
@@ -83,29 +80,19 @@ class Wiring:
 
 
 @dataclass(slots=True)
-class _Seen:
-    """The pods of a node, as they were read at a time."""
-
-    at: float
-    pods: list[Manifest]
-
-
-@dataclass(slots=True)
 class Arbiter:
     """See the module. `grant` and `heard` are for the workers, `parts` are the loops."""
 
     store: Store
-    api: KubeApi
+    nodes: NodePods
     wiring: Wiring
     _asks: dict[ObjectKey, Ask | None] = field(default_factory=dict)
     _grants: dict[ObjectKey, Grant] = field(default_factory=dict)
     _priority: dict[ObjectKey, int] = field(default_factory=dict)
     _known: tuple[object, dict[ObjectKey, int]] | None = None
-    _seen: dict[str, _Seen] = field(default_factory=dict)
     _full: dict[tuple[ObjectKey, str], float] = field(default_factory=dict)
     _began_at: float | None = None
     _looked_at: float | None = None
-    _blind: bool = False
     _aside: bool = False
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -203,7 +190,7 @@ class Arbiter:
             if unread is None:
                 self._conclude(parties, self._by_hostname(grants))
                 return
-            if not await self._read(unread):
+            if not await self.nodes.read(unread):
                 return
         log.warning("the arbiter read nodes %d times and has no decision yet: it goes on with the next look", _ROUNDS)
 
@@ -257,7 +244,7 @@ class Arbiter:
         }
         self._grants = {key: grant for key, grant in self._grants.items() if key in uids}
         self._full = {place: until for place, until in self._full.items() if until > now}
-        self._seen = {name: seen for name, seen in self._seen.items() if now - seen.at <= SEEN_SECONDS}
+        self.nodes.forget(SEEN_SECONDS)
         missing = uids.keys() - self._asks.keys()
         for key in sorted(missing):
             self.wiring.wake(key)
@@ -281,7 +268,7 @@ class Arbiter:
         stored = {pod["metadata"]["uid"]: pod for pod in self.store.all(PODS) if pod["metadata"]["uid"] not in ours}
         read = {
             pod["metadata"]["uid"]: pod
-            for seen in self._seen.values()
+            for seen in self.nodes.seen.values()
             for pod in seen.pods
             if pod["metadata"]["uid"] not in ours and not self._is_gone(pod)
         }
@@ -314,7 +301,7 @@ class Arbiter:
         A node that was read since the look began is read no more: if the API server answers slowly, it would be too old
         again at once.
         """
-        if self._blind:
+        if self.nodes.blind:
             return []
         chosen = {node for grant in grants.values() for place in grant.places for node in place}
         for contest in found:
@@ -323,35 +310,7 @@ class Arbiter:
                 chosen |= {node for seat in claim.seats if seat.name in drains for node in seat.nodes}
         limits = {node: SEEN_SECONDS for grant in grants.values() for node in grant.awaited}
         limits |= dict.fromkeys(chosen, FRESH_SECONDS)
-        return sorted(name for name, limit in limits.items() if self._is_old(name, limit, began))[:_NODES_AT_ONCE]
-
-    def _is_old(self, name: str, limit: float, began: float) -> bool:
-        """Whether the pods of a node are older than so many seconds, and were not read since the look began."""
-        return name not in self._seen or self._seen[name].at < min(began, self.wiring.clock() - limit)
-
-    async def _read(self, names: list[str]) -> bool:
-        """Read which pods run on these nodes; whether that worked."""
-        try:
-            found = await asyncio.gather(*(self._pods_of(name) for name in names))
-        except Forbidden as error:
-            # Only in some namespaces it may list pods. What it sees there is better than nothing.
-            self._blind = True
-            log.warning(
-                "the operator may not list the pods of a node: it does not see the GPUs that pods of others have",
-                extra={"error": str(error)},
-            )
-            return True
-        except ApiError as error:
-            log.warning("the pods of a node cannot be listed", extra={"error": str(error)})
-            return False
-        self._seen |= dict(zip(names, found, strict=True))
-        return True
-
-    async def _pods_of(self, node: str) -> _Seen:
-        at = self.wiring.clock()
-        pods, _ = await self.api.list(PODS, None, fields=f"spec.nodeName={node}")
-        readable = [pod for pod in pods if objects.malformed(pod) is None and pod["metadata"].get("uid")]
-        return _Seen(at, [pod for pod in readable if not objects.has_ended(pod)])
+        return sorted(name for name, limit in limits.items() if self.nodes.is_old(name, limit, began))
 
     def _overfull(self, parties: Iterable[Party], grants: Mapping[ObjectKey, Grant]) -> dict[ObjectKey, Manifest]:
         """The granted pods that have no room on their node for another reason than GPUs. These nodes count as full."""
@@ -365,7 +324,7 @@ class Arbiter:
         refused: dict[ObjectKey, Manifest] = {}
         for name, pods in coming.items():
             there = running.get(name, ())
-            if name in self._seen and (lacks := lacking(nodes[name], there, (pod for _, pod in pods))):
+            if name in self.nodes.seen and (lacks := lacking(nodes[name], there, (pod for _, pod in pods))):
                 key, pod = pods[-1]
                 self._note_full(key, name, lacks, there)
                 refused[key] = pod
@@ -381,11 +340,11 @@ class Arbiter:
             for claim in (claim for claim in contest.claims if claim.key in refused):
                 rooms = (node for node in claim.nodes if free[node] >= claim.gpus)
                 for name in sorted(node for node in rooms if (claim.key, node) not in self._full):
-                    if self._is_old(name, FRESH_SECONDS, began):
+                    if self.nodes.is_old(name, FRESH_SECONDS, began):
                         unread[name] = free[name]
                     elif lacks := lacking(nodes[name], running.get(name, ()), [refused[claim.key]]):
                         self._note_full(claim.key, name, lacks, running.get(name, ()))
-        return sorted(unread, key=lambda name: (unread[name], name))[:_NODES_AT_ONCE]
+        return sorted(unread, key=lambda name: (unread[name], name))
 
     def _note_full(self, key: ObjectKey, node: str, lacks: str, there: Collection[Manifest]) -> None:
         self._full[key, node] = self.wiring.clock() + FULL_SECONDS
@@ -397,7 +356,7 @@ class Arbiter:
         """The pods of each node as they were read, and the engine pods that run there or may only run there."""
         names = {host: name for name, host in hostnames(self.store.all(NODES)).items()}
         found: dict[str, dict[str, Manifest]] = defaultdict(dict)
-        for name, seen in self._seen.items():
+        for name, seen in self.nodes.seen.items():
             found[name] = {pod["metadata"]["uid"]: pod for pod in seen.pods if not self._is_gone(pod)}
         for pod in self.store.all(PODS):
             pin = objects.mapping(pod, "spec", "nodeSelector").get(HOSTNAME)

@@ -33,7 +33,7 @@ from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, LABEL_DEPLOYMENT
 from qwen_operator.manifests.ownership import Ownership, ownership
 from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError, read_revision
 from qwen_operator.objects import ObjectKey, key_of
-from qwen_operator.replicas.groups import Replica, groups_of, is_engine_of, is_fetch_of
+from qwen_operator.replicas.groups import Replica, fetches_adapter_of, groups_of, is_engine_of, is_fetch_of
 from qwen_operator.replicas.pod_state import PodState, read_pod
 
 _LARGEST_VERSION = 10**24
@@ -135,6 +135,12 @@ class Store:
         name = deployment["metadata"]["name"]
         related = self.related(PODS, deployment)
         return tuple(self._pod_state(pod, name) for pod in related if is_fetch_of(pod, deployment))
+
+    def adapter_pods(self, deployment: Manifest) -> tuple[PodState, ...]:
+        """The deployment's own pods that fetch adapters for engines that serve, sorted by name."""
+        name = deployment["metadata"]["name"]
+        related = self.related(PODS, deployment)
+        return tuple(self._pod_state(pod, name) for pod in related if fetches_adapter_of(pod, deployment))
 
     def replicas(self, deployment: Manifest) -> tuple[Replica, ...]:
         """The deployment's own replicas, sorted by name."""
@@ -287,13 +293,26 @@ _KEEP: Mapping[Resource, Callable[[Manifest], Manifest]] = {
 _SHARED = Shared()
 
 
+class _Trimmed(dict[str, Any]):
+    """An object of this resource that `trim` has made. Nothing that is decoded from JSON is one, whatever it says."""
+
+    __slots__ = ("resource",)
+
+    def __init__(self, resource: Resource, content: Manifest) -> None:
+        super().__init__(content)
+        self.resource = resource
+
+
 def trim(resource: Resource, manifest: Manifest) -> Manifest:
     """The part of an object that reconcile reads, with parts that equal objects share.
 
     The rest changes often and must not cause a reconcile, such as a node's heartbeat and free memory. It may also be
-    large, and anybody may have written it.
+    large, and anybody may have written it. A list is trimmed when it is read, and so not again when it is stored.
     """
-    return _SHARED.of(_trimmed_node(manifest) if resource == NODES else _KEEP[resource](manifest))
+    if isinstance(manifest, _Trimmed) and manifest.resource == resource:
+        return manifest
+    kept = _trimmed_node(manifest) if resource == NODES else _KEEP[resource](manifest)
+    return _Trimmed(resource, _SHARED.of(kept))
 
 
 def keep(plural: str, manifest: Manifest) -> Manifest:
@@ -322,7 +341,7 @@ def _trimmed_node(manifest: Manifest) -> Manifest:
         for part in ("capacity", "allocatable")
         if part in status
     }
-    # A list is trimmed when it is read and again when it is stored.
+    # A large watch event is trimmed when it is read, becomes JSON again, and is trimmed again when it is stored.
     offered = {**objects.mapping(manifest, ROOM), **objects.mapping(status, "allocatable")}
     ready = [
         {"type": "Ready", "status": condition.get("status")}

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.controller.resync import MANAGED_BY
 from qwen_operator.kube import SECRETS, AlreadyExists, ApiError, KubeApi, Manifest
 

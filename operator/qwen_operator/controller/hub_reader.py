@@ -1,7 +1,8 @@
 """Reads model hubs in the background: a few readings at a time, with growing delays after failures.
 
 The answer queues the QwenDeployments that wait for it. A good answer serves all equal queries for some minutes. If a
-hub does not answer at all, the reader stops asking it for a while. Then one query tries again, however many wait.
+hub does not answer at all, or asks for a pause, the reader stops asking it for a while. Then one query tries again,
+however many wait.
 """
 
 import asyncio
@@ -31,11 +32,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Outage:
-    """A hub that does not answer. The reader does not ask it before `until`."""
+    """A hub that does not answer, or that asks for a pause. The reader does not ask it before `until`."""
 
     until: datetime
     failures: int
     message: str
+    reason: HubReason
+
+    def answer(self, query: HubQuery) -> HubAnswer:
+        return HubAnswer(query, self.until, None, self.reason, self.message, self.failures)
 
 
 class HubReader:
@@ -110,7 +115,7 @@ class HubReader:
             outage = self._outages.get(query.hub)
             if outage is None or self._now() >= outage.until:
                 return await self._read(query)
-            return HubAnswer(query, outage.until, None, HubReason.OFFLINE, outage.message, outage.failures)
+            return outage.answer(query)
 
     async def _read(self, query: HubQuery) -> HubAnswer:
         # Of a file, the catalog knows no tensors. Without an answer there is no plan.
@@ -125,7 +130,7 @@ class HubReader:
             log.exception("reading a hub crashed", extra={"object": f"{query.hub}://{query.repository}"})
             message = f"the operator does not understand the hub's answer for {query.repository}"
             return self._failed(query, HubError(HubReason.INVALID, message))
-        self._outages.pop(query.hub, None)
+        self._end_outage(query.hub)
         again = self._now() + timedelta(seconds=KEPT_SECONDS)
         return HubAnswer(query, again, replace(fetched.checkpoint, commit=fetched.commit))
 
@@ -134,20 +139,27 @@ class HubReader:
         answers = self._answers.values()
         before = next((answer for answer in answers if answer.query == query and answer.reason is reason), None)
         outage = self._outages.get(query.hub)
-        if reason is HubReason.OFFLINE:
-            if outage and self._now() < outage.until:
-                # Another reading noticed the outage at the same time.
-                return HubAnswer(query, outage.until, None, reason, outage.message, outage.failures)
+        of_hub = reason is HubReason.OFFLINE or error.pause_seconds is not None
+        if of_hub and outage and self._now() < outage.until:
+            # Another reading noticed it at the same time.
+            return outage.answer(query)
+        if of_hub:
             failures = outage.failures + 1 if outage else 1
         else:
             failures = before.failures + 1 if before else 1
-            # The hub answered, so the outage is over.
-            self._outages.pop(query.hub, None)
+            self._end_outage(query.hub)
         delay = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 10))
+        delay = max(delay, error.pause_seconds or 0)
         again = self._now() + timedelta(seconds=delay)
         if reason in (HubReason.OFFLINE, HubReason.UNAVAILABLE):
             uri = f"{query.hub}://{query.repository}"
             log.warning("cannot read the hub", extra={"object": uri, "error": error.whole, "retry_seconds": delay})
-        if reason is HubReason.OFFLINE:
-            self._outages[query.hub] = _Outage(again, failures, message)
+        if of_hub:
+            self._outages[query.hub] = _Outage(again, failures, message, reason)
         return HubAnswer(query, again, None, reason, message, failures)
+
+    def _end_outage(self, hub: Hub) -> None:
+        """The hub answered. A pause that it asked for goes on, because the answer may be to an earlier query."""
+        outage = self._outages.get(hub)
+        if outage and (outage.reason is HubReason.OFFLINE or self._now() >= outage.until):
+            del self._outages[hub]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from qwen_operator import objects
-from qwen_operator.config import NetworkPolicyConfig
+from qwen_operator.config.types import NetworkPolicyConfig
 from qwen_operator.controller.cache import Store
 from qwen_operator.controller.resync import CHILD_LABELS
 from qwen_operator.kube import (

@@ -37,8 +37,8 @@ from qwen_operator.reconcile.plan_memory import PlanMemory
 from qwen_operator.reconcile.types import Observed
 from qwen_operator.replicas.adapters import Pages
 from qwen_operator.replicas.node_health import NodeHealth, node_health
+from qwen_operator.replicas.places import Neighbours
 from qwen_operator.replicas.pod_state import PodState, is_gated
-from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.scaling_view import shown
 from qwen_operator.scaling.types import ScalingState
 from qwen_operator.status.progress import ProgressPage
@@ -102,6 +102,7 @@ class Observer:
             pods=self._children(PODS, deployment, needed),
             engine_pods=engine_pods,
             fetch_pods=self._store.fetch_pods(deployment),
+            adapter_pods=self._store.adapter_pods(deployment),
             revisions=revisions,
             pinned=pinned,
             budgets=self._children(POD_DISRUPTION_BUDGETS, deployment, [budget_name(name), worker_budget_name(name)]),

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from qwen_operator.config import RecordingConfig
+from qwen_operator.config.types import RecordingConfig
 from qwen_operator.objects import ObjectKey
 from qwen_operator.scaling import recording
 from qwen_operator.scaling.recording import Looked

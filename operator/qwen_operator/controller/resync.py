@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.controller.cache import WATCHED
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.kube import (

@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 
 from qwen_operator import objects
 from qwen_operator.actions.events import rfc3339
-from qwen_operator.actions.types import Action, Delete, Refusal
+from qwen_operator.actions.types import Action, Create, Delete, Kind, Refusal
 from qwen_operator.arbiter.types import Ask
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.controller.execute import Actor, Stale
+from qwen_operator.controller.free_nodes import ROUNDS, FreeNodes
 from qwen_operator.controller.hub_reader import HubReader
 from qwen_operator.controller.observe import Observer
 from qwen_operator.controller.queue import WorkQueue
@@ -58,12 +59,21 @@ class Unfinished(Exception):
         self.after = after
 
 
+def _with_the_same(again: Observed, before: Observed) -> Observed:
+    """The second observation of a reconcile, with what was read for the first one."""
+    near = again.neighbours
+    if near is not None and before.neighbours is not None:
+        near = replace(near, others=before.neighbours.others, read=before.neighbours.read)
+    return replace(again, claim=before.claim, cache_claim=before.cache_claim, neighbours=near)
+
+
 @dataclass(slots=True)
 class Reconciler:
     """Reconciles one key at a time. Raises ApiError if the key must be retried.
 
     `on_status` is called after each write of a status. `_failing`: keys whose last action failed inside the API
-    server. `_undeleted`: deletions that the API server rejected. `on_ask` gets what each decision asks the arbiter for.
+    server. `_undeleted` and `_unpinned`: deletions, and creations of ControllerRevisions, that the API server rejected.
+    `on_ask` gets what each decision asks the arbiter for.
     """
 
     observer: Observer
@@ -74,9 +84,11 @@ class Reconciler:
     hub: HubReader | None = None
     claims: VolumeClaims | None = None
     on_ask: Callable[[ObjectKey, Ask | None], None] = lambda _key, _ask: None
+    free_nodes: FreeNodes | None = None
     _written: dict[ObjectKey, datetime] = field(default_factory=dict)
     _failing: set[ObjectKey] = field(default_factory=set)
     _undeleted: dict[ObjectKey, "_Rejected"] = field(default_factory=dict)
+    _unpinned: dict[ObjectKey, "_Rejected"] = field(default_factory=dict)
 
     async def reconcile(self, key: ObjectKey) -> tuple[bool, float | None]:
         """Make and carry out one decision about the QwenDeployment.
@@ -89,13 +101,8 @@ class Reconciler:
             # The garbage collector removes the children.
             self._forget(key)
             return False, None
-        claim = cache = None
-        if self.claims is not None:
-            claim = await self.claims.of(observed)
-            cache = await self.claims.of_cache(observed, self.config.engine.cache)
-        observed = replace(observed, claim=claim, cache_claim=cache)
-        decision = self._decide(key, observed)
-        self._ask(key, observed, decision)
+        observed = await self._with_claims(observed)
+        observed, decision = await self._decide_with_nodes(key, observed)
         if decision.query is not None and self.hub is not None:
             self.hub.ask(key, decision.query)
         try:
@@ -103,18 +110,16 @@ class Reconciler:
         except NamespaceTerminating:
             # Kubernetes deletes the object with its namespace. Until then there is nothing to create or report.
             return False, None
+        _note(self._unpinned, key, rejected if rejected and rejected.pins else None)
         concluding = decision
         if decision.actions.before_status:
             # Observe again, so that one write of the status covers the objects that were just created.
-            observed = replace(self.observer.observe(key) or observed, claim=claim, cache_claim=cache)
+            again = self.observer.observe(key) or observed
+            observed = _with_the_same(again, observed)
             concluding = self._decide(key, observed, rejected)
-            self._ask(key, observed, concluding)
         too_early = await self._write(key, observed, concluding, now=rejected is not None)
         undeleted = await self._carry_out(key, decision.actions.after_status)
-        if undeleted:
-            self._undeleted[key] = undeleted
-        else:
-            self._undeleted.pop(key, None)
+        _note(self._undeleted, key, undeleted)
         if rejected := rejected or undeleted:
             # The actions that succeeded may need another look at a certain time.
             raise Unfinished(rejected.error, _soonest(concluding.requeue_after, too_early))
@@ -133,19 +138,46 @@ class Reconciler:
         if status is not None:
             await self.actor.write_status(deployment, status)
 
-    def _ask(self, key: ObjectKey, observed: Observed, decision: Decision) -> None:
-        if observed.grant is not None:
-            self.on_ask(key, decision.ask)
+    async def _with_claims(self, observed: Observed) -> Observed:
+        """The same, with the claims of the model and of the cache, which the operator does not watch."""
+        if self.claims is not None:
+            claim = await self.claims.of(observed)
+            cache_claim = await self.claims.of_cache(observed, self.config.engine.cache)
+            observed = replace(observed, claim=claim, cache_claim=cache_claim)
+        return observed
+
+    async def _decide_with_nodes(self, key: ObjectKey, observed: Observed) -> tuple[Observed, Decision]:
+        """Decide, and read the pods of the nodes on which that depends. What could not be read keeps a replica back."""
+        if self.free_nodes is None:
+            return observed, self._decide(key, observed)
+        began = self.free_nodes.begin()
+        observed = self.free_nodes.known(observed, began)
+        decision = self._decide(key, observed)
+        for _ in range(ROUNDS):
+            if not decision.unread or not await self.free_nodes.read(decision.unread):
+                break
+            observed = self.free_nodes.known(observed, began)
+            decision = self._decide(key, observed)
+        return observed, decision
 
     def _decide(self, key: ObjectKey, observed: Observed, rejected: "_Rejected | None" = None) -> Decision:
+        """The decision, which the arbiter gets to know too."""
+        decision = self._decision(key, observed, rejected)
+        if observed.grant is not None:
+            self.on_ask(key, decision.ask)
+        return decision
+
+    def _decision(self, key: ObjectKey, observed: Observed, rejected: "_Rejected | None") -> Decision:
         """The decision, with the rejection to report.
 
-        Without a new rejection, that is the rejected deletion of an earlier reconcile, if it is still to be done.
+        Without a new rejection, that is one of an earlier reconcile, if what was rejected is still to be done.
         """
         if rejected is None:
             decision = decide(observed, self.config, self.now())
-            rejected = self._undeleted.get(key)
-            if rejected is None or not any(rejected.repeats(action) for action in decision.actions.after_status):
+            actions = (*decision.actions.before_status, *decision.actions.after_status)
+            earlier = [one for noted in (self._unpinned, self._undeleted) if (one := noted.get(key))]
+            rejected = next((one for one in earlier if any(one.repeats(action) for action in actions)), None)
+            if rejected is None:
                 return decision
         return decide(replace(observed, refusal=rejected.refusal), self.config, self.now())
 
@@ -186,6 +218,7 @@ class Reconciler:
     def _forget(self, key: ObjectKey) -> None:
         self._written.pop(key, None)
         self._undeleted.pop(key, None)
+        self._unpinned.pop(key, None)
         self._failing.discard(key)
         if self.hub is not None:
             self.hub.forget(key)
@@ -235,9 +268,24 @@ class _Rejected:
         answered = bool(self.error.status)
         return Refusal(self.action.kind, self.action.name, self.error.message, deletion=deletion, answered=answered)
 
-    def repeats(self, action: Delete) -> bool:
-        """Whether `action` is the rejected deletion once more."""
-        return isinstance(self.action, Delete) and self.action.same_object(action)
+    @property
+    def pins(self) -> bool:
+        """Whether it is the creation of a ControllerRevision."""
+        return isinstance(self.action, Create) and self.action.kind is Kind.CONTROLLER_REVISION
+
+    def repeats(self, action: Action) -> bool:
+        """Whether `action` is the rejected one once more."""
+        if isinstance(self.action, Delete):
+            return isinstance(action, Delete) and self.action.same_object(action)
+        return isinstance(action, Create) and (action.kind, action.name) == (self.action.kind, self.action.name)
+
+
+def _note(rejected: dict[ObjectKey, _Rejected], key: ObjectKey, one: _Rejected | None) -> None:
+    """Remember the rejection, or that there is none any more."""
+    if one is None:
+        rejected.pop(key, None)
+    else:
+        rejected[key] = one
 
 
 def _soonest(*seconds: float | None) -> float | None:

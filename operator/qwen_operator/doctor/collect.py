@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen_operator import objects
-from qwen_operator.config import Config, ConfigError, Settings, load
+from qwen_operator.config.load import load
+from qwen_operator.config.section import ConfigError
+from qwen_operator.config.types import Config, Settings
 from qwen_operator.doctor import needed, release
 from qwen_operator.doctor.bundle import ObjectFacts
 from qwen_operator.doctor.reader import Reader, kept

@@ -8,10 +8,10 @@ from typing import Any
 
 from qwen_operator.api.spec import parse
 from qwen_operator.checkpoints import catalog
-from qwen_operator.config import Settings
+from qwen_operator.config.types import Settings
 from qwen_operator.hardware.inventory import GPU_RESOURCE, PRODUCT_LABEL, GpuProduct, Inventory
+from qwen_operator.manifests.engine_pods import ReplicaPods, engine_pods, engine_template
 from qwen_operator.manifests.names import Owner, PodIdentity
-from qwen_operator.manifests.pods import ReplicaPods, engine_pods, engine_template
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import Plan
 from qwen_operator.sources import registry

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.objects import Object
 
 

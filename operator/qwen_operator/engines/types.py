@@ -223,7 +223,7 @@ class Formats:
 
     `engine` is for the engine itself, `bfloat16` and `fp8_native` for GPUs that compute in these types, and `weights`
     for each format of the weights. A format that is not in `weights` cannot be planned. `packed_bits` are the widths of
-    GPTQ and AWQ that run; `awq_8_bits` is for AWQ of 8 bits. The keys of `kv_cache_types` are the API's names.
+    GPTQ and of AWQ that run. The keys of `kv_cache_types` are the API's names.
     `overlap_models` are the architectures whose weights may load while CUDA graphs are captured. `pipeline_models` are
     those that run in pipeline stages, and whose memory per stage the operator can calculate.
     """
@@ -232,8 +232,7 @@ class Formats:
     bfloat16: Capability
     fp8_native: Capability
     weights: Mapping[str, Capability]
-    packed_bits: tuple[int, ...]
-    awq_8_bits: Capability
+    packed_bits: Mapping[str, tuple[int, ...]]
     kv_cache_types: Mapping[str, KvCacheType]
     overlap_models: tuple[str, ...] = ()
     pipeline_models: tuple[str, ...] = ()
@@ -260,15 +259,13 @@ class Models:
     """What a version has, by its own names; everything is empty for a version without a folder.
 
     `architectures` are its model classes. `textless` of them never generate text, and `embeds` give a vector instead
-    if an option says so. `formats` are the methods of quantization on NVIDIA GPUs. `context_keys` are the fields of
-    config.json with the longest context, the first of which wins.
+    if an option says so. `formats` are the methods of quantization on NVIDIA GPUs.
     """
 
     architectures: frozenset[str] = frozenset()
     textless: frozenset[str] = frozenset()
     embeds: frozenset[str] = frozenset()
     formats: frozenset[str] = frozenset()
-    context_keys: tuple[str, ...] = ()
     tool_call_parsers: tuple[str, ...] = ()
     reasoning_parsers: tuple[str, ...] = ()
 
@@ -281,7 +278,6 @@ class Models:
             textless=frozenset(record["textless"]),
             embeds=frozenset(record["embeds"]),
             formats=frozenset(record["formats"]),
-            context_keys=tuple(record["contextKeys"]),
             tool_call_parsers=tuple(record["toolCallParsers"]),
             reasoning_parsers=tuple(record["reasoningParsers"]),
         )

@@ -25,6 +25,7 @@ from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.store import Entry, Store, gigabytes
 from qwen_operator.fetch.transfer import CHUNK_BYTES, PATIENCE_SECONDS, Transfer
 from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, RemoteModel, certificates
+from qwen_operator.manifests.model_cache import ADAPTERS
 from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG
 from qwen_runtime.checkpoints.gguf_parts import joined_name, parts_of
 from qwen_runtime.checkpoints.reading import InvalidFactsError
@@ -35,6 +36,7 @@ from qwen_runtime.report import deliver
 LOG_SECONDS = 10.0
 _PAGE = ".progress.json"
 _LISTING_PATIENCE = 120.0
+_LONGEST_DELAY = 30.0
 # The reader of adapters wants a name, and whoever calls this program knows it.
 _ANY = "*"
 
@@ -159,17 +161,20 @@ class Fetch:
         return checked
 
     def _patient(self, read: Callable[[], tuple[RemoteFile, ...]]) -> tuple[RemoteFile, ...]:
-        begun = time.monotonic()
+        begun, delay = time.monotonic(), 1.0
         while True:
             try:
                 return read()
             except (Busy, Cut, Expired) as trouble:
-                asked = max(2.0, trouble.seconds) if isinstance(trouble, Busy) else 2.0
-                if time.monotonic() - begun + asked > min(self.patience, _LISTING_PATIENCE):
+                asked = trouble.seconds if isinstance(trouble, Busy) else 0.0
+                # Whoever ends during a pause that the hub asked for is started again too early.
+                patience = self.patience if asked else min(self.patience, _LISTING_PATIENCE)
+                if time.monotonic() - begun + (asked or delay) > patience:
                     field = self.remote.address_field
                     message = f"{self.remote.base} cannot be reached ({trouble}): check the network and {field}"
                     raise FetchError(Reason.HUB_UNREACHABLE, message) from None
-                self.sleep(asked)
+                self.sleep(asked or delay)
+                delay = min(_LONGEST_DELAY, 2 * delay)
 
     def _client(self) -> Client:
         return Client(self.remote, self._context)
@@ -199,16 +204,24 @@ class Fetch:
             thread.join()
 
 
-def main(fetch: Fetch | None, termination_log: Path | None = None, adapters: Sequence[tuple[str, Fetch]] = ()) -> int:
+def main(
+    fetch: Fetch | None,
+    termination_log: Path | None = None,
+    adapters: Sequence[tuple[str, Fetch]] = (),
+    shared: Place | None = None,
+) -> int:
     """Run it as the first process of a container. The termination message says why it failed.
 
-    The adapters come first, by their names in messages: they are small, and fail before the model is loaded.
+    The adapters come first, by their names in messages: they are small, and fail before the model is loaded. `shared`:
+    where the engine mounts the folder of all adapters, which it makes also if there is none to fetch.
     """
     # As process 1 it would ignore SIGTERM. What has arrived stays in the cache.
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(143))
     # The model may take longer than a lease, so that another pod may have removed an adapter when it is there.
     before, fetches = "", [*adapters, *([("", fetch), *adapters] if fetch else [])]
     try:
+        if shared is not None:
+            _make_folder(shared, f"models/{ADAPTERS}")
         for before, one in fetches:  # noqa: B007 - a failure says which one it was
             one.run()
     except (FetchError, OSError) as trouble:
@@ -223,6 +236,12 @@ def main(fetch: Fetch | None, termination_log: Path | None = None, adapters: Seq
     loaded, received = (sum(getattr(one.progress, part) for one in counted) for part in ("total", "received"))
     deliver(json.dumps({"version": 1, "bytes": loaded, "hubBytes": received}).encode(), termination_log)
     return 0
+
+
+def _make_folder(place: Place, path: str) -> None:
+    store = Store(place.root, place.limit)
+    store.prepare()
+    store.make_folder(path)
 
 
 def _check(folder: Path, file: str) -> None:

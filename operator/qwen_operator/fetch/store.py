@@ -31,13 +31,12 @@ from qwen_operator.fetch.faults import FetchError
 from qwen_operator.fetch.files import RemoteFile, total
 from qwen_operator.fetch.room import Cached, Room, make_room
 from qwen_operator.fetch.wire import RemoteModel
-from qwen_operator.manifests.model_cache import IN_USE
+from qwen_runtime.adapter_list import IN_USE
 
 MANIFEST = ".manifest.json"
 LEASE_SECONDS = 3600.0
 """For so long after a pod asked for a model, the model stays, even if no engine holds it."""
 _LARGEST_MANIFEST = 8 << 20
-_GB = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,19 +149,37 @@ class Store:
         others = [one for one in self.cached() if one.key != entry.key]
         verdict = make_room(others, wanted, Room(self.limit - present, self.free()))
         if verdict.missing and self.of_pod:
+            if wanted + present > self.limit:
+                message = (
+                    f"the files of {entry.remote} have {gigabytes(wanted + present)}, and the folder of the pod may "
+                    f"have {gigabytes(self.limit)}, by the weights of the model: remove other weights from there, or "
+                    "set the chart value cache"
+                )
+                raise FetchError(Reason.DISK_FULL, message)
             message = (
                 f"{entry.remote} needs {gigabytes(wanted)} more, and the node has room for "
                 f"{gigabytes(verdict.available)}{self._kept()}: set the chart value cache, or enlarge the node's disk"
             )
             raise FetchError(Reason.DISK_FULL, message)
         if verdict.missing:
-            raise FetchError(
-                Reason.DISK_FULL,
-                f"{entry.remote} needs {gigabytes(wanted)} more, and the cache has room for "
-                f"{gigabytes(verdict.available)} besides what is in use: enlarge cache.sizeGiB "
-                f"({self.limit >> 30} GiB) or its disk{self._kept()}, or stop a model there",
-            )
+            of_disk = self.free() < self.limit - present - sum(one.used for one in others)
+            raise FetchError(Reason.DISK_FULL, self._full(entry, wanted, present, verdict.available, of_disk))
         return verdict.evicted
+
+    def _full(self, entry: Entry, wanted: int, present: int, available: int, of_disk: bool) -> str:
+        if wanted + present > self.limit:
+            return (
+                f"{entry.remote} has {gigabytes(wanted + present)}, and the cache may have {gigabytes(self.limit)} in "
+                f"all: enlarge cache.sizeGiB ({self.limit >> 30} GiB)"
+            )
+        place, larger = "the cache", f"cache.sizeGiB ({self.limit >> 30} GiB)"
+        if of_disk:
+            place, larger = "its disk", f"the disk{self._kept()}"
+        return (
+            f"{entry.remote} needs {gigabytes(wanted)} more, and {place} has room for {gigabytes(available)} besides "
+            f"models in use or asked for within an hour: enlarge {larger}, stop a model there, or run qwen-operator "
+            "cache rm"
+        )
 
     def cached(self) -> list[Cached]:
         """What the cache has, complete and on its way."""
@@ -263,8 +280,8 @@ def read_manifest(folder: Path) -> tuple[RemoteFile, ...] | None:
 
 
 def gigabytes(size: int) -> str:
-    """The size in GB, as disks and hubs show it."""
-    return f"{size / _GB:.1f} GB"
+    """The size in GB or MB, as disks and hubs show it."""
+    return f"{size / 10**9:.1f} GB" if size >= 10**8 else f"{size / 10**6:.1f} MB"
 
 
 def _try(descriptor: int) -> bool:

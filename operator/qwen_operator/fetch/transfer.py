@@ -118,6 +118,7 @@ class Transfer:
     _addresses: dict[str, str] = field(default_factory=dict)
     _error: Exception | None = None
     _resume_at: float = 0.0
+    _refusals: int = 0
     _last_byte: float = 0.0
 
     def __post_init__(self) -> None:
@@ -235,14 +236,13 @@ class Transfer:
                         self._write(descriptor, buffer[:count], at)
                         at += count
                         self.progress.receive(count)
-                        self._last_byte = time.monotonic()
+                        self._last_byte, self._refusals = time.monotonic(), 0
                 except (Busy, Cut) as trouble:
                     failures = 0 if at > before else failures + 1
                     self._after(trouble, failures)
+            # If the node loses its power, the journal may be on the disk before the chunk. A checksum would show it.
             if chunk.file.digest() is None:
-                # After a loss of power, the journal may name bytes that the disk has not, and here no checksum would
-                # find that.
-                os.fdatasync(descriptor)
+                os.fsync(descriptor)
             _start_writing(descriptor, chunk.first, chunk.end - chunk.first)
         finally:
             os.close(descriptor)
@@ -290,22 +290,33 @@ class Transfer:
         body.close()
 
     def _after(self, trouble: Busy | Cut, failures: int) -> None:
-        """Wait after a failure. A pause that the hub asked for holds for all threads."""
+        """Wait after a failure. If the hub has too many requests, all threads wait."""
         if self._error is not None:
             raise self._error
         silent = time.monotonic() - self._last_byte
-        asked = trouble.seconds if isinstance(trouble, Busy) else 0.0
+        asked = self._shared_pause(trouble) if isinstance(trouble, Busy) and trouble.all_wait else 0.0
         if silent + asked > self.patience:
             raise FetchError(
                 Reason.HUB_UNREACHABLE,
                 f"{self.remote.base} delivers nothing of {self.remote} for {silent:.0f} s ({trouble}): check the "
                 f"network and {self.remote.address_field}; the download goes on where it was",
             )
-        if asked:
-            self._resume_at = max(self._resume_at, time.monotonic() + asked)
         # The first failure is often a connection that the server has closed meanwhile.
-        backoff = min(_LONGEST_DELAY, 0.25 * 2 ** min(failures, 10)) if failures > 1 else 0.0
+        backoff = min(_LONGEST_DELAY, 0.25 * 2 ** min(failures, 10)) if failures > 1 and not asked else 0.0
         self._pause(backoff * (0.5 + random.random()))
+
+    def _shared_pause(self, trouble: Busy) -> float:
+        """Seconds until any thread asks again: as long as the hub says, else 1, 2, 4 and so on until a byte comes.
+
+        Threads that are refused during a pause had asked before it began, and do not make it longer.
+        """
+        with self._arrived:
+            now, seconds = time.monotonic(), trouble.seconds
+            if not seconds and now >= self._resume_at:
+                seconds = min(_LONGEST_DELAY, float(1 << min(self._refusals, 10)))
+                self._refusals += 1
+            self._resume_at = max(self._resume_at, now + seconds)
+            return self._resume_at - now
 
     def _pause(self, seconds: float) -> None:
         """Wait for `seconds`, and until the pause is over that the hub asked for."""

@@ -14,7 +14,6 @@ import ssl
 import struct
 import sys
 from dataclasses import dataclass, field, replace
-from email.utils import parsedate_to_datetime
 from typing import Protocol
 from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -22,14 +21,14 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.checkpoints.hubs import Hub
+from qwen_operator.checkpoints.hubs import TERMS_CURE, Hub
 from qwen_operator.fetch.faults import FetchError
+from qwen_operator.hubs.pauses import asked_pause
 from qwen_operator.hubs.redirects import peer_fault, redirect_fault
 from qwen_operator.manifests.model_cache import model_folder
 from qwen_runtime.checkpoints.reading import shown
 
 TIMEOUT_SECONDS = 30.0
-LONGEST_PAUSE_SECONDS = 300.0
 _REDIRECTS = 5
 _FOLLOWED = (301, 302, 303, 307, 308)
 _ENDED = (OSError, http.client.HTTPException)
@@ -48,11 +47,15 @@ def proxy_for(scheme: str, netloc: str) -> str:
 
 
 class Busy(Exception):
-    """The hub asks for a pause of `seconds`, or cannot serve the request now."""
+    """The hub asks for a pause of `seconds`, or cannot serve the request now.
+
+    `all_wait`: it has too many requests, so all threads wait, also if it does not say for how long.
+    """
 
     def __init__(self, status: int, seconds: float) -> None:
         super().__init__(f"the hub answered {status}")
         self.seconds = seconds
+        self.all_wait = seconds > 0 or status in (429, 503)
 
 
 class Cut(Exception):
@@ -105,7 +108,8 @@ class RemoteModel(Protocol):
 class Remote:
     """A repository on a hub at a commit. `base` is the address of the hub or its mirror. `token` is "" without one.
 
-    `file`: the only file to load; "" for all that an engine needs.
+    `file`: the only file to load; "" for all that an engine needs. `place`: its folder below `models` of a cache, if
+    that does not follow from the rest.
     """
 
     hub: Hub
@@ -114,6 +118,7 @@ class Remote:
     commit: str
     token: str = ""
     file: str = ""
+    place: str = ""
 
     server = "the hub"
     address_field = "hub.url"
@@ -121,7 +126,7 @@ class Remote:
 
     @property
     def folder(self) -> str:
-        return model_folder(self.hub, self.repository, self.commit, self.file)
+        return self.place or model_folder(self.hub, self.repository, self.commit, self.file)
 
     def at(self, commit: str) -> Remote:
         return replace(self, commit=commit)
@@ -352,7 +357,7 @@ class Client:
         status = response.status
         try:
             if status == 429 or status >= 500 or status in (408, 425):
-                raise Busy(status, _pause(response))
+                raise Busy(status, asked_pause(response.headers.get))
             if redirected and status in (401, 403, 404, 410):
                 raise Expired
             raise self.remote.refusal(response, content)
@@ -363,11 +368,7 @@ class Client:
 def _refusal(remote: Remote, status: int, code: str, content: str) -> FetchError:
     place = f"{remote.hub}://{remote.repository}"
     if code == "GatedRepo":
-        cure = (
-            "accept its terms on the hub's page with the account of the token"
-            if remote.token
-            else "accept its terms on the hub's page, and give a token of that account in spec.source.secretRef"
-        )
+        cure = "accept its terms on the hub's page with the account of the token" if remote.token else TERMS_CURE
         return FetchError(Reason.GATED_MODEL, f"{place} is gated: {cure}")
     if status in (401, 403):
         if remote.token:
@@ -394,15 +395,3 @@ def _target(url: str, location: str) -> str:
 
 def _length(response: http.client.HTTPResponse) -> int:
     return response.length if response.length is not None else -1
-
-
-def _pause(response: http.client.HTTPResponse) -> float:
-    """The seconds of Retry-After, 0 if there is none."""
-    text = response.headers.get("Retry-After", "")
-    if text.isascii() and text.isdigit() and len(text) < 7:
-        return min(float(text), LONGEST_PAUSE_SECONDS)
-    try:
-        then, now = parsedate_to_datetime(text), parsedate_to_datetime(response.headers.get("Date", ""))
-        return min(max(0.0, (then - now).total_seconds()), LONGEST_PAUSE_SECONDS)
-    except (TypeError, ValueError):
-        return 0.0

@@ -14,6 +14,7 @@ answer. Measured with smg 1.13.0, these are closed for a reason:
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_operator.gateway import peers
 from qwen_operator.gateway.settings import WAITING_FILE, WORKERS_FILE, ProxySettings
 
 ROUTES = (
@@ -72,6 +73,11 @@ class Files:
         return self.folder / "settings.json"
 
     @property
+    def peers(self) -> Path:
+        """What nginx reads of the other gateway pods."""
+        return self.folder / "peers.json"
+
+    @property
     def relay_configuration(self) -> Path:
         return self.folder / "relay.conf"
 
@@ -84,7 +90,7 @@ class Files:
         return self.folder / "bodies"
 
 
-def render(settings: ProxySettings) -> str:
+def render(settings: ProxySettings, ident: str = "") -> str:
     """The whole of nginx.conf. nginx runs one worker process, which counts for all tenants."""
     files = Files(settings.proxy_dir)
     return f"""\
@@ -100,11 +106,24 @@ http {{
     lingering_timeout 2s;
     # Otherwise the head of a stream would wait for its end, if the client or a proxy in front speaks HTTP/1.0.
     lua_http10_buffering off;
+{_program(settings, files)}
+{_upstream("router", settings.router)}
+{_upstream("relay", f"unix:{files.relay_socket}")}
+{_public(settings)}
+{_inside(settings, ident)}
+}}
+"""
+
+
+def _program(settings: ProxySettings, files: Files) -> str:
+    """How the Lua program starts: its files, how long requests may wait, and the way to the second nginx."""
+    return f"""\
     init_worker_by_lua_block {{
         require("qwen.state").start({{
             settings = "{files.settings}",
             workers = "{settings.run_dir}/{WORKERS_FILE}",
             waiting = "{settings.run_dir}/{WAITING_FILE}",
+            peers = "{files.peers}",
         }}, {{
             seconds = {settings.hold_seconds},
             requests = {settings.hold_requests},
@@ -117,13 +136,7 @@ http {{
             tenant_header = "{TENANT_HEADER}",
             passed_on = {{{", ".join(f'"{name}"' for name in PASSED_ON)}}},
         }})
-    }}
-{_upstream("router", settings.router)}
-{_upstream("relay", f"unix:{files.relay_socket}")}
-{_public(settings)}
-{_inside(settings)}
-}}
-"""
+    }}"""
 
 
 def render_relay(settings: ProxySettings) -> str:
@@ -306,8 +319,8 @@ def _health(path: str) -> str:
         }}"""
 
 
-def _inside(settings: ProxySettings) -> str:
-    """The server for Prometheus, the kubelet and the operator."""
+def _inside(settings: ProxySettings, ident: str) -> str:
+    """The server for Prometheus, the kubelet, the operator, and the other gateway pods."""
     return f"""\
     server {{
         listen {settings.host}:{settings.metrics_port};
@@ -317,6 +330,10 @@ def _inside(settings: ProxySettings) -> str:
         # What waits for a model that sleeps. The operator reads it.
         location = /demand {{
             content_by_lua_block {{ require("qwen.demand").page() }}
+        }}
+        # What tenants have taken of their limits. The other gateway pods read it.
+        location = {peers.PATH} {{
+            content_by_lua_block {{ require("qwen.peers").page("{ident}") }}
         }}
         location = /liveness {{
             return 200 "ok\\n";

@@ -13,12 +13,14 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from qwen_operator.gateway import nginx
+from qwen_operator.gateway import nginx, peers
 from qwen_operator.gateway.settings import ProxySettings, SettingsError
 from qwen_operator.gateway.tenants import Frame, Keys, Tenants, read_keys, read_tenants, settings_file
 
@@ -106,7 +108,8 @@ def main(environ: Mapping[str, str]) -> int:
         settings = ProxySettings.from_env(environ)
         files = nginx.Files(settings.proxy_dir)
         files.bodies.mkdir(mode=0o700, exist_ok=True)
-        replace(files.configuration, nginx.render(settings))
+        ident = secrets.token_hex(8)
+        replace(files.configuration, nginx.render(settings, ident))
         replace(files.relay_configuration, nginx.render_relay(settings))
         # nginx leaves it behind if it is killed, and then does not start.
         files.relay_socket.unlink(missing_ok=True)
@@ -119,10 +122,21 @@ def main(environ: Mapping[str, str]) -> int:
     try:
         while relay.poll() is None and not files.relay_socket.exists():
             time.sleep(START_SECONDS)
-        return _attend(_start(files.configuration), relay, current)
+        process = _start(files.configuration)
+        if settings.peers:
+            _hear_others(settings, ident)
+        return _attend(process, relay, current)
     finally:
         relay.send_signal(signal.SIGQUIT)
         relay.wait()
+
+
+def _hear_others(settings: ProxySettings, ident: str) -> None:
+    """Keep reading what tenants take of their limits in the other gateway pods."""
+    port = settings.metrics_port
+    addresses = partial(peers.resolve, settings.peers, port)
+    others = peers.Peers(ident, addresses, port, nginx.Files(settings.proxy_dir).peers, replace)
+    threading.Thread(target=others.run, name="peers", daemon=True).start()
 
 
 def _start(configuration: Path) -> "subprocess.Popen[bytes]":

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwen_operator.api.claims import NameRights
-from qwen_operator.config import ConfigError, name_rights
+from qwen_operator.config.section import ConfigError
+from qwen_operator.config.tenancy import name_rights
 from qwen_operator.untrusted import clean, decode, digits
 
 WORKERS_FILE = "workers.json"
@@ -114,7 +115,8 @@ class ProxySettings:
     the digests of the keys and the request bodies that do not fit in memory. Times are in seconds.
     `max_buffered_bytes` bounds the request bodies above 64 KiB that the pod holds at once. `hold_requests`: how many
     requests for one model may wait for a replica, each for at most `hold_seconds`. 0 seconds: none waits.
-    A stream that has waited for `hold_head_seconds` gets the head of its answer; 0: none does.
+    A stream that has waited for `hold_head_seconds` gets the head of its answer; 0: none does. `peers`: a name with the
+    addresses of all gateway pods, whose requests count for the tenants' limits too; "" if this one counts for itself.
     """
 
     auth: bool
@@ -136,6 +138,7 @@ class ProxySettings:
     hold_seconds: int
     hold_head_seconds: int
     cors_origins: tuple[str, ...]
+    peers: str = ""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "ProxySettings":
@@ -165,6 +168,7 @@ class ProxySettings:
             hold_seconds=_number(environ, "QWEN_GATEWAY_HOLD_SECONDS", 540),
             hold_head_seconds=_number(environ, "QWEN_GATEWAY_HOLD_HEAD_SECONDS", 20),
             cors_origins=_origins(environ),
+            peers=environ.get("QWEN_GATEWAY_PEERS", ""),
         )
 
 

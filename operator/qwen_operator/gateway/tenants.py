@@ -15,8 +15,6 @@ from typing import Any
 
 from qwen_operator import untrusted
 
-ANONYMOUS = "anonymous"
-"""The tenant of every client if no keys are asked for."""
 MAX_KEYS = 64
 MAX_KEY_CHARACTERS = 512
 MAX_PATTERNS = 256

@@ -38,7 +38,8 @@ class Board:
     """A GPU product. `product` is the value of nvidia.com/gpu.product, `memory_mib` the total memory of one GPU.
 
     `nvlink` is true if NVLink, not PCIe, links the boards of a node. `verified` is false if the values are general
-    knowledge that nobody compared with a real node. `unified` is true if GPU and CPU share one memory: `memory_mib` is
+    knowledge that nobody compared with a real node. `other_mib` are the memories of boards that were rebuilt with more
+    and keep the name. `unified` is true if GPU and CPU share one memory: `memory_mib` is
     then the most that the GPU may use, and only a label can say how much it does use.
     """
 
@@ -50,6 +51,7 @@ class Board:
     nvlink: bool
     verified: bool = True
     unified: bool = False
+    other_mib: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +218,9 @@ def _board(row: Mapping[str, object]) -> Board:
     parsed_capability = capability(str(row["computeCapability"]))
     assert parsed_capability, f"computeCapability of {row['product']}"
     aliases = row["aliases"]
+    others = row.get("otherMemoryMiB", [])
     assert isinstance(aliases, list)
+    assert isinstance(others, list)
     return Board(
         product=str(row["product"]),
         short=str(row["short"]),
@@ -226,4 +230,5 @@ def _board(row: Mapping[str, object]) -> Board:
         nvlink=bool(row["nvlink"]),
         verified=bool(row["verified"]),
         unified=bool(row.get("unified")),
+        other_mib=tuple(others),
     )

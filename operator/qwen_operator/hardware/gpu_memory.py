@@ -46,6 +46,11 @@ def read(labels: Mapping[str, str], sources: Sources) -> GpuMemory:
     if known and known.unified and not labelled:
         return GpuMemory()
     notes: list[str] = []
+    if known and (rebuilt := next((mib for mib in known.other_mib if _about(labelled, mib)), 0)):
+        notes.append(
+            f"{known.product} has {known.memory_mib} MiB, or {rebuilt} if it was rebuilt: planned with {labelled}"
+        )
+        known = None
     least = labelled or (known.memory_mib if known else 0)
     if known and labelled and less(known.memory_mib, labelled):
         least = known.memory_mib
@@ -79,6 +84,10 @@ def of_quantity(value: object) -> int:
     match = _BYTES.fullmatch(str(value))
     power = ("", "Ki", "Mi", "Gi", "Ti").index(match[2] or "") if match else 0
     return int(match[1]) * 1024**power >> 20 if match else 0
+
+
+def _about(labelled: int, memory_mib: int) -> bool:
+    return not less(labelled, memory_mib) and not less(memory_mib, labelled)
 
 
 def _differ(labelled: int, known: Board) -> str:

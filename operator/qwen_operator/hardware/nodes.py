@@ -31,7 +31,13 @@ _VGPU_LABEL = "nvidia.com/vgpu.present"
 # The profile at the end of a vGPU's name: GRID-T4-16Q, NVIDIA-A40-48C.
 _VGPU_PROFILE = re.compile(r"-[0-9]{1,3}[ABCQ]$")
 # Kubernetes sets and removes these taints by itself (not-ready, unschedulable, memory-pressure ...).
-_PASSING_TAINTS = "node.kubernetes.io/"
+# Taints that Kubernetes, clouds and start-up controllers set and remove by themselves, and the ends of their keys.
+_PASSING_TAINTS = (
+    "node.kubernetes.io/", "node.cloudprovider.kubernetes.io/", "karpenter.sh/", "ToBeDeletedByClusterAutoscaler",
+    "startup-taint.cluster-autoscaler.kubernetes.io/", "ignore-taint.cluster-autoscaler.kubernetes.io/",
+    "readiness.k8s.io/",
+)  # fmt: skip
+_PASSING_ENDS = ("/agent-not-ready",)
 NARROWING_LABELS = (MEMORY_LABEL, *CLOUD_MEMORY_LABELS, INSTANCE_TYPE_LABEL)
 """Labels that tell nodes with a whole board from nodes with a part of the same board."""
 
@@ -197,12 +203,12 @@ def _taints(node: Mapping[str, Any]) -> tuple[Taint, ...]:
         for item in members(node, "spec", "taints")
     }
     return tuple(
-        sorted(
-            taint
-            for taint in taints
-            if taint.effect in ("NoSchedule", "NoExecute") and not taint.key.startswith((_PASSING_TAINTS, GPU_RESOURCE))
-        )
+        sorted(taint for taint in taints if taint.effect in ("NoSchedule", "NoExecute") and not _passes(taint.key))
     )
+
+
+def _passes(key: str) -> bool:
+    return key.startswith((*_PASSING_TAINTS, GPU_RESOURCE)) or key.endswith(_PASSING_ENDS)
 
 
 def _labels(node: Mapping[str, Any]) -> dict[str, str]:

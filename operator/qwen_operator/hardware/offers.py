@@ -39,13 +39,19 @@ GKE_CLIENTS_LABEL = "cloud.google.com/gke-max-shared-clients-per-gpu"
 GKE_MIG_LABEL = "cloud.google.com/gke-gpu-partition-size"
 MIG_STATE_LABEL = "nvidia.com/mig.config.state"
 MIG_CHANGES = ("pending", "rebooting")
+_MIG_FAILED = "failed"
 MIG_RESOURCE = "nvidia.com/mig-"
 _MIG_SIZE = re.compile(r"nvidia\.com/mig-(?:[1-7]c\.)?([1-7])g\.")
 _PIECES = 7
 _PRESENT_LABEL = "nvidia.com/gpu.present"
 # Node feature discovery sets these for display and 3D controllers of NVIDIA (PCI vendor 10de).
 _PCI_LABEL = re.compile(r"feature\.node\.kubernetes\.io/pci-(03[0-9a-f]{2}_)?10de\.present")
-_OTHER_VENDORS = ("amd.com/gpu", "gpu.intel.com/", "habana.ai/", "google.com/tpu", "aws.amazon.com/neuron")
+_OTHER_VENDORS = (
+    "amd.com/", "gpu.intel.com/", "habana.ai/", "google.com/tpu", "aws.amazon.com/neuron", "huawei.com/Ascend",
+    "cambricon.com/", "hygon.com/", "metax-tech.com/", "mthreads.com/", "iluvatar.", "enflame.com/", "kunlunxin.com/",
+    "birentech.com/", "aliyun.com/ppu", "alibabacloud.com/ppu", "qualcomm.com/qaic", "furiosa.ai/", "rebellions.ai/",
+    "tenstorrent.com/",
+)  # fmt: skip
 # Resources of NVIDIA's network cards.
 _NETWORK = re.compile(r"rdma|hostdev|sriov|mlnx|nic|_ib|_vf")
 _ACCELERATOR = re.compile(r"gpu|cuda|gaudi|/tpu|neuron", re.IGNORECASE)
@@ -169,11 +175,9 @@ def _none(seen: _Node) -> str:
     if slices:
         choice = f"{_CHOOSE_RESOURCE}: {_first(slices)}"
         return f"{seen.gpu}: cut into MIG slices ({slices}), and {_ONLY}: {choice}; {_MIG_OFF}"
-    state = seen.labels.get(MIG_STATE_LABEL, "")
-    if state in MIG_CHANGES:
-        return f"{seen.gpu}: MIG is being configured ({MIG_STATE_LABEL}={state}); wait until it is done"
-    if others:
-        return others
+    stopped = _mig_state(seen) or others
+    if stopped:
+        return stopped
     if GPU_RESOURCE in seen.resources:
         return _zero(seen)
     if not _has_gpu(seen.labels):
@@ -183,6 +187,16 @@ def _none(seen: _Node) -> str:
         "run the NVIDIA device plugin there; if DRA offers the GPUs, on Kubernetes 1.36 set "
         "extendedResourceName: nvidia.com/gpu in their DeviceClass and declare them in gpuPools"
     )
+
+
+def _mig_state(seen: _Node) -> str:
+    """Why the node offers nothing while MIG changes, or after it could not. "" in any other state."""
+    state = seen.labels.get(MIG_STATE_LABEL, "")
+    if state in MIG_CHANGES:
+        return f"{seen.gpu}: MIG is being configured ({MIG_STATE_LABEL}={state}); wait until it is done"
+    if state == _MIG_FAILED:
+        return f"{seen.gpu}: MIG could not be configured ({MIG_STATE_LABEL}={state}): read the MIG manager's log there"
+    return ""
 
 
 def _zero(seen: _Node) -> str:
@@ -230,7 +244,9 @@ def _other_resources(seen: _Node) -> str:
 def _is_gpu(resource: str, seen: _Node) -> bool:
     if resource.startswith("nvidia.com/"):
         return resource != GPU_RESOURCE and not _NETWORK.search(resource.lower())
-    return bool(_ACCELERATOR.search(resource)) and "/" in resource and _has_gpu(seen.labels)
+    if "/" not in resource:
+        return False
+    return "gpu" in resource.lower() or (bool(_ACCELERATOR.search(resource)) and _has_gpu(seen.labels))
 
 
 def _counted(seen: _Node, count: int) -> Offer:
@@ -272,7 +288,17 @@ def _counted(seen: _Node, count: int) -> Offer:
             unusable=f"{seen.gpu}: {cards} {GPU_RESOURCE} are more than the {_MOST_GPUS} GPUs of the largest node, so "
             f"pods share them: set the node label {COUNT_LABEL} to the number of cards"
         )
-    return Offer(cards, notes=(*notes, *_remaining(seen, count)))
+    return Offer(cards, notes=(*notes, *_also_shared(seen), *_remaining(seen, count)))
+
+
+def _also_shared(seen: _Node) -> list[str]:
+    """A sentence about shares of the same GPUs that another plugin offers beside the whole ones."""
+    names = (name for name in sorted(seen.resources) if "/" in name and "gpu" in name.lower())
+    shares = [name for name in names if not name.startswith("nvidia.com/") and quantity(seen.resources[name])]
+    if not shares:
+        return []
+    amounts = ", ".join(f"{quantity(seen.resources[name])} x {name}" for name in shares)
+    return [f"its GPUs are also offered as {amounts}, so other pods may use the GPU of an engine: remove one plugin"]
 
 
 def _cut(seen: _Node) -> int:

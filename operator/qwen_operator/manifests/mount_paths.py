@@ -11,7 +11,7 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.api.reading import shown
 from qwen_operator.api.spec import Spec
 from qwen_operator.manifests import model_cache
-from qwen_operator.manifests.pods import RUNTIME_MOUNT, own_mounts
+from qwen_operator.manifests.engine_container import RUNTIME_MOUNT, own_mounts
 from qwen_operator.planning.types import EngineSource, NoFit, Plan
 
 

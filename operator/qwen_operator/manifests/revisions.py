@@ -13,6 +13,7 @@ from typing import Any
 
 from qwen_operator import objects
 from qwen_operator.api.spec import REPLAN_ANNOTATION, UNKEPT
+from qwen_operator.checkpoints import records
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.kept import data_fault
 from qwen_operator.manifests.names import ENGINE_CONTAINER, GROUP, Manifest, Owner
@@ -69,7 +70,7 @@ def read_revision(manifest: Manifest) -> PinnedRevision:
         return PinnedRevision(
             revision=revision_of(manifest),
             number=int(manifest["revision"]),
-            facts=Checkpoint.from_json(data["facts"]),
+            facts=records.from_json(data["facts"]),
             plan=Plan.from_json(data["plan"]),
             template=_template(data["template"]),
             replan=replan_of(manifest),

@@ -59,8 +59,11 @@ def find(failed: FailedSearch, planner: Planner) -> tuple[Alternative, ...]:
         if _is_redundant(candidate, alternatives):
             continue
         result = _planned(failed, candidate, planner)
-        if isinstance(result, Plan) and (candidate.kind is not AlternativeKind.NODES or result.nodes_per_replica > 1):
-            alternatives.append(_alternative(_allowed(candidate, failed.spec, result), result))
+        if not isinstance(result, Plan) or (candidate.kind is AlternativeKind.NODES and result.nodes_per_replica == 1):
+            continue
+        found = _alternative(_allowed(candidate, failed.spec, result), result)
+        if not _offers_less(found, alternatives):
+            alternatives.append(found)
     return tuple(alternatives)
 
 
@@ -99,6 +102,16 @@ def _is_redundant(candidate: _Candidate, alternatives: Sequence[Alternative]) ->
     of_this_kind = sum(one.kind is candidate.kind for one in alternatives)
     most = 1 if candidate.kind is AlternativeKind.PIPELINE else _MOST_OF_A_KIND
     return part_is_enough or same_product or of_this_kind >= most
+
+
+def _offers_less(found: Alternative, alternatives: Sequence[Alternative]) -> bool:
+    """Whether a context on the same GPUs that is at least as long is offered already."""
+    return found.kind is AlternativeKind.CONTEXT and any(
+        (one.kind, one.gpu_product, one.gpus_per_replica, one.nodes_per_replica)
+        == (found.kind, found.gpu_product, found.gpus_per_replica, found.nodes_per_replica)
+        and one.context_tokens >= found.context_tokens
+        for one in alternatives
+    )
 
 
 def _planned(failed: FailedSearch, candidate: _Candidate, planner: Planner) -> Plan | NoFit:
@@ -227,11 +240,9 @@ def _formats(spec: Spec) -> Iterator[tuple[tuple[tuple[str, Any], ...], Checkpoi
 
 
 def _smaller(failed: FailedSearch) -> Iterator[_Candidate]:
-    """A shorter context, or fewer requests at a time: as much as each product can hold."""
+    """A shorter context, or fewer requests at a time: as much as each product can hold, the most of each first."""
     wanted = failed.wanted
-    for fit in failed.tried:
-        if fit.gate or not fit.budgets:
-            continue
+    for fit in _roomiest_first(failed.tried):
         tokens = fit.best.kv_tokens
         context = min(wanted.context, tokens // _CONTEXT_STEP * _CONTEXT_STEP)
         requests = min(wanted.concurrency, tokens // wanted.request, *_states(fit))
@@ -240,6 +251,13 @@ def _smaller(failed: FailedSearch) -> Iterator[_Candidate]:
             yield _Candidate(AlternativeKind.WORKLOAD, (("workload.concurrency", requests), *products))
         elif 0 < context < wanted.context and (not wanted.given or wanted.concurrency * wanted.request <= tokens):
             yield _Candidate(AlternativeKind.CONTEXT, (("contextTokens", context), *products))
+
+
+def _roomiest_first(tried: Sequence[Fit]) -> list[Fit]:
+    """The splits that got as far as a memory budget, those of each product together, the most KV tokens first."""
+    places = {product: place for place, product in reversed(list(enumerate(fit.product.product for fit in tried)))}
+    fits = (fit for fit in tried if fit.budgets and not fit.gate)
+    return sorted(fits, key=lambda fit: (places[fit.product.product], -fit.best.kv_tokens))
 
 
 def _states(fit: Fit) -> tuple[int, ...]:

@@ -23,10 +23,20 @@ def media_domains(checkpoint: Checkpoint) -> str | None:
     return NO_MEDIA_DOMAIN if checkpoint.multimodal else None
 
 
+def stretched_by(checkpoint: Checkpoint) -> str:
+    """How an engine serves more than the model's own positions, in a word for people."""
+    return checkpoint.rope.type if checkpoint.rope and _stretched(checkpoint) else "YaRN"
+
+
 def longest_context(checkpoint: Checkpoint) -> int:
-    """The longest context that an engine can serve: the model's own, or four times as many positions with YaRN."""
+    """The longest context that an engine can serve: the model's own, or four times as many positions with YaRN.
+
+    A checkpoint with another scaling keeps that one, because it was trained with it.
+    """
     if checkpoint.multimodal:
         return checkpoint.max_positions
+    if stretched := _stretched(checkpoint):
+        return stretched
     return max(checkpoint.max_positions, YARN_FACTOR * _trained(checkpoint))
 
 
@@ -36,7 +46,7 @@ def model_overrides(checkpoint: Checkpoint, context: int) -> str | None:
     Both fields are needed: if `original_max_position_embeddings` is set, SGLang takes the longest context from
     `max_position_embeddings` and ignores the factor.
     """
-    if context <= checkpoint.max_positions:
+    if context <= max(checkpoint.max_positions, _stretched(checkpoint)):
         return None
     trained = _trained(checkpoint)
     scaling = {
@@ -46,6 +56,18 @@ def model_overrides(checkpoint: Checkpoint, context: int) -> str | None:
     }
     record = {"rope_scaling": scaling, "max_position_embeddings": context}
     return json.dumps(record, separators=(",", ":"))
+
+
+def _stretched(checkpoint: Checkpoint) -> int:
+    """The positions that a linear or dynamic scaling in config.json gives, or 0.
+
+    SGLang multiplies by the factor of these two only (utils/hf_transformers/common.py, `get_context_length`), because
+    transformers writes the original positions into all others.
+    """
+    rope = checkpoint.rope
+    if rope is None or rope.original_max_positions or rope.type not in ("linear", "dynamic"):
+        return 0
+    return int(rope.factor * checkpoint.max_positions)
 
 
 def _trained(checkpoint: Checkpoint) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import CATALOG, Checkpoint
 from qwen_operator.engines.types import KvCacheType
@@ -169,11 +170,16 @@ def nearest(alternatives: Sequence[Alternative]) -> str:
     return f"would fit {first.gpus}{nodes}: {first.describe()}"
 
 
-def unverified(model: str, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """One line if the catalog has the model, but nobody compared its row with a published config.json."""
-    row = catalog.entry(model) if checkpoint.source == CATALOG else None
+def unverified(spec: Spec, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """One line if the catalog has the model or its file, but nobody compared the row with what is published."""
+    if checkpoint.source != CATALOG:
+        return ()
+    model, file = spec.repository or spec.model, spec.source.file if spec.source else None
+    row = catalog.file_entry(model, file) if file else catalog.entry(model)
     if row is None or row.verified:
         return ()
+    if file:
+        return (f"not verified: {file} was not read{row.doubt}",)
     return (f"not verified: the catalog's row of {model} was not compared with its config.json{row.doubt}",)
 
 

@@ -24,7 +24,7 @@ def dropped(checkpoint: Checkpoint, engine: EngineVersion) -> str | None:
         missing = models.known and not models.loads(quantization.method)
         why = f"SGLang {engine.version} does not load" if missing else "the operator cannot plan"
         right = ", ".join(sorted(formats.weights))
-        return f"weights are {checkpoint.quantization_name}, which {why}; use {right} or 16 bit"
+        return f"weights are {quantization.method}, which {why}; use {right} or 16 bit"
     if quantization.refused:
         return f"weights are {checkpoint.quantization_name}, which SGLang cannot load: {quantization.refused}"
     return _packed(quantization, formats) if quantization.method in ("gptq", "awq") else None
@@ -36,8 +36,10 @@ def _packed(quantization: Quantization, formats: Formats) -> str | None:
         return (
             "weights are asymmetric GPTQ (sym: false), whose kernel SGLang removed in 0.5.21; use symmetric GPTQ or AWQ"
         )
-    if quantization.bits not in formats.packed_bits:
-        return f"weights are {quantization.bits}-bit {quantization.method.upper()}; SGLang runs 4 and 8 bits"
+    runs = formats.packed_bits[quantization.method]
+    if quantization.bits not in runs:
+        right = " and ".join(map(str, runs))
+        return f"weights are {quantization.bits}-bit {quantization.method.upper()}; SGLang runs {right} bits"
     return None
 
 
@@ -60,8 +62,6 @@ def barrier(checkpoint: Checkpoint, kv_cache_type: str, product: GpuProduct, eng
 
 def _weights(quantization: Quantization, formats: Formats) -> tuple[str, Capability]:
     name = f"{quantization.method.upper()} weights"
-    if quantization.method == "awq" and quantization.bits != 4:
-        return f"{quantization.bits}-bit {name}", formats.awq_8_bits
     if quantization.method == "compressed-tensors" and quantization.block:
         return f"block FP8 {name}", formats.fp8_native
     return name, formats.weights[quantization.method]
@@ -86,7 +86,7 @@ def remarks(checkpoint: Checkpoint, product: GpuProduct, gpus: int, formats: For
     if checkpoint.gguf:
         lines.append("GGUF: one GPU; SGLang runs it slower than AWQ or GPTQ")
         if checkpoint.source == CATALOG:
-            lines.append("GGUF: the catalog has the size of one file; spec.source.file says which file to load")
+            lines.append("GGUF: this is the size of one file; spec.source.file says which file to load")
     if has is None:
         return (
             *lines,

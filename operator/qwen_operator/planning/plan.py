@@ -161,12 +161,34 @@ class _Command:
     promised_tokens: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """What a pod takes of its node beside GPUs. `adapter_bytes` is the part of `memory_bytes` for adapters."""
+
+    cpu_millis: int
+    memory_bytes: int
+    adapter_bytes: int
+    shm_bytes: int
+
+
+def _host(checkpoint: Checkpoint, fit: Fit, command: _Command) -> _Host:
+    gpus = fit.best.gpus // fit.best.split.nodes
+    adapter_bytes = -(-adapters.host_bytes(checkpoint, gpus) // MIB) * MIB
+    return _Host(
+        cpu_millis=gpus * _CPU_MILLIS,
+        memory_bytes=gpus * _HOST_BYTES + _gguf_bytes(checkpoint) + adapter_bytes + command.host_bytes,
+        adapter_bytes=adapter_bytes,
+        shm_bytes=0 if sharing.brings_own_shm(fit.product) else gpus * GIB,
+    )
+
+
 def _command(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit) -> _Command:
     checkpoint, choice, chosen = search.checkpoint, chosen_engine.choice, fit.best
     running = _running(chosen, search.wanted, choice)
     startup = spec.engine.startup_seconds or _startup_seconds(checkpoint, choice)
     group: RoleValues = ((Role.GROUP_TIMEOUT, (str(max(startup, _GROUP_SECONDS)),)),) if chosen.split.nodes > 1 else ()
-    settings = (*_settings(search, fit, chosen_engine, running), *adapters.settings(checkpoint), *group)
+    own = adapters.settings(checkpoint, dict(choice.adapters))
+    settings = (*_settings(search, fit, chosen_engine, running), *own, *group)
     load = loading.choose(loading.Start(spec.engine.fast_start, checkpoint, chosen.split), choice, settings)
     settings = (*settings, *load.settings)
     args, warnings = engine.arguments(choice, settings)
@@ -186,10 +208,9 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
     checkpoint, wanted, chosen = search.checkpoint, search.wanted, fit.best
     choice, read = chosen_engine.choice, chosen_engine.answers
     command = _command(spec, search, chosen_engine, fit)
-    lines = (*command.lines, read.line(choice.table), *explain.unverified(spec.repository or spec.model, checkpoint))
+    host = _host(checkpoint, fit, command)
+    lines = (*command.lines, read.line(choice.table), *explain.unverified(spec, checkpoint))
     facts = "; facts from the catalog" if checkpoint.source == CATALOG else explain.pinned(checkpoint)
-    per_node = chosen.gpus // chosen.split.nodes
-    adapter_bytes = -(-adapters.host_bytes(checkpoint, per_node) // MIB) * MIB
     warnings = (*adapters.warnings(spec, checkpoint), *answers.warnings(checkpoint, read, command.args))
     return Plan(
         gpu_product=fit.product.product,
@@ -202,7 +223,7 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
         engine_version=choice.table.version,
         args=command.args,
         env=choice.environment(read.tools),
-        shm_bytes=0 if sharing.brings_own_shm(fit.product) else per_node * GIB,
+        shm_bytes=host.shm_bytes,
         steps=_steps(search, fit, inventory, lines, command.running),
         selector=dict(fit.product.selector),
         tolerations=tuple(fit.product.tolerations),
@@ -216,10 +237,10 @@ def _plan(spec: Spec, search: Search, chosen_engine: _Engine, fit: Fit, inventor
         typical_requests=wanted.typical(chosen.kv_tokens),
         weight_bytes_per_rank=chosen.weight_bytes,
         kv_bytes_per_token_per_rank=chosen.kv_bytes_per_token,
-        cpu_millis=per_node * _CPU_MILLIS,
-        host_memory_bytes=per_node * _HOST_BYTES + _gguf_bytes(checkpoint) + adapter_bytes + command.host_bytes,
+        cpu_millis=host.cpu_millis,
+        host_memory_bytes=host.memory_bytes,
         promised_tokens=command.promised_tokens,
-        adapter_host_bytes=adapter_bytes,
+        adapter_host_bytes=host.adapter_bytes,
         resource_name=fit.product.resource_name,
         share=fit.product.share.kind if fit.product.share else "",
     )

@@ -93,7 +93,8 @@ def _unloadable(checkpoint: Checkpoint) -> NoFit | None:
 def _too_long(spec: Spec, wanted: Demand, checkpoint: Checkpoint) -> NoFit | None:
     most = behaviour.longest_context(checkpoint)
     if wanted.context > most:
-        reach = f" ({most} with YaRN)" if most > checkpoint.max_positions else ""
+        longer = most > checkpoint.max_positions
+        reach = f" ({most} with {behaviour.stretched_by(checkpoint)})" if longer else ""
         return NoFit(
             Reason.INVALID_OVERRIDE,
             f"spec.contextTokens is {wanted.context}, but the model's own limit is {checkpoint.max_positions}{reach}: "

@@ -15,7 +15,7 @@ from qwen_operator.actions.events import rfc3339
 from qwen_operator.actions.types import OrderedActions, in_order
 from qwen_operator.api.pod import with_defaults
 from qwen_operator.api.spec import InvalidSpec, Spec, parse, revision_hash
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.reconcile.phases.budget import budget
 from qwen_operator.reconcile.phases.pin import pin
 from qwen_operator.reconcile.phases.plan import plan
@@ -25,7 +25,8 @@ from qwen_operator.reconcile.phases.status import status, status_events
 from qwen_operator.reconcile.types import Course, Decision, Observed, Step
 from qwen_operator.replicas.groups import groups_of, sort_replicas
 from qwen_operator.replicas.pod_state import as_of
-from qwen_operator.status.conditions import all_names_lost, invalid_status
+from qwen_operator.status.build import invalid_status
+from qwen_operator.status.types import all_names_lost
 
 PHASES: tuple[Callable[[Course], Step], ...] = (source, plan, pin, replicas, budget, status)
 """The phases of a decision, in this order.
@@ -56,6 +57,7 @@ def decide(observed: Observed, config: Config, now: datetime) -> Decision:
         requeue_after=min(appointments, default=None),
         query=course.query,
         ask=course.ask,
+        unread=course.unread,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.manifests.revisions import PinnedRevision
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qwen_operator.actions.types import Action
+from qwen_operator.actions.types import Action, Kind
 from qwen_operator.api.spec import Spec
 from qwen_operator.manifests.model_cache import claim_folder, node_folder
 from qwen_operator.manifests.names import Manifest
@@ -15,15 +15,18 @@ from qwen_operator.replicas.cached_nodes import MOST_NODES, claim_has_model, kno
 from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.fetch_attempts import attempts_of
 from qwen_operator.replicas.groups import SortedReplicas
+from qwen_operator.replicas.places import Place, need_of, places_of
 from qwen_operator.replicas.prefetch import Downloads, Prefetch, endings, prefetch, wanted_downloads
 from qwen_operator.replicas.rollout import pods_of_replica
-from qwen_operator.replicas.room import Place, need_of, places_of
 
 _NO_CACHE = "spec.prefetch has no effect, because the model does not come from the chart's cache"
 _NO_NODES = "spec.prefetch has no effect, because the operator may not read nodes and so cannot choose one"
 _UNBOUND = (
     "spec.prefetch does nothing until the claim {name} is bound, because a pod without GPUs could bind it to a node "
     "without free GPUs: the first engine pod binds it"
+)
+_UNPINNED = (
+    "spec.prefetch has no effect while the API server rejects the ControllerRevision, which counts the downloads"
 )
 _LOOK_SECONDS = 60.0
 
@@ -35,13 +38,15 @@ def prefetched(
 
     `needed`: the next steps if no replica waits for a download. Their pods have the first claim on the quotas.
     """
-    observed, running = course.observed, course.running
+    observed, running = course.observed, rules.starts or course.running
     if not course.spec.prefetch or running is None:
         return Prefetch(actions=endings(observed.fetch_pods))
     claim, folder = claim_folder(running.template)[0], node_folder(running.template)
     useless = _NO_NODES if folder and observed.neighbours is None else "" if claim or folder else _NO_CACHE
     if useless:
         return Prefetch(actions=endings(observed.fetch_pods), useless=useless)
+    if _is_unpinned(course, running):
+        return Prefetch(actions=endings(observed.fetch_pods), useless=_UNPINNED)
     engines, _ = quotas.within_quotas(needed, observed.quotas, course.actions)
     _, lacking = quotas.within_quotas(needed, quotas.without_devices(observed.quotas), course.actions)
     if lacking:
@@ -84,10 +89,10 @@ def _downloads(course: Course, running: PinnedRevision, replicas: SortedReplicas
         pods=observed.fetch_pods,
         taken={*own.owned, *own.leftover, *own.foreign},
         now=course.now,
-        attempts=attempts_of(_stored(course, running), remembered),
+        attempts=attempts_of(stored_revision(course, running), remembered),
         looking=sum(not (replica.bound or replica.started or replica.broken) for replica in replicas.fresh),
         distinct_nodes=course.config.distinct_nodes,
-        counted=bool(_stored(course, running)),
+        counted=bool(stored_revision(course, running)),
     )
 
 
@@ -97,7 +102,15 @@ def _bound(course: Course, claim: str) -> bool:
     return seen is not None and seen.name == claim and seen.bound
 
 
-def _stored(course: Course, running: PinnedRevision) -> Manifest:
+def _is_unpinned(course: Course, running: PinnedRevision) -> bool:
+    """Whether the API server has rejected the ControllerRevision. That may last for ever, and engines need none."""
+    name = revision_metadata(course.observed.owner, running.revision)["name"]
+    refusal = course.observed.refusal
+    rejected = refusal is not None and (refusal.kind, refusal.name) == (Kind.CONTROLLER_REVISION, name)
+    return rejected and not stored_revision(course, running)
+
+
+def stored_revision(course: Course, running: PinnedRevision) -> Manifest:
     """The ControllerRevision; empty if it is not made yet."""
     return course.observed.revisions.owned.get(revision_metadata(course.observed.owner, running.revision)["name"], {})
 

@@ -34,10 +34,19 @@ _TERMINATED = 143
 _ON_REQUEST = frozenset({0, 130, 143})
 _NOT_RUN = ("StartError", "ContainerCannotRun")
 _NODE_ENDED = frozenset({"Evicted", "Terminated", "NodeShutdown", "Preempting"})
+# The kubelet's words for a pod that the scheduler sent to it and that it does not run.
+_NOT_ADMITTED = frozenset(
+    {"UnexpectedAdmissionError", "TopologyAffinityError", "NodeAffinity", "NodeName", "NodePorts", "InvalidNodeInfo"}
+)
+_OUT_OF = "OutOf"
 # The reasons that a process reports when the kernel killed another process of its group.
 _CONSEQUENCES = frozenset({Reason.UNKNOWN, Reason.NCCL_FAILURE, Reason.HUNG, Reason.ENGINE_KILLED})
 ENDED_WITH_ANOTHER = frozenset({Reason.MEMBER_ENDED, Reason.GROUP_INCOMPLETE})
 """The reasons of a pod whose cause is in another pod of its replica."""
+_OF_THE_NODE = (
+    "The kubelet of its node refused it, and the operator makes it again until a node takes it. If that lasts, look at "
+    "the device plugin of the node, or cordon it"
+)
 # A line may follow a line without a line break.
 _STAMP = re.compile(r"^.*\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]]*\] ")
 _MEMORY = re.compile(r"memory|oom", re.IGNORECASE)
@@ -66,7 +75,9 @@ def failure_of(pod: Manifest) -> tuple[Failure | None, Restarts]:
     """The last unrequested end of the engine, or else of an init container, with the kubelet's restarts."""
     status = objects.mapping(pod, "status")
     if evicted(status):
-        return _eviction(pod), NO_RESTARTS
+        return _end_of_the_pod(pod, Reason.EVICTED), NO_RESTARTS
+    if refused_by_node(status):
+        return _end_of_the_pod(pod, Reason.POD_REFUSED), NO_RESTARTS
     engine = [item for item in objects.members(status, "containerStatuses") if item.get("name") == ENGINE_CONTAINER]
     for container in [*engine, *objects.members(status, "initContainerStatuses")]:
         ended = _last_end(container)
@@ -79,6 +90,18 @@ def failure_of(pod: Manifest) -> tuple[Failure | None, Restarts]:
 def evicted(status: Mapping[str, Any]) -> bool:
     """Whether the kubelet ended the whole pod, because of a lack of memory or disk or a node shutdown."""
     return status.get("phase") == "Failed" and objects.text(status, "reason") in _NODE_ENDED
+
+
+def refused_by_node(status: Mapping[str, Any]) -> bool:
+    """Whether the kubelet did not admit the pod, for example because a device plugin had no healthy GPU for it."""
+    reason = objects.text(status, "reason")
+    return status.get("phase") == "Failed" and (reason in _NOT_ADMITTED or reason.startswith(_OUT_OF))
+
+
+def never_ran(status: Mapping[str, Any]) -> bool:
+    """Whether the kubelet ended the whole pod before any of its containers ran."""
+    containers = [*objects.members(status, "containerStatuses"), *objects.members(status, "initContainerStatuses")]
+    return (evicted(status) or refused_by_node(status)) and not any(_last_end(one) for one in containers)
 
 
 def served(status: Mapping[str, Any]) -> bool:
@@ -110,12 +133,15 @@ def failure_message(failure: Failure, restarts: Restarts) -> str:
     """What happened, what to do about it, and when the kubelet tries again."""
     phase = f" while in {failure.phase}" if failure.phase else ""
     last = _STAMP.sub("", failure.log[-1]) if failure.log else ""
-    end = f"{failure.pod} ended with exit code {failure.exit_code}{phase}"
+    code = f" with exit code {failure.exit_code}" if failure.exit_code >= 0 else ""
+    end = f"{failure.pod} ended{code}{phase}"
     if failure.reason is Reason.HOST_OUT_OF_MEMORY and not _MEMORY.search(last):
         # The kernel gives a process no time to write a cause, so the last line is about something else.
         parts = [f"{end}: the kernel ended it for lack of memory" + (f"; its last line was {last!r}" if last else "")]
     else:
         parts = [f"{end}: {last}" if last else end]
+    if failure.reason is Reason.POD_REFUSED and failure.exit_code < 0:
+        parts.append(_OF_THE_NODE)
     if failure.phase != DOWNLOAD and (advice := ADVICE.get(failure.reason)):
         parts.append(advice)
     if restarts.back_off:
@@ -204,8 +230,8 @@ def _record(pod: Manifest, container: Mapping[str, Any], ended: Mapping[str, Any
     )
 
 
-def _eviction(pod: Manifest) -> Failure | None:
-    """The failure of an evicted pod; None if the kubelet gives no time at all."""
+def _end_of_the_pod(pod: Manifest, reason: Reason) -> Failure | None:
+    """The failure of a pod that the kubelet ended as a whole; None if it gives no time at all."""
     status = objects.mapping(pod, "status")
     containers = [*objects.members(status, "containerStatuses"), *objects.members(status, "initContainerStatuses")]
     ends = [ended for container in containers if (ended := _last_end(container))]
@@ -215,7 +241,7 @@ def _eviction(pod: Manifest) -> Failure | None:
     if not times:
         return None
     return Failure(
-        reason=Reason.EVICTED,
+        reason=reason,
         phase="",
         pod=pod["metadata"]["name"],
         exit_code=exit_code(ends[0]) if ends else -1,

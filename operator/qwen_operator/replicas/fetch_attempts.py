@@ -43,12 +43,12 @@ class Attempts:
         lost = self.pods - present
         if lost <= _FREE or self.last is None:
             return 0.0
-        delay = min(_LONGEST_SECONDS, START_SECONDS * (1 << min(_DOUBLED, lost - _FREE - 1)))
-        return max(0.0, delay - _age(self.last, now, delay))
+        pause = delay(lost - _FREE)
+        return max(0.0, pause - age(self.last, now, pause))
 
     def patience(self, now: datetime) -> float:
         """For so many more seconds, replicas may wait for pods that have not started."""
-        return START_SECONDS - _age(self.since, now, START_SECONDS) if self.since else START_SECONDS
+        return START_SECONDS - age(self.since, now, START_SECONDS) if self.since else START_SECONDS
 
     def after(self, new: int, now: datetime, places: Collection[str]) -> str:
         """The value of the annotation with so many new pods. `places`: those of which an annotation says that they have
@@ -57,14 +57,14 @@ class Attempts:
         return f"{min(_MOST_PODS, self.pods + new)} {rfc3339(since)} {rfc3339(now)} {_digest(places)}"
 
 
-def attempts_of(revision: Manifest, places: Collection[str]) -> Attempts:
+def attempts_of(revision: Manifest, places: Collection[str], annotation: str = ANNOTATION_FETCH_PODS) -> Attempts:
     """What the annotation of a ControllerRevision says; nothing if a place got the model since it was written.
 
     Who may edit the object may write anything there.
     """
     if CUT in revision:
         return Attempts(readable=False)
-    value = objects.annotations(revision).get(ANNOTATION_FETCH_PODS)
+    value = objects.annotations(revision).get(annotation)
     words = value.split(" ") if isinstance(value, str) and len(value) <= 128 else []
     if len(words) != 4 or words[3] != _digest(places):
         return Attempts()
@@ -72,11 +72,16 @@ def attempts_of(revision: Manifest, places: Collection[str]) -> Attempts:
     return Attempts(number, since, last) if since and last else Attempts()
 
 
+def delay(failures: int) -> float:
+    """Seconds until the next attempt, after so many failures; at least 1."""
+    return min(_LONGEST_SECONDS, START_SECONDS * (1 << min(_DOUBLED, failures - 1)))
+
+
 def _digest(places: Collection[str]) -> str:
     return hashlib.sha256(",".join(sorted(set(places))).encode()).hexdigest()[:8]
 
 
-def _age(then: datetime, now: datetime, otherwise: float) -> float:
+def age(then: datetime, now: datetime, otherwise: float) -> float:
     """Seconds since then. A time far ahead comes from a wrong clock, and counts as long ago."""
     age = (now - then).total_seconds()
     return max(0.0, age) if age > -_CLOCKS_DIFFER_SECONDS else otherwise

@@ -45,10 +45,14 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`hold`: None while the revision is not held back. `waits`: seconds until each replica would be late."""
+    """`hold`: None while the revision is not held back. `waits`: seconds until each replica would be late.
+
+    `fallback`: there is an earlier revision that would run instead.
+    """
 
     hold: Hold | None = None
     waits: tuple[float, ...] = ()
+    fallback: bool = False
 
 
 def progress_of(
@@ -65,11 +69,11 @@ def progress_of(
     waits = tuple(wait for wait in left.values() if wait > 0)
     late = [replica for replica in replicas.fresh if left.get(replica.name, 1.0) <= 0]
     if not late:
-        return Progress(None, waits)
+        return Progress(None, waits, fallback=True)
     cause = min(late, key=lambda replica: (replica.on_the_way, replica.index or 0))
     names = {replica.name for replica in replicas.fresh if replica in late or not replica.started}
     hold = Hold(target.revision, earlier, cause, _patience(cause, replicas, rules), frozenset(names))
-    return Progress(hold, waits)
+    return Progress(hold, waits, fallback=True)
 
 
 def _left(replica: Replica, replicas: SortedReplicas, rules: RolloutRules) -> float | None:

@@ -30,8 +30,9 @@ from qwen_operator.manifests.names import (
     Manifest,
 )
 from qwen_operator.replicas.groups import Replica
+from qwen_operator.replicas.places import Neighbours
 from qwen_operator.replicas.pod_state import PodState, is_gated, stored_failure
-from qwen_operator.replicas.room import Neighbours, Room, room_for
+from qwen_operator.replicas.room import Room, room_for
 
 PLACING_SECONDS = 600.0
 """How long the pods of a replica may wait for the last of them to get a node. A pool may need to boot it."""
@@ -66,13 +67,14 @@ class Placing:
 class Placed:
     """The next steps. `failure`: a replica could not be placed. `waits`: seconds until time alone changes something.
 
-    `messages`: for each replica that is held back, why.
+    `messages`: for each replica that is held back, why. `unread`: see Room.
     """
 
     actions: tuple[Action, ...] = ()
     failure: Failure | None = None
     messages: Mapping[str, str] = field(default_factory=dict)
     waits: tuple[float, ...] = ()
+    unread: frozenset[str] = frozenset()
 
 
 def place(replicas: Iterable[Replica], placing: Placing) -> Placed:
@@ -104,7 +106,9 @@ def place(replicas: Iterable[Replica], placing: Placing) -> Placed:
         if one.name not in room.lacks
         for member in one.members
     ]
-    return Placed(tuple(actions), failure, room.lacks, (*waits, *([pause] if room.lacks else [])))
+    return Placed(
+        tuple(actions), failure, room.lacks, (*waits, *([pause] if room.lacks else [])), frozenset(room.unread)
+    )
 
 
 def _block_of(replica: Replica) -> dict[str, str]:

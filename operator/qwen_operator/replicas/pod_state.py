@@ -36,6 +36,7 @@ from qwen_operator.replicas.failures import (
     exit_code,
     failure_message,
     failure_of,
+    never_ran,
     reason_of,
     served,
 )
@@ -60,6 +61,12 @@ _INSTALL_SCHEDULER = (
     "field"
 )
 
+REST_SECONDS = 30.0
+"""How long a pod that its node ended before any container ran stays as it is.
+
+The scheduler may send the next one to the same node at once, for example while its device plugin has no healthy GPU.
+Without a rest there would be a pod a second.
+"""
 ROUTED_SECONDS = 3.0
 """How many seconds after it became Ready a pod counts as answering.
 
@@ -82,6 +89,7 @@ class PodState:
     `started`: the engine has come up since its last start, or it served before a single end. If the pod is not ready,
     it has answered before and may answer again.
     `settles_in`: seconds until a pod that is up also answers through the gateway; see `as_of`.
+    `rests_in`: seconds until a pod that its node ended before it ran is made again; see `as_of`.
     `restarts` belongs to `failure`.
     """
 
@@ -108,6 +116,7 @@ class PodState:
     failure: Failure | None
     restarts: Restarts = NO_RESTARTS
     settles_in: float = 0.0
+    rests_in: float = 0.0
 
     @property
     def ready(self) -> bool:
@@ -164,7 +173,7 @@ def read_pod(pod: Manifest, deployment: str) -> PodState:
 def as_of(state: PodState, now: datetime) -> PodState:
     """The state at a time (timezone-aware). The gateway does not know a pod yet that has just become Ready."""
     if not state.up:
-        return state
+        return _resting(state, now) if state.ended else state
     since = objects.moment(objects.condition(state.manifest, "Ready").get("lastTransitionTime"))
     # A time in the future comes from another clock. Do not wait for it.
     age = (now - since).total_seconds() if since is not None else ROUTED_SECONDS
@@ -172,6 +181,14 @@ def as_of(state: PodState, now: datetime) -> PodState:
         return state
     message = f"{state.name} has loaded the model; the gateway registers it"
     return replace(state, settles_in=ROUTED_SECONDS - age, reason=Reason.LOADING, message=message)
+
+
+def _resting(state: PodState, now: datetime) -> PodState:
+    """How long the pod stays. A time in the future comes from another clock."""
+    status = objects.mapping(state.manifest, "status")
+    since = objects.moment(status.get("startTime")) if never_ran(status) else None
+    age = (now - since).total_seconds() if since is not None else REST_SECONDS
+    return replace(state, rests_in=REST_SECONDS - age) if 0 <= age < REST_SECONDS else state
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +240,8 @@ def _before_the_engine(pod: Manifest, name: str, status: Mapping[str, Any]) -> t
     if gated := _gated(pod, name):
         return gated
     scheduled = objects.condition(pod, "PodScheduled")
-    if scheduled.get("status") == "False":
+    # Once its gates are gone, a pod keeps this condition until the scheduler has looked at it.
+    if scheduled.get("status") == "False" and scheduled.get("reason") != "SchedulingGated":
         return _unscheduled(pod, name, untrusted.clean(scheduled.get("message"), MESSAGE_LIMIT))
     if stuck := _stuck(pod, name, status):
         return stuck

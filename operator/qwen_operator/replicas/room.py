@@ -1,7 +1,7 @@
 """Whether nodes have room for all pods of a replica over several nodes. Pure.
 
-The operator sees the nodes and its own pods. It does not see the pods of others, so a node that looks free may be
-taken. Then a pod stays without a node, and `placing` gives back what the replica has.
+A node that looks free may be taken, where the operator may not read the pods of others. Then a pod stays without a
+node, and `placing` gives back what the replica has.
 
 Older replicas come first. So two replicas never wait for each other over the last nodes: whoever decides about the
 younger one leaves the older one its room. A pod that nobody places keeps others out only for a time.
@@ -9,111 +9,29 @@ younger one leaves the older one its room. A pod that nobody places keeps others
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from qwen_operator import objects
-from qwen_operator.api.pod import GPU_RESOURCE
-from qwen_operator.hardware.nodes import Taint
-from qwen_operator.hardware.offers import MIG_RESOURCE, quantity
-from qwen_operator.manifests.multi_node import topology_of
 from qwen_operator.manifests.names import (
     ANNOTATION_RELEASED_AT,
-    ENGINE_CONTAINER,
-    ENGINE_PORT,
     LABEL_REPLICA,
     Manifest,
 )
-from qwen_operator.replicas.node_affinity import required_terms, takes
+from qwen_operator.replicas.places import Need, Neighbours, Place, need_of, places_of
 from qwen_operator.replicas.pod_state import is_gated, replica_pods
 
+_READ_AT_ONCE = 16
+_UNREAD = (
+    "waits until the operator has read which pods of others run on its nodes: its pods take no GPU before, and then "
+    "start by themselves"
+)
 _Key = tuple[str, str]
 _SHOWN = 4
-# Not every resource of NVIDIA is a GPU: network cards have names such as nvidia.com/cx7_rdma.
-_GPUS = (GPU_RESOURCE, MIG_RESOURCE)
 _PENDING_SECONDS = 660.0
 """As long as a replica may wait for the last of its nodes. Who waits for longer keeps nobody out."""
 _CLOCKS_DIFFER = timedelta(minutes=5)
-_KEEPS_AWAY = ("NoSchedule", "NoExecute")
-# Kubernetes sets it beside spec.unschedulable. Pods without a toleration stay away from such nodes anyway.
-_OWN_TAINT = "node.kubernetes.io/unschedulable"
-HOST_PORT = f"port {ENGINE_PORT}"
-"""What a pod on the network of its node takes of it, as if it were a resource: a node has one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What one pod asks of its node: `gpus` of a resource, on a node with these labels.
-
-    `more`: what else it takes, by resource. `topology`: a label whose value the nodes of its replica must share, or "".
-    `terms`: those of its required node affinity.
-    """
-
-    resource: str
-    gpus: int
-    selector: Mapping[str, str]
-    tolerations: Sequence[Mapping[str, object]]
-    more: Mapping[str, int] = field(default_factory=dict)
-    topology: str = ""
-    terms: tuple[objects.Object, ...] = ()
-
-    @property
-    def takes(self) -> dict[str, int]:
-        """How much of each resource it takes."""
-        return {self.resource: self.gpus, **self.more}
-
-    def __str__(self) -> str:
-        parts = [f"{self.gpus} free {self.resource}", *(f"{number} {name}" for name, number in self.more.items())]
-        return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A node: its labels and taints, and how much of each resource is offered and free."""
-
-    name: str
-    labels: Mapping[str, str]
-    taints: tuple[Taint, ...]
-    offered: Mapping[str, int]
-    free: dict[str, int] = field(default_factory=dict)
-
-    def suits(self, need: Need) -> bool:
-        """Whether the pod may run here, whatever else does."""
-        labelled = all(self.labels.get(key) == value for key, value in need.selector.items())
-        tolerated = all(any(taint.tolerated_by(one) for one in need.tolerations) for taint in self.taints)
-        return labelled and tolerated and takes(need.terms, self.name, self.labels)
-
-    def has(self, need: Need) -> bool:
-        """Whether so many are free."""
-        return all(self.free.get(name, 0) >= number for name, number in need.takes.items())
-
-    def slots(self, need: Need, *, distinct: bool) -> int:
-        """How many of a replica's pods fit here."""
-        if distinct or not need.gpus:
-            return int(self.has(need))
-        return max(0, min(self.free.get(name, 0) // number for name, number in need.takes.items() if number))
-
-    def take(self, need: Need) -> None:
-        """One such pod comes here."""
-        for name, number in need.takes.items():
-            self.free[name] = self.free.get(name, 0) - number
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbours:
-    """All nodes, and all engine pods that the operator sees, also those of other QwenDeployments.
-
-    Of the pods without a node only those that a QwenDeployment controls: any other tenant could make such pods.
-
-    `distinct_nodes`: no two pods of a replica may be on one node. `failures`: how often in a row the deployment that
-    asks could not place a replica, although nodes seemed to have room.
-    """
-
-    nodes: tuple[Manifest, ...] = ()
-    pods: tuple[Manifest, ...] = ()
-    distinct_nodes: bool = True
-    failures: int = 0
 
 
 @dataclass(slots=True)
@@ -121,11 +39,13 @@ class Room:
     """What became of the replicas that were asked about.
 
     `lacks`: those whose pods cannot all be placed now, and why. All their pods are held back. `blocks`: for each of the
-    others whose nodes must share the value of a label, this label and the value of the nodes that have room.
+    others whose nodes must share the value of a label, this label and the value of the nodes that have room. `unread`:
+    nodes that must be read before a replica may have them. It is held back until then.
     """
 
     lacks: dict[str, str] = field(default_factory=dict)
     blocks: dict[str, dict[str, str]] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)
 
 
 def room_for(
@@ -136,39 +56,79 @@ def room_for(
     `future_nodes`: how many nodes a declared pool may still grow by.
     """
     places, distinct = places_of(neighbours), neighbours.distinct_nodes
-    # What no node offers may come from somewhere that the operator does not see, such as DRA. The scheduler decides.
-    offered = {name for place in places for name in place.offered}
     hosts = _hosts(neighbours.pods) if distinct else {}
     found = Room()
-    waiting = _in_order(neighbours.pods)
-    pools = [need_of(group[0]).selector for key, group in waiting if key[0] == namespace and key[1] in replicas]
-    for key, group in waiting:
-        ours = key[0] == namespace and key[1] in replicas
-        if not ours and not _takes_room(group, now):
-            continue
-        need = need_of(group[0])
-        if not ours and not need.gpus:
-            # For example an inspection: it takes no GPU from anybody.
-            continue
-        need = replace(need, more={name: number for name, number in need.more.items() if name in offered})
-        # The arbiter may have sent each of the pods to a node of its own.
-        needs = [need_of(pod) for pod in group]
-        suitable = [
-            place for place in places if place.name not in hosts.get(key, ()) and any(place.suits(one) for one in needs)
-        ]
+    asked = {(namespace, replica) for replica in replicas}
+    groups = [group for group in _groups(neighbours.pods, places, asked) if group.ours or group.takes_room(now)]
+    pools = [group.need.selector for group in groups if group.ours]
+    for group in groups:
+        need, pods, replica = group.need, len(group.pods), group.key[1]
+        suitable = group.suitable(places, hosts.get(group.key, ()))
         blocks = _blocks(suitable, need, distinct=distinct)
-        block, room = _best_block(blocks, len(group), neighbours.failures if ours else 0)
-        short = max(0, len(group) - len(room))
+        block, room = _best_block(blocks, pods, neighbours.failures if group.ours else 0)
+        short = max(0, pods - len(room))
         if short > (future_nodes if need.selector in pools else 0):
-            if ours:
-                found.lacks[key[1]] = _sentence(key[1], len(group), need, suitable)
+            if group.ours:
+                found.lacks[replica] = _sentence(replica, pods, need, suitable)
             continue
         future_nodes -= short
-        if ours and block and not short:
-            found.blocks[key[1]] = {need.topology: block}
-        for place in sorted(room, key=lambda place: (place.free.get(need.resource, 0), place.name))[: len(group)]:
-            place.take(need)
+        if group.ours and block and not short:
+            found.blocks[replica] = {need.topology: block}
+        room = sorted(room, key=lambda place: (place.free.get(need.resource, 0), place.name))
+        if group.ours and (unread := _unread(room, pods, neighbours.read)):
+            found.unread |= unread
+            found.lacks[replica] = f"{replica} {_UNREAD}"
+        for place in room[:pods]:
+            place.take(need.takes)
     return found
+
+
+def _unread(room: Sequence[Place], pods: int, read: Collection[str] | None) -> set[str]:
+    """The nodes to read before these pods may have the first of the places, and some that may be needed instead."""
+    if read is None or all(place.name in read for place in room[:pods]):
+        return set()
+    return set(list(dict.fromkeys(place.name for place in room if place.name not in read))[:_READ_AT_ONCE])
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The pods of a replica that have no node. `ours`: whether the caller asks about this replica."""
+
+    key: _Key
+    pods: list[Manifest]
+    need: Need
+    ours: bool
+
+    def suitable(self, places: Sequence[Place], taken: Collection[str]) -> list[Place]:
+        """The places where its pods may run, without the nodes `taken` by other pods of the replica."""
+        # The arbiter may have sent each of the pods to a node of its own.
+        needs = [need_of(pod) for pod in self.pods]
+        return [place for place in places if place.name not in taken and any(place.suits(one) for one in needs)]
+
+    def takes_room(self, now: datetime) -> bool:
+        """Whether these pods of others may get nodes before a younger replica."""
+        if not self.need.gpus:
+            # For example an inspection: it takes no GPU from anybody.
+            return False
+        if is_gated(self.pods[0]):
+            # A replica cannot be placed before all its pods exist.
+            return len(self.pods) >= replica_pods(self.pods[0])
+        if any(objects.members(pod, "spec", "schedulingGates") for pod in self.pods):
+            # Somebody else queues them, for example Kueue.
+            return False
+        # The scheduler had its chance. It sees more than the operator, such as rules about other pods.
+        pending = (then for pod in self.pods if (then := _pending_since(pod, now)))
+        return any((now - then).total_seconds() < _PENDING_SECONDS for then in pending)
+
+
+def _groups(pods: Iterable[Manifest], places: Sequence[Place], asked: Collection[_Key]) -> Iterator[_Group]:
+    """The pods without a node, by replica: those that come first are first. `asked`: the replicas in question."""
+    # What no node offers may come from somewhere that the operator does not see, such as DRA. The scheduler decides.
+    offered = {name for place in places for name in place.offered}
+    for key, group in _in_order(pods):
+        need = need_of(group[0])
+        more = {name: number for name, number in need.more.items() if name in offered}
+        yield _Group(key, group, replace(need, more=more), key in asked)
 
 
 _Block = tuple[str, list[Place]]
@@ -194,18 +154,6 @@ def _best_block(blocks: Sequence[_Block], pods: int, failures: int = 0) -> _Bloc
     """
     enough = [item for item in blocks if len(item[1]) >= pods]
     return enough[failures % len(enough)] if enough else blocks[-1] if blocks else ("", [])
-
-
-def _takes_room(group: Sequence[Manifest], now: datetime) -> bool:
-    """Whether these pods of others may get nodes before a younger replica."""
-    if is_gated(group[0]):
-        # A replica cannot be placed before all its pods exist.
-        return len(group) >= replica_pods(group[0])
-    if any(objects.members(pod, "spec", "schedulingGates") for pod in group):
-        # Somebody else queues them, for example Kueue.
-        return False
-    # The scheduler had its chance. It sees more than the operator, such as rules about other pods.
-    return any((now - then).total_seconds() < _PENDING_SECONDS for pod in group if (then := _pending_since(pod, now)))
 
 
 def _pending_since(pod: Manifest, now: datetime) -> datetime | None:
@@ -242,34 +190,6 @@ def _shown(place: Place, need: Need) -> str:
     return f"{place.name} has {free} of {offered}" + "".join(f" and {has} of {of} {name}" for name, has, of in others)
 
 
-def places_of(neighbours: Neighbours) -> list[Place]:
-    """The nodes that take pods, with what these pods leave free."""
-    places: dict[str, Place] = {}
-    for node in neighbours.nodes:
-        spec = objects.mapping(node, "spec")
-        if spec.get("unschedulable") or objects.condition(node, "Ready").get("status") in ("False", "Unknown"):
-            continue
-        name = str(objects.mapping(node, "metadata").get("name"))
-        status = objects.mapping(node, "status")
-        amounts = objects.mapping(status, "allocatable" if "allocatable" in status else "capacity")
-        offered = {str(key): number for key, value in amounts.items() if (number := quantity(value)) is not None}
-        labels = {str(key): str(value) for key, value in objects.labels(node).items()}
-        offered[HOST_PORT] = 1
-        places[name] = Place(name, labels, tuple(_taints(spec)), offered, dict(offered))
-    for pod in neighbours.pods:
-        place = places.get(objects.node_of(pod))
-        if place is not None and not objects.has_ended(pod):
-            place.take(need_of(pod))
-    return list(places.values())
-
-
-def _taints(spec: Mapping[str, object]) -> Iterable[Taint]:
-    for taint in objects.members(spec, "taints"):
-        key, effect = str(taint.get("key")), str(taint.get("effect"))
-        if effect in _KEEPS_AWAY and key != _OWN_TAINT:
-            yield Taint(key, str(taint.get("value") or ""), effect)
-
-
 def _hosts(pods: Iterable[Manifest]) -> dict[_Key, set[str]]:
     """The nodes that a replica over several nodes has already."""
     hosts: dict[_Key, set[str]] = {}
@@ -302,22 +222,3 @@ def _key(pod: Manifest) -> _Key:
 
 def _replica(pod: Manifest) -> str:
     return str(objects.labels(pod).get(LABEL_REPLICA) or pod["metadata"]["name"])
-
-
-def need_of(pod: Manifest) -> Need:
-    """What an engine pod asks of its node."""
-    engine = objects.named(objects.members(pod, "spec", "containers"), ENGINE_CONTAINER)
-    limits = objects.mapping(engine, "resources", "limits")
-    gpus = {str(key): quantity(value) or 0 for key, value in limits.items() if str(key).startswith(_GPUS)}
-    resource, number = next(iter(sorted(gpus.items())), (GPU_RESOURCE, 0))
-    selector = {str(key): str(value) for key, value in objects.mapping(pod, "spec", "nodeSelector").items()}
-    more = {
-        str(key): quantity(value) or 0
-        for key, value in limits.items()
-        if "/" in str(key) and not str(key).startswith(_GPUS)
-    }
-    if objects.mapping(pod, "spec").get("hostNetwork") is True:
-        more[HOST_PORT] = 1
-    topology, must_share = topology_of(pod)
-    tolerations = tuple(objects.members(pod, "spec", "tolerations"))
-    return Need(resource, number, selector, tolerations, more, topology if must_share else "", required_terms(pod))

@@ -74,11 +74,12 @@ def scaled_deployment(
 
 
 def _start_seconds(deployment: Manifest) -> int:
-    """What a start of the present plan took, as the engines reported it; 0 if none has."""
+    """What a start of the present plan took, as the engines reported it, or else as planned; 0 without a plan."""
     plan, seen = (objects.mapping(deployment, "status", part) for part in ("plan", "observed"))
+    planned = untrusted.whole(plan.get("startupSeconds"), 0, _LONGEST_START, 0)
     if seen.get("hash") != plan.get("hash"):
-        return 0
-    return untrusted.whole(seen.get("startupSeconds"), 0, _LONGEST_START, 0)
+        return planned
+    return untrusted.whole(seen.get("startupSeconds"), 1, _LONGEST_START, planned)
 
 
 def shown(deployment: Manifest) -> ScalingState | None:

@@ -39,7 +39,7 @@ CLEAR_SECONDS = 60.0
 ARRIVAL_SECONDS = 60.0
 """Arriving prompts are counted over this time."""
 FIRST_START_SECONDS = 180.0
-"""The start time that is assumed before a start was seen, and if the status has none of an earlier one."""
+"""The start time that is assumed before a start was seen, if the status has neither a plan nor an earlier start."""
 LONGEST_START_SECONDS = 1800.0
 LEARNING_SECONDS = 600.0
 """How long a policy that does not know the speed yet, as after a change of leader, keeps a busy fleet as it is. Some

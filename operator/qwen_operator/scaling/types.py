@@ -45,7 +45,7 @@ class Bounds:
     """The smallest and largest size, and for how many seconds (`window`) a larger need counts.
 
     `idle_seconds`: with a `least` of 0, how long the model must be without requests before it sleeps. `objective`: how
-    soon answers should come. `start_seconds`: what a start took here, 0 if that is not known.
+    soon answers should come. `start_seconds`: what a start took here or should take, 0 if neither is known.
     """
 
     least: int

@@ -1,4 +1,8 @@
-"""`hf://ORGANISATION/NAME`: a repository on Hugging Face, from the cache or downloaded by every engine. Pure."""
+"""`hf://ORGANISATION/NAME`: a repository on Hugging Face. Pure.
+
+A container downloads a known commit before the engine starts, into the chart's cache or a folder of the pod. SGLang
+downloads a branch itself.
+"""
 
 from functools import partial
 
@@ -19,7 +23,9 @@ def _engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults)
 
     SGLang downloads a single file that is named behind its repository (srt/utils/hf_transformers/common.py:457).
     """
-    if (cached := hub_files.cached(_HUB, spec, checkpoint, defaults)) is not None:
+    own = hub_files.downloads_own_way(spec, defaults)
+    stored = defaults if own else hub_files.for_pod(_HUB, spec, checkpoint, defaults)
+    if (cached := hub_files.cached(_HUB, spec, checkpoint, stored)) is not None:
         return cached
     query, mirror = hub_facts.query_of(_HUB, spec), defaults.mirror(_HUB)
     source = EngineSource(

@@ -1,8 +1,9 @@
 """Gets the facts of a repository on a hub, from the catalog or from the hub's answer. Pure.
 
-The catalog is verified, works offline and answers at once. So the operator asks the hub about a model of the catalog
-only if the spec names a revision, or if the model comes from the chart's cache: the answer then says which commit that
-is. The cache has models by their commit. Facts of other models come from the hub.
+The catalog is verified and works offline. Of its models the operator asks the hub once for the commit, so that all
+replicas load the same files. If the hub is silent, its model is planned without one, unless the chart has a cache: the
+cache has models by their commit. If the spec names a revision, the facts come from the hub's answer, as those of
+other models do.
 The operator retries a failed reading by itself, with growing delays. The last answer counts until there is a new one.
 """
 
@@ -18,13 +19,22 @@ from qwen_operator.api.conditions import ConditionType, Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints import catalog
 from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.checkpoints.hubs import Hub, HubAnswer, HubQuery, HubReason, is_commit, is_repository
+from qwen_operator.checkpoints.hubs import (
+    TERMS_CURE,
+    Hub,
+    HubAnswer,
+    HubQuery,
+    HubReason,
+    is_commit,
+    is_repository,
+)
 from qwen_operator.checkpoints.suggestions import suggestion
 from qwen_operator.sources.scheme import Facts, SourceContext
 
 _REASONS = {
     HubReason.NOT_FOUND: Reason.UNKNOWN_MODEL,
     HubReason.AUTH_REQUIRED: Reason.AUTH_REQUIRED,
+    HubReason.GATED: Reason.GATED_MODEL,
     HubReason.OFFLINE: Reason.UNKNOWN_MODEL,
     HubReason.UNAVAILABLE: Reason.UNKNOWN_MODEL,
     HubReason.TOO_LARGE: Reason.INVALID_CONFIG,
@@ -33,7 +43,7 @@ _REASONS = {
 }
 _HELD = {*_REASONS.values(), Reason.MODEL_NOT_FOUND}
 # With these reasons the hub says nothing about the model itself, so the facts of the catalog remain valid.
-_SAYS_NOTHING = (HubReason.OFFLINE, HubReason.UNAVAILABLE, HubReason.AUTH_REQUIRED)
+_SAYS_NOTHING = (HubReason.OFFLINE, HubReason.UNAVAILABLE, HubReason.AUTH_REQUIRED, HubReason.GATED)
 _CLAIM = "put its files on a claim and set spec.source.uri to pvc://<claim>/<path>, so that the operator reads them"
 _TOKEN = "name a Secret with a token in spec.source.secretRef"
 _COMMIT_CURE = "set hub.lookup to true, or spec.source.revision to a commit of 40 hexadecimal digits"
@@ -63,8 +73,11 @@ def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
     again = query if context.now >= answer.again else None
     pending = _pending(again) if again else None
     if answer.checkpoint is not None:
-        return Facts(answer.checkpoint, pending=pending)
-    if cataloged is not None and answer.reason in _SAYS_NOTHING and not by_commit:
+        facts = answer.checkpoint
+        if cataloged is not None and not by_commit and not query.revision:
+            facts = replace(cataloged, commit=facts.commit)
+        return Facts(facts, pending=pending)
+    if cataloged is not None and not by_commit and (answer.reason in _SAYS_NOTHING or not query.revision):
         remark = f"the operator uses the catalog's facts and pins no commit, because {answer.message}"
         return Facts(cataloged, remark, pending)
     return _hub_failure(spec, answer, again, context.now)
@@ -79,7 +92,7 @@ def _of_catalog(facts: Checkpoint, query: HubQuery, context: SourceContext) -> F
             return None
         message = f"{_commit_needed(query)}, and hub.lookup is false: {_COMMIT_CURE}"
         return Blocked(Reason.UNKNOWN_MODEL, message, waiting=False)
-    if query.revision and context.online:
+    if context.online:
         return None
     remark = f"revision {query.revision} was not looked up, because hub.lookup is false" if query.revision else ""
     return Facts(facts, remark)
@@ -111,6 +124,8 @@ def _hub_failure(spec: Spec, answer: HubAnswer, again: HubQuery | None, now: dat
             Reason.MODEL_NOT_FOUND,
             f"{answered}: correct spec.source.revision, which is {query.revision}",
         )
+    elif answer.reason is HubReason.GATED:
+        message = f"{answered}: {TERMS_CURE}"
     elif answer.reason in _SAYS_NOTHING and catalog.lookup(query.repository):
         message = f"{_commit_needed(query)}, and {answered}; the operator asks it again. Or: {_COMMIT_CURE}"
     elif answer.reason in (HubReason.OFFLINE, HubReason.UNAVAILABLE):

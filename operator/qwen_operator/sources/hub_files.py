@@ -1,20 +1,22 @@
 """What the files of a hub's repository add to an engine, and who reads a private repository. Pure.
 
-Without the chart's cache SGLang downloads the files itself. With it, a container fetches them before the engine starts,
-and the engine needs no hub. A private repository needs a token that the operator does not have. So a pod with the token
-reads what the operator must know.
+A container fetches the files before the engine starts, into the chart's cache or a folder of the pod, and the engine
+needs no hub. Without a cache SGLang downloads them itself if no commit is known, or if the spec says how it should. A
+private repository needs a token that the operator does not have. So a pod with the token reads what the operator must
+know.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from qwen_operator import objects
 from qwen_operator.actions.blocked import Blocked
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.checkpoints.hubs import DEFAULT_REVISIONS, TOKEN_VARIABLE, Hub
+from qwen_operator.checkpoints.hubs import DEFAULT_REVISIONS, TOKEN_VARIABLE, Hub, is_commit
 from qwen_operator.manifests.model_cache import ENGINE_MOUNT
 from qwen_operator.planning.types import CacheType, EngineDefaults, EngineSource, ModelCache, ModelFetch
 from qwen_operator.sources import credentials, hub_facts, inspection
@@ -23,6 +25,29 @@ from qwen_operator.sources.scheme import Facts, SourceContext
 from qwen_runtime.checkpoints.gguf_parts import joined_name, parts_of
 
 _GIB = 1 << 30
+_OWN_VARIABLES = {
+    *(name for proxy in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY") for name in (proxy, proxy.lower())),
+    "CURL_CA_BUNDLE",
+    "HF_ENDPOINT",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN",
+    "HUGGINGFACE_HUB_CACHE",
+    "HUGGING_FACE_HUB_TOKEN",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_FILE",
+}
+_OWN_OPTIONS = {
+    "--download-dir",
+    "--load-format",
+    "--lora-paths",
+    "--speculative-draft-model",
+    "--speculative-draft-model-path",
+    "--tokenizer-path",
+}
+_HOME = "/home/qwen/"
+"""SGLang's downloads are below it."""
 
 
 def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
@@ -107,6 +132,23 @@ def cached(hub: Hub, spec: Spec, checkpoint: Checkpoint, defaults: EngineDefault
 def folder_of_pod(checkpoint: Checkpoint) -> ModelCache:
     """A folder of the pod in place of a cache. The facts have the bytes of all weights, so little is added to them."""
     return ModelCache(CacheType.POD, "", -(-checkpoint.weight_bytes * 102 // (100 * _GIB)) + 2)
+
+
+def for_pod(hub: Hub, spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineDefaults:
+    """The settings with a folder of the pod in place of a cache, if there is none and a commit is known."""
+    commit = checkpoint.commit or is_commit(hub_facts.query_of(hub, spec).revision)
+    return replace(defaults, cache=folder_of_pod(checkpoint)) if defaults.cache is None and commit else defaults
+
+
+def downloads_own_way(spec: Spec, defaults: EngineDefaults) -> bool:
+    """Whether chart or object tell SGLang where its downloads go or what they may use, or name another model.
+
+    A container that downloads in its place would not know that. With a cache, it does so all the same.
+    """
+    names = {one.name for one in (*defaults.env, *spec.engine.env)}
+    options = {word.partition("=")[0] for word in (*defaults.args, *spec.engine.args)}
+    places = (objects.text(mount, "mountPath") for mount in spec.pod.volume_mounts)
+    return bool(names & _OWN_VARIABLES or options & _OWN_OPTIONS or any(place.startswith(_HOME) for place in places))
 
 
 def with_token(source: EngineSource, spec: Spec, name: str) -> EngineSource:

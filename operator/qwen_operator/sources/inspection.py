@@ -16,14 +16,15 @@ from qwen_operator.api import uris
 from qwen_operator.api.conditions import MESSAGE_LIMIT, Reason
 from qwen_operator.api.spec import Spec
 from qwen_operator.api.status import Failure
+from qwen_operator.checkpoints import records
 from qwen_operator.checkpoints.adapters import of_report
 from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError
 from qwen_operator.hardware.inventory import GpuProduct, Inventory
 from qwen_operator.manifests.adapters import mounted
 from qwen_operator.manifests.drift import pod_repair
+from qwen_operator.manifests.inspection_pods import InspectionPlace, inspection_pod
 from qwen_operator.manifests.names import INSPECTION_CONTAINER, Manifest, inspection_pod_name
 from qwen_operator.manifests.ownership import Children, Ownership, ownership
-from qwen_operator.manifests.pods import InspectionPlace, inspection_pod
 from qwen_operator.planning.adapters import MOUNT
 from qwen_operator.planning.types import EngineSource
 from qwen_operator.replicas.failures import exit_code, report_of, reported_reason
@@ -142,7 +143,7 @@ def _ended(pod: Manifest) -> Mapping[str, Any] | None:
 
 def _facts(spec: Spec, report: Mapping[str, Any], base: Checkpoint | None) -> Checkpoint:
     """The facts of the model and of its adapters. Raises InvalidFactsError."""
-    facts = base or Checkpoint.from_inspection(report)
+    facts = base or records.from_inspection(report)
     adapters = [(one.name, one.source.place) for one in spec.sorted_adapters]
     return replace(facts, adapters=of_report(adapters, report)) if adapters else facts
 
@@ -189,8 +190,8 @@ def _error(pod: Manifest, ended: Mapping[str, Any], report: Mapping[str, Any]) -
         return Reason.INSPECTION_FAILED, f"{untrusted.clean(error.get('reason'), 63)}: {message}"
     status = objects.mapping(pod, "status")
     cause = ended.get("message") or status.get("message") or ended.get("reason") or status.get("reason")
-    name, code = pod["metadata"]["name"], exit_code(ended) if "exitCode" in ended else "none"
-    return Reason.INSPECTION_FAILED, f"{name} ended without a report, exit code {code}: {untrusted.clean(cause, 300)}"
+    name, code = pod["metadata"]["name"], f", exit code {exit_code(ended)}" if "exitCode" in ended else ""
+    return Reason.INSPECTION_FAILED, f"{name} ended without a report{code}: {untrusted.clean(cause, 300)}"
 
 
 def _failure(pod: Manifest, ended: Mapping[str, Any], reason: Reason, message: str, before: Failure | None) -> Failure:

@@ -4,7 +4,6 @@ ModelScope's client, with which SGLang downloads, looks a revision up among bran
 a container downloads a known commit before the engine starts, into the chart's cache or a folder of the pod.
 """
 
-from dataclasses import replace
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -12,7 +11,7 @@ from qwen_operator.api import uris
 from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.checkpoints.hubs import Hub, is_commit
+from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.planning.types import EngineDefaults, EngineSource
 from qwen_operator.sources import hub_facts, hub_files
 from qwen_operator.sources.scheme import Scheme
@@ -23,9 +22,8 @@ _HUB = Hub.MODELSCOPE
 def _engine_source(spec: Spec, checkpoint: Checkpoint, defaults: EngineDefaults) -> EngineSource:
     """All replicas load the commit to which the facts belong, or the branch or tag as written if no commit is known."""
     query = hub_facts.query_of(_HUB, spec)
-    if defaults.cache is None and (checkpoint.commit or is_commit(query.revision)):
-        defaults = replace(defaults, cache=hub_files.folder_of_pod(checkpoint))
-    if (cached := hub_files.cached(_HUB, spec, checkpoint, defaults)) is not None:
+    stored = hub_files.for_pod(_HUB, spec, checkpoint, defaults)
+    if (cached := hub_files.cached(_HUB, spec, checkpoint, stored)) is not None:
         return cached
     mirror = defaults.mirror(_HUB)
     domain = (EnvVar("MODELSCOPE_DOMAIN", urlsplit(mirror).netloc),) if mirror else ()

@@ -7,10 +7,11 @@ from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import HubQuery
 from qwen_operator.hardware.inventory import Inventory
-from qwen_operator.manifests import pods
+from qwen_operator.manifests import inspection_pods
 from qwen_operator.manifests.adapters import mounted
+from qwen_operator.manifests.inspection_pods import InspectionPlace
 from qwen_operator.manifests.names import Manifest, PodIdentity
-from qwen_operator.manifests.pods import InspectionPlace, RuntimeImage
+from qwen_operator.manifests.pod_parts import RuntimeImage
 from qwen_operator.planning.types import EngineDefaults, EngineSource
 from qwen_operator.sources import adapters, hf, inspection, modelscope, oci, outbound, pvc, s3
 from qwen_operator.sources.scheme import Facts, Scheme, SourceContext
@@ -75,4 +76,4 @@ def inspection_pod(
     if source is None:
         return None
     place = InspectionPlace(inspection.products(spec, inventory), near_gpus=not source.inspection)
-    return pods.inspection_pod(identity, spec, source, runtime, place)
+    return inspection_pods.inspection_pod(identity, spec, source, runtime, place)

@@ -11,7 +11,7 @@ from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import HubAnswer, HubQuery
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.manifests.names import Manifest, Owner, PodIdentity
-from qwen_operator.manifests.pods import RuntimeImage
+from qwen_operator.manifests.pod_parts import RuntimeImage
 from qwen_operator.planning.types import EngineDefaults, EngineSource
 
 

@@ -31,9 +31,7 @@ def prefetched(prefetch: Prefetch) -> str:
     return f"{prefetch.filled}/{prefetch.wanted} nodes" if prefetch.wanted else ""
 
 
-def remark(prefetch: Prefetch) -> str:
-    """What the condition Planned adds: why spec.prefetch has no effect, or why a download fails; "" for neither."""
-    if prefetch.useless:
-        return prefetch.useless
-    broken = [pod for pod in prefetch.pods if failing(pod)]
-    return f"spec.prefetch: {broken[0].message}" if broken else ""
+def broken(prefetch: Prefetch) -> str:
+    """What the condition Planned says of a download that fails; "" if none does."""
+    failed = [pod for pod in prefetch.pods if failing(pod)]
+    return f"spec.prefetch: {failed[0].message}" if failed and not prefetch.useless else ""

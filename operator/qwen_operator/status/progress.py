@@ -28,7 +28,7 @@ _COLUMNS = {DOWNLOAD: "Downloading", Phase.CAPTURE_GRAPHS.value: "CapturingGraph
 _LONGEST_SECONDS = 10 * 86_400
 _MOST_STEPS = 10**6
 _MOST_MILLISECONDS = _LONGEST_SECONDS * 1000
-_GB = 10**9
+_GB, _MB = 10**9, 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +138,17 @@ def progress_of(
     """
     busy = [pod for pod in pods if is_fetching(pod) or is_starting(pod)]
     same = next((pod for pod in busy if pod.name == shown.get("pod")), None)
-    read = [pod for pod in busy if pod.uid in pages]
-    pod = same or max(read, key=lambda one: (*_how_far(pages[one.uid]), one.name), default=None)
+    # The last page of a download is still there when its engine starts.
+    read = {
+        pod.uid: page
+        for pod in busy
+        if (page := pages.get(pod.uid)) is not None and isinstance(page, StartPage) == is_starting(pod)
+    }
+    known = [pod for pod in busy if pod.uid in read]
+    pod = same or max(known, key=lambda one: (*_how_far(read[one.uid]), one.name), default=None)
     if pod is None:
         return None
-    page = pages.get(pod.uid)
+    page = read.get(pod.uid)
     if page is None:
         # The numbers of a download say nothing about the start that follows it.
         return dict(shown) if (shown.get("phase") == DOWNLOAD) == is_fetching(pod) else None
@@ -168,7 +174,7 @@ def sentence(progress: Mapping[str, Any]) -> str:
     """The numbers for people, as they were at the last step."""
     until = f", until about {progress['finishTime']}" if progress.get("finishTime") else ""
     done, whole, rate = (untrusted.whole(progress.get(key), 0, MAX_BYTES, 0) for key in _NUMBERS)
-    amount = f"{done / _GB:.1f} of {whole / _GB:.1f} GB at {rate / 10**6:.0f} MB/s{until}"
+    amount = f"{_share(done, whole)} at {_rate(rate)}{until}"
     if progress.get("phase") == DOWNLOAD:
         return amount
     if progress.get("phase") == Phase.LOAD_WEIGHTS.value:
@@ -177,6 +183,18 @@ def sentence(progress: Mapping[str, Any]) -> str:
         share = f", {progress['percent']} %{until}" if "percent" in progress else ""
         return f"it captures CUDA graphs{share}"
     return "it warms up"
+
+
+def _share(done: int, whole: int) -> str:
+    if whole >= _GB:
+        return f"{done / _GB:.1f} of {whole / _GB:.1f} GB"
+    return f"{done / _MB:.0f} of {whole / _MB:.0f} MB" if whole >= _MB else f"{done} of {whole} bytes"
+
+
+def _rate(rate: int) -> str:
+    if rate >= 10 * _MB:
+        return f"{rate / _MB:.0f} MB/s"
+    return f"{rate / _MB:.1f} MB/s" if rate >= _MB // 10 else f"{rate} bytes/s"
 
 
 _NUMBERS = ("bytesDone", "bytesTotal", "bytesPerSecond")

@@ -34,6 +34,7 @@ _SIDES = {
     "down_proj": (3, 0),
 }
 _SHOWN = 3
+_EVERY_LINEAR = ("all-linear", "all")
 # Of PEFT 0.21. SGLang 0.5.23 reads none of them.
 _IGNORED = (
     "modules_to_save",
@@ -121,6 +122,9 @@ def _rank(config: Mapping[str, Any]) -> int:
     for name in _IGNORED:
         if config.get(name):
             raise fields.refuse(name, "empty, because SGLang ignores it: merge the adapter into its base")
+    alpha = config.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise fields.refuse("lora_alpha", "a number, by which SGLang scales the adapter")
     return fields.whole("r", MAX_RANK)
 
 
@@ -129,6 +133,9 @@ def _targets(config: Mapping[str, Any]) -> set[str]:
     fields = Fields(config, f"{ADAPTER_CONFIG}: ")
     names = config.get("target_modules")
     right = f"a list out of {', '.join(MODULES)}"
+    if names in _EVERY_LINEAR:
+        # The operator lists the modules of the tensors to SGLang, which then accepts PEFT's words for all of them.
+        return set()
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise fields.refuse("target_modules", right)
     targets = {name.rpartition(".")[2] for name in names}

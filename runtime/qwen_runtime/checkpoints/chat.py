@@ -114,6 +114,19 @@ _ON_BY_DEFAULT = (
     r"namespace\([^()]*enable_thinking\s*=\s*true",
 )
 _ON = re.compile("|".join(_ON_BY_DEFAULT), re.IGNORECASE)
+# What people write into such a template so that a request has to ask for reasoning. It counts first, because the rest
+# of the template still has one of the ways above.
+_UNSET = r"(?:enable_thinking\s+is\s+(?:not\s+defined|undefined)|not\s+enable_thinking\s+is\s+defined)"
+_OFF_AFTER_ALL = (
+    _UNSET + r"\s+or\s+(?:not\s+enable_thinking|enable_thinking\s*==\s*false)",
+    _UNSET + r"\s+or\s+enable_thinking\s+is\s+(?:sameas\s*+\(?\s*+)?false",
+    # The block of reasoning is closed under this condition, as for a request that switches reasoning on.
+    _UNSET + r"\s+or\s+enable_thinking\s*(?:!=|is\s+not)\s*false\s*[-+]?%}\s*\{\{[-+]?\s*.<think>(?:\\n|\s)*</think>",
+    _UNSET + r"\s*[-+]?%}\s*\{%[-+]?\s*set\s+enable_thinking\s*=\s*false",
+    r"set\s+enable_thinking\s*=\s*\(?\s*enable_thinking\s*\|\s*d(?:efault)?\s*\(\s*false",
+    r"\A\s*\{%[-+]?\s*set\s+enable_thinking\s*=\s*false",
+)
+_OFF = re.compile("|".join(_OFF_AFTER_ALL), re.IGNORECASE)
 
 
 def chat_files(names: Iterable[str]) -> tuple[str, ...]:
@@ -193,7 +206,8 @@ def _thinking(template: str) -> Thinking:
         if "<think>" not in template:
             return Thinking.NEVER
         # Several patterns have two neighbouring spaces of any length, and would try all ways to divide a long one.
-        return Thinking.DEFAULT_ON if _ON.search(_SPACE.sub(" ", template)) else Thinking.DEFAULT_OFF
+        text = _SPACE.sub(" ", template)
+        return Thinking.DEFAULT_ON if _ON.search(text) and not _OFF.search(text) else Thinking.DEFAULT_OFF
     opens = bool(found) and "<think>" in _CLOSED.sub("", end)
     return Thinking.ALWAYS if opens else Thinking.NEVER
 

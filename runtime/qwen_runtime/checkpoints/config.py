@@ -9,6 +9,7 @@ also computes bytes, and accepts only classes and formats with known tensors.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -19,7 +20,7 @@ from qwen_runtime.checkpoints import quantization, shapes
 from qwen_runtime.checkpoints.formats import Stored
 from qwen_runtime.checkpoints.model import LinearAttention, ModelConfig, RopeScaling
 from qwen_runtime.checkpoints.modules import Held, Modules
-from qwen_runtime.checkpoints.reading import Fields, InvalidFactsError
+from qwen_runtime.checkpoints.reading import Fields, InvalidFactsError, UnknownArchitectureError
 
 CONFIG_FILE = "config.json"
 LARGEST_CONFIG = 10_000_000
@@ -48,10 +49,20 @@ LAYOUTS = {
     "Qwen3ForSequenceClassification": replace(_QWEN3, headless=True, score_layers=1),
     "Qwen3Model": replace(_QWEN3, headless=True),
 }
+# Where a config.json is silent, the engine takes the default of the Hugging Face class (transformers 5.19,
+# models/*/configuration_*.py). By class: KV heads, and the width of a head, or None for hidden size / heads.
+_ATTENTION_DEFAULTS: dict[str, tuple[int, int | None]] = {
+    "Qwen2": (32, None), "Qwen2Moe": (16, None), "Qwen2VL": (8, None), "Qwen2_5_VL": (8, None),
+    "Qwen3": (32, 128), "Qwen3Moe": (4, None), "Qwen3VL": (32, 128), "Qwen3VLMoe": (16, None),
+    "Qwen3Next": (2, 256), "Qwen3_5": (4, 256), "Qwen3_5Moe": (2, 256),
+}  # fmt: skip
+_CLASS_END = re.compile(r"(For[A-Z].*|Model)$")
 POSITION_KEYS = ("max_sequence_length", "seq_length", "max_seq_len", "model_max_length", "max_position_embeddings")
 """The fields from which SGLang takes the longest context. The first one that is set wins."""
 # More experts than any model has are taken to be named as the first ones are.
 _NAMED_EXPERTS = 1024
+# Names that torch has for the same types. It has none with its own name in front, such as torch.float16.
+_OTHER_DTYPES = {"half": "float16", "float": "float32"}
 _STATE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -101,6 +112,7 @@ def _read(config: Mapping[str, Any], hints: TensorHints, held: Held | None) -> t
     layers = text.whole("num_hidden_layers", limits.MAX_LAYERS)
     hidden = text.whole("hidden_size", limits.MAX_HIDDEN)
     heads = text.whole("num_attention_heads", limits.MAX_HEADS)
+    defaults = _ATTENTION_DEFAULTS.get(_CLASS_END.sub("", architecture), (heads, None))
     # transformers 5 writes the second name, for classes with experts. Classes without any ignore it.
     renamed = "num_experts" not in text.values and "moe_intermediate_size" in text.values
     experts = text.optional("num_local_experts" if renamed else "num_experts", limits.MAX_EXPERTS, low=0) or None
@@ -114,8 +126,8 @@ def _read(config: Mapping[str, Any], hints: TensorHints, held: Held | None) -> t
         layers=layers,
         hidden=hidden,
         heads=heads,
-        kv_heads=_kv_heads(text, heads),
-        head_dim=_head_dim(text, hidden, heads),
+        kv_heads=_kv_heads(text, heads, defaults[0]),
+        head_dim=_head_dim(text, hidden, heads, defaults[1]),
         intermediate=_intermediate(text, len(modules.dense)),
         vocab=(text if text.has("vocab_size") else top).whole("vocab_size", limits.MAX_VOCAB),
         max_positions=_positions(text),
@@ -128,7 +140,7 @@ def _read(config: Mapping[str, Any], hints: TensorHints, held: Held | None) -> t
         shared_intermediate=_shared_width(text, experts),
         linear=_linear(text, layers - len(modules.attention)),
         rope=_rope(text),
-        multimodal=top.has("vision_config"),
+        multimodal=_multimodal(top, architecture),
         tower=vision.split if vision else None,
     )
     return model, decided.stored
@@ -176,7 +188,8 @@ def _check_known(top: Fields) -> None:
     if not isinstance(names, list) or not names:
         raise top.refuse("architectures", f"a list whose first entry is {right}")
     if not isinstance(names[0], str) or names[0] not in LAYOUTS:
-        raise Fields({"architectures[0]": names[0]}).refuse("architectures[0]", right)
+        refused = Fields({"architectures[0]": names[0]}).refuse("architectures[0]", right)
+        raise UnknownArchitectureError(str(refused), refused.public)
 
 
 def _layout(architecture: str, text: Fields) -> shapes.Layout:
@@ -192,31 +205,36 @@ def _layout(architecture: str, text: Fields) -> shapes.Layout:
 
 
 def _dtype(top: Fields, text: Fields, hints: TensorHints) -> str:
-    """SGLang reads `dtype` of the text part first. Older files call it `torch_dtype` and may have `torch.float16`."""
+    """SGLang reads `dtype` of the text part first. Older files call it `torch_dtype`.
+
+    Without a dtype, SGLang loads a file as if it said float32: at 16 bits.
+    """
     for fields in (text, top):
         for name in ("dtype", "torch_dtype"):
             if fields.has(name):
                 value = fields.values[name]
-                plain = value.removeprefix("torch.") if isinstance(value, str) else ""
+                plain = _OTHER_DTYPES.get(value, value) if isinstance(value, str) else ""
                 if plain not in limits.DTYPES:
                     raise fields.refuse(name, "one of " + ", ".join(limits.DTYPES))
                 return plain
-    if hints.dtype is None:
-        raise text.refuse("torch_dtype", "one of " + ", ".join(limits.DTYPES))
-    return hints.dtype
+    return hints.dtype or "float32"
 
 
-def _kv_heads(text: Fields, heads: int) -> int:
-    kv_heads = text.optional("num_key_value_heads", heads) or heads
+def _kv_heads(text: Fields, heads: int, default: int) -> int:
+    """`default` counts if the field is absent. If it is null, the class takes the number of heads."""
+    name = "num_key_value_heads"
+    kv_heads = text.optional(name, heads) or heads if name in text.values else default
     if heads % kv_heads:
-        raise text.refuse("num_key_value_heads", f"a divisor of num_attention_heads, which is {heads}")
+        raise text.refuse(name, f"a divisor of num_attention_heads, which is {heads}")
     return kv_heads
 
 
-def _head_dim(text: Fields, hidden: int, heads: int) -> int:
-    if not text.has("head_dim") and hidden % heads:
+def _head_dim(text: Fields, hidden: int, heads: int, default: int | None) -> int:
+    """`default` counts if the field is absent. Null stands for hidden size / heads."""
+    head_dim = text.optional("head_dim", limits.MAX_HEADS) if "head_dim" in text.values else default
+    if head_dim is None and hidden % heads:
         raise text.refuse("hidden_size", f"a multiple of num_attention_heads, which is {heads}, as head_dim is not set")
-    return text.optional("head_dim", limits.MAX_HEADS) or hidden // heads
+    return head_dim or hidden // heads
 
 
 def _intermediate(text: Fields, dense_layers: int) -> int:
@@ -290,8 +308,12 @@ def _rope(text: Fields) -> RopeScaling | None:
     if not fields.has("factor"):
         return None
     factor = fields.number("factor", limits.MAX_FACTOR)
+    kind = next((kind for kind in ("rope_type", "type") if fields.has(kind)), "")
+    if not kind:
+        # Without a type, transformers takes the plain rotary embeddings.
+        return None
     return RopeScaling(
-        type=fields.name("rope_type" if fields.has("rope_type") else "type"),
+        type=fields.name(kind),
         factor=factor,
         original_max_positions=fields.optional("original_max_position_embeddings", limits.MAX_POSITIONS),
     )
@@ -306,12 +328,17 @@ def _tied(top: Fields, text: Fields, hints: TensorHints) -> bool:
     return all(flags) if flags else not hints.has_lm_head
 
 
+def _multimodal(top: Fields, architecture: str) -> bool:
+    """Whether the engine makes a vision tower. The class decides, also where an export left `vision_config` out."""
+    return top.has("vision_config") or (architecture in LAYOUTS and architecture.endswith("ForConditionalGeneration"))
+
+
 def _vision(top: Fields, architecture: str, out: int, needed: bool) -> shapes.Vision | None:
     """The numbers of the vision tower; None without one, and unless it is `needed`, for one that cannot be read."""
-    if not top.has("vision_config"):
+    if not _multimodal(top, architecture):
         return None
     try:
-        return _tower(architecture, top.nested("vision_config"), out)
+        return _tower(architecture, top.nested("vision_config") if top.has("vision_config") else Fields({}), out)
     except InvalidFactsError:
         if needed:
             raise

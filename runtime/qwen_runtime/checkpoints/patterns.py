@@ -9,6 +9,7 @@ looking back, word boundaries, flags) is refused by name.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 LONGEST = 4096
@@ -132,27 +133,24 @@ def _then(first: _Term, second: _Term) -> _Term:
 
 
 def _either(*terms: _Term) -> _Term:
-    parts: set[_Term] = set()
-    for term in terms:
-        parts |= term[1] if term[0] == "either" else {term}
-    parts.discard(_NOTHING)
-    if _ALL in parts:
-        return _ALL
-    if len(parts) < 2:
-        return parts.pop() if parts else _NOTHING
-    return ("either", frozenset(parts))
+    return _joined("either", terms, neutral=_NOTHING, absorbing=_ALL)
 
 
 def _both(*terms: _Term) -> _Term:
+    return _joined("both", terms, neutral=_ALL, absorbing=_NOTHING)
+
+
+def _joined(kind: str, terms: Iterable[_Term], *, neutral: _Term, absorbing: _Term) -> _Term:
+    """`neutral` changes nothing, and beside `absorbing` nothing else counts."""
     parts: set[_Term] = set()
     for term in terms:
-        parts |= term[1] if term[0] == "both" else {term}
-    parts.discard(_ALL)
-    if _NOTHING in parts:
-        return _NOTHING
+        parts |= term[1] if term[0] == kind else {term}
+    parts.discard(neutral)
+    if absorbing in parts:
+        return absorbing
     if len(parts) < 2:
-        return parts.pop() if parts else _ALL
-    return ("both", frozenset(parts))
+        return parts.pop() if parts else neutral
+    return (kind, frozenset(parts))
 
 
 def _not(term: _Term) -> _Term:

@@ -11,15 +11,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from qwen_runtime.checkpoints import compressed
+from qwen_runtime.checkpoints import compressed, methods
 from qwen_runtime.checkpoints.exclusions import MOST_RULES, Exceptions, Hits, Match, names_in
 from qwen_runtime.checkpoints.formats import Format, FormatKind, Stored, base, plain_kinds, steps_of, uniform_steps
 from qwen_runtime.checkpoints.model import MAX_BITS, MAX_WIDTH, Linear, Quantization
 from qwen_runtime.checkpoints.modules import Held, Modules, Unit, linears
 from qwen_runtime.checkpoints.reading import Fields
 
-MEASURED = ("gptq", "awq", "fp8", "compressed-tensors")
-"""The methods whose bytes are worked out from the shapes."""
 _PACKED_BITS = (4, 8)
 _IMPLIED_BITS = {
     "fp8": 8, "fbgemm_fp8": 8, "ptpc_fp8": 8, "mxfp8": 8, "w8a8_fp8": 8, "w8a8_int8": 8, "modelopt_fp8": 8,
@@ -41,10 +39,10 @@ def decide(top: Fields, text: Fields, modules: Modules, held: Held | None = None
 
     `held` is what files hold. It decides which layers have 16 bits; without it, config.json does.
     """
-    fields = _fields(top, text)
+    fields = methods.section(top, text)
     if fields is None:
         return Decided(None, None)
-    method = fields.name("quant_method").lower()
+    method = methods.named(fields)
     bits, group = _width(fields, method)
     quantization = Quantization(
         method=method,
@@ -54,13 +52,14 @@ def decide(top: Fields, text: Fields, modules: Modules, held: Held | None = None
         desc_act=None if method in ("awq", "fp8") else fields.optional_flag("desc_act"),
         block=_block(fields) if method == "fp8" else None,
     )
-    if method not in MEASURED:
+    if method not in methods.MEASURED:
         return Decided(quantization, None)
     rules = _rules(fields, quantization, modules)
     stored, refused = _from_files(held, rules, modules) if held else _from_config(rules, modules)
     plain, steps = plain_kinds(stored), steps_of(stored)
     blocks = {one.block for formats in stored.values() for one in formats if one and one.block}
     block = max(blocks, default=quantization.block)
+    refused = methods.unloadable(fields, method) or refused
     quantization = replace(quantization, plain=plain, block=block, refused=refused)
     known = method != "compressed-tensors" and (not stored or steps == uniform_steps(quantization, stored))
     return Decided(quantization if known else replace(quantization, steps=steps), stored)
@@ -68,26 +67,14 @@ def decide(top: Fields, text: Fields, modules: Modules, held: Held | None = None
 
 def check_known(top: Fields, text: Fields) -> None:
     """Raises InvalidFactsError for a method or a width whose bytes cannot be computed from the shapes."""
-    fields = _fields(top, text)
+    fields = methods.section(top, text)
     if fields is None:
         return
-    method = fields.values.get("quant_method")
-    if not isinstance(method, str) or method.lower() not in MEASURED:
-        raise fields.refuse("quant_method", "one of " + ", ".join(MEASURED))
-    if method.lower() in ("gptq", "awq") and fields.values.get("bits") not in _PACKED_BITS:
-        raise fields.refuse("bits", f"{' or '.join(map(str, _PACKED_BITS))} with quant_method {method}")
-
-
-def _fields(top: Fields, text: Fields) -> Fields | None:
-    """The top level's quantization counts, as in SGLang; a nested one only where the top level has none.
-
-    Files that llm-compressor wrote before 2024 call it `compression_config`, which SGLang reads as well.
-    """
-    for name in ("quantization_config", "compression_config"):
-        owner = top if top.has(name) or not text.has(name) else text
-        if owner.values.get(name) not in (None, {}):
-            return owner.nested(name)
-    return None
+    methods.check_measured(fields)
+    method = methods.named(fields)
+    right = {"gptq": _PACKED_BITS, "awq": (4,)}.get(method)
+    if right and fields.values.get("bits") not in right:
+        raise fields.refuse("bits", f"{' or '.join(map(str, right))} with quant_method {method}")
 
 
 def _width(fields: Fields, method: str) -> tuple[int, int | None]:
@@ -118,9 +105,10 @@ def _bits(fields: Fields, method: str) -> int:
     algorithm = fields.values.get("quant_algo")
     if method == "modelopt" and isinstance(algorithm, str) and algorithm in _MODELOPT_BITS:
         return _MODELOPT_BITS[algorithm]
-    if not fields.has("bits") and method in _IMPLIED_BITS:
-        return _IMPLIED_BITS[method]
-    return fields.whole("bits", MAX_BITS)
+    if method in methods.MEASURED:
+        return fields.whole("bits", MAX_BITS)
+    # No plan is made of these, so a width that is nowhere stated decides nothing.
+    return fields.optional("bits", MAX_BITS) or _IMPLIED_BITS.get(method, 8)
 
 
 def _group(fields: Fields) -> int | None:

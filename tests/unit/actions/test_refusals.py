@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from qwen_operator.actions.refusals import explain
+from qwen_operator.actions.types import Kind, Refusal
 from qwen_operator.api.claims import RESERVED_SECONDS
+from qwen_operator.api.conditions import Reason
 from qwen_operator.kube import (
     CONTROLLER_REVISIONS,
     POD_DISRUPTION_BUDGETS,
@@ -295,3 +298,23 @@ async def test_a_removal_that_is_refused_is_told_and_keeps_no_other() -> None:
     await world.wait(120)
     assert world.names() == [first]
     assert "Stalled" not in world.conditions()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'Pod "chat-0" is invalid: spec.containers[0].resources.requests: Invalid value: "2Gi": must be less than or '
+        "equal to memory limit of 512Mi",
+        # kubernetes#112835, before 1.27.
+        'Pod "chat-0" is invalid: spec.containers[0].resources.requests: Invalid value: "2Gi": must be less than or '
+        "equal to memory limit",
+    ],
+)
+def test_a_limit_that_a_limitrange_adds_has_a_cure(words: str) -> None:
+    """kubernetes#51430: the default limit of a LimitRange is below what the operator requests."""
+    reason, message = explain(Refusal(Kind.POD, "chat-0", words))
+    assert reason is Reason.POD_REFUSED
+    assert message.startswith(
+        f"the API server rejects the Pod chat-0: {words}; if spec.pod.resources sets no limit of "
+    )
+    assert message.endswith("set spec.pod.resources.limits.memory, or raise that default")

@@ -24,6 +24,14 @@ def claim(name: str, priority: int, wanted: int, *held: str, least: int = 1, gpu
     return Claim(("team", name), priority, gpus, least, wanted, seats(*held), NODES)
 
 
+HELD_BACK = Seat("r0", pins=("n1", "n2"), gated=True)
+
+
+def wide(name: str, priority: int, wanted: int, *held: Seat, gpus: int = 2) -> Claim:
+    """A deployment with replicas over two nodes."""
+    return replace(claim(name, priority, wanted, gpus=gpus), pods=2, seats=held)
+
+
 def asked(pool: Pool, *claims: Claim) -> list[Grant]:
     answer = decide(claims, pool)
     assert all(answer[one.key].asked == one.wanted for one in claims)
@@ -198,6 +206,46 @@ CASES: dict[str, tuple[Pool, tuple[Claim, ...], tuple[Grant, ...]]] = {
         (replace(claim("a", 0, 1), seats=(Seat("r0", ("n1",), draining=True, late=("n1",)),)), claim("b", 9, 0)),
         (Grant(1, places=(("n1",),)), Grant(0)),
     ),
+    "a replica that is held back goes for a higher one": (
+        TWO,
+        (claim("a", 9, 1), wide("b", 0, 1, HELD_BACK)),
+        (Grant(0), Grant(0, drains=("r0",))),
+    ),
+    "also one that may go to any node": (
+        TWO,
+        (claim("a", 9, 1), wide("b", 0, 1, Seat("r0", gated=True))),
+        (Grant(0), Grant(0, drains=("r0",))),
+    ),
+    "and before one that runs": (
+        TWO,
+        (claim("a", 9, 1), wide("b", 0, 1, HELD_BACK, gpus=1), claim("c", 5, 2, "n1", "n2", least=2)),
+        (Grant(0, waits_for=(("team", "c"),)), Grant(0, drains=("r0",), waits_for=(("team", "c"),)), Grant(2)),
+    ),
+    "but after one that has less right to its place": (
+        TWO,
+        (claim("a", 9, 1), wide("b", 0, 1, HELD_BACK, gpus=1), claim("c", 0, 2, "n1", "n2")),
+        (Grant(0, waits_for=(("team", "c"),)), Grant(1), Grant(1, drains=("r0",))),
+    ),
+    "and before one of its own that runs": (
+        TWO,
+        (claim("a", 9, 1), wide("b", 0, 2, Seat("w0", ("n1", "n2")), HELD_BACK, gpus=1)),
+        (Grant(0, waits_for=(B,)), Grant(1, drains=("r0",))),
+    ),
+    "but not for an equal one": (
+        TWO,
+        (claim("a", 0, 1), wide("b", 0, 1, HELD_BACK)),
+        (Grant(0), Grant(1)),
+    ),
+    "and not if that is not enough": (
+        TWO,
+        (wide("a", 9, 1), wide("b", 0, 1, HELD_BACK, gpus=1), claim("c", 9, 1, "n1")),
+        (Grant(0, waits_for=(("team", "c"),)), Grant(1), Grant(1)),
+    ),
+    "nor once its pods may get nodes": (
+        TWO,
+        (claim("a", 9, 1), wide("b", 0, 1, replace(HELD_BACK, gated=False))),
+        (Grant(0), Grant(1)),
+    ),
     "an overfull node promises nothing": (
         Pool({"n1": 1, "n2": 0}),
         (claim("a", 9, 1), claim("b", 0, 2, "n1", "n1")),
@@ -253,7 +301,7 @@ class Cluster:
         assert missing <= len(grant.places)
         for place in grant.places[: max(0, missing)]:
             self.made += 1
-            state[f"p{self.made}"] = Seat(f"p{self.made}", pins=place)
+            state[f"p{self.made}"] = Seat(f"p{self.made}", pins=place, gated=one.pods > 1)
             self.moves += 1
         self.claims[key] = replace(one, seats=tuple(state.values()))
 
@@ -264,8 +312,11 @@ class Cluster:
     def _schedule(self, key: tuple[str, str]) -> None:
         one = self.claims[key]
         for seat in [seat for seat in one.seats if not seat.nodes]:
+            if seat.gated and self.chance.random() < 0.5:
+                # The operator does not remove the gates yet.
+                continue
             assert all(self._free(node) >= one.gpus for node in seat.pins), f"the scheduler ends somebody for {key}"
-            now = replace(seat, nodes=seat.pins, pins=())
+            now = replace(seat, nodes=seat.pins, pins=(), gated=False)
             one = replace(one, seats=tuple(now if other is seat else other for other in one.seats))
             self.claims[key] = one
 
@@ -274,7 +325,7 @@ class Cluster:
         quiet = 0
         for _ in range(steps):
             self.step()
-            busy = self.moves or any(seat.draining for one in self.claims.values() for seat in one.seats)
+            busy = self.moves or any(seat.draining or seat.gated for one in self.claims.values() for seat in one.seats)
             quiet = 0 if busy else quiet + 1
             if quiet > 5:
                 return

@@ -27,7 +27,6 @@ def test_nothing_is_lost(event: str, tmp_path: Path) -> None:
     assert picture(result).startswith("<svg")
 
 
-@pytest.mark.timeout(300)
 def test_nothing_is_lost_while_a_replica_over_two_nodes_moves(tmp_path: Path) -> None:
     with gateway(tmp_path) as running:
         result = asyncio.run(run(running, "two nodes, one cordoned", Load(cycles=1, clients=8, pause=1)))
@@ -38,7 +37,6 @@ def test_nothing_is_lost_while_a_replica_over_two_nodes_moves(tmp_path: Path) ->
     assert len({engine for engine, *_ in result.notes}) >= 2
 
 
-@pytest.mark.timeout(180)
 def test_a_request_that_ends_engines_is_sent_twice_and_no_more(tmp_path: Path) -> None:
     async def ask() -> tuple[int, str, str | None, list[str]]:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "0"}], "user": POISON}

@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry
 
 from bench.metrics_page import filled, measure
 from qwen_operator.endpoints import MetricsPage
-from qwen_operator.metrics import DeploymentMetrics, LoadSource
+from qwen_operator.metrics.deployments import DeploymentMetrics, LoadSource
 
 
 async def test_the_page_has_all_deployments_and_one_rendering_serves_all_scrapes() -> None:

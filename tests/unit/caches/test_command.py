@@ -168,7 +168,8 @@ def test_ls_shows_what_each_node_has_and_whether_it_is_used(
         assert lines[0] == ["PLACE", "MODEL", "HUB", "COMMIT", "SIZE", "LAST", "USED", "STATE"]
         assert lines[1] == ["node/gpu-1", "Qwen/Busy", "hf", OLD[:12], "0.2", "GB", "now", "in", "use"]
         assert ["node/gpu-1", "Qwen/Old", "hf", NEW[:12], "0.0", "MB", "2d", "ago", "idle"] in lines
-        assert lines[-1][0] == "free:"
+        used = "node/gpu-1: 0.2 GB of 500 GiB (cache.sizeGiB) used, "
+        assert (output.splitlines()[-1].startswith(used), output.endswith(" of the disk free\n")) == (True, True)
         _, output = run(capsys, "ls", "-o", "json")
     found = {"Busy": "InUse", "Soon": "Starting", "Left": "Idle", "Old": "Idle", "Half": "Partial"}
     assert states(output) == {f"Qwen/{name}": state for name, state in found.items()}

@@ -24,6 +24,7 @@ MOE: dict[str, Any] = DENSE | {
 }
 HYBRID: dict[str, Any] = MOE | {
     "architectures": ["Qwen3NextForCausalLM"],
+    "head_dim": 64,
     "shared_expert_intermediate_size": 512,
     "linear_num_value_heads": 32,
     "linear_num_key_heads": 16,

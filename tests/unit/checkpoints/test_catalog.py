@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qwen_operator.checkpoints import catalog, parallel
+from qwen_operator.checkpoints import catalog, parallel, records
 from qwen_operator.checkpoints.config import parameters
 from qwen_operator.checkpoints.facts import Checkpoint
 
@@ -123,7 +123,7 @@ def test_entries_are_described() -> None:
 
 def test_rows_survive_storage() -> None:
     for entry in catalog.entries():
-        assert Checkpoint.from_json(json.loads(json.dumps(entry.checkpoint.to_json()))) == entry.checkpoint
+        assert records.from_json(json.loads(json.dumps(entry.checkpoint.to_json()))) == entry.checkpoint
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model["family"])

@@ -28,6 +28,9 @@ POOLING = [{"type": "sentence_transformers.models.Transformer"}, {"type": "sente
 SCORE = [{"type": "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"}]
 
 
+OFF_UNLESS = "{%- if WHEN %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
+
+
 def files(**contents: Any) -> dict[str, bytes]:
     named = {name.replace("__", "."): value for name, value in contents.items()}
     return {name: value if isinstance(value, bytes) else json.dumps(value).encode() for name, value in named.items()}
@@ -55,6 +58,31 @@ def test_each_kind_of_template_is_told_apart(kind: str) -> None:
         ("{% if enable_thinking|default(True) %}<think>{% endif %}", Thinking.DEFAULT_ON),
         ("{% if enable_thinking | default(false) %}<think>{% endif %}", Thinking.DEFAULT_OFF),
         ("{% if enable_thinking %}<think>\\n{% endif %}", Thinking.DEFAULT_OFF),
+        # People switch reasoning off in the template of a model that reasons by default.
+        (
+            OFF_UNLESS.replace("WHEN", "enable_thinking is not defined or enable_thinking is false"),
+            Thinking.DEFAULT_OFF,
+        ),
+        (OFF_UNLESS.replace("WHEN", "enable_thinking is undefined or not enable_thinking"), Thinking.DEFAULT_OFF),
+        (
+            OFF_UNLESS.replace("WHEN", "enable_thinking is not defined or enable_thinking != false"),
+            Thinking.DEFAULT_OFF,
+        ),
+        ("{% set enable_thinking = enable_thinking | default(false) %}" + CLOSE_IF_FALSE, Thinking.DEFAULT_OFF),
+        (
+            "{%- if enable_thinking is not defined -%}{%- set enable_thinking = false -%}{%- endif -%}"
+            + CLOSE_IF_FALSE,
+            Thinking.DEFAULT_OFF,
+        ),
+        (
+            "{%- if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}" + CLOSE_IF_FALSE,
+            Thinking.DEFAULT_ON,
+        ),
+        # What ends reasoning for one turn is no default.
+        (
+            "{% if '/no_think' in text %}{% set enable_thinking = false %}{% endif %}" + CLOSE_IF_FALSE,
+            Thinking.DEFAULT_ON,
+        ),
         ("{% if not enable_thinking %}<think>\\n\\n</think>{% endif %}", Thinking.DEFAULT_OFF),
         ("<think>\\n\\n</think>\\n\\n", Thinking.NEVER),
         ("{% if enable_thinking %}/think{% endif %}", Thinking.NEVER),
@@ -159,6 +187,8 @@ HOSTILE = (
     "not enable_thinking is ",
     "<think>\\n",
     "add_generation_prompt",
+    "enable_thinking is not defined or enable_thinking != false %}{{- '<think>",
+    "set enable_thinking = (enable_thinking | default(",
 )
 
 

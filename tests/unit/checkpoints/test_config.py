@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints import catalog, records
 from qwen_operator.checkpoints.config import from_config, parameters
 from qwen_operator.checkpoints.facts import HUB, LinearAttention, Module, Quantization, RopeScaling
 from qwen_runtime.checkpoints.reading import InvalidFactsError, parse_json
@@ -23,7 +23,8 @@ from tests.unit.checkpoints.configs import DENSE, FP8, GPTQ, HYBRID, MOE
         ({"num_key_value_heads": None}, {"kv_heads": 16}),
         ({"head_dim": 128}, {"head_dim": 128}),
         ({"torch_dtype": None, "dtype": "float16"}, {"dtype": "float16"}),
-        ({"torch_dtype": "torch.float16"}, {"dtype": "float16"}),
+        ({"torch_dtype": "half"}, {"dtype": "float16"}),
+        ({"rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768}}, {"rope": None}),
         ({"tie_word_embeddings": None}, {"tied": False}),
         ({"num_experts": 0}, {"experts": None, "dense_layers": 24}),
         ({"quantization_config": {}}, {"quantization": None}),
@@ -204,7 +205,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "groups": ({"num_key_value_heads": 5}, "num_key_value_heads is 5, it must be a divisor of num_attention_heads"),
     "many groups": ({"num_key_value_heads": 32}, "num_key_value_heads is 32, it must be a whole number from 1 to 16"),
     "dtype": ({"torch_dtype": "int8"}, "torch_dtype is 'int8', it must be one of bfloat16, float16, float32"),
-    "no dtype": ({"torch_dtype": None}, "torch_dtype is null, it must be one of"),
+    # AutoConfig of transformers 5.19 ends with: module 'torch' has no attribute 'torch.float16'.
+    "dtype with its module": ({"torch_dtype": "torch.float16"}, "torch_dtype is 'torch.float16', it must be one of"),
+    "dtype to choose": ({"torch_dtype": "auto"}, "torch_dtype is 'auto', it must be one of"),
     "tied": ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1, it must be true or false"),
     "method": (
         {"quantization_config": {"quant_method": "hqq"}},
@@ -215,9 +218,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"quantization_config": GPTQ | {"bits": 3}},
         "quantization_config.bits is 3, it must be 4 or 8 with quant_method gptq",
     ),
-    "six bits": (
-        {"quantization_config": {"quant_method": "awq", "bits": 6, "group_size": 128}},
-        "quantization_config.bits is 6, it must be 4 or 8 with quant_method awq",
+    "AWQ of eight bits": (
+        {"quantization_config": {"quant_method": "awq", "bits": 8, "group_size": 128}},
+        "quantization_config.bits is 8, it must be 4 with quant_method awq",
     ),
     "group": ({"quantization_config": GPTQ | {"group_size": 0}}, "quantization_config.group_size is 0, it must be"),
     "block": (
@@ -272,11 +275,42 @@ def test_bad_values_are_refused_with_field_value_and_what_is_right(config: dict[
     assert "\n" not in str(refused.value)
 
 
+# Model class, and the KV heads and the width of a head that AutoConfig of transformers 5.19 has for it, with 32
+# attention heads, a hidden size of 4096, and neither field in config.json.
+SILENT = {
+    "Qwen2ForCausalLM": (32, 128),
+    "Qwen3ForCausalLM": (32, 128),
+    "Qwen3MoeForCausalLM": (4, 128),
+    "Qwen3VLForConditionalGeneration": (32, 128),
+    "Qwen3NextForCausalLM": (2, 256),
+    "Qwen3_5ForConditionalGeneration": (4, 256),
+    "Qwen3_5MoeForCausalLM": (2, 256),
+    "Qwen3ForSequenceClassification": (32, 128),
+}
+
+
+@pytest.mark.parametrize("architecture", SILENT)
+def test_where_a_config_is_silent_the_default_of_its_class_counts(architecture: str) -> None:
+    silent = HYBRID | {"architectures": [architecture], "num_attention_heads": 32, "hidden_size": 4096}
+    del silent["num_key_value_heads"], silent["head_dim"]
+    facts = from_config(silent)
+    assert (facts.kv_heads, facts.head_dim) == SILENT[architecture]
+    facts = from_config(silent | {"num_key_value_heads": None, "head_dim": None, "hidden_size": 2048})
+    assert (facts.kv_heads, facts.head_dim) == (32, 64)
+
+
+def test_the_heads_of_a_small_qwen3_are_wider_than_its_hidden_size_divided() -> None:
+    small = DENSE | {"architectures": ["Qwen3ForCausalLM"]}
+    assert from_config(small).head_dim == 128
+
+
 @pytest.mark.parametrize("field", [key for key in DENSE if key != "tie_word_embeddings"])
 def test_a_missing_field_is_named(field: str) -> None:
     config = {key: value for key, value in DENSE.items() if key != field}
-    if field == "num_key_value_heads":
-        assert from_config(config).kv_heads == 16
+    if field == "torch_dtype":
+        # As SGLang does: like float32, which it loads at 16 bits.
+        assert from_config(config).dtype == "float32"
+        assert from_config(config).weight_bytes == from_config(DENSE).weight_bytes
         return
     with pytest.raises(InvalidFactsError, match=f"{field} is missing, it must be "):
         from_config(config)
@@ -349,4 +383,4 @@ def test_any_config_is_facts_or_a_refusal_in_one_line(config: dict[str, Any]) ->
         assert len(lines) == 1, lines
         return
     assert facts.replicated_bytes + facts.kv_weight_bytes <= facts.weight_bytes
-    assert type(facts).from_json(json.loads(json.dumps(facts.to_json()))) == facts
+    assert records.from_json(json.loads(json.dumps(facts.to_json()))) == facts

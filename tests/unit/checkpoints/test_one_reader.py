@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints import catalog, records
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.facts import INSPECTION, Checkpoint, LinearAttention, Quantization, RopeScaling
 from qwen_runtime import weights
@@ -30,7 +30,7 @@ def test_a_report_carries_every_fact_of_every_catalog_row(model: dict[str, Any])
         if row["format"] != "gguf":
             config = model["config"] | row.get("config", {})
             known = from_config(config, source=INSPECTION)
-            assert Checkpoint.from_inspection(_report(read(config), known)) == known
+            assert records.from_inspection(_report(read(config), known)) == known
 
 
 def _report(model: ModelConfig, known: Checkpoint) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def _report(model: ModelConfig, known: Checkpoint) -> dict[str, Any]:
 TEXT = {key: value for key, value in DENSE.items() if key not in ("architectures", "tie_word_embeddings")}
 VL = {"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl", "tie_word_embeddings": False}
 LINEAR = LinearAttention(18, 32, 16, 128, 128, 4)
-AWQ_8 = {"quant_method": "awq", "bits": 8, "group_size": 128, "zero_point": True}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
 
 # Inputs on which the operator and the inspection once came to different facts, with the right one. The engine's rules
 # are those of SGLang 0.5.23 and its AutoConfig.
@@ -69,7 +69,7 @@ RIGHT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         VL | {"quantization_config": FP8, "text_config": TEXT | {"quantization_config": GPTQ}},
         {"quantization": Quantization("fp8", 8, None, block=128)},
     ),
-    "a dtype with its module": (DENSE | {"torch_dtype": "torch.float32"}, {"dtype": "float32"}),
+    "another name of a dtype": (DENSE | {"torch_dtype": "float"}, {"dtype": "float32"}),
     "a class without linear attention has none": (
         HYBRID | {"architectures": ["Qwen3MoeForCausalLM"]},
         {"attention_layers": 24, "linear": None},
@@ -88,16 +88,14 @@ RIGHT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         DENSE | {"quantization_config": GPTQ | {"quant_method": "GPTQ"}},
         {"quantization": Quantization("gptq", 4, 128, True, False)},
     ),
-    "8-bit AWQ, which Marlin runs": (
-        DENSE | {"quantization_config": AWQ_8},
-        {"quantization": Quantization("awq", 8, 128, symmetric=False)},
-    ),
+    # An export of the text part alone keeps the class, and SGLang makes the tower that the class has by default.
+    "a multimodal class without vision_config": (VL | {"text_config": TEXT}, {"multimodal": True}),
     "GPTQ is symmetric by sym alone": (
         DENSE | {"quantization_config": GPTQ | {"zero_point": True}},
         {"quantization": Quantization("gptq", 4, 128, True, False)},
     ),
     "AWQ is symmetric by zero_point alone": (
-        DENSE | {"quantization_config": AWQ_8 | {"bits": 4, "sym": True, "desc_act": True}},
+        DENSE | {"quantization_config": AWQ | {"sym": True, "desc_act": True}},
         {"quantization": Quantization("awq", 4, 128, symmetric=False)},
     ),
     "FP8 has neither": (
@@ -115,7 +113,7 @@ RIGHT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_claim_and_hub_take_a_field_for_the_same(tmp_path: Path, config: dict[str, Any], right: dict[str, Any]) -> None:
     report, complete = examine(checkpoint(tmp_path, config))
     assert complete, report
-    for facts in (Checkpoint.from_inspection(report), from_config(config)):
+    for facts in (records.from_inspection(report), from_config(config)):
         assert {name: getattr(facts, name) for name in right} == right
 
 
@@ -192,7 +190,7 @@ def test_what_has_no_computed_bytes_is_reported_from_files_all_the_same(
 ) -> None:
     report, complete = examine(checkpoint(tmp_path, config))
     assert complete, report
-    assert Checkpoint.from_inspection(report).architecture == config["architectures"][0]
+    assert records.from_inspection(report).architecture == config["architectures"][0]
     with pytest.raises(InvalidFactsError) as refused:
         from_config(config)
     assert str(refused.value).startswith(says)
@@ -262,7 +260,7 @@ def test_an_inspected_checkpoint_weighs_what_its_shapes_say(tmp_path: Path) -> N
     report, complete = examine(tmp_path)
     assert complete, report
     assert (report["weightBytes"], report["idleBytes"]) == (position, 2 * (7 + 11 + 13))
-    inspected = Checkpoint.from_inspection(report)
+    inspected = records.from_inspection(report)
     assert replace(inspected, digest="", chat=None) == known
 
 

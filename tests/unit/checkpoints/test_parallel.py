@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_operator.checkpoints import catalog, parallel
+from qwen_operator.checkpoints import catalog, parallel, records
 from qwen_operator.checkpoints.facts import Checkpoint, LinearAttention, Module, Quantization
 from tests.unit.checkpoints.reports import REPORT
 
@@ -19,7 +19,7 @@ LINEAR = LinearAttention(18, 32, 16, 128, 128, 4)
 
 
 def facts(**changes: Any) -> Checkpoint:
-    return replace(Checkpoint.from_inspection(REPORT), **changes)
+    return replace(records.from_inspection(REPORT), **changes)
 
 
 SPLITS: dict[str, tuple[dict[str, Any], list[int]]] = {

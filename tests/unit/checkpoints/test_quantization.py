@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_operator.checkpoints import parallel
+from qwen_operator.checkpoints import parallel, records
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError, Module, Quantization, Steps, Tower
 from qwen_runtime import weights
@@ -199,7 +199,7 @@ def test_schemes_of_compressed_tensors_that_sglang_has(groups: dict[str, Any], g
     facts = quantized(DENSE_7B, CT, config_groups=groups, format="mixed-precision")
     assert facts.quantization is not None
     assert (round(facts.weight_bytes / GIB, 2), facts.quantization.refused) == (gib, "")
-    assert Checkpoint.from_json(json.loads(json.dumps(facts.to_json()))) == facts
+    assert records.from_json(json.loads(json.dumps(facts.to_json()))) == facts
 
 
 W4 = CT["config_groups"]["group_0"]["weights"]
@@ -242,7 +242,7 @@ def test_what_sglang_cannot_load_is_said_in_the_facts(config: dict[str, Any], ba
     facts = quantized(config, base)
     assert facts.quantization is not None
     assert says in facts.quantization.refused
-    assert Checkpoint.from_json(json.loads(json.dumps(facts.to_json()))) == facts
+    assert records.from_json(json.loads(json.dumps(facts.to_json()))) == facts
 
 
 INVALID: dict[str, tuple[dict[str, Any], str]] = {
@@ -373,7 +373,7 @@ def files(config: dict[str, Any], plain: Callable[[str], bool], quantized_as: tu
             tensors[f"{module}.{part}"] = Tensor(dtype, 10**6)
     report = read(config, held=weights.linear_layers(tensors)).to_report()
     sizes = {"version": 2, "weightBytes": 10**9, "configSha256": "", "kvWeightBytes": 0, "replicatedBytes": 0}
-    return Checkpoint.from_inspection(json.loads(json.dumps(report | sizes)))
+    return records.from_inspection(json.loads(json.dumps(report | sizes)))
 
 
 @pytest.mark.parametrize(
@@ -435,7 +435,7 @@ def test_any_quantization_is_facts_or_a_refusal_in_one_line(
     else:
         lines = [facts.quantization.refused if facts.quantization else ""]
         assert len(lines[0].splitlines()) < 2
-        assert Checkpoint.from_json(json.loads(json.dumps(facts.to_json()))) == facts
+        assert records.from_json(json.loads(json.dumps(facts.to_json()))) == facts
     assert len(lines) == 1
 
 
@@ -453,6 +453,6 @@ def test_the_facts_of_a_uniform_checkpoint_have_no_new_members() -> None:
 def test_facts_from_before_there_were_steps_keep_their_meaning() -> None:
     facts = quantized(DENSE_7B, AWQ)
     old = facts.to_json() | {"quantization": facts.to_json()["quantization"] | {"plain": ["mlp"]}}
-    restored = Checkpoint.from_json(old)
+    restored = records.from_json(old)
     assert restored.quantization == Quantization("awq", 4, 128, symmetric=False, plain=(Module.MLP,))
     assert ranks(restored) == [1, 2, 4]

@@ -59,11 +59,10 @@ def test_a_model_of_a_hub(hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.main([*words, "--hub"]) == 0
     text = capsys.readouterr().out
     assert f"facts: hub, commit {COMMIT}" in text
-    assert f"--revision={COMMIT}" in text
     assert cli.main([*words, "--hub", "-o", "json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["commit"] == COMMIT
-    assert {"name": "HF_ENDPOINT", "value": hub.address} in record["env"]
+    assert {"name": "HF_HUB_OFFLINE", "value": "1"} in record["env"]
 
 
 def test_alternatives_ask_the_hub_too(hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +89,9 @@ def test_only_a_named_revision_of_a_known_model_is_asked_for(
     spec["source"]["revision"] = "refs/pr/1"  # type: ignore[index]  # a value of two types
     manifest.write_text(yaml.safe_dump({"kind": "QwenDeployment", "metadata": {"name": "a"}, "spec": spec}))
     assert cli.main(["render", "-f", str(manifest), "--hub", "--config", config, *H100]) == 0
-    assert f"- --revision={COMMIT}" in capsys.readouterr().out
+    made = capsys.readouterr().out
+    assert f"- --commit={COMMIT}" in made
+    assert f"- --hub-url={hub.address}" in made
 
 
 def test_a_hub_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

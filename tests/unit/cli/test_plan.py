@@ -302,6 +302,19 @@ def test_texts(capsys: pytest.CaptureFixture[str], words: list[str], code: int, 
     assert [text for text in says if text not in out] == [], out
 
 
+def test_a_known_gguf_file_needs_no_hub(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    source = {"uri": "hf://Qwen/Qwen1.5-7B-Chat-GGUF", "file": "qwen1_5-7b-chat-q8_0.gguf"}
+    obj = {**MANIFEST, "spec": {"model": MODEL, "source": source}}
+    code, out, err = _run(capsys, "-f", _write(tmp_path / "qd.yaml", obj), "--gpu", "L40S=1x1")
+    assert code == 0, err
+    assert "gguf 8 bit" in out
+    assert "not verified: qwen1_5-7b-chat-q8_0.gguf was not read: its bytes are calculated" in out
+    source["file"] = "my-own.gguf"
+    code, _, err = _run(capsys, "-f", _write(tmp_path / "qd.yaml", obj), "--gpu", "L40S=1x1")
+    assert code == 2
+    assert "the size of my-own.gguf is in the file itself" in err
+
+
 def test_a_manifest_and_the_nodes_of_a_cluster(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     manifest = _write(tmp_path / "qd.yaml", MANIFEST)
     shared = {**NODE, "metadata": {"name": "s", "labels": {"nvidia.com/gpu.product": f"{H100}-SHARED"}}}

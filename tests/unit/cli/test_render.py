@@ -13,11 +13,10 @@ import yaml
 
 from qwen_operator import cli
 from qwen_operator.api.spec import parse, revision_hash
-from qwen_operator.checkpoints import catalog
-from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints import catalog, records
 from qwen_operator.cli import render
 from qwen_operator.cli.inputs import Inputs
-from qwen_operator.config import Settings
+from qwen_operator.config.types import Settings
 from qwen_operator.hardware.inventory import inventory
 from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, POD_DISRUPTION_BUDGETS, PODS, QWENDEPLOYMENTS, Resource
 from qwen_operator.manifests.names import Manifest
@@ -114,7 +113,7 @@ async def test_what_is_rendered_is_what_the_operator_creates(
 
 def _inputs(manifest: Manifest, nodes: list[Manifest]) -> Inputs:
     spec = parse(manifest)
-    known = catalog.lookup(spec.model) if spec.source is None else Checkpoint.from_inspection(REPORT)
+    known = catalog.lookup(spec.model) if spec.source is None else records.from_inspection(REPORT)
     assert known
     return Inputs(manifest, spec, known, inventory(nodes, ()), Settings(CONFIG.image, CONFIG.engine, ()))
 

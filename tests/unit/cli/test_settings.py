@@ -13,8 +13,9 @@ import yaml
 from qwen_operator.api.engine import EnvVar
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.cli.settings import chart_settings, rendered
-from qwen_operator.config import Settings, load
-from qwen_operator.manifests.pods import RuntimeImage
+from qwen_operator.config.load import load
+from qwen_operator.config.types import Settings
+from qwen_operator.manifests.pod_parts import RuntimeImage
 
 VALUES = Path(__file__).resolve().parents[3] / "charts/qwen-operator/values.yaml"
 TAG = version("qwen-operator")

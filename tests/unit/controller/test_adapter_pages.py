@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,12 +94,37 @@ async def test_a_pod_that_says_something_else_each_time_drives_no_reconciles() -
             for _ in range(20):
                 now[0] += STEP_SECONDS
                 await step(pages)
-            assert (next(asked), changed) == (20, [])
+            assert changed == []
             answer[0] = digest(BOTH)
             for _ in range(20):
                 now[0] += STEP_SECONDS
                 await step(pages)
             assert changed == [KEY] * 2, "once in AGAIN_SECONDS"
+
+
+async def test_who_does_not_answer_is_asked_less_and_less_often_until_it_gets_another_list() -> None:
+    """The kubelet shows an engine its list after a second or after a minute."""
+    asked: list[float] = []
+
+    def content() -> bytes:
+        asked.append(now[0])
+        return json.dumps({"version": 1, "adapters": {"wanted": "", "loaded": [], "failed": {}}}).encode()
+
+    async def for_seconds(seconds: int) -> list[float]:
+        asked.clear()
+        for _ in range(2 * seconds):
+            now[0] += STEP_SECONDS
+            await step(pages)
+        return list(asked)
+
+    with showing(content, 0) as port:
+        pod = LoadingPod(KEY, "uid", "127.0.0.1", BOTH)
+        async with reading(port, pod) as (pages, _, now):
+            first = await for_seconds(60)
+            assert first[:6] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.5]
+            assert [late - early for early, late in zip(first[-4:], first[-3:], strict=False)] == [AGAIN_SECONDS] * 3
+            pages.view = lambda: [replace(pod, wanted=json.dumps({"a": A}))]
+            assert len(await for_seconds(2)) == 4
 
 
 async def test_a_silent_pod_delays_no_other_and_is_asked_less_often() -> None:

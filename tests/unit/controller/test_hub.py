@@ -20,7 +20,7 @@ from qwen_operator.main import read_hub
 from tests.unit.checkpoints.configs import DENSE
 from tests.unit.fakes import Clock
 from tests.unit.hubs.hub import COMMIT, FakeHub, repository, serving
-from tests.unit.world import CONFIG, World, deployment
+from tests.unit.world import CONFIG, World, change, deployment
 
 ONLINE = replace(CONFIG, hub_lookup=True)
 KNOWN = "Qwen/Qwen1.5-0.5B-Chat"
@@ -62,7 +62,10 @@ def command(world: World) -> list[str]:
 
 
 def revisions(world: World) -> list[str]:
-    return [word for word in command(world) if word.startswith("--revision")]
+    """What the engine or the container before it downloads."""
+    pod = world.api.all(PODS)[0]["spec"]
+    words = [word for one in (*pod["initContainers"], *pod["containers"]) for word in one.get("command", ())]
+    return [word.partition("=")[2] for word in words if word.startswith(("--revision=", "--commit="))]
 
 
 async def test_what_the_catalog_does_not_have_is_planned_from_its_hub_and_pinned(
@@ -85,8 +88,8 @@ async def test_what_the_catalog_does_not_have_is_planned_from_its_hub_and_pinned
         assert len(hub.asked) == requests
 
     assert world.conditions()["Ready"] == ("True", "Serving")
-    assert "--model-path=Qwen/Test" in command(world)
-    assert revisions(world) == [f"--revision={COMMIT}"]
+    assert "--model-path=/models/cached/Qwen/Test" in command(world)
+    assert revisions(world) == [COMMIT]
     assert world.message("Planned").endswith(f"; facts from the hub at commit {COMMIT[:12]}")
     model = world.qd()["status"]["model"]
     assert (model["factsFrom"], model["commit"], model["weightBytes"]) == ("Hub", COMMIT, 927_980_000)
@@ -100,29 +103,60 @@ async def test_a_branch_that_moves_changes_nothing_until_a_new_plan_is_taken() -
     await world.wait(2 * hubs.KEPT_SECONDS)
     world.api.remove(world.api.all(PODS)[0], PODS)
     await world.settle(30)
-    assert revisions(world) == [f"--revision={COMMIT}"]
+    assert revisions(world) == [COMMIT]
     world.api.edit(
         QWENDEPLOYMENTS, "chat", lambda item: item["metadata"].update(annotations={"qwen-operator.dev/replan": "1"})
     )
     await world.settle(60)
-    assert revisions(world) == [f"--revision={'a' * 40}"]
+    assert revisions(world) == ["a" * 40]
 
 
-async def test_a_model_of_the_catalog_is_asked_for_only_where_a_revision_is_named() -> None:
+async def test_an_upgrade_leaves_pods_in_which_sglang_downloads() -> None:
+    """Earlier versions had no container for it."""
     hub = StubHub()
-    world, offline = await online(hub, deployment()), await World().start()
-    offline.api.put(QWENDEPLOYMENTS, deployment())
-    await offline.settle(10)
-    assert hub.asked == []
-    assert [str(write) for write in world.api.writes] == [str(write) for write in offline.api.writes]
-    assert world.state() == offline.state()
+    with pytest.MonkeyPatch.context() as earlier:
+        earlier.setattr("qwen_operator.sources.hub_files.downloads_own_way", lambda *_: True)
+        world = await online(hub, deployment(**OTHER))
+        (before,) = world.api.all(PODS)
+    assert f"--revision={COMMIT}" in command(world)
+    await world.restart()
+    await world.wait(60)
+    assert world.api.all(PODS) == [before]
+    assert "a newer plan is available" in world.message("Planned")
+    world.api.remove(before, PODS)
+    await world.settle(30)
+    assert world.api.all(PODS)[0]["spec"] == before["spec"]
 
+
+async def test_of_a_model_of_the_catalog_the_hub_is_asked_once_for_the_commit() -> None:
+    """Each replica loaded what the main branch was at its start."""
+    hub = StubHub()
+    world = await online(hub, deployment())
+    model = world.qd()["status"]["model"]
+    assert (model["factsFrom"], model["commit"], revisions(world)) == ("Catalog", COMMIT, [COMMIT])
+    hub.commit = "a" * 40
+    await world.restart()
+    await world.wait(2 * hubs.KEPT_SECONDS)
+    change(world, replicas=2)
+    await world.settle(10)
+    assert hub.asked == [(HubQuery(Hub.HUGGING_FACE, KNOWN), hubs.SHORT_PATIENCE_SECONDS)]
+    assert {str(pod["spec"]["initContainers"]).count(COMMIT) for pod in world.api.all(PODS)} == {1}
+
+    hub = StubHub()
     world = await online(hub, deployment(**NAMED))
     assert hub.asked == [(HubQuery(Hub.HUGGING_FACE, KNOWN, "v1.0"), hubs.SHORT_PATIENCE_SECONDS)]
-    assert revisions(world) == [f"--revision={COMMIT}"]
+    assert revisions(world) == [COMMIT]
 
 
-@pytest.mark.parametrize("reason", [HubReason.OFFLINE, HubReason.UNAVAILABLE, HubReason.AUTH_REQUIRED])
+@pytest.mark.parametrize("reason", list(HubReason))
+async def test_whatever_the_hub_says_a_model_of_the_catalog_is_served(reason: HubReason) -> None:
+    world = await online(StubHub().fail(reason), deployment())
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert (world.qd()["status"]["model"]["factsFrom"], revisions(world)) == ("Catalog", [])
+    assert "pins no commit, because https://hub.test cannot be reached" in world.message("Planned")
+
+
+@pytest.mark.parametrize("reason", [HubReason.OFFLINE, HubReason.UNAVAILABLE, HubReason.AUTH_REQUIRED, HubReason.GATED])
 async def test_without_an_answer_the_catalog_is_used_at_once_and_the_plan_says_so(reason: HubReason) -> None:
     hub = StubHub().fail(reason)
     world = await online(hub, deployment(**NAMED))
@@ -130,7 +164,7 @@ async def test_without_an_answer_the_catalog_is_used_at_once_and_the_plan_says_s
     assert world.qd()["status"]["model"]["factsFrom"] == "Catalog"
     remark = "the operator uses the catalog's facts and pins no commit, because https://hub.test cannot"
     assert remark in world.message("Planned")
-    assert revisions(world) == ["--revision=v1.0"]
+    assert revisions(world) == ["v1.0"]
     writes = len(world.api.writes)
     await world.wait(3 * hubs.LAST_RETRY_SECONDS)
     assert (len(hub.asked), world.api.writes[writes:]) == (1, [])
@@ -149,7 +183,8 @@ async def test_a_refusal_says_what_to_do(
     fault: str, expected: tuple[str, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    async with serving(FakeHub({}, fault=fault)) as hub:
+    status, _, code = fault.partition(" ")
+    async with serving(FakeHub({}, fault=status, headers={"X-Error-Code": code})) as hub:
         address = hub.address
         world = World(ONLINE, fetch=lambda query, seconds: fetch(query.repository, "", query.hub, address, seconds))
         await world.start()
@@ -171,7 +206,7 @@ async def test_a_revision_that_does_not_exist_is_not_replaced_by_the_catalog() -
     assert "correct spec.source.revision, which is v1.0" in world.message("Planned")
     hub.error = None
     await world.wait(hubs.FIRST_RETRY_SECONDS + 10)
-    assert revisions(world) == [f"--revision={COMMIT}"]
+    assert revisions(world) == [COMMIT]
 
 
 async def test_a_cluster_without_internet_is_quiet_and_goes_on_by_itself(caplog: pytest.LogCaptureFixture) -> None:
@@ -233,7 +268,7 @@ async def test_no_hub_is_asked_where_that_is_switched_off_or_senseless(
     world = await online(hub, deployment(**NAMED), hub_lookup=False)
     assert hub.asked == []
     assert "revision v1.0 was not looked up, because hub.lookup is false" in world.message("Planned")
-    assert revisions(world) == ["--revision=v1.0"]
+    assert revisions(world) == ["v1.0"]
 
 
 async def test_a_commit_of_modelscope_is_fetched_because_its_client_takes_only_branches() -> None:
@@ -243,16 +278,15 @@ async def test_a_commit_of_modelscope_is_fetched_because_its_client_takes_only_b
     spec = world.api.all(PODS)[0]["spec"]
     assert hub.asked[0][0] == HubQuery(Hub.MODELSCOPE, "team/tuned")
     assert "SGLANG_USE_MODELSCOPE" not in str(spec["containers"])
-    assert f"--commit={COMMIT}" in str(spec["initContainers"])
-    assert revisions(world) == []
+    assert revisions(world) == [COMMIT]
     assert world.qd()["status"]["model"]["commit"] == COMMIT
 
 
 # The reader alone.
 
 
-async def reading(stub: StubHub, added: list[tuple[str, str]] | None = None) -> HubReader:
-    return HubReader(stub.fetch, ([] if added is None else added).append, Clock().now)
+async def reading(stub: StubHub, added: list[tuple[str, str]] | None = None, clock: Clock | None = None) -> HubReader:
+    return HubReader(stub.fetch, ([] if added is None else added).append, (clock or Clock()).now)
 
 
 async def test_a_slow_hub_keeps_no_more_than_a_few_readings_busy_and_nobody_waits() -> None:
@@ -313,6 +347,27 @@ async def test_readings_that_fail_together_are_one_outage() -> None:
         await reader.answer_next()
     answers = [reader.answer_for(("team", name)) for name in ("d", "e")]
     assert [answer and answer.reason for answer in answers] == [HubReason.OFFLINE, None]
+
+
+async def test_a_pause_that_a_hub_asks_for_holds_for_all_queries_to_it() -> None:
+    stub, clock = StubHub(), Clock()
+    stub.error = HubError(HubReason.UNAVAILABLE, "https://hub.test cannot be read now", pause_seconds=100.0)
+    reader = await reading(stub, clock=clock)
+
+    async def answer(name: str) -> tuple[HubReason | None, str]:
+        reader.ask(("team", name), HubQuery(Hub.HUGGING_FACE, f"team/{name}"))
+        await reader.answer_next()
+        known = reader.answer_for(("team", name))
+        assert known is not None
+        return known.reason, known.message
+
+    refused = (HubReason.UNAVAILABLE, "https://hub.test cannot be read now")
+    assert [await answer(name) for name in ("a", "b")] == [refused, refused]
+    clock.advance(99)
+    stub.error = None
+    assert (await answer("c"), len(stub.asked)) == (refused, 1)
+    clock.advance(2)
+    assert (await answer("d"), len(stub.asked)) == ((None, ""), 2)
 
 
 async def test_an_answer_that_nobody_thought_of_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from qwen_operator.config import NetworkPolicyConfig
+from qwen_operator.config.types import NetworkPolicyConfig
 from qwen_operator.controller.cache import Store
 from qwen_operator.controller.network_policies import NetworkPolicies
 from qwen_operator.kube import (

@@ -17,7 +17,7 @@ import pytest
 from qwen_operator import cli
 from qwen_operator.api.conditions import Reason
 from qwen_operator.cli import recordings
-from qwen_operator.config import RecordingConfig
+from qwen_operator.config.types import RecordingConfig
 from qwen_operator.controller import recorder as recorder_module
 from qwen_operator.controller.recorder import Recorder
 from qwen_operator.kube import QWENDEPLOYMENTS

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
+
 from qwen_operator.arbiter.fits import lacking
-from qwen_operator.controller.cache import Store, keep
+from qwen_operator.controller.cache import WATCHED, Store, keep
 from qwen_operator.controller.enqueue import Intake
 from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Manifest, Resource
@@ -148,13 +152,31 @@ def test_deployments_with_pods_that_are_not_ready() -> None:
 
 
 def test_a_node_keeps_its_room_however_often_it_is_trimmed() -> None:
-    """A list is trimmed when it is read, and each of its objects when it is stored."""
+    """A large watch event is trimmed, becomes JSON again, and is trimmed again."""
     allocatable = {"cpu": "2", "memory": "8Gi", "pods": "110", "ephemeral-storage": "9", "nvidia.com/gpu": "8"}
     meta = {"name": "n", "uid": "u", "resourceVersion": "1"}
     item = {"apiVersion": "v1", "kind": "Node", "metadata": meta, "spec": {}, "status": {"allocatable": allocatable}}
-    once = keep("nodes", item)
+    once = json.loads(json.dumps(keep("nodes", item)))
     store = Store()
     store.replace(NODES, None, [once], "1")
     [stored] = store.all(NODES)
     assert stored == once
     assert lacking(stored, [], [{"spec": {"containers": [{"resources": {"requests": {"cpu": "2"}}}]}}]) == ""
+
+
+@pytest.mark.parametrize("resource", WATCHED, ids=lambda one: one.plural)
+def test_what_was_trimmed_when_it_was_read_is_stored_as_it_is(resource: Resource) -> None:
+    meta = {"name": "n", "namespace": "team", "uid": "u", "resourceVersion": "1", "managedFields": [{"manager": "m"}]}
+    read = keep(resource.plural, {"metadata": meta, "extra": "large"})
+    store = Store()
+    store.replace(resource, None, [read], "1")
+    [stored] = store.all(resource)
+    assert stored is read
+    # Only the operator's own work counts as trimmed, and only for the same kind of object.
+    other = next(one for one in WATCHED if one != resource)
+    for same in ({**read, "extra": "large"}, keep(other.plural, {"metadata": meta, "extra": "large"})):
+        once_more = Store()
+        once_more.update(resource, same)
+        [stored] = once_more.all(resource)
+        assert stored is not same
+        assert "extra" not in stored

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.controller import worker
 from qwen_operator.controller.worker import CRASHES_SHOWN, Worker
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Forbidden, Manifest

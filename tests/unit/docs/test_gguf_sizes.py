@@ -79,6 +79,24 @@ def test_the_rules_give_the_official_files_to_the_byte_of_their_headers(size: st
     assert entry.checkpoint.weight_bytes - tensor_bytes(file, entry.checkpoint) in HEADERS
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("file", FORMATS)
+def test_the_catalog_has_each_file(size: str, file: str) -> None:
+    usual = gguf(size)
+    name = f"qwen1_5-{size.lower()}-chat-{file}.gguf".replace("0.5b", "0_5b").replace("1.8b", "1_8b")
+    entry = catalog.file_entry(usual.repository, name)
+    assert entry is not None
+    assert entry.checkpoint.weight_bytes - tensor_bytes(file, usual.checkpoint) in HEADERS
+    assert entry.checkpoint.quantization_name == f"gguf {FORMATS[file].lstrip('QF').partition('_')[0]} bit"
+    assert entry.verified == (entry.checkpoint.weight_bytes == usual.checkpoint.weight_bytes)
+
+
+@pytest.mark.parametrize("file", ["model.gguf", "qwen1_5-7b-chat-iq4_xs.gguf", "qwen1_5-7b-chat-q4_k_m.bin"])
+def test_the_catalog_knows_no_other_file(file: str) -> None:
+    assert catalog.file_entry("Qwen/Qwen1.5-7B-Chat-GGUF", file) is None
+    assert catalog.file_entry("somebody/else", "qwen1_5-7b-chat-q4_k_m.gguf") is None
+
+
 def test_the_page_has_these_sizes() -> None:
     lines = [f"| | {' | '.join(SIZES)} |"]
     for file in FORMATS:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from qwen_operator.cli.settings import chart_settings
-from qwen_operator.config import Config
+from qwen_operator.config.types import Config
 from qwen_operator.doctor.samples import sample_pods
 from qwen_operator.doctor.types import ClusterFacts, Installation, Listed, Served
 from tests.unit.world import CONFIG

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,8 @@ def test_the_operator_plans_only_what_the_version_has(version: str) -> None:
     assert {parsers.tools, parsers.coder_tools} <= set(models.tool_call_parsers)
     assert {parsers.thinking, parsers.hybrid_thinking, parsers.requested_thinking} <= set(models.reasoning_parsers)
     assert all(models.loads(method) for method in engine.formats.weights)
-    assert models.context_keys == POSITION_KEYS
+    models_json = json.loads((FOLDER / engines.folder(version) / "models.json").read_text())
+    assert models_json["contextKeys"] == list(POSITION_KEYS)
     assert {name for name in LAYOUTS if headless(name)} == set(LAYOUTS) & models.textless
 
 

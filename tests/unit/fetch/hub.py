@@ -12,6 +12,7 @@ import re
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +30,10 @@ REPOSITORY = "Qwen/Test"
 class FileHub:
     """`files` of the repository Qwen/Test.
 
-    `token`: who asks the hub must have it. `gated`: the token is not enough. `busy`: so many requests get 429.
+    `others`: more repositories and their files, which do not change. `rates`: bytes of a repository that leave in a
+    second, over all connections. `sent_of`: the bytes of complete answers.
+    `token`: who asks the hub must have it. `gated`: the token is not enough. `busy`: so many requests get 429, with the
+    headers `busy_headers`.
     `cut_after`: so many bytes of each answer arrive, and then the connection ends; 0 is never. `cuts`: how often.
     `stall`: seconds before it ends.
     `flipped`: files of which so many answers have a wrong byte. `expired`: so many redirected requests get 403.
@@ -41,7 +45,7 @@ class FileHub:
     token: str = ""
     gated: bool = False
     busy: int = 0
-    retry_after: str = "0"
+    busy_headers: dict[str, str] = field(default_factory=dict)
     cut_after: int = 0
     cuts: int = 10**6
     stall: float = 0.0
@@ -50,11 +54,20 @@ class FileHub:
     missing: set[str] = field(default_factory=set)
     delay: float = 0.0
     opened: threading.Event | None = None
+    others: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    rates: dict[str, int] = field(default_factory=dict)
     address: str = ""
     network: str = ""
     asked: list[str] = field(default_factory=list)
-    sent: int = 0
+    sent_of: Counter[str] = field(default_factory=Counter)
+    lists: dict[str, dict[str, Any]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    _due: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def sent(self) -> int:
+        """The bytes of files that it has sent."""
+        return self.sent_of.total()
 
     def take(self, name: str) -> bool:
         """Whether a fault of this name is due."""
@@ -62,6 +75,28 @@ class FileHub:
             left = getattr(self, name)
             setattr(self, name, max(0, left - 1))
             return bool(left)
+
+    def pause(self, repository: str, count: int) -> None:
+        """Wait until so many bytes of the repository may leave."""
+        if not (rate := self.rates.get(repository)):
+            return
+        with self.lock:
+            now = time.monotonic()
+            self._due[repository] = due = max(self._due.get(repository, now), now) + count / rate
+        time.sleep(due - now)
+
+    def files_of(self, repository: str) -> dict[str, bytes]:
+        """The files of a repository; none if there is no such repository."""
+        return self.files if repository == REPOSITORY else self.others.get(repository, {})
+
+    def list_of(self, repository: str) -> dict[str, Any]:
+        """The answer of Hugging Face about a repository."""
+        if repository not in self.others:
+            return _hugging_face(repository, self.files)
+        # The checksums of large files take seconds.
+        if repository not in self.lists:
+            self.lists[repository] = _hugging_face(repository, self.others[repository])
+        return self.lists[repository]
 
 
 def checksum(content: bytes) -> str:
@@ -72,14 +107,31 @@ def blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def _hugging_face(hub: FileHub) -> dict[str, Any]:
+def zeros(size: int) -> bytearray:
+    """A file of weights of so many bytes. It takes no memory before it is written to."""
+    for length in range(80, 200):
+        count = (size - 8 - length) // 2
+        tensor = {"dtype": "BF16", "shape": [count], "data_offsets": [0, 2 * count]}
+        head = json.dumps({"filler.weight": tensor}).encode()
+        if len(head) <= length and 8 + length + 2 * count == size:
+            content = bytearray(size)
+            content[: 8 + length] = length.to_bytes(8, "little") + head.ljust(length)
+            return content
+    raise ValueError(f"{size} bytes are too few for a file of weights")
+
+
+def _hugging_face(repository: str, files: dict[str, bytes]) -> dict[str, Any]:
     siblings: list[dict[str, Any]] = []
-    for name, content in hub.files.items():
-        entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": blob(content)}
+    for name, content in files.items():
+        entry: dict[str, Any] = {"rfilename": name, "size": len(content)}
         if name.endswith((".safetensors", ".bin")):
+            # Git itself has only a pointer to a large file.
             entry["lfs"] = {"sha256": checksum(content), "size": len(content), "pointerSize": 134}
+            entry["blobId"] = blob(entry["lfs"]["sha256"].encode())
+        else:
+            entry["blobId"] = blob(content)
         siblings.append(entry)
-    return {"id": REPOSITORY, "sha": COMMIT, "siblings": siblings}
+    return {"id": repository, "sha": COMMIT, "siblings": siblings}
 
 
 def _modelscope(hub: FileHub) -> dict[str, Any]:
@@ -98,6 +150,10 @@ def _modelscope(hub: FileHub) -> dict[str, Any]:
 
 
 _PIECE = 64 << 10
+_NAME = r"[\w-]+/[\w.-]+"
+_LIST = re.compile(rf"/api/models/({_NAME})/revision/({COMMIT}|{OTHER_COMMIT}|main)")
+_FILE = re.compile(rf"/({_NAME})/resolve/({COMMIT}|{OTHER_COMMIT})/(.+)")
+_LARGE = re.compile(rf"/({_NAME}):(.+)")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -115,9 +171,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.is_network:
             self.network()
         elif self.path == "/sent":
-            self.json({"sent": hub.sent})
+            self.json({"sent": hub.sent, "of": hub.sent_of})
         elif hub.take("busy"):
-            self.fail(429, {"Retry-After": hub.retry_after})
+            self.fail(429, hub.busy_headers)
         elif hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
             self.fail(401, {"X-Error-Code": "RepoNotFound"})
         elif hub.gated:
@@ -131,31 +187,38 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.take("expired"):
             self.fail(403)
         else:
-            self.file(unquote(urlsplit(self.path).path.removeprefix("/")))
+            repository, name = _matched(_LARGE, self.path)
+            self.file(repository, name)
 
     def own(self) -> None:
         """What the hub itself answers."""
         hub, parts = self.hub, urlsplit(self.path)
-        name = unquote(re.sub(f"^/{REPOSITORY}/resolve/({COMMIT}|{OTHER_COMMIT})/", "", parts.path))
         if parts.path.startswith("/api/v1/models/"):
             path = parse_qs(parts.query).get("FilePath", [""])[0]
             if path:
-                self.file(path)
+                self.file(REPOSITORY, path)
             else:
                 self.json(_modelscope(hub))
-        elif parts.path in (f"/api/models/{REPOSITORY}/revision/{ref}" for ref in (COMMIT, OTHER_COMMIT, "main")):
-            self.json(_hugging_face(hub))
-        elif name.endswith(".safetensors") and name in hub.files and name not in hub.missing:
-            self.fail(302, {"Location": f"{hub.network}/{name}?signature=x"})
+        elif (listed := _LIST.fullmatch(parts.path)) and hub.files_of(listed[1]):
+            self.json(hub.list_of(listed[1]))
         else:
-            self.file(name)
+            self.resolve(*_matched(_FILE, self.path))
 
-    def file(self, name: str) -> None:
+    def resolve(self, repository: str, name: str) -> None:
+        """A small file, or where a large one is."""
         hub = self.hub
-        if name not in hub.files or name in hub.missing:
+        if name.endswith(".safetensors") and name in hub.files_of(repository) and name not in hub.missing:
+            self.fail(302, {"Location": f"{hub.network}/{repository}:{name}?signature=x"})
+        else:
+            self.file(repository, name)
+
+    def file(self, repository: str, name: str) -> None:
+        hub = self.hub
+        files = hub.files_of(repository)
+        if name not in files or name in hub.missing:
             self.fail(404, {"X-Error-Code": "EntryNotFound"})
             return
-        content = hub.files[name]
+        content = files[name]
         with hub.lock:
             if hub.flipped.get(name):
                 hub.flipped[name] -= 1
@@ -176,9 +239,11 @@ class _Handler(BaseHTTPRequestHandler):
         for at in range(0, len(body), _PIECE):
             if hub.delay:
                 time.sleep(hub.delay)
-            self.wfile.write(body[at : at + _PIECE])
+            piece = body[at : at + _PIECE]
+            hub.pause(repository, len(piece))
+            self.wfile.write(piece)
         with hub.lock:
-            hub.sent += len(body)
+            hub.sent_of[repository] += len(body)
         if self.close_connection:
             self.wfile.flush()
             time.sleep(hub.stall)
@@ -196,6 +261,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+
+def _matched(pattern: re.Pattern[str], path: str) -> tuple[str, str]:
+    """The repository and the file of a path; ("", "") if it has another form."""
+    match = pattern.fullmatch(unquote(urlsplit(path).path))
+    return (match[1], match[match.re.groups]) if match else ("", "")
 
 
 class _QuietServer(ThreadingHTTPServer):

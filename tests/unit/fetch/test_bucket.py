@@ -13,7 +13,7 @@ import pytest
 
 from qwen_operator import cli
 from qwen_operator.api.conditions import FETCH_FAILURES, Reason
-from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints import records
 from qwen_operator.fetch import bucket as buckets
 from qwen_operator.fetch.bucket import Bucket, read_listing
 from qwen_operator.fetch.faults import FetchError
@@ -96,7 +96,7 @@ def test_the_facts_are_those_of_the_files(store: Store, tmp_path: Path) -> None:
     assert complete, report
     commit = report.pop("commit")
     assert report == examine(original)[0]
-    assert Checkpoint.from_inspection(report | {"commit": commit}).commit == commit
+    assert records.from_inspection(report | {"commit": commit}).commit == commit
 
 
 def test_what_an_engine_needs_arrives_once(store: Store, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_gguf_file_is_inspected_pinned_and_loaded_alone(split: bool, store: St
     report, complete = read(store, tmp_path / "heads", file=first)
     assert complete, report
     commit = report["commit"]
-    assert Checkpoint.from_inspection(report).commit == commit
+    assert records.from_inspection(report).commit == commit
     folder = fetching(store, tmp_path / "cache", commit, file=first).run()
     assert contents(folder) == {"q4/a.gguf": qwen2().bytes()}
     store.put({"config.json": b"{}"})
@@ -316,12 +316,15 @@ def test_a_wrong_byte_is_found(store: Store, tmp_path: Path, monkeypatch: pytest
     assert (refused.reason, "the store, its mirror or a proxy" in str(refused)) == ("ChecksumMismatch", True)
 
 
-def test_no_room_is_told_with_both_numbers(store: Store, tmp_path: Path) -> None:
+def test_no_room_is_told_with_both_numbers(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.put(model())
     commit = commit_of(store, tmp_path / "heads")
     refused = refusal(fetching(store, tmp_path / "cache", commit, limit=1000, of_pod=True))
     assert refused.reason == "DiskFull"
-    assert "needs 0.0 GB more, and the node has room for 0.0 GB: set the chart value cache" in str(refused)
+    assert "and the folder of the pod may have 0.0 MB, by the weights of the model: remove other" in str(refused)
+    monkeypatch.setattr("qwen_operator.fetch.store.Store.free", lambda _store: 1000)
+    refused = refusal(fetching(store, tmp_path / "cache", commit, of_pod=True))
+    assert "MB more, and the node has room for 0.0 MB: set the chart value cache" in str(refused)
 
 
 def test_a_region_that_the_store_names_is_used(tmp_path: Path) -> None:
@@ -470,7 +473,7 @@ def test_the_programs_of_the_pods(store: Store, tmp_path: Path, monkeypatch: pyt
     use(monkeypatch, store.keys)
     output, place = tmp_path / "log", [f"--s3={URI}", f"--endpoint={store.address}/"]
     assert cli.main(["inspect-s3", *place, f"--output={output}"]) == 0
-    commit = Checkpoint.from_inspection(json.loads(output.read_bytes())).commit
+    commit = records.from_inspection(json.loads(output.read_bytes())).commit
     cache = tmp_path / "cache"
     options = [f"--commit={commit}", f"--cache={cache}", "--size-gib=1", "--of-pod", "--port=0"]
     assert cli.main(["fetch", *place, *options]) == 0

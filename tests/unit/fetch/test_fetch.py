@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,11 +34,12 @@ from qwen_operator.fetch.files import RemoteFile
 from qwen_operator.fetch.program import Fetch, Place
 from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.store import Entry, Store, read_manifest, used_bytes
-from qwen_operator.fetch.transfer import THREADS, Chunk, Journal
-from qwen_operator.fetch.wire import Client, Remote
-from qwen_operator.manifests.model_cache import IN_USE
+from qwen_operator.fetch.transfer import THREADS, Chunk, Journal, Transfer
+from qwen_operator.fetch.wire import Busy, Client, Remote, certificates
+from qwen_operator.hubs.pauses import LONGEST_SECONDS, asked_pause
+from qwen_runtime.adapter_list import IN_USE
 from qwen_runtime.page import showing
-from tests.unit.fetch.hub import COMMIT, REPOSITORY, FileHub, serving
+from tests.unit.fetch.hub import COMMIT, REPOSITORY, FileHub, checksum, serving
 from tests.unit.fetch.tls import certificate
 from tests.unit.runtime.checkpoint import CONFIG, header
 from tests.unit.runtime.gguf_files import qwen2
@@ -312,7 +314,7 @@ def test_a_hub_redirects_each_file_once(tmp_path: Path) -> None:
         # Hubs limit how often one may ask for an address. Each of the threads may have asked before one was known.
         resolved = [path for path in hub.asked if "resolve" in path and "model-1" in path]
         assert 1 <= len(resolved) <= THREADS
-        assert sum(path.startswith("cdn/model-1") for path in hub.asked) >= 10
+        assert sum(path.startswith("cdn/Qwen/Test:model-1") for path in hub.asked) >= 10
 
 
 @pytest.mark.parametrize("cut_after", [1, 999, 65_536, 99_999])
@@ -357,12 +359,61 @@ def test_one_connection_serves_many_ranges(tmp_path: Path, monkeypatch: pytest.M
         assert connections.count(hub.network.removeprefix("http://")) <= THREADS
 
 
-def test_pauses_and_expired_addresses_only_delay(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("pause", "least"),
+    [({"Retry-After": "7"}, 6.9), ({"RateLimit": '"resolvers";r=0;t=55', "RateLimit-Policy": '"x";q=3;w=300'}, 55.9)],
+)
+def test_pauses_and_expired_addresses_only_delay(pause: dict[str, str], least: float, tmp_path: Path) -> None:
     pauses: list[float] = []
-    with serving(FileHub(model(), busy=3, retry_after="7", expired=1)) as hub:
+    with serving(FileHub(model(), busy=3, busy_headers=pause, expired=1)) as hub:
         folder = fetching(hub, tmp_path, sleep=pauses.append, patience=1000.0).run()
         assert contents(folder) == {name: hub.files[name] for name in WANTED}
-    assert max(pauses) >= 6.9
+    assert max(pauses) >= least
+    assert pauses[0] == round(least + 0.1), "the list of files waits too"
+
+
+def test_a_busy_hub_that_names_no_time_is_asked_after_1_2_and_4_seconds(tmp_path: Path) -> None:
+    pauses: list[float] = []
+    with serving(FileHub(model(), busy=4)) as hub:
+        fetching(hub, tmp_path, sleep=pauses.append, patience=1000.0, chunk_bytes=GIB).run()
+    assert pauses[:4] == [1.0, 2.0, 4.0, 8.0]
+
+
+def test_all_threads_of_a_download_share_one_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of eight threads counted its own refusals, so the hub was asked eight times as often."""
+    now = [1000.0]
+    monkeypatch.setattr("qwen_operator.fetch.transfer.time", SimpleNamespace(monotonic=lambda: now[0], sleep=None))
+    remote = Remote(Hub.HUGGING_FACE, "http://hub.test", REPOSITORY, COMMIT)
+    transfer = Transfer(remote, (), tmp_path, lambda: Client(remote, None), Progress())  # type: ignore[arg-type]
+    for expected in (1.0, 2.0, 4.0):
+        assert {transfer._shared_pause(Busy(429, 0.0)) for _ in range(THREADS)} == {expected}
+        now[0] += expected
+    assert transfer._shared_pause(Busy(429, 60.0)) == 60.0
+    now[0] += 20.0
+    assert transfer._shared_pause(Busy(429, 0.0)) == 40.0, "whoever asked before the pause does not make it longer"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 0),
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": "Sun, 29 Nov 2026 10:00:30 GMT", "Date": "Sun, 29 Nov 2026 10:00:00 GMT"}, 30),
+        ({"Retry-After": "Sun, 29 Nov 2026 10:00:30 GMT", "Date": "soon"}, 0),
+        ({"Retry-After": "9" * 5000}, LONGEST_SECONDS),
+        ({"RateLimit": '"resolvers";r=0;t=55'}, 56),
+        ({"RateLimit": ' "api" ; t = 55 ; r = 0 '}, 56),
+        ({"RateLimit": '"api";r=10;t=90, "resolvers";r=0;t=55'}, 56),
+        ({"RateLimit": '"api";r=10;t=90'}, 0),
+        ({"RateLimit": '"resolvers";r=0;t=55', "Retry-After": "70"}, 70),
+        ({"RateLimit": '"resolvers";r=0;t=99999999999'}, 0),
+        ({"RateLimit": '"resolvers";r=0;t=-5'}, 0),
+        ({"RateLimit": '"resolvers";r=0'}, 0),
+        ({"RateLimit": '"a";r=0;t=1,' * 100_000}, 2),
+    ],
+)
+def test_the_pause_that_a_server_asks_for(headers: dict[str, str], seconds: float) -> None:
+    assert asked_pause(headers.get) == seconds
 
 
 def test_a_flipped_byte_is_found_and_loaded_again(tmp_path: Path) -> None:
@@ -378,7 +429,7 @@ def test_a_file_that_stays_wrong_is_refused_and_never_published(tmp_path: Path) 
         assert "model-2.safetensors" in str(error)
         assert not (tmp_path / "models" / "hf").exists()
         hub.flipped.clear()
-        hub.sent = 0
+        hub.sent_of.clear()
         fetching(hub, tmp_path).run()
         assert hub.sent < 10_000, "only the wrong file is loaded again"
 
@@ -392,12 +443,17 @@ def without(name: str) -> Callable[[dict[str, bytes]], Any]:
     [
         ({"token": "t"}, {}, Reason.AUTH_REQUIRED, "name a Secret with a token in spec.source.secretRef"),
         ({"token": "t"}, {"token": "wrong"}, Reason.AUTH_REQUIRED, "correct the token in the Secret"),
-        ({"gated": True}, {}, Reason.GATED_MODEL, "give a token of that account in spec.source.secretRef"),
+        (
+            {"gated": True},
+            {},
+            Reason.GATED_MODEL,
+            "name a Secret with a token of that account in spec.source.secretRef",
+        ),
         ({"gated": True, "token": "t"}, {"token": "t"}, Reason.GATED_MODEL, "with the account of the token"),
         ({}, {"commit": "f" * 40}, Reason.MODEL_NOT_FOUND, "correct spec.source.uri or spec.source.revision"),
         ({"missing": {"config.json"}}, {}, Reason.MODEL_NOT_FOUND, "config.json of hf://Qwen/Test"),
-        ({}, {"limit": 500_000}, Reason.DISK_FULL, "needs 0.0 GB more, and the cache has room for 0.0 GB"),
-        ({"busy": 10**6, "retry_after": "60"}, {}, Reason.HUB_UNREACHABLE, "cannot be reached"),
+        ({}, {"limit": 500_000}, Reason.DISK_FULL, "and the cache may have 0.5 MB in all: enlarge cache.sizeGiB"),
+        ({"busy": 10**6, "busy_headers": {"Retry-After": "60"}}, {}, Reason.HUB_UNREACHABLE, "cannot be reached"),
     ],
 )
 def test_each_failure_has_its_reason(
@@ -570,7 +626,7 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path: Path) -> None:
             there = (journal.parent / name).read_bytes()[int(first) : int(end)]
             assert there == files[name][int(first) : int(end)], "what the journal names is there"
             arrived += int(end) - int(first)
-        hub.sent = 0
+        hub.sent_of.clear()
         ended = subprocess.run(command(hub, tmp_path), capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
         assert hub.sent == total - arrived
@@ -581,40 +637,11 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path: Path) -> None:
         assert (last["bytesDone"], last["finished"]) == (total, True)
 
 
-def test_without_checksums_the_journal_names_only_what_the_disk_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A journal that survives a loss of power must not name bytes that did not, if nothing would find that."""
-    pwrite, fdatasync, add = os.pwrite, os.fdatasync, Journal.add
-    unwritten: dict[int, set[int]] = {}
-    named = 0
-
-    def write(descriptor: int, piece: Any, at: int) -> int:
-        # A disk that is nearly full takes a part of it.
-        count = pwrite(descriptor, piece[: max(1, len(piece) // 2)], at)
-        unwritten.setdefault(os.fstat(descriptor).st_ino, set()).update(range(at, at + count))
-        return count
-
-    def sync(descriptor: int) -> None:
-        before = frozenset(unwritten.get(os.fstat(descriptor).st_ino, ()))
-        fdatasync(descriptor)
-        unwritten.get(os.fstat(descriptor).st_ino, set()).difference_update(before)
-
-    def note(journal: Journal, chunk: Chunk) -> None:
-        nonlocal named
-        held = unwritten[(journal.path.parent / chunk.file.path).stat().st_ino]
-        assert held.isdisjoint(range(chunk.first, chunk.end))
-        named += 1
-        add(journal, chunk)
-
-    monkeypatch.setattr(RemoteFile, "digest", lambda _file: None)
-    monkeypatch.setattr(os, "pwrite", write)
-    monkeypatch.setattr(os, "fdatasync", sync)
-    monkeypatch.setattr(Journal, "add", note)
-    with serving(FileHub(model(300_000), cut_after=65_536, cuts=3)) as hub:
-        folder = fetching(hub, tmp_path).run()
-        assert contents(folder) == {name: hub.files[name] for name in WANTED}
-    assert named == 4 + 4
+def test_a_write_that_takes_a_part_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, piece, at: pwrite(file, piece[: max(1, len(piece) // 2)], at))
+    with serving(FileHub(model(300_000))) as hub:
+        assert contents(fetching(hub, tmp_path).run()) == {name: hub.files[name] for name in WANTED}
 
 
 _PODS = """
@@ -690,6 +717,30 @@ def test_a_fetch_that_is_asked_to_end_ends_at_once(tmp_path: Path) -> None:
         child.terminate()
         child.communicate()
         assert child.returncode == 143
+
+
+def test_the_journal_names_no_chunk_that_a_loss_of_power_could_take_unnoticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checksum would find what is missing. Without one, the chunk is on the disk first."""
+    content = bytes(range(250))
+    files = [RemoteFile("checked.json", 250, checksum(content)), RemoteFile("unchecked.json", 250)]
+    written, noted, flush, note = set(), {}, os.fsync, Journal.add
+
+    def fsync(descriptor: int) -> None:
+        written.add(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+        flush(descriptor)
+
+    def add(journal: Journal, chunk: Chunk) -> None:
+        noted[chunk.file.path] = chunk.file.path in written
+        note(journal, chunk)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Journal, "add", add)
+    with serving(FileHub({file.path: content for file in files})) as hub:
+        remote = Remote(Hub.HUGGING_FACE, hub.address, REPOSITORY, COMMIT, "", "")
+        Transfer(remote, files, tmp_path, lambda: Client(remote, certificates()), Progress()).run()
+    assert noted == {"checked.json": False, "unchecked.json": True}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qwen_operator import cli
-from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints import records
 from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.fetch import heads
 from qwen_operator.fetch.files import RemoteFile
@@ -39,7 +39,7 @@ def test_the_facts_are_those_of_the_files(kind: Hub, tmp_path: Path) -> None:
         report, complete = read(hub, tmp_path / "heads", kind=kind, token="t")
     assert complete, report
     assert report == examine(original)[0] | {"commit": COMMIT}
-    facts = Checkpoint.from_inspection(report)
+    facts = records.from_inspection(report)
     assert (facts.commit, facts.source) == (COMMIT, "Inspection")
 
 
@@ -113,7 +113,7 @@ def test_the_program_writes_what_the_operator_reads(tmp_path: Path, monkeypatch:
     with serving(FileHub(model(), token="t")) as hub:
         options = ["--hub=hf", f"--hub-url={hub.address}/", f"--repository={REPOSITORY}", "--revision=main"]
         assert cli.main(["inspect-hub", *options, f"--output={output}"]) == 0
-    assert Checkpoint.from_inspection(json.loads(output.read_bytes())).commit == COMMIT
+    assert records.from_inspection(json.loads(output.read_bytes())).commit == COMMIT
 
 
 def test_only_what_the_inspection_reads_is_loaded_and_not_without_end(

@@ -17,7 +17,7 @@ from qwen_operator.fetch.files import RemoteFile
 from qwen_operator.fetch.room import Cached, Room, Verdict, make_room
 from qwen_operator.fetch.store import LEASE_SECONDS, Entry, Store
 from qwen_operator.fetch.wire import Remote
-from qwen_operator.manifests.model_cache import IN_USE
+from qwen_runtime.adapter_list import IN_USE
 from qwen_runtime.hold import NotHeld, hold
 
 OLD, NEW = Cached("old", 40, 1.0, False), Cached("new", 30, 2.0, False)
@@ -105,8 +105,20 @@ def test_a_fresh_lease_protects_a_model_whose_engine_has_not_started(world: Worl
     with pytest.raises(FetchError) as refused:
         world.put("c")
     assert refused.value.reason is Reason.DISK_FULL
-    assert "enlarge cache.sizeGiB" in str(refused.value)
+    assert "the cache has room for 0.0 MB besides models in use or asked for within an hour" in str(refused.value)
+    assert "stop a model there, or run qwen-operator cache rm" in str(refused.value)
     assert world.names() == {"a", "b"}
+
+
+def test_a_model_that_is_larger_than_the_cache_takes_no_room_and_says_so(world: World) -> None:
+    world.put("a")
+    world.time += LEASE_SECONDS
+    world.store.limit = 2 << 30
+    with pytest.raises(FetchError) as refused:
+        world.store.reserve(world.entry("large"), [RemoteFile("model.safetensors", 5 * 10**9)])
+    words = "has 5.0 GB, and the cache may have 2.1 GB in all: enlarge cache.sizeGiB (2 GiB)"
+    assert (refused.value.reason, str(refused.value).partition(" at ")[2].partition(" ")[2]) == ("DiskFull", words)
+    assert world.names() == {"a"}
 
 
 def test_a_broken_off_download_goes_first_and_a_running_one_keeps_its_room(world: World) -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from qwen_operator import objects, untrusted
 from qwen_operator.api.conditions import MESSAGE_LIMIT, clip
 from qwen_operator.api.spec import InvalidSpec, parse, revision_hash
-from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError
+from qwen_operator.checkpoints import records
+from qwen_operator.checkpoints.facts import InvalidFactsError
 from qwen_operator.hardware.inventory import inventory
 from qwen_operator.kube.decoding import MOST_LEVELS, decode
 from qwen_operator.manifests.names import ANNOTATION_CORDONED_SINCE, ANNOTATION_DRAINING_SINCE, ANNOTATION_REPLICA_PODS
@@ -200,7 +201,7 @@ def test_any_report_gives_facts_or_its_own_error(message: Any) -> None:
     report = report_of({"message": text})
     assert untrusted.size_of(report).levels <= 16
     with suppress(InvalidFactsError):
-        Checkpoint.from_inspection(report)
+        records.from_inspection(report)
 
 
 def _json(value: Any) -> str:

@@ -27,8 +27,10 @@ from qwen_operator.gateway.settings import AgentSettings, ProxySettings, RouterS
 from qwen_operator.gateway.tenants import MAX_KEYS, Keys, TenantsError, read_keys, read_tenants
 from qwen_operator.hardware import hami, offers, shares
 from qwen_operator.hardware.inventory import inventory
-from qwen_operator.hubs.client import INDEX, LARGEST_LISTING, fetch
+from qwen_operator.hubs.client import fetch
+from qwen_operator.hubs.listing import LARGEST_LISTING
 from qwen_operator.hubs.redirects import reach_of, redirect_fault
+from qwen_operator.hubs.weights import INDEX
 from qwen_operator.replicas.quotas import within_quotas
 from qwen_operator.routing.membership import restore
 from qwen_runtime import inspect_checkpoint
@@ -107,7 +109,7 @@ async def _in_pieces(body: bytes) -> AsyncIterator[bytes]:
 
 def read_hub(hub: HostileHub, kind: Hub) -> HubCheckpoint | HubError:
     client = partial(httpx.AsyncClient, transport=httpx.MockTransport(hub))
-    with patch("qwen_operator.hubs.client.httpx.AsyncClient", client):
+    with patch("qwen_operator.hubs.repository.httpx.AsyncClient", client):
         try:
             return asyncio.run(fetch("Qwen/Test", hub=kind, timeout=60))
         except HubError as error:
@@ -188,7 +190,7 @@ def test_no_more_of_an_endless_answer_is_read_than_the_limit() -> None:
             yield b" " * (1 << 20)
 
     client = partial(httpx.AsyncClient, transport=httpx.MockTransport(lambda _: httpx.Response(200, content=endless())))
-    with patch("qwen_operator.hubs.client.httpx.AsyncClient", client), pytest.raises(HubError):
+    with patch("qwen_operator.hubs.repository.httpx.AsyncClient", client), pytest.raises(HubError):
         asyncio.run(fetch("Qwen/Test", timeout=60))
     assert sent <= LARGEST_LISTING + (2 << 20)
 

@@ -20,9 +20,9 @@ from qwen_operator.controller.cache import WATCHED, Store, trim
 from qwen_operator.gateway.kept import keep
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS
 from qwen_operator.manifests.drift import pod_repair
+from qwen_operator.manifests.engine_pods import ReplicaPods, engine_pods
 from qwen_operator.manifests.kept import CUT, kept_pod
 from qwen_operator.manifests.names import Owner, PodIdentity
-from qwen_operator.manifests.pods import ReplicaPods, engine_pods
 from qwen_operator.manifests.revisions import UnreadableRevisionError, read_revision
 from qwen_operator.replicas.pod_state import as_of, read_pod
 from qwen_runtime.json_parts import Parts, TooLargeError
@@ -49,7 +49,7 @@ def test_of_any_object_something_is_kept_and_only_once(item: Any, resource: Any)
         return
     kept = trim(resource, item)
     assert objects.malformed(kept) is None
-    assert trim(resource, kept) == kept
+    assert trim(resource, {**kept}) == kept
     assert keep(resource.plural, copy.deepcopy(item)) is not None
     assert Store().update(resource, item) is not None
 

@@ -73,6 +73,11 @@ CLOUDS = [
     ("node.kubernetes.io/instance-type", "p4de.24xlarge", "NVIDIA-A100-SXM4-80GB"),
     ("node.kubernetes.io/instance-type", "Standard_ND96isr_H100_v5", "NVIDIA-H100-80GB-HBM3"),
     ("node.kubernetes.io/instance-type", "Standard_NC24ads_A100_v4", "NVIDIA-A100-80GB-PCIe"),
+    # karpenter-provider-gcp#319: nodes without the label of the accelerator.
+    ("cloud.google.com/gke-accelerator", "nvidia-gb300", "NVIDIA-GB300"),
+    ("node.kubernetes.io/instance-type", "a3-ultragpu-8g", "NVIDIA-H200"),
+    ("node.kubernetes.io/instance-type", "g2-standard-96", "NVIDIA-L4"),
+    ("node.kubernetes.io/instance-type", "gb300-4x", "NVIDIA-GB300"),
     ("gpu.nvidia.com/class", "A100_NVLINK_80GB", "NVIDIA-A100-SXM4-80GB"),
     ("gpu.nvidia.com/model", "H200", "NVIDIA-H200"),
 ]

@@ -259,6 +259,24 @@ def test_what_is_left_out_for_its_taint_is_said() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "node.cilium.io/agent-not-ready",
+        "ebs.csi.aws.com/agent-not-ready",
+        "node.cloudprovider.kubernetes.io/uninitialized",
+        "karpenter.sh/disrupted",
+        "karpenter.sh/unregistered",
+        "ToBeDeletedByClusterAutoscaler",
+        "startup-taint.cluster-autoscaler.kubernetes.io/gpu",
+        "readiness.k8s.io/gpu",
+    ],
+)
+def test_what_controllers_remove_by_themselves_asks_for_no_toleration(key: str) -> None:
+    (product,) = inventory([_tainted("a", (key, "true", "NoExecute"))], []).products
+    assert product.taints == ()
+
+
 def test_passing_taints_and_the_gpu_taint_bar_nobody() -> None:
     passing = _tainted(
         "a", ("node.kubernetes.io/not-ready", "", "NoExecute"), ("nvidia.com/gpu", "present", "NoSchedule")

@@ -177,6 +177,30 @@ UNUSABLE: dict[str, tuple[Node, str]] = {
         _node(gpus=None, labels={f"{PREFIX}product": None}, resources={"amd.com/gpu": "8"}),
         "n: 8 x amd.com/gpu: the operator plans NVIDIA GPUs only",
     ),
+    "Ascend": (
+        _node(gpus=None, labels={f"{PREFIX}product": None}, resources={"huawei.com/Ascend910B": "8"}),
+        "n: 8 x huawei.com/Ascend910B: the operator plans NVIDIA GPUs only",
+    ),
+    "MetaX, whose resource is called gpu": (
+        _node(gpus=None, labels={f"{PREFIX}product": None}, resources={"metax-tech.com/gpu": "8"}),
+        "n: 8 x metax-tech.com/gpu: the operator plans NVIDIA GPUs only",
+    ),
+    "partitions of an MI300X": (
+        _node(gpus=None, labels={f"{PREFIX}product": None}, resources={"amd.com/cpx_nps4": "64"}),
+        "n: 64 x amd.com/cpx_nps4: the operator plans NVIDIA GPUs only",
+    ),
+    "shares of Tencent, without labels": (
+        _node(
+            gpus="0",
+            labels=dict.fromkeys((f"{PREFIX}product", f"{PREFIX}memory")),
+            resources={"tke.cloud.tencent.com/qgpu-core": "800"},
+        ),
+        "its GPUs: offered as 800 x tke.cloud.tencent.com/qgpu-core, which are shares of GPUs",
+    ),
+    "MIG that could not be configured": (
+        _node(gpus="0", labels={"nvidia.com/mig.config.state": "failed"}),
+        "MIG could not be configured (nvidia.com/mig.config.state=failed): read the MIG manager's log",
+    ),
     "GPUs that KubeVirt passes through": (
         _node(gpus=None, resources={"nvidia.com/GA102GL_A10": "2"}),
         "offered as 2 x nvidia.com/GA102GL_A10",
@@ -241,6 +265,20 @@ PLANNED: dict[str, tuple[Node, int, int, list[str]]] = {
         1,
         81559,
         ["karpenter.k8s.aws/instance-gpu-count is 1"],
+    ),
+    # volcano-sh/devices#42: the shares of Volcano beside what another plugin offered before.
+    "whole GPUs and shares of them": (
+        _node(gpus="8", resources={"volcano.sh/vgpu-number": "80"}),
+        8,
+        81559,
+        ["its GPUs are also offered as 80 x volcano.sh/vgpu-number, so other pods may use the GPU of an engine"],
+    ),
+    # Sold in China: the name of a 4090, and twice its memory.
+    "a rebuilt RTX 4090": (
+        _node(product="NVIDIA-GeForce-RTX-4090", gpus="8", labels={f"{PREFIX}memory": "49140"}),
+        8,
+        49140,
+        ["has 24564 MiB, or 49140 if it was rebuilt: planned with 49140"],
     ),
     "some GPUs cut": (
         _node(gpus="4", labels={f"{PREFIX}count": "8"}, resources={"nvidia.com/mig-1g.10gb": "28"}),

@@ -25,7 +25,7 @@ OLDER = "f" * 40
 class FakeHub:
     """`files` of the one repository Qwen/Test; `sizes` overrides what the listing says; `listing` is all of
     a listing instead; `card` is what a listing says besides; `ranges`: parts of a file can be read; `fault` breaks
-    every answer."""
+    every answer, and one that is only a status has the headers `headers`."""
 
     files: dict[str, bytes]
     sizes: dict[str, Any] = field(default_factory=dict)
@@ -35,6 +35,7 @@ class FakeHub:
     listing: Any = None
     card: dict[str, Any] = field(default_factory=dict)
     ranges: bool = True
+    headers: dict[str, str] = field(default_factory=dict)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Every request comes here."""
@@ -104,7 +105,7 @@ class FakeHub:
                 return web.Response(body=b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
             case "text":
                 return web.Response(text="<html>captive portal</html>")
-        return web.Response(status=int(self.fault))
+        return web.Response(status=int(self.fault), headers=self.headers)
 
 
 @asynccontextmanager

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from qwen_operator.checkpoints import records
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubQuery, HubReason
-from qwen_operator.hubs import client
+from qwen_operator.hubs import gguf
 from qwen_operator.hubs.client import fetch_file
 from qwen_runtime.checkpoints import gguf_model
 from qwen_runtime.checkpoints.chat import chat_format
@@ -20,11 +21,6 @@ from tests.unit.runtime.gguf_files import TEMPLATE, qwen2
 FILE = "model-q4_k_m.gguf"
 CONTENT = qwen2().bytes()
 HEADER = len(qwen2().header())
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 def repository() -> FakeHub:
@@ -51,7 +47,7 @@ def facts() -> Checkpoint:
         return CONTENT[position - count : position]
 
     report = gguf_model.report(read_header(more, FILE), FILE)
-    return replace(Checkpoint.from_inspection(report), source="Hub", chat=chat_format(TEMPLATE))
+    return replace(records.from_inspection(report), source="Hub", chat=chat_format(TEMPLATE))
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -64,11 +60,11 @@ async def test_the_header_becomes_facts_at_a_commit(ranges: bool) -> None:
 
 
 async def test_only_the_beginning_is_read_and_more_of_it_if_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_BEGINNINGS", (HEADER // 2, HEADER))
+    monkeypatch.setattr(gguf, "_BEGINNINGS", (HEADER // 2, HEADER))
     hub = repository()
     assert await read(hub) == HubCheckpoint(facts(), COMMIT)
     assert len(hub.asked) == 5
-    monkeypatch.setattr(client, "_BEGINNINGS", (HEADER // 4, HEADER // 2))
+    monkeypatch.setattr(gguf, "_BEGINNINGS", (HEADER // 4, HEADER // 2))
     with pytest.raises(HubError, match=f"the header of {FILE} has more than {HEADER // 2} bytes"):
         await read(repository())
 
@@ -107,7 +103,7 @@ async def test_a_part_that_is_missing_or_broken_is_named(
 
 
 async def test_all_parts_together_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "MOST_TENSORS", 12)
+    monkeypatch.setattr(gguf, "MOST_TENSORS", 12)
     with pytest.raises(HubError, match="and its other parts have more than 12 tensors"):
         await read(FakeHub(dict(PARTS)), FIRST)
 

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.spec import parse
-from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints import records
 from qwen_operator.hardware.inventory import inventory
+from qwen_operator.manifests.engine_pods import engine_template
 from qwen_operator.manifests.expansion import escaped, unescaped
+from qwen_operator.manifests.inspection_pods import InspectionPlace, inspection_pod
 from qwen_operator.manifests.names import Owner, PodIdentity
-from qwen_operator.manifests.pods import InspectionPlace, RuntimeImage, engine_template, inspection_pod
+from qwen_operator.manifests.pod_parts import RuntimeImage
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import EngineDefaults, Plan
 from qwen_operator.sources import registry
@@ -63,7 +65,7 @@ def test_what_was_escaped_can_be_read_back(text: str) -> None:
 
 def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
     """The pod of the engine, and that of the inspection if there is one."""
-    parsed, facts = parse(deployment(**spec)), Checkpoint.from_inspection(REPORT)
+    parsed, facts = parse(deployment(**spec)), records.from_inspection(REPORT)
     source = registry.engine_source(parsed, facts, DEFAULTS)
     planned = plan(parsed, facts, inventory([node()], ()), DEFAULTS, source)
     assert isinstance(planned, Plan), planned

@@ -18,12 +18,12 @@ from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.fetch.bucket import Bucket
 from qwen_operator.hardware.inventory import inventory
 from qwen_operator.manifests import model_cache
-from qwen_operator.manifests.pods import engine_template
+from qwen_operator.manifests.engine_pods import engine_template
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import CacheType, ModelCache, Plan
 from qwen_operator.replicas.quotas import usage
 from qwen_operator.sources import registry
-from tests.unit.manifests.test_pods import DEFAULTS, FACTS, IDENTITY, POOL, RUNTIME
+from tests.unit.manifests.made import DEFAULTS, FACTS, IDENTITY, POOL, RUNTIME
 
 COMMIT = "c" * 40
 MODEL = "Qwen/Qwen1.5-7B-Chat"
@@ -41,7 +41,7 @@ def template(cache: ModelCache | None, nodes: int = 1, **source: Any) -> dict[st
         }
     )
     assert FACTS is not None
-    facts: Checkpoint = replace(FACTS, commit=COMMIT)
+    facts: Checkpoint = replace(FACTS, commit=COMMIT) if cache or source else FACTS
     defaults = replace(DEFAULTS, cache=cache)
     where = registry.engine_source(spec, facts, defaults)
     planned = plan(spec, facts, inventory([], [POOL]), defaults, where)

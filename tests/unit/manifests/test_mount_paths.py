@@ -13,9 +13,10 @@ from qwen_operator.api.spec import Spec, parse
 from qwen_operator.checkpoints import catalog
 from qwen_operator.hardware.inventory import GpuPool, inventory
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS
+from qwen_operator.manifests.engine_pods import engine_template
 from qwen_operator.manifests.mount_paths import mountable
 from qwen_operator.manifests.names import Owner, PodIdentity
-from qwen_operator.manifests.pods import RuntimeImage, engine_template
+from qwen_operator.manifests.pod_parts import RuntimeImage
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import CacheType, EngineDefaults, ModelCache, NoFit, Outbound, Plan
 from qwen_operator.sources import registry
@@ -39,7 +40,13 @@ CASES: dict[str, tuple[dict[str, Any], EngineDefaults, dict[str, Any], list[str]
         {"adapters": [{"name": "support", "source": {"uri": "hf://team/support"}}]},
         CACHED,
         {},
-        [f"/models/cached/{MODEL}", "/models/compiled", "/models/adapters/.fetched/" + FETCHED, "/qwen-adapters"],
+        [f"/models/cached/{MODEL}", "/models/compiled", "/models/adapters/.fetched", "/qwen-adapters"],
+    ),
+    "an adapter of a hub without a cache": (
+        CLAIM | {"adapters": [{"name": "support", "source": {"uri": "hf://team/support"}}]},
+        HUB,
+        {},
+        ["/models/source", "/models/adapters/.fetched/" + FETCHED, "/qwen-adapters"],
     ),
     "a cache": ({}, CACHED, {}, [f"/models/cached/{MODEL}", "/models/compiled"]),
     "several GPUs": (CLAIM, HUB, {"shm_bytes": 1 << 30}, ["/models/source", "/dev/shm"]),

@@ -14,9 +14,10 @@ from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.spec import parse
 from qwen_operator.checkpoints import catalog
 from qwen_operator.hardware.inventory import GpuPool, inventory
+from qwen_operator.manifests.engine_pods import ReplicaPods, engine_pods, engine_template
 from qwen_operator.manifests.multi_node import HOST_PORTS, MultiNode, MultiNodes, TopologyPolicy, connected
 from qwen_operator.manifests.names import Owner, PodIdentity
-from qwen_operator.manifests.pods import ReplicaPods, RuntimeImage, engine_pods, engine_template
+from qwen_operator.manifests.pod_parts import RuntimeImage
 from qwen_operator.planning.plan import plan
 from qwen_operator.planning.types import EngineDefaults, Plan
 from qwen_operator.sources import registry

@@ -10,6 +10,7 @@ import pytest
 from qwen_operator.api.adapters import Adapter, AdapterSource
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.engine import Engine
+from qwen_operator.checkpoints import records
 from qwen_operator.checkpoints.adapters import InspectedAdapter
 from qwen_operator.checkpoints.facts import Checkpoint, InvalidFactsError
 from qwen_operator.planning import adapters
@@ -119,11 +120,11 @@ def test_a_plan_without_a_cluster_says_that_nobody_read_them() -> None:
 def test_a_record_is_read_again_and_a_wrong_one_is_refused() -> None:
     checkpoint = with_adapters(BASE, OF_BASE)
     record = checkpoint.to_json()
-    assert Checkpoint.from_json(record) == checkpoint
+    assert records.from_json(record) == checkpoint
     (entry,) = record["adapters"]
     for wrong in (7, [entry] * 65, [None], [entry | {"name": ""}], [entry | {"facts": [1]}], [{"name": "a"}]):
         with pytest.raises(InvalidFactsError):
-            Checkpoint.from_json(record | {"adapters": wrong})
+            records.from_json(record | {"adapters": wrong})
 
 
 def test_a_plan_has_room_for_what_its_options_say() -> None:
@@ -164,7 +165,7 @@ def test_one_projection_is_read_too_and_the_kept_plan_differs_only_in_the_adapte
     assert isinstance(made, Plan)
     assert adapters.room(made).modules == {"q_proj"}
     two = with_adapters(BASE, *[replace(OF_BASE, modules=("q_proj",))] * 2)
-    kept, fresh = adapters.with_adapters(made, two), planned(two)
+    kept, fresh = adapters.with_adapters(made, two, {}), planned(two)
     assert isinstance(fresh, Plan)
     assert (kept.args, kept.steps) == (fresh.args, fresh.steps)
     assert replace(kept, args=(), steps=()) == replace(made, args=(), steps=())

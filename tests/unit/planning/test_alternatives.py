@@ -119,6 +119,17 @@ def test_what_the_status_says_of_an_alternative() -> None:
     assert Alternative(AlternativeKind.NODES, 1, "x", 1, hardware=NodesNeeded("x", 1, 2)).patch() == {}
 
 
+def test_of_two_contexts_on_the_same_gpus_only_the_longer_one_is_offered() -> None:
+    name = "Qwen/Qwen3-Coder-480B-A35B-Instruct-FP8"
+    checkpoint = catalog.lookup(name)
+    assert checkpoint
+    spec = parse({"metadata": {"name": "m"}, "spec": {"model": name}})
+    failed = plan(spec, checkpoint, pools("A100-SXM4-40GB", nodes=2), DEFAULTS, DOWNLOADED)
+    assert isinstance(failed, NoFit)
+    contexts = [one.context_tokens for one in failed.alternatives if one.kind is AlternativeKind.CONTEXT]
+    assert contexts == [240384]
+
+
 def test_nothing_is_made_up_where_nothing_fits() -> None:
     huge = {"model": "someone/enormous"}
     checkpoint = facts("Qwen3-Coder-480B-A35B-Instruct")

@@ -9,7 +9,7 @@ import pytest
 
 from qwen_operator import engines
 from qwen_operator.api.engine import Engine, EnvVar
-from qwen_operator.checkpoints import catalog
+from qwen_operator.checkpoints import catalog, records
 from qwen_operator.checkpoints.facts import ChatFormat, Checkpoint, Task
 from qwen_operator.planning.answers import Answers, RefusedParserError, answers, recorded_parsers, warnings
 from qwen_operator.planning.plan import plan
@@ -207,5 +207,5 @@ def test_a_reranker_generates_and_needs_a_template_that_ranks() -> None:
 def test_chat_facts_survive_their_record() -> None:
     for chat in (None, chat_format(QWEN3), chat_format(RERANKER), ChatFormat(template=False, task=Task.EMBED)):
         checkpoint = replace(facts("Qwen3-8B"), chat=chat)
-        assert Checkpoint.from_json(checkpoint.to_json()) == checkpoint
+        assert records.from_json(checkpoint.to_json()) == checkpoint
     assert "chat" not in replace(facts("Qwen3-8B"), chat=None).to_json()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
+
 from qwen_operator.api.spec import parse
 from qwen_operator.checkpoints.facts import Checkpoint, RopeScaling
 from qwen_operator.hardware.inventory import inventory
 from qwen_operator.planning.behaviour import longest_context, media_domains, model_overrides
 from qwen_operator.planning.plan import plan
-from qwen_operator.planning.types import EngineDefaults, Plan
+from qwen_operator.planning.types import EngineDefaults, NoFit, Plan
 from qwen_operator.sources import registry
 from tests.unit.planning.models import facts
 from tests.unit.world import deployment, node
@@ -47,6 +49,20 @@ def test_a_checkpoint_that_is_stretched_already_starts_from_what_it_was_trained_
     # without the original length the stated one counts
     bare = replace(checkpoint, rope=replace(rope, original_max_positions=None))
     assert longest_context(bare) == 4 * 65536
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic"])
+def test_a_scaling_that_is_not_yarn_is_kept_up_to_its_own_length(kind: str) -> None:
+    """SGLang 0.5.23 derives 65536 from such a config.json of 32768 positions and a factor of 2."""
+    stretched = replace(facts("Qwen3-8B"), max_positions=32768, rope=RopeScaling(kind, 2.0, None))
+    assert longest_context(stretched) == 65536
+    assert model_overrides(stretched, 65536) is None
+    longer = parse(deployment(model="Qwen/Qwen3-8B", contextTokens=65537))
+    defaults = EngineDefaults("lmsysorg/sglang", "0.5.23")
+    source = registry.engine_source(longer, stretched, defaults)
+    refused = plan(longer, stretched, inventory([node("n")], ()), defaults, source)
+    assert isinstance(refused, NoFit)
+    assert refused.message.endswith(f"is 32768 (65536 with {kind}): set at most 65536")
 
 
 def test_qwen3_states_more_than_it_was_trained_for() -> None:

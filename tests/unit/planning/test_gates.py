@@ -81,20 +81,12 @@ def test_fp8_weights_on_an_a100_are_said_to_be_unpacked() -> None:
     assert any("8.0 has no FP8 cores" in line for line in result.steps)
 
 
-def test_8_bit_awq_needs_the_kernel_of_newer_boards() -> None:
-    awq = replace(facts("Qwen1.5-7B-Chat-GPTQ-Int4"), quantization=Quantization("awq", 8, 128, symmetric=False))
-    assert isinstance(plan(spec(), awq, pools("A100-80GB"), DEFAULTS, DOWNLOADED), Plan)
-    result = plan(spec(), awq, pools("T4"), DEFAULTS, DOWNLOADED)
-    assert isinstance(result, NoFit)
-    assert "8-bit AWQ weights need compute capability 8.0, Tesla-T4 has 7.5" in result.message
-
-
 DROPPED = {
     "asymmetric": (Quantization("gptq", 4, 128, symmetric=False), "asymmetric GPTQ"),
     "three bits": (Quantization("gptq", 3, 128, symmetric=True), "3-bit GPTQ; SGLang runs 4 and 8 bits"),
-    "AWQ of six bits": (Quantization("awq", 6, 128, symmetric=False), "6-bit AWQ; SGLang runs 4 and 8 bits"),
-    "not sized": (Quantization("moe_wna16", 4, 128), "weights are moe_wna16 4 bit, which the operator cannot plan"),
-    "not loaded": (Quantization("hqq", 4, 128), "weights are hqq 4 bit, which SGLang 0.5.23 does not load; use awq"),
+    "AWQ of eight bits": (Quantization("awq", 8, 128, symmetric=False), "8-bit AWQ; SGLang runs 4 bits"),
+    "not sized": (Quantization("moe_wna16", 4, 128), "weights are moe_wna16, which the operator cannot plan"),
+    "not loaded": (Quantization("hqq", 4, 128), "weights are hqq, which SGLang 0.5.23 does not load; use awq"),
 }
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qwen_operator import engines
 from qwen_operator.api.spec import Spec, parse
-from qwen_operator.checkpoints import catalog, parallel
+from qwen_operator.checkpoints import catalog, parallel, records
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.hardware.boards import board
@@ -153,7 +153,7 @@ def test_plans_and_facts_come_back_from_json_as_they_were(
 ) -> None:
     result = planned(checkpoint, cluster, context)
 
-    assert Checkpoint.from_json(json.loads(json.dumps(checkpoint.to_json()))) == checkpoint
+    assert records.from_json(json.loads(json.dumps(checkpoint.to_json()))) == checkpoint
     if isinstance(result, Plan):
         assert Plan.from_json(json.loads(json.dumps(result.to_json()))) == result
     else:

@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from qwen_operator.config import GatewayConfig
+from qwen_operator.config.types import GatewayConfig
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Forbidden, Manifest
 from tests.unit.world import CONFIG, World, change, deployment, ready_status
 

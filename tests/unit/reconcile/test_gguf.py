@@ -67,7 +67,9 @@ async def test_a_file_of_a_hub_is_planned_by_its_header_and_pinned_to_a_commit(
     assert world.conditions()["Ready"] == ("True", "Serving")
     (engine,) = world.api.all(PODS)
     command = engine["spec"]["containers"][0]["command"]
-    assert {"--model-path=Qwen/Test/a.gguf", f"--revision={COMMIT}"} <= set(command)
+    assert "--model-path=/models/cached/Qwen/Test/a.gguf" in command
+    fetch = engine["spec"]["initContainers"][-1]["command"]
+    assert {f"--commit={COMMIT}", "--file=a.gguf", "--of-pod"} <= set(fetch)
     assert world.qd()["status"]["model"]["commit"] == COMMIT
 
 

@@ -17,7 +17,8 @@ from qwen_operator.endpoints import MetricsPage
 from qwen_operator.kube import PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.kube.mirror import Mirror
 from qwen_operator.manifests.names import Owner, metadata
-from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
+from qwen_operator.metrics.deployments import DeploymentMetrics, LoadSource
+from qwen_operator.metrics.process import OperatorMetrics
 from qwen_operator.replicas.pod_state import read_pod
 from qwen_operator.replicas.scaling_view import scaled_deployments
 from qwen_operator.routing.membership import EntryNaming, GatewayView, Membership, advance

@@ -215,7 +215,6 @@ FAULTS: dict[str, tuple[Callable[[], BaseException], int]] = {
 """A fault, and how many pods each replica has."""
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 @pytest.mark.parametrize(("fault", "members"), FAULTS.values(), ids=FAULTS.keys())
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])

@@ -24,6 +24,7 @@ from qwen_operator.kube import (
     Manifest,
 )
 from qwen_operator.planning.types import EngineDefaults
+from qwen_operator.replicas.pod_state import REST_SECONDS
 from qwen_operator.tenancy.lists import Mode, Tenancy
 from tests.unit.world import CONFIG, REPORT, World, change, deployment, ended_status, node, ready_status, settled
 
@@ -209,6 +210,38 @@ class TestWhatServes:
         texts = [item["message"] for item in world.api.all(EVENTS) if item["reason"] == "Evicted"]
         assert sorted(text.split(" ")[0] for text in texts) == [first, second]
         assert all("low on memory" in text for text in texts)
+
+    @pytest.mark.parametrize(
+        ("reason", "words"),
+        [
+            # k8s-device-plugin: no healthy GPU is left, and the scheduler sends every next pod there.
+            ("UnexpectedAdmissionError", "Allocate failed due to no healthy devices present"),
+            ("TopologyAffinityError", "Resources cannot be allocated with Topology locality"),
+            ("OutOfnvidia.com/gpu", "Node didn't have enough resource: nvidia.com/gpu, requested: 1, used: 8"),
+        ],
+    )
+    async def test_a_node_that_refuses_every_pod_gets_no_pod_a_second(self, reason: str, words: str) -> None:
+        world = await World().start()
+        made = []
+
+        def refused(pod: Manifest) -> Manifest:
+            made.append(pod["metadata"]["uid"])
+            message = f"Pod was rejected: {words}"
+            return {"phase": "Failed", "reason": reason, "message": message, "startTime": world.api.clock.stamp()}
+
+        world.kubelet.engine = refused
+        world.api.put(QWENDEPLOYMENTS, deployment())
+        await world.wait(600)
+        assert 600 / (REST_SECONDS + 5) <= len(set(made)) <= 600 / REST_SECONDS + 1
+        assert world.conditions()["Ready"] == ("False", "PodRefused")
+        assert words in world.message("Ready")
+        assert "look at the device plugin of the node, or cordon it" in world.message("Ready")
+        assert world.events()["PodRefused"]
+        assert world.qd()["status"]["lastFailure"]["reason"] == "PodRefused"
+        # One that takes the pod ends it.
+        world.kubelet.engine = ready_status
+        await world.settle()
+        assert world.conditions()["Ready"] == ("True", "Serving")
 
     async def test_every_lost_node_has_an_event(self) -> None:
         world = await World().start()

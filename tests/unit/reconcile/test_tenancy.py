@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_operator.api.spec import InvalidSpec, parse
-from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints import records
 from qwen_operator.checkpoints.hubs import HubCheckpoint, HubError, HubQuery, HubReason, is_repository
 from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS
 from qwen_operator.manifests.revisions import ANNOTATION_SOURCE
@@ -41,7 +41,7 @@ async def hub(query: HubQuery, _seconds: float) -> HubCheckpoint:
     """Every repository that there could be exists."""
     if not is_repository(query.repository):
         raise HubError(HubReason.NOT_FOUND, f"{query} does not exist")
-    return HubCheckpoint(Checkpoint.from_inspection(REPORT), "c0ffee" * 6)
+    return HubCheckpoint(records.from_inspection(REPORT), "c0ffee" * 6)
 
 
 async def served(config: Any = RESTRICTED, **spec: Any) -> World:

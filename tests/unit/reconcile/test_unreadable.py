@@ -12,7 +12,7 @@ import pytest
 
 from qwen_operator.api.claims import RESERVED_SECONDS, NameRights
 from qwen_operator.api.name_index import holders
-from qwen_operator.config import NetworkPolicyConfig
+from qwen_operator.config.types import NetworkPolicyConfig
 from qwen_operator.controller import resync
 from qwen_operator.controller.network_policies import NetworkPolicies
 from qwen_operator.kube import (
@@ -27,7 +27,8 @@ from qwen_operator.kube import (
     Resource,
     Unavailable,
 )
-from qwen_operator.metrics import DeploymentMetrics, LoadSource, OperatorMetrics
+from qwen_operator.metrics.deployments import DeploymentMetrics, LoadSource
+from qwen_operator.metrics.process import OperatorMetrics
 from qwen_operator.replicas.scaling_view import scaled_deployments
 from tests.unit.world import CONFIG, World, deployment
 

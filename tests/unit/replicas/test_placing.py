@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
-from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Forbidden, Manifest
+from qwen_operator.api.conditions import Reason
+from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Forbidden, Manifest, Unavailable
+from qwen_operator.manifests.kept import kept_pod
 from qwen_operator.manifests.multi_node import MultiNode, MultiNodes, TopologyPolicy
-from qwen_operator.replicas.room import Neighbours, room_for
+from qwen_operator.replicas.places import Neighbours, used_by
+from qwen_operator.replicas.pod_state import unready_reason
+from qwen_operator.replicas.room import room_for
 from tests.unit.world import CONFIG, World, change, deployment, node, ready_status, with_groups
 
 GATE = "qwen-operator.dev/group"
@@ -33,7 +37,9 @@ def gated(world: World) -> list[str]:
 
 def bound(world: World) -> dict[str, str]:
     return {
-        pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in world.api.all(PODS) if pod["spec"].get("nodeName")
+        pod["metadata"]["name"]: pod["spec"]["nodeName"]
+        for pod in world.api.all(PODS)
+        if pod["spec"].get("nodeName") and pod["metadata"]["namespace"] == "team"
     }
 
 
@@ -305,6 +311,130 @@ async def test_only_a_setting_for_tests_puts_two_pods_of_a_replica_on_one_node(m
         world.api.put(QWENDEPLOYMENTS, deployment())
         await world.wait(30)
         assert world.conditions()["Ready"][0] == ready
+
+
+def stranger(on: str, gpus: int = 1) -> Manifest:
+    """A pod that the operator does not watch."""
+    container = {"name": "notebook", "resources": {"limits": {"nvidia.com/gpu": str(gpus)}}}
+    meta = {"name": f"notebook-{on}", "namespace": "research", "uid": f"notebook-{on}", "labels": {}}
+    return {
+        "metadata": meta,
+        "spec": {"nodeName": on, "containers": [container]},
+        "status": {"phase": "Running"},
+    }
+
+
+async def test_gpus_that_pods_of_others_have_are_seen_before_a_pod_takes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+    world.kubelet.full = {"gpu-2"}
+    world.api.put(PODS, stranger("gpu-2"))
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(30)
+    assert len(gated(world)) == 2
+    assert bound(world) == {}
+    assert "1 of 2 nodes has them (gpu-2 has 0 of 1, gpu-1 has 1 of 1)" in world.message("Ready")
+    world.kubelet.full = set()
+    world.api.finish(world.api.one(PODS, "notebook-gpu-2"), PODS)
+    await world.wait(60)
+    assert sorted(bound(world).values()) == ["gpu-1", "gpu-2"]
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+async def test_a_node_of_others_is_passed_over_for_a_free_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=8)
+    taken = {"gpu-1", "gpu-2", "gpu-4", "gpu-5", "gpu-6", "gpu-7"}
+    world.kubelet.full = taken
+    for name in taken:
+        world.api.put(PODS, stranger(name))
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(60)
+    assert sorted(bound(world).values()) == ["gpu-3", "gpu-8"]
+    assert world.conditions()["Ready"] == ("True", "Serving")
+
+
+@pytest.mark.parametrize("busy", [12, 40, 200])
+async def test_many_nodes_of_others_hold_a_replica_back(monkeypatch: pytest.MonkeyPatch, busy: int) -> None:
+    world = await a_world(monkeypatch, nodes=busy)
+    world.kubelet.full = {f"gpu-{number}" for number in range(1, busy + 1)}
+    for name in world.kubelet.full:
+        world.api.put(PODS, stranger(name))
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(60)
+    assert len(gated(world)) == 2
+    for name in ("gpu-new-1", "gpu-new-2"):
+        world.api.put(NODES, node(name, gpus=1))
+    await world.wait(60)
+    assert sorted(bound(world).values()) == ["gpu-new-1", "gpu-new-2"]
+
+
+class _Deaf:
+    """An API server that lists no pods of a node."""
+
+    error: Exception = Unavailable(0, "NoAnswer", "down")
+
+    async def list(self, *_args: object, fields: str = "") -> object:
+        raise self.error
+
+
+async def test_while_nodes_cannot_be_read_nothing_is_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+    looks, deaf = world.operator.worker.reconciler.free_nodes, _Deaf()
+    assert looks is not None
+    monkeypatch.setattr(looks.nodes, "api", deaf)
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(40)
+    assert len(gated(world)) == 2
+    assert "waits until the operator has read which pods of others run on its nodes" in world.message("Ready")
+    deaf.error = Forbidden(403, "Forbidden", "no")
+    await world.wait(40)
+    assert sorted(bound(world).values()) == ["gpu-1", "gpu-2"], "without the right, the scheduler decides"
+    assert looks.nodes.blind
+    await world.wait(300)
+    assert not looks.nodes.blind, "the right may be there by now"
+
+
+async def test_nodes_in_a_later_block_are_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_groups(2, monkeypatch)
+    chart = MultiNode(topology_key=BLOCK, topology_policy=TopologyPolicy.REQUIRED)
+    world = await World(config=replace(CONFIG, multi_nodes=MultiNodes(chart))).start()
+    world.kubelet.place = True
+    for name in ("a1", "a2", "b1", "b2", "c1", "c2"):
+        one = node(name, gpus=1)
+        one["metadata"]["labels"][BLOCK] = name[0]
+        world.api.put(NODES, one)
+        if name[0] != "c":
+            world.kubelet.full.add(name)
+            world.api.put(PODS, stranger(name))
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(60)
+    assert sorted(bound(world).values()) == ["c1", "c2"]
+
+
+def test_a_pod_of_others_on_the_port_of_engines_is_seen_through_what_is_kept() -> None:
+    other = stranger("gpu-1")
+    other["spec"]["containers"][0]["ports"] = [{"containerPort": 8000, "hostPort": 8000}]
+    assert used_by(kept_pod(other)) == {"nvidia.com/gpu": 1, "port 8000": 1}
+
+
+async def test_without_the_right_to_look_the_scheduler_finds_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+    looks = world.operator.worker.reconciler.free_nodes
+    assert looks is not None
+    looks.nodes.blind_until = float("inf")
+    world.kubelet.full = {"gpu-2"}
+    world.api.put(PODS, stranger("gpu-2"))
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(30)
+    assert gated(world) == []
+    assert len(bound(world)) == 1
+
+
+def test_a_pod_whose_gates_have_just_gone_is_not_one_without_room() -> None:
+    message = "Scheduling is blocked due to non-empty scheduling gates"
+    condition = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": message}
+    free = pod("a-0", 1, gates=[])
+    free["status"]["conditions"] = [condition]
+    assert unready_reason(free) == (Reason.STARTING, "a-0-1 is being started")
 
 
 # Room, without a cluster around it.

@@ -362,25 +362,6 @@ async def test_a_full_quota_of_gpus_ends_no_download(surge: int) -> None:
     assert world.conditions()["Ready"] == ("True", "Serving")
 
 
-async def test_without_the_revision_there_is_no_download_and_the_status_says_why() -> None:
-    world = world_of()
-
-    def admit(verb: str, manifest: Manifest) -> None:
-        if (verb, manifest["kind"]) == ("create", "ControllerRevision"):
-            raise Forbidden(403, "Forbidden", "exceeded quota: revisions, requested: count/controllerrevisions.apps=1")
-
-    world.api.admit = admit
-    await begun(world)
-    await world.wait(60)
-    assert world.conditions()["Ready"] == ("False", "QuotaExceeded")
-    assert "count/controllerrevisions.apps" in world.message("Ready")
-    world.api.admit = lambda _verb, _manifest: None
-    await world.wait(600)
-    assert fetches(world)
-    await finish(world)
-    assert len(engines(world)) == 1
-
-
 async def test_another_revision_of_the_same_model_waits_for_nothing() -> None:
     world = await begun(world_of(CACHED))
     await finish(world)
@@ -618,6 +599,29 @@ async def test_whatever_fetch_pods_do_engines_exist_and_writes_end(
     await world.wait(3600)
     assert len(world.api.writes) - before <= 40
     assert len(engines(world)) == 1
+
+
+@pytest.mark.parametrize("config", [ON_NODES, CACHED], ids=["nodes", "claim"])
+@pytest.mark.parametrize("error", [Forbidden(403, "Forbidden", "no"), Unavailable(503, "Down", "webhook is down")])
+async def test_a_replica_does_not_wait_for_a_revision_that_is_rejected(config: Any, error: ApiError) -> None:
+    """Nothing counts the downloads then. So engine pods do them, as without prefetch."""
+
+    def admit(verb: str, manifest: Manifest) -> None:
+        if verb == "create" and manifest["kind"] == "ControllerRevision":
+            raise error
+
+    world = world_of(config)
+    world.api.admit = admit
+    await begun(world)
+    await world.wait(30)
+    assert len(engines(world)) == 1
+    assert fetches(world) == []
+    assert world.conditions()["Stalled"] == ("True", "PodRefused")
+    assert "spec.prefetch has no effect while the API server rejects the ControllerRevision" in world.message("Planned")
+    world.api.admit = lambda _verb, _manifest: None
+    await world.wait(600)
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert "spec.prefetch" not in world.message("Planned")
 
 
 @pytest.mark.parametrize("rollout", [{}, {"maxSurge": 0, "maxUnavailable": 1}], ids=["surge", "in place"])

@@ -68,14 +68,15 @@ def test_a_pod_that_answers() -> None:
     ("observed", "seconds"),
     [
         ({"hash": "b", "startupSeconds": 45}, 45),
-        ({"hash": "a", "startupSeconds": 45}, 0),
-        ({"hash": "b", "startupSeconds": "45"}, 0),
-        ({"hash": "b", "startupSeconds": 10**9}, 0),
-        ({}, 0),
+        ({"hash": "a", "startupSeconds": 45}, 90),
+        ({"hash": "b", "startupSeconds": "45"}, 90),
+        ({"hash": "b", "startupSeconds": 10**9}, 90),
+        ({}, 90),
     ],
 )
-def test_what_a_start_of_the_present_plan_took_reaches_the_policy(observed: Any, seconds: int) -> None:
-    owner = deployment(scaling={"maxReplicas": 3}) | {"status": {"plan": {"hash": "b"}, "observed": observed}}
+def test_what_a_start_took_or_should_take_reaches_the_policy(observed: Any, seconds: int) -> None:
+    plan = {"hash": "b", "startupSeconds": 90}
+    owner = deployment(scaling={"maxReplicas": 3}) | {"status": {"plan": plan, "observed": observed}}
     assert scaled(owner, []).bounds == Bounds(1, 3, 300.0, start_seconds=seconds)
 
 

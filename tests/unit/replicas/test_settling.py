@@ -48,3 +48,17 @@ async def test_ready_is_said_by_itself_when_the_time_is_over() -> None:
 
     assert world.conditions()["Ready"] == ("True", "Serving")
     assert world.api.clock.now() - start >= timedelta(seconds=3)
+
+
+async def test_the_column_does_not_go_back_to_loading_while_the_gateway_takes_the_pod_up() -> None:
+    world = await World().start()
+    world.kubelet.engine = lambda _pod: {"phase": "Pending"}
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.settle()
+    now = world.api.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+    world.kubelet.engine = lambda _pod: ready_since(now)["status"]
+
+    await world.wait(2)
+
+    assert world.qd()["status"]["summary"]["status"] == "Registering"
+    assert world.conditions()["Ready"] == ("False", "Loading")

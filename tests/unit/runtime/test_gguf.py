@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_operator.checkpoints.facts import Checkpoint
+from qwen_operator.checkpoints import records
 from qwen_runtime.checkpoints import gguf
 from qwen_runtime.checkpoints.reading import InvalidFactsError
 from qwen_runtime.inspect_checkpoint import examine
@@ -55,7 +55,7 @@ def changed(change: Callable[[File], object]) -> File:
 
 def test_a_file_is_reported_with_its_types(tmp_path: Path) -> None:
     report = facts(qwen2("Q4_K", attn_v="Q6_K", output="Q6_K").write(tmp_path / "model.gguf"))
-    read = Checkpoint.from_inspection(report)
+    read = records.from_inspection(report)
     assert (read.architecture, read.layers, read.hidden, read.heads, read.kv_heads) == (
         "Qwen2ForCausalLM", 1, HIDDEN, 4, 2,
     )  # fmt: skip
@@ -77,7 +77,7 @@ def test_a_file_is_reported_with_its_types(tmp_path: Path) -> None:
     assert read.weight_bytes == matrices + padding + small // 2
     assert read.chat is not None
     assert read.chat.template
-    assert Checkpoint.from_json(json.loads(json.dumps(read.to_json()))) == read
+    assert records.from_json(json.loads(json.dumps(read.to_json()))) == read
 
 
 def test_a_qwen3_has_the_head_width_that_sglang_takes(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_the_scaling_of_a_file_extends_no_context(tmp_path: Path) -> None:
     ],
 )
 def test_types_without_a_kernel_are_told(tmp_path: Path, file: File, refused: str) -> None:
-    quantization = Checkpoint.from_inspection(facts(file.write(tmp_path / "model.gguf"))).quantization
+    quantization = records.from_inspection(facts(file.write(tmp_path / "model.gguf"))).quantization
     assert quantization is not None
     assert quantization.refused.startswith(refused)
     assert bool(quantization.refused) == bool(refused)
@@ -367,4 +367,4 @@ def test_no_change_of_a_header_makes_the_inspection_fail_in_another_way(
     report, complete = examine(path)
     assert complete or report["error"]["message"].endswith(".")
     if complete:
-        Checkpoint.from_inspection(report)
+        records.from_inspection(report)

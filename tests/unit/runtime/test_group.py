@@ -1,5 +1,6 @@
 """Engines over several pods, with real processes that reach each other over the loopback interface."""
 
+import ipaddress
 import json
 import os
 import re
@@ -17,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from qwen_runtime.group import Member, host_and_port
-from qwen_runtime.processes import oom_kills
+from qwen_runtime.group import GROUP_PORT, Member, host_and_port
+from qwen_runtime.processes import descendants, oom_kills
 
 # A program that stands in for SGLang. It prints its options, so that the tests see when and with what it started.
 ENGINE = "import os, signal, sys, time\nprint('started', *sys.argv[1:], flush=True)\n"
@@ -51,12 +52,23 @@ SERVES = "print('The server is fired up and ready to roll!', flush=True)\n"
 
 @dataclass
 class Pods:
-    """The members of one group on this machine. The rank is in the loopback address."""
+    """The members of one group on this machine, each with a loopback address of its own: as pods, they use fixed ports.
+
+    No other process on this machine has these addresses. The rank is in the last two bits, and the pid in the others.
+    """
 
     archive: Path
     folder: Path
     running: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
     strangers: list[socket.socket] = field(default_factory=list)
+
+    @staticmethod
+    def address(rank: int) -> str:
+        return str(ipaddress.IPv4Address("127.0.0.0") + (os.getpid() << 2) + rank + 1)
+
+    def name_leader(self, uid: str = "uid-0") -> None:
+        """As the operator does it."""
+        (self.folder / "leader").write_text(f"{self.address(0)} {uid}\n")
 
     def start(
         self,
@@ -69,11 +81,11 @@ class Pods:
     ) -> "subprocess.Popen[bytes]":
         leader = self.folder / "leader"
         if not leader.exists():
-            leader.write_text("127.0.0.1 uid-0")
+            self.name_leader()
         child = [sys.executable, *(("-I", "-S") if "PYTHONPATH" not in env else ()), "-u", "-c", ENGINE + program]
         group = [f"--group-size={size}", f"--group-rank={rank}", f"--group-leader={leader}", *options]
         command = [sys.executable, str(self.archive), "launch", "--termination-log", str(self.log(rank)), *group, "--"]
-        pod = {"QWEN_POD_NAME": f"chat-0-{rank}", "QWEN_POD_IP": f"127.0.0.{rank + 1}", "QWEN_POD_UID": f"uid-{rank}"}
+        pod = {"QWEN_POD_NAME": f"chat-0-{rank}", "QWEN_POD_IP": self.address(rank), "QWEN_POD_UID": f"uid-{rank}"}
         process = subprocess.Popen(
             [*before, *command, *child, f"--node-rank={rank}"],
             env={**os.environ, **pod, **env},
@@ -84,13 +96,17 @@ class Pods:
         return process
 
     def knock(self) -> socket.socket:
-        """A connection to rank 0, from whoever can reach it."""
-        for _ in range(600):
+        """A connection to rank 0, from whoever can reach it, as soon as it listens."""
+        while True:
             with suppress(ConnectionRefusedError):
-                self.strangers.append(socket.create_connection(("127.0.0.1", 20001), timeout=30))
+                self.strangers.append(socket.create_connection((self.address(0), GROUP_PORT)))
                 return self.strangers[-1]
             time.sleep(0.05)
-        raise AssertionError("rank 0 does not listen")
+
+    @staticmethod
+    def until(file: Path) -> str:
+        """A part of a program: it waits until the file is there."""
+        return f"while not os.path.exists({str(file)!r}): time.sleep(0.05)\n"
 
     @property
     def killed(self) -> str:
@@ -112,7 +128,12 @@ def pods(archive: Path, tmp_path: Path) -> Iterator[Pods]:
     for stranger in made.strangers:
         stranger.close()
     for process in made.running:
+        # An engine has a session of its own, and outlives a launcher that is killed.
+        engines = descendants(process.pid)
         process.kill()
+        for engine in engines:
+            with suppress(ProcessLookupError):
+                os.kill(engine, signal.SIGKILL)
         process.communicate()
 
 
@@ -122,7 +143,7 @@ def read_line(process: "subprocess.Popen[bytes]") -> str:
 
 
 def end(process: "subprocess.Popen[bytes]") -> int:
-    process.communicate(timeout=60)
+    process.communicate()
     return process.returncode
 
 
@@ -132,29 +153,29 @@ def test_all_engines_start_with_the_address_of_rank_0_when_the_last_member_is_th
 ) -> None:
     members = {rank: pods.start(rank, FOREVER, size=3) for rank in order}
     for rank, process in members.items():
-        assert read_line(process) == f"started --node-rank={rank} --dist-init-addr=127.0.0.1:20000"
+        assert read_line(process) == f"started --node-rank={rank} --dist-init-addr={pods.address(0)}:20000"
 
 
 def test_a_member_that_waits_takes_the_address_when_the_operator_writes_it(pods: Pods) -> None:
-    leader = pods.folder / "leader"
-    leader.write_text("")
+    (pods.folder / "leader").write_text("")
     worker = pods.start(1, FOREVER)
     first = pods.start(0, FOREVER)
-    leader.write_text("127.0.0.1 uid-0\n")
+    pods.name_leader()
     assert read_line(worker).startswith("started")
     assert read_line(first).startswith("started")
 
 
 @pytest.mark.parametrize(
-    ("rank", "leader", "why"),
+    ("rank", "named", "why"),
     [
-        (0, "127.0.0.1 uid-0", "rank 1 (chat-0-1) did not come within 1 s"),
-        (1, "", "rank 0 (chat-0-0) was not reached: the operator has not named its address yet"),
-        (1, "127.0.0.1 uid-0", "rank 0 (chat-0-0) was not reached: 127.0.0.1:20001: Connection refused"),
+        (0, True, "rank 1 (chat-0-1) did not come within 1 s"),
+        (1, False, "rank 0 (chat-0-0) was not reached: the operator has not named its address yet"),
+        (1, True, "rank 0 (chat-0-0) was not reached: ADDRESS:20001: Connection refused"),
     ],
 )
-def test_who_did_not_come_is_the_cause_and_no_engine_was_started(pods: Pods, rank: int, leader: str, why: str) -> None:
-    (pods.folder / "leader").write_text(leader)
+def test_who_did_not_come_is_the_cause_and_no_engine_was_started(pods: Pods, rank: int, named: bool, why: str) -> None:
+    if not named:
+        (pods.folder / "leader").write_text("")
     process = pods.start(rank, FOREVER, "--group-seconds=1")
     assert end(process) == 1
     assert pods.report(rank) == {
@@ -162,15 +183,16 @@ def test_who_did_not_come_is_the_cause_and_no_engine_was_started(pods: Pods, ran
         "reason": "GroupIncomplete",
         "phase": "Starting",
         "exitCode": 1,
-        "log": [why],
+        "log": [why.replace("ADDRESS", pods.address(0))],
     }
 
 
 def test_one_that_waits_names_the_third_that_did_not_come(pods: Pods) -> None:
     pods.start(0, FOREVER, size=3)
-    worker = pods.start(1, FOREVER, "--group-seconds=3", size=3)
+    pods.knock()
+    worker = pods.start(1, FOREVER, "--group-seconds=5", size=3)
     assert end(worker) == 1
-    assert pods.report(1)["log"] == ["rank 2 (chat-0-2) did not come within 3 s"]
+    assert pods.report(1)["log"] == ["rank 2 (chat-0-2) did not come within 5 s"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -184,33 +206,24 @@ def test_a_signal_ends_a_member_that_waits_at_once(pods: Pods, rank: int) -> Non
 
 
 def test_who_belongs_to_an_earlier_pod_of_rank_0_is_not_taken_in(pods: Pods) -> None:
-    (pods.folder / "leader").write_text("127.0.0.1 uid-of-yesterday")
-    worker = pods.start(1, FOREVER, "--group-seconds=2")
-    first = pods.start(0, FOREVER, "--group-seconds=3")
-    assert (end(worker), end(first)) == (1, 1)
+    pods.name_leader("uid-of-yesterday")
+    first = pods.start(0, FOREVER)
+    pods.knock()
+    worker = pods.start(1, FOREVER, "--group-seconds=5")
+    assert end(worker) == 1
     assert pods.report(1)["log"] == ["rank 0 (chat-0-0) was not reached: it closed the connection"]
+    assert first.poll() is None
+    first.terminate()
+    assert first.communicate()[0] == b"", "it has started no engine"
 
 
 def test_strangers_and_noise_do_not_disturb_a_group_that_forms(pods: Pods) -> None:
     first = pods.start(0, FOREVER)
-    strangers = []
     for noise in (b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 20_000, b'{"rank": "1"}\n', b"[" * 8000 + b"\n", b"[]\n", b""):
-        stranger = _connected("127.0.0.1", 20001)
-        stranger.sendall(noise)
-        strangers.append(stranger)
+        pods.knock().sendall(noise)
     worker = pods.start(1, FOREVER)
     assert read_line(first).startswith("started")
     assert read_line(worker).startswith("started")
-    for stranger in strangers:
-        stranger.close()
-
-
-def _connected(host: str, port: int) -> socket.socket:
-    while True:
-        try:
-            return socket.create_connection((host, port))
-        except ConnectionRefusedError:
-            continue
 
 
 def test_different_versions_of_sglang_are_told_before_an_engine_starts(pods: Pods, tmp_path: Path) -> None:
@@ -251,7 +264,8 @@ def test_a_node_that_lets_a_member_lock_too_little_memory_is_told_to_all(pods: P
 def test_a_member_that_another_one_cannot_reach_is_named_to_all(pods: Pods) -> None:
     first = pods.start(0, FOREVER, size=3)
     worker = pods.start(1, FOREVER, size=3)
-    with socket.create_server(("127.0.0.3", 0)) as closed:
+    address = pods.address(2)
+    with socket.create_server((address, 0)) as closed:
         port = closed.getsockname()[1]
     hello = {
         "rank": 2,
@@ -259,13 +273,13 @@ def test_a_member_that_another_one_cannot_reach_is_named_to_all(pods: Pods) -> N
         "uid": "uid-0",
         "name": "chat-0-2",
         "engine": "",
-        "address": "127.0.0.3",
+        "address": address,
         "port": port,
     }
     pods.knock().sendall(json.dumps(hello).encode() + b"\n")
     assert (end(first), end(worker)) == (1, 1)
     said = (
-        f"rank 0 (chat-0-0) cannot connect to rank 2 (chat-0-2) at 127.0.0.3 on port {port}: Connection refused; "
+        f"rank 0 (chat-0-0) cannot connect to rank 2 (chat-0-2) at {address} on port {port}: Connection refused; "
         "all TCP ports must be open between the pods of a replica"
     )
     assert [pods.report(rank)["log"] for rank in (0, 1)] == [[said], [said]]
@@ -300,9 +314,9 @@ def test_a_group_that_ended_forms_again_at_once(pods: Pods) -> None:
 
 
 def test_broken_connections_are_put_down_to_the_rank_that_broke_them(pods: Pods) -> None:
-    reset = "time.sleep(0.2)\nprint('RuntimeError: Connection reset by peer', flush=True)\nsys.exit(1)\n"
-    dies = "time.sleep(1.5)\nprint('RuntimeError: CUDA out of memory.', flush=True)\nsys.exit(1)\n"
-    members = [pods.start(0, reset), pods.start(1, dies)]
+    broke = pods.folder / "broke"
+    dies = f"{pods.until(broke)}time.sleep(1)\nprint('RuntimeError: CUDA out of memory.', flush=True)\nsys.exit(1)\n"
+    members = [pods.start(0, f"open({str(broke)!r}, 'w')\n{RESET}"), pods.start(1, dies)]
     assert [end(process) for process in members] == [1, 1]
     assert (pods.report(0)["reason"], pods.report(1)["reason"]) == ("MemberEnded", "CudaOutOfMemory")
 
@@ -342,8 +356,10 @@ def test_a_killed_process_is_the_cause_although_another_rank_ends_before(pods: P
     """The other rank loses its connections, and ends long before the parent of the killed process tells of it."""
     reaps = "os.waitpid(child, 0)\nprint(f'Scheduler or DataParallelController {child} terminated with -9')\n"
     killed = pods.start(1, f"{SCHEDULER}os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)\n{notices}\n{reaps}")
-    other = pods.start(0, f"time.sleep(1)\n{RESET}")
+    gone = pods.folder / "gone"
+    other = pods.start(0, f"{pods.until(gone)}{RESET}")
     kill_scheduler(killed)
+    gone.touch()
     for process in (other, killed):
         end(process)
     assert (pods.report(0)["reason"], pods.report(1)["reason"]) == ("MemberEnded", pods.killed)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from qwen_runtime.guard import CODE_FUNCTIONS, CODE_MODULE, SERVER_MODULE, Guard, environment, is_open
+from qwen_runtime.guard import CODE_FUNCTIONS, CODE_MODULE, PLACES, SERVER_MODULE, Guard, environment, is_open
+from qwen_runtime.media import REQUEST_MODULE
 
 # Every endpoint of SGLang 0.5.22 and 0.5.23 that changes an engine or tells more than a client needs.
 CLOSED = """
@@ -103,15 +104,21 @@ def test_only_the_command_says_whether_code_is_trusted(words: list[str], trusts:
     assert ("QWEN_RUNTIME_TRUSTS_CODE" in told) is trusts
 
 
-def engine_image(folder: Path, server: str) -> Path:
-    """A folder for PYTHONPATH with a package that has the place of SGLang's HTTP server, and a sitecustomize."""
-    package = folder / "sglang" / "srt" / "entrypoints"
-    package.mkdir(parents=True)
-    for part in (package, package.parent, package.parent.parent):
+def engine_image(folder: Path, server: str, requests: str = "") -> Path:
+    """A folder for PYTHONPATH with a package that has the places of SGLang's modules, and a sitecustomize."""
+    for name, text in ((SERVER_MODULE, server), (REQUEST_MODULE, requests)):
+        file = module_file(folder, name)
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    for part in (folder / "sglang").rglob("*/"):
         (part / "__init__.py").touch()
-    (package / "http_server.py").write_text(server)
+    (folder / "sglang" / "__init__.py").touch()
     (folder / "sitecustomize.py").write_text("print('the image customizes its site')\n")
     return folder
+
+
+def module_file(folder: Path, name: str) -> Path:
+    return folder / (name.replace(".", "/") + ".py")
 
 
 def start(
@@ -144,12 +151,37 @@ def test_an_http_server_of_an_unknown_form_does_not_start(archive: Path, tmp_pat
     assert "has no application that qwen-runtime can close to other pods" in done.stderr
 
 
-def test_an_engine_whose_http_server_is_elsewhere_does_not_start(archive: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", PLACES)
+def test_an_engine_whose_modules_are_elsewhere_does_not_start(archive: Path, tmp_path: Path, name: str) -> None:
     image = engine_image(tmp_path / "image", "")
-    (image / "sglang" / "srt" / "entrypoints" / "http_server.py").unlink()
+    module_file(image, name).unlink()
     done = start(archive, image, tmp_path)
     assert done.returncode == 1
-    assert "this sglang has no srt/entrypoints/http_server.py" in done.stderr
+    assert f"this sglang has no {module_file(Path(), name)}".replace(" sglang/", " ") in done.stderr
+
+
+REQUESTS = """
+class GenerateReqInput:
+    image_data = video_data = audio_data = None
+    def normalize_batch_and_arguments(self):
+        print("normalized", self.image_data)
+class EmbeddingReqInput(GenerateReqInput): ...
+"""
+NAMES_A_FILE = f"""
+from {REQUEST_MODULE} import GenerateReqInput
+request = GenerateReqInput()
+for request.image_data in ("data:,", "/etc/passwd"):
+    request.normalize_batch_and_arguments()
+"""
+
+
+def test_every_process_of_an_engine_refuses_files_as_media(archive: Path, tmp_path: Path) -> None:
+    done = start(archive, engine_image(tmp_path / "image", "", REQUESTS), tmp_path, NAMES_A_FILE)
+    assert "normalized data:," in done.stdout, done.stderr
+    assert "ValueError: image '/etc/passwd' is no address that the engine may open" in done.stderr
+    assert "normalized /etc/passwd" not in done.stdout
+    done = start(archive, engine_image(tmp_path / "other", ""), tmp_path, f"import {REQUEST_MODULE}")
+    assert "has no GenerateReqInput whose media qwen-runtime can check" in done.stderr
 
 
 # The form of transformers 5.19.0, which both known versions of SGLang pin.

@@ -86,7 +86,7 @@ def test_a_file_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, na
         ({"num_key_value_heads": None}, {"kvHeads": 16}),
         ({"head_dim": 128}, {"headDim": 128}),
         ({"torch_dtype": None, "dtype": "float16"}, {"dtype": "float16"}),
-        ({"torch_dtype": "torch.float32"}, {"dtype": "float32"}),
+        ({"torch_dtype": "half"}, {"dtype": "float16"}),
         ({"torch_dtype": None}, {"dtype": "bfloat16"}),
         ({"tie_word_embeddings": None}, {"tieWordEmbeddings": True}),
         ({"num_experts": 60}, {"experts": 60}),
@@ -275,8 +275,8 @@ def test_multimodal_configs_keep_the_numbers_in_text_config(tmp_path: Path) -> N
         (HYBRID | {"mlp_only_layers": 3}, "config.json: mlp_only_layers is 3, it must be a list of layer numbers."),
         ({"rope_scaling": {"factor": 0.1}}, "config.json: rope_scaling.factor is 0.1, it must be a number from 1 to"),
         (
-            {"rope_scaling": {"factor": 2}},
-            "config.json: rope_scaling.type is missing, it must be a name of letters",
+            {"rope_scaling": {"factor": 2, "type": 7}},
+            "config.json: rope_scaling.type is 7, it must be a name of letters",
         ),
         (
             {"quantization_config": {"quant_method": "gptq"}},

@@ -60,6 +60,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "biases": ({"bias": "all"}, "bias is 'all', it must be none"),
     "whole modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save is a list, it must be empty"),
     "several ranks": ({"rank_pattern": {"q_proj": 4}}, "rank_pattern is an object, it must be empty"),
+    "no alpha": ({"lora_alpha": None}, "lora_alpha is null, it must be a number, by which SGLang scales the adapter"),
     "no rank": ({"r": 0}, "r is 0, it must be a whole number from 1 to 1024"),
     "another rank": ({"r": 4}, "r is 4, but tensor base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight of"),
     "an expression": ({"target_modules": ".*_proj"}, "target_modules is '.*_proj', it must be a list out of q_proj"),
@@ -73,6 +74,15 @@ def test_what_sglang_would_ignore_or_refuse_is_named(tmp_path: Path, more: dict[
     assert found["reason"] == "AdapterMismatch"
     assert found["message"].startswith(f"spec.adapters[support] in {tmp_path}/a: adapter_config.json: ")
     assert sentence in found["message"]
+
+
+@pytest.mark.parametrize("every", ["all-linear", "all"])
+def test_the_word_of_peft_for_all_linear_layers_means_those_with_tensors(tmp_path: Path, every: str) -> None:
+    """SGLang 0.5.23 takes both words if it gets the modules as an option, which the operator sets."""
+    adapter(tmp_path, target_modules=every)
+    report, complete = examine(None, [("a", tmp_path)])
+    assert complete
+    assert AdapterFacts.from_record(report["adapters"][0]).modules == ATTENTION
 
 
 def test_a_full_path_of_a_module_is_a_target(tmp_path: Path) -> None:

@@ -453,7 +453,7 @@ def test_who_is_asked_to_end_while_it_waits_for_its_model_starts_no_engine(launc
         assert process.poll() is None
         time.sleep(0.01)
     process.terminate()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate()
     assert (process.returncode, output) == (143, b"")
     os.close(descriptor)
 

@@ -15,7 +15,7 @@ from qwen_operator.checkpoints.config import from_config
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.manifests.kept import kept_pod
 from qwen_operator.manifests.names import Manifest, Owner, PodIdentity
-from qwen_operator.manifests.pods import RuntimeImage
+from qwen_operator.manifests.pod_parts import RuntimeImage
 from qwen_operator.planning.types import EngineDefaults, ImageVolume
 from qwen_operator.sources import image_volumes, registry
 from qwen_operator.sources.oci import Image, image_of

@@ -22,7 +22,7 @@ from qwen_operator.checkpoints.hubs import Hub, HubAnswer, HubQuery, HubReason
 from qwen_operator.hardware.inventory import Inventory
 from qwen_operator.manifests.model_cache import fetch_container, mounted
 from qwen_operator.manifests.names import Owner, PodIdentity
-from qwen_operator.manifests.pods import RuntimeImage
+from qwen_operator.manifests.pod_parts import RuntimeImage
 from qwen_operator.planning.types import CacheType, EngineDefaults, ModelCache, ModelFetch, ObjectStore, Outbound
 from qwen_operator.sources import registry
 from qwen_operator.sources.pvc import claim_and_path
@@ -58,9 +58,7 @@ def test_every_form_has_a_scheme_and_every_hub_a_form() -> None:
     ("source", "facts", "defaults", "revision", "env"),
     [
         (None, FACTS, HF, None, {}),
-        (None, PINNED, HF, COMMIT, {}),
         ({"uri": HF_URI, "revision": "v1"}, FACTS, HF, "v1", {}),
-        ({"uri": HF_URI, "revision": "v1"}, PINNED, HF, COMMIT, {}),
         (None, FACTS, replace(HF, hub_url=MIRROR), None, {"HF_ENDPOINT": MIRROR}),
         ({"uri": SCOPE_URI}, FACTS, replace(HF, hub_url=MIRROR), None, SCOPED),
         ({"uri": SCOPE_URI, "revision": "v1"}, FACTS, HF, "v1", SCOPED),
@@ -171,10 +169,37 @@ def test_a_claim_is_not_cached() -> None:
     assert registry.engine_source(_spec({"uri": PVC_URI}), PINNED, replace(HF, cache=CACHE)).fetch is None
 
 
-def test_without_a_cache_the_engine_itself_gets_the_token() -> None:
-    made = registry.engine_source(_spec({"uri": HF_URI, **PRIVATE}), PINNED, HF)
+def test_an_engine_that_downloads_itself_gets_the_token() -> None:
+    made = registry.engine_source(_spec({"uri": HF_URI, **PRIVATE}), FACTS, HF)
     assert made.env == (EnvVar("HF_TOKEN", None, Passthrough(TOKEN)),)
     assert made.downloads
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"engine": {"env": [{"name": "HF_HOME", "value": "/shared"}]}},
+        {"engine": {"env": [{"name": "HF_TOKEN", "value": "x"}]}},
+        {"engine": {"env": [{"name": "https_proxy", "value": "http://proxy:3128"}]}},
+        {"engine": {"args": ["--download-dir=/shared"]}},
+        {"engine": {"args": ["--load-format", "dummy"]}},
+        {"engine": {"args": ["--speculative-draft-model-path=team/draft"]}},
+        {"pod": {"volumeMounts": [{"name": "shared", "mountPath": "/home/qwen/huggingface"}]}},
+    ],
+)
+def test_sglang_downloads_itself_where_somebody_says_how(members: dict[str, Any]) -> None:
+    """A container would not use that token or that volume."""
+    made = registry.engine_source(_spec(None, **members), PINNED, HF)
+    assert (made.model_path, made.revision, made.downloads, made.fetch) == (MODEL, COMMIT, True, None)
+    cached = registry.engine_source(_spec(None, **members), PINNED, replace(HF, cache=CACHE))
+    assert cached.fetch is not None
+
+
+@pytest.mark.parametrize(
+    "defaults", [replace(HF, env=(EnvVar("HF_TOKEN", "x"),)), replace(HF, args=("--download-dir", "/shared"))]
+)
+def test_that_may_be_the_platform_team(defaults: EngineDefaults) -> None:
+    assert registry.engine_source(_spec(None), PINNED, defaults).downloads
 
 
 @pytest.mark.parametrize(
@@ -213,8 +238,9 @@ def test_the_cache_needs_a_commit() -> None:
     assert (asked.waiting, asked.query) == (True, HubQuery(Hub.HUGGING_FACE, MODEL))
     answer = HubAnswer(HubQuery(Hub.HUGGING_FACE, MODEL), NOW + timedelta(minutes=5), PINNED)
     assert registry.resolve(_context(spec, cached, answer=answer)) == Facts(PINNED)
-    # Without the cache, the catalog is enough.
-    assert isinstance(registry.resolve(_context(spec, HF)), Facts)
+    # Without the cache, the catalog is enough if the hub says nothing.
+    silent = HubAnswer(HubQuery(Hub.HUGGING_FACE, MODEL), NOW + timedelta(minutes=5), None, HubReason.OFFLINE)
+    assert isinstance(registry.resolve(_context(spec, HF, answer=silent)), Facts)
 
 
 def test_a_commit_in_the_spec_needs_no_hub() -> None:
@@ -246,14 +272,19 @@ def test_an_unknown_commit_is_told(changes: dict[str, Any], text: str) -> None:
         ({"uri": SCOPE_URI, "revision": "v1"}, PINNED, None),
         ({"uri": SCOPE_URI, "revision": COMMIT}, FACTS, None),
         ({"uri": SCOPE_URI, **PRIVATE}, PINNED, EnvVar("QWEN_HUB_TOKEN", None, Passthrough(TOKEN))),
+        (None, PINNED, None),
+        ({"uri": HF_URI, "revision": "v1"}, PINNED, None),
+        ({"uri": HF_URI, "revision": COMMIT}, FACTS, None),
+        ({"uri": HF_URI, **PRIVATE}, PINNED, EnvVar("QWEN_HUB_TOKEN", None, Passthrough(TOKEN))),
     ],
 )
-def test_without_a_cache_a_container_downloads_the_commit_of_modelscope(
-    source: dict[str, Any], facts: Checkpoint, token: EnvVar | None
+def test_without_a_cache_a_container_downloads_a_known_commit(
+    source: dict[str, Any] | None, facts: Checkpoint, token: EnvVar | None
 ) -> None:
     made = registry.engine_source(_spec(source), replace(facts, weight_bytes=100 << 30), HF)
     folder = ModelCache(CacheType.POD, "", 104)
-    assert made.fetch == ModelFetch(folder, Hub.MODELSCOPE, MODEL, COMMIT, token=token)
+    hub = Hub.MODELSCOPE if source and source["uri"] == SCOPE_URI else Hub.HUGGING_FACE
+    assert made.fetch == ModelFetch(folder, hub, MODEL, COMMIT, token=token)
     assert (made.model_path, made.revision, made.downloads) == (f"/models/cached/{MODEL}", None, False)
     assert made.env == (EnvVar("HF_HUB_OFFLINE", "1"),)
 
@@ -371,7 +402,7 @@ CA_MOUNT = {"name": "qwen-ca", "mountPath": "/etc/qwen-ca", "readOnly": True}
 
 
 def test_an_engine_that_downloads_gets_the_proxy_and_the_authorities() -> None:
-    made = registry.engine_source(_spec(None), PINNED, replace(HF, outbound=OUTBOUND))
+    made = registry.engine_source(_spec(None), FACTS, replace(HF, outbound=OUTBOUND))
     assert {one.name: one.value for one in made.env} == REACHING
     assert (made.volumes, made.mounts) == ((CA_VOLUME,), (CA_MOUNT,))
 

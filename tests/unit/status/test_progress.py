@@ -15,7 +15,7 @@ from qwen_operator.checkpoints.hubs import HubCheckpoint, HubQuery
 from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.objects import moment as read_moment
 from qwen_operator.planning.types import CacheType, ModelCache
-from qwen_operator.status.progress import FetchPage, ProgressPage, StartPage, read_page
+from qwen_operator.status.progress import FetchPage, ProgressPage, StartPage, read_page, sentence
 from tests.unit.world import CONFIG, World, deployment, node, ready_status, with_groups
 
 
@@ -75,6 +75,19 @@ def start(**changes: Any) -> bytes:
 )
 def test_the_page_of_a_start_is_read_with_bounds(content: bytes, read: ProgressPage | None) -> None:
     assert read_page(content) == read
+
+
+@pytest.mark.parametrize(
+    ("done", "whole", "rate", "said"),
+    [
+        (7 * GB, 16 * GB, 512 * 10**6, "7.0 of 16.0 GB at 512 MB/s"),
+        (21_400_000, 50_300_000, 600_000, "21 of 50 MB at 0.6 MB/s"),
+        (90, 700, 12, "90 of 700 bytes at 12 bytes/s"),
+    ],
+)
+def test_the_numbers_have_units_in_which_they_move(done: int, whole: int, rate: int, said: str) -> None:
+    shown = FetchPage(done, whole, rate).numbers(0)
+    assert sentence({"phase": "Download", **shown}) == said
 
 
 async def commit(query: HubQuery, _seconds: float) -> HubCheckpoint:
@@ -168,7 +181,7 @@ async def test_a_start_is_shown_phase_by_phase() -> None:
     assert (shown["bytesDone"], shown["bytesTotal"]) == (weights * 3 // 4, weights)
     assert shown["bytesPerSecond"] == weights * 3 // 4 // 30
     assert (moment(shown["finishTime"]) - moment(shown["time"])).total_seconds() == 10
-    assert f"is loading the model: it reads the weights, {weights * 0.75e-9:.1f} of" in world.message("Ready")
+    assert f"is loading the model: it reads the weights, {weights * 0.75e-6:.0f} of" in world.message("Ready")
     await tell_start(world, StartPage("CaptureGraphs", 18, 36, 5.0))
     assert column(world) == "CapturingGraphs 50%"
     assert "it captures CUDA graphs, 50 %, until about 20" in world.message("Ready")
@@ -215,8 +228,8 @@ async def test_a_download_is_forgotten_when_the_engine_starts() -> None:
     await tell(world, 16 * GB)
     assert column(world) == "Downloading 100%"
     world.kubelet.engine = starting
-    world.operator.pages = {}
     await world.settle()
+    assert world.operator.pages, "the page was read before the end"
     assert column(world) == "Loading"
     assert "progress" not in world.qd()["status"]
 

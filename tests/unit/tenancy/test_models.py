@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from qwen_operator.api import uris
 from qwen_operator.api.spec import InvalidSpec, parse
 from qwen_operator.checkpoints.hubs import Hub
-from qwen_operator.config import ConfigError, settings
+from qwen_operator.config.plans import settings
+from qwen_operator.config.section import ConfigError
 from qwen_operator.planning.types import EngineDefaults
 from qwen_operator.sources import registry
 from qwen_operator.tenancy.judge import refused

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qwen_operator.config import load
+from qwen_operator.config.load import load
 from tests.unit.fakes import FakeKube
 from tools.dev import CONFIG_MAPS, DEPLOYMENTS, PORT, NoReleaseError, environment, read_release
 

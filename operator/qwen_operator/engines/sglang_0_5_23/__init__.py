@@ -155,9 +155,9 @@ FORMATS = Formats(
     fp8_native=(8, 9),
     # SGLang 0.5.21 removed GPTQ's own kernel. Only Marlin is left.
     weights={"awq": (7, 5), "gptq": (8, 0), "fp8": (8, 0), "gguf": (7, 5), "compressed-tensors": (8, 0)},
-    packed_bits=(4, 8),
-    # The kernel for older GPUs unpacks only 4 bits. 8 bits need Marlin.
-    awq_8_bits=(8, 0),
+    # Marlin unpacks 8 bits of GPTQ only. With zero points, which AWQ has, it takes 4 (layers/quantization/
+    # marlin_utils.py).
+    packed_bits={"gptq": (4, 8), "awq": (4,)},
     kv_cache_types={
         "Auto": KvCacheType("auto", 2, (7, 5)),
         "BFloat16": KvCacheType("bf16", 2, (8, 0)),

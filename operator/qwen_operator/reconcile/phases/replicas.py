@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from qwen_operator import objects
@@ -11,20 +11,23 @@ from qwen_operator.actions.types import Action, Create, Delete, Kind
 from qwen_operator.api.writers import replicas_writer
 from qwen_operator.arbiter.asking import granted, number_of_new, size_after, takes_part, with_few_new
 from qwen_operator.arbiter.types import Ask, Grant
+from qwen_operator.manifests.model_cache import keeps_models
 from qwen_operator.manifests.names import budget_name
+from qwen_operator.reconcile.adapter_fetching import adapters_fetched
 from qwen_operator.reconcile.foreign import foreign_objects
-from qwen_operator.reconcile.prefetching import prefetched
+from qwen_operator.reconcile.prefetching import prefetched, stored_revision
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas import quotas
-from qwen_operator.replicas.adapters import notes, serving_as
+from qwen_operator.replicas.adapters import notes, serving_as, starting_with
 from qwen_operator.replicas.cached_nodes import known_nodes, preferring
 from qwen_operator.replicas.draining import RolloutRules, waits
+from qwen_operator.replicas.giving_back import NOTHING, Given, GivenBack, giving_back
 from qwen_operator.replicas.groups import Replica, SortedReplicas, groups_of, sort_replicas
 from qwen_operator.replicas.holding import Progress, progress_of
+from qwen_operator.replicas.places import Neighbours
 from qwen_operator.replicas.placing import Placing, place
 from qwen_operator.replicas.pod_state import as_of
 from qwen_operator.replicas.rollout import Moves, first_to_go, moves, pod_repairs, pods_of_replica
-from qwen_operator.replicas.room import Neighbours
 from qwen_operator.replicas.waiting import Cluster, explained, growth
 from qwen_operator.replicas.wanted import SizeRule, WantedReplicas, last_wanted, size_rule, wanted_replicas
 from qwen_operator.status.observed import startup_seconds
@@ -49,7 +52,7 @@ class _Fleet:
 def replicas(course: Course) -> Step:
     """Set the existing replicas and the wanted number, and add the next steps from the one to the other."""
     fleet = _fleet(course)
-    course, rules = fleet.course, fleet.rules
+    course, rules = replace(fleet.course, given_back=_given_back(fleet)), fleet.rules
     placed = place(_to_be_placed(fleet.replicas), _placing(course))
     sorted_replicas = fleet.replicas.with_messages(placed.messages)
     needed = _moves(course, sorted_replicas, rules).actions if course.spec.prefetch else ()
@@ -59,9 +62,19 @@ def replicas(course: Course) -> Step:
         rules = replace(rules, max_unavailable=0)
     ask, rules, steps = _arbitrated(course, sorted_replicas, rules, fleet.rule)
     steps = _where_cached(course, steps)
+    steps = replace(steps, actions=(*steps.actions, *_not_yet(course.given_back.actions, steps.actions)))
     proposed = _without_conflicts((*steps.actions, *_repairs(course, fleet.existing, rules)), placed.actions)
     actions, full = quotas.within_quotas(proposed, course.observed.quotas, course.actions)
-    due = (*waits(sorted_replicas, rules), *fleet.progress.waits, *placed.waits, *fleet.rule.waits(course.now))
+    course = replace(course, downloads=adapters_fetched(course, sorted_replicas, actions))
+    due = (
+        *waits(sorted_replicas, rules),
+        *fleet.progress.waits,
+        *placed.waits,
+        *fleet.rule.waits(course.now),
+        course.given_back.wait,
+        *course.prefetch.waits,
+        *course.downloads.waits,
+    )
     return Step(
         replace(
             course,
@@ -72,9 +85,10 @@ def replicas(course: Course) -> Step:
             foreign=_foreign_message(course, steps.blocked),
             full=course.full or full,
             ask=ask,
+            unread=placed.unread,
         ),
-        (*actions, *course.prefetch.actions),
-        requeue_after=_requeue_after(fleet.existing, (*due, *course.prefetch.waits)),
+        (*actions, *course.prefetch.actions, *course.downloads.actions),
+        requeue_after=_requeue_after(fleet.existing, due),
     )
 
 
@@ -92,7 +106,19 @@ def _fleet(course: Course) -> _Fleet:
         existing = serving_as(found, observed.readable, hold.earlier)
         sorted_replicas = sort_replicas(existing, hold.earlier.revision, observed.nodes, hold.names)
         rules = replace(rules, held=hold.revision)
+    rules = replace(rules, starts=starting_with(course.running, observed.revisions.owned, observed.readable))
     return _Fleet(course, existing, sorted_replicas, rule, wanted, rules, progress)
+
+
+def _given_back(fleet: _Fleet) -> GivenBack:
+    """What becomes of new replicas whose model cannot be fetched. In a rollout, the earlier revision comes back."""
+    course, running = fleet.course, fleet.course.running
+    if running is None or fleet.progress.fallback:
+        return NOTHING
+    last = objects.mapping(course.observed.deployment, "status", "lastFailure")
+    pods = [pod for pod in course.observed.fetch_pods if pod.revision == running.revision]
+    keeps = keeps_models(running.template)
+    return giving_back(Given(stored_revision(course, running), fleet.replicas, pods, last, course.now, keeps))
 
 
 def _repairs(course: Course, existing: Sequence[Replica], rules: RolloutRules) -> Sequence[Action]:
@@ -143,6 +169,12 @@ def _without_conflicts(steps: tuple[Action, ...], placing: tuple[Action, ...]) -
     kept = [action for action in steps if isinstance(action, Delete) or action.name not in deleted]
     taken = {action.name for action in kept if action.kind is Kind.POD}
     return (*kept, *(action for action in placing if action.name not in taken and _is_due(action, deleted)))
+
+
+def _not_yet(actions: Iterable[Action], steps: Iterable[Action]) -> Iterator[Action]:
+    """The actions without deletions of pods that the steps delete too."""
+    deleted = {action.name for action in steps if isinstance(action, Delete)}
+    return (action for action in actions if not isinstance(action, Delete) or action.name not in deleted)
 
 
 def _is_due(action: Action, deleted: Collection[str]) -> bool:
@@ -220,7 +252,10 @@ def _moves(course: Course, sorted_replicas: SortedReplicas, rules: RolloutRules)
     taken = {*pods.owned, *pods.leftover, *pods.foreign} - ours
     steps = moves(course.observed.owner, course.running, sorted_replicas, rules, taken)
     new = number_of_new(steps.actions, sorted_replicas)
-    few = with_few_new(steps.actions, sorted_replicas, new - course.prefetch.holds(new))
+    allowed = new - course.prefetch.holds(new)
+    if course.given_back.new is not None:
+        allowed = min(allowed, course.given_back.new)
+    few = with_few_new(steps.actions, sorted_replicas, allowed)
     steps = replace(steps, actions=few)
     if not course.unreachable:
         return steps
@@ -248,5 +283,5 @@ def _foreign_message(course: Course, blocked: tuple[str, ...]) -> str:
 
 def _requeue_after(replicas: tuple[Replica, ...], waiting: tuple[float, ...]) -> float | None:
     """Seconds until time alone changes the decision."""
-    times = [*(replica.settles_in for replica in replicas), *waiting]
+    times = [*(replica.settles_in or replica.rests_in for replica in replicas), *waiting]
     return min((seconds for seconds in times if seconds), default=None)

@@ -8,8 +8,8 @@ from qwen_operator.actions.blocked import Blocked, by_foreign_objects
 from qwen_operator.actions.refusals import explain
 from qwen_operator.actions.types import Kind
 from qwen_operator.api.conditions import Reason
+from qwen_operator.manifests.inspection_pods import reads_alike
 from qwen_operator.manifests.names import controller_revision_name, inspection_pod_name
-from qwen_operator.manifests.pods import reads_alike
 from qwen_operator.manifests.revisions import UnreadableRevisionError, replan_of
 from qwen_operator.reconcile.allowed import not_allowed
 from qwen_operator.reconcile.foreign import foreign_objects

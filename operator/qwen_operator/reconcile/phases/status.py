@@ -24,7 +24,8 @@ from qwen_operator.replicas.adapters import failures
 from qwen_operator.replicas.waiting import node_lost
 from qwen_operator.sources.inspection import PHASE as INSPECTION
 from qwen_operator.status.adapters import why_replaced
-from qwen_operator.status.conditions import StatusInput, build_status
+from qwen_operator.status.build import build_status
+from qwen_operator.status.types import StatusInput
 
 
 def status(course: Course) -> Step:
@@ -56,7 +57,9 @@ def status(course: Course) -> Step:
             short_of_gpus=short,
             granted=observed.grant.replicas if short and observed.grant else None,
             prefetch=course.prefetch,
+            given_back=course.given_back,
             adapter_failures=failures(course.replicas.serving, observed.adapter_pages),
+            adapter_downloads=course.downloads.told,
             why_replaced=_why_replaced(course),
         ),
         stamp,

@@ -2,12 +2,17 @@
 -- wait for a replica.
 --
 -- nginx runs one worker process, so that plain tables count for the whole pod. A worker that crashed begins with none.
+-- What other pods count comes from qwen.peers.
 local semaphore = require "ngx.semaphore"
 
 local limits = {}
 
 -- Tenant -> number of its requests that hold a slot.
 limits.running = {}
+-- Tenant -> number of those in other gateway pods.
+limits.elsewhere = {}
+-- What tenants have taken here of limits that count it: kind -> tenant -> number.
+limits.spent = { requests = {}, tokens = {} }
 -- All bodies together, and those of each tenant, in bytes.
 limits.buffered = 0
 -- Model -> number of requests that wait for its first replica, if there are any.
@@ -20,6 +25,8 @@ limits.SMALL_BYTES = 65536
 local MAX_DEBT_MINUTES = 60
 
 local buffered_of = {}
+-- Tenant -> number of its requests that wait for a slot.
+local waiting_of = {}
 local held_total = 0
 -- Tenant -> number of all its requests that wait. Tenant and model -> number of those for this model.
 local held_of = {}
@@ -44,13 +51,39 @@ local function wait(one, needed, per_minute)
     return math.max(1, math.ceil((needed - one.level) * 60 / per_minute))
 end
 
+-- Takes something off the level of a tenant. The level may become a debt.
+function limits.spend(kind, tenant, per_minute, count)
+    local one = bucket(tenant, kind, per_minute)
+    one.level = math.max(one.level - count, -MAX_DEBT_MINUTES * per_minute)
+end
+
+local function take(kind, tenant, per_minute, count)
+    limits.spent[kind][tenant] = (limits.spent[kind][tenant] or 0) + count
+    limits.spend(kind, tenant, per_minute, count)
+end
+
 function limits.take_slot(tenant, allowed)
     local running = limits.running[tenant] or 0
-    if running >= allowed then
+    if running + (limits.elsewhere[tenant] or 0) >= allowed then
         return false
     end
     limits.running[tenant] = running + 1
     return true
+end
+
+-- What the other pods have is known late, so a request that has room here waits a moment before it is refused. As many
+-- requests of a tenant may wait as may run.
+function limits.begin_wait(tenant, allowed)
+    local waits = waiting_of[tenant] or 0
+    if waits >= allowed or (limits.running[tenant] or 0) >= allowed then
+        return false
+    end
+    waiting_of[tenant] = waits + 1
+    return true
+end
+
+function limits.end_wait(tenant)
+    waiting_of[tenant] = waiting_of[tenant] - 1
 end
 
 function limits.free_slot(tenant)
@@ -66,7 +99,7 @@ function limits.take_request(tenant, per_minute)
     if one.level < 1 then
         return wait(one, 1, per_minute)
     end
-    one.level = one.level - 1
+    take("requests", tenant, per_minute, 1)
     return nil
 end
 
@@ -81,8 +114,7 @@ end
 
 function limits.spend_tokens(tenant, per_minute, count)
     if per_minute > 0 then
-        local one = bucket(tenant, "tokens", per_minute)
-        one.level = math.max(one.level - count, -MAX_DEBT_MINUTES * per_minute)
+        take("tokens", tenant, per_minute, count)
     end
 end
 

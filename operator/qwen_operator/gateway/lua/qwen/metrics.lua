@@ -5,6 +5,7 @@
 -- often as somebody edits servedNames, so those of one tenant have a bound of their own: nobody uses up the series of
 -- the others.
 local limits = require "qwen.limits"
+local peers = require "qwen.peers"
 local state = require "qwen.state"
 
 local metrics = {}
@@ -117,6 +118,7 @@ function metrics.page()
     gauge(lines, "qwen_gateway_running_requests", "Requests that hold a slot, by tenant.", limits.running, "tenant")
     gauge(lines, "qwen_gateway_held_requests", "Requests that wait for a replica, by model.", limits.held, "model")
     gauge(lines, "qwen_gateway_buffered_bytes", "Bytes of large request bodies that are held now.", limits.buffered)
+    gauge(lines, "qwen_gateway_peers", "Other gateway pods whose part of the tenants' limits is known.", peers.count)
     local problems = state.settings.problems or 0
     gauge(lines, "qwen_gateway_settings_problems", "Entries of keys and tenants that are invalid now.", problems)
     gauge(lines, "qwen_gateway_settings_loads", "How often the proxy took over new keys or tenants.", state.loads)

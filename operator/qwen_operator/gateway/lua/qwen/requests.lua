@@ -15,6 +15,9 @@ local usage = require "qwen.usage"
 local requests = {}
 
 local ANONYMOUS = "anonymous"
+-- So long the slots that other pods have freed may still be missing here, and so often a waiting request looks again.
+local LATE_SECONDS = 2.5
+local LOOK_SECONDS = 0.1
 
 -- nginx forgets ngx.ctx when it answers an error page, but no variable. So the variable qwen_ticket has the number of
 -- the request, and this table what belongs to it.
@@ -76,10 +79,24 @@ local function take_rates(ticket, allowed)
     end
 end
 
-local function take_slot(ticket, allowed)
-    if not limits.take_slot(ticket.tenant, allowed.concurrentRequests) then
-        return too_many(ticket, "concurrentRequests", 1, allowed.concurrentRequests .. " requests at once")
+local function stop_waiting(ticket)
+    if ticket.waits then
+        ticket.waits = nil
+        limits.end_wait(ticket.tenant)
     end
+end
+
+local function take_slot(ticket, allowed)
+    local most, deadline = allowed.concurrentRequests, ngx.now() + LATE_SECONDS
+    while not limits.take_slot(ticket.tenant, most) do
+        ticket.waits = ticket.waits or limits.begin_wait(ticket.tenant, most)
+        if not ticket.waits or ngx.now() > deadline then
+            stop_waiting(ticket)
+            return too_many(ticket, "concurrentRequests", 1, most .. " requests at once")
+        end
+        ngx.sleep(LOOK_SECONDS)
+    end
+    stop_waiting(ticket)
     ticket.slot = true
 end
 
@@ -379,6 +396,7 @@ function requests.finish()
     body.close()
     end_turn(ticket)
     hold.release(ticket)
+    stop_waiting(ticket)
     if ticket.slot then
         limits.free_slot(ticket.tenant)
         metrics.held(ticket.tenant, ticket.name, ngx.now() - ticket.started)

@@ -1,8 +1,9 @@
 -- What the proxy knows: the digests of the keys, the tenants' limits, the served names.
 --
--- It reads three files several times a second and takes a file over only if it is complete: settings.json from the
--- program that started nginx, and workers.json and waiting.json from the gateway's agent.
+-- It reads four files several times a second and takes a file over only if it is complete: settings.json and peers.json
+-- from the program that started nginx, and workers.json and waiting.json from the gateway's agent.
 local cjson = require "cjson.safe"
+local peers = require "qwen.peers"
 
 local state = {
     settings = { ready = false, keys = {}, tenants = {}, defaults = {} },
@@ -100,6 +101,11 @@ function state.refresh()
         state.loads = state.loads + 1
     end
     read_models()
+    local others = read("peers")
+    if others then
+        peers.hear(others, state.limits_of)
+    end
+    peers.drop_silent()
 end
 
 -- Whether every replica of the model has this adapter; nil if the model has no adapter of this name.
@@ -146,7 +152,7 @@ function state.limits_of(tenant)
     return state.settings.tenants[tenant] or state.settings.defaults
 end
 
--- `files`: the paths of the three files. `hold`: seconds, requests, total and grace, which qwen.hold explains. `relay`:
+-- `files`: the paths of the four files. `hold`: seconds, requests, total and grace, which qwen.hold explains. `relay`:
 -- its socket, answer_seconds, tenant_header and passed_on, and head_seconds: after so many seconds of waiting a stream
 -- gets its head (qwen.early), 0 for never.
 function state.start(files, hold, relay)

@@ -1,26 +1,27 @@
-"""The operator's metrics: about itself (`qwen_operator_*`) and about the QwenDeployments (`qwen_deployment_*`).
+"""The metrics about the QwenDeployments: `qwen_deployment_*`.
 
-Each page computes the metrics of the deployments from the store, so a deleted deployment has no series. Only the
-leader reports deployments, so a sum over all operators counts nothing twice. Labels have few values: namespace and
-deployment, names from the operator's own lists (states, reasons), and single values of a spec and its plan.
+Each page computes them from the store, so a deleted deployment has no series. Only the leader reports deployments, so a
+sum over all operators counts nothing twice. Labels have few values: namespace and deployment, names from the operator's
+own lists (states, reasons), and single values of a spec and its plan.
 """
+
+from __future__ import annotations
 
 import logging
 from collections import Counter as Counts
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib.metadata import version
 from typing import Any
 
-import prometheus_client as prometheus
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, Metric
 
 from qwen_operator import objects, untrusted
 from qwen_operator.controller.cache import Store
-from qwen_operator.controller.queue import WorkQueue
 from qwen_operator.controller.worker import utc_now
 from qwen_operator.kube import QWENDEPLOYMENTS, Manifest
+from qwen_operator.metrics.families import COUNTERS, KEY_LABELS, LABEL_LIMIT, Gauges
+from qwen_operator.metrics.gpu_seconds import GpuSeconds, gpus_by_phase
 from qwen_operator.objects import ObjectKey, key_of
 from qwen_operator.replicas.fetches import fetches
 from qwen_operator.replicas.groups import Replica
@@ -30,91 +31,12 @@ from qwen_operator.scaling.attainment import Share
 from qwen_operator.scaling.demand import ModelDemand
 from qwen_operator.scaling.types import Sample
 
-KEY_LABELS = ("namespace", "deployment")
-INFO_LABELS = ("model", "gpu_product", "tensor", "quantization", "engine_version", "revision")
 _MOST = 10_000
 _MOST_TOKENS = 10**15
-_LARGEST = 1e18
-_LABEL = 253
 # The event loop waits for so many deployments at a time: some milliseconds.
 _SLICE = 10
 
 log = logging.getLogger(__name__)
-
-
-class OperatorMetrics:
-    """The metrics about this process."""
-
-    def __init__(self) -> None:
-        self.registry = prometheus.CollectorRegistry()
-        prometheus.ProcessCollector(registry=self.registry)
-        self._reconciles = self._make(
-            prometheus.Counter, "qwen_operator_reconciles", "Reconciles by outcome", ("outcome",)
-        )
-        self._seconds = self._make(prometheus.Histogram, "qwen_operator_reconcile_seconds", "Duration of a reconcile")
-        self._errors = self._make(
-            prometheus.Counter, "qwen_operator_reconcile_errors", "Reconciles that must be repeated", ("reason",)
-        )
-        self._requests = self._make(
-            prometheus.Counter,
-            "qwen_operator_api_requests",
-            "Requests to the API server, without watches. Code 0 means no answer",
-            ("verb", "resource", "code"),
-        )
-        self._skipped = self._make(
-            prometheus.Counter,
-            "qwen_operator_skipped_objects",
-            "Objects that were skipped because they cannot be read",
-            ("resource",),
-        )
-        self._readable = self._make(
-            prometheus.Gauge,
-            "qwen_operator_namespace_readable",
-            "1 if the operator may read everything that it needs of a namespace that it serves, else 0",
-            ("namespace",),
-        )
-        self._make(
-            prometheus.Gauge, "qwen_operator_build_info", "Version of the operator, always 1", ("version",)
-        ).labels(version("qwen-operator")).set(1)
-
-    def follow(self, queue: WorkQueue, leads: Callable[[], bool], interval: Callable[[], float]) -> None:
-        """Add the metrics of the queue, whether this process leads, and the interval between two looks at engines."""
-        gauges: dict[str, tuple[str, Callable[[], float]]] = {
-            "qwen_operator_queue_depth": ("Objects that wait for a worker", lambda: len(queue) if leads() else 0),
-            "qwen_operator_queue_age_seconds": (
-                "How long the oldest object in the queue has waited",
-                lambda: queue.age() if leads() else 0,
-            ),
-            "qwen_operator_scaling_interval_seconds": (
-                "Seconds between the last two rounds of reading the engines, 0 in a process that does not lead",
-                interval,
-            ),
-            "qwen_operator_leader": ("1 in the process that leads, 0 in the others", leads),
-        }
-        for name, (text, read) in gauges.items():
-            self._make(prometheus.Gauge, name, text).set_function(read)
-
-    def _make(self, kind: Any, name: str, text: str, labels: tuple[str, ...] = ()) -> Any:
-        return kind(name, text, labels, registry=self.registry)
-
-    def reconciled(self, outcome: str, seconds: float) -> None:
-        self._reconciles.labels(outcome).inc()
-        self._seconds.observe(seconds)
-
-    def failed(self, reason: str) -> None:
-        """Count a reconcile that failed; `reason` is the name of the error's class."""
-        self._errors.labels(reason).inc()
-
-    def skipped(self, resource: str) -> None:
-        """Count an object that the operator cannot read."""
-        self._skipped.labels(resource).inc()
-
-    def readable(self, namespace: str, readable: bool) -> None:
-        """Note whether the operator may read everything that it needs of this namespace."""
-        self._readable.labels(namespace).set(int(readable))
-
-    def requested(self, verb: str, resource: str, status: int, _seconds: float) -> None:
-        self._requests.labels(verb, resource, str(status)).inc()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +62,7 @@ class DeploymentMetrics:
     _fetches: Counts[tuple[str, ...]] = field(default_factory=Counts)
     _fetched_bytes: Counts[tuple[str, ...]] = field(default_factory=Counts)
     _counted: dict[ObjectKey, frozenset[str]] = field(default_factory=dict)
+    _gpu_seconds: GpuSeconds = field(default_factory=GpuSeconds)
     _since: datetime = field(init=False)
 
     def __post_init__(self) -> None:
@@ -165,17 +88,29 @@ class DeploymentMetrics:
                 self._fetched_bytes[key] += one.hub_bytes
         self._counted[key] = frozenset(one.uid for one in done)
 
+    def _count_gpus(
+        self, key: ObjectKey, manifest: Manifest, replicas: Iterable[Replica], sample: Sample | None
+    ) -> None:
+        """Count the seconds of whole GPUs. A slice or a share is no GPU."""
+        plan = objects.mapping(manifest, "status", "plan")
+        gpus = 0 if plan.get("resourceName") else untrusted.whole(plan.get("gpusPerReplica"), 0, _MOST, 0)
+        held = gpus_by_phase(replicas, gpus, sample.engines if sample else ()) if gpus else {}
+        product = untrusted.clean(plan.get("gpuProduct"), LABEL_LIMIT)
+        self._gpu_seconds.note(key, product, held, self.now())
+
     def slices(self) -> Iterator[Iterable[Metric]]:
         """The metric families of a few deployments at a time, and at the end the counters.
 
         A deployment that changes between two slices appears as it is when its slice is made.
         """
         if not self.leads():
+            self._gpu_seconds.pause()
             return
         samples, ages, held = self.load.samples(), self.load.ages(), self.load.held()
         keys = [key_of(manifest) for manifest in self.store.deployments()]
         known = set(keys)
         self._counted = {key: uids for key, uids in self._counted.items() if key in known}
+        self._gpu_seconds.keep(known)
         for start in range(0, len(keys), _SLICE):
             yield self._gauges(keys[start : start + _SLICE], samples, ages, held)
         yield [
@@ -183,6 +118,7 @@ class DeploymentMetrics:
             self._counter("qwen_deployment_engine_failures", self._failures),
             self._counter("qwen_deployment_model_fetches", self._fetches),
             self._counter("qwen_deployment_model_fetched_bytes", self._fetched_bytes),
+            self._counter("qwen_deployment_gpu_seconds", self._gpu_seconds.totals),
         ]
 
     def _gauges(
@@ -192,7 +128,7 @@ class DeploymentMetrics:
         ages: Mapping[ObjectKey, float],
         held: Mapping[ObjectKey, ModelDemand],
     ) -> Iterable[Metric]:
-        gauges = _Gauges()
+        gauges = Gauges()
         for key in keys:
             manifest = self.store.get(QWENDEPLOYMENTS, key)
             if manifest is None:
@@ -201,6 +137,7 @@ class DeploymentMetrics:
                 _status(gauges, key, manifest, self.now())
                 replicas = self.store.replicas(manifest)
                 _replicas(gauges, key, manifest, replicas)
+                self._count_gpus(key, manifest, replicas, samples.get(key))
                 members = (pod for replica in replicas for pod in replica.members)
                 self._count_fetches(key, (*members, *self.store.fetch_pods(manifest)))
             except Exception:
@@ -216,7 +153,7 @@ class DeploymentMetrics:
                 _attainment(gauges, key, window, share)
         return gauges.families.values()
 
-    def _counter(self, name: str, counts: Counts[tuple[str, ...]]) -> Metric:
+    def _counter(self, name: str, counts: MutableMapping[tuple[str, ...], Any]) -> Metric:
         text, labels = COUNTERS[name]
         family = CounterMetricFamily(name, text, labels=(*KEY_LABELS, *labels))
         gone = [values for values in counts if self.store.get(QWENDEPLOYMENTS, (values[0], values[1])) is None]
@@ -227,70 +164,7 @@ class DeploymentMetrics:
         return family
 
 
-COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "qwen_deployment_scale": ("Changes of the wanted size", ("direction", "reason")),
-    "qwen_deployment_engine_failures": ("Unexpected ends of engines", ("reason",)),
-    "qwen_deployment_model_fetches": ("Starts of pods with a cache: hit (0 bytes from the hub) or miss", ("result",)),
-    "qwen_deployment_model_fetched_bytes": ("Bytes that pods got from the hub for the cache", ()),
-}
-GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "qwen_deployment_info": ("What the deployment serves and how, always 1", INFO_LABELS),
-    "qwen_deployment_condition": ("The present conditions, always 1", ("type", "status", "reason")),
-    "qwen_deployment_replicas": (
-        "Replicas: wanted, advised (by load), limited (others have GPUs), granted (a node), starting, ready, draining",
-        ("state",),
-    ),
-    "qwen_deployment_replicas_min": ("The smallest number of replicas that scaling may choose", ()),
-    "qwen_deployment_replicas_max": ("The largest number of replicas that scaling may choose", ()),
-    "qwen_deployment_scaling_configured": ("1 if spec.scaling is set, even while spec.replicas decides", ()),
-    "qwen_deployment_gpus": ("GPUs: allocated (to pods with a node), ready (of replicas that answer)", ("state",)),
-    "qwen_deployment_gpu_shares": (
-        "MIG slices and shares of GPUs: allocated (to pods with a node), ready (of replicas that answer)",
-        ("resource", "state"),
-    ),
-    "qwen_deployment_queue_requests": ("Requests that wait in the engines", ()),
-    "qwen_deployment_running_requests": ("Requests that run in the engines", ()),
-    "qwen_deployment_held_requests": ("Requests that wait in the gateway; only for minReplicas: 0", ()),
-    "qwen_deployment_oldest_held_request_seconds": (
-        "How long the first of these requests has waited; 0 if none waits",
-        (),
-    ),
-    "qwen_deployment_kv_used_tokens": ("Tokens in use in the engines' KV caches", ()),
-    "qwen_deployment_kv_capacity_tokens": ("Tokens for which the engines' KV caches have room", ()),
-    "qwen_deployment_plan_kv_tokens": ("Planned: tokens for which the KV cache of one replica has room", ()),
-    "qwen_deployment_observed_kv_tokens": ("Reported: tokens for which the smallest KV cache has room", ()),
-    "qwen_deployment_plan_kv_tokens_ratio": ("Reported KV tokens of the smallest engine by planned ones", ()),
-    "qwen_deployment_observed_weight_bytes": ("Reported: memory of the fullest GPU that the weights took", ()),
-    "qwen_deployment_observed_free_memory_bytes": ("Reported: memory of the fullest GPU free after the start", ()),
-    "qwen_deployment_observed_startup_seconds": ("Reported: seconds that the longest start took", ()),
-    "qwen_deployment_plan_startup_seconds": ("Planned: seconds until a replica answers", ()),
-    "qwen_deployment_objective_percent": ("Of 100 requests, how many should keep the objective", ()),
-    "qwen_deployment_attainment_percent": (
-        "Of 100 requests of the last hour or day, at least so many kept the objective, or one limit of it",
-        ("window", "limit"),
-    ),
-    "qwen_deployment_attainment_requests": ("Requests of the last hour or day that were measured", ("window",)),
-    "qwen_deployment_metrics_age_seconds": ("Age of the oldest numbers of a ready engine", ()),
-}
-
-
-class _Gauges:
-    """Metric families by name. Each is made with its first value."""
-
-    def __init__(self) -> None:
-        self.families: dict[str, GaugeMetricFamily] = {}
-
-    def add(self, name: str, key: ObjectKey, value: float | None, *labels: str) -> None:
-        """Add a value. An unknown value (None) and one that cannot be a count get no series."""
-        if not isinstance(value, int | float) or not untrusted.count(value, _LARGEST):
-            return
-        if name not in self.families:
-            text, names = GAUGES[name]
-            self.families[name] = GaugeMetricFamily(name, text, labels=(*KEY_LABELS, *names))
-        self.families[name].add_metric((*key, *(untrusted.clean(label, _LABEL) for label in labels)), value)
-
-
-def _status(gauges: _Gauges, key: ObjectKey, manifest: Manifest, now: datetime) -> None:
+def _status(gauges: Gauges, key: ObjectKey, manifest: Manifest, now: datetime) -> None:
     status, plan = objects.mapping(manifest, "status"), objects.mapping(manifest, "status", "plan")
     info = (
         objects.mapping(manifest, "spec").get("model"),
@@ -319,7 +193,7 @@ def _status(gauges: _Gauges, key: ObjectKey, manifest: Manifest, now: datetime) 
     gauges.add("qwen_deployment_replicas_max", key, rule.most)
 
 
-def _observed(gauges: _Gauges, key: ObjectKey, plan: Mapping[str, Any], seen: Mapping[str, Any]) -> None:
+def _observed(gauges: Gauges, key: ObjectKey, plan: Mapping[str, Any], seen: Mapping[str, Any]) -> None:
     """What the engines of the plan's revision report, and its tokens as a share of the planned ones."""
     if seen.get("hash") != plan.get("hash"):
         return
@@ -332,7 +206,7 @@ def _observed(gauges: _Gauges, key: ObjectKey, plan: Mapping[str, Any], seen: Ma
         gauges.add("qwen_deployment_plan_kv_tokens_ratio", key, tokens / planned)
 
 
-def _replicas(gauges: _Gauges, key: ObjectKey, manifest: Manifest, replicas: Iterable[Replica]) -> None:
+def _replicas(gauges: Gauges, key: ObjectKey, manifest: Manifest, replicas: Iterable[Replica]) -> None:
     running = [replica for replica in replicas if not replica.broken]
     draining = [replica for replica in running if replica.deleting or replica.draining]
     status = objects.mapping(manifest, "status")
@@ -354,7 +228,7 @@ def _replicas(gauges: _Gauges, key: ObjectKey, manifest: Manifest, replicas: Ite
     gauges.add(name, key, gpus * ready, *resource, "ready")
 
 
-def _attainment(gauges: _Gauges, key: ObjectKey, window: str, share: Share) -> None:
+def _attainment(gauges: Gauges, key: ObjectKey, window: str, share: Share) -> None:
     limits = {"timeToFirstToken": share.first_token, "timePerOutputToken": share.output_token, "all": share.both}
     for limit, kept in limits.items():
         percent = None if kept is None else 100 * kept
@@ -362,7 +236,7 @@ def _attainment(gauges: _Gauges, key: ObjectKey, window: str, share: Share) -> N
     gauges.add("qwen_deployment_attainment_requests", key, share.requests, window)
 
 
-def _sample(gauges: _Gauges, key: ObjectKey, sample: Sample) -> None:
+def _sample(gauges: Gauges, key: ObjectKey, sample: Sample) -> None:
     engines = sample.engines
     gauges.add("qwen_deployment_queue_requests", key, sum(engine.queued for engine in engines))
     gauges.add("qwen_deployment_running_requests", key, sum(engine.running for engine in engines))

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import re
-from typing import Any
-
 import pytest
 
 from qwen_operator.api.claims import NameRights
-from qwen_operator.config import ConfigError, load
-from qwen_operator.manifests.multi_node import MultiNode, MultiNodes
+from qwen_operator.config.load import load
+from qwen_operator.config.section import ConfigError
 from qwen_operator.planning.types import CacheType, ModelCache
-from tests.unit.chart.manual import CHART
-
-GOOD = """
-image: {reference: "example/qwen-operator:1"}
-engine: {image: example/sglang, version: 0.5.23, args: [--device=cpu], env: [{name: A, value: "1"}]}
-gpuPools: [{name: p, product: NVIDIA-L4, memoryMiB: 23034, gpusPerNode: 4, tolerations: [{operator: Exists}]}]
-imagePullSecrets: [regcred]
-gateway: {auth: none}
-"""
+from tests.unit.config.files import GOOD
 
 
 def test_a_short_file_and_the_environment_are_enough() -> None:
@@ -51,47 +39,6 @@ def test_a_short_file_and_the_environment_are_enough() -> None:
 )
 def test_the_cache(text: str, cache: ModelCache | None) -> None:
     assert load({}, GOOD + text).engine.cache == cache
-
-
-def accepted(**multi_node: Any) -> bool:
-    try:
-        load({}, GOOD.replace("engine: {", f"engine: {{multiNode: {json.dumps(multi_node)}, "))
-    except ConfigError:
-        return False
-    return True
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("rdma/hca", "block", "a.example.com/Block_1", "rdma/hca ", "rdma/hca/x", "rdma/-", "rdma/hca:1", "-a/b"),
-        *("A/b", "a b", "a/", "/b", f"{'a' * 64}/b", f"a/{'b' * 64}", f"{'a' * 254}/b"),
-    ],
-)
-def test_the_chart_and_the_operator_take_the_same_names(name: str) -> None:
-    parts = json.loads((CHART / "values.schema.json").read_text())
-    used = parts["properties"]["engine"]["properties"]["multiNode"], parts["definitions"]["multiNode"]
-    for network in used:
-        assert (re.search(network["properties"]["topologyKey"]["pattern"], name) is not None) is accepted(
-            topologyKey=name
-        )
-    found = re.search(
-        r'regexMatch ("\^.*?") [$]name\) -}}\n.*network device', (CHART / "templates/checks.yaml").read_text()
-    )
-    assert found
-    assert (re.search(json.loads(found[1]), name) is not None) is accepted(resources={name: 1})
-
-
-def test_a_pool_has_its_own_network_and_what_it_does_not_set_is_the_charts() -> None:
-    chart = "engine: {multiNode: {interface: eth0, ipcLock: true, resources: {rdma/hca: 1}}, "
-    pool = "gpusPerNode: 4, multiNode: {interface: '', hostNetwork: true}"
-    config = load({}, GOOD.replace("engine: {", chart).replace("gpusPerNode: 4", pool))
-    ((named, own),) = config.multi_nodes.pools
-    assert named == config.pools[0]
-    assert config.multi_nodes.chart == MultiNode("eth0", {"rdma/hca": 1}, ipc_lock=True)
-    assert own == MultiNode("", {"rdma/hca": 1}, ipc_lock=True, host_network=True)
-    assert config.multi_nodes.beyond_baseline == ("multiNode.hostNetwork", "multiNode.ipcLock")
-    assert load({}, GOOD).multi_nodes == MultiNodes()
 
 
 def test_two_releases_in_one_namespace_can_have_a_lease_each() -> None:
@@ -242,32 +189,6 @@ def test_a_file_that_is_no_mapping_is_refused() -> None:
 def test_null_is_a_setting_that_is_not_there() -> None:
     nulls = "hub: {default: null, lookup: null}\nworkers: null\nresyncSeconds: null\n"
     assert load({}, GOOD + nulls) == load({}, GOOD)
-
-
-@pytest.mark.parametrize(
-    ("member", "says"),
-    [
-        ("maxNodes: 0", "maxNodes is 0: it must be a whole number of at least 1"),
-        ("maxNodes: true", "maxNodes is true: it must be a whole number"),
-        ('maxNodes: "2"', "maxNodes is '2': it must be a whole number"),
-        ("computeCapability: sm90", "computeCapability is 'sm90': it must be MAJOR.MINOR"),
-        ('costPerGpuHour: "-1"', "costPerGpuHour is '-1': it must be dollars per GPU and hour from 0 to 1000000, for"),
-        ("costPerGpuHour: true", "costPerGpuHour is true: it must be dollars"),
-        ("costPerGpuHour: []", "costPerGpuHour is a list: it must be dollars"),
-    ],
-)
-def test_wrong_members_of_a_pool(member: str, says: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load({}, GOOD.replace("gpusPerNode: 4", f"gpusPerNode: 4, {member}"))
-    assert str(caught.value).startswith(f"gpuPools[0].{says}")
-
-
-def test_cost_size_and_generation_of_a_pool() -> None:
-    more = 'gpusPerNode: 4, costPerGpuHour: "0.80", maxNodes: 3, computeCapability: "8.9"'
-    (pool,) = load({}, GOOD.replace("gpusPerNode: 4", more)).pools
-    assert (pool.cost_per_gpu_hour, pool.max_nodes, pool.compute_capability) == (800, 3, (8, 9))
-    (pool,) = load({}, GOOD.replace("gpusPerNode: 4", "gpusPerNode: 4, computeCapability: 9.0")).pools
-    assert (pool.cost_per_gpu_hour, pool.max_nodes, pool.compute_capability) == (None, None, (9, 0))
 
 
 def test_where_models_come_from() -> None:

@@ -5,44 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import httpx
 import pytest
 
 from qwen_operator.checkpoints.config import from_config
 from qwen_operator.checkpoints.facts import ChatFormat, Task
-from qwen_operator.checkpoints.hubs import Hub, HubCheckpoint, HubError, HubReason
-from qwen_operator.hubs import client
+from qwen_operator.checkpoints.hubs import Hub, HubError, HubReason
 from qwen_operator.hubs.client import fetch
-from qwen_operator.hubs.redirects import reached_fault, redirect_fault
 from qwen_runtime.checkpoints.chat import LARGEST_CHAT_FILE, chat_format
 from tests.unit.checkpoints.configs import DENSE, FP8
 from tests.unit.checkpoints.templates import QWEN3, QWQ
 from tests.unit.hubs.hub import COMMIT, FakeHub, repository, serving
-
-SHARDS = {"model-00001-of-00002.safetensors": 500_000_000, "model-00002-of-00002.safetensors": 427_980_000}
-INDEX = "model.safetensors.index.json"
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-async def read(hub: FakeHub, kind: Hub = Hub.HUGGING_FACE, revision: str = "") -> HubCheckpoint:
-    async with serving(hub):
-        return await fetch("Qwen/Test", revision, kind, hub.address + "/", timeout=20)
-
-
-async def refusal(hub: FakeHub, kind: Hub = Hub.HUGGING_FACE, revision: str = "") -> HubError:
-    with pytest.raises(HubError) as refused:
-        await read(hub, kind, revision)
-    assert "\n" not in str(refused.value)
-    return refused.value
+from tests.unit.hubs.reading import INDEX, SHARDS, read, refusal
 
 
 @pytest.mark.parametrize("kind", list(Hub))
@@ -107,36 +84,6 @@ async def test_a_revision_is_resolved(kind: Hub, revision: str) -> None:
     assert hub.asked[0].count(revision.replace("/", "%2F")) == 1
 
 
-async def test_a_size_that_the_hub_does_not_say_is_taken_from_the_index() -> None:
-    hub = repository(DENSE, SHARDS, total=927_975_424)
-    hub.sizes["model-00001-of-00002.safetensors"] = None
-    assert (await read(hub)).checkpoint.weight_bytes == 927_975_424
-
-
-async def test_a_repeated_embedding_counts_once() -> None:
-    hub = repository(DENSE, SHARDS, total=1)
-    shard = "model-00001-of-00002.safetensors"
-    hub.files[INDEX] = json.dumps({"weight_map": {"lm_head.weight": shard}}).encode()
-    assert (await read(hub)).checkpoint.weight_bytes == SHARDS[shard] - 2 * 151936 * 1024
-    hub.files["config.json"] = json.dumps(DENSE | {"tie_word_embeddings": False}).encode()
-    assert (await read(hub)).checkpoint.weight_bytes == SHARDS[shard]
-
-
-async def test_a_layer_for_prediction_is_not_loaded() -> None:
-    hub = repository(DENSE, SHARDS, total=1)
-    shard = "model-00001-of-00002.safetensors"
-    hub.sizes[shard] = 10**9
-    hub.files[INDEX] = json.dumps({"weight_map": {"mtp.norm.weight": shard}}).encode()
-    assert (await read(hub)).checkpoint.weight_bytes == from_config(DENSE).weight_bytes < 10**9
-    hub.files["config.json"] = json.dumps(DENSE | {"quantization_config": FP8}).encode()
-    assert (await read(hub)).checkpoint.weight_bytes == 10**9
-
-
-async def test_only_weights_of_the_top_folder_count() -> None:
-    hub = repository(DENSE, SHARDS | {"original/consolidated.safetensors": 10**12})
-    assert (await read(hub)).checkpoint.weight_bytes == sum(SHARDS.values())
-
-
 def without(name: str) -> Callable[[FakeHub], Any]:
     return lambda hub: hub.files.pop(name)
 
@@ -181,10 +128,13 @@ DAMAGE: dict[str, tuple[Callable[[FakeHub], Any], HubReason, str]] = {
     ),
     "another model": (
         lambda hub: hub.files.update({"config.json": b'{"architectures": ["LlamaForCausalLM"]}'}),
-        HubReason.INVALID,
+        HubReason.UNKNOWN_ARCHITECTURE,
         "architectures[0] is 'LlamaForCausalLM', it must be one of Qwen2ForCausalLM",
     ),
     "no JSON": (lambda hub: hub.files.update({"config.json": b"{"}), HubReason.INVALID, "config.json is not valid"),
+    "quantized beside": (
+        lambda hub: hub.files.update({"hf_quant_config.json": b"{}"}), HubReason.INVALID, "hf_quant_config.json says"
+    ),
     "empty index": (index({"weight_map": {}}), HubReason.INVALID, "weight_map is an object, it must be an object of"),
     "odd index": (index({"weight_map": {"a": 1}}), HubReason.INVALID, "weight_map is an object, it must be"),
     "no map": (index({}), HubReason.INVALID, "weight_map is missing, it must be an object"),
@@ -236,6 +186,27 @@ async def test_a_hub_that_misbehaves_is_named_in_time(fault: str, expected: tupl
     assert time.monotonic() - started < 15
 
 
+@pytest.mark.parametrize(
+    ("status", "headers", "pause"),
+    [
+        ("429", {}, 0.0),
+        ("429", {"RateLimit": '"api";r=0;t=55'}, 56.0),
+        ("503", {"Retry-After": "90"}, 90.0),
+        ("503", {}, None),
+    ],
+)
+async def test_a_hub_that_asks_for_a_pause(status: str, headers: dict[str, str], pause: float | None) -> None:
+    error = await refusal(FakeHub({}, fault=status, headers=headers))
+    assert (error.reason, error.pause_seconds) == (HubReason.UNAVAILABLE, pause)
+    assert ("Qwen/Test" in str(error)) is (pause is None), "other deployments are told it too"
+
+
+@pytest.mark.parametrize("status", ["401", "403"])
+async def test_a_gated_repository_is_not_told_as_a_private_one(status: str) -> None:
+    error = await refusal(FakeHub({}, fault=status, headers={"X-Error-Code": "GatedRepo"}))
+    assert (error.reason, str(error).startswith("Qwen/Test at http://127.0.0.1")) == (HubReason.GATED, True)
+
+
 @pytest.mark.parametrize("kind", list(Hub))
 async def test_what_does_not_exist_is_not_found(kind: Hub) -> None:
     hub = repository(DENSE, SHARDS)
@@ -246,32 +217,6 @@ async def test_what_does_not_exist_is_not_found(kind: Hub) -> None:
     assert refused.value.reason is HubReason.NOT_FOUND
 
 
-async def test_an_index_of_too_many_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen_operator.hubs.client.MOST_MEMBERS", 1000)
-    hub = repository(DENSE, SHARDS)
-    hub.files[INDEX] = b'{"weight_map":{' + b",".join(b'"%x":"m"' % number for number in range(1001)) + b"}}"
-    error = await refusal(hub, Hub.HUGGING_FACE)
-    assert (error.reason, "has more than 1000 tensors" in str(error)) == (HubReason.TOO_LARGE, True)
-
-
-async def test_an_index_in_crumbs_is_read_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub decides how large the pieces are. Each one was searched together with all that came before."""
-    stream = client._stream
-
-    async def crumbs(*args: Any) -> AsyncIterator[bytes]:
-        async for piece in stream(*args):
-            for start in range(0, len(piece), 64):
-                yield piece[start : start + 64]
-
-    monkeypatch.setattr(client, "_stream", crumbs)
-    hub = repository(DENSE, SHARDS)
-    hub.files[INDEX] = b"{" + b'"a":1,' * 40_000 + b'"weight_map":{"x":"none.safetensors"}}'
-    began = time.process_time()
-    error = await refusal(hub, Hub.HUGGING_FACE)
-    assert (error.reason, "none.safetensors" in error.whole) == (HubReason.INVALID, True)
-    assert time.process_time() - began < 4
-
-
 async def test_no_hub_is_offline() -> None:
     async with serving(FakeHub({})) as hub:
         address = hub.address
@@ -279,71 +224,6 @@ async def test_no_hub_is_offline() -> None:
         await fetch("Qwen/Test", hub_url=address, timeout=5)
     assert refused.value.reason is HubReason.OFFLINE
     assert refused.value.detail
-
-
-@pytest.mark.parametrize(
-    ("base", "target", "says"),
-    [
-        ("https://hub.test", "http://hub.test/x", "'hub.test' without TLS, which is not allowed"),
-        ("https://hub.test", "ftp://hub.test/x", "an address that is not http or https, which is not allowed"),
-        ("https://hub.test", "https://hub.test:99999/x", "an address that is not http or https"),
-        ("https://hub.test", "https://a:b@cdn.test/x", "'cdn.test' with credentials, which is not allowed"),
-        ("http://hub.test", "http://10.0.0.1/x", "'10.0.0.1', which is not allowed: it is a host inside the network"),
-        ("http://hub.test", "http://prometheus.monitoring.svc/x", "it is a host inside the network"),
-        ("http://hub.test", "http://kubernetes/x", "it is a host inside the network"),
-        ("http://hub.test", "http://a.b.svc.cluster.local./x", "it is a host inside the network"),
-        ("http://hub.test", "http://169.254.169.254/latest", "it is the node itself or its link"),
-        ("http://mirror.svc", "http://169.254.169.254/latest", "it is the node itself or its link"),
-        ("http://10.1.2.3", "http://127.0.0.1:10250/pods", "it is the node itself or its link"),
-        ("http://hub.test", "http://2130706433/x", "it is the node itself or its link"),
-        ("http://hub.test", "http://0x7f.1/x", "it is the node itself or its link"),
-        ("http://hub.test", "http://[::ffff:127.0.0.1]/x", "it is the node itself or its link"),
-        ("http://hub.test", "http://[64:ff9b::a00:1]/x", "it is the node itself or its link"),
-        ("http://hub.test", "http://[fd00::1]/x", "it is a host inside the network"),
-    ],
-)
-async def test_redirects_that_are_not_followed(
-    base: str, target: str, says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(str(request.url))
-        return httpx.Response(302, headers={"Location": target})
-
-    monkeypatch.setattr(httpx, "AsyncClient", partial(httpx.AsyncClient, transport=httpx.MockTransport(answer)))
-    with pytest.raises(HubError) as refused:
-        await fetch("Qwen/Test", hub_url=base)
-    assert str(refused.value).startswith("the hub redirects the list of files of Qwen/Test to ")
-    assert says in str(refused.value)
-    assert len(asked) == 1
-
-
-@pytest.mark.parametrize(
-    ("base", "target"),
-    [
-        ("https://hub.test", "https://cdn.hub.test/x"),
-        ("https://hub.test", "https://8.8.8.8/x"),
-        ("http://mirror.models.svc", "http://minio.models.svc.cluster.local/x"),
-        ("http://10.1.2.3", "http://10.1.2.4/x"),
-    ],
-)
-def test_redirects_that_are_followed(base: str, target: str) -> None:
-    assert redirect_fault(base, target, base) is None
-
-
-def test_a_name_that_leads_inside_is_noticed_by_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen_operator.hubs.redirects.getproxies", dict)
-
-    class Stream:
-        def get_extra_info(self, _name: str) -> tuple[str, int]:
-            return "10.96.0.1", 443
-
-    request = httpx.Request("GET", "https://evil.test/x")
-    response = httpx.Response(200, request=request, extensions={"network_stream": Stream()})
-    assert "inside the network" in str(reached_fault(response, "https://hub.test"))
-    assert reached_fault(response, "http://mirror.models.svc") is None
-    assert reached_fault(response, "https://evil.test") is None
 
 
 LISTINGS: list[tuple[Hub, Any, str]] = [

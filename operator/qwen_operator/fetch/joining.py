@@ -15,7 +15,8 @@ from qwen_runtime.checkpoints.gguf import Header, read_header
 from qwen_runtime.checkpoints.gguf_parts import ABOUT_SPLIT, data_bytes, join, joined_bytes
 
 STEP_BYTES = 64 << 20
-_BUFFER_BYTES = 1 << 20
+# As in transfer.WRITE_BYTES: larger pieces cost more.
+_BUFFER_BYTES = 128 << 10
 STARTED = ".joining"
 """A file of this name says that all parts have arrived and were checked, so they may be shorter now. It has a text when
 the joined file is complete."""

@@ -37,7 +37,8 @@ class FileHub:
     `cut_after`: so many bytes of each answer arrive, and then the connection ends; 0 is never. `cuts`: how often.
     `stall`: seconds before it ends.
     `flipped`: files of which so many answers have a wrong byte. `expired`: so many redirected requests get 403.
-    `missing`: files that the list names and the hub does not have. `delay`: seconds before each 64 KiB.
+    `missing`: files that the list names and the hub does not have. `delay`: seconds before each 64 KiB. `opened`: no
+    byte of a file comes before it is set.
     """
 
     files: dict[str, bytes]
@@ -52,6 +53,7 @@ class FileHub:
     expired: int = 0
     missing: set[str] = field(default_factory=set)
     delay: float = 0.0
+    opened: threading.Event | None = None
     others: dict[str, dict[str, bytes]] = field(default_factory=dict)
     rates: dict[str, int] = field(default_factory=dict)
     address: str = ""
@@ -232,6 +234,8 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.cut_after and len(body) > hub.cut_after and hub.take("cuts"):
             body = body[: hub.cut_after]
             self.close_connection = True
+        if hub.opened is not None:
+            hub.opened.wait()
         for at in range(0, len(body), _PIECE):
             if hub.delay:
                 time.sleep(hub.delay)

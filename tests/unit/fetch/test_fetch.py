@@ -620,7 +620,12 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path: Path) -> None:
             time.sleep(0.02)
         child.send_signal(signal.SIGKILL)
         child.communicate()
-        arrived = sum(int(line.split()[1]) - int(line.split()[0]) for line in journal.read_text().splitlines())
+        arrived = 0
+        for line in journal.read_text().splitlines():
+            first, end, _, name = line.split()
+            there = (journal.parent / name).read_bytes()[int(first) : int(end)]
+            assert there == files[name][int(first) : int(end)], "what the journal names is there"
+            arrived += int(end) - int(first)
         hub.sent_of.clear()
         ended = subprocess.run(command(hub, tmp_path), capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
@@ -632,14 +637,50 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path: Path) -> None:
         assert (last["bytesDone"], last["finished"]) == (total, True)
 
 
+def test_a_write_that_takes_a_part_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, piece, at: pwrite(file, piece[: max(1, len(piece) // 2)], at))
+    with serving(FileHub(model(300_000))) as hub:
+        assert contents(fetching(hub, tmp_path).run()) == {name: hub.files[name] for name in WANTED}
+
+
+_PODS = """
+import os, socket, sys
+import qwen_operator.fetch.program
+from qwen_operator.cli import main
+
+def pod(name):
+    socket.gethostname = lambda: name
+    sys.stdout = open(name, "w")
+    code = 70
+    try:
+        code = main()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+children = [os.fork() or pod(f"chat-{number}") for number in range(20)]
+sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
+"""
+"""Twenty processes that run the whole program. Python starts once for all of them, and each has its own locks."""
+
+
+@pytest.mark.timeout(120)
 def test_twenty_pods_of_one_node_download_a_model_once(tmp_path: Path) -> None:
-    files = model(2_000_000)
-    with serving(FileHub(files, delay=0.5)) as hub:
-        pods = [subprocess.Popen(command(hub, tmp_path), stdout=subprocess.PIPE) for _ in range(20)]
-        lines = [pod.communicate()[0].decode() for pod in pods]
-        assert [pod.returncode for pod in pods] == [0] * 20
-        assert sum(line.startswith("downloads ") for output in lines for line in output.splitlines()) == 1
-        assert hub.sent == sum(len(files[name]) for name in WANTED)
+    opened, logs = threading.Event(), tmp_path / "logs"
+    logs.mkdir()
+    with serving(FileHub(model(2_000_000), opened=opened)) as hub:
+        pods = subprocess.Popen([sys.executable, "-c", _PODS, *command(hub, tmp_path)[3:]], cwd=logs)
+        # Every one of them has asked for the model before its first byte comes.
+        while len(list(tmp_path.glob("leases/*/chat-*"))) < 20:
+            assert pods.poll() is None
+            time.sleep(0.02)
+        opened.set()
+        assert pods.wait() == 0
+        lines = [(logs / f"chat-{number}").read_text().splitlines() for number in range(20)]
+        assert [json.loads(said[-1])["finished"] for said in lines] == [True] * 20
+        assert sum(line.startswith("downloads ") for said in lines for line in said) == 1
+        assert hub.sent == sum(len(hub.files[name]) for name in WANTED)
 
 
 def test_a_pod_that_waits_shows_the_progress_of_the_one_that_downloads(tmp_path: Path) -> None:

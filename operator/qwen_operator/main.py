@@ -223,7 +223,7 @@ class Operator:
             hub,
             VolumeClaims(api),
             arbiter.heard,
-            FreeNodes(NodePods(api, time.monotonic), utc_now, self.config.distinct_nodes),
+            FreeNodes(NodePods(api, time.monotonic)),
         )
 
     def _arbiter_wiring(self) -> Wiring:

@@ -162,17 +162,19 @@ def _launch(options: argparse.Namespace, command: Sequence[str]) -> int:
     if problem := unknown_engine():
         complain(problem)
         return 1
-    for locked in options.hold:
-        try:
+    adapters = None if options.adapters is None else Loader(options.adapters)
+    try:
+        for locked in options.hold:
             hold(locked)
-        except NotHeld as error:
-            complain(str(error))
-            deliver(error.report(), options.termination_log)
-            return 1
+        if adapters is not None:
+            adapters.hold()
+    except NotHeld as error:
+        complain(str(error))
+        deliver(error.report(), options.termination_log)
+        return 1
     if options.compile_cache is not None and (problem := use(options.compile_cache, driver_version(), os.getuid())):
         complain(problem)
     patience = Patience(options.crash_seconds, options.port_seconds, options.stopped_seconds, options.start_seconds)
-    adapters = None if options.adapters is None else Loader(options.adapters)
     reports = Reports(options.termination_log, options.start_port, adapters)
     return launch(command, log_lines, patience, reports, _member(options))
 

@@ -10,6 +10,10 @@ LOADED_FILE = "loaded"
 LORA_PATHS = "--lora-paths"
 ROOT = "/models/adapters/"
 """The folder of the claims with adapters. Nothing else is loaded."""
+FETCHED = f"{ROOT}.fetched/"
+"""The folder with the adapters that a container fetches. Others may come into it while the engine runs."""
+IN_USE = ".in-use"
+"""The file of a fetched adapter or model on which an engine holds a lock, so that nobody removes it."""
 _MOST = 64
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9._]{0,62}[A-Za-z0-9])?", re.ASCII)
 

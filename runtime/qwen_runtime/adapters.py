@@ -6,19 +6,33 @@ are open to its own pod only (see `guard`). The page of the start shows the oper
 
 A container that starts again loads what the engine had before, and takes the rest up while it serves. So an adapter
 that cannot be loaded never keeps the engine from starting.
+
+An adapter of a hub or a bucket may be on its way into the cache. It is loaded as soon as its folder is there: a folder
+comes there in one step, complete. The engine's pod holds a lock on it while the engine has it.
 """
 
 import http.client
 import json
+import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from qwen_runtime.adapter_list import LOADED_FILE, LORA_PATHS, WANTED_FILE, digest, read_list, with_option
+from qwen_runtime.adapter_list import (
+    FETCHED,
+    IN_USE,
+    LOADED_FILE,
+    LORA_PATHS,
+    WANTED_FILE,
+    digest,
+    read_list,
+    with_option,
+)
 from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG
+from qwen_runtime.hold import NotHeld, hold
 from qwen_runtime.report import complain, shorten
 
 UNLOAD_SECONDS = 10.0
@@ -75,7 +89,7 @@ class LoopbackEngine:
     def load(self, name: str, folder: str) -> str:
         """See Engine."""
         # SGLang would take the path for the name of a repository.
-        if not Path(folder, ADAPTER_CONFIG).is_file():
+        if not _has_files(folder):
             return f"{folder} has no {ADAPTER_CONFIG}"
         body = {"lora_name": name, "lora_path": folder}
         return _why_not(*self._call("POST", "/load_lora_adapter", _LOAD_SECONDS, body))
@@ -101,6 +115,10 @@ class LoopbackEngine:
         return answer.status, _object(content)
 
 
+def _has_files(folder: str) -> bool:
+    return Path(folder, ADAPTER_CONFIG).is_file()
+
+
 def _object(content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content)
@@ -117,11 +135,15 @@ def _why_not(status: int, answer: Mapping[str, Any]) -> str:
 
 @dataclass(slots=True)
 class Loader:
-    """Brings the adapters of an engine to the list in `folder`. `clock` gives seconds and never goes back."""
+    """Brings the adapters of an engine to the list in `folder`. `clock` gives seconds and never goes back.
+
+    `fetched`: the folder of the adapters that come from a cache, on which locks are held.
+    """
 
     folder: Path
     engine: Engine = field(default_factory=LoopbackEngine)
     clock: Callable[[], float] = time.monotonic
+    fetched: str = FETCHED
     _text: str = ""
     _wanted: dict[str, str] = field(default_factory=dict)
     _failed: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -131,16 +153,30 @@ class Loader:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _answered: str = ""
     _loaded: list[str] = field(default_factory=list)
+    _absent: set[str] = field(default_factory=set)
+    _locks: dict[str, int] = field(default_factory=dict)
+
+    def hold(self) -> None:
+        """Lock the fetched adapters with which the engine starts. Raises NotHeld if one of them is gone."""
+        for folder in (self._starting() or {}).values():
+            if folder.startswith(self.fetched):
+                self._locks[folder] = hold(Path(folder, IN_USE))
 
     def command(self, command: Sequence[str]) -> list[str]:
         """The engine's command, so that it starts with the wanted adapters that the engine had before."""
+        starting = self._starting()
+        if starting is None:
+            return list(command)
+        return with_option(command, LORA_PATHS, [f"{name}={folder}" for name, folder in sorted(starting.items())])
+
+    def _starting(self) -> dict[str, str] | None:
+        """The wanted adapters that the engine had before; None if nobody can read the list."""
         try:
             wanted = read_list(self._read(WANTED_FILE))
         except ValueError:
-            return list(command)
+            return None
         had = self._read(LOADED_FILE).split(",")
-        starting = [f"{name}={folder}" for name, folder in sorted(wanted.items()) if name in had]
-        return with_option(command, LORA_PATHS, starting)
+        return {name: folder for name, folder in wanted.items() if name in had}
 
     def start(self) -> None:
         """Follow the list in a thread, until the process ends."""
@@ -160,10 +196,14 @@ class Loader:
             except ValueError as error:
                 self._refused = text
                 complain(f"the annotation with the adapters cannot be read: {error}")
-        if not self._text or now < self._due:
+        if not self._text or (now < self._due and not self._arrived()):
             return
         has = self.engine.loaded()
         self._due = now + (_STARTING_SECONDS if has is None else self._changed(has, now))
+
+    def _arrived(self) -> bool:
+        """Whether the files of an adapter have come that were not there at the last look."""
+        return any(_has_files(self._wanted[name]) for name in self._absent if name in self._wanted)
 
     def _changed(self, has: dict[str, str], now: float) -> float:
         """Load and unload what is due. Returns the seconds until the next look."""
@@ -178,31 +218,57 @@ class Loader:
             else:
                 complain(f"the adapter {name} is unloaded")
                 del has[name]
+        self._absent = set()
         for name in self._wanted.keys() - has.keys():
             waits.append(self._load(name, has, now))
+        self._release(has.values())
         loaded = sorted(name for name, folder in self._wanted.items() if has.get(name) == folder)
         with self._lock:
             self._loaded, self._answered = loaded, digest(self._text)
         return min(waits)
 
     def _load(self, name: str, has: dict[str, str], now: float) -> float:
+        folder = self._wanted[name]
+        if folder.startswith(self.fetched) and not _has_files(folder):
+            self._absent.add(name)
+            self._forget(name)
+            return _LOOK_SECONDS
         _, failed_at = self._failed.get(name, ("", now - RETRY_SECONDS))
         if failed_at + RETRY_SECONDS > now:
             return failed_at + RETRY_SECONDS - now
         if name in self._failed:
             # SGLang loads nothing that another try left behind in a part of its processes.
             self.engine.unload(name)
-        why = self.engine.load(name, self._wanted[name])
+        why = self._lock_of(folder) or self.engine.load(name, folder)
         if why:
             complain(f"the adapter {name} is not loaded: {why}")
             with self._lock:
                 self._failed = {**self._failed, name: (why, now)}
             return RETRY_SECONDS
         complain(f"the adapter {name} is loaded")
-        has[name] = self._wanted[name]
+        has[name] = folder
+        self._forget(name)
+        return _LOOK_SECONDS
+
+    def _forget(self, name: str) -> None:
+        """Say no more that an adapter could not be loaded."""
         with self._lock:
             self._failed = {other: entry for other, entry in self._failed.items() if other != name}
-        return _LOOK_SECONDS
+
+    def _lock_of(self, folder: str) -> str:
+        """Lock a fetched adapter; why that failed, or ""."""
+        if folder.startswith(self.fetched) and folder not in self._locks:
+            try:
+                self._locks[folder] = hold(Path(folder, IN_USE), patience=0.0)
+            except NotHeld as error:
+                return str(error)
+        return ""
+
+    def _release(self, folders: Iterable[str]) -> None:
+        """Let go of the adapters that the engine has not: a cache may remove them now."""
+        used = {*folders, *(folder for name, folder in self._wanted.items() if name not in self._failed)}
+        for folder in self._locks.keys() - used:
+            os.close(self._locks.pop(folder))
 
     def page(self) -> dict[str, Any]:
         """Which list the engine has taken up, by its digest, and which of its adapters it has and could not load."""

@@ -8,9 +8,8 @@ from qwen_runtime.checkpoints import gguf, gguf_model
 from qwen_runtime.checkpoints.chat import LARGEST_CHAT_FILE, ChatFormat, chat_files, chat_format, read_chat
 from qwen_runtime.checkpoints.config import CONFIG_FILE, LARGEST_CONFIG
 from qwen_runtime.checkpoints.gguf import CutOffError, Header
-from qwen_runtime.checkpoints.gguf_model import UnknownArchitectureError
 from qwen_runtime.checkpoints.gguf_parts import join, joined_name, parts_of
-from qwen_runtime.checkpoints.reading import InvalidFactsError
+from qwen_runtime.checkpoints.reading import InvalidFactsError, UnknownArchitectureError
 from qwen_runtime.faults import Fault, parsed
 from qwen_runtime.reasons import ReportReason
 from qwen_runtime.safetensors import opened, owner_and_mode, read_exactly, refuse_lfs_pointer

@@ -23,7 +23,8 @@ NORMALIZE = "normalize_batch_and_arguments"
 ADDRESSES = ("data:", "http://", "https://")
 # Linux has no longer path (PATH_MAX), so a longer text is no file's name.
 LONGEST_PATH = 4096
-BASE64 = re.compile(r"[A-Za-z0-9+/=\s]+")
+# No white space: an address loses its line breaks when SGLang takes it apart, and becomes a short path again.
+BASE64 = re.compile(r"[A-Za-z0-9+/=]+")
 # How much of a name an answer repeats.
 SHOWN_CHARACTERS = 100
 

@@ -237,3 +237,46 @@ def test_a_folder_of_the_node_serves_a_privileged_namespace(
     wait_for(f"{space} is routed", lambda: gateway.chat(space, max_tokens=1).status_code == 200, 20)
     assert (folder / space / "models" / "hf" / "Qwen--Test" / COMMIT / ".manifest.json").exists()
     kubectl.run("delete", "namespace", space, "--wait=false")
+
+
+@pytest.fixture
+def without(bed: Cluster, kubectl: Kubectl, cached: str, hub: Hub) -> Iterator[str]:
+    """A namespace with the token, and no cache in the release."""
+    install(bed, "--set", f"hub.url={hub.url}")
+    with own_namespace(kubectl, "bare") as name:
+        kubectl.apply(token_in(name, TOKEN))
+        yield name
+
+
+def token_in(namespace: str, token: str) -> Manifest:
+    meta = {"name": "hf-token", "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"token": token}}
+
+
+def test_without_a_cache_a_container_downloads_into_the_pod_and_a_lost_token_gives_its_gpus_back(
+    kubectl: Kubectl, gateway: Gateway, without: str
+) -> None:
+    kubectl.apply(qd(without, "bare", model=without, source=source()))
+    obj = wait_ready(kubectl, without, "bare", timeout=400)
+    assert obj["status"]["model"]["commit"] == COMMIT
+    wait_for(f"{without} is routed", lambda: gateway.chat(without, max_tokens=1).status_code == 200, 20)
+    [pod] = pods(kubectl, without, "bare")
+    fetch = pod["spec"]["initContainers"][-1]
+    assert (fetch["name"], "--of-pod" in fetch["command"]) == ("fetch", True)
+    assert "secretKeyRef" not in str(pod["spec"]["containers"])
+
+    kubectl.apply(token_in(without, "wrong"))
+    kubectl.run("delete", "pod", pod["metadata"]["name"], "-n", without)
+
+    def given_back() -> Manifest | None:
+        found = kubectl.get("qd", "bare", without) or {}
+        ready = condition(found, "Ready")
+        told = "the operator gave the GPUs back" in ready.get("message", "")
+        return ready if told and not pods(kubectl, without, "bare") else None
+
+    ready = wait_for("no pod is left", given_back, 240)
+    assert (ready["status"], ready["reason"]) == ("False", "AuthRequired")
+    kubectl.apply(token_in(without, TOKEN))
+    kubectl.run("annotate", "qd", "bare", "-n", without, "qwen-operator.dev/replan=1")
+    wait_ready(kubectl, without, "bare", timeout=400)
+    kubectl.run("delete", "qd", "bare", "-n", without, "--wait=false")

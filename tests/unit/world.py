@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from qwen_operator import objects
 from qwen_operator.api.adapters import adapter_names
 from qwen_operator.api.conditions import Reason
 from qwen_operator.api.name_index import NameIndex
@@ -46,6 +47,8 @@ from qwen_operator.kube import (
     Resource,
 )
 from qwen_operator.manifests.adapters import wanted_adapters
+from qwen_operator.manifests.cached_adapters import shares_adapters
+from qwen_operator.manifests.model_cache import VOLUME
 from qwen_operator.manifests.names import (
     ENGINE_CONTAINER,
     FETCH_CONTAINER,
@@ -58,6 +61,7 @@ from qwen_operator.objects import key_of, mapping
 from qwen_operator.planning import plan as planning
 from qwen_operator.planning.types import EngineDefaults, EngineSource, NoFit, Plan
 from qwen_operator.replicas.adapters import AdaptersPage, awaits
+from qwen_operator.replicas.pod_state import PodState, fetch_of
 from qwen_operator.scaling.types import ScalingState
 from qwen_operator.status.progress import ProgressPage
 from qwen_runtime.adapter_list import digest
@@ -308,6 +312,23 @@ def _gpus(pod: Manifest) -> int:
     return sum(int(one["resources"].get("limits", {}).get("nvidia.com/gpu", 0)) for one in pod["spec"]["containers"])
 
 
+def in_cache(api: FakeKube, engine: PodState, path: str) -> bool:
+    """Whether an engine finds an adapter: on a claim, in its own pod, or where a pod has fetched it by now."""
+    # The operator's view has no mounts.
+    template = next((pod for pod in api.all(PODS) if pod["metadata"]["uid"] == engine.uid), engine.manifest)
+    if not path.startswith("/models/adapters/.fetched/") or not (volume := shares_adapters(template)):
+        return True
+    option = f"--folder=adapters/{path.removeprefix('/models/adapters/.fetched/')}"
+    return any(
+        option in " ".join(fetch.get("command", ()))
+        and (objects.holds(pod, "Ready") or fetch_of(pod).finished)
+        and (volume == VOLUME or objects.node_of(pod) == engine.node)
+        for _, resource, pod in api.journal
+        if resource is PODS
+        for fetch in pod["spec"].get("initContainers", ())
+    )
+
+
 Load = Callable[[str, str, str], ScalingState | None]
 """What the autoscaler says about a namespace, name and uid."""
 
@@ -352,7 +373,7 @@ class Operator:
             hub=self.hub,
             claims=VolumeClaims(api, api.clock.monotonic),
             on_ask=self.arbiter.heard,
-            free_nodes=FreeNodes(NodePods(api, api.clock.monotonic), api.clock.now, config.distinct_nodes),
+            free_nodes=FreeNodes(NodePods(api, api.clock.monotonic)),
         )
         self.worker = Worker(self.queue, reconciler, self._count)
         self.lagging = False
@@ -382,13 +403,15 @@ class Operator:
         raise AssertionError("the queue does not come to rest")
 
     def _ask_engines(self) -> None:
-        """Every engine loads and unloads adapters at once, but for those that are `unloadable`, and says so."""
+        """Every engine loads and unloads adapters at once, but for those that are `unloadable` or not there, and says
+        so."""
         before, self.adapter_pages = self.adapter_pages, {}
         for item in self.store.deployments():
             for pod in self.store.engine_pods(item) if adapter_names(mapping(item, "spec")) else ():
                 if text := awaits(pod):
-                    failed = {name: why for name, why in self.unloadable.items() if name in wanted_adapters(text)}
-                    loaded = frozenset(wanted_adapters(text).keys() - failed.keys())
+                    there = {name for name, path in wanted_adapters(text).items() if in_cache(self.api, pod, path)}
+                    failed = {name: why for name, why in self.unloadable.items() if name in there}
+                    loaded = frozenset(there - failed.keys())
                     self.adapter_pages[pod.uid] = AdaptersPage(digest(text), loaded, failed)
                     if before.get(pod.uid) != self.adapter_pages[pod.uid]:
                         self.queue.add(key_of(item))

@@ -50,6 +50,8 @@ class ActionReason(StrEnum):
     MODEL_CACHED = "ModelCached"
     PREFETCH = "Prefetch"
     PREFETCH_DONE = "PrefetchDone"
+    ADAPTER_MISSING = "AdapterMissing"
+    ADAPTER_FETCHED = "AdapterFetched"
     REVISION_OBSOLETE = "RevisionObsolete"
 
 

@@ -27,7 +27,8 @@ class AdapterSource(Located):
         "Where the adapter's files are: adapter_config.json and adapter_model.safetensors, as PEFT writes them. "
         "pvc://CLAIM/PATH is a folder in a PersistentVolumeClaim of this namespace. hf://ORGANISATION/NAME and "
         "modelscope://ORGANISATION/NAME are repositories, and s3://BUCKET/PREFIX is a folder in a bucket of the store "
-        "in the chart value objectStore.endpoint, or of AWS. A container fetches these before the engine starts. The "
+        "in the chart value objectStore.endpoint, or of AWS. A container fetches these before the engine starts or, "
+        "with the chart's cache, while it serves. The "
         "engine mounts all of them read-only. Examples: pvc://models/adapters/support, hf://our-team/support-lora.",
         min_length=1,
         max_length=512,

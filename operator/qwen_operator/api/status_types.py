@@ -277,8 +277,8 @@ class WaitingAdapter:
     name: str = described("Name of the adapter.", max_length=40)
     reason: str = described(
         "Why clients cannot ask for it: the reason why the present spec does not run, or Starting, Replacing (a "
-        "replica that answers does not have it), Loading (engines load it while they serve), AdapterNotLoaded (an "
-        "engine could not; Degraded says why), or why there is no replica.",
+        "replica that answers does not have it), Downloading or the reason why that fails, Loading (engines load it "
+        "while they serve), AdapterNotLoaded (an engine could not; Degraded says why), or why there is no replica.",
         max_length=64,
     )
 

@@ -9,11 +9,14 @@ import shlex
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen_operator.checkpoints.hubs import ADDRESSES, TOKEN_VARIABLE, Hub
-from qwen_operator.manifests.model_cache import ADAPTER_VARIABLES
+from qwen_operator.manifests.cached_adapters import adapter_path
+from qwen_operator.manifests.model_cache import ADAPTER_VARIABLES, ADAPTERS
+from qwen_runtime.adapter_list import WANTED_FILE, read_list
 from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -64,9 +67,32 @@ def adapter_of(text: str) -> RemoteModel:
     hub_options(parser, required=False)
     s3_options(parser, required=False)
     parser.add_argument("--commit", default="")
+    parser.add_argument("--folder", type=_folder, help="its folder in the cache")
     file_option(parser)
     arguments = parser.parse_args([*shlex.split(text), f"--file={ADAPTER_CONFIG}"])
-    return bucket_of(arguments, arguments.commit) if arguments.s3 else remote_of(arguments, arguments.commit)
+    place = arguments.folder or ""
+    if arguments.s3:
+        return replace(bucket_of(arguments, arguments.commit), place=place)
+    return replace(remote_of(arguments, arguments.commit), place=place)
+
+
+def _folder(text: str) -> str:
+    """The folder of an adapter, three levels deep as all others. Raises ArgumentTypeError."""
+    first, *rest = text.split("/")
+    if first != ADAPTERS or len(rest) != 2 or any(not part.strip(".") for part in rest):
+        raise argparse.ArgumentTypeError(f"{text} is not {ADAPTERS}/NAME/COMMIT")
+    return text
+
+
+def unwanted(remote: RemoteModel, listed: Path | None) -> bool:
+    """Whether the list of the adapters that an engine should have lacks this one. Without a list, all are wanted."""
+    if listed is None or not remote.folder.startswith(f"{ADAPTERS}/"):
+        return False
+    try:
+        folders = read_list((listed / WANTED_FILE).read_text()).values()
+    except (OSError, ValueError, RecursionError):
+        return False
+    return adapter_path(remote.folder) not in folders
 
 
 @contextlib.contextmanager
@@ -96,6 +122,12 @@ def options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a LoRA adapter: --commit and its place, as for the model, in one word; several times",
     )
+    parser.add_argument(
+        "--adapters",
+        type=Path,
+        metavar="FOLDER",
+        help="fetch only adapters that a file of this folder lists; there may be none",
+    )
     file_option(parser)
     parser.add_argument("--cache", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--size-gib", type=int, required=True, metavar="GIB", help="most that the cache may have")
@@ -112,7 +144,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Fetch the model into the cache, unless it is there."""
     model = bool(arguments.s3) + bool(arguments.repository)
-    if model > 1 or not (model or arguments.adapter):
+    if model > 1 or not (model or arguments.adapter or arguments.adapters):
         print("fetch: give either --hub and --repository, or --s3, or only --adapter", file=sys.stderr)
         return 2
     if model and not arguments.commit:
@@ -134,8 +166,10 @@ def main(arguments: argparse.Namespace) -> int:
     for number, text in enumerate(arguments.adapter):
         with own_environment(number):
             remote = adapter_of(text)
-            adapters.append((str(remote), Fetch(remote, place)))
+            if not unwanted(remote, arguments.adapters):
+                adapters.append((str(remote), Fetch(remote, place)))
+    shared = place if arguments.adapters else None
     if not model:
-        return main(None, adapters=adapters)
+        return main(None, adapters=adapters, shared=shared)
     chosen = bucket_of(arguments, arguments.commit) if arguments.s3 else remote_of(arguments, arguments.commit)
-    return main(Fetch(chosen, place), adapters=adapters)
+    return main(Fetch(chosen, place), adapters=adapters, shared=shared)

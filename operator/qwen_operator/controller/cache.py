@@ -33,7 +33,7 @@ from qwen_operator.manifests.names import ANNOTATION_OWNER_UID, LABEL_DEPLOYMENT
 from qwen_operator.manifests.ownership import Ownership, ownership
 from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError, read_revision
 from qwen_operator.objects import ObjectKey, key_of
-from qwen_operator.replicas.groups import Replica, groups_of, is_engine_of, is_fetch_of
+from qwen_operator.replicas.groups import Replica, fetches_adapter_of, groups_of, is_engine_of, is_fetch_of
 from qwen_operator.replicas.pod_state import PodState, read_pod
 
 _LARGEST_VERSION = 10**24
@@ -135,6 +135,12 @@ class Store:
         name = deployment["metadata"]["name"]
         related = self.related(PODS, deployment)
         return tuple(self._pod_state(pod, name) for pod in related if is_fetch_of(pod, deployment))
+
+    def adapter_pods(self, deployment: Manifest) -> tuple[PodState, ...]:
+        """The deployment's own pods that fetch adapters for engines that serve, sorted by name."""
+        name = deployment["metadata"]["name"]
+        related = self.related(PODS, deployment)
+        return tuple(self._pod_state(pod, name) for pod in related if fetches_adapter_of(pod, deployment))
 
     def replicas(self, deployment: Manifest) -> tuple[Replica, ...]:
         """The deployment's own replicas, sorted by name."""

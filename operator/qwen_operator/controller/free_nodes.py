@@ -1,61 +1,49 @@
-"""Looks at the nodes that a replica over several nodes is about to get. The operator watches no pods of others."""
+"""What pods of others have on the nodes that a replica over several nodes is about to get."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from datetime import datetime
 
-from qwen_operator import objects
-from qwen_operator.controller.node_pods import NodePods
-from qwen_operator.kube import Manifest
-from qwen_operator.manifests.names import LABEL_REPLICA
+from qwen_operator.controller.node_pods import AT_ONCE, NodePods
 from qwen_operator.objects import key_of
 from qwen_operator.reconcile.types import Observed
-from qwen_operator.replicas.places import Neighbours
-from qwen_operator.replicas.pod_state import is_gated
-from qwen_operator.replicas.room import room_for
 
 FRESH_SECONDS = 2.0
-"""How old the pods of a node may be when a replica is sent there."""
-KEPT_SECONDS = 20.0
+"""How old the pods of a node may be when a replica is sent there. What was read for the decision itself always counts,
+however long it took."""
+ROUNDS = 8
+"""How often a decision may ask for other nodes. Then its replica waits for the next one."""
+KEPT_SECONDS = 10.0
 """For how long a node that pods of others fill is not read again."""
-_ROUNDS = 4
+KEPT_OF_MANY_SECONDS = 120.0
+"""The same if one decision cannot read all of these nodes. Otherwise it would never come to the last ones."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FreeNodes:
-    """`distinct_nodes`: no two pods of a replica may be on one node."""
+    """Adds to an observation what was read. The decision says what else it needs."""
 
     nodes: NodePods
-    now: Callable[[], datetime]
-    distinct_nodes: bool = True
 
-    async def seen(self, observed: Observed) -> Neighbours | None:
-        """The neighbours, with the pods of others on the nodes that the held back replicas would get.
+    def begin(self) -> float:
+        """Forget what is old; the time since which everything counts for this decision."""
+        many = len(self.nodes.seen) >= ROUNDS * AT_ONCE
+        self.nodes.forget(KEPT_OF_MANY_SECONDS if many else KEPT_SECONDS)
+        return self.nodes.clock()
 
-        After some rounds the remaining nodes count as free, as all do if the operator may not read their pods. Then a
-        replica that meets a pod of others gives its GPUs back after a time.
-        """
+    def known(self, observed: Observed, began: float) -> Observed:
+        """The observation with the pods of others as far as they are known."""
         near = observed.neighbours
-        gated = {_replica(state.manifest) for state in observed.engine_pods if is_gated(state.manifest)}
-        if near is None or not gated:
-            return near
-        near = replace(near, distinct_nodes=self.distinct_nodes)
-        self.nodes.forget(KEPT_SECONDS)
-        for _ in range(_ROUNDS):
-            near = replace(near, others=self._others(near))
-            chosen = room_for(gated, observed.owner.namespace, near, self.now()).nodes
-            unread = [node for node in chosen if self.nodes.is_old(node, FRESH_SECONDS)]
-            if self.nodes.blind or not unread or not await self.nodes.read(unread):
-                break
-        return replace(near, others=self._others(near))
+        if near is None:
+            return observed
+        seen = self.nodes.seen
+        # One of the pods that the operator watches may have ended since, and another one may have its name.
+        ours = {key_of(pod) for pod in near.pods}
+        others = tuple(pod for node in seen.values() for pod in node.pods if key_of(pod) not in ours)
+        fresh = frozenset(name for name in seen if not self.nodes.is_old(name, FRESH_SECONDS, began))
+        return replace(observed, neighbours=replace(near, others=others, read=None if self.nodes.blind else fresh))
 
-    def _others(self, near: Neighbours) -> tuple[Manifest, ...]:
-        """What was read and is none of the pods that the operator watches. One of those may have ended meanwhile."""
-        known = {key_of(pod) for pod in near.pods}
-        return tuple(pod for seen in self.nodes.seen.values() for pod in seen.pods if key_of(pod) not in known)
-
-
-def _replica(pod: Manifest) -> str:
-    return str(objects.labels(pod).get(LABEL_REPLICA))
+    async def read(self, names: Collection[str]) -> bool:
+        """Read these nodes; whether that worked."""
+        return await self.nodes.read(names)

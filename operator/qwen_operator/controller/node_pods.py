@@ -11,6 +11,7 @@ from qwen_operator import objects
 from qwen_operator.kube import PODS, ApiError, Forbidden, KubeApi, Manifest
 
 AT_ONCE = 16
+_BLIND_SECONDS = 300.0
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +28,18 @@ class SeenPods:
 class NodePods:
     """`seen`: what was read, by the name of the node. `clock` returns monotonic seconds.
 
-    `blind`: the operator may not list the pods of a node, so nothing is read.
+    An API server that starts may forbid for a moment what it allows later. So `blind_until` is a time.
     """
 
     api: KubeApi
     clock: Callable[[], float]
-    blind: bool = False
+    blind_until: float = float("-inf")
     seen: dict[str, SeenPods] = field(default_factory=dict)
+
+    @property
+    def blind(self) -> bool:
+        """Whether the operator may not list the pods of a node."""
+        return self.clock() < self.blind_until
 
     def forget(self, seconds: float) -> None:
         """Drop what was read longer ago than so many seconds."""
@@ -51,7 +57,7 @@ class NodePods:
             found = await asyncio.gather(*(self._pods_of(name) for name in names))
         except Forbidden as error:
             # Only in some namespaces it may list pods. What it sees there is better than nothing.
-            self.blind = True
+            self.blind_until = self.clock() + _BLIND_SECONDS
             log.warning(
                 "the operator may not list the pods of a node: it does not see the GPUs that pods of others have",
                 extra={"error": str(error)},

@@ -102,6 +102,7 @@ class Observer:
             pods=self._children(PODS, deployment, needed),
             engine_pods=engine_pods,
             fetch_pods=self._store.fetch_pods(deployment),
+            adapter_pods=self._store.adapter_pods(deployment),
             revisions=revisions,
             pinned=pinned,
             budgets=self._children(POD_DISRUPTION_BUDGETS, deployment, [budget_name(name), worker_budget_name(name)]),

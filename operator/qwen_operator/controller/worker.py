@@ -19,7 +19,7 @@ from qwen_operator.actions.types import Action, Create, Delete, Kind, Refusal
 from qwen_operator.arbiter.types import Ask
 from qwen_operator.config.types import Config
 from qwen_operator.controller.execute import Actor, Stale
-from qwen_operator.controller.free_nodes import FreeNodes
+from qwen_operator.controller.free_nodes import ROUNDS, FreeNodes
 from qwen_operator.controller.hub_reader import HubReader
 from qwen_operator.controller.observe import Observer
 from qwen_operator.controller.queue import WorkQueue
@@ -63,7 +63,7 @@ def _with_the_same(again: Observed, before: Observed) -> Observed:
     """The second observation of a reconcile, with what was read for the first one."""
     near = again.neighbours
     if near is not None and before.neighbours is not None:
-        near = replace(near, others=before.neighbours.others)
+        near = replace(near, others=before.neighbours.others, read=before.neighbours.read)
     return replace(again, claim=before.claim, cache_claim=before.cache_claim, neighbours=near)
 
 
@@ -101,8 +101,8 @@ class Reconciler:
             # The garbage collector removes the children.
             self._forget(key)
             return False, None
-        observed = await self._with_what_is_read(observed)
-        decision = self._decide(key, observed)
+        observed = await self._with_claims(observed)
+        observed, decision = await self._decide_with_nodes(key, observed)
         if decision.query is not None and self.hub is not None:
             self.hub.ask(key, decision.query)
         try:
@@ -138,15 +138,27 @@ class Reconciler:
         if status is not None:
             await self.actor.write_status(deployment, status)
 
-    async def _with_what_is_read(self, observed: Observed) -> Observed:
-        """The same, with what the operator does not watch: claims, and pods of others on the nodes in question."""
+    async def _with_claims(self, observed: Observed) -> Observed:
+        """The same, with the claims of the model and of the cache, which the operator does not watch."""
         if self.claims is not None:
             claim = await self.claims.of(observed)
             cache_claim = await self.claims.of_cache(observed, self.config.engine.cache)
             observed = replace(observed, claim=claim, cache_claim=cache_claim)
-        if self.free_nodes is not None:
-            observed = replace(observed, neighbours=await self.free_nodes.seen(observed))
         return observed
+
+    async def _decide_with_nodes(self, key: ObjectKey, observed: Observed) -> tuple[Observed, Decision]:
+        """Decide, and read the pods of the nodes on which that depends. What could not be read keeps a replica back."""
+        if self.free_nodes is None:
+            return observed, self._decide(key, observed)
+        began = self.free_nodes.begin()
+        observed = self.free_nodes.known(observed, began)
+        decision = self._decide(key, observed)
+        for _ in range(ROUNDS):
+            if not decision.unread or not await self.free_nodes.read(decision.unread):
+                break
+            observed = self.free_nodes.known(observed, began)
+            decision = self._decide(key, observed)
+        return observed, decision
 
     def _decide(self, key: ObjectKey, observed: Observed, rejected: "_Rejected | None" = None) -> Decision:
         """The decision, which the arbiter gets to know too."""

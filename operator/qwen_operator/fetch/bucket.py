@@ -158,7 +158,8 @@ class Bucket:
     """The objects of a bucket below a prefix. `endpoint` is "" for AWS.
 
     `commit` is the digest that the objects must have, "" for any. `etags` has the ETags of the listed files by path.
-    `file`: the only file to load, with its parts; "" for all that an engine needs.
+    `file`: the only file to load, with its parts; "" for all that an engine needs. `place`: its folder below `models`
+    of a cache, if that does not follow from the rest.
     """
 
     name: str
@@ -169,6 +170,7 @@ class Bucket:
     file: str = ""
     signer: Signer = field(default_factory=Signer.from_environment)
     etags: dict[str, str] = field(default_factory=dict)
+    place: str = ""
 
     @classmethod
     def of_uri(cls, uri: str, endpoint: str, commit: str, file: str = "") -> Bucket:
@@ -199,7 +201,7 @@ class Bucket:
 
     @property
     def folder(self) -> str:
-        return model_folder("s3", bucket_folder(self.repository), self.commit, self.file)
+        return self.place or model_folder("s3", bucket_folder(self.repository), self.commit, self.file)
 
     server = "the store"
     address_field = "spec.source.endpoint"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen_operator.fetch.store import LEASE_SECONDS, Store, is_idle, read_manifest, used_bytes
-from qwen_operator.manifests.model_cache import IN_USE
+from qwen_operator.manifests.model_cache import ADAPTERS
+from qwen_runtime.adapter_list import IN_USE
 from qwen_runtime.checkpoints.gguf import is_gguf
 
 LEASE_OF_UNKNOWN_SECONDS = 300.0
@@ -91,15 +92,15 @@ class Contents:
         state = IDLE if is_idle(folder / IN_USE) else IN_USE_NOW
         if state == IDLE and self._protects(pod, last):
             state = STARTING
-        shown, size = repository.replace("--", "/", 1), used_bytes(folder)
-        return Item(key, hub, shown, commit, size, int(last), state, pod, file=_single_file(folder))
+        hub, shown = _named(hub, repository)
+        return Item(key, hub, shown, commit, used_bytes(folder), int(last), state, pod, file=_single_file(folder))
 
     def _partial(self, folder: Path) -> Item:
         hub, _, rest = folder.name.partition("--")
         repository, _, commit = rest.rpartition("--")
         pod, last = self._last_lease(folder.name)
         state = PARTIAL if is_idle(self.store.root / "locks" / folder.name) else DOWNLOADING
-        shown = repository.replace("--", "/", 1)
+        hub, shown = _named(hub, repository)
         return Item(folder.name, hub, shown, commit, used_bytes(folder), int(last), state, pod)
 
     def _protects(self, pod: str, last: float) -> bool:
@@ -120,6 +121,13 @@ class Contents:
         with suppress(OSError):
             for path in (self.store.root / "leases" / key).iterdir():
                 yield path.stat().st_mtime, path.name
+
+
+def _named(hub: str, repository: str) -> tuple[str, str]:
+    """The hub and the repository that the names of two folders stand for."""
+    if hub == ADAPTERS:
+        hub, _, repository = repository.partition("--")
+    return hub, repository.replace("--", "/", 1)
 
 
 def _single_file(folder: Path) -> str:

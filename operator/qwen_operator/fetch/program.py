@@ -25,6 +25,7 @@ from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.store import Entry, Store, gigabytes
 from qwen_operator.fetch.transfer import CHUNK_BYTES, PATIENCE_SECONDS, Transfer
 from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, RemoteModel, certificates
+from qwen_operator.manifests.model_cache import ADAPTERS
 from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG
 from qwen_runtime.checkpoints.gguf_parts import joined_name, parts_of
 from qwen_runtime.checkpoints.reading import InvalidFactsError
@@ -203,16 +204,24 @@ class Fetch:
             thread.join()
 
 
-def main(fetch: Fetch | None, termination_log: Path | None = None, adapters: Sequence[tuple[str, Fetch]] = ()) -> int:
+def main(
+    fetch: Fetch | None,
+    termination_log: Path | None = None,
+    adapters: Sequence[tuple[str, Fetch]] = (),
+    shared: Place | None = None,
+) -> int:
     """Run it as the first process of a container. The termination message says why it failed.
 
-    The adapters come first, by their names in messages: they are small, and fail before the model is loaded.
+    The adapters come first, by their names in messages: they are small, and fail before the model is loaded. `shared`:
+    where the engine mounts the folder of all adapters, which it makes also if there is none to fetch.
     """
     # As process 1 it would ignore SIGTERM. What has arrived stays in the cache.
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(143))
     # The model may take longer than a lease, so that another pod may have removed an adapter when it is there.
     before, fetches = "", [*adapters, *([("", fetch), *adapters] if fetch else [])]
     try:
+        if shared is not None:
+            _make_folder(shared, f"models/{ADAPTERS}")
         for before, one in fetches:  # noqa: B007 - a failure says which one it was
             one.run()
     except (FetchError, OSError) as trouble:
@@ -227,6 +236,12 @@ def main(fetch: Fetch | None, termination_log: Path | None = None, adapters: Seq
     loaded, received = (sum(getattr(one.progress, part) for one in counted) for part in ("total", "received"))
     deliver(json.dumps({"version": 1, "bytes": loaded, "hubBytes": received}).encode(), termination_log)
     return 0
+
+
+def _make_folder(place: Place, path: str) -> None:
+    store = Store(place.root, place.limit)
+    store.prepare()
+    store.make_folder(path)
 
 
 def _check(folder: Path, file: str) -> None:

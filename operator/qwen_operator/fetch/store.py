@@ -31,7 +31,7 @@ from qwen_operator.fetch.faults import FetchError
 from qwen_operator.fetch.files import RemoteFile, total
 from qwen_operator.fetch.room import Cached, Room, make_room
 from qwen_operator.fetch.wire import RemoteModel
-from qwen_operator.manifests.model_cache import IN_USE
+from qwen_runtime.adapter_list import IN_USE
 
 MANIFEST = ".manifest.json"
 LEASE_SECONDS = 3600.0
@@ -149,6 +149,13 @@ class Store:
         others = [one for one in self.cached() if one.key != entry.key]
         verdict = make_room(others, wanted, Room(self.limit - present, self.free()))
         if verdict.missing and self.of_pod:
+            if wanted + present > self.limit:
+                message = (
+                    f"the files of {entry.remote} have {gigabytes(wanted + present)}, and the folder of the pod may "
+                    f"have {gigabytes(self.limit)}, by the weights of the model: remove other weights from there, or "
+                    "set the chart value cache"
+                )
+                raise FetchError(Reason.DISK_FULL, message)
             message = (
                 f"{entry.remote} needs {gigabytes(wanted)} more, and the node has room for "
                 f"{gigabytes(verdict.available)}{self._kept()}: set the chart value cache, or enlarge the node's disk"

@@ -108,7 +108,8 @@ class RemoteModel(Protocol):
 class Remote:
     """A repository on a hub at a commit. `base` is the address of the hub or its mirror. `token` is "" without one.
 
-    `file`: the only file to load; "" for all that an engine needs.
+    `file`: the only file to load; "" for all that an engine needs. `place`: its folder below `models` of a cache, if
+    that does not follow from the rest.
     """
 
     hub: Hub
@@ -117,6 +118,7 @@ class Remote:
     commit: str
     token: str = ""
     file: str = ""
+    place: str = ""
 
     server = "the hub"
     address_field = "hub.url"
@@ -124,7 +126,7 @@ class Remote:
 
     @property
     def folder(self) -> str:
-        return model_folder(self.hub, self.repository, self.commit, self.file)
+        return self.place or model_folder(self.hub, self.repository, self.commit, self.file)
 
     def at(self, commit: str) -> Remote:
         return replace(self, commit=commit)

@@ -106,6 +106,18 @@ http {{
     lingering_timeout 2s;
     # Otherwise the head of a stream would wait for its end, if the client or a proxy in front speaks HTTP/1.0.
     lua_http10_buffering off;
+{_program(settings, files)}
+{_upstream("router", settings.router)}
+{_upstream("relay", f"unix:{files.relay_socket}")}
+{_public(settings)}
+{_inside(settings, ident)}
+}}
+"""
+
+
+def _program(settings: ProxySettings, files: Files) -> str:
+    """How the Lua program starts: its files, how long requests may wait, and the way to the second nginx."""
+    return f"""\
     init_worker_by_lua_block {{
         require("qwen.state").start({{
             settings = "{files.settings}",
@@ -124,13 +136,7 @@ http {{
             tenant_header = "{TENANT_HEADER}",
             passed_on = {{{", ".join(f'"{name}"' for name in PASSED_ON)}}},
         }})
-    }}
-{_upstream("router", settings.router)}
-{_upstream("relay", f"unix:{files.relay_socket}")}
-{_public(settings)}
-{_inside(settings, ident)}
-}}
-"""
+    }}"""
 
 
 def render_relay(settings: ProxySettings) -> str:

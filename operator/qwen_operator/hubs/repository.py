@@ -29,9 +29,8 @@ from qwen_operator.checkpoints.hubs import (
 )
 from qwen_operator.hubs.pauses import asked_pause
 from qwen_operator.hubs.redirects import reached_fault, redirect_fault
-from qwen_runtime.checkpoints import gguf_model
 from qwen_runtime.checkpoints.model import MAX_BYTES
-from qwen_runtime.checkpoints.reading import kind, shown
+from qwen_runtime.checkpoints.reading import UnknownArchitectureError, kind, shown
 
 # Some networks drop packets silently, so that a connection attempt gets no answer at all.
 _LONGEST_CONNECT = 5.0
@@ -78,7 +77,7 @@ async def connect(query: HubQuery, hub_url: str, timeout: float) -> AsyncIterato
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _offline(base, str(error) or type(error).__name__) from None
     except InvalidFactsError as error:
-        unknown = isinstance(error, gguf_model.UnknownArchitectureError)
+        unknown = isinstance(error, UnknownArchitectureError)
         reason = HubReason.UNKNOWN_ARCHITECTURE if unknown else HubReason.INVALID
         # `public`, because a redirect may have led to a server that answers only inside the network.
         raise HubError(reason, f"{repository} at {base}: {error.public}") from None

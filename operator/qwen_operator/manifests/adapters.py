@@ -18,10 +18,12 @@ from qwen_operator.api import uris
 from qwen_operator.api.adapters import is_adapter_name
 from qwen_operator.api.spec import Spec
 from qwen_operator.manifests import expansion
+from qwen_operator.manifests.cached_adapters import LIST_VOLUME, shares_adapters, with_fetches, without_fetches
 from qwen_operator.manifests.names import (
     ANNOTATION_ADAPTERS,
     ANNOTATION_ADAPTERS_WANTED,
     ENGINE_CONTAINER,
+    FETCH_CONTAINER,
     LABEL_REVISION,
     Manifest,
 )
@@ -30,7 +32,6 @@ from qwen_operator.planning.types import EngineSource
 from qwen_runtime.adapter_list import LOADED_FILE, LORA_PATHS, WANTED_FILE, read_list, with_option
 
 _LIST_MOUNT = "/qwen-adapters"
-_LIST_VOLUME = "adapters-list"
 _OWN_ANNOTATIONS = (ANNOTATION_ADAPTERS, ANNOTATION_ADAPTERS_WANTED)
 
 Adapters = Iterable[tuple[str, str]]
@@ -79,8 +80,8 @@ def list_parts(adapters: Adapters, nodes: int) -> ListParts:
     return ListParts(
         (f"--adapters={_LIST_MOUNT}",),
         annotations,
-        ({"name": _LIST_VOLUME, "mountPath": _LIST_MOUNT, "readOnly": True},),
-        ({"name": _LIST_VOLUME, "downwardAPI": {"items": items}},),
+        ({"name": LIST_VOLUME, "mountPath": _LIST_MOUNT, "readOnly": True},),
+        ({"name": LIST_VOLUME, "downwardAPI": {"items": items}},),
     )
 
 
@@ -113,9 +114,13 @@ def loaded_names(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(name for name in names if is_adapter_name(name))
 
 
-def with_adapters(template: Manifest, revision: str, adapters: Adapters) -> Manifest:
-    """The template of a pinned revision for another revision that has other adapters, and nothing else."""
-    listed = tuple(adapters)
+def with_adapters(template: Manifest, revision: str, source: EngineSource) -> Manifest:
+    """The template of a pinned revision for another revision that has the adapters of a source, and nothing else new.
+
+    If the pods mount the folder of all adapters of a cache, their container that fetches gets the list too. If they do
+    not, the source must not have others to fetch.
+    """
+    listed = source.adapters
     made = deepcopy(template)
     meta, engine = made["metadata"], objects.named(made["spec"]["containers"], ENGINE_CONTAINER)
     meta["labels"] = {**meta["labels"], LABEL_REVISION: revision}
@@ -123,13 +128,17 @@ def with_adapters(template: Manifest, revision: str, adapters: Adapters) -> Mani
     paths = [expansion.escaped(f"{name}={folder}") for name, folder in listed]
     assert isinstance(engine, dict)
     engine["command"] = with_option(engine["command"], LORA_PATHS, paths)
+    if shares_adapters(template):
+        first = made["spec"]["initContainers"]
+        first[:] = [with_fetches(one, source) if one["name"] == FETCH_CONTAINER else one for one in first]
     return made
 
 
 def same_but_adapters(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether pods of two templates with adapters differ only in which adapters they load.
 
-    The requested memory does not count: it grows with each adapter. Whoever adds adapters compares it by itself.
+    What a pod fetches when it starts does not count if others can come into its cache later. The requested memory does
+    not count either: it grows with each adapter. Whoever adds adapters compares it by itself.
     """
     if not (wanted_text(one) and wanted_text(other)):
         return False
@@ -145,4 +154,7 @@ def _without_adapters(template: Mapping[str, Any]) -> Manifest:
         if container["name"] == ENGINE_CONTAINER:
             container["command"] = with_option(container.get("command", ()), LORA_PATHS, ())
             container.get("resources", {}).get("requests", {}).pop("memory", None)
+    if shares_adapters(template):
+        first = made["spec"]["initContainers"]
+        first[:] = [without_fetches(one) if one["name"] == FETCH_CONTAINER else one for one in first]
     return made

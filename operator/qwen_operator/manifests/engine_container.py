@@ -68,7 +68,7 @@ def own_mounts(plan: Plan, source: EngineSource) -> tuple[list[Manifest], list[M
 def _command(spec: Spec, plan: Plan, source: EngineSource) -> list[str]:
     """The command. SGLang runs as a child of the runtime, because as process 1 it ignores SIGTERM while it loads."""
     group = group_command(plan.nodes_per_replica, _group_seconds(plan, source))
-    hold = [f"--hold={lock}" for lock in model_cache.locks(source)]
+    hold = [f"--hold={lock}" for lock in model_cache.locks(source, plan.nodes_per_replica)]
     hold += [f"--compile-cache={model_cache.COMPILE_MOUNT}"] if model_cache.keeps_compiled(source) else []
     hold += list_parts(source.adapters, plan.nodes_per_replica).launch
     engine = [

@@ -24,6 +24,7 @@ from qwen_operator.manifests.pod_parts import (
     present,
 )
 from qwen_operator.manifests.quantities import canonical_quantities
+from qwen_operator.planning.adapters import FETCHED
 from qwen_operator.planning.types import EngineSource, Plan
 
 # For the preStop wait, SGLang's own steps of 5 s, and its exit.
@@ -165,4 +166,6 @@ def _fetch_containers(source: EngineSource, identity: PodIdentity, plan: Plan, r
         "securityContext": deepcopy(CONTAINER_SECURITY),
     }
     compiled = model_cache.compile_folder(plan) if model_cache.keeps_compiled(source) else ""
-    return [model_cache.fetch_container(source, identity.owner.namespace, common, compiled)]
+    shared = any(mount["mountPath"] == FETCHED for mount in source.mounts)
+    listed = next(iter(list_parts(source.adapters, plan.nodes_per_replica).mounts), None) if shared else None
+    return [model_cache.fetch_container(source, identity.owner.namespace, common, compiled, listed)]

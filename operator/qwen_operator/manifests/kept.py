@@ -73,6 +73,7 @@ _POD_SPEC: Shape = {
     "containers": Each(
         {
             **_IMAGE,
+            "ports": Each({"hostPort": 32}, 64),
             "startupProbe": {"failureThreshold": 32, "periodSeconds": 32},
             "resources": {"limits": Names(32, 64), "requests": Names(32, 64)},
         },

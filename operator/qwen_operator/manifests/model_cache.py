@@ -19,20 +19,26 @@ from typing import Any
 
 from qwen_operator import objects
 from qwen_operator.api.engine import EnvVar
+from qwen_operator.api.fields import Passthrough
 from qwen_operator.api.pod import CACHE_VOLUME, ENGINE_CACHE_VOLUME
 from qwen_operator.manifests import expansion, names
 from qwen_operator.manifests.names import Manifest
+from qwen_operator.planning.adapters import FETCHED as ADAPTERS_MOUNT
 from qwen_operator.planning.types import CacheType, EngineSource, ModelCache, ModelFetch, Plan
+from qwen_runtime.adapter_list import IN_USE
+from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG
 from qwen_runtime.checkpoints.gguf_parts import joined_name
 
 COMPILE_MOUNT = "/models/compiled"
 COMPILE_VARIABLE = "SGLANG_CACHE_DIR"
-IN_USE = ".in-use"
-"""An engine holds a lock on this file of its model for as long as it runs."""
 VOLUME, ENGINE_VOLUME = CACHE_VOLUME, ENGINE_CACHE_VOLUME
 ENGINE_MOUNT = "/models/cached"
 ADAPTER_VARIABLES = "ADAPTER_{}_"
 """What the variables with the credentials of an adapter begin with, by its number."""
+ADAPTERS = "adapters"
+"""The folder below `models` that has all adapters of a cache. An engine mounts it as a whole, because an adapter that
+comes while it runs cannot get a mount of its own."""
+ADAPTER_OPTION = "--adapter="
 _FETCH_MOUNT = "/cache"
 _LONGEST_NAME = 80
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._]+", re.ASCII)
@@ -79,7 +85,8 @@ def mounted(source: EngineSource, namespace: str) -> EngineSource:
     if not fetches:
         return source
     cache = fetches[0][1].cache
-    mounts = [{**_below(cache, _folder(fetch)), "mountPath": path, "readOnly": True} for path, fetch in fetches]
+    places = {ADAPTERS_MOUNT if _is_shared(fetch) else path: _mounted_folder(fetch) for path, fetch in fetches}
+    mounts = [{**_below(cache, folder), "mountPath": path, "readOnly": True} for path, folder in places.items()]
     volumes = (_volume(cache), *_of_engine(cache, namespace))
     return replace(source, volumes=(*source.volumes, *volumes), mounts=(*source.mounts, *mounts))
 
@@ -93,9 +100,32 @@ def _folder(fetch: ModelFetch) -> str:
     return f"models/{model_folder(fetch.hub, fetch.repository, fetch.commit, fetch.file)}"
 
 
-def locks(source: EngineSource) -> list[str]:
-    """The files on which an engine holds locks, so that nobody removes what it may load."""
-    return [f"{path}/{IN_USE}" for path, _ in _fetches(source)]
+def _shares(source: EngineSource) -> bool:
+    """Whether the adapters of a source are in the folder of all adapters."""
+    return any(_is_shared(fetch) for _, fetch in source.adapter_fetches)
+
+
+def _mounted_folder(fetch: ModelFetch) -> str:
+    return f"models/{ADAPTERS}" if _is_shared(fetch) else _folder(fetch)
+
+
+def _is_shared(fetch: ModelFetch) -> bool:
+    """Whether it is an adapter in the folder of all adapters, which only a cache has."""
+    return fetch.file == ADAPTER_CONFIG and fetch.cache.type is not CacheType.POD
+
+
+def adapter_folder(fetch: ModelFetch) -> str:
+    """The folder of an adapter below `models` of a cache: adapters/HUB--ORGANISATION--NAME/COMMIT-HASH."""
+    return model_folder(ADAPTERS, f"{fetch.hub}/{fetch.repository}", fetch.commit, fetch.file)
+
+
+def locks(source: EngineSource, nodes: int = 1) -> list[str]:
+    """The files on which an engine holds locks from its start, so that nobody removes what it may load.
+
+    On one node, the runtime itself locks the adapters that the engine has by now.
+    """
+    fetches = [(path, fetch) for path, fetch in _fetches(source) if nodes > 1 or not _is_shared(fetch)]
+    return [f"{path}/{IN_USE}" for path, _ in fetches]
 
 
 def adapter_variables(number: int, variables: Iterable[EnvVar]) -> tuple[EnvVar, ...]:
@@ -134,7 +164,13 @@ def claim_folder(template: Mapping[str, Any]) -> tuple[str, str]:
 
 def _folder_in(template: Mapping[str, Any], volume: str) -> str:
     engine = objects.named(objects.members(template["spec"], "containers"), names.ENGINE_CONTAINER)
-    return objects.text(objects.named(objects.members(engine, "volumeMounts"), volume), "subPath")
+    folder = objects.text(objects.named(objects.members(engine, "volumeMounts"), volume), "subPath")
+    if not folder.endswith(f"models/{ADAPTERS}"):
+        return folder
+    # The model is in no cache. What the pod fetches is the list of adapters.
+    fetch = objects.named(objects.members(template, "spec", "initContainers"), names.FETCH_CONTAINER)
+    options = [word for word in fetch.get("command", ()) if word.startswith(ADAPTER_OPTION)]
+    return f"{folder}@{hashlib.sha256(' '.join(options).encode()).hexdigest()[:12]}"
 
 
 def keeps_models(template: Mapping[str, Any]) -> bool:
@@ -185,56 +221,79 @@ def _volume(cache: ModelCache, kind: str = "DirectoryOrCreate") -> Manifest:
     return {"name": VOLUME, "persistentVolumeClaim": {"claimName": cache.place}}
 
 
-def fetch_container(source: EngineSource, namespace: str, common: Manifest, compiled: str = "") -> Manifest:
+def fetch_container(
+    source: EngineSource, namespace: str, common: Manifest, compiled: str = "", listed: Manifest | None = None
+) -> Manifest:
     """The container that fetches the model of a source, its adapters, or both.
 
     `common` has the image, its pull policy and the security context. `compiled`: the folder of `compile_folder`, which
-    it makes; "" for none.
+    it makes; "" for none. `listed`: the mount with the list of adapters, of which it fetches no others; None if the
+    list does not change.
     """
     fetch = source.fetch
     cache = fetch.cache if fetch else source.adapter_fetches[0][1].cache
-    on_node, in_pod = cache.type is CacheType.HOST_PATH, cache.type is CacheType.POD
     _, mount, folder = whole(cache, namespace)
     command = [
-        "qwen-operator",
-        "fetch",
+        *("qwen-operator", "fetch"),
         *(_model_options(fetch) if fetch else []),
-        *(_adapter_option(one) for _, one in source.adapter_fetches),
-        f"--cache={folder}",
-        f"--size-gib={cache.size_gib}",
-        *([f"--kept-free-percent={_KEPT_FREE_PERCENT}"] if on_node or in_pod else []),
-        *(["--of-pod"] if in_pod else []),
+        *adapter_options(source, shared=_shares(source)),
+        *_cache_options(cache, folder),
         f"--port={names.ENGINE_PORT}",
         *([f"--compile-folder={compiled}"] if compiled else []),
+        *([f"--adapters={listed['mountPath']}"] if listed else []),
     ]
     variables = [*([fetch.token] if fetch and fetch.token else []), *(fetch.env if fetch else source.fetch_env)]
-    variables += _of_adapters(source)
+    variables += credentials_of_adapters(source, optional=_shares(source))
     # With it, the scheduler chooses a node that has the room.
-    disk = {"ephemeral-storage": f"{cache.size_gib}Gi"} if in_pod else {}
+    disk = {"ephemeral-storage": f"{cache.size_gib}Gi"} if cache.type is CacheType.POD else {}
     return {
         "name": names.FETCH_CONTAINER,
         **common,
         "command": [expansion.escaped(word) for word in command],
-        **({"env": [_variable(one) for one in variables]} if variables else {}),
+        **({"env": [variable(one) for one in variables]} if variables else {}),
         "resources": {"requests": {**_REQUESTS, **disk}, "limits": dict(_LIMITS)},
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
-        "volumeMounts": [mount, *(dict(one) for one in (fetch.mounts if fetch else source.fetch_mounts))],
+        "volumeMounts": [
+            mount,
+            *(dict(one) for one in (fetch.mounts if fetch else source.fetch_mounts)),
+            *([dict(listed)] if listed else []),
+        ],
     }
 
 
-def same_credentials(template: Mapping[str, Any], source: EngineSource) -> bool:
-    """Whether pods of this template fetch adapters with the credentials of the source."""
-    container = objects.named(objects.members(template, "spec", "initContainers"), names.FETCH_CONTAINER)
-    prefix = ADAPTER_VARIABLES.partition("{")[0]
-    present = [dict(one) for one in objects.members(container, "env") if objects.text(one, "name").startswith(prefix)]
-    return present == [_variable(one) for one in _of_adapters(source)]
+def _cache_options(cache: ModelCache, folder: str) -> list[str]:
+    on_node, in_pod = cache.type is CacheType.HOST_PATH, cache.type is CacheType.POD
+    return [
+        f"--cache={folder}",
+        f"--size-gib={cache.size_gib}",
+        *([f"--kept-free-percent={_KEPT_FREE_PERCENT}"] if on_node or in_pod else []),
+        *(["--of-pod"] if in_pod else []),
+    ]
 
 
-def _of_adapters(source: EngineSource) -> list[EnvVar]:
-    """The credentials of all adapters."""
-    fetches = enumerate(source.adapter_fetches)
-    return [variable for number, (_, fetch) in fetches for variable in adapter_variables(number, fetch.env)]
+def is_of_adapter(variable: str) -> bool:
+    """Whether a variable of this name has a credential of an adapter."""
+    return variable.startswith(ADAPTER_VARIABLES.partition("{")[0])
+
+
+def credentials_of_adapters(source: EngineSource, *, optional: bool) -> list[EnvVar]:
+    """The credentials of all adapters. `optional`: a pod starts also without their Secrets."""
+    return [
+        variable
+        for number, (_, fetch) in enumerate(source.adapter_fetches)
+        for variable in adapter_variables(number, _optional(fetch.env) if optional else fetch.env)
+    ]
+
+
+def _optional(variables: Iterable[EnvVar]) -> tuple[EnvVar, ...]:
+    """Somebody may delete the Secret of an adapter that is not in the list any more. The pod may start again then."""
+    return tuple(replace(one, value_from=_without_need(one.value_from)) for one in variables)
+
+
+def _without_need(value: Any) -> Any:
+    reference = objects.mapping(value, "secretKeyRef") if value is not None else {}
+    return Passthrough({**value, "secretKeyRef": {**reference, "optional": True}}) if reference else value
 
 
 def _model_options(fetch: ModelFetch) -> list[str]:
@@ -246,11 +305,18 @@ def _model_options(fetch: ModelFetch) -> list[str]:
     ]
 
 
-def _adapter_option(fetch: ModelFetch) -> str:
-    return f"--adapter={shlex.join((*fetch.options, f'--commit={fetch.commit}'))}"
+def adapter_options(source: EngineSource, *, shared: bool) -> list[str]:
+    """The options with the adapters to fetch. `shared`: into the folder of all adapters."""
+    return [_adapter_option(fetch, shared=shared) for _, fetch in source.adapter_fetches]
 
 
-def _variable(variable: EnvVar) -> Manifest:
-    if variable.value is None:
-        return {"name": variable.name, "valueFrom": variable.value_from}
-    return {"name": variable.name, "value": expansion.escaped(variable.value)}
+def _adapter_option(fetch: ModelFetch, *, shared: bool) -> str:
+    words = (*fetch.options, f"--commit={fetch.commit}", *([f"--folder={adapter_folder(fetch)}"] if shared else []))
+    return f"{ADAPTER_OPTION}{shlex.join(words)}"
+
+
+def variable(given: EnvVar) -> Manifest:
+    """A variable as a container has it."""
+    if given.value is None:
+        return {"name": given.name, "valueFrom": given.value_from}
+    return {"name": given.name, "value": expansion.escaped(given.value)}

@@ -34,6 +34,10 @@ With spec.prefetch and a cache in a claim, it is the name of the claim.
 ANNOTATION_FETCH_PODS = f"{GROUP}/fetch-pods"
 """How many pods were created for spec.prefetch since a place last got the model, when the first and the last one were,
 and a hash of the places that have it. A ControllerRevision has it."""
+ANNOTATION_ADAPTER_PODS = f"{GROUP}/adapter-pods"
+"""The same about pods that fetch adapters while engines serve, with a hash of what is missing."""
+ANNOTATION_ADAPTERS_LOADED = f"{GROUP}/adapters-loaded"
+"""An engine has had all adapters of the revision. A ControllerRevision has it, with the value "true"."""
 ANNOTATION_FETCH_FAILURES = f"{GROUP}/fetch-failures"
 """How many replicas gave their GPUs back because their model could not be fetched, when the last one did, and why. A
 ControllerRevision has it."""
@@ -110,8 +114,21 @@ def is_fetch_pod_name(deployment: str, name: str) -> bool:
     return name.startswith(deployment) and _FETCH_ENDING.fullmatch(name, len(deployment)) is not None
 
 
-# The hash of a revision, and then an index, perhaps with a rank, or the word of an inspection or a fetch.
-_POD_ENDING = re.compile(r"-[0-9a-f]{8}-([0-9]{1,7}(-[0-9]{1,2})?|inspect|fetch(-[0-9a-f]{6})?)")
+def adapter_pod_name(deployment: str, revision: str, place: str) -> str:
+    """The pod that fetches an adapter for engines that serve. `place` stands for the adapter and for where it goes."""
+    return f"{deployment}-{revision}-adapter-{hashlib.sha256(place.encode()).hexdigest()[:6]}"
+
+
+_ADAPTER_ENDING = re.compile(r"-[0-9a-f]{8}-adapter-[0-9a-f]{6}")
+
+
+def is_adapter_pod_name(deployment: str, name: str) -> bool:
+    """Whether it is a name of `adapter_pod_name`, for any revision and place."""
+    return name.startswith(deployment) and _ADAPTER_ENDING.fullmatch(name, len(deployment)) is not None
+
+
+# The hash of a revision, and then an index, perhaps with a rank, or the word of an inspection or of what is fetched.
+_POD_ENDING = re.compile(r"-[0-9a-f]{8}-([0-9]{1,7}(-[0-9]{1,2})?|inspect|fetch(-[0-9a-f]{6})?|adapter-[0-9a-f]{6})")
 
 
 def is_pod_name(deployment: str, name: str) -> bool:

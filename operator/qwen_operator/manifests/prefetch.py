@@ -1,6 +1,6 @@
-"""The pod that fetches a model before engine pods need it, from the template of their revision. Pure.
+"""Pods that fetch a model before engine pods need it, or an adapter while they serve, from their template. Pure.
 
-It has the same container `fetch` as the engine pods, so it takes the same lock, puts the model into the same folder,
+Such a pod has the container `fetch` of the engine pods, so it takes the same lock, puts the files into the same folder,
 and has the same access: namespace, service account, Secret and user. It has no GPU.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from qwen_operator import objects
 from qwen_operator.manifests import names
+from qwen_operator.manifests.cached_adapters import fetching_only
 from qwen_operator.manifests.names import Manifest, Owner
 from qwen_operator.manifests.revisions import PinnedRevision
 
@@ -34,15 +35,28 @@ def fetch_pod(owner: Owner, pinned: PinnedRevision, node: str = "") -> Manifest:
 
     The kubelet restarts the container after a failure, with growing delays, as in an engine pod.
     """
-    template = pinned.template
+    fetch = deepcopy(dict(_container(pinned.template["spec"], names.FETCH_CONTAINER)))
+    name = names.fetch_pod_name(owner.name, pinned.revision, node)
+    return _pod(pinned.template, _metadata(owner, pinned, name), fetch, node)
+
+
+def adapter_pod(owner: Owner, pinned: PinnedRevision, name: str, folder: str, node: str) -> Manifest:
+    """The pod that fetches one adapter for engines of a revision that serve. `folder`: where they look for it.
+
+    It has the credentials of this adapter alone, and no model.
+    """
+    fetch = fetching_only(_container(pinned.template["spec"], names.FETCH_CONTAINER), folder)
+    return _pod(pinned.template, _metadata(owner, pinned, name), fetch, node)
+
+
+def _pod(template: Manifest, metadata: Manifest, fetch: Manifest, node: str) -> Manifest:
     spec = template["spec"]
-    fetch = deepcopy(dict(_container(spec, names.FETCH_CONTAINER)))
     mounted = {objects.text(mount, "name") for mount in objects.members(fetch, "volumeMounts")}
     affinity = _node_affinity(objects.mapping(spec, "affinity", "nodeAffinity"), node)
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": _metadata(owner, pinned, node),
+        "metadata": metadata,
         "spec": {
             **{part: deepcopy(spec[part]) for part in _KEPT if part in spec},
             **({"affinity": {"nodeAffinity": affinity}} if affinity else {}),
@@ -54,9 +68,8 @@ def fetch_pod(owner: Owner, pinned: PinnedRevision, node: str = "") -> Manifest:
     }
 
 
-def _metadata(owner: Owner, pinned: PinnedRevision, node: str) -> Manifest:
+def _metadata(owner: Owner, pinned: PinnedRevision, name: str) -> Manifest:
     template = pinned.template["metadata"]
-    name = names.fetch_pod_name(owner.name, pinned.revision, node)
     own = names.common_labels(owner, name="sglang", component=names.ROLE_FETCH)
     own |= {names.LABEL_ROLE: names.ROLE_FETCH, names.LABEL_REVISION: pinned.revision}
     metadata = names.metadata(owner, name, {**_without(template["labels"], names.LABEL_ROUTABLE), **own})

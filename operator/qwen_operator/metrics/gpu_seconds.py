@@ -22,10 +22,10 @@ def gpus_by_phase(
 ) -> Mapping[Phase, int]:
     """The GPUs of the replicas that have their nodes: loading, serving, idle or draining.
 
-    Idle is an engine that reports no request. Without a report it counts as serving.
+    A pod that has ended holds none. Idle is an engine that reports no request. Without a report it counts as serving.
     """
     idle = {engine.uid for engine in engines if not engine.requests}
-    phases = Counter(_phase(replica, idle) for replica in replicas if replica.bound)
+    phases = Counter(_phase(replica, idle) for replica in replicas if replica.bound and not replica.broken)
     return {phase: count * gpus_per_replica for phase, count in phases.items()}
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from qwen_operator import engines, untrusted
@@ -31,7 +32,10 @@ from qwen_runtime.checkpoints.adapter import MODULES
 MOUNT = "/models/adapters"
 """The folder of engines and inspections that has the claims with adapters, by their names."""
 FETCHED = f"{MOUNT}/.fetched"
-"""The folder of engines that has the adapters which a container has fetched. No claim has such a name."""
+"""The folder of engines that has the adapters which a container has fetched. No claim has such a name.
+
+Without a cache, each of them is a mount below it. With one, it is the folder of all adapters of the cache.
+"""
 SLOTS = (4, 8)
 """The steps of places. Eight is SGLang's default: more places take memory from the KV cache."""
 _MOST_RANK = 1 << 20
@@ -99,8 +103,8 @@ def lacks_host_memory(checkpoint: Checkpoint, ranks: int, planned_bytes: int) ->
     )
 
 
-def settings(checkpoint: Checkpoint) -> RoleValues:
-    """The settings of the plan; () without adapters."""
+def settings(checkpoint: Checkpoint, folders: Mapping[str, str]) -> RoleValues:
+    """The settings of the plan; () without adapters. `folders` in the container by name, as far as they are known."""
     if not checkpoint.adapters:
         return ()
     modules = _modules(checkpoint)
@@ -109,8 +113,12 @@ def settings(checkpoint: Checkpoint) -> RoleValues:
         (Role.ADAPTER_RANK, (str(_rank(checkpoint)),)),
         (Role.ADAPTER_SLOTS, (str(slots(checkpoint)),)),
         (Role.ADAPTER_MODULES, tuple(name for name in MODULES if name in modules)),
-        (Role.ADAPTER_PATHS, tuple(f"{adapter.name}={path_of(adapter.uri)}" for adapter in checkpoint.adapters)),
+        (Role.ADAPTER_PATHS, _paths(checkpoint, folders)),
     )
+
+
+def _paths(checkpoint: Checkpoint, folders: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(f"{one.name}={folders.get(one.name) or path_of(one.uri)}" for one in checkpoint.adapters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +151,10 @@ def room(plan: Plan) -> Room:
     return Room(numbers[0], frozenset(modules), numbers[1])
 
 
-def with_adapters(plan: Plan, checkpoint: Checkpoint) -> Plan:
+def with_adapters(plan: Plan, checkpoint: Checkpoint, folders: Mapping[str, str]) -> Plan:
     """The same plan with the adapters of a checkpoint in place of its own, for which it must have room."""
     option = engines.of(plan.engine_version).options.name(Role.ADAPTER_PATHS)
-    paths = [f"{adapter.name}={path_of(adapter.uri)}" for adapter in checkpoint.adapters]
+    paths = _paths(checkpoint, folders)
     count = f"adapters: {len(paths)} "
     steps = tuple(_COUNT.sub(count, step) for step in plan.steps)
     return replace(plan, args=tuple(with_option(plan.args, option, paths)), steps=steps)

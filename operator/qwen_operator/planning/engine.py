@@ -60,7 +60,7 @@ class EngineChoice:
     """The engine before sizing: complete image reference, its version, options of chart and object, and warnings.
 
     `revision` is the revision to download. If `downloads` is true, every start loads the weights from a hub.
-    `on_claim`: the files are on a PersistentVolumeClaim.
+    `on_claim`: the files are on a PersistentVolumeClaim. `adapters`: names and folders of adapters in the container.
     """
 
     image: str
@@ -72,6 +72,7 @@ class EngineChoice:
     revision: str | None = None
     downloads: bool = False
     on_claim: bool = False
+    adapters: tuple[tuple[str, str], ...] = ()
 
     def environment(self, tools: str | None) -> tuple[EnvVar, ...]:
         """The variables of the engine. With a parser of tool calls there is one more, unless the user sets it."""
@@ -114,6 +115,7 @@ def choose(engine: Engine, defaults: EngineDefaults, source: EngineSource | None
         revision=source.revision if source else None,
         downloads=source is not None and source.downloads,
         on_claim=source is not None and _on_claim(source),
+        adapters=source.adapters if source else (),
     )
 
 

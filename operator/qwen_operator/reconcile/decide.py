@@ -57,6 +57,7 @@ def decide(observed: Observed, config: Config, now: datetime) -> Decision:
         requeue_after=min(appointments, default=None),
         query=course.query,
         ask=course.ask,
+        unread=course.unread,
     )
 
 

@@ -38,7 +38,7 @@ def prefetched(
 
     `needed`: the next steps if no replica waits for a download. Their pods have the first claim on the quotas.
     """
-    observed, running = course.observed, course.running
+    observed, running = course.observed, rules.starts or course.running
     if not course.spec.prefetch or running is None:
         return Prefetch(actions=endings(observed.fetch_pods))
     claim, folder = claim_folder(running.template)[0], node_folder(running.template)

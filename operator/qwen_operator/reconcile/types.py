@@ -22,6 +22,8 @@ from qwen_operator.manifests.ownership import Children
 from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError
 from qwen_operator.planning.types import Plan
 from qwen_operator.reconcile.plan_memory import PlanMemory
+from qwen_operator.replicas.adapter_downloads import NOTHING as NO_DOWNLOADS
+from qwen_operator.replicas.adapter_downloads import AdapterDownloads
 from qwen_operator.replicas.adapters import Pages
 from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.giving_back import NOTHING as NONE_GIVEN_BACK
@@ -44,6 +46,7 @@ class Observed:
 
     `pods`, `revisions`, `budgets`: the objects that name the deployment or have a name that it needs.
     `engine_pods`: the states of its own engine pods. `fetch_pods`: of its pods that fetch a model before those need it.
+    `adapter_pods`: of its pods that fetch adapters while engines serve.
     `pinned`: what its ControllerRevisions pin, by revision hash, or why this version cannot read one.
     `quotas`: the ResourceQuotas of its namespace.
     `scaling`: the scaling state; None while nothing is known.
@@ -63,6 +66,7 @@ class Observed:
     pods: Children = field(default_factory=Children)
     engine_pods: tuple[PodState, ...] = ()
     fetch_pods: tuple[PodState, ...] = ()
+    adapter_pods: tuple[PodState, ...] = ()
     revisions: Children = field(default_factory=Children)
     pinned: Mapping[str, PinnedRevision | UnreadableRevisionError] = field(default_factory=dict)
     budgets: Children = field(default_factory=Children)
@@ -113,7 +117,8 @@ class Decision:
 
     `actions` are in the order of the writes. `status` is complete. `events` belong to the change of the status. After
     `requeue_after` seconds, time alone changes the decision. `query` is the question for a hub. `ask`: what the
-    arbiter is asked for; None if it does not decide about this deployment.
+    arbiter is asked for; None if it does not decide about this deployment. `unread`: nodes whose pods must be read
+    before replicas may have them.
     """
 
     actions: OrderedActions
@@ -122,6 +127,7 @@ class Decision:
     requeue_after: float | None = None
     query: HubQuery | None = None
     ask: Ask | None = None
+    unread: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +144,9 @@ class Course:
     `unplaced`: the record of a replica that could not be placed as a whole.
     `foreign`: the message about objects of other owners with names that the operator needs; "" if there are none.
     `full`: the message about a quota without room.
-    `query`: the question for a hub. `ask`: what the arbiter is asked for.
-    `prefetch`: what is downloaded before engine pods need it. `given_back`: replicas whose model cannot be fetched.
+    `query`: the question for a hub. `ask`: what the arbiter is asked for. `unread`: nodes to read.
+    `prefetch`: what is downloaded before engine pods need it. `downloads`: the adapters that are, while engines serve.
+    `given_back`: replicas whose model cannot be fetched.
     `status`, `events`: set by the last phase.
     """
 
@@ -166,7 +173,9 @@ class Course:
     foreign: str = ""
     full: str | None = None
     ask: Ask | None = None
+    unread: frozenset[str] = frozenset()
     prefetch: Prefetch = NOTHING
+    downloads: AdapterDownloads = NO_DOWNLOADS
     given_back: GivenBack = NONE_GIVEN_BACK
     status: Manifest | None = None
     events: tuple[Manifest, ...] = ()

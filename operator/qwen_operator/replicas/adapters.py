@@ -18,9 +18,15 @@ from qwen_operator.api import uris
 from qwen_operator.api.adapters import MOST_ADAPTERS, AdapterSource, is_adapter_name
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.adapters import loaded_names, same_but_adapters, wanted_adapters, wanted_text
-from qwen_operator.manifests.names import ANNOTATION_ADAPTERS, ANNOTATION_ADAPTERS_WANTED, ENGINE_CONTAINER
+from qwen_operator.manifests.names import (
+    ANNOTATION_ADAPTERS,
+    ANNOTATION_ADAPTERS_LOADED,
+    ANNOTATION_ADAPTERS_WANTED,
+    ENGINE_CONTAINER,
+    Manifest,
+)
 from qwen_operator.manifests.quantities import amount
-from qwen_operator.manifests.revisions import PinnedRevision
+from qwen_operator.manifests.revisions import PinnedRevision, revision_of
 from qwen_operator.planning.adapters import FETCHED, MOUNT, host_bytes, lacks_host_memory, path_of, room
 from qwen_operator.replicas.groups import Replica
 from qwen_operator.replicas.pod_state import PodState
@@ -70,7 +76,7 @@ def obstacle(old: PinnedRevision, facts: Checkpoint) -> str:
         return (
             "replicas over several nodes load adapters only when they start" if many else "they started without a list"
         )
-    before = wanted_adapters(wanted_text(old.template))
+    before = {adapter.name: path_of(adapter.uri) for adapter in old.facts.adapters}
     mounts = [mount for one in old.template["spec"]["containers"] for mount in one.get("volumeMounts", ())]
     mounted = {str(mount.get("mountPath")) for mount in mounts}
     commits = {adapter.uri: adapter.commit for adapter in old.facts.adapters}
@@ -91,7 +97,9 @@ def _not_mounted(place: str, mounted: Collection[str]) -> str:
     """Why pods with mounts at these paths cannot read an adapter; "" if they can. `place` is `AdapterSource.place`."""
     source = AdapterSource(place)
     if source.scheme != uris.PVC.scheme:
-        return "" if path_of(place) in mounted else f"is at {place}, and is fetched when a pod starts"
+        if FETCHED in mounted or path_of(place) in mounted:
+            return ""
+        return f"is at {place}, and is fetched when a pod starts, because they mount no cache with adapters"
     return "" if f"{MOUNT}/{source.claim}" in mounted else f'is on the claim "{source.claim}", which they do not mount'
 
 
@@ -112,6 +120,42 @@ def adopts(old: PinnedRevision, new: PinnedRevision) -> bool:
         return False
     before, after = (wanted_adapters(wanted_text(one.template)) for one in (old, new))
     return all(before.get(name, folder) == folder for name, folder in after.items())
+
+
+def starting_with(
+    running: PinnedRevision | None, revisions: Mapping[str, Manifest], pinned: Mapping[str, PinnedRevision]
+) -> PinnedRevision | None:
+    """The revision with whose adapters new replicas start; None for the running one.
+
+    An adapter that no engine has had may be one that cannot be fetched or loaded, and a new replica does not come up
+    with it. So it starts with the list of another revision, of which an engine had all, and takes up the rest while it
+    serves. `revisions` are the ControllerRevisions by name, `pinned` what they pin by hash.
+    """
+    proven = {revision_of(item) for item in revisions.values() if _is_proven(item)}
+    if running is None or running.revision in proven or not wanted_text(running.template):
+        return None
+    wanted = wanted_adapters(wanted_text(running.template))
+
+    def rank(one: PinnedRevision) -> tuple[int, int]:
+        return len(wanted.keys() & wanted_adapters(wanted_text(one.template)).keys()), one.number
+
+    able = [one for name, one in pinned.items() if name in proven and adopts(one, running)]
+    return max(able, key=rank, default=None)
+
+
+def _is_proven(revision: Manifest) -> bool:
+    return objects.annotations(revision).get(ANNOTATION_ADAPTERS_LOADED) == "true"
+
+
+def loaded_note(pinned: PinnedRevision, pods: Iterable[PodState]) -> dict[str, str]:
+    """The annotation that the ControllerRevision should have if an engine has all adapters of its revision; or {}."""
+    wanted = wanted_adapters(wanted_text(pinned.template))
+    for pod in pods if wanted else ():
+        has = wanted_adapters(wanted_text(pod.manifest))
+        names = {name for name in loaded_names(pod.manifest) if has.get(name) == wanted.get(name)}
+        if pod.up and names >= wanted.keys():
+            return {ANNOTATION_ADAPTERS_LOADED: "true"}
+    return {}
 
 
 def serving_as(

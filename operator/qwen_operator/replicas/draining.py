@@ -23,6 +23,7 @@ from qwen_operator.manifests.names import (
     LABEL_ROUTABLE,
     Manifest,
 )
+from qwen_operator.manifests.revisions import PinnedRevision
 from qwen_operator.replicas.groups import Replica, SortedReplicas, seconds_since
 from qwen_operator.replicas.node_health import NodeHealth
 from qwen_operator.replicas.pod_state import PodState
@@ -49,7 +50,8 @@ class RolloutRules:
     `deadline_seconds`: how long a replica of a new revision may take until it answers; None for the default. `held`:
     the revision that is held back; "" if there is none. `distinct_nodes`: no two pods of a replica are on one node.
     `yields`: names of replicas that go first, because others get their GPUs. `returns`: names of
-    the draining replicas that may stay; None for all of them.
+    the draining replicas that may stay; None for all of them. `starts`: the revision with whose list of adapters new
+    replicas start, if that is not the one that runs.
     """
 
     deployment: Manifest
@@ -67,6 +69,7 @@ class RolloutRules:
     distinct_nodes: bool = True
     yields: frozenset[str] = frozenset()
     returns: frozenset[str] | None = None
+    starts: PinnedRevision | None = None
 
     @property
     def drain_limit(self) -> float:

@@ -57,14 +57,14 @@ class Attempts:
         return f"{min(_MOST_PODS, self.pods + new)} {rfc3339(since)} {rfc3339(now)} {_digest(places)}"
 
 
-def attempts_of(revision: Manifest, places: Collection[str]) -> Attempts:
+def attempts_of(revision: Manifest, places: Collection[str], annotation: str = ANNOTATION_FETCH_PODS) -> Attempts:
     """What the annotation of a ControllerRevision says; nothing if a place got the model since it was written.
 
     Who may edit the object may write anything there.
     """
     if CUT in revision:
         return Attempts(readable=False)
-    value = objects.annotations(revision).get(ANNOTATION_FETCH_PODS)
+    value = objects.annotations(revision).get(annotation)
     words = value.split(" ") if isinstance(value, str) and len(value) <= 128 else []
     if len(words) != 4 or words[3] != _digest(places):
         return Attempts()

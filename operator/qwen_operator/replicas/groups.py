@@ -18,7 +18,14 @@ from datetime import datetime, timedelta
 
 from qwen_operator import objects
 from qwen_operator.api.conditions import Reason
-from qwen_operator.manifests.names import LABEL_ROLE, ROLE_INSPECTION, Manifest, engine_pod_names, is_fetch_pod_name
+from qwen_operator.manifests.names import (
+    LABEL_ROLE,
+    ROLE_INSPECTION,
+    Manifest,
+    engine_pod_names,
+    is_adapter_pod_name,
+    is_fetch_pod_name,
+)
 from qwen_operator.manifests.ownership import Ownership, ownership
 from qwen_operator.replicas.failures import ENDED_WITH_ANOTHER
 from qwen_operator.replicas.node_health import NodeHealth, stays_when_cordoned
@@ -254,15 +261,21 @@ class SortedReplicas:
 
 def is_engine_of(pod: Manifest, deployment: Manifest) -> bool:
     """Whether the pod belongs to a replica of exactly this deployment, and not of an earlier one of its name."""
-    name = pod["metadata"]["name"]
+    name, own = pod["metadata"]["name"], deployment["metadata"]["name"]
     inspection = name.endswith("-inspect") or objects.labels(pod).get(LABEL_ROLE) == ROLE_INSPECTION
-    fetch = is_fetch_pod_name(deployment["metadata"]["name"], name)
+    fetch = is_fetch_pod_name(own, name) or is_adapter_pod_name(own, name)
     return not inspection and not fetch and ownership(pod, deployment) is Ownership.OWNED
 
 
 def is_fetch_of(pod: Manifest, deployment: Manifest) -> bool:
     """Whether the pod fetches a model for exactly this deployment before engine pods need it."""
     named = is_fetch_pod_name(deployment["metadata"]["name"], pod["metadata"]["name"])
+    return named and ownership(pod, deployment) is Ownership.OWNED
+
+
+def fetches_adapter_of(pod: Manifest, deployment: Manifest) -> bool:
+    """Whether the pod fetches an adapter for engines of exactly this deployment that serve."""
+    named = is_adapter_pod_name(deployment["metadata"]["name"], pod["metadata"]["name"])
     return named and ownership(pod, deployment) is Ownership.OWNED
 
 

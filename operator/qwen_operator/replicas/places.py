@@ -95,7 +95,8 @@ class Neighbours:
 
     Of the pods without a node only those that a QwenDeployment controls: any other tenant could make such pods.
 
-    `others`: pods of others, on the nodes where they were read.
+    `others`: pods of others, on the nodes where they were read. `read`: the nodes whose pods of others are known; None
+    if the operator may not read them.
     `distinct_nodes`: no two pods of a replica may be on one node. `failures`: how often in a row the deployment that
     asks could not place a replica, although nodes seemed to have room.
     """
@@ -105,6 +106,7 @@ class Neighbours:
     distinct_nodes: bool = True
     failures: int = 0
     others: tuple[Manifest, ...] = ()
+    read: frozenset[str] | None = None
 
 
 def places_of(neighbours: Neighbours) -> list[Place]:

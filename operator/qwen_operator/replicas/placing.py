@@ -67,13 +67,14 @@ class Placing:
 class Placed:
     """The next steps. `failure`: a replica could not be placed. `waits`: seconds until time alone changes something.
 
-    `messages`: for each replica that is held back, why.
+    `messages`: for each replica that is held back, why. `unread`: see Room.
     """
 
     actions: tuple[Action, ...] = ()
     failure: Failure | None = None
     messages: Mapping[str, str] = field(default_factory=dict)
     waits: tuple[float, ...] = ()
+    unread: frozenset[str] = frozenset()
 
 
 def place(replicas: Iterable[Replica], placing: Placing) -> Placed:
@@ -105,7 +106,9 @@ def place(replicas: Iterable[Replica], placing: Placing) -> Placed:
         if one.name not in room.lacks
         for member in one.members
     ]
-    return Placed(tuple(actions), failure, room.lacks, (*waits, *([pause] if room.lacks else [])))
+    return Placed(
+        tuple(actions), failure, room.lacks, (*waits, *([pause] if room.lacks else [])), frozenset(room.unread)
+    )
 
 
 def _block_of(replica: Replica) -> dict[str, str]:

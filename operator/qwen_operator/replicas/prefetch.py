@@ -26,7 +26,7 @@ from qwen_operator.replicas.pod_state import PodState
 AT_ONCE = 2
 """So many pods of a deployment download at a time."""
 _FARTHEST_AHEAD_SECONDS = 60.0
-_OF_PLACE = frozenset({Reason.DISK_FULL, Reason.CACHE_UNUSABLE})
+OF_PLACE = frozenset({Reason.DISK_FULL, Reason.CACHE_UNUSABLE})
 """Failures that say nothing about other nodes."""
 
 
@@ -134,7 +134,7 @@ def wanted_downloads(given: Downloads) -> tuple[Create, ...]:
     active = given.active
     if given.pause or not given.attempts.readable:
         return ()
-    if any(failing(pod) and pod.reason not in _OF_PLACE for pod in active):
+    if any(failing(pod) and pod.reason not in OF_PLACE for pod in active):
         return ()
     healthy = sum(not failing(pod) for pod in active)
     missing = given.most - len(given.filled) - healthy
@@ -150,14 +150,14 @@ def prefetch(given: Downloads, created: Sequence[Create], refusal: Refusal | Non
     new = {create.name for create in created if refusal is None or not refusal.rejects(create)}
     active = given.active
     patience = given.attempts.patience(given.now)
-    left = {pod.name: min(patience, _seconds_to_start(pod, given.now)) for pod in active if not _downloads(pod)}
+    left = {pod.name: min(patience, seconds_to_start(pod, given.now)) for pod in active if not downloads(pod)}
     on_its_way = [pod for pod in active if left.get(pod.name, 1) > 0]
     soon = {place for pod in on_its_way if (place := given.place_of(pod)) is not None}
     soon |= {place for place in given.places if _name(given, place) in new and patience > 0}
     filled, on_nodes = given.filled, "" not in given.places
     room, whole = _replicas_on(given, filled), _replicas_on(given, [*filled, *soon])
     # The time that a download took must not count against the one that comes after it: an old replica waits for it.
-    due = new or [pod for pod in active if _downloads(pod) or _seconds_to_start(pod, given.now) > 0]
+    due = new or [pod for pod in active if downloads(pod) or seconds_to_start(pod, given.now) > 0]
     creations: tuple[Action, ...] = (*_counted(given, created), *created) if given.counted else ()
     return Prefetch(
         actions=(*creations, *_endings(given)),
@@ -183,7 +183,7 @@ def _endings(given: Downloads) -> Iterator[Delete]:
     """
     for pod in given.pods:
         place = given.place_of(pod)
-        late = not _downloads(pod) and _seconds_to_start(pod, given.now) <= 0
+        late = not downloads(pod) and seconds_to_start(pod, given.now) <= 0
         over = place is None or place in given.remembered or (place not in given.known and (pod.ended or late))
         if over and not pod.deleting:
             yield _delete(pod)
@@ -232,11 +232,12 @@ def _replicas_on(given: Downloads, names: Iterable[str]) -> int:
     return total // pods
 
 
-def _downloads(pod: PodState) -> bool:
+def downloads(pod: PodState) -> bool:
+    """Whether the pod has begun to download. It may fail."""
     return pod.reason is Reason.DOWNLOADING or failing(pod)
 
 
-def _seconds_to_start(pod: PodState, now: datetime) -> float:
+def seconds_to_start(pod: PodState, now: datetime) -> float:
     """So many seconds are left for the pod to start. A creation far ahead comes from a wrong clock: then none are."""
     created = objects.moment(objects.text(pod.manifest, "metadata", "creationTimestamp"))
     age = (now - created).total_seconds() if created is not None else START_SECONDS

@@ -56,7 +56,8 @@ def moves(
     ]
     number = _places(target, replicas, replaced, rules) - len(kept) - len(returning) - _ended(replicas, target)
     early, kept = _split_early(kept, number, rules)
-    indices, blocked = _free(owner, target, names, taken, number)
+    first = rules.starts or target
+    indices, blocked = _free(owner, first, names, taken, number)
     completions = list(_completions(owner, target, kept, rules))
     blocked += [create.name for create in completions if create.name in taken]
     return Moves(
@@ -64,7 +65,7 @@ def moves(
             *(restore(replica) for replica in returning),
             *removing,
             *_marks(replicas, rules, removing),
-            *_creations(owner, target, replicas, rules, indices),
+            *_creations(owner, first, replicas, rules, indices),
             *(create for create in completions if create.name not in taken),
             *(action for replica in early for action in delete_members(replica, ActionReason.SURPLUS)),
             *_removals(replicas, rules, returning),

@@ -22,6 +22,11 @@ from qwen_operator.manifests.names import (
 from qwen_operator.replicas.places import Need, Neighbours, Place, need_of, places_of
 from qwen_operator.replicas.pod_state import is_gated, replica_pods
 
+_READ_AT_ONCE = 16
+_UNREAD = (
+    "waits until the operator has read which pods of others run on its nodes: its pods take no GPU before, and then "
+    "start by themselves"
+)
 _Key = tuple[str, str]
 _SHOWN = 4
 _PENDING_SECONDS = 660.0
@@ -34,13 +39,13 @@ class Room:
     """What became of the replicas that were asked about.
 
     `lacks`: those whose pods cannot all be placed now, and why. All their pods are held back. `blocks`: for each of the
-    others whose nodes must share the value of a label, this label and the value of the nodes that have room. `nodes`:
-    those that the others would get.
+    others whose nodes must share the value of a label, this label and the value of the nodes that have room. `unread`:
+    nodes that must be read before a replica may have them. It is held back until then.
     """
 
     lacks: dict[str, str] = field(default_factory=dict)
     blocks: dict[str, dict[str, str]] = field(default_factory=dict)
-    nodes: set[str] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)
 
 
 def room_for(
@@ -69,11 +74,20 @@ def room_for(
         future_nodes -= short
         if group.ours and block and not short:
             found.blocks[replica] = {need.topology: block}
-        for place in sorted(room, key=lambda place: (place.free.get(need.resource, 0), place.name))[:pods]:
+        room = sorted(room, key=lambda place: (place.free.get(need.resource, 0), place.name))
+        if group.ours and (unread := _unread(room, pods, neighbours.read)):
+            found.unread |= unread
+            found.lacks[replica] = f"{replica} {_UNREAD}"
+        for place in room[:pods]:
             place.take(need.takes)
-            if group.ours:
-                found.nodes.add(place.name)
     return found
+
+
+def _unread(room: Sequence[Place], pods: int, read: Collection[str] | None) -> set[str]:
+    """The nodes to read before these pods may have the first of the places, and some that may be needed instead."""
+    if read is None or all(place.name in read for place in room[:pods]):
+        return set()
+    return set(list(dict.fromkeys(place.name for place in room if place.name not in read))[:_READ_AT_ONCE])
 
 
 @dataclass(frozen=True, slots=True)

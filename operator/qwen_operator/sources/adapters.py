@@ -1,15 +1,17 @@
 """LoRA adapters on hubs and in buckets: who reads them, and who fetches them before an engine starts. Pure.
 
 A pod in the namespace reads the config and the head of the weights of each adapter, with its credentials, and finds its
-commit. A container of the engine pod fetches this commit, into the chart's cache or a folder of the pod, and the engine
-mounts each adapter read-only. Adapters on claims are in `manifests.adapters`.
+commit. A container of the engine pod fetches this commit, into the chart's cache or a folder of the pod. The engine
+mounts each adapter read-only or, from the cache, the folder of all of them. Adapters on claims are in
+`manifests.adapters`.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from qwen_operator.api import uris
 from qwen_operator.api.adapters import Adapter
@@ -17,7 +19,8 @@ from qwen_operator.api.engine import EnvVar
 from qwen_operator.api.spec import Spec
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.checkpoints.hubs import DEFAULT_REVISIONS, Hub
-from qwen_operator.manifests.model_cache import adapter_variables, bucket_folder
+from qwen_operator.manifests.cached_adapters import adapter_path, shares_adapters
+from qwen_operator.manifests.model_cache import adapter_folder, adapter_variables, bucket_folder
 from qwen_operator.planning.adapters import path_of
 from qwen_operator.planning.types import CacheType, EngineDefaults, EngineSource, ModelCache, ModelFetch
 from qwen_operator.sources import credentials
@@ -55,11 +58,28 @@ def loading(source: EngineSource, spec: Spec, checkpoint: Checkpoint, defaults: 
     if not remote:
         return source
     cache = defaults.cache or _of_pod(source, remote, checkpoint)
-    fetches = tuple(
-        (path_of(one.source.place), _fetch(one, commits.get(one.name, ""), cache, defaults)) for one in remote
+    fetches = {one.name: _fetch(one, commits.get(one.name, ""), cache, defaults) for one in remote}
+    paths = {name: path for name, path in source.adapters if name in fetches}
+    if defaults.cache is not None:
+        paths = {name: adapter_path(adapter_folder(fetch)) for name, fetch in fetches.items()}
+    return replace(
+        source,
+        fetch=replace(source.fetch, cache=cache) if source.fetch else None,
+        adapters=tuple((name, paths.get(name, path)) for name, path in source.adapters),
+        adapter_fetches=tuple((paths[name], fetch) for name, fetch in fetches.items()),
     )
-    model = replace(source.fetch, cache=cache) if source.fetch else None
-    return replace(source, fetch=model, adapter_fetches=fetches)
+
+
+def like(template: Mapping[str, Any], spec: Spec, source: EngineSource) -> EngineSource:
+    """The source of an engine, with the folders of its adapters as pods of this template have them.
+
+    An earlier version of the operator made other ones, and the chart may have another cache now, or none.
+    """
+    folders = {one.name: path_of(one.source.place) for one in spec.sorted_adapters}
+    if shares_adapters(template):
+        fetches = zip(_remote(spec), source.adapter_fetches, strict=True)
+        folders |= {one.name: adapter_path(adapter_folder(fetch)) for one, (_, fetch) in fetches}
+    return replace(source, adapters=tuple(folders.items()))
 
 
 def _remote(spec: Spec) -> tuple[Adapter, ...]:

@@ -11,6 +11,7 @@ from qwen_operator.api.adapters import Adapter
 from qwen_operator.api.conditions import ConditionType, Reason, Verdict
 from qwen_operator.manifests.adapters import loaded_names
 from qwen_operator.manifests.revisions import PinnedRevision
+from qwen_operator.replicas.adapter_downloads import Told
 from qwen_operator.replicas.adapters import obstacle
 from qwen_operator.replicas.groups import Replica
 from qwen_operator.replicas.wanted import WantedReplicas
@@ -21,7 +22,7 @@ class Loading:
     """The replicas that answer, and what keeps adapters from being asked for.
 
     `ready`: of any revision. `revision`: that of the present spec. `blocked`: why it has none. `failures`: why engines
-    could not load adapters, by name.
+    could not load adapters, by name. `downloads`: about those that are fetched for them, by name.
     """
 
     ready: Sequence[Replica]
@@ -29,6 +30,7 @@ class Loading:
     wanted: WantedReplicas
     blocked: Blocked | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
+    downloads: Mapping[str, Told] = field(default_factory=dict)
 
 
 def adapters_status(adapters: Sequence[Adapter], loading: Loading) -> dict[str, Any] | None:
@@ -55,17 +57,25 @@ def _reason(name: str, loading: Loading) -> Reason:
         return Reason.ADAPTER_NOT_LOADED
     if any(replica.revision != loading.revision for replica in loading.ready):
         return Reason.REPLACING
-    return Reason.LOADING
+    return loading.downloads[name].reason if name in loading.downloads else Reason.LOADING
 
 
-def not_loaded(failures: Mapping[str, str]) -> Verdict | None:
-    """Degraded, if engines could not load adapters."""
+def not_loaded(failures: Mapping[str, str], downloads: Mapping[str, Told]) -> Verdict | None:
+    """Degraded, if engines could not load adapters, or these could not be fetched for them."""
     if not failures:
-        return None
+        return _not_fetched({name: told for name, told in downloads.items() if told.fails})
     name, why = min(failures.items())
     more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
     message = f"spec.adapters[{name}]{more}: {why}. The engine tries again every 30 s; all other names are served"
     return Verdict(ConditionType.DEGRADED, True, Reason.ADAPTER_NOT_LOADED, message)
+
+
+def _not_fetched(failing: Mapping[str, Told]) -> Verdict | None:
+    if not failing:
+        return None
+    name, more = min(failing), f" (and {len(failing) - 1} more)" if len(failing) > 1 else ""
+    message = f"spec.adapters[{name}]{more}: {failing[name].message}. All other names are served"
+    return Verdict(ConditionType.DEGRADED, True, failing[name].reason, message)
 
 
 def why_replaced(target: PinnedRevision | None, old: PinnedRevision | None) -> str:

@@ -59,7 +59,9 @@ def build_status(deployment: Manifest, given: StatusInput, now: str) -> dict[str
     target, blocked, running = given.target, given.blocked, given.running
     failure = reported_failure(given, old)
     seen = observed(running, given.replicas.serving, given.rules.scaling, old)
-    loading = Loading(given.ready, given.revision, given.wanted, blocked, given.adapter_failures)
+    loading = Loading(
+        given.ready, given.revision, given.wanted, blocked, given.adapter_failures, given.adapter_downloads
+    )
     observation = Observation(
         generation=int(meta.get("generation") or 0),
         replicas=given.replicas.count(given.wanted.number, given.rules.max_surge),

@@ -162,6 +162,6 @@ def _degraded(given: StatusInput, message: str, seen: Mapping[str, Any] | None) 
     broken = [replica for replica in given.current if not replica.ready and not replica.on_the_way]
     if broken:
         return Verdict(ConditionType.DEGRADED, True, Reason.REPLICA_LOST, message)
-    if (failed := not_loaded(given.adapter_failures)) is not None:
+    if (failed := not_loaded(given.adapter_failures, given.adapter_downloads)) is not None:
         return failed
     return mismatch(given.running.plan, seen) if given.running else None

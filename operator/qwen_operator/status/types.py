@@ -10,6 +10,7 @@ from qwen_operator.api.claims import NameShare
 from qwen_operator.api.spec import Spec
 from qwen_operator.api.status import Failure
 from qwen_operator.manifests.revisions import PinnedRevision
+from qwen_operator.replicas.adapter_downloads import Told
 from qwen_operator.replicas.draining import RolloutRules
 from qwen_operator.replicas.giving_back import NOTHING as NONE_GIVEN_BACK
 from qwen_operator.replicas.giving_back import GivenBack
@@ -35,6 +36,7 @@ class StatusInput:
     it.
     `short_of_gpus`: why other deployments have the GPUs of wanted replicas; "" if they do not.
     `granted`: for how many the GPUs suffice then. `adapter_failures`: why engines could not load adapters, by name.
+    `adapter_downloads`: about adapters that are fetched while engines serve, by name.
     `why_replaced`: why a change of adapters replaces replicas; "" if it does not.
     `prefetch`: what is downloaded before engine pods need it. `given_back`: replicas whose model cannot be fetched.
     """
@@ -60,6 +62,7 @@ class StatusInput:
     short_of_gpus: str = ""
     granted: int | None = None
     adapter_failures: Mapping[str, str] = field(default_factory=dict)
+    adapter_downloads: Mapping[str, Told] = field(default_factory=dict)
     why_replaced: str = ""
     prefetch: Prefetch = NOTHING
     given_back: GivenBack = NONE_GIVEN_BACK

@@ -20,7 +20,7 @@ from qwen_runtime.checkpoints import quantization, shapes
 from qwen_runtime.checkpoints.formats import Stored
 from qwen_runtime.checkpoints.model import LinearAttention, ModelConfig, RopeScaling
 from qwen_runtime.checkpoints.modules import Held, Modules
-from qwen_runtime.checkpoints.reading import Fields, InvalidFactsError
+from qwen_runtime.checkpoints.reading import Fields, InvalidFactsError, UnknownArchitectureError
 
 CONFIG_FILE = "config.json"
 LARGEST_CONFIG = 10_000_000
@@ -53,7 +53,7 @@ LAYOUTS = {
 # models/*/configuration_*.py). By class: KV heads, and the width of a head, or None for hidden size / heads.
 _ATTENTION_DEFAULTS: dict[str, tuple[int, int | None]] = {
     "Qwen2": (32, None), "Qwen2Moe": (16, None), "Qwen2VL": (8, None), "Qwen2_5_VL": (8, None),
-    "Qwen3": (32, 128), "Qwen3Moe": (4, None), "Qwen3VL": (32, 128), "Qwen3VLMoe": (16, 128),
+    "Qwen3": (32, 128), "Qwen3Moe": (4, None), "Qwen3VL": (32, 128), "Qwen3VLMoe": (16, None),
     "Qwen3Next": (2, 256), "Qwen3_5": (4, 256), "Qwen3_5Moe": (2, 256),
 }  # fmt: skip
 _CLASS_END = re.compile(r"(For[A-Z].*|Model)$")
@@ -188,7 +188,8 @@ def _check_known(top: Fields) -> None:
     if not isinstance(names, list) or not names:
         raise top.refuse("architectures", f"a list whose first entry is {right}")
     if not isinstance(names[0], str) or names[0] not in LAYOUTS:
-        raise Fields({"architectures[0]": names[0]}).refuse("architectures[0]", right)
+        refused = Fields({"architectures[0]": names[0]}).refuse("architectures[0]", right)
+        raise UnknownArchitectureError(str(refused), refused.public)
 
 
 def _layout(architecture: str, text: Fields) -> shapes.Layout:

@@ -18,7 +18,7 @@ from qwen_runtime.checkpoints import model as limits
 from qwen_runtime.checkpoints.config import TensorHints, read
 from qwen_runtime.checkpoints.gguf import Header, Tensor
 from qwen_runtime.checkpoints.model import ModelConfig, Quantization
-from qwen_runtime.checkpoints.reading import Fields, InvalidFactsError, kind, shown
+from qwen_runtime.checkpoints.reading import Fields, InvalidFactsError, UnknownArchitectureError, kind, shown
 
 TEMPLATE_KEY = "tokenizer.chat_template"
 _CLASSES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -36,10 +36,6 @@ _KERNELS = frozenset(
     }
 )
 _BLOCK = re.compile(r"blk\.(\d{1,4})\.(.+)")
-
-
-class UnknownArchitectureError(InvalidFactsError):
-    """The file holds a model that SGLang cannot load from a GGUF file, or that the operator cannot calculate."""
 
 
 def report(header: Header, file: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def unloadable(fields: Fields, method: str) -> str:
     if fields.prefix.startswith("text_config."):
         name = fields.prefix.removeprefix("text_config.").rstrip(".")
         return (
-            f"{name} stands in text_config only, where SGLang does not look for it: move it to the top of config.json"
+            f"{name} stands in text_config only, and SGLang looks for it at the top of config.json: move it there"
         )
     return _gptq(fields) if method == "gptq" else _awq(fields) if method == "awq" else ""
 

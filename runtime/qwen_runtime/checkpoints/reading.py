@@ -27,6 +27,10 @@ class InvalidFactsError(ValueError):
         self.public = public or message
 
 
+class UnknownArchitectureError(InvalidFactsError):
+    """A model class that SGLang cannot load from such a file, or whose memory the operator cannot calculate."""
+
+
 def shown(value: object) -> str:
     """An untrusted value in the form for a message: like JSON, short, on one line."""
     if isinstance(value, (list, tuple)):

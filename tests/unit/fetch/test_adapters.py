@@ -14,9 +14,13 @@ from qwen_operator import cli
 from qwen_operator.checkpoints.adapters import InspectedAdapter, of_report
 from qwen_operator.cli.fetch import adapter_of
 from qwen_operator.fetch import program
+from qwen_operator.fetch.contents import Contents
 from qwen_operator.fetch.program import Fetch, Place
 from qwen_operator.fetch.store import Entry, Store
+from qwen_operator.manifests.cached_adapters import adapter_path
 from qwen_operator.manifests.model_cache import bucket_folder, model_folder
+from qwen_runtime import adapter_list
+from qwen_runtime.adapters import UNLOAD_SECONDS
 from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG
 from qwen_runtime.inspect_checkpoint import examine
 from qwen_runtime.report import LIMIT_BYTES, bounded
@@ -25,6 +29,7 @@ from tests.unit.fetch.hub import COMMIT, REPOSITORY, FileHub, serving
 from tests.unit.fetch.test_fetch import contents
 from tests.unit.runtime.adapter_files import adapter
 from tests.unit.runtime.checkpoint import checkpoint
+from tests.unit.runtime.test_adapters import Pod
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -161,6 +166,73 @@ def test_an_adapter_is_there_and_stays_when_the_model_took_longer_than_a_lease(
         (cached,) = Store(place.root, 1 << 30).cached()
         assert (entry.is_complete(), cached.busy) == (True, True)
         assert len([path for path in hub.asked if path.endswith(ADAPTER_CONFIG)]) == (2 if needs_room else 1)
+
+
+FOLDER = f"adapters/hf--Qwen--Test/{COMMIT}-123456789abc"
+
+
+def listing(folder: Path, **wanted: str) -> str:
+    """The option with the list of an engine."""
+    folder.mkdir(exist_ok=True)
+    (folder / "wanted").write_text(json.dumps(wanted))
+    return f"--adapters={folder}"
+
+
+def test_an_adapter_for_engines_that_serve_is_where_they_look_for_it(tmp_path: Path) -> None:
+    cache, made = tmp_path / "cache", files(tmp_path / "b")
+    with serving(FileHub(made)) as hub:
+        option = f"--adapter={hub_place(hub)} --commit={COMMIT} --folder={FOLDER}"
+        assert fetched(cache, option) == 0
+        asked = len(hub.asked)
+        assert fetched(cache, option, listing(tmp_path / "list", b=adapter_path(FOLDER))) == 0
+        assert len(hub.asked) == asked
+    assert contents(cache / "models" / FOLDER) == contents(tmp_path / "b")
+    assert adapter_path(FOLDER) == f"/models/adapters/.fetched/hf--Qwen--Test/{COMMIT}-123456789abc"
+    (item,) = Contents(Store(cache, 1 << 30)).items()
+    assert (item.hub, item.repository) == ("hf", "Qwen/Test")
+    (gone,) = Contents(Store(cache, 1 << 30), frozenset()).remove([item.key])
+    assert not gone.removed, "its pod may be newer than the list of pods"
+
+
+def test_an_engine_that_serves_loads_what_is_fetched_and_keeps_it_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_list, "ROOT", f"{tmp_path}/")
+    cache, engine = tmp_path / "cache", Pod(tmp_path)
+    engine.loader.fetched = f"{cache}/models/adapters/"
+    wanted = engine.wants(b=f"{cache}/models/{FOLDER}")
+    engine.wait(1)
+    assert engine.loader.page() == {"wanted": wanted, "loaded": [], "failed": {}}
+    with serving(FileHub(files(tmp_path / "b"))) as hub:
+        assert fetched(cache, f"--adapter={hub_place(hub)} --commit={COMMIT} --folder={FOLDER}") == 0
+    engine.wait(0.25)
+    assert engine.loader.page() == {"wanted": wanted, "loaded": ["b"], "failed": {}}
+    store, key = Store(cache, 1 << 30), FOLDER.replace("/", "--")
+    assert not store.remove(key)
+    engine.wants()
+    engine.wait(UNLOAD_SECONDS + 1)
+    assert engine.engine.has == {}
+    assert store.remove(key)
+
+
+def test_one_that_is_not_in_the_list_any_more_is_not_asked_for(tmp_path: Path) -> None:
+    cache, other = tmp_path / "cache", adapter_path(FOLDER.replace("Test", "Other"))
+    with serving(FileHub(files(tmp_path / "b"), missing={ADAPTER_CONFIG})) as hub:
+        option = f"--adapter={hub_place(hub)} --commit={COMMIT} --folder={FOLDER}"
+        assert fetched(cache, option, listing(tmp_path / "list", b=other)) == 0
+        assert hub.asked == []
+        assert (cache / "models" / "adapters").is_dir(), "the engine mounts it"
+        (tmp_path / "list" / "wanted").write_text("[")
+        assert fetched(cache, option, f"--adapters={tmp_path / 'list'}") == 1
+        assert hub.asked
+    assert fetched(cache, listing(tmp_path / "list")) == 0
+
+
+@pytest.mark.parametrize("folder", ["models/a/b", "adapters/a", "adapters/../b", "adapters/a/b/c", "/adapters/a/b"])
+def test_no_option_names_another_folder_of_the_cache(folder: str, tmp_path: Path) -> None:
+    option = f"--adapter=--hub=hf --repository={REPOSITORY} --commit={COMMIT} --folder={folder}"
+    with pytest.raises(SystemExit):
+        fetched(tmp_path, option)
 
 
 def test_a_command_without_anything_to_fetch_is_refused(tmp_path: Path) -> None:

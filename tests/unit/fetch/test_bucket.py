@@ -316,11 +316,14 @@ def test_a_wrong_byte_is_found(store: Store, tmp_path: Path, monkeypatch: pytest
     assert (refused.reason, "the store, its mirror or a proxy" in str(refused)) == ("ChecksumMismatch", True)
 
 
-def test_no_room_is_told_with_both_numbers(store: Store, tmp_path: Path) -> None:
+def test_no_room_is_told_with_both_numbers(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.put(model())
     commit = commit_of(store, tmp_path / "heads")
     refused = refusal(fetching(store, tmp_path / "cache", commit, limit=1000, of_pod=True))
     assert refused.reason == "DiskFull"
+    assert "and the folder of the pod may have 0.0 MB, by the weights of the model: remove other" in str(refused)
+    monkeypatch.setattr("qwen_operator.fetch.store.Store.free", lambda _store: 1000)
+    refused = refusal(fetching(store, tmp_path / "cache", commit, of_pod=True))
     assert "MB more, and the node has room for 0.0 MB: set the chart value cache" in str(refused)
 
 

@@ -37,7 +37,7 @@ from qwen_operator.fetch.store import Entry, Store, read_manifest, used_bytes
 from qwen_operator.fetch.transfer import THREADS, Chunk, Journal, Transfer
 from qwen_operator.fetch.wire import Busy, Client, Remote, certificates
 from qwen_operator.hubs.pauses import LONGEST_SECONDS, asked_pause
-from qwen_operator.manifests.model_cache import IN_USE
+from qwen_runtime.adapter_list import IN_USE
 from qwen_runtime.page import showing
 from tests.unit.fetch.hub import COMMIT, REPOSITORY, FileHub, checksum, serving
 from tests.unit.fetch.tls import certificate

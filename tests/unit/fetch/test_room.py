@@ -17,7 +17,7 @@ from qwen_operator.fetch.files import RemoteFile
 from qwen_operator.fetch.room import Cached, Room, Verdict, make_room
 from qwen_operator.fetch.store import LEASE_SECONDS, Entry, Store
 from qwen_operator.fetch.wire import Remote
-from qwen_operator.manifests.model_cache import IN_USE
+from qwen_runtime.adapter_list import IN_USE
 from qwen_runtime.hold import NotHeld, hold
 
 OLD, NEW = Cached("old", 40, 1.0, False), Cached("new", 30, 2.0, False)

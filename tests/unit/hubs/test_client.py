@@ -128,7 +128,7 @@ DAMAGE: dict[str, tuple[Callable[[FakeHub], Any], HubReason, str]] = {
     ),
     "another model": (
         lambda hub: hub.files.update({"config.json": b'{"architectures": ["LlamaForCausalLM"]}'}),
-        HubReason.INVALID,
+        HubReason.UNKNOWN_ARCHITECTURE,
         "architectures[0] is 'LlamaForCausalLM', it must be one of Qwen2ForCausalLM",
     ),
     "no JSON": (lambda hub: hub.files.update({"config.json": b"{"}), HubReason.INVALID, "config.json is not valid"),

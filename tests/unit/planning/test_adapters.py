@@ -165,7 +165,7 @@ def test_one_projection_is_read_too_and_the_kept_plan_differs_only_in_the_adapte
     assert isinstance(made, Plan)
     assert adapters.room(made).modules == {"q_proj"}
     two = with_adapters(BASE, *[replace(OF_BASE, modules=("q_proj",))] * 2)
-    kept, fresh = adapters.with_adapters(made, two), planned(two)
+    kept, fresh = adapters.with_adapters(made, two, {}), planned(two)
     assert isinstance(fresh, Plan)
     assert (kept.args, kept.steps) == (fresh.args, fresh.steps)
     assert replace(kept, args=(), steps=()) == replace(made, args=(), steps=())

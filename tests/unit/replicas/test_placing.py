@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from qwen_operator.api.conditions import Reason
-from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Forbidden, Manifest
+from qwen_operator.kube import NODES, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Forbidden, Manifest, Unavailable
+from qwen_operator.manifests.kept import kept_pod
 from qwen_operator.manifests.multi_node import MultiNode, MultiNodes, TopologyPolicy
-from qwen_operator.replicas.places import Neighbours
+from qwen_operator.replicas.places import Neighbours, used_by
 from qwen_operator.replicas.pod_state import unready_reason
 from qwen_operator.replicas.room import room_for
 from tests.unit.world import CONFIG, World, change, deployment, node, ready_status, with_groups
@@ -351,11 +352,75 @@ async def test_a_node_of_others_is_passed_over_for_a_free_one(monkeypatch: pytes
     assert world.conditions()["Ready"] == ("True", "Serving")
 
 
+@pytest.mark.parametrize("busy", [12, 40, 200])
+async def test_many_nodes_of_others_hold_a_replica_back(monkeypatch: pytest.MonkeyPatch, busy: int) -> None:
+    world = await a_world(monkeypatch, nodes=busy)
+    world.kubelet.full = {f"gpu-{number}" for number in range(1, busy + 1)}
+    for name in world.kubelet.full:
+        world.api.put(PODS, stranger(name))
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(60)
+    assert len(gated(world)) == 2
+    for name in ("gpu-new-1", "gpu-new-2"):
+        world.api.put(NODES, node(name, gpus=1))
+    await world.wait(60)
+    assert sorted(bound(world).values()) == ["gpu-new-1", "gpu-new-2"]
+
+
+class _Deaf:
+    """An API server that lists no pods of a node."""
+
+    error: Exception = Unavailable(0, "NoAnswer", "down")
+
+    async def list(self, *_args: object, fields: str = "") -> object:
+        raise self.error
+
+
+async def test_while_nodes_cannot_be_read_nothing_is_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await a_world(monkeypatch, nodes=2)
+    looks, deaf = world.operator.worker.reconciler.free_nodes, _Deaf()
+    assert looks is not None
+    monkeypatch.setattr(looks.nodes, "api", deaf)
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(40)
+    assert len(gated(world)) == 2
+    assert "waits until the operator has read which pods of others run on its nodes" in world.message("Ready")
+    deaf.error = Forbidden(403, "Forbidden", "no")
+    await world.wait(40)
+    assert sorted(bound(world).values()) == ["gpu-1", "gpu-2"], "without the right, the scheduler decides"
+    assert looks.nodes.blind
+    await world.wait(300)
+    assert not looks.nodes.blind, "the right may be there by now"
+
+
+async def test_nodes_in_a_later_block_are_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_groups(2, monkeypatch)
+    chart = MultiNode(topology_key=BLOCK, topology_policy=TopologyPolicy.REQUIRED)
+    world = await World(config=replace(CONFIG, multi_nodes=MultiNodes(chart))).start()
+    world.kubelet.place = True
+    for name in ("a1", "a2", "b1", "b2", "c1", "c2"):
+        one = node(name, gpus=1)
+        one["metadata"]["labels"][BLOCK] = name[0]
+        world.api.put(NODES, one)
+        if name[0] != "c":
+            world.kubelet.full.add(name)
+            world.api.put(PODS, stranger(name))
+    world.api.put(QWENDEPLOYMENTS, deployment())
+    await world.wait(60)
+    assert sorted(bound(world).values()) == ["c1", "c2"]
+
+
+def test_a_pod_of_others_on_the_port_of_engines_is_seen_through_what_is_kept() -> None:
+    other = stranger("gpu-1")
+    other["spec"]["containers"][0]["ports"] = [{"containerPort": 8000, "hostPort": 8000}]
+    assert used_by(kept_pod(other)) == {"nvidia.com/gpu": 1, "port 8000": 1}
+
+
 async def test_without_the_right_to_look_the_scheduler_finds_out(monkeypatch: pytest.MonkeyPatch) -> None:
     world = await a_world(monkeypatch, nodes=2)
     looks = world.operator.worker.reconciler.free_nodes
     assert looks is not None
-    looks.nodes.blind = True
+    looks.nodes.blind_until = float("inf")
     world.kubelet.full = {"gpu-2"}
     world.api.put(PODS, stranger("gpu-2"))
     world.api.put(QWENDEPLOYMENTS, deployment())

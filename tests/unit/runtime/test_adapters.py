@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from qwen_runtime import adapter_list
 from qwen_runtime.adapter_list import digest, read_list, with_option
 from qwen_runtime.adapters import RETRY_SECONDS, UNLOAD_SECONDS, Loader, LoopbackEngine
+from qwen_runtime.hold import NotHeld
 
 A, B = "/models/adapters/claim/a", "/models/adapters/claim/b"
 
@@ -176,6 +180,108 @@ def test_a_long_fault_fits_into_the_page(pod: Pod) -> None:
 )
 def test_an_option_gets_other_values_in_its_place(words: str, values: tuple[str, ...], result: str) -> None:
     assert " ".join(with_option(words.split(), "--x", values)) == result
+
+
+class Cache:
+    """The folder with fetched adapters, and the locks on them as another process sees them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/.fetched/hf--team--{name}/c"
+
+    def fetch(self, name: str) -> str:
+        """As the container that fetches does it: complete, in one step."""
+        made = self.root / f"new-{name}"
+        made.mkdir()
+        for file in ("adapter_config.json", ".in-use"):
+            (made / file).write_text("{}")
+        Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
+        made.rename(self.path(name))
+        return self.path(name)
+
+    def is_used(self, name: str) -> bool:
+        with Path(self.path(name), ".in-use").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
+    monkeypatch.setattr(adapter_list, "ROOT", f"{tmp_path}/")
+    return Cache(tmp_path)
+
+
+@pytest.fixture
+def fetching(tmp_path: Path, cache: Cache) -> Pod:
+    made = Pod(tmp_path, a=cache.fetch("a"))
+    made.loader.fetched = f"{cache.root}/.fetched/"
+    return made
+
+
+def test_a_fetched_adapter_is_loaded_as_soon_as_it_is_there_and_is_locked(fetching: Pod, cache: Cache) -> None:
+    wanted = fetching.wants(a=cache.path("a"), b=cache.path("b"), c=cache.fetch("c"))
+    fetching.wait(300)
+    assert fetching.loader.page() == {"wanted": wanted, "loaded": ["a", "c"], "failed": {}}
+    assert fetching.engine.calls == ["load c"]
+    cache.fetch("b")
+    assert not cache.is_used("b")
+    fetching.wait(0.25)
+    assert fetching.loader.page() == {"wanted": wanted, "loaded": ["a", "b", "c"], "failed": {}}
+    assert cache.is_used("b")
+
+
+def test_a_cache_may_remove_what_the_engine_has_no_more(fetching: Pod, cache: Cache) -> None:
+    fetching.wants("a", a=cache.path("a"))
+    fetching.loader.hold()
+    assert cache.is_used("a")
+    fetching.wants("b", b=cache.fetch("b"))
+    fetching.wait(UNLOAD_SECONDS - 1)
+    assert cache.is_used("a"), "late requests may still use it"
+    fetching.wait(2)
+    assert (cache.is_used("a"), cache.is_used("b")) == (False, True)
+
+
+def test_what_the_engine_cannot_load_may_be_removed_and_is_loaded_when_it_comes_again(
+    fetching: Pod, cache: Cache
+) -> None:
+    fetching.engine.broken = {"b"}
+    wanted = fetching.wants(a=cache.path("a"), b=cache.fetch("b"))
+    fetching.wait(1)
+    assert "b" in fetching.loader.page()["failed"]
+    assert not cache.is_used("b")
+    shutil.rmtree(cache.path("b"))
+    fetching.engine.broken = set()
+    fetching.wait(RETRY_SECONDS + 1)
+    assert fetching.loader.page() == {"wanted": wanted, "loaded": ["a"], "failed": {}}
+    cache.fetch("b")
+    fetching.wait(0.25)
+    assert fetching.loader.page()["loaded"] == ["a", "b"]
+
+
+def test_one_that_another_process_removes_is_not_loaded(fetching: Pod, cache: Cache) -> None:
+    fetching.wants(a=cache.path("a"), b=cache.fetch("b"))
+    with Path(cache.path("b"), ".in-use").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        fetching.wait(1)
+        assert fetching.engine.calls == []
+        assert "holds the lock" in fetching.loader.page()["failed"]["b"]
+    fetching.wait(RETRY_SECONDS)
+    assert fetching.engine.calls[-1] == "load b"
+
+
+def test_an_engine_does_not_start_without_a_fetched_adapter_that_it_had(fetching: Pod, cache: Cache) -> None:
+    fetching.wants("a,b", a=cache.path("a"), b=cache.path("b"), c=cache.path("c"))
+    with pytest.raises(NotHeld, match="is no longer in the cache: delete this pod"):
+        fetching.loader.hold()
+    cache.fetch("b")
+    fetching.loader.hold()
+    assert [cache.is_used(name) for name in "ab"] == [True, True]
+    assert f"b={cache.path('b')}" in fetching.loader.command(["sglang", "--lora-paths", "x=/y"])
 
 
 @contextmanager

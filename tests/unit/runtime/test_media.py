@@ -11,7 +11,7 @@ from qwen_runtime import media
 # Longer than any path.
 BASE64 = "iVBORw0KGgo/" * 400
 
-OPENED = ["data:image/png;base64,AAAA", "http://a.example/x.png", "https://a.example", BASE64, BASE64[:-2] + "=\n"]
+OPENED = ["data:image/png;base64,AAAA", "http://a.example/x.png", "https://a.example", BASE64, BASE64[:-2] + "=="]
 REFUSED = [
     *("file:///etc/passwd", "FILE:///etc/passwd", "file:/etc/passwd", "/run/secrets/token", "model/config.json"),
     # The video decoder opens what has an existing file as its path, by whatever scheme.
@@ -19,7 +19,7 @@ REFUSED = [
     # Base64, and just as well the name of a file.
     *("etc/passwd", "/9j/4AAQSkZJRg==", "", "x.png"),
     # Only what is base64 as a whole may be long.
-    *("/etc/passwd?" + BASE64, BASE64 + ".png", "../" + BASE64),
+    *("/etc/passwd" + "\n" * 5000, BASE64 + "\n", "/etc/passwd?" + BASE64, BASE64 + ".png", "../" + BASE64),
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from qwen_operator import objects
@@ -20,6 +20,7 @@ from qwen_operator.manifests.revisions import (
 )
 from qwen_operator.reconcile.phases.plan import template_of, without_adapters
 from qwen_operator.reconcile.types import Course, Step
+from qwen_operator.replicas.adapters import loaded_note, starting_with
 from qwen_operator.replicas.cached_nodes import noted
 from qwen_operator.sources.inspection import leftovers
 from qwen_operator.tenancy.models import place_of
@@ -95,27 +96,31 @@ def _repairs(course: Course) -> Iterator[Patch]:
             wanted["annotations"] = {**wanted["annotations"], ANNOTATION_SOURCE: _source(course)}
         pods = (*course.observed.engine_pods, *course.observed.fetch_pods)
         cached = noted(item, pinned, pods, course.observed.nodes, claims=course.spec.prefetch)
-        is_news = bool(cached) and objects.annotations(item).get(ANNOTATION_CACHED_ON) != cached
-        if cached:
-            wanted["annotations"] = {**wanted["annotations"], ANNOTATION_CACHED_ON: cached}
+        cache = {ANNOTATION_CACHED_ON: cached} if cached else {}
+        loaded = loaded_note(pinned, course.observed.engine_pods)
+        wanted["annotations"] = {**wanted["annotations"], **cache, **loaded}
         known = CUT in item or subset(wanted, item["metadata"])
         if not known or not is_owned({"metadata": meta}, item):
             patch = {"metadata": {**wanted, "ownerReferences": meta["ownerReferences"]}}
-            yield Patch(Kind.CONTROLLER_REVISION, meta["name"], patch, _why(is_news))
+            yield Patch(Kind.CONTROLLER_REVISION, meta["name"], patch, _why(item, cache, loaded))
 
 
-def _why(is_news: bool) -> ActionReason:
-    return ActionReason.MODEL_CACHED if is_news else ActionReason.DRIFTED
+def _why(item: Manifest, cache: Mapping[str, str], loaded: Mapping[str, str]) -> ActionReason:
+    if not subset(cache, objects.annotations(item)):
+        return ActionReason.MODEL_CACHED
+    return ActionReason.DRIFTED if subset(loaded, objects.annotations(item)) else ActionReason.ADAPTERS_CHANGED
 
 
 def _obsolete(course: Course) -> Iterator[Delete]:
     """Delete unused ControllerRevisions except the newest KEPT_REVISIONS.
 
     The revisions of the present spec and of existing pods are in use. So is the one in the status, which runs while
-    the present one is held back.
+    the present one is held back, and the one with whose adapters new replicas start.
     """
+    observed = course.observed
+    starts = starting_with(course.running, observed.revisions.owned, observed.readable)
     used = {course.revision, *(state.revision for state in course.observed.engine_pods)}
-    used |= {pinned.revision for pinned in (course.running, course.observed.last_served) if pinned is not None}
+    used |= {pinned.revision for pinned in (course.running, starts, observed.last_served) if pinned is not None}
     idle = [item for item in _present(course) if revision_of(item) not in used]
     for item in sorted(idle, key=number_of, reverse=True)[KEPT_REVISIONS:]:
         meta = item["metadata"]

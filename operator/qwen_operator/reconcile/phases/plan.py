@@ -10,8 +10,8 @@ from qwen_operator.api.conditions import Reason
 from qwen_operator.api.spec import hash_without_adapters
 from qwen_operator.checkpoints.facts import Checkpoint
 from qwen_operator.manifests.adapters import same_but_adapters, with_adapters
+from qwen_operator.manifests.cached_adapters import same_credentials, shares_adapters
 from qwen_operator.manifests.engine_pods import engine_template, same_template
-from qwen_operator.manifests.model_cache import same_credentials
 from qwen_operator.manifests.mount_paths import mountable
 from qwen_operator.manifests.multi_node import connected
 from qwen_operator.manifests.names import Manifest, PodIdentity
@@ -22,6 +22,7 @@ from qwen_operator.planning.types import EngineDefaults, NoFit, Plan
 from qwen_operator.reconcile.plan_memory import PlanInputs
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas.adapters import obstacle
+from qwen_operator.sources import adapters as adapter_sources
 from qwen_operator.sources import registry
 
 
@@ -33,13 +34,13 @@ def plan(course: Course) -> Step:
         return Step(course)
     facts, kept = course.facts, _kept(course, course.facts.checkpoint)
     planned: Plan | NoFit
+    source = registry.engine_source(course.spec, facts.checkpoint, course.config.engine)
     if kept is not None:
-        planned = adapter_planning.with_adapters(kept.plan, facts.checkpoint)
-        adapters = [(one.name, adapter_planning.path_of(one.uri)) for one in facts.checkpoint.adapters]
-        course = replace(course, template=with_adapters(kept.template, course.revision, adapters))
+        own = adapter_sources.like(kept.template, course.spec, source)
+        planned = adapter_planning.with_adapters(kept.plan, facts.checkpoint, dict(own.adapters))
+        course = replace(course, template=with_adapters(kept.template, course.revision, own))
     else:
         planned = _mounted_by_all(course, _planned(course, facts.checkpoint, _kept_engine(course)))
-    source = registry.engine_source(course.spec, facts.checkpoint, course.config.engine)
     planned = mountable(planned, course.spec, source, course.observed.owner.namespace)
     if isinstance(planned, NoFit):
         message = f"{planned.message}; {facts.remark}" if facts.remark else planned.message
@@ -70,7 +71,8 @@ def _kept(course: Course, facts: Checkpoint) -> PinnedRevision | None:
         return None
     if replace(running.facts, adapters=()) != replace(facts, adapters=()) or obstacle(running, facts):
         return None
-    if not same_credentials(running.template, registry.engine_source(course.spec, facts, course.config.engine)):
+    source = registry.engine_source(course.spec, facts, course.config.engine)
+    if not (shares_adapters(running.template) or same_credentials(running.template, source)):
         return None
     fits = all(adapter_planning.mismatch(facts, adapter) is None for adapter in facts.adapters)
     return running if fits else None

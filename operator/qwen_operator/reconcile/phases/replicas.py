@@ -13,11 +13,12 @@ from qwen_operator.arbiter.asking import granted, number_of_new, size_after, tak
 from qwen_operator.arbiter.types import Ask, Grant
 from qwen_operator.manifests.model_cache import keeps_models
 from qwen_operator.manifests.names import budget_name
+from qwen_operator.reconcile.adapter_fetching import adapters_fetched
 from qwen_operator.reconcile.foreign import foreign_objects
 from qwen_operator.reconcile.prefetching import prefetched, stored_revision
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas import quotas
-from qwen_operator.replicas.adapters import notes, serving_as
+from qwen_operator.replicas.adapters import notes, serving_as, starting_with
 from qwen_operator.replicas.cached_nodes import known_nodes, preferring
 from qwen_operator.replicas.draining import RolloutRules, waits
 from qwen_operator.replicas.giving_back import NOTHING, Given, GivenBack, giving_back
@@ -64,12 +65,15 @@ def replicas(course: Course) -> Step:
     steps = replace(steps, actions=(*steps.actions, *_not_yet(course.given_back.actions, steps.actions)))
     proposed = _without_conflicts((*steps.actions, *_repairs(course, fleet.existing, rules)), placed.actions)
     actions, full = quotas.within_quotas(proposed, course.observed.quotas, course.actions)
+    course = replace(course, downloads=adapters_fetched(course, sorted_replicas, actions))
     due = (
         *waits(sorted_replicas, rules),
         *fleet.progress.waits,
         *placed.waits,
         *fleet.rule.waits(course.now),
         course.given_back.wait,
+        *course.prefetch.waits,
+        *course.downloads.waits,
     )
     return Step(
         replace(
@@ -81,9 +85,10 @@ def replicas(course: Course) -> Step:
             foreign=_foreign_message(course, steps.blocked),
             full=course.full or full,
             ask=ask,
+            unread=placed.unread,
         ),
-        (*actions, *course.prefetch.actions),
-        requeue_after=_requeue_after(fleet.existing, (*due, *course.prefetch.waits)),
+        (*actions, *course.prefetch.actions, *course.downloads.actions),
+        requeue_after=_requeue_after(fleet.existing, due),
     )
 
 
@@ -101,6 +106,7 @@ def _fleet(course: Course) -> _Fleet:
         existing = serving_as(found, observed.readable, hold.earlier)
         sorted_replicas = sort_replicas(existing, hold.earlier.revision, observed.nodes, hold.names)
         rules = replace(rules, held=hold.revision)
+    rules = replace(rules, starts=starting_with(course.running, observed.revisions.owned, observed.readable))
     return _Fleet(course, existing, sorted_replicas, rule, wanted, rules, progress)
 
 

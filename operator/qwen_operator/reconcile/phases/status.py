@@ -59,6 +59,7 @@ def status(course: Course) -> Step:
             prefetch=course.prefetch,
             given_back=course.given_back,
             adapter_failures=failures(course.replicas.serving, observed.adapter_pages),
+            adapter_downloads=course.downloads.told,
             why_replaced=_why_replaced(course),
         ),
         stamp,

@@ -45,7 +45,7 @@ class Digest(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a repository: its path, its bytes, and its checksum.
+    """A file of a repository: its path, its bytes, and its checksum. `size` is -1 if the list does not say.
 
     `checksum` has 64 hexadecimal digits for sha256, 40 for the sha1 of git's blob, and is "" if the hub gives none.
     Objects in a bucket also have those of `checksums`.
@@ -74,7 +74,7 @@ class RemoteFile:
     def from_json(cls, record: Mapping[str, Any]) -> RemoteFile:
         """The inverse of `to_json`. Raises TypeError, KeyError or ValueError for a record of another shape."""
         path, size, checksum = record["path"], record["size"], record["checksum"]
-        if not isinstance(path, str) or not isinstance(checksum, str) or not _is_size(size) or not is_safe(path):
+        if not isinstance(path, str) or not isinstance(checksum, str) or not is_size(size) or not is_safe(path):
             raise ValueError("not a file of a manifest")
         return cls(path, size, checksum)
 
@@ -111,7 +111,7 @@ def needed(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
     present = [file for file in files if is_safe(file.path) and _is_needed(file.path)]
     if not any(file.path.endswith(WEIGHTS) and "/" not in file.path for file in present):
         raise FetchError(Reason.MODEL_NOT_FOUND, f"there are no *{WEIGHTS} files in its top folder")
-    return tuple(sorted(_with_sizes(present), key=lambda file: (file.path.endswith(WEIGHTS), file.path)))
+    return tuple(sorted(present, key=lambda file: (file.path.endswith(WEIGHTS), file.path)))
 
 
 def chosen(files: Iterable[RemoteFile], file: str) -> tuple[RemoteFile, ...]:
@@ -129,7 +129,7 @@ def _adapter(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if name not in found:
             raise FetchError(Reason.MODEL_NOT_FOUND, f"there is no {name} in its top folder: save it with PEFT")
-    return _with_sizes((found[ADAPTER_CONFIG], found[ADAPTER_WEIGHTS]))
+    return found[ADAPTER_CONFIG], found[ADAPTER_WEIGHTS]
 
 
 def _single(files: Iterable[RemoteFile], path: str) -> tuple[RemoteFile, ...]:
@@ -147,7 +147,7 @@ def _single(files: Iterable[RemoteFile], path: str) -> tuple[RemoteFile, ...]:
         raise FetchError(Reason.MODEL_NOT_FOUND, message)
     if missing:
         raise FetchError(Reason.MODEL_NOT_FOUND, f"the source has no file {shown(path)}: correct spec.source.file")
-    return _with_sizes([found[part] for part in parts])
+    return tuple(found[part] for part in parts)
 
 
 def total(files: Sequence[RemoteFile]) -> int:
@@ -159,14 +159,6 @@ def is_safe(path: str) -> bool:
     """Whether the path stays in its folder, and is no name that the cache uses itself."""
     parts = path.split("/")
     return len(parts) <= _MOST_FOLDERS and all(_PART.fullmatch(part) and ".." not in part for part in parts)
-
-
-def _with_sizes(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
-    present = tuple(files)
-    unknown = next((file for file in present if file.size < 0), None)
-    if unknown is not None:
-        raise FetchError(Reason.MODEL_NOT_FOUND, f"the hub does not say how large {shown(unknown.path)} is")
-    return present
 
 
 def _is_needed(path: str) -> bool:
@@ -194,8 +186,9 @@ def _file(path: Any, size: Any, checksum: Any, digits: int) -> RemoteFile | None
     if not isinstance(path, str):
         return None
     valid = isinstance(checksum, str) and len(checksum) == digits and _HEXADECIMAL.fullmatch(checksum) is not None
-    return RemoteFile(path, size if _is_size(size) else -1, checksum if valid else "")
+    return RemoteFile(path, size if is_size(size) else -1, checksum if valid else "")
 
 
-def _is_size(size: Any) -> bool:
+def is_size(size: Any) -> bool:
+    """Whether it is a number of bytes that a file may have."""
     return isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= MAX_BYTES

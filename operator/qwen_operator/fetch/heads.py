@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from qwen_operator.api.conditions import Reason
 from qwen_operator.fetch.faults import FetchError, full
 from qwen_operator.fetch.files import WEIGHTS, Listing, RemoteFile, chosen
-from qwen_operator.fetch.listing import read_listing
+from qwen_operator.fetch.listing import read_listing, with_sizes
 from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, RemoteModel
 from qwen_runtime.checkpoints.adapter import ADAPTER_CONFIG
 from qwen_runtime.checkpoints.chat import chat_files
@@ -68,8 +68,9 @@ class Heads:
         return listing.commit
 
     def _fill(self, folder: Path, listing: Listing) -> None:
-        files = chosen(listing.files, self.remote.file)
         client, room = self.connect(self.remote), MOST_BYTES
+        listed = chosen(listing.files, self.remote.file)
+        files = self._patient(lambda: with_sizes(client, listed))
         read = {CONFIG_FILE, INDEX, ADAPTER_CONFIG, *chat_files(file.path for file in files)}
         try:
             for file in files:

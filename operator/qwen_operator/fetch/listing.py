@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -13,10 +14,13 @@ from qwen_operator.checkpoints.hubs import Hub
 from qwen_operator.fetch import bucket
 from qwen_operator.fetch.bucket import Bucket
 from qwen_operator.fetch.faults import FetchError
-from qwen_operator.fetch.files import Listing, listed
+from qwen_operator.fetch.files import Listing, RemoteFile, is_size, listed
 from qwen_operator.fetch.wire import Client, Remote
+from qwen_runtime.checkpoints.reading import shown
 
 LARGEST_LISTING = 8 << 20
+MOST_WITHOUT_SIZE = 1000
+"""Each costs a request. The largest known model has 200 files."""
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 
 
@@ -37,6 +41,30 @@ def read_listing(client: Client) -> Listing:
     if not isinstance(answer, dict):
         raise FetchError(Reason.HUB_UNREACHABLE, f"{remote.base} does not answer like a hub: check hub.url")
     return Listing(_commit(answer, remote), tuple(listed(answer, remote.hub)))
+
+
+def with_sizes(client: Client, files: Sequence[RemoteFile]) -> tuple[RemoteFile, ...]:
+    """The files with their sizes. Those that the list lacks come from the heads of answers for the files themselves.
+
+    Raises FetchError if there is none either, and as `Client.get` does.
+    """
+    unknown = [file for file in files if file.size < 0]
+    if len(unknown) > MOST_WITHOUT_SIZE:
+        message = f"the list of {client.remote.server} does not say how large {len(unknown)} files are"
+        raise FetchError(Reason.MODEL_NOT_FOUND, message)
+    sizes = {file.path: _size(client, file.path) for file in unknown}
+    return tuple(replace(file, size=sizes.get(file.path, file.size)) for file in files)
+
+
+def _size(client: Client, path: str) -> int:
+    try:
+        length = client.get(client.remote.file_url(path), path).length
+    finally:
+        # Nobody reads the body.
+        client.close()
+    if not is_size(length):
+        raise FetchError(Reason.MODEL_NOT_FOUND, f"{client.remote.server} does not say how large {shown(path)} is")
+    return length
 
 
 def listing_url(remote: Remote) -> str:

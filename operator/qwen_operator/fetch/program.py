@@ -20,7 +20,7 @@ from qwen_operator.fetch import bucket, checksums, joining
 from qwen_operator.fetch.bucket import Bucket
 from qwen_operator.fetch.faults import FetchError, told
 from qwen_operator.fetch.files import RemoteFile, chosen, total
-from qwen_operator.fetch.listing import read_listing
+from qwen_operator.fetch.listing import read_listing, with_sizes
 from qwen_operator.fetch.progress import Progress
 from qwen_operator.fetch.store import Entry, Store, gigabytes
 from qwen_operator.fetch.transfer import CHUNK_BYTES, PATIENCE_SECONDS, Transfer
@@ -153,7 +153,7 @@ class Fetch:
     def _files(self) -> tuple[RemoteFile, ...]:
         """The files to download, with their checksums."""
         listed = read_listing(self._client()).files
-        files = chosen(listed, self.remote.file)
+        files = with_sizes(self._client(), chosen(listed, self.remote.file))
         if not isinstance(self.remote, Bucket):
             return files
         checked = bucket.with_checksums(self._client(), self.remote, files)

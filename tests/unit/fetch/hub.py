@@ -37,7 +37,8 @@ class FileHub:
     `cut_after`: so many bytes of each answer arrive, and then the connection ends; 0 is never. `cuts`: how often.
     `stall`: seconds before it ends.
     `flipped`: files of which so many answers have a wrong byte. `expired`: so many redirected requests get 403.
-    `missing`: files that the list names and the hub does not have. `delay`: seconds before each 64 KiB. `opened`: no
+    `missing`: files that the list names and the hub does not have. `unsized`: files whose sizes no list has.
+    `delay`: seconds before each 64 KiB. `opened`: no
     byte of a file comes before it is set.
     """
 
@@ -52,6 +53,7 @@ class FileHub:
     flipped: dict[str, int] = field(default_factory=dict)
     expired: int = 0
     missing: set[str] = field(default_factory=set)
+    unsized: set[str] = field(default_factory=set)
     delay: float = 0.0
     opened: threading.Event | None = None
     others: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -198,9 +200,9 @@ class _Handler(BaseHTTPRequestHandler):
             if path:
                 self.file(REPOSITORY, path)
             else:
-                self.json(_modelscope(hub))
+                self.json(_without(_modelscope(hub), hub.unsized))
         elif (listed := _LIST.fullmatch(parts.path)) and hub.files_of(listed[1]):
-            self.json(hub.list_of(listed[1]))
+            self.json(_without(hub.list_of(listed[1]), hub.unsized))
         else:
             self.resolve(*_matched(_FILE, self.path))
 
@@ -261,6 +263,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+
+def _without(answer: dict[str, Any], unsized: set[str]) -> dict[str, Any]:
+    """A list of files that lacks the sizes of some."""
+    for entry in answer.get("siblings") or answer["Data"]["Files"]:
+        if not unsized.isdisjoint(map(str, entry.values())):
+            del entry["Size" if "Size" in entry else "size"]
+    return answer
 
 
 def _matched(pattern: re.Pattern[str], path: str) -> tuple[str, str]:

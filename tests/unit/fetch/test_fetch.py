@@ -107,6 +107,23 @@ def test_what_an_engine_needs_arrives_and_nothing_else(kind: Hub, tmp_path: Path
         assert list((tmp_path / "partial").iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", list(Hub))
+def test_a_list_without_sizes_is_completed_by_the_files_themselves(kind: Hub, tmp_path: Path) -> None:
+    """Some mirrors list no sizes. SGLang's own download does not need them."""
+    files = model() | {"empty.py": b""}
+    with serving(FileHub(files, unsized={"config.json", "empty.py", SHARD})) as hub:
+        folder = fetching(hub, tmp_path, kind=kind).run()
+        assert contents(folder) == {name: hub.files[name] for name in (*WANTED, "empty.py")}
+
+
+def test_a_size_that_nobody_says_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(FileHub(model(), unsized={"config.json", SHARD})) as hub:
+        monkeypatch.setattr("qwen_operator.fetch.wire._length", lambda _response: -1)
+        assert str(refusal(hub, tmp_path)) == "the hub does not say how large 'config.json' is"
+        monkeypatch.setattr("qwen_operator.fetch.listing.MOST_WITHOUT_SIZE", 1)
+        assert str(refusal(hub, tmp_path)) == "the list of the hub does not say how large 2 files are"
+
+
 def test_the_second_time_the_hub_is_not_asked(tmp_path: Path) -> None:
     with serving(FileHub(model())) as hub:
         first = fetching(hub, tmp_path).run()

@@ -31,11 +31,12 @@ def read(hub: FileHub, folder: Path, **changes: Any) -> tuple[dict[str, Any], bo
     return Heads(remote, lambda one: Client(one, context), sleep=lambda _seconds: None).report(folder)
 
 
+@pytest.mark.parametrize("sizes", [True, False])
 @pytest.mark.parametrize("kind", list(Hub))
-def test_the_facts_are_those_of_the_files(kind: Hub, tmp_path: Path) -> None:
+def test_the_facts_are_those_of_the_files(kind: Hub, sizes: bool, tmp_path: Path) -> None:
     original = checkpoint(tmp_path / "original")
     files = {path.name: path.read_bytes() for path in original.iterdir()}
-    with serving(FileHub(files, token="t")) as hub:
+    with serving(FileHub(files, token="t", unsized=set() if sizes else set(files))) as hub:
         report, complete = read(hub, tmp_path / "heads", kind=kind, token="t")
     assert complete, report
     assert report == examine(original)[0] | {"commit": COMMIT}

@@ -28,6 +28,8 @@ from qwen_operator.replicas.groups import Replica, SortedReplicas
 from qwen_operator.replicas.pod_state import PodState, fetch_of
 
 FAILURES = 3
+WORTH_BYTES = 1 << 30
+"""A pod whose hub is silent keeps its GPUs if so much of the model has arrived."""
 _MOST = 999
 _TEXT = 400
 _CLOCKS_DIFFER = timedelta(minutes=1)
@@ -167,14 +169,16 @@ def _left(memory: _Memory, now: datetime) -> float:
 def _given_up(member: PodState, keeps: bool) -> bool:
     """Whether the container has failed often enough, for a reason that a few more attempts do not change.
 
-    A hub that gives no answer may answer later. If the pod goes, what has arrived must not go with it.
+    A hub that gives no answer may answer later. If the pod goes, what has arrived must not go with it. A few small
+    files do not count: they arrive also if a firewall blocks the network that has the weights.
     """
     failure = member.failure
     if failure is None or failure.phase != DOWNLOAD or member.reason is not failure.reason:
         return False
     if failure.reason not in FETCH_FAILURES:
         return False
-    if failure.reason is Reason.HUB_UNREACHABLE and not keeps:
+    fetch = fetch_of(member.manifest)
+    if failure.reason is Reason.HUB_UNREACHABLE and fetch.silent and fetch.present >= WORTH_BYTES and not keeps:
         return False
     return member.restarts.count >= FAILURES - 1
 

@@ -10,7 +10,7 @@ import pytest
 from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.manifests.names import ANNOTATION_FETCH_FAILURES
 from qwen_operator.planning.types import CacheType
-from qwen_operator.replicas.giving_back import FAILURES
+from qwen_operator.replicas.giving_back import FAILURES, WORTH_BYTES
 from tests.unit.fakes import Crash, Write
 from tests.unit.replicas.test_cached_nodes import ON_NODES
 from tests.unit.replicas.test_prefetch import failed, world_of
@@ -243,11 +243,24 @@ async def test_an_engine_that_ran_keeps_its_pod() -> None:
     assert len(world.names()) == 1
 
 
-@pytest.mark.parametrize(("kind", "stays"), [(CacheType.HOST_PATH, False), (CacheType.POD, True)])
-async def test_a_silent_hub_ends_only_pods_that_lose_nothing(kind: CacheType, stays: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "told", "stays"),
+    [
+        (CacheType.HOST_PATH, {"silent": True, "presentBytes": 2 * WORTH_BYTES}, False),
+        (CacheType.POD, {"silent": True, "presentBytes": WORTH_BYTES}, True),
+        # The small files come from the hub itself, and a firewall blocks the network that has the weights.
+        (CacheType.POD, {"silent": True, "presentBytes": 20 << 20}, False),
+        (CacheType.POD, {"silent": True, "presentBytes": 0}, False),
+        # It answers, but not as it should.
+        (CacheType.POD, {"presentBytes": WORTH_BYTES}, False),
+        (CacheType.POD, {}, False),
+        (CacheType.POD, {"silent": 1, "presentBytes": 10**30}, False),
+    ],
+)
+async def test_a_silent_hub_ends_only_pods_that_lose_little(kind: CacheType, told: dict[str, Any], stays: bool) -> None:
     cache = replace(ON_NODES.engine.cache, type=kind)  # type: ignore[type-var]
     world = world_of(replace(ON_NODES, engine=replace(ON_NODES.engine, cache=cache)))
-    world.kubelet.engine = failed("HubUnreachable", 10)
+    world.kubelet.engine = failed("HubUnreachable", 10, **told)
     await world.start()
     world.api.put(QWENDEPLOYMENTS, deployment())
     await world.settle(20)

@@ -11,7 +11,7 @@ import pytest
 from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest
 from qwen_operator.manifests.adapters import wanted_adapters, wanted_text
 from qwen_operator.manifests.names import ANNOTATION_ADAPTER_PODS
-from tests.unit.reconcile.test_adapter_changes import BUCKET, HUB, adapters, noted, read_as, reconciling, uids
+from tests.unit.reconcile.test_adapter_changes import ADAPTERS, BUCKET, HUB, adapters, noted, read_as, reconciling, uids
 from tests.unit.reconcile.test_adapters import PVC, listed
 from tests.unit.replicas.test_cached_nodes import ON_NODES
 from tests.unit.replicas.test_prefetch import failed, running
@@ -28,6 +28,16 @@ def is_adapter_pod(pod: Manifest) -> bool:
 
 def fetches(world: World) -> list[Manifest]:
     return [pod for pod in world.api.all(PODS) if is_adapter_pod(pod)]
+
+
+def gets_other(pod: Manifest) -> bool:
+    return any("--hub=modelscope" in word for word in _options(pod))
+
+
+def had(world: World) -> list[str]:
+    """What each engine has, beside pods that download."""
+    pods = (pod for pod in world.api.all(PODS) if not is_adapter_pod(pod))
+    return [pod["metadata"]["annotations"][ADAPTERS] for pod in pods]
 
 
 def all_fetches(world: World, at: int = 0) -> dict[str, Manifest]:
@@ -202,6 +212,8 @@ async def test_a_new_replica_starts_without_an_adapter_that_nobody_can_fetch(tmp
     assert world.conditions()["Ready"] == ("True", "Serving")
     engines = [pod for pod in world.api.all(PODS) if not is_adapter_pod(pod)]
     assert [len(_options(pod)) for pod in engines] == [1, 1], "its container would not end with the other one"
+    for pod in engines:
+        assert [one["name"] for one in pod["spec"]["initContainers"][1]["env"]] == ["ADAPTER_0_QWEN_HUB_TOKEN"]
     assert [sorted(wanted_adapters(wanted_text(pod))) for pod in engines] == [["bucket", "hub"]] * 2
     world.api.remove(next(pod for pod in engines if pod["metadata"]["uid"] == first), PODS)
     await world.settle(120)
@@ -212,6 +224,60 @@ async def test_a_new_replica_starts_without_an_adapter_that_nobody_can_fetch(tmp
     change(world, replicas=3)
     await world.settle(60)
     assert sorted(len(_options(pod)) for pod in world.api.all(PODS)) == [1, 1, 2]
+
+
+async def test_a_new_replica_starts_with_every_adapter_that_an_engine_has_had(tmp_path: Path) -> None:
+    """One adapter of the list is broken. That takes no other one away from clients when a replica comes."""
+    world = await serving(tmp_path, HUB)
+    begun: dict[str, Any] = {}
+
+    def fetch(pod: Manifest) -> Manifest:
+        if gets_other(pod):
+            return failed("ModelNotFound")(pod)
+        now = world.api.clock.now()
+        late = (now - begun.setdefault(pod["metadata"]["uid"], now)).total_seconds() < 40
+        return running(pod) if late else fetched_before()
+
+    world.kubelet.fetch = fetch
+    await changed(world, tmp_path, HUB, BUCKET, OTHER)
+    await world.wait(60)
+    assert adapters(world)["ready"] == 2
+    change(world, replicas=2)
+    for _ in range(120):
+        await world.wait(1)
+        assert adapters(world)["ready"] == 2
+    engines = [pod for pod in world.api.all(PODS) if not is_adapter_pod(pod)]
+    assert had(world) == ["bucket,hub"] * 2
+    assert sorted(len(_options(pod)) for pod in engines) == [1, 2]
+    new = next(pod for pod in engines if len(_options(pod)) == 2)
+    by_option = zip(_options(new), ("bucket", "hub"), strict=True)
+    assert all(name in option for option, name in by_option)
+    assert [one["name"] for one in new["spec"]["initContainers"][1]["env"]] == ["ADAPTER_1_QWEN_HUB_TOKEN"]
+
+
+async def test_what_an_engine_has_had_is_known_when_no_pod_is_left(tmp_path: Path) -> None:
+    world = await serving(tmp_path, HUB)
+    world.kubelet.fetch = lambda pod: failed("DiskFull")(pod) if gets_other(pod) else fetched_before()
+    await changed(world, tmp_path, HUB, BUCKET, OTHER)
+    await changed(world, tmp_path, BUCKET, OTHER)
+    for pod in world.api.all(PODS):
+        world.api.remove(pod, PODS)
+    await world.restart()
+    await world.settle(120)
+    assert had(world) == ["bucket"]
+    (engine,) = [pod for pod in world.api.all(PODS) if not is_adapter_pod(pod)]
+    assert len(_options(engine)) == 1
+    assert not any("hf-token" in json.dumps(one) for one in engine["spec"]["initContainers"])
+
+
+async def test_a_new_replica_starts_without_adapters_if_no_engine_has_had_one_of_the_list(tmp_path: Path) -> None:
+    world = await serving(tmp_path, HUB)
+    world.kubelet.fetch = failed("ModelNotFound")
+    await changed(world, tmp_path, BUCKET)
+    change(world, replicas=2)
+    await world.settle(120)
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert had(world) == [""] * 2
 
 
 async def test_a_lost_replica_comes_back_without_an_adapter_that_nobody_can_fetch(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ class Kubelet:
         free = [
             item["metadata"]["name"]
             for item in self.api.all(NODES)
-            if not item["spec"].get("unschedulable")
+            if (not item["spec"].get("unschedulable") or _tolerates_cordons(pod))
             and not item["status"].get("conditions")
             and item["metadata"]["name"] not in apart | self.full
             and self._free(item) >= _gpus(pod)
@@ -299,6 +299,10 @@ class Kubelet:
     def _give_address(self, pod: Manifest) -> None:
         address = f"10.0.0.{int(pod['metadata']['uid'].removeprefix('uid-')) % 250}"
         self.api.edit(PODS, pod["metadata"]["name"], lambda item: item["status"].update(podIP=address))
+
+
+def _tolerates_cordons(pod: Manifest) -> bool:
+    return any(one.get("key") == "node.kubernetes.io/unschedulable" for one in pod["spec"].get("tolerations", ()))
 
 
 def _pinned_to(pod: Manifest) -> list[str]:

@@ -74,8 +74,8 @@ class Wanted:
     """What is known for the decision about one revision.
 
     `possible`: where adapters may be missing, by the annotations of the pods. `missing`: where engines say so. `pods`:
-    those that download adapters, of any revision. `taken`: the names of all pods. `closed`: nodes on which no pod
-    starts. `attempts`: the pods that were created before. `counted`: the ControllerRevision exists, whose annotation
+    those that download adapters, of any revision. `taken`: the names of all pods. `attempts`: the pods that
+    were created before. `counted`: the ControllerRevision exists, whose annotation
     counts them.
     """
 
@@ -85,7 +85,6 @@ class Wanted:
     missing: Sequence[Place]
     pods: Sequence[PodState]
     taken: Collection[str]
-    closed: Collection[str]
     now: datetime
     attempts: Attempts
     counted: bool = True
@@ -145,7 +144,7 @@ def wanted_pods(given: Wanted) -> tuple[Create, ...]:
     number = min(AT_ONCE - busy, MOST_PODS - len(present))
     places: dict[str, Place] = {}
     for place in _in_order(given):
-        if place.adapter not in hopeless and place.node not in given.closed and given.name(place) not in given.taken:
+        if place.adapter not in hopeless and given.name(place) not in given.taken:
             places.setdefault(given.name(place), place)
     chosen = list(places.values())[: max(0, number)]
     pods = (adapter_pod(given.owner, given.running, given.name(one), one.folder, one.node) for one in chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest
 from qwen_operator.manifests.adapters import wanted_adapters, wanted_text
 from qwen_operator.manifests.names import ANNOTATION_ADAPTER_PODS
+from qwen_operator.tenancy.lists import Tenancy
 from tests.unit.reconcile.test_adapter_changes import ADAPTERS, BUCKET, HUB, adapters, noted, read_as, reconciling, uids
 from tests.unit.reconcile.test_adapters import PVC, listed
 from tests.unit.replicas.test_cached_nodes import ON_NODES
@@ -46,15 +48,14 @@ def all_fetches(world: World, at: int = 0) -> dict[str, Manifest]:
     return {pod["metadata"]["name"]: pod for pod in made}
 
 
-async def serving(path: Path, *entries: dict[str, Any], config: Any = ON_NODES, replicas: int = 1) -> World:
+async def serving(path: Path, *entries: dict[str, Any], config: Any = ON_NODES, **spec: Any) -> World:
     """A world whose engines serve these adapters, with the model on a claim."""
     world = World(config)
     world.kubelet.place = True
     world.api.put(NODES, node("gpu-2"))
     await world.start()
     world.kubelet.report = read_as(path, *entries)
-    spec = deployment(model="local", source=PVC, adapters=list(entries), replicas=replicas)
-    world.api.put(QWENDEPLOYMENTS, spec)
+    world.api.put(QWENDEPLOYMENTS, deployment(model="local", source=PVC, adapters=list(entries), **spec))
     await world.settle(120)
     assert world.conditions()["Ready"] == ("True", "Serving"), world.message("Ready")
     return world
@@ -296,6 +297,24 @@ async def test_a_lost_replica_comes_back_without_an_adapter_that_nobody_can_fetc
     world.kubelet.fetch = lambda _pod: fetched_before()
     await world.settle(60)
     assert adapters(world) == {"ready": 2, "total": 2}
+
+
+@pytest.mark.parametrize("tolerates", [True, False], ids=["stays", "waits for its successor"])
+async def test_an_engine_on_a_cordoned_node_gets_an_added_adapter(tmp_path: Path, tolerates: bool) -> None:
+    tolerations = [{"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}]
+    exempt = replace(ON_NODES, tenancy=Tenancy(exempt=frozenset({"team/chat"})))
+    world = await serving(tmp_path, HUB, config=exempt, pod={"tolerations": tolerations if tolerates else []})
+    (before,) = world.api.all(PODS)
+    place = before["spec"]["nodeName"]
+    (other,) = {"gpu-1", "gpu-2"} - {place}
+    world.api.edit(NODES, other, lambda one: one["status"]["allocatable"].update({"nvidia.com/gpu": "0"}))
+    world.api.edit(NODES, place, lambda one: one["spec"].update(unschedulable=True))
+    await world.wait(30)
+    await changed(world, tmp_path, HUB, BUCKET)
+    assert adapters(world) == {"ready": 2, "total": 2}
+    assert "bucket,hub" in had(world)
+    assert before["metadata"]["uid"] in uids(world)
+    assert {pod["spec"].get("nodeName") for pod in all_fetches(world).values()} == {place}
 
 
 async def test_a_pod_that_does_not_start_is_made_again_later_and_later(tmp_path: Path) -> None:

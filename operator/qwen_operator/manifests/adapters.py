@@ -110,7 +110,7 @@ def wanted_adapters(text: str) -> dict[str, str]:
     """The folders of the adapters in such an annotation, which anybody may edit, by name; {} if it is unreadable."""
     try:
         return read_list(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         return {}
 
 

@@ -169,9 +169,11 @@ def ended_status(container: str, code: int, message: str, finished: str) -> Mani
     }
 
 
-def fetched_before(message: str = '{"version": 1, "bytes": 7, "hubBytes": 7}') -> Manifest:
+def fetched_before(
+    message: str = '{"version": 1, "bytes": 7, "hubBytes": 7}', finished: str = "2026-11-01T00:00:00Z"
+) -> Manifest:
     """The end of a pod that fetched a model before engine pods need it."""
-    ended = {"exitCode": 0, "message": message, "finishedAt": "2026-11-01T00:00:00Z"}
+    ended = {"exitCode": 0, "message": message, "finishedAt": finished}
     return {
         "phase": "Succeeded",
         "conditions": [{"type": "PodScheduled", "status": "True"}],

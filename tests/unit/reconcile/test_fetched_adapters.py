@@ -356,6 +356,28 @@ async def test_a_new_leader_does_not_begin_again(tmp_path: Path) -> None:
     assert adapters(world) == {"ready": 2, "total": 2}
 
 
+async def test_an_adapter_that_the_cache_has_lost_again_is_fetched_again_later_and_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await serving(tmp_path, HUB)
+    world.kubelet.fetch = lambda _pod: fetched_before(finished=world.api.clock.stamp())
+    with monkeypatch.context() as lost:
+        lost.setattr("tests.unit.world.in_cache", lambda _api, _engine, path: "s3--" not in path)
+        await changed(world, tmp_path, HUB, BUCKET, seconds=20)
+        (first,) = fetches(world)
+        await world.wait(60)
+        assert [pod["metadata"]["uid"] for pod in fetches(world)] == [first["metadata"]["uid"]], "it may still load"
+        await world.wait(3600)
+        made = {
+            pod["metadata"]["uid"] for _, resource, pod in world.api.journal if resource is PODS and is_adapter_pod(pod)
+        }
+        assert 4 <= len(made) <= 10
+        assert adapters(world)["waiting"] == [{"name": "bucket", "reason": "Loading"}]
+    await world.wait(60)
+    assert adapters(world) == {"ready": 2, "total": 2}
+    assert fetches(world) == []
+
+
 async def test_what_is_removed_while_it_downloads_is_not_downloaded_any_more(tmp_path: Path) -> None:
     world = await serving(tmp_path, HUB)
     world.kubelet.fetch = running

@@ -180,7 +180,7 @@ def test_what_does_not_run_makes_room_and_what_runs_stays(scene: Scene, gateway:
         assert "no GPU is taken" in message
         assert scene.pods("large") == []
         assert "or run qwen-operator cache rm" in told
-        assert "needs 0.4 GB more, and the cache has room for 0.3 GB besides models in use or asked for" in told
+        assert "needs 0.4 GB more, the cache has 0.3 GB besides models used within an hour" in told
         # Nothing has gone for what does not fit.
         assert set(scene.states(NODE)) == {REPOSITORY, OLDER, OLD}
         # What runs is the least recently used of all. The container tries again by itself.

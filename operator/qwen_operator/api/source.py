@@ -94,9 +94,9 @@ class Source(Located):
 
     file: str | None = described(
         "A GGUF file of the source, as a path below its folder or repository. SGLang loads only this file, on one GPU. "
-        "Its header is read before an engine starts. Of a split file, name the first part: the download joins all "
-        "parts, which needs the chart's cache, or s3://. Files of ModelScope need the cache too. Examples: "
-        "qwen1_5-7b-chat-q4_k_m.gguf, q8_0/model.gguf, model-q8_0-00001-of-00002.gguf.",
+        "Its header is read before an engine starts. Of a split file, name the first part: the container that "
+        "downloads the file joins all parts. Examples: qwen1_5-7b-chat-q4_k_m.gguf, q8_0/model.gguf, "
+        "model-q8_0-00001-of-00002.gguf.",
         default=None,
         min_length=1,
         max_length=256,

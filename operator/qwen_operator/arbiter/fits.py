@@ -7,46 +7,24 @@ CPU, memory and the number of pods count, and the node affinity (`replicas.node_
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from qwen_operator import objects
 from qwen_operator.manifests.kept import ROOM
 from qwen_operator.manifests.names import LABEL_REPLICA, Manifest
-from qwen_operator.manifests.quantities import amount, shown
+from qwen_operator.manifests.quantities import shown
 from qwen_operator.replicas.places import HOST_PORT
+from qwen_operator.replicas.requests import Amounts, add, amounts, resources_of
 
 HOSTNAME = "kubernetes.io/hostname"
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
-Amounts = dict[str, Decimal]
-
 
 def requested(pod: Manifest) -> Amounts:
-    """What the pod takes of its node, by resource, with itself under `pods`.
-
-    As kube-scheduler counts (pkg/api/v1/resource, PodRequests): the sum over the containers and the sidecars, or the
-    largest init container with the sidecars before it, and the overhead.
-    """
-    total: Amounts = {}
-    for container in objects.members(pod, "spec", "containers"):
-        _add(total, _needs(container))
-    sidecars: Amounts = {}
-    largest: Amounts = {}
-    for container in objects.members(pod, "spec", "initContainers"):
-        needs = _needs(container)
-        if container.get("restartPolicy") == "Always":
-            _add(sidecars, needs)
-            needs = {}
-        for name in {*needs, *sidecars}:
-            at_once = needs.get(name, Decimal(0)) + sidecars.get(name, Decimal(0))
-            largest[name] = max(largest.get(name, Decimal(0)), at_once)
-    _add(total, sidecars)
-    for name, value in largest.items():
-        total[name] = max(total.get(name, Decimal(0)), value)
-    _add(total, _amounts(objects.mapping(pod, "spec", "overhead")))
+    """What the pod takes of its node, by resource, with itself under `pods`."""
     ports = {HOST_PORT: Decimal(1)} if objects.mapping(pod, "spec").get("hostNetwork") is True else {}
-    return {**total, **ports, "pods": Decimal(1)}
+    return {**resources_of(pod), **ports, "pods": Decimal(1)}
 
 
 def lacking(node: Manifest, running: Iterable[Manifest], pods: Iterable[Manifest]) -> str:
@@ -55,11 +33,11 @@ def lacking(node: Manifest, running: Iterable[Manifest], pods: Iterable[Manifest
     used: Amounts = {}
     for one in running:
         if not objects.has_ended(one):
-            _add(used, requested(one))
+            add(used, requested(one))
     needs: Amounts = {}
     for one in pods:
-        _add(needs, requested(one))
-    offered = _amounts({**objects.mapping(node, "status", "allocatable"), **objects.mapping(node, ROOM), HOST_PORT: 1})
+        add(needs, requested(one))
+    offered = amounts({**objects.mapping(node, "status", "allocatable"), **objects.mapping(node, ROOM), HOST_PORT: 1})
     for name, need in needs.items():
         has, most = used.get(name, Decimal(0)), offered.get(name, Decimal(0))
         if has + need > most:
@@ -78,18 +56,3 @@ def depends_on_pods(pod: Manifest) -> bool:
     ]
     spread = objects.members(pod, "spec", "topologySpreadConstraints")
     return bool(terms) or any(one.get("whenUnsatisfiable") != "ScheduleAnyway" for one in spread)
-
-
-def _needs(container: objects.Object) -> Amounts:
-    """Requests of a container. A limit without a request is its request."""
-    resources = objects.mapping(container, "resources")
-    return {**_amounts(objects.mapping(resources, "limits")), **_amounts(objects.mapping(resources, "requests"))}
-
-
-def _amounts(values: objects.Object) -> Amounts:
-    return {str(name): number for name, value in values.items() if (number := amount(value)) is not None}
-
-
-def _add(total: Amounts, more: Mapping[str, Decimal]) -> None:
-    for name, value in more.items():
-        total[name] = total.get(name, Decimal(0)) + value

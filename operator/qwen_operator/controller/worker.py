@@ -59,14 +59,6 @@ class Unfinished(Exception):
         self.after = after
 
 
-def _with_the_same(again: Observed, before: Observed) -> Observed:
-    """The second observation of a reconcile, with what was read for the first one."""
-    near = again.neighbours
-    if near is not None and before.neighbours is not None:
-        near = replace(near, others=before.neighbours.others, read=before.neighbours.read)
-    return replace(again, claim=before.claim, cache_claim=before.cache_claim, neighbours=near)
-
-
 @dataclass(slots=True)
 class Reconciler:
     """Reconciles one key at a time. Raises ApiError if the key must be retried.
@@ -115,8 +107,8 @@ class Reconciler:
         if decision.actions.before_status:
             # Observe again, so that one write of the status covers the objects that were just created.
             again = self.observer.observe(key) or observed
-            observed = _with_the_same(again, observed)
-            concluding = self._decide(key, observed, rejected)
+            observed = replace(again, claim=observed.claim, cache_claim=observed.cache_claim)
+            observed, concluding = await self._decide_with_nodes(key, observed, rejected)
         too_early = await self._write(key, observed, concluding, now=rejected is not None)
         undeleted = await self._carry_out(key, decision.actions.after_status)
         _note(self._undeleted, key, undeleted)
@@ -146,18 +138,20 @@ class Reconciler:
             observed = replace(observed, claim=claim, cache_claim=cache_claim)
         return observed
 
-    async def _decide_with_nodes(self, key: ObjectKey, observed: Observed) -> tuple[Observed, Decision]:
+    async def _decide_with_nodes(
+        self, key: ObjectKey, observed: Observed, rejected: "_Rejected | None" = None
+    ) -> tuple[Observed, Decision]:
         """Decide, and read the pods of the nodes on which that depends. What could not be read keeps a replica back."""
         if self.free_nodes is None:
-            return observed, self._decide(key, observed)
+            return observed, self._decide(key, observed, rejected)
         began = self.free_nodes.begin()
         observed = self.free_nodes.known(observed, began)
-        decision = self._decide(key, observed)
+        decision = self._decide(key, observed, rejected)
         for _ in range(ROUNDS):
             if not decision.unread or not await self.free_nodes.read(decision.unread):
                 break
             observed = self.free_nodes.known(observed, began)
-            decision = self._decide(key, observed)
+            decision = self._decide(key, observed, rejected)
         return observed, decision
 
     def _decide(self, key: ObjectKey, observed: Observed, rejected: "_Rejected | None" = None) -> Decision:

@@ -11,15 +11,20 @@ PHASE = "Download"
 
 
 class FetchError(Exception):
-    """The model cannot be fetched. The text says in one sentence, without a full stop, what to do about it."""
+    """The model cannot be fetched. The text says in one sentence, without a full stop, what to do about it.
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    `silent`: the hub gave no answer that says more, so it may give one later.
+    """
+
+    def __init__(self, reason: Reason, message: str, *, silent: bool = False) -> None:
         super().__init__(message)
         self.reason = reason
+        self.silent = silent
 
-    def report(self) -> bytes:
-        """The termination message, in the form of the reports of qwen-runtime."""
-        return bounded({"reason": str(self.reason), "phase": PHASE, "exitCode": 1, "log": [str(self)]})
+    def report(self, present: int = 0) -> bytes:
+        """The termination message, in the form of the reports of qwen-runtime. `present`: so many bytes are there."""
+        told = {"reason": str(self.reason), "phase": PHASE, "exitCode": 1, "log": [str(self)], "presentBytes": present}
+        return bounded({**told, "silent": True} if self.silent else told)
 
 
 def told(error: FetchError | OSError) -> FetchError:

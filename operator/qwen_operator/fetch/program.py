@@ -22,7 +22,7 @@ from qwen_operator.fetch.faults import FetchError, told
 from qwen_operator.fetch.files import RemoteFile, chosen, total
 from qwen_operator.fetch.listing import read_listing
 from qwen_operator.fetch.progress import Progress
-from qwen_operator.fetch.store import Entry, Store, gigabytes
+from qwen_operator.fetch.store import Entry, Store, gigabytes, used_bytes
 from qwen_operator.fetch.transfer import CHUNK_BYTES, PATIENCE_SECONDS, Transfer
 from qwen_operator.fetch.wire import Busy, Client, Cut, Expired, RemoteModel, certificates
 from qwen_operator.manifests.model_cache import ADAPTERS
@@ -94,6 +94,12 @@ class Fetch:
         self.progress.finished = True
         self.say(self.progress.page().decode())
         return entry.folder
+
+    @property
+    def present(self) -> int:
+        """How many bytes of the model are there, on the disk."""
+        entry = Entry(self.place.root, self.remote)
+        return used_bytes(entry.partial) + used_bytes(entry.folder)
 
     def _wait(self, entry: Entry) -> None:
         """Another pod downloads the same model. Show its progress."""
@@ -172,7 +178,7 @@ class Fetch:
                 if time.monotonic() - begun + (asked or delay) > patience:
                     field = self.remote.address_field
                     message = f"{self.remote.base} cannot be reached ({trouble}): check the network and {field}"
-                    raise FetchError(Reason.HUB_UNREACHABLE, message) from None
+                    raise FetchError(Reason.HUB_UNREACHABLE, message, silent=True) from None
                 self.sleep(asked or delay)
                 delay = min(_LONGEST_DELAY, 2 * delay)
 
@@ -227,15 +233,19 @@ def main(
     except (FetchError, OSError) as trouble:
         error = told(trouble)
         if before:
-            error = FetchError(error.reason, f"{before}: {error}")
+            error = FetchError(error.reason, f"{before}: {error}", silent=error.silent)
         print(f"{error.reason}: {error}", file=sys.stderr, flush=True)
-        deliver(error.report(), termination_log)
+        deliver(error.report(_present(fetch, adapters)), termination_log)
         return 1
     # Whether the cache had the model counts. Adapters count if they are all there is.
     counted = [fetch] if fetch else [one for _, one in adapters]
     loaded, received = (sum(getattr(one.progress, part) for one in counted) for part in ("total", "received"))
     deliver(json.dumps({"version": 1, "bytes": loaded, "hubBytes": received}).encode(), termination_log)
     return 0
+
+
+def _present(fetch: Fetch | None, adapters: Sequence[tuple[str, Fetch]]) -> int:
+    return (fetch.present if fetch else 0) + sum(one.present for _, one in adapters)
 
 
 def _make_folder(place: Place, path: str) -> None:

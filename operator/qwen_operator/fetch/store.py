@@ -176,9 +176,8 @@ class Store:
         if of_disk:
             place, larger = "its disk", f"the disk{self._kept()}"
         return (
-            f"{entry.remote} needs {gigabytes(wanted)} more, and {place} has room for {gigabytes(available)} besides "
-            f"models in use or asked for within an hour: enlarge {larger}, stop a model there, or run qwen-operator "
-            "cache rm"
+            f"{entry.remote} needs {gigabytes(wanted)} more, {place} has {gigabytes(available)} besides models used "
+            f"within an hour: enlarge {larger} or run qwen-operator cache rm"
         )
 
     def cached(self) -> list[Cached]:

@@ -300,6 +300,7 @@ class Transfer:
                 Reason.HUB_UNREACHABLE,
                 f"{self.remote.base} delivers nothing of {self.remote} for {silent:.0f} s ({trouble}): check the "
                 f"network and {self.remote.address_field}; the download goes on where it was",
+                silent=True,
             )
         # The first failure is often a connection that the server has closed meanwhile.
         backoff = min(_LONGEST_DELAY, 0.25 * 2 ** min(failures, 10)) if failures > 1 and not asked else 0.0

@@ -15,7 +15,10 @@ LABEL_LIMIT = 253
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen_deployment_scale": ("Changes of the wanted size", ("direction", "reason")),
     "qwen_deployment_engine_failures": ("Unexpected ends of engines", ("reason",)),
-    "qwen_deployment_model_fetches": ("Pods whose container fetch got the model: hit (0 bytes from the hub) or miss", ("result",)),
+    "qwen_deployment_model_fetches": (
+        "Pods whose container fetch got the model: hit (0 bytes from the hub) or miss",
+        ("result",),
+    ),
     "qwen_deployment_model_fetched_bytes": ("Bytes that pods got from the hub for the cache", ()),
     "qwen_deployment_gpu_seconds": (
         "Seconds of whole GPUs that pods had: loading, serving, idle (no request) or draining",

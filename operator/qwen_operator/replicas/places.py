@@ -6,9 +6,9 @@ Where it may not, a node that looks free may be taken.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 
 from qwen_operator import objects
 from qwen_operator.api.pod import GPU_RESOURCE
@@ -21,6 +21,7 @@ from qwen_operator.manifests.names import (
     Manifest,
 )
 from qwen_operator.replicas.node_affinity import required_terms, takes
+from qwen_operator.replicas.requests import resources_of
 
 # Not every resource of NVIDIA is a GPU: network cards have names such as nvidia.com/cx7_rdma.
 _GPUS = (GPU_RESOURCE, MIG_RESOURCE)
@@ -135,14 +136,11 @@ def places_of(neighbours: Neighbours) -> list[Place]:
 
 def used_by(pod: Manifest) -> dict[str, int]:
     """What a pod of somebody else takes of its node: GPUs, other resources of plugins, and the engines' port."""
-    used: Counter[str] = Counter()
-    for container in objects.members(pod, "spec", "containers"):
-        for name, value in objects.mapping(container, "resources", "limits").items():
-            if "/" in str(name):
-                used[str(name)] += quantity(value) or 0
-        if any(port.get("hostPort") == ENGINE_PORT for port in objects.members(container, "ports")):
-            used[HOST_PORT] = 1
-    return dict(used)
+    used = {name: ceil(number) for name, number in resources_of(pod).items() if "/" in name}
+    ports = (port for one in objects.members(pod, "spec", "containers") for port in objects.members(one, "ports"))
+    if any(port.get("hostPort") == ENGINE_PORT for port in ports):
+        used[HOST_PORT] = 1
+    return used
 
 
 def _taints(spec: Mapping[str, object]) -> Iterable[Taint]:

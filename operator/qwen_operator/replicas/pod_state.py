@@ -38,6 +38,7 @@ from qwen_operator.replicas.failures import (
     failure_of,
     never_ran,
     reason_of,
+    report_of,
     served,
 )
 
@@ -56,6 +57,7 @@ _DEFAULT_SCHEDULER = "default-scheduler"
 _SCHEDULER = 63
 _GATE = 100
 _GATES = 4
+_MOST_BYTES = 1 << 60
 _INSTALL_SCHEDULER = (
     "which spec.pod.schedulerName names: if no scheduler of this name runs in the cluster, install it or remove the "
     "field"
@@ -253,11 +255,14 @@ class FetchState:
     """The container that fetches the model.
 
     `finished`: when it succeeded, None if it has not. `spent`: seconds that its last run took, if that failed.
+    `silent`: the hub gave that run no answer. `present`: so many bytes were there then.
     """
 
     running: bool = False
     finished: datetime | None = None
     spent: float = 0.0
+    silent: bool = False
+    present: int = 0
 
 
 def fetch_of(pod: Manifest) -> FetchState:
@@ -270,7 +275,12 @@ def fetch_of(pod: Manifest) -> FetchState:
     begun, finished = (objects.moment(objects.text(ended, part)) for part in ("startedAt", "finishedAt"))
     if "terminated" in state and exit_code(ended) == 0:
         return FetchState(finished=finished)
-    return FetchState(spent=max(0.0, (finished - begun).total_seconds()) if begun and finished else 0.0)
+    report = report_of(ended)
+    return FetchState(
+        spent=max(0.0, (finished - begun).total_seconds()) if begun and finished else 0.0,
+        silent=report.get("silent") is True,
+        present=untrusted.whole(report.get("presentBytes"), 0, _MOST_BYTES, 0),
+    )
 
 
 def awaited_scheduler(pod: Manifest) -> str:

@@ -78,8 +78,7 @@ def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
             facts = replace(cataloged, commit=facts.commit)
         return Facts(facts, pending=pending)
     if cataloged is not None and not by_commit and (answer.reason in _SAYS_NOTHING or not query.revision):
-        remark = f"the operator uses the catalog's facts and pins no commit, because {answer.message}"
-        return Facts(cataloged, remark, pending)
+        return _without_commit(cataloged, context.running, answer.message, pending)
     return _hub_failure(spec, answer, again, context.now)
 
 
@@ -94,8 +93,17 @@ def _of_catalog(facts: Checkpoint, query: HubQuery, context: SourceContext) -> F
         return Blocked(Reason.UNKNOWN_MODEL, message, waiting=False)
     if context.online:
         return None
+    if (running := context.running) is not None and running.commit:
+        return Facts(running)
     remark = f"revision {query.revision} was not looked up, because hub.lookup is false" if query.revision else ""
     return Facts(facts, remark)
+
+
+def _without_commit(cataloged: Checkpoint, running: Checkpoint | None, why: str, pending: Blocked | None) -> Facts:
+    """The facts while the hub names no commit: those of the commit that runs, or else of the catalog."""
+    if running is not None and running.commit:
+        return Facts(running, f"the operator keeps the commit that runs, because {why}", pending)
+    return Facts(cataloged, f"the operator uses the catalog's facts and pins no commit, because {why}", pending)
 
 
 def _waiting(deployment: Mapping[str, Any], query: HubQuery) -> Blocked:

@@ -52,29 +52,32 @@ _HOME = "/home/qwen/"
 
 def resolve(hub: Hub, context: SourceContext) -> Facts | Blocked:
     """The facts of a repository: from a pod with the token if it is private, else as for every public one."""
-    if (refused := _needs_cache(hub, context)) is not None:
-        return refused
-    source = inspected(hub, context.spec, context.defaults)
-    return hub_facts.resolve(hub, context) if source is None else inspection.resolve(context, source, {})
+    spec, defaults = context.spec, context.defaults
+    if hub is Hub.HUGGING_FACE and (own := _own_way(spec, defaults)):
+        why = f"{own} tells SGLang how to download: remove it"
+        if (refused := _needs_container(hub, context, why)) is not None:
+            return refused
+    source = inspected(hub, spec, defaults)
+    facts = hub_facts.resolve(hub, context) if source is None else inspection.resolve(context, source, {})
+    if isinstance(facts, Blocked) or for_pod(hub, spec, facts.checkpoint, defaults).cache is not None:
+        return facts
+    return _needs_container(hub, context, "its commit is not known: set spec.source.revision to one") or facts
 
 
-def _needs_cache(hub: Hub, context: SourceContext) -> Blocked | None:
-    """Why SGLang cannot download this by itself; None if it can, or does not have to."""
-    if context.defaults.cache is not None:
-        return None
+def _needs_container(hub: Hub, context: SourceContext, why: str) -> Blocked | None:
+    """The refusal of a file that SGLang cannot download by itself, with the reason why no container does it.
+
+    None if SGLang can, or if there is a cache.
+    """
     file = hub_facts.query_of(hub, context.spec).file
-    if (parts := len(parts_of(file))) > 1:
-        message = (
-            f"spec.source.file is one of {parts} parts of a split file, and SGLang opens only one file: set the chart "
-            "value cache, so that a container downloads and joins them, or put the joined file on a claim"
-        )
-    elif file and hub is Hub.MODELSCOPE:
-        message = (
-            "spec.source.file is in a repository on ModelScope, which SGLang downloads only as a whole: set the chart "
-            "value cache, so that a container downloads the file, or put it on a claim"
-        )
-    else:
+    parts = len(parts_of(file))
+    if context.defaults.cache is not None or not (parts > 1 or (file and hub is Hub.MODELSCOPE)):
         return None
+    if parts > 1:
+        what = f"spec.source.file is one of {parts} parts of a split file, and SGLang opens only one file"
+    else:
+        what = "spec.source.file is in a repository on ModelScope, which SGLang downloads only as a whole"
+    message = f"{what}. No container downloads it, because {why}, or set the chart value cache"
     return Blocked(Reason.INVALID_CONFIG, message, waiting=False)
 
 
@@ -145,10 +148,16 @@ def downloads_own_way(spec: Spec, defaults: EngineDefaults) -> bool:
 
     A container that downloads in its place would not know that. With a cache, it does so all the same.
     """
+    return bool(_own_way(spec, defaults))
+
+
+def _own_way(spec: Spec, defaults: EngineDefaults) -> str:
+    """The variable, option or mount that tells SGLang so; "" if there is none."""
     names = {one.name for one in (*defaults.env, *spec.engine.env)}
     options = {word.partition("=")[0] for word in (*defaults.args, *spec.engine.args)}
     places = (objects.text(mount, "mountPath") for mount in spec.pod.volume_mounts)
-    return bool(names & _OWN_VARIABLES or options & _OWN_OPTIONS or any(place.startswith(_HOME) for place in places))
+    mounts = (f"the volume at {place}" for place in places if place.startswith(_HOME))
+    return next(iter((*sorted(names & _OWN_VARIABLES), *sorted(options & _OWN_OPTIONS), *mounts)), "")
 
 
 def with_token(source: EngineSource, spec: Spec, name: str) -> EngineSource:

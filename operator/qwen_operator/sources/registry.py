@@ -39,7 +39,8 @@ def resolve(context: SourceContext) -> Facts | Blocked:
 
     If no pod reads the model, one reads its adapters.
     """
-    facts = scheme_of(context.spec, context.defaults).resolve(context)
+    known = context.known
+    facts = Facts(known) if known else scheme_of(context.spec, context.defaults).resolve(context)
     if isinstance(facts, Blocked) or len(facts.checkpoint.adapters) == len(context.spec.adapters):
         return facts
     read = inspection.resolve(context, EngineSource(model_path=""), {}, facts.checkpoint)

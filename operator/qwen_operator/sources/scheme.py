@@ -35,7 +35,9 @@ class SourceContext:
 
     `deployment`: the whole QwenDeployment. `inspection`: the pod with the name of the revision's inspection pod, which
     may have another owner. `claim`: the claim with the files; None if it is unknown. `answer`: the hub's answer to the
-    deployment's last query. `online`: the operator may ask hubs. `now` is timezone-aware.
+    deployment's last query. `online`: the operator may ask hubs. `now` is timezone-aware. `known`: the facts of the
+    model, if the present revision differs from the one that runs only in its adapters, and no pod reads the model.
+    `running`: the facts of the model that runs, if it has the same source; None otherwise.
     """
 
     spec: Spec
@@ -49,6 +51,8 @@ class SourceContext:
     inspection: Manifest | None = None
     claim: VolumeClaim | None = None
     answer: HubAnswer | None = None
+    known: Checkpoint | None = None
+    running: Checkpoint | None = None
 
     @property
     def identity(self) -> PodIdentity:

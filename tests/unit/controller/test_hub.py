@@ -6,6 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from qwen_operator.main import read_hub
 from tests.unit.checkpoints.configs import DENSE
 from tests.unit.fakes import Clock
 from tests.unit.hubs.hub import COMMIT, FakeHub, repository, serving
+from tests.unit.reconcile.test_adapters import listed, report
 from tests.unit.world import CONFIG, World, change, deployment
 
 ONLINE = replace(CONFIG, hub_lookup=True)
@@ -382,3 +384,79 @@ async def test_an_answer_that_nobody_thought_of_ends_nothing(caplog: pytest.LogC
     assert answer.reason is HubReason.INVALID
     assert answer.message == "the operator does not understand the hub's answer for team/a"
     assert "reading a hub crashed" in caplog.text
+
+
+MOVED = "a" * 40
+
+
+async def with_adapter(path: Path, hub: StubHub) -> World:
+    world = await World(ONLINE, fetch=hub.fetch).start()
+    world.kubelet.report = report(path, "one", base=False, modules=("q_proj", "o_proj"))
+    world.api.put(QWENDEPLOYMENTS, deployment(adapters=listed("one")))
+    await world.settle(60)
+    return world
+
+
+async def changed(world: World, path: Path, hub: StubHub, *names: str) -> None:
+    """Somebody edits the adapters after the hub has changed."""
+    world.fetch = hub.fetch
+    await world.restart()
+    world.kubelet.report = report(path, *sorted(names), base=False, modules=("q_proj", "o_proj"))
+    change(world, adapters=listed(*names))
+    await world.settle(900)
+
+
+SILENT = StubHub().fail(HubReason.OFFLINE)
+
+
+@pytest.mark.parametrize("hub", [StubHub(MOVED), SILENT], ids=["moved", "silent"])
+@pytest.mark.parametrize("names", [("one", "two"), ("one", "two", "three", "four"), ()], ids=len)
+async def test_a_change_of_the_adapters_keeps_the_commit_of_the_model(
+    tmp_path: Path, hub: StubHub, names: tuple[str, ...]
+) -> None:
+    """The hub was asked again, so the model moved with its branch, and without an answer it had no commit."""
+    world = await with_adapter(tmp_path, StubHub())
+    started = world.names()
+    await changed(world, tmp_path, hub, *names)
+    assert world.conditions()["Ready"] == ("True", "Serving"), world.message("Ready")
+    assert (world.qd()["status"]["model"]["commit"], revisions(world)) == (COMMIT, [COMMIT])
+    assert (world.names() == started) == (len(names) == 2), "two adapters have the places of one"
+
+
+async def test_the_first_adapter_keeps_the_commit_of_the_model_and_a_new_plan_takes_another(tmp_path: Path) -> None:
+    world = await online(StubHub(), deployment())
+    hub = StubHub(MOVED)
+    await changed(world, tmp_path, hub, "one")
+    assert world.qd()["status"]["adapters"] == {"ready": 1, "total": 1}
+    assert (world.qd()["status"]["model"]["commit"], revisions(world), hub.asked) == (COMMIT, [COMMIT], [])
+    world.api.edit(
+        QWENDEPLOYMENTS, "chat", lambda item: item["metadata"].update(annotations={"qwen-operator.dev/replan": "1"})
+    )
+    await world.settle(900)
+    assert (world.qd()["status"]["model"]["commit"], revisions(world)) == (MOVED, [MOVED])
+
+
+async def test_a_pod_of_a_model_without_a_commit_takes_up_an_adapter(tmp_path: Path) -> None:
+    """Earlier versions pinned none for a model of the catalog."""
+    world = await with_adapter(tmp_path, SILENT)
+    before = world.names()
+    await changed(world, tmp_path, StubHub(), "one", "two")
+    assert (world.names(), revisions(world)) == (before, [])
+    assert "commit" not in world.qd()["status"]["model"]
+    assert world.qd()["status"]["adapters"] == {"ready": 2, "total": 2}
+
+
+@pytest.mark.parametrize("lookup", [True, False])
+async def test_an_edit_while_the_hub_is_silent_keeps_the_commit(lookup: bool) -> None:
+    world = await online(StubHub(), deployment())
+    world.config = replace(ONLINE, hub_lookup=lookup)
+    world.fetch = SILENT.fetch
+    await world.restart()
+    change(world, contextTokens=4096)
+    await world.settle(900)
+    assert (world.qd()["status"]["model"]["commit"], revisions(world)) == (COMMIT, [COMMIT])
+    assert "--context-length=4096" in " ".join(command(world)).replace("--context-length ", "--context-length=")
+    assert ("the operator keeps the commit that runs, because" in world.message("Planned")) == lookup
+    change(world, model="Qwen/Qwen1.5-1.8B-Chat")
+    await world.settle(900)
+    assert "commit" not in world.qd()["status"]["model"], "it is that of another model"

@@ -767,3 +767,28 @@ def test_a_disk_that_takes_no_more_is_reported(
     report = json.loads(log.read_bytes())
     assert (report["reason"], report["phase"]) == (reason, "Download")
     assert os.strerror(code) in report["log"][0]
+
+
+@pytest.mark.parametrize(
+    ("faults", "silent"),
+    [
+        ({"expired": 10**6}, False),
+        ({"busy": 10**6, "busy_headers": {"Retry-After": "60"}}, True),
+        ({"opened": threading.Event()}, True),
+    ],
+)
+def test_a_failure_says_whether_the_hub_is_silent_and_what_is_there(
+    faults: dict[str, Any], silent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda _number, _handler: None)
+    monkeypatch.setattr(program, "Client", partial(Client, timeout=0.1))
+    with serving(FileHub(model(), **faults)) as hub:
+        fetch = fetching(hub, tmp_path / "cache", patience=1.0)
+        earlier = Entry(fetch.place.root, fetch.remote).partial / "earlier"
+        earlier.parent.mkdir(parents=True)
+        earlier.write_bytes(bytes(1 << 20))
+        assert program.main(fetch, tmp_path / "log") == 1
+        faults.get("opened", threading.Event()).set()
+    report = json.loads((tmp_path / "log").read_bytes())
+    assert (report["reason"], report.get("silent", False)) == ("HubUnreachable", silent)
+    assert 1 << 20 <= report["presentBytes"] < 4 << 20

@@ -73,21 +73,65 @@ async def test_a_file_of_a_hub_is_planned_by_its_header_and_pinned_to_a_commit(
     assert world.qd()["status"]["model"]["commit"] == COMMIT
 
 
-async def test_a_split_file_of_a_hub_is_planned_by_all_headers_and_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cache", [ModelCache(CacheType.CLAIM, "models", 100), None], ids=["cache", "pod"])
+@pytest.mark.parametrize(
+    ("hub_of", "name"),
+    [("hf", "a-00001-of-00003.gguf"), ("modelscope", "a-00001-of-00003.gguf"), ("modelscope", "b.gguf")],
+)
+async def test_a_file_that_sglang_cannot_download_is_planned_by_its_headers_and_fetched(
+    monkeypatch: pytest.MonkeyPatch, cache: ModelCache | None, hub_of: str, name: str
+) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     parts = qwen2("Q8_0").split(1, 9, name="a")
-    async with serving(FakeHub(dict(parts))) as hub:
-        cache = ModelCache(CacheType.CLAIM, "models", 100)
-        config = replace(CONFIG, hub_lookup=True, engine=replace(CONFIG.engine, hub_url=hub.address, cache=cache))
+    async with serving(FakeHub({**parts, "b.gguf": qwen2("Q8_0").bytes()})) as hub:
+        engine = replace(CONFIG.engine, hub=Hub(hub_of), hub_url=hub.address, cache=cache)
+        config = replace(CONFIG, hub_lookup=True, engine=engine)
         world = World(config, fetch=partial(read_hub, config))
         await world.start()
-        source = {"uri": "hf://Qwen/Test", "file": "a-00001-of-00003.gguf"}
+        source = {"uri": f"{hub_of}://Qwen/Test", "file": name}
         world.api.put(QWENDEPLOYMENTS, deployment(model="tuned", source=source))
         await world.settle(20)
     assert world.conditions()["Ready"] == ("True", "Serving")
-    (engine,) = world.api.all(PODS)
-    assert "--model-path=/models/cached/Qwen/Test/a.gguf" in engine["spec"]["containers"][0]["command"]
-    assert "--file=a-00001-of-00003.gguf" in engine["spec"]["initContainers"][1]["command"]
+    (pod,) = world.api.all(PODS)
+    assert f"--model-path=/models/cached/Qwen/Test/{name[0]}.gguf" in pod["spec"]["containers"][0]["command"]
+    fetch = pod["spec"]["initContainers"][1]["command"]
+    assert {f"--file={name}", f"--commit={COMMIT}"} <= set(fetch)
+    assert ("--of-pod" in fetch) == (cache is None)
+
+
+async def test_a_split_file_is_refused_if_sglang_is_told_how_to_download() -> None:
+    source = {"uri": "hf://Qwen/Qwen2-72B-Instruct-GGUF", "file": "a-00001-of-00002.gguf"}
+    world = await World().start()
+    engine = {"env": [{"name": "HF_TOKEN", "value": "x"}]}
+    world.api.put(QWENDEPLOYMENTS, deployment(model="local", source=source, engine=engine))
+    await world.settle(60)
+    assert world.conditions()["Ready"] == ("False", "InvalidConfig")
+    assert world.message("Ready") == (
+        "spec.source.file is one of 2 parts of a split file, and SGLang opens only one file. No container downloads "
+        "it, because HF_TOKEN tells SGLang how to download: remove it, or set the chart value cache"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (
+            {"uri": "hf://team/x", "file": "a-00001-of-00002.gguf"},
+            "one of 2 parts of a split file, and SGLang opens only",
+        ),
+        (
+            {"uri": "modelscope://team/x", "file": "a.gguf"},
+            "in a repository on ModelScope, which SGLang downloads only",
+        ),
+    ],
+)
+async def test_such_a_file_is_refused_if_its_commit_is_not_known(
+    tmp_path: Path, source: dict[str, Any], says: str
+) -> None:
+    world = await of_claim(tmp_path, "Q8_0", {**source, "secretRef": {"name": "token"}})
+    assert world.conditions()["Ready"] == ("False", "InvalidConfig")
+    assert says in world.message("Ready")
+    assert "its commit is not known: set spec.source.revision to one" in world.message("Ready")
 
 
 async def test_a_file_of_a_bucket_is_inspected_by_a_pod_with_its_keys(tmp_path: Path) -> None:
@@ -177,18 +221,6 @@ async def test_a_model_that_no_gguf_file_can_have_is_refused_as_on_a_claim(monke
             {"uri": "hf://Qwen/Qwen1.5-7B-Chat-GGUF", "file": "qwen1_5-7b-chat-q4_k_m.gguf"},
             "UnknownModel",
             "can be planned only with its header, which the operator must read",
-        ),
-        (
-            "Q8_0",
-            {"uri": "modelscope://Qwen/Qwen1.5-7B-Chat-GGUF", "file": "a.gguf"},
-            "InvalidConfig",
-            "is in a repository on ModelScope, which SGLang downloads only as a whole: set the chart value cache",
-        ),
-        (
-            "Q8_0",
-            {"uri": "hf://Qwen/Qwen2-72B-Instruct-GGUF", "file": "a-00001-of-00002.gguf"},
-            "InvalidConfig",
-            "spec.source.file is one of 2 parts of a split file, and SGLang opens only one file: set the chart value",
         ),
         (
             "Q8_0",

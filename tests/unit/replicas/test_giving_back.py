@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from qwen_operator.kube import CONTROLLER_REVISIONS, PODS, QWENDEPLOYMENTS, Manifest
+from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, Manifest
 from qwen_operator.manifests.names import ANNOTATION_FETCH_FAILURES
 from qwen_operator.planning.types import CacheType
-from qwen_operator.replicas.giving_back import FAILURES
+from qwen_operator.replicas.giving_back import FAILURES, WORTH_BYTES
 from tests.unit.fakes import Crash, Write
 from tests.unit.replicas.test_cached_nodes import ON_NODES
 from tests.unit.replicas.test_prefetch import failed, world_of
@@ -146,6 +146,74 @@ async def test_what_serves_stays_when_another_replica_cannot_be_fetched() -> Non
     assert "tries again at" in world.message("Ready")
 
 
+def once_fetched(world: World, pod: Manifest) -> Manifest | None:
+    running = pod["status"].get("phase") == "Running"
+    return None if running else fetched(told(0), finishedAt=world.api.clock.stamp())
+
+
+async def three_beside_a_node_that_cannot(reason: str = "DiskFull", config: Any = ON_NODES) -> World:
+    """Three replicas serve. A fourth has failed on gpu-4 for 20 minutes."""
+    world = world_of(config, nodes=4)
+
+    def engine(pod: Manifest) -> Manifest | None:
+        full = pod["spec"].get("nodeName") == "gpu-4"
+        return failed(reason, AGAIN)(pod) if full else once_fetched(world, pod)
+
+    world.kubelet.engine = engine
+    await world.start()
+    world.api.put(QWENDEPLOYMENTS, deployment(replicas=3))
+    await world.settle()
+    await world.settle()
+    change(world, replicas=4)
+    await world.wait(60 * 20)
+    return world
+
+
+def nodes_of(world: World) -> list[str]:
+    return sorted(pod["spec"].get("nodeName", "") for pod in world.api.all(PODS))
+
+
+@pytest.mark.parametrize("lost", [2, 3])
+async def test_lost_replicas_come_back_at_once_although_a_node_has_no_room(lost: int) -> None:
+    world = await three_beside_a_node_that_cannot()
+    assert nodes_of(world) == ["gpu-1", "gpu-2", "gpu-3"]
+    assert remembered(world).endswith("DiskFull 3")
+    assert int(remembered(world).split()[0]) > 2
+    for pod in world.api.all(PODS)[:lost]:
+        world.api.remove(pod, PODS)
+    await world.wait(10)
+    assert len(world.names()) >= 3
+    await world.wait(60)
+    assert nodes_of(world) == ["gpu-1", "gpu-2", "gpu-3"]
+    assert remembered(world).endswith("DiskFull 3")
+
+
+async def test_a_successor_that_meets_the_full_node_is_tried_every_two_minutes() -> None:
+    world = await three_beside_a_node_that_cannot()
+    change(world, replicas=3)
+    before = creations(world)
+    world.api.edit(NODES, "gpu-1", lambda item: item["spec"].update(unschedulable=True))
+    world.kubelet.full = {"gpu-2", "gpu-3"}
+    await world.wait(30)
+    assert creations(world) == before + 1
+    assert int(remembered(world).split()[0]) == 5
+    await world.wait(60)
+    assert creations(world) == before + 1
+    world.kubelet.engine = lambda pod: once_fetched(world, pod)
+    await world.wait(60)
+    assert creations(world) == before + 2
+    assert "gpu-4" in nodes_of(world)
+
+
+async def test_a_place_is_no_excuse_without_a_cache_that_keeps_models() -> None:
+    cache = replace(ON_NODES.engine.cache, type=CacheType.POD)  # type: ignore[type-var]
+    config = replace(ON_NODES, engine=replace(ON_NODES.engine, cache=cache))
+    world = await three_beside_a_node_that_cannot("AuthRequired", config)
+    world.api.remove(world.api.all(PODS)[0], PODS)
+    await world.wait(120)
+    assert len(world.names()) == 2
+
+
 async def test_in_a_rollout_the_earlier_revision_comes_back_as_before() -> None:
     world = world_of(nodes=4)
     await world.start()
@@ -175,11 +243,24 @@ async def test_an_engine_that_ran_keeps_its_pod() -> None:
     assert len(world.names()) == 1
 
 
-@pytest.mark.parametrize(("kind", "stays"), [(CacheType.HOST_PATH, False), (CacheType.POD, True)])
-async def test_a_silent_hub_ends_only_pods_that_lose_nothing(kind: CacheType, stays: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "told", "stays"),
+    [
+        (CacheType.HOST_PATH, {"silent": True, "presentBytes": 2 * WORTH_BYTES}, False),
+        (CacheType.POD, {"silent": True, "presentBytes": WORTH_BYTES}, True),
+        # The small files come from the hub itself, and a firewall blocks the network that has the weights.
+        (CacheType.POD, {"silent": True, "presentBytes": 20 << 20}, False),
+        (CacheType.POD, {"silent": True, "presentBytes": 0}, False),
+        # It answers, but not as it should.
+        (CacheType.POD, {"presentBytes": WORTH_BYTES}, False),
+        (CacheType.POD, {}, False),
+        (CacheType.POD, {"silent": 1, "presentBytes": 10**30}, False),
+    ],
+)
+async def test_a_silent_hub_ends_only_pods_that_lose_little(kind: CacheType, told: dict[str, Any], stays: bool) -> None:
     cache = replace(ON_NODES.engine.cache, type=kind)  # type: ignore[type-var]
     world = world_of(replace(ON_NODES, engine=replace(ON_NODES.engine, cache=cache)))
-    world.kubelet.engine = failed("HubUnreachable", 10)
+    world.kubelet.engine = failed("HubUnreachable", 10, **told)
     await world.start()
     world.api.put(QWENDEPLOYMENTS, deployment())
     await world.settle(20)

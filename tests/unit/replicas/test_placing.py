@@ -416,6 +416,17 @@ def test_a_pod_of_others_on_the_port_of_engines_is_seen_through_what_is_kept() -
     assert used_by(kept_pod(other)) == {"nvidia.com/gpu": 1, "port 8000": 1}
 
 
+def test_gpus_of_sidecars_and_init_containers_of_others_are_not_free() -> None:
+    def container(gpus: int, **more: Any) -> Manifest:
+        return {"name": f"c{gpus}", "resources": {"limits": {"nvidia.com/gpu": str(gpus), "cpu": "1"}}, **more}
+
+    other = stranger("gpu-1")
+    other["spec"]["initContainers"] = [container(2, restartPolicy="Always"), container(4)]
+    assert used_by(kept_pod(other)) == {"nvidia.com/gpu": 6}
+    other["spec"]["containers"] = [container(3), container(5)]
+    assert used_by(kept_pod(other)) == {"nvidia.com/gpu": 10}
+
+
 async def test_without_the_right_to_look_the_scheduler_finds_out(monkeypatch: pytest.MonkeyPatch) -> None:
     world = await a_world(monkeypatch, nodes=2)
     looks = world.operator.worker.reconciler.free_nodes

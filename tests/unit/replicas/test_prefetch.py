@@ -53,8 +53,8 @@ def running(_pod: Manifest) -> Manifest:
     }
 
 
-def failed(reason: str, restarts: int = 1) -> Callable[[Manifest], Manifest]:
-    report = {"version": 1, "reason": reason, "phase": "Download", "exitCode": 1, "log": [f"{reason} as told"]}
+def failed(reason: str, restarts: int = 1, **more: Any) -> Callable[[Manifest], Manifest]:
+    report = {"version": 1, "reason": reason, "phase": "Download", "exitCode": 1, "log": [f"{reason} as told"]} | more
     end = {"exitCode": 1, "reason": "Error", "message": json.dumps(report), "finishedAt": "2026-11-01T00:00:00Z"}
     waiting = {"reason": "CrashLoopBackOff", "message": "back-off 40s restarting failed container"}
     status = {

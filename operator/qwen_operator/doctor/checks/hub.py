@@ -39,7 +39,7 @@ def check(facts: ClusterFacts) -> Iterator[Finding]:
         yield Finding(
             Mark.UNKNOWN,
             NAME,
-            f"not known: the operator has not asked {where} yet; it does so for a model that is not in its catalog",
+            f"not known: no QwenDeployment has facts from {where} yet, and the log shows no failure",
         )
 
 

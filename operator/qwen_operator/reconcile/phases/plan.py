@@ -33,6 +33,9 @@ def plan(course: Course) -> Step:
     if course.facts is None:
         return Step(course)
     facts, kept = course.facts, _kept(course, course.facts.checkpoint)
+    if kept is not None:
+        facts = replace(facts, checkpoint=_with_base_of(kept, facts.checkpoint))
+        course = replace(course, facts=facts)
     planned: Plan | NoFit
     source = registry.engine_source(course.spec, facts.checkpoint, course.config.engine)
     if kept is not None:
@@ -69,13 +72,21 @@ def _kept(course: Course, facts: Checkpoint) -> PinnedRevision | None:
     running, rest = course.observed.last_served, without_adapters(course)
     if running is None or not rest or running.without_adapters != rest:
         return None
-    if replace(running.facts, adapters=()) != replace(facts, adapters=()) or obstacle(running, facts):
+    # They load the commit of their start, whatever the branch is now.
+    if replace(facts, commit=running.facts.commit) != (facts := _with_base_of(running, facts)):
+        return None
+    if obstacle(running, facts):
         return None
     source = registry.engine_source(course.spec, facts, course.config.engine)
     if not (shares_adapters(running.template) or same_credentials(running.template, source)):
         return None
     fits = all(adapter_planning.mismatch(facts, adapter) is None for adapter in facts.adapters)
     return running if fits else None
+
+
+def _with_base_of(running: PinnedRevision, facts: Checkpoint) -> Checkpoint:
+    """The facts of the model that runs, with these adapters."""
+    return replace(running.facts, adapters=facts.adapters)
 
 
 def _newer(course: Course, target: PinnedRevision) -> bool:

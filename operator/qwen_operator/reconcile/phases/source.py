@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from qwen_operator import objects
 from qwen_operator.actions.blocked import Blocked, by_foreign_objects
 from qwen_operator.actions.refusals import explain
 from qwen_operator.actions.types import Kind
 from qwen_operator.api.conditions import Reason
+from qwen_operator.api.spec import hash_without_adapters
 from qwen_operator.manifests.inspection_pods import reads_alike
 from qwen_operator.manifests.names import controller_revision_name, inspection_pod_name
-from qwen_operator.manifests.revisions import UnreadableRevisionError, replan_of
+from qwen_operator.manifests.revisions import PinnedRevision, UnreadableRevisionError, replan_of
 from qwen_operator.reconcile.allowed import not_allowed
 from qwen_operator.reconcile.foreign import foreign_objects
 from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas import quotas
 from qwen_operator.sources import registry
 from qwen_operator.sources.scheme import Facts, SourceContext
+from qwen_operator.tenancy.models import place_of
 
 
 def source(course: Course) -> Step:
@@ -42,16 +45,7 @@ def _known_facts(course: Course) -> Facts | None:
     Another placement or other labels of the pods do not change the files. Each adapter may be known from another
     revision.
     """
-    mounted = registry.inspected(course.spec, course.config.engine)
-    if mounted is None:
-        return None
-    replan = replan_of(course.observed.deployment)
-    known = [
-        pinned
-        for pinned in course.observed.readable.values()
-        if pinned.replan == replan and reads_alike(pinned.template, course.spec.pod, mounted)
-    ]
-    known.sort(key=lambda pinned: pinned.number)
+    known = _with_same_model(course)
     adapters = {(one.name, one.uri): one for pinned in known for one in pinned.facts.adapters}
     wanted = [(one.name, one.source.place) for one in course.spec.sorted_adapters]
     if not known or not adapters.keys() >= set(wanted):
@@ -59,8 +53,43 @@ def _known_facts(course: Course) -> Facts | None:
     return Facts(replace(known[-1].facts, adapters=tuple(adapters[one] for one in wanted)))
 
 
+def _with_same_model(course: Course) -> list[PinnedRevision]:
+    """The revisions whose facts of the model hold for the present spec, the best one last.
+
+    If no pod reads the model, its hub may say something else today: then only the adapters may differ.
+    """
+    observed, mounted = course.observed, registry.inspected(course.spec, course.config.engine)
+    replan, running = replan_of(observed.deployment), observed.last_served
+    known = [
+        pinned
+        for pinned in observed.readable.values()
+        if pinned.replan == replan
+        and (
+            _has_same_base(course, pinned)
+            if mounted is None
+            else reads_alike(pinned.template, course.spec.pod, mounted)
+        )
+    ]
+    return sorted(known, key=lambda pinned: (mounted is None and pinned == running, pinned.number))
+
+
+def _has_same_base(course: Course, pinned: PinnedRevision) -> bool:
+    deployment = course.observed.deployment
+    rest = hash_without_adapters(deployment["spec"], objects.annotations(deployment))
+    # The cache has models by their commit.
+    usable = bool(pinned.facts.commit) or course.config.engine.cache is None
+    return usable and _has_same_place(course, pinned) and (pinned.without_adapters or pinned.revision) == rest
+
+
+def _has_same_place(course: Course, pinned: PinnedRevision) -> bool:
+    place = place_of(course.observed.deployment["spec"], course.config.engine.hub)
+    return pinned.source == str(place)
+
+
 def _context(course: Course) -> SourceContext:
     observed, config = course.observed, course.config
+    known = _with_same_model(course) if registry.inspected(course.spec, config.engine) is None else []
+    running = observed.last_served
     name = inspection_pod_name(observed.owner.name, course.revision)
     return SourceContext(
         spec=course.spec,
@@ -74,6 +103,8 @@ def _context(course: Course) -> SourceContext:
         inspection=observed.pods.get(name),
         claim=observed.claim,
         answer=observed.hub,
+        known=replace(known[-1].facts, adapters=()) if known else None,
+        running=replace(running.facts, adapters=()) if running and _has_same_place(course, running) else None,
     )
 
 

@@ -20,7 +20,10 @@ _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9._]{0,62}[A-Za-z0-9])?", re.ASCII)
 
 def read_list(text: str) -> dict[str, str]:
     """The folders of adapters by name, from the text of an annotation. Raises ValueError."""
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(value, dict) or len(value) > _MOST:
         raise ValueError("it is not a list of adapters")
     for name, folder in value.items():

@@ -116,7 +116,11 @@ class LoopbackEngine:
 
 
 def _has_files(folder: str) -> bool:
-    return Path(folder, ADAPTER_CONFIG).is_file()
+    try:
+        return Path(folder, ADAPTER_CONFIG).is_file()
+    except (OSError, ValueError):
+        # A cache on NFS answers so for a while. What nobody can read is as if it were not there.
+        return False
 
 
 def _object(content: bytes) -> dict[str, Any]:
@@ -149,6 +153,7 @@ class Loader:
     _failed: dict[str, tuple[str, float]] = field(default_factory=dict)
     _unwanted: dict[str, float] = field(default_factory=dict)
     _refused: str = ""
+    _fault: str = ""
     _due: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _answered: str = ""
@@ -184,8 +189,19 @@ class Loader:
 
     def _run(self) -> NoReturn:
         while True:
-            self.step()
+            self.look()
             time.sleep(_POLL_SECONDS)
+
+    def look(self) -> None:
+        """One step, which may fail: nobody else would load an adapter until the container starts again."""
+        fault = ""
+        try:
+            self.step()
+        except Exception as error:
+            fault = f"{type(error).__name__}: {error}"
+        if fault and fault != self._fault:
+            complain(f"the list of adapters cannot be followed at present: {fault}")
+        self._fault = fault
 
     def step(self) -> None:
         """Look at the list once, and at the engine if something is to be done."""

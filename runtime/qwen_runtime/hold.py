@@ -43,6 +43,9 @@ def hold(path: Path, patience: float = PATIENCE_SECONDS) -> int:
     except NotHeld:
         os.close(descriptor)
         raise
+    except OSError:
+        os.close(descriptor)
+        raise _gone(path) from None
     return descriptor
 
 

@@ -169,9 +169,11 @@ def ended_status(container: str, code: int, message: str, finished: str) -> Mani
     }
 
 
-def fetched_before(message: str = '{"version": 1, "bytes": 7, "hubBytes": 7}') -> Manifest:
+def fetched_before(
+    message: str = '{"version": 1, "bytes": 7, "hubBytes": 7}', finished: str = "2026-11-01T00:00:00Z"
+) -> Manifest:
     """The end of a pod that fetched a model before engine pods need it."""
-    ended = {"exitCode": 0, "message": message, "finishedAt": "2026-11-01T00:00:00Z"}
+    ended = {"exitCode": 0, "message": message, "finishedAt": finished}
     return {
         "phase": "Succeeded",
         "conditions": [{"type": "PodScheduled", "status": "True"}],
@@ -230,7 +232,7 @@ class Kubelet:
         free = [
             item["metadata"]["name"]
             for item in self.api.all(NODES)
-            if not item["spec"].get("unschedulable")
+            if (not item["spec"].get("unschedulable") or _tolerates_cordons(pod))
             and not item["status"].get("conditions")
             and item["metadata"]["name"] not in apart | self.full
             and self._free(item) >= _gpus(pod)
@@ -299,6 +301,10 @@ class Kubelet:
     def _give_address(self, pod: Manifest) -> None:
         address = f"10.0.0.{int(pod['metadata']['uid'].removeprefix('uid-')) % 250}"
         self.api.edit(PODS, pod["metadata"]["name"], lambda item: item["status"].update(podIP=address))
+
+
+def _tolerates_cordons(pod: Manifest) -> bool:
+    return any(one.get("key") == "node.kubernetes.io/unschedulable" for one in pod["spec"].get("tolerations", ()))
 
 
 def _pinned_to(pod: Manifest) -> list[str]:

@@ -8,7 +8,7 @@ and the names of those that it has.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,13 @@ from qwen_operator.api import uris
 from qwen_operator.api.adapters import is_adapter_name
 from qwen_operator.api.spec import Spec
 from qwen_operator.manifests import expansion
-from qwen_operator.manifests.cached_adapters import LIST_VOLUME, shares_adapters, with_fetches, without_fetches
+from qwen_operator.manifests.cached_adapters import (
+    LIST_VOLUME,
+    fetching_some,
+    shares_adapters,
+    with_fetches,
+    without_fetches,
+)
 from qwen_operator.manifests.names import (
     ANNOTATION_ADAPTERS,
     ANNOTATION_ADAPTERS_WANTED,
@@ -104,7 +110,7 @@ def wanted_adapters(text: str) -> dict[str, str]:
     """The folders of the adapters in such an annotation, which anybody may edit, by name; {} if it is unreadable."""
     try:
         return read_list(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         return {}
 
 
@@ -131,6 +137,24 @@ def with_adapters(template: Manifest, revision: str, source: EngineSource) -> Ma
     if shares_adapters(template):
         first = made["spec"]["initContainers"]
         first[:] = [with_fetches(one, source) if one["name"] == FETCH_CONTAINER else one for one in first]
+    return made
+
+
+def starting_adapters(template: Manifest, names: Collection[str]) -> Manifest:
+    """The template of a revision for pods that start with these of its adapters, and take up the others later.
+
+    What has a mount of its own is fetched all the same.
+    """
+    first = {name: folder for name, folder in wanted_adapters(wanted_text(template)).items() if name in names}
+    made = deepcopy(template)
+    made["metadata"]["annotations"][ANNOTATION_ADAPTERS] = ",".join(first)
+    engine = objects.named(made["spec"]["containers"], ENGINE_CONTAINER)
+    assert isinstance(engine, dict)
+    paths = [expansion.escaped(f"{name}={folder}") for name, folder in first.items()]
+    engine["command"] = with_option(engine["command"], LORA_PATHS, paths)
+    if shares_adapters(template):
+        some, before = {*first.values()}, made["spec"]["initContainers"]
+        before[:] = [fetching_some(one, some) if one["name"] == FETCH_CONTAINER else one for one in before]
     return made
 
 

@@ -8,7 +8,7 @@ because it may run again in a pod that exists.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -73,6 +73,23 @@ def without_fetches(container: Mapping[str, Any]) -> Manifest:
     """A container that fetches, without its adapters and their credentials."""
     command = [word for word in container["command"] if not word.startswith(ADAPTER_OPTION)]
     env = [dict(one) for one in container.get("env", ()) if not is_of_adapter(objects.text(one, "name"))]
+    rest = {key: value for key, value in container.items() if key not in ("command", "env")}
+    return {**rest, "command": command, **({"env": env} if env else {})}
+
+
+def fetching_some(container: Mapping[str, Any], folders: Collection[str]) -> Manifest:
+    """A container that fetches, without those of its adapters that engines find in other folders."""
+    options = [word for word in container["command"] if word.startswith(ADAPTER_OPTION)]
+    kept = [number for number, option in enumerate(options) if _folder_of(option) in folders]
+    left = [options[number] for number in kept]
+    # The credentials of an adapter go by the place of its option.
+    env = [dict(one) for one in container.get("env", ()) if not is_of_adapter(objects.text(one, "name"))]
+    for place, number in enumerate(kept):
+        before, after = ADAPTER_VARIABLES.format(number), ADAPTER_VARIABLES.format(place)
+        for one in container.get("env", ()):
+            if (name := objects.text(one, "name")).startswith(before):
+                env.append({**one, "name": f"{after}{name.removeprefix(before)}"})
+    command = [word for word in container["command"] if not word.startswith(ADAPTER_OPTION) or word in left]
     rest = {key: value for key, value in container.items() if key not in ("command", "env")}
     return {**rest, "command": command, **({"env": env} if env else {})}
 

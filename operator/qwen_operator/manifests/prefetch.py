@@ -17,6 +17,7 @@ from qwen_operator.manifests.names import Manifest, Owner
 from qwen_operator.manifests.revisions import PinnedRevision
 
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+_ON_CORDONED = {"key": "node.kubernetes.io/unschedulable", "operator": "Exists", "effect": "NoSchedule"}
 # Not the priority: kube-scheduler would end pods of a lower one to make room for a download.
 _KEPT = (
     "automountServiceAccountToken",
@@ -43,10 +44,13 @@ def fetch_pod(owner: Owner, pinned: PinnedRevision, node: str = "") -> Manifest:
 def adapter_pod(owner: Owner, pinned: PinnedRevision, name: str, folder: str, node: str) -> Manifest:
     """The pod that fetches one adapter for engines of a revision that serve. `folder`: where they look for it.
 
-    It has the credentials of this adapter alone, and no model.
+    It has the credentials of this adapter alone, and no model. It starts also on a cordoned node: the engine there
+    serves until its successor answers, and clients may ask for an adapter only when every engine has it.
     """
     fetch = fetching_only(_container(pinned.template["spec"], names.FETCH_CONTAINER), folder)
-    return _pod(pinned.template, _metadata(owner, pinned, name), fetch, node)
+    pod = _pod(pinned.template, _metadata(owner, pinned, name), fetch, node)
+    pod["spec"]["tolerations"] = [*pod["spec"].get("tolerations", ()), dict(_ON_CORDONED)]
+    return pod
 
 
 def _pod(template: Manifest, metadata: Manifest, fetch: Manifest, node: str) -> Manifest:

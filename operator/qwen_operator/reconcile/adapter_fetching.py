@@ -46,7 +46,6 @@ def _wanted(course: Course, running: PinnedRevision, replicas: SortedReplicas) -
         missing=missing_places(replicas.serving, running, observed.adapter_pages),
         pods=observed.adapter_pods,
         taken={*own.owned, *own.leftover, *own.foreign},
-        closed=observed.nodes.cordoned,
         now=course.now,
         attempts=attempts_of(stored, keys(possible), ANNOTATION_ADAPTER_PODS),
         counted=bool(stored),

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from qwen_operator import objects
 from qwen_operator.actions.types import Action, ActionReason, Create, Delete, Kind, Patch
 from qwen_operator.api.conditions import Reason
 from qwen_operator.manifests.adapters import loaded_names, wanted_adapters, wanted_text
@@ -29,6 +30,9 @@ from qwen_operator.replicas.prefetch import OF_PLACE, downloads, failing, second
 AT_ONCE = 2
 """So many pods of a deployment download adapters at a time."""
 MOST_PODS = 16
+LOAD_SECONDS = 120.0
+"""So long after a download, an engine should have found the adapter. If it has not, the cache has lost it again."""
+_FARTHEST_AHEAD_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,8 @@ class Wanted:
     """What is known for the decision about one revision.
 
     `possible`: where adapters may be missing, by the annotations of the pods. `missing`: where engines say so. `pods`:
-    those that download adapters, of any revision. `taken`: the names of all pods. `closed`: nodes on which no pod
-    starts. `attempts`: the pods that were created before. `counted`: the ControllerRevision exists, whose annotation
+    those that download adapters, of any revision. `taken`: the names of all pods. `attempts`: the pods that
+    were created before. `counted`: the ControllerRevision exists, whose annotation
     counts them.
     """
 
@@ -85,7 +89,6 @@ class Wanted:
     missing: Sequence[Place]
     pods: Sequence[PodState]
     taken: Collection[str]
-    closed: Collection[str]
     now: datetime
     attempts: Attempts
     counted: bool = True
@@ -96,9 +99,11 @@ class Wanted:
 
     @property
     def present(self) -> dict[str, PodState]:
-        """The pods that may still be needed and have not ended without the adapter, by their names."""
-        names = {self.name(place) for place in self.possible}
-        return {pod.name: pod for pod in self.pods if pod.name in names and not pod.deleting and not _is_lost(pod)}
+        """The pods that may still be needed, by their names: not those that have ended without the adapter, nor those
+        whose adapter is gone again."""
+        names, lacking = ({self.name(place) for place in places} for places in (self.possible, self.missing))
+        useful = (pod for pod in self.pods if pod.name in names and not pod.deleting and not _is_lost(pod))
+        return {pod.name: pod for pod in useful if pod.name not in lacking or _seconds_to_load(pod, self.now) != 0}
 
     @property
     def pause(self) -> float:
@@ -145,7 +150,7 @@ def wanted_pods(given: Wanted) -> tuple[Create, ...]:
     number = min(AT_ONCE - busy, MOST_PODS - len(present))
     places: dict[str, Place] = {}
     for place in _in_order(given):
-        if place.adapter not in hopeless and place.node not in given.closed and given.name(place) not in given.taken:
+        if place.adapter not in hopeless and given.name(place) not in given.taken:
             places.setdefault(given.name(place), place)
     chosen = list(places.values())[: max(0, number)]
     pods = (adapter_pod(given.owner, given.running, given.name(one), one.folder, one.node) for one in chosen)
@@ -156,11 +161,12 @@ def adapter_downloads(given: Wanted, created: Sequence[Create], full: str | None
     """The decision, with those of the wanted pods for which quotas have room. `full`: why they have none for others."""
     present = given.present
     starts = [seconds_to_start(pod, given.now) for pod in present.values() if not _has_begun(pod)]
+    loads = [_seconds_to_load(pod, given.now) or 0.0 for pod in present.values()] if given.missing else []
     new: tuple[Action, ...] = (*_counted(given, created), *created) if given.counted else ()
     return AdapterDownloads(
         actions=(*new, *_endings(given)),
         told=_told(given, {create.name for create in created}, full),
-        waits=tuple(seconds for seconds in (*starts, given.pause if given.missing else 0.0) if seconds > 0),
+        waits=tuple(seconds for seconds in (*starts, *loads, given.pause if given.missing else 0.0) if seconds > 0),
     )
 
 
@@ -178,7 +184,8 @@ def _told(given: Wanted, created: Collection[str], full: str | None) -> dict[str
 
 
 def _endings(given: Wanted) -> Iterator[Delete]:
-    """The deletions of pods that are not needed any more, ended without the adapter, or do not start."""
+    """The deletions of pods that are not needed any more, ended without the adapter, or do not start, and of those
+    whose adapter is gone again: another one gets it once more."""
     present = given.present
     for pod in given.pods:
         late = not _has_begun(pod) and seconds_to_start(pod, given.now) <= 0
@@ -211,6 +218,20 @@ def _in_order(given: Wanted) -> list[Place]:
 
 def _has_fetched(pod: PodState) -> bool:
     return fetch_of(pod.manifest).finished is not None
+
+
+def _seconds_to_load(pod: PodState, now: datetime) -> float | None:
+    """Seconds until an engine should have found what the pod has fetched; None if it has not fetched it.
+
+    A time far ahead comes from a wrong clock of the node. Then the creation of the pod counts.
+    """
+    finished = fetch_of(pod.manifest).finished
+    if finished is None:
+        return None
+    created = objects.moment(objects.text(pod.manifest, "metadata", "creationTimestamp"))
+    ages = [(now - one).total_seconds() for one in (finished, created) if one is not None]
+    age = next((seconds for seconds in ages if seconds > -_FARTHEST_AHEAD_SECONDS), LOAD_SECONDS)
+    return max(0.0, LOAD_SECONDS - max(0.0, age))
 
 
 def _is_lost(pod: PodState) -> bool:

@@ -17,7 +17,13 @@ from qwen_operator import objects, untrusted
 from qwen_operator.api import uris
 from qwen_operator.api.adapters import MOST_ADAPTERS, AdapterSource, is_adapter_name
 from qwen_operator.checkpoints.facts import Checkpoint
-from qwen_operator.manifests.adapters import loaded_names, same_but_adapters, wanted_adapters, wanted_text
+from qwen_operator.manifests.adapters import (
+    loaded_names,
+    same_but_adapters,
+    starting_adapters,
+    wanted_adapters,
+    wanted_text,
+)
 from qwen_operator.manifests.names import (
     ANNOTATION_ADAPTERS,
     ANNOTATION_ADAPTERS_LOADED,
@@ -34,6 +40,9 @@ from qwen_runtime.adapter_list import digest
 
 _DIGEST = 16
 _WHY = 200
+_ALL = "true"
+_ONLY = "only "
+"""What the annotation of a ControllerRevision says, the second with names: which adapters an engine has had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,37 +134,87 @@ def adopts(old: PinnedRevision, new: PinnedRevision) -> bool:
 def starting_with(
     running: PinnedRevision | None, revisions: Mapping[str, Manifest], pinned: Mapping[str, PinnedRevision]
 ) -> PinnedRevision | None:
-    """The revision with whose adapters new replicas start; None for the running one.
+    """The running revision with those of its adapters alone with which new replicas start; None if they are all.
 
     An adapter that no engine has had may be one that cannot be fetched or loaded, and a new replica does not come up
-    with it. So it starts with the list of another revision, of which an engine had all, and takes up the rest while it
-    serves. `revisions` are the ControllerRevisions by name, `pinned` what they pin by hash.
+    with it. So a new replica takes it up while it serves. But it starts with all that engines have had, because clients
+    use them. The other arguments are as in `remembering`.
     """
-    proven = {revision_of(item) for item in revisions.values() if _is_proven(item)}
-    if running is None or running.revision in proven or not wanted_text(running.template):
+    if running is None or not remembering(running, revisions, pinned):
         return None
-    wanted = wanted_adapters(wanted_text(running.template))
-
-    def rank(one: PinnedRevision) -> tuple[int, int]:
-        return len(wanted.keys() & wanted_adapters(wanted_text(one.template)).keys()), one.number
-
-    able = [one for name, one in pinned.items() if name in proven and adopts(one, running)]
-    return max(able, key=rank, default=None)
+    had = _had(running, revisions, pinned)
+    if had == wanted_adapters(wanted_text(running.template)).keys():
+        return None
+    return replace(running, template=starting_adapters(running.template, had))
 
 
-def _is_proven(revision: Manifest) -> bool:
-    return objects.annotations(revision).get(ANNOTATION_ADAPTERS_LOADED) == "true"
+def remembering(
+    running: PinnedRevision | None, revisions: Mapping[str, Manifest], pinned: Mapping[str, PinnedRevision]
+) -> tuple[PinnedRevision, ...]:
+    """The revisions whose annotations say which adapters engines have had, and whose replicas become such of this one.
+
+    `revisions` are the ControllerRevisions by name, `pinned` what they pin by hash.
+    """
+    if running is None or not wanted_text(running.template):
+        return ()
+    noted = {revision_of(item) for item in revisions.values() if _note(item)}
+    return tuple(one for name, one in pinned.items() if name in noted and _becomes(one, running))
+
+
+def _becomes(one: PinnedRevision, running: PinnedRevision) -> bool:
+    return one.revision == running.revision or adopts(one, running)
+
+
+def _note(revision: Manifest) -> str:
+    """What the annotation says; "" if there is none that an operator wrote."""
+    text = str(objects.annotations(revision).get(ANNOTATION_ADAPTERS_LOADED, ""))
+    return text if text == _ALL or text.startswith(_ONLY) else ""
+
+
+def _had(
+    running: PinnedRevision, revisions: Mapping[str, Manifest], pinned: Mapping[str, PinnedRevision]
+) -> frozenset[str]:
+    """The adapters of this revision that engines have had, as annotations say. An adapter keeps its folder in them."""
+    notes_by_hash = {revision_of(item): _note(item) for item in revisions.values()}
+    found: set[str] = set()
+    for one in remembering(running, revisions, pinned):
+        listed, note = wanted_adapters(wanted_text(one.template)), notes_by_hash[one.revision]
+        found |= listed.keys() if note == _ALL else listed.keys() & {*note.removeprefix(_ONLY).split(",")}
+    return frozenset(found & wanted_adapters(wanted_text(running.template)).keys())
 
 
 def loaded_note(pinned: PinnedRevision, pods: Iterable[PodState]) -> dict[str, str]:
     """The annotation that the ControllerRevision should have if an engine has all adapters of its revision; or {}."""
     wanted = wanted_adapters(wanted_text(pinned.template))
-    for pod in pods if wanted else ():
-        has = wanted_adapters(wanted_text(pod.manifest))
-        names = {name for name in loaded_names(pod.manifest) if has.get(name) == wanted.get(name)}
-        if pod.up and names >= wanted.keys():
-            return {ANNOTATION_ADAPTERS_LOADED: "true"}
-    return {}
+    whole = any(pod.up and _has_of(pod, wanted) >= wanted.keys() for pod in pods) if wanted else False
+    return {ANNOTATION_ADAPTERS_LOADED: _ALL} if whole else {}
+
+
+def running_note(
+    running: PinnedRevision,
+    revisions: Mapping[str, Manifest],
+    pinned: Mapping[str, PinnedRevision],
+    pods: Sequence[PodState],
+) -> dict[str, str]:
+    """The annotation that the running ControllerRevision should have; {} if no engine has had any of its adapters.
+
+    It never says less than before: what an engine has had once counts also when its pod is gone.
+    """
+    wanted, had = wanted_adapters(wanted_text(running.template)), {*_had(running, revisions, pinned)}
+    own = {pod.revision for pod in pods}
+    able = {name for name, one in pinned.items() if name in own and wanted and _becomes(one, running)}
+    for pod in pods:
+        if pod.up and pod.revision in able:
+            had |= _has_of(pod, wanted)
+    if not had:
+        return {}
+    return {ANNOTATION_ADAPTERS_LOADED: _ALL if had >= wanted.keys() else f"{_ONLY}{','.join(sorted(had))}"}
+
+
+def _has_of(pod: PodState, wanted: Mapping[str, str]) -> set[str]:
+    """The adapters of a list that the engine of a pod has, from the same folders."""
+    folders = wanted_adapters(wanted_text(pod.manifest))
+    return {name for name in loaded_names(pod.manifest) if name in wanted and folders.get(name) == wanted[name]}
 
 
 def serving_as(
@@ -205,8 +264,7 @@ def _current(pod: PodState, text: str, page: AdaptersPage | None) -> dict[str, s
     if before == text and page is not None and page.answers(text):
         has = [name for name in wanted if name in page.loaded]
     else:
-        folders = wanted_adapters(before)
-        has = [name for name in loaded_names(pod.manifest) if name in wanted and folders.get(name) == wanted[name]]
+        has = [*_has_of(pod, wanted)]
     return {ANNOTATION_ADAPTERS: ",".join(sorted(has)), ANNOTATION_ADAPTERS_WANTED: text}
 
 

@@ -50,8 +50,8 @@ class RolloutRules:
     `deadline_seconds`: how long a replica of a new revision may take until it answers; None for the default. `held`:
     the revision that is held back; "" if there is none. `distinct_nodes`: no two pods of a replica are on one node.
     `yields`: names of replicas that go first, because others get their GPUs. `returns`: names of
-    the draining replicas that may stay; None for all of them. `starts`: the revision with whose list of adapters new
-    replicas start, if that is not the one that runs.
+    the draining replicas that may stay; None for all of them. `starts`: the revision that runs, with the
+    adapters with which new replicas start, if these are not all.
     """
 
     deployment: Manifest

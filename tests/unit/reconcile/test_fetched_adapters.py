@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from qwen_operator.kube import CONTROLLER_REVISIONS, NODES, PODS, QWENDEPLOYMENTS, RESOURCE_QUOTAS, Manifest
 from qwen_operator.manifests.adapters import wanted_adapters, wanted_text
 from qwen_operator.manifests.names import ANNOTATION_ADAPTER_PODS
-from tests.unit.reconcile.test_adapter_changes import BUCKET, HUB, adapters, noted, read_as, reconciling, uids
+from qwen_operator.tenancy.lists import Tenancy
+from tests.unit.reconcile.test_adapter_changes import ADAPTERS, BUCKET, HUB, adapters, noted, read_as, reconciling, uids
 from tests.unit.reconcile.test_adapters import PVC, listed
 from tests.unit.replicas.test_cached_nodes import ON_NODES
 from tests.unit.replicas.test_prefetch import failed, running
@@ -30,21 +32,30 @@ def fetches(world: World) -> list[Manifest]:
     return [pod for pod in world.api.all(PODS) if is_adapter_pod(pod)]
 
 
+def gets_other(pod: Manifest) -> bool:
+    return any("--hub=modelscope" in word for word in _options(pod))
+
+
+def had(world: World) -> list[str]:
+    """What each engine has, beside pods that download."""
+    pods = (pod for pod in world.api.all(PODS) if not is_adapter_pod(pod))
+    return [pod["metadata"]["annotations"][ADAPTERS] for pod in pods]
+
+
 def all_fetches(world: World, at: int = 0) -> dict[str, Manifest]:
     """The pods for adapters that there ever were, by name."""
     made = (pod for _, resource, pod in world.api.journal[at:] if resource is PODS and is_adapter_pod(pod))
     return {pod["metadata"]["name"]: pod for pod in made}
 
 
-async def serving(path: Path, *entries: dict[str, Any], config: Any = ON_NODES, replicas: int = 1) -> World:
+async def serving(path: Path, *entries: dict[str, Any], config: Any = ON_NODES, **spec: Any) -> World:
     """A world whose engines serve these adapters, with the model on a claim."""
     world = World(config)
     world.kubelet.place = True
     world.api.put(NODES, node("gpu-2"))
     await world.start()
     world.kubelet.report = read_as(path, *entries)
-    spec = deployment(model="local", source=PVC, adapters=list(entries), replicas=replicas)
-    world.api.put(QWENDEPLOYMENTS, spec)
+    world.api.put(QWENDEPLOYMENTS, deployment(model="local", source=PVC, adapters=list(entries), **spec))
     await world.settle(120)
     assert world.conditions()["Ready"] == ("True", "Serving"), world.message("Ready")
     return world
@@ -202,6 +213,8 @@ async def test_a_new_replica_starts_without_an_adapter_that_nobody_can_fetch(tmp
     assert world.conditions()["Ready"] == ("True", "Serving")
     engines = [pod for pod in world.api.all(PODS) if not is_adapter_pod(pod)]
     assert [len(_options(pod)) for pod in engines] == [1, 1], "its container would not end with the other one"
+    for pod in engines:
+        assert [one["name"] for one in pod["spec"]["initContainers"][1]["env"]] == ["ADAPTER_0_QWEN_HUB_TOKEN"]
     assert [sorted(wanted_adapters(wanted_text(pod))) for pod in engines] == [["bucket", "hub"]] * 2
     world.api.remove(next(pod for pod in engines if pod["metadata"]["uid"] == first), PODS)
     await world.settle(120)
@@ -212,6 +225,60 @@ async def test_a_new_replica_starts_without_an_adapter_that_nobody_can_fetch(tmp
     change(world, replicas=3)
     await world.settle(60)
     assert sorted(len(_options(pod)) for pod in world.api.all(PODS)) == [1, 1, 2]
+
+
+async def test_a_new_replica_starts_with_every_adapter_that_an_engine_has_had(tmp_path: Path) -> None:
+    """One adapter of the list is broken. That takes no other one away from clients when a replica comes."""
+    world = await serving(tmp_path, HUB)
+    begun: dict[str, Any] = {}
+
+    def fetch(pod: Manifest) -> Manifest:
+        if gets_other(pod):
+            return failed("ModelNotFound")(pod)
+        now = world.api.clock.now()
+        late = (now - begun.setdefault(pod["metadata"]["uid"], now)).total_seconds() < 40
+        return running(pod) if late else fetched_before()
+
+    world.kubelet.fetch = fetch
+    await changed(world, tmp_path, HUB, BUCKET, OTHER)
+    await world.wait(60)
+    assert adapters(world)["ready"] == 2
+    change(world, replicas=2)
+    for _ in range(120):
+        await world.wait(1)
+        assert adapters(world)["ready"] == 2
+    engines = [pod for pod in world.api.all(PODS) if not is_adapter_pod(pod)]
+    assert had(world) == ["bucket,hub"] * 2
+    assert sorted(len(_options(pod)) for pod in engines) == [1, 2]
+    new = next(pod for pod in engines if len(_options(pod)) == 2)
+    by_option = zip(_options(new), ("bucket", "hub"), strict=True)
+    assert all(name in option for option, name in by_option)
+    assert [one["name"] for one in new["spec"]["initContainers"][1]["env"]] == ["ADAPTER_1_QWEN_HUB_TOKEN"]
+
+
+async def test_what_an_engine_has_had_is_known_when_no_pod_is_left(tmp_path: Path) -> None:
+    world = await serving(tmp_path, HUB)
+    world.kubelet.fetch = lambda pod: failed("DiskFull")(pod) if gets_other(pod) else fetched_before()
+    await changed(world, tmp_path, HUB, BUCKET, OTHER)
+    await changed(world, tmp_path, BUCKET, OTHER)
+    for pod in world.api.all(PODS):
+        world.api.remove(pod, PODS)
+    await world.restart()
+    await world.settle(120)
+    assert had(world) == ["bucket"]
+    (engine,) = [pod for pod in world.api.all(PODS) if not is_adapter_pod(pod)]
+    assert len(_options(engine)) == 1
+    assert not any("hf-token" in json.dumps(one) for one in engine["spec"]["initContainers"])
+
+
+async def test_a_new_replica_starts_without_adapters_if_no_engine_has_had_one_of_the_list(tmp_path: Path) -> None:
+    world = await serving(tmp_path, HUB)
+    world.kubelet.fetch = failed("ModelNotFound")
+    await changed(world, tmp_path, BUCKET)
+    change(world, replicas=2)
+    await world.settle(120)
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert had(world) == [""] * 2
 
 
 async def test_a_lost_replica_comes_back_without_an_adapter_that_nobody_can_fetch(tmp_path: Path) -> None:
@@ -230,6 +297,24 @@ async def test_a_lost_replica_comes_back_without_an_adapter_that_nobody_can_fetc
     world.kubelet.fetch = lambda _pod: fetched_before()
     await world.settle(60)
     assert adapters(world) == {"ready": 2, "total": 2}
+
+
+@pytest.mark.parametrize("tolerates", [True, False], ids=["stays", "waits for its successor"])
+async def test_an_engine_on_a_cordoned_node_gets_an_added_adapter(tmp_path: Path, tolerates: bool) -> None:
+    tolerations = [{"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}]
+    exempt = replace(ON_NODES, tenancy=Tenancy(exempt=frozenset({"team/chat"})))
+    world = await serving(tmp_path, HUB, config=exempt, pod={"tolerations": tolerations if tolerates else []})
+    (before,) = world.api.all(PODS)
+    place = before["spec"]["nodeName"]
+    (other,) = {"gpu-1", "gpu-2"} - {place}
+    world.api.edit(NODES, other, lambda one: one["status"]["allocatable"].update({"nvidia.com/gpu": "0"}))
+    world.api.edit(NODES, place, lambda one: one["spec"].update(unschedulable=True))
+    await world.wait(30)
+    await changed(world, tmp_path, HUB, BUCKET)
+    assert adapters(world) == {"ready": 2, "total": 2}
+    assert "bucket,hub" in had(world)
+    assert before["metadata"]["uid"] in uids(world)
+    assert {pod["spec"].get("nodeName") for pod in all_fetches(world).values()} == {place}
 
 
 async def test_a_pod_that_does_not_start_is_made_again_later_and_later(tmp_path: Path) -> None:
@@ -269,6 +354,28 @@ async def test_a_new_leader_does_not_begin_again(tmp_path: Path) -> None:
     world.kubelet.fetch = lambda _pod: fetched_before()
     await world.settle(60)
     assert adapters(world) == {"ready": 2, "total": 2}
+
+
+async def test_an_adapter_that_the_cache_has_lost_again_is_fetched_again_later_and_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await serving(tmp_path, HUB)
+    world.kubelet.fetch = lambda _pod: fetched_before(finished=world.api.clock.stamp())
+    with monkeypatch.context() as lost:
+        lost.setattr("tests.unit.world.in_cache", lambda _api, _engine, path: "s3--" not in path)
+        await changed(world, tmp_path, HUB, BUCKET, seconds=20)
+        (first,) = fetches(world)
+        await world.wait(60)
+        assert [pod["metadata"]["uid"] for pod in fetches(world)] == [first["metadata"]["uid"]], "it may still load"
+        await world.wait(3600)
+        made = {
+            pod["metadata"]["uid"] for _, resource, pod in world.api.journal if resource is PODS and is_adapter_pod(pod)
+        }
+        assert 4 <= len(made) <= 10
+        assert adapters(world)["waiting"] == [{"name": "bucket", "reason": "Loading"}]
+    await world.wait(60)
+    assert adapters(world) == {"ready": 2, "total": 2}
+    assert fetches(world) == []
 
 
 async def test_what_is_removed_while_it_downloads_is_not_downloaded_any_more(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -158,6 +160,53 @@ def test_a_list_that_nobody_wrote_changes_nothing(pod: Pod, text: str, capfd: py
     assert capfd.readouterr().err.count("cannot be read") == bool(text)
     with pytest.raises(ValueError, match=r"Expecting|it is not|it has"):
         read_list(text)
+
+
+def test_a_list_that_is_nested_too_deeply_is_a_bad_list(pod: Pod, capfd: pytest.CaptureFixture[str]) -> None:
+    (pod.folder / "wanted").write_text("[" * 60_000)
+    assert pod.loader.command(["sglang", "--lora-paths=a=/x"]) == ["sglang", "--lora-paths=a=/x"]
+    pod.wait(5)
+    assert capfd.readouterr().err.count("cannot be read: it is nested too deeply") == 1
+    pod.wants(a=A, b=B)
+    pod.wait(1)
+    assert pod.engine.has == {"a": A, "b": B}
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EACCES], ids=["ESTALE", "EIO", "EACCES"])
+def test_files_that_nobody_can_look_at_are_not_there_yet(
+    fetching: Pod, cache: Cache, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def stat(path: Path, **_: bool) -> os.stat_result:
+        raise OSError(number, os.strerror(number), str(path))
+
+    wanted = fetching.wants(a=cache.path("a"), b=cache.fetch("b"), c=f"{cache.root}/claim/c")
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "stat", stat)
+        broken.setattr(Path, "is_file", lambda path: bool(stat(path)))
+        fetching.wait(5)
+        assert fetching.loader.page() == {"wanted": wanted, "loaded": ["a", "c"], "failed": {}}
+        assert LoopbackEngine().load("b", cache.path("b")).endswith("has no adapter_config.json")
+    fetching.wait(1)
+    assert fetching.loader.page() == {"wanted": wanted, "loaded": ["a", "b", "c"], "failed": {}}
+
+
+def test_whatever_fails_the_list_is_followed_again_later(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loaded = pod.engine.loaded
+
+    def broken() -> dict[str, str]:
+        raise RuntimeError("no such layer")
+
+    pod.wants(a=A, b=B)
+    monkeypatch.setattr(pod.engine, "loaded", broken)
+    for _ in range(9):
+        pod.loader.look()
+    said = "the list of adapters cannot be followed at present: RuntimeError: no such layer"
+    assert capfd.readouterr().err.count(said) == 1
+    monkeypatch.setattr(pod.engine, "loaded", loaded)
+    pod.loader.look()
+    assert pod.engine.has == {"a": A, "b": B}
 
 
 def test_a_long_fault_fits_into_the_page(pod: Pod) -> None:

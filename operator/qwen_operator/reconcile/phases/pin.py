@@ -20,7 +20,7 @@ from qwen_operator.manifests.revisions import (
 )
 from qwen_operator.reconcile.phases.plan import template_of, without_adapters
 from qwen_operator.reconcile.types import Course, Step
-from qwen_operator.replicas.adapters import loaded_note, starting_with
+from qwen_operator.replicas.adapters import loaded_note, remembering, running_note
 from qwen_operator.replicas.cached_nodes import noted
 from qwen_operator.sources.inspection import leftovers
 from qwen_operator.tenancy.models import place_of
@@ -97,12 +97,19 @@ def _repairs(course: Course) -> Iterator[Patch]:
         pods = (*course.observed.engine_pods, *course.observed.fetch_pods)
         cached = noted(item, pinned, pods, course.observed.nodes, claims=course.spec.prefetch)
         cache = {ANNOTATION_CACHED_ON: cached} if cached else {}
-        loaded = loaded_note(pinned, course.observed.engine_pods)
+        loaded = _loaded(course, pinned)
         wanted["annotations"] = {**wanted["annotations"], **cache, **loaded}
         known = CUT in item or subset(wanted, item["metadata"])
         if not known or not is_owned({"metadata": meta}, item):
             patch = {"metadata": {**wanted, "ownerReferences": meta["ownerReferences"]}}
             yield Patch(Kind.CONTROLLER_REVISION, meta["name"], patch, _why(item, cache, loaded))
+
+
+def _loaded(course: Course, pinned: PinnedRevision) -> dict[str, str]:
+    observed, running = course.observed, course.running
+    if running is not None and pinned.revision == running.revision:
+        return running_note(running, observed.revisions.owned, observed.readable, observed.engine_pods)
+    return loaded_note(pinned, observed.engine_pods)
 
 
 def _why(item: Manifest, cache: Mapping[str, str], loaded: Mapping[str, str]) -> ActionReason:
@@ -115,12 +122,13 @@ def _obsolete(course: Course) -> Iterator[Delete]:
     """Delete unused ControllerRevisions except the newest KEPT_REVISIONS.
 
     The revisions of the present spec and of existing pods are in use. So is the one in the status, which runs while
-    the present one is held back, and the one with whose adapters new replicas start.
+    the present one is held back, and the newest one that says which adapters engines have had.
     """
     observed = course.observed
-    starts = starting_with(course.running, observed.revisions.owned, observed.readable)
+    known = remembering(course.running, observed.revisions.owned, observed.readable)
+    newest = max(known, key=lambda pinned: pinned.number, default=None)
     used = {course.revision, *(state.revision for state in course.observed.engine_pods)}
-    used |= {pinned.revision for pinned in (course.running, starts, observed.last_served) if pinned is not None}
+    used |= {pinned.revision for pinned in (course.running, newest, observed.last_served) if pinned is not None}
     idle = [item for item in _present(course) if revision_of(item) not in used]
     for item in sorted(idle, key=number_of, reverse=True)[KEPT_REVISIONS:]:
         meta = item["metadata"]

@@ -77,9 +77,7 @@ def unloadable(fields: Fields, method: str) -> str:
     """Why SGLang loads no such checkpoint, in a clause, or "". Only what the fields of the method itself say."""
     if fields.prefix.startswith("text_config."):
         name = fields.prefix.removeprefix("text_config.").rstrip(".")
-        return (
-            f"{name} stands in text_config only, and SGLang looks for it at the top of config.json: move it there"
-        )
+        return f"{name} stands in text_config only, and SGLang looks for it at the top of config.json: move it there"
     return _gptq(fields) if method == "gptq" else _awq(fields) if method == "awq" else ""
 
 

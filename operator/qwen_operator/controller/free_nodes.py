@@ -16,8 +16,8 @@ ROUNDS = 8
 """How often a decision may ask for other nodes. Then its replica waits for the next one."""
 KEPT_SECONDS = 10.0
 """For how long a node that pods of others fill is not read again."""
-KEPT_OF_MANY_SECONDS = 120.0
-"""The same if one decision cannot read all of these nodes. Otherwise it would never come to the last ones."""
+KEPT_OF_MANY_SECONDS = 60.0
+"""The same if these are more nodes than one request each for a look should cost."""
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class FreeNodes:
 
     def begin(self) -> float:
         """Forget what is old; the time since which everything counts for this decision."""
-        many = len(self.nodes.seen) >= ROUNDS * AT_ONCE
+        many = len(self.nodes.seen) > AT_ONCE
         self.nodes.forget(KEPT_OF_MANY_SECONDS if many else KEPT_SECONDS)
         return self.nodes.clock()
 

@@ -30,8 +30,9 @@ from qwen_operator.replicas.prefetch import OF_PLACE, downloads, failing, second
 AT_ONCE = 2
 """So many pods of a deployment download adapters at a time."""
 MOST_PODS = 16
-LOAD_SECONDS = 120.0
-"""So long after a download, an engine should have found the adapter. If it has not, the cache has lost it again."""
+LOAD_SECONDS = 1500.0
+"""So long after a download, an engine should have loaded the adapter, also if it first waits for the last request of
+another one. If it has not, the cache has lost it again."""
 _FARTHEST_AHEAD_SECONDS = 60.0
 
 

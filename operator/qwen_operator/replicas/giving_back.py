@@ -95,12 +95,13 @@ class Given:
         return sum(replica.started for replica in (*self.replicas.fresh, *ours))
 
     def floor(self, memory: _Memory) -> int:
-        """So many replicas do not wait long. With a cache, a place that has the model needs no hub."""
-        return memory.served if self.keeps or memory.reason in _OF_A_PLACE else 0
+        """So many replicas do not wait long. While one is up, a place with the model in its cache needs no hub."""
+        return memory.served if memory.reason in _OF_A_PLACE or (self.keeps and self.started) else 0
 
     def below(self, memory: _Memory) -> int:
-        """How many replicas are missing to so many."""
-        return max(0, self.floor(memory) - sum(not self.fails(replica) for replica in self.replicas.fresh))
+        """How many replicas are missing to so many. If none has come up, one of them shows whether that helps."""
+        missing = max(0, self.floor(memory) - sum(not self.fails(replica) for replica in self.replicas.fresh))
+        return missing if self.started else min(1, missing)
 
     def explaining(self, replica: Replica) -> PodState | None:
         return next((member for member in replica.members if _given_up(member, self.keeps)), None)

@@ -278,8 +278,9 @@ def fetch_of(pod: Manifest) -> FetchState:
     report = report_of(ended)
     return FetchState(
         spent=max(0.0, (finished - begun).total_seconds()) if begun and finished else 0.0,
-        silent=report.get("silent") is True,
-        present=untrusted.whole(report.get("presentBytes"), 0, _MOST_BYTES, 0),
+        # A container of an earlier version says neither.
+        silent=report.get("silent") is True or "presentBytes" not in report,
+        present=untrusted.whole(report.get("presentBytes"), 0, _MOST_BYTES, _MOST_BYTES),
     )
 
 

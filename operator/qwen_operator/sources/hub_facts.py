@@ -94,7 +94,7 @@ def _of_catalog(facts: Checkpoint, query: HubQuery, context: SourceContext) -> F
     if context.online:
         return None
     if (running := context.running) is not None and running.commit:
-        return Facts(running)
+        return Facts(replace(facts, commit=running.commit))
     remark = f"revision {query.revision} was not looked up, because hub.lookup is false" if query.revision else ""
     return Facts(facts, remark)
 

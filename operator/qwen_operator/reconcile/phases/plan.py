@@ -24,6 +24,7 @@ from qwen_operator.reconcile.types import Course, Step
 from qwen_operator.replicas.adapters import obstacle
 from qwen_operator.sources import adapters as adapter_sources
 from qwen_operator.sources import registry
+from qwen_operator.tenancy.models import place_of
 
 
 def plan(course: Course) -> Step:
@@ -71,6 +72,9 @@ def _kept(course: Course, facts: Checkpoint) -> PinnedRevision | None:
     """
     running, rest = course.observed.last_served, without_adapters(course)
     if running is None or not rest or running.without_adapters != rest:
+        return None
+    if running.source not in ("", str(place_of(course.observed.deployment["spec"], course.config.engine.hub))):
+        # The chart's default hub is another one now.
         return None
     # They load the commit of their start, whatever the branch is now.
     if replace(facts, commit=running.facts.commit) != (facts := _with_base_of(running, facts)):

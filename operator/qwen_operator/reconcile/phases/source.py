@@ -56,21 +56,16 @@ def _known_facts(course: Course) -> Facts | None:
 def _with_same_model(course: Course) -> list[PinnedRevision]:
     """The revisions whose facts of the model hold for the present spec, the best one last.
 
-    If no pod reads the model, its hub may say something else today: then only the adapters may differ.
+    If no pod reads the model, its hub may say something else today: then only the revision that runs counts, and only
+    the adapters may differ.
     """
     observed, mounted = course.observed, registry.inspected(course.spec, course.config.engine)
     replan, running = replan_of(observed.deployment), observed.last_served
-    known = [
-        pinned
-        for pinned in observed.readable.values()
-        if pinned.replan == replan
-        and (
-            _has_same_base(course, pinned)
-            if mounted is None
-            else reads_alike(pinned.template, course.spec.pod, mounted)
-        )
-    ]
-    return sorted(known, key=lambda pinned: (mounted is None and pinned == running, pinned.number))
+    if mounted is None:
+        return [running] if running and running.replan == replan and _has_same_base(course, running) else []
+    known = (pinned for pinned in observed.readable.values() if pinned.replan == replan)
+    alike = [pinned for pinned in known if reads_alike(pinned.template, course.spec.pod, mounted)]
+    return sorted(alike, key=lambda pinned: pinned.number)
 
 
 def _has_same_base(course: Course, pinned: PinnedRevision) -> bool:

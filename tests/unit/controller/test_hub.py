@@ -460,3 +460,31 @@ async def test_an_edit_while_the_hub_is_silent_keeps_the_commit(lookup: bool) ->
     change(world, model="Qwen/Qwen1.5-1.8B-Chat")
     await world.settle(900)
     assert "commit" not in world.qd()["status"]["model"], "it is that of another model"
+
+
+async def test_another_default_hub_of_the_chart_is_another_model(tmp_path: Path) -> None:
+    """Engines of the first hub take up no adapter for what the second one has under the same name."""
+    world = await with_adapter(tmp_path, StubHub())
+    started = world.names()
+    world.config = replace(ONLINE, engine=replace(ONLINE.engine, hub=Hub.MODELSCOPE))
+    await changed(world, tmp_path, StubHub(MOVED), "one", "two")
+    assert not set(world.names()) & set(started)
+    newest = max(world.api.all(CONTROLLER_REVISIONS), key=lambda item: item["revision"])
+    assert newest["data"]["facts"]["commit"] == MOVED
+    assert newest["metadata"]["annotations"]["qwen-operator.dev/source"].startswith("modelscope://")
+
+
+async def test_an_adapter_that_is_added_again_is_read_again(tmp_path: Path) -> None:
+    """An earlier revision knows it, as it was then."""
+    world = await with_adapter(tmp_path, StubHub())
+    for names in (("one", "two"), ("one",), ("one", "three")):
+        await changed(world, tmp_path, StubHub(), *names)
+    before = inspections(world)
+    await changed(world, tmp_path, StubHub(), "one", "two", "three")
+    assert inspections(world) == before + 1
+
+
+def inspections(world: World) -> int:
+    """How many inspection pods were ever made."""
+    pods = {pod["metadata"]["uid"]: pod for _, resource, pod in world.api.journal if resource is PODS}
+    return sum(pod["metadata"]["labels"].get("qwen-operator.dev/role") == "inspection" for pod in pods.values())

@@ -248,6 +248,25 @@ def without(bed: Cluster, kubectl: Kubectl, cached: str, hub: Hub) -> Iterator[s
         yield name
 
 
+@pytest.fixture
+def modelscope(bed: Cluster, kubectl: Kubectl, cached: str, hub: Hub) -> Iterator[str]:
+    """A namespace with the token, no cache, and a mirror of ModelScope."""
+    install(bed, "--set", "hub.default=modelscope", "--set", f"hub.url={hub.url}")
+    with own_namespace(kubectl, "scope") as name:
+        kubectl.apply(token_in(name, TOKEN))
+        yield name
+
+
+def test_a_private_model_of_modelscope_answers(kubectl: Kubectl, gateway: Gateway, modelscope: str) -> None:
+    uri = f"modelscope://{REPOSITORY}"
+    kubectl.apply(qd(modelscope, "scope", model=modelscope, source={**source(), "uri": uri}))
+    obj = wait_ready(kubectl, modelscope, "scope", timeout=400)
+    assert obj["status"]["model"]["commit"] == COMMIT
+    wait_for(f"{modelscope} is routed", lambda: gateway.chat(modelscope, max_tokens=1).status_code == 200, 20)
+    [pod] = pods(kubectl, modelscope, "scope")
+    assert "--hub=modelscope" in pod["spec"]["initContainers"][-1]["command"]
+
+
 def token_in(namespace: str, token: str) -> Manifest:
     meta = {"name": "hf-token", "namespace": namespace}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"token": token}}

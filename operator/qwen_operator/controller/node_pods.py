@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from qwen_operator import objects
 from qwen_operator.kube import PODS, ApiError, Forbidden, KubeApi, Manifest
+from qwen_operator.replicas.room import READ_AT_ONCE
 
-AT_ONCE = 16
 _BLIND_SECONDS = 300.0
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ class NodePods:
         return node not in self.seen or self.seen[node].at < min(began, self.clock() - seconds)
 
     async def read(self, nodes: Collection[str]) -> bool:
-        """Read which pods run on these nodes, the first AT_ONCE of them; whether the API server answered."""
-        names = sorted(nodes)[:AT_ONCE]
+        """Read which pods run on these nodes, the first READ_AT_ONCE of them; whether the API server answered."""
+        names = sorted(nodes)[:READ_AT_ONCE]
         try:
             found = await asyncio.gather(*(self._pods_of(name) for name in names))
         except Forbidden as error:

@@ -19,7 +19,7 @@ from qwen_operator.actions.types import Action, Create, Delete, Kind, Refusal
 from qwen_operator.arbiter.types import Ask
 from qwen_operator.config.types import Config
 from qwen_operator.controller.execute import Actor, Stale
-from qwen_operator.controller.free_nodes import ROUNDS, FreeNodes
+from qwen_operator.controller.free_nodes import FreeNodes
 from qwen_operator.controller.hub_reader import HubReader
 from qwen_operator.controller.observe import Observer
 from qwen_operator.controller.queue import WorkQueue
@@ -141,18 +141,10 @@ class Reconciler:
     async def _decide_with_nodes(
         self, key: ObjectKey, observed: Observed, rejected: "_Rejected | None" = None
     ) -> tuple[Observed, Decision]:
-        """Decide, and read the pods of the nodes on which that depends. What could not be read keeps a replica back."""
+        """The decision, and the observation with what was read for it."""
         if self.free_nodes is None:
             return observed, self._decide(key, observed, rejected)
-        began = self.free_nodes.begin()
-        observed = self.free_nodes.known(observed, began)
-        decision = self._decide(key, observed, rejected)
-        for _ in range(ROUNDS):
-            if not decision.unread or not await self.free_nodes.read(decision.unread):
-                break
-            observed = self.free_nodes.known(observed, began)
-            decision = self._decide(key, observed, rejected)
-        return observed, decision
+        return await self.free_nodes.decided(observed, lambda seen: self._decide(key, seen, rejected))
 
     def _decide(self, key: ObjectKey, observed: Observed, rejected: "_Rejected | None" = None) -> Decision:
         """The decision, which the arbiter gets to know too."""

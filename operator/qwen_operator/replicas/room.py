@@ -22,7 +22,8 @@ from qwen_operator.manifests.names import (
 from qwen_operator.replicas.places import Need, Neighbours, Place, need_of, places_of
 from qwen_operator.replicas.pod_state import is_gated, replica_pods
 
-_READ_AT_ONCE = 16
+READ_AT_ONCE = 16
+"""So many nodes are read in one round."""
 _UNREAD = (
     "waits until the operator has read which pods of others run on its nodes: its pods take no GPU before, and then "
     "start by themselves"
@@ -87,7 +88,7 @@ def _unread(room: Sequence[Place], pods: int, read: Collection[str] | None) -> s
     """The nodes to read before these pods may have the first of the places, and some that may be needed instead."""
     if read is None or all(place.name in read for place in room[:pods]):
         return set()
-    return set(list(dict.fromkeys(place.name for place in room if place.name not in read))[:_READ_AT_ONCE])
+    return set(list(dict.fromkeys(place.name for place in room if place.name not in read))[:READ_AT_ONCE])
 
 
 @dataclass(frozen=True, slots=True)

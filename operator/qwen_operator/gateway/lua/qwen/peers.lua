@@ -14,7 +14,8 @@ peers.count = 0
 local PER_MINUTE = { requests = "requestsPerMinute", tokens = "tokensPerMinute" }
 -- The file is written every second. Without it, nobody knows what the others do.
 local SILENT_SECONDS = 10
--- What a younger pod has taken before it was first heard counts, up to this age. An older one was here before.
+-- A pod is new if it is younger than this process and than so many seconds. All that it has taken counts when it is
+-- first heard. What an older pod took before that is no news.
 local NEW_SECONDS = 120
 local FORGET_SECONDS = 3600
 
@@ -74,7 +75,7 @@ function peers.hear(file, limits_of)
     limits.elsewhere, peers.count, heard_at = running, count, now
 end
 
--- A slot of a pod that nobody hears any more is nobody's.
+-- The slots of a pod that is not heard any more count no longer.
 function peers.drop_silent()
     if peers.count > 0 and ngx.now() - heard_at > SILENT_SECONDS then
         limits.elsewhere, peers.count = {}, 0

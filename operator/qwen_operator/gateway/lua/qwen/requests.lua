@@ -15,7 +15,7 @@ local usage = require "qwen.usage"
 local requests = {}
 
 local ANONYMOUS = "anonymous"
--- So long the slots that other pods have freed may still be missing here, and so often a waiting request looks again.
+-- Slots that other pods have freed may count here for this long. A waiting request looks again this often.
 local LATE_SECONDS = 2.5
 local LOOK_SECONDS = 0.1
 
